@@ -1,0 +1,33 @@
+"""BehaveGPT: foundation models of user behavior. Public names are imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "BehaveGPTError": "behavegpt.errors",
+    "EventSchema": "behavegpt.data.schema",
+    "open_store": "behavegpt.data.store",
+    "prepare": "behavegpt.data.prepare",
+    "EventTokenizer": "behavegpt.data.tokenizer",
+    "BehaveGPTConfig": "behavegpt.model",
+    "BehaveGPTModel": "behavegpt.model",
+    "BehaveGPTForBehaviorPrediction": "behavegpt.model",
+    "Predictor": "behavegpt.predictor",
+    "load": "behavegpt.predictor",
+    "pretrain": "behavegpt.pretrain",
+}
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'behavegpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,30 @@
+"""PackedBatch: several users' histories side by side in fixed rows, what the model and the loop exchange."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+IGNORED = -100  # target of a position that is not trained or scored (torch's cross-entropy convention)
+PADDING = -1  # document of a position that holds no event
+
+
+class PackedBatch(NamedTuple):
+    """Shapes: B rows of R positions. A NamedTuple survives accelerate, pytrees and torch.compile.
+
+    Position t holds an event and asks for the behavior of the user's next one.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    """Field ids by the model's argument name (`input_ids` = event, `weekday_ids`, ...), each (B, R) int64."""
+    document: torch.Tensor
+    """(B, R) int64: which history of the row, from 0; PADDING where there is none. Attention stays inside."""
+    position: torch.Tensor
+    """(B, R) int64: index within the history, from 0."""
+    target: torch.Tensor
+    """(B, R) int64: class of the next behavior; IGNORED where none is asked."""
+    row: torch.Tensor
+    """(B, R) int64: index of the target event in the prepared columns, the row's id in evaluation; -1 if none."""
+    next_fields: dict[str, torch.Tensor]
+    """Targets of the optional heads (`event`, `location`, `gap`), each (B, R) int64; empty without them."""

@@ -1,0 +1,127 @@
+"""EventStore: a prepared folder opened for reading; flat memory-mapped columns sorted by user and time.
+
+DIR/dataset.json          what is in the folder (`Manifest`)
+DIR/data_card.md          the same for people
+DIR/users.parquet         column `user`: labels, sorted; row u owns events offsets[u] .. offsets[u+1]
+DIR/vocabulary/FIELD.parquet
+DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field
+DIR/rejects.parquet       rows that could not be used, with the reason (only if there were any)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from behavegpt.config import Settings
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMAT = 1
+TRAIN, VALID, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+
+
+class Manifest(Settings):
+    """dataset.json. Times are epoch seconds (UTC)."""
+
+    format: int
+    event_schema: EventSchema
+    events: int
+    users: int
+    time_origin: int  # epoch seconds of `time` 0
+    split: dict[str, str | list[int] | list[str]]  # rule, boundaries, events per split
+    columns: dict[str, str]  # name -> dtype
+    vocabulary: dict[str, str]  # field -> hash of its labels
+    rejected: dict[str, int]  # reason -> rows
+    content_hash: str  # SHA-256 of schema, vocabularies, users and columns
+
+
+@dataclass(frozen=True)
+class EventStore:
+    """Columns by name, each (events,) and memory-mapped; user u owns `offsets[u]:offsets[u + 1]`."""
+
+    path: Path
+    manifest: Manifest
+    vocabulary: dict[str, Vocabulary]
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray  # (users + 1,) int64
+
+    @property
+    def schema(self) -> EventSchema:
+        return self.manifest.event_schema
+
+    @property
+    def behaviors(self) -> Vocabulary:
+        """The vocabulary of the classes to predict."""
+        return self.vocabulary["event" if self.schema.behavior_is_event else "behavior"]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column by name; `behavior` is the event column when the schema says so."""
+        return self.columns["event" if name == "behavior" and self.schema.behavior_is_event else name]
+
+    def users(self) -> pa.StringArray:
+        """Labels of all users (users,), in the order of `offsets`."""
+        return pq.read_table(self.path / "users.parquet")["user"].combine_chunks()
+
+    def field_sizes(self) -> dict[str, int]:
+        """Input field -> number of ids, in the model's order."""
+        fixed = {"weekday": 7, "slot": self.schema.slots}
+        return {f: fixed[f] if f in fixed else len(self.vocabulary[f]) for f in self.schema.input_fields}
+
+    def as_dataset(self) -> datasets.Dataset:
+        """The events as a Hugging Face dataset, one row per event, ids as stored plus the user's index."""
+        import datasets
+
+        table = {name: np.asarray(column) for name, column in self.columns.items()}
+        table["user"] = np.repeat(np.arange(self.manifest.users), np.diff(self.offsets))
+        return datasets.Dataset(pa.table(table))
+
+
+def open_store(path: str | Path) -> EventStore:
+    """Open a folder written by `prepare`. Raises DataError when it is not one, or is damaged."""
+    path = Path(path)
+    if not (path / "dataset.json").is_file():
+        raise DataError(f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out {path}")
+    try:
+        manifest = Manifest.model_validate(json.loads((path / "dataset.json").read_text(encoding="utf-8")))
+    except (ValidationError, ValueError) as error:
+        raise DataError(f"{path / 'dataset.json'}: damaged ({error}); prepare the data again.") from None
+    if manifest.format != FORMAT:
+        raise DataError(f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare the data again.")
+    columns = {name: _load_column(path, name, dtype) for name, dtype in manifest.columns.items()}
+    offsets = columns.pop("offsets")
+    wrong = [name for name, column in columns.items() if len(column) != manifest.events]
+    if wrong or len(offsets) != manifest.users + 1 or offsets[-1] != manifest.events:
+        raise DataError(
+            f"{path}/columns/{(wrong or ['offsets'])[0]}.npy: length differs from dataset.json; prepare the data again."
+        )
+    vocabulary = {field: Vocabulary.load(path / "vocabulary" / f"{field}.parquet") for field in manifest.vocabulary}
+    for field, digest in manifest.vocabulary.items():
+        if vocabulary[field].hash != digest:
+            raise DataError(
+                f"{path}/vocabulary/{field}.parquet: not the one dataset.json names; prepare the data again."
+            )
+    return EventStore(path, manifest, vocabulary, columns, offsets)
+
+
+def _load_column(path: Path, name: str, dtype: str) -> np.ndarray:
+    file = path / "columns" / f"{name}.npy"
+    try:
+        column = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); prepare the data again.") from None
+    if column.dtype != np.dtype(dtype) or column.ndim != 1:
+        raise DataError(f"{file}: holds {column.dtype}, dataset.json says {dtype}; prepare the data again.")
+    return column

@@ -1,0 +1,26 @@
+"""Errors a user can mend. The command line prints them as one paragraph and exits with 2; all else is our bug."""
+
+from __future__ import annotations
+
+
+class BehaveGPTError(Exception):
+    """A mistake in the input or the settings: the message says what, where and how to mend it."""
+
+
+class DataError(BehaveGPTError):
+    """Event logs or a prepared folder that cannot be used."""
+
+
+class ConfigError(BehaveGPTError):
+    """Settings that are unknown, of the wrong type or contradictory."""
+
+
+class CheckpointError(BehaveGPTError):
+    """A checkpoint or model folder that is damaged or does not fit the data."""
+
+
+class MissingExtraError(BehaveGPTError):
+    """An optional library is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed; run: pip install 'behavegpt[{extra}]'")
