@@ -16,9 +16,9 @@ _PUBLIC = {
     "BehaveGPTConfig": "behavegpt.model",
     "BehaveGPTModel": "behavegpt.model",
     "BehaveGPTForBehaviorPrediction": "behavegpt.model",
+    "UserEmbeddings": "behavegpt.user_embeddings",
     "Predictor": "behavegpt.predictor",
     "load": "behavegpt.predictor",
-    "pretrain": "behavegpt.pretrain",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -1,1 +1,11 @@
-"""."""
+"""The BehaveGPT model, registered with transformers' Auto classes on import."""
+
+from transformers import AutoConfig, AutoModel
+
+from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel, BehaviorOutput
+from behavegpt.model.config import BehaveGPTConfig
+
+AutoConfig.register("behavegpt", BehaveGPTConfig, exist_ok=True)
+AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
+
+__all__ = ["BehaveGPTConfig", "BehaveGPTForBehaviorPrediction", "BehaveGPTModel", "BehaviorOutput"]

@@ -1,0 +1,214 @@
+"""Evaluate a model folder beside the count baselines, on the same rows, into result files.
+
+OUT (metrics.json), and beside it per_behavior.csv, confusion.json, examples.json
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from behavegpt.baselines import counts
+from behavegpt.console import progress
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import SPLITS, EventStore
+from behavegpt.data.vocabulary import FIRST
+from behavegpt.errors import CheckpointError, DataError
+from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.predictor import Predictor
+from behavegpt.training.evaluate import evaluate
+
+TOP_FAMILIES = 15  # behaviors of the confusion table
+EXAMPLES = 5
+
+
+def compare(
+    predictor: Predictor,
+    store: EventStore,
+    out: Path,
+    *,
+    split: str = "test",
+    baselines: bool = True,
+    prior_correction: float = 0.0,
+) -> dict[str, Any]:
+    """Evaluate on a split and write the result files; returns what metrics.json holds.
+
+    Raises CheckpointError when the model belongs to another vocabulary, DataError when the split is empty.
+    """
+    refuse_other_data(predictor, store)
+    rows = len(target_rows(store, SPLITS[split]))
+    if rows == 0:
+        raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
+    scored: dict[str, PredictionMetrics] = {}
+    extra: dict[str, float] = {}
+    with progress("evaluate behavegpt", rows) as show:
+        scored["behavegpt"], extra["cross_entropy"] = evaluate(
+            predictor.model,
+            store,
+            SPLITS[split],
+            max_length=predictor.model.config.max_length,
+            fields=predictor.model.config.columns,
+            prior_correction=prior_correction,
+            on_batch=_cumulative(show),
+        )
+    if baselines:
+        scored |= score_baselines(store, split)
+    train_counts = torch.as_tensor(store.behaviors.counts)
+    models = {name: metrics.compute(train_counts) for name, metrics in scored.items()}
+    models["behavegpt"] |= extra
+    result = {"models": models, "rows": rows, "protocol": _protocol(predictor, store, split, prior_correction)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(out, result)
+    _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
+    _write_json(out.parent / "confusion.json", scored["behavegpt"].confusion(TOP_FAMILIES, _labels(store)))
+    _write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
+    return result
+
+
+def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, PredictionMetrics]]:
+    """Metrics of each count baseline on the same rows; they see the user's whole past."""
+    rows = target_rows(store, SPLITS[split])
+    behavior = store.column("behavior")
+    fitted = counts.fit(store)
+    for name, model in fitted.items():
+        metrics = PredictionMetrics(store.behaviors.classes)
+        with progress(f"evaluate {name}", len(rows)) as show:
+            step = _cumulative(show)
+            for part, scores in counts.scores(model, store, rows):
+                target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
+                metrics.update(torch.from_numpy(scores), target)
+                step(len(part))
+        yield name, metrics
+
+
+def refuse_other_data(predictor: Predictor, store: EventStore) -> None:
+    """Raise CheckpointError, with the difference, when ids mean other labels in the data than in the model."""
+    ours, theirs = predictor.tokenizer, store
+    differences = [
+        f"{field}: {len(ours.vocabulary[field]) if field in ours.vocabulary else 'none'} ids in the model, "
+        f"{len(theirs.vocabulary[field]) if field in theirs.vocabulary else 'none'} in the data"
+        for field in sorted({*ours.vocabulary, *theirs.vocabulary})
+        if field not in ours.vocabulary
+        or field not in theirs.vocabulary
+        or ours.vocabulary[field].hash != theirs.vocabulary[field].hash
+    ]
+    a, b = ours.event_schema, theirs.schema
+    differences += [
+        f"{name}: {getattr(a, name)} in the model, {getattr(b, name)} in the data"
+        for name in ("input_fields", "slot_minutes", "tz", "behavior_is_event")
+        if getattr(a, name) != getattr(b, name)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{store.path} is not the data this model was trained for: {'; '.join(differences)}. Evaluate on the "
+            "folder it was trained on, or predict from raw logs with `behavegpt predict`."
+        )
+
+
+def examples(predictor: Predictor, store: EventStore, split: int, history: int = 6) -> list[dict[str, Any]]:
+    """Some users' last events before a target, what the model expects and what happened."""
+    rows = target_rows(store, split)
+    users = np.searchsorted(store.offsets, rows, side="right") - 1
+    deep = rows[rows - store.offsets[users] >= history]
+    if not len(deep):
+        return []
+    chosen = deep[np.linspace(0, len(deep) - 1, EXAMPLES).astype(int)]
+    found = []
+    names = store.users()
+    for row in np.unique(chosen):
+        user = int(np.searchsorted(store.offsets, row, side="right") - 1)
+        begin = max(int(store.offsets[user]), int(row) - predictor.model.config.max_length)
+        batch = {
+            f: torch.from_numpy(store.column(f)[begin:row].astype(np.int64))[None]
+            for f in predictor.model.config.columns
+        }
+        inputs = {("input_ids" if f == "event" else f"{f}_ids"): ids for f, ids in batch.items()}
+        last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        last[0, -1] = True
+        with torch.no_grad():
+            probabilities = predictor.model(**inputs, select=last).logits[0].softmax(-1)
+        best = probabilities.topk(min(3, len(probabilities)))
+        past = slice(int(row) - history, int(row))
+        found.append(
+            {
+                "user": names[user].as_py(),
+                "history": [list(event) for event in zip(_times(store, past), *_texts(store, past), strict=True)],
+                "predicted": [
+                    [str(label), round(float(p), 4)]
+                    for label, p in zip(predictor.tokenizer.labels(best.indices.numpy()), best.values, strict=True)
+                ],
+                "actual": store.behaviors.decode(store.column("behavior")[row : row + 1])[0],
+            }
+        )
+    return found
+
+
+def _times(store: EventStore, part: slice) -> list[str]:
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    minutes = store.columns["slot"][part].astype(int) * store.schema.slot_minutes
+    weekdays = store.columns["weekday"][part]
+    return [f"{days[d]} {m // 60:02d}:{m % 60:02d}" for d, m in zip(weekdays, minutes, strict=True)]
+
+
+def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:
+    event = store.vocabulary["event"].decode(store.column("event")[part])
+    behavior = store.behaviors.decode(store.column("behavior")[part])
+    return [x or "unknown" for x in event], [x or "unknown" for x in behavior]
+
+
+def _protocol(predictor: Predictor, store: EventStore, split: str, prior_correction: float) -> dict[str, Any]:
+    config = predictor.model.config
+    return {
+        "task": "next behavior from past events alone; the target's own time and place are hidden",
+        "split": split,
+        "split_rule": store.manifest.split["rule"],
+        "boundaries": store.manifest.split.get("boundaries"),
+        "rows": "every event of the split with a known behavior and at least one earlier event of its user",
+        "context": f"model: the last {config.max_length // 2} to {config.max_length} events; baselines: the whole past",
+        "max_length": config.max_length,
+        "classes": store.behaviors.classes,
+        "prior_correction": prior_correction,
+        "content_hash": store.manifest.content_hash,
+    }
+
+
+def _labels(store: EventStore) -> list[str]:
+    return [str(value) for value in store.behaviors.values.to_pylist()]
+
+
+def _write_per_behavior(path: Path, store: EventStore, scored: dict[str, PredictionMetrics]) -> None:
+    columns = ("support", "predicted", "recall", "precision", "f1")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "behavior", "train_count", *columns])
+        for name, metrics in scored.items():
+            figures = metrics.per_class()
+            for k, label in enumerate(_labels(store)):
+                row = [f"{figures[c][k]:.6g}" for c in columns]
+                writer.writerow([name, label, int(store.behaviors.counts[k]), *row])
+    os.replace(temporary, path)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _cumulative(show: Callable[[int, str], None]) -> Callable[[int], None]:
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        show(done, "")
+
+    return step

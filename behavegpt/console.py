@@ -1,0 +1,69 @@
+"""What the commands print: stages, tables and progress; plain lines when the output is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Update = Callable[[int, str], None]  # finished units, a note such as the current loss
+
+LINE_EVERY = 10.0  # seconds between plain progress lines
+
+
+def console() -> Console:
+    """Standard error, so that standard output holds results alone."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    console().print(escape(text))
+
+
+def stage(number: int, of: int, name: str, text: str = "") -> None:
+    """A numbered stage of a longer command."""
+    console().print(f"[bold]\\[{number}/{of}] {escape(name):<12}[/bold] {escape(text)}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table; numbers (every column but the first) to the right."""
+    out = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        out.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        out.add_row(*(escape(cell) for cell in row))
+    target = console()
+    target.width = max(target.width, 120) if not sys.stderr.isatty() else target.width
+    target.print(out)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Update]:
+    """A bar on a terminal, otherwise a plain line every ten seconds; yields update(done, note)."""
+    if not sys.stderr.isatty():
+        yield _plain(label, total)
+        return
+    columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console(), transient=True) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+def _plain(label: str, total: int) -> Update:
+    last = time.monotonic()
+
+    def update(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_EVERY:
+            last = now
+            say(f"      {label} {done:,}/{total:,} {note}")
+
+    return update

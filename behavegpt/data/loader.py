@@ -1,0 +1,87 @@
+"""Batches of a prepared folder for one rank: training by (seed, step), evaluation in order.
+
+There is no iterator state: which rows a step trains on is a pure function of (seed, step), whatever the number of
+ranks and micro-batches, so that a resumed run sees exactly what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from behavegpt.batch import PackedBatch
+from behavegpt.data.pack import RowPlan, collate, evaluation_windows, pack_rows, training_windows
+from behavegpt.data.store import EventStore
+
+
+def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
+    """The store's columns with `behavior` always present."""
+    return {**store.columns, "behavior": store.column("behavior")}
+
+
+def row_length_for(max_length: int) -> int:
+    """Positions of a row: the length cap rounded up to a multiple of 64, so that short windows fill the rest."""
+    return -(-max_length // 64) * 64
+
+
+class TrainingBatches:
+    """Training rows of a store, step by step.
+
+    A step trains on `rows_per_step` rows of one epoch's plan; the epoch's last step is filled up with empty rows, so
+    that shapes never change. Rows are dealt to micro-batches and ranks in a fixed order.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        *,
+        max_length: int,
+        rows_per_step: int,
+        seed: int,
+        fields: tuple[str, ...],
+        next_fields: tuple[str, ...] = (),
+    ) -> None:
+        self.store, self.max_length, self.seed = store, max_length, seed
+        self.row_length = row_length_for(max_length)
+        self.rows_per_step = rows_per_step
+        self.fields, self.next_fields = fields, next_fields
+        self._columns = columns_of(store)
+        self._plan = lru_cache(maxsize=1)(self._make_plan)
+        self.steps_per_epoch = max(1, -(-self._plan(0).rows // rows_per_step))
+
+    def rows(self, step: int) -> tuple[RowPlan, np.ndarray]:
+        """The epoch's plan and the rows (rows_per_step,) of a global step; -1 where an empty row fills up."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        plan = self._plan(epoch)
+        rows = np.arange(index * self.rows_per_step, (index + 1) * self.rows_per_step)
+        return plan, np.where(rows < plan.rows, rows, -1)
+
+    def micro_batches(self, step: int, micro: int = 1, rank: int = 0, world: int = 1) -> Iterator[PackedBatch]:
+        """This rank's `micro` batches of a step; `rows_per_step` must be a multiple of `micro * world`."""
+        plan, rows = self.rows(step)
+        for part in rows.reshape(micro, world, -1)[:, rank]:
+            yield collate(self._columns, plan, part, self.row_length, self.fields, self.next_fields)
+
+    def _make_plan(self, epoch: int) -> RowPlan:
+        rng = np.random.default_rng([self.seed, epoch])
+        return pack_rows(training_windows(self.store, self.max_length, rng), self.row_length, rng)
+
+
+def evaluation_batches(
+    store: EventStore,
+    split: int,
+    *,
+    max_length: int,
+    rows_per_batch: int,
+    fields: tuple[str, ...],
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[PackedBatch]:
+    """This rank's share of a split's targets; together the ranks see each target once."""
+    plan = pack_rows(evaluation_windows(store, split, max_length), row_length_for(max_length))
+    columns = columns_of(store)
+    mine = np.arange(rank, plan.rows, world)
+    for at in range(0, len(mine), rows_per_batch):
+        yield collate(columns, plan, mine[at : at + rows_per_batch], row_length_for(max_length), fields)

@@ -1,0 +1,123 @@
+"""EventTokenizer: schema and vocabularies that travel with a model, from raw labels to ids and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import FeatureExtractionMixin
+
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import read_events
+from behavegpt.data.store import EventStore
+from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+
+
+@dataclass(frozen=True)
+class EncodedHistories:
+    """Histories of U users as flat columns; user u owns events `offsets[u]:offsets[u + 1]`."""
+
+    users: pa.StringArray  # (U,) labels, sorted
+    offsets: np.ndarray  # (U + 1,) int64
+    columns: dict[str, np.ndarray]  # field ids, `behavior`, `time` (epoch seconds), each (events,) int64
+    unknown: dict[str, int]  # field -> events whose label the vocabulary does not hold
+    rejected: dict[str, int]  # reason -> rows left out
+
+
+class EventTokenizer(FeatureExtractionMixin):
+    """Schema + vocabulary in the checkpoint folder (preprocessor_config.json), found by AutoFeatureExtractor."""
+
+    model_input_names = ["input_ids", "weekday_ids", "slot_ids", "location_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        event_schema: dict[str, Any] | EventSchema,
+        vocabulary: dict[str, Any],
+        max_length: int = 90,
+        **kwargs: Any,
+    ) -> None:
+        """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in id order."""
+        kwargs.pop("feature_extractor_type", None)
+        super().__init__(**kwargs)
+        self.event_schema = (
+            event_schema if isinstance(event_schema, EventSchema) else EventSchema.model_validate(event_schema)
+        )
+        self.vocabulary = {
+            name: v
+            if isinstance(v, Vocabulary)
+            else Vocabulary(pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64))
+            for name, v in vocabulary.items()
+        }
+        self.max_length = max_length
+
+    @classmethod
+    def from_store(cls, store: EventStore, max_length: int) -> EventTokenizer:
+        """The tokenizer of a prepared folder."""
+        return cls(store.schema, dict(store.vocabulary), max_length)
+
+    @property
+    def behaviors(self) -> Vocabulary:
+        """The vocabulary of the classes; class = id - FIRST."""
+        return self.vocabulary["event" if self.event_schema.behavior_is_event else "behavior"]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what gives ids their meaning: fields, slot length, zone and the labels in id order."""
+        schema = self.event_schema
+        parts = [schema.input_fields, schema.slot_minutes, schema.tz, {n: v.hash for n, v in self.vocabulary.items()}]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, events: Any) -> EncodedHistories:
+        """Ids of raw events: a pandas or Arrow table, a mapping of columns, or files, with the schema's columns.
+
+        Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and counted.
+        """
+        table = read_events(events, self.event_schema)
+        columns: dict[str, np.ndarray] = {}
+        unknown = {}
+        for name, vocabulary in self.vocabulary.items():
+            if name not in table.events.column_names:  # a log to predict from need not hold the behavior
+                columns[name] = np.full(table.events.num_rows, UNKNOWN, np.int64)
+                continue
+            columns[name] = vocabulary.encode(table.events[name])
+            unknown[name] = int((columns[name] == UNKNOWN).sum())
+        columns.setdefault("behavior", columns["event"])
+        for name in ("weekday", "slot"):
+            columns[name] = np.asarray(table.events[name], np.int64)
+        columns["time"] = np.asarray(table.events["time"], np.int64) // 1_000_000
+        users = table.events["user"].combine_chunks()
+        begins = np.flatnonzero(np.r_[True, np.asarray(users[1:].to_numpy(False) != users[:-1].to_numpy(False))])
+        if len(users) == 0:
+            begins = np.zeros(0, np.int64)
+        return EncodedHistories(
+            users.take(pa.array(begins)), np.r_[begins, len(users)].astype(np.int64), columns, unknown, table.rejected
+        )
+
+    def labels(self, classes: np.ndarray) -> np.ndarray:
+        """Behavior labels (object array of the same shape) of classes."""
+        return np.asarray(self.behaviors.values.to_numpy(False), dtype=object)[classes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready state; labels are lists in id order, so that no key changes its type."""
+        return {
+            "feature_extractor_type": type(self).__name__,
+            "event_schema": self.event_schema.model_dump(mode="json"),
+            "vocabulary": {
+                name: {"values": vocabulary.values.to_pylist(), "counts": vocabulary.counts.tolist()}
+                for name, vocabulary in self.vocabulary.items()
+            },
+            "max_length": self.max_length,
+        }
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {v.classes}" for name, v in self.vocabulary.items())
+        return f"EventTokenizer({sizes}; max_length={self.max_length}, tz={self.event_schema.tz})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write preprocessor_config.json into a folder; `from_pretrained` reads it."""
+        self.save_pretrained(str(folder))

@@ -1,0 +1,101 @@
+"""Facts about this machine and about a model folder, for people who ask why something does not work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from behavegpt.batch import IGNORED
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.model.attention import choose_backend
+from behavegpt.model.size import count_parameters
+from behavegpt.predictor import load
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "duckdb", "peft", "wandb", "flash-attn")
+SELF_TEST_STEPS = 10
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """Versions, device, kernels, disk and a short training; `ok` is False when something is broken."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = "not installed (optional)"
+    facts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    facts["attention in bf16"] = choose_backend(device, half=True)
+    facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
+    facts["writable"] = _writable(folder)
+    facts["self-test"] = self_test(device)
+    facts["ok"] = facts["writable"] == "yes" and facts["self-test"].startswith("ok")
+    return facts
+
+
+def self_test(device: torch.device) -> str:
+    """Train a tiny model for ten steps on one batch: the loss must fall."""
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    config = BehaveGPTConfig(embedding_size=8, num_hidden_layers=2, num_attention_heads=2, num_behaviors=5, dropout=0.0)
+    model = BehaveGPTForBehaviorPrediction(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids = {"input_ids": 3, "location_ids": 3, "weekday_ids": 7, "slot_ids": 48}
+    inputs = {name: torch.randint(size, (8, 64), device=device) for name, size in ids.items()}
+    labels = torch.randint(5, (8, 64), device=device)
+    labels[:, ::7] = IGNORED
+    losses = []
+    for _ in range(SELF_TEST_STEPS):
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    fell = losses[-1] < losses[0]
+    word = "ok" if fell else "FAILED"
+    return f"{word}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {time.perf_counter() - began:.1f} s"
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """Shape, parameters, vocabulary and schema of a model folder."""
+    predictor = load(folder, device="cpu")
+    config, tokenizer = predictor.model.config, predictor.tokenizer
+    counts = count_parameters(predictor.model)
+    facts: dict[str, Any] = {
+        "parameters": f"{counts['total']:,}",
+        "without embeddings": f"{counts['without_embeddings']:,}",
+        "layers x width": f"{config.num_hidden_layers} x {config.hidden_size}",
+        "heads": config.num_attention_heads,
+        "looks back": f"{config.max_length} events",
+        "fields": ", ".join(f"{name} ({config.field_sizes[name]} ids)" for name in config.field_order),
+        "behaviors": config.num_behaviors,
+        "history head": config.history_head,
+        "tied head": config.tied_head,
+        "time zone": tokenizer.event_schema.tz,
+        "slot": f"{tokenizer.event_schema.slot_minutes} minutes",
+        "columns": json.dumps(
+            tokenizer.event_schema.model_dump(include={"user", "time", "event", "location", "behavior"})
+        ),
+        "vocabulary hash": tokenizer.hash[:16],
+    }
+    run = folder.parent / "run.json"
+    if run.is_file():
+        facts["trained on"] = json.loads(run.read_text(encoding="utf-8"))["data"]["path"]
+    return facts
+
+
+def _writable(folder: Path) -> str:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return "yes"
+    except OSError as error:
+        return f"no ({error.strerror})"

@@ -1,0 +1,136 @@
+"""Causal attention inside each history of a packed row: one function, interchangeable back ends.
+
+Shape letters: B rows, R positions a row, T = B * R tokens, H heads, D head width.
+
+`plan_attention` turns the documents of a batch into what the chosen back end needs, once per forward; `attend` runs
+it. All back ends give the same numbers (tests/model/test_attention.py). There is no key-value cache here: a cache on
+packed input would let histories see each other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+
+class AttentionPlan(NamedTuple):
+    """What a back end needs to know of a batch; only the fields of the chosen one are filled."""
+
+    backend: str
+    mask: torch.Tensor | None = None  # (B, 1, R, R) bool, True where a query may look
+    boundaries: torch.Tensor | None = None  # (documents + 1,) int32 token index where each history begins
+    longest: int = 0  # events of the longest history
+    block_mask: Any = None  # FlexAttention's
+
+
+def choose_backend(device: torch.device, half: bool) -> str:
+    """The fastest back end that works here: flash-attn, else torch's varlen kernel, else SDPA.
+
+    `half`: whether attention runs in fp16 or bf16; the varlen kernels take nothing else.
+    """
+    if device.type == "cuda" and half and torch.cuda.get_device_capability(device)[0] >= 8:
+        if importlib.util.find_spec("flash_attn"):
+            return "flash_attention_2"
+        if importlib.util.find_spec("torch.nn.attention.varlen"):
+            return "varlen"
+    return "sdpa"
+
+
+def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
+    """Plan for documents (B, R) int64; equal neighbors in a row are one history, each row starts a new one."""
+    if backend in ("flash_attention_2", "varlen"):
+        begins = torch.ones_like(document, dtype=torch.bool)
+        begins[:, 1:] = document[:, 1:] != document[:, :-1]
+        starts = begins.flatten().nonzero().flatten()
+        boundaries = torch.cat([starts, starts.new_tensor([document.numel()])])
+        return AttentionPlan(backend, boundaries=boundaries.int(), longest=int(boundaries.diff().max()))
+    if backend == "flex_attention":
+        return AttentionPlan(backend, block_mask=_flex_mask(document))
+    length = document.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
+    same = document[:, :, None] == document[:, None, :]
+    return AttentionPlan(backend, mask=(same & causal)[:, None])
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """Softmax attention of (B, H, R, D) queries, keys and values -> (B, H, R, D)."""
+    return BACKENDS[plan.backend](query, key, value, plan)
+
+
+def _eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """The formula, for reference: softmax(q k' / sqrt(D)) v."""
+    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    assert plan.mask is not None
+    scores = scores.masked_fill(~plan.mask, torch.finfo(scores.dtype).min)
+    return scores.float().softmax(-1).to(value.dtype) @ value
+
+
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=plan.mask)
+
+
+def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """torch's own variable-length Flash Attention (CUDA, fp16 or bf16)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # 2.10 had `is_causal`, 2.11 replaced it by a window of (all before, none after)
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
+    q, k, v = (_tokens(x) for x in (query, key, value))
+    ends = plan.boundaries
+    return _rows(varlen_attn(q, k, v, ends, ends, plan.longest, plan.longest, **causal), query)
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """flash-attn's variable-length kernel (CUDA, fp16 or bf16)."""
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v = (_tokens(x) for x in (query, key, value))
+    ends = plan.boundaries
+    return _rows(flash_attn_varlen_func(q, k, v, ends, ends, plan.longest, plan.longest, causal=True), query)
+
+
+def _flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """FlexAttention with a block mask (CUDA; on a CPU it has no backward)."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    out = flex_attention(query, key, value, block_mask=plan.block_mask)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _flex_mask(document: torch.Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (k <= q) & (document[b, q] == document[b, k])
+
+    rows, length = document.shape
+    return create_block_mask(visible, rows, None, length, length, device=str(document.device))
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    """(B, H, R, D) -> (T, H, D)"""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _rows(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(T, H, D) -> (B, H, R, D)"""
+    rows, heads, length, width = like.shape
+    return x.view(rows, length, heads, width).transpose(1, 2)
+
+
+BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
+    "eager": _eager,
+    "sdpa": _sdpa,
+    "varlen": _varlen,
+    "flash_attention_2": _flash,
+    "flex_attention": _flex,
+}
+
+# transformers knows the other names; this one makes `set_attn_implementation("varlen")` a valid choice
+AttentionInterface.register("varlen", _varlen)

@@ -1,0 +1,249 @@
+"""BehaveGPT (section 3.1): embeddings -> transformer blocks -> prediction layer, on packed or plain batches.
+
+Shape letters: B rows, R positions, C hidden width, N predicted positions, K behaviors.
+
+This folder imports nothing but torch and transformers, so that it can be saved with a checkpoint and run alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from behavegpt.model.attention import BACKENDS, plan_attention
+from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
+from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
+from behavegpt.model.embedding import EventEmbedding
+from behavegpt.model.head import History, HistoryFeatures, PredictionHead, head_loss
+
+IGNORED = -100
+
+
+@dataclass
+class BehaviorOutput(ModelOutput):
+    """What the models return; absent parts are None."""
+
+    loss: torch.Tensor | None = None  # () sum under a criterion; mean cross-entropy with `labels` alone
+    logits: torch.Tensor | None = None  # (N, K) at selected positions, (B, R, K) without selection
+    class_loss: torch.Tensor | None = None  # (K,) summed loss per class, detached
+    class_count: torch.Tensor | None = None  # (K,)
+    next_logits: dict[str, torch.Tensor] | None = None  # second heads, each (N, ids)
+    last_hidden_state: torch.Tensor | None = None  # (B, R, C)
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # embeddings and each block's output, (B, R, C)
+
+
+class BehaveGPTPreTrainedModel(PreTrainedModel):
+    """Initialisation and the capabilities that transformers asks about."""
+
+    config: BehaveGPTConfig
+    config_class = BehaveGPTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BehaveGPTBlock"]
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^next_heads\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # only through `init`: it leaves weights alone that were loaded from a checkpoint
+        if isinstance(module, ResidualLinear):
+            # GPT-2: the residual branches start small, so that the sum does not grow with depth
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class BehaveGPTModel(BehaveGPTPreTrainedModel):
+    """The transformer without prediction layer: events in, one hidden state per event out."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__(config)
+        self.embedding = EventEmbedding(config)
+        self.blocks = nn.ModuleList([BehaveGPTBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding.tables["event"]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding.tables["event"] = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        document: torch.Tensor | None = None,
+        position: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **fields: Any,
+    ) -> BehaviorOutput:
+        """Hidden states (B, R, C) of events.
+
+        `input_ids` (B, R): event ids; the other fields as `weekday_ids`, `slot_ids`, `location_ids`, ...
+        `document` (B, R): which history of its row each position belongs to, for packed rows; without it each row
+        is one history, with `attention_mask` (B, R) 0 where it is padded.
+        `position` (B, R): index within the history; made from the mask when absent.
+        """
+        if fields.get("past_key_values") is not None or fields.get("use_cache"):
+            raise ValueError("no key-value cache: it would let packed histories see each other; use_cache=False")
+        if input_ids is None:
+            raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
+        if document is None:
+            document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+        if position is None:
+            position = _positions(document)
+        by_name = {n: input_ids if n == "event" else fields.get(f"{n}_ids") for n in self.embedding.tables}
+        x = self.embedding(by_name, position)
+        rope = None
+        if self.config.position_encoding == "rope":
+            rope = rope_tables(position, self.config.hidden_size // self.config.num_attention_heads, x.dtype)
+        backend = self.config._attn_implementation or "sdpa"
+        if backend not in BACKENDS:
+            raise ValueError(f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}")
+        plan = plan_attention(document, backend)
+        states = [x]
+        for block in self.blocks:
+            x = block(x, plan, rope)
+            states.append(x)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return BehaviorOutput(last_hidden_state=self.norm(x), hidden_states=tuple(states) if keep else None)
+
+
+class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
+    """BehaveGPT with its prediction layer: at each event, logits of the user's next behavior."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__(config)
+        self.model = BehaveGPTModel(config)
+        self.head = PredictionHead(config)
+        self.history = HistoryFeatures() if config.history_head else None
+        sizes = {**(config.field_sizes or {}), "gap": config.gap_buckets}
+        self.next_heads = nn.ModuleDict(
+            {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
+        )
+        # transformers would choose a loss by a pattern on the class name
+        self.loss_function = mean_cross_entropy
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        document: torch.Tensor | None = None,
+        position: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        select: torch.Tensor | None = None,
+        criterion: Any = None,
+        next_fields: dict[str, torch.Tensor] | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **fields: Any,
+    ) -> BehaviorOutput:
+        """Logits, or a loss, of the next behavior at each event; inputs as in BehaveGPTModel.forward.
+
+        `labels` (B, R): class of the next behavior, -100 where it is not asked for.
+        With `criterion` (behavegpt.losses.Loss): the loss *sum* over the labels and the class statistics, no logits.
+        With `labels` alone, as transformers' Trainer calls it: mean cross-entropy and logits (B, R, K).
+        With `select` (B, R) bool: logits (N, K) of those positions, row by row.
+        `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
+        """
+        body = self.model(
+            input_ids, document, position, attention_mask, output_hidden_states=output_hidden_states, **fields
+        )
+        hidden = body.last_hidden_state
+        if labels is not None and criterion is not None:
+            select = labels != IGNORED
+        chosen = select if select is not None else torch.ones_like(input_ids, dtype=torch.bool)
+        picked = hidden[chosen]
+        past = self._history(input_ids, document, attention_mask, fields, chosen)
+        output = BehaviorOutput(last_hidden_state=hidden, hidden_states=body.hidden_states)
+        if labels is not None and criterion is not None:
+            parts = head_loss(
+                self._logits,
+                self._head_parameters(),
+                criterion,
+                picked,
+                labels[chosen],
+                past,
+                self.config.num_behaviors,
+            )
+            output.loss = parts.total + self._next_loss(picked, next_fields, chosen)
+            output.class_loss, output.class_count = parts.class_loss, parts.class_count
+            return output
+        logits = self._logits(picked, past)
+        output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
+        output.next_logits = {name: head(picked) for name, head in self.next_heads.items()} or None
+        if labels is not None:
+            output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
+        return output
+
+    def _logits(self, hidden: torch.Tensor, past: History | None) -> torch.Tensor:
+        table = self.model.embedding.tables["event"].weight[SPECIAL_IDS:] if self.config.tied_head else None
+        return self.head(hidden, past, table)
+
+    def _head_parameters(self) -> list[torch.Tensor]:
+        tied = [self.model.embedding.tables["event"].weight] if self.config.tied_head else []
+        return [*self.head.parameters(), *tied]
+
+    def _history(
+        self,
+        input_ids: torch.Tensor,
+        document: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        fields: dict[str, Any],
+        chosen: torch.Tensor,
+    ) -> History | None:
+        if self.history is None:
+            return None
+        behavior = input_ids if self.config.behavior_is_event else fields.get("behavior_ids")
+        if behavior is None:
+            raise ValueError(
+                "the history head needs behavior_ids: vocabulary ids of the past behaviors, (rows, positions)"
+            )
+        if document is None:
+            document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+        slots = (self.config.field_sizes or {})["slot"]
+        return self.history(input_ids, behavior, fields["slot_ids"], slots, document, chosen)
+
+    def _next_loss(
+        self, picked: torch.Tensor, next_fields: dict[str, torch.Tensor] | None, chosen: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of the second heads' cross-entropies; 0 without them."""
+        loss = picked.new_zeros((), dtype=torch.float32)
+        for name, head in self.next_heads.items():
+            if next_fields is None or name not in next_fields:
+                raise ValueError(f"the second head {name!r} needs next_fields[{name!r}], (rows, positions)")
+            loss = loss + F.cross_entropy(head(picked).float(), next_fields[name][chosen], reduction="sum")
+        return loss
+
+
+def mean_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, **_: Any
+) -> torch.Tensor:
+    """Cross-entropy of logits (..., K) and labels (...), divided by the given count or the number of labels."""
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / count
+
+
+def _positions(document: torch.Tensor) -> torch.Tensor:
+    """Index of each position within its history, for documents (B, R)."""
+    index = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    begins = torch.ones_like(document, dtype=torch.bool)
+    begins[:, 1:] = document[:, 1:] != document[:, :-1]
+    return index - (index * begins).cummax(dim=1).values

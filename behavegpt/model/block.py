@@ -1,0 +1,78 @@
+"""One transformer block: pre-norm causal self-attention and MLP, GPT-2's arithmetic (Radford et al. 2019).
+
+Shape letters: B rows, R positions, C hidden width, H heads, D = C / H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from behavegpt.model.attention import AttentionPlan, attend
+from behavegpt.model.config import BehaveGPTConfig
+
+
+class ResidualLinear(nn.Linear):
+    """A linear layer whose output is added to the residual stream; it is initialised smaller."""
+
+
+class BehaveGPTAttention(nn.Module):
+    """Multi-head self-attention within each history."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.o_proj = ResidualLinear(width, width)
+
+    def forward(
+        self, x: torch.Tensor, plan: AttentionPlan, rope: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """x (B, R, C) -> (B, R, C); `rope` = cos, sin of the positions, each (B, 1, R, D)."""
+        q, k, v = (
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        return self.o_proj(attend(q, k, v, plan).transpose(1, 2).flatten(2))
+
+
+class BehaveGPTBlock(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = BehaveGPTAttention(config)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp_in = nn.Linear(width, inner)
+        self.mlp_out = ResidualLinear(inner, width)
+        self.activation = nn.GELU(approximate="tanh")
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: torch.Tensor, plan: AttentionPlan, rope: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """x (B, R, C) -> (B, R, C)"""
+        x = x + self.dropout(self.attention(self.attention_norm(x), plan, rope))
+        return x + self.dropout(self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x)))))
+
+
+def rope_tables(position: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, each (B, 1, R, D), of rotary position encoding (Su et al. 2021) for positions (B, R).
+
+    Made anew in each forward: a buffer that is not saved would come back from `from_pretrained` uninitialised.
+    """
+    index = torch.arange(0, width, 2, device=position.device, dtype=torch.float32)
+    angle = position[..., None].float() * 10000.0 ** (-index / width)
+    angle = torch.cat([angle, angle], dim=-1)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + D/2) of x (B, H, R, D) by their angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,91 @@
+"""BehaveGPTConfig: the model's shape, saved beside its weights."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
+
+
+@strict
+class BehaveGPTConfig(PreTrainedConfig):
+    """Shape of a BehaveGPT. The defaults are the paper's (section 4.1.4) where it states them; see docs/paper.md.
+
+    `field_sizes` maps each input field to its number of ids, in the order of concatenation (eq. 2); the width of
+    the transformer is `len(field_sizes) * embedding_size`, 4d for the paper's four fields.
+    """
+
+    model_type = "behavegpt"
+    keys_to_ignore_at_inference = ["hidden_states"]
+    attribute_map = {"num_labels": "num_behaviors"}
+
+    field_sizes: dict[str, int] | None = None
+    field_order: list[str] | None = None  # of concatenation; null: as in field_sizes (JSON sorts a mapping's keys)
+    num_behaviors: int = 2
+    behavior_is_event: bool = False  # the classes are the events themselves, in the order of their ids
+    embedding_size: int = 256  # d
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 16
+    intermediate_size: int | None = None  # of the blocks' MLP; null: 4 * hidden_size
+    head_size: int | None = None  # hidden units of the prediction MLP (eq. 3); null: hidden_size
+    max_length: int = 90  # events the model looks back on, I in eq. 1
+    position_encoding: str = "rope"  # rope | learned | none
+    dropout: float = 0.1  # on embeddings and both residual branches; never on attention weights
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
+    tied_head: bool = False  # the event embedding enters the logits
+    next_heads: list[str] | None = None  # second heads: any of event, location, gap
+    gap_buckets: int = 56
+    tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
+
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: object) -> None:
+        self.field_sizes = dict(self.field_sizes or {"location": 3, "weekday": 7, "slot": 48, "event": 3})
+        self.field_order = list(self.field_order or self.field_sizes)
+        if sorted(self.field_order) == sorted(self.field_sizes):
+            self.field_sizes = {name: self.field_sizes[name] for name in self.field_order}
+        self.next_heads = list(self.next_heads or [])
+        self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+        self.head_size = self.head_size or self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the transformer: the field embeddings side by side."""
+        return len(self.field_sizes or ()) * self.embedding_size
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a prepared log that the model reads: its fields, and past behaviors for the history head."""
+        extra = ("behavior",) if self.history_head and not self.behavior_is_event else ()
+        return (*(self.field_order or ()), *extra)
+
+    def validate_architecture(self) -> None:
+        """Refuse shapes that contradict each other; called by transformers after construction."""
+        fields = self.field_sizes or {}
+        checks = {
+            "field_sizes must contain 'event'": "event" in fields,
+            "field_order must name each of field_sizes once": sorted(self.field_order or ()) == sorted(fields),
+            f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size {self.embedding_size}) must be a "
+            f"multiple of 2 * num_attention_heads {self.num_attention_heads}": (
+                self.hidden_size % (2 * self.num_attention_heads) == 0
+            ),
+            "position_encoding must be rope, learned or none": self.position_encoding in ("rope", "learned", "none"),
+            "tied_head needs behavior_is_event: the classes must be the events": (
+                not self.tied_head or self.behavior_is_event
+            ),
+            "behavior_is_event needs num_behaviors = events without padding and unknown": (
+                not self.behavior_is_event or self.num_behaviors == fields.get("event", 0) - SPECIAL_IDS
+            ),
+            "next_heads may name event, location (if the model has it) and gap": all(
+                name in ("event", "gap") or (name == "location" and name in fields) for name in self.next_heads or ()
+            ),
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise ValueError(f"BehaveGPTConfig: {message}.")

@@ -1,0 +1,32 @@
+"""Embedding of an event: one table per field, side by side (eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from behavegpt.model.config import BehaveGPTConfig
+
+
+class EventEmbedding(nn.Module):
+    """Concatenates the embeddings of all fields: F tensors (B, R) of ids -> (B, R, F * d)."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        sizes = config.field_sizes or {}
+        self.tables = nn.ModuleDict({name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()})
+        self.position = (
+            nn.Embedding(config.max_length, config.hidden_size) if config.position_encoding == "learned" else None
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, fields: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
+        """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history."""
+        missing = [name for name in self.tables if fields.get(name) is None]
+        if missing:
+            given = ", ".join(name for name, ids in fields.items() if ids is not None)
+            raise ValueError(f"the model also needs the field {missing[0]!r}; given: {given}")
+        embedded = torch.cat([table(fields[name]) for name, table in self.tables.items()], dim=-1)
+        if self.position is not None:
+            embedded = embedded + self.position(position)
+        return self.dropout(embedded)

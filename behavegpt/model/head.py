@@ -1,0 +1,176 @@
+"""Prediction layer (eq. 3): MLP to the behaviors, and optionally the user's own history and the event embedding.
+
+Shape letters: B rows, R positions, N positions that are predicted, C hidden width, K behaviors, J history features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
+
+CHUNK_ELEMENTS = 1 << 22  # logits held at once while training; more are made and differentiated piece by piece
+
+
+class History(NamedTuple):
+    """What the predicted positions know of the user's past, without any parameter."""
+
+    features: torch.Tensor  # (N, R, J) log1p counts, at the first occurrence of each behavior in the row, else 0
+    classes: torch.Tensor  # (N, R) int64 behavior class at each position of the row
+
+
+class HistoryFeatures(nn.Module):
+    """Counts of the user's own past behaviors (a pointer head: repetition dominates real behavior).
+
+    For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 4 counts:
+    (0) of b so far; (1) the same, decayed by exp(-(t - s) / 8); (2) of b right after an event equal to the event at
+    t; (3) of b within an hour of the day around that of t. Each enters the logits of b as log1p, gated by the
+    hidden state. Only (t, s) pairs are formed, so the cost does not depend on K.
+    """
+
+    FEATURES = 4
+    DECAY = 8.0  # events
+    HOUR = 1 / 24  # of a day
+
+    @torch.no_grad()
+    def forward(
+        self,
+        event: torch.Tensor,
+        behavior: torch.Tensor,
+        slot: torch.Tensor,
+        slots: int,
+        document: torch.Tensor,
+        select: torch.Tensor,
+    ) -> History:
+        """ids (B, R) of event, behavior and slot (of `slots` a day), documents (B, R), predicted positions (B, R)."""
+        length = event.shape[1]
+        index = torch.arange(length, device=event.device)
+        past = (document[:, :, None] == document[:, None, :]) & (index[:, None] >= index)  # (B, R of t, R of s)
+        known = behavior >= SPECIAL_IDS
+        same = (behavior[:, :, None] == behavior[:, None, :]) & known[:, None]  # (B, R, R)
+        first = ~(same & past & (index[:, None] > index)).any(-1) & known  # (B, R) no earlier equal behavior
+        before = torch.cat([event.new_full((len(event), 1), -1), event[:, :-1]], dim=1)
+        began = torch.cat([document.new_full((len(event), 1), -2), document[:, :-1]], dim=1)
+        followed = (event[:, :, None] == before[:, None, :]) & (began == document)[:, None]
+        day = (slot[:, :, None] - slot[:, None, :]).abs().float() / slots
+        weights = (
+            past.float(),
+            past * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY),
+            (past & followed).float(),
+            past * (torch.minimum(day, 1 - day) <= self.HOUR + 1e-6).float(),
+        )
+        equal = same.float()
+        shown = (past & first[:, None])[select]  # (N, R)
+        features = torch.stack([torch.log1p(w @ equal)[select] * shown for w in weights], dim=-1)
+        classes = (behavior - SPECIAL_IDS).clamp(min=0)
+        return History(features, classes[:, None].expand(-1, length, -1)[select])
+
+
+class PredictionHead(nn.Module):
+    """m = W2 gelu(W1 h + e1) + e2 (eq. 3), plus the optional history and embedding terms."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        width, hidden = config.hidden_size, config.head_size or config.hidden_size
+        self.dense = nn.Linear(width, hidden)
+        self.activation = nn.GELU(approximate="tanh")
+        self.projection = nn.Linear(hidden, config.num_behaviors)
+        self.history_gate = nn.Linear(width, HistoryFeatures.FEATURES) if config.history_head else None
+        self.tied_projection = nn.Linear(width, config.embedding_size) if config.tied_head else None
+
+    def forward(
+        self, hidden: torch.Tensor, history: History | None = None, event_table: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """hidden (N, C) -> logits (N, K). `event_table` (K, d): embeddings of the events that are the classes."""
+        logits = self.projection(self.activation(self.dense(hidden)))
+        if self.tied_projection is not None and event_table is not None:
+            logits = logits + self.tied_projection(hidden) @ event_table.T
+        if self.history_gate is not None and history is not None:
+            added = (history.features.to(hidden.dtype) * self.history_gate(hidden)[:, None]).sum(-1)  # (N, R)
+            logits = logits.scatter_add(1, history.classes, added.to(logits.dtype))
+        return logits
+
+
+class HeadLoss(NamedTuple):
+    """A loss sum with what the loss's state is updated from."""
+
+    total: torch.Tensor  # () weighted sum over the N positions
+    class_loss: torch.Tensor  # (K,) detached sum of unweighted losses per class
+    class_count: torch.Tensor  # (K,) positions per class
+
+
+def head_loss(
+    head: Callable[..., torch.Tensor],
+    parameters: list[torch.Tensor],
+    criterion: Any,
+    hidden: torch.Tensor,
+    target: torch.Tensor,
+    history: History | None,
+    classes: int,
+) -> HeadLoss:
+    """Loss of N predicted positions under `criterion` (behavegpt.losses.Loss); `target` (N,) holds no ignored one.
+
+    With many classes the logits are made, and differentiated, in chunks: the peak memory is one chunk instead of
+    (N, K), and the weights are known beforehand, so DRO costs nothing extra.
+    """
+    class_count = torch.bincount(target, minlength=classes).float()
+    if hidden.shape[0] * classes <= CHUNK_ELEMENTS or not torch.is_grad_enabled():
+        per_event = criterion.per_event(head(hidden, history), target)
+        total = (criterion.weight(target) * per_event).sum()
+        return HeadLoss(total, _by_class(per_event, target, classes), class_count)
+    total, class_loss = _ChunkedLoss.apply(head, criterion, target, history, classes, hidden, *parameters)
+    return HeadLoss(total, class_loss, class_count)
+
+
+def _by_class(per_event: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
+    zero = torch.zeros(classes, dtype=torch.float32, device=target.device)
+    return zero.index_add(0, target, per_event.detach().float())
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients are made in the forward, chunk by chunk, and scaled in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: Callable[..., torch.Tensor],
+        criterion: Any,
+        target: torch.Tensor,
+        history: History | None,
+        classes: int,
+        hidden: torch.Tensor,
+        *parameters: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = max(1, CHUNK_ELEMENTS // classes)
+        total = torch.zeros((), device=hidden.device)
+        class_loss = torch.zeros(classes, device=hidden.device)
+        wanted = [p for p in parameters if p.requires_grad]
+        gradients = [torch.zeros_like(p) for p in wanted]
+        hidden_gradient = torch.empty_like(hidden)
+        for at in range(0, len(hidden), rows):
+            part = slice(at, at + rows)
+            with torch.enable_grad():
+                piece = hidden[part].detach().requires_grad_()
+                past = None if history is None else History(history.features[part], history.classes[part])
+                per_event = criterion.per_event(head(piece, past), target[part])
+                loss = (criterion.weight(target[part]) * per_event).sum()
+            hidden_gradient[part], *found = torch.autograd.grad(loss, [piece, *wanted], allow_unused=True)
+            for gradient, new in zip(gradients, found, strict=True):
+                if new is not None:
+                    gradient += new
+            total += loss.detach()
+            class_loss += _by_class(per_event, target[part], classes)
+        ctx.needed = [p.requires_grad for p in parameters]
+        ctx.save_for_backward(hidden_gradient, *gradients)
+        ctx.mark_non_differentiable(class_loss)
+        return total, class_loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        hidden_gradient, *gradients = ctx.saved_tensors
+        found = iter(gradients)
+        return (None,) * 5 + (hidden_gradient * scale, *(next(found) * scale if n else None for n in ctx.needed))

@@ -1,0 +1,162 @@
+"""Predictor: raw labels in, labels and probabilities out, for any histories and any number of users.
+
+>>> import behavegpt                                                            # doctest: +SKIP
+>>> model = behavegpt.load("runs/demo/model")                                   # doctest: +SKIP
+>>> model.predict("my_logs.parquet", top_k=3).to_table()                        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.loader import row_length_for
+from behavegpt.data.pack import Windows, collate, pack_rows
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.errors import CheckpointError, DataError
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.user_embeddings import UserEmbeddings
+
+POSITIONS_PER_BATCH = 16384
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The most probable next behaviors of U users, best first."""
+
+    users: pa.StringArray  # (U,)
+    labels: np.ndarray  # (U, k) object: behavior labels
+    probabilities: np.ndarray  # (U, k) float32
+    unknown: dict[str, int]  # field -> events whose label the model never saw
+    rejected: dict[str, int]  # reason -> rows that could not be used
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def to_table(self) -> pa.Table:
+        """Columns user, rank (from 1), behavior, probability; k rows a user."""
+        top = self.labels.shape[1]
+        return pa.table(
+            {
+                "user": self.users.take(pa.array(np.repeat(np.arange(len(self)), top))),
+                "rank": np.tile(np.arange(1, top + 1), len(self)),
+                "behavior": pa.array(self.labels.ravel().tolist(), pa.string()),
+                "probability": self.probabilities.ravel(),
+            }
+        )
+
+
+class Predictor:
+    """A model with its tokenizer. The same user gets the same answer, whatever else is in the call."""
+
+    def __init__(self, model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer) -> None:
+        if model.config.tokenizer_hash not in (None, tokenizer.hash):
+            raise CheckpointError(
+                "the model's config.json and preprocessor_config.json do not belong together (vocabulary hash "
+                f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was written."
+            )
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    def predict(
+        self,
+        events: Any,
+        top_k: int = 5,
+        prior_correction: float = 0.0,
+        on_user: Callable[[int, int], None] | None = None,
+    ) -> Predictions:
+        """The `top_k` most probable next behaviors of each user.
+
+        `events`: a pandas or Arrow table or a mapping of columns with the training log's columns, a list of such
+        rows, or files; without the user column all rows are one user's. `prior_correction` tau > 0 lifts rare
+        behaviors: logits - tau * log(training frequency).
+        """
+        encoded = self._encode(events)
+        behaviors = self.tokenizer.behaviors
+        top = min(top_k, behaviors.classes)
+        chosen = np.zeros((len(encoded.users), top), np.int64)
+        probabilities = np.zeros((len(encoded.users), top), np.float32)
+        counts = torch.as_tensor(behaviors.counts, dtype=torch.float32) + 1
+        shift = prior_correction * torch.log(counts / counts.sum())
+        done = 0
+        for users, batch, last in self._batches(encoded):
+            logits = self._run(batch, select=last).logits.float().cpu() - shift
+            best = logits.softmax(-1).topk(top)
+            chosen[users], probabilities[users] = best.indices.numpy(), best.values.numpy()
+            done += len(users)
+            if on_user:
+                on_user(done, len(encoded.users))
+        labels = self.tokenizer.labels(chosen)
+        return Predictions(encoded.users, labels, probabilities, encoded.unknown, encoded.rejected)
+
+    def embed(self, events: Any) -> UserEmbeddings:
+        """Each user's vector (hidden_size,): the hidden state at the last event."""
+        encoded = self._encode(events)
+        vectors = np.zeros((len(encoded.users), self.model.config.hidden_size), np.float32)
+        for users, batch, last in self._batches(encoded):
+            state = self._run(batch, select=last).last_hidden_state[last]
+            vectors[users] = state.float().cpu().numpy()
+        return UserEmbeddings(encoded.users, vectors)
+
+    def _encode(self, events: Any) -> EncodedHistories:
+        schema = self.tokenizer.event_schema
+        if isinstance(events, list) and events and isinstance(events[0], dict):
+            events = {name: [row.get(name) for row in events] for name in {k: None for row in events for k in row}}
+        if isinstance(events, dict) and schema.user not in events and events:
+            events = {**events, schema.user: ["0"] * len(next(iter(events.values())))}
+        encoded = self.tokenizer.encode(events)
+        if len(encoded.users) == 0:
+            reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
+            raise DataError(f"no usable event to predict from ({reasons}).")
+        return encoded
+
+    def _batches(self, encoded: EncodedHistories) -> Iterator[tuple[np.ndarray, PackedBatch, torch.Tensor]]:
+        """Users (n,) of a batch, the batch, and the mask (B, R) of their last events, in the same order."""
+        limit = self.model.config.max_length
+        begin, end = encoded.offsets[:-1], encoded.offsets[1:]
+        length = np.minimum(end - begin, limit)
+        plan = pack_rows(Windows(end - length, length, length - 1), row_length_for(limit))
+        user_of = np.searchsorted(end, plan.windows.start, side="right")
+        rows_per_batch = max(1, POSITIONS_PER_BATCH // row_length_for(limit))
+        for at in range(0, plan.rows, rows_per_batch):
+            rows = np.arange(at, min(at + rows_per_batch, plan.rows))
+            batch = collate(
+                encoded.columns, plan, rows, row_length_for(limit), self.model.config.columns, with_target=False
+            )
+            following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
+            last = (batch.document != following) & (batch.document != PADDING)
+            yield user_of[plan.pointer[rows[0]] : plan.pointer[rows[-1] + 1]], batch, last
+
+    @torch.no_grad()
+    def _run(self, batch: PackedBatch, select: torch.Tensor) -> Any:
+        device = self.model.device
+        inputs = {name: ids.to(device) for name, ids in batch.inputs.items()}
+        return self.model(
+            **inputs, document=batch.document.to(device), position=batch.position.to(device), select=select.to(device)
+        )
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
+    """Open a model folder; `device` defaults to a GPU where there is one.
+
+    Raises CheckpointError when the folder is not a model, or is damaged.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: not a model folder ({name} is missing); give the `model` folder of a run."
+            )
+    try:
+        model = BehaveGPTForBehaviorPrediction.from_pretrained(folder, local_files_only=True)
+        tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+    return Predictor(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)

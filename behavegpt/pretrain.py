@@ -1,0 +1,372 @@
+"""Pretraining from settings to a model folder: the composition that train.py and `behavegpt train` run.
+
+RUN/run.json       command, versions, seeds, data, parameters, result
+RUN/config.yaml    the settings, resolved
+RUN/log.jsonl      the journal
+RUN/ckpt/          checkpoints
+RUN/model/         weights, config and tokenizer: `behavegpt.load("RUN/model")`
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, field_validator
+
+import behavegpt
+from behavegpt.config import Settings, closest, dump_settings
+from behavegpt.console import progress as progress_bar
+from behavegpt.console import say
+from behavegpt.data.loader import TrainingBatches, row_length_for
+from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.losses import LossSettings, build_loss
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.model.attention import choose_backend
+from behavegpt.model.size import count_parameters
+from behavegpt.training.checkpoint import load_checkpoint, load_latest, refuse_mismatch
+from behavegpt.training.evaluate import evaluate
+from behavegpt.training.journal import Journal, run_lock
+from behavegpt.training.loop import Progress, Trainer, TrainSettings
+from behavegpt.training.optimizer import build_optimizer
+
+SHAPE = (
+    "embedding_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "head_size",
+    "max_length",
+    "position_encoding",
+    "dropout",
+    "initializer_range",
+    "history_head",
+    "tied_head",
+    "next_heads",
+)
+
+
+class DataSettings(Settings):
+    """Which prepared folder to train on."""
+
+    path: str = Field(description="folder written by `behavegpt prepare`")
+
+
+class PretrainSettings(Settings):
+    """One pretraining run."""
+
+    out: str = Field(description="run folder; made if absent")
+    data: DataSettings
+    model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig: " + ", ".join(SHAPE))
+    attention: str = Field("auto", description="auto, or a back end of model/attention.py")
+    loss: LossSettings = Field(default_factory=LossSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+
+    @field_validator("model")
+    @classmethod
+    def _known_shape(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # transformers accepts and saves any name
+        for name in value:
+            if name not in SHAPE:
+                raise ValueError(f"unknown setting {name!r}. {closest(name, SHAPE)}")
+        return value
+
+
+def model_config(settings: PretrainSettings, store: EventStore, tokenizer: EventTokenizer) -> BehaveGPTConfig:
+    """The model's shape for a prepared folder; raises ConfigError on a contradiction."""
+    try:
+        return BehaveGPTConfig(
+            field_sizes=store.field_sizes(),
+            num_behaviors=store.behaviors.classes,
+            behavior_is_event=store.schema.behavior_is_event,
+            tokenizer_hash=tokenizer.hash,
+            **settings.model,
+        )
+    except Exception as error:  # huggingface_hub wraps every violation in types of its own
+        raise ConfigError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
+
+
+def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
+    """Train a model and write RUN/model; returns RUN. Continues from the latest checkpoint with `resume`.
+
+    Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data, or a bad loss.
+    """
+    run = Path(settings.out)
+    accelerator = _accelerator(settings.train)
+    if not accelerator.is_main_process:
+        return _pretrain(settings, run, accelerator, resume)
+    run.mkdir(parents=True, exist_ok=True)
+    with run_lock(run):
+        return _pretrain(settings, run, accelerator, resume)
+
+
+def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, resume: bool) -> Path:
+    train = settings.train
+    store = open_store(settings.data.path)
+    if not store.manifest.split["events"][SPLITS["train"]]:
+        raise DataError(f"{settings.data.path}: no training events; prepare the data again with another --split.")
+    _refuse_used_folder(run, resume)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    precision = choose_precision(train.precision, accelerator.device)
+    tokenizer = EventTokenizer.from_store(store, int(settings.model.get("max_length", BehaveGPTConfig().max_length)))
+    config = model_config(settings, store, tokenizer)
+    torch.manual_seed(train.seed)
+    model = BehaveGPTForBehaviorPrediction(config)
+    chosen = choose_backend(accelerator.device, precision == "bf16")
+    model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
+    if train.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    fields = config.columns
+    batches = _batches(store, config, train, fields, accelerator.num_processes)
+    steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
+    loss = build_loss(settings.loss, torch.as_tensor(store.behaviors.counts)).to(accelerator.device)
+    optimizer = build_optimizer(
+        model, train.lr, train.weight_decay, train.betas, fused=accelerator.device.type in ("cpu", "cuda")
+    )
+    prepared = accelerator.prepare_model(model)
+    facts = _start_record(settings, store, model, steps, accelerator)
+    if accelerator.is_main_process:
+        _write_json(run / "run.json", facts)
+        _write_text(run / "config.yaml", dump_settings(settings))
+    with progress_bar("pretrain", steps) as show:
+        trainer = Trainer(
+            model=torch.compile(prepared) if train.compile else prepared,
+            loss=loss,
+            optimizer=optimizer,
+            batches=batches,
+            settings=train,
+            steps=steps,
+            accelerator=accelerator,
+            journal=Journal(run / "log.jsonl"),
+            checkpoints=run / "ckpt",
+            fingerprint=_fingerprint(store, tokenizer, config, settings),
+            validate=_validator(model, store, config, fields, precision, accelerator),
+            precision=precision,
+            on_step=_reporter(show),
+        )
+        if resume:
+            _resume(trainer, run)
+        progress = trainer.run()
+    if accelerator.is_main_process and progress.stopped != "signal":
+        _finish(run, trainer, tokenizer, facts)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if progress.stopped == "signal":
+        if accelerator.is_main_process:
+            say(f"stopped by a signal at step {progress.step}; saved. Go on with --resume.")
+        raise SystemExit(143)
+    return run
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """fp32 or bf16: `auto` takes bf16 autocast only where the device computes in it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "fp32"
+
+
+def _accelerator(train: TrainSettings) -> Accelerator:
+    trackers = []
+    if train.wandb:
+        _need_wandb()
+        trackers = ["wandb"]
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=trackers)
+    if trackers:
+        accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
+    return accelerator
+
+
+def _need_wandb() -> None:
+    import importlib.util
+
+    from behavegpt.errors import MissingExtraError
+
+    if importlib.util.find_spec("wandb") is None:
+        raise MissingExtraError("wandb", "wandb")
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    if not os.environ.get("WANDB_API_KEY") and "WANDB_MODE" not in os.environ and not netrc.exists():
+        os.environ["WANDB_MODE"] = "offline"
+        say("wandb: no key found, logging offline; send it later with: wandb sync wandb/offline-run-*")
+
+
+def _batches(
+    store: EventStore, config: BehaveGPTConfig, train: TrainSettings, fields: tuple[str, ...], world: int
+) -> TrainingBatches:
+    share = train.micro_batches * world
+    rows = -(-train.batch_events // row_length_for(config.max_length))
+    return TrainingBatches(
+        store,
+        max_length=config.max_length,
+        rows_per_step=-(-rows // share) * share,
+        seed=train.seed,
+        fields=fields,
+        next_fields=tuple(config.next_heads or ()),
+    )
+
+
+def _fingerprint(
+    store: EventStore, tokenizer: EventTokenizer, config: BehaveGPTConfig, settings: PretrainSettings
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued."""
+    shape = {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")}
+    return {
+        "data": {
+            "content_hash": store.manifest.content_hash,
+            "schema": store.schema.model_dump(mode="json"),
+            "vocabulary": {name: vocabulary.hash for name, vocabulary in tokenizer.vocabulary.items()},
+        },
+        "model": shape,
+        "loss": settings.loss.model_dump(mode="json"),
+        "train": {"seed": settings.train.seed, "batch_events": settings.train.batch_events},
+    }
+
+
+def _validator(
+    model: BehaveGPTForBehaviorPrediction,
+    store: EventStore,
+    config: BehaveGPTConfig,
+    fields: tuple[str, ...],
+    precision: str,
+    accelerator: Accelerator,
+) -> Callable[[], dict[str, float]]:
+    def validate() -> dict[str, float]:
+        metrics, cross_entropy = evaluate(
+            model,
+            store,
+            SPLITS["valid"],
+            max_length=config.max_length,
+            fields=fields,
+            precision=precision,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        figures = metrics.compute(torch.as_tensor(store.behaviors.counts))
+        names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
+        return {name: float(figures[name]) for name in names} | {"cross_entropy": cross_entropy}
+
+    return validate
+
+
+def _reporter(show: Callable[[int, str], None]) -> Callable[[int, dict[str, float]], None]:
+    rate = ""
+
+    def report(step: int, record: dict[str, float]) -> None:
+        nonlocal rate
+        if "events_per_second" in record:
+            rate = f"{record['events_per_second']:,.0f} events/s"
+        show(step, f"loss {record['cross_entropy']:.3f} · {rate}")
+
+    return report
+
+
+def _refuse_used_folder(run: Path, resume: bool) -> None:
+    used = (run / "ckpt").is_dir() and any((run / "ckpt").glob("step_*"))
+    if used and not resume:
+        raise CheckpointError(f"{run} holds a run already; go on with --resume, or choose another out=FOLDER.")
+
+
+def _resume(trainer: Trainer, run: Path) -> None:
+    checkpoint = load_latest(run / "ckpt")
+    if checkpoint is None:
+        trainer.journal.truncate_after(0)
+        return
+    refuse_mismatch(checkpoint.trainer["fingerprint"], trainer.fingerprint)
+    trainer.restore(checkpoint)
+    if trainer.accelerator.is_main_process:
+        say(f"resumed from step {trainer.progress.step}")
+
+
+def _finish(run: Path, trainer: Trainer, tokenizer: EventTokenizer, facts: dict[str, Any]) -> None:
+    """Write RUN/model from the best checkpoint, in one rename, and close run.json."""
+    progress: Progress = trainer.progress
+    bare = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if progress.best_step is not None and progress.best_step != progress.step:
+        bare.load_state_dict(load_checkpoint(run / "ckpt" / f"step_{progress.best_step:08d}").model)
+    save_model(bare, tokenizer, run / "model")
+    finished = datetime.datetime.now(datetime.UTC)
+    began = datetime.datetime.fromisoformat(facts["started"])
+    facts |= {
+        "finished": finished.isoformat(timespec="seconds"),
+        "seconds": round((finished - began).total_seconds(), 1),
+        "best_step": progress.best_step or progress.step,
+        "stopped": progress.stopped,
+    }
+    _write_json(run / "run.json", facts)
+
+
+def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, folder: Path) -> None:
+    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end."""
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+
+
+def _start_record(
+    settings: PretrainSettings,
+    store: EventStore,
+    model: BehaveGPTForBehaviorPrediction,
+    steps: int,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    import accelerate
+    import numpy
+    import transformers
+
+    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate, "numpy": numpy}
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": settings.model_dump(mode="json"),
+        "seed": settings.train.seed,
+        "versions": {"behavegpt": behavegpt.__version__, "python": platform.python_version()}
+        | {name: module.__version__ for name, module in libraries.items()},
+        "device": _device_name(accelerator),
+        "processes": accelerator.num_processes,
+        "parameters": count_parameters(model)["total"],
+        "parameters_by_part": count_parameters(model),
+        "steps": steps,
+        "data": {
+            "path": store.path.name,
+            "content_hash": store.manifest.content_hash,
+            "events": store.manifest.events,
+            "users": store.manifest.users,
+            "behaviors": store.behaviors.classes,
+        },
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished": None,
+        "seconds": None,
+    }
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,129 @@
+"""Score a model on a split: streamed, each target once, the same on one rank and several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from behavegpt.batch import IGNORED, PackedBatch
+from behavegpt.data.loader import evaluation_batches
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import EventStore
+from behavegpt.metrics.prediction import PredictionMetrics
+
+Forward = Callable[..., torch.Tensor]
+
+
+class ScoredBatch:
+    """Logits (N, K) and targets (N,) of one batch's scored positions, with their row ids (N,)."""
+
+    def __init__(self, logits: torch.Tensor, target: torch.Tensor, row: torch.Tensor) -> None:
+        self.logits, self.target, self.row = logits, target, row
+
+
+@torch.no_grad()
+def score(
+    model: torch.nn.Module,
+    store: EventStore,
+    split: int,
+    *,
+    max_length: int,
+    fields: tuple[str, ...],
+    positions_per_batch: int = 16384,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[ScoredBatch]:
+    """Float32 logits of this rank's share of a split's targets, in evaluation mode; the mode is restored after."""
+    device = device or next(model.parameters()).device
+    batches = evaluation_batches(
+        store,
+        split,
+        max_length=max_length,
+        rows_per_batch=max(1, positions_per_batch // max_length),
+        fields=fields,
+        rank=rank,
+        world=world,
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            moved = to_device(batch, device)
+            wanted = moved.target != IGNORED
+            with autocast(device, precision):
+                output = model(**moved.inputs, document=moved.document, position=moved.position, select=wanted)
+            yield ScoredBatch(output.logits.float(), moved.target[wanted], moved.row[wanted])
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    store: EventStore,
+    split: int,
+    *,
+    max_length: int,
+    fields: tuple[str, ...],
+    precision: str = "fp32",
+    prior_correction: float = 0.0,
+    rank: int = 0,
+    world: int = 1,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[PredictionMetrics, float]:
+    """Metrics over a split and the mean cross-entropy in nats; on several ranks every rank gets the whole result.
+
+    `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit adjustment).
+    Raises AssertionError unless the ranks together saw each target exactly once.
+    """
+    device = next(model.parameters()).device
+    metrics = PredictionMetrics(store.behaviors.classes, confusion=store.behaviors.classes <= 2048)
+    shift = torch.zeros(store.behaviors.classes, device=device)
+    if prior_correction:
+        counts = torch.as_tensor(store.behaviors.counts, dtype=torch.float32, device=device)
+        shift = prior_correction * torch.log((counts + 1) / (counts + 1).sum())
+    loss = torch.zeros(2, dtype=torch.float64)
+    seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids
+    for part in score(
+        model, store, split, max_length=max_length, fields=fields, precision=precision, rank=rank, world=world
+    ):
+        logits = part.logits - shift
+        metrics.update(logits, part.target)
+        loss[0] += F.cross_entropy(logits, part.target, reduction="sum").double().cpu()
+        loss[1] += len(part.target)
+        seen += torch.stack([torch.tensor(len(part.row)), part.row.sum().cpu()])
+        if on_batch:
+            on_batch(len(part.target))
+    if world > 1:
+        state = metrics.state().to(device)
+        reduced = [loss.to(device), seen.to(device)]
+        for tensor in (state, *reduced):
+            dist.all_reduce(tensor)
+        metrics.load_state(state.cpu())
+        loss, seen = (tensor.cpu() for tensor in reduced)
+    rows = target_rows(store, split)
+    assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"
+    return metrics, float(loss[0] / loss[1].clamp(min=1))
+
+
+def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """The batch on a device."""
+    if device.type == "cpu":
+        return batch
+    moved = {
+        name: {k: v.to(device, non_blocking=True) for k, v in value.items()}
+        if isinstance(value, dict)
+        else value.to(device, non_blocking=True)
+        for name, value in batch._asdict().items()
+    }
+    return PackedBatch(**moved)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    """bf16 autocast over fp32 weights, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,0 +1,28 @@
+"""Shared fixtures. Logs that may not be redistributed are looked for outside the project; tests skip without them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("globo.parquet")` is the file's path, or skips the test with a reason."""
+    folder = Path(os.environ.get("BEHAVEGPT_DATA", ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            pytest.skip(f"{name} is not redistributed with the project; set BEHAVEGPT_DATA to its folder")
+        return path
+
+    return find

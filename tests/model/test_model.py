@@ -1,0 +1,337 @@
+"""The model: packed = one at a time, GPT-2's arithmetic, and the traps of transformers 5."""
+
+from __future__ import annotations
+
+import ast
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model
+
+import behavegpt.model
+from behavegpt.batch import IGNORED, PADDING
+from behavegpt.losses import LossSettings, build_loss
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, BehaveGPTModel, head
+from behavegpt.model.size import count_parameters
+
+SIZES = {"location": 9, "weekday": 7, "slot": 48, "event": 22}
+VARIANTS = {
+    "paper": {"num_behaviors": 5},
+    "learned": {"num_behaviors": 5, "position_encoding": "learned"},
+    "history": {"num_behaviors": 5, "history_head": True},
+    "tied": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True},
+    "both": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True, "history_head": True},
+    "next": {"num_behaviors": 5, "next_heads": ["event", "location", "gap"]},
+}
+
+
+def make(variant: str = "paper", **more: object) -> BehaveGPTForBehaviorPrediction:
+    torch.manual_seed(0)
+    shape = {
+        "field_sizes": SIZES,
+        "embedding_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_length": 64,
+        "dropout": 0.0,
+    }
+    model = BehaveGPTForBehaviorPrediction(BehaveGPTConfig(**{**shape, **VARIANTS[variant], **more}))
+    with torch.no_grad():  # weights large enough that every part matters
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def histories(lengths: list[int], seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"input_ids": 22, "location_ids": 9, "weekday_ids": 7, "slot_ids": 48, "behavior_ids": 7}
+    return [{n: torch.randint(size, (1, k), generator=generator) for n, size in sizes.items()} for k in lengths]
+
+
+def packed(parts: list[dict[str, torch.Tensor]], row: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """All histories in one row with padding behind."""
+    used = sum(p["input_ids"].shape[1] for p in parts)
+    inputs = {n: F.pad(torch.cat([p[n] for p in parts], 1), (0, row - used)) for n in parts[0]}
+    document = torch.cat([torch.full_like(p["input_ids"], i) for i, p in enumerate(parts)], 1)
+    return inputs, F.pad(document, (0, row - used), value=PADDING)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_packed_equals_one_history_at_a_time(variant, backend):
+    model = make(variant)
+    model.set_attn_implementation(backend)
+    parts = histories([1, 17, 30, 2, 11])
+    inputs, document = packed(parts, 64)
+    together = model(**inputs, document=document).logits[:, : int((document >= 0).sum())]
+    alone = torch.cat([model(**p).logits for p in parts], 1)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    probe = torch.randn_like(alone)
+    names, weights = zip(*[(n, p) for n, p in model.named_parameters() if "next_heads" not in n], strict=True)
+    first = torch.autograd.grad((together * probe).sum(), weights)
+    second = torch.autograd.grad((alone * probe).sum(), weights)
+    for name, a, b in zip(names, first, second, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * (1 + b.abs().max()), name
+
+
+@pytest.mark.parametrize("variant", ["paper", "both", "history"])
+def test_neighbors_and_padding_change_nothing(variant):
+    model = make(variant).eval()
+    [mine] = histories([20], seed=1)
+    alone = model(**mine).logits
+    for seed in range(5):
+        inputs, document = packed([*histories([7, 13], seed=seed + 2), mine], 50 + seed)
+        torch.testing.assert_close(model(**inputs, document=document).logits[:, 20:40], alone, atol=1e-5, rtol=1e-5)
+    padded = {n: F.pad(v, (6, 0), value=1) for n, v in mine.items()}
+    mask = F.pad(torch.ones_like(mine["input_ids"]), (6, 0))
+    torch.testing.assert_close(model(**padded, attention_mask=mask).logits[:, 6:], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_future_changes_no_past_logit(variant):
+    model = make(variant).eval()
+    [mine] = histories([40], seed=3)
+    before = model(**mine).logits
+    for position in range(1, 40):
+        changed = {n: v.clone() for n, v in mine.items()}
+        for n, v in histories([40], seed=100 + position)[0].items():
+            changed[n][:, position:] = v[:, position:]
+        assert torch.equal(model(**changed).logits[:, :position], before[:, :position]), position
+
+
+def test_blocks_compute_what_gpt2_computes():
+    """With learned positions the transformer is GPT-2's (Radford et al. 2019), to rounding."""
+    model = make("learned").model.eval()
+    width = model.config.hidden_size
+    gpt2 = GPT2Model(GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=64, vocab_size=3, attn_pdrop=0.0)).eval()
+    state = {"wpe.weight": model.embedding.position.weight, "wte.weight": gpt2.wte.weight}
+    for i, b in enumerate(model.blocks):
+        a = b.attention
+        qkv = [a.q_proj, a.k_proj, a.v_proj]
+        state |= {
+            f"h.{i}.ln_1.weight": b.attention_norm.weight,
+            f"h.{i}.ln_1.bias": b.attention_norm.bias,
+            f"h.{i}.attn.c_attn.weight": torch.cat([p.weight.T for p in qkv], 1),
+            f"h.{i}.attn.c_attn.bias": torch.cat([p.bias for p in qkv]),
+            f"h.{i}.attn.c_proj.weight": a.o_proj.weight.T,
+            f"h.{i}.attn.c_proj.bias": a.o_proj.bias,
+            f"h.{i}.ln_2.weight": b.mlp_norm.weight,
+            f"h.{i}.ln_2.bias": b.mlp_norm.bias,
+            f"h.{i}.mlp.c_fc.weight": b.mlp_in.weight.T,
+            f"h.{i}.mlp.c_fc.bias": b.mlp_in.bias,
+            f"h.{i}.mlp.c_proj.weight": b.mlp_out.weight.T,
+            f"h.{i}.mlp.c_proj.bias": b.mlp_out.bias,
+        }
+    state |= {"ln_f.weight": model.norm.weight, "ln_f.bias": model.norm.bias}
+    gpt2.load_state_dict(state)
+    [mine] = histories([50])
+    tables = model.embedding.tables
+    x = torch.cat([tables[f](mine["input_ids" if f == "event" else f"{f}_ids"]) for f in SIZES], -1)
+    ours = model(**mine).last_hidden_state
+    torch.testing.assert_close(ours, gpt2(inputs_embeds=x).last_hidden_state, atol=2e-5, rtol=1e-5)
+
+
+def test_history_features_against_counting():
+    """Each feature is the log of one plus a count that a loop makes."""
+    model = make("history")
+    lengths = [5, 23, 1, 12]
+    parts = histories(lengths, seed=5)
+    inputs, document = packed(parts, 48)
+    select = document >= 0
+    found = model.history(inputs["input_ids"], inputs["behavior_ids"], inputs["slot_ids"], 48, document, select)
+    dense = torch.zeros(len(found.features), 5, 4).scatter_add(
+        1, found.classes[..., None].expand(-1, -1, 4), found.features
+    )
+    row = 0
+    for part in parts:
+        event, behavior, slot = (part[n][0].tolist() for n in ("input_ids", "behavior_ids", "slot_ids"))
+        for t in range(len(event)):
+            want = torch.zeros(5, 4)
+            for s in range(t + 1):
+                if behavior[s] < 2:
+                    continue
+                gap = abs(slot[t] - slot[s])
+                near = min(gap, 48 - gap) <= 2  # an hour is two slots
+                follows = s > 0 and event[s - 1] == event[t]
+                want[behavior[s] - 2] += torch.tensor([1.0, math.exp((s - t) / 8), float(follows), float(near)])
+            torch.testing.assert_close(dense[row], want.log1p())
+            row += 1
+
+
+@pytest.mark.parametrize("variant", ["both", "paper", "next"])
+def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
+    model = make(variant)
+    inputs, document = packed(histories([30, 34]), 64)
+    classes = model.config.num_behaviors
+    labels = torch.randint(classes, document.shape)
+    labels[:, ::5] = IGNORED
+    sizes = {"event": 22, "location": 9, "gap": 56}
+    following = {n: torch.randint(sizes[n], document.shape) for n in model.config.next_heads}
+    criterion = build_loss(LossSettings(name="balanced_softmax"), torch.arange(1, classes + 1))
+
+    def run():
+        model.zero_grad()
+        out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
+        out.loss.backward()
+        return out, [p.grad.clone() for p in model.parameters()]
+
+    whole, expected = run()
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 7 * classes)
+    chunked, found = run()
+    torch.testing.assert_close(chunked.loss, whole.loss)
+    torch.testing.assert_close(chunked.class_loss, whole.class_loss)
+    assert torch.equal(chunked.class_count, whole.class_count)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_save_and_load_keep_every_weight_and_the_field_order(variant, tmp_path):
+    model = make(variant).eval()
+    model.save_pretrained(tmp_path)
+    again = BehaveGPTForBehaviorPrediction.from_pretrained(tmp_path).eval()
+    assert list(again.config.field_sizes) == list(SIZES)
+    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    [mine] = histories([20])
+    assert torch.equal(model(**mine).logits, again(**mine).logits)
+    body = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(body, BehaveGPTModel)
+    assert torch.equal(body.eval()(**mine).last_hidden_state, model(**mine).last_hidden_state)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), BehaveGPTConfig)
+
+
+def test_there_is_no_buffer_that_loading_could_leave_uninitialized():
+    for variant in VARIANTS:
+        assert not list(make(variant).named_buffers())
+
+
+def test_initialization_reaches_every_parameter():
+    model = BehaveGPTForBehaviorPrediction(BehaveGPTConfig(field_sizes=SIZES, embedding_size=64, num_behaviors=50))
+    for name, parameter in model.named_parameters():
+        std = float(parameter.float().std())
+        if "norm" in name:
+            assert torch.equal(
+                parameter, torch.ones_like(parameter) if "weight" in name else torch.zeros_like(parameter)
+            )
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            small = "o_proj" in name or "mlp_out" in name
+            assert std == pytest.approx(0.02 / (math.sqrt(24) if small else 1), rel=0.2), name
+
+
+def test_the_model_folder_stands_alone():
+    """`save_pretrained` with code copies siblings only: nothing else of the package may be imported."""
+    for path in Path(behavegpt.model.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert not name.startswith("behavegpt") or name.startswith("behavegpt.model"), (path.name, name)
+
+
+@pytest.mark.parametrize(
+    "shape,message",
+    [
+        ({"num_attention_heads": 5}, "multiple of"),
+        ({"position_encoding": "sinus"}, "position_encoding"),
+        ({"tied_head": True}, "tied_head needs behavior_is_event"),
+        ({"behavior_is_event": True}, "behavior_is_event needs"),
+        ({"next_heads": ["weather"]}, "next_heads"),
+        ({"field_sizes": {"slot": 48}}, "event"),
+    ],
+)
+def test_contradictions_are_refused(shape, message):
+    with pytest.raises(Exception, match=message):
+        make(**shape)
+
+
+def test_a_key_value_cache_is_refused():
+    [mine] = histories([5])
+    with pytest.raises(ValueError, match="cache"):
+        make()(**mine, use_cache=True)
+
+
+def test_missing_inputs_are_named():
+    [mine] = histories([5])
+    with pytest.raises(ValueError, match="'slot'"):
+        make()(**{n: v for n, v in mine.items() if n != "slot_ids"})
+    with pytest.raises(ValueError, match="behavior_ids"):
+        make("history")(**{n: v for n, v in mine.items() if n != "behavior_ids"})
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    parts, document = packed(histories([30, 20]), 64)
+    found = []
+    for checkpointing in (False, True):
+        model = make().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**parts, document=document).logits.square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_bf16_autocast_keeps_fp32_weights_and_gradients():
+    model = make("both")
+    [mine] = histories([30])
+    exact = model(**mine).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(**mine).logits
+        rough.float().square().sum().backward()
+    assert {p.dtype for p in model.parameters()} == {torch.float32} == {p.grad.dtype for p in model.parameters()}
+    assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_trainer_style_labels_give_the_mean_loss():
+    model = make()
+    [mine] = histories([12])
+    labels = torch.randint(5, (1, 12))
+    labels[0, 3] = IGNORED
+    out = model(**mine, labels=labels)
+    kept = labels != IGNORED
+    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[kept], labels[kept]))
+    torch.testing.assert_close(model(**mine, labels=labels, num_items_in_batch=22).loss, out.loss * 11 / 22)
+
+
+def test_selected_positions_are_the_rows_of_the_whole():
+    model = make("both").eval()
+    inputs, document = packed(histories([12, 9]), 32)
+    select = torch.rand(document.shape) < 0.4
+    whole = model(**inputs, document=document).logits
+    torch.testing.assert_close(model(**inputs, document=document, select=select).logits, whole[select])
+
+
+def test_parameters_are_counted_by_part():
+    counts = count_parameters(make("both"))
+    model = make("both")
+    assert counts["embeddings"] == sum(SIZES.values()) * 8
+    assert counts["total"] == sum(p.numel() for p in model.parameters())
+    paper = BehaveGPTConfig(field_sizes={"location": 2000, "weekday": 7, "slot": 48, "event": 116}, num_behaviors=39)
+    with torch.device("meta"):
+        size = count_parameters(BehaveGPTForBehaviorPrediction(paper))
+    assert size["blocks"] / 1e6 == pytest.approx(151.2, abs=0.1), "12 layers of width 1024"
+    assert size["head"] / 1e6 == pytest.approx(1.1, abs=0.05)
+
+
+def test_hidden_states_on_request():
+    out = make()(**histories([5])[0], output_hidden_states=True)
+    assert [tuple(h.shape) for h in out.hidden_states] == [(1, 5, 32)] * 3
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager():
+    model = make("both").eval()
+    [mine] = histories([30])
+    torch.testing.assert_close(torch.compile(model)(**mine).logits, model(**mine).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, behavegpt, behavegpt.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
