@@ -23,9 +23,9 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import CheckpointError, DataError
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.predictor import Predictor
-from behavegpt.training.evaluate import evaluate
+from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
-TOP_FAMILIES = 15  # behaviors of the confusion table
+TOP_BEHAVIORS = 15  # of the confusion table
 EXAMPLES = 5
 
 
@@ -60,14 +60,16 @@ def compare(
         )
     if baselines:
         scored |= score_baselines(store, split)
-    train_counts = torch.as_tensor(store.behaviors.counts)
-    models = {name: metrics.compute(train_counts) for name, metrics in scored.items()}
+    models = {name: metrics.compute(store.behaviors.counts) for name, metrics in scored.items()}
     models["behavegpt"] |= extra
     result = {"models": models, "rows": rows, "protocol": _protocol(predictor, store, split, prior_correction)}
     out.parent.mkdir(parents=True, exist_ok=True)
     _write_json(out, result)
     _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
-    _write_json(out.parent / "confusion.json", scored["behavegpt"].confusion(TOP_FAMILIES, _labels(store)))
+    if store.behaviors.classes <= CONFUSION_CLASSES:
+        top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
+        names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
+        _write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
     _write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
     return result
 
@@ -76,7 +78,7 @@ def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, Predic
     """Metrics of each count baseline on the same rows; they see the user's whole past."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
-    fitted = counts.fit(store)
+    fitted = counts.tune(counts.fit(store), store)
     for name, model in fitted.items():
         metrics = PredictionMetrics(store.behaviors.classes)
         with progress(f"evaluate {name}", len(rows)) as show:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.data.loader import row_length_for
@@ -83,7 +84,7 @@ class Predictor:
         top = min(top_k, behaviors.classes)
         chosen = np.zeros((len(encoded.users), top), np.int64)
         probabilities = np.zeros((len(encoded.users), top), np.float32)
-        counts = torch.as_tensor(behaviors.counts, dtype=torch.float32) + 1
+        counts = torch.tensor(behaviors.counts, dtype=torch.float32) + 1
         shift = prior_correction * torch.log(counts / counts.sum())
         done = 0
         for users, batch, last in self._batches(encoded):
@@ -154,6 +155,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
             raise CheckpointError(
                 f"{folder}: not a model folder ({name} is missing); give the `model` folder of a run."
             )
+    disable_progress_bar()
     try:
         model = BehaveGPTForBehaviorPrediction.from_pretrained(folder, local_files_only=True)
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)

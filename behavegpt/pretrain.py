@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from pydantic import Field, field_validator
+from transformers.utils.logging import disable_progress_bar
 
 import behavegpt
 from behavegpt.config import Settings, closest, dump_settings
@@ -125,6 +126,7 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     config = model_config(settings, store, tokenizer)
     torch.manual_seed(train.seed)
     model = BehaveGPTForBehaviorPrediction(config)
+    model.head.set_prior(torch.tensor(store.behaviors.counts))
     chosen = choose_backend(accelerator.device, precision == "bf16")
     model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
     if train.activation_checkpointing:
@@ -132,7 +134,7 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     fields = config.columns
     batches = _batches(store, config, train, fields, accelerator.num_processes)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
-    loss = build_loss(settings.loss, torch.as_tensor(store.behaviors.counts)).to(accelerator.device)
+    loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts)).to(accelerator.device)
     optimizer = build_optimizer(
         model, train.lr, train.weight_decay, train.betas, fused=accelerator.device.type in ("cpu", "cuda")
     )
@@ -181,12 +183,10 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def _accelerator(train: TrainSettings) -> Accelerator:
-    trackers = []
     if train.wandb:
         _need_wandb()
-        trackers = ["wandb"]
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=trackers)
-    if trackers:
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with="wandb" if train.wandb else None)
+    if train.wandb:
         accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
     return accelerator
 
@@ -255,9 +255,9 @@ def _validator(
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        figures = metrics.compute(torch.as_tensor(store.behaviors.counts))
+        figures = metrics.compute(store.behaviors.counts)
         names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
-        return {name: float(figures[name]) for name in names} | {"cross_entropy": cross_entropy}
+        return {name: figures[name] for name in names if figures[name] is not None} | {"cross_entropy": cross_entropy}
 
     return validate
 
@@ -311,6 +311,7 @@ def _finish(run: Path, trainer: Trainer, tokenizer: EventTokenizer, facts: dict[
 
 def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, folder: Path) -> None:
     """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end."""
+    disable_progress_bar()  # transformers shows one for writing a file
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import read_events
+from behavegpt.data.sources import check_columns, find_logs
+from behavegpt.data.events import read_events
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 
@@ -77,26 +80,27 @@ class EventTokenizer(FeatureExtractionMixin):
 
         Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and counted.
         """
-        table = read_events(events, self.event_schema)
+        logs = find_logs(events)
+        present = {field for field, column in self.event_schema.label_columns.items() if column in logs.columns}
+        read = read_events(events, self.event_schema, fields=present)
         columns: dict[str, np.ndarray] = {}
         unknown = {}
         for name, vocabulary in self.vocabulary.items():
-            if name not in table.events.column_names:  # a log to predict from need not hold the behavior
-                columns[name] = np.full(table.events.num_rows, UNKNOWN, np.int64)
-                continue
-            columns[name] = vocabulary.encode(table.events[name])
-            unknown[name] = int((columns[name] == UNKNOWN).sum())
+            if name not in present and name not in ("event", "behavior"):
+                check_columns(logs, {name: self.event_schema.label_columns[name]})
+            if name in present:
+                columns[name] = vocabulary.encode(read.table[name])
+                unknown[name] = int((columns[name] == UNKNOWN).sum())
+            else:  # a log to predict from need not tell the behavior
+                columns[name] = np.full(read.table.num_rows, UNKNOWN, np.int64)
         columns.setdefault("behavior", columns["event"])
         for name in ("weekday", "slot"):
-            columns[name] = np.asarray(table.events[name], np.int64)
-        columns["time"] = np.asarray(table.events["time"], np.int64) // 1_000_000
-        users = table.events["user"].combine_chunks()
-        begins = np.flatnonzero(np.r_[True, np.asarray(users[1:].to_numpy(False) != users[:-1].to_numpy(False))])
-        if len(users) == 0:
-            begins = np.zeros(0, np.int64)
-        return EncodedHistories(
-            users.take(pa.array(begins)), np.r_[begins, len(users)].astype(np.int64), columns, unknown, table.rejected
-        )
+            columns[name] = read.table[name].to_numpy().astype(np.int64)
+        columns["time"] = read.table["time"].to_numpy() // 1_000_000
+        users = pc.run_end_encode(read.table["user"].combine_chunks())  # sorted by user: one run each
+        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)
+        reasons = collections.Counter(read.rejects["reason"].to_pylist())
+        return EncodedHistories(users.values.cast(pa.string()), offsets, columns, unknown, dict(reasons))
 
     def labels(self, classes: np.ndarray) -> np.ndarray:
         """Behavior labels (object array of the same shape) of classes."""

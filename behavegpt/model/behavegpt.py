@@ -7,6 +7,7 @@ This folder imports nothing but torch and transformers, so that it can be saved 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from behavegpt.model.attention import BACKENDS, plan_attention
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
-from behavegpt.model.head import History, HistoryFeatures, PredictionHead, head_loss
+from behavegpt.model.head import History, HistoryFeatures, HistoryGate, PredictionHead, head_loss
 
 IGNORED = -100
 
@@ -61,8 +62,12 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
             init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
+            return
+        super()._init_weights(module)
+        if isinstance(module, HistoryGate):
+            init.constant_(module.gate.bias, HistoryGate.START)
+            init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))
+            init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
 
 
 class BehaveGPTModel(BehaveGPTPreTrainedModel):

@@ -19,7 +19,7 @@ CHUNK_ELEMENTS = 1 << 22  # logits held at once while training; more are made an
 class History(NamedTuple):
     """What the predicted positions know of the user's past, without any parameter."""
 
-    features: torch.Tensor  # (N, R, J) log1p counts, at the first occurrence of each behavior in the row, else 0
+    counts: torch.Tensor  # (N, R, J) at the first occurrence of each behavior in the history, else 0
     classes: torch.Tensor  # (N, R) int64 behavior class at each position of the row
 
 
@@ -28,11 +28,11 @@ class HistoryFeatures(nn.Module):
 
     For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 4 counts:
     (0) of b so far; (1) the same, decayed by exp(-(t - s) / 8); (2) of b right after an event equal to the event at
-    t; (3) of b within an hour of the day around that of t. Each enters the logits of b as log1p, gated by the
-    hidden state. Only (t, s) pairs are formed, so the cost does not depend on K.
+    t; (3) of b within an hour of the day around that of t. Only (t, s) pairs are formed, so the cost does not depend
+    on K.
     """
 
-    FEATURES = 4
+    COUNTS = 4
     DECAY = 8.0  # events
     HOUR = 1 / 24  # of a day
 
@@ -65,9 +65,31 @@ class HistoryFeatures(nn.Module):
         )
         equal = same.float()
         shown = (past & first[:, None])[select]  # (N, R)
-        features = torch.stack([torch.log1p(w @ equal)[select] * shown for w in weights], dim=-1)
+        counts = torch.stack([(w @ equal)[select] * shown for w in weights], dim=-1)
         classes = (behavior - SPECIAL_IDS).clamp(min=0)
-        return History(features, classes[:, None].expand(-1, length, -1)[select])
+        return History(counts, classes[:, None].expand(-1, length, -1)[select])
+
+
+class HistoryGate(nn.Module):
+    """What the user's counts c_j(b) add to the logit of b: sum_j g_j(h) * log(1 + c_j(b) * exp(a_j) / prior(b)).
+
+    With one gate at 1 and the others at 0 this is the smoothed frequency (c + w * prior) / (n + w), w = exp(-a), of a
+    count model; the gates, linear in the hidden state, say which counts matter now.
+    """
+
+    START = 0.25  # of each gate: their geometric mean
+    PSEUDO_EVENTS = 10.0  # w at the start
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, HistoryFeatures.COUNTS)
+        self.log_scale = nn.Parameter(torch.empty(HistoryFeatures.COUNTS))
+        self.register_buffer("log_prior", torch.empty(config.num_behaviors))
+
+    def forward(self, hidden: torch.Tensor, history: History) -> torch.Tensor:
+        """hidden (N, C) -> (N, R) to be added to the logits of `history.classes`."""
+        scale = torch.exp(self.log_scale - self.log_prior[history.classes][..., None])  # (N, R, J)
+        return (torch.log1p(history.counts * scale) * self.gate(hidden)[:, None]).sum(-1)
 
 
 class PredictionHead(nn.Module):
@@ -79,7 +101,7 @@ class PredictionHead(nn.Module):
         self.dense = nn.Linear(width, hidden)
         self.activation = nn.GELU(approximate="tanh")
         self.projection = nn.Linear(hidden, config.num_behaviors)
-        self.history_gate = nn.Linear(width, HistoryFeatures.FEATURES) if config.history_head else None
+        self.history_gate = HistoryGate(config) if config.history_head else None
         self.tied_projection = nn.Linear(width, config.embedding_size) if config.tied_head else None
 
     def forward(
@@ -90,9 +112,17 @@ class PredictionHead(nn.Module):
         if self.tied_projection is not None and event_table is not None:
             logits = logits + self.tied_projection(hidden) @ event_table.T
         if self.history_gate is not None and history is not None:
-            added = (history.features.to(hidden.dtype) * self.history_gate(hidden)[:, None]).sum(-1)  # (N, R)
-            logits = logits.scatter_add(1, history.classes, added.to(logits.dtype))
+            logits = logits.scatter_add(1, history.classes, self.history_gate(hidden, history).to(logits.dtype))
         return logits
+
+    @torch.no_grad()
+    def set_prior(self, counts: torch.Tensor) -> None:
+        """Start from the training frequencies (K,): bias of the logits, and what the history is compared with."""
+        smoothed = counts.to(self.projection.bias) + 0.5
+        log_prior = torch.log(smoothed / smoothed.sum())
+        self.projection.bias.copy_(log_prior)
+        if self.history_gate is not None:
+            self.history_gate.log_prior.copy_(log_prior)
 
 
 class HeadLoss(NamedTuple):
@@ -155,7 +185,7 @@ class _ChunkedLoss(torch.autograd.Function):
             part = slice(at, at + rows)
             with torch.enable_grad():
                 piece = hidden[part].detach().requires_grad_()
-                past = None if history is None else History(history.features[part], history.classes[part])
+                past = None if history is None else History(history.counts[part], history.classes[part])
                 per_event = criterion.per_event(head(piece, past), target[part])
                 loss = (criterion.weight(target[part]) * per_event).sum()
             hidden_gradient[part], *found = torch.autograd.grad(loss, [piece, *wanted], allow_unused=True)

@@ -15,7 +15,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
 from behavegpt.metrics.prediction import PredictionMetrics
 
-Forward = Callable[..., torch.Tensor]
+CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
 
 
 class ScoredBatch:
@@ -82,10 +82,10 @@ def evaluate(
     Raises AssertionError unless the ranks together saw each target exactly once.
     """
     device = next(model.parameters()).device
-    metrics = PredictionMetrics(store.behaviors.classes, confusion=store.behaviors.classes <= 2048)
+    metrics = PredictionMetrics(store.behaviors.classes, confusion=store.behaviors.classes <= CONFUSION_CLASSES)
     shift = torch.zeros(store.behaviors.classes, device=device)
     if prior_correction:
-        counts = torch.as_tensor(store.behaviors.counts, dtype=torch.float32, device=device)
+        counts = torch.tensor(store.behaviors.counts, dtype=torch.float32, device=device)
         shift = prior_correction * torch.log((counts + 1) / (counts + 1).sum())
     loss = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids

@@ -137,15 +137,15 @@ def test_blocks_compute_what_gpt2_computes():
 
 
 def test_history_features_against_counting():
-    """Each feature is the log of one plus a count that a loop makes."""
+    """Each count against a loop."""
     model = make("history")
     lengths = [5, 23, 1, 12]
     parts = histories(lengths, seed=5)
     inputs, document = packed(parts, 48)
     select = document >= 0
     found = model.history(inputs["input_ids"], inputs["behavior_ids"], inputs["slot_ids"], 48, document, select)
-    dense = torch.zeros(len(found.features), 5, 4).scatter_add(
-        1, found.classes[..., None].expand(-1, -1, 4), found.features
+    dense = torch.zeros(len(found.counts), 5, 4).scatter_add(
+        1, found.classes[..., None].expand(-1, -1, 4), found.counts
     )
     row = 0
     for part in parts:
@@ -159,7 +159,7 @@ def test_history_features_against_counting():
                 near = min(gap, 48 - gap) <= 2  # an hour is two slots
                 follows = s > 0 and event[s - 1] == event[t]
                 want[behavior[s] - 2] += torch.tensor([1.0, math.exp((s - t) / 8), float(follows), float(near)])
-            torch.testing.assert_close(dense[row], want.log1p())
+            torch.testing.assert_close(dense[row], want)
             row += 1
 
 
@@ -208,19 +208,41 @@ def test_save_and_load_keep_every_weight_and_the_field_order(variant, tmp_path):
 
 def test_there_is_no_buffer_that_loading_could_leave_uninitialized():
     for variant in VARIANTS:
-        assert not list(make(variant).named_buffers())
+        model = make(variant)
+        assert {name for name, _ in model.named_buffers()} <= set(model.state_dict())
+
+
+def test_a_gate_of_one_is_the_smoothed_frequency_of_a_count_model():
+    model = make("history").head
+    counts = torch.tensor([50, 30, 15, 4, 1])
+    model.set_prior(counts)
+    prior = (counts + 0.5) / (counts + 0.5).sum()
+    torch.nn.init.zeros_(model.dense.weight), torch.nn.init.zeros_(model.projection.weight)
+    torch.nn.init.zeros_(model.dense.bias), torch.nn.init.zeros_(model.history_gate.gate.weight)
+    model.history_gate.gate.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    model.history_gate.log_scale.data.fill_(-math.log(8.0))
+    seen = torch.tensor([2.0, 0.0, 5.0, 1.0, 0.0])
+    history = head.History(seen[None, :, None].expand(1, 5, 4), torch.arange(5)[None])
+    found = model(torch.randn(1, 32), history).softmax(-1)[0]
+    torch.testing.assert_close(found, (seen + 8 * prior) / (8 + 8))
 
 
 def test_initialization_reaches_every_parameter():
-    model = BehaveGPTForBehaviorPrediction(BehaveGPTConfig(field_sizes=SIZES, embedding_size=64, num_behaviors=50))
+    model = BehaveGPTForBehaviorPrediction(
+        BehaveGPTConfig(field_sizes=SIZES, embedding_size=64, num_behaviors=50, history_head=True)
+    )
     for name, parameter in model.named_parameters():
         std = float(parameter.float().std())
         if "norm" in name:
             assert torch.equal(
                 parameter, torch.ones_like(parameter) if "weight" in name else torch.zeros_like(parameter)
             )
+        elif name.endswith("history_gate.gate.bias"):
+            assert (parameter == 0.25).all()
         elif name.endswith("bias"):
             assert not parameter.any(), name
+        elif name.endswith("log_scale"):
+            assert torch.allclose(parameter, torch.tensor(10.0).log().neg())
         else:
             small = "o_proj" in name or "mlp_out" in name
             assert std == pytest.approx(0.02 / (math.sqrt(24) if small else 1), rel=0.2), name

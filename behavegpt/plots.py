@@ -1,0 +1,268 @@
+"""Figures of a run, drawn from its result files alone: one function per figure, each writes one PNG and returns it.
+
+RUN/log.jsonl -> loss.png        RUN/eval/metrics.json -> recall_by_decile.png
+RUN/eval/confusion.json -> confusion.png        RUN/eval/per_behavior.csv -> per_behavior.png
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from behavegpt.errors import DataError
+from behavegpt.training.journal import read_journal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MODEL = "behavegpt"
+# Okabe and Ito: told apart by people with any color vision; blue is the model's in every figure.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+OTHERS = (ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#B8A800", "#9aa5ad")
+INK, GRID = "#333333", "#dddddd"
+MARKERS = ("s", "^", "D", "v", "P", "X", "*")
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans")
+STYLE = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "text.parse_math": False,  # a label may hold a dollar sign
+}
+
+
+def draw_all(run: Path) -> list[Path]:
+    """Draw into RUN/figs every figure whose result file is there; returns their paths in the order of a report."""
+    figures: list[tuple[str, str, Callable[[Path, Path], Path]]] = [
+        ("log.jsonl", "loss.png", loss_curve),
+        ("eval/metrics.json", "recall_by_decile.png", recall_by_decile),
+        ("eval/per_behavior.csv", "per_behavior.png", per_behavior),
+        ("eval/confusion.json", "confusion.png", confusion),
+    ]
+    return [draw(run / source, run / "figs" / name) for source, name, draw in figures if (run / source).is_file()]
+
+
+def loss_curve(log: Path, out: Path) -> Path:
+    """Cross-entropy over training (left) and the validation figures (right), by optimizer step, from log.jsonl."""
+    records = read_journal(log)
+    train, valid = ([r for r in records if r.get("kind") == kind] for kind in ("train", "valid"))
+    with _figure(out, (8.2, 3.5), columns=2) as (_, (left, right)):
+        steps, entropy = _series(train, "cross_entropy")
+        left.plot(steps, entropy, color=BLUE, alpha=0.3, linewidth=1)
+        left.plot(steps, _smooth(entropy), color=BLUE, label="training")
+        left.plot(*_series(valid, "cross_entropy"), color=ORANGE, marker="s", markersize=4, label="validation")
+        left.set(title="Cross-entropy", xlabel="optimizer step", ylabel="nats per event")
+        names = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
+        for (key, label), color, marker in zip(names.items(), (BLUE, VERMILION, GREEN), "os^", strict=True):
+            right.plot(*_series(valid, key), color=color, marker=marker, markersize=4, label=label)
+        right.set(title="Validation", xlabel="optimizer step", ylabel="share (0 to 1)")
+        for axes in (left, right):
+            _legend_below(axes)
+    return out
+
+
+def recall_by_decile(metrics: Path, out: Path) -> Path:
+    """Macro recall of ten groups of behaviors, most to least frequent in training, one line a model."""
+    models = read_json(metrics, "models")["models"]
+    with _figure(out, (8, 4.2)) as (_, (axes,)):
+        for name, color, marker in styled(models):
+            values = [np.nan if v is None else v for v in models[name].get("recall_by_decile", [])]
+            ours = name == MODEL
+            axes.plot(
+                np.arange(1, len(values) + 1),
+                values,
+                color=color,
+                marker=marker,
+                markersize=6 if ours else 4,
+                linewidth=2.8 if ours else 1.3,
+                zorder=3 if ours else 2,
+                label=title_of(name),
+            )
+        axes.set(
+            title="Recall from frequent to rare behaviors",
+            xlabel="tenth of the behaviors by training count (1: most frequent, 10: rarest)",
+            ylabel="macro recall",
+            xticks=range(1, 11),
+        )
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return out
+
+
+def confusion(counts: Path, out: Path) -> Path:
+    """Share of each true behavior (row) that was predicted as each behavior (column), in percent."""
+    table = read_json(counts, "labels", "counts")
+    labels = [short(label) for label in table["labels"]]
+    matrix = np.asarray(table["counts"], dtype=np.float64)
+    total = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(100 * matrix, total, out=np.zeros_like(matrix), where=total > 0)
+    side = 2.6 + 0.42 * len(labels)
+    with _figure(out, (side + 0.6, side)) as (_, (axes,)):
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        axes.grid(False)
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.5:
+                color = "white" if value > 45 else INK
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
+        places = range(len(labels))
+        axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+        counted = [f"{label}  ({int(n):,})" for label, n in zip(labels, total[:, 0], strict=True)]
+        axes.set_yticks(places, counted, fontsize=8.5)
+        axes.set(xlabel="predicted", ylabel="true (events)", title="Where predictions go (% of each true behavior)")
+        axes.title.set_horizontalalignment("left")
+    return out
+
+
+def per_behavior(table: Path, out: Path) -> Path:
+    """Recall of each behavior by its training count: the model and the baseline with the best macro recall."""
+    rows = [row for row in read_per_behavior(table) if row["support"] > 0]
+    baseline = best_baseline(rows)
+    with _figure(out, (8, 4.2)) as (_, (axes,)):
+        for name, color, marker in ((baseline, ORANGE, "s"), (MODEL, BLUE, "o")):
+            ours = [row for row in rows if row["model"] == name]
+            if not ours:
+                continue
+            count = np.maximum([row["train_count"] for row in ours], 1)
+            recall = np.array([row["recall"] for row in ours])
+            axes.scatter(count, recall, s=16, color=color, marker=marker, alpha=0.45, linewidths=0)
+            axes.plot(*_binned(count, recall), color=color, marker=marker, markersize=5, label=title_of(str(name)))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        axes.set(
+            title="Recall of each behavior by its training count (lines: means)",
+            xlabel="events of the behavior in training (log scale)",
+            ylabel="recall",
+        )
+        axes.set_ylim(-0.02, 1.02)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, reverse=True)
+    return out
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """A result file with the keys `needed`; raises DataError naming it when it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); evaluate the run again to write it anew.") from None
+    missing = [key for key in needed if not isinstance(value, dict) or key not in value]
+    if missing or not isinstance(value, dict):
+        raise DataError(f"{path}: is no object with {missing or 'keys'}; evaluate the run again to write it anew.")
+    return value
+
+
+def read_per_behavior(path: Path) -> list[dict[str, Any]]:
+    """Rows of per_behavior.csv, figures as floats; raises DataError naming the file when it is damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        texts = ("model", "behavior")
+        return [{k: v if k in texts else float(v) for k, v in row.items()} for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); evaluate the run again to write it anew.") from None
+
+
+def best_baseline(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The model other than ours with the best mean recall over the rows; None without one."""
+    recall: dict[str, list[float]] = {}
+    for row in rows:
+        recall.setdefault(row["model"], []).append(row["recall"])
+    recall.pop(MODEL, None)
+    return max(recall, key=lambda name: float(np.mean(recall[name])), default=None)
+
+
+def styled(names: Sequence[str] | dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(name, color, marker), ours first; the same baseline looks the same whenever the same ones are shown."""
+    others = [name for name in names if name != MODEL]
+    if MODEL in names:
+        yield MODEL, BLUE, "o"
+    for index, name in enumerate(others):
+        yield name, OTHERS[index % len(OTHERS)], MARKERS[index % len(MARKERS)]
+
+
+def title_of(name: str) -> str:
+    """A model's name for people."""
+    return "BehaveGPT" if name == MODEL else name.replace("_", " ")
+
+
+def short(label: object, length: int = 22) -> str:
+    """A label on one line and cut to `length` characters."""
+    text = " ".join(str(label).split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+@contextmanager
+def _figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure in the house style with its axes; written to `out` in one rename. The caller's settings stay as is."""
+    import matplotlib as mpl
+    from matplotlib import font_manager
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    installed = set(font_manager.get_font_names())
+    family = [name for name in FONTS if name in installed]
+    style: Any = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
+    with mpl.rc_context(style | STYLE | {"font.family": family}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it; the tables show the text
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(1, columns, squeeze=False)[0]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{out.name}.tmp")
+        figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
+        os.replace(temporary, out)
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1.2, handlelength=1.6)
+
+
+def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have `key`."""
+    found = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+    steps, values = zip(*found, strict=True) if found else ((), ())
+    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centered moving mean over a twentieth of the run; the ends average what there is."""
+    half = len(values) // 40
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _binned(count: np.ndarray, recall: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Geometric mean of the counts and mean recall of each power-of-four bin that holds a behavior."""
+    group = (np.log2(count) // 2).astype(np.int64)
+    bins = np.unique(group)
+    return (
+        np.array([np.exp(np.log(count[group == b]).mean()) for b in bins]),
+        np.array([recall[group == b].mean() for b in bins]),
+    )

@@ -1,0 +1,195 @@
+"""Training checkpoints: complete or absent, checked byte for byte when read, without pickle.
+
+FOLDER/step_00000100/
+    model.safetensors      the weights, tied ones stored once
+    optimizer.safetensors  AdamW's moments by parameter name
+    loss.safetensors       state of the loss
+    trainer.json           progress, and the fingerprint of data and settings
+    MANIFEST.json          the step, and size and SHA-256 of the other files
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from behavegpt.errors import CheckpointError
+from behavegpt.training.storage import (
+    Tensors,
+    discard,
+    read_json,
+    read_tensors,
+    remove_stale,
+    seal,
+    sync,
+    temporary_name,
+    verify,
+    write_json,
+    write_tensors,
+)
+
+TENSORS, TRAINER = ("model", "optimizer", "loss"), "trainer.json"
+FILES = (*(f"{part}.safetensors" for part in TENSORS), TRAINER)
+NAME = re.compile(r"step_([0-9]{8,})")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back; tensors are on the CPU."""
+
+    path: Path
+    step: int
+    model: Tensors
+    optimizer: Tensors  # see optimizer_tensors
+    loss: Tensors
+    trainer: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+    loss: Mapping[str, torch.Tensor],
+    trainer: dict[str, Any],
+    keep: int = 2,
+    protect: Collection[int] = (),
+) -> Path:
+    """Write `folder/step_XXXXXXXX` so that a crash leaves all of it or none; returns its path.
+
+    Once it is complete, those older than the latest `keep` are deleted, except the steps in `protect`.
+    Raises CheckpointError with the reason (say a full disk); the earlier checkpoints are then untouched.
+    """
+    final = folder / f"step_{step:08d}"
+    temporary = temporary_name(final, "new")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale(folder)
+        temporary.mkdir()
+        for part, tensors in zip(TENSORS, (model, optimizer, loss), strict=True):
+            write_tensors(temporary / f"{part}.safetensors", tensors)
+        write_json(temporary / TRAINER, trainer)
+        seal(temporary, FILES, step)
+        if os.path.lexists(final):  # the same step once more, or a damaged one that the run went back from
+            discard(final)
+        os.rename(temporary, final)
+        sync(folder)
+        for path in [path for path in _checkpoints(folder) if _step(path) <= step][:-keep]:
+            if _step(path) not in protect:
+                discard(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
+        raise CheckpointError(
+            f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make room, or move "
+            "the run folder, and go on with --resume: the earlier checkpoints are intact."
+        ) from error
+    return final
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint of a folder, or None; warns in one line of each damaged one it passes over."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            log.warning("passing over a damaged checkpoint: %s", error)
+    return None
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; raises CheckpointError naming the file that is missing, damaged or not ours."""
+    path = Path(path)
+    if not NAME.fullmatch(path.name):
+        raise CheckpointError(f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder.")
+    verify(path, FILES, _step(path))
+    model, optimizer, loss = (read_tensors(path / f"{part}.safetensors") for part in TENSORS)
+    return Checkpoint(path, _step(path), model, optimizer, loss, read_json(path / TRAINER))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Tensors:
+    """The optimizer's state by name: `exp_avg/PARAMETER`, `exp_avg_sq/PARAMETER`, `step/PARAMETER`."""
+    return {
+        f"{key}/{name}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Give an optimizer over `model` the state that `optimizer_tensors` saved, whatever the order of its parameters.
+
+    Raises CheckpointError for a parameter that the optimizer does not have, or has in another shape.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    current = optimizer.state_dict()
+    known: dict[str, tuple[int, torch.Size]] = {}  # torch numbers the parameters through all groups
+    for group, numbered in zip(optimizer.param_groups, current["param_groups"], strict=True):
+        for parameter, number in zip(group["params"], numbered["params"], strict=True):
+            known[names[parameter]] = number, parameter.shape
+    state: dict[int, Tensors] = {}
+    for full, tensor in tensors.items():
+        key, _, name = full.partition("/")
+        number, shape = known.get(name, (-1, None))
+        if shape is None or (tensor.ndim and tensor.shape != shape):
+            here = "not trained here" if shape is None else f"{list(shape)} here"
+            raise CheckpointError(
+                f"optimizer state {full!r} of shape {list(tensor.shape)}: {name!r} is {here}; resume with the model "
+                "settings of the checkpoint, or start a new run with another out=."
+            )
+        state.setdefault(number, {})[key] = tensor.clone()  # the one read is a window into the file
+    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings) are the same."""
+    before, now = _flat(saved), _flat(json.loads(json.dumps(current)))
+    lines = [
+        f"{name}: checkpoint {_short(before, name)}, now {_short(now, name)}"
+        for name in dict.fromkeys([*before, *now])
+        if name not in before or name not in now or before[name] != now[name]
+    ]
+    if lines:
+        raise CheckpointError(
+            "the checkpoint belongs to another run:\n  "
+            + "\n  ".join(lines)
+            + "\nResume with the data and settings of the checkpoint, or start a new run with another out=."
+        )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(values: Mapping[str, Any], name: str) -> str:
+    text = str(values.get(name, "absent"))
+    return text if len(text) <= 40 else f"{text[:12]}…"

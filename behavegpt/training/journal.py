@@ -1,0 +1,106 @@
+"""The journal of a run, one JSON record a line, and the lock that keeps a second run out of its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from behavegpt.errors import BehaveGPTError
+
+LOCK, OWNER = ".lock", ".lock.json"
+
+
+class Journal:
+    """A JSON-lines file that is only appended to; what a crash tore is dropped when the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one record, in one write; its floats are read back exactly. Raises BehaveGPTError on a full disk."""
+        try:
+            with open(self.path, "ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise BehaveGPTError(
+                f"{self.path}: cannot be written ({error}); make room there and go on with --resume."
+            ) from error
+
+    def truncate_after(self, step: int) -> None:
+        """Forget, in one rename, the records of later steps and a torn last line; records without `step` stay."""
+        if not self.path.exists():
+            return
+        kept = [line for line, record in _records(self.path) if record.get("step", step) <= step]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "wb") as file:
+            file.writelines(line + b"\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The records of a journal, without a torn last line. Raises BehaveGPTError for damage further up."""
+    return [record for _, record in _records(path)]
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the system frees it when the process ends, however it ends.
+
+    Raises BehaveGPTError naming the process and host of the run that holds it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BehaveGPTError(
+            f"{folder} is in use by {_owner(folder)}; wait for that run, stop it, or choose another out=FOLDER."
+        ) from None
+    except OSError as error:
+        raise BehaveGPTError(f"{folder}: cannot be locked ({error}); choose another out=FOLDER.") from None
+    owner = folder / OWNER  # beside the lock: older filelocks empty the file they lock
+    try:
+        temporary = folder / f"{OWNER}.tmp"
+        temporary.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        os.replace(temporary, owner)
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "a process that is just starting or ending"
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Lines, without their ends, and what they hold."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise BehaveGPTError(f"{path}: no journal to read ({error}); give the folder of a run.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"a {type(record).__name__}, not a mapping")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise BehaveGPTError(
+                f"{path}, line {number}: not a record of the journal ({error}); remove the line, or start a new run "
+                "with another out=."
+            ) from None
+        yield line, record
