@@ -1,11 +1,12 @@
 """Prediction layer (eq. 3): MLP to the behaviors, and optionally the user's own history and the event embedding.
 
-Shape letters: B rows, R positions, N positions that are predicted, C hidden width, K behaviors, J history features.
+Shape letters: B rows, R positions, N positions that are predicted, C hidden width, K behaviors, J history counts,
+D different behaviors in a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ CHUNK_ELEMENTS = 1 << 22  # logits held at once while training; more are made an
 class History(NamedTuple):
     """What the predicted positions know of the user's past, without any parameter."""
 
-    counts: torch.Tensor  # (N, R, J) at the first occurrence of each behavior in the history, else 0
-    classes: torch.Tensor  # (N, R) int64 behavior class at each position of the row
+    counts: torch.Tensor  # (N, D, J) of D different behaviors of the row; 0 for those of other histories
+    classes: torch.Tensor  # (N, D) int64 their classes
 
 
 class HistoryFeatures(nn.Module):
@@ -47,27 +48,32 @@ class HistoryFeatures(nn.Module):
         select: torch.Tensor,
     ) -> History:
         """ids (B, R) of event, behavior and slot (of `slots` a day), documents (B, R), predicted positions (B, R)."""
-        length = event.shape[1]
-        index = torch.arange(length, device=event.device)
+        index = torch.arange(event.shape[1], device=event.device)
         past = (document[:, :, None] == document[:, None, :]) & (index[:, None] >= index)  # (B, R of t, R of s)
         known = behavior >= SPECIAL_IDS
-        same = (behavior[:, :, None] == behavior[:, None, :]) & known[:, None]  # (B, R, R)
-        first = ~(same & past & (index[:, None] > index)).any(-1) & known  # (B, R) no earlier equal behavior
+        equal = (behavior[:, :, None] == behavior[:, None]) & known[:, None]  # (B, R, R)
+        # a behavior is shown once, where it first occurs; D = the most different ones in a row
+        first = known & ~(equal & past & (index[:, None] > index)).any(-1)
+        place = torch.argsort(~first, dim=1, stable=True)[:, : max(1, int(first.sum(1).max()))]  # (B, D)
+        shown = past.gather(2, place[:, None].expand(-1, len(index), -1)) & first.gather(1, place)[:, None]
+        equal = equal.gather(2, place[:, None].expand(-1, len(index), -1)).float()  # (B, R of s, D)
+        counts = [(weight @ equal)[select] for weight in self._weights(event, slot, slots, document, past)]
+        classes = (behavior.gather(1, place) - SPECIAL_IDS).clamp(min=0)
+        classes = classes[:, None].expand(-1, len(index), -1)[select]
+        return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)
+
+    def _weights(
+        self, event: torch.Tensor, slot: torch.Tensor, slots: int, document: torch.Tensor, past: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """The J weights (B, R of t, R of s) with which an event at s counts at t."""
+        index = torch.arange(event.shape[1], device=event.device)
+        yield past.float()
+        yield past * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY)
         before = torch.cat([event.new_full((len(event), 1), -1), event[:, :-1]], dim=1)
         began = torch.cat([document.new_full((len(event), 1), -2), document[:, :-1]], dim=1)
-        followed = (event[:, :, None] == before[:, None, :]) & (began == document)[:, None]
-        day = (slot[:, :, None] - slot[:, None, :]).abs().float() / slots
-        weights = (
-            past.float(),
-            past * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY),
-            (past & followed).float(),
-            past * (torch.minimum(day, 1 - day) <= self.HOUR + 1e-6).float(),
-        )
-        equal = same.float()
-        shown = (past & first[:, None])[select]  # (N, R)
-        counts = torch.stack([(w @ equal)[select] * shown for w in weights], dim=-1)
-        classes = (behavior - SPECIAL_IDS).clamp(min=0)
-        return History(counts, classes[:, None].expand(-1, length, -1)[select])
+        yield (past & (event[:, :, None] == before[:, None]) & (began == document)[:, None]).float()
+        day = (slot[:, :, None] - slot[:, None]).abs().float() / slots
+        yield (past & (torch.minimum(day, 1 - day) <= self.HOUR + 1e-6)).float()
 
 
 class HistoryGate(nn.Module):
@@ -87,8 +93,8 @@ class HistoryGate(nn.Module):
         self.register_buffer("log_prior", torch.empty(config.num_behaviors))
 
     def forward(self, hidden: torch.Tensor, history: History) -> torch.Tensor:
-        """hidden (N, C) -> (N, R) to be added to the logits of `history.classes`."""
-        scale = torch.exp(self.log_scale - self.log_prior[history.classes][..., None])  # (N, R, J)
+        """hidden (N, C) -> (N, D) to be added to the logits of `history.classes`."""
+        scale = torch.exp(self.log_scale - self.log_prior[history.classes][..., None])  # (N, D, J)
         return (torch.log1p(history.counts * scale) * self.gate(hidden)[:, None]).sum(-1)
 
 
