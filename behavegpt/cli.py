@@ -109,7 +109,7 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.console import say, table
     from behavegpt.data.prepare import prepare, preview
     from behavegpt.data.schema import read_schema
-    from behavegpt.data.sources import guess_schema
+    from behavegpt.data.guess import guess_schema
     from behavegpt.errors import ConfigError
 
     if arguments.schema:
@@ -170,7 +170,8 @@ def _evaluate_arguments(parser: Parser) -> None:
 
 
 def _evaluate(arguments: Arguments) -> Any:
-    from behavegpt.compare import compare
+    from behavegpt.compare import compare, metrics_table
+    from behavegpt.console import table
     from behavegpt.data.store import open_store
     from behavegpt.predictor import load
 
@@ -183,19 +184,9 @@ def _evaluate(arguments: Arguments) -> Any:
         baselines=arguments.baselines,
         prior_correction=arguments.prior_correction,
     )
-    show_metrics(result)
+    table(*metrics_table(result))
     print(f"written: {out}", file=sys.stderr)
     return result
-
-
-def show_metrics(result: dict[str, Any]) -> None:
-    """The metrics table, best weighted recall first."""
-    from behavegpt.console import table
-
-    names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
-    models = sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"])
-    rows = [[model, *(f"{figures[name]:.4f}" for name in names)] for model, figures in models]
-    table(("model", *names), rows, title=f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors")
 
 
 def _predict_arguments(parser: Parser) -> None:
@@ -208,7 +199,7 @@ def _predict_arguments(parser: Parser) -> None:
 
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say, table
-    from behavegpt.data.sources import write_table
+    from behavegpt.data.store import write_table
     from behavegpt.predictor import load
 
     predictor = load(arguments.model)
@@ -247,7 +238,7 @@ def _embed_arguments(parser: Parser) -> None:
 def _embed(arguments: Arguments) -> Any:
     import pyarrow as pa
 
-    from behavegpt.data.sources import write_table
+    from behavegpt.data.store import write_table
     from behavegpt.predictor import load
 
     found = load(arguments.model).embed(arguments.logs)

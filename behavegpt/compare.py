@@ -74,6 +74,14 @@ def compare(
     return result
 
 
+def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
+    """Columns, rows (best weighted recall first) and title of a result's table."""
+    names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
+    models = sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"])
+    rows = [[model, *("-" if f[name] is None else f"{f[name]:.4f}" for name in names)] for model, f in models]
+    return ("model", *names), rows, f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors"
+
+
 def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, PredictionMetrics]]:
     """Metrics of each count baseline on the same rows; they see the user's whole past."""
     rows = target_rows(store, SPLITS[split])

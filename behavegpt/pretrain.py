@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +35,12 @@ from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.size import count_parameters
-from behavegpt.training.checkpoint import load_checkpoint, load_latest, refuse_mismatch
+from behavegpt.training.checkpoint import Checkpoint, load_checkpoint, load_latest, refuse_mismatch
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.loop import Progress, Trainer, TrainSettings
 from behavegpt.training.optimizer import build_optimizer
+from behavegpt.training.storage import discard, remove_stale, temporary_name
 
 SHAPE = (
     "embedding_size",
@@ -132,13 +132,17 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable()
     fields = config.columns
-    batches = _batches(store, config, train, fields, accelerator.num_processes)
+    batches = _batches(store, config, train, fields)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts)).to(accelerator.device)
     optimizer = build_optimizer(
         model, train.lr, train.weight_decay, train.betas, fused=accelerator.device.type in ("cpu", "cuda")
     )
     prepared = accelerator.prepare_model(model)
+    fingerprint = _fingerprint(store, tokenizer, config, settings)
+    checkpoint = load_latest(run / "ckpt") if resume else None
+    if checkpoint is not None:
+        refuse_mismatch(checkpoint.trainer["fingerprint"], fingerprint)
     facts = _start_record(settings, store, model, steps, accelerator)
     if accelerator.is_main_process:
         _write_json(run / "run.json", facts)
@@ -154,13 +158,12 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
             accelerator=accelerator,
             journal=Journal(run / "log.jsonl"),
             checkpoints=run / "ckpt",
-            fingerprint=_fingerprint(store, tokenizer, config, settings),
+            fingerprint=fingerprint,
             validate=_validator(model, store, config, fields, precision, accelerator),
             precision=precision,
             on_step=_reporter(show),
         )
-        if resume:
-            _resume(trainer, run)
+        _begin(trainer, checkpoint)
         progress = trainer.run()
     if accelerator.is_main_process and progress.stopped != "signal":
         _finish(run, trainer, tokenizer, facts)
@@ -205,14 +208,12 @@ def _need_wandb() -> None:
 
 
 def _batches(
-    store: EventStore, config: BehaveGPTConfig, train: TrainSettings, fields: tuple[str, ...], world: int
+    store: EventStore, config: BehaveGPTConfig, train: TrainSettings, fields: tuple[str, ...]
 ) -> TrainingBatches:
-    share = train.micro_batches * world
-    rows = -(-train.batch_events // row_length_for(config.max_length))
     return TrainingBatches(
         store,
         max_length=config.max_length,
-        rows_per_step=-(-rows // share) * share,
+        rows_per_step=-(-train.batch_events // row_length_for(config.max_length)),
         seed=train.seed,
         fields=fields,
         next_fields=tuple(config.next_heads or ()),
@@ -280,15 +281,14 @@ def _refuse_used_folder(run: Path, resume: bool) -> None:
         raise CheckpointError(f"{run} holds a run already; go on with --resume, or choose another out=FOLDER.")
 
 
-def _resume(trainer: Trainer, run: Path) -> None:
-    checkpoint = load_latest(run / "ckpt")
-    if checkpoint is None:
+def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    """Go on from a checkpoint; without one, drop what a run wrote that never reached its first."""
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        if trainer.accelerator.is_main_process:
+            say(f"resumed from step {trainer.progress.step}")
+    elif trainer.accelerator.is_main_process:
         trainer.journal.truncate_after(0)
-        return
-    refuse_mismatch(checkpoint.trainer["fingerprint"], trainer.fingerprint)
-    trainer.restore(checkpoint)
-    if trainer.accelerator.is_main_process:
-        say(f"resumed from step {trainer.progress.step}")
 
 
 def _finish(run: Path, trainer: Trainer, tokenizer: EventTokenizer, facts: dict[str, Any]) -> None:
@@ -312,13 +312,13 @@ def _finish(run: Path, trainer: Trainer, tokenizer: EventTokenizer, facts: dict[
 def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, folder: Path) -> None:
     """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end."""
     disable_progress_bar()  # transformers shows one for writing a file
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_stale(folder.parent)
+    temporary = temporary_name(folder, "new")
     model.save_pretrained(temporary)
     tokenizer.save(temporary)
     if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
+        discard(folder)
+    os.rename(temporary, folder)
 
 
 def _start_record(

@@ -59,8 +59,9 @@ class TrainingBatches:
         return plan, np.where(rows < plan.rows, rows, -1)
 
     def micro_batches(self, step: int, micro: int = 1, rank: int = 0, world: int = 1) -> Iterator[PackedBatch]:
-        """This rank's `micro` batches of a step; `rows_per_step` must be a multiple of `micro * world`."""
+        """This rank's `micro` batches of a step; empty rows fill up the last ones, so that all have one shape."""
         plan, rows = self.rows(step)
+        rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
         for part in rows.reshape(micro, world, -1)[:, rank]:
             yield collate(self._columns, plan, part, self.row_length, self.fields, self.next_fields)
 

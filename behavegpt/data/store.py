@@ -11,6 +11,7 @@ DIR/rejects.parquet       rows that could not be used, with the reason (only if 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,26 @@ def open_store(path: str | Path) -> EventStore:
                 f"{path}/vocabulary/{field}.parquet: not the one dataset.json names; prepare the data again."
             )
     return EventStore(path, manifest, vocabulary, columns, offsets)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a result as parquet, CSV or JSONL by its ending, in one rename. Raises DataError for another ending."""
+    import pyarrow.csv
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, temporary)
+    elif path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, temporary)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        lines = (json.dumps(row, ensure_ascii=False) for batch in table.to_batches() for row in batch.to_pylist())
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    else:
+        raise DataError(
+            f"{path}: cannot tell the format from {path.suffix!r}; end the name in .parquet, .csv or .jsonl."
+        )
+    os.replace(temporary, path)
 
 
 def _load_column(path: Path, name: str, dtype: str) -> np.ndarray:

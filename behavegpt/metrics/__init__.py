@@ -1,1 +1,1 @@
-"""."""
+"""Streaming metrics on tensors."""

@@ -86,9 +86,7 @@ def save_checkpoint(
             discard(final)
         os.rename(temporary, final)
         sync(folder)
-        for path in [path for path in _checkpoints(folder) if _step(path) <= step][:-keep]:
-            if _step(path) not in protect:
-                discard(path)
+        tidy(folder, step, keep, protect)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
@@ -97,6 +95,14 @@ def save_checkpoint(
             "the run folder, and go on with --resume: the earlier checkpoints are intact."
         ) from error
     return final
+
+
+def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> None:
+    """Delete what crashes left behind, and of the checkpoints up to `step` all but the latest `keep` and `protect`."""
+    remove_stale(folder)
+    for path in [path for path in _checkpoints(folder) if _step(path) <= step][:-keep]:
+        if _step(path) not in protect:
+            discard(path)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -165,11 +171,8 @@ def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
         if name not in before or name not in now or before[name] != now[name]
     ]
     if lines:
-        raise CheckpointError(
-            "the checkpoint belongs to another run:\n  "
-            + "\n  ".join(lines)
-            + "\nResume with the data and settings of the checkpoint, or start a new run with another out=."
-        )
+        remedy = "Resume with the data and settings of the checkpoint, or start a new run with another out=."
+        raise CheckpointError("\n  ".join(["the checkpoint belongs to another run:", *lines]) + f"\n{remedy}")
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from behavegpt.config import Settings
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.errors import BehaveGPTError
 from behavegpt.losses import Loss
-from behavegpt.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from behavegpt.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, tidy
 from behavegpt.training.evaluate import autocast, to_device
 from behavegpt.training.journal import Journal
 from behavegpt.training.optimizer import learning_rate
@@ -183,7 +183,6 @@ class Trainer:
         """Write a checkpoint (rank 0)."""
         if self.accelerator.is_main_process:
             bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            protect = [] if self.progress.best_step is None else [self.progress.best_step]
             save_checkpoint(
                 self.checkpoints,
                 self.progress.step,
@@ -192,7 +191,7 @@ class Trainer:
                 self.loss.state_dict(),
                 {"progress": vars(self.progress), "fingerprint": self.fingerprint},
                 keep=self.settings.keep,
-                protect=protect,
+                protect=self._protected(),
             )
         self.accelerator.wait_for_everyone()
 
@@ -202,9 +201,15 @@ class Trainer:
         bare.load_state_dict(checkpoint.model)
         restore_optimizer(self.optimizer, bare, checkpoint.optimizer)
         self.loss.load_state_dict(checkpoint.loss)
-        self.progress = Progress(**{**checkpoint.trainer["progress"], "stopped": None})
+        self.progress = Progress(**checkpoint.trainer["progress"])
+        if self.progress.stopped == "signal":  # an early stop stays one
+            self.progress.stopped = None
         if self.accelerator.is_main_process:
             self.journal.truncate_after(self.progress.step)
+            tidy(self.checkpoints, self.progress.step, self.settings.keep, self._protected())
+
+    def _protected(self) -> list[int]:
+        return [] if self.progress.best_step is None else [self.progress.best_step]
 
     def _validate(self, step: int) -> bool:
         """Whether this is the best model so far by `settings.select`."""

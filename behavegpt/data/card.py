@@ -1,0 +1,136 @@
+"""The data card: what is in a prepared folder, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from behavegpt.data.store import SPLITS, Manifest
+from behavegpt.data.times import DST_RULE
+from behavegpt.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What `write_card` tells, beside the manifest."""
+
+    source: str
+    manifest: Manifest
+    vocabularies: dict[str, Vocabulary]
+    unknown: dict[str, np.ndarray]  # field -> events with an unknown label per split (3,)
+    counts: np.ndarray  # (U,) accepted events of every user in the logs
+    kept: np.ndarray  # (U,) bool: users in the folder
+    last: int  # epoch seconds of the last event
+
+
+@dataclass(frozen=True)
+class Imbalance:
+    """How uneven training counts are."""
+
+    top5: float  # share of the five most frequent
+    gini: float  # 0 even, towards 1 uneven
+    effective: float  # exp of the entropy: as many even classes would be as hard
+    rarest: int  # events of the rarest class
+
+
+def imbalance(counts: np.ndarray) -> Imbalance:
+    """Imbalance of class counts (K,), K >= 1, all positive."""
+    share = np.sort(counts)[::-1] / counts.sum()
+    k = len(share)
+    gini = float((k + 1 - 2 * np.cumsum(share[::-1]).sum()) / k)
+    effective = float(np.exp(-(share * np.log(share)).sum()))
+    return Imbalance(float(share[:5].sum()), gini, effective, int(counts.min()))
+
+
+def write_card(path: Path, facts: CardFacts, *, min_events: int, min_count: int) -> None:
+    """Write the data card as Markdown."""
+    manifest = facts.manifest
+    sections = [
+        f"# Data card\n\nPrepared from {facts.source}. Content hash `{manifest.content_hash}`.",
+        "## Columns and time\n\n" + _schema(manifest),
+        "## Counts\n\n" + _counts(facts, min_events),
+        "## Fields\n\n" + _fields(facts, min_count),
+        "## Imbalance of the behavior (training)\n\n" + _imbalance(facts),
+        "## Split\n\n" + _split(manifest),
+        "## Rejected rows\n\n" + _table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
+    ]
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _schema(manifest: Manifest) -> str:
+    settings = manifest.event_schema.model_dump(mode="json")
+    return _table(("setting", "value"), [(name, value) for name, value in settings.items()]) + f"\n\n{DST_RULE}"
+
+
+def _counts(facts: CardFacts, min_events: int) -> str:
+    manifest = facts.manifest
+    left_out = facts.counts[(facts.counts > 0) & ~facts.kept]
+    quantiles = np.quantile(facts.counts[facts.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
+    spread = ", ".join(f"{q} {v:,}" for q, v in zip(("min", "25%", "50%", "75%", "95%", "max"), quantiles, strict=True))
+    lines = [
+        f"- {manifest.events:,} events of {manifest.users:,} users",
+        f"- from {_moment(manifest.time_origin)} to {_moment(facts.last)}",
+        "- events per split: "
+        + ", ".join(f"{name} {size:,}" for name, size in zip(SPLITS, _integers(manifest, "events"), strict=True)),
+        f"- events per user: {spread}",
+    ]
+    if len(left_out):
+        lines.append(f"- left out: {len(left_out):,} users below {min_events} events ({int(left_out.sum()):,} events)")
+    return "\n".join(lines)
+
+
+def _fields(facts: CardFacts, min_count: int) -> str:
+    sizes = [max(1, size) for size in _integers(facts.manifest, "events")]
+    rows = []
+    for field, vocabulary in facts.vocabularies.items():
+        shares = [f"{n / size:.2%}" for n, size in zip(facts.unknown[field], sizes, strict=True)]
+        rows.append((field, f"{vocabulary.classes:,}", *shares))
+    head = ("field", "labels", *(f"unknown in {name}" for name in SPLITS))
+    return _table(head, rows) + (
+        f"\n\nLabels with fewer than {min_count} training events, labels first seen after the training split and "
+        "missing labels are unknown."
+    )
+
+
+def _imbalance(facts: CardFacts) -> str:
+    behaviors = facts.vocabularies.get("behavior") or facts.vocabularies["event"]
+    measured = imbalance(behaviors.counts)
+    most = zip(behaviors.values[:5].to_pylist(), behaviors.counts[:5], strict=True)
+    return "\n".join(
+        [
+            f"- {behaviors.classes:,} classes, {measured.effective:,.1f} effective (exp of the entropy)",
+            f"- five most frequent: {measured.top5:.1%} of the events ("
+            + ", ".join(f"{_cell(label)} {int(count):,}" for label, count in most)
+            + ")",
+            f"- Gini coefficient {measured.gini:.3f}; the rarest class has {measured.rarest:,} events",
+        ]
+    )
+
+
+def _split(manifest: Manifest) -> str:
+    lines = [f"Rule `{manifest.split['rule']}`."]
+    names = ("Validation", "Test")
+    lines += [f"{n} from {_moment(b)} on." for n, b in zip(names, _integers(manifest, "boundaries"), strict=False)]
+    return " ".join(lines) + " Vocabularies and counts come from the training split alone."
+
+
+def _integers(manifest: Manifest, name: str) -> list[int]:
+    return [int(value) for value in manifest.split[name]]
+
+
+def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """Text that cannot break out of a table cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

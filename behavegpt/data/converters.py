@@ -1,0 +1,190 @@
+"""Known public logs, by name: the downloaded file -> a parquet log and its schema, as `public_logs.py` describes them.
+
+Labels stay text and are not renumbered. Cells that cannot be read become null; `prepare` rejects and counts them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from behavegpt.config import closest, dump_settings
+from behavegpt.data.database import connect, first_line, literal, one_row, quoted
+from behavegpt.data.public_logs import CONVERTERS, Converter
+from behavegpt.data.schema import EventSchema
+from behavegpt.errors import DataError
+
+MAX_UNREAD = 0.01  # share of null users, times or events above which the file is not what its name says
+EARLIEST = "timestamp '2000-01-01'"  # all these logs are later; ids mistaken for epoch seconds are not
+SHOP_FILES: dict[str, str | None] = {
+    "product_buy": "sku",
+    "add_to_cart": "sku",
+    "remove_from_cart": "sku",
+    "page_visit": "url",
+    "search_query": None,  # the text of a query is no label
+}
+
+
+def convert(name: str, source: str | Path, out: str | Path) -> EventSchema:
+    """Write the log `source`, a download of the public data set `name`, as parquet to `out`; return its schema.
+
+    The schema also goes beside it as NAME.schema.yaml. `source` is the file or the folder it is in. Raises DataError.
+    """
+    if name not in CONVERTERS:
+        raise DataError(f"{name!r} is no known public log. {closest(name, list(CONVERTERS))}")
+    converter, out = CONVERTERS[name], Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
+        con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the file
+        source = _find(Path(source), converter)
+        categories = _beside(source, converter)
+        select, schema = dict(converter.select), converter.schema
+        if categories:
+            select["behavior"], schema = "category", schema.model_copy(update={"behavior": "behavior"})
+        table = _shop_table(source.parent) if name == "recsys2025" else _text_table(source, converter, categories)
+        columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
+        part = Path(work) / "log.parquet"
+        with _explained(name, source, converter):
+            con.execute(
+                f"copy (select {columns} from {table} where {converter.where}) "
+                f"to {literal(part)} (format parquet, compression zstd)"
+            )
+            _check(con, name, source, converter, table, part)
+        schema_part = Path(work) / "schema.yaml"
+        schema_part.write_text(dump_settings(schema), encoding="utf-8")
+        os.replace(part, out)
+        os.replace(schema_part, out.with_suffix(".schema.yaml"))
+    return schema
+
+
+def _find(source: Path, converter: Converter) -> Path:
+    """The file itself, or the one in the folder `source` that has the download's name."""
+    if source.is_file():
+        return source
+    found = sorted(source.glob(converter.file)) if source.is_dir() else []
+    if len(found) != 1:
+        seen = f"{len(found)} files" if source.is_dir() else "no such file or folder"
+        raise DataError(f"{source}: {seen} with the name {converter.file}; give the path of that one file.")
+    return found[0]
+
+
+def _beside(source: Path, converter: Converter) -> Path | None:
+    """The file of categories beside `source`, if this log has one and it was downloaded too."""
+    path = source.parent / converter.categories[0] if converter.categories else None
+    return path if path is not None and path.is_file() else None
+
+
+def _text_table(source: Path, converter: Converter, categories: Path | None) -> str:
+    """A delimited text file as SQL: the converter's columns as text, the number of the line, and the category."""
+    fields = _first_line(source, converter.encoding)
+    separator = next((s for s in converter.separators if s in fields), converter.separators[0])
+    names = fields.split(separator)
+    expected = list(converter.columns)
+    if len(names) != len(expected) or (converter.header and names != expected):
+        raise DataError(
+            f"{source}: the first line has the columns {names}, expected are {expected} between "
+            f"{separator!r}{'' if converter.header else ' and no header'}. {converter.about}"
+        )
+    lines = _read_csv(source, expected, separator, converter.header, converter.encoding)
+    table = f"(select *, row_number() over () as line from {lines})"
+    if categories is None or converter.categories is None:
+        return table
+    tab = "\t" if "\t" in _first_line(categories, "utf-8") else " "
+    kinds = _read_csv(categories, ["label", "kind"], tab, False, "utf-8")
+    label = converter.categories[1]
+    known = f"(select label, any_value(kind) as category from {kinds} group by label)"  # never doubles an event
+    return f"(select log.*, category from {table} log left join {known} on {label} = label)"
+
+
+def _read_csv(path: Path, columns: list[str], separator: str, header: bool, encoding: str) -> str:
+    types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in columns)
+    return (
+        f"read_csv({literal(path)}, auto_detect = false, columns = {{{types}}}, delim = {literal(separator)}, "
+        f"header = {header}, quote = '', escape = '', encoding = {literal(encoding)})"
+    )
+
+
+def _first_line(path: Path, encoding: str) -> str:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline(1 << 20)
+        text = line.decode(encoding).strip("\r\n")
+    except (OSError, EOFError, UnicodeError) as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); download it again or unpack it.") from None
+    if not text or "\0" in text:
+        raise DataError(f"{path}: {'an archive' if text else 'empty'}; give the unpacked text file.")
+    return text
+
+
+def _shop_table(folder: Path) -> str:
+    """The five event files of the RecSys Challenge 2025 as one SQL table; products get their category and price."""
+    missing = [f"{kind}.parquet" for kind in SHOP_FILES if not (folder / f"{kind}.parquet").is_file()]
+    if missing:
+        raise DataError(f"{folder}: {', '.join(missing)} missing; give the folder with all five event files.")
+    properties = folder / "product_properties.parquet"
+    products = properties if properties.is_file() else None
+    if products is not None:
+        _need(products, {"sku", "category", "price"})
+    parts = [_shop_events(folder / f"{kind}.parquet", kind, column, products) for kind, column in SHOP_FILES.items()]
+    return f"({' union all '.join(parts)}) as events({', '.join(CONVERTERS['recsys2025'].columns)})"
+
+
+def _shop_events(path: Path, kind: str, column: str | None, products: Path | None) -> str:
+    """One event file as `select client_id, timestamp, kind, item, detail, category, price`, all text."""
+    _need(path, {"client_id", "timestamp"} | ({column} if column else set()))
+    item = f"log.{column}::varchar" if column else "null"
+    detail, category, price, join = (item if column == "sku" else "null"), "null", "null", ""
+    if column == "sku" and products is not None:
+        category, price = "product.category::varchar", "product.price::varchar"
+        detail = f"coalesce({category}, 'unknown')"
+        join = f" left join read_parquet({literal(products)}) as product on log.sku = product.sku"
+    return (
+        f"select log.client_id::varchar, log.timestamp::varchar, {literal(kind)}, {item}, {detail}, {category}, "
+        f"{price} from read_parquet({literal(path)}) as log{join}"
+    )
+
+
+def _need(path: Path, columns: set[str]) -> None:
+    try:
+        missing = sorted(columns - set(pq.read_schema(path).names))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a parquet file ({first_line(error)}); download it again.") from None
+    if missing:
+        raise DataError(f"{path}: column {missing[0]!r} is missing; give the file as it was downloaded.")
+
+
+@contextmanager
+def _explained(name: str, source: Path, converter: Converter) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise DataError(f"{source}: not a {name} log ({first_line(error)}). {converter.about}") from None
+
+
+def _check(
+    con: duckdb.DuckDBPyConnection, name: str, source: Path, converter: Converter, table: str, part: Path
+) -> None:
+    """Raise DataError with an example when more than MAX_UNREAD of the users, times or events make no sense."""
+    sane = {"user_id": "{} is not null", "timestamp": f"coalesce({{}} >= {EARLIEST}, false)", "event": "{} is not null"}
+    counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in sane.items())
+    rows, *read = one_row(con, f"select count(*), {counts} from {literal(part)}")
+    if not rows:
+        raise DataError(f"{source}: no rows of a {name} log. {converter.about}")
+    for (column, test), sound in zip(sane.items(), read, strict=True):
+        if 1 - sound / rows > MAX_UNREAD:
+            names = ", ".join(map(quoted, converter.columns))
+            bad = f"not {test.format(f'({converter.select[column]})')}"
+            row = one_row(con, f"select {names} from {table} where {converter.where} and {bad} limit 1")
+            example = dict(zip(converter.columns, row, strict=True))
+            raise DataError(
+                f"{source}: {column} cannot be read in {1 - sound / rows:.0%} of the rows, for example in {example}. "
+                f"{converter.about}"
+            )

@@ -1,0 +1,80 @@
+"""DuckDB: the connection with its limits, SQL quoting, and errors that name the broken file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from behavegpt.errors import DataError
+
+
+@contextmanager
+def connect(folder: Path, memory: int = 2**30, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection that holds at most `memory` bytes and spills into `folder`; its time zone is UTC."""
+    con = duckdb.connect()
+    try:
+        con.execute(f"SET memory_limit = '{memory}B'")
+        con.execute(f"SET temp_directory = {literal(folder / 'spill')}")
+        con.execute("SET preserve_insertion_order = false")
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute("SET enable_progress_bar = false")
+        if threads is not None:
+            con.execute(f"SET threads = {threads}")
+        yield con
+    finally:
+        con.close()
+
+
+def quoted(name: str) -> str:
+    """A column name as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: object) -> str:
+    """A text as SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def one_row(con: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The first row of a query that always has one."""
+    row: tuple[Any, ...] = con.execute(query).fetchall()[0]
+    return row
+
+
+@contextmanager
+def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
+    """Turn errors of DuckDB and Arrow into a DataError that names the broken file."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise DataError(f"{name}: not enough memory ({first_line(error)}); raise --memory.") from None
+    except (duckdb.Error, pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        broken = next((str(file) for file in files if str(file) in str(error)), None) or _broken(files) or name
+        raise DataError(
+            f"{broken}: cannot be read ({first_line(error)}); write the file again, complete and in UTF-8."
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _broken(files: Sequence[Path]) -> str | None:
+    """The first parquet file that cannot be decoded."""
+    for file in files:
+        if file.suffix not in (".parquet", ".pq"):
+            continue
+        try:
+            with pq.ParquetFile(file) as opened:
+                for group in range(opened.num_row_groups):
+                    opened.read_row_group(group)
+        except (pa.ArrowException, OSError):
+            return str(file)
+    return None

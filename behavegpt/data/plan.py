@@ -1,0 +1,248 @@
+"""How to read logs: what is a label, a time, a bad row. The one implementation for prepare and predict.
+
+Every label column gets a dictionary (codes 1... in text order, 0 = null); events then travel as integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from behavegpt.data.database import literal, one_row, quoted, reading
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import Logs, Source, check_columns, open_source
+from behavegpt.data.times import (
+    FLOATS,
+    INTEGERS,
+    MICROS,
+    TimeColumn,
+    count_query,
+    instants,
+    is_time_type,
+    parse_date,
+    time_column,
+)
+from behavegpt.errors import DataError
+
+TIME_RANGE = ("1970-01-02", "2100-01-01")
+REASONS = (
+    "accepted",
+    "a value has the wrong type",
+    "user is null",
+    "time is null",
+    "time cannot be read",
+    "time is out of range",
+    "event is null",
+    "order is not a number",
+    "line cannot be cut into columns",
+)
+WRONG_TYPE, NO_USER, NO_TIME, BAD_TIME, LATE, NO_EVENT, BAD_ORDER, MALFORMED = range(1, len(REASONS))
+_NO_LABELS = ("BLOB", "BIT", "STRUCT", "MAP", "UNION", "INTERVAL", "GEOMETRY", "VARIANT")
+_LONGEST = 2**32 - 4 * 86_400  # seconds that a stored time can hold, less what a zone may move it
+
+
+class Rows(NamedTuple):
+    """Accepted events of one batch as arrays of equal length."""
+
+    columns: dict[str, np.ndarray]
+    """user and label fields: uint32 codes; time: int64 microseconds; order: int64 or float64, only if the schema
+    names it."""
+    rejected: np.ndarray
+    """Rows per reason (len(REASONS),) int64."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to read one source by one schema; dictionary i of `columns` is the table `dictionary_i`."""
+
+    con: duckdb.DuckDBPyConnection
+    source: Source
+    schema: EventSchema  # with the time unit resolved
+    columns: dict[str, str]  # user, event and the other label fields -> source column
+    time: TimeColumn
+    order: tuple[str, str] | None  # SQL of the order key and its value for null
+    bounds: tuple[int, int]  # epoch seconds
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Label fields, without the user."""
+        return tuple(name for name in self.columns if name != "user")
+
+    def dictionary(self, field: str) -> str:
+        """Table of a field's labels: raw, label, code, events (rows, bad ones included)."""
+        return f"dictionary_{list(self.columns).index(field)}"
+
+    def labels(self, field: str) -> pa.StringArray:
+        """Labels (codes,) of a field by code; null for code 0."""
+        column = self.con.sql(f"SELECT label FROM {self.dictionary(field)} ORDER BY code").to_arrow_table()["label"]
+        return pa.concat_arrays([pa.nulls(1, pa.string()), *column.cast(pa.string()).chunks])
+
+    def hashes(self) -> dict[str, np.ndarray]:
+        """A stable 64-bit hash (codes,) uint64 of every label by field; 0 for null."""
+        query = "SELECT md5_number_lower(label) AS hash FROM {} ORDER BY code"
+        found = {f: self.con.sql(query.format(self.dictionary(f))).fetchnumpy()["hash"] for f in self.fields}
+        return {f: np.concatenate([np.zeros(1, np.uint64), np.asarray(h, np.uint64)]) for f, h in found.items()}
+
+    def batches(self, rows: int) -> Iterator[Rows]:
+        """All accepted events as integers in batches of about `rows`, in no order."""
+        codes = ", ".join(f"coalesce(d{i}.code, 0)::UINTEGER AS c{i}" for i in range(len(self.columns)))
+        order = f", coalesce({', '.join(self.order)}) AS order_key" if self.order else ""
+        select = f"{codes}, behavegpt_stamp AS stamp, behavegpt_wall AS wall, {self._reason()} AS reason{order}"
+        with reading(self.source.name, self.source.files):
+            for batch in self.con.sql(f"SELECT {select} FROM {self._joined()}").to_arrow_reader(rows):
+                yield self._rows(batch)
+
+    def rejects(self) -> str:
+        """SQL of the rejected rows: file, the original values as text by role, reason."""
+        roles = self.columns | {"time": self.schema.time}
+        if self.schema.order:
+            roles["order"] = self.schema.order
+        names = {role: quoted(f"{role} (extra)" if role in ("file", "reason") else role) for role in roles}
+        values = ", ".join(f"s.{quoted(column)}::VARCHAR AS {names[role]}" for role, column in roles.items())
+        texts = " ".join(f"WHEN {i} THEN {literal(text)}" for i, text in enumerate(REASONS))
+        query = (
+            f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS reason "
+            f"FROM {self._joined()} WHERE {self._reason()} > 0"
+        )
+        if self.source.malformed:
+            rest = ", NULL" * (len(roles) - 1)
+            query += f" UNION ALL SELECT file, line{rest}, {literal(REASONS[MALFORMED])} FROM {self.source.malformed}"
+        return f"SELECT * FROM ({query}) ORDER BY ALL"
+
+    def malformed(self) -> int:
+        """Number of CSV lines that could not be cut into columns."""
+        return one_row(self.con, f"SELECT count(*) FROM {self.source.malformed}")[0] if self.source.malformed else 0
+
+    def _rows(self, batch: pa.RecordBatch) -> Rows:
+        reasons = np.from_dlpack(batch["reason"])
+        rejected = np.bincount(reasons, minlength=len(REASONS))
+        if rejected[1:].any():
+            batch = batch.filter(pc.equal(batch["reason"], 0))
+        columns = {name: np.from_dlpack(batch[f"c{i}"]) for i, name in enumerate(self.columns)}
+        stamps = np.from_dlpack(batch["stamp"])
+        # The common case is a column that is all walls or all instants: no array of flags is needed.
+        wall = {"true": True, "false": False}.get(self.time.wall)
+        walls = np.from_dlpack(batch["wall"]).astype(bool) if wall is None else wall
+        columns["time"] = instants(stamps, walls, self.schema)
+        if self.order:
+            columns["order"] = np.from_dlpack(batch["order_key"])
+        rejected[0] = 0
+        return Rows(columns, rejected)
+
+    def _joined(self) -> str:
+        """SQL of the rows as `s`, with stamp and wall, and of the dictionaries as d0, d1, ..."""
+        stamp, wall = f"{self.time.stamp} AS behavegpt_stamp", f"({self.time.wall})::UTINYINT AS behavegpt_wall"
+        # The user's dictionary is the largest: joined last, so that the others still see the file's own dictionaries.
+        names = [quoted(column) for column in self.columns.values()]
+        joins = (f"LEFT JOIN dictionary_{i} d{i} ON s.{names[i]} = d{i}.raw" for i in [*range(1, len(names)), 0])
+        return f"(SELECT *, {stamp}, {wall} FROM {self.source.sql}) s {' '.join(joins)}"
+
+    def _reason(self) -> str:
+        """SQL of the index into REASONS; 0 for a good row."""
+        time = f"s.{quoted(self.schema.time)}"
+        low, high = (bound * MICROS for bound in self.bounds)
+        is_text = self.source.types[self.schema.time] == "VARCHAR"
+        cases = {
+            NO_USER: "d0.code IS NULL",
+            NO_TIME: f"{time} IS NULL" + (f" OR trim({time}) = ''" if is_text else ""),
+            BAD_TIME: "behavegpt_stamp IS NULL",
+            LATE: f"behavegpt_stamp < {low} OR behavegpt_stamp >= {high}",
+            NO_EVENT: "d1.code IS NULL",
+        }
+        if self.source.wrong:
+            cases = {WRONG_TYPE: f"{self.source.wrong} IS NOT NULL", **cases}
+        if self.order:
+            name = f"s.{quoted(str(self.schema.order))}"
+            cases[BAD_ORDER] = f"{self.order[0]} IS NULL AND {name} IS NOT NULL AND {name}::VARCHAR <> ''"
+        whens = " ".join(f"WHEN {test} THEN {reason}" for reason, test in cases.items())
+        return f"(CASE {whens} ELSE 0 END)::UTINYINT"
+
+
+def plan_events(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    schema: EventSchema,
+    folder: Path,
+    fields: Collection[str] | None = None,
+    time_range: tuple[str, str] = TIME_RANGE,
+) -> Plan:
+    """Open the logs, decide how to read them, and build the dictionaries.
+
+    `fields` limits the label fields (the event is always read); `folder` takes temporary files. Raises DataError.
+    """
+    labels = {f: c for f, c in schema.label_columns.items() if fields is None or f == "event" or f in fields}
+    columns = {"user": schema.user, **labels}
+    needed = columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
+    check_columns(logs, needed)
+    bounds = (parse_date(time_range[0]), parse_date(time_range[1]))
+    if not 0 < bounds[1] - bounds[0] <= _LONGEST:
+        raise DataError(f"time range {time_range[0]} to {time_range[1]}: must be ascending and at most 136 years.")
+    source = open_source(con, logs, list(needed.values()), folder)
+    for role, column in needed.items():
+        _check_type(source, role, column)
+    with reading(source.name, source.files):
+        time, kind = quoted(schema.time), source.types[schema.time]
+        query = count_query(time, kind, source.sql)
+        counts = one_row(con, query) if query else None
+        read = time_column(time, kind, schema, counts, bounds)
+        order = _order_key(con, source, schema.order) if schema.order else None
+        for i, column in enumerate(columns.values()):
+            _build_dictionary(con, source, column, i)
+    return Plan(con, source, schema.model_copy(update={"time_unit": read.unit}), columns, read, order, bounds)
+
+
+def named_rejects(rejected: np.ndarray) -> dict[str, int]:
+    """Reason -> rows of the counts (len(REASONS),), those above zero."""
+    return {REASONS[reason]: int(rows) for reason, rows in enumerate(rejected) if rows}
+
+
+def _check_type(source: Source, role: str, column: str) -> None:
+    kind = source.types[column]
+    bad = kind.startswith(_NO_LABELS) or kind.endswith("]")
+    what, remedy = "a label", "write it as text or a number"
+    if role == "time":
+        bad, what = not is_time_type(kind), "a time"
+        remedy = "use a timestamp, ISO text or an epoch number"
+    if role == "order":
+        bad, what = bad or not (kind == "VARCHAR" or kind.startswith((*INTEGERS, *FLOATS))), "an order"
+        remedy = "use a numeric column"
+    if bad:
+        raise DataError(f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; {remedy}.")
+
+
+def _build_dictionary(con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int) -> None:
+    name, raw, where = quoted(column), quoted(column), ""
+    if source.types[column] in ("FLOAT", "DOUBLE"):
+        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.
+        raw, where = f"{name} + 0::{source.types[column]}", f"WHERE NOT isnan({name})"
+    con.execute(
+        f"CREATE TABLE dictionary_{number} AS "
+        "SELECT raw, label, (row_number() OVER (ORDER BY label))::UINTEGER AS code, events FROM "
+        f"(SELECT {raw} AS raw, ({raw})::VARCHAR AS label, count(*) AS events FROM {source.sql} {where} GROUP BY ALL) "
+        "WHERE label <> '' ORDER BY code"
+    )
+    whole = "ends_with(label, '.0') AND regexp_full_match(label, '-?[0-9]+[.]0')"
+    if one_row(con, f"SELECT bool_and({whole}) FROM dictionary_{number}")[0]:
+        # Integers that a null made floats (7 -> 7.0, in any format) keep their names; text order stays the same.
+        con.execute(f"UPDATE dictionary_{number} SET label = left(label, length(label) - 2)")
+
+
+def _order_key(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> tuple[str, str]:
+    """SQL of the order key and of the smallest key (for null): exact for integers, else DOUBLE."""
+    name, kind = quoted(column), source.types[column]
+    whole = kind in INTEGERS and kind not in ("HUGEINT", "UHUGEINT", "UBIGINT")
+    if kind == "VARCHAR":
+        test = f"bool_and(regexp_full_match(trim({name}), '[+-]?[0-9]{{1,18}}'))"
+        whole = bool(one_row(con, f"SELECT {test} FROM {source.sql} WHERE {name} <> ''")[0])
+    value = f"trim(s.{name})" if kind == "VARCHAR" else f"s.{name}"
+    if whole:
+        return f"TRY_CAST({value} AS BIGINT)", f"({1 - 2**63})::BIGINT"
+    number = f"TRY_CAST({value} AS DOUBLE)"
+    return f"(CASE WHEN NOT isnan({number}) THEN {number} END)", "'-inf'::DOUBLE"

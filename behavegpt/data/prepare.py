@@ -1,0 +1,194 @@
+"""Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order, files and format.
+
+rows -> integer codes (plan.py) -> raw columns by bucket of users (spill.py) -> who is kept, where the splits lie
+-> vocabularies of the training split -> each bucket sorted and appended to the .npy columns -> os.replace.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from behavegpt.data.card import write_card
+from behavegpt.data.database import connect, literal, one_row, reading
+from behavegpt.data.encode import Encoded, encode, fit_vocabularies, make_splitter
+from behavegpt.data.events import read_events
+from behavegpt.data.guess import ColumnGuess, guess_columns, guess_schema
+from behavegpt.data.plan import TIME_RANGE, named_rejects, plan_events
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import find_logs
+from behavegpt.data.split import parse_split
+from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.write import write_folder
+from behavegpt.errors import DataError
+
+__all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
+
+_LEAST_MEMORY = 256 * 2**20
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `prepare` would do."""
+
+    guesses: list[ColumnGuess]
+    schema: EventSchema  # with the time unit resolved
+    rows: int
+    rejected: dict[str, int]  # reason -> rows
+    users: int
+    split: dict[str, int]  # split -> events
+    boundaries: tuple[int, int]  # epoch seconds
+
+
+def prepare(
+    logs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    schema: EventSchema | None = None,
+    *,
+    split: str = "time:0.7,0.15,0.15",
+    min_events: int = 1,
+    min_count: int = 1,
+    max_vocabulary: int | None = None,
+    max_reject_share: float = 0.01,
+    time_range: tuple[str, str] = TIME_RANGE,
+    memory: str = "2GiB",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> EventStore:
+    """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises DataError.
+
+    Users with fewer than `min_events` events are left out before anything is counted; labels with fewer than
+    `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown.
+    """
+    tell = progress or (lambda line: None)
+    out, budget = Path(out), _bytes(memory)
+    parse_split(split)
+    with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
+        found = find_logs(logs)
+        tell(f"reading {found.name} ({found.format})")
+        plan = plan_events(con, found, schema or guess_schema(logs, {})[0], work, time_range=time_range)
+        encoded = encode(plan, work, _batch_rows(budget), min_events)
+        tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
+        _write_rejects(encoded, folder, out, max_reject_share)
+        splitter = make_splitter(encoded, split)
+        vocabularies = fit_vocabularies(encoded, splitter, min_count, max_vocabulary)
+        tell("vocabularies: " + ", ".join(f"{f} {v.classes:,}" for f, v in vocabularies.items()))
+        facts = write_folder(encoded, splitter, vocabularies, folder)
+        write_card(folder / "data_card.md", facts, min_events=min_events, min_count=min_count)
+        tell(f"{facts.manifest.events:,} events of {facts.manifest.users:,} users, hash {facts.manifest.content_hash}")
+    return open_store(out)
+
+
+def preview(
+    logs: str | Path | Sequence[str | Path],
+    schema: EventSchema | None = None,
+    *,
+    split: str = "time:0.7,0.15,0.15",
+    min_events: int = 1,
+    time_range: tuple[str, str] = TIME_RANGE,
+    memory: str = "2GiB",
+    threads: int | None = None,
+) -> Preview:
+    """Read the logs as `prepare` would and tell what would come of it; writes nothing that stays. Raises DataError."""
+    budget = _bytes(memory)
+    parse_split(split)
+    with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), budget // 2, threads) as con:
+        found = find_logs(logs)
+        schema = schema or guess_schema(logs, {})[0]
+        plan = plan_events(con, found, schema, Path(name), time_range=time_range)
+        encoded = encode(plan, Path(name), _batch_rows(budget), min_events)
+        splitter = make_splitter(encoded, split)
+        sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.read("time"))
+        rejected = named_rejects(encoded.rejected)
+        users = int(encoded.kept.sum())
+        counts = dict(zip(SPLITS, map(int, np.asarray(sizes)), strict=True))
+        guesses = guess_columns(logs, schema)
+        return Preview(guesses, plan.schema, encoded.rows, rejected, users, counts, splitter.boundaries)
+
+
+def _write_rejects(encoded: Encoded, folder: Path, out: Path, max_share: float) -> None:
+    """Write rejects.parquet if there are any; raise DataError when they are too many, leaving them beside `out`."""
+    bad = int(encoded.rejected.sum())
+    if not bad:
+        return
+    file = folder / "rejects.parquet"
+    con = encoded.plan.con
+    with reading(encoded.plan.source.name, encoded.plan.source.files):
+        con.execute(f"COPY ({encoded.plan.rejects()}) TO {literal(file)} (FORMAT parquet)")
+    if bad <= max_share * encoded.rows and encoded.kept.any():
+        return
+    lines = [
+        f"{reason}: {count:,} rows, for example {_example(encoded, file, reason)}"
+        for reason, count in named_rejects(encoded.rejected).items()
+    ]
+    beside = out.with_name(out.name + ".rejects.parquet")
+    os.replace(file, beside)
+    raise DataError(
+        f"{encoded.plan.source.name}: {bad:,} of {encoded.rows:,} rows cannot be used ({bad / encoded.rows:.1%}, "
+        f"allowed {max_share:.1%}): {'; '.join(lines)}. They are in {beside}. Mend the rows, name the right columns, "
+        "or allow more with --max-reject-share."
+    )
+
+
+def _example(encoded: Encoded, file: Path, reason: str) -> str:
+    """The first rejected row with this reason, as text."""
+    names = [name for name in pq.read_schema(file).names if name not in ("file", "reason")]
+    values = ", ".join(f'"{name}"' for name in names)
+    row = one_row(
+        encoded.plan.con, f"SELECT file, {values} FROM read_parquet({literal(file)}) WHERE reason = {literal(reason)}"
+    )
+    shown = ", ".join(f"{name} = {str(value)[:60]!r}" for name, value in zip(names, row[1:], strict=True))
+    return f"{shown} in {row[0]}"
+
+
+def _batch_rows(budget: int) -> int:
+    """Rows that are held at a time: a row takes some 150 bytes while its bucket is sorted."""
+    return max(1 << 16, min(1 << 20, budget >> 11))
+
+
+def _bytes(memory: str) -> int:
+    """Bytes of a text like 2GiB, 512MB or 4G (all in powers of two). Raises DataError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", memory, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < _LEAST_MEMORY:
+        raise DataError(f"--memory {memory!r}: write a size of at least 256MiB, for example 2GiB.")
+    return size
+
+
+@contextmanager
+def _workspace(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
+    """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch folder in it."""
+    _check_free(out, overwrite)
+    folder = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    work = folder / "work"
+    try:
+        work.mkdir(parents=True)
+        yield folder, work
+        shutil.rmtree(work)
+        old = out.with_name(f"{out.name}.old-{os.getpid()}")
+        if out.exists():
+            os.replace(out, old)
+        os.replace(folder, out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / "dataset.json").is_file():
+        raise DataError(f"{out}: exists and is not a prepared folder; name another one with --out.")
+    if not overwrite:
+        raise DataError(f"{out}: holds prepared data already; name another folder or pass --overwrite.")

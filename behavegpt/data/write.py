@@ -1,0 +1,116 @@
+"""Codes on disk -> the files of a prepared folder: columns, users, vocabularies, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from behavegpt.data.card import CardFacts
+from behavegpt.data.encode import Encoded, Splitter
+from behavegpt.data.events import sort_events
+from behavegpt.data.plan import named_rejects
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.spill import ColumnWriter, smallest_dtype
+from behavegpt.data.store import FORMAT, Manifest
+from behavegpt.data.times import MICROS, calendar
+from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+
+
+def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], folder: Path) -> CardFacts:
+    """Sort each bucket, append it to the columns, and write users, vocabularies and the manifest."""
+    schema, counts = encoded.plan.schema, encoded.counts[encoded.kept]
+    writers = _open_columns(folder / "columns", schema, vocabularies, counts)
+    sizes, unknown = _write_events(encoded, splitter, vocabularies, writers)
+    digests = {name: writer.close() for name, writer in writers.items()}
+    (folder / "vocabulary").mkdir()
+    for field, vocabulary in vocabularies.items():
+        vocabulary.save(folder / "vocabulary" / f"{field}.parquet")
+    digests["users"] = _write_users(encoded, folder / "users.parquet")
+    manifest = Manifest(
+        format=FORMAT,
+        event_schema=schema,
+        events=int(counts.sum()),
+        users=len(counts),
+        time_origin=encoded.first,
+        split={
+            "rule": splitter.rule.text,
+            "boundaries": [] if splitter.of_user is not None else list(splitter.boundaries),
+            "events": sizes.tolist(),
+        },
+        columns={name: str(writer.dtype) for name, writer in sorted(writers.items())},
+        vocabulary={field: vocabulary.hash for field, vocabulary in vocabularies.items()},
+        rejected=named_rejects(encoded.rejected),
+        content_hash=_content_hash(schema, vocabularies, digests),
+    )
+    (folder / "dataset.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return CardFacts(
+        encoded.plan.source.name, manifest, vocabularies, unknown, encoded.counts, encoded.kept, encoded.last
+    )
+
+
+def _open_columns(
+    folder: Path, schema: EventSchema, vocabularies: dict[str, Vocabulary], counts: np.ndarray
+) -> dict[str, ColumnWriter]:
+    """Writers of all columns; `counts` (users,) are the events per user, `offsets` is written from them."""
+    folder.mkdir()
+    dtypes = {field: smallest_dtype(len(vocabulary)) for field, vocabulary in vocabularies.items()}
+    dtypes |= {"time": np.dtype(np.uint32), "weekday": np.dtype(np.uint8), "split": np.dtype(np.uint8)}
+    dtypes["slot"] = smallest_dtype(schema.slots)
+    writers = {name: ColumnWriter(folder / f"{name}.npy", dtype, int(counts.sum())) for name, dtype in dtypes.items()}
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    writers["offsets"] = ColumnWriter(folder / "offsets.npy", np.dtype(np.int64), len(offsets))
+    writers["offsets"].write(offsets)
+    return writers
+
+
+def _write_events(
+    encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], writers: dict[str, ColumnWriter]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Write all events; returns events per split (3,) and, per field, those with an unknown label (3,)."""
+    plan = encoded.plan
+    ids = {f: v.encode(plan.labels(f)).astype(writers[f].dtype) for f, v in vocabularies.items()}
+    hashes, order = plan.hashes(), ("order",) if plan.schema.order else ()
+    sizes, unknown = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}
+    for unsorted in encoded.read("time", *order, *plan.fields):
+        index = sort_events(unsorted, hashes)
+        columns = {name: column[index] for name, column in unsorted.items()}
+        seconds = columns["time"] // MICROS
+        weekday, slot = calendar(seconds, plan.schema)
+        split = splitter(columns)
+        rows = {"time": seconds - encoded.first, "weekday": weekday, "slot": slot, "split": split}
+        rows |= {field: table[columns[field]] for field, table in ids.items()}
+        sizes += np.bincount(split, minlength=3)
+        for field in ids:
+            unknown[field] += np.bincount(split[rows[field] == UNKNOWN], minlength=3)
+        for name, values in rows.items():
+            writers[name].write(values)
+    return sizes, unknown
+
+
+def _content_hash(schema: EventSchema, vocabularies: dict[str, Vocabulary], digests: dict[str, str]) -> str:
+    """SHA-256 of schema, vocabularies, users and columns."""
+    parts = [schema.model_dump(mode="json"), {f: v.hash for f, v in vocabularies.items()}, digests]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write_users(encoded: Encoded, path: Path) -> str:
+    """Labels of the kept users in code order; returns a digest of them."""
+    text, lengths = hashlib.sha256(), hashlib.sha256()
+    query = f"SELECT label AS user FROM {encoded.plan.dictionary('user')} ORDER BY code"
+    start = 1
+    with pq.ParquetWriter(path, pa.schema({"user": pa.string()})) as writer:
+        for batch in encoded.plan.con.sql(query).to_arrow_reader(1 << 20):
+            users = batch["user"].cast(pa.string()).filter(pa.array(encoded.kept[start : start + len(batch)]))
+            start += len(batch)
+            writer.write_batch(pa.record_batch({"user": users}))
+            # Labels and their lengths, apart: the digest depends on no batch size and on no separator.
+            buffer = users.cast(pa.large_binary()).buffers()
+            ends = np.frombuffer(buffer[1], np.int64)[users.offset : users.offset + len(users) + 1]
+            text.update(memoryview(buffer[2])[ends[0] : ends[-1]] if buffer[2] is not None else b"")
+            lengths.update(np.diff(ends).tobytes())
+    return hashlib.sha256(text.digest() + lengths.digest()).hexdigest()

@@ -1,0 +1,98 @@
+"""The demo: six stages from shop logs to a report, the same calls that a user's own logs need."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+from behavegpt.compare import compare, metrics_table
+from behavegpt.config import read_settings
+from behavegpt.console import say, stage, table
+from behavegpt.data.prepare import prepare
+from behavegpt.demo import DEMO_SCHEMA, online_retail
+from behavegpt.errors import BehaveGPTError
+from behavegpt.predictor import load
+from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.report import write_model_card, write_report
+
+STAGES = 6
+SPLIT = "time:0.7,0.15,0.15"
+SHOWN_USERS = 3
+
+
+def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
+    """Run all stages into `out`, replacing an earlier demo there. Raises BehaveGPTError if `out` is something else."""
+    began = time.perf_counter()
+    _clear(out)
+    stage(
+        1,
+        STAGES,
+        "environment",
+        f"python {platform.python_version()} · torch {torch.__version__} · transformers "
+        f"{transformers.__version__} · {_device()}",
+    )
+    stage(2, STAGES, "data", "Online Retail (UCI, CC BY 4.0): purchases at a British gift shop")
+    store = prepare([online_retail()], out / "data", DEMO_SCHEMA, split=SPLIT)
+    say(
+        f"      {store.manifest.events:,} events · {store.manifest.users:,} customers · "
+        f"{store.vocabulary['event'].classes:,} products in {store.behaviors.classes} families"
+    )
+    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps else [])]
+    settings = read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
+    stage(3, STAGES, "pretrain", f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps")
+    pretrain(settings)
+    stage(4, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
+    predictor = load(out / "model")
+    result = compare(predictor, store, out / "eval" / "metrics.json")
+    table(*metrics_table(result))
+    stage(5, STAGES, "predict", "next family of some customers, from raw rows")
+    log = pq.read_table(online_retail())
+    users = log["user_id"].unique().slice(0, SHOWN_USERS)
+    found = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
+    table(
+        ("customer", "1st", "2nd", "3rd"),
+        [
+            [user, *(f"{label} {p:.0%}" for label, p in zip(labels, probabilities, strict=True))]
+            for user, labels, probabilities in zip(
+                found.users.to_pylist(), found.labels, found.probabilities, strict=True
+            )
+        ],
+    )
+    report = write_report(out)
+    write_model_card(out, out / "data")
+    seconds = time.perf_counter() - began
+    stage(6, STAGES, "report", f"{report} · {seconds:.0f} s in all")
+    say(_next_steps(out))
+    return {"report": str(report), "model": str(out / "model"), "seconds": round(seconds, 1), "metrics": result}
+
+
+def _next_steps(out: Path) -> str:
+    return f"""
+With your own logs (CSV, JSONL or parquet; columns are guessed, name them if the guess is wrong):
+  behavegpt prepare my_logs.parquet --out data/mine --user user_id --time timestamp --event app --tz Europe/London
+  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine
+  behavegpt evaluate runs/mine/model data/mine --baselines
+  behavegpt predict runs/mine/model my_logs.parquet --out predictions.parquet
+With the demo's model:
+  behavegpt info {out / "model"}"""
+
+
+def _clear(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / "data" / "dataset.json").exists():
+            raise BehaveGPTError(f"{out} is not empty and not an earlier demo; choose another folder with --out.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"

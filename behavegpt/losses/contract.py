@@ -1,0 +1,86 @@
+"""What every loss offers: weights known before the forward pass, a sum over events, state frozen within a step.
+
+N events, K behavior classes. The training loop divides the sum by the total weight of the whole step.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch.nn import functional as F
+
+from behavegpt.batch import IGNORED
+from behavegpt.errors import CheckpointError
+
+
+class Loss:
+    """Cross-entropy with a weight per class; subclasses change the weights, the loss of an event, or both.
+
+    `class_weight` (K,) float32 is constant within an optimizer step, so `total` is additive over any split of a batch.
+    `start` is the share of training after which the loss takes its final form; before it the weights are 1.
+    """
+
+    def __init__(self, counts: torch.Tensor, start: float = 0.0) -> None:
+        self.start = start
+        self.progress = 0.0
+        self.counts = counts.cpu().double()  # (K,) training events per class
+        self.class_weight = torch.ones(len(counts))
+
+    @property
+    def active(self) -> bool:
+        """Whether the deferred part has begun."""
+        return self.progress >= self.start
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move what an event's loss is computed from to the device of the logits."""
+        self.class_weight = self.class_weight.to(device)
+        return self
+
+    def weight(self, target: torch.Tensor) -> torch.Tensor:
+        """Weight of each event, float32: target (N,) -> (N,); 0 where the target is IGNORED."""
+        return self.class_weight[target.clamp(min=0)] * (target != IGNORED)
+
+    def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Unweighted loss of each event in nats, float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED."""
+        return F.cross_entropy(logits.float(), target, reduction="none", ignore_index=IGNORED)
+
+    def total(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Weighted sum over the events: logits (N, K), target (N,) -> ()."""
+        return (self.weight(target) * self.per_event(logits, target)).sum()
+
+    def set_progress(self, fraction: float) -> None:
+        """Share of training done, in [0, 1]; called before each optimizer step."""
+        was_active, self.progress = self.active, fraction
+        if self.active != was_active:
+            self._set_weights()
+
+    def update(self, class_loss: torch.Tensor, class_count: torch.Tensor) -> None:
+        """Learn from a finished step: summed loss (K,) and events (K,) per class over all micro-batches and ranks."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors that belong into a training checkpoint; never part of the model's weights."""
+        return {"progress": torch.tensor(self.progress, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore `state_dict()`; CheckpointError if it is the state of another loss or of other classes."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        if shapes != expected:
+            raise CheckpointError(
+                f"the checkpoint holds the loss state {shapes}, {type(self).__name__} needs {expected}; "
+                "resume with the loss settings and the data of the first run, or start anew."
+            )
+        self._load(state)
+        self._set_weights()
+
+    def _load(self, state: dict[str, torch.Tensor]) -> None:
+        self.progress = float(state["progress"])
+
+    def _active_weight(self) -> torch.Tensor:
+        """(K,) weights once the loss is active."""
+        return torch.ones(len(self.counts))
+
+    def _set_weights(self) -> None:
+        weight = self._active_weight() if self.active else torch.ones(len(self.counts))
+        self.class_weight = weight.float().to(self.class_weight.device)

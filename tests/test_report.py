@@ -1,0 +1,211 @@
+"""The report is one file that needs nothing else and cannot be broken by a label; the card is what the Hub reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from behavegpt import report
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import Manifest
+from behavegpt.errors import DataError
+from tests.test_plots import HOSTILE, fake_run
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; refuses tags that are not closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "shop")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return report.write_report(run).read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_else(page: str) -> None:
+    parsed = Page(page)
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert not any(name.startswith("on") for name in attributes)
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert len(images) == 4 and all(image["alt"] for image in images)
+    assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", page)
+    assert "url(" not in page and "@import" not in page
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+
+
+def test_labels_are_shown_and_never_interpreted(page: str) -> None:
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 3
+    assert any(HOSTILE in text for text in Page(page).text)
+    assert "日本語 ラベル" in page
+
+
+def test_the_page_says_what_was_run(page: str) -> None:
+    text = " ".join(" ".join(Page(page).text).split())
+    for expected in (
+        "406,829 events, 4,372 users, 40 behaviors",
+        "1,234,567 parameters, 4 layers, d = 32, up to 64 events, history head",
+        "600 steps, loss dro",
+        "2 min 12 s",
+        "2026-01-02 03:06 UTC",
+        "53,210 predictions",
+        "the model reads at most the last 64 events",
+        "One run, one seed (3)",
+        "What happened: Food",
+        "behavegpt.load(",
+        "batch_events: 8192",
+    ):
+        assert expected in text, expected
+    assert "None" not in text and "nan" not in text.split()
+
+
+def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
+    models = json.loads((run / "eval" / "metrics.json").read_text())["models"]
+    table = report.metric_table(models)
+    frame = pd.DataFrame(models).T.drop(columns="recall_by_decile").astype(float).sort_values("rec_w", ascending=False)
+    assert [row["name"] for row in table["rows"]] == [report.plots.title_of(str(name)) for name in frame.index]
+    for column, key in enumerate(report.METRICS):
+        marked = [row["name"] for row in table["rows"] if row["cells"][column][1]]
+        assert marked == [report.plots.title_of(str(frame[key].idxmax()))]
+        others = frame.drop("behavegpt")[key].max()
+        gain = f"{100 * (frame.loc['behavegpt', key] / others - 1):+.0f} %"
+        assert table["gain"][column].replace("−", "-") == gain
+    assert table["header"][0] == "weighted recall"
+    assert table["rows"][-1]["cells"][-1] == ("–", False)
+
+
+def test_best_and_worst_behaviors_have_enough_events(run: Path) -> None:
+    best, worst = report.behavior_tables(run / "eval" / "per_behavior.csv")
+    frame = pd.read_csv(run / "eval" / "per_behavior.csv").query("model == 'behavegpt' and support >= 20")
+    ordered = frame.sort_values("recall", ascending=False)
+    assert [row["recall"] for row in best["rows"]] == [f"{v:.3f}" for v in ordered["recall"][:8]]
+    assert [row["recall"] for row in worst["rows"]] == [f"{v:.3f}" for v in ordered["recall"][::-1][:8]]
+
+
+def test_missing_files_leave_their_sections_out(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "shop")
+    for name in ("metrics.json", "per_behavior.csv", "confusion.json", "examples.json"):
+        (run / "eval" / name).unlink()
+    (run / "log.jsonl").unlink()
+    text = report.write_report(run).read_text(encoding="utf-8")
+    for heading in ("Results", "Figures", "Behavior by behavior", "Examples"):
+        assert f"<h2>{heading}</h2>" not in text
+    assert "<h2>Use the model</h2>" in text
+    card = report.write_model_card(run).read_text(encoding="utf-8")
+    assert "## Evaluation" not in card and "## Limits" in card
+
+
+def test_a_run_that_is_still_going_can_be_reported(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "shop")
+    for path in (run / "eval").iterdir():
+        path.unlink()
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"finished": None, "seconds": None}))
+    text = report.write_report(run).read_text(encoding="utf-8")
+    assert "finished" not in text and "None" not in text
+    (run / "run.json").write_text(json.dumps({"seed": 1, "config": {}}))
+    report.write_report(run)
+    report.write_model_card(run)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no run\.json"):
+        report.write_report(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json"):
+        report.write_report(tmp_path)
+
+
+def test_the_same_files_give_the_same_bytes(run: Path, page: str) -> None:
+    assert report.write_report(run).read_text(encoding="utf-8") == page
+    assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (60, "1 min 0 s"), (132.4, "2 min 12 s"), (7260, "2 h 1 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+def manifest(content_hash: str) -> Manifest:
+    schema = {"user": "customer", "time": "at", "event": "item", "location": "country", "behavior": "a|b"}
+    return Manifest(
+        format=1,
+        event_schema=EventSchema.model_validate(schema | {"tz": "Europe/London"}),
+        events=406_829,
+        users=4_372,
+        time_origin=0,
+        split={"rule": "time:0.7,0.15,0.15", "events": [10, 2, 3]},
+        columns={},
+        vocabulary={},
+        rejected={},
+        content_hash=content_hash,
+    )
+
+
+def test_the_card_is_read_by_the_hub_and_holds_nothing_empty(run: Path, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    (tmp_path / "dataset.json").write_text(manifest("ab" * 32).model_dump_json())
+    path = report.write_model_card(run, tmp_path)
+    assert path == run / "model" / "README.md"
+    card = ModelCard.load(path)
+    assert card.data.library_name == "behavegpt" and "next-behavior-prediction" in card.data.tags
+    assert card.data.license is None
+    for expected in ("customer", "Europe/London", "time:0.7,0.15,0.15", "10, 2, 3", "406,829", "`a\\|b`", "## Limits"):
+        assert expected in card.text, expected
+    for name in ("BehaveGPT", "user markov"):
+        assert f"| {name} |" in card.text
+    assert "None" not in card.text and "{{" not in card.text and "<script" not in card.text
+    lines = card.text.splitlines()
+    for index, line in enumerate(lines):
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        header = index + 1 < len(lines) and lines[index + 1].startswith("|---")
+        assert header or not line.startswith("|") or all(cell.strip() for cell in cells), line
+    tables = re.findall(r"(?:^\|.*\n)+", card.text, re.MULTILINE)
+    assert len(tables) == 4
+    for table in tables:
+        assert len({len(re.split(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+
+
+def test_a_manifest_of_other_data_is_not_used(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(manifest("cd" * 32).model_dump_json())
+    assert "Europe/London" not in report.write_model_card(run, tmp_path).read_text(encoding="utf-8")
+    (tmp_path / "dataset.json").write_text('{"format": 1}')
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        report.write_model_card(run, tmp_path)
