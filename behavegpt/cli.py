@@ -107,9 +107,9 @@ def _given(arguments: Arguments) -> dict[str, Any]:
 
 def _prepare(arguments: Arguments) -> Any:
     from behavegpt.console import say, table
+    from behavegpt.data.guess import guess_schema
     from behavegpt.data.prepare import prepare, preview
     from behavegpt.data.schema import read_schema
-    from behavegpt.data.guess import guess_schema
     from behavegpt.errors import ConfigError
 
     if arguments.schema:

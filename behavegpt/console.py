@@ -53,13 +53,17 @@ def progress(label: str, total: int) -> Iterator[Update]:
     columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console(), transient=True) as bar:
         task = bar.add_task(label, total=total, note="")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+        def update(done: int, note: str) -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield update
 
 
 def _plain(label: str, total: int) -> Update:
     last = time.monotonic()
 
-    def update(done: int, note: str = "") -> None:
+    def update(done: int, note: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= LINE_EVERY:

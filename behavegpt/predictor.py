@@ -161,4 +161,5 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
-    return Predictor(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+    torch.nn.Module.to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return Predictor(model, tokenizer)

@@ -147,9 +147,10 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     if accelerator.is_main_process:
         _write_json(run / "run.json", facts)
         _write_text(run / "config.yaml", dump_settings(settings))
+    compiled: torch.nn.Module = torch.compile(prepared) if train.compile else prepared  # type: ignore[assignment]
     with progress_bar("pretrain", steps) as show:
         trainer = Trainer(
-            model=torch.compile(prepared) if train.compile else prepared,
+            model=compiled,
             loss=loss,
             optimizer=optimizer,
             batches=batches,

@@ -76,8 +76,7 @@ class Runs:
         return Result(**json.loads(answer))
 
     def close(self) -> None:
-        assert self.server.stdin is not None
-        self.server.stdin.close()
+        self.server.terminate()
         self.server.wait(PATIENCE)
 
 

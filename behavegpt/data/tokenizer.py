@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
+from behavegpt.data.events import read_events
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import check_columns, find_logs
-from behavegpt.data.events import read_events
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 

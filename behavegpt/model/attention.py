@@ -82,7 +82,10 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: A
     causal: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
     q, k, v = (_tokens(x) for x in (query, key, value))
     ends = plan.boundaries
-    return _rows(varlen_attn(q, k, v, ends, ends, plan.longest, plan.longest, **causal), query)
+    assert ends is not None
+    out = varlen_attn(q, k, v, ends, ends, plan.longest, plan.longest, **causal)
+    assert isinstance(out, torch.Tensor)
+    return _rows(out, query)
 
 
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:

@@ -167,6 +167,8 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
         With `select` (B, R) bool: logits (N, K) of those positions, row by row.
         `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
         """
+        if input_ids is None:
+            raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
         body = self.model(
             input_ids, document, position, attention_mask, output_hidden_states=output_hidden_states, **fields
         )

@@ -14,6 +14,7 @@ from torch import nn
 
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 
+NOWHERE = -2  # a document that no position has
 CHUNK_ELEMENTS = 1 << 22  # logits held at once while training; more are made and differentiated piece by piece
 
 
@@ -27,13 +28,13 @@ class History(NamedTuple):
 class HistoryFeatures(nn.Module):
     """Counts of the user's own past behaviors (a pointer head: repetition dominates real behavior).
 
-    For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 4 counts:
-    (0) of b so far; (1) the same, decayed by exp(-(t - s) / 8); (2) of b right after an event equal to the event at
-    t; (3) of b within an hour of the day around that of t. Only (t, s) pairs are formed, so the cost does not depend
-    on K.
+    For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 6 counts: of b
+    so far; the same, decayed by exp(-(t - s) / 8); at t itself; right after an event equal to the event at t; right
+    after a behavior equal to the behavior at t; within an hour of the day around that of t.
+    Only (t, s) pairs are formed, so the cost does not depend on K.
     """
 
-    COUNTS = 4
+    COUNTS = 6
     DECAY = 8.0  # events
     HOUR = 1 / 24  # of a day
 
@@ -57,23 +58,35 @@ class HistoryFeatures(nn.Module):
         place = torch.argsort(~first, dim=1, stable=True)[:, : max(1, int(first.sum(1).max()))]  # (B, D)
         shown = past.gather(2, place[:, None].expand(-1, len(index), -1)) & first.gather(1, place)[:, None]
         equal = equal.gather(2, place[:, None].expand(-1, len(index), -1)).float()  # (B, R of s, D)
-        counts = [(weight @ equal)[select] for weight in self._weights(event, slot, slots, document, past)]
+        counts = [(weight @ equal)[select] for weight in self._weights(event, behavior, slot, slots, document, past)]
         classes = (behavior.gather(1, place) - SPECIAL_IDS).clamp(min=0)
         classes = classes[:, None].expand(-1, len(index), -1)[select]
         return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)
 
     def _weights(
-        self, event: torch.Tensor, slot: torch.Tensor, slots: int, document: torch.Tensor, past: torch.Tensor
+        self,
+        event: torch.Tensor,
+        behavior: torch.Tensor,
+        slot: torch.Tensor,
+        slots: int,
+        document: torch.Tensor,
+        past: torch.Tensor,
     ) -> Iterator[torch.Tensor]:
-        """The J weights (B, R of t, R of s) with which an event at s counts at t."""
+        """The J weights (B, R of t, R of s) with which a behavior at s counts at t."""
         index = torch.arange(event.shape[1], device=event.device)
         yield past.float()
         yield past * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY)
-        before = torch.cat([event.new_full((len(event), 1), -1), event[:, :-1]], dim=1)
-        began = torch.cat([document.new_full((len(event), 1), -2), document[:, :-1]], dim=1)
-        yield (past & (event[:, :, None] == before[:, None]) & (began == document)[:, None]).float()
+        yield (past & (index == index[:, None])).float()
+        began = _shifted(document, NOWHERE) == document  # (B, R): the position before is of the same history
+        for ids in (event, behavior):
+            yield (past & (ids[:, :, None] == _shifted(ids, -1)[:, None]) & began[:, None]).float()
         day = (slot[:, :, None] - slot[:, None]).abs().float() / slots
         yield (past & (torch.minimum(day, 1 - day) <= self.HOUR + 1e-6)).float()
+
+
+def _shifted(x: torch.Tensor, fill: int) -> torch.Tensor:
+    """x (B, R) moved one position to the right."""
+    return torch.cat([x.new_full((len(x), 1), fill), x[:, :-1]], dim=1)
 
 
 class HistoryGate(nn.Module):
@@ -83,12 +96,13 @@ class HistoryGate(nn.Module):
     count model; the gates, linear in the hidden state, say which counts matter now.
     """
 
-    START = 0.25  # of each gate: their geometric mean
+    START = 1 / HistoryFeatures.COUNTS  # of each gate: their geometric mean
     PSEUDO_EVENTS = 10.0  # w at the start
 
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.hidden_size, HistoryFeatures.COUNTS)
+        self.log_prior: torch.Tensor
         self.log_scale = nn.Parameter(torch.empty(HistoryFeatures.COUNTS))
         self.register_buffer("log_prior", torch.empty(config.num_behaviors))
 
@@ -107,7 +121,7 @@ class PredictionHead(nn.Module):
         self.dense = nn.Linear(width, hidden)
         self.activation = nn.GELU(approximate="tanh")
         self.projection = nn.Linear(hidden, config.num_behaviors)
-        self.history_gate = HistoryGate(config) if config.history_head else None
+        self.history_gate: HistoryGate | None = HistoryGate(config) if config.history_head else None
         self.tied_projection = nn.Linear(width, config.embedding_size) if config.tied_head else None
 
     def forward(
@@ -206,7 +220,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total, class_loss
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_gradient, *gradients = ctx.saved_tensors
         found = iter(gradients)
         return (None,) * 5 + (hidden_gradient * scale, *(next(found) * scale if n else None for n in ctx.needed))

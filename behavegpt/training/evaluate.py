@@ -115,13 +115,18 @@ def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
     """The batch on a device."""
     if device.type == "cpu":
         return batch
-    moved = {
-        name: {k: v.to(device, non_blocking=True) for k, v in value.items()}
-        if isinstance(value, dict)
-        else value.to(device, non_blocking=True)
-        for name, value in batch._asdict().items()
-    }
-    return PackedBatch(**moved)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return PackedBatch(
+        inputs={name: moved(ids) for name, ids in batch.inputs.items()},
+        document=moved(batch.document),
+        position=moved(batch.position),
+        target=moved(batch.target),
+        row=moved(batch.row),
+        next_fields={name: moved(ids) for name, ids in batch.next_fields.items()},
+    )
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:

@@ -29,9 +29,7 @@ class Journal:
             with open(self.path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
-            raise BehaveGPTError(
-                f"{self.path}: cannot be written ({error}); make room there and go on with --resume."
-            ) from error
+            raise self._unwritable(error) from error
 
     def truncate_after(self, step: int) -> None:
         """Forget, in one rename, the records of later steps and a torn last line; records without `step` stay."""
@@ -39,11 +37,17 @@ class Journal:
             return
         kept = [line for line, record in _records(self.path) if record.get("step", step) <= step]
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "wb") as file:
-            file.writelines(line + b"\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        try:
+            with open(temporary, "wb") as file:
+                file.writelines(line + b"\n" for line in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> BehaveGPTError:
+        return BehaveGPTError(f"{self.path}: cannot be written ({error}); make room there and go on with --resume.")
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -58,19 +62,20 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises BehaveGPTError naming the process and host of the run that holds it.
     """
     lock = FileLock(folder / LOCK)
+    owner = folder / OWNER  # beside the lock: older filelocks empty the file they lock
     try:
         lock.acquire(timeout=0)
+        temporary = folder / f"{OWNER}.tmp"
+        temporary.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        os.replace(temporary, owner)
     except Timeout:
         raise BehaveGPTError(
             f"{folder} is in use by {_owner(folder)}; wait for that run, stop it, or choose another out=FOLDER."
         ) from None
     except OSError as error:
+        lock.release()
         raise BehaveGPTError(f"{folder}: cannot be locked ({error}); choose another out=FOLDER.") from None
-    owner = folder / OWNER  # beside the lock: older filelocks empty the file they lock
     try:
-        temporary = folder / f"{OWNER}.tmp"
-        temporary.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
-        os.replace(temporary, owner)
         yield
     finally:
         owner.unlink(missing_ok=True)

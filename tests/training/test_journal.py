@@ -74,6 +74,12 @@ def test_damage_further_up_is_named(tmp_path: Path) -> None:
 def test_unwritable_journal_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(BehaveGPTError, match="cannot be written"):
         Journal(tmp_path / "absent" / "log.jsonl").append({"step": 1})
+    journal = Journal(tmp_path / "log.jsonl")
+    journal.append({"step": 1})
+    (tmp_path / ".log.jsonl.tmp").mkdir()
+    with pytest.raises(BehaveGPTError, match="cannot be written"):
+        journal.truncate_after(0)
+    assert read_journal(journal.path) == [{"step": 1}]
 
 
 HOLD = """
@@ -118,6 +124,14 @@ def test_lock_is_freed_on_an_error_and_in_one_process_too(tmp_path: Path) -> Non
 
 
 def test_folder_that_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / ".lock.json.tmp").mkdir()
+    for _ in range(2):
+        with pytest.raises(BehaveGPTError, match="cannot be locked"), run_lock(tmp_path):
+            pass
+    (tmp_path / ".lock.json.tmp").rmdir()
+    with run_lock(tmp_path):
+        pass
+    (tmp_path / ".lock").unlink(missing_ok=True)
     (tmp_path / ".lock").mkdir()
     with pytest.raises(BehaveGPTError, match="cannot be locked"), run_lock(tmp_path):
         pass
