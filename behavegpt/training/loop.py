@@ -118,7 +118,7 @@ class Trainer:
                 if step % every == 0 or step == self.steps:
                     better = self._validate(step)
                     began, events = time.perf_counter(), 0
-                if self._stop_asked(stop):
+                if self._stop_asked(stop) and not self.progress.stopped:
                     self.progress.stopped = "signal"
                 if better or step % save_every == 0 or step == self.steps or self.progress.stopped:
                     self.save()

@@ -188,6 +188,17 @@ def test_signal_saves_and_exits_with_143(
     assert finish(settings) == whole()
 
 
+def test_one_of_two_ranks_is_killed(place: Path) -> None:
+    whole = tiny_settings(place / "data", place / "ranks")
+    assert shared_runs().run(whole, world=2).status == 0
+    settings = tiny_settings(place / "data", place / "ranks-killed")
+    for rank, lines in ((0, 5), (1, 9)):
+        result = shared_runs().run(settings, world=2, resume=rank > 0, signal=[signal.SIGKILL, lines, rank])
+        assert result.statuses[rank] == -signal.SIGKILL and 0 not in result.statuses, result.output
+    assert shared_runs().run(settings, world=2, resume=True).status == 0
+    assert outcome(place / "ranks-killed") == outcome(place / "ranks")
+
+
 def test_kill_after_an_early_stop(place: Path) -> None:
     train = {"steps": 30, "valid_every": 1, "checkpoint_every": 4, "patience": 2, "lr": 1e-6}
     points = operations(tiny_settings(place / "data", place / "early", **train))

@@ -1,0 +1,29 @@
+# The daily commands. ./bootstrap.sh install makes .venv; `pip install -e '.[test,check]'` adds what `check` needs.
+PYTHON := .venv/bin/python
+.PHONY: check test test-all test-gpu format bench constraints
+
+check: ## ruff, mypy and the layers of the design (import-linter)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+
+test: ## everything that is quick, in under ten minutes on two cores
+	$(PYTHON) -m pytest -m "not slow and not gpu"
+
+test-all: ## also what takes minutes
+	$(PYTHON) -m pytest -m "not gpu"
+
+test-gpu: ## what needs a CUDA device
+	$(PYTHON) -m pytest -m gpu
+
+format: ## rewrite the files in the project's style
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+bench: ## preparation and training against their peers; see benchmarks/
+	$(PYTHON) benchmarks/prepare.py
+	$(PYTHON) benchmarks/train.py
+
+constraints: ## pin what is installed now as the CPU set
+	$(PYTHON) -m uv pip freeze -p $(PYTHON) --exclude-editable | sed 's/+cpu$$//' | grep -viE '^(pip|uv|setuptools)==' > constraints/cpu.txt
