@@ -117,11 +117,25 @@ def _prepare(arguments: Arguments) -> Any:
     else:
         schema, guesses = guess_schema(arguments.logs, _given(arguments))
         rows = [[g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)] for g in guesses]
-        table(("column", "role", "type", "nulls", "distinct", "example"), rows)
+        table(("column", "role", "type", "nulls", "distinct", "example"), rows, "columns, from up to 100,000 rows")
     if arguments.dry_run:
-        seen = preview(arguments.logs, schema, split=arguments.split)
-        say(str(seen))
-        return vars(seen)
+        seen = preview(
+            arguments.logs,
+            schema,
+            split=arguments.split,
+            min_events=arguments.min_events,
+            memory=arguments.memory,
+        )
+        say(f"{seen.rows:,} rows, {seen.users:,} users; events by split: {_counted(seen.split)}")
+        say(f"rejected: {_counted(seen.rejected) or 'none'}")
+        say("nothing was written; the same with --out FOLDER prepares the data.")
+        return {
+            "rows": seen.rows,
+            "users": seen.users,
+            "split": seen.split,
+            "rejected": seen.rejected,
+            "schema": seen.schema.model_dump(mode="json"),
+        }
     if arguments.out is None:
         raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
     store = prepare(
@@ -140,6 +154,10 @@ def _prepare(arguments: Arguments) -> Any:
     say(f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} (see data_card.md)")
     say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
     return store.manifest.model_dump(mode="json")
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 # --- train, evaluate, predict ------------------------------------------------------------------------------------

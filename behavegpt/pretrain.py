@@ -132,7 +132,7 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable()
     fields = config.columns
-    batches = _batches(store, config, train, fields)
+    batches = training_batches(store, config, train)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts)).to(accelerator.device)
     optimizer = build_optimizer(
@@ -208,15 +208,14 @@ def _need_wandb() -> None:
         say("wandb: no key found, logging offline; send it later with: wandb sync wandb/offline-run-*")
 
 
-def _batches(
-    store: EventStore, config: BehaveGPTConfig, train: TrainSettings, fields: tuple[str, ...]
-) -> TrainingBatches:
+def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSettings) -> TrainingBatches:
+    """The training rows of a prepared folder for a model's window and fields."""
     return TrainingBatches(
         store,
         max_length=config.max_length,
         rows_per_step=-(-train.batch_events // row_length_for(config.max_length)),
         seed=train.seed,
-        fields=fields,
+        fields=config.columns,
         next_fields=tuple(config.next_heads or ()),
     )
 

@@ -1,0 +1,450 @@
+"""Training throughput against GPT-2 of transformers and SASRec of RecTools: events per CPU second, one thread, fp32.
+
+    python benchmarks/train.py                          # 512 histories, caps 90 and 256, best of 3
+    python benchmarks/train.py --peers /tmp/peers       # also RecTools, from its own environment:
+    python3.11 -m venv /tmp/peers/rectools
+    /tmp/peers/rectools/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'
+
+Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 events; hidden width 128, 2 layers, 4
+heads, no dropout, 256 histories a step. Every trainer learns the same next events, the first event of a history being
+none, so events per CPU second compare; each step is forward, backward, clipping and AdamW (RecTools: its own Adam).
+BehaveGPT reads four fields and has an MLP as head, the others read the event alone. Trainers take turns, one pass over
+the workload each, and the best pass counts: quote the ratios. The head is measured apart, with 50,000 classes.
+Needs Linux (peak memory). The table goes to benchmarks/results/train.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:  # RecTools' environment, where this file runs too, has no behavegpt
+    from behavegpt.data.loader import TrainingBatches
+    from behavegpt.data.store import EventStore
+    from behavegpt.training.loop import Trainer
+
+RESULT = Path(__file__).parent / "results" / "train.json"
+EVENTS, LOCATIONS, MEAN, SIGMA, SHORTEST = 2000, 100, 30, 1.0, 2
+WIDTH, LAYERS, HEADS, FIELDS = 128, 2, 4, 4
+HEAD_WIDTH, HEAD_CLASSES, HEAD_EVENTS = 256, 50_000, 2048
+OURS, LOOP, GPT2, GPT2_CAP, RECTOOLS = "BehaveGPT", "BehaveGPT, Trainer", "GPT-2", "GPT-2, padded to cap", "SASRec"
+GOALS = {(90, GPT2): 5.0, (256, GPT2): 8.0, (90, RECTOOLS): 3.5, (256, RECTOOLS): 3.5}  # ours / it, at least
+LOOP_GOAL, LOADER_GOAL, HEAD_TIME_GOAL, HEAD_MEMORY_GOAL = 0.95, 0.01, 0.8, 0.1
+PEER_COMMAND = "python3.11 -m venv {0} && {0}/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'"
+
+Pass = Callable[[], float]  # once over the workload: CPU seconds
+
+
+def workload(users: int, cap: int, seed: int = 0) -> list[np.ndarray]:
+    """Histories (n,) of events 0 .. EVENTS-1, int64; SHORTEST <= n <= cap."""
+    rng = np.random.default_rng(seed)
+    lengths = np.rint(rng.lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, users)).clip(SHORTEST, cap)
+    return [rng.integers(0, EVENTS, int(length)) for length in lengths]
+
+
+def store_of(histories: list[np.ndarray]) -> EventStore:
+    """The histories as a prepared folder in memory, with locations and times made up; all of it training data."""
+    import pyarrow as pa
+
+    from behavegpt.data.schema import EventSchema
+    from behavegpt.data.store import EventStore, Manifest
+    from behavegpt.data.vocabulary import FIRST, Vocabulary
+
+    rng = np.random.default_rng(1)
+    ids = {"event": np.concatenate(histories)}
+    ids["location"] = rng.integers(0, LOCATIONS, len(ids["event"]))
+    time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, len(h))) for h in histories]).astype(np.uint32)
+    columns = {name: (values + FIRST).astype(np.uint16) for name, values in ids.items()}
+    columns |= {"weekday": (time // 86400 % 7).astype(np.uint8), "slot": (time % 86400 // 1800).astype(np.uint8)}
+    columns |= {"time": time, "split": np.zeros(len(time), np.uint8)}
+    vocabulary = {
+        name: Vocabulary(pa.array([str(i) for i in range(size)]), np.bincount(ids[name], minlength=size))
+        for name, size in {"event": EVENTS, "location": LOCATIONS}.items()
+    }
+    manifest = Manifest(
+        format=1,
+        event_schema=EventSchema(user="user", time="time", event="event", location="location"),
+        events=len(time),
+        users=len(histories),
+        time_origin=0,
+        split={"rule": "none", "events": [len(time), 0, 0]},
+        columns={name: str(column.dtype) for name, column in columns.items()},
+        vocabulary={name: v.hash for name, v in vocabulary.items()},
+        rejected={},
+        content_hash="workload",
+    )
+    offsets = np.cumsum([0, *map(len, histories)])
+    return EventStore(Path("memory"), manifest, vocabulary, columns, offsets)
+
+
+def cpu_of(work: Callable[[], object]) -> float:
+    """CPU seconds (user + system) of a call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def our_batches(histories: list[np.ndarray], cap: int, users_per_step: int) -> TrainingBatches:
+    """As many equal steps as the others need, so that a step holds the same number of events."""
+    from behavegpt.data.loader import TrainingBatches
+
+    store = store_of(histories)
+    columns = store.schema.input_fields
+    rows = TrainingBatches(store, max_length=cap, rows_per_step=1, seed=0, fields=columns).steps_per_epoch
+    steps = -(-len(histories) // users_per_step)
+    return TrainingBatches(store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=columns)
+
+
+def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
+    """What `behavegpt pretrain` makes, with the paper's head and the DRO loss in force from the start."""
+    from accelerate import Accelerator
+
+    from behavegpt.losses import LossSettings, build_loss
+    from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+    from behavegpt.training.journal import Journal
+    from behavegpt.training.loop import Trainer, TrainSettings
+    from behavegpt.training.optimizer import build_optimizer
+
+    config = BehaveGPTConfig(
+        field_sizes=batches.store.field_sizes(),
+        num_behaviors=EVENTS,
+        behavior_is_event=True,
+        embedding_size=WIDTH // FIELDS,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_length=cap,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    model = BehaveGPTForBehaviorPrediction(config).train()
+    settings = TrainSettings(steps=1_000_000)
+    accelerator = Accelerator(cpu=True)
+    return Trainer(
+        model=accelerator.prepare_model(model),
+        loss=build_loss(LossSettings(start=0.0), torch.tensor(batches.store.behaviors.counts)),
+        optimizer=build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=True),
+        batches=batches,
+        settings=settings,
+        steps=1_000_000,
+        accelerator=accelerator,
+        journal=Journal(Path(os.devnull)),
+        checkpoints=Path(os.devnull),
+        fingerprint={},
+        validate=dict,
+        precision="fp32",
+    )
+
+
+def bare_step(trainer: Trainer, step: int) -> None:
+    """The loop's arithmetic in plain torch: batch, forward, backward, clipping, AdamW, the loss's state."""
+    from behavegpt.batch import IGNORED
+
+    for batch in trainer.batches.micro_batches(step):
+        weight = trainer.loss.weight(batch.target[batch.target != IGNORED]).sum()
+        output = trainer.model(
+            **batch.inputs,
+            document=batch.document,
+            position=batch.position,
+            labels=batch.target,
+            criterion=trainer.loss,
+        )
+        (output.loss / weight).backward()
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.settings.clip)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        trainer.loss.update(output.class_loss, output.class_count)
+
+
+def epochs(batches: TrainingBatches, take: Callable[[int], object]) -> Pass:
+    """A pass that calls `take` with the steps of the next epoch, so that its packing counts too."""
+    done = iter(range(1_000_000))
+
+    def run() -> float:
+        first = next(done) * batches.steps_per_epoch
+        return cpu_of(lambda: [take(step) for step in range(first, first + batches.steps_per_epoch)])
+
+    return run
+
+
+def gpt2(histories: list[np.ndarray], cap: int, users_per_step: int, to_cap: bool) -> Pass:
+    """transformers' GPT-2 on batches padded, on the right, to the longest history or to the cap.
+
+    A causal model needs no mask for that; leaving it out is faster. Padding is not in the loss.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=EVENTS, n_positions=cap, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, use_cache=False)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    rng = np.random.default_rng(0)
+
+    def work() -> None:
+        order = rng.permutation(len(histories))
+        for at in range(0, len(order), users_per_step):
+            chosen = [histories[i] for i in order[at : at + users_per_step]]
+            length = cap if to_cap else max(map(len, chosen))
+            ids, labels = np.zeros((len(chosen), length), np.int64), np.full((len(chosen), length), -100)
+            for row, history in enumerate(chosen):
+                ids[row, : len(history)] = labels[row, : len(history)] = history
+            model(input_ids=torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return lambda: cpu_of(work)
+
+
+class Child:
+    """This file in a process of its own, `--child NAME`: one JSON line for each line it is sent."""
+
+    def __init__(self, python: Path, name: str, args: argparse.Namespace, cap: int = 0) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        options = {"child": name, "caps": cap, "users": args.users, "users-per-step": args.users_per_step}
+        command = [str(python), __file__, *(f"--{key}={value}" for key, value in options.items())]
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def turn(self) -> dict[str, float]:
+        """What the child measured in its turn; ends the program when the child has died."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{' '.join(map(str, self.process.args))}: exit code {self.process.wait()}")  # type: ignore[arg-type]
+        figures: dict[str, float] = json.loads(line)
+        return figures
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answers() -> Callable[[dict[str, float]], None]:
+    """The child's side of `Child.turn`: what libraries print goes to standard error from now on."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return lambda figures: print(json.dumps(figures), file=channel)
+
+
+def be_rectools(users: int, cap: int, users_per_step: int) -> None:
+    """Train RecTools' SASRec through its own `fit`; each epoch waits for its turn."""
+    import logging
+
+    import pandas as pd
+    from pytorch_lightning import Callback, Trainer
+    from rectools import Columns
+    from rectools.dataset import Dataset
+    from rectools.models import SASRecModel
+
+    answer = answers()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    histories = workload(users, cap)
+    log = pd.DataFrame({Columns.Item: np.concatenate(histories), Columns.Weight: 1.0})
+    log[Columns.User] = np.repeat(np.arange(users), [len(h) for h in histories])
+    log[Columns.Datetime] = pd.to_datetime(np.arange(len(log)), unit="s")
+    began = 0.0
+
+    class Turns(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            nonlocal began
+            trainer.should_stop = not sys.stdin.readline()
+            began = time.process_time()
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            answer({"cpu_s": time.process_time() - began})
+
+    def lightning() -> Trainer:
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        return Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=1.0, callbacks=[Turns()], **quiet)
+
+    SASRecModel(
+        n_factors=WIDTH,
+        n_blocks=LAYERS,
+        n_heads=HEADS,
+        dropout_rate=0.0,
+        session_max_len=cap - 1,  # inputs; the last event of a history is only a target
+        loss="softmax",
+        batch_size=users_per_step,
+        get_trainer_func=lightning,
+    ).fit(Dataset.construct(log))
+
+
+def be_head(chunked: bool) -> None:
+    """The prediction layer with many classes: loss and gradients of HEAD_EVENTS events, and how memory grew."""
+    import resource
+
+    import psutil
+
+    from behavegpt.losses import LossSettings, build_loss
+    from behavegpt.model.config import BehaveGPTConfig
+    from behavegpt.model.head import PredictionHead, head_loss
+
+    answer = answers()
+    torch.manual_seed(0)
+    head = PredictionHead(BehaveGPTConfig(embedding_size=HEAD_WIDTH // FIELDS, num_behaviors=HEAD_CLASSES))
+    counts = torch.randint(1, 1000, (HEAD_CLASSES,))
+    loss = build_loss(LossSettings(start=0.0), counts)
+    hidden = torch.randn(HEAD_EVENTS, HEAD_WIDTH, requires_grad=True)
+    target = torch.randint(HEAD_CLASSES, (HEAD_EVENTS,))
+
+    def ours(rows: int) -> torch.Tensor:
+        return head_loss(head, list(head.parameters()), loss, hidden[:rows], target[:rows], None, HEAD_CLASSES).total
+
+    def full(rows: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(head(hidden[:rows]), target[:rows], reduction="sum")
+
+    def work(rows: int) -> None:
+        head.zero_grad(set_to_none=True)
+        hidden.grad = None
+        (ours if chunked else full)(rows).backward()
+
+    work(8)
+    head.zero_grad(set_to_none=True)
+    while sys.stdin.readline():
+        before = psutil.Process().memory_info().rss
+        seconds = cpu_of(lambda: work(HEAD_EVENTS))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20
+        answer({"cpu_s": seconds, "grown_mib": grown})
+
+
+CHILDREN: dict[str, Callable[[argparse.Namespace], None]] = {
+    "rectools": lambda args: be_rectools(args.users, args.caps[0], args.users_per_step),
+    "chunked": lambda args: be_head(chunked=True),
+    "full": lambda args: be_head(chunked=False),
+}
+
+
+def best_of(passes: dict[str, Pass], repeats: int) -> dict[str, float]:
+    """Fewest CPU seconds of each, in turns, after one turn that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for repeat in range(repeats + 1):
+        for name, run in passes.items():
+            seconds[name].append(run())
+            print(f"  {name}: {seconds[name][-1]:.2f} s" + (" (warm-up)" if not repeat else ""), flush=True)
+    return {name: min(values[1:]) for name, values in seconds.items()}
+
+
+def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
+    """All trainers at one cap: CPU seconds of a pass, events per CPU second, and ours / it."""
+    histories = workload(args.users, cap)
+    events = sum(map(len, histories)) - len(histories)
+    batches = our_batches(histories, cap, args.users_per_step)
+    bare, looped = our_trainer(batches, cap), our_trainer(batches, cap)
+    passes = {
+        OURS: epochs(batches, lambda step: bare_step(bare, step)),
+        LOOP: epochs(batches, looped.step),
+        GPT2: gpt2(histories, cap, args.users_per_step, to_cap=False),
+        GPT2_CAP: gpt2(histories, cap, args.users_per_step, to_cap=True),
+    }
+    python = args.peers / "rectools" / "bin" / "python"
+    child = Child(python, "rectools", args, cap) if python.exists() else None
+    if child is not None:
+        passes[RECTOOLS] = lambda: child.turn()["cpu_s"]
+    print(f"cap {cap}: {len(histories)} histories, {events} events to learn, {batches.steps_per_epoch} steps a pass")
+    seconds = best_of(passes, args.repeats)
+    if child is not None:
+        child.close()
+    loading = epochs(batches, lambda step: list(batches.micro_batches(step)))
+    share = min(loading() for _ in range(args.repeats + 1)) / seconds[OURS]
+    rows = {
+        name: {"cpu_s": s, "events_per_cpu_s": events / s, "ours_is": s / seconds[OURS], "goal": GOALS.get((cap, name))}
+        for name, s in seconds.items()
+    }
+    loop = {"loop_to_bare": seconds[OURS] / seconds[LOOP], "loader_share": share}
+    return {"cap": cap, "events": events, "row_length": batches.row_length, **loop, "trainers": rows}
+
+
+def measure_head(args: argparse.Namespace) -> dict[str, float]:
+    """Chunked loss against full logits: CPU seconds, growth of memory, and the ratios."""
+    children = {name: Child(Path(sys.executable), name, args) for name in ("chunked", "full")}
+    turns = [{name: child.turn() for name, child in children.items()} for _ in range(args.repeats)]
+    for child in children.values():
+        child.close()
+    figures = {f"{name}_cpu_s": min(turn[name]["cpu_s"] for turn in turns) for name in children}
+    figures |= {f"{name}_grown_mib": turns[0][name]["grown_mib"] for name in children}
+    figures["time_ratio"] = figures["chunked_cpu_s"] / figures["full_cpu_s"]
+    figures["memory_ratio"] = figures["chunked_grown_mib"] / figures["full_grown_mib"]
+    return figures
+
+
+def judged(value: float, goal: float | None, most: bool = False) -> str:
+    """A figure beside its goal; `most`: the goal is an upper bound."""
+    if goal is None:
+        return f"{value:8.3f}"
+    reached = value <= goal if most else value >= goal
+    return f"{value:8.3f}   goal {'<=' if most else '>='} {goal:g}: {'reached' if reached else 'BELOW THE GOAL'}"
+
+
+def lines(measured: dict[str, Any]) -> Iterator[str]:
+    """The table for people."""
+    for part in measured["caps"]:
+        yield f"\ncap {part['cap']:<4}                events / CPU s   ours / it"
+        for name, row in part["trainers"].items():
+            yield f"  {name:22} {row['events_per_cpu_s']:12.0f}   {judged(row['ours_is'], row['goal'])}"
+        yield f"  {'loop / bare torch':22} {'':12}   {judged(part['loop_to_bare'], LOOP_GOAL)}"
+        yield f"  {'loader / step':22} {'':12}   {judged(part['loader_share'], LOADER_GOAL, most=True)}"
+    head = measured["head"]
+    yield f"\nhead, {HEAD_CLASSES} classes: chunked / full"
+    for figure, goal in (("time", HEAD_TIME_GOAL), ("memory", HEAD_MEMORY_GOAL)):
+        yield f"  {figure:22} {'':12}   {judged(head[f'{figure}_ratio'], goal, most=True)}"
+
+
+def device_and_versions(peers: Path) -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    packages = ("behavegpt", "torch", "transformers", "accelerate", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    for info in sorted(peers.glob("rectools/lib/python*/site-packages/rectools-*.dist-info")):
+        versions["rectools"] = info.name.removesuffix(".dist-info").removeprefix("rectools-")
+    device = {
+        "cpu": platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    return {"device": device, "versions": versions}
+
+
+def main() -> None:
+    """Measure, or be a child that is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=512, help="histories of the workload")
+    parser.add_argument("--users-per-step", type=int, default=256)
+    parser.add_argument("--caps", type=int, nargs="+", default=[90, 256], help="longest history, in events")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers", type=Path, default=Path("/tmp/peers"), help="folder of the peers' environments")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.child:
+        CHILDREN[args.child](args)
+        return
+    if not (args.peers / "rectools" / "bin" / "python").exists():
+        print(f"{RECTOOLS} skipped: RecTools is not there; {PEER_COMMAND.format(args.peers / 'rectools')}")
+    facts = {"users": args.users, "users_per_step": args.users_per_step, "repeats": args.repeats}
+    measured = {"head": measure_head(args), "caps": [measure_cap(args, cap) for cap in args.caps]}
+    print("\n".join(lines(measured)))
+    args.result.parent.mkdir(parents=True, exist_ok=True)
+    args.result.write_text(json.dumps({**device_and_versions(args.peers), **facts, **measured}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
