@@ -22,7 +22,7 @@ from behavegpt.model.attention import BACKENDS, plan_attention
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
-from behavegpt.model.head import History, HistoryFeatures, HistoryGate, PredictionHead, head_loss
+from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, PredictionHead, head_loss
 
 IGNORED = -100
 
@@ -224,8 +224,16 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
             )
         if document is None:
             document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
-        slots = (self.config.field_sizes or {})["slot"]
-        return self.history(input_ids, behavior, fields["slot_ids"], slots, document, chosen)
+        location = fields.get("location_ids")
+        past = Past(
+            event=input_ids,
+            behavior=behavior,
+            location=torch.zeros_like(input_ids) if location is None else location,
+            slot=fields["slot_ids"],
+            document=document,
+            slots=(self.config.field_sizes or {})["slot"],
+        )
+        return self.history(past, chosen)
 
     def _next_loss(
         self, picked: torch.Tensor, next_fields: dict[str, torch.Tensor] | None, chosen: torch.Tensor

@@ -25,63 +25,65 @@ class History(NamedTuple):
     classes: torch.Tensor  # (N, D) int64 their classes
 
 
+class Past(NamedTuple):
+    """Ids of the events of packed rows, each (B, R), and how many time slots a day has."""
+
+    event: torch.Tensor
+    behavior: torch.Tensor
+    location: torch.Tensor
+    slot: torch.Tensor
+    document: torch.Tensor
+    slots: int
+
+
 class HistoryFeatures(nn.Module):
     """Counts of the user's own past behaviors (a pointer head: repetition dominates real behavior).
 
-    For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 6 counts: of b
-    so far; the same, decayed by exp(-(t - s) / 8); at t itself; right after an event equal to the event at t; right
-    after a behavior equal to the behavior at t; within an hour of the day around that of t.
+    For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 8 counts: of b
+    so far; the same, decayed by exp(-(t - s) / 8); at t itself; within an hour of the day around that of t; and right
+    after an event, a behavior, a location, or an hour of the day like the one at t.
     Only (t, s) pairs are formed, so the cost does not depend on K.
     """
 
-    COUNTS = 6
+    COUNTS = 8
     DECAY = 8.0  # events
     HOUR = 1 / 24  # of a day
 
     @torch.no_grad()
-    def forward(
-        self,
-        event: torch.Tensor,
-        behavior: torch.Tensor,
-        slot: torch.Tensor,
-        slots: int,
-        document: torch.Tensor,
-        select: torch.Tensor,
-    ) -> History:
-        """ids (B, R) of event, behavior and slot (of `slots` a day), documents (B, R), predicted positions (B, R)."""
-        index = torch.arange(event.shape[1], device=event.device)
-        past = (document[:, :, None] == document[:, None, :]) & (index[:, None] >= index)  # (B, R of t, R of s)
+    def forward(self, past: Past, select: torch.Tensor) -> History:
+        """Counts at the selected positions (B, R) bool of packed rows."""
+        behavior, document = past.behavior, past.document
+        index = torch.arange(behavior.shape[1], device=behavior.device)
+        before = (document[:, :, None] == document[:, None, :]) & (index[:, None] >= index)  # (B, R of t, R of s)
         known = behavior >= SPECIAL_IDS
         equal = (behavior[:, :, None] == behavior[:, None]) & known[:, None]  # (B, R, R)
         # a behavior is shown once, where it first occurs; D = the most different ones in a row
-        first = known & ~(equal & past & (index[:, None] > index)).any(-1)
+        first = known & ~(equal & before & (index[:, None] > index)).any(-1)
         place = torch.argsort(~first, dim=1, stable=True)[:, : max(1, int(first.sum(1).max()))]  # (B, D)
-        shown = past.gather(2, place[:, None].expand(-1, len(index), -1)) & first.gather(1, place)[:, None]
-        equal = equal.gather(2, place[:, None].expand(-1, len(index), -1)).float()  # (B, R of s, D)
-        counts = [(weight @ equal)[select] for weight in self._weights(event, behavior, slot, slots, document, past)]
+        column = place[:, None].expand(-1, len(index), -1)
+        shown = before.gather(2, column) & first.gather(1, place)[:, None]
+        equal = equal.gather(2, column).float()  # (B, R of s, D)
+        counts = [(weight @ equal)[select] for weight in self._weights(past, before)]
         classes = (behavior.gather(1, place) - SPECIAL_IDS).clamp(min=0)
         classes = classes[:, None].expand(-1, len(index), -1)[select]
         return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)
 
-    def _weights(
-        self,
-        event: torch.Tensor,
-        behavior: torch.Tensor,
-        slot: torch.Tensor,
-        slots: int,
-        document: torch.Tensor,
-        past: torch.Tensor,
-    ) -> Iterator[torch.Tensor]:
+    def _weights(self, past: Past, before: torch.Tensor) -> Iterator[torch.Tensor]:
         """The J weights (B, R of t, R of s) with which a behavior at s counts at t."""
-        index = torch.arange(event.shape[1], device=event.device)
-        yield past.float()
-        yield past * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY)
-        yield (past & (index == index[:, None])).float()
-        began = _shifted(document, NOWHERE) == document  # (B, R): the position before is of the same history
-        for ids in (event, behavior):
-            yield (past & (ids[:, :, None] == _shifted(ids, -1)[:, None]) & began[:, None]).float()
-        day = (slot[:, :, None] - slot[:, None]).abs().float() / slots
-        yield (past & (torch.minimum(day, 1 - day) <= self.HOUR + 1e-6)).float()
+        index = torch.arange(before.shape[1], device=before.device)
+        yield before.float()
+        yield before * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY)
+        yield (before & (index == index[:, None])).float()
+        yield (before & self._same_hour(past.slot, past.slot, past.slots)).float()
+        after = before & (_shifted(past.document, NOWHERE) == past.document)[:, None]  # s has one before it
+        for ids in (past.event, past.behavior, past.location):
+            yield (after & (ids[:, :, None] == _shifted(ids, -1)[:, None])).float()
+        yield (after & self._same_hour(past.slot, _shifted(past.slot, 0), past.slots)).float()
+
+    def _same_hour(self, slot: torch.Tensor, other: torch.Tensor, slots: int) -> torch.Tensor:
+        """(B, R) and (B, R) slots -> (B, R, R): at most an hour apart on the clock."""
+        day = (slot[:, :, None] - other[:, None]).abs().float() / slots
+        return torch.minimum(day, 1 - day) <= self.HOUR + 1e-6
 
 
 def _shifted(x: torch.Tensor, fill: int) -> torch.Tensor:

@@ -143,24 +143,30 @@ def test_history_features_against_counting():
     parts = histories(lengths, seed=5)
     inputs, document = packed(parts, 48)
     select = document >= 0
-    found = model.history(inputs["input_ids"], inputs["behavior_ids"], inputs["slot_ids"], 48, document, select)
-    dense = torch.zeros(len(found.counts), 5, 6).scatter_add(
-        1, found.classes[..., None].expand(-1, -1, 6), found.counts
+    past = head.Past(
+        inputs["input_ids"], inputs["behavior_ids"], inputs["location_ids"], inputs["slot_ids"], document, 48
+    )
+    found = model.history(past, select)
+    dense = torch.zeros(len(found.counts), 5, 8).scatter_add(
+        1, found.classes[..., None].expand(-1, -1, 8), found.counts
     )
     row = 0
     for part in parts:
-        event, behavior, slot = (part[n][0].tolist() for n in ("input_ids", "behavior_ids", "slot_ids"))
+        event, behavior, place, slot = (
+            part[n][0].tolist() for n in ("input_ids", "behavior_ids", "location_ids", "slot_ids")
+        )
+
+        def near(a: int, b: int, slot: list[int] = slot) -> bool:  # an hour is two slots
+            return min(abs(slot[a] - slot[b]), 48 - abs(slot[a] - slot[b])) <= 2
+
         for t in range(len(event)):
-            want = torch.zeros(5, 6)
+            want = torch.zeros(5, 8)
             for s in range(t + 1):
                 if behavior[s] < 2:
                     continue
-                gap = abs(slot[t] - slot[s])
-                near = min(gap, 48 - gap) <= 2  # an hour is two slots
-                follows = s > 0 and event[s - 1] == event[t]
-                want[behavior[s] - 2] += torch.tensor(
-                    [1.0, math.exp((s - t) / 8), s == t, follows, s > 0 and behavior[s - 1] == behavior[t], near]
-                )
+                like = [s > 0 and ids[s - 1] == ids[t] for ids in (event, behavior, place)]
+                simple = [1.0, math.exp((s - t) / 8), s == t, near(t, s)]
+                want[behavior[s] - 2] += torch.tensor([*simple, *like, s > 0 and near(t, s - 1)])
             torch.testing.assert_close(dense[row], want)
             row += 1
 
@@ -221,10 +227,10 @@ def test_a_gate_of_one_is_the_smoothed_frequency_of_a_count_model():
     prior = (counts + 0.5) / (counts + 0.5).sum()
     torch.nn.init.zeros_(model.dense.weight), torch.nn.init.zeros_(model.projection.weight)
     torch.nn.init.zeros_(model.dense.bias), torch.nn.init.zeros_(model.history_gate.gate.weight)
-    model.history_gate.gate.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    model.history_gate.gate.bias.data = torch.eye(8)[0]
     model.history_gate.log_scale.data.fill_(-math.log(8.0))
     seen = torch.tensor([2.0, 0.0, 5.0, 1.0, 0.0])
-    history = head.History(seen[None, :, None].expand(1, 5, 6), torch.arange(5)[None])
+    history = head.History(seen[None, :, None].expand(1, 5, 8), torch.arange(5)[None])
     found = model(torch.randn(1, 32), history).softmax(-1)[0]
     torch.testing.assert_close(found, (seen + 8 * prior) / (8 + 8))
 
@@ -240,7 +246,7 @@ def test_initialization_reaches_every_parameter():
                 parameter, torch.ones_like(parameter) if "weight" in name else torch.zeros_like(parameter)
             )
         elif name.endswith("history_gate.gate.bias"):
-            assert torch.allclose(parameter, torch.tensor(1 / 6))
+            assert torch.allclose(parameter, torch.tensor(1 / 8))
         elif name.endswith("bias"):
             assert not parameter.any(), name
         elif name.endswith("log_scale"):
