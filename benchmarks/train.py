@@ -1,7 +1,7 @@
 """Training throughput against GPT-2 of transformers and SASRec of RecTools: events per CPU second, one thread, fp32.
 
-    python benchmarks/train.py                          # 512 histories, caps 90 and 256, best of 3
-    python benchmarks/train.py --peers /tmp/peers       # also RecTools, from its own environment:
+    python benchmarks/train.py                          # caps 90 and 256, best of 3
+    python benchmarks/train.py --peers /tmp/peers       # with RecTools, from its own environment:
     python3.11 -m venv /tmp/peers/rectools
     /tmp/peers/rectools/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'
 
@@ -9,7 +9,8 @@ Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 
 heads, no dropout, 256 histories a step. Every trainer learns the same next events, the first event of a history being
 none, so events per CPU second compare; each step is forward, backward, clipping and AdamW (RecTools: its own Adam).
 BehaveGPT reads four fields and has an MLP as head, the others read the event alone. Trainers take turns, one pass over
-the workload each, and the best pass counts: quote the ratios. The head is measured apart, with 50,000 classes.
+the workload each, and the best pass counts: quote the ratios, with the histories a step, on which they depend: large
+padded batches cost the peers much system time (README.md). The head is measured apart, with 50,000 classes.
 Needs Linux (peak memory). The table goes to benchmarks/results/train.json.
 """
 
@@ -66,7 +67,7 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
     ids = {"event": np.concatenate(histories)}
     ids["location"] = rng.integers(0, LOCATIONS, len(ids["event"]))
     time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, len(h))) for h in histories]).astype(np.uint32)
-    columns = {name: (values + FIRST).astype(np.uint16) for name, values in ids.items()}
+    columns: dict[str, np.ndarray] = {name: (values + FIRST).astype(np.uint16) for name, values in ids.items()}
     columns |= {"weekday": (time // 86400 % 7).astype(np.uint8), "slot": (time % 86400 // 1800).astype(np.uint8)}
     columns |= {"time": time, "split": np.zeros(len(time), np.uint8)}
     vocabulary = {
@@ -179,32 +180,33 @@ def epochs(batches: TrainingBatches, take: Callable[[int], object]) -> Pass:
 
 
 def gpt2(histories: list[np.ndarray], cap: int, users_per_step: int, to_cap: bool) -> Pass:
-    """transformers' GPT-2 on batches padded, on the right, to the longest history or to the cap.
-
-    A causal model needs no mask for that; leaving it out is faster. Padding is not in the loss.
-    """
+    """transformers' GPT-2 on batches padded, on the right, to the longest history or to the cap."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=EVENTS, n_positions=cap, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, use_cache=False)
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    shape: dict[str, Any] = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": cap}
+    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {"use_cache": False}
+    config = GPT2Config(vocab_size=EVENTS, bos_token_id=None, eos_token_id=None, **shape, **plain)
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     rng = np.random.default_rng(0)
 
+    def step(chosen: list[np.ndarray]) -> None:
+        lengths = np.array([len(history) for history in chosen])
+        real = np.arange(cap if to_cap else lengths.max()) < lengths[:, None]
+        ids, labels = np.zeros(real.shape, np.int64), np.full(real.shape, -100)
+        ids[real] = labels[real] = np.concatenate(chosen)
+        batch = {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": labels}
+        model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
     def work() -> None:
         order = rng.permutation(len(histories))
         for at in range(0, len(order), users_per_step):
-            chosen = [histories[i] for i in order[at : at + users_per_step]]
-            length = cap if to_cap else max(map(len, chosen))
-            ids, labels = np.zeros((len(chosen), length), np.int64), np.full((len(chosen), length), -100)
-            for row, history in enumerate(chosen):
-                ids[row, : len(history)] = labels[row, : len(history)] = history
-            model(input_ids=torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            step([histories[i] for i in order[at : at + users_per_step]])
 
     return lambda: cpu_of(work)
 
@@ -264,7 +266,8 @@ def be_rectools(users: int, cap: int, users_per_step: int) -> None:
     class Turns(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
             nonlocal began
-            trainer.should_stop = not sys.stdin.readline()
+            if not sys.stdin.readline():
+                sys.exit()
             began = time.process_time()
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -368,7 +371,7 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
         for name, s in seconds.items()
     }
     loop = {"loop_to_bare": seconds[OURS] / seconds[LOOP], "loader_share": share}
-    return {"cap": cap, "events": events, "row_length": batches.row_length, **loop, "trainers": rows}
+    return {"cap": cap, "events": events, "longest": max(map(len, histories)), **loop, "trainers": rows}
 
 
 def measure_head(args: argparse.Namespace) -> dict[str, float]:
@@ -425,7 +428,7 @@ def device_and_versions(peers: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, or be a child that is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=512, help="histories of the workload")
+    parser.add_argument("--users", type=int, default=256, help="histories of the workload")
     parser.add_argument("--users-per-step", type=int, default=256)
     parser.add_argument("--caps", type=int, nargs="+", default=[90, 256], help="longest history, in events")
     parser.add_argument("--repeats", type=int, default=3)

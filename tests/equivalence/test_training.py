@@ -29,7 +29,7 @@ from behavegpt.training.journal import read_journal
 from tests.helpers import random_store
 from tests.runs import ROOT, quick_folder, save_store, shared_runs, tiny_settings
 
-CUTS = [(1, 1), (8, 1), (1, 2), (4, 2), (3, 1), (5, 2)]  # micro-batches, ranks; 8 rows do not divide by 3 or 10
+CUTS = [(1, 1), (8, 1), (1, 2), (3, 1), (5, 2)]  # micro-batches, ranks; 8 rows do not divide by 3 or 10
 STEPS = 20
 Outputs = dict[tuple[int, int], Path]
 
