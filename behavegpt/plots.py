@@ -86,6 +86,19 @@ def loss_curve(log: Path, out: Path) -> Path:
     return out
 
 
+def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss") -> Path:
+    """Macro against weighted recall, one point for each value of `group`: mean over its rows, bars of one deviation."""
+    with _figure(out, (7, 4.8)) as (_, (axes,)):
+        for name in dict.fromkeys(row[group] for row in rows):
+            found = np.array([[row["rec_w"], row["rec_m"]] for row in rows if row[group] == name])
+            (x, y), spread = found.mean(0), found.std(0, ddof=1) if len(found) > 1 else np.zeros(2)
+            color = ORANGE if name.startswith("dro") else BLUE if name == "cross_entropy" else GREEN
+            axes.errorbar(x, y, yerr=spread[1], xerr=spread[0], fmt="o", color=color, markersize=6, elinewidth=1)
+            axes.annotate(title_of(name), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.set(title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall")
+    return out
+
+
 def recall_by_decile(metrics: Path, out: Path) -> Path:
     """Macro recall of ten groups of behaviors, most to least frequent in training, one line a model."""
     models = read_json(metrics, "models")["models"]

@@ -140,9 +140,7 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     )
     prepared = accelerator.prepare_model(model)
     fingerprint = _fingerprint(store, tokenizer, config, settings)
-    checkpoint = load_latest(run / "ckpt") if resume else None
-    if checkpoint is not None:
-        refuse_mismatch(checkpoint.trainer["fingerprint"], fingerprint)
+    checkpoint = _latest(run, fingerprint) if resume else None
     facts = _start_record(settings, store, model, steps, accelerator)
     if accelerator.is_main_process:
         _write_json(run / "run.json", facts)
@@ -279,6 +277,16 @@ def _refuse_used_folder(run: Path, resume: bool) -> None:
     used = (run / "ckpt").is_dir() and any((run / "ckpt").glob("step_*"))
     if used and not resume:
         raise CheckpointError(f"{run} holds a run already; go on with --resume, or choose another out=FOLDER.")
+
+
+def _latest(run: Path, fingerprint: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint to go on from; None if the run never reached its first."""
+    checkpoint = load_latest(run / "ckpt")
+    if checkpoint is not None:
+        refuse_mismatch(checkpoint.trainer["fingerprint"], fingerprint)
+    elif any((run / "ckpt").glob("step_*")):
+        raise CheckpointError(f"{run / 'ckpt'}: no checkpoint is sound; move the folder away to start anew.")
+    return checkpoint
 
 
 def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:

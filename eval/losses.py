@@ -29,6 +29,7 @@ from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.plots import frontier
 from behavegpt.pretrain import PretrainSettings, model_config, training_batches
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import Journal
@@ -40,7 +41,12 @@ DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
     "dro": {"name": "dro"},
     "dro floor .7": {"name": "dro", "floor": 0.7},
     "dro floor .85": {"name": "dro", "floor": 0.85},
+    "dro n0 .5": {"name": "dro", "n0": 0.5},
+    "dro n0 .5 floor .7": {"name": "dro", "n0": 0.5, "floor": 0.7},
+    "dro n0 .2": {"name": "dro", "n0": 0.2},
+    "dro n0 .2 floor .7": {"name": "dro", "n0": 0.2, "floor": 0.7},
     "dro power caps": {"name": "dro", "caps": "power"},
+    "dro power caps floor .7": {"name": "dro", "caps": "power", "floor": 0.7},
     "class_balanced": {"name": "class_balanced"},
 }
 FROM_THE_START: dict[str, dict[str, Any]] = {
@@ -171,13 +177,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=["history"])
     parser.add_argument("--losses", nargs="+", choices=[*DEFERRED, *FROM_THE_START], default=[*DEFERRED])
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the table of the rows")
+    parser.add_argument("--plot", type=Path, help="draw macro against weighted recall of the first head's rows")
     arguments = parser.parse_args(argv)
     store = open_store(arguments.data)
     journal = Journal(arguments.out)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    if arguments.table:
+    if arguments.table or arguments.plot:
         print(table(rows, store))
+        if arguments.plot:
+            frontier([row for row in rows if row["head"] == arguments.heads[0]], arguments.plot)
         return 0
     done = {(row["head"], row["seed"], row["loss"]) for row in rows}
     for head in arguments.heads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,11 +19,12 @@ from behavegpt.metrics.prediction import PredictionMetrics
 CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
 
 
-class ScoredBatch:
-    """Logits (N, K) and targets (N,) of one batch's scored positions, with their row ids (N,)."""
+class ScoredBatch(NamedTuple):
+    """The scored positions of one batch."""
 
-    def __init__(self, logits: torch.Tensor, target: torch.Tensor, row: torch.Tensor) -> None:
-        self.logits, self.target, self.row = logits, target, row
+    logits: torch.Tensor  # (N, K) float32
+    target: torch.Tensor  # (N,)
+    row: torch.Tensor  # (N,) the targets' flat indices
 
 
 @torch.no_grad()
