@@ -41,10 +41,12 @@ DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
     "dro": {"name": "dro"},
     "dro floor .7": {"name": "dro", "floor": 0.7},
     "dro floor .85": {"name": "dro", "floor": 0.85},
-    "dro n0 .5": {"name": "dro", "n0": 0.5},
     "dro n0 .5 floor .7": {"name": "dro", "n0": 0.5, "floor": 0.7},
-    "dro n0 .2": {"name": "dro", "n0": 0.2},
+    "dro n0 .5 floor .85": {"name": "dro", "n0": 0.5, "floor": 0.85},
+    "dro n0 .5 floor .9": {"name": "dro", "n0": 0.5, "floor": 0.9},
     "dro n0 .2 floor .7": {"name": "dro", "n0": 0.2, "floor": 0.7},
+    "dro n0 .2 floor .85": {"name": "dro", "n0": 0.2, "floor": 0.85},
+    "dro n0 .2 floor .9": {"name": "dro", "n0": 0.2, "floor": 0.9},
     "dro power caps": {"name": "dro", "caps": "power"},
     "dro power caps floor .7": {"name": "dro", "caps": "power", "floor": 0.7},
     "class_balanced": {"name": "class_balanced"},
@@ -63,6 +65,7 @@ FROM_THE_START: dict[str, dict[str, Any]] = {
     },
 }
 START = 0.8
+PRIOR_CORRECTIONS = (0.1, 0.2, 0.3)  # after training, of the cross-entropy model
 HEADS = {"history": {"history_head": True}, "plain": {"history_head": False}}
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 
@@ -107,11 +110,16 @@ def make_trainer(settings: PretrainSettings, store: EventStore, folder: Path) ->
     )
 
 
-def test_figures(trainer: Trainer, store: EventStore) -> dict[str, Any]:
+def test_figures(trainer: Trainer, store: EventStore, prior_correction: float = 0.0) -> dict[str, Any]:
     """Metrics of the trainer's model on the test split."""
     config: Any = trainer.model.config
     metrics, cross_entropy = evaluate(
-        trainer.model, store, SPLITS["test"], max_length=config.max_length, fields=config.columns
+        trainer.model,
+        store,
+        SPLITS["test"],
+        max_length=config.max_length,
+        fields=config.columns,
+        prior_correction=prior_correction,
     )
     return {**metrics.compute(store.behaviors.counts), "cross_entropy": cross_entropy}
 
@@ -143,6 +151,9 @@ def compare_losses(
                 trainer.optimizer.load_state_dict(copy.deepcopy(moments))
                 run(trainer, loss, split, trainer.steps)
                 yield name, test_figures(trainer, store)
+                if name == "cross_entropy":
+                    for tau in PRIOR_CORRECTIONS:
+                        yield f"{name}, prior correction {tau}", test_figures(trainer, store, tau)
         for name in losses.keys() - shared.keys():
             trainer = make_trainer(settings, store, Path(folder))
             run(trainer, losses[name], 0, trainer.steps)
