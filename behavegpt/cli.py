@@ -221,12 +221,12 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.predictor import load
 
     predictor = load(arguments.model)
-    with progress("predict", 1) as show:
+    with progress("predict", 100) as show:
         found = predictor.predict(
             arguments.logs,
             arguments.top_k,
             arguments.prior_correction,
-            on_user=lambda n, of: show(n, f"of {of:,} users"),
+            on_user=lambda done, of: show(100 * done // of, f"% of {of:,} users"),
         )
     for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
         for name, number in counted.items():

@@ -207,6 +207,13 @@ def test_a_used_run_folder_is_refused_without_resume(work, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
+def test_the_prepared_events_open_as_a_hugging_face_dataset(work):
+    store = open_store(work / "data")
+    events = store.as_dataset()
+    assert len(events) == store.manifest.events
+    assert events[0]["event"] == int(store.columns["event"][0]) and events[-1]["user"] == store.manifest.users - 1
+
+
 def test_info_and_doctor(work, capsys, tmp_path):
     assert main(["info", str(work / "run/model"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["behaviors"] > 2
