@@ -1,10 +1,10 @@
 """Which training loss? The same model, data order and budget for each, several seeds (paper, sections 3.2 and 4.6).
 
-    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--heads history plain] [--losses ...] [--steps 300]
+    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--layers history plain] [--losses ...] [--steps 300]
     python eval/losses.py DIR --out rows.jsonl --table          # Markdown from the rows, baselines beside them
 
-One JSON row for each head, seed and loss, on the test split; finished rows are skipped. Losses that are plain
-cross-entropy up to a share of training are trained together up to there: the same as separate runs, bit for bit.
+One JSON row for each prediction layer, seed and loss, on the test split; finished rows are skipped. Losses that are
+plain cross-entropy up to a share of training are trained together up to there: the same as separate runs, bit for bit.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
     "dro n0 .5 floor .7": {"name": "dro", "n0": 0.5, "floor": 0.7},
     "dro n0 .5 floor .85": {"name": "dro", "n0": 0.5, "floor": 0.85},
     "dro n0 .5 floor .9": {"name": "dro", "n0": 0.5, "floor": 0.9},
-    "dro n0 .2 floor .7": {"name": "dro", "n0": 0.2, "floor": 0.7},
-    "dro n0 .2 floor .85": {"name": "dro", "n0": 0.2, "floor": 0.85},
-    "dro n0 .2 floor .9": {"name": "dro", "n0": 0.2, "floor": 0.9},
-    "dro power caps": {"name": "dro", "caps": "power"},
+    "dro n0 2 floor .5": {"name": "dro", "n0": 2.0, "floor": 0.5},
+    "dro n0 2 floor .7": {"name": "dro", "n0": 2.0, "floor": 0.7},
+    "dro n0 2 floor .85": {"name": "dro", "n0": 2.0, "floor": 0.85},
+    "dro power caps floor .5": {"name": "dro", "caps": "power", "floor": 0.5},
     "dro power caps floor .7": {"name": "dro", "caps": "power", "floor": 0.7},
     "class_balanced": {"name": "class_balanced"},
 }
@@ -66,7 +66,7 @@ FROM_THE_START: dict[str, dict[str, Any]] = {
 }
 START = 0.8
 PRIOR_CORRECTIONS = (0.1, 0.2, 0.3)  # after training, of the cross-entropy model
-HEADS = {"history": {"history_head": True}, "plain": {"history_head": False}}
+LAYERS = {"history": {"history_head": True}, "plain": {"history_head": False}}
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 
 
@@ -162,15 +162,15 @@ def compare_losses(
 
 def table(rows: list[dict[str, Any]], store: EventStore) -> str:
     """Mean ± standard deviation over seeds as Markdown, with the count baselines."""
-    lines = ["| head | loss | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (3 + len(FIGURES))]
-    for head, loss in dict.fromkeys((row["head"], row["loss"]) for row in rows):
-        found = [row for row in rows if (row["head"], row["loss"]) == (head, loss)]
+    lines = ["| layer | loss | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (3 + len(FIGURES))]
+    for layer, loss in dict.fromkeys((row["layer"], row["loss"]) for row in rows):
+        found = [row for row in rows if (row["layer"], row["loss"]) == (layer, loss)]
         cells = []
         for name in FIGURES:
             values = np.array([row[name] for row in found], float)
             spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.4f}{spread}")
-        lines.append(f"| {head} | {loss} | {len(found)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {layer} | {loss} | {len(found)} | " + " | ".join(cells) + " |")
     for name, metrics in score_baselines(store, "test"):
         figures = metrics.compute(store.behaviors.counts)
         cells = ["-" if figures[f] is None else f"{figures[f]:.4f}" for f in FIGURES]
@@ -186,10 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="configs/small.yaml")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=["history"])
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=["history"])
     parser.add_argument("--losses", nargs="+", choices=[*DEFERRED, *FROM_THE_START], default=[*DEFERRED])
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
-    parser.add_argument("--plot", type=Path, help="draw macro against weighted recall of the first head's rows")
+    parser.add_argument("--plot", type=Path, help="draw macro against weighted recall of the first layer's rows")
     arguments = parser.parse_args(argv)
     store = open_store(arguments.data)
     journal = Journal(arguments.out)
@@ -197,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.table or arguments.plot:
         print(table(rows, store))
         if arguments.plot:
-            frontier([row for row in rows if row["head"] == arguments.heads[0]], arguments.plot)
+            frontier([row for row in rows if row["layer"] == arguments.layers[0]], arguments.plot)
         return 0
-    done = {(row["head"], row["seed"], row["loss"]) for row in rows}
-    for head in arguments.heads:
+    done = {(row["layer"], row["seed"], row["loss"]) for row in rows}
+    for layer in arguments.layers:
         for seed in arguments.seeds:
-            missing = [name for name in arguments.losses if (head, seed, name) not in done]
-            extra = [f"model.{key}={value}" for key, value in HEADS[head].items()]
+            missing = [name for name in arguments.losses if (layer, seed, name) not in done]
+            extra = [f"model.{key}={value}" for key, value in LAYERS[layer].items()]
             overrides = [f"data.path={arguments.data}", "out=unused", f"train.steps={arguments.steps}"]
             settings = read_settings(
                 PretrainSettings, arguments.config, [*overrides, f"train.seed={seed}", "train.epochs=1", *extra]
@@ -211,9 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             began = time.perf_counter()
             for name, figures in compare_losses(settings, store, missing):
                 known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
-                row = {**known, "head": head, "loss": name, "seed": seed, "steps": arguments.steps}
+                row = {**known, "layer": layer, "loss": name, "seed": seed, "steps": arguments.steps}
                 journal.append({**row, **figures, "seconds": round(time.perf_counter() - began, 1)})
-                print(head, seed, name, {f: round(figures[f] or 0, 4) for f in FIGURES}, file=sys.stderr)
+                print(layer, seed, name, {f: round(figures[f] or 0, 4) for f in FIGURES}, file=sys.stderr)
     return 0
 
 

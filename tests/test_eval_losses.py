@@ -37,6 +37,9 @@ def test_a_shared_start_equals_separate_runs(script, tmp_path):
         mine, other = ({k: v for k, v in rows[name].items() if k != "seconds"} for rows in (together, apart))
         assert mine == other
     assert together["dro"]["cross_entropy"] != together["cross_entropy"]["cross_entropy"]
+    assert script.main([*line, "--out", str(tmp_path / "together.jsonl"), "--losses", *names]) == 0
+    rows = (tmp_path / "together.jsonl").read_text().splitlines()
+    assert len(rows) == len(names) + len(script.PRIOR_CORRECTIONS), "finished rows are skipped"
     figure = tmp_path / "frontier.png"
     assert script.main([*line, "--out", str(tmp_path / "together.jsonl"), "--plot", str(figure)]) == 0
     assert figure.stat().st_size > 10_000

@@ -21,14 +21,14 @@ _MOST_EVENTS = 20  # events of a class in one step beyond which its average foll
 def worst_case(class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
     """argmax of sum_b p_b class_loss_b over floor * prior <= p <= cap * prior, sum p = 1; all (K,), p in float64.
 
-        Exact, O(K log K). Classes with equal losses share in proportion to their room, so the answer does not depend on
-        the order of the classes; one with prior 0 gets 0. `prior` may be counts: it is divided by its sum.
-        ValueError unless floor <= cap and sum(cap * prior) >= 1, which any eps <= 1 ensures.
+    Exact, O(K log K). Classes with equal losses share in proportion to their room, so the answer does not depend on
+    the order of the classes; one with prior 0 gets 0. `prior` may be counts: it is divided by its sum.
+    ValueError unless floor <= cap and sum(cap * prior) >= 1, which any eps <= 1 ensures.
 
     >>> loss, prior = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0.6, 0.1, 0.3])
-        >>> p = worst_case(loss, prior, torch.full((3,), 2.0))  # classes 1 and 2 to their caps, the rest for class 0
-        >>> [round(share, 6) for share in p.tolist()]
-        [0.2, 0.2, 0.6]
+    >>> p = worst_case(loss, prior, torch.full((3,), 2.0))  # classes 1 and 2 to their caps, the rest for class 0
+    >>> [round(share, 6) for share in p.tolist()]
+    [0.2, 0.2, 0.6]
     """
     loss, prior, cap = class_loss.double(), prior.double(), cap.double()
     prior = prior / prior.sum()
@@ -101,7 +101,7 @@ class DROLoss(Loss):
     """
 
     def __init__(
-        self, counts: torch.Tensor, cap: torch.Tensor, floor: float = 0.5, start: float = 0.8, momentum: float = 0.1
+        self, counts: torch.Tensor, cap: torch.Tensor, floor: float = 0.9, start: float = 0.8, momentum: float = 0.1
     ) -> None:
         super().__init__(counts, start)
         self.prior = self.counts / self.counts.sum()
