@@ -20,15 +20,20 @@ choose_python() {
     exit 2
 }
 
+pip_setting() { .venv/bin/python -m pip config get "$1" 2>/dev/null; }
+
 install_package() { # package: . or .[extras]
     if .venv/bin/python -m uv --version >/dev/null 2>&1 || .venv/bin/python -m pip install -q uv >/dev/null 2>&1; then
         # uv does not read pip's settings: hand on a folder of wheels if pip was given one
-        links=$(.venv/bin/python -m pip config get :env:.find-links 2>/dev/null || .venv/bin/python -m pip config get global.find-links 2>/dev/null || true)
-        if .venv/bin/python -m uv pip install -q -p .venv/bin/python ${links:+--find-links "$links"} \
-            -c constraints/cpu.txt -e "$1"; then
+        links=$(pip_setting :env:.find-links || pip_setting global.find-links || true)
+        if [ -n "$links" ]; then set -- "$1" --find-links "$links"; else set -- "$1" --torch-backend cpu; fi
+        package=$1
+        shift
+        if .venv/bin/python -m uv pip install -q -p .venv/bin/python "$@" -c constraints/cpu.txt -e "$package"; then
             return
         fi
         say "bootstrap: uv could not install; trying pip"
+        set -- "$package"
     fi
     .venv/bin/python -m pip install -q -c constraints/cpu.txt -e "$1"
 }

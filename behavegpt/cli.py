@@ -29,7 +29,7 @@ class Verb(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         result = VERBS[arguments.verb].run(arguments)
     except BehaveGPTError as error:
@@ -45,6 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and result is not None:
         print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
+
+
+def _parse(argv: Sequence[str] | None) -> Arguments:
+    """The arguments; overrides may also stand behind options (`train CONFIG --resume train.lr=1e-4`)."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.verb == "train":
+        late = [item for item in rest if "=" in item and not item.startswith("-")]
+        arguments.overrides += late
+        rest = [item for item in rest if item not in late]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _parser() -> Parser:
@@ -113,6 +126,10 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
 
     if arguments.schema:
+        if _given(arguments):
+            raise ConfigError(
+                f"--schema and --{next(iter(_given(arguments)))} together: put it into {arguments.schema}."
+            )
         schema = read_schema(arguments.schema)
     else:
         schema, guesses = guess_schema(arguments.logs, _given(arguments))
@@ -181,30 +198,50 @@ def _train(arguments: Arguments) -> Any:
 def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder, for example runs/demo/model")
     parser.add_argument("data", type=Path, help="prepared folder")
-    parser.add_argument("--out", type=Path, help="metrics file (default: eval/metrics.json beside the model folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="metrics file; more results go beside it (default: eval/metrics.json beside the model folder)",
+    )
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="which events to predict")
     parser.add_argument("--baselines", action="store_true", help="also the count baselines, on the same rows")
     parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
 
 
 def _evaluate(arguments: Arguments) -> Any:
+    import torch
+    from accelerate import PartialState
+
     from behavegpt.compare import compare, metrics_table
-    from behavegpt.console import table
     from behavegpt.data.store import open_store
     from behavegpt.predictor import load
 
-    out = arguments.out or arguments.model.parent / "eval" / "metrics.json"
+    name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
+    out = arguments.out or arguments.model.parent / "eval" / name
+    state = PartialState(cpu=not torch.cuda.is_available())
     result = compare(
-        load(arguments.model),
+        load(arguments.model, state.device),
         open_store(arguments.data),
         out,
         split=arguments.split,
         baselines=arguments.baselines,
         prior_correction=arguments.prior_correction,
+        rank=state.process_index,
+        world=state.num_processes,
     )
-    table(*metrics_table(result))
-    print(f"written: {out}", file=sys.stderr)
+    if not state.is_main_process:
+        return None
+    _show(arguments, *metrics_table(result))
+    print(f"written: {out}; beside it per_behavior.csv, confusion.json, examples.json", file=sys.stderr)
     return result
+
+
+def _show(arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A result as a table on standard output, unless JSON was asked for."""
+    from behavegpt.console import table
+
+    if not arguments.json:
+        table(columns, rows, title, sys.stdout)
 
 
 def _predict_arguments(parser: Parser) -> None:
@@ -216,7 +253,7 @@ def _predict_arguments(parser: Parser) -> None:
 
 
 def _predict(arguments: Arguments) -> Any:
-    from behavegpt.console import progress, say, table
+    from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
     from behavegpt.predictor import load
 
@@ -240,7 +277,8 @@ def _predict(arguments: Arguments) -> Any:
     if arguments.json:
         return rows.to_pylist()
     shown = rows.slice(0, 20 * found.labels.shape[1]).to_pylist()
-    table(
+    _show(
+        arguments,
         ("user", "rank", "behavior", "probability"),
         [[r["user"], str(r["rank"]), r["behavior"], f"{r['probability']:.4f}"] for r in shown],
     )
@@ -304,10 +342,7 @@ def _doctor(arguments: Arguments) -> Any:
 
 
 def _shown(arguments: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
-    from behavegpt.console import table
-
-    if not arguments.json:
-        table(("", ""), [[name, str(value)] for name, value in facts.items()])
+    _show(arguments, ("", ""), [[name, str(value)] for name, value in facts.items()])
     return facts
 
 

@@ -37,8 +37,10 @@ def compare(
     split: str = "test",
     baselines: bool = True,
     prior_correction: float = 0.0,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, Any]:
-    """Evaluate on a split and write the result files; returns what metrics.json holds.
+    """Evaluate on a split and write the result files (rank 0); returns what metrics.json holds.
 
     Raises CheckpointError when the model belongs to another vocabulary, DataError when the split is empty.
     """
@@ -56,13 +58,28 @@ def compare(
             max_length=predictor.model.config.max_length,
             fields=predictor.model.config.columns,
             prior_correction=prior_correction,
+            rank=rank,
+            world=world,
             on_batch=_cumulative(show),
         )
-    if baselines:
+    if baselines and rank == 0:
         scored |= score_baselines(store, split)
     models = {name: metrics.compute(store.behaviors.counts) for name, metrics in scored.items()}
     models["behavegpt"] |= extra
     result = {"models": models, "rows": rows, "protocol": _protocol(predictor, store, split, prior_correction)}
+    if rank == 0:
+        _write_results(predictor, store, out, result, scored, split)
+    return result
+
+
+def _write_results(
+    predictor: Predictor,
+    store: EventStore,
+    out: Path,
+    result: dict[str, Any],
+    scored: dict[str, PredictionMetrics],
+    split: str,
+) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     _write_json(out, result)
     _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
@@ -71,7 +88,6 @@ def compare(
         names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
         _write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
     _write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
-    return result
 
 
 def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
@@ -140,10 +156,11 @@ def examples(predictor: Predictor, store: EventStore, split: int, history: int =
             for f in predictor.model.config.columns
         }
         inputs = {("input_ids" if f == "event" else f"{f}_ids"): ids for f, ids in batch.items()}
+        inputs = {name: ids.to(predictor.model.device) for name, ids in inputs.items()}
         last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
         last[0, -1] = True
         with torch.no_grad():
-            probabilities = predictor.model(**inputs, select=last).logits[0].softmax(-1)
+            probabilities = predictor.model(**inputs, select=last).logits[0].float().softmax(-1).cpu()
         best = probabilities.topk(min(3, len(probabilities)))
         past = slice(int(row) - history, int(row))
         found.append(

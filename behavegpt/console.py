@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,15 +33,17 @@ def stage(number: int, of: int, name: str, text: str = "") -> None:
     console().print(f"[bold]\\[{number}/{of}] {escape(name):<12}[/bold] {escape(text)}")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table; numbers (every column but the first) to the right."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", file: TextIO | None = None) -> None:
+    """A table on `file` (default: standard error); every column but the first to the right."""
+    file = file or sys.stderr
     out = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         out.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         out.add_row(*(escape(cell) for cell in row))
-    target = console()
-    target.width = max(target.width, 120) if not sys.stderr.isatty() else target.width
+    target = Console(file=file, highlight=False)
+    if not file.isatty():
+        target.width = max(target.width, 160)
     target.print(out)
 
 

@@ -19,10 +19,11 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.frames import as_table
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.pack import Windows, collate, pack_rows
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
-from behavegpt.errors import CheckpointError, DataError
+from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -81,6 +82,8 @@ class Predictor:
         """
         encoded = self._encode(events)
         behaviors = self.tokenizer.behaviors
+        if top_k < 1:
+            raise ConfigError(f"top_k = {top_k}: at least one behavior must be asked for.")
         top = min(top_k, behaviors.classes)
         chosen = np.zeros((len(encoded.users), top), np.int64)
         probabilities = np.zeros((len(encoded.users), top), np.float32)
@@ -110,8 +113,10 @@ class Predictor:
         schema = self.tokenizer.event_schema
         if isinstance(events, list) and events and isinstance(events[0], dict):
             events = {name: [row.get(name) for row in events] for name in {k: None for row in events for k in row}}
-        if isinstance(events, dict) and schema.user not in events and events:
-            events = {**events, schema.user: ["0"] * len(next(iter(events.values())))}
+        if not isinstance(events, (str, Path, list, tuple)):
+            events = as_table(events)
+            if schema.user not in events.column_names:
+                events = events.append_column(schema.user, pa.array(["0"] * len(events), pa.string()))
         encoded = self.tokenizer.encode(events)
         if len(encoded.users) == 0:
             reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from pydantic import Field, field_validator
 from transformers.utils.logging import disable_progress_bar
 
@@ -84,14 +84,14 @@ class PretrainSettings(Settings):
         return value
 
 
-def model_config(settings: PretrainSettings, store: EventStore, tokenizer: EventTokenizer) -> BehaveGPTConfig:
+def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
     """The model's shape for a prepared folder; raises ConfigError on a contradiction."""
     try:
         return BehaveGPTConfig(
             field_sizes=store.field_sizes(),
             num_behaviors=store.behaviors.classes,
             behavior_is_event=store.schema.behavior_is_event,
-            tokenizer_hash=tokenizer.hash,
+            tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
             **settings.model,
         )
     except Exception as error:  # huggingface_hub wraps every violation in types of its own
@@ -122,8 +122,8 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     precision = choose_precision(train.precision, accelerator.device)
-    tokenizer = EventTokenizer.from_store(store, int(settings.model.get("max_length", BehaveGPTConfig().max_length)))
-    config = model_config(settings, store, tokenizer)
+    config = model_config(settings, store)
+    tokenizer = EventTokenizer.from_store(store, config.max_length)
     torch.manual_seed(train.seed)
     model = BehaveGPTForBehaviorPrediction(config)
     model.head.set_prior(torch.tensor(store.behaviors.counts))
@@ -187,7 +187,16 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def _accelerator(train: TrainSettings) -> Accelerator:
     if train.wandb:
         _need_wandb()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with="wandb" if train.wandb else None)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",  # train.precision decides, whatever the user's accelerate profile says
+        log_with="wandb" if train.wandb else None,
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            f"accelerate's {accelerator.distributed_type.value} is not supported yet; launch with MULTI_GPU: "
+            "--config_file configs/accelerate/multi_gpu.yaml."
+        )
     if train.wandb:
         accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
     return accelerator
@@ -254,6 +263,8 @@ def _validator(
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
+        if not metrics.rows:
+            return {}
         figures = metrics.compute(store.behaviors.counts)
         names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
         return {name: figures[name] for name in names if figures[name] is not None} | {"cross_entropy": cross_entropy}

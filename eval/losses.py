@@ -26,7 +26,6 @@ from accelerate import Accelerator
 from behavegpt.compare import score_baselines
 from behavegpt.config import read_settings
 from behavegpt.data.store import SPLITS, EventStore, open_store
-from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.plots import frontier
@@ -89,8 +88,7 @@ class Together(Loss):
 def make_trainer(settings: PretrainSettings, store: EventStore, folder: Path) -> Trainer:
     """A fresh model and optimizer on the real training loop; the loss is set by the caller."""
     torch.manual_seed(settings.train.seed)
-    tokenizer = EventTokenizer.from_store(store, int(settings.model["max_length"]))
-    config = model_config(settings, store, tokenizer)
+    config = model_config(settings, store)
     model = BehaveGPTForBehaviorPrediction(config)
     model.head.set_prior(torch.tensor(store.behaviors.counts))
     train = settings.train
@@ -101,7 +99,7 @@ def make_trainer(settings: PretrainSettings, store: EventStore, folder: Path) ->
         batches=training_batches(store, config, train),
         settings=train,
         steps=int(train.steps or 0),
-        accelerator=Accelerator(cpu=not torch.cuda.is_available()),
+        accelerator=Accelerator(cpu=True),
         journal=Journal(folder / "log.jsonl"),
         checkpoints=folder,
         fingerprint={},

@@ -235,3 +235,37 @@ def test_the_scripts_show_their_help():
     for script in ("train.py", "eval/next_behavior.py"):
         ran = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False)
         assert ran.returncode == 0 and "examples:" in ran.stdout
+
+
+def test_overrides_may_stand_behind_resume(work):
+    line = ["train", TINY, f"data.path={work / 'data'}", f"out={work / 'run'}", "model.history_head=true", "--resume"]
+    assert main([*line, "model.next_heads=[event, location, gap]"]) == 0
+
+
+def test_a_schema_file_and_options_together_are_refused(work, tmp_path, capsys):
+    (tmp_path / "schema.yaml").write_text("user: user_id\ntime: timestamp\nevent: event\n")
+    line = ["prepare", str(work / "log.parquet"), "--schema", str(tmp_path / "schema.yaml"), "--tz", "Asia/Tokyo"]
+    assert main([*line, "--out", str(tmp_path / "data")]) == 2
+    assert "--tz" in capsys.readouterr().err
+
+
+def test_without_validation_events_the_last_weights_are_kept(work, tmp_path):
+    line = ["prepare", str(work / "log.parquet"), "--out", str(tmp_path / "data"), "--split", "time:0.8,0,0.2"]
+    assert main(line) == 0
+    assert main(["train", TINY, f"data.path={tmp_path / 'data'}", f"out={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["best_step"] == 30
+
+
+@pytest.mark.parametrize("shape", ["max_length=0", "dropout=1.5", "num_attention_heads=0", "max_length=abc"])
+def test_an_impossible_shape_is_one_paragraph(work, tmp_path, shape, capsys):
+    line = ["train", TINY, f"data.path={work / 'data'}", f"out={tmp_path / 'run'}", f"model.{shape}"]
+    assert main(line) == 2
+    assert "model" in capsys.readouterr().err
+
+
+def test_the_demo_clears_only_its_own_folder(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data").mkdir()
+    (tmp_path / "mine" / "data" / "dataset.json").write_text("{}")
+    assert main(["demo", "--out", str(tmp_path / "mine")]) == 2
+    assert (tmp_path / "mine" / "data" / "dataset.json").exists()

@@ -93,6 +93,7 @@ class EventTokenizer(FeatureExtractionMixin):
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
             else:  # a log to predict from need not tell the behavior
                 columns[name] = np.full(read.table.num_rows, UNKNOWN, np.int64)
+                unknown[name] = read.table.num_rows
         columns.setdefault("behavior", columns["event"])
         for name in ("weekday", "slot"):
             columns[name] = read.table[name].to_numpy().astype(np.int64)

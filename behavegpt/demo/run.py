@@ -27,6 +27,8 @@ from behavegpt.report import write_model_card, write_report
 STAGES = 6
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
+MARK = ".behavegpt-demo"
+WRITTEN = ("data", "ckpt", "model", "eval", "figs", "report.html", "run.json", "config.yaml", "log.jsonl")
 
 
 def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
@@ -87,11 +89,14 @@ With the demo's model:
 
 
 def _clear(out: Path) -> None:
+    """Make `out` empty; only what a demo wrote is removed, and only where a demo left its mark."""
     if out.exists() and any(out.iterdir()):
-        if not (out / "data" / "dataset.json").exists():
+        if not (out / MARK).exists():
             raise BehaveGPTError(f"{out} is not empty and not an earlier demo; choose another folder with --out.")
-        shutil.rmtree(out)
+        for name in WRITTEN:
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
 
 
 def _device() -> str:

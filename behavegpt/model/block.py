@@ -35,7 +35,8 @@ class BehaveGPTAttention(nn.Module):
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            cos, sin = (table.to(q.dtype) for table in rope)  # under autocast the tables are wider than q
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return self.o_proj(attend(q, k, v, plan).transpose(1, 2).flatten(2))
 
 

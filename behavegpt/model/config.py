@@ -73,8 +73,12 @@ class BehaveGPTConfig(PreTrainedConfig):
             "field_order must name each of field_sizes once": sorted(self.field_order or ()) == sorted(fields),
             f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size {self.embedding_size}) must be a "
             f"multiple of 2 * num_attention_heads {self.num_attention_heads}": (
-                self.hidden_size % (2 * self.num_attention_heads) == 0
+                self.num_attention_heads < 1 or self.hidden_size % (2 * self.num_attention_heads) == 0
             ),
+            "max_length, num_hidden_layers, num_attention_heads and embedding_size must be at least 1": (
+                min(self.max_length, self.num_hidden_layers, self.num_attention_heads, self.embedding_size) >= 1
+            ),
+            f"dropout must be in [0, 1), not {self.dropout}": 0 <= self.dropout < 1,
             "position_encoding must be rope, learned or none": self.position_encoding in ("rope", "learned", "none"),
             "tied_head needs behavior_is_event: the classes must be the events": (
                 not self.tied_head or self.behavior_is_event

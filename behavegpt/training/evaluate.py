@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from behavegpt.batch import IGNORED, PackedBatch
-from behavegpt.data.loader import evaluation_batches
+from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
 from behavegpt.metrics.prediction import PredictionMetrics
 
+LOGITS = 50_000_000  # held at once
 CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
 
 
@@ -43,11 +44,12 @@ def score(
 ) -> Iterator[ScoredBatch]:
     """Float32 logits of this rank's share of a split's targets, in evaluation mode; the mode is restored after."""
     device = device or next(model.parameters()).device
+    positions = min(positions_per_batch, LOGITS // store.behaviors.classes)
     batches = evaluation_batches(
         store,
         split,
         max_length=max_length,
-        rows_per_batch=max(1, positions_per_batch // max_length),
+        rows_per_batch=max(1, positions // row_length_for(max_length)),
         fields=fields,
         rank=rank,
         world=world,

@@ -214,6 +214,8 @@ class Trainer:
     def _validate(self, step: int) -> bool:
         """Whether this is the best model so far by `settings.select`."""
         figures = self.validate()
+        if not figures:  # no validation events: the last weights are the result
+            return False
         self._log({"kind": "valid", "step": step, **figures})
         settled = step / self.steps > self.loss.start  # before, the loss is not yet what it will be
         if self.settings.select == "last" or not settled:

@@ -365,3 +365,23 @@ def test_compiled_equals_eager():
 def test_importing_the_package_is_light():
     code = "import sys, behavegpt, behavegpt.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_under_autocast_attention_gets_one_dtype(backend, monkeypatch):
+    """The variable-length kernels refuse mixed ones."""
+    from behavegpt.model import attention
+
+    seen = []
+    real = attention.BACKENDS[backend]
+
+    def spy(q, k, v, plan):
+        seen.append({q.dtype, k.dtype, v.dtype})
+        return real(q, k, v, plan)
+
+    monkeypatch.setitem(attention.BACKENDS, backend, spy)
+    model = make()
+    model.set_attn_implementation(backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**histories([9])[0])
+    assert seen == [{torch.bfloat16}] * 2
