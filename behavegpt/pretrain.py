@@ -130,7 +130,7 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     chosen = choose_backend(accelerator.device, precision == "bf16")
     model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
     if train.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     fields = config.columns
     batches = training_batches(store, config, train)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))

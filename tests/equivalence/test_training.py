@@ -46,7 +46,9 @@ def settings_for(place: Path, out: Path, loss: str, micro: int, **train: Any) ->
     train = {"steps": STEPS, "batch_events": 512, "micro_batches": micro, "clip": 1e9, "valid_every": STEPS} | train
     settings = tiny_settings(place / "data", out, **train)
     settings["model"]["dropout"] = 0.0
-    settings["loss"] = {"name": loss} | ({"start": 0.0, "momentum": 0.1} if loss == "dro" else {})
+    settings["loss"] = {"name": loss} | (
+        {"start": 0.0, "momentum": 0.1, "n0": 2.0, "floor": 0.5} if loss == "dro" else {}
+    )
     return settings
 
 
