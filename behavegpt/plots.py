@@ -86,15 +86,24 @@ def loss_curve(log: Path, out: Path) -> Path:
     return out
 
 
-def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss") -> Path:
-    """Macro against weighted recall, one point for each value of `group`: mean over its rows, bars of one deviation."""
-    with _figure(out, (7, 4.8)) as (_, (axes,)):
-        for name in dict.fromkeys(row[group] for row in rows):
-            found = np.array([[row["rec_w"], row["rec_m"]] for row in rows if row[group] == name])
-            (x, y), spread = found.mean(0), found.std(0, ddof=1) if len(found) > 1 else np.zeros(2)
-            color = ORANGE if name.startswith("dro") else BLUE if name == "cross_entropy" else GREEN
-            axes.errorbar(x, y, yerr=spread[1], xerr=spread[0], fmt="o", color=color, markersize=6, elinewidth=1)
-            axes.annotate(title_of(name), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", within: float = 0.8) -> Path:
+    """Macro against weighted recall, a numbered point for each value of `group`: mean of its rows and one deviation.
+
+    Points below `within` times the best weighted recall are left out, so that the others can be told apart.
+    """
+    groups = {name: [r for r in rows if r[group] == name] for name in dict.fromkeys(r[group] for r in rows)}
+    points = {name: np.array([[r["rec_w"], r["rec_m"]] for r in found]) for name, found in groups.items()}
+    best = max(values[:, 0].mean() for values in points.values())
+    shown = {n: v for n, v in points.items() if v[:, 0].mean() >= within * best}
+    with _figure(out, (9, 4.8)) as (_, (axes,)):
+        ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
+        for number, (name, values) in enumerate(ordered, 1):
+            (x, y), spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
+            color = ORANGE if name.startswith("dro") else BLUE if name.startswith("cross_entropy") else GREEN
+            label = f"{number}  {title_of(name)}"
+            axes.errorbar(x, y, yerr=spread[1], xerr=spread[0], fmt="o", color=color, elinewidth=1, label=label)
+            axes.annotate(str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
         axes.set(title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall")
     return out
 
