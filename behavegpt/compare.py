@@ -6,8 +6,7 @@ OUT (metrics.json), and beside it per_behavior.csv, confusion.json, examples.jso
 from __future__ import annotations
 
 import csv
-import json
-import os
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import CheckpointError, DataError
+from behavegpt.files import write_json, write_text
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
@@ -80,14 +80,13 @@ def _write_results(
     scored: dict[str, PredictionMetrics],
     split: str,
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(out, result)
+    write_json(out, result)
     _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
     if store.behaviors.classes <= CONFUSION_CLASSES:
         top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
         names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
-        _write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
-    _write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
+        write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
+    write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
 
 
 def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
@@ -212,22 +211,15 @@ def _labels(store: EventStore) -> list[str]:
 
 def _write_per_behavior(path: Path, store: EventStore, scored: dict[str, PredictionMetrics]) -> None:
     columns = ("support", "predicted", "recall", "precision", "f1")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "behavior", "train_count", *columns])
-        for name, metrics in scored.items():
-            figures = metrics.per_class()
-            for k, label in enumerate(_labels(store)):
-                row = [f"{figures[c][k]:.6g}" for c in columns]
-                writer.writerow([name, label, int(store.behaviors.counts[k]), *row])
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["model", "behavior", "train_count", *columns])
+    for name, metrics in scored.items():
+        figures = metrics.per_class()
+        for k, label in enumerate(_labels(store)):
+            row = [f"{figures[c][k]:.6g}" for c in columns]
+            writer.writerow([name, label, int(store.behaviors.counts[k]), *row])
+    write_text(path, text.getvalue())
 
 
 def _cumulative(show: Callable[[int, str], None]) -> Callable[[int], None]:

@@ -10,10 +10,7 @@ RUN/model/         weights, config and tokenizer: `behavegpt.load("RUN/model")`
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from pydantic import Field, field_validator
-from transformers.utils.logging import disable_progress_bar
 
-import behavegpt
 from behavegpt.config import Settings, closest, dump_settings
 from behavegpt.console import progress as progress_bar
 from behavegpt.console import say
@@ -31,16 +26,16 @@ from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.files import write_json, write_text
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
-from behavegpt.model.size import count_parameters
 from behavegpt.training.checkpoint import Checkpoint, load_checkpoint, load_latest, refuse_mismatch
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.loop import Progress, Trainer, TrainSettings
 from behavegpt.training.optimizer import build_optimizer
-from behavegpt.training.storage import discard, remove_stale, temporary_name
+from behavegpt.training.run_folder import save_model, start_record
 
 SHAPE = (
     "embedding_size",
@@ -141,10 +136,10 @@ def _pretrain(settings: PretrainSettings, run: Path, accelerator: Accelerator, r
     prepared = accelerator.prepare_model(model)
     fingerprint = _fingerprint(store, tokenizer, config, settings)
     checkpoint = _latest(run, fingerprint) if resume else None
-    facts = _start_record(settings, store, model, steps, accelerator)
+    facts = start_record(settings.model_dump(mode="json"), train.seed, store, model, steps, accelerator)
     if accelerator.is_main_process:
-        _write_json(run / "run.json", facts)
-        _write_text(run / "config.yaml", dump_settings(settings))
+        write_json(run / "run.json", facts)
+        write_text(run / "config.yaml", dump_settings(settings))
     compiled: torch.nn.Module = torch.compile(prepared) if train.compile else prepared  # type: ignore[assignment]
     with progress_bar("pretrain", steps) as show:
         trainer = Trainer(
@@ -325,68 +320,4 @@ def _finish(run: Path, trainer: Trainer, tokenizer: EventTokenizer, facts: dict[
         "best_step": progress.best_step or progress.step,
         "stopped": progress.stopped,
     }
-    _write_json(run / "run.json", facts)
-
-
-def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, folder: Path) -> None:
-    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end."""
-    disable_progress_bar()  # transformers shows one for writing a file
-    remove_stale(folder.parent)
-    temporary = temporary_name(folder, "new")
-    model.save_pretrained(temporary)
-    tokenizer.save(temporary)
-    if folder.exists():
-        discard(folder)
-    os.rename(temporary, folder)
-
-
-def _start_record(
-    settings: PretrainSettings,
-    store: EventStore,
-    model: BehaveGPTForBehaviorPrediction,
-    steps: int,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    import accelerate
-    import numpy
-    import transformers
-
-    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate, "numpy": numpy}
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": settings.model_dump(mode="json"),
-        "seed": settings.train.seed,
-        "versions": {"behavegpt": behavegpt.__version__, "python": platform.python_version()}
-        | {name: module.__version__ for name, module in libraries.items()},
-        "device": _device_name(accelerator),
-        "processes": accelerator.num_processes,
-        "parameters": count_parameters(model)["total"],
-        "parameters_by_part": count_parameters(model),
-        "steps": steps,
-        "data": {
-            "path": store.path.name,
-            "content_hash": store.manifest.content_hash,
-            "events": store.manifest.events,
-            "users": store.manifest.users,
-            "behaviors": store.behaviors.classes,
-        },
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "finished": None,
-        "seconds": None,
-    }
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(run / "run.json", facts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import yaml
 from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
+from behavegpt.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = {
@@ -70,7 +70,8 @@ def write_report(run: Path) -> Path:
             max_length=_pick(facts, "config.model.max_length") or metrics.get("protocol", {}).get("max_length"),
         )
     )
-    return _write(run / "report.html", html)
+    write_text(run / "report.html", html)
+    return run / "report.html"
 
 
 def write_model_card(run: Path, data: Path | None = None) -> Path:
@@ -103,7 +104,8 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             max_length=_pick(facts, "config.model.max_length") or metrics.get("protocol", {}).get("max_length"),
         )
     )
-    return _write(run / "model" / "README.md", card)
+    write_text(run / "model" / "README.md", card)
+    return run / "model" / "README.md"
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -293,11 +295,3 @@ def _cell(value: object) -> str:
     """Text that cannot break a Markdown table or start HTML."""
     text = " ".join(str(value).split())
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

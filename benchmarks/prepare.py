@@ -1,6 +1,6 @@
 """Preparation against pandas and polars: CPU seconds and peak memory for the same work on the same generated events.
 
-    python benchmarks/prepare.py --events 10000000 --work /tmp/bench --threads 1 2 --repeats 3
+    python benchmarks/prepare.py --events 10000000 --work ../bench --threads 1 2 --repeats 3
 
 Every program reads the log, sorts it by user (as text) and time, tells weekday and half-hour slot, splits 70/15/15 at
 two moments, counts the vocabularies of the training part, and writes columns of ids; what they write is compared. Ours

@@ -1,9 +1,9 @@
 """Training throughput against GPT-2 of transformers and SASRec of RecTools: events per CPU second, one thread, fp32.
 
     python benchmarks/train.py                          # caps 90 and 256, best of 3
-    python benchmarks/train.py --peers /tmp/peers       # with RecTools, from its own environment:
-    python3.11 -m venv /tmp/peers/rectools
-    /tmp/peers/rectools/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'
+    python benchmarks/train.py --peers ../peers       # with RecTools, from its own environment:
+    python3.11 -m venv ../peers/rectools
+    ../peers/rectools/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'
 
 Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 events; hidden width 128, 2 layers, 4
 heads, no dropout, 256 histories a step. Every trainer learns the same next events, the first event of a history being
@@ -432,7 +432,7 @@ def main() -> None:
     parser.add_argument("--users-per-step", type=int, default=256)
     parser.add_argument("--caps", type=int, nargs="+", default=[90, 256], help="longest history, in events")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peers", type=Path, default=Path("/tmp/peers"), help="folder of the peers' environments")
+    parser.add_argument("--peers", type=Path, default=Path("../peers"), help="folder of the peers' environments")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
     args = parser.parse_args()

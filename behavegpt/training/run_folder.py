@@ -1,0 +1,78 @@
+"""What a run leaves beside its checkpoints: run.json and the model folder."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+import behavegpt
+from behavegpt.data.store import EventStore
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.size import count_parameters
+from behavegpt.training.storage import discard, remove_stale, temporary_name
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, folder: Path) -> None:
+    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end."""
+    disable_progress_bar()  # transformers shows one for writing a file
+    remove_stale(folder.parent)
+    temporary = temporary_name(folder, "new")
+    model.save_pretrained(temporary)
+    tokenizer.save(temporary)
+    if folder.exists():
+        discard(folder)
+    os.rename(temporary, folder)
+
+
+def start_record(
+    config: dict[str, Any],
+    seed: int,
+    store: EventStore,
+    model: BehaveGPTForBehaviorPrediction,
+    steps: int,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    import accelerate
+    import numpy
+    import transformers
+
+    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate, "numpy": numpy}
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": config,
+        "seed": seed,
+        "versions": {"behavegpt": behavegpt.__version__, "python": platform.python_version()}
+        | {name: module.__version__ for name, module in libraries.items()},
+        "device": _device_name(accelerator),
+        "processes": accelerator.num_processes,
+        "parameters": count_parameters(model)["total"],
+        "parameters_by_part": count_parameters(model),
+        "steps": steps,
+        "data": {
+            "path": store.path.name,
+            "content_hash": store.manifest.content_hash,
+            "events": store.manifest.events,
+            "users": store.manifest.users,
+            "behaviors": store.behaviors.classes,
+        },
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished": None,
+        "seconds": None,
+    }
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"CPU, {torch.get_num_threads()} threads"
