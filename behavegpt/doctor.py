@@ -60,7 +60,7 @@ def self_test(device: torch.device) -> str:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     fell = losses[-1] < losses[0]
     word = "ok" if fell else "FAILED"
     return f"{word}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {time.perf_counter() - began:.1f} s"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from pydantic import Field, field_validator
@@ -212,10 +213,11 @@ def _need_wandb() -> None:
 
 def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSettings) -> TrainingBatches:
     """The training rows of a prepared folder for a model's window and fields."""
+    events = train.batch_events or min(8192, max(1024, int(np.asarray(store.manifest.split["events"])[0]) // 32))
     return TrainingBatches(
         store,
         max_length=config.max_length,
-        rows_per_step=-(-train.batch_events // row_length_for(config.max_length)),
+        rows_per_step=-(-events // row_length_for(config.max_length)),
         seed=train.seed,
         fields=config.columns,
         next_fields=tuple(config.next_heads or ()),

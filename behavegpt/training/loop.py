@@ -41,7 +41,9 @@ class TrainSettings(Settings):
 
     steps: int | None = Field(None, ge=1, description="optimizer steps; null: `epochs` over the data")
     epochs: float = Field(3.0, gt=0, description="passes over the training targets, when steps is null")
-    batch_events: int = Field(8192, ge=64, description="positions of one optimizer step over all ranks")
+    batch_events: int | None = Field(
+        None, ge=64, description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192"
+    )
     micro_batches: int = Field(1, ge=1, description="parts of a step that are accumulated, to save memory")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
