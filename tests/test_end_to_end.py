@@ -20,6 +20,7 @@ from behavegpt.compare import refuse_other_data
 from behavegpt.data.store import open_store
 from behavegpt.data.synthetic import small_log
 from behavegpt.errors import CheckpointError, DataError
+from behavegpt.verbs.verb import Group
 from tests.conftest import ROOT
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -174,12 +175,20 @@ def test_predict_prints_json(work, capsys):
     assert len(found) == 2 * users(work) and set(found[0]) == {"user", "rank", "behavior", "probability"}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def lines_of_verbs(verbs=VERBS, before=()):
+    for name, verb in verbs.items():
+        if isinstance(verb, Group):
+            yield from lines_of_verbs(verb.verbs, (*before, name))
+        else:
+            yield (*before, name)
+
+
+@pytest.mark.parametrize("verb", lines_of_verbs(), ids=" ".join)
 def test_every_verb_has_help_with_examples(verb, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
+        main([*verb, "--help"])
     assert ended.value.code == 0
-    assert f"behavegpt {verb}" in capsys.readouterr().out.split("examples:")[1]
+    assert f"behavegpt {' '.join(verb)}" in capsys.readouterr().out.split("examples:")[1]
 
 
 @pytest.mark.parametrize(

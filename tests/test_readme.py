@@ -7,7 +7,7 @@ import re
 import pytest
 
 import behavegpt
-from behavegpt.cli import VERBS, _parser
+from behavegpt.cli import _parser
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ COMMANDS = re.findall(r"^behavegpt (.*?)(?:\s+#.*)?$", TEXT, re.MULTILINE)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses(command):
     arguments = _parser().parse_args(command.split())
-    assert arguments.verb in VERBS
+    assert command.startswith(arguments.command.removeprefix("behavegpt "))
 
 
 def test_there_are_commands():

@@ -1,0 +1,1 @@
+"""The verbs of the command line, by theme; behavegpt/cli.py puts them into one table."""

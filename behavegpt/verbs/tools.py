@@ -1,0 +1,81 @@
+"""Verbs about runs and machines: demo, report, info, doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+
+
+def _demo_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default runs/demo)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: about a minute on 2 cores)")
+
+
+def _demo(arguments: Arguments) -> Any:
+    from behavegpt.demo.run import run_demo
+
+    return run_demo(arguments.out, arguments.steps)
+
+
+def _report_arguments(parser: Parser) -> None:
+    parser.add_argument("run", type=Path, help="run folder with log.jsonl and eval/metrics.json")
+
+
+def _report(arguments: Arguments) -> Any:
+    from behavegpt.report import write_model_card, write_report
+
+    report = write_report(arguments.run)
+    write_model_card(arguments.run)
+    print(f"written: {report}", file=sys.stderr)
+    return {"report": str(report)}
+
+
+def _info_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder")
+
+
+def _info(arguments: Arguments) -> Any:
+    from behavegpt.doctor import describe_model
+
+    return _shown(arguments, describe_model(arguments.model))
+
+
+def _doctor_arguments(parser: Parser) -> None:
+    parser.add_argument("--folder", type=Path, default=Path(), help="folder to check for space and write permission")
+
+
+def _doctor(arguments: Arguments) -> Any:
+    from behavegpt.doctor import examine
+
+    return _shown(arguments, examine(arguments.folder))
+
+
+def _shown(arguments: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
+    show(arguments, ("", ""), [[name, str(value)] for name, value in facts.items()])
+    return facts
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "pretrain, evaluate and report on the shop logs that ship with the package (about 3 minutes)",
+        "  behavegpt demo\n  behavegpt demo --out runs/try --steps 100",
+        _demo_arguments,
+        _demo,
+    ),
+    "report": Verb(
+        "figures, report.html and model card of a run",
+        "  behavegpt report runs/mine",
+        _report_arguments,
+        _report,
+    ),
+    "info": Verb("what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info),
+    "doctor": Verb(
+        "check this machine: versions, devices, kernels, disk, and a ten-step self-test",
+        "  behavegpt doctor\n  behavegpt doctor --json",
+        _doctor_arguments,
+        _doctor,
+    ),
+}

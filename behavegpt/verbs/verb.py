@@ -1,0 +1,35 @@
+"""What a verb of the command line is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+Parser = argparse.ArgumentParser
+Arguments = argparse.Namespace
+
+
+class Verb(NamedTuple):
+    """One command: what it says of itself, its arguments, and what it runs (returning the JSON for `--json`)."""
+
+    help: str
+    examples: str
+    arguments: Callable[[Parser], None]
+    run: Callable[[Arguments], Any]
+
+
+class Group(NamedTuple):
+    """Verbs under a common word, as in `behavegpt challenge split`."""
+
+    help: str
+    verbs: dict[str, Verb]
+
+
+def show(arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A result as a table on standard output, unless JSON was asked for."""
+    from behavegpt.console import table
+
+    if not arguments.json:
+        table(columns, rows, title, sys.stdout)
