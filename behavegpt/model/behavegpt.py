@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from behavegpt.model.attention import BACKENDS, plan_attention
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
-from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
+from behavegpt.model.config import BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
 from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, PredictionHead, head_loss
 
@@ -181,8 +181,8 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
         output = BehaviorOutput(last_hidden_state=hidden, hidden_states=body.hidden_states)
         if labels is not None and criterion is not None:
             parts = head_loss(
-                self._logits,
-                self._head_parameters(),
+                self.head,
+                self._tied_embedding(),
                 criterion,
                 picked,
                 labels[chosen],
@@ -192,20 +192,16 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
             output.loss = parts.total + self._next_loss(picked, next_fields, chosen)
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
             return output
-        logits = self._logits(picked, past)
+        logits = self.head(picked, past, self._tied_embedding())
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
         output.next_logits = {name: head(picked) for name, head in self.next_heads.items()} or None
         if labels is not None:
             output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
         return output
 
-    def _logits(self, hidden: torch.Tensor, past: History | None) -> torch.Tensor:
-        table = self.model.embedding.tables["event"].weight[SPECIAL_IDS:] if self.config.tied_head else None
-        return self.head(hidden, past, table)
-
-    def _head_parameters(self) -> list[torch.Tensor]:
-        tied = [self.model.embedding.tables["event"].weight] if self.config.tied_head else []
-        return [*self.head.parameters(), *tied]
+    def _tied_embedding(self) -> torch.Tensor | None:
+        """(ids, d), if the event embedding enters the logits."""
+        return self.model.embedding.tables["event"].weight if self.config.tied_head else None
 
     def _history(
         self,

@@ -6,16 +6,19 @@ D different behaviors in a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 
 NOWHERE = -2  # a document that no position has
-CHUNK_ELEMENTS = 1 << 22  # logits held at once while training; more are made and differentiated piece by piece
+# logits held at once while training; more are made and differentiated piece by piece. A CPU is fastest with what its
+# cache holds, a GPU with fewer and larger pieces
+CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
 
 
 class History(NamedTuple):
@@ -114,6 +117,32 @@ class HistoryGate(nn.Module):
         return (torch.log1p(history.counts * scale) * self.gate(hidden)[:, None]).sum(-1)
 
 
+class GradientSink(NamedTuple):
+    """Where the projection's gradients are added up while a step's logits come in chunks."""
+
+    weight: torch.Tensor  # (K, hidden units)
+    bias: torch.Tensor  # (K,)
+
+
+class _SinkingLinear(torch.autograd.Function):
+    """x @ weight.T + bias, whose backward adds the parameters' gradients to a sink instead of making new ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sink: GradientSink) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.sink = sink
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        sink = ctx.sink
+        wide = gradient.to(sink.weight.dtype)  # under autocast the logits are narrower than the weights
+        sink.weight.addmm_(wide.T, x.to(wide.dtype))
+        sink.bias.add_(wide.sum(0))
+        return gradient @ weight.to(gradient.dtype), None, None, None
+
+
 class PredictionHead(nn.Module):
     """m = W2 gelu(W1 h + e1) + e2 (eq. 3), plus the optional history and embedding terms."""
 
@@ -127,12 +156,20 @@ class PredictionHead(nn.Module):
         self.tied_projection = nn.Linear(width, config.embedding_size) if config.tied_head else None
 
     def forward(
-        self, hidden: torch.Tensor, history: History | None = None, event_table: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        history: History | None = None,
+        event_embedding: torch.Tensor | None = None,
+        sink: GradientSink | None = None,
     ) -> torch.Tensor:
-        """hidden (N, C) -> logits (N, K). `event_table` (K, d): embeddings of the events that are the classes."""
-        logits = self.projection(self.activation(self.dense(hidden)))
-        if self.tied_projection is not None and event_table is not None:
-            logits = logits + self.tied_projection(hidden) @ event_table.T
+        """hidden (N, C) -> logits (N, K). `event_embedding` (ids, d): the events' table, for the tied head."""
+        x = self.activation(self.dense(hidden))
+        if sink is None:
+            logits = self.projection(x)
+        else:
+            logits = _SinkingLinear.apply(x, self.projection.weight, self.projection.bias, sink)
+        if self.tied_projection is not None and event_embedding is not None:
+            logits = logits + self.tied_projection(hidden) @ event_embedding[SPECIAL_IDS:].T
         if self.history_gate is not None and history is not None:
             logits = logits.scatter_add(1, history.classes, self.history_gate(hidden, history).to(logits.dtype))
         return logits
@@ -156,8 +193,8 @@ class HeadLoss(NamedTuple):
 
 
 def head_loss(
-    head: Callable[..., torch.Tensor],
-    parameters: list[torch.Tensor],
+    head: PredictionHead,
+    event_embedding: torch.Tensor | None,
     criterion: Any,
     hidden: torch.Tensor,
     target: torch.Tensor,
@@ -167,14 +204,18 @@ def head_loss(
     """Loss of N predicted positions under `criterion` (behavegpt.losses.Loss); `target` (N,) holds no ignored one.
 
     With many classes the logits are made, and differentiated, in chunks: the peak memory is one chunk instead of
-    (N, K), and the weights are known beforehand, so DRO costs nothing extra.
+    (N, K), and the weights are known beforehand, so DRO costs nothing extra. `event_embedding` (ids, d), if tied.
     """
     class_count = torch.bincount(target, minlength=classes).float()
-    if hidden.shape[0] * classes <= CHUNK_ELEMENTS or not torch.is_grad_enabled():
-        per_event = criterion.per_event(head(hidden, history), target)
+    rows = max(1, CHUNK_ELEMENTS["cpu" if hidden.device.type == "cpu" else "cuda"] // classes)
+    if hidden.shape[0] <= rows or not torch.is_grad_enabled():
+        per_event = criterion.per_event(head(hidden, history, event_embedding), target)
         total = (criterion.weight(target) * per_event).sum()
         return HeadLoss(total, _by_class(per_event, target, classes), class_count)
-    total, class_loss = _ChunkedLoss.apply(head, criterion, target, history, classes, hidden, *parameters)
+    parameters = [*head.parameters(), *([] if event_embedding is None else [event_embedding])]
+    total, class_loss = _ChunkedLoss.apply(
+        head, event_embedding, criterion, target, history, classes, rows, hidden, *parameters
+    )
     return HeadLoss(total, class_loss, class_count)
 
 
@@ -184,45 +225,57 @@ def _by_class(per_event: torch.Tensor, target: torch.Tensor, classes: int) -> to
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Gradients are made in the forward, chunk by chunk, and scaled in the backward."""
+    """Gradients are made in the forward, chunk by chunk, and scaled in the backward, which can run once."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        head: Callable[..., torch.Tensor],
+        head: PredictionHead,
+        event_embedding: torch.Tensor | None,
         criterion: Any,
         target: torch.Tensor,
         history: History | None,
         classes: int,
+        rows: int,
         hidden: torch.Tensor,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = max(1, CHUNK_ELEMENTS // classes)
         total = torch.zeros((), device=hidden.device)
         class_loss = torch.zeros(classes, device=hidden.device)
-        wanted = [p for p in parameters if p.requires_grad]
-        gradients = [torch.zeros_like(p) for p in wanted]
+        gradients = {id(p): torch.zeros_like(p) for p in parameters if p.requires_grad}
+        sink = _sink_of(head, gradients)
+        apart = () if sink is None else (id(head.projection.weight), id(head.projection.bias))
+        wanted = [p for p in parameters if p.requires_grad and id(p) not in apart]
         hidden_gradient = torch.empty_like(hidden)
         for at in range(0, len(hidden), rows):
             part = slice(at, at + rows)
             with torch.enable_grad():
                 piece = hidden[part].detach().requires_grad_()
                 past = None if history is None else History(history.counts[part], history.classes[part])
-                per_event = criterion.per_event(head(piece, past), target[part])
+                per_event = criterion.per_event(head(piece, past, event_embedding, sink), target[part])
                 loss = (criterion.weight(target[part]) * per_event).sum()
             hidden_gradient[part], *found = torch.autograd.grad(loss, [piece, *wanted], allow_unused=True)
-            for gradient, new in zip(gradients, found, strict=True):
+            for parameter, new in zip(wanted, found, strict=True):
                 if new is not None:
-                    gradient += new
+                    gradients[id(parameter)] += new
             total += loss.detach()
             class_loss += _by_class(per_event, target[part], classes)
-        ctx.needed = [p.requires_grad for p in parameters]
-        ctx.save_for_backward(hidden_gradient, *gradients)
+        # not saved_tensors: the backward scales these in place and gives them away, so that no second copy is made
+        ctx.gradients = [hidden_gradient, *(gradients.get(id(p)) for p in parameters)]
         ctx.mark_non_differentiable(class_loss)
         return total, class_loss
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_gradient, *gradients = ctx.saved_tensors
-        found = iter(gradients)
-        return (None,) * 5 + (hidden_gradient * scale, *(next(found) * scale if n else None for n in ctx.needed))
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the chunked loss can be differentiated once; call the model again")
+        return (None,) * 7 + tuple(None if g is None else g.mul_(scale) for g in gradients)
+
+
+def _sink_of(head: PredictionHead, gradients: dict[int, torch.Tensor]) -> GradientSink | None:
+    """Where the projection's gradients go; None if it is frozen, or no plain linear layer (as under an adapter)."""
+    found = [gradients.get(id(p)) for p in head.projection.parameters()]
+    if type(head.projection) is not nn.Linear or len(found) != 2 or found[0] is None or found[1] is None:
+        return None
+    return GradientSink(found[0], found[1])
