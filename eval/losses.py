@@ -2,9 +2,11 @@
 
     python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--layers history plain] [--losses ...] [--steps 300]
     python eval/losses.py DIR --out rows.jsonl --table          # Markdown from the rows, baselines beside them
+    python eval/losses.py --choose rows.jsonl other.jsonl       # which one to prefer, from the validation rows
 
-One JSON row for each prediction layer, seed and loss, on the test split; finished rows are skipped. Losses that are
-plain cross-entropy up to a share of training are trained together up to there: the same as separate runs, bit for bit.
+One JSON row for each prediction layer, seed, loss and split; finished ones are skipped. Losses that are plain
+cross-entropy up to a share of training are trained together up to there: the same as separate runs, bit for bit.
+Choices are made on the rows of the validation split; the test split is for the report.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ FROM_THE_START: dict[str, dict[str, Any]] = {
 START = 0.8
 PRIOR_CORRECTIONS = (0.1, 0.2, 0.3)  # after training, of the cross-entropy model
 LAYERS = {"history": {"history_head": True}, "plain": {"history_head": False}}
+KEPT = 0.99
+CHOSEN_BY = ("rec_w", "rec_m", "ndcg@3")
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 
 
@@ -108,18 +112,22 @@ def make_trainer(settings: PretrainSettings, store: EventStore, folder: Path) ->
     )
 
 
-def test_figures(trainer: Trainer, store: EventStore, prior_correction: float = 0.0) -> dict[str, Any]:
-    """Metrics of the trainer's model on the test split."""
+def figures_by_split(
+    trainer: Trainer, store: EventStore, name: str, prior_correction: float = 0.0
+) -> Iterable[dict[str, Any]]:
+    """Metrics of the trainer's model on the validation and the test split."""
     config: Any = trainer.model.config
-    metrics, cross_entropy = evaluate(
-        trainer.model,
-        store,
-        SPLITS["test"],
-        max_length=config.max_length,
-        fields=config.columns,
-        prior_correction=prior_correction,
-    )
-    return {**metrics.compute(store.behaviors.counts), "cross_entropy": cross_entropy}
+    for split in ("valid", "test"):
+        metrics, cross_entropy = evaluate(
+            trainer.model,
+            store,
+            SPLITS[split],
+            max_length=config.max_length,
+            fields=config.columns,
+            prior_correction=prior_correction,
+        )
+        figures = metrics.compute(store.behaviors.counts)
+        yield {"loss": name, "split": split, **figures, "cross_entropy": cross_entropy}
 
 
 def run(trainer: Trainer, loss: Loss, begin: int, end: int) -> None:
@@ -130,10 +138,8 @@ def run(trainer: Trainer, loss: Loss, begin: int, end: int) -> None:
         trainer.step(step)
 
 
-def compare_losses(
-    settings: PretrainSettings, store: EventStore, names: Iterable[str]
-) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Train one seed under each named loss; yields the name and its test figures as they come."""
+def compare_losses(settings: PretrainSettings, store: EventStore, names: Iterable[str]) -> Iterable[dict[str, Any]]:
+    """Train one seed under each named loss; yields the figures of each split as they come."""
     counts = torch.tensor(store.behaviors.counts)
     losses = {n: build_loss(LossSettings(**{**DEFERRED, **FROM_THE_START}[n]), counts) for n in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -148,17 +154,17 @@ def compare_losses(
                 trainer.model.load_state_dict(weights)
                 trainer.optimizer.load_state_dict(copy.deepcopy(moments))
                 run(trainer, loss, split, trainer.steps)
-                yield name, test_figures(trainer, store)
+                yield from figures_by_split(trainer, store, name)
                 if name == "cross_entropy":
                     for tau in PRIOR_CORRECTIONS:
-                        yield f"{name}, prior correction {tau}", test_figures(trainer, store, tau)
+                        yield from figures_by_split(trainer, store, f"{name}, prior correction {tau}", tau)
         for name in losses.keys() - shared.keys():
             trainer = make_trainer(settings, store, Path(folder))
             run(trainer, losses[name], 0, trainer.steps)
-            yield name, test_figures(trainer, store)
+            yield from figures_by_split(trainer, store, name)
 
 
-def table(rows: list[dict[str, Any]], store: EventStore) -> str:
+def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
     """Mean ± standard deviation over seeds as Markdown, with the count baselines."""
     lines = ["| layer | loss | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (3 + len(FIGURES))]
     for layer, loss in dict.fromkeys((row["layer"], row["loss"]) for row in rows):
@@ -169,35 +175,73 @@ def table(rows: list[dict[str, Any]], store: EventStore) -> str:
             spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.4f}{spread}")
         lines.append(f"| {layer} | {loss} | {len(found)} | " + " | ".join(cells) + " |")
-    for name, metrics in score_baselines(store, "test"):
+    for name, metrics in score_baselines(store, split):
         figures = metrics.compute(store.behaviors.counts)
         cells = ["-" if figures[f] is None else f"{figures[f]:.4f}" for f in FIGURES]
         lines.append(f"| - | {name} | - | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def choose(files: Sequence[Path]) -> str:
+    """Mean gain in macro recall over cross-entropy, per loss, on the validation rows of several logs; as Markdown.
+
+    A loss is eligible if on each log it keeps `KEPT` of cross-entropy's weighted recall and NDCG@3.
+    """
+    gains: dict[str, list[dict[str, float]]] = {}
+    for file in files:
+        rows = [row for row in read_rows(file) if row["split"] == "valid" and row["layer"] == "history"]
+        means = {
+            loss: {f: float(np.mean([row[f] for row in rows if row["loss"] == loss])) for f in CHOSEN_BY}
+            for loss in dict.fromkeys(row["loss"] for row in rows)
+        }
+        for loss, figures in means.items():
+            gains.setdefault(loss, []).append({f: figures[f] / means["cross_entropy"][f] for f in CHOSEN_BY})
+    lines = ["| loss | macro recall | least weighted recall | least NDCG@3 | eligible |", "|---|---|---|---|---|"]
+    complete = {loss: found for loss, found in gains.items() if len(found) == len(files)}
+    for loss, found in sorted(complete.items(), key=lambda item: -np.mean([g["rec_m"] for g in item[1]])):
+        least = {f: min(gain[f] for gain in found) for f in CHOSEN_BY}
+        macro = float(np.mean([gain["rec_m"] for gain in found]))
+        eligible = least["rec_w"] >= KEPT and least["ndcg@3"] >= KEPT
+        cells = (f"{value - 1:+.1%}" for value in (macro, least["rec_w"], least["ndcg@3"]))
+        lines.append(f"| {loss} | " + " | ".join(cells) + f" | {'yes' if eligible else 'no'} |")
+    return "\n".join(lines)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none if there is no file yet."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="prepared folder")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
+    parser.add_argument("data", type=Path, nargs="?", help="prepared folder")
+    parser.add_argument("--out", type=Path, help="JSONL file of rows")
     parser.add_argument("--config", default="configs/small.yaml")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=["history"])
     parser.add_argument("--losses", nargs="+", choices=[*DEFERRED, *FROM_THE_START], default=[*DEFERRED])
+    parser.add_argument("--choose", type=Path, nargs="+", metavar="ROWS", help="compare the losses over several logs")
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
+    parser.add_argument("--split", choices=("valid", "test"), default="test", help="of the table and the plot")
     parser.add_argument("--plot", type=Path, help="draw macro against weighted recall of the first layer's rows")
     arguments = parser.parse_args(argv)
-    store = open_store(arguments.data)
-    journal = Journal(arguments.out)
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    if arguments.table or arguments.plot:
-        print(table(rows, store))
-        if arguments.plot:
-            frontier([row for row in rows if row["layer"] == arguments.layers[0]], arguments.plot)
+    if arguments.choose:
+        print(choose(arguments.choose))
         return 0
-    done = {(row["layer"], row["seed"], row["loss"]) for row in rows}
+    if arguments.data is None or arguments.out is None:
+        parser.error("DIR and --out are needed")
+    store = open_store(arguments.data)
+    rows = read_rows(arguments.out)
+    if arguments.table or arguments.plot:
+        wanted = [row for row in rows if row["split"] == arguments.split]
+        print(table(wanted, store, arguments.split))
+        if arguments.plot:
+            frontier([row for row in wanted if row["layer"] == arguments.layers[0]], arguments.plot)
+        return 0
+    journal = Journal(arguments.out)
+    done = {(row["layer"], row["seed"], row["loss"]) for row in rows if row["split"] == "test"}
     for layer in arguments.layers:
         for seed in arguments.seeds:
             missing = [name for name in arguments.losses if (layer, seed, name) not in done]
@@ -207,11 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 PretrainSettings, arguments.config, [*overrides, f"train.seed={seed}", "train.epochs=1", *extra]
             )
             began = time.perf_counter()
-            for name, figures in compare_losses(settings, store, missing):
+            for figures in compare_losses(settings, store, missing):
                 known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
-                row = {**known, "layer": layer, "loss": name, "seed": seed, "steps": arguments.steps}
+                row = {**known, "layer": layer, "seed": seed, "steps": arguments.steps}
                 journal.append({**row, **figures, "seconds": round(time.perf_counter() - began, 1)})
-                print(layer, seed, name, {f: round(figures[f] or 0, 4) for f in FIGURES}, file=sys.stderr)
+                shown = {f: round(figures[f] or 0, 4) for f in FIGURES}
+                print(layer, seed, figures["loss"], figures["split"], shown, file=sys.stderr)
     return 0
 
 
