@@ -164,15 +164,20 @@ def restore_optimizer(
 
 def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings) are the same."""
-    before, now = _flat(saved), _flat(json.loads(json.dumps(current)))
-    lines = [
-        f"{name}: checkpoint {_short(before, name)}, now {_short(now, name)}"
-        for name in dict.fromkeys([*before, *now])
-        if name not in before or name not in now or before[name] != now[name]
-    ]
+    lines = [f"{name}: checkpoint {was}, now {becomes}" for name, (was, becomes) in changes(saved, current).items()]
     if lines:
         remedy = "Resume with the data and settings of the checkpoint, or start a new run with another out=."
         raise CheckpointError("\n  ".join(["the checkpoint belongs to another run:", *lines]) + f"\n{remedy}")
+
+
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Dotted name -> value before and now, shortened, wherever two nested mappings differ."""
+    before, now = _flat(saved), _flat(json.loads(json.dumps(current)))
+    return {
+        name: (_short(before, name), _short(now, name))
+        for name in dict.fromkeys([*before, *now])
+        if name not in before or name not in now or before[name] != now[name]
+    }
 
 
 def _checkpoints(folder: Path) -> list[Path]:

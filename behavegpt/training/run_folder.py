@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import sys
@@ -15,8 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 import behavegpt
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.errors import CheckpointError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.model.size import count_parameters
 from behavegpt.training.storage import discard, remove_stale, temporary_name
 
 if TYPE_CHECKING:
@@ -35,11 +36,32 @@ def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer,
     os.rename(temporary, folder)
 
 
+def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
+    """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model, or is damaged."""
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: not a model folder ({name} is missing); give the `model` folder of a run."
+            )
+    disable_progress_bar()
+    try:
+        model = BehaveGPTForBehaviorPrediction.from_pretrained(folder, local_files_only=True)
+        tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+    if model.config.tokenizer_hash not in (None, tokenizer.hash):
+        raise CheckpointError(
+            "the model's config.json and preprocessor_config.json do not belong together (vocabulary hash "
+            f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was written."
+        )
+    return model, tokenizer
+
+
 def start_record(
     config: dict[str, Any],
     seed: int,
     store: EventStore,
-    model: BehaveGPTForBehaviorPrediction,
+    parameters: dict[str, int],
     steps: int,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
@@ -56,8 +78,8 @@ def start_record(
         | {name: module.__version__ for name, module in libraries.items()},
         "device": _device_name(accelerator),
         "processes": accelerator.num_processes,
-        "parameters": count_parameters(model)["total"],
-        "parameters_by_part": count_parameters(model),
+        "parameters": parameters["total"],
+        "parameters_by_part": parameters,
         "steps": steps,
         "data": {
             "path": store.path.name,

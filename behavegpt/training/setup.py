@@ -1,0 +1,91 @@
+"""What a run is set up with: device, precision, tracking, and the rows it trains on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+
+from behavegpt.console import say
+from behavegpt.data.loader import TrainingBatches, row_length_for
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.errors import ConfigError, DataError, MissingExtraError
+from behavegpt.model import BehaveGPTConfig
+from behavegpt.training.loop import TrainSettings
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """fp32 or bf16: `auto` takes bf16 autocast only where the device computes in it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "fp32"
+
+
+def make_accelerator(train: TrainSettings) -> Accelerator:
+    """This process among the ranks, with the trackers asked for. ConfigError for a strategy that is not supported."""
+    if train.wandb:
+        _need_wandb()
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",  # train.precision decides, whatever the user's accelerate profile says
+        log_with="wandb" if train.wandb else None,
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            f"accelerate's {accelerator.distributed_type.value} is not supported yet; launch with MULTI_GPU: "
+            "--config_file configs/accelerate/multi_gpu.yaml."
+        )
+    if train.wandb:
+        accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
+    return accelerator
+
+
+def _need_wandb() -> None:
+    if importlib.util.find_spec("wandb") is None:
+        raise MissingExtraError("wandb", "wandb")
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    if not os.environ.get("WANDB_API_KEY") and "WANDB_MODE" not in os.environ and not netrc.exists():
+        os.environ["WANDB_MODE"] = "offline"
+        say("wandb: no key found, logging offline; send it later with: wandb sync wandb/offline-run-*")
+
+
+def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSettings) -> TrainingBatches:
+    """The training rows of a prepared folder for a model's window and fields. DataError if there is no target."""
+    events = int(np.asarray(store.manifest.split["events"])[TRAIN])
+    if not events:
+        raise DataError(f"{store.path}: no training events; prepare the data again with another --split.")
+    if not len(target_rows(store, TRAIN)):
+        raise DataError(
+            f"{store.path}: nothing to learn from: every history has 0 or 1 training events with a known behavior, and "
+            "a prediction needs one before it. Give longer histories, or another --split."
+        )
+    wanted = train.batch_events or min(8192, max(1024, events // 32))
+    return TrainingBatches(
+        store,
+        max_length=config.max_length,
+        rows_per_step=-(-wanted // row_length_for(config.max_length)),
+        seed=train.seed,
+        fields=config.columns,
+        next_fields=tuple(config.next_heads or ()),
+    )
+
+
+def reporter(show: Callable[[int, str], None]) -> Callable[[int, dict[str, float]], None]:
+    """Tells a progress bar the loss and the rate of each step."""
+    rate = ""
+
+    def report(step: int, record: dict[str, float]) -> None:
+        nonlocal rate
+        if "events_per_second" in record:
+            rate = f"{record['events_per_second']:,.0f} events/s"
+        show(step, f"loss {record['cross_entropy']:.3f} · {rate}")
+
+    return report
