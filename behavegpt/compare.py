@@ -17,9 +17,10 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.console import progress
 from behavegpt.data.pack import target_rows
+from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
-from behavegpt.errors import CheckpointError, DataError
+from behavegpt.errors import DataError
 from behavegpt.files import write_json, write_text
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.predictor import Predictor
@@ -42,9 +43,9 @@ def compare(
 ) -> dict[str, Any]:
     """Evaluate on a split and write the result files (rank 0); returns what metrics.json holds.
 
-    Raises CheckpointError when the model belongs to another vocabulary, DataError when the split is empty.
+    Raises CheckpointError when the model does not know the data's labels, DataError when the split is empty.
     """
-    refuse_other_data(predictor, store)
+    store = fit_store(store, predictor.tokenizer)
     rows = len(target_rows(store, SPLITS[split]))
     if rows == 0:
         raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
@@ -111,30 +112,6 @@ def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, Predic
                 metrics.update(torch.from_numpy(scores), target)
                 step(len(part))
         yield name, metrics
-
-
-def refuse_other_data(predictor: Predictor, store: EventStore) -> None:
-    """Raise CheckpointError, with the difference, when ids mean other labels in the data than in the model."""
-    ours, theirs = predictor.tokenizer, store
-    differences = [
-        f"{field}: {len(ours.vocabulary[field]) if field in ours.vocabulary else 'none'} ids in the model, "
-        f"{len(theirs.vocabulary[field]) if field in theirs.vocabulary else 'none'} in the data"
-        for field in sorted({*ours.vocabulary, *theirs.vocabulary})
-        if field not in ours.vocabulary
-        or field not in theirs.vocabulary
-        or ours.vocabulary[field].hash != theirs.vocabulary[field].hash
-    ]
-    a, b = ours.event_schema, theirs.schema
-    differences += [
-        f"{name}: {getattr(a, name)} in the model, {getattr(b, name)} in the data"
-        for name in ("input_fields", "slot_minutes", "tz", "behavior_is_event")
-        if getattr(a, name) != getattr(b, name)
-    ]
-    if differences:
-        raise CheckpointError(
-            f"{store.path} is not the data this model was trained for: {'; '.join(differences)}. Evaluate on the "
-            "folder it was trained on, or predict from raw logs with `behavegpt predict`."
-        )
 
 
 def examples(predictor: Predictor, store: EventStore, split: int, history: int = 6) -> list[dict[str, Any]]:

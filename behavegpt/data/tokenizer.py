@@ -86,8 +86,12 @@ class EventTokenizer(FeatureExtractionMixin):
         columns: dict[str, np.ndarray] = {}
         unknown = {}
         for name, vocabulary in self.vocabulary.items():
+            column = self.event_schema.label_columns.get(name)
+            if column is None:  # a field of the model's that this domain lacks: constantly unknown
+                columns[name] = np.full(read.table.num_rows, UNKNOWN, np.int64)
+                continue
             if name not in present and name not in ("event", "behavior"):
-                check_columns(logs, {name: self.event_schema.label_columns[name]})
+                check_columns(logs, {name: column})
             if name in present:
                 columns[name] = vocabulary.encode(read.table[name])
                 unknown[name] = int((columns[name] == UNKNOWN).sum())

@@ -74,6 +74,9 @@ class Loss:
         self._load(state)
         self._set_weights()
 
+    def inherit(self, state: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
+        """Start from another run's `state_dict()`: class k was class rows[k] (K,) there, or is new where that is -1."""
+
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         self.progress = float(state["progress"])
 

@@ -124,6 +124,13 @@ class DROLoss(Loss):
         """Progress () and the averaged class losses (K,), both float64."""
         return {**super().state_dict(), "class_loss": self.class_loss}
 
+    def inherit(self, state: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
+        """Known classes start from the averages that the other run reached, new ones from log K."""
+        if "class_loss" in state:
+            known = rows >= 0
+            self.class_loss[known] = state["class_loss"].to(self.class_loss)[rows[known]]
+            self._set_weights()
+
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         super()._load(state)
         self.class_loss = state["class_loss"].to(self.class_loss)

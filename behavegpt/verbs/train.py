@@ -24,6 +24,23 @@ def _train(arguments: Arguments) -> Any:
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
+def _finetune_arguments(parser: Parser) -> None:
+    parser.add_argument("config", help="YAML file, for example configs/adapt/new_behavior.yaml")
+    parser.add_argument("overrides", nargs="*", help="settings, for example base=runs/mine/model data.path=DIR out=RUN")
+    parser.add_argument("--mode", help="what is transferred and trained, instead of the file's: new_behavior, ...")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of out=RUN")
+
+
+def _finetune(arguments: Arguments) -> Any:
+    from behavegpt.config import read_settings
+    from behavegpt.finetune import FinetuneSettings, finetune
+
+    overrides = [*([f"mode={arguments.mode}"] if arguments.mode else []), *arguments.overrides]
+    run = finetune(read_settings(FinetuneSettings, arguments.config, overrides), resume=arguments.resume)
+    print(f"model: {run / 'model'}", file=sys.stderr)
+    return json.loads((run / "run.json").read_text(encoding="utf-8"))
+
+
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "pretrain a model (one process; on several GPUs: accelerate launch train.py ...)",
@@ -32,5 +49,14 @@ VERBS: dict[str, Verb] = {
         "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine --resume",
         _train_arguments,
         _train,
+    ),
+    "finetune": Verb(
+        "adapt a pretrained model to new behaviors or another domain",
+        "  behavegpt finetune configs/adapt/new_behavior.yaml base=runs/mine/model data.path=data/new out=runs/new\n"
+        "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model data.path=data/shop out=runs/shop\n"
+        "  behavegpt finetune configs/adapt/cross_domain.yaml --mode lora base=runs/mine/model data.path=data/shop "
+        "out=runs/lora adapt.lora.rank=16",
+        _finetune_arguments,
+        _finetune,
     ),
 }

@@ -1,0 +1,1 @@
+"""From a pretrained checkpoint to a model for new behaviors or another domain (section 3.3)."""

@@ -1,0 +1,102 @@
+"""The vocabulary of an adapted model, and training of its new rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from behavegpt.adapt.transfer import AdaptSettings, TensorPlan
+from behavegpt.data.reencode import empty_vocabulary, new_labels
+from behavegpt.data.store import EventStore
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import ConfigError, DataError
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+
+
+def grown_vocabulary(old: EventTokenizer, store: EventStore, options: AdaptSettings) -> dict[str, Vocabulary]:
+    """The base's vocabularies with the data's new labels appended, no id renumbered.
+
+    With `options.new` only those behaviors are added. Raises DataError or ConfigError when a named behavior exists
+    already or has no training event.
+    """
+    if options.new is not None:
+        _refuse_names(old.behaviors, store, options.new)
+    behaviors = "event" if store.schema.behavior_is_event else "behavior"
+    grown = {}
+    for field, known in old.vocabulary.items():
+        found = store.vocabulary.get(field, empty_vocabulary())
+        added = new_labels(known, found)
+        if field == behaviors and options.new is not None:
+            added = [label for label in added if label in options.new]
+        grown[field] = known.grow(added)
+    return grown
+
+
+def refuse_nothing_new(old: EventTokenizer, new: EventTokenizer) -> None:
+    """Raise ConfigError if the data hold no behavior that the base does not know."""
+    if new.behaviors.classes == old.behaviors.classes:
+        raise ConfigError(
+            f"no new behavior: the base knows all {old.behaviors.classes:,} behaviors of the data already. Use "
+            "mode=full to train it further on these data, or check the data's behavior column."
+        )
+
+
+def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) -> None:
+    held, found = set(known.values.to_pylist()), store.behaviors
+    counts = dict(zip(found.values.to_pylist(), found.counts.tolist(), strict=True))
+    for name in names:
+        if name in held:
+            raise ConfigError(
+                f"adapt.new: the base knows the behavior {name!r} already; leave it out, or use mode=full to train it "
+                "further."
+            )
+        if not counts.get(name):
+            raise DataError(
+                f"adapt.new: {store.path} holds no training event of the behavior {name!r}; give logs with examples "
+                f"of it, or check its spelling (the data's behaviors: {', '.join(list(counts)[:5])}, …)."
+            )
+
+
+class NewRows(nn.Module):
+    """A tensor whose rows `fixed` are constants and the others parameters: only those get gradients and decay."""
+
+    def __init__(self, weight: torch.Tensor, new: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", weight.detach().clone())
+        self.register_buffer("index", new)
+        self.fixed: torch.Tensor
+        self.index: torch.Tensor
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows (new, ...) -> the whole tensor"""
+        return self.fixed.index_copy(0, self.index, rows)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight[self.index]
+
+
+def train_new_rows(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan]) -> None:
+    """Make the new rows of the tensors with the cell `rows` the only parameters among them."""
+    for item in plan:
+        if item.cell != "rows" or item.rows is None:
+            continue
+        new = (item.rows < 0).nonzero().flatten()
+        module, _, name = item.name.rpartition(".")
+        owner = model.get_submodule(module)
+        if len(new):
+            parametrize.register_parametrization(owner, name, NewRows(getattr(owner, name), new))
+            owner.parametrizations[name].original.requires_grad_(True)  # type: ignore[union-attr,index]
+
+
+def merge_new_rows(model: BehaveGPTForBehaviorPrediction) -> BehaveGPTForBehaviorPrediction:
+    """The same model with plain tensors again."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                getattr(module, name).requires_grad_(False)
+    return model

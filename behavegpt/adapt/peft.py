@@ -1,0 +1,131 @@
+"""Low-rank adapters with PEFT: attach to a model, save in PEFT's own files, open and merge.
+
+FOLDER/adapter_config.json, adapter_model.safetensors    PEFT's
+FOLDER/behavegpt.json                                    the base the adapter belongs to, by the hash of its weights
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, LoraSettings, TensorPlan, part_of
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.errors import CheckpointError, MissingExtraError
+from behavegpt.files import write_json
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.training.run_folder import open_model
+from behavegpt.training.storage import read_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+FACTS = "behavegpt.json"
+
+
+def attach(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], settings: LoraSettings) -> PeftModel:
+    """Put adapters beside the plan's `adapted` layers, in place; what it trains whole is saved with them.
+
+    Raises MissingExtraError without PEFT.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise MissingExtraError("peft", "peft") from None
+    adapted, whole = (_modules(plan, *kinds) for kinds in (("adapted",), TRAINED))
+    parameters = {name for name, _ in model.named_parameters()}
+    # PEFT finds modules by the ends of their names; these are whole names
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rank_stabilized,
+        use_dora=settings.weight_decomposed,
+        target_modules=adapted,
+        modules_to_save=[name for name in whole if any(p.startswith(f"{name}.") for p in parameters)],
+    )
+    with _quietly():
+        return get_peft_model(model, config)
+
+
+def _modules(plan: Sequence[TensorPlan], *kinds: str) -> list[str]:
+    """The modules that own the tensors of some cells; the history gate is one module."""
+    names = [item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"]
+    return list(dict.fromkeys("head.history_gate" if n.startswith("head.history_gate") else n for n in names))
+
+
+def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPrediction) -> list[Counts]:
+    """The numbers by part with the adapters' own, which are new and train."""
+    own = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            own[part_of(name)] += parameter.numel()
+    return [c._replace(new=c.new + own[c.part], trained=c.trained + own[c.part]) for c in counts]
+
+
+def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
+    """Write PEFT's files and the hash of the base's weights into `folder`."""
+    adapter.peft_config["default"].base_model_name_or_path = str(base)
+    adapter.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
+    write_json(folder / FACTS, {"base": str(base), "weights": weights_hash(base)})
+
+
+def open_adapter(
+    folder: str | Path, base: str | Path | None = None
+) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
+    """The base with the adapter merged into it, and its tokenizer; `base` defaults to the recorded one.
+
+    Raises CheckpointError when the base is missing or not the one that the adapter was trained on.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingExtraError("peft", "peft") from None
+    folder = Path(folder)
+    facts = _facts(folder)
+    path = Path(base) if base is not None else _recorded_base(folder, facts["base"])
+    model, tokenizer = open_model(path)
+    if weights_hash(path) != facts["weights"]:
+        raise CheckpointError(
+            f"{folder}: the adapter was trained on the weights of {facts['base']}, and those in {path} are others; "
+            "give the base it belongs to, or fine-tune that base anew."
+        )
+    try:
+        with _quietly():
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+    return adapted.merge_and_unload(), tokenizer
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """PEFT asks transformers for a name that is going away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def weights_hash(model: Path) -> str:
+    """SHA-256 of a model folder's weights."""
+    with open(model / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    if not (folder / FACTS).is_file():
+        raise CheckpointError(
+            f"{folder}: not an adapter of ours ({FACTS} is missing); give the `adapter` folder of a run."
+        )
+    return read_json(folder / FACTS)
+
+
+def _recorded_base(folder: Path, recorded: str) -> Path:
+    """Where the base is now: beside the adapter, if the run made one, else where it was."""
+    beside = folder.parent / "base"
+    return beside if beside.is_dir() else Path(recorded)

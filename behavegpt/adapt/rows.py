@@ -1,0 +1,151 @@
+"""The rows of a generation on their way: each one's window of events, its clock and its random numbers.
+
+Shapes: N rows (a row is one sample of one user), L window (the model's max_length), K behaviors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from behavegpt.adapt.draw import Uniforms, time_grid
+from behavegpt.adapt.policies import OwnPast
+from behavegpt.data.pack import argument_name
+from behavegpt.data.plan import TIME_RANGE
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.times import parse_date
+from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.model import BehaveGPTForBehaviorPrediction, EventCache
+
+
+class Next(NamedTuple):
+    """What the model says of the next event of N rows."""
+
+    logits: torch.Tensor  # (N, K) of the behavior
+    heads: dict[str, torch.Tensor]  # of the second heads, each (N, ids)
+    hidden: torch.Tensor  # (N, C)
+
+    def parts(self) -> list[torch.Tensor]:
+        """All tensors, in a fixed order."""
+        return [self.logits, *self.heads.values(), self.hidden]
+
+
+class Rows:
+    """The state of N rows."""
+
+    def __init__(
+        self,
+        model: BehaveGPTForBehaviorPrediction,
+        schema: EventSchema,
+        encoded: EncodedHistories,
+        user: np.ndarray,
+        sample: np.ndarray,
+        *,
+        seed: int = 0,
+        keep: int | None = None,
+        cached: bool = True,
+        span: int | None = None,
+        look_back: bool = False,
+    ) -> None:
+        """`user`, `sample` (N,): whose future; `span`: seconds until a row ends.
+
+        `look_back`: whether a policy needs the past.
+        """
+        self.model, self.schema, self.cached = model, schema, cached
+        self.user, self.sample = user, sample
+        begin, end = encoded.offsets[user], encoded.offsets[user + 1]
+        self.limit = model.config.max_length
+        self.keep = min(keep or max(1, self.limit // 2), self.limit)
+        names = dict.fromkeys((*model.config.columns, *schema.input_fields, "behavior"))
+        length = np.minimum(end - begin, self.limit)
+        index = np.minimum((end - length)[:, None] + np.arange(self.limit), end[:, None] - 1)
+        self.ids = {name: torch.from_numpy(encoded.columns[name].astype(np.int64)[index]) for name in names}  # (N, L)
+        self.length = torch.from_numpy(length)
+        times = encoded.columns["time"]
+        self.time = times[end - 1].astype(np.int64)
+        self.horizon = np.full(len(user), parse_date(TIME_RANGE[1]) - 1)
+        if span is not None:
+            self.horizon = np.minimum(self.horizon, self.time + span)
+        self.grid = np.array([time_grid(times[low:high], self.schema) for low, high in zip(begin, end, strict=True)])
+        labels = encoded.users.take(user).to_pylist()
+        self.uniforms = Uniforms(seed, labels, sample)
+        columns = {name: encoded.columns[name] for name in (*names, "time")}
+        self.own = OwnPast(columns, begin, end) if look_back else None
+        self.cache: EventCache | None = None
+        self.restarted = torch.ones(len(user), dtype=torch.bool)  # windows that the cache does not hold
+
+    def append(self, new: Mapping[str, np.ndarray]) -> None:
+        """Add one event (N,) a row; a full window keeps its last `keep` events, the new one included."""
+        self.restarted = self.length == self.limit
+        rows = torch.arange(len(self.length))
+        if self.restarted.any():
+            for ids in self.ids.values():
+                ids[self.restarted, : self.keep - 1] = ids[self.restarted, self.limit - self.keep + 1 :]
+        self.length = torch.where(self.restarted, self.keep - 1, self.length)
+        for name, ids in self.ids.items():
+            ids[rows, self.length] = torch.from_numpy(new[name].astype(np.int64))
+        self.length = self.length + 1
+
+    def take(self, rows: np.ndarray) -> None:
+        """Keep the rows (n,) only."""
+        index = torch.from_numpy(rows)
+        self.ids = {name: ids[index] for name, ids in self.ids.items()}
+        self.length, self.restarted = self.length[index], self.restarted[index]
+        self.user, self.sample, self.time = self.user[rows], self.sample[rows], self.time[rows]
+        self.horizon, self.grid = self.horizon[rows], self.grid[rows]
+        self.uniforms.take(rows)
+        for kept in (self.own, self.cache):
+            if isinstance(kept, OwnPast):
+                kept.take(rows)
+            elif kept is not None:
+                kept.take(index.to(self.model.device))
+
+    def forward(self, heads: Collection[str]) -> Next:
+        """What follows each row's last event."""
+        everything = torch.ones_like(self.restarted)
+        if not self.cached:
+            inputs, mask = self._window(everything)
+            last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+            out = self.model(**inputs, attention_mask=mask, select=last, heads=heads)
+            return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
+        if self.cache is None or self.restarted.all():
+            found, self.cache = self._read(everything, heads)
+            return found
+        device = self.model.device
+        restarted = self.restarted.to(device)
+        self.cache.forget(restarted)
+        at = (self.length - 1)[:, None]
+        new = {argument_name(c): self.ids[c].gather(1, at).to(device) for c in self.model.config.columns}
+        out = self.model(**new, past_key_values=self.cache, heads=heads)
+        found = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
+        if self.restarted.any():
+            again, cache = self._read(self.restarted, heads)
+            self.cache.put(restarted.nonzero()[:, 0], cache)
+            for old, right in zip(found.parts(), again.parts(), strict=True):
+                old[restarted] = right
+        return found
+
+    def own_hours(self) -> np.ndarray:
+        """Weights (N, slots) of the time of day: how often the row's window shows each slot or one beside it."""
+        real = (torch.arange(self.limit) < self.length[:, None]).double()
+        counts = real.new_zeros(len(real), self.schema.slots).scatter_add(1, self.ids["slot"], real)
+        return (counts + 0.5 * (counts.roll(1, 1) + counts.roll(-1, 1)) + 0.1).numpy()
+
+    def _read(self, rows: torch.Tensor, heads: Collection[str]) -> tuple[Next, EventCache]:
+        """The whole window of the rows (N,) bool, into a new cache."""
+        cache = EventCache(self.model.config)
+        inputs, mask = self._window(rows)
+        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads)
+        hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
+        return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
+
+    def _window(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Inputs of the rows (N,) bool and their mask, 0 behind the last event."""
+        length = self.length[rows]
+        width = int(length.max())
+        device = self.model.device
+        inputs = {argument_name(c): self.ids[c][rows, :width].to(device) for c in self.model.config.columns}
+        return inputs, (torch.arange(width) < length[:, None]).long().to(device)

@@ -1,0 +1,110 @@
+"""A prepared folder read with another vocabulary: ids are mapped by label when the columns are opened.
+
+The folder stays as it is, and so serves any number of models. Labels that the other vocabulary does not hold become
+unknown; a field that the folder lacks is constantly unknown, without taking memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN, Vocabulary
+from behavegpt.errors import CheckpointError
+
+EXAMPLES = 3
+RULES = ("input_fields", "slot_minutes", "tz", "behavior_is_event")
+
+
+def reencode(store: EventStore, vocabulary: Mapping[str, Vocabulary]) -> EventStore:
+    """The store with the ids of `vocabulary`; counts are those of the store's training events."""
+    columns, counted = dict(store.columns), {}
+    for field, target in vocabulary.items():
+        ids = store.vocabulary.get(field)
+        if ids is None:
+            columns[field] = np.broadcast_to(np.uint8(UNKNOWN), (store.manifest.events,))
+            counted[field] = replace_counts(target, np.zeros(target.classes, np.int64))
+            continue
+        if ids.hash != target.hash:
+            lookup = np.concatenate([[PAD, UNKNOWN], target.encode(ids.values)])
+            columns[field] = lookup.astype(np.min_scalar_type(len(target) - 1))[store.columns[field]]
+        counted[field] = replace_counts(target, training_counts(columns[field], columns["split"], len(target)))
+    manifest = store.manifest.model_copy(
+        update={
+            "vocabulary": {field: v.hash for field, v in counted.items()},
+            "columns": {name: str(column.dtype) for name, column in columns.items()},
+        }
+    )
+    return replace(store, manifest=manifest, vocabulary=counted, columns=columns)
+
+
+def training_counts(column: np.ndarray, split: np.ndarray, ids: int) -> np.ndarray:
+    """Training events of each label (ids - FIRST,) int64 of a column (events,)."""
+    return np.bincount(column[np.asarray(split) == TRAIN], minlength=ids)[FIRST:].astype(np.int64)
+
+
+def replace_counts(vocabulary: Vocabulary, counts: np.ndarray) -> Vocabulary:
+    """The same labels with other counts."""
+    return Vocabulary(vocabulary.values, counts)
+
+
+def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
+    """The store in a model's ids, if the model knows all its labels and reads times the same way.
+
+    Raises CheckpointError with the difference, and how to adapt the model, otherwise.
+    """
+    lines = schema_difference(tokenizer.event_schema, store.schema)
+    for field, ours in store.vocabulary.items():
+        known = tokenizer.vocabulary.get(field)
+        if known is not None and (new := new_labels(known, ours)):
+            lines.append(f"{field}: {_examples(new)} unknown to the model, which knows {known.classes:,}")
+    lines += [
+        f"{field}: {known.classes:,} labels in the model, none in the data"
+        for field, known in tokenizer.vocabulary.items()
+        if field not in store.vocabulary and known.classes
+    ]
+    if lines:
+        raise CheckpointError(
+            f"{store.path} is not the kind of data this model was trained for: {'; '.join(lines)}. Adapt the model: "
+            f"behavegpt finetune configs/adapt/new_behavior.yaml base=MODEL data.path={store.path} out=RUN "
+            "(cross_domain.yaml for another domain); or predict from raw logs with `behavegpt predict`."
+        )
+    same = {field: v.hash for field, v in tokenizer.vocabulary.items()} == dict(store.manifest.vocabulary)
+    return store if same else reencode(store, tokenizer.vocabulary)
+
+
+def schema_difference(ours: EventSchema, theirs: EventSchema) -> list[str]:
+    """What a model's ids and the data's do not share beside the labels."""
+    return [
+        f"{name}: {getattr(ours, name)} in the model, {getattr(theirs, name)} in the data"
+        for name in RULES
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+
+
+def new_labels(known: Vocabulary, found: Vocabulary) -> list[str]:
+    """Labels of `found`, in its order, that `known` does not hold."""
+    return found.values.filter(pc.invert(pc.is_in(found.values, value_set=known.values))).to_pylist()
+
+
+def missing_labels(known: Vocabulary, wanted: Iterable[str]) -> list[str]:
+    """Those of `wanted` that a vocabulary does not hold."""
+    held = set(known.values.to_pylist())
+    return [label for label in wanted if label not in held]
+
+
+def empty_vocabulary() -> Vocabulary:
+    """The vocabulary of a field that the data lack: padding and unknown alone."""
+    return Vocabulary(pa.array([], pa.string()), np.zeros(0, np.int64))
+
+
+def _examples(labels: list[str]) -> str:
+    shown = ", ".join(repr(label) for label in labels[:EXAMPLES])
+    return f"{len(labels):,} labels ({shown}{', …' if len(labels) > EXAMPLES else ''})"

@@ -1,0 +1,168 @@
+"""Fine-tuning from a pretrained model folder: the composition that finetune.py and `behavegpt finetune` run.
+
+The run folder is that of pretraining (training/run.py); with mode=lora also
+
+RUN/adapter/       PEFT's files; `behavegpt.load("RUN/adapter")` and `PeftModel.from_pretrained` open it
+RUN/base/          the model the adapter belongs to, where it is not `base` itself (new labels, fresh parts)
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from behavegpt.adapt.cross_domain import schema_remarks, target_config, target_tokenizer
+from behavegpt.adapt.new_behavior import merge_new_rows, refuse_nothing_new, train_new_rows
+from behavegpt.adapt.transfer import (
+    AdaptSettings,
+    Counts,
+    Mode,
+    TensorPlan,
+    apply_transfer,
+    cells,
+    count_transfer,
+    is_unchanged,
+    match_scale,
+    plan_transfer,
+)
+from behavegpt.console import say, table
+from behavegpt.data.store import EventStore, open_store
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import FIRST
+from behavegpt.errors import CheckpointError
+from behavegpt.losses import Loss
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.size import count_parameters
+from behavegpt.training.checkpoint import load_latest
+from behavegpt.training.run import RunSettings, Work, execute
+from behavegpt.training.run_folder import open_model, save_model
+from behavegpt.training.storage import discard, temporary_name
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class FinetuneSettings(RunSettings):
+    """One fine-tuning run."""
+
+    base: str = Field(description="pretrained model folder, for example runs/mine/model")
+    mode: Mode = Field(description="what is transferred and what is trained: the table in adapt/transfer.py")
+    adapt: AdaptSettings = Field(default_factory=AdaptSettings)
+
+
+def finetune(settings: FinetuneSettings, *, resume: bool = False, store: EventStore | None = None) -> Path:
+    """Adapt a model and write RUN/model; returns RUN. Goes on from the latest checkpoint with `resume`.
+
+    `store`: opened data instead of those in `data.path`. Raises BehaveGPTError on a base, data or options that do not
+    go together, besides what training raises.
+    """
+    return execute(settings, lambda: begin(settings, store), resume=resume)
+
+
+def begin(settings: FinetuneSettings, store: EventStore | None = None) -> Work:
+    """The adapted model before its first step, and its data in the ids of its vocabulary."""
+    from behavegpt.adapt.peft import weights_hash
+
+    store = store or open_store(settings.data.path)
+    base, old = open_model(Path(settings.base))
+    options = settings.adapt
+    grow = options.vocabulary == "grow" or (options.vocabulary == "auto" and settings.mode == "new_behavior")
+    row = cells(settings.mode, options, grow)
+    new, encoded = target_tokenizer(old, store, options, grow)
+    if settings.mode == "new_behavior":
+        refuse_nothing_new(old, new)
+    remarks = schema_remarks(base.config, old, store)
+    model = BehaveGPTForBehaviorPrediction(target_config(base.config, new, options.dropout))
+    model.head.set_prior(torch.tensor(encoded.behaviors.counts))
+    weights = base.state_dict()
+    plan = plan_transfer(row, weights, old, new, model, options.same_labels)
+    if options.scale == "base":
+        match_scale(plan, weights, model)
+    apply_transfer(plan, weights, model)
+    counts, parameters = count_transfer(plan, model), count_parameters(model)
+    finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]
+    if settings.mode == "lora":
+        model, counts, finish = _with_adapter(settings, plan, model, new, counts)
+    else:
+        train_new_rows(model, plan)
+        finish = _merged
+    inherit = _class_losses(Path(settings.base), old, new) if settings.mode != "scratch" else None
+    show_transfer(settings.mode, counts, remarks)
+    return Work(
+        "finetune",
+        encoded,
+        new,
+        model,
+        parameters,
+        {
+            "base": weights_hash(Path(settings.base)),
+            "mode": settings.mode,
+            "adapt": options.model_dump(mode="json"),
+        },
+        {"transfer": [count._asdict() for count in counts], "remarks": remarks},
+        inherit or (lambda loss: None),
+        finish,
+    )
+
+
+def show_transfer(mode: str, counts: list[Counts], remarks: list[str]) -> None:
+    """Print what was reused, what is new and what trains, by part."""
+    if int(os.environ.get("RANK", 0)):
+        return
+    total = Counts("all", "", sum(c.reused for c in counts), sum(c.new for c in counts), sum(c.trained for c in counts))
+    rows = [[c.part, c.cell, f"{c.reused:,}", f"{c.new:,}", f"{c.trained:,}"] for c in (*counts, total)]
+    table(("part", "how", "reused", "new", "trained"), rows, f"mode {mode}: parameters")
+    for remark in remarks:
+        say(remark)
+
+
+def _merged(model: BehaveGPTForBehaviorPrediction, run: Path) -> BehaveGPTForBehaviorPrediction:
+    return merge_new_rows(copy.deepcopy(model))
+
+
+def _with_adapter(
+    settings: FinetuneSettings,
+    plan: list[TensorPlan],
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    counts: list[Counts],
+) -> tuple[BehaveGPTForBehaviorPrediction, list[Counts], Callable[..., BehaveGPTForBehaviorPrediction]]:
+    """The model with LoRA in it, the counts with LoRA's, and what to write at the end."""
+    from behavegpt.adapt.peft import adapter_counts, attach, save_adapter
+
+    start = None if is_unchanged(plan) else copy.deepcopy(model)
+    adapter: PeftModel = attach(model, plan, settings.adapt.lora)
+
+    def finish(trained: BehaveGPTForBehaviorPrediction, run: Path) -> BehaveGPTForBehaviorPrediction:
+        base = Path(settings.base)
+        if start is not None:
+            base = run / "base"
+            save_model(start, tokenizer, base)
+        folder = temporary_name(run / "adapter", "new")
+        save_adapter(adapter, folder, base)
+        if (run / "adapter").exists():
+            discard(run / "adapter")
+        os.rename(folder, run / "adapter")
+        merged: Any = copy.deepcopy(adapter).merge_and_unload()
+        return merged
+
+    return model, adapter_counts(counts, model), finish
+
+
+def _class_losses(base: Path, old: EventTokenizer, new: EventTokenizer) -> Callable[[Loss], None] | None:
+    """Gives a DRO loss the class losses of the base's last checkpoint, if it still lies beside the base."""
+    try:
+        checkpoint = load_latest(base.parent / "ckpt") if (base.parent / "ckpt").is_dir() else None
+    except CheckpointError:
+        return None
+    state = checkpoint.loss if checkpoint is not None else {}
+    if len(state.get("class_loss", ())) != old.behaviors.classes:
+        return None
+    rows = torch.from_numpy(old.behaviors.encode(new.behaviors.values)) - FIRST
+    return lambda loss: loss.inherit(state, torch.where(rows < 0, -1, rows))

@@ -1,0 +1,288 @@
+"""Which parts of a pretrained model help in another domain, and with how many users? (paper: 4.5, Fig. 5 and 6b)
+
+    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --logs DIR --work DIR --out rows.jsonl
+    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --out rows.jsonl --table [--plot figure.png]
+
+One JSON row for each source, pretraining loss, share of users, mode and seed: test events of all users of the target,
+trained and selected on the training and validation events of the share. Finished rows are skipped. `--only 0.1:jakarta`
+runs a part of the grid; `--tune` scores the validation events of all users instead, for options and learning rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from behavegpt.compare import score_baselines
+from behavegpt.config import Settings, read_settings
+from behavegpt.data.prepare import prepare
+from behavegpt.data.reencode import fit_store, reencode
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import SPLITS, TEST, EventStore, open_store
+from behavegpt.finetune import FinetuneSettings, finetune
+from behavegpt.predictor import load
+from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.training.evaluate import evaluate
+from behavegpt.training.journal import Journal
+
+FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
+KEY = ("source", "loss", "share", "mode", "seed")
+FROM_NOTHING = "scratch"  # needs no source
+COUNTED = ("most_frequent", "user_most_frequent", "markov", "user_markov")
+
+
+class Log(Settings):
+    """A city's log."""
+
+    file: str
+    tz: str
+    same_labels: bool = True  # whether its labels mean what the target's mean
+
+
+class Budget(Settings):
+    """Of one fine-tuning, the same for every mode."""
+
+    steps: int
+    batch_events: int
+    seeds: tuple[int, ...]  # of the choice of users, the fresh weights and the order of training
+
+
+class Pretraining(Settings):
+    """Of the bases."""
+
+    config: str
+    steps: int
+    losses: tuple[Literal["dro", "cross_entropy"], ...]
+
+
+class Protocol(Settings):
+    """What eval/cross_domain.py runs."""
+
+    schema_: dict[str, str] = Field(alias="schema")
+    min_events: int
+    target: Log
+    sources: dict[str, Log]
+    pretrain: Pretraining
+    fractions: dict[float, Budget]
+    modes: dict[str, dict[str, Any]]  # name -> mode, loss, lr and options of the fine-tuning
+    modes_of_other_losses: tuple[str, ...]  # with the bases of all but the first pretraining loss
+    loss: dict[str, Any]  # of the fine-tuning
+    train: dict[str, Any]
+
+
+def prepared(protocol: Protocol, log: Log, logs: Path, work: Path) -> EventStore:
+    """A city's prepared folder, made once."""
+    folder = work / "data" / Path(log.file).stem
+    if not folder.exists():
+        schema = EventSchema(**protocol.schema_, tz=log.tz)
+        prepare([logs / log.file], folder, schema, min_events=protocol.min_events)
+    return open_store(folder)
+
+
+def base(protocol: Protocol, source: str, loss: str, logs: Path, work: Path) -> Path:
+    """A pretrained model, made once and shared by all rows."""
+    run = work / "base" / f"{source}-{loss}"
+    if not (run / "model").exists():
+        store = prepared(protocol, protocol.sources[source], logs, work)
+        shutil.rmtree(run, ignore_errors=True)
+        steps = [f"train.steps={protocol.pretrain.steps}", f"loss.name={loss}"]
+        overrides = [f"data.path={store.path}", f"out={run}", *steps]
+        pretrain(read_settings(PretrainSettings, protocol.pretrain.config, overrides))
+    return run / "model"
+
+
+def share_of_users(store: EventStore, share: float, seed: int) -> EventStore:
+    """The store with the training and validation events of some users alone; test events of all."""
+    users = np.random.default_rng([seed, 7]).permutation(store.manifest.users)
+    chosen = np.zeros(store.manifest.users, bool)
+    chosen[users[: max(1, round(share * len(users)))]] = True
+    split = np.asarray(store.columns["split"]).astype(np.int8)
+    # -1 comes before training in time, as its events do: each user's splits stay in one piece
+    split[~np.repeat(chosen, np.diff(store.offsets)) & (split < TEST)] = -1
+    events = [int((split == number).sum()) for number in SPLITS.values()]
+    manifest = store.manifest.model_copy(
+        update={
+            "split": store.manifest.split | {"events": events},
+            "content_hash": f"{store.manifest.content_hash}-{share}-{seed}",
+        }
+    )
+    return reencode(replace(store, manifest=manifest, columns=store.columns | {"split": split}), store.vocabulary)
+
+
+def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path) -> FinetuneSettings:
+    """The fine-tuning of a row."""
+    budget = protocol.fractions[row["share"]]
+    mode = {"mode": row["mode"], "adapt": {}, "loss": protocol.loss} | protocol.modes[row["mode"]]
+    if row["source"] != "-":
+        mode["adapt"] = {"same_labels": protocol.sources[row["source"]].same_labels} | mode["adapt"]
+    train = protocol.train | {"steps": budget.steps, "batch_events": budget.batch_events, "seed": row["seed"]}
+    train |= {name: value for name in ("lr",) if (value := row.get(name, mode.pop(name, None)))}
+    return FinetuneSettings.model_validate(
+        {"base": str(model), "data": {"path": str(data)}, "out": str(out), "train": train, **mode}
+    )
+
+
+def run_row(protocol: Protocol, row: dict[str, Any], logs: Path, work: Path, split: int) -> dict[str, Any]:
+    """Fine-tune, evaluate, and return the row's figures."""
+    began = time.perf_counter()
+    target = share_of_users(prepared(protocol, protocol.target, logs, work), row["share"], row["seed"])
+    if row["mode"] in COUNTED:
+        figures = dict(score_baselines(target, "test"))[row["mode"]].compute(target.behaviors.counts)
+        return {name: figures[name] for name in FIGURES}
+    source = row["source"] if row["source"] != "-" else next(iter(protocol.sources))  # from scratch: its shape alone
+    loss = row["loss"] if row["source"] != "-" else "dro"
+    model = base(protocol, source, loss, logs, work)
+    out = work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    run = finetune(settings_of(protocol, row, model, target.path, out), store=target)
+    predictor = load(run / "model")
+    config = predictor.model.config
+    whole = prepared(protocol, protocol.target, logs, work)  # all users are scored
+    store = fit_store(whole, predictor.tokenizer)
+    metrics, cross_entropy = evaluate(
+        predictor.model, store, split, max_length=config.max_length, fields=config.columns
+    )
+    figures = metrics.compute(store.behaviors.counts)
+    record = json.loads((run / "run.json").read_text())
+    return {
+        **{name: figures[name] for name in FIGURES},
+        "cross_entropy": cross_entropy,
+        "rows": metrics.rows,
+        "train_events": target.manifest.split["events"][0],
+        "trained": sum(part["trained"] for part in record["transfer"]),
+        "reused": sum(part["reused"] for part in record["transfer"]),
+        "best_step": record["best_step"],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
+    """All rows, those that answer the main question first."""
+    first = protocol.pretrain.losses[0]
+    for loss in protocol.pretrain.losses:
+        for share, budget in protocol.fractions.items():
+            for seed in budget.seeds:
+                if loss == first:
+                    for name in (FROM_NOTHING, *(COUNTED if seed == budget.seeds[0] else ())):
+                        yield dict(zip(KEY, ("-", "-", share, name, seed), strict=True))
+                for source in protocol.sources:
+                    for mode in protocol.modes if loss == first else protocol.modes_of_other_losses:
+                        if mode != FROM_NOTHING:
+                            yield dict(zip(KEY, (source, loss, share, mode, seed), strict=True))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, np.ndarray]]:
+    """(share, source, loss, mode) -> figure -> values over seeds."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["share"], row["source"], row["loss"], row["mode"]), []).append(row)
+    return {k: {f: np.array([r[f] for r in rs], float) for f in FIGURES} for k, rs in sorted(found.items())}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds as Markdown, with the gain in macro recall over scratch."""
+    lines = [
+        "| users | source | pretrained with | mode | seeds | weighted recall | macro recall | over scratch | NDCG@3 |"
+    ]
+    lines.append("|" + "---|" * 9)
+    found = summary(rows)
+    for (share, source, loss, mode), values in sorted(found.items(), key=lambda i: (i[0][0], -i[1]["rec_m"].mean())):
+        scratch = found.get((share, "-", "-", FROM_NOTHING))
+        gain = f"{values['rec_m'].mean() / scratch['rec_m'].mean() - 1:+.0%}" if scratch else "-"
+        cells = [_cell(values[f]) for f in ("rec_w", "rec_m")]
+        lines.append(
+            f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | {' | '.join(cells)} | {gain} | "
+            f"{_cell(values['ndcg@3'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{spread}"
+
+
+def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None:
+    """Macro recall of each mode by share of users, one panel for each source; scratch and counting as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found, loss = summary(rows), protocol.pretrain.losses[0]
+    shares = sorted({key[0] for key in found})
+    figure, axes = plt.subplots(1, len(protocol.sources), figsize=(6 * len(protocol.sources), 4.5), sharey=True)
+    for axis, source in zip(np.atleast_1d(axes), protocol.sources, strict=True):
+        for mode in (*protocol.modes, "user_most_frequent"):
+            own = mode in (FROM_NOTHING, "user_most_frequent")
+            keys = {share: (share, *(("-", "-") if own else (source, loss)), mode) for share in shares}
+            points = {share: found[key]["rec_m"] for share, key in keys.items() if key in found}
+            if points:
+                line = "--" if mode == FROM_NOTHING else ":"
+                style: dict[str, Any] = {"color": "black", "linestyle": line} if own else {}
+                means = [v.mean() for v in points.values()]
+                spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in points.values()]
+                axis.errorbar(list(points), means, spread, marker="o", capsize=2, label=mode, **style)
+        axis.set_xscale("log")
+        axis.set_xticks(shares, [f"{s:.0%}" for s in shares])
+        axis.set_title(f"{source} to {Path(protocol.target.file).stem.removeprefix('foursquare_')}")
+        axis.set_xlabel("share of the target's users trained on")
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("macro recall, test")
+    np.atleast_1d(axes)[-1].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, or show the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="configs/adapt/eval_cross_domain.yaml")
+    parser.add_argument("--logs", type=Path, help="folder of the cities' parquet files")
+    parser.add_argument("--work", type=Path, help="folder for prepared data and bases")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose key holds all of these, as in 0.1:jakarta")
+    parser.add_argument("--tune", type=float, nargs="*", help="score validation events at these learning rates")
+    parser.add_argument("--table", action="store_true", help="print the table of the rows")
+    parser.add_argument("--plot", type=Path, help="draw macro recall by share of users")
+    arguments = parser.parse_args(argv)
+    protocol = read_settings(Protocol, arguments.config)
+    rows, journal = read_rows(arguments.out), Journal(arguments.out)
+    if arguments.table or arguments.plot:
+        print(table(rows))
+        if arguments.plot:
+            plot(rows, protocol, arguments.plot)
+        return 0
+    done = {(*(row[name] for name in KEY), row.get("lr")) for row in rows}
+    wanted = [set(part.split(":")) for part in arguments.only] or [set()]
+    for row in grid(protocol):
+        names = {str(row[name]) for name in KEY} | {f"seed{row['seed']}"}
+        if not any(part <= names for part in wanted):
+            continue
+        for rate in arguments.tune or [None]:
+            if (*(row[name] for name in KEY), rate) in done:
+                continue
+            asked = row if rate is None else row | {"lr": rate}
+            split = SPLITS["test" if rate is None else "valid"]
+            journal.append(asked | run_row(protocol, asked, arguments.logs, arguments.work, split))
+            print(" ".join(str(value) for value in asked.values()), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""How well are behaviors predicted that pretraining never saw, after two weeks of 1,000 users? (paper: 4.3, Table 3)
+
+    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --logs DIR --work DIR --out rows.jsonl
+    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --out rows.jsonl --table [--plot figure.png]
+
+The base is pretrained on the log without the held-out behaviors. Each of them is then added alone: fine-tuned on the
+last days before validation of all users who show it there, filled up with others, and scored on the test events of all
+users. Beside the methods: the base (which cannot say the new behavior), the grown model before any training, and the
+nearest class mean of the frozen encoder's states. Finished rows are skipped; `--tune` scores the validation events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from behavegpt.batch import IGNORED
+from behavegpt.config import Settings, read_settings
+from behavegpt.data.loader import evaluation_batches, row_length_for
+from behavegpt.data.prepare import prepare
+from behavegpt.data.reencode import reencode
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.times import parse_date
+from behavegpt.data.vocabulary import UNKNOWN
+from behavegpt.finetune import FinetuneSettings, begin, finetune
+from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.predictor import load
+from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.training.evaluate import evaluate
+from behavegpt.training.journal import Journal
+
+KEY = ("behavior", "method", "seed")
+UNTRAINED = ("base", "grown, untrained", "nearest class mean")
+FIGURES = ("recall_new", "precision_new", "rec_m", "rec_w", "rec_w_known")
+
+
+class Protocol(Settings):
+    """What eval/new_behavior.py runs."""
+
+    file: str
+    name: str
+    schema_: dict[str, str] = Field(alias="schema")
+    split: str
+    min_events: int
+    new: tuple[str, ...]
+    users: int
+    days: int
+    pretrain: dict[str, Any]
+    finetune: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+
+
+def prepared(
+    protocol: Protocol, logs: Path, work: Path, behavior: str | None = None, seed: int | None = None
+) -> EventStore:
+    """A prepared log, made once: without the new behaviors, with one of them, or (with a seed) its few examples."""
+    number = "known" if behavior is None else f"new{protocol.new.index(behavior)}"
+    folder = work / "data" / (number if seed is None else f"{number}-few{seed}")
+    if folder.exists():
+        return open_store(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = [name for name in protocol.new if name != behavior]
+    rows = f"select * replace ({protocol.name} as event) from read_parquet('{logs / protocol.file}')"
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in hidden)
+    rows = f"select * from ({rows}) where event not in ({names})"
+    if seed is not None:
+        rows = few_examples(protocol, rows, str(behavior), seed)
+    part = folder.with_suffix(".parquet")
+    duckdb.sql(f"copy ({rows}) to '{part}' (format parquet)")
+    least = protocol.min_events if seed is None else 1
+    return prepare([part], folder, EventSchema(**protocol.schema_), split=protocol.split, min_events=least)
+
+
+def few_examples(protocol: Protocol, rows: str, behavior: str, seed: int) -> str:
+    """SQL of the last days before validation, of users who show the behavior there and then of random others."""
+    end = parse_date(protocol.split.removeprefix("date:").split(",")[0], protocol.schema_["tz"])
+    zone = f"timezone('{protocol.schema_['tz']}', timestamp)"
+    days = f"select * from ({rows}) where epoch({zone}) >= {end - protocol.days * 86400} and epoch({zone}) < {end}"
+    shows = f"bool_or(event = '{behavior}')"
+    order = f"{shows} desc, hash(user_id + {seed})"
+    users = f"select user_id from ({days}) group by user_id order by {order} limit {protocol.users}"
+    return f"select * from ({days}) where user_id in ({users})"
+
+
+def base(protocol: Protocol, logs: Path, work: Path) -> Path:
+    """The model pretrained without the new behaviors, made once."""
+    run = work / "base"
+    if not (run / "model").exists():
+        shutil.rmtree(run, ignore_errors=True)
+        store = prepared(protocol, logs, work)
+        overrides = [f"data.path={store.path}", f"out={run}", f"train.steps={protocol.pretrain['steps']}"]
+        pretrain(read_settings(PretrainSettings, protocol.pretrain["config"], overrides))
+    return run / "model"
+
+
+def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path) -> FinetuneSettings:
+    """The fine-tuning of a row."""
+    method = dict(protocol.methods[row["method"]])
+    rate = method.pop("lr")
+    train = {**protocol.finetune, "lr": row.get("lr", rate), "seed": row["seed"]}
+    return FinetuneSettings.model_validate(
+        {"base": str(model), "data": {"path": str(data)}, "out": str(out), "train": train, **method}
+    )
+
+
+def run_row(protocol: Protocol, row: dict[str, Any], logs: Path, work: Path, split: int) -> dict[str, Any]:
+    """Fine-tune, score, and return the row's figures."""
+    began = time.perf_counter()
+    few = prepared(protocol, logs, work, row["behavior"], row["seed"])
+    everything = prepared(protocol, logs, work, row["behavior"])
+    model, out = base(protocol, logs, work), work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    if row["method"] in UNTRAINED:
+        first = {**row, "method": next(iter(protocol.methods))}
+        grown = begin(settings_of(protocol, first, model, few.path, out))
+        network, tokenizer = grown.model, grown.tokenizer
+    else:
+        predictor = load(finetune(settings_of(protocol, row, model, few.path, out)) / "model")
+        network, tokenizer = predictor.model, predictor.tokenizer
+    if row["method"] == "base":
+        network, tokenizer = (lambda p: (p.model, p.tokenizer))(load(model))
+    store = reencode(everything, tokenizer.vocabulary)
+    if row["method"] == "nearest class mean":
+        metrics = nearest_mean(network, reencode(few, tokenizer.vocabulary), store, split, load(model).model)
+    else:
+        config = network.config
+        metrics, _ = evaluate(network, store, split, max_length=config.max_length, fields=config.columns)
+    shown = int((few.behaviors.counts * (few.behaviors.values.to_numpy(False) == row["behavior"])).sum())
+    labels = store.behaviors.values.to_pylist()
+    new = labels.index(row["behavior"]) if row["behavior"] in labels else None
+    return {
+        **figures(metrics, new, store),
+        "examples": shown,
+        "train_events": few.manifest.events,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def figures(metrics: PredictionMetrics, new: int | None, store: EventStore) -> dict[str, Any]:
+    """Recall and precision of the new class, and recall over all and over the known classes."""
+    by_class, overall = metrics.per_class(), metrics.compute(store.behaviors.counts)
+    known = np.ones(metrics.classes, bool)
+    found = {"recall_new": 0.0, "precision_new": 0.0, "rows_new": 0}
+    if new is not None:
+        known[new] = False
+        found = {
+            "recall_new": float(by_class["recall"][new]),
+            "precision_new": float(by_class["precision"][new]),
+            "rows_new": int(by_class["support"][new]),
+        }
+    hit, rows = by_class["true_positive"][known].sum(), by_class["support"][known].sum()
+    return found | {
+        "rec_m": overall["rec_m"],
+        "rec_w": overall["rec_w"],
+        "rec_w_known": float(hit / rows),
+        "rows_known": int(rows),
+    }
+
+
+@torch.no_grad()
+def states(
+    model: BehaveGPTForBehaviorPrediction, store: EventStore, split: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Unit vectors (N, C) of the encoder before the targets (N,) of a split, batch by batch."""
+    length = model.config.max_length
+    batches = evaluation_batches(
+        store, split, max_length=length, rows_per_batch=16384 // row_length_for(length), fields=model.config.columns
+    )
+    model.eval()
+    for batch in batches:
+        wanted = batch.target != IGNORED
+        inputs = {name: ids for name, ids in batch.inputs.items() if name != "behavior_ids"}
+        state = model.model(**inputs, document=batch.document, position=batch.position).last_hidden_state
+        yield F.normalize(state[wanted], dim=-1), batch.target[wanted]
+
+
+def nearest_mean(
+    model: BehaveGPTForBehaviorPrediction,
+    few: EventStore,
+    store: EventStore,
+    split: int,
+    frozen: BehaveGPTForBehaviorPrediction,
+) -> PredictionMetrics:
+    """Each target gets the class whose mean state over the few examples is nearest; the encoder is the base's."""
+    for name, table in model.model.embedding.tables.items():  # what the base does not know is unknown to it
+        known = frozen.model.embedding.tables[name].weight
+        table.weight.data[len(known) :] = known[UNKNOWN]
+    classes = store.behaviors.classes
+    sums = torch.zeros(classes, model.config.hidden_size)
+    for state, target in states(model, few, SPLITS["train"]):
+        sums.index_add_(0, target, state)
+    seen = sums.abs().sum(1) > 0
+    means, metrics = F.normalize(sums, dim=-1), PredictionMetrics(classes)
+    for state, target in states(model, store, split):
+        metrics.update((state @ means.T).masked_fill(~seen, -2.0), target)
+    return metrics
+
+
+def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
+    """All rows; the base does not depend on the seed."""
+    for seed in protocol.seeds:
+        for behavior in protocol.new:
+            for method in (*UNTRAINED, *protocol.methods):
+                if method != "base" or seed == protocol.seeds[0]:
+                    yield dict(zip(KEY, (behavior, method, seed), strict=True))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(behavior, method) -> figure -> values over seeds."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["behavior"], row["method"]), []).append(row)
+    return {key: {f: np.array([r[f] for r in rs], float) for f in (*FIGURES, "examples")} for key, rs in found.items()}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds as Markdown, with the change of the known behaviors' recall."""
+    columns = (
+        "new behavior",
+        "examples",
+        "method",
+        "seeds",
+        "its recall",
+        "its precision",
+        "macro recall",
+        "weighted recall, known",
+        "change",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    found = summary(rows)
+    for (behavior, method), values in found.items():
+        before = found[behavior, "base"]["rec_w_known"].mean()
+        change = values["rec_w_known"].mean() / before - 1
+        cells = [_cell(values[f]) for f in ("recall_new", "precision_new", "rec_m", "rec_w_known")]
+        examples = "/".join(f"{n:.0f}" for n in sorted(set(values["examples"])))
+        lines.append(
+            f"| {behavior} | {examples} | {method} | {len(values['rec_m'])} | {' | '.join(cells)} | {change:+.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{spread}"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Recall of each new behavior and what the known ones lose, by method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = summary(rows)
+    behaviors = list(dict.fromkeys(behavior for behavior, _ in found))
+    methods = [m for m in dict.fromkeys(method for _, method in found) if m != "base"]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2))
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        at = [i for i, b in enumerate(behaviors) if (b, method) in found]
+        place = np.array(at) + (number - (len(methods) - 1) / 2) * width
+        values = [found[behaviors[i], method] for i in at]
+        before = [found[behaviors[i], "base"]["rec_w_known"].mean() for i in at]
+        change = [100 * (v["rec_w_known"].mean() / b - 1) for v, b in zip(values, before, strict=True)]
+        spread = [v["recall_new"].std() for v in values]
+        axes[0].bar(place, [v["recall_new"].mean() for v in values], width, yerr=spread, label=method)
+        axes[1].bar(place, change, width, label=method)
+    axes[1].set_ylim(-15, 2)
+    axes[1].axhline(-1, color="black", linestyle=":", linewidth=1)
+    for axis, title in zip(
+        axes, ("recall of the new behavior, test", "known behaviors: change of weighted recall, %"), strict=True
+    ):
+        axis.set_xticks(range(len(behaviors)), behaviors)
+        axis.set_title(title)
+        axis.grid(alpha=0.3, axis="y")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, or show the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="configs/adapt/eval_new_behavior.yaml")
+    parser.add_argument("--logs", type=Path, help="folder of the log")
+    parser.add_argument("--work", type=Path, help="folder for prepared data and the base")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
+    parser.add_argument("--only", nargs="*", default=[], help="methods to run")
+    parser.add_argument("--tune", type=float, nargs="*", help="score validation events at these learning rates")
+    parser.add_argument("--table", action="store_true", help="print the table of the rows")
+    parser.add_argument("--plot", type=Path, help="draw recall of the new behaviors and loss of the known ones")
+    arguments = parser.parse_args(argv)
+    protocol = read_settings(Protocol, arguments.config)
+    rows, journal = read_rows(arguments.out), Journal(arguments.out)
+    if arguments.table or arguments.plot:
+        print(table(rows))
+        if arguments.plot:
+            plot(rows, arguments.plot)
+        return 0
+    done = {(*(row[name] for name in KEY), row.get("lr")) for row in rows}
+    tuning = bool(arguments.tune)
+    for row in grid(protocol):
+        if (arguments.only and row["method"] not in arguments.only) or (tuning and row["seed"] != protocol.seeds[0]):
+            continue
+        for rate in arguments.tune if tuning and row["method"] not in UNTRAINED else [None]:
+            if (*(row[name] for name in KEY), rate) in done:
+                continue
+            asked = row if rate is None else row | {"lr": rate}
+            split = SPLITS["valid" if tuning else "test"]
+            journal.append(asked | run_row(protocol, asked, arguments.logs, arguments.work, split))
+            print(" ".join(str(value) for value in asked.values()), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
