@@ -186,6 +186,31 @@ def per_behavior(table: Path, out: Path) -> Path:
     return out
 
 
+def challenge_scores(board: Path, out: Path) -> Path:
+    """Scores of each entry in each challenge task, bars of one deviation over seeds, best entry first."""
+    table = read_json(board, "tasks", "entries")
+    tasks, entries = table["tasks"], table["entries"]
+    with _figure(out, (1.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
+        for index, (entry, color) in enumerate(zip(entries, [BLUE, *OTHERS] * len(entries), strict=False)):
+            places = [k for k, task in enumerate(tasks) if task in entry["tasks"]]
+            scores = [entry["tasks"][tasks[k]] for k in places]
+            shift = 0.6 * ((index + 0.5) / len(entries) - 0.5)
+            axes.errorbar(
+                np.array(places) + shift,
+                [score["mean"] for score in scores],
+                yerr=[score["std"] or 0 for score in scores],
+                fmt=("o", *MARKERS)[index % (len(MARKERS) + 1)],
+                color=color,
+                elinewidth=1.2,
+                capsize=2,
+                label=f"{entry['place']}. {short(entry['name'])} ({entry['borda']:g})",
+            )
+        axes.set_xticks(range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5)
+        axes.set(title="Challenge scores by task (Borda points)", ylabel="task score")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return out
+
+
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """A result file with the keys `needed`; raises DataError naming it when it is damaged."""
     try:

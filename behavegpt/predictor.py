@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers.utils.logging import disable_progress_bar
 
+from behavegpt.adapt.generate import GenerationSettings, roll_out
+from behavegpt.adapt.generated import Generated
+from behavegpt.adapt.links import Links, load_links
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.config import read_settings
 from behavegpt.data.frames import as_table
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.pack import Windows, collate, pack_rows
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
-from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.errors import ConfigError, DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.pooling import user_vectors
+from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
 POSITIONS_PER_BATCH = 16384
@@ -59,13 +63,11 @@ class Predictions:
 class Predictor:
     """A model with its tokenizer. The same user gets the same answer, whatever else is in the call."""
 
-    def __init__(self, model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer) -> None:
-        if model.config.tokenizer_hash not in (None, tokenizer.hash):
-            raise CheckpointError(
-                "the model's config.json and preprocessor_config.json do not belong together (vocabulary hash "
-                f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was written."
-            )
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(
+        self, model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, links: Links | None = None
+    ) -> None:
+        """`links`: which ids go together in training, for `generate`."""
+        self.model, self.tokenizer, self.links = model.eval(), tokenizer, links or {}
 
     def predict(
         self,
@@ -100,14 +102,31 @@ class Predictor:
         labels = self.tokenizer.labels(chosen)
         return Predictions(encoded.users, labels, probabilities, encoded.unknown, encoded.rejected)
 
-    def embed(self, events: Any) -> UserEmbeddings:
-        """Each user's vector (hidden_size,): the hidden state at the last event."""
+    def embed(self, events: Any, pool: Sequence[str] = ("last",)) -> UserEmbeddings:
+        """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts."""
         encoded = self._encode(events)
-        vectors = np.zeros((len(encoded.users), self.model.config.hidden_size), np.float32)
-        for users, batch, last in self._batches(encoded):
-            state = self._run(batch, select=last).last_hidden_state[last]
-            vectors[users] = state.float().cpu().numpy()
+        vectors = user_vectors(self.model, encoded.columns, encoded.offsets[:-1], encoded.offsets[1:], pool)
         return UserEmbeddings(encoded.users, vectors)
+
+    def generate(
+        self,
+        events: Any,
+        steps: int = 50,
+        *,
+        links: Links | None = None,
+        on_user: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Generated:
+        """The next `steps` events of each user, all fields together: `Generated` with `to_table()`.
+
+        `events` as for `predict`, at least one a user. `options`: GenerationSettings, such as samples=5,
+        temperature=.9, top_p=.95, until="2 days", seed=1, time="observed". `links`: what goes together, see
+        adapt/links.py; by default what stands beside the model. Docs: docs/generation.md.
+        """
+        given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
+        settings = read_settings(GenerationSettings, None, [f"{name}={value}" for name, value in given.items()])
+        links = self.links if links is None else links
+        return roll_out(self.model, self.tokenizer, self._encode(events), settings, links, on_user)
 
     def _encode(self, events: Any) -> EncodedHistories:
         schema = self.tokenizer.event_schema
@@ -150,21 +169,16 @@ class Predictor:
 
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
-    """Open a model folder; `device` defaults to a GPU where there is one.
+    """Open a model folder, or an adapter's; `device` defaults to a GPU where there is one.
 
-    Raises CheckpointError when the folder is not a model, or is damaged.
+    Raises CheckpointError when the folder is neither, or is damaged.
     """
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder}: not a model folder ({name} is missing); give the `model` folder of a run."
-            )
-    disable_progress_bar()
-    try:
-        model = BehaveGPTForBehaviorPrediction.from_pretrained(folder, local_files_only=True)
-        tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+    if (folder / "adapter_config.json").is_file():
+        from behavegpt.adapt.peft import open_adapter
+
+        model, tokenizer = open_adapter(folder)
+    else:
+        model, tokenizer = open_model(folder)
     torch.nn.Module.to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    return Predictor(model, tokenizer)
+    return Predictor(model, tokenizer, load_links(folder))

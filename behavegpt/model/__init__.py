@@ -3,9 +3,10 @@
 from transformers import AutoConfig, AutoModel
 
 from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel, BehaviorOutput
+from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
 
 AutoConfig.register("behavegpt", BehaveGPTConfig, exist_ok=True)
 AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
 
-__all__ = ["BehaveGPTConfig", "BehaveGPTForBehaviorPrediction", "BehaveGPTModel", "BehaviorOutput"]
+__all__ = ["BehaveGPTConfig", "BehaveGPTForBehaviorPrediction", "BehaveGPTModel", "BehaviorOutput", "EventCache"]

@@ -3,8 +3,8 @@
 Shape letters: B rows, R positions a row, T = B * R tokens, H heads, D head width.
 
 `plan_attention` turns the documents of a batch into what the chosen back end needs, once per forward; `attend` runs
-it. All back ends give the same numbers (tests/model/test_attention.py). There is no key-value cache here: a cache on
-packed input would let histories see each other.
+it. All back ends give the same numbers (tests/model/test_attention.py). Packed input has no key-value cache: it would
+let histories see each other; cache.py serves one history a row.
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
     causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
     same = document[:, :, None] == document[:, None, :]
     return AttentionPlan(backend, mask=(same & causal)[:, None])
+
+
+def plan_cached(mask: torch.Tensor, backend: str) -> AttentionPlan:
+    """Plan for queries (B, H, R, D) that look at S cached keys by a mask (B, 1, R, S) bool."""
+    one_query_on_a_cpu = mask.shape[2] == 1 and mask.device.type == "cpu"  # there the formula is twice as fast
+    return AttentionPlan("eager" if backend == "eager" or one_query_on_a_cpu else "sdpa", mask=mask)
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:

@@ -8,20 +8,23 @@ This folder imports nothing but torch and transformers, so that it can be saved 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from behavegpt.model.attention import BACKENDS, plan_attention
+from behavegpt.model.attention import BACKENDS, plan_attention, plan_cached
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
+from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
+from behavegpt.model.generation import EventGenerationMixin, next_event_logits
 from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, PredictionHead, head_loss
 
 IGNORED = -100
@@ -32,12 +35,13 @@ class BehaviorOutput(ModelOutput):
     """What the models return; absent parts are None."""
 
     loss: torch.Tensor | None = None  # () sum under a criterion; mean cross-entropy with `labels` alone
-    logits: torch.Tensor | None = None  # (N, K) at selected positions, (B, R, K) without selection
+    logits: torch.Tensor | None = None  # (N, K) at selected positions, (B, R, K) without selection, (B, 1, K) cached
     class_loss: torch.Tensor | None = None  # (K,) summed loss per class, detached
     class_count: torch.Tensor | None = None  # (K,)
     next_logits: dict[str, torch.Tensor] | None = None  # second heads, each (N, ids)
     last_hidden_state: torch.Tensor | None = None  # (B, R, C)
     hidden_states: tuple[torch.Tensor, ...] | None = None  # embeddings and each block's output, (B, R, C)
+    past_key_values: EventCache | None = None  # the cache that was given
 
 
 class BehaveGPTPreTrainedModel(PreTrainedModel):
@@ -94,6 +98,8 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        past_key_values: EventCache | None = None,
+        use_cache: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
         """Hidden states (B, R, C) of events.
@@ -102,14 +108,18 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         `document` (B, R): which history of its row each position belongs to, for packed rows; without it each row
         is one history, with `attention_mask` (B, R) 0 where it is padded.
         `position` (B, R): index within the history; made from the mask when absent.
+        `past_key_values`: an EventCache of earlier events of the same rows, not packed; it takes up the new ones.
         """
-        if fields.get("past_key_values") is not None or fields.get("use_cache"):
-            raise ValueError("no key-value cache: it would let packed histories see each other; use_cache=False")
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
+        cache = past_key_values
+        if cache is not None or use_cache:
+            _refuse_cache(cache, document)
         if document is None:
             document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
-        if position is None:
+        if cache is not None:
+            position = cache.begin(input_ids, attention_mask).position
+        elif position is None:
             position = _positions(document)
         by_name = {n: input_ids if n == "event" else fields.get(f"{n}_ids") for n in self.embedding.tables}
         x = self.embedding(by_name, position)
@@ -119,16 +129,18 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         backend = self.config._attn_implementation or "sdpa"
         if backend not in BACKENDS:
             raise ValueError(f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}")
-        plan = plan_attention(document, backend)
+        plan = plan_attention(document, backend) if cache is None else plan_cached(cache.step.mask, backend)
         states = [x]
-        for block in self.blocks:
-            x = block(x, plan, rope)
+        for index, block in enumerate(self.blocks):
+            x = block(x, plan, rope) if cache is None else block(x, plan, rope, cache.writer(index))
             states.append(x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BehaviorOutput(last_hidden_state=self.norm(x), hidden_states=tuple(states) if keep else None)
+        return BehaviorOutput(
+            last_hidden_state=self.norm(x), hidden_states=tuple(states) if keep else None, past_key_values=cache
+        )
 
 
-class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
+class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedModel):
     """BehaveGPT with its prediction layer: at each event, logits of the user's next behavior."""
 
     def __init__(self, config: BehaveGPTConfig) -> None:
@@ -140,8 +152,9 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
         )
-        # transformers would choose a loss by a pattern on the class name
+        # transformers would choose a loss by a pattern on the class name, and take our window for a wish
         self.loss_function = mean_cross_entropy
+        self.generation_config = GenerationConfig(pad_token_id=config.pad_token_id)
         self.post_init()
 
     def forward(
@@ -157,6 +170,10 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        past_key_values: EventCache | None = None,
+        use_cache: bool | None = None,
+        event_logits: bool = False,
+        heads: Collection[str] | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
         """Logits, or a loss, of the next behavior at each event; inputs as in BehaveGPTModel.forward.
@@ -166,12 +183,24 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
         With `labels` alone, as transformers' Trainer calls it: mean cross-entropy and logits (B, R, K).
         With `select` (B, R) bool: logits (N, K) of those positions, row by row.
         `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
+        With `past_key_values`, an EventCache: logits (B, 1, K) after each row's last event, and next_logits (B, ids);
+        `event_logits` makes them logits (B, 1, ids) of the next event, as transformers' generate wants them.
+        `heads`: the second heads to evaluate, all by default.
         """
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
         body = self.model(
-            input_ids, document, position, attention_mask, output_hidden_states=output_hidden_states, **fields
+            input_ids,
+            document,
+            position,
+            attention_mask,
+            output_hidden_states=output_hidden_states,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **fields,
         )
+        if past_key_values is not None:
+            return self._continue(body, input_ids, past_key_values, fields, event_logits, heads)
         hidden = body.last_hidden_state
         if labels is not None and criterion is not None:
             select = labels != IGNORED
@@ -194,10 +223,34 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
             return output
         logits = self.head(picked, past, self._tied_embedding())
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
-        output.next_logits = {name: head(picked) for name, head in self.next_heads.items()} or None
+        output.next_logits = self._next_logits(picked, heads)
         if labels is not None:
             output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
         return output
+
+    def _continue(
+        self,
+        body: BehaviorOutput,
+        input_ids: torch.Tensor,
+        cache: EventCache,
+        fields: dict[str, Any],
+        of_events: bool,
+        heads: Collection[str] | None,
+    ) -> BehaviorOutput:
+        """What follows each row's last event, with the cache's past."""
+        assert body.last_hidden_state is not None
+        hidden = body.last_hidden_state[torch.arange(len(input_ids), device=input_ids.device), cache.step.last]
+        past = None
+        if self.history is not None:
+            past = self.history.at_last(*cache.remember(**self._past_ids(input_ids, fields)), cache.lengths - 1)
+        logits = self.head(hidden, past, self._tied_embedding())
+        body.next_logits = self._next_logits(hidden, heads)
+        body.logits = (next_event_logits(self.config, logits, body.next_logits) if of_events else logits)[:, None]
+        return body
+
+    def _next_logits(self, hidden: torch.Tensor, heads: Collection[str] | None) -> dict[str, torch.Tensor] | None:
+        """Second heads of hidden states (N, C), each (N, ids)."""
+        return {name: head(hidden) for name, head in self.next_heads.items() if heads is None or name in heads} or None
 
     def _tied_embedding(self) -> torch.Tensor | None:
         """(ids, d), if the event embedding enters the logits."""
@@ -213,23 +266,25 @@ class BehaveGPTForBehaviorPrediction(BehaveGPTPreTrainedModel):
     ) -> History | None:
         if self.history is None:
             return None
+        if document is None:
+            document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+        slots = (self.config.field_sizes or {})["slot"]
+        return self.history(Past(**self._past_ids(input_ids, fields), document=document, slots=slots), chosen)
+
+    def _past_ids(self, input_ids: torch.Tensor, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What the history head reads of the events, each (B, R)."""
         behavior = input_ids if self.config.behavior_is_event else fields.get("behavior_ids")
         if behavior is None:
             raise ValueError(
                 "the history head needs behavior_ids: vocabulary ids of the past behaviors, (rows, positions)"
             )
-        if document is None:
-            document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
         location = fields.get("location_ids")
-        past = Past(
-            event=input_ids,
-            behavior=behavior,
-            location=torch.zeros_like(input_ids) if location is None else location,
-            slot=fields["slot_ids"],
-            document=document,
-            slots=(self.config.field_sizes or {})["slot"],
-        )
-        return self.history(past, chosen)
+        return {
+            "event": input_ids,
+            "behavior": behavior,
+            "location": torch.zeros_like(input_ids) if location is None else location,
+            "slot": fields["slot_ids"],
+        }
 
     def _next_loss(
         self, picked: torch.Tensor, next_fields: dict[str, torch.Tensor] | None, chosen: torch.Tensor
@@ -250,6 +305,13 @@ def mean_cross_entropy(
     total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return total / count
+
+
+def _refuse_cache(cache: EventCache | None, document: torch.Tensor | None) -> None:
+    if document is not None:
+        raise ValueError("no key-value cache on packed input: it would let packed histories see each other")
+    if not isinstance(cache, EventCache):
+        raise ValueError("use_cache needs a key-value cache: give past_key_values=EventCache(model.config)")
 
 
 def _positions(document: torch.Tensor) -> torch.Tensor:

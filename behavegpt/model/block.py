@@ -5,12 +5,16 @@ Shape letters: B rows, R positions, C hidden width, H heads, D = C / H.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from behavegpt.model.attention import AttentionPlan, attend
 from behavegpt.model.config import BehaveGPTConfig
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class ResidualLinear(nn.Linear):
@@ -28,15 +32,20 @@ class BehaveGPTAttention(nn.Module):
         self.o_proj = ResidualLinear(width, width)
 
     def forward(
-        self, x: torch.Tensor, plan: AttentionPlan, rope: tuple[torch.Tensor, torch.Tensor] | None
+        self, x: torch.Tensor, plan: AttentionPlan, rope: Pair | None, remember: Callable[..., Pair] | None = None
     ) -> torch.Tensor:
-        """x (B, R, C) -> (B, R, C); `rope` = cos, sin of the positions, each (B, 1, R, D)."""
+        """x (B, R, C) -> (B, R, C); `rope` = cos, sin of the positions, each (B, 1, R, D).
+
+        `remember` takes the new keys and values (B, H, R, D) and returns those to attend to, (B, H, S, D).
+        """
         q, k, v = (
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rope is not None:
             cos, sin = (table.to(q.dtype) for table in rope)  # under autocast the tables are wider than q
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if remember is not None:
+            k, v = remember(k, v)
         return self.o_proj(attend(q, k, v, plan).transpose(1, 2).flatten(2))
 
 
@@ -55,14 +64,14 @@ class BehaveGPTBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, plan: AttentionPlan, rope: tuple[torch.Tensor, torch.Tensor] | None
+        self, x: torch.Tensor, plan: AttentionPlan, rope: Pair | None, remember: Callable[..., Pair] | None = None
     ) -> torch.Tensor:
         """x (B, R, C) -> (B, R, C)"""
-        x = x + self.dropout(self.attention(self.attention_norm(x), plan, rope))
+        x = x + self.dropout(self.attention(self.attention_norm(x), plan, rope, remember))
         return x + self.dropout(self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x)))))
 
 
-def rope_tables(position: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(position: torch.Tensor, width: int, dtype: torch.dtype) -> Pair:
     """cos and sin, each (B, 1, R, D), of rotary position encoding (Su et al. 2021) for positions (B, R).
 
     Made anew in each forward: a buffer that is not saved would come back from `from_pretrained` uninitialised.

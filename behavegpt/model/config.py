@@ -36,7 +36,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
     tied_head: bool = False  # the event embedding enters the logits
-    next_heads: list[str] | None = None  # second heads: any of event, location, gap
+    next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
     gap_buckets: int = 56
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
 
@@ -86,8 +86,9 @@ class BehaveGPTConfig(PreTrainedConfig):
             "behavior_is_event needs num_behaviors = events without padding and unknown": (
                 not self.behavior_is_event or self.num_behaviors == fields.get("event", 0) - SPECIAL_IDS
             ),
-            "next_heads may name event, location (if the model has it) and gap": all(
-                name in ("event", "gap") or (name == "location" and name in fields) for name in self.next_heads or ()
+            "next_heads may name event, location (if the model has it), gap and slot": all(
+                name == "gap" or (name in ("event", "location", "slot") and name in fields)
+                for name in self.next_heads or ()
             ),
         }
         for message, holds in checks.items():

@@ -71,6 +71,27 @@ class HistoryFeatures(nn.Module):
         classes = classes[:, None].expand(-1, len(index), -1)[select]
         return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)
 
+    @torch.no_grad()
+    def at_last(self, past: Past, first: torch.Tensor, last: torch.Tensor) -> History:
+        """Counts at the last event (B,) of rows (B, S) that hold one history each; document 0, and -1 behind it.
+
+        `first` (B, S): where the behavior of each event first occurs. Costs S a row instead of S * S.
+        """
+        inside = past.document == 0
+        at = last[:, None]
+        after = inside & (torch.arange(inside.shape[1], device=at.device) > 0)  # has one before it
+        ago = torch.arange(inside.shape[1], device=at.device) - at
+        weights = [inside, inside * torch.exp(ago.clamp(max=0) / self.DECAY), ago == 0]
+        weights.append(inside & self._same_hour(past.slot.gather(1, at), past.slot, past.slots)[:, 0])
+        weights += [
+            after & (ids.gather(1, at) == _shifted(ids, -1)) for ids in (past.event, past.behavior, past.location)
+        ]
+        weights.append(after & self._same_hour(past.slot.gather(1, at), _shifted(past.slot, 0), past.slots)[:, 0])
+        known = past.behavior >= SPECIAL_IDS
+        found = torch.stack([weight.float() for weight in weights], dim=-1) * known[..., None]  # (B, S, J)
+        counts = torch.zeros_like(found).scatter_add(1, first[..., None].expand_as(found), found)
+        return History(counts, (past.behavior - SPECIAL_IDS).clamp(min=0))
+
     def _weights(self, past: Past, before: torch.Tensor) -> Iterator[torch.Tensor]:
         """The J weights (B, R of t, R of s) with which a behavior at s counts at t."""
         index = torch.arange(before.shape[1], device=before.device)

@@ -1,0 +1,115 @@
+"""Which ids go together in training: the events of a behavior, the places of an event.
+
+The heads predict behavior, event and place side by side from one hidden state; drawn apart they would contradict each
+other (behavior Food at a gym). So each is drawn among the ids that training saw together with the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from behavegpt.data.loader import columns_of
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN
+from behavegpt.errors import CheckpointError
+
+FILE = "links.safetensors"
+PAIRS = (("behavior", "event"), ("event", "location"))  # given -> drawn
+
+
+@dataclass(frozen=True)
+class Link:
+    """Ids of one field that occur with each id of another: entries pointer[id] : pointer[id + 1] of `ids`."""
+
+    pointer: np.ndarray  # (given ids + 1,) int64
+    ids: np.ndarray  # (pairs,) int64
+    counts: np.ndarray  # (pairs,) int64 training events
+
+    def allowed(self, given: torch.Tensor, size: int) -> torch.Tensor:
+        """(N, size) bool: True at ids that occur with `given` (N,); all True where none does."""
+        index = given.cpu().numpy()
+        low, high = self.pointer[index], self.pointer[index + 1]
+        row = np.repeat(np.arange(len(index)), high - low)
+        entry = np.arange(len(row)) + np.repeat(low - np.concatenate([[0], np.cumsum(high - low)[:-1]]), high - low)
+        mask = torch.zeros(len(index), size, dtype=torch.bool)
+        mask[torch.from_numpy(row), torch.from_numpy(self.ids[entry])] = True
+        mask[torch.from_numpy(low == high)] = True
+        return mask.to(given.device)
+
+    def scores(self, head: nn.Linear, hidden: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, M) of hidden states (N, C) at the ids (N, M) that occur with `given` (N,), minus infinity behind.
+
+        For a field of many thousand ids: only those M are computed, at most. All but padding where none occurs.
+        """
+        values, place = given.unique(return_inverse=True)
+        ids = [self.ids[self.pointer[v] : self.pointer[v + 1]] for v in values.tolist()]
+        ids = [found if len(found) else np.arange(PAD + 1, head.out_features) for found in ids]
+        width = max(len(found) for found in ids)
+        scores, allowed = hidden.new_full((len(given), width), -torch.inf), given.new_zeros(len(given), width)
+        for index, found in enumerate(ids):
+            rows, columns = place == index, torch.from_numpy(found).to(given.device)
+            scores[rows, : len(found)] = F.linear(hidden[rows], head.weight[columns], head.bias[columns])
+            allowed[rows, : len(found)] = columns
+        return scores, allowed
+
+    def most_frequent(self, given: np.ndarray) -> np.ndarray:
+        """The id (N,) that occurs most often with each of `given` (N,); 0 where none does."""
+        found = np.full(len(self.pointer) - 1, PAD, np.int64)
+        order = np.argsort(self.counts, kind="stable")
+        owner = np.repeat(np.arange(len(found)), np.diff(self.pointer))
+        found[owner[order]] = self.ids[order]  # the last one written is the most frequent
+        return found[given]
+
+
+Links = dict[tuple[str, str], Link]
+
+
+def count_links(store: EventStore) -> Links:
+    """Pairs of a prepared folder's training split."""
+    columns = columns_of(store)
+    train = np.asarray(columns["split"]) == TRAIN
+    links = {}
+    for given, drawn in PAIRS:
+        if drawn in columns and not (given == "behavior" and store.schema.behavior_is_event):
+            size = len(store.behaviors if given == "behavior" else store.vocabulary[given])
+            least = FIRST if drawn == "event" else UNKNOWN  # a place may be unknown, an event may not
+            links[given, drawn] = count_link(columns[given][train], columns[drawn][train], size, least)
+    return links
+
+
+def count_link(given: np.ndarray, drawn: np.ndarray, size: int, least: int = FIRST) -> Link:
+    """Link of two columns (N,) of ids; `given` has `size` ids, and `least` is the smallest id of `drawn` to count."""
+    known = (given >= FIRST) & (drawn >= least)
+    pairs, counts = np.unique(np.stack([given[known], drawn[known]]).astype(np.int64), axis=1, return_counts=True)
+    pointer = np.searchsorted(pairs[0], np.arange(size + 1))
+    return Link(pointer, np.ascontiguousarray(pairs[1]), counts.astype(np.int64))  # safetensors ignores strides
+
+
+def save_links(links: Mapping[tuple[str, str], Link], folder: Path) -> None:
+    """Write FOLDER/links.safetensors, beside a model's weights."""
+    from safetensors.numpy import save_file
+
+    parts = {f"{given}.{drawn}.{k}": v for (given, drawn), link in links.items() for k, v in vars(link).items()}
+    save_file(parts, folder / FILE)
+
+
+def load_links(folder: Path) -> Links:
+    """What `save_links` wrote; nothing where there is no such file. Raises CheckpointError when it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not (folder / FILE).is_file():
+        return {}
+    try:
+        parts = load_file(folder / FILE)
+        pairs = dict.fromkeys((name.split(".")[0], name.split(".")[1]) for name in parts)
+        return {(g, d): Link(*(parts[f"{g}.{d}.{k}"] for k in ("pointer", "ids", "counts"))) for g, d in pairs}
+    except (SafetensorError, KeyError, IndexError, OSError) as error:
+        raise CheckpointError(f"{folder / FILE}: damaged ({error}); delete it, or train again.") from None

@@ -1,0 +1,270 @@
+"""Long-term generation (paper, section 4.4 and Table 4): the next 50 events of users, beside trivial generators.
+
+    python eval/generation.py DIR --out rows.jsonl --runs RUNS [--seeds 0 1 2] [--users 1000] [--steps 50]
+    python eval/generation.py DIR --out rows.jsonl --runs RUNS --speed      # cached against running the window again
+    python eval/generation.py DIR --out rows.jsonl --table                  # Markdown from the rows
+    python eval/generation.py DIR --out rows.jsonl --plot figure.png
+
+A user's history is every event before the test split; the real future is the first `--steps` events of the test split
+with a known behavior. Users have that many and at least `--history` events before; which ones is fixed by seed 0 for
+all rows. A seed trains a model (RUNS/seed_N, unless it is there) and draws from it. Finished rows are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from behavegpt.adapt.generate import GenerationSettings, roll_out
+from behavegpt.adapt.generated import Generated
+from behavegpt.adapt.links import count_links
+from behavegpt.baselines import generators
+from behavegpt.config import read_settings
+from behavegpt.data.loader import columns_of
+from behavegpt.data.store import TEST, TRAIN, EventStore, open_store
+from behavegpt.data.times import DAY, zone
+from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.vocabulary import FIRST
+from behavegpt.metrics import generation as metrics
+from behavegpt.metrics.generation import Sequences
+from behavegpt.plots_generation import BEHAVIORS, futures
+from behavegpt.predictor import Predictor, load
+from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.training.journal import Journal
+
+MODEL = "behavegpt"
+WINDOWS = (4, 8)  # behaviors of a window looked for in the training data
+SPEED_USERS = 256
+FIGURES = (
+    *(f"{what}_{how}" for what in ("behavior", "hour", "gap") for how in ("ks", "wd", "jsd")),
+    *("user_jsd", "bleu", "distinct2", "transition_tv", "memorized4", "memorized8", "consistent"),
+)
+
+
+class Task(NamedTuple):
+    """Users with their past and their real future."""
+
+    histories: EncodedHistories
+    real: Sequences
+
+
+def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
+    """At most `users` users with `steps` known behaviors in the test split and `least` events before it."""
+    columns = columns_of(store)
+    split, behavior = np.asarray(columns["split"]), np.asarray(columns["behavior"])
+    future = np.flatnonzero((split == TEST) & (behavior >= FIRST))
+    owner = np.searchsorted(store.offsets, future, side="right") - 1
+    low = np.searchsorted(owner, np.arange(store.manifest.users + 1))
+    past = np.concatenate([[0], np.cumsum(split != TEST)])
+    known = np.concatenate([[0], np.cumsum((split != TEST) & (behavior >= FIRST))])
+    begin, end = store.offsets[:-1], store.offsets[1:]
+    length = past[end] - past[begin]
+    fits = np.flatnonzero((np.diff(low) >= steps) & (length >= least) & (known[end] > known[begin]))
+    chosen = np.sort(np.random.default_rng(0).permutation(fits)[:users])
+    index = np.concatenate([np.arange(begin[u], begin[u] + length[u]) for u in chosen])
+    fields = {name: np.asarray(column)[index].astype(np.int64) for name, column in columns.items() if name != "split"}
+    fields["time"] += store.manifest.time_origin
+    offsets = np.concatenate([[0], np.cumsum(length[chosen])])
+    histories = EncodedHistories(store.users().take(chosen), offsets, fields, {}, {})
+    rows = future[low[chosen][:, None] + np.arange(steps)]
+    when = np.asarray(columns["time"])[rows].astype(np.int64) + store.manifest.time_origin
+    before = np.asarray(columns["time"])[np.maximum(rows - 1, 0)].astype(np.int64) + store.manifest.time_origin
+    return Task(histories, sequences(store, behavior[rows].astype(np.int64), when, when - before))
+
+
+def sequences(store: EventStore, behavior: np.ndarray, when: np.ndarray, gap: np.ndarray) -> Sequences:
+    """Behavior ids, epoch seconds and gaps, each (S, T), as sequences."""
+    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600
+    offsets = np.arange(len(behavior) + 1) * behavior.shape[1]
+    return Sequences(offsets, behavior.ravel() - FIRST, hour, gap.ravel())
+
+
+def training_sequences(store: EventStore) -> Sequences:
+    """Known behaviors of the training split."""
+    behavior = np.asarray(store.column("behavior")).astype(np.int64)
+    rows = np.flatnonzero((np.asarray(store.columns["split"]) == TRAIN) & (behavior >= FIRST))
+    owner = np.searchsorted(store.offsets, rows, side="right") - 1
+    offsets = np.searchsorted(owner, np.arange(store.manifest.users + 1))
+    nothing = np.zeros(len(rows))
+    return Sequences(offsets, behavior[rows] - FIRST, nothing, nothing)
+
+
+def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Predictor:
+    """The seed's model, trained now if it is not there, with the links of the training data."""
+    run = arguments.runs / f"seed_{seed}"
+    if not (run / "model").is_dir():
+        known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
+        pretrain(read_settings(PretrainSettings, arguments.config, [*known, *arguments.train]))
+    predictor = load(run / "model")
+    return Predictor(predictor.model, predictor.tokenizer, count_links(store))
+
+
+def draw(
+    name: str, store: EventStore, task: Task, arguments: argparse.Namespace, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """Columns (S, T) of a generator's futures with `time`, their gaps (S, T), and what is to be noted."""
+    steps = arguments.steps
+    if name != MODEL:
+        histories = generators.Histories(task.histories.columns, task.histories.offsets, store.schema)
+        columns, gap = generators.generate(name, histories, store, steps, seed)
+        last = task.histories.columns["time"][task.histories.offsets[1:] - 1]
+        return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, {}
+    predictor = model_of(store, arguments, seed)
+    began = time.perf_counter()
+    found = futures_of(predictor, task.histories, [f"steps={steps}", f"seed={seed}", *arguments.options])
+    noted = {"policies": found.policies, "events_per_second": round(len(found) / (time.perf_counter() - began))}
+    shape = (len(task.real), steps)
+    return {n: c.reshape(shape) for n, c in found.columns.items()}, found.columns["gap"].reshape(shape), noted
+
+
+def futures_of(predictor: Predictor, histories: EncodedHistories, options: list[str]) -> Generated:
+    settings = read_settings(GenerationSettings, None, options)
+    return roll_out(predictor.model, predictor.tokenizer, histories, settings, predictor.links)
+
+
+def score(store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray) -> dict[str, Any]:
+    """Metrics and histograms of futures."""
+    found = sequences(store, columns["behavior"], columns["time"], gap)
+    figures: dict[str, Any] = metrics.compare(task.real, found, store.behaviors.classes)
+    training = training_sequences(store)
+    for n in WINDOWS:
+        figures[f"memorized{n}"] = metrics.memorized(found, training, n)
+        figures[f"memorized{n}_real"] = metrics.memorized(task.real, training, n)
+    figures["consistent"] = consistent(store, columns)
+    return figures | histograms(store, found)
+
+
+def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
+    """Share of events whose behavior, event and place go together somewhere in training."""
+    fits = np.ones(columns["behavior"].size, bool)
+    for (given, drawn), link in count_links(store).items():
+        ids, others = columns[given].ravel(), columns[drawn].ravel()
+        size = int(max(others.max(), link.ids.max())) + 1
+        known = np.repeat(np.arange(len(link.pointer) - 1), np.diff(link.pointer)) * size + link.ids
+        fits &= np.isin(ids * size + others, known)
+    return float(fits.mean())
+
+
+def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
+    """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the gap."""
+    share = np.bincount(found.behavior, minlength=store.behaviors.classes) / len(found.behavior)
+    top = {store.behaviors.values[k].as_py(): round(float(share[k]), 5) for k in range(min(BEHAVIORS, len(share)))}
+    hours = np.bincount(found.hour.astype(np.int64), minlength=metrics.HOURS) / len(found.hour)
+    bins = np.minimum((2 * metrics.doublings(found.gap)).astype(np.int64), metrics.GAP_BINS - 1)
+    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(found.gap)
+    return {"behaviors": top, "hours": np.round(hours, 5).tolist(), "gaps": np.round(gaps, 5).tolist()}
+
+
+def halves(task: Task, classes: int) -> dict[str, float]:
+    """Distances of the real futures of one half of the users from those of the other: what chance alone gives."""
+    order = np.random.default_rng(0).permutation(len(task.real))
+    parts = []
+    for users in np.array_split(order[: len(order) // 2 * 2], 2):
+        index = np.concatenate([np.arange(task.real.offsets[u], task.real.offsets[u + 1]) for u in users])
+        length = np.diff(task.real.offsets)[users]
+        columns = (getattr(task.real, name)[index] for name in ("behavior", "hour", "gap"))
+        parts.append(Sequences(np.concatenate([[0], np.cumsum(length)]), *columns))
+    found = metrics.compare(*parts, classes)
+    return {name: value for name, value in found.items() if name not in ("bleu", "user_jsd")}
+
+
+def speed(store: EventStore, task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Events per second with the cache and without, for the same users; the tokens must be the same."""
+    predictor = model_of(store, arguments, arguments.seeds[0])
+    count = min(SPEED_USERS, len(task.real))
+    offsets = task.histories.offsets[: count + 1]
+    columns = {name: column[: offsets[-1]] for name, column in task.histories.columns.items()}
+    some = EncodedHistories(task.histories.users[:count], offsets, columns, {}, {})
+    rows, drawn = [], []
+    for cache in (True, False):
+        began = time.perf_counter()
+        found = futures_of(predictor, some, [f"steps={arguments.steps}", f"cache={cache}"])
+        seconds = time.perf_counter() - began
+        drawn.append(found.columns)
+        rows.append({"generator": f"speed, cache={cache}", "seconds": round(seconds, 2)})
+        rows[-1]["events_per_second"] = round(len(found) / seconds)
+    same = np.mean([(drawn[0][name] == drawn[1][name]).mean() for name in ("behavior", "event", "time")])
+    return [{**row, "users": count, "seed": 0, "same_tokens": float(same)} for row in rows]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over seeds as Markdown."""
+    lines = ["| generator | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (2 + len(FIGURES))]
+    for name in dict.fromkeys(row["generator"] for row in rows if "behavior_ks" in row):
+        found = [row for row in rows if row["generator"] == name]
+        cells = []
+        for figure in FIGURES:
+            values = np.array([row[figure] for row in found if row.get(figure) is not None], float)
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 and values.std() > 0 else ""
+            cells.append(f"{values.mean():.3f}{spread}" if len(values) else "-")
+        lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def run_missing(store: EventStore, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Append the rows that are not there yet."""
+    task = make_task(store, arguments.users, arguments.steps, arguments.history)
+    journal = Journal(arguments.out)
+    known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
+    known |= {"users": len(task.real), "steps": arguments.steps}
+    done = {(row["generator"], row["seed"]) for row in rows}
+    if arguments.speed:
+        for row in speed(store, task, arguments):
+            journal.append(known | row)
+            print(row, file=sys.stderr)
+        return
+    if ("real", 0) not in done:
+        real = histograms(store, task.real) | {"distinct2": metrics.distinct(task.real), "seed": 0}
+        journal.append({**known, "generator": "real", **real})
+        journal.append(
+            {**known, "generator": "real, half against half", "seed": 0, **halves(task, store.behaviors.classes)}
+        )
+    for seed in arguments.seeds:
+        for name in arguments.generators:
+            label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
+            if (label, seed) in done:
+                continue
+            columns, gap, noted = draw(name, store, task, arguments, seed)
+            row = {**known, "generator": label, "seed": seed, **score(store, task, columns, gap), **noted}
+            journal.append(row)
+            print(label, seed, {f: round(row[f], 4) for f in FIGURES}, file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, or show what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="prepared folder")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
+    parser.add_argument("--runs", type=Path, default=Path("runs/generation"), help="where the seeds' models are")
+    parser.add_argument("--config", default="configs/generation.yaml")
+    parser.add_argument("--train", nargs="*", default=[], help="overrides of the training run")
+    parser.add_argument("--options", nargs="*", default=[], help="of the model's draws, for example temperature=.9")
+    parser.add_argument("--generators", nargs="+", choices=[MODEL, *generators.GENERATORS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--history", type=int, default=10, help="events a user must have before the test split")
+    parser.add_argument("--speed", action="store_true", help="compare the cache with running the window again")
+    parser.add_argument("--table", action="store_true", help="print the table of the rows")
+    parser.add_argument("--plot", type=Path, help="draw real and generated futures")
+    arguments = parser.parse_args(argv)
+    arguments.generators = arguments.generators or [*generators.GENERATORS, MODEL]
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    if arguments.table or arguments.plot:
+        print(table(rows))
+        if arguments.plot:
+            futures(rows, arguments.plot)
+        return 0
+    run_missing(open_store(arguments.data), arguments, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
