@@ -1,0 +1,154 @@
+"""The challenge's data directory: which file holds what, and checks that name the file, the column and the remedy.
+
+DIR/{product_buy,add_to_cart,remove_from_cart,page_visit,search_query}.parquet   the full history
+DIR/product_properties.parquet
+DIR/input/relevant_clients.npy                        and, after the split, the five event files
+DIR/target/active_clients.npy, propensity_X.npy, popularity_propensity_X.npy
+DIR/target/{train,validation}_target.parquet          after the split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from behavegpt.errors import DataError
+from behavegpt.user_embeddings import open_array
+
+EVENTS = {"product_buy": "sku", "add_to_cart": "sku", "remove_from_cart": "sku", "page_visit": "url"}
+EVENTS["search_query"] = "query"  # event type -> the column beside client_id and timestamp
+WINDOWS = ("train", "validation")
+CODES = ("query", "name")  # quantized embeddings: text "[ 1 22 ...]" or lists of any width
+LATER_NAME = "embedding"  # what the later public release calls them
+
+TYPES = {
+    "a whole number": pa.types.is_integer,
+    "a time (text YYYY-MM-DD HH:MM:SS or timestamp)": lambda t: _is_text(t) or pa.types.is_timestamp(t),
+    "codes (text '[1 2 ...]' or a list of numbers)": lambda t: _is_text(t) or _is_list(t),
+}
+NUMBER, TIME, CODE = TYPES
+EVENT_COLUMNS = {name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER} for name, column in EVENTS.items()}
+EVENT_COLUMNS["search_query"]["query"] = CODE
+PROPERTY_COLUMNS = {"sku": NUMBER, "category": NUMBER, "price": NUMBER, "name": CODE}
+TARGET_COLUMNS = {"client_id": NUMBER, "timestamp": TIME, "sku": NUMBER, "category": NUMBER, "price": NUMBER}
+
+
+@dataclass(frozen=True)
+class ChallengeDirectory:
+    """A data directory; arrays and tables are read when asked for."""
+
+    path: Path
+
+    @property
+    def properties(self) -> Path:
+        return self.path / "product_properties.parquet"
+
+    @property
+    def relevant_clients(self) -> np.ndarray:
+        """(N,) int64, without repetition."""
+        return read_ids(self.path / "input" / "relevant_clients.npy")
+
+    @property
+    def active_clients(self) -> np.ndarray:
+        """(A,) int64: clients that bought something in the history."""
+        return read_ids(self.path / "target" / "active_clients.npy")
+
+    def raw(self, event: str) -> Path:
+        """The full history of an event type."""
+        return self.path / f"{event}.parquet"
+
+    def input(self, event: str) -> Path:
+        """The part of it before the target windows (written by the split)."""
+        return self.path / "input" / f"{event}.parquet"
+
+    def target(self, window: str) -> Path:
+        """Purchases in the window "train" or "validation" with their product's properties (written by the split)."""
+        return self.path / "target" / f"{window}_target.parquet"
+
+    def array(self, name: str) -> Path:
+        """An array of the target folder, such as "propensity_sku"."""
+        return self.path / "target" / f"{name}.npy"
+
+
+def open_directory(path: str | Path) -> ChallengeDirectory:
+    """Check that the layout is the challenge's; raises DataError naming what is missing."""
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"Directory '{path}' does not exist; give the folder that holds product_buy.parquet.")
+    for name, holds in (("input", "relevant_clients.npy"), ("target", "active_clients.npy and propensity_*.npy")):
+        if not (path / name).is_dir():
+            raise DataError(
+                f"The '{name}' subdirectory in '{path}' is missing; a directory with competition data "
+                f"has one with {holds}."
+            )
+    if not (path / "product_properties.parquet").is_file():
+        raise DataError(f"The product_properties.parquet file is missing in '{path}'; copy it from the download.")
+    return ChallengeDirectory(path)
+
+
+def raw_rows(path: str | Path) -> int:
+    """Number of events in the raw files, from their footers; checks their columns and types."""
+    directory = open_directory(path)
+    for event, columns in EVENT_COLUMNS.items():
+        check_table(directory.raw(event), columns)
+    return sum(pq.read_metadata(directory.raw(event)).num_rows for event in EVENTS)
+
+
+def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
+    """Check a parquet file's columns and types by its footer; raises DataError naming the first wrong one."""
+    if not path.is_file():
+        remedy = "run `behavegpt challenge split` first" if path.parent.name in ("input", "target") else "download it"
+        raise DataError(f"{path} is missing; {remedy}.")
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: no readable parquet file ({error}); write or download it again.") from None
+    for name, kind in columns.items():
+        found = LATER_NAME if name in CODES and name not in schema.names and LATER_NAME in schema.names else name
+        if schema.names.count(found) != 1:
+            has = ", ".join(schema.names)
+            raise DataError(f"{path}: needs one column {name!r} ({kind}); it has {has}. Rename or add the column.")
+        value = schema.field(found).type
+        if not TYPES[kind](value):
+            raise DataError(f"{path}: column {name!r} is {value}, expected {kind}; convert it.")
+    return schema
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """A file of client ids (N,) as int64; raises DataError for another type or shape, or an id that occurs twice."""
+    ids = read_whole_numbers(path)
+    unique, first, count = np.unique(ids, return_index=True, return_counts=True)
+    if len(unique) != len(ids):
+        again = int(first[count > 1].min())
+        raise DataError(f"{path}: client {ids[again]} (index {again}) occurs more than once; keep one of each.")
+    return ids
+
+
+def read_whole_numbers(path: Path) -> np.ndarray:
+    """A one-dimensional array of whole numbers (N,) as int64; floats are accepted when they are whole."""
+    values = np.array(open_array(path))
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise DataError(f"{path}: holds {values.dtype} of shape {values.shape}; expected int64 in one dimension.")
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    wrong = np.flatnonzero(whole != values)
+    if len(wrong):
+        raise DataError(f"{path}: index {wrong[0]} is {values[wrong[0]]}, no whole number; save the ids as int64.")
+    return whole
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
+    return pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_string_view(plain)
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(type_) for test in lists) and (
+        pa.types.is_integer(type_.value_type) or pa.types.is_floating(type_.value_type)
+    )

@@ -1,0 +1,98 @@
+"""One run of the evaluator: the network trained on one task with one seed, scored after each of its three epochs.
+
+N clients that take part in the task, B of a batch, D dimensions of their vectors, O outputs of the network.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from behavegpt.challenge.network import UniversalModel
+from behavegpt.challenge.scores import score
+from behavegpt.challenge.step import training_step
+from behavegpt.challenge.targets import Targets
+from behavegpt.errors import ConfigError, DataError
+
+EPOCHS, BATCH = 3, 128
+PREDICTED_ROWS = {"cpu": 512}  # clients in a forward pass of the validation; only the last digits depend on it
+MANY_ROWS = 16_384  # the same on other devices
+
+Tick = Callable[[], None]
+
+
+def train_and_score(
+    vectors: np.ndarray, targets: Targets, seed: int, device: str = "cpu", tick: Tick = lambda: None
+) -> list[dict[str, float]]:
+    """Metrics after each of the three epochs, for vectors (N, D) and the targets of the same clients.
+
+    `tick` is called after each training batch. On a GPU everything stays there; only the metrics come back.
+    """
+    chosen = _Resident(vectors, targets, torch.device(device))
+    if not len(chosen.rows):
+        raise DataError(f"{targets.task}: none of the entry's clients takes part; take clients of active_clients.npy.")
+    model = UniversalModel(vectors.shape[1], targets.train.shape[1], seed).to(device)
+    step = training_step(model)
+    epochs = []
+    for _ in range(EPOCHS):
+        losses = []
+        for start in range(0, len(chosen.rows), BATCH):
+            some = slice(start, start + BATCH)
+            losses.append(step(chosen.vectors(some), chosen.train[some].float()))
+            tick()
+        metrics = score(predict(model, chosen), chosen.validation, targets.popularity)
+        epochs.append({**metrics, "train_loss": torch.stack(losses).mean().item()})
+    return epochs
+
+
+class _Resident:
+    """Vectors and targets of the clients that take part, where the network is; float16 until a batch is made."""
+
+    def __init__(self, vectors: np.ndarray, targets: Targets, device: torch.device) -> None:
+        rows = np.flatnonzero(targets.rows)
+        if device.type != "cpu" and len(rows) < len(vectors):
+            vectors, chosen = vectors[rows], np.arange(len(rows))  # what takes no part need not travel
+        else:
+            chosen = rows
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a memory map, only read
+            self._stored = torch.from_numpy(np.asarray(vectors)).to(device)
+        self.rows = torch.from_numpy(chosen).to(device)
+        self.train, self.validation = (
+            torch.from_numpy(matrix[rows]).to(device) for matrix in (targets.train, targets.validation)
+        )
+
+    def vectors(self, some: slice) -> Tensor:
+        """(B, D) float32 of a range of the clients that take part."""
+        return self._stored[self.rows[some]].float()
+
+
+@torch.inference_mode()
+def predict(model: UniversalModel, chosen: _Resident) -> Tensor:
+    """Logits (N, O) of all clients that take part."""
+    clients, outputs = chosen.train.shape
+    logits = torch.empty(clients, outputs, device=chosen.train.device)
+    step = PREDICTED_ROWS.get(logits.device.type, MANY_ROWS)
+    for start in range(0, clients, step):
+        some = slice(start, start + step)
+        logits[some] = model(chosen.vectors(some))
+    return logits
+
+
+def default_devices() -> list[str]:
+    """Every GPU that is visible, else the CPU."""
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Raises ConfigError for a device that is not there."""
+    for name in devices:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used ({reason}); take one of {default_devices()}.") from None

@@ -1,0 +1,129 @@
+"""Borda count over tasks: rank k of N entries gives N - k points, summed; ties share the points of their ranks.
+
+Ties are scores equal to four decimals, as the organizers publish them: two entries that share ranks 1 and 2 of 5 get
+(4 + 3) / 2 points each, so a task always gives the same number of points. An entry without a result in a task gets no
+points there and does not count in its N. Equal sums share a place, and the next place is skipped (1, 2, 2, 4).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from behavegpt.challenge.targets import TASKS, task_named
+from behavegpt.errors import DataError
+
+DECIMALS = 4
+PLACEHOLDER = "placeholder"  # a key of the organizers' score files, always -1
+HIDDEN_NAMES = {f"hidden{task.hidden}": name for name, task in TASKS.items() if task.hidden}
+
+
+class Score(NamedTuple):
+    """A task's score: mean and standard deviation over `seeds` runs (one run: None)."""
+
+    mean: float
+    std: float | None = None
+    seeds: int = 1
+
+
+class Result(NamedTuple):
+    """What one entry reached."""
+
+    name: str
+    scores: dict[str, Score]  # task -> score
+
+
+def read_result(path: Path) -> Result:
+    """Read a result of `evaluate`, or the organizers' {"task": score}. Raises DataError naming the file and the task.
+
+    The name is the one in the file, else the file's (of a file scores.json: its folder's).
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no readable result file ({error}); evaluate the entry again.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("tasks", {}), dict):
+        raise DataError(f"{path}: expected {{'tasks': ...}} or {{task: score}}; give result files of `evaluate`.")
+    name = path.absolute().parent.name if path.stem == "scores" else path.stem
+    if "tasks" in content:
+        name, content = str(content.get("name", name)), content["tasks"]
+    scores = {}
+    for key, value in content.items():
+        if key != PLACEHOLDER:
+            task = HIDDEN_NAMES.get(key, key)
+            task_named(task)
+            scores[task] = _score(path, key, value)
+    if not scores:
+        raise DataError(f"{path}: holds no task; evaluate the entry again.")
+    return Result(name, scores)
+
+
+def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
+    """The board {"tasks", "entries", "within_noise"}, entries best first.
+
+    `within_noise` lists (task, better, worse) for neighbors whose scores differ by less than two standard errors of
+    their difference over seeds, so that their order means little; entries of one seed cannot be judged.
+    """
+    if not results:
+        raise DataError("no result files; give JSON files of `evaluate`, or a folder of them.")
+    names = [result.name for result in results]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f'two results are named {twice[0]!r}; give one of them another name ("name" in its file).')
+    tasks = [task for task in TASKS if any(task in result.scores for result in results)]
+    points: dict[str, dict[str, float]] = {name: {} for name in names}
+    close = []
+    for task in tasks:
+        ranked = sorted((r for r in results if task in r.scores), key=lambda r: -r.scores[task].mean)
+        for name, share in borda({r.name: r.scores[task].mean for r in ranked}).items():
+            points[name][task] = share
+        close += [(task, a.name, b.name) for a, b in pairwise(ranked) if _within_noise(a.scores[task], b.scores[task])]
+    totals = {name: round(sum(shares.values()), 6) for name, shares in points.items()}
+    entries: list[dict[str, Any]] = [
+        {
+            "place": 1 + sum(other > totals[result.name] for other in totals.values()),
+            "name": result.name,
+            "borda": totals[result.name],
+            "sum": sum(score.mean for score in result.scores.values()),
+            "tasks": {t: s._asdict() | {"points": points[result.name][t]} for t, s in result.scores.items()},
+        }
+        for result in results
+    ]
+    entries.sort(key=lambda entry: (entry["place"], -entry["sum"], entry["name"]))
+    return {"tasks": tasks, "entries": entries, "within_noise": close}
+
+
+def borda(scores: dict[str, float]) -> dict[str, float]:
+    """Points of each name in one task, higher scores first.
+
+    >>> borda({"a": 0.9, "b": 0.8, "c": 0.80001, "d": 0.1})
+    {'a': 3.0, 'b': 1.5, 'c': 1.5, 'd': 0.0}
+    """
+    rounded = {name: round(score, DECIMALS) for name, score in scores.items()}
+    values = list(rounded.values())
+    below = {name: sum(other < score for other in values) for name, score in rounded.items()}
+    return {name: below[name] + (values.count(score) - 1) / 2 for name, score in rounded.items()}
+
+
+def _score(path: Path, task: str, value: Any) -> Score:
+    """{"mean", "std", "seeds"} or a number, within [0, 1]."""
+    fields = value if isinstance(value, dict) else {"mean": value}
+    mean, std, seeds = fields.get("mean"), fields.get("std"), fields.get("seeds", 1)
+    runs = seeds if isinstance(seeds, int) else len(seeds)
+    if not _is_share(mean) or not (std is None or _is_share(std)):
+        raise DataError(f"{path}: the score of {task} is {value!r}, expected a number from 0 to 1; evaluate it again.")
+    return Score(mean, std, runs)
+
+
+def _is_share(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _within_noise(a: Score, b: Score) -> bool:
+    if a.std is None or b.std is None or min(a.seeds, b.seeds) < 2:
+        return False
+    return abs(a.mean - b.mean) < 2 * math.sqrt(a.std**2 / a.seeds + b.std**2 / b.seeds)

@@ -1,0 +1,223 @@
+"""The organizers' split: the last 28 calendar days become two target windows, what lies before becomes the input.
+
+Windows are counted back from the last PURCHASE: training from midnight 27 days before it, validation from 14 days after
+that. Larger than memory: DuckDB streams each file once. Files appear under their names only when all are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+
+from behavegpt.challenge.files import (
+    EVENTS,
+    PROPERTY_COLUMNS,
+    WINDOWS,
+    ChallengeDirectory,
+    check_table,
+    open_directory,
+    raw_rows,
+)
+from behavegpt.challenge.strict import recompute
+from behavegpt.challenge.tables import (
+    UNUSABLE,
+    Progress,
+    events,
+    first_and_last,
+    kept_columns,
+    limit_memory,
+    moment_sql,
+    naming_bad_rows,
+    shown,
+    unusable,
+    write_query,
+)
+from behavegpt.data.database import connect, literal, one_row, quoted, reading
+from behavegpt.errors import ConfigError, DataError
+
+DAY = np.timedelta64(86_400 * 10**9, "ns")
+BEFORE_END, WINDOW = 27 * DAY, 14 * DAY
+
+
+class Boundaries(NamedTuple):
+    """Input: before `train`; training: [train, validation); validation: [validation, end], its end included."""
+
+    train: np.datetime64
+    validation: np.datetime64
+    end: np.datetime64
+
+
+def boundaries(last_purchase: np.datetime64) -> Boundaries:
+    """Where the windows begin. Hours, minutes and seconds are cut off, fractions of a second are not (as theirs)."""
+    end = last_purchase.astype("datetime64[ns]")
+    fraction = end - end.astype("datetime64[s]")
+    train = (end - BEFORE_END).astype("datetime64[D]").astype("datetime64[ns]") + fraction
+    return Boundaries(train, train + WINDOW, end)
+
+
+def split(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    strict: bool = False,
+    unknown_skus: bool = False,
+    memory: str = "2GiB",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write input/EVENT.parquet and target/{train,validation}_target.parquet into the directory, or into a copy `out`.
+
+    strict: `out` gets active clients, labels and popularity of the input part alone (theirs keep the full history's).
+    unknown_skus: keep purchases of products without properties (category and price stay empty).
+    Returns the boundaries and, for each file, rows and first and last time.
+    """
+    directory = open_directory(path)
+    target = Path(out) if out is not None else directory.path
+    if strict and (out is None or target.resolve() == directory.path.resolve()):
+        raise ConfigError("--strict writes other active clients and labels than the organizers'; add --out FOLDER.")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads {threads}: write 1 or more.")
+    raw_rows(path)
+    check_table(directory.properties, PROPERTY_COLUMNS)
+    with _workspace(target) as work, connect(work, threads=threads) as con, reading(str(path)):
+        limit_memory(con, memory)
+        _check_properties(con, directory)
+        ends = _boundaries(con, directory)
+        (work / "input").mkdir()
+        (work / "target").mkdir()
+        written = _write_inputs(con, directory, work, ends, progress)
+        written |= _write_targets(con, directory, work, ends, unknown_skus)
+        if target.resolve() != directory.path.resolve():
+            _copy_arrays(directory, work)
+        if strict:
+            recompute(con, directory, work)
+        facts = {name: rows | first_and_last(con, work / name) for name, rows in written.items()}
+        _publish(work, target)
+    moments = {name: shown(moment) for name, moment in ends._asdict().items()}
+    return {"directory": str(target), "boundaries": moments, "files": facts}
+
+
+def _boundaries(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> Boundaries:
+    file = directory.raw("product_buy")
+    query = f"SELECT epoch_ns(max(moment)), count(*) FILTER ({UNUSABLE}) FROM ({events(file)})"
+    with reading(str(file), [file]):
+        last, bad = one_row(con, query)
+    if bad:
+        raise unusable(con, file)
+    if last is None:
+        raise DataError(f"{file}: holds no purchase; the windows are counted back from the last one.")
+    return boundaries(np.datetime64(last, "ns"))
+
+
+def _write_inputs(
+    con: duckdb.DuckDBPyConnection,
+    directory: ChallengeDirectory,
+    work: Path,
+    ends: Boundaries,
+    progress: Progress | None,
+) -> dict[str, dict[str, Any]]:
+    """Events before the windows, in the order of the raw files."""
+    sizes = {event: pq.read_metadata(directory.raw(event)).num_rows for event in EVENTS}
+    before, done = moment_sql(ends.train), 0
+    written = {}
+    for event, size in sizes.items():
+        name, file = f"input/{event}.parquet", directory.raw(event)
+        keep = f"CASE WHEN {UNUSABLE} THEN error('unusable') ELSE moment < {before} END"
+        query = f"{kept_columns()} FROM ({events(file)}) WHERE {keep}"
+        with naming_bad_rows(con, file):
+            rows = write_query(con, query, work / name, progress, done, size, event)
+        written[name] = {"rows": rows}
+        done += size
+    if progress:
+        progress(done, "")
+    return written
+
+
+def _write_targets(
+    con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path, ends: Boundaries, unknown_skus: bool
+) -> dict[str, dict[str, Any]]:
+    """Purchases of the two windows with their product's properties, in the order of the raw file."""
+    file = directory.raw("product_buy")
+    inside = {
+        "train": f"moment >= {moment_sql(ends.train)} AND moment < {moment_sql(ends.validation)}",
+        "validation": f"moment >= {moment_sql(ends.validation)} AND moment <= {moment_sql(ends.end)}",
+    }
+    written = {}
+    for window in WINDOWS:
+        name = f"target/{window}_target.parquet"
+        query = f"""
+            {kept_columns("bought.")}, product.* EXCLUDE (sku)
+            FROM (SELECT * FROM ({events(file)}) WHERE {inside[window]}) bought
+            LEFT JOIN read_parquet({literal(directory.properties)}) product USING (sku)
+            ORDER BY bought.file_row_number"""
+        with reading(str(file), [file, directory.properties]):
+            rows = write_query(con, query, work / name)
+        if not unknown_skus:
+            _check_joined(con, work / name, directory)
+        written[name] = {"rows": rows}
+    return written
+
+
+def _check_properties(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> None:
+    """Every product once (a second line would count its purchases twice)."""
+    file = directory.properties
+    lines = f"SELECT sku, count(*) AS n FROM read_parquet({literal(file)}) GROUP BY sku"
+    with reading(str(file), [file]):
+        twice = con.execute(f"{lines} HAVING n > 1 OR sku IS NULL LIMIT 1").fetchall()
+    if twice:
+        raise DataError(f"{file}: sku {twice[0][0]} has {twice[0][1]} lines; keep one line for each product.")
+
+
+def _check_joined(con: duckdb.DuckDBPyConnection, file: Path, directory: ChallengeDirectory) -> None:
+    """No empty property, as the organizers assert; says which product and column."""
+    columns = pq.read_schema(file).names
+    for column in columns:
+        query = f"SELECT count(*), count(DISTINCT sku), min(sku) FROM read_parquet({literal(file)})"
+        rows, skus, first = one_row(con, f"{query} WHERE {quoted(column)} IS NULL")
+        if rows:
+            raise DataError(
+                f"{directory.properties}: {column!r} is missing for {skus:,} products that are bought {rows:,} times "
+                f"in the target windows, such as sku {first}; add their properties, or keep the purchases without them "
+                "(--unknown-skus)."
+            )
+
+
+@contextlib.contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the results, gone afterwards; so is a new `target` into which nothing came."""
+    fresh = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".split-", dir=target))
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder with --out.") from None
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if fresh and not any(target.iterdir()):
+            target.rmdir()
+
+
+def _copy_arrays(directory: ChallengeDirectory, work: Path) -> None:
+    """What a copy needs besides the split: clients, labels, popularity and properties."""
+    for file in (*directory.path.glob("input/*.npy"), *directory.path.glob("target/*.npy"), directory.properties):
+        shutil.copyfile(file, work / file.relative_to(directory.path))
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Move everything that was written to its place."""
+    files = [file for file in work.rglob("*") if file.is_file() and "spill" not in file.relative_to(work).parts]
+    for name in ("input", "target"):
+        (target / name).mkdir(exist_ok=True)
+    for file in files:
+        os.replace(file, target / file.relative_to(work))
