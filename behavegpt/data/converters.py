@@ -13,30 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from behavegpt.config import closest, dump_settings
+from behavegpt.data.clock import add_clock
 from behavegpt.data.database import connect, first_line, literal, one_row, quoted
 from behavegpt.data.public_logs import CONVERTERS, Converter
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.shop_log import shop_table
 from behavegpt.errors import DataError
 
 MAX_UNREAD = 0.01  # share of null users, times or events above which the file is not what its name says
 EARLIEST = "timestamp '2000-01-01'"  # all these logs are later; ids mistaken for epoch seconds are not
-SHOP_FILES: dict[str, str | None] = {
-    "product_buy": "sku",
-    "add_to_cart": "sku",
-    "remove_from_cart": "sku",
-    "page_visit": "url",
-    "search_query": None,  # the text of a query is no label
-}
 
 
-def convert(name: str, source: str | Path, out: str | Path) -> EventSchema:
+def convert(name: str, source: str | Path, out: str | Path, clock: float | None = None) -> EventSchema:
     """Write the log `source`, a download of the public data set `name`, as parquet to `out`; return its schema.
 
-    The schema also goes beside it as NAME.schema.yaml. `source` is the file or the folder it is in. Raises DataError.
+    The schema also goes beside it as NAME.schema.yaml. `source` is the file or the folder it is in. `clock`: days
+    between the ticks of `clock.py`, none without it. Raises DataError.
     """
     if name not in CONVERTERS:
         raise DataError(f"{name!r} is no known public log. {closest(name, list(CONVERTERS))}")
@@ -49,7 +43,11 @@ def convert(name: str, source: str | Path, out: str | Path) -> EventSchema:
         select, schema = dict(converter.select), converter.schema
         if categories:
             select["behavior"], schema = "category", schema.model_copy(update={"behavior": "behavior"})
-        table = _shop_table(source.parent) if name == "recsys2025" else _text_table(source, converter, categories)
+        if name == "recsys2025":
+            table, codes = shop_table(con, source.parent)
+            select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
+        else:
+            table = _text_table(source, converter, categories)
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
         part = Path(work) / "log.parquet"
         with _explained(name, source, converter):
@@ -58,6 +56,9 @@ def convert(name: str, source: str | Path, out: str | Path) -> EventSchema:
                 f"to {literal(part)} (format parquet, compression zstd)"
             )
             _check(con, name, source, converter, table, part)
+            if clock is not None:
+                plain, part = part, Path(work) / "ticking.parquet"
+                schema = add_clock(con, plain, part, schema, clock)
         schema_part = Path(work) / "schema.yaml"
         schema_part.write_text(dump_settings(schema), encoding="utf-8")
         os.replace(part, out)
@@ -122,43 +123,6 @@ def _first_line(path: Path, encoding: str) -> str:
     if not text or "\0" in text:
         raise DataError(f"{path}: {'an archive' if text else 'empty'}; give the unpacked text file.")
     return text
-
-
-def _shop_table(folder: Path) -> str:
-    """The five event files of the RecSys Challenge 2025 as one SQL table; products get their category and price."""
-    missing = [f"{kind}.parquet" for kind in SHOP_FILES if not (folder / f"{kind}.parquet").is_file()]
-    if missing:
-        raise DataError(f"{folder}: {', '.join(missing)} missing; give the folder with all five event files.")
-    properties = folder / "product_properties.parquet"
-    products = properties if properties.is_file() else None
-    if products is not None:
-        _need(products, {"sku", "category", "price"})
-    parts = [_shop_events(folder / f"{kind}.parquet", kind, column, products) for kind, column in SHOP_FILES.items()]
-    return f"({' union all '.join(parts)}) as events({', '.join(CONVERTERS['recsys2025'].columns)})"
-
-
-def _shop_events(path: Path, kind: str, column: str | None, products: Path | None) -> str:
-    """One event file as `select client_id, timestamp, kind, item, detail, category, price`, all text."""
-    _need(path, {"client_id", "timestamp"} | ({column} if column else set()))
-    item = f"log.{column}::varchar" if column else "null"
-    detail, category, price, join = (item if column == "sku" else "null"), "null", "null", ""
-    if column == "sku" and products is not None:
-        category, price = "product.category::varchar", "product.price::varchar"
-        detail = f"coalesce({category}, 'unknown')"
-        join = f" left join read_parquet({literal(products)}) as product on log.sku = product.sku"
-    return (
-        f"select log.client_id::varchar, log.timestamp::varchar, {literal(kind)}, {item}, {detail}, {category}, "
-        f"{price} from read_parquet({literal(path)}) as log{join}"
-    )
-
-
-def _need(path: Path, columns: set[str]) -> None:
-    try:
-        missing = sorted(columns - set(pq.read_schema(path).names))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a parquet file ({first_line(error)}); download it again.") from None
-    if missing:
-        raise DataError(f"{path}: column {missing[0]!r} is missing; give the file as it was downloaded.")
 
 
 @contextmanager

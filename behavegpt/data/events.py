@@ -59,16 +59,14 @@ def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -
         return np.zeros(0, np.int64)
     user -= user.min()
     seconds = (seconds - seconds.min()).astype(np.uint64)
-    row_bits, time_bits = int(len(user) - 1).bit_length(), int(seconds.max()).bit_length()
+    time_bits = int(seconds.max()).bit_length()
     key = (user << np.uint64(time_bits)) | seconds
-    if int(user.max()).bit_length() + time_bits + row_bits <= 64:
-        # Sorting bare integers is several times faster than an argsort: carry the row in the low bits.
-        packed = np.sort((key << np.uint64(row_bits)) | np.arange(len(user), dtype=np.uint64))
-        index = (packed & np.uint64((1 << row_bits) - 1)).astype(np.int64)
-        key = packed >> np.uint64(row_bits)
-    else:
-        index = np.argsort(key)
-        key = key[index]
+    # Radix sort, 16 bits at a time: numpy's stable argsort of 16 bits takes linear time, its other sorts do not.
+    index = np.argsort(key.astype(np.uint16), kind="stable")
+    for shift in range(16, int(key.max()).bit_length(), 16):
+        digit = (key >> np.uint64(shift)).astype(np.uint16)
+        index = index[np.argsort(digit[index], kind="stable")]
+    key = key[index]
     equal = key[1:] == key[:-1]
     tied = np.flatnonzero(np.concatenate([equal, [False]]) | np.concatenate([[False], equal]))
     if len(tied):

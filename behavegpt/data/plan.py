@@ -52,10 +52,12 @@ class Rows(NamedTuple):
     """Accepted events of one batch as arrays of equal length."""
 
     columns: dict[str, np.ndarray]
-    """user and label fields: uint32 codes; time: int64 microseconds; order: int64 or float64, only if the schema
-    names it."""
+    """user and label fields: codes in the smallest unsigned type; time: int64 microseconds; order: int64 or float64,
+    only if the schema names it."""
     rejected: np.ndarray
     """Rows per reason (len(REASONS),) int64."""
+    rejected_users: np.ndarray
+    """User codes of the rejected rows."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Plan:
     source: Source
     schema: EventSchema  # with the time unit resolved
     columns: dict[str, str]  # user, event and the other label fields -> source column
+    nulls: tuple[bool, ...]  # per dictionary: whether some rows have no label
     time: TimeColumn
     order: tuple[str, str] | None  # SQL of the order key and its value for null
     bounds: tuple[int, int]  # epoch seconds
@@ -84,6 +87,11 @@ class Plan:
         column = self.con.sql(f"SELECT label FROM {self.dictionary(field)} ORDER BY code").to_arrow_table()["label"]
         return pa.concat_arrays([pa.nulls(1, pa.string()), *column.cast(pa.string()).chunks])
 
+    def events(self, field: str) -> np.ndarray:
+        """Rows (codes,) int64 of every label of a field, bad ones included; 0 for null."""
+        found = self.con.sql(f"SELECT events FROM {self.dictionary(field)} ORDER BY code").fetchnumpy()["events"]
+        return np.concatenate([np.zeros(1, np.int64), found])
+
     def hashes(self) -> dict[str, np.ndarray]:
         """A stable 64-bit hash (codes,) uint64 of every label by field; 0 for null."""
         query = "SELECT md5_number_lower(label) AS hash FROM {} ORDER BY code"
@@ -92,7 +100,7 @@ class Plan:
 
     def batches(self, rows: int) -> Iterator[Rows]:
         """All accepted events as integers in batches of about `rows`, in no order."""
-        codes = ", ".join(f"coalesce(d{i}.code, 0)::UINTEGER AS c{i}" for i in range(len(self.columns)))
+        codes = ", ".join(f"coalesce(d{i}.code, 0) AS c{i}" for i in range(len(self.columns)))
         order = f", coalesce({', '.join(self.order)}) AS order_key" if self.order else ""
         select = f"{codes}, behavegpt_stamp AS stamp, behavegpt_wall AS wall, {self._reason()} AS reason{order}"
         with reading(self.source.name, self.source.files):
@@ -121,9 +129,10 @@ class Plan:
         return one_row(self.con, f"SELECT count(*) FROM {self.source.malformed}")[0] if self.source.malformed else 0
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
-        reasons = np.from_dlpack(batch["reason"])
-        rejected = np.bincount(reasons, minlength=len(REASONS))
-        if rejected[1:].any():
+        reasons, users = np.from_dlpack(batch["reason"]), np.from_dlpack(batch["c0"])
+        bad = reasons > 0
+        rejected, rejected_users = np.bincount(reasons[bad], minlength=len(REASONS)), users[bad]
+        if len(rejected_users):
             batch = batch.filter(pc.equal(batch["reason"], 0))
         columns = {name: np.from_dlpack(batch[f"c{i}"]) for i, name in enumerate(self.columns)}
         stamps = np.from_dlpack(batch["stamp"])
@@ -133,16 +142,18 @@ class Plan:
         columns["time"] = instants(stamps, walls, self.schema)
         if self.order:
             columns["order"] = np.from_dlpack(batch["order_key"])
-        rejected[0] = 0
-        return Rows(columns, rejected)
+        return Rows(columns, rejected, rejected_users)
 
     def _joined(self) -> str:
         """SQL of the rows as `s`, with stamp and wall, and of the dictionaries as d0, d1, ..."""
         stamp, wall = f"{self.time.stamp} AS behavegpt_stamp", f"({self.time.wall})::UTINYINT AS behavegpt_wall"
         # The user's dictionary is the largest: joined last, so that the others still see the file's own dictionaries.
         names = [quoted(column) for column in self.columns.values()]
-        joins = (f"LEFT JOIN dictionary_{i} d{i} ON s.{names[i]} = d{i}.raw" for i in [*range(1, len(names)), 0])
-        return f"(SELECT *, {stamp}, {wall} FROM {self.source.sql}) s {' '.join(joins)}"
+        # An inner join is the same where every row has a label, and cheaper.
+        kinds = ["LEFT JOIN" if nulls else "JOIN" for nulls in self.nulls]
+        order = [*range(1, len(names)), 0]
+        joins = " ".join(f"{kinds[i]} dictionary_{i} d{i} ON s.{names[i]} = d{i}.raw" for i in order)
+        return f"(SELECT *, {stamp}, {wall} FROM {self.source.sql}) s {joins}"
 
     def _reason(self) -> str:
         """SQL of the index into REASONS; 0 for a good row."""
@@ -193,9 +204,10 @@ def plan_events(
         counts = one_row(con, query) if query else None
         read = time_column(time, kind, schema, counts, bounds)
         order = _order_key(con, source, schema.order) if schema.order else None
-        for i, column in enumerate(columns.values()):
-            _build_dictionary(con, source, column, i)
-    return Plan(con, source, schema.model_copy(update={"time_unit": read.unit}), columns, read, order, bounds)
+        rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
+        labeled = [_build_dictionary(con, source, column, i) for i, column in enumerate(columns.values())]
+    schema = schema.model_copy(update={"time_unit": read.unit})
+    return Plan(con, source, schema, columns, tuple(n < rows for n in labeled), read, order, bounds)
 
 
 def named_rejects(rejected: np.ndarray) -> dict[str, int]:
@@ -217,21 +229,31 @@ def _check_type(source: Source, role: str, column: str) -> None:
         raise DataError(f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; {remedy}.")
 
 
-def _build_dictionary(con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int) -> None:
+def _build_dictionary(con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int) -> int:
+    """Make the table `dictionary_{number}`; returns the number of rows with a label."""
     name, raw, where = quoted(column), quoted(column), ""
     if source.types[column] in ("FLOAT", "DOUBLE"):
         # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.
         raw, where = f"{name} + 0::{source.types[column]}", f"WHERE NOT isnan({name})"
+    # DuckDB tests labels before it groups: making text of every single number would take longer than the rest.
+    filled = "raw IS NOT NULL" if source.types[column].startswith((*INTEGERS, *FLOATS)) else "label <> ''"
     con.execute(
         f"CREATE TABLE dictionary_{number} AS "
         "SELECT raw, label, (row_number() OVER (ORDER BY label))::UINTEGER AS code, events FROM "
         f"(SELECT {raw} AS raw, ({raw})::VARCHAR AS label, count(*) AS events FROM {source.sql} {where} GROUP BY ALL) "
-        "WHERE label <> '' ORDER BY code"
+        f"WHERE {filled} ORDER BY code"
     )
     whole = "ends_with(label, '.0') AND regexp_full_match(label, '-?[0-9]+[.]0')"
-    if one_row(con, f"SELECT bool_and({whole}) FROM dictionary_{number}")[0]:
+    integers, labels, rows = one_row(
+        con, f"SELECT bool_and({whole}), count(*), coalesce(sum(events), 0)::BIGINT FROM dictionary_{number}"
+    )
+    if labels < 1 << 16:
+        # Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less.
+        con.execute(f"ALTER TABLE dictionary_{number} ALTER code TYPE {'UTINYINT' if labels < 256 else 'USMALLINT'}")
+    if integers:
         # Integers that a null made floats (7 -> 7.0, in any format) keep their names; text order stays the same.
         con.execute(f"UPDATE dictionary_{number} SET label = left(label, length(label) - 2)")
+    return int(rows)
 
 
 def _order_key(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> tuple[str, str]:

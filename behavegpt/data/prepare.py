@@ -1,7 +1,7 @@
 """Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order, files and format.
 
-rows -> integer codes (plan.py) -> raw columns by bucket of users (spill.py) -> who is kept, where the splits lie
--> vocabularies of the training split -> each bucket sorted and appended to the .npy columns -> os.replace.
+rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (spill.py) -> who is kept, where the
+splits lie -> vocabularies of the training split -> each bucket sorted and appended to the .npy columns -> os.replace.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def prepare(
         found = find_logs(logs)
         tell(f"reading {found.name} ({found.format})")
         plan = plan_events(con, found, schema or guess_schema(logs, {})[0], work, time_range=time_range)
-        encoded = encode(plan, work, _batch_rows(budget), min_events)
+        encoded = encode(plan, work, _batch_rows(budget), budget // 8, min_events)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
         _write_rejects(encoded, folder, out, max_reject_share)
         splitter = make_splitter(encoded, split)
@@ -107,9 +107,9 @@ def preview(
         found = find_logs(logs)
         schema = schema or guess_schema(logs, {})[0]
         plan = plan_events(con, found, schema, Path(name), time_range=time_range)
-        encoded = encode(plan, Path(name), _batch_rows(budget), min_events)
+        encoded = encode(plan, Path(name), _batch_rows(budget), budget // 8, min_events)
         splitter = make_splitter(encoded, split)
-        sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.read("time"))
+        sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
         rejected = named_rejects(encoded.rejected)
         users = int(encoded.kept.sum())
         counts = dict(zip(SPLITS, map(int, np.asarray(sizes)), strict=True))

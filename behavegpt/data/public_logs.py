@@ -145,20 +145,25 @@ CONVERTERS = {
     ),
     "recsys2025": Converter(
         about="RecSys Challenge 2025, the folder with product_buy, add_to_cart, remove_from_cart, page_visit and "
-        "search_query (parquet). The behavior is the kind of event. The event is kind:category if "
-        "product_properties.parquet is there, else kind:sku, and the bare kind for visits and searches; `item` "
-        "keeps sku or url. See the challenge's terms; cite the RecSys Challenge 2025 (Synerise).",
+        "search_query (parquet), or its `input` folder after the split; product_properties.parquet beside them or one "
+        "folder above. The event is kind:category if there are properties, else kind:sku, and the bare kind for visits "
+        "and searches. The behavior is the event, for visits page_visit:url. `item` is the sku or url; `code_NN` are "
+        "the codes of a query or of a product's name. See the challenge's terms; cite the RecSys Challenge 2025 "
+        "(Synerise).",
         file="product_buy.parquet",
-        columns=("client_id", "timestamp", "kind", "item", "detail", "category", "price"),
+        columns=("client_id", "timestamp", "kind", "sku", "url", "category", "price"),
         select={
             "user_id": "client_id",
             "timestamp": "try_cast(timestamp as timestamp)",
-            "event": "concat_ws(':', kind, detail)",
-            "behavior": "kind",
-            "item": "item",
+            "event": "concat_ws(':', kind, coalesce(category, sku))",
+            "behavior": "concat_ws(':', kind, coalesce(category, sku, url))",
+            "kind": "kind",
+            "item": "coalesce(sku, url)",
+            "sku": "sku",
+            "url": "url",
             "category": "category",
             "price": "price",
         },
-        schema=_schema("UTC", behavior=True, location=False, order=False),
+        schema=_schema("UTC", behavior=True, location=False, order=False, extra=("item", "price")),
     ),
 }

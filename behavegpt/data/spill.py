@@ -1,28 +1,31 @@
-"""Columns on disk: rows appended in batches and read back by bucket of users; .npy files written piece by piece."""
+"""Rows appended in batches and read back by bucket of users, on disk if they are many; .npy files written in pieces."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+PIECE = 1 << 17  # rows whose columns stay in the processor's cache while they are worked on
+
 
 class Spill:
-    """Rows in one raw file per column; each batch is stored by bucket, so that a bucket is read as slices."""
+    """Rows by bucket: batches in memory; above a limit they are moved, as one run, to a raw file per column."""
 
-    def __init__(self, folder: Path, bucket_of_user: np.ndarray) -> None:
-        """`bucket_of_user` (codes,) uint16, ascending."""
+    def __init__(self, folder: Path, bucket_of_user: np.ndarray, limit: int) -> None:
+        """`bucket_of_user` (codes,) unsigned, ascending; `limit` in bytes."""
         folder.mkdir()
         self.bucket_of_user = bucket_of_user
         self.buckets = int(bucket_of_user.max(initial=0)) + 1
-        self._folder = folder
-        self._files: dict[str, IO[bytes]] = {}
+        self.held = 0  # bytes in memory
+        self._folder, self._limit = folder, limit
         self._dtypes: dict[str, np.dtype] = {}
-        self._starts: list[np.ndarray] = []  # per batch (buckets + 1,): first row of each bucket in the files
-        self._rows = 0
+        # Batches in memory and runs on disk, each with the first row of each bucket (buckets + 1,).
+        self._batches: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self._runs: list[np.ndarray] = []
 
     def append(self, columns: dict[str, np.ndarray]) -> None:
         """Add a batch; `user` holds codes, every array has the same length."""
@@ -32,35 +35,50 @@ class Spill:
             bucket = self.bucket_of_user[columns["user"]]
             index = np.argsort(bucket, kind="stable")
             counts = np.bincount(bucket, minlength=self.buckets)
-        self._starts.append(self._rows + np.concatenate([[0], np.cumsum(counts)]))
-        self._rows += int(counts.sum())
-        for name, column in columns.items():
-            if name not in self._files:
-                self._files[name] = (self._folder / f"{name}.bin").open("wb")
-                self._dtypes[name] = column.dtype
-            self._files[name].write(np.ascontiguousarray(column[index]).data)
+        batch = {name: column[index] for name, column in columns.items()}
+        self._batches.append((np.concatenate([[0], np.cumsum(counts)]), batch))
+        self._dtypes = {name: column.dtype for name, column in batch.items()}
+        self.held += sum(column.nbytes for column in batch.values())
+        if self.held > self._limit:
+            self._write_run()
 
     def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns (N,) of the rows of a bucket, in the order they came."""
-        return {name: self._read(bucket, name) for name in names}
+        return {
+            name: np.concatenate(
+                [self._read(name, *run[bucket : bucket + 2]) for run in self._runs] + self._held(name, bucket)
+            )
+            for name in names
+        }
 
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
+    def scan(self, names: tuple[str, ...]) -> Iterator[dict[str, np.ndarray]]:
+        """Columns (N,) of all rows in pieces, in no order; no copies of what is in memory."""
+        rows = int(self._runs[-1][-1]) if self._runs else 0
+        for start in range(0, rows, PIECE):
+            yield {name: self._read(name, start, min(rows, start + PIECE)) for name in names}
+        for starts, batch in self._batches:
+            for start in range(0, int(starts[-1]), PIECE):
+                yield {name: batch[name][start : start + PIECE] for name in names}
 
-    def _read(self, bucket: int, name: str) -> np.ndarray:
-        if name not in self._files:
-            return np.zeros(0, np.int64)
-        self._files[name].flush()
+    def _held(self, name: str, bucket: int) -> list[np.ndarray]:
+        """The rows of a bucket that are in memory, and an empty array of the column's type."""
+        pieces = [batch[name][slice(*starts[bucket : bucket + 2])] for starts, batch in self._batches]
+        return [np.zeros(0, self._dtypes.get(name, np.int64)), *pieces]
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         dtype = self._dtypes[name]
-        ranges = [(int(starts[bucket]), int(starts[bucket + 1])) for starts in self._starts]
-        pieces = [
-            np.fromfile(self._folder / f"{name}.bin", dtype, stop - start, offset=start * dtype.itemsize)
-            for start, stop in ranges
-            if stop > start
-        ]
-        return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+        return np.fromfile(self._folder / name, dtype, stop - start, offset=start * dtype.itemsize)
+
+    def _write_run(self) -> None:
+        """Move the batches in memory to the files, bucket by bucket: later reads are few and long."""
+        for name in self._dtypes:
+            with (self._folder / name).open("ab") as file:
+                for bucket in range(self.buckets):
+                    for piece in self._held(name, bucket):
+                        file.write(piece.data)
+        first = int(self._runs[-1][-1]) if self._runs else 0
+        self._runs.append(first + np.sum([starts for starts, _ in self._batches], axis=0))
+        self._batches, self.held = [], 0
 
 
 class ColumnWriter:

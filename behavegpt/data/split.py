@@ -60,11 +60,17 @@ def parse_split(text: str, tz: str = "UTC") -> SplitRule:
 
 
 def time_boundaries(
-    rule: SplitRule, seconds: Callable[[], Iterable[np.ndarray]], first: int, last: int, events: int
+    rule: SplitRule,
+    times: Callable[[], Iterable[np.ndarray]],
+    first: int,
+    last: int,
+    events: int,
+    per_second: int = 1,
 ) -> tuple[int, int]:
-    """Epoch seconds from which on events are validation and test; `seconds()` iterates over all times, in pieces.
+    """Epoch seconds from which on events are validation and test; `times()` iterates over all times, in pieces.
 
-    `first` and `last` are the smallest and largest time. A `user` rule has no boundaries: all is before them.
+    Times are in units of 1 / `per_second`; `first` and `last` are the smallest and largest in whole seconds. A `user`
+    rule has no boundaries: all is before them.
     """
     if rule.kind == "date":
         return rule.dates
@@ -73,13 +79,15 @@ def time_boundaries(
         return start, stop
     if rule.kind == "user":
         return last + 1, last + 1
-    start, stop = (_order_statistic(seconds, int(end * events), first, last) for end in rule.ends)
+    ranks = [int(end * events) for end in rule.ends]
+    found = _order_statistics(times, {rank for rank in ranks if rank < events}, first, last + 1, per_second)
+    start, stop = (found.get(rank, last + 1) for rank in ranks)
     return start, stop
 
 
-def split_by_time(seconds: np.ndarray, boundaries: tuple[int, int]) -> np.ndarray:
-    """Split (N,) uint8 of events at epoch `seconds` (N,)."""
-    return (seconds >= boundaries[0]).astype(np.uint8) + (seconds >= boundaries[1])
+def split_by_time(times: np.ndarray, boundaries: tuple[int, int]) -> np.ndarray:
+    """Split (N,) uint8 of events at `times` (N,), in the unit of the boundaries."""
+    return (times >= boundaries[0]).astype(np.uint8) + (times >= boundaries[1])
 
 
 def split_by_user(rule: SplitRule, hashes: np.ndarray) -> np.ndarray:
@@ -90,24 +98,25 @@ def split_by_user(rule: SplitRule, hashes: np.ndarray) -> np.ndarray:
     return (upper >= train).astype(np.uint8) + (upper >= valid)
 
 
-def _order_statistic(seconds: Callable[[], Iterable[np.ndarray]], rank: int, low: int, high: int) -> int:
-    """The value at 0-based `rank` of all values in low..high, without holding them; one past `high` if there is none.
+def _order_statistics(
+    times: Callable[[], Iterable[np.ndarray]], ranks: set[int], first: int, end: int, per_second: int
+) -> dict[int, int]:
+    """The seconds at 0-based ranks of all times, which lie in first..end, without holding them.
 
-    Counts in 2^16 bins, then again inside the bin that holds the rank: two passes for a span of 2^32.
+    Counts in 2^16 bins, then again inside the bins that hold the ranks: two passes for a span of 2^32 seconds.
     """
-    end = high + 1
-    while low < end:
-        width = max(1, -(-(end - low) // _BINS))
-        counts = np.zeros(_BINS, np.int64)
-        for piece in seconds():
-            inside = piece[(piece >= low) & (piece < end)]
-            counts += np.bincount((inside - low) // width, minlength=_BINS)
-        total = np.cumsum(counts)
-        bin_ = int(np.searchsorted(total, rank, side="right"))
-        if bin_ == _BINS:
-            return end
-        rank -= int(total[bin_ - 1]) if bin_ else 0
-        low, end = low + bin_ * width, min(low + (bin_ + 1) * width, end)
-        if width == 1:
-            return low
-    return end
+    spans, below = dict.fromkeys(ranks, (first, end)), dict.fromkeys(ranks, 0)
+    while any(stop - start > 1 for start, stop in spans.values()):
+        counts = {span: np.zeros(_BINS, np.int64) for span in spans.values()}
+        widths = {(start, stop): -(-(stop - start) // _BINS) for start, stop in counts}
+        for piece in times():
+            for (start, stop), count in counts.items():
+                low, high = start * per_second, stop * per_second
+                inside = piece if (start, stop) == (first, end) else piece[(piece >= low) & (piece < high)]
+                count += np.bincount((inside - low) // (widths[start, stop] * per_second), minlength=_BINS)
+        for rank, (start, stop) in spans.items():
+            total = below[rank] + np.cumsum(counts[start, stop])
+            bin_, width = int(np.searchsorted(total, rank, side="right")), widths[start, stop]
+            below[rank] = int(total[bin_ - 1]) if bin_ else below[rank]
+            spans[rank] = start + bin_ * width, min(start + (bin_ + 1) * width, stop)
+    return {rank: start for rank, (start, _) in spans.items()}

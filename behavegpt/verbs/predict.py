@@ -1,4 +1,4 @@
-"""Verbs that use a trained model: evaluate, predict, embed."""
+"""Verbs that use a trained model: evaluate, predict, embed, export."""
 
 from __future__ import annotations
 
@@ -111,6 +111,133 @@ def _embed(arguments: Arguments) -> Any:
     return {"users": len(found.users), "width": width, "out": str(arguments.out)}
 
 
+def _generate_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("logs", nargs="+", help="each user's history: files with the training log's columns")
+    parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)")
+    parser.add_argument("--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)")
+    parser.add_argument("--until", help="stop this long after each user's last event, for example '2 days'")
+    parser.add_argument("--samples", type=int, help="futures for each user (default 1)")
+    parser.add_argument("--temperature", type=float, help="below 1: closer to the most probable; 0: only those")
+    parser.add_argument("--top-p", type=float, help="draw from the smallest set of this probability (default 1)")
+    parser.add_argument("--seed", type=int, help="same seed, same futures (default 0)")
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        default=[],
+        metavar="[time=|place=]NAME",
+        help="where times and places come from: head, observed (random own ones) or typical (own median gap, most "
+        "frequent place); default: the model's heads, observed where it has none",
+    )
+    parser.add_argument("--data", type=Path, help="prepared training folder: tells which events go with a behavior")
+    parser.add_argument(
+        "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
+    )
+
+
+def _generate(arguments: Arguments) -> Any:
+    from behavegpt.adapt.links import count_links
+    from behavegpt.console import progress, say
+    from behavegpt.data.reencode import fit_store
+    from behavegpt.data.store import open_store, write_table
+    from behavegpt.predictor import load
+
+    predictor = load(arguments.model)
+    links = count_links(fit_store(open_store(arguments.data), predictor.tokenizer)) if arguments.data else None
+    options = {n: getattr(arguments, n) for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")}
+    with progress("generate", 100) as advance:
+        found = predictor.generate(
+            arguments.logs,
+            arguments.steps or (10_000 if arguments.until else 50),
+            links=links,
+            on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
+            **options,
+            **_policies(arguments.policy),
+        )
+    for field, policy in found.policies.items():
+        say(f"{field}: {policy}")
+    for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
+        for name, number in counted.items():
+            if number:
+                say(f"{what}: {name}: {number:,}")
+    rows = found.to_table()
+    if arguments.out is None:
+        if arguments.json:
+            return rows.to_pylist()
+        shown = rows.slice(0, 20).to_pylist()
+        show(arguments, rows.column_names, [["" if v is None else str(v) for v in row.values()] for row in shown])
+        return None
+    write_table(rows, arguments.out)
+    if arguments.probabilities:
+        beside = arguments.out.with_name(f"{arguments.out.stem}.probabilities{arguments.out.suffix}")
+        write_table(found.probabilities_table(), beside)
+    say(f"{len(found):,} events of {len(found.users):,} users, written: {arguments.out}")
+    return {"users": len(found.users), "events": len(found), "out": str(arguments.out), "policies": found.policies}
+
+
+def _policies(words: list[str]) -> dict[str, str]:
+    """`observed` for both, or `time=observed place=head`."""
+    named: dict[str, str] = {}
+    for word in words:
+        field, equals, policy = word.rpartition("=")
+        named |= {field: policy} if equals else {"time": policy, "place": policy}
+    return named
+
+
+def _export_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("events", nargs="+", help="prepared folder, or files with the training log's columns")
+    parser.add_argument("out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json")
+    parser.add_argument("--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below")
+    parser.add_argument("--half-life", type=float, help="days, for the decayed parts (default 7)")
+    parser.add_argument("--scale", choices=("standard", "unit", "none"), help="default: standard")
+    parser.add_argument("--clients", type=Path, metavar="NPY", help="whose vectors, in which order (default: all)")
+    parser.add_argument("--fill", choices=("mean", "zeros", "empty-history"), help="clients without events")
+    parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float16")
+    parser.add_argument("--block-users", type=int, help="users at a time, kept when the run is killed (default 8192)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+
+
+def _export(arguments: Arguments) -> Any:
+    import datetime
+
+    import torch
+    from accelerate import PartialState
+
+    from behavegpt.config import read_settings
+    from behavegpt.console import progress, say
+    from behavegpt.export import ExportSettings, export
+    from behavegpt.predictor import load
+    from behavegpt.user_embeddings import open_array
+
+    names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if "pool" in given:
+        given["pool"] = f"[{given['pool'].replace('+', ', ')}]"
+    settings = read_settings(ExportSettings, None, [f"{name}={value}" for name, value in given.items()])
+    # one process may prepare or assemble for hours while the others wait
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
+    predictor = load(arguments.model, state.device)
+    with progress("export", 100) as advance:
+        facts = export(
+            predictor.model,
+            predictor.tokenizer,
+            arguments.events,
+            arguments.out,
+            settings,
+            clients=open_array(arguments.clients) if arguments.clients else None,
+            overwrite=arguments.overwrite,
+            state=state,
+            progress=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
+        )
+    if not state.is_main_process:
+        return None
+    say(f"{facts['vectors']:,} vectors, written: {arguments.out}")
+    if facts["missing"]:
+        say(f"{facts['missing']:,} of them have no events and were filled by the rule {settings.fill} (missing.npy)")
+    return facts
+
+
 VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "score a model on held-out events, beside simple baselines",
@@ -131,5 +258,24 @@ VERBS: dict[str, Verb] = {
         "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet",
         _embed_arguments,
         _embed,
+    ),
+    "generate": Verb(
+        "each user's next events: times, places, events and behaviors",
+        "  behavegpt generate runs/mine/model history.parquet --steps 50 --data data/mine --out future.parquet\n"
+        "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 --top-p .95\n"
+        "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 --json",
+        _generate_arguments,
+        _generate,
+    ),
+    "export": Verb(
+        "user vectors for millions of users, as an entry to the RecSys Challenge 2025 (also under accelerate launch)",
+        "  behavegpt export runs/mine/model data/mine vectors\n"
+        "  behavegpt export runs/mine/model data/mine entry --clients input/relevant_clients.npy --pool mean+decayed\n"
+        "  accelerate launch -m behavegpt.cli export runs/mine/model new_logs.parquet vectors\n"
+        "parts: last, mean, decayed: hidden states at the last event, averaged, averaged with --half-life;\n"
+        "bag, recent_bag: averages of the embedded events; behaviors: log-probabilities of the next behavior.\n"
+        "A run that was killed goes on where it was when it is started again.",
+        _export_arguments,
+        _export,
     ),
 }

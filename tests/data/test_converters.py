@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from behavegpt.data.converters import SHOP_FILES, convert
+from behavegpt.data.converters import convert
 from behavegpt.data.public_logs import CONVERTERS
 from behavegpt.data.schema import read_schema
+from behavegpt.data.shop_log import SHOP_FILES
 from behavegpt.errors import DataError
 
 LOGS = {
@@ -146,7 +147,8 @@ def test_recsys2025_without_and_with_properties(tmp_path: Path) -> None:
     pd.DataFrame(properties).to_parquet(folder / "product_properties.parquet")
     convert("recsys2025", folder, tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet")
-    assert len(frame) == 10 and set(frame["behavior"]) == set(SHOP_FILES)
+    assert len(frame) == 10 and set(frame["kind"]) == set(SHOP_FILES)
+    assert {"page_visit:7", "page_visit:8", "search_query", "product_buy:5"} <= set(frame["behavior"])
     assert {"add_to_cart:5", "add_to_cart:unknown", "page_visit", "search_query"} <= set(frame["event"])
     assert frame.loc[frame["event"] == "product_buy:5", ["item", "price"]].to_numpy().tolist() == [["10", "42"]]
 
@@ -154,11 +156,9 @@ def test_recsys2025_without_and_with_properties(tmp_path: Path) -> None:
 def test_recsys2025_on_the_challenge_layout(tmp_path: Path, shared_data) -> None:  # type: ignore[no-untyped-def]
     source = shared_data("challenge_mini")
     convert("recsys2025", source, tmp_path / "log.parquet")
-    frame = pd.read_parquet(tmp_path / "log.parquet", columns=["timestamp", "behavior"])
-    for kind in frame["behavior"].unique():
-        assert (frame["behavior"] == kind).sum() == len(
-            pd.read_parquet(source / f"{kind}.parquet", columns=["client_id"])
-        )
+    frame = pd.read_parquet(tmp_path / "log.parquet", columns=["timestamp", "kind"])
+    for kind in SHOP_FILES:
+        assert (frame["kind"] == kind).sum() == len(pd.read_parquet(source / f"{kind}.parquet", columns=["client_id"]))
     assert frame["timestamp"].notna().all()
 
 

@@ -231,6 +231,39 @@ def test_rejects_are_written_counted_and_limited(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "strict.rejects.parquet").num_rows == 8
 
 
+def test_rejected_rows_do_not_count_for_a_user(tmp_path: Path) -> None:
+    frame = log().assign(user=lambda f: np.where(np.arange(len(f)) % 200 == 0, "few", f["user"]))
+    few = np.flatnonzero(frame["user"] == "few")
+    frame.loc[few[:3], "time"] = "never"
+    file = saved(frame, tmp_path / "a.csv")
+    assert "few" in prepare(file, tmp_path / "a", SCHEMA, min_events=len(few) - 3).users().to_pylist()
+    store = prepare(file, tmp_path / "b", SCHEMA, min_events=len(few) - 2)
+    assert "few" not in store.users().to_pylist()
+    sizes = frame[frame["time"] != "never"].groupby("user").size()
+    assert np.array_equal(np.diff(store.offsets), sizes[sizes >= len(few) - 2])
+
+
+@pytest.mark.parametrize("labels", [255, 256, 65_535, 65_536])
+def test_any_number_of_labels(tmp_path: Path, labels: int) -> None:
+    event = np.random.default_rng(0).permutation(labels)
+    columns = {"user": event, "time": 1_500_000_000 + event, "event": event, "place": np.where(event % 9, event, None)}
+    store = prepare(pa.table(columns), tmp_path / "out", SCHEMA.model_copy(update={"behavior": None, "extra": ()}))
+    users = [int(user) for user in store.users().to_pylist()]
+    assert sorted(users) == list(range(labels))
+    assert np.array_equal(store.columns["time"], np.array(users))
+    train = store.columns["split"] == 0
+    for field, known in (("event", train), ("location", train & (np.array(users) % 9 > 0))):
+        decoded = store.vocabulary[field].decode(store.columns[field])
+        assert decoded == [str(user) if seen else None for user, seen in zip(users, known, strict=True)]
+
+
+def test_an_empty_category_is_no_label(tmp_path: Path) -> None:
+    frame = log().assign(place=lambda f: f["place"].fillna("").astype("category"))
+    store = prepare(frame, tmp_path / "out", SCHEMA)
+    assert "" not in store.vocabulary["location"].values.to_pylist()
+    assert store.manifest.content_hash == prepare(log(), tmp_path / "text", SCHEMA).manifest.content_hash
+
+
 def test_all_rows_rejected_and_no_rows(tmp_path: Path) -> None:
     frame = log(10).assign(event=None)
     with pytest.raises(DataError, match="event is null: 20 rows"):

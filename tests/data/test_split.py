@@ -34,6 +34,16 @@ def test_time_boundaries_are_order_statistics(name: str, shares: str) -> None:
     assert boundaries(f"time:{shares}", times) == tuple(ordered[ranks])
 
 
+@pytest.mark.parametrize("name", TIMES)
+def test_boundaries_of_microseconds_are_those_of_seconds(name: str) -> None:
+    times = TIMES[name]
+    micros = times * 10**6 + np.random.default_rng(3).integers(0, 10**6, len(times))
+    rule, parts = parse_split("time:0.6,0.1,0.3"), np.array_split(micros, 3)
+    first, last = int(times.min()), int(times.max())
+    found = time_boundaries(rule, lambda: iter(parts), first, last, len(times), per_second=10**6)
+    assert found == boundaries("time:0.6,0.1,0.3", times)
+
+
 def test_equal_times_never_straddle() -> None:
     times = TIMES["many ties"]
     split = split_by_time(times, boundaries("time:0.7,0.15,0.15", times))

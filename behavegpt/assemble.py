@@ -1,0 +1,116 @@
+"""Blocks of raw vectors -> one folder of UserEmbeddings: scaled, in the asked order, the absent users filled.
+
+Shapes: N vectors asked for, U users with events among them, n of a block, D vector width.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from behavegpt.errors import DataError
+from behavegpt.files import write_json
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, open_array, seal, write_array
+
+USERS = "users.parquet"  # labels by row, where they are no whole numbers
+FACTS = "export.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which users' vectors go where."""
+
+    labels: pa.Array  # (N,) in the order of the result
+    row: np.ndarray  # (N,) index into `users`; -1: no events
+    users: np.ndarray  # (U,) ascending indices of the store's users
+
+    @property
+    def missing(self) -> np.ndarray:
+        """(N,) bool: asked for, but without events."""
+        return self.row < 0
+
+
+def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty: np.ndarray, folder: Path) -> None:
+    """Write the folder from blocks (n, D) float32 of `asked.users`; one block is held at a time.
+
+    `facts["parts"]`: name -> dimensions from, to; `facts["settings"]`: scale, fill, dtype, block_users.
+    `empty` (D,): the raw vector of a user without events.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    settings, parts = facts["settings"], [slice(*bounds) for bounds in facts["parts"].values()]
+    shape = (len(asked.labels), parts[-1].stop)
+    np.lib.format.open_memmap(folder / EMBEDDINGS, mode="w+", dtype=settings["dtype"], shape=shape)
+    scale = _scaling(blocks, parts, settings["scale"])
+    place = np.empty(len(asked.users), np.int64)
+    place[asked.row[~asked.missing]] = np.flatnonzero(~asked.missing)
+    first, total = 0, np.zeros(shape[1])
+    for path in blocks:
+        vectors = scale(np.asarray(open_array(path)))
+        total += vectors.sum(0, dtype=np.float64)
+        _write_rows(folder / EMBEDDINGS, place[first : first + len(vectors)], vectors, asked.labels)
+        first += len(vectors)
+    if asked.missing.any():
+        fills = {"zeros": np.zeros(shape[1]), "mean": total / max(first, 1), "empty-history": scale(empty[None])[0]}
+        filling = fills[settings["fill"]].astype(np.float32)
+        absent = np.flatnonzero(asked.missing)
+        for start in range(0, len(absent), settings["block_users"]):
+            rows = absent[start : start + settings["block_users"]]
+            _write_rows(folder / EMBEDDINGS, rows, np.broadcast_to(filling, (len(rows), shape[1])), asked.labels)
+        write_array(folder / MISSING, asked.missing)
+    _write_ids(asked.labels, folder)
+    write_json(folder / FACTS, facts)
+    seal(folder)
+
+
+def _scaling(blocks: Sequence[Path], parts: Sequence[slice], rule: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The rule as a function of raw vectors (n, D) float32."""
+    if rule == "none":
+        return lambda vectors: vectors
+    if rule == "unit":
+        return lambda vectors: np.hstack(
+            [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (vectors[:, p] for p in parts)]
+        )
+    count, total, square = 0, np.zeros(parts[-1].stop), np.zeros(parts[-1].stop)
+    for path in blocks:
+        vectors = np.asarray(open_array(path), np.float64)
+        count, total, square = count + len(vectors), total + vectors.sum(0), square + (vectors**2).sum(0)
+    mean = total / max(count, 1)
+    deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0))
+    factor = np.where(deviation > 1e-6 * np.maximum(1, np.abs(mean)), 1 / np.maximum(deviation, 1e-30), 0)
+    return lambda vectors: ((vectors - mean) * factor).astype(np.float32)
+
+
+def _write_rows(path: Path, rows: np.ndarray, vectors: np.ndarray, labels: pa.Array) -> None:
+    """Put vectors (n, D) into rows (n,) of a .npy file; mapped anew each time, so that no page stays in memory."""
+    target = np.load(path, mmap_mode="r+", allow_pickle=False)
+    with np.errstate(over="ignore"):
+        values = vectors.astype(target.dtype)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"user {labels[int(rows[bad[0]])]}: the vector holds values beyond {target.dtype}; take --scale standard "
+            "or unit, or --dtype float32; if that does not help, the model is damaged."
+        )
+    target[rows] = values
+
+
+def _write_ids(labels: pa.Array, folder: Path) -> None:
+    """client_ids.npy: the labels as int64; where they are no whole numbers, row numbers beside users.parquet."""
+    try:
+        ids = labels.cast(pa.int64())
+        whole = ids.cast(pa.string()).equals(labels)
+    except pa.ArrowInvalid:
+        whole = False
+    if not whole:
+        ids = pa.array(np.arange(len(labels)))
+        pq.write_table(pa.table({"user": labels}), folder / USERS)
+    write_array(folder / CLIENT_IDS, ids.to_numpy(zero_copy_only=False))

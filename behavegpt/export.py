@@ -1,0 +1,237 @@
+"""User vectors for any number of users: a model and events -> a folder of UserEmbeddings, in bounded memory.
+
+events (a prepared folder, or raw logs, which are prepared first) -> the users asked for, in blocks -> pooling.py
+-> OUT.work/block_000012.npy -> one pass that scales the blocks and puts them into the asked order -> OUT, renamed.
+
+A block is a pure function of its users: a run that was killed, or that ran as several processes, ends with the bytes
+of any other. Shapes: N vectors asked for, U users with events among them, D vector width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from accelerate import PartialState
+from pydantic import Field
+
+from behavegpt.assemble import Asked, assemble
+from behavegpt.config import Settings
+from behavegpt.data.prepare import prepare
+from behavegpt.data.reencode import schema_difference
+from behavegpt.data.sources import find_logs
+from behavegpt.data.store import EventStore, open_store
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import PAD, UNKNOWN
+from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.files import write_json
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.pooling import NAMES, user_vectors, widths
+from behavegpt.user_embeddings import write_array
+
+MOST_DIMENSIONS = 2048  # of an entry to the challenge
+
+Advance = Callable[[int, int], None]  # users done, of how many
+
+
+class ExportSettings(Settings):
+    """What a vector is made of; part of the fingerprint by which a run is continued."""
+
+    pool: tuple[str, ...] = Field(("last", "mean"), min_length=1, description="parts of a vector: " + ", ".join(NAMES))
+    half_life: float = Field(7.0, gt=0, description="days after which an event counts half, for the decayed parts")
+    scale: Literal["standard", "unit", "none"] = Field(
+        "standard",
+        description="standard: every dimension has mean 0 and variance 1 over the users with events; "
+        "unit: every part of a user's vector has length 1",
+    )
+    fill: Literal["mean", "zeros", "empty-history"] = Field(
+        "mean",
+        description="users without events: the mean vector, zeros, or what the model makes of one unknown event",
+    )
+    dtype: Literal["float16", "float32"] = Field("float16", description="of embeddings.npy; an entry has float16")
+    block_users: int = Field(8192, ge=1, description="users worked on, and kept when the run is killed, at a time")
+
+
+def export(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    events: Sequence[str | Path],
+    out: str | Path,
+    settings: ExportSettings | None = None,
+    *,
+    clients: pa.Array | np.ndarray | None = None,
+    overwrite: bool = False,
+    state: PartialState | None = None,
+    progress: Advance | None = None,
+) -> dict[str, Any]:
+    """Write the vectors of `clients` (default: all users, in the store's order) to the folder `out`.
+
+    `events`: a prepared folder, or raw logs with the training log's columns. Continues what a killed run left in
+    OUT.work. Returns what export.json tells. Raises BehaveGPTError.
+    """
+    settings, out, state = settings or ExportSettings(), Path(out), state or PartialState(cpu=True)
+    if sum(widths(model, settings.pool)) > MOST_DIMENSIONS:
+        raise ConfigError(
+            f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, an entry has at most "
+            f"{MOST_DIMENSIONS:,}; name fewer parts."
+        )
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
+    work = out.with_name(f"{out.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    store = _open(events, tokenizer, work, state)
+    asked = _ask(store, clients)
+    facts = _facts(model, tokenizer, store, asked, settings)
+    _begin_or_continue(work, facts, state)
+    lookup = _lookups(store, tokenizer)
+    starts = range(0, len(asked.users), settings.block_users)
+    blocks = [work / f"block_{first:012d}.npy" for first in starts]
+    mine = range(state.process_index, len(blocks), state.num_processes)
+    for i in mine:
+        if progress:
+            progress(starts[i], len(asked.users))
+        if not blocks[i].exists():
+            users = asked.users[starts[i] : starts[i] + settings.block_users]
+            write_array(blocks[i], _vectors(model, store, lookup, users, settings))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        empty = _empty_history(model, store, settings)
+        assemble(blocks, asked, facts, empty, work / "entry")
+        if out.exists():
+            shutil.rmtree(out)
+        os.rename(work / "entry", out)
+        shutil.rmtree(work)
+    state.wait_for_everyone()
+    return facts
+
+
+def _open(events: Sequence[str | Path], tokenizer: EventTokenizer, work: Path, state: PartialState) -> EventStore:
+    """The prepared folder `events`, or raw logs prepared by the model's schema; they need not tell the behavior."""
+    schema = tokenizer.event_schema
+    prepared = Path(events[0]) if len(events) == 1 and (Path(events[0]) / "dataset.json").is_file() else None
+    if prepared is None:
+        prepared = work / "events"
+        if schema.behavior not in find_logs(list(events)).columns:
+            schema = schema.model_copy(update={"behavior": None})
+        if state.is_main_process and not (prepared / "dataset.json").is_file():
+            prepare(list(events), prepared, schema, split="time:1,0,0")
+        state.wait_for_everyone()
+    store = open_store(prepared)
+    classes = {name: getattr(store.schema, name) for name in ("event", "behavior")}  # of no matter to a vector
+    lines = schema_difference(schema.model_copy(update=classes), store.schema)
+    if lines:
+        raise CheckpointError(
+            f"{prepared}: not the kind of data this model reads: {'; '.join(lines)}. Prepare the logs by the model's "
+            "schema (event_schema in its preprocessor_config.json), or give the raw logs."
+        )
+    return store
+
+
+def _ask(store: EventStore, clients: pa.Array | np.ndarray | None) -> Asked:
+    """Where each vector comes from. Raises DataError for a client that is asked for twice."""
+    users = store.users()
+    if clients is None:
+        every = np.arange(len(users))
+        return Asked(users, every, every)
+    labels = pa.array(clients).cast(pa.string())
+    if len(labels) != len(pc.unique(labels)):
+        twice = pc.value_counts(labels).filter(pc.greater(pc.value_counts(labels).field("counts"), 1))
+        raise DataError(f"--clients: client {twice[0]['values'].as_py()} is listed twice; list each one once.")
+    found = np.asarray(pc.fill_null(pc.index_in(labels, value_set=users), -1), np.int64)
+    chosen = np.unique(found[found >= 0])
+    return Asked(labels, np.where(found >= 0, np.searchsorted(chosen, found), -1), chosen)
+
+
+def _facts(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    store: EventStore,
+    asked: Asked,
+    settings: ExportSettings,
+) -> dict[str, Any]:
+    """What the vectors are made of: export.json, and what must be the same for a killed run to be continued."""
+    weights, who = hashlib.sha256(), hashlib.sha256(asked.row.tobytes())
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for start in range(0, len(asked.labels), 1 << 16):
+        who.update("\0".join(asked.labels[start : start + (1 << 16)].to_pylist()).encode())
+    sizes = widths(model, settings.pool)
+    return {
+        "vectors": len(asked.labels),
+        "missing": int(asked.missing.sum()),
+        "parts": {
+            name: [sum(sizes[:i]), sum(sizes[: i + 1])] for i, name in enumerate(settings.pool)
+        },  # name -> dimensions from, to
+        "settings": settings.model_dump(mode="json"),
+        "max_length": model.config.max_length,
+        "model": weights.hexdigest(),
+        "tokenizer": tokenizer.hash,
+        "events": store.manifest.content_hash,
+        "clients": who.hexdigest(),
+    }
+
+
+def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState) -> None:
+    """Leave a manifest in the work folder; raise ConfigError if it holds the blocks of another export."""
+    manifest = work / "manifest.json"
+    if state.is_main_process and not manifest.exists():
+        write_json(manifest, facts)
+    state.wait_for_everyone()
+    begun = json.loads(manifest.read_text(encoding="utf-8"))
+    different = [name for name in facts if begun.get(name) != facts[name]]
+    if different:
+        raise ConfigError(
+            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or remove the folder."
+        )
+
+
+def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarray]:
+    """For each field whose ids differ: the model's id of each of the store's, by label."""
+    shared = {f: (v, store.vocabulary[f]) for f, v in tokenizer.vocabulary.items() if f in store.vocabulary}
+    return {
+        field: np.concatenate([[PAD, UNKNOWN], ours.encode(theirs.values)])
+        for field, (ours, theirs) in shared.items()
+        if ours.hash != theirs.hash
+    }
+
+
+def _vectors(
+    model: BehaveGPTForBehaviorPrediction,
+    store: EventStore,
+    lookup: Mapping[str, np.ndarray],
+    users: np.ndarray,
+    settings: ExportSettings,
+) -> np.ndarray:
+    """Vectors (n, D) float32 of users (n,) of the store; only the events that the model reads are taken up."""
+    end = store.offsets[users + 1]
+    length = np.minimum(end - store.offsets[users], model.config.max_length)
+    after = np.cumsum(length)
+    source = np.arange(after[-1]) + np.repeat(end - after, length)
+    columns = {}
+    for name in {*model.config.columns, "time"}:
+        held = store.columns.get(name)
+        ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
+        columns[name] = lookup[name][ids] if name in lookup else ids
+    return user_vectors(model, columns, after - length, after, settings.pool, settings.half_life)
+
+
+def _empty_history(model: BehaveGPTForBehaviorPrediction, store: EventStore, settings: ExportSettings) -> np.ndarray:
+    """Vector (D,) of a history of one unknown event at the time of the store's last one."""
+    last = int(np.argmax(store.columns["time"]))
+    known = ("time", "weekday", "slot")
+    columns = {
+        name: store.columns[name][last : last + 1] if name in known else np.full(1, UNKNOWN)
+        for name in {*model.config.columns, "time"}
+    }
+    one = np.ones(1, np.int64)
+    return user_vectors(model, columns, one - 1, one, settings.pool, settings.half_life)[0]
