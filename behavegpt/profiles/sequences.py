@@ -1,0 +1,223 @@
+"""The sequence store: chosen event types merged in time order, one flat column for each declared field.
+
+DIR/clients.npy   (U,) int64, ascending: clients with an event; client u owns offsets[u] .. offsets[u + 1]
+DIR/offsets.npy   (U + 1,) int64
+DIR/FIELD.npy     (E,) ids in the smallest dtype that holds the vocabulary
+DIR/vocabularies.safetensors, DIR/store.json
+
+See `fields` for what the ids mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from behavegpt.data.spill import ColumnWriter, smallest_dtype
+from behavegpt.files import write_json
+from behavegpt.profiles.cache import code_hash
+from behavegpt.profiles.events import EventTables, among, columns, register
+from behavegpt.profiles.fields import (
+    CODES,
+    END,
+    FIRST,
+    MISSING,
+    PAD,
+    RARE,
+    RAW,
+    START,
+    SequenceSettings,
+    Vocabularies,
+    source_sql,
+    value_sql,
+)
+from behavegpt.user_embeddings import open_array, write_array
+
+BATCH = 2**18  # rows fetched at a time
+
+
+@dataclass(frozen=True)
+class SequenceStore:
+    """Flat columns by field, each (E,) and memory-mapped; client u owns `offsets[u]:offsets[u + 1]`."""
+
+    path: Path
+    clients: np.ndarray  # (U,) int64
+    offsets: np.ndarray  # (U + 1,) int64
+    columns: Mapping[str, np.ndarray]
+    vocabularies: Vocabularies
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Field -> number of ids."""
+        return self.vocabularies.sizes
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(U,) events of each client."""
+        return np.diff(self.offsets)
+
+    def stops_before(self, moment: int) -> np.ndarray:
+        """(U,) for each client the index of its first event at or after `moment` (epoch seconds); needs field `time`.
+
+        What is before it is a past, what comes from there on a future to learn from.
+        """
+        earlier = np.concatenate([[0], np.cumsum(np.asarray(self.columns["time"]) < moment)])
+        return self.offsets[:-1] + earlier[self.offsets[1:]] - earlier[self.offsets[:-1]]
+
+    def padded(
+        self, rows: np.ndarray, longest: int, ends: bool = True, stops: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The newest events of clients `rows` (B,) as field -> ids (B, L) int64, padded at the right, and lengths (B,).
+
+        With `ends`, START and END surround the events; `longest` counts them too. `stops` (B,) are the indices before
+        which each history ends, its last event by default. A pure function: the same rows give the same arrays,
+        whatever was asked before.
+        """
+        stops = self.offsets[rows + 1] if stops is None else stops
+        counts = np.minimum(stops - self.offsets[rows], longest - 2 * ends)
+        width = int(counts.max(initial=0))
+        position = np.arange(width)
+        inside = position < counts[:, None]
+        index = np.where(inside, (stops - counts)[:, None] + position, 0)
+        batch = {}
+        for name, column in self.columns.items():
+            ids = np.where(inside, column[index] if width else 0, PAD).astype(np.int64)
+            if ends:
+                ids = np.pad(ids, ((0, 0), (1, 1)))
+                ids[:, 0] = START
+                ids[np.arange(len(rows)), counts + 1] = END
+            batch[name] = ids
+        return batch, counts + 2 * ends
+
+
+def build_store(
+    tables: EventTables, settings: SequenceSettings, vocabularies: Vocabularies, cache: Path
+) -> SequenceStore:
+    """Build the store in `cache` under the hash of what it is made from, or open the one that is there."""
+    key = json.dumps([code_hash(__name__), tables.digest, settings.model_dump(mode="json"), vocabularies.digest])
+    folder = cache / "sequences" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    if not (folder / "store.json").is_file():
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(tables, settings, vocabularies, temporary)
+        temporary.rename(folder)
+    return open_store(folder)
+
+
+def open_store(folder: Path) -> SequenceStore:
+    """Open a folder that `build_store` wrote."""
+    facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+    arrays = {name: open_array(folder / f"{name}.npy") for name in ("clients", "offsets", *facts["fields"])}
+    clients, offsets = np.array(arrays.pop("clients")), np.array(arrays.pop("offsets"))
+    return SequenceStore(folder, clients, offsets, arrays, Vocabularies.load(folder / "vocabularies.safetensors"))
+
+
+def _write(tables: EventTables, settings: SequenceSettings, vocabularies: Vocabularies, folder: Path) -> None:
+    """Stream the sorted, encoded events into columns, keeping the last `settings.last` of each client."""
+    names = [spec.name for spec in settings.specs]
+    with tables.connect(folder) as con:
+        if settings.clients == "all":
+            everybody = f"SELECT DISTINCT client FROM events WHERE event IN ({among(settings.events)}) ORDER BY client"
+            found = columns(con, everybody)["client"]
+            register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
+        clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
+        counts = _counts(con, settings, len(clients))
+        kept = np.minimum(counts, settings.last or counts.max(initial=0))
+        stops = np.cumsum(counts)
+        writers = {
+            name: ColumnWriter(folder / f"{name}.npy", _dtype(name, vocabularies), int(kept.sum())) for name in names
+        }
+        done = 0
+        for batch in _encoded(con, settings, vocabularies):
+            rows = batch.pop("row")
+            position = done + np.arange(len(rows))
+            newest = position >= (stops - kept)[rows]
+            for name, ids in batch.items():
+                writers[name].write(ids[newest])
+            done += len(rows)
+    digests = {name: writer.close() for name, writer in writers.items()}
+    present = kept > 0
+    write_array(folder / "clients.npy", clients[present])
+    write_array(folder / "offsets.npy", np.concatenate([[0], np.cumsum(kept[present])]))
+    vocabularies.save(folder / "vocabularies.safetensors")
+    shutil.rmtree(folder / "spill", ignore_errors=True)
+    write_json(folder / "store.json", {"fields": names, "events": int(kept.sum()), "digests": digests})
+
+
+def _counts(con: duckdb.DuckDBPyConnection, settings: SequenceSettings, clients: int) -> np.ndarray:
+    """(clients,) int64: events, or code tokens, of each client."""
+    codes = next((CODES[spec.name] for spec in settings.specs if spec.name in CODES), None)
+    size = f"sum(greatest(coalesce(len({codes}), 0), 1))" if codes else "count(*)"
+    names = [spec.name for spec in settings.specs if spec.name in CODES]
+    query = f"""SELECT row, {size}::BIGINT AS n FROM {source_sql(settings, names)}
+        JOIN clients w ON w.client = e.client GROUP BY row"""
+    found = columns(con, query)
+    counts = np.zeros(clients, np.int64)
+    counts[found["row"]] = found["n"]
+    return counts
+
+
+def _encoded(
+    con: duckdb.DuckDBPyConnection, settings: SequenceSettings, vocabularies: Vocabularies
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `row` and ids by field, sorted by client and time.
+
+    Equal times are sorted by event type and then by ids, so that the order of rows in a file never matters.
+    """
+    names = [spec.name for spec in settings.specs]
+    codes = next((name for name in names if name in CODES), None)
+    plain = [name for name in names if name != codes]
+    values = [f"{value_sql(name, vocabularies.anchor)} AS v_{name}" for name in plain]
+    ids, joins = zip(*(_id_sql(con, name, vocabularies) for name in plain), strict=True) if plain else ((), ())
+    if codes:  # an event without codes is one token, `missing`
+        listed = CODES[codes]
+        values.append(f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL::SMALLINT] END AS {codes}")
+    query = f"""
+        SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
+        FROM (SELECT w.row, e.moment, e.event AS kind, {", ".join(values)}
+              FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s {" ".join(joins)}
+        ORDER BY {", ".join(["row", "moment", "kind", *names])}"""
+    for batch in con.sql(query).to_arrow_reader(BATCH):
+        columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)}
+        if codes:
+            tokens = batch.column(codes)
+            columns = {name: column.repeat(np.diff(tokens.offsets)) for name, column in columns.items()}
+            columns[codes] = _code_ids(tokens.flatten(), vocabularies.values[codes])
+        yield columns
+
+
+def _code_ids(codes: pa.Array, values: np.ndarray) -> np.ndarray:
+    """Ids (T,) of codes (T,), null where an event has none."""
+    if not len(values):
+        return np.where(codes.is_null().to_numpy(zero_copy_only=False), MISSING, RARE)
+    order = np.argsort(values)
+    wanted = codes.fill_null(0).to_numpy()
+    place = order[np.searchsorted(values[order], wanted).clip(max=len(values) - 1)]
+    ids = np.where(values[place] == wanted, place + FIRST, RARE)
+    return np.where(codes.is_null().to_numpy(zero_copy_only=False), MISSING, ids)
+
+
+def _id_sql(con: duckdb.DuckDBPyConnection, name: str, vocabularies: Vocabularies) -> tuple[str, str]:
+    """SQL of a field's id from its value `v_NAME`, and the join that it needs."""
+    if name in RAW:
+        return f"v_{name}::UINTEGER AS {name}", ""
+    values = vocabularies.values[name]
+    if np.array_equal(values, np.arange(len(values))):
+        known, join = f"CASE WHEN v_{name} BETWEEN 0 AND {len(values) - 1} THEN v_{name} + {FIRST} END", ""
+    else:
+        register(con, f"ids_{name}", value=values, id=np.arange(FIRST, FIRST + len(values), dtype=np.uint32))
+        known, join = f"ids_{name}.id", f"LEFT JOIN ids_{name} ON ids_{name}.value = s.v_{name}"
+    return f"CASE WHEN v_{name} IS NULL THEN {MISSING} ELSE coalesce({known}, {RARE}) END::UINTEGER AS {name}", join
+
+
+def _dtype(name: str, vocabularies: Vocabularies) -> np.dtype:
+    return np.dtype(np.uint32) if name in RAW else smallest_dtype(vocabularies.sizes[name])

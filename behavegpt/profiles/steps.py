@@ -1,0 +1,98 @@
+"""Steps between a member's vectors and the ensemble: PCA, unit length, quantiles. Fitted state is arrays alone.
+
+Everything goes in blocks of rows, so that a memory-mapped matrix (U, D) is never in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from behavegpt.profiles.members import Pca, Quantile, Step
+
+BLOCK = 2**15  # rows
+QUANTILES = 1000  # points of the fitted distribution of a column
+SUBSAMPLE = 200_000  # rows it is taken from
+State = Mapping[str, np.ndarray]  # what one step has fitted
+Blocks = Callable[[], Iterator[np.ndarray]]  # goes through the rows once, (B, D) float64 at a time
+
+
+def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
+    """Fit each step on what the steps before it make of `vectors` (U, D)."""
+    states: list[State] = []
+    for step in steps:
+        done = list(states)
+
+        def blocks(done: Sequence[State] = done) -> Iterator[np.ndarray]:
+            return transformed(steps[: len(done)], done, vectors)
+
+        states.append(_KINDS[type(step)].fit(step, blocks))
+    return states
+
+
+def transformed(steps: Sequence[Step], states: Sequence[State], vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """`vectors` (U, D) after the steps, in blocks (B, D') float64."""
+    for start in range(0, len(vectors), BLOCK):
+        block = vectors[start : start + BLOCK].astype(np.float64)
+        for step, state in zip(steps, states, strict=True):
+            block = _KINDS[type(step)].apply(state, block)
+        yield block
+
+
+def width_after(steps: Sequence[Step], width: int) -> int:
+    """Columns left of `width` after the steps."""
+    return min([width, *(step.pca for step in steps if isinstance(step, Pca))])
+
+
+def _fit_pca(step: Pca, blocks: Blocks) -> State:
+    """Mean (D,) and the first components (D, K) of the covariance; as many as there are columns at most."""
+    rows = sum(len(block) for block in blocks())
+    mean = sum(block.sum(axis=0) for block in blocks()) / rows
+    covariance = sum((block - mean).T @ (block - mean) for block in blocks()) / max(rows - 1, 1)
+    components = np.linalg.eigh(covariance)[1][:, ::-1][:, : step.pca]  # eigenvalues come ascending
+    largest = components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])]
+    return {"mean": mean, "components": components * np.sign(largest)}  # one sign on every machine
+
+
+def _pca(state: State, block: np.ndarray) -> np.ndarray:
+    return (block - state["mean"]) @ state["components"]
+
+
+def _unit(state: State, block: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(block, axis=1, keepdims=True)
+    return block / np.where(norm > 0, norm, 1)
+
+
+def _fit_quantiles(step: Quantile, blocks: Blocks) -> State:
+    """Quantiles (Q, D) of each column, of evenly spaced rows when there are many."""
+    stride = -(-sum(len(block) for block in blocks()) // SUBSAMPLE)
+    sample = np.concatenate([block[::stride] for block in blocks()])
+    points = np.quantile(sample, np.linspace(0, 1, QUANTILES), axis=0)
+    return {"quantiles": np.maximum.accumulate(points)}  # rounding must not break the order
+
+
+def _to_quantiles(state: State, block: np.ndarray) -> np.ndarray:
+    """Position among the quantiles as scikit-learn defines it: the lowest value is 0, the highest 1, and a value that
+    spans several quantiles is put in their middle."""
+    place = np.linspace(0, 1, QUANTILES)
+    out = np.empty_like(block)
+    for column, points in enumerate(state["quantiles"].T):
+        values = block[:, column]
+        from_below, from_above = np.interp(values, points, place), -np.interp(-values, -points[::-1], -place[::-1])
+        middle = np.where(values >= points[-1], 1.0, (from_below + from_above) / 2)
+        out[:, column] = np.where(values <= points[0], 0.0, middle)
+    return out
+
+
+class _Kind(NamedTuple):
+    fit: Callable[[Any, Blocks], State]
+    apply: Callable[[State, np.ndarray], np.ndarray]
+
+
+_KINDS: dict[type, _Kind] = {
+    Pca: _Kind(_fit_pca, _pca),
+    str: _Kind(lambda step, blocks: {}, _unit),
+    Quantile: _Kind(_fit_quantiles, _to_quantiles),
+}

@@ -1,0 +1,180 @@
+"""The pipeline: what runs again, what a failure costs, and new clients."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from behavegpt.cli import main
+from behavegpt.config import read_settings
+from behavegpt.errors import ConfigError, DataError, MissingExtraError
+from behavegpt.profiles.cache import code_hash, without_docstrings
+from behavegpt.profiles.events import DataSettings
+from behavegpt.profiles.kinds import KINDS
+from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
+from behavegpt.user_embeddings import UserEmbeddings
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs" / "profiles").glob("*.yaml"))
+
+
+def profile(data: Path, out: Path, **changes: Any) -> ProfileSettings:
+    members = {
+        "stats": {"kind": "handcrafted"},
+        "prices": {"kind": "handcrafted", "families": ["prices"], "post": [{"pca": 3}, "l2"]},
+        **changes.pop("members", {}),
+    }
+    tree = {"data": {"path": str(data)}, "out": str(out), "members": members, **changes}
+    return ProfileSettings.model_validate(tree)
+
+
+def status(facts: dict[str, Any]) -> dict[str, str]:
+    return {name: member["status"] for name, member in (facts["members"] | facts["ensembles"]).items()}
+
+
+def test_only_what_changed_runs_again(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert set(status(run(profile(small, out))).values()) == {"built"}
+    vectors = (out / "ensembles" / "all" / "embeddings.npy").read_bytes()
+    assert set(status(run(profile(small, out))).values()) == {"kept"}
+    # steps after a member do not build it again, the ensemble does
+    changed = {"prices": {"kind": "handcrafted", "families": ["prices"], "post": ["l2"]}}
+    assert status(run(profile(small, out, members=changed))) == {"stats": "kept", "prices": "kept", "all": "built"}
+    changed["prices"]["families"] = ["prices", "url"]
+    assert status(run(profile(small, out, members=changed))) == {"stats": "kept", "prices": "built", "all": "built"}
+    other = shutil.copytree(small, tmp_path / "data")
+    pd.read_parquet(other / "input" / "page_visit.parquet")[1:].to_parquet(other / "input" / "page_visit.parquet")
+    assert set(status(run(profile(other, out))).values()) == {"built"}
+    assert set(status(run(profile(small, out, seed=1))).values()) == {"built"}
+    run(profile(small, out))
+    assert (out / "ensembles" / "all" / "embeddings.npy").read_bytes() == vectors
+
+
+def test_code_counts_but_comments_do_not() -> None:
+    texts = ['"""Doc."""\nx = 1\n', '"""Other."""\n\n# why\nx  =  1\n', "x = 2\n"]
+    found = [without_docstrings(ast.parse(text)) for text in texts]
+    assert found[0] == found[1] != found[2]
+    hashes = {code_hash(f"behavegpt.profiles.{name}") for name in ("handcrafted", "ials", "sequences", "steps")}
+    assert len(hashes) == 4
+
+
+def test_a_failing_member_does_not_lose_the_others(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    def absent(*_: Any) -> None:
+        raise MissingExtraError("implicit", "profiles")
+
+    members = {"visits": {"kind": "ials", "item": "url", "weights": {"page_visit": 1}}}
+    for fit, expected in ((broken, "failed"), (absent, "off")):
+        monkeypatch.setitem(KINDS, "ials", KINDS["ials"]._replace(fit=fit))
+        facts = run(profile(small, tmp_path, members=members))
+        assert facts["members"]["visits"]["status"] == expected
+        assert facts["ok"] == (expected == "off")
+        assert facts["ensembles"]["all"]["lacking"] == ["visits"]
+        assert list(facts["ensembles"]["all"]["members"]) == ["stats", "prices"]
+    told = capsys.readouterr().err
+    assert "RuntimeError: out of luck" in told
+    assert "visits is off: implicit is not installed; run: pip install 'behavegpt[profiles]'" in told
+
+
+def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("implicit", reason="needs the extra `profiles`")
+    members = {"visits": {"kind": "ials", "item": "url", "weights": {"page_visit": 1}, "factors": 4}}
+    run(profile(small, tmp_path / "run", members=members))
+    fitted = UserEmbeddings.load(tmp_path / "run" / "ensembles" / "all")
+    other = shutil.copytree(small, tmp_path / "new")
+    some = np.sort(fitted.client_ids)[::4]
+    for file in (other / "input").glob("*.parquet"):
+        table = pd.read_parquet(file)
+        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
+    np.save(other / "input" / "relevant_clients.npy", some + 10**6)
+    embed_new(tmp_path / "run", DataSettings(path=str(other)), tmp_path / "entry")
+    new = UserEmbeddings.load(tmp_path / "entry")
+    assert sorted(new.client_ids - 10**6) == some.tolist()
+    by_id = {int(client): vector.tobytes() for client, vector in zip(fitted.client_ids, fitted.vectors, strict=True)}
+    for client, vector in zip(new.client_ids - 10**6, new.vectors, strict=True):
+        assert vector.tobytes() == by_id[int(client)]
+    members["visits"]["factors"] = 5
+    run(profile(small, tmp_path / "run", members=members), only=["visits"])
+    with pytest.raises(DataError, match="visits was built again after"):
+        embed_new(tmp_path / "run", DataSettings(path=str(other)), tmp_path / "entry")
+
+
+def test_vectors_from_elsewhere_are_a_member(small: Path, tmp_path: Path) -> None:
+    clients = np.load(small / "input" / "relevant_clients.npy")[:20]
+    vectors = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float16)
+    missing = np.arange(20) < 2
+    members = {"mine": {"kind": "entry", "path": str(tmp_path / "entry"), "post": []}}
+    UserEmbeddings(clients, vectors, missing).save(tmp_path / "entry")
+    facts = run(profile(small, tmp_path / "run", members=members))
+    start, stop = facts["ensembles"]["all"]["members"]["mine"]["columns"]
+    ensemble = UserEmbeddings.load(tmp_path / "run" / "ensembles" / "all")
+    for client, vector in list(zip(clients, vectors, strict=True))[2:]:
+        assert np.array_equal(ensemble.vectors[ensemble.client_ids == client][0, start:stop], vector)
+    assert facts["members"]["mine"]["clients"] == 18
+    assert status(run(profile(small, tmp_path / "run", members=members)))["mine"] == "kept"
+    UserEmbeddings(clients, -vectors, missing).save(tmp_path / "entry")
+    assert status(run(profile(small, tmp_path / "run", members=members)))["mine"] == "built"
+    shutil.rmtree(tmp_path / "entry")
+    assert status(run(profile(small, tmp_path / "run", members=members)))["mine"] == "failed"
+
+
+def test_rows_come_in_one_seeded_order(small: Path, tmp_path: Path) -> None:
+    run(profile(small, tmp_path))
+    ids = [UserEmbeddings.load(tmp_path / name).client_ids for name in ("ensembles/all", "alone/stats")]
+    assert np.array_equal(ids[0], ids[1])
+    assert not np.array_equal(ids[0], np.sort(ids[0]))
+    member = UserEmbeddings.load(tmp_path / "members" / "stats")
+    assert np.array_equal(member.client_ids, ids[0][np.isin(ids[0], member.client_ids)])
+    entry = UserEmbeddings.load(tmp_path / "alone" / "stats")
+    assert entry.missing is not None
+    assert entry.missing.sum() == 2
+
+
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("members.stats.kind=magic", "magic"),
+        ("members.stats.famlies=[prices]", "famlies"),
+        ("members.bad-name={kind: handcrafted}", "becomes a folder"),
+        ("ensembles.all.without=[nobody]", "'nobody' is no member"),
+    ],
+)
+def test_mistakes_are_named(small: Path, tmp_path: Path, override: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text("members: {stats: {kind: handcrafted}}\n")
+    with pytest.raises(ConfigError, match=message):
+        run(read_settings(ProfileSettings, tmp_path / "c.yaml", [f"data.path={small}", "out=x", override]))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    settings = read_settings(ProfileSettings, path, ["data.path=somewhere", "out=runs/x"])
+    assert "behavegpt profile" in path.read_text().split("members:")[0]
+    for ensemble in settings.ensembles.values():
+        assert ensemble.chosen(list(settings.members))
+
+
+def test_the_command_on_the_generated_challenge(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("implicit", reason="needs the extra `profiles`")
+    config = str(ROOT / "configs" / "profiles" / "small.yaml")
+    arguments = ["profile", config, f"data.path={mini}", f"out={tmp_path}", "--probe", "--json"]
+    assert main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    scores = facts["probe"]
+    # what each kind of member is for, on data with planted structure; noise knows nothing
+    assert scores["stats"]["churn"] > scores["noise"]["churn"] + 0.2
+    assert scores["ials_categories"]["propensity_category"] > scores["noise"]["propensity_category"] + 0.15
+    assert scores["ensemble all"]["propensity_category"] > scores["ials_visits"]["propensity_category"]
+    entry = ["challenge", "validate", str(tmp_path / "ensembles" / "all"), "--data", str(mini)]
+    assert main(entry) == 0
+    assert main([*arguments[:-2], "--embed", str(mini)]) == 2
