@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from behavegpt.errors import BehaveGPTError
-from behavegpt.verbs import data, predict, tools, train
+from behavegpt.verbs import challenge, data, predict, profile, scale, tools, train
 from behavegpt.verbs.verb import Arguments, Group, Parser, Verb
 
 VERBS: dict[str, Verb | Group] = {
@@ -20,6 +20,9 @@ VERBS: dict[str, Verb | Group] = {
     **data.VERBS,
     **train.VERBS,
     **predict.VERBS,
+    "challenge": challenge.CHALLENGE,
+    **profile.VERBS,
+    "scale": scale.SCALE,
     **tools.VERBS,
 }
 
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> Arguments:
     """The arguments; overrides may also stand behind options (`train CONFIG --resume train.lr=1e-4`)."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(_with_default(list(sys.argv[1:] if argv is None else argv)))
     if "overrides" in arguments:
         late = [item for item in rest if "=" in item and not item.startswith("-")]
         arguments.overrides += late
@@ -55,6 +58,14 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
+
+
+def _with_default(argv: list[str]) -> list[str]:
+    """`scale CONFIG.yaml` becomes `scale run CONFIG.yaml`."""
+    group = VERBS.get(argv[0]) if argv else None
+    if isinstance(group, Group) and group.default and argv[1:] and argv[1] not in (*group.verbs, "-h", "--help"):
+        return [argv[0], group.default, *argv[1:]]
+    return argv
 
 
 def _parser() -> Parser:

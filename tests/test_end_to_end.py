@@ -16,7 +16,7 @@ import torch
 
 import behavegpt
 from behavegpt.cli import VERBS, main
-from behavegpt.compare import refuse_other_data
+from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import open_store
 from behavegpt.data.synthetic import small_log
 from behavegpt.errors import CheckpointError, DataError
@@ -149,7 +149,7 @@ def test_other_data_is_refused_with_the_difference(work, predictor, tmp_path):
     pq.write_table(small_log(users=20, events=1000, seed=9), tmp_path / "other.parquet")
     main(["prepare", str(tmp_path / "other.parquet"), "--out", str(tmp_path / "other"), "--slot-minutes", "60"])
     with pytest.raises(CheckpointError, match="slot_minutes: 30 in the model, 60 in the data"):
-        refuse_other_data(predictor, open_store(tmp_path / "other"))
+        fit_store(open_store(tmp_path / "other"), predictor.tokenizer)
 
 
 def test_a_swapped_tokenizer_is_refused(work, tmp_path):

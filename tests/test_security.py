@@ -13,7 +13,7 @@ FORBIDDEN = re.compile(
 
 
 def test_no_code_is_executed_from_files():
-    files = [*(ROOT / "behavegpt").rglob("*.py"), ROOT / "train.py", *(ROOT / "eval").glob("*.py")]
+    files = [*(ROOT / "behavegpt").rglob("*.py"), ROOT / "train.py", ROOT / "finetune.py", *(ROOT / "eval").glob("*.py")]
     hits = [
         f"{path.name}:{number}: {line.strip()}"
         for path in files
@@ -26,4 +26,5 @@ def test_no_code_is_executed_from_files():
 def test_numpy_files_are_read_without_pickle():
     for path in (ROOT / "behavegpt").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        assert text.count("np.load(") == text.count("allow_pickle=False"), path.name
+        for call in re.findall(r"np\.load\(.*", text):
+            assert "allow_pickle=False" in call, (path.name, call)

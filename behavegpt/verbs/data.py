@@ -107,12 +107,13 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("name", help="tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025")
     parser.add_argument("source", type=Path, help="the downloaded file or folder")
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write; its schema goes beside it")
+    parser.add_argument("--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps")
 
 
 def _convert(arguments: Arguments) -> Any:
     from behavegpt.data.converters import convert
 
-    schema = convert(arguments.name, arguments.source, arguments.out)
+    schema = convert(arguments.name, arguments.source, arguments.out, arguments.clock)
     beside = arguments.out.with_suffix(".schema.yaml")
     print(f"next: behavegpt prepare {arguments.out} --schema {beside} --out DIR", file=sys.stderr)
     return schema.model_dump(mode="json")
@@ -144,7 +145,8 @@ VERBS: dict[str, Verb] = {
     ),
     "convert": Verb(
         "turn a known public data set's download into a log to prepare",
-        "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet",
+        "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
+        "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,
         _convert,
     ),

@@ -25,6 +25,7 @@ class Group(NamedTuple):
 
     help: str
     verbs: dict[str, Verb]
+    default: str | None = None  # the verb that is meant when none of them follows the word
 
 
 def show(arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -1,0 +1,199 @@
+"""From rows to fit.json: the law, intervals by a bootstrap, and what the rows cannot tell.
+
+Each of alpha, beta, C_N, C_D, L_0, `ratio` (D_opt / N_opt at the largest run's operations) and `share` (N_opt grows as
+operations ** share) has `value`, `low`, `high`. Intervals are percentiles of refits to the fitted losses times
+resampled residuals: all sizes and data stay in every draw, as resampled rows of so small a grid would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from behavegpt.config import Settings
+from behavegpt.errors import DataError
+from behavegpt.files import write_text
+from behavegpt.scaling.law import DELTA, LARGEST_EXPONENT, Law, P, Runs, fit_law, log_residuals, refit
+from behavegpt.scaling.rows import Row
+
+DRAWS, CONFIDENCE = 400, 0.95
+FLOPS_PER_PARAM = 6.0  # of training with one event, where the rows do not say
+PAPER = {"alpha": 0.51, "beta": 0.23, "ratio": 5.0}  # section 4.7
+# what counts as not identified: an interval wider than this many times the value
+WIDEST = {"alpha": 1.0, "beta": 1.0, "L_0": 0.5}
+MOST_RATIO = 10.0  # high over low
+
+
+class Interval(Settings):
+    """A figure with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+class Fit(Settings):
+    """fit.json."""
+
+    alpha: Interval
+    beta: Interval
+    C_N: Interval
+    C_D: Interval
+    L_0: Interval
+    ratio: Interval
+    share: Interval
+    confidence: float
+    edge: float  # share of the draws left out at each end of an interval
+    count: str  # what N counts
+    delta: float
+    rows: int
+    error: float  # median of |observed / expected - 1|
+    flops_per_param: float
+    range: dict[str, tuple[float, float]]  # lowest and highest params, events, loss and flops of the rows
+    warnings: list[str]
+    draws: list[list[float]]  # bootstrap: C_N, C_D, L_0, alpha, beta each
+
+    @property
+    def law(self) -> Law:
+        return Law(*(np.array(getattr(self, name).value) for name in Law._fields))
+
+    @property
+    def laws(self) -> Law:
+        """The bootstrap's laws (S,)."""
+        return Law(*np.array(self.draws).T)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made."""
+
+    draws: int = DRAWS
+    confidence: float = CONFIDENCE
+    seed: int = 0
+
+
+def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, how: Bootstrap = Bootstrap()) -> Fit:
+    """Fit eq. 5 to rows with params, events and loss. DataError for fewer rows than parameters plus one."""
+    if len(rows) <= P:
+        raise DataError(f"{len(rows)} finished runs: a law of {P} parameters needs at least {P + 1}; run more sizes.")
+    params, events, loss = (np.array([row[name] for row in rows], float) for name in ("params", "events", "loss"))
+    flops_per_param = _flops_per_param(rows)
+    flops = flops_per_param * params * events
+    runs = Runs.of(params, events, loss)
+    law = fit_law(runs, delta)
+    laws = bootstrap(runs, law, delta, how)
+    figures = {name: getattr(law, name) for name in Law._fields}
+    drawn = {name: getattr(laws, name) for name in Law._fields}
+    for one, several in ((figures, law), (drawn, laws)):
+        best = several.optimum(flops.max(), flops_per_param)
+        one["ratio"] = best[1] / best[0]
+        one["share"] = several.beta / (several.alpha + several.beta)
+    edge = (1 - how.confidence) / 2
+    intervals = {
+        name: Interval(
+            value=float(value),
+            low=float(np.quantile(drawn[name], edge)),
+            high=float(np.quantile(drawn[name], 1 - edge)),
+        )
+        for name, value in figures.items()
+    }
+    spans = {"params": params, "events": events, "loss": loss, "flops": flops}
+    return Fit(
+        **intervals,
+        confidence=how.confidence,
+        edge=edge,
+        count=count,
+        delta=delta,
+        rows=len(rows),
+        error=float(np.median(np.abs(np.expm1(log_residuals(runs, law))))),
+        flops_per_param=flops_per_param,
+        range={name: (float(values.min()), float(values.max())) for name, values in spans.items()},
+        warnings=doubts(runs, law, intervals),
+        draws=np.stack(laws, axis=1).round(9).tolist(),
+    )
+
+
+def tail_share(confidence: float, freedom: int) -> float:
+    """Share of the draws to leave out at each end, fewer for small samples: the expanded percentile interval.
+
+    Percentiles alone are as narrow as normal quantiles where Student's are due (Hesterberg 2015, "What teachers should
+    know about the bootstrap", section 4.4).
+    """
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(t.ppf((1 - confidence) / 2, freedom)))
+
+
+def interval(value: Any, draws: np.ndarray, edge: float) -> Interval:
+    """A value with the range of its draws (S,) without the share `edge` at each end."""
+    low, high = np.quantile(draws, [edge, 1 - edge])
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
+def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
+    """Laws (S,) refitted to the fitted losses with residuals drawn anew, and a little noise (smoothed bootstrap).
+
+    The Huber loss with a small delta is nearly that of absolute errors: the fit passes through P of the points, and
+    without the noise those zeros are drawn as if errors were more often small than they are, which makes intervals
+    too narrow (docs/scaling.md).
+    """
+    residual = log_residuals(runs, law)
+    n = len(residual)
+    # P parameters make residuals smaller than errors
+    spread = (residual - np.median(residual)) * np.sqrt(n / (n - P))
+    width = min(spread.std(), float(np.subtract(*np.quantile(spread, [0.75, 0.25]))) / 1.349)
+    rng = np.random.default_rng(how.seed)
+    # 0.9 width n^-1/5: Silverman's bandwidth
+    drawn = rng.choice(spread, (how.draws, n)) + 0.9 * width * n**-0.2 * rng.standard_normal((how.draws, n))
+    return refit(runs, runs.loss - residual + drawn, law, delta)
+
+
+def doubts(runs: Runs, law: Law, intervals: dict[str, Interval]) -> list[str]:
+    """What the rows cannot tell, one sentence each."""
+    found = []
+    axes = {"N": ("sizes", runs.n, "alpha", law.C_N), "D": ("data sizes", runs.d, "beta", law.C_D)}
+    noise = float(np.sqrt(np.mean(log_residuals(runs, law) ** 2) * len(runs.n) / (len(runs.n) - P)))
+    for axis, (what, values, exponent, factor) in axes.items():
+        different = len(np.unique(values.round(1)))
+        if different < 3:
+            found.append(f"only {different} different {what}: {exponent} and L_0 cannot be told apart; run more.")
+        low, high = (float(factor * np.exp(-getattr(law, exponent) * v)) for v in (values.max(), values.min()))
+        if np.log1p((high - low) / float(np.exp(runs.loss).mean())) < 2 * noise:
+            found.append(
+                f"the loss hardly depends on {axis} over these rows (less than twice the noise of {noise:.1%})."
+            )
+    for name, widest in WIDEST.items():
+        one = intervals[name]
+        if one.high - one.low > widest * one.value or one.high > 0.99 * LARGEST_EXPONENT:
+            found.append(f"{name} is not identified by these rows: {one}; widen the range of sizes and data.")
+    ratio = intervals["ratio"]
+    if ratio.high > MOST_RATIO * ratio.low:
+        found.append(f"the ratio D_opt / N_opt is known to a factor of {ratio.high / ratio.low:.0f} only: {ratio}.")
+    return found
+
+
+def write_fit(fit: Fit, path: Path) -> None:
+    """Write fit.json."""
+    write_text(path, fit.model_dump_json(indent=None) + "\n")
+
+
+def read_fit(path: Path) -> Fit:
+    """Read fit.json; DataError when it is none."""
+    try:
+        return Fit.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, ValueError) as error:
+        raise DataError(f"{path}: not a fit ({error}); write one with: behavegpt scale fit ROWS --out {path}") from None
+
+
+def _flops_per_param(rows: Sequence[Row]) -> float:
+    """Operations per event and parameter: the median of what the rows say."""
+    said: list[Any] = [row["flops"] / (row["params"] * row["events"]) for row in rows if row.get("flops")]
+    return float(np.median(said)) if said else FLOPS_PER_PARAM

@@ -1,0 +1,81 @@
+"""Rows of a sweep: one JSON object a line, written by the run itself; several processes may append to one file.
+
+A finished run has `status` "done" and `params`, `events`, `loss` (nats per held-out target); a failed one has `status`
+"failed" and a `reason`, and no loss. Rows of other programs need `params`, `events` and `loss` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from behavegpt.errors import DataError
+from behavegpt.training.journal import read_journal
+
+Row = dict[str, Any]
+COUNTS = {"total": "params", "without_embeddings": "params_without_embeddings"}  # which parameters N counts -> key
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row in one write, durably; a line that a killed process tore is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
+        file.seek(0)
+        held = file.read()
+        if held and not held.endswith(b"\n"):
+            file.truncate(held.rfind(b"\n") + 1)
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file; none if there is no file yet."""
+    return read_journal(path) if path.exists() else []
+
+
+def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
+    """The finished rows of some files with `params` counted as asked, the best learning rate of each run alone.
+
+    Raises DataError naming the file and row for a figure that is missing, not finite or not positive.
+    """
+    rows = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; give the rows.jsonl of a sweep.")
+        for number, row in enumerate(read_rows(path), 1):
+            if row.get("status", "done") == "done":
+                rows.append({**row, "params": _figure(path, number, row, COUNTS[count])})
+                for name in ("events", "loss"):
+                    _figure(path, number, row, name)
+    return best_rates(rows)
+
+
+def best_rates(rows: Sequence[Row]) -> list[Row]:
+    """Of runs that differ in the learning rate alone, the one with the lowest `choice_loss`.
+
+    That is the loss on the validation split, so that the choice does not flatter the loss that is fitted.
+    """
+    best: dict[tuple[Any, ...], Row] = {}
+    for number, row in enumerate(rows):
+        rated = row.get("choice_loss") is not None
+        cell = tuple(row.get(k) for k in ("name", "shape", "params", "events", "seed")) if rated else (number,)
+        if cell not in best or row["choice_loss"] < best[cell]["choice_loss"]:
+            best[cell] = row
+    return list(best.values())
+
+
+def _figure(path: Path, number: int, row: Row, name: str) -> float:
+    value = row.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+        raise DataError(
+            f"{path}, row {number}: {name!r} is {value!r}, not a positive number; a row needs params, events and loss. "
+            "Remove the row, or run the sweep again."
+        )
+    return value

@@ -1,0 +1,159 @@
+"""The sweep: sizes x data x seeds (x learning rates), each trained by one pass and scored on held-out users.
+
+OUT/sweep.yaml        the settings        OUT/rows.jsonl   one row a run, written when it ends; see rows.py
+OUT/data/             held-out users and nested training subsets, see subsets.py
+OUT/runs/NAME/        the run's folder; its checkpoints go when its row is written
+
+Any number of processes may work on one OUT, on one machine or many: a run is claimed by a file lock, which the system
+frees however the process ends. Done runs are skipped, a killed one goes on from its last checkpoint.
+The last weights are scored: the learning rate has come down by then and no event was seen twice, so there is nothing to
+select, and a best-of-many-validations loss would be biased downwards the more the longer the run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from behavegpt.config import dump_settings, read_settings
+from behavegpt.console import say
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
+from behavegpt.errors import BehaveGPTError, ConfigError
+from behavegpt.files import write_text
+from behavegpt.pretrain import pretrain
+from behavegpt.scaling.ladder import Task
+from behavegpt.scaling.rows import COUNTS, Row, append_row, read_rows
+from behavegpt.scaling.settings import GROWS, Job, SweepSettings, list_jobs, run_settings
+from behavegpt.scaling.subsets import Division, divide, heldout_store, training_store
+from behavegpt.training.evaluate import evaluate
+from behavegpt.training.run import choose_precision
+from behavegpt.training.run_folder import open_model
+
+
+def sweep(settings: SweepSettings, worker: tuple[int, int] = (0, 1), retry_failed: bool = False) -> list[Row]:
+    """Run what is not done yet, this worker's share first and then what nobody works on; returns all rows.
+
+    Raises BehaveGPTError for bad settings or data; a run that fails is recorded and the sweep goes on.
+    """
+    out = Path(settings.out)
+    store = open_store(_needed_path(settings))
+    division = divide(store, settings.data.split, settings.data.heldout_events, settings.data.seed)
+    jobs = list_jobs(settings, Task.of(store))
+    division.training_users(max(job.events for job in jobs))  # refuse now what the log cannot give
+    _claim_folder(settings, out)
+    heldout = heldout_store(division, out / "data" / "heldout")
+    (out / "locks").mkdir(exist_ok=True)
+    keys = {job.name: _key(settings, job, division) for job in jobs}
+    mine = jobs[worker[0] :: worker[1]]
+    for job in [*mine, *(job for job in jobs if job not in mine)]:
+        try:
+            with FileLock(out / "locks" / job.name).acquire(timeout=0):
+                known = {row["key"]: row["status"] for row in read_rows(out / "rows.jsonl")}.get(keys[job.name])
+                if known is None or (known == "failed" and retry_failed):
+                    row = _row(settings, job, division, heldout)
+                    append_row(out / "rows.jsonl", {"key": keys[job.name], **row})
+                    _tidy(out / "runs" / job.name, settings.keep_models)
+        except Timeout:
+            continue  # another worker is on it
+    rows = [row for row in read_rows(out / "rows.jsonl") if row["key"] in keys.values()]
+    failed = [row["run"] for row in rows if row["status"] == "failed"]
+    if failed:
+        say(f"{len(failed)} runs failed ({', '.join(failed[:3])}, ...); see `reason` in {out / 'rows.jsonl'}")
+    return rows
+
+
+def _row(settings: SweepSettings, job: Job, division: Division, heldout: EventStore) -> Row:
+    """Carry out a run and say how it went."""
+    row: Row = {"run": job.name, "name": settings.name, "seed": job.seed, "lr": job.lr}
+    row |= {"shape": job.rung.name, "width": job.rung.width, "parameters": job.rung.parameters}
+    row |= {column: job.rung.parameters[count] for count, column in COUNTS.items()}
+    row |= {"split": settings.data.split, "data": division.store.path.name}
+    row |= {"content_hash": division.store.manifest.content_hash}
+    say(f"run {job.name}: {job.rung.params:,} parameters, {job.events:,.0f} events")
+    try:
+        figures = _train(settings, job, division, heldout)
+        state = {"status": "done", **figures}
+    except (BehaveGPTError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, also out of memory
+        state = {"status": "failed", "reason": f"{type(error).__name__}: {error}", "events_asked": job.events}
+        say(f"run {job.name} failed: {error}")
+    return row | state | {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+
+
+def _tidy(folder: Path, keep_model: bool) -> None:
+    """Remove what only an unfinished run needs."""
+    shutil.rmtree(folder / "ckpt", ignore_errors=True)
+    if not keep_model:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+
+
+def _train(settings: SweepSettings, job: Job, division: Division, heldout: EventStore) -> Row:
+    """Train (or go on), score the last weights, and return the figures of the row."""
+    folder = Path(settings.out) / "runs" / job.name
+    store = training_store(division, job.events, Path(settings.out) / "data" / f"{job.events:.0f}")
+    chosen = run_settings(settings, job, str(store.path), str(folder))
+    run = pretrain(chosen, resume=True)
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    model, _ = open_model(run / "model")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, device)
+
+    def loss(split: str) -> float:
+        shape, precision = model.config, choose_precision(chosen.train.precision, device)
+        options = {"max_length": shape.max_length, "fields": shape.columns, "precision": precision}
+        value = evaluate(model, heldout, SPLITS[split], **options)[1]
+        if not value > 0 or value == float("inf"):
+            raise BehaveGPTError(f"the loss on the held-out users is {value}; lower lr.values.")
+        return value
+
+    events = len(target_rows(store, TRAIN))
+    return {
+        "events": events,
+        "loss": loss(settings.data.split),
+        "choice_loss": loss("valid") if len(settings.lr.values) > 1 else None,
+        "users": store.manifest.users,
+        "batch_events": chosen.train.batch_events,
+        "steps": facts["steps"],
+        "flops": job.rung.flops_per_event * events,
+        "seconds": facts["seconds"],
+        "device": facts["device"],
+        "versions": facts["versions"],
+    }
+
+
+def _key(settings: SweepSettings, job: Job, division: Division) -> str:
+    """What decides a run's figures, as a hash."""
+    parts = [
+        run_settings(settings, job, "", "").model_dump(mode="json"),
+        {**settings.data.model_dump(), "path": None},
+        job.events,
+        division.store.manifest.content_hash,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _needed_path(settings: SweepSettings) -> str:
+    if settings.data.path is None:
+        raise ConfigError("data.path is missing: only a dry run can do without; pass data.path=FOLDER.")
+    return settings.data.path
+
+
+def _claim_folder(settings: SweepSettings, out: Path) -> None:
+    """Keep rows of different settings apart: a folder may get more sizes, events and seeds, but no other training."""
+    file = out / "sweep.yaml"
+    if file.exists():
+        before = read_settings(SweepSettings, file)
+        fixed = {n for n in SweepSettings.model_fields if n not in GROWS}
+        changed = [n for n in sorted(fixed) if getattr(before, n) != getattr(settings, n)]
+        if changed:
+            raise ConfigError(
+                f"{out}: its rows were made with other settings of {', '.join(changed)} (see {file}); choose another "
+                "out=FOLDER, so that one law is not fitted to two kinds of runs."
+            )
+    write_text(file, dump_settings(settings))

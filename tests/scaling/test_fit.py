@@ -1,0 +1,136 @@
+"""Intervals that cover what was planted, doubts where there is reason to doubt, and the plan that follows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from behavegpt.errors import DataError
+from behavegpt.scaling import plan
+from behavegpt.scaling.fit import Bootstrap, Fit, fit_rows, read_fit, write_fit
+from behavegpt.scaling.plots import draw_sweep
+from tests.scaling.planted import EVENTS, SIZES, TRUTH, planted_rows
+
+RATIO = float(np.divide(*TRUTH.optimum(6 * SIZES[-1] * EVENTS[-1])[::-1]))
+PLANTED = {"alpha": 0.51, "beta": 0.23, "L_0": 1.8, "C_N": 110.0, "C_D": 8.3, "ratio": RATIO, "share": 0.23 / 0.74}
+
+
+def coverage(draws: int, noise: float, outliers: int = 0) -> dict[str, float]:
+    """Share of planted draws whose 95 % interval holds the truth."""
+    held = dict.fromkeys([*PLANTED, "loss"], 0)
+    for seed in range(draws):
+        fit = fit_rows(planted_rows(seed, noise, outliers=outliers), how=Bootstrap(draws=200))
+        for name, truth in PLANTED.items():
+            one = getattr(fit, name)
+            assert one.low <= one.value <= one.high
+            held[name] += one.low <= truth <= one.high
+        planned = plan.plan_compute(fit, 1e13)
+        truth = float(TRUTH.loss(planned["params"]["value"], planned["events"]["value"]))
+        held["loss"] += planned["loss"]["low"] <= truth <= planned["loss"]["high"]
+    return {name: count / draws for name, count in held.items()}
+
+
+@pytest.fixture(scope="module")
+def fit() -> Fit:
+    return fit_rows(planted_rows(0))
+
+
+def test_planted_exponents_are_recovered_within_their_intervals():
+    held = coverage(10, 0.005)
+    assert min(held.values()) >= 0.8, held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise,outliers", [(0.003, 0), (0.01, 0), (0.005, 2)])
+def test_intervals_cover_as_often_as_they_say(noise, outliers):
+    held = coverage(100, noise, outliers)
+    print(f"\ncoverage of 95 % intervals, noise {noise:.1%}, {outliers} outliers: {held}")
+    assert min(held.values()) >= 0.88, held
+    assert float(np.mean([held[n] for n in ("alpha", "beta", "L_0")])) <= 0.995, held  # not by being endless
+
+
+def test_intervals_shrink_with_the_noise():
+    widths = [fit_rows(planted_rows(0, noise)).alpha for noise in (0.001, 0.01)]
+    assert widths[1].high - widths[1].low > 4 * (widths[0].high - widths[0].low)
+
+
+def test_good_rows_raise_no_doubt(fit):
+    assert fit.warnings == []
+    assert fit.error < 0.01
+    assert fit.range["params"] == pytest.approx((1e4, 1e6))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"sizes": SIZES[:2]}, "only 2 different sizes"),
+        ({"events": EVENTS[:2]}, "only 2 different data sizes"),
+        ({"noise": 0.1}, "is not identified"),
+        ({"law": TRUTH._replace(C_N=np.array(1e-6))}, "hardly depends on N"),
+        ({"law": TRUTH._replace(C_D=np.array(1e-6))}, "hardly depends on D"),
+        ({"sizes": np.geomspace(1e4, 2e4, 6), "noise": 0.02}, "alpha is not identified"),
+        ({"noise": 0.05}, "is known to a factor of"),
+    ],
+)
+def test_what_rows_cannot_tell_is_said(changes, message):
+    found = fit_rows(planted_rows(3, **changes)).warnings
+    assert any(message in text for text in found), found
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(DataError, match=r"5 finished runs.*at least 6"):
+        fit_rows(planted_rows(0)[:5])
+
+
+def test_operations_are_taken_from_the_rows():
+    rows = [{**row, "flops": 3 * row["params"] * row["events"]} for row in planted_rows(0)]
+    half = fit_rows(rows)
+    assert half.flops_per_param == pytest.approx(3)
+    assert half.range["flops"][1] == pytest.approx(3 * 1e6 * 2e6)
+
+
+def test_a_fit_is_read_back_as_written(fit, tmp_path):
+    write_fit(fit, tmp_path / "fit.json")
+    assert read_fit(tmp_path / "fit.json") == fit
+    tree = json.loads((tmp_path / "fit.json").read_text())
+    for name in ("alpha", "beta", "L_0", "ratio"):
+        assert set(tree[name]) == {"value", "low", "high"}
+    (tmp_path / "fit.json").write_text('{"alpha": 1}')
+    with pytest.raises(DataError, match="not a fit"):
+        read_fit(tmp_path / "fit.json")
+
+
+def test_a_plan_for_compute_is_the_optimum_of_the_fit(fit):
+    found = plan.plan_compute(fit, 1e12)
+    sizes = np.geomspace(1e3, 1e7, 100_001)
+    losses = fit.law.loss(sizes, 1e12 / 6 / sizes)
+    assert found["params"]["value"] == pytest.approx(sizes[losses.argmin()], rel=1e-3)
+    assert found["loss"]["value"] == pytest.approx(losses.min())
+    assert found["loss"]["value"] == pytest.approx(TRUTH.loss(*TRUTH.optimum(1e12)), rel=0.005)
+    assert found["loss"]["low"] < found["loss"]["value"] < found["loss"]["high"]
+    assert found["warnings"] == []
+
+
+def test_plans_for_events_and_hours_agree_with_the_one_for_compute(fit):
+    compute = plan.plan_compute(fit, 3e12)
+    assert json.dumps(plan.plan_hours(fit, 2.0, 3e12 / 7200)) == json.dumps(compute)
+    events = plan.plan_events(fit, compute["events"]["value"])
+    for name in ("params", "loss", "ratio"):
+        assert events[name]["value"] == pytest.approx(compute[name]["value"])
+    assert events["flops"] == pytest.approx(3e12)
+
+
+def test_a_plan_beyond_the_rows_says_so(fit):
+    found = plan.plan_compute(fit, 1e18)["warnings"]
+    assert any("params" in text and "outside" in text for text in found)
+    assert any("a guess" in text for text in found)
+
+
+def test_figures_are_drawn_also_for_several_models(fit, tmp_path):
+    other = [{**row, "name": "other", "loss": row["loss"] * 1.05} for row in planted_rows(0)]
+    figures = draw_sweep([*planted_rows(0), *other], fit, tmp_path, floor=1.8)
+    names = ["loss_by_events.png", "loss_by_params.png", "frontier.png", "residuals.png"]
+    assert [path.name for path in figures] == names
+    assert all(path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 20_000 for path in figures)
