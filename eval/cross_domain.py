@@ -63,6 +63,7 @@ class Pretraining(Settings):
     config: str
     steps: int
     losses: tuple[Literal["dro", "cross_entropy"], ...]
+    model: dict[str, Any] = {}  # over the config's
 
 
 class Protocol(Settings):
@@ -96,7 +97,8 @@ def base(protocol: Protocol, source: str, loss: str, logs: Path, work: Path) -> 
         store = prepared(protocol, protocol.sources[source], logs, work)
         shutil.rmtree(run, ignore_errors=True)
         steps = [f"train.steps={protocol.pretrain.steps}", f"loss.name={loss}"]
-        overrides = [f"data.path={store.path}", f"out={run}", *steps]
+        shape = [f"model.{name}={value}" for name, value in protocol.pretrain.model.items()]
+        overrides = [f"data.path={store.path}", f"out={run}", *steps, *shape]
         pretrain(read_settings(PretrainSettings, protocol.pretrain.config, overrides))
     return run / "model"
 

@@ -4,9 +4,10 @@
     python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --out rows.jsonl --table [--plot figure.png]
 
 The base is pretrained on the log without the held-out behaviors. Each of them is then added alone: fine-tuned on the
-last days before validation of all users who show it there, filled up with others, and scored on the test events of all
-users. Beside the methods: the base (which cannot say the new behavior), the grown model before any training, and the
-nearest class mean of the frozen encoder's states. Finished rows are skipped; `--tune` scores the validation events.
+last days before validation of random users (of those who show it first, where it is very rare), and scored on the test
+events of all users. Beside the methods: the base (which cannot say the new behavior), the grown model before any
+training, and the nearest class mean of the frozen encoder's states. Finished rows are skipped; `--tune` scores the
+validation events.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Protocol(Settings):
     min_events: int
     new: tuple[str, ...]
     users: int
+    first: tuple[str, ...]
     days: int
     pretrain: dict[str, Any]
     finetune: dict[str, Any]
@@ -87,12 +89,12 @@ def prepared(
 
 
 def few_examples(protocol: Protocol, rows: str, behavior: str, seed: int) -> str:
-    """SQL of the last days before validation, of users who show the behavior there and then of random others."""
+    """SQL of the last days before validation, of random users; of those who show a very rare behavior first."""
     end = parse_date(protocol.split.removeprefix("date:").split(",")[0], protocol.schema_["tz"])
     zone = f"timezone('{protocol.schema_['tz']}', timestamp)"
     days = f"select * from ({rows}) where epoch({zone}) >= {end - protocol.days * 86400} and epoch({zone}) < {end}"
     shows = f"bool_or(event = '{behavior}')"
-    order = f"{shows} desc, hash(user_id + {seed})"
+    order = f"{f'{shows} desc, ' if behavior in protocol.first else ''}hash(user_id + {seed})"
     users = f"select user_id from ({days}) group by user_id order by {order} limit {protocol.users}"
     return f"select * from ({days}) where user_id in ({users})"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from behavegpt.adapt.new_behavior import grown_vocabulary
-from behavegpt.adapt.transfer import AdaptSettings
+from behavegpt.adapt.settings import AdaptSettings
 from behavegpt.data.reencode import empty_vocabulary, reencode
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class GenerationSettings(Settings):
     time: Policy = Field("auto", description="where time gaps come from; auto: the gap head, else observed")
     place: Policy = Field("auto", description="where places come from; auto: the location head, else observed")
     keep: int | None = Field(None, ge=1, description="events kept when the window is full; null: half of it")
+    personal: bool = Field(True, description="weigh the gap head by the user's own gaps (adapt/rates.py)")
     seed: int = Field(0, ge=0)
     probabilities: int = Field(0, ge=0, description="behaviors a step whose probabilities are returned")
     rows: int = Field(256, ge=1, description="users times samples at once; changes no result")
@@ -89,6 +90,7 @@ def roll_out(
             keep=settings.keep,
             cached=settings.cache,
             span=seconds_of(settings.until) if settings.until else None,
+            personal=settings.personal,
             look_back=bool({"observed", "typical"} & set(policies.values())),
         )
         parts += list(_futures(rows, settings, policies, links))
@@ -187,8 +189,8 @@ def _draw_time(
         bucket = choose(heads["gap"], torch.from_numpy(u[:, 0]).to(device)).cpu().numpy()
         if "slot" in heads:
             now = rows.ids["slot"].gather(1, (rows.length - 1)[:, None])[:, 0].to(device)
-            both = (heads[name].float().softmax(-1) for name in ("gap", "slot"))
-            hours = agree(*both, now).cpu().numpy().astype(np.float64)
+            gaps, slots = heads["gap"].float().softmax(-1), heads["slot"].float().softmax(-1)
+            hours = agree(gaps, slots, now).cpu().numpy().astype(np.float64)
         else:
             hours = rows.own_hours()
         gap = time_in_bucket(bucket, rows.time, rows.grid, hours, u[:, 1:4], rows.schema)
@@ -225,7 +227,8 @@ def _draw_what(
         event = torch.from_numpy(new["event"]).to(device)
     place = policies.get("location", "")
     if place.startswith("head") and _few_places(rows, links):
-        scores, ids = links["event", "location"].scores(rows.model.next_heads["location"], following.hidden, event)
+        head: Any = rows.model.next_heads["location"]
+        scores, ids = links["event", "location"].scores(head, following.hidden, event)
         new["location"] = ids.gather(1, drawn(scores, 6)[:, None])[:, 0].cpu().numpy()
     elif place.startswith("head"):
         scores = _among(following.heads["location"], UNKNOWN, links.get(("event", "location")), event)

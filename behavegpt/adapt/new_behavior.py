@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from behavegpt.adapt.transfer import AdaptSettings, TensorPlan
+from behavegpt.adapt.settings import AdaptSettings
+from behavegpt.adapt.transfer import TensorPlan
 from behavegpt.data.reencode import empty_vocabulary, new_labels
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer

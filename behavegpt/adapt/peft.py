@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, LoraSettings, TensorPlan, part_of
+from behavegpt.adapt.settings import LoraSettings
+from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, TensorPlan, part_of
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, MissingExtraError
 from behavegpt.files import write_json

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from behavegpt.adapt.draw import Uniforms, time_grid
+from behavegpt.adapt.draw import Uniforms, bucket_of, time_grid
 from behavegpt.adapt.policies import OwnPast
+from behavegpt.adapt.rates import log_odds
 from behavegpt.data.pack import argument_name
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
@@ -49,10 +50,11 @@ class Rows:
         cached: bool = True,
         span: int | None = None,
         look_back: bool = False,
+        personal: bool = True,
     ) -> None:
         """`user`, `sample` (N,): whose future; `span`: seconds until a row ends.
 
-        `look_back`: whether a policy needs the past.
+        `look_back`: whether a policy needs the past; `personal`: weigh gaps by the user's own (rates.py).
         """
         self.model, self.schema, self.cached = model, schema, cached
         self.user, self.sample = user, sample
@@ -76,6 +78,9 @@ class Rows:
         self.own = OwnPast(columns, begin, end) if look_back else None
         self.cache: EventCache | None = None
         self.restarted = torch.ones(len(user), dtype=torch.bool)  # windows that the cache does not hold
+        self.gaps = bucket_of(np.diff(times[index].astype(np.int64), axis=1), model.config.gap_buckets)  # (N, L - 1)
+        self.personal = personal and "gap" in model.next_heads
+        self.rates: torch.Tensor | None = None  # (N, buckets) log odds, made by the first forward
 
     def append(self, new: Mapping[str, np.ndarray]) -> None:
         """Add one event (N,) a row; a full window keeps its last `keep` events, the new one included."""
@@ -97,6 +102,8 @@ class Rows:
         self.user, self.sample, self.time = self.user[rows], self.sample[rows], self.time[rows]
         self.horizon, self.grid = self.horizon[rows], self.grid[rows]
         self.uniforms.take(rows)
+        if self.rates is not None:
+            self.rates = self.rates[index.to(self.rates.device)]
         for kept in (self.own, self.cache):
             if isinstance(kept, OwnPast):
                 kept.take(rows)
@@ -107,26 +114,47 @@ class Rows:
         """What follows each row's last event."""
         everything = torch.ones_like(self.restarted)
         if not self.cached:
-            inputs, mask = self._window(everything)
-            last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
-            out = self.model(**inputs, attention_mask=mask, select=last, heads=heads)
-            return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
-        if self.cache is None or self.restarted.all():
+            found = self._run_again(heads)
+        elif self.cache is None or self.restarted.all():
             found, self.cache = self._read(everything, heads)
-            return found
+        else:
+            found = self._go_on(self.cache, heads)
+        if self.rates is not None and "gap" in found.heads:
+            found.heads["gap"] = found.heads["gap"] + self.rates
+        return found
+
+    def _run_again(self, heads: Collection[str]) -> Next:
+        """Without a cache: the windows of all rows."""
+        inputs, mask = self._window(torch.ones_like(self.restarted))
+        last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads)
+        self._learn_rates(out.last_hidden_state)
+        return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
+
+    def _go_on(self, cache: EventCache, heads: Collection[str]) -> Next:
+        """The new event of each row; the windows of rows that started anew."""
         device = self.model.device
         restarted = self.restarted.to(device)
-        self.cache.forget(restarted)
+        cache.forget(restarted)
         at = (self.length - 1)[:, None]
         new = {argument_name(c): self.ids[c].gather(1, at).to(device) for c in self.model.config.columns}
-        out = self.model(**new, past_key_values=self.cache, heads=heads)
+        out = self.model(**new, past_key_values=cache, heads=heads)
         found = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
         if self.restarted.any():
-            again, cache = self._read(self.restarted, heads)
-            self.cache.put(restarted.nonzero()[:, 0], cache)
+            again, fresh = self._read(self.restarted, heads)
+            cache.put(restarted.nonzero()[:, 0], fresh)
             for old, right in zip(found.parts(), again.parts(), strict=True):
                 old[restarted] = right
         return found
+
+    def _learn_rates(self, states: torch.Tensor) -> None:
+        """At the first forward, from hidden states (N, R, C)."""
+        if not self.personal or self.rates is not None:
+            return
+        before = states.shape[1] - 1
+        real = (torch.arange(before) < self.length[:, None] - 1).to(states.device)
+        expected = self.model.next_heads["gap"](states[:, :before]).float().softmax(-1)
+        self.rates = log_odds(expected, torch.from_numpy(self.gaps[:, :before]).to(states.device), real)
 
     def own_hours(self) -> np.ndarray:
         """Weights (N, slots) of the time of day: how often the row's window shows each slot or one beside it."""
@@ -139,6 +167,7 @@ class Rows:
         cache = EventCache(self.model.config)
         inputs, mask = self._window(rows)
         out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads)
+        self._learn_rates(out.last_hidden_state)
         hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
         return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
 

@@ -30,7 +30,7 @@ from behavegpt.challenge.scores import floors
 from behavegpt.challenge.targets import OPEN_TASKS, load_targets, task_named
 from behavegpt.challenge.validate import validate
 from behavegpt.console import progress, say
-from behavegpt.errors import DataError
+from behavegpt.errors import ConfigError, DataError
 from behavegpt.files import write_json
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
@@ -96,6 +96,13 @@ def evaluate(
     _write_as_organizers(plan.folder, result)
     write_json(out / f"{name}.json", result)
     return result
+
+
+def seeds_from(count: int) -> list[int]:
+    """The organizers' seed, then 1, 2, ...; raises ConfigError for less than one."""
+    if count < 1:
+        raise ConfigError(f"{count} seeds: at least one is needed.")
+    return [SEED, *range(1, count)]
 
 
 def read_run(plan: Plan, job: Job) -> dict[str, Any] | None:
@@ -171,7 +178,8 @@ def _run_missing(plan: Plan, jobs: Sequence[Job], devices: Sequence[str], client
         free = context.Queue()
         for device in devices:
             free.put(device)
-        with ProcessPoolExecutor(len(devices), context, _take_device, (free,)) as pool:
+        threads = max(1, torch.get_num_threads() // len(devices))
+        with ProcessPoolExecutor(len(devices), context, _take_device, (free, threads)) as pool:
             futures = {pool.submit(_run_on_own_device, plan, job): job for job in missing}
             try:
                 for future in as_completed(futures):
@@ -186,9 +194,10 @@ def _run_missing(plan: Plan, jobs: Sequence[Job], devices: Sequence[str], client
 _own_device = "cpu"  # of a worker process
 
 
-def _take_device(free: Any) -> None:
+def _take_device(free: Any, threads: int) -> None:
     global _own_device
     _own_device = free.get()
+    torch.set_num_threads(threads)
 
 
 def _run_on_own_device(plan: Plan, job: Job) -> None:

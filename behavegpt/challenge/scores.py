@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from behavegpt.errors import DataError
 
@@ -19,7 +20,7 @@ RULE_ROWS = 128  # the organizers' batch, for which torchmetrics decides whether
 TOP, NOVELTY_POWER, TINY = 10, 100, 1e-9
 WEIGHTS = {"auroc": 0.8, "diversity": 0.1, "novelty": 0.1}  # of a propensity task
 LOW = -20.0  # a constant logit that says "nobody": the best that can be done without telling clients apart
-BLOCK = 2**16  # rows looked at in one go
+BLOCK, LABELS = 2**16, 64  # clients, and labels, looked at in one go
 
 
 def score(logits: Tensor, targets: Tensor, popularity: np.ndarray | None) -> dict[str, float]:
@@ -49,11 +50,10 @@ def weigh(metrics: dict[str, float]) -> float:
 
 def probabilities(logits: Tensor) -> Tensor:
     """(N, O) as torchmetrics ranks them: the sigmoid of 128 rows if any value among them lies outside [0, 1]."""
-    out = torch.empty_like(logits)
-    for rows, into in zip(logits.split(RULE_ROWS), out.split(RULE_ROWS), strict=True):
-        outside = ((rows < 0) | (rows > 1)).any()
-        torch.where(outside, rows.sigmoid(), rows, out=into)  # on a GPU nothing waits for `outside`
-    return out
+    outside = ((logits < 0) | (logits > 1)).any(dim=1)
+    batches = F.pad(outside, (0, -len(outside) % RULE_ROWS)).view(-1, RULE_ROWS).any(dim=1)
+    squashed = batches.repeat_interleave(RULE_ROWS)[: len(logits)]
+    return torch.where(squashed[:, None], logits.sigmoid(), logits)
 
 
 def auroc(values: Tensor, targets: Tensor) -> Tensor:
@@ -65,16 +65,16 @@ def auroc(values: Tensor, targets: Tensor) -> Tensor:
     tensor([0.8750], dtype=torch.float64)
     """
     areas = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
-    for label, area in enumerate(areas):
-        column = values[:, label].contiguous()
-        positive = column[targets[:, label] > 0]
-        pairs = len(positive) * (len(column) - len(positive))
-        if not pairs:
-            continue
-        ordered = column.sort().values
-        below, to = (torch.searchsorted(ordered, positive, right=right).double() for right in (False, True))
-        ranks = ((below + to + 1) / 2).sum()  # of equal values: their mean
-        area.copy_((ranks - len(positive) * (len(positive) + 1) / 2) / pairs)
+    for some in torch.arange(values.shape[1]).split(LABELS):
+        columns = values[:, some].t().contiguous()
+        for label, column, ordered in zip(some.tolist(), columns, columns.sort(dim=1).values, strict=True):
+            positive = column[targets[:, label] > 0]
+            pairs = len(positive) * (len(column) - len(positive))
+            if not pairs:
+                continue
+            below, to = (torch.searchsorted(ordered, positive, right=right).double() for right in (False, True))
+            ranks = ((below + to + 1) / 2).sum()  # of equal values: their mean
+            areas[label] = (ranks - len(positive) * (len(positive) + 1) / 2) / pairs
     return areas
 
 

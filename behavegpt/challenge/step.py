@@ -49,8 +49,7 @@ def _update_after_backward(model: UniversalModel) -> Step:
 
 def _update_in_backward(model: UniversalModel) -> Step:
     adam = _PieceWiseAdamW(model)
-    for parameter in (p for p in model.parameters() if p.dim() == 1):
-        parameter.register_post_accumulate_grad_hook(adam.update_vector)
+    vectors_of = [parameter for parameter in model.parameters() if parameter.dim() == 1]  # biases and LayerNorms
 
     def linear(x: Tensor, layer: nn.Linear) -> Tensor:
         return _UpdatingLinear.apply(x, layer.weight, layer.bias, adam)
@@ -59,6 +58,8 @@ def _update_in_backward(model: UniversalModel) -> Step:
         adam.steps += 1
         loss = loss_of(model(vectors, linear), targets)
         loss.backward()
+        for parameter in vectors_of:
+            adam.update_vector(parameter)
         return loss.detach()
 
     return step
@@ -76,7 +77,7 @@ class _PieceWiseAdamW:
 
     @torch.no_grad()
     def update_vector(self, parameter: Tensor) -> None:
-        """A bias or a LayerNorm parameter, when its gradient is complete."""
+        """A bias or a LayerNorm parameter, from its gradient, which is then dropped."""
         assert parameter.grad is not None
         self._update(parameter, parameter.grad, self.first[parameter], self.second[parameter])
         parameter.grad = None

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from behavegpt.config import Settings
 from behavegpt.errors import DataError
 from behavegpt.files import write_text
-from behavegpt.scaling.law import DELTA, LARGEST_EXPONENT, Law, P, Runs, fit_law, log_residuals, refit
+from behavegpt.scaling.law import DELTA, LARGEST_EXPONENT, Law, P, Runs, fit_law, leverage, log_residuals, refit
 from behavegpt.scaling.rows import Row
 
 DRAWS, CONFIDENCE = 400, 0.95
@@ -57,6 +57,7 @@ class Fit(Settings):
     rows: int
     error: float  # median of |observed / expected - 1|
     flops_per_param: float
+    flops_per_second: float | None  # that the largest runs reached
     range: dict[str, tuple[float, float]]  # lowest and highest params, events, loss and flops of the rows
     warnings: list[str]
     draws: list[list[float]]  # bootstrap: C_N, C_D, L_0, alpha, beta each
@@ -115,6 +116,7 @@ def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, ho
         rows=len(rows),
         error=float(np.median(np.abs(np.expm1(log_residuals(runs, law))))),
         flops_per_param=flops_per_param,
+        flops_per_second=_flops_per_second(rows),
         range={name: (float(values.min()), float(values.max())) for name, values in spans.items()},
         warnings=doubts(runs, law, intervals),
         draws=np.stack(laws, axis=1).round(9).tolist(),
@@ -147,8 +149,9 @@ def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
     """
     residual = log_residuals(runs, law)
     n = len(residual)
-    # P parameters make residuals smaller than errors
-    spread = (residual - np.median(residual)) * np.sqrt(n / (n - P))
+    # the fit makes residuals smaller than errors, most at the corners of the grid (as in HC3 standard errors)
+    spread = residual / (1 - leverage(runs, law))
+    spread -= np.median(spread)
     width = min(spread.std(), float(np.subtract(*np.quantile(spread, [0.75, 0.25]))) / 1.349)
     rng = np.random.default_rng(how.seed)
     # 0.9 width n^-1/5: Silverman's bandwidth
@@ -197,3 +200,9 @@ def _flops_per_param(rows: Sequence[Row]) -> float:
     """Operations per event and parameter: the median of what the rows say."""
     said: list[Any] = [row["flops"] / (row["params"] * row["events"]) for row in rows if row.get("flops")]
     return float(np.median(said)) if said else FLOPS_PER_PARAM
+
+
+def _flops_per_second(rows: Sequence[Row]) -> float | None:
+    """Speed of the run with the most operations, if the rows say."""
+    timed = [row for row in rows if row.get("flops") and row.get("seconds")]
+    return max(((row["flops"], row["flops"] / row["seconds"]) for row in timed), default=(0, None))[1]

@@ -126,6 +126,14 @@ def log_residuals(runs: Runs, law: Law) -> np.ndarray:
     return runs.loss - np.log(law.loss(np.exp(runs.n), np.exp(runs.d)))
 
 
+def leverage(runs: Runs, law: Law) -> np.ndarray:
+    """How far each run draws the fit to itself (n,), between 0 and 1; the sum is P."""
+    center = (runs.n.mean(), runs.d.mean())
+    _, jacobian = _predict(_theta(law, *center)[None], runs.n - center[0], runs.d - center[1])
+    basis = np.linalg.qr(jacobian[0] / np.linalg.norm(jacobian[0], axis=0))[0]
+    return np.minimum((basis**2).sum(axis=1), 0.99)
+
+
 def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> Iterator[np.ndarray]:
     """Exponents and floors on a grid; the two factors by linear least squares of L - L_0."""
     lowest = float(np.exp(loss.min()))

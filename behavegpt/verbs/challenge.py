@@ -1,4 +1,4 @@
-"""Verbs of the RecSys Challenge 2025: `behavegpt challenge split`, `targets`, `validate`, `leaderboard`."""
+"""Verbs of the RecSys Challenge 2025: `behavegpt challenge split`, `targets`, `validate`, `evaluate`, `leaderboard`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from behavegpt.verbs.verb import Arguments, Group, Parser, Verb, show
 
 BOARD = "leaderboard.json"
+PARTS = ("auroc", "diversity", "novelty")  # of a score
 
 
 def _split_arguments(parser: Parser) -> None:
@@ -108,6 +109,64 @@ def _leaderboard(arguments: Arguments) -> Any:
     return board
 
 
+def _evaluate_arguments(parser: Parser) -> None:
+    parser.add_argument("entry", type=Path, help="folder with client_ids.npy and embeddings.npy")
+    parser.add_argument("--data", type=Path, required=True, help="the challenge's data directory, after the split")
+    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and the single runs (NAME/)")
+    parser.add_argument("--name", help="of the entry in results (default: its folder's name)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: the three open tasks; all: also hidden")
+    parser.add_argument("--seeds", type=int, default=1, help="how many; the first is the organizers' (default 1)")
+    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="e.g. cuda:0 cuda:1 (default: all GPUs, or cpu)")
+    parser.add_argument("--subset", action="store_true", help="relevant clients may be missing (local tests)")
+    parser.add_argument("--random-vectors", action="store_true", help="also train on random vectors, as a floor")
+    parser.add_argument("--tf32", action="store_true", help="faster products on a GPU; moves scores in the third digit")
+
+
+def _evaluate(arguments: Arguments) -> Any:
+    from behavegpt.challenge.evaluate import evaluate, seeds_from
+    from behavegpt.challenge.files import open_directory
+    from behavegpt.challenge.fit import default_devices
+    from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
+    from behavegpt.console import say
+    from behavegpt.plots import challenge_results
+
+    tasks = arguments.tasks or OPEN_TASKS
+    result = evaluate(
+        arguments.entry,
+        arguments.data,
+        arguments.out,
+        tasks=available_tasks(open_directory(arguments.data)) if tasks == ["all"] else tasks,
+        seeds=seeds_from(arguments.seeds),
+        devices=arguments.devices or default_devices(),
+        name=arguments.name,
+        subset=arguments.subset,
+        random_vectors=arguments.random_vectors,
+        tf32=arguments.tf32,
+    )
+    rows = [_evaluate_row(task, result) for task in result["tasks"]]
+    columns = ("task", "score", "best epoch", *PARTS, "floor ± chance", "random vectors", "ceiling", "absent labels")
+    show(arguments, columns, rows, f"{result['name']}: mean ± deviation over {arguments.seeds} seeds, best of 3 epochs")
+    results = [path for path in sorted(arguments.out.glob("*.json")) if path.name != BOARD]
+    say(f"written: {arguments.out / result['name']}.json, {challenge_results(results, arguments.out / 'scores.png')}")
+    if arguments.seeds == 1:
+        say("one seed says little: on 10,000 clients scores of the same vectors differ by .02; take --seeds 3 or more")
+    return result
+
+
+def _evaluate_row(task: str, result: dict[str, Any]) -> list[str]:
+    found, floor = result["tasks"][task], result["floors"][task]
+    return [
+        task,
+        _score_text(found),
+        " ".join(map(str, found["best_epochs"])),
+        *(f"{found['metrics'][part]:.4f}" if part in found["metrics"] else "-" for part in PARTS),
+        f"{floor['constant']:.4f} ± {floor['chance_std']:.4f}",
+        _score_text(floor.get("random_vectors")),
+        f"{floor['ceiling']:.4f}",
+        f"{floor['absent_labels']}/{floor['labels']}",
+    ]
+
+
 def _score_text(score: dict[str, Any] | None) -> str:
     if score is None:
         return "-"
@@ -134,6 +193,14 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge validate ENTRY --data SPLIT --subset --json",
         _validate_arguments,
         _validate,
+    ),
+    "evaluate": Verb(
+        "train the organizers' network on an entry for each task and score it, with floors",
+        "  behavegpt challenge evaluate ENTRY --data SPLIT --out results\n"
+        "  behavegpt challenge evaluate ENTRY --data SPLIT --out results --seeds 3 --tasks all --random-vectors\n"
+        "  behavegpt challenge evaluate ENTRY --data SPLIT --out results --devices cuda:0 cuda:1",
+        _evaluate_arguments,
+        _evaluate,
     ),
     "leaderboard": Verb(
         "rank entries over tasks by Borda count (rank k of N gives N - k points; ties share)",

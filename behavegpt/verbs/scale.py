@@ -139,8 +139,8 @@ def _plan_arguments(parser: Parser) -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--compute", type=float, metavar="FLOP", help="training operations")
     budget.add_argument("--events", type=float, help="training events that there are, for one pass")
-    budget.add_argument("--hours", type=float, help="hours on --tflops at --utilization")
-    parser.add_argument("--tflops", type=float, help="speed on paper of all devices together, for --hours")
+    budget.add_argument("--hours", type=float, help="hours of training")
+    parser.add_argument("--tflops", type=float, help="speed on paper of all devices; default: as the sweep was run")
     parser.add_argument(
         "--utilization", type=float, default=0.4, help="share of --tflops that is reached (default 0.4)"
     )
@@ -152,14 +152,15 @@ def _plan(arguments: Arguments) -> Any:
     from behavegpt.scaling.fit import read_fit
 
     fit = read_fit(arguments.fit)
-    if arguments.hours is not None and arguments.tflops is None:
-        raise ConfigError("--hours needs --tflops, the speed of the devices; for one H200 in bf16: --tflops 989.")
     if arguments.compute is not None:
         result = plan.plan_compute(fit, arguments.compute)
     elif arguments.events is not None:
         result = plan.plan_events(fit, arguments.events)
     else:
-        result = plan.plan_hours(fit, arguments.hours, arguments.tflops * 1e12 * arguments.utilization)
+        speed = arguments.tflops * 1e12 * arguments.utilization if arguments.tflops else fit.flops_per_second
+        if speed is None:
+            raise ConfigError("--hours: the rows do not say how fast they were; give --tflops (one H200, bf16: 989).")
+        result = plan.plan_hours(fit, arguments.hours, speed)
     names = {"params": f"parameters ({fit.count})", "events": "events", "ratio": "events per parameter", "loss": "loss"}
     rows = [[text, *(f"{x:,.4g}" for x in result[name].values())] for name, text in names.items()]
     show(arguments, ("", "value", "low", "high"), rows, f"{result['flops']:.3g} training operations")
@@ -189,6 +190,7 @@ VERBS: dict[str, Verb] = {
         "model size, events and expected loss for a budget",
         "  behavegpt scale plan --compute 1e18 runs/scaling/fit.json\n"
         "  behavegpt scale plan --events 6e8 runs/scaling/fit.json\n"
+        "  behavegpt scale plan --hours 2 runs/scaling/fit.json             # on the machine of the sweep\n"
         "  behavegpt scale plan --hours 24 --tflops 989 --utilization 0.4 runs/scaling/fit.json",
         _plan_arguments,
         _plan,

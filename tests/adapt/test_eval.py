@@ -43,11 +43,17 @@ def protocol_of(name, tmp_path, **changed):
     return tmp_path / "protocol.yaml"
 
 
-@pytest.mark.parametrize("name", ["new_behavior", "cross_domain"])
-def test_the_shipped_protocol_loads(name):
-    module = script(name)
-    protocol = read_settings(module.Protocol, ROOT / f"configs/adapt/eval_{name}.yaml")
-    assert len(list(module.grid(protocol))) > 50
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/adapt").glob("eval_*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_protocol_loads(path):
+    module = script("new_behavior" if "new_behavior" in path.stem else "cross_domain")
+    protocol = read_settings(module.Protocol, path)
+    rows = list(module.grid(protocol))
+    assert len(rows) > 50
+    for row in rows:  # every row's settings are valid
+        if row.get("mode") not in getattr(module, "COUNTED", ()) and row.get("method") not in getattr(
+            module, "UNTRAINED", ()
+        ):
+            assert module.settings_of(protocol, row, path, path, path).train.seed == row["seed"]
 
 
 def test_cross_domain(logs, tmp_path, capsys):
@@ -60,7 +66,7 @@ def test_cross_domain(logs, tmp_path, capsys):
         sources={"home": {"file": "here.parquet", "tz": "UTC"}},
         pretrain={"config": TINY, "steps": 2, "losses": ["dro", "cross_entropy"]},
         fractions={0.5: {"steps": 2, "batch_events": 256, "seeds": [0]}},
-        modes=["cross_domain", "scratch"],
+        modes={"cross_domain": {"adapt": {"scale": "base"}}, "scratch": {"lr": 1e-3}},
         modes_of_other_losses=["cross_domain"],
     )
     line = [str(config), "--out", str(tmp_path / "rows.jsonl")]

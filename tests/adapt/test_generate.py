@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from behavegpt.adapt.draw import Uniforms, bucket_edges, choose, pick, time_grid, time_in_bucket
+from behavegpt.adapt.draw import Uniforms, agree, bucket_edges, choose, pick, time_grid, time_in_bucket
 from behavegpt.adapt.generate import GenerationSettings, choose_policies, roll_out, seconds_of
 from behavegpt.adapt.links import count_link, count_links, load_links, save_links
 from behavegpt.adapt.policies import OwnPast
+from behavegpt.adapt.rates import WEIGHT, log_odds
 from behavegpt.cli import main
 from behavegpt.data.loader import columns_of
 from behavegpt.data.pack import _gaps
@@ -199,6 +200,22 @@ def test_links_are_counted_and_saved(tmp_path):
     assert load_links(tmp_path / "none") == {}
 
 
+def test_few_scores_are_those_of_the_whole_head():
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 30), torch.randn(5, 8)
+    rng = np.random.default_rng(0)
+    link = count_link(rng.integers(2, 6, 60), rng.integers(1, 30, 60), 7)
+    given = torch.tensor([2, 5, 2, 6, 3])  # nothing is known of 6
+    scores, ids = link.scores(head, hidden, given)
+    dense = torch.full((5, 30), -torch.inf)
+    for row in range(5):
+        real = scores[row] > -torch.inf
+        dense[row, ids[row][real]] = scores[row][real]
+    allowed = link.allowed(given, 30)
+    allowed[:, 0] = False
+    torch.testing.assert_close(dense, head(hidden).masked_fill(~allowed, -torch.inf), atol=1e-6, rtol=1e-5)
+
+
 def test_choices_follow_the_probabilities():
     logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)) * 2
     u = torch.from_numpy(np.random.default_rng(0).random(40_000))
@@ -282,6 +299,55 @@ def test_the_time_of_day_follows_the_weights():
         assert np.mean(near) > 0.95
         if bucket == 40:  # 12 to 17 days ahead: every day is met
             assert len({w.date() for w in walls}) >= 5
+
+
+def test_own_rates_by_hand():
+    """Two events: what happened is weighed against what was expected; an unknown past changes nothing."""
+    expected = torch.tensor([[[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], [[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]]])
+    odds = log_odds(expected, torch.tensor([[1, 1], [0, 0]]), torch.tensor([[True, True], [False, False]])).exp()
+    mean = torch.tensor([0.7, 0.3])
+    torch.testing.assert_close(odds[0, :2], (torch.tensor([0.0, 2.0]) + WEIGHT * mean) / ((2 + WEIGHT) * mean))
+    assert odds[1].tolist() == [1, 1, 1]
+
+
+def test_a_user_keeps_its_own_pace():
+    """A model that expects the same gaps of all: the slow user's get longer, the quick one's shorter."""
+    _, model, tokenizer, histories = setting()
+    columns = {n: np.tile(c[:1], 80) for n, c in histories.columns.items()}
+    columns["time"] = np.concatenate([np.arange(40) * 600, np.arange(40) * 6 * 86400])
+    two = EncodedHistories(pa.array(["quick", "slow"]), np.array([0, 40, 80]), columns, {}, {})
+
+    def median(personal):
+        found = roll_out(model, tokenizer, two, GenerationSettings(steps=200, personal=personal)).columns
+        return [np.median(found["gap"][found["user"] == user]) for user in (0, 1)]
+
+    plain, own = median(False), median(True)
+    assert own[0] < plain[0] and own[1] > plain[1]
+
+
+def test_gap_and_slot_agree():
+    """From the two marginals of a joint distribution of this form, its conditionals come back."""
+    from behavegpt.adapt.draw import _overlap
+
+    generator = torch.Generator().manual_seed(0)
+    overlap = _overlap(56, 48)
+    assert torch.allclose(overlap.sum(1), torch.ones(56))
+    now = torch.tensor([0, 13, 47])
+    share = torch.rand(3, 56, generator=generator) ** 4 * (torch.arange(56) > 18)
+    weight = torch.rand(3, 48, generator=generator)  # of the slots ahead
+    joint = share[..., None] * overlap * weight[:, None]
+    joint /= joint.sum((1, 2), keepdim=True)
+    ahead = (now[:, None] + torch.arange(48)) % 48
+    slot = torch.zeros(3, 48).scatter(1, ahead, joint.sum(1))
+    found = agree(joint.sum(2), slot, now, rounds=200).gather(1, ahead)
+    conditional = overlap * found[:, None]
+    expected = joint / joint.sum(2, keepdim=True)
+    likely = joint.sum(2) > 1e-3
+    error = (conditional / conditional.sum(2, keepdim=True) - expected).abs().sum(2)[likely]
+    assert error.max() < 0.02
+    # weighting by the slots' probabilities alone does not do it
+    naive = overlap * slot.gather(1, ahead)[:, None]
+    assert (naive / naive.sum(2, keepdim=True) - expected).abs().sum(2)[likely].max() > 0.2
 
 
 def test_the_grid_of_a_history_is_told_on_the_wall_clock():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import behavegpt
-from behavegpt.adapt.transfer import MODES, PARTS, AdaptSettings, LoraSettings, cells, part_of, slot_mix
+from behavegpt.adapt.settings import AdaptSettings, LoraSettings
+from behavegpt.adapt.transfer import MODES, PARTS, cells, part_of, slot_mix
 from behavegpt.data.store import open_store
 from behavegpt.errors import ConfigError
 from behavegpt.finetune import begin, finetune
@@ -189,6 +190,17 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
     head.CHUNK_ELEMENTS.update(chunks)
     assert min(found) > 0
     assert sum(p.requires_grad for p in part.model.parameters()) == 6  # event, location, projection x 2, next event x 2
+
+
+def test_fresh_embeddings_can_have_the_bases_mean_and_spread(place, settings_for):
+    base = open_model(place / "base/model")[0].state_dict()["model.embedding.tables.event.weight"]
+    torch.manual_seed(5)
+    work = begin(settings_for("cross_domain", adapt={"scale": "base"}))
+    torch.manual_seed(5)
+    fresh = BehaveGPTForBehaviorPrediction(work.model.config).model.embedding.tables["event"].weight
+    mine = work.model.model.embedding.tables["event"].weight
+    wanted = fresh / work.model.config.initializer_range * base[2:].std(0) + base[2:].mean(0)
+    torch.testing.assert_close(mine, wanted)
 
 
 def test_known_ids_are_never_renumbered(place, settings_for):

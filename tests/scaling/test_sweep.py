@@ -204,6 +204,10 @@ def test_the_command_line_from_sweep_to_plan(swept, data, tmp_path, capsys):
     assert main(["scale", "plan", "--compute", "1e9", fit, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(1e9)
     assert main(["scale", "plan", "--events", "1e4", fit]) == 0
+    assert main(["scale", "plan", "--hours", "1", fit]) == 0
+    tree = json.loads(Path(fit).read_text())
+    assert tree["flops_per_second"] > 1e6
+    Path(fit).write_text(json.dumps(tree | {"flops_per_second": None}))
     assert main(["scale", "plan", "--hours", "1", fit]) == 2
     assert "--tflops" in capsys.readouterr().err
     for wrong in (["--worker", "2/2"], ["--worker", "first"]):
