@@ -19,17 +19,17 @@ def futures(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     """Shares of behaviors, hours of the day and time gaps: real, ours and the trivial generators, means over seeds."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if "hours" in row:
+        if "hours" in row and not row["generator"].startswith(f"{MODEL} "):  # other settings of ours are in the table
             by_name.setdefault(row["generator"], []).append(row)
     if "real" not in by_name:
         raise DataError(f"{out}: the rows hold no real futures; run eval/generation.py without --plot first.")
     with _figure(out, (15, 4.6), columns=3) as (_, (left, middle, right)):
         labels = list(by_name["real"][0]["behaviors"])
-        others = [name for name in by_name if name != "real" and not name.startswith(MODEL)]
+        others = [name for name in by_name if name not in ("real", MODEL)]
         for name, found in by_name.items():
-            color = INK if name == "real" else BLUE if name.startswith(MODEL) else OTHERS[others.index(name)]
-            wide = name == "real" or name.startswith(MODEL)
-            style: dict[str, Any] = {"color": color, "linewidth": 2.4 if wide else 1.2, "label": title_of(name)}
+            color = INK if name == "real" else BLUE if name == MODEL else OTHERS[others.index(name)]
+            width = 2.4 if name in ("real", MODEL) else 1.2
+            style: dict[str, Any] = {"color": color, "linewidth": width, "label": title_of(name)}
             if name == "real":
                 style["linestyle"] = "--"
             shares = np.mean([list(row["behaviors"].values()) for row in found], axis=0)

@@ -202,7 +202,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for figure in FIGURES:
             values = np.array([row[figure] for row in found if row.get(figure) is not None], float)
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 and values.std() > 0 else ""
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 and values.std() >= 5e-4 else ""
             cells.append(f"{values.mean():.3f}{spread}" if len(values) else "-")
         lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from behavegpt.scaling.law import Law, Runs, fit_factors, fit_law, log_residuals, refit
+from behavegpt.scaling.law import Law, Runs, fit_factors, fit_law, leverage, log_residuals, refit
 from tests.scaling.planted import TRUTH, planted_rows
 
 
@@ -73,3 +73,16 @@ def test_outliers_move_least_squares_but_not_the_huber_loss():
 def test_with_the_true_exponents_the_factors_follow():
     law = fit_factors(runs_of(planted_rows(0, noise=0)), 0.51, 0.23)
     np.testing.assert_allclose(law, TRUTH, rtol=1e-6)
+
+
+def test_leverage_is_the_change_of_the_fitted_value_by_its_own_observation():
+    runs = runs_of(planted_rows(4, noise=0.005))
+    law = fit_law(runs, delta=10.0)
+    found = leverage(runs, law)
+    assert found.sum() == pytest.approx(5)
+    for i in (0, 12, 29):  # two corners and the middle of the grid
+        moved = runs.loss.copy()
+        moved[i] += 1e-3
+        again = fit_law(runs._replace(loss=moved), delta=10.0)
+        before, after = (np.log(one.loss(np.exp(runs.n[i]), np.exp(runs.d[i]))) for one in (law, again))
+        assert (after - before) / 1e-3 == pytest.approx(found[i], abs=0.02)
