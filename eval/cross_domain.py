@@ -227,10 +227,11 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
     import matplotlib.pyplot as plt
 
     found, loss = summary(rows), protocol.pretrain.losses[0]
-    shares = sorted({key[0] for key in found})
-    figure, axes = plt.subplots(1, len(protocol.sources), figsize=(6 * len(protocol.sources), 4.5), sharey=True)
-    for axis, source in zip(np.atleast_1d(axes), protocol.sources, strict=True):
-        for mode in (*protocol.modes, "user_most_frequent"):
+    shares, drawn = sorted({key[0] for key in found}), [s for s in protocol.sources if any(k[1] == s for k in found)]
+    figure, axes = plt.subplots(1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False)
+    modes = [*protocol.modes, "user_most_frequent"]
+    for axis, source in zip(axes[0], drawn, strict=True):
+        for number, mode in enumerate(modes):
             own = mode in (FROM_NOTHING, "user_most_frequent")
             keys = {share: (share, *(("-", "-") if own else (source, loss)), mode) for share in shares}
             points = {share: found[key]["rec_m"] for share, key in keys.items() if key in found}
@@ -239,14 +240,17 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
                 style: dict[str, Any] = {"color": "black", "linestyle": line} if own else {}
                 means = [v.mean() for v in points.values()]
                 spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in points.values()]
-                axis.errorbar(list(points), means, spread, marker="o", capsize=2, label=mode, **style)
+                place = np.array(list(points)) * 1.04 ** (number - len(modes) / 2)  # side by side
+                axis.errorbar(place, means, spread, marker="o", capsize=2, label=mode, **style)
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{s:.0%}" for s in shares])
-        axis.set_title(f"{source} to {Path(protocol.target.file).stem.removeprefix('foursquare_')}")
+        axis.set_title(
+            f"{source} to {Path(protocol.target.file).stem.removeprefix('foursquare_')}, pretrained with {loss}"
+        )
         axis.set_xlabel("share of the target's users trained on")
         axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("macro recall, test")
-    np.atleast_1d(axes)[-1].legend(fontsize=8, loc="lower right")
+    axes[0, 0].set_ylabel("macro recall, test (mean ± standard deviation over seeds)")
+    axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

@@ -13,7 +13,12 @@ FORBIDDEN = re.compile(
 
 
 def test_no_code_is_executed_from_files():
-    files = [*(ROOT / "behavegpt").rglob("*.py"), ROOT / "train.py", ROOT / "finetune.py", *(ROOT / "eval").glob("*.py")]
+    files = [
+        *(ROOT / "behavegpt").rglob("*.py"),
+        ROOT / "train.py",
+        ROOT / "finetune.py",
+        *(ROOT / "eval").glob("*.py"),
+    ]
     hits = [
         f"{path.name}:{number}: {line.strip()}"
         for path in files

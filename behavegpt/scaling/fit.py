@@ -135,9 +135,10 @@ def tail_share(confidence: float, freedom: int) -> float:
 
 
 def interval(value: Any, draws: np.ndarray, edge: float) -> Interval:
-    """A value with the range of its draws (S,) without the share `edge` at each end."""
+    """A value with the range of its draws (S,) without the share `edge` at each end; the value lies inside."""
+    # where rows leave several minima, refits may gather around another one than the value's
     low, high = np.quantile(draws, [edge, 1 - edge])
-    return Interval(value=float(value), low=float(low), high=float(high))
+    return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value)))
 
 
 def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
