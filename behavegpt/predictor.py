@@ -67,7 +67,7 @@ class Predictor:
         self, model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, links: Links | None = None
     ) -> None:
         """`links`: which ids go together in training, for `generate`."""
-        self.model, self.tokenizer, self.links = model.eval(), tokenizer, links or {}
+        self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
 
     def predict(
         self,

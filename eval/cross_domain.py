@@ -230,6 +230,7 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
     shares, drawn = sorted({key[0] for key in found}), [s for s in protocol.sources if any(k[1] == s for k in found)]
     figure, axes = plt.subplots(1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False)
     modes = [*protocol.modes, "user_most_frequent"]
+    city = Path(protocol.target.file).stem.removeprefix("foursquare_")
     for axis, source in zip(axes[0], drawn, strict=True):
         for number, mode in enumerate(modes):
             own = mode in (FROM_NOTHING, "user_most_frequent")
@@ -245,7 +246,7 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{s:.0%}" for s in shares])
         axis.set_title(
-            f"{source} to {Path(protocol.target.file).stem.removeprefix('foursquare_')}, pretrained with {loss}"
+            f"{source} to {city}, pretrained with {loss}"
         )
         axis.set_xlabel("share of the target's users trained on")
         axis.grid(alpha=0.3)

@@ -24,7 +24,7 @@ import numpy as np
 
 from behavegpt.adapt.generate import GenerationSettings, roll_out
 from behavegpt.adapt.generated import Generated
-from behavegpt.adapt.links import count_links
+from behavegpt.adapt.links import count_links, learn_links
 from behavegpt.baselines import generators
 from behavegpt.config import read_settings
 from behavegpt.data.loader import columns_of
@@ -103,7 +103,7 @@ def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Pre
         known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
         pretrain(read_settings(PretrainSettings, arguments.config, [*known, *arguments.train]))
     predictor = load(run / "model")
-    return Predictor(predictor.model, predictor.tokenizer, count_links(store))
+    return Predictor(predictor.model, predictor.tokenizer, learn_links(predictor.model, store))
 
 
 def draw(

@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="configs/scaling/small.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the sweep")
     parser.add_argument("--count", choices=("total", "without_embeddings"), default="total")
+    parser.add_argument("--min-events", type=float, default=0, help="leave smaller runs out of the fit")
     arguments = parser.parse_args(argv)
     if (arguments.data is None) == (arguments.synthetic is None):
         parser.error("give a prepared folder or --synthetic")
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = read_settings(SweepSettings, arguments.config, overrides)
     sweep(settings)
     rows = usable_rows([arguments.out / "rows.jsonl"], arguments.count)
+    rows = [row for row in rows if row["events"] >= arguments.min_events]
     fit = fit_rows(rows, arguments.count)
     floor = None
     if arguments.synthetic:

@@ -188,7 +188,9 @@ def test_every_verb_has_help_with_examples(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
     assert ended.value.code == 0
-    assert f"behavegpt {' '.join(verb)}" in capsys.readouterr().out.split("examples:")[1]
+    group = VERBS[verb[0]]
+    shown = verb[:1] if isinstance(group, Group) and verb[1:] == (group.default,) else verb
+    assert f"behavegpt {' '.join(shown)}" in capsys.readouterr().out.split("examples:")[1]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class GenerationSettings(Settings):
     place: Policy = Field("auto", description="where places come from; auto: the location head, else observed")
     keep: int | None = Field(None, ge=1, description="events kept when the window is full; null: half of it")
     personal: bool = Field(True, description="weigh the gap head by the user's own gaps (adapt/rates.py)")
+    hours: bool = Field(True, description="weigh the gap head by training's gaps at that hour, where measured")
     seed: int = Field(0, ge=0)
     probabilities: int = Field(0, ge=0, description="behaviors a step whose probabilities are returned")
     rows: int = Field(256, ge=1, description="users times samples at once; changes no result")
@@ -71,7 +72,7 @@ def roll_out(
 
     Raises ConfigError when the model lacks a head that the settings ask for.
     """
-    links = links or {}
+    links = Links() if links is None else links
     policies = choose_policies(model, tokenizer, settings, links)
     begin, end = encoded.offsets[:-1], encoded.offsets[1:]
     order = np.argsort(-np.minimum(end - begin, model.config.max_length), kind="stable")  # rows of like length together
@@ -91,6 +92,7 @@ def roll_out(
             cached=settings.cache,
             span=seconds_of(settings.until) if settings.until else None,
             personal=settings.personal,
+            gap_odds=links.gap_odds if settings.hours else None,
             look_back=bool({"observed", "typical"} & set(policies.values())),
         )
         parts += list(_futures(rows, settings, policies, links))
@@ -122,8 +124,9 @@ def choose_policies(
                 "model.next_heads=[event,location,gap,slot], or give the prepared training data: --data DIR."
             )
         found["event"] = "head" if "event" in heads else "typical"
-    if "slot" in heads and found["time"] == "head":
-        found["time"] = "head, slot head"
+    if found["time"] == "head":
+        parts = {"slot head": "slot" in heads, "by training's hours": settings.hours and links.gap_odds is not None}
+        found["time"] = ", ".join(["head", *(part for part, there in parts.items() if there)])
     for field, (given, drawn) in {"event": ("behavior", "event"), "location": ("event", "location")}.items():
         if found.get(field) == "head":
             seen = (given, drawn) in links

@@ -6,7 +6,6 @@ other (behavior Food at a gym). So each is drawn among the ids that training saw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from behavegpt.adapt.rates import log_odds_of_slots
 from behavegpt.data.loader import columns_of
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN
 from behavegpt.errors import CheckpointError
+from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 FILE = "links.safetensors"
+GAP_ODDS = "gap_odds"
 PAIRS = (("behavior", "event"), ("event", "location"))  # given -> drawn
 
 
@@ -68,14 +70,25 @@ class Link:
         return found[given]
 
 
-Links = dict[tuple[str, str], Link]
+class Links(dict[tuple[str, str], Link]):
+    """Pairs of fields -> which of their ids go together; and, if it was measured, how gaps depend on the slot."""
+
+    gap_odds: torch.Tensor | None = None  # (slots, buckets), see rates.log_odds_of_slots
+
+
+def learn_links(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Links:
+    """All that generation takes from the training data: pairs, and the gap head's corrections by slot."""
+    links = count_links(store)
+    if "gap" in (model.config.next_heads or ()):
+        links.gap_odds = log_odds_of_slots(model, store)
+    return links
 
 
 def count_links(store: EventStore) -> Links:
     """Pairs of a prepared folder's training split."""
     columns = columns_of(store)
     train = np.asarray(columns["split"]) == TRAIN
-    links = {}
+    links = Links()
     for given, drawn in PAIRS:
         if drawn in columns and not (given == "behavior" and store.schema.behavior_is_event):
             size = len(store.behaviors if given == "behavior" else store.vocabulary[given])
@@ -92,11 +105,13 @@ def count_link(given: np.ndarray, drawn: np.ndarray, size: int, least: int = FIR
     return Link(pointer, np.ascontiguousarray(pairs[1]), counts.astype(np.int64))  # safetensors ignores strides
 
 
-def save_links(links: Mapping[tuple[str, str], Link], folder: Path) -> None:
+def save_links(links: Links, folder: Path) -> None:
     """Write FOLDER/links.safetensors, beside a model's weights."""
     from safetensors.numpy import save_file
 
     parts = {f"{given}.{drawn}.{k}": v for (given, drawn), link in links.items() for k, v in vars(link).items()}
+    if links.gap_odds is not None:
+        parts[GAP_ODDS] = links.gap_odds.numpy()
     save_file(parts, folder / FILE)
 
 
@@ -106,10 +121,13 @@ def load_links(folder: Path) -> Links:
     from safetensors.numpy import load_file
 
     if not (folder / FILE).is_file():
-        return {}
+        return Links()
     try:
         parts = load_file(folder / FILE)
+        odds = parts.pop(GAP_ODDS, None)
         pairs = dict.fromkeys((name.split(".")[0], name.split(".")[1]) for name in parts)
-        return {(g, d): Link(*(parts[f"{g}.{d}.{k}"] for k in ("pointer", "ids", "counts"))) for g, d in pairs}
+        links = Links({(g, d): Link(*(parts[f"{g}.{d}.{k}"] for k in ("pointer", "ids", "counts"))) for g, d in pairs})
+        links.gap_odds = None if odds is None else torch.from_numpy(odds)
+        return links
     except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise CheckpointError(f"{folder / FILE}: damaged ({error}); delete it, or train again.") from None

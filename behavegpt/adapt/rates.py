@@ -1,29 +1,65 @@
-"""A user's own time gaps beside what the model expects of this user.
+"""Time gaps set right where the gap head is known to be wrong: by the hour, and for each user.
 
-The model sees weekdays and slots, not how long a user waits between events: averaged over users its gaps are right,
-for one user they are not. So the odds of a gap bucket b are multiplied by
+A head trained for a few epochs blurs how the gap depends on the hour (whoever checks in at noon is seldom asleep five
+hours later), and the model sees weekdays and slots, not how long a user waits between events. So the odds of a gap
+bucket b are multiplied, once for the slot of the last event and once for the user, by
 
     (observed(b) + w * expected(b)) / ((n + w) * expected(b))
 
-over the n gaps of the user's window: how often b happened, and its mean predicted probability at those events. A short
-history changes little (w = 5, chosen on Jakarta, docs/generation.md). Nothing is trained.
+over n events: of training with that slot, then of the user's window. `observed` counts how often b happened, `expected`
+is its mean predicted probability at those events. Few events change little (w = 5). No weight is trained.
 
 Shapes: N rows, R events, V buckets.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from behavegpt.data.loader import columns_of, row_length_for
+from behavegpt.data.pack import collate, evaluation_windows, pack_rows
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+
 WEIGHT = 5.0  # events
+WINDOWS = 1000  # of training that are looked at
+ROWS = 64  # at once
 
 
-def log_odds(probability: torch.Tensor, observed: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """What is added to the logits (N, V), from predictions (N, R, V), what followed (N, R) and where that is known."""
+def log_odds(happened: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """What is added to the logits (N, V), from how often each bucket happened (N, V) and was expected (N, V)."""
+    count = happened.sum(1, keepdim=True)
+    share = (expected / count.clamp(min=1)).clamp(min=1e-6)
+    return torch.where(count > 0, (happened + WEIGHT * share) / ((count + WEIGHT) * share), 1.0).log()
+
+
+def log_odds_of_users(probability: torch.Tensor, observed: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """(N, V) from predictions (N, R, V), what followed (N, R) and where that is known (N, R)."""
     weight = real.to(probability)
-    count = weight.sum(1, keepdim=True)
-    expected = (probability * weight[..., None]).sum(1) / count.clamp(min=1)
-    expected = expected.clamp(min=1e-6)
-    happened = torch.zeros_like(expected).scatter_add(1, observed, weight)
-    odds = (happened + WEIGHT * expected) / ((count + WEIGHT) * expected)
-    return torch.where(count > 0, odds, 1.0).log()
+    expected = (probability * weight[..., None]).sum(1)
+    return log_odds(torch.zeros_like(expected).scatter_add(1, observed, weight), expected)
+
+
+@torch.no_grad()
+def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> torch.Tensor:
+    """(slots, V) from a sample of the training events, the same one whatever was drawn before."""
+    config, device = model.config, model.device
+    windows = evaluation_windows(store, TRAIN, config.max_length)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(windows))[:WINDOWS])
+    row = row_length_for(config.max_length)
+    plan = pack_rows(windows.take(chosen), row)
+    happened = torch.zeros(store.schema.slots, config.gap_buckets, device=device)
+    expected = torch.zeros_like(happened)
+    for at in range(0, plan.rows, ROWS):
+        rows = np.arange(at, min(at + ROWS, plan.rows))
+        batch = collate(columns_of(store), plan, rows, row, config.columns, ("gap",))
+        followed = batch.next_fields["gap"].to(device)
+        known = followed >= 0
+        inputs = {name: ids.to(device) for name, ids in batch.inputs.items()}
+        places = {"document": batch.document.to(device), "position": batch.position.to(device)}
+        out = model(**inputs, **places, select=known, heads=["gap"])
+        slot = inputs["slot_ids"][known]
+        expected.index_add_(0, slot, out.next_logits["gap"].float().softmax(-1))
+        happened.index_put_((slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True)
+    return log_odds(happened, expected).cpu()

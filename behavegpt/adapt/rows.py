@@ -13,7 +13,7 @@ import torch
 
 from behavegpt.adapt.draw import Uniforms, bucket_of, time_grid
 from behavegpt.adapt.policies import OwnPast
-from behavegpt.adapt.rates import log_odds
+from behavegpt.adapt.rates import log_odds_of_users
 from behavegpt.data.pack import argument_name
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
@@ -51,10 +51,11 @@ class Rows:
         span: int | None = None,
         look_back: bool = False,
         personal: bool = True,
+        gap_odds: torch.Tensor | None = None,
     ) -> None:
         """`user`, `sample` (N,): whose future; `span`: seconds until a row ends.
 
-        `look_back`: whether a policy needs the past; `personal`: weigh gaps by the user's own (rates.py).
+        `look_back`: whether a policy needs the past; `personal`, `gap_odds` (slots, buckets): see rates.py.
         """
         self.model, self.schema, self.cached = model, schema, cached
         self.user, self.sample = user, sample
@@ -81,6 +82,7 @@ class Rows:
         self.gaps = bucket_of(np.diff(times[index].astype(np.int64), axis=1), model.config.gap_buckets)  # (N, L - 1)
         self.personal = personal and "gap" in model.next_heads
         self.rates: torch.Tensor | None = None  # (N, buckets) log odds, made by the first forward
+        self.gap_odds = None if gap_odds is None else gap_odds.to(model.device)
 
     def append(self, new: Mapping[str, np.ndarray]) -> None:
         """Add one event (N,) a row; a full window keeps its last `keep` events, the new one included."""
@@ -119,8 +121,11 @@ class Rows:
             found, self.cache = self._read(everything, heads)
         else:
             found = self._go_on(self.cache, heads)
-        if self.rates is not None and "gap" in found.heads:
-            found.heads["gap"] = found.heads["gap"] + self.rates
+        if "gap" in found.heads:
+            now = self.ids["slot"].gather(1, (self.length - 1)[:, None])[:, 0]
+            found.heads["gap"] = self._gap_logits(found.heads["gap"], now)
+            if self.rates is not None:
+                found.heads["gap"] = found.heads["gap"] + self.rates
         return found
 
     def _run_again(self, heads: Collection[str]) -> Next:
@@ -153,8 +158,13 @@ class Rows:
             return
         before = states.shape[1] - 1
         real = (torch.arange(before) < self.length[:, None] - 1).to(states.device)
-        expected = self.model.next_heads["gap"](states[:, :before]).float().softmax(-1)
-        self.rates = log_odds(expected, torch.from_numpy(self.gaps[:, :before]).to(states.device), real)
+        logits = self._gap_logits(self.model.next_heads["gap"](states[:, :before]), self.ids["slot"][:, :before])
+        followed = torch.from_numpy(self.gaps[:, :before]).to(states.device)
+        self.rates = log_odds_of_users(logits.softmax(-1), followed, real)
+
+    def _gap_logits(self, logits: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+        """The gap head's logits (..., buckets), corrected for the slot (...) of the event before."""
+        return logits.float() if self.gap_odds is None else logits.float() + self.gap_odds[slot.to(logits.device)]
 
     def own_hours(self) -> np.ndarray:
         """Weights (N, slots) of the time of day: how often the row's window shows each slot or one beside it."""

@@ -67,7 +67,7 @@ def distances(real: np.ndarray, generated: np.ndarray, edges: np.ndarray) -> dic
     try:
         from scipy.stats import ks_2samp, wasserstein_distance
     except ImportError:
-        raise MissingExtraError("scipy", "eval") from None
+        raise MissingExtraError("scipy", "generation") from None
     p, q = np.histogram(real, edges)[0], np.histogram(generated, edges)[0]
     return {
         "ks": float(ks_2samp(real, generated, method="asymp").statistic),

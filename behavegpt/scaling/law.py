@@ -146,12 +146,13 @@ def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> Iterator[np.ndarr
                 yield np.array([a, b, np.log(share * lowest), alpha, beta])
 
 
-def _bounds(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest parameters (P,) that are looked at; the factors are those of centered logarithms."""
-    low, high = loss.min(), loss.max()
+def _bounds(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest parameters (..., P) for log losses (..., n); the factors are those of centered logarithms."""
+    low, high = losses.min(axis=-1), losses.max(axis=-1)
+    steepest, flattest = np.full_like(low, LARGEST_EXPONENT), np.full_like(low, SMALLEST_EXPONENT)
     return (
-        np.array([low - 16, low - 16, low - 7, SMALLEST_EXPONENT, SMALLEST_EXPONENT]),
-        np.array([high + 4, high + 4, low, LARGEST_EXPONENT, LARGEST_EXPONENT]),
+        np.stack([low - 16, low - 16, low - 7, flattest, flattest], axis=-1),
+        np.stack([high + 4, high + 4, low, steepest, steepest], axis=-1),
     )
 
 

@@ -129,21 +129,25 @@ def _generate_arguments(parser: Parser) -> None:
         help="where times and places come from: head, observed (random own ones) or typical (own median gap, most "
         "frequent place); default: the model's heads, observed where it has none",
     )
-    parser.add_argument("--data", type=Path, help="prepared training folder: tells which events go with a behavior")
+    parser.add_argument(
+        "--data", type=Path, help="prepared training folder: tells what goes together, and gaps by the hour"
+    )
     parser.add_argument(
         "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
     )
 
 
 def _generate(arguments: Arguments) -> Any:
-    from behavegpt.adapt.links import count_links
+    from behavegpt.adapt.links import learn_links
     from behavegpt.console import progress, say
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store, write_table
     from behavegpt.predictor import load
 
     predictor = load(arguments.model)
-    links = count_links(fit_store(open_store(arguments.data), predictor.tokenizer)) if arguments.data else None
+    links = None
+    if arguments.data:
+        links = learn_links(predictor.model, fit_store(open_store(arguments.data), predictor.tokenizer))
     options = {n: getattr(arguments, n) for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")}
     with progress("generate", 100) as advance:
         found = predictor.generate(

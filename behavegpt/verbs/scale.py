@@ -106,6 +106,9 @@ def _fit_arguments(parser: Parser) -> None:
     parser.add_argument("rows", type=Path, nargs="+", help="rows.jsonl of sweeps; params, events and loss are needed")
     parser.add_argument("--out", type=Path, required=True, help="fit.json to write; figures are drawn beside it")
     parser.add_argument("--count", choices=COUNTS, default="total", help="parameters that N counts (default total)")
+    parser.add_argument(
+        "--min-events", type=float, default=0, help="leave out runs with fewer events: those that hardly learned"
+    )
     parser.add_argument("--delta", type=float, default=1e-3, help="of the Huber loss of log residuals (default 1e-3)")
     parser.add_argument("--draws", type=int, default=400, help="bootstrap draws (default 400)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default 0.95)")
@@ -117,13 +120,14 @@ def _fit(arguments: Arguments) -> Any:
     from behavegpt.scaling.fit import Bootstrap, fit_rows, write_fit
     from behavegpt.scaling.rows import usable_rows
 
-    rows = usable_rows(arguments.rows, arguments.count)
+    rows = [row for row in usable_rows(arguments.rows, arguments.count) if row["events"] >= arguments.min_events]
     how = Bootstrap(arguments.draws, arguments.confidence)
     fit = fit_rows(rows, arguments.count, arguments.delta, how)
     write_fit(fit, arguments.out)
     table = [[text, *(f"{x:.4g}" for x in getattr(fit, name).model_dump().values())] for name, text in FIGURES.items()]
-    title = f"{fit.rows} runs, median error {fit.error:.2%}, {fit.confidence:.0%} intervals, N: {fit.count}"
-    show(arguments, ("", "value", "low", "high"), table, title)
+    show(arguments, ("", "value", "low", "high"), table)
+    facts = f"{fit.rows} runs, median error {fit.error:.2%}, {fit.confidence:.0%} intervals, N: {fit.count}"
+    print(facts, file=sys.stderr)
     for text in fit.warnings:
         print(f"warning: {text}", file=sys.stderr)
     if not arguments.no_plots:
@@ -163,7 +167,8 @@ def _plan(arguments: Arguments) -> Any:
         result = plan.plan_hours(fit, arguments.hours, speed)
     names = {"params": f"parameters ({fit.count})", "events": "events", "ratio": "events per parameter", "loss": "loss"}
     rows = [[text, *(f"{x:,.4g}" for x in result[name].values())] for name, text in names.items()]
-    show(arguments, ("", "value", "low", "high"), rows, f"{result['flops']:.3g} training operations")
+    show(arguments, ("", "value", "low", "high"), rows)
+    print(f"{result['flops']:.3g} training operations", file=sys.stderr)
     for text in result["warnings"]:
         print(f"warning: {text}", file=sys.stderr)
     return result

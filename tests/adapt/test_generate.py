@@ -14,9 +14,9 @@ import torch
 
 from behavegpt.adapt.draw import Uniforms, agree, bucket_edges, choose, pick, time_grid, time_in_bucket
 from behavegpt.adapt.generate import GenerationSettings, choose_policies, roll_out, seconds_of
-from behavegpt.adapt.links import count_link, count_links, load_links, save_links
+from behavegpt.adapt.links import count_link, count_links, learn_links, load_links, save_links
 from behavegpt.adapt.policies import OwnPast
-from behavegpt.adapt.rates import WEIGHT, log_odds
+from behavegpt.adapt.rates import WEIGHT, log_odds_of_slots, log_odds_of_users
 from behavegpt.cli import main
 from behavegpt.data.loader import columns_of
 from behavegpt.data.pack import _gaps
@@ -92,7 +92,7 @@ def same(a, b):
 def test_cached_equals_rerun_token_for_token(name, keep):
     """Histories of 1 to 40 events, a window of 12 and 40 steps: every row starts its window anew several times."""
     store, model, tokenizer, histories = setting(name)
-    links = count_links(store)
+    links = learn_links(model, store)
     found = [
         roll_out(model, tokenizer, histories, GenerationSettings(steps=40, keep=keep, cache=cache), links)
         for cache in (True, False)
@@ -188,9 +188,10 @@ def test_links_are_counted_and_saved(tmp_path):
     ]
     assert link.most_frequent(np.array([2, 3, 4])).tolist() == [5, 4, 0]
     store = random_store()
-    links = count_links(store)
+    links = learn_links(network(store), store)
     save_links(links, tmp_path)
     again = load_links(tmp_path)
+    assert torch.equal(again.gap_odds, links.gap_odds)
     assert again.keys() == links.keys() == {("behavior", "event"), ("event", "location")}
     for pair, link in links.items():
         assert all(np.array_equal(a, b) for a, b in zip(vars(link).values(), vars(again[pair]).values(), strict=True))
@@ -304,10 +305,42 @@ def test_the_time_of_day_follows_the_weights():
 def test_own_rates_by_hand():
     """Two events: what happened is weighed against what was expected; an unknown past changes nothing."""
     expected = torch.tensor([[[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], [[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]]])
-    odds = log_odds(expected, torch.tensor([[1, 1], [0, 0]]), torch.tensor([[True, True], [False, False]])).exp()
+    known = torch.tensor([[True, True], [False, False]])
+    odds = log_odds_of_users(expected, torch.tensor([[1, 1], [0, 0]]), known).exp()
     mean = torch.tensor([0.7, 0.3])
     torch.testing.assert_close(odds[0, :2], (torch.tensor([0.0, 2.0]) + WEIGHT * mean) / ((2 + WEIGHT) * mean))
     assert odds[1].tolist() == [1, 1, 1]
+
+
+def test_gaps_by_slot_are_those_of_training():
+    """With the correction, the mean predicted gap at events of a slot is what training observed after that slot."""
+    store = random_store(seed=1, users=60, longest=40)
+    model = network(store, max_length=40)
+    odds = log_odds_of_slots(model, store)
+    assert odds.shape == (48, 56)
+    mean, plain, seen = (np.zeros((48, 56)) for _ in range(3))
+    for user in range(60):
+        low = store.offsets[user]
+        high = low + int((store.columns["split"][low : store.offsets[user + 1]] == 0).sum())
+        rows = np.arange(low, high - 1)
+        known = store.column("behavior")[rows + 1] >= 2
+        if not known.any():
+            continue
+        fields = {n: torch.from_numpy(store.columns[n][rows].astype(np.int64))[None] for n in model.config.columns}
+        with torch.no_grad():
+            out = model(**{("input_ids" if n == "event" else f"{n}_ids"): v for n, v in fields.items()})
+        slot = fields["slot"][0]
+        logits = out.next_logits["gap"].view(len(rows), -1)
+        corrected, head = ((logits + more).softmax(-1).numpy() for more in (odds[slot], 0))
+        time = store.columns["time"].astype(np.int64)
+        for k in np.flatnonzero(known):
+            mean[slot[k]] += corrected[k]
+            plain[slot[k]] += head[k]
+            seen[slot[k], int(2 * np.log2(1 + time[rows[k] + 1] - time[rows[k]]))] += 1
+    often = seen.sum(1) > 15
+    assert often.sum() > 3
+    error, before = (np.abs(table - seen)[often].sum() / seen[often].sum() for table in (mean, plain))
+    assert error < 0.45 < 0.9 < before, "five pseudo-events keep some of the head's own"
 
 
 def test_a_user_keeps_its_own_pace():

@@ -63,6 +63,16 @@ def test_many_refits_at_once_find_what_single_fits_find(seed):
         assert several.alpha[i] == pytest.approx(one.alpha, abs=0.01)
 
 
+def test_a_refit_does_not_depend_on_the_other_draws():
+    near = Law(*map(np.array, (300.0, 60.0, 2.65, 1.0, 0.6)))  # lowest loss 2.66: the floor is close to it
+    runs = runs_of(planted_rows(0, noise=0.001, law=near))
+    start = fit_law(runs)
+    alone = refit(runs, runs.loss[None], start)
+    beside = refit(runs, np.stack([runs.loss, runs.loss - 0.5]), start)
+    np.testing.assert_allclose([x[0] for x in beside], [x[0] for x in alone])
+    assert alone.L_0[0] == pytest.approx(start.L_0, rel=1e-3)
+
+
 def test_outliers_move_least_squares_but_not_the_huber_loss():
     runs = runs_of(planted_rows(2, noise=0.003, outliers=3))
     robust, squares = fit_law(runs), fit_law(runs, delta=10.0)
