@@ -73,7 +73,7 @@ def pick(weight: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 def _locate(running: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where target (N,) falls in running sums (N, V): the index, and how far inside its part."""
     target = torch.minimum(target, running[:, -1] * (1 - 1e-12))[:, None]
-    index = torch.searchsorted(running, target, right=True)
+    index = torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)  # where all weights are 0
     before = torch.where(index > 0, running.gather(1, (index - 1).clamp(min=0)), 0.0)
     return index[:, 0], (target - before)[:, 0]
 

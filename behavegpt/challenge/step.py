@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from behavegpt.challenge.network import UniversalModel
 
 RATE, BETAS, EPSILON, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01  # torch's defaults for AdamW, which the organizers keep
-GRADIENT_ROWS, UPDATE_ROWS = 256, 64  # for each thread: 2 to 4 MB of gradient, updated 0.5 to 1 MB at a time
+PIECE_ROWS = 256  # of a weight, for each thread: 2 to 4 MB, small enough for the cache, large enough for a product
 
 Step = Callable[[Tensor, Tensor], Tensor]  # vectors (B, D), targets (B, O) float32 -> loss, a scalar not yet read
 
@@ -72,10 +72,9 @@ class _PieceWiseAdamW:
         self.steps = 0
         self.first: dict[Tensor, Tensor] = {p: torch.zeros_like(p, requires_grad=False) for p in model.parameters()}
         self.second: dict[Tensor, Tensor] = {p: torch.zeros_like(p, requires_grad=False) for p in model.parameters()}
-        self.rows = [rows * torch.get_num_threads() for rows in (GRADIENT_ROWS, UPDATE_ROWS)]
-        self.gradient, self.scale = (
-            torch.empty(max(max(len(p), p[:rows].numel()) for p in model.parameters())) for rows in self.rows
-        )
+        self.rows = PIECE_ROWS * torch.get_num_threads()
+        size = max(max(len(p), p[: self.rows].numel()) for p in model.parameters())
+        self.gradient, self.scale = torch.empty(size), torch.empty(size)
 
     @torch.no_grad()
     def update_vector(self, parameter: Tensor) -> None:
@@ -86,11 +85,9 @@ class _PieceWiseAdamW:
 
     def update_weight(self, weight: Tensor, output_gradient: Tensor, x: Tensor) -> None:
         """A weight (out, in), from the gradient of the layer's output (B, out) and its input (B, in)."""
-        pieces = [t.split(self.rows[0]) for t in (weight, output_gradient.t(), self.first[weight], self.second[weight])]
-        for w, g, m, v in zip(*pieces, strict=True):
-            gradient = torch.mm(g, x, out=self.gradient[: w.numel()].view_as(w))
-            for piece in zip(*(t.split(self.rows[1]) for t in (w, gradient, m, v)), strict=True):
-                self._update(*piece)
+        whole = (weight, output_gradient.t(), self.first[weight], self.second[weight])
+        for w, g, m, v in zip(*(t.split(self.rows) for t in whole), strict=True):
+            self._update(w, torch.mm(g, x, out=self.gradient[: w.numel()].view_as(w)), m, v)
 
     def _update(self, p: Tensor, gradient: Tensor, m: Tensor, v: Tensor) -> None:
         correction = [1 - beta**self.steps for beta in BETAS]

@@ -461,6 +461,14 @@ def test_places_are_those_of_like_events():
     assert own.time_gap(None).tolist() == [10, 10]
 
 
+def test_a_user_with_one_event_beside_a_long_history():
+    columns = {n: np.arange(400) % 7 for n in ("event", "location")} | {"time": np.arange(400) * 10}
+    own = OwnPast(columns, np.array([0, 399]), np.array([399, 400]))
+    for u in (None, np.array([0.3, 0.9])):
+        assert own.time_gap(u).tolist() == [10, 86400]
+        assert own.like("location", "event", np.array([3, 3]), u)[0].tolist() == [3, 0]
+
+
 # ---- raw labels in, raw labels out
 
 
