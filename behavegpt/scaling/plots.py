@@ -113,8 +113,9 @@ def _loss_by(
         axes.axhline(fit.L_0.value, color=BLUE, linewidth=1, label=f"fitted L_0 {fit.L_0.value:.3f}")
         _floor(axes, floor)
         losses = np.array([row["loss"] for row in rows])
-        lowest = min(losses.min(), max(fit.L_0.value, losses.min() - np.ptp(losses)), floor or np.inf)
-        axes.set_ylim(lowest - 0.05 * np.ptp(losses), losses.max() + 0.05 * np.ptp(losses))
+        span = np.ptp(losses)  # a floor far below the points would press them together
+        near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
+        axes.set_ylim(min([losses.min(), *near]) - 0.05 * span, losses.max() + 0.05 * span)
         _log(axes.set_xscale, axes.xaxis)
         axes.set(title=title, xlabel=label, ylabel="held-out cross-entropy (nats per event)")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
