@@ -7,6 +7,7 @@ for every order it reads: one JSON line in, one out.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import json
 import os
@@ -65,7 +66,8 @@ class Runs:
         kill_after=SECONDS: kill -9; `crash_at=N`: stop dead at the N-th I/O operation inside the run folder;
         trace=FILE: a line for each such operation; signal=[NUMBER, LINES, RANK]: when the journal has so many lines;
         poison=[WHAT, STEP, RANK]: make the loss, the gradient or a hidden state NaN; file_limit=BYTES: as a full disk;
-        record=FOLDER: for each rank the rows of each step, and weights and gradients of the first one.
+        record=FOLDER: for each rank the rows of each step, and weights and gradients of the first one;
+        environment={NAME: VALUE}: what a launcher would set.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
         order |= {"settings": settings, "resume": resume, "world": world}
@@ -201,6 +203,7 @@ def work(order: dict[str, Any], rank: int, port: int, printed: Path) -> None:
         descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
+        faulthandler.dump_traceback_later(PATIENCE - 10)  # where it hangs
         status = train(order, rank, port)
     except BaseException:
         import traceback
@@ -221,6 +224,7 @@ def train(order: dict[str, Any], rank: int, port: int) -> int:
     if order["world"] > 1:  # what torchrun sets
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": order["world"], "LOCAL_WORLD_SIZE": order["world"]}
         os.environ |= {k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= order.get("environment", {})
     settings = PretrainSettings.model_validate(order["settings"])
     if "file_limit" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

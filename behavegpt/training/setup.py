@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 
 from behavegpt.console import say
@@ -18,6 +20,9 @@ from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError, DataError, MissingExtraError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.training.loop import TrainSettings
+from behavegpt.training.sharding import sharding_asked
+
+STRATEGIES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -38,14 +43,34 @@ def make_accelerator(train: TrainSettings) -> Accelerator:
         mixed_precision="no",  # train.precision decides, whatever the user's accelerate profile says
         log_with="wandb" if train.wandb else None,
     )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+    if accelerator.distributed_type not in STRATEGIES:
         raise ConfigError(
-            f"accelerate's {accelerator.distributed_type.value} is not supported yet; launch with MULTI_GPU: "
-            "--config_file configs/accelerate/multi_gpu.yaml."
+            f"accelerate's {accelerator.distributed_type.value} is not supported; launch with MULTI_GPU or FSDP, for "
+            "example --config_file configs/accelerate/multi_gpu.yaml."
         )
+    sharding_asked()
     if train.wandb:
         accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
     return accelerator
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End trackers and process group, once no rank waits for another one any more.
+
+    gloo resets its connections when a group is destroyed, so a rank may only do that when all have come out of the last
+    barrier: they say so through the store, whose host (rank 0) hears everybody before it goes.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        store = dist.distributed_c10d._get_default_store()
+        if accelerator.is_main_process:
+            store.set("behavegpt/host_is_out", "")
+            while store.add("behavegpt/others_are_out", 0) < accelerator.num_processes - 1:
+                time.sleep(0.001)
+        else:
+            store.wait(["behavegpt/host_is_out"])
+            store.add("behavegpt/others_are_out", 1)
+    accelerator.end_training()
 
 
 def _need_wandb() -> None:

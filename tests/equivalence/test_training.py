@@ -192,7 +192,8 @@ def test_dropout_is_repeated_and_depends_on_the_cut(place: Path) -> None:
     for number, micro in enumerate((2, 2, 4)):
         settings = settings_for(place, place / f"dropout-{number}", "dro", micro)
         settings["model"]["dropout"] = 0.5
-        assert shared_runs().run(settings, world=2).status == 0
+        result = shared_runs().run(settings, world=2)
+        assert result.status == 0, result.output
         losses.append(train_losses(place / f"dropout-{number}"))
     assert losses[0].tolist() == losses[1].tolist()
     assert np.abs(losses[0] - losses[2]).max() > 1e-3
@@ -209,5 +210,6 @@ def test_torchrun_agrees(place: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, str(ROOT / "train.py"), str(config)], check=True, cwd=ROOT, env=environment)
     other = place / "forked"
-    assert shared_runs().run(settings_for(place, other, "dro", 4), world=2).status == 0
+    result = shared_runs().run(settings_for(place, other, "dro", 4), world=2)
+    assert result.status == 0, result.output
     assert train_losses(out).tolist() == train_losses(other).tolist()
