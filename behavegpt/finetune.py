@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 
 from behavegpt.adapt.cross_domain import schema_remarks, target_config, target_tokenizer
+from behavegpt.adapt.links import links_of
 from behavegpt.adapt.new_behavior import merge_new_rows, refuse_nothing_new, train_new_rows
 from behavegpt.adapt.settings import AdaptSettings, Mode
 from behavegpt.adapt.transfer import (
@@ -34,9 +35,9 @@ from behavegpt.console import say, table
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
-from behavegpt.errors import CheckpointError
+from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.losses import Loss
-from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
 from behavegpt.training.checkpoint import load_latest
 from behavegpt.training.run import RunSettings, Work, execute
@@ -70,6 +71,10 @@ def begin(settings: FinetuneSettings, store: EventStore | None = None) -> Work:
 
     store = store or open_store(settings.data.path)
     base, old = open_model(Path(settings.base))
+    if base.config.model_type != BehaveGPTConfig.model_type:
+        raise ConfigError(
+            f"{settings.base}: a {base.config.architecture}; the modes transfer parts of a BehaveGPT. Give its folder."
+        )
     options = settings.adapt
     grow = options.vocabulary == "grow" or (options.vocabulary == "auto" and settings.mode == "new_behavior")
     row = cells(settings.mode, options, grow)
@@ -107,6 +112,7 @@ def begin(settings: FinetuneSettings, store: EventStore | None = None) -> Work:
         {"transfer": [count._asdict() for count in counts], "remarks": remarks},
         inherit or (lambda loss: None),
         finish,
+        links_of(encoded),
     )
 
 

@@ -6,6 +6,7 @@ other (behavior Food at a gym). So each is drawn among the ids that training saw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,18 @@ def save_links(links: Links, folder: Path) -> None:
     if links.gap_odds is not None:
         parts[GAP_ODDS] = links.gap_odds.numpy()
     save_file(parts, folder / FILE)
+
+
+def links_of(store: EventStore) -> Callable[[BehaveGPTForBehaviorPrediction, Path], None]:
+    """Learns the links of a trained model on its prepared folder and writes them; nothing without second heads."""
+
+    def write(model: BehaveGPTForBehaviorPrediction, folder: Path) -> None:
+        if model.config.next_heads:
+            training = model.training
+            save_links(learn_links(model.eval(), store), folder)
+            model.train(training)
+
+    return write
 
 
 def load_links(folder: Path) -> Links:

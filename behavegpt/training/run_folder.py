@@ -7,10 +7,12 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
 import behavegpt
@@ -24,13 +26,22 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def save_model(model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, folder: Path) -> None:
-    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end."""
+def save_model(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    folder: Path,
+    beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None,
+) -> None:
+    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end.
+
+    `beside(model, folder)` adds files before the folder gets its name.
+    """
     disable_progress_bar()  # transformers shows one for writing a file
     remove_stale(folder.parent)
     temporary = temporary_name(folder, "new")
     model.save_pretrained(temporary)
     tokenizer.save(temporary)
+    beside(model, temporary)
     if folder.exists():
         discard(folder)
     os.rename(temporary, folder)
@@ -45,7 +56,8 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
             )
     disable_progress_bar()
     try:
-        model = BehaveGPTForBehaviorPrediction.from_pretrained(folder, local_files_only=True)
+        # the class by the folder's model_type: BehaveGPT, or a baseline where those are imported
+        model = AutoModelForTokenClassification.from_pretrained(folder, local_files_only=True)
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None

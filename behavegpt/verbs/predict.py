@@ -130,7 +130,7 @@ def _generate_arguments(parser: Parser) -> None:
         "frequent place); default: the model's heads, observed where it has none",
     )
     parser.add_argument(
-        "--data", type=Path, help="prepared training folder: tells what goes together, and gaps by the hour"
+        "--data", type=Path, help="another prepared folder to learn from what goes together, and gaps by the hour"
     )
     parser.add_argument(
         "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
@@ -265,7 +265,7 @@ VERBS: dict[str, Verb] = {
     ),
     "generate": Verb(
         "each user's next events: times, places, events and behaviors",
-        "  behavegpt generate runs/mine/model history.parquet --steps 50 --data data/mine --out future.parquet\n"
+        "  behavegpt generate runs/mine/model history.parquet --steps 50 --out future.parquet\n"
         "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 --top-p .95\n"
         "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 --json",
         _generate_arguments,

@@ -28,6 +28,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor, load
+from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.run_folder import save_model
 from tests.helpers import random_store
 
@@ -564,13 +565,22 @@ def test_the_command(folder, capsys):
     assert "observed" in capsys.readouterr().err
 
 
-def test_links_beside_the_model_are_used(folder):
-    save_links(count_links(open_store(folder / "data")), folder / "model")
-    try:
-        found = load(folder / "model").generate(folder / "log.parquet", 1)
-        assert found.policies["event"] == "head, among those of the behavior in training"
-    finally:
-        (folder / "model" / "links.safetensors").unlink()
+def test_pretraining_leaves_the_links_beside_the_model(folder, tmp_path):
+    """So generation knows what goes together without the training data, and draws the same as with them."""
+    shape = {"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 16}
+    settings = {
+        "out": str(tmp_path / "run"),
+        "data": {"path": str(folder / "data")},
+        "model": {**shape, "next_heads": ["event", "location", "gap"]},
+        "train": {"steps": 1},
+    }
+    run = pretrain(PretrainSettings.model_validate(settings))
+    predictor, store = load(run / "model"), open_store(folder / "data")
+    found = predictor.generate(folder / "log.parquet", 5)
+    assert found.policies["event"] == "head, among those of the behavior in training"
+    assert found.policies["time"] == "head, by training's hours"
+    learned = learn_links(predictor.model, store)
+    assert found.to_table().equals(predictor.generate(folder / "log.parquet", 5, links=learned).to_table())
 
 
 @pytest.mark.gpu
