@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from behavegpt.errors import BehaveGPTError
-from behavegpt.verbs import challenge, data, predict, profile, scale, tools, train
+from behavegpt.verbs import benchmark, challenge, data, predict, profile, scale, serve, tools, train
 from behavegpt.verbs.verb import Arguments, Group, Parser, Verb
 
 VERBS: dict[str, Verb | Group] = {
@@ -20,9 +20,11 @@ VERBS: dict[str, Verb | Group] = {
     **data.VERBS,
     **train.VERBS,
     **predict.VERBS,
+    **serve.VERBS,
     "challenge": challenge.CHALLENGE,
     **profile.VERBS,
     "scale": scale.SCALE,
+    **benchmark.VERBS,
     **tools.VERBS,
 }
 

@@ -120,7 +120,9 @@ def _batches(
     for at in range(0, plan.rows, max(1, step)):
         rows = np.arange(at, min(at + max(1, step), plan.rows))
         batch = collate(columns, plan, rows, row_length, (*config.columns, "time"), with_target=False)
-        time = batch.inputs.pop("time_ids").to(model.device)
+        time = batch.inputs["time_ids"].to(model.device)
+        if "time" not in config.columns:
+            del batch.inputs["time_ids"]
         users = user_of[plan.pointer[rows[0]] : plan.pointer[rows[-1] + 1]]
         yield users, _moved(batch, model.device), time
 
@@ -147,5 +149,4 @@ def _run(
     embedded = INPUT in layers
     if logits:
         return model(**batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1))
-    inputs = {name: ids for name, ids in batch.inputs.items() if name != "behavior_ids"}
-    return model.model(**inputs, **layout, output_hidden_states=embedded)
+    return model.model(**batch.inputs, **layout, output_hidden_states=embedded)

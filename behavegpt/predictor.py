@@ -19,6 +19,7 @@ import torch
 from behavegpt.adapt.generate import GenerationSettings, roll_out
 from behavegpt.adapt.generated import Generated
 from behavegpt.adapt.links import Links, load_links
+from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.config import read_settings
 from behavegpt.data.frames import as_table
@@ -82,7 +83,7 @@ class Predictor:
         rows, or files; without the user column all rows are one user's. `prior_correction` tau > 0 lifts rare
         behaviors: logits - tau * log(training frequency).
         """
-        encoded = self._encode(events)
+        encoded = self.encode(events)
         behaviors = self.tokenizer.behaviors
         if top_k < 1:
             raise ConfigError(f"top_k = {top_k}: at least one behavior must be asked for.")
@@ -104,7 +105,7 @@ class Predictor:
 
     def embed(self, events: Any, pool: Sequence[str] = ("last",)) -> UserEmbeddings:
         """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts."""
-        encoded = self._encode(events)
+        encoded = self.encode(events)
         vectors = user_vectors(self.model, encoded.columns, encoded.offsets[:-1], encoded.offsets[1:], pool)
         return UserEmbeddings(encoded.users, vectors)
 
@@ -126,9 +127,12 @@ class Predictor:
         given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
         settings = read_settings(GenerationSettings, None, [f"{name}={value}" for name, value in given.items()])
         links = self.links if links is None else links
-        return roll_out(self.model, self.tokenizer, self._encode(events), settings, links, on_user)
+        return roll_out(self.model, self.tokenizer, self.encode(events), settings, links, on_user)
 
-    def _encode(self, events: Any) -> EncodedHistories:
+    def encode(self, events: Any) -> EncodedHistories:
+        """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
+        if isinstance(events, EncodedHistories):
+            return events
         schema = self.tokenizer.event_schema
         if isinstance(events, list) and events and isinstance(events[0], dict):
             events = {name: [row.get(name) for row in events] for name in {k: None for row in events for k in row}}

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
+from behavegpt.adapt.links import links_of
+from behavegpt.baselines.architectures import baseline_config, read_inputs, refuse_unknown
+from behavegpt.baselines.config import BaselineConfig
+from behavegpt.baselines.network import start_baseline
 from behavegpt.config import closest
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
@@ -20,34 +24,51 @@ from behavegpt.model.size import count_parameters
 from behavegpt.training.run import SHAPE, RunSettings, Work, execute
 from behavegpt.training.setup import training_batches
 
+CHOICES = ("architecture", "inputs")
+
 __all__ = ["SHAPE", "PretrainSettings", "model_config", "pretrain", "training_batches"]
 
 
 class PretrainSettings(RunSettings):
     """One pretraining run."""
 
-    model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig: " + ", ".join(SHAPE))
+    model: dict[str, Any] = Field(
+        default_factory=dict,
+        description="BehaveGPTConfig: " + ", ".join(SHAPE) + "; inputs: all or event_only; architecture: a baseline "
+        "instead, see docs/baselines.md",
+    )
     language_model: str | None = Field(None, description="GPT-2 folder (Hugging Face format): its blocks are the start")
 
     @field_validator("model")
     @classmethod
     def _known_shape(cls, value: dict[str, Any]) -> dict[str, Any]:
         # transformers accepts and saves any name
+        if _is_baseline(value):
+            refuse_unknown(value)
+            return value
         for name in value:
-            if name not in SHAPE:
-                raise ValueError(f"unknown setting {name!r}. {closest(name, SHAPE)}")
+            if name not in (*SHAPE, *CHOICES):
+                raise ValueError(f"unknown setting {name!r}. {closest(name, (*SHAPE, *CHOICES))}")
         return value
+
+
+def _is_baseline(model: dict[str, Any]) -> bool:
+    return model.get("architecture", "behavegpt") != "behavegpt"
 
 
 def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
     """The model's shape for a prepared folder; raises ConfigError on a contradiction."""
     try:
+        if _is_baseline(settings.model):
+            return baseline_config(settings.model, store)
+        fields, width = read_inputs(settings.model, store)
+        shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
         return BehaveGPTConfig(
-            field_sizes=store.field_sizes(),
+            field_sizes=fields,
             num_behaviors=store.behaviors.classes,
             behavior_is_event=store.schema.behavior_is_event,
             tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
-            **settings.model,
+            **shape | {"embedding_size": width},
         )
     except Exception as error:  # huggingface_hub wraps every violation in types of its own
         raise ConfigError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
@@ -65,9 +86,15 @@ def begin(settings: PretrainSettings) -> Work:
     """A model from random weights, or from a language model's blocks, and the data it is trained on."""
     store = open_store(settings.data.path)
     config = model_config(settings, store)
-    model = BehaveGPTForBehaviorPrediction(config)
-    model.head.set_prior(torch.tensor(store.behaviors.counts))
     fingerprint: dict[str, Any] = {}
+    if isinstance(config, BaselineConfig):
+        if settings.language_model:
+            raise ConfigError("language_model is a start for BehaveGPT; remove it, or model.architecture.")
+        model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
+        fingerprint = {"baseline": {"architecture": config.architecture, "options": config.options}}
+    else:
+        model = BehaveGPTForBehaviorPrediction(config)
+        model.head.set_prior(torch.tensor(store.behaviors.counts))
     if settings.language_model:
         from behavegpt.adapt.language import start_from_gpt2
 
@@ -80,4 +107,5 @@ def begin(settings: PretrainSettings) -> Work:
         model,
         count_parameters(model),
         fingerprint,
+        beside=links_of(store),
     )

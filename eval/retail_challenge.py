@@ -1,7 +1,12 @@
-"""Online Retail (real purchases and cancellations) as a directory in the challenge's format, already split.
+"""Do user vectors know what customers of a real shop buy next? Members, ensembles and noise on Online Retail.
 
-    python eval/retail_challenge.py LOG.parquet OUT
-    behavegpt profile configs/profiles/small.yaml data.path=OUT out=runs/retail --probe
+    python eval/retail_challenge.py LOG.parquet OUT [--seeds 3] [--rows ROWS.jsonl]
+
+Writes LOG in the challenge's format into OUT/data, builds configs/profiles/retail.yaml with each model seed into
+OUT/seed_N, and scores every vector: a network of the organizers' shape, 192 wide, is trained on the first window of 28
+days and scored in the second, for the same clients (3 epochs of 128 clients, the best one counts, two network seeds).
+Figures are plain AUROC, for propensity the mean over labels. Rows are appended as they come; what has a row is not run
+again. Prints the table and the gates, and exits with 1 if a hard one is missed.
 
 LOG has user_id, timestamp, event (stock code), behavior (buy or cancel), unit_price and description, as
 https://archive.ics.uci.edu/dataset/352 gives them (CC BY 4.0). A purchase becomes product_buy, a cancellation
@@ -13,14 +18,35 @@ targets, everything before them is the input; labels are the 60 categories and 1
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from behavegpt.challenge.files import open_directory
+from behavegpt.challenge.fit import train_and_score
+from behavegpt.challenge.network import SEED
+from behavegpt.challenge.targets import OPEN_TASKS, load_targets
+from behavegpt.challenge.validate import validate
+from behavegpt.config import read_settings
+from behavegpt.console import say, table
+from behavegpt.profiles.ensemble import fit_ensemble, write_ensemble
+from behavegpt.profiles.pipeline import ProfileSettings, run
+from behavegpt.profiles.probe import noise
+from behavegpt.user_embeddings import UserEmbeddings, pairing
+
+CONFIG = Path(__file__).parent.parent / "configs" / "profiles" / "retail.yaml"
 WINDOW = pd.Timedelta(days=28)
 CATEGORIES, SKUS, PRICES = 60, 100, 20
+WIDTH, NETWORK_SEEDS, NOISE = 192, (SEED, 1), 32
+MASKED = 0.2  # share of clients that each member loses, to compare how absent ones are imputed
+
+Figures = Mapping[str, Mapping[str, float]]  # vector -> task (and sum) -> mean AUROC over network seeds
 
 
 def convert(log: Path, out: Path) -> dict[str, int]:
@@ -78,14 +104,176 @@ def _properties(events: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
     )
 
 
-def main() -> None:
-    """Convert and say what came out."""
+def build(data: Path, out: Path, seed: int) -> dict[str, Path]:
+    """Build the profile with a model seed; returns the entry of each vector by name."""
+    settings = read_settings(ProfileSettings, CONFIG, [f"data.path={data}", f"out={out}", f"seed={seed}"])
+    facts = run(settings)
+    there = [name for name, member in facts["members"].items() if member["status"] in ("built", "kept")]
+    complete = [name for name, ensemble in facts["ensembles"].items() if not ensemble["lacking"]]
+    for name in complete:
+        found = validate(out / "ensembles" / name, open_directory(data))
+        if found["problems"]:
+            raise SystemExit(f"A4: ensemble {name}: {found['problems'][0]}")
+    entries = {name: out / "alone" / name for name in there}
+    entries |= {f"ensemble {name}": out / "ensembles" / name for name in complete}
+    return entries | _masked(
+        out, settings, [name for name in settings.ensembles["pilot"].members or () if name in there]
+    )
+
+
+def _masked(out: Path, settings: ProfileSettings, members: Sequence[str]) -> dict[str, Path]:
+    """Ensembles of members that have each lost a fifth of the clients, by way of imputation."""
+    order = UserEmbeddings.load(out / "ensembles" / "all").client_ids
+    rng = np.random.default_rng(settings.seed)
+    left = {}
+    for name in members:
+        of = UserEmbeddings.load(out / "members" / name)
+        kept = rng.random(len(of.vectors)) >= MASKED
+        left[name] = UserEmbeddings(of.client_ids[kept], np.asarray(of.vectors)[kept])
+    folders = {}
+    for impute in ("mean", "zero"):
+        fitted = fit_ensemble({name: (settings.members[name].post, of) for name, of in left.items()}, impute)
+        folders[f"masked, {impute}"] = out / f"masked_{impute}"
+        write_ensemble(fitted, left, order, out / f"masked_{impute}")
+    return folders
+
+
+def score(data: Path, entry: Path | None, network_seed: int, seed: int) -> dict[str, float]:
+    """AUROC of each task in its best epoch, and their sum; `entry` None: noise."""
+    directory = open_directory(data)
+    clients = directory.relevant_clients if entry is None else UserEmbeddings.load(entry).client_ids
+    vectors = noise(len(clients), NOISE, seed) if entry is None else np.asarray(UserEmbeddings.load(entry).vectors)
+    found = {}
+    for task in OPEN_TASKS:
+        epochs = train_and_score(vectors, load_targets(directory, clients, task), network_seed, width=WIDTH)
+        found[task.removeprefix("propensity_")] = max(epoch["auroc"] for epoch in epochs)
+    return found | {"sum": sum(found.values())}
+
+
+def score_missing(data: Path, entries: Mapping[str, Path | None], seed: int, rows: Path) -> list[dict[str, Any]]:
+    """The rows of a model seed, one for each vector and network seed; those that lack are computed and appended."""
+    known = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()] if rows.exists() else []
+    found = []
+    for name, entry in entries.items():
+        of = None if entry is None else UserEmbeddings.load(entry)
+        who = "noise" if of is None else pairing(of.client_ids, of.vectors)
+        for network_seed in NETWORK_SEEDS:
+            key = {"vector": name, "seed": seed, "network_seed": network_seed, "vectors": who}
+            row = next((row for row in known if row.items() >= key.items()), None)
+            if row is None:
+                figures = score(data, entry, network_seed, seed)
+                columns = NOISE if of is None else of.vectors.shape[1]
+                row = key | {"columns": columns} | {task: round(value, 5) for task, value in figures.items()}
+                rows.parent.mkdir(parents=True, exist_ok=True)
+                with rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            found.append(row)
+    return found
+
+
+class Gate(NamedTuple):
+    """A difference of vectors' figures and what it must reach."""
+
+    what: str
+    value: Callable[[Figures], float]
+    least: float
+    hard: bool = False
+
+
+def _best_single(of: Figures) -> float:
+    return max(figures["sum"] for name, figures in of.items() if not name.startswith(("ensemble", "noise", "masked")))
+
+
+def _weakest(of: Figures) -> float:
+    """The learned member that is least above noise."""
+    learned = [
+        f["sum"] for name, f in of.items() if not name.startswith(("ensemble", "noise", "masked", "handcrafted"))
+    ]
+    return min(learned) - of["noise"]["sum"]
+
+
+def _difference(first: str, second: str, task: str = "sum") -> Callable[[Figures], float]:
+    return lambda of: of[first][task] - of[second][task]
+
+
+GATES = {
+    "B1": Gate("ensemble - best single", lambda of: of["ensemble pilot"]["sum"] - _best_single(of), 0.015),
+    "B1+": Gate("ensemble of all - best single", lambda of: of["ensemble all"]["sum"] - _best_single(of), 0.015),
+    "B2": Gate("week_all - all", _difference("week_all", "all"), 0.02),
+    "B2 churn": Gate("the same, churn", _difference("week_all", "all", "churn"), 0),
+    "B2 category": Gate("the same, category", _difference("week_all", "all", "category"), 0),
+    "B2 sku": Gate("the same, SKU", _difference("week_all", "all", "sku"), 0),
+    "B3": Gate("normalized - raw ensemble", _difference("ensemble pilot", "ensemble raw"), 0.02),
+    "B4 all": Gate("GRU-AE all - iALS SKU", _difference("all", "ials_skus"), 0.03),
+    "B4 next": Gate("next product - iALS SKU", _difference("next_product", "ials_skus"), 0.03),
+    "B5": Gate("weakest learned member - noise", _weakest, 0.25, hard=True),
+    "B6": Gate(
+        "week_all in the ensemble, SKU", _difference("ensemble pilot", "ensemble without_week_all", "sku"), 0.005
+    ),
+    "B7 ninth": Gate("BehaveGPT as ninth member", _difference("ensemble with_behavegpt", "ensemble pilot"), -0.01),
+    "B7 alone": Gate("BehaveGPT - next SKU", _difference("behavegpt", "next_sku"), 0),
+    "B8": Gate("mean - zero imputation, a fifth masked", _difference("masked, mean", "masked, zero"), 0),
+    "pilot": Gate("ensemble of all - 2.254", lambda of: of["ensemble all"]["sum"] - 2.254, 0),
+}
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Print mean and deviation over model seeds of each vector, and the gates; False if a hard one is missed."""
+    frame = pd.DataFrame(rows)
+    tasks = ["churn", "category", "sku", "sum"]
+    by_seed = frame.groupby(["vector", "seed"])[[*tasks, "columns"]].mean()
+    figures = by_seed.groupby("vector").mean().sort_values("sum", ascending=False)
+    spread = by_seed["sum"].groupby("vector").std()
+    network = frame.groupby(["vector", "seed"])["sum"].std().groupby("vector").mean()
+    lines = [
+        [
+            name,
+            f"{of['columns']:.0f}",
+            *(f"{of[task]:.4f}" for task in tasks),
+            f"{spread[name]:.4f}",
+            f"{network[name]:.4f}",
+        ]
+        for name, of in figures.iterrows()
+    ]
+    table(("vectors", "columns", *tasks, "sd", "network sd"), lines, file=sys.stdout)
+    ok, verdicts = True, []
+    for name, gate in GATES.items():
+        try:
+            values = [gate.value(of.droplevel("seed").to_dict("index")) for _, of in by_seed.groupby("seed")]
+        except KeyError:  # a member is absent
+            verdicts.append([name, gate.what, "", "", f"{gate.least:+.3f}", "not measured"])
+            continue
+        mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        passed = mean >= gate.least
+        ok &= passed or not gate.hard
+        verdicts.append(
+            [name, gate.what, f"{mean:+.4f}", f"{deviation:.4f}", f"{gate.least:+.3f}", "yes" if passed else "NO"]
+        )
+    table(("gate", "what", "mean", "sd", "at least", "reached"), verdicts, file=sys.stdout)
+    return ok
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, build, score what has no row yet, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path)
     parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    print(convert(arguments.log, arguments.out))
+    parser.add_argument("--seeds", type=int, default=3, help="model seeds 0, 1, ... (default 3)")
+    parser.add_argument("--rows", type=Path, help="default: OUT/rows.jsonl")
+    parser.add_argument("--convert", action="store_true", help="only write OUT/data")
+    arguments = parser.parse_args(argv)
+    data = arguments.out / "data"
+    if not (data / "target" / "popularity_propensity_price.npy").exists():
+        say(str(convert(arguments.log, data)))
+    if arguments.convert:
+        return 0
+    rows = []
+    for seed in range(arguments.seeds):
+        entries: dict[str, Path | None] = {"noise": None, **build(data, arguments.out / f"seed_{seed}", seed)}
+        rows += score_missing(data, entries, seed, arguments.rows or arguments.out / "rows.jsonl")
+        say(f"model seed {seed}: {len(entries)} vectors")
+    return 0 if report(rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

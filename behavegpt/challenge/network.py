@@ -25,26 +25,27 @@ def plain_linear(x: Tensor, layer: nn.Linear) -> Tensor:
 class Bottleneck(nn.Module):
     """The two layers of a block; named as the organizers name them."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.l1 = nn.Linear(WIDTH, BOTTLENECK)
-        self.l2 = nn.Linear(BOTTLENECK, WIDTH)
+        hidden = BOTTLENECK // WIDTH * width
+        self.l1 = nn.Linear(width, hidden)
+        self.l2 = nn.Linear(hidden, width)
 
 
 class UniversalModel(nn.Module):
-    """(B, D) float32 -> logits (B, O). Equal seeds give the organizers' initial weights bit for bit."""
+    """(B, D) float32 -> logits (B, O). Equal seeds give the organizers' initial weights bit for bit, at their width."""
 
-    def __init__(self, dimensions: int, outputs: int, seed: int = SEED) -> None:
+    def __init__(self, dimensions: int, outputs: int, seed: int = SEED, width: int = WIDTH) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # The order of creation is the order in which random numbers are drawn: it must stay.
-            self.input_projection = nn.Linear(dimensions, WIDTH)
-            self.ln_input = nn.LayerNorm(WIDTH)
-            self.layernorms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(BLOCKS))
-            self.bottlenecks = nn.ModuleList(Bottleneck() for _ in range(BLOCKS))
-            self.ln_output = nn.LayerNorm(WIDTH)
-            self.linear_output = nn.Linear(WIDTH, outputs)
+            self.input_projection = nn.Linear(dimensions, width)
+            self.ln_input = nn.LayerNorm(width)
+            self.layernorms = nn.ModuleList(nn.LayerNorm(width) for _ in range(BLOCKS))
+            self.bottlenecks = nn.ModuleList(Bottleneck(width) for _ in range(BLOCKS))
+            self.ln_output = nn.LayerNorm(width)
+            self.linear_output = nn.Linear(width, outputs)
 
     def forward(self, vectors: Tensor, linear: Linear = plain_linear) -> Tensor:
         """(B, D) -> (B, O); `linear` says how a layer is applied (training on a CPU has its own way)."""

@@ -17,21 +17,24 @@ TICK = "tick"
 GAP = "gap"
 
 
-def add_clock(con: duckdb.DuckDBPyConnection, log: Path, out: Path, schema: EventSchema, days: float) -> EventSchema:
+def add_clock(
+    con: duckdb.DuckDBPyConnection, log: Path, out: Path, schema: EventSchema, days: float, end: str | None = None
+) -> EventSchema:
     """Write the parquet `log` with ticks every `days` days, and the column `gap`, to `out`; the schema with `gap`.
 
-    Ticks stand at the end of the log (a second after its last event) and whole periods before it, for each user as
-    far back as the first event. `gap`: half octaves of 1 + seconds since the user's previous moment; null for the
-    first. Events of one moment have the same gap, whatever their order.
+    Ticks stand at the end of the log (a second after its last event, or after the moment `end`) and whole periods
+    before it, for each user as far back as the first event. `gap`: half octaves of 1 + seconds since the user's
+    previous moment; null for the first. Events of one moment have the same gap, whatever their order.
     """
     user, time = quoted(schema.user), quoted(schema.time)
     labels = ", ".join(f"{literal(TICK)} as {quoted(c)}" for c in {schema.event, schema.behavior or schema.event})
     period = f"to_seconds({days * 86400})"
+    last = f"max({time})" if end is None else f"timestamp {literal(end)}"
     ticks = (
         f"select {user}, stop - i * {period} as {time}, {labels} from "
         f"(select {user}, min({time}) as start from {literal(log)} where {user} is not null group by {user}), "
-        f"(select max({time}) + interval 1 second as stop, "
-        f"ceil(epoch(max({time}) - min({time})) / epoch({period}))::bigint as most from {literal(log)}), "
+        f"(select {last} + interval 1 second as stop, "
+        f"ceil(epoch({last} - min({time})) / epoch({period}))::bigint as most from {literal(log)}), "
         f"lateral (select unnest(range(most + 1)) as i) where stop - i * {period} > start"
     )
     before = (

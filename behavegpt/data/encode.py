@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +18,30 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 
 
+class Buckets(Protocol):
+    """Accepted events by bucket of users, the buckets in the order of user codes: a Spill, or parts made elsewhere."""
+
+    buckets: int
+    sorted: bool  # whether `read` gives each user's events in their order
+
+    def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]: ...
+
+    def scan(self, names: tuple[str, ...]) -> Iterator[dict[str, np.ndarray]]: ...
+
+
 @dataclass(frozen=True)
 class Encoded:
     """All accepted events as codes, and who is kept."""
 
     plan: Plan
-    spill: Spill
+    spill: Buckets
     rows: int
     rejected: np.ndarray  # (len(REASONS),) int64
     counts: np.ndarray  # (user codes,) int64 accepted events
     kept: np.ndarray  # (user codes,) bool
     first: int  # epoch seconds of the first and last kept event
     last: int
+    rejects: str  # SQL of the rejected rows
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """`user` and other columns of the kept events by bucket, in no order inside it; time in microseconds."""
@@ -79,6 +92,13 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
         spill.append(rows.columns)
     counts[0] = 0
     rejected[MALFORMED] = plan.malformed()
+    return keep_users(plan, spill, rejected, counts, min_events, plan.rejects())
+
+
+def keep_users(
+    plan: Plan, spill: Buckets, rejected: np.ndarray, counts: np.ndarray, min_events: int, rejects: str
+) -> Encoded:
+    """Decide whose events are kept; `counts` (user codes,) are accepted events. Raises DataError if nobody is left."""
     accepted = int(counts.sum())
     rows_read = accepted + int(rejected.sum())
     if not rows_read:
@@ -88,7 +108,7 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
         raise DataError(
             f"{plan.source.name}: no user has {min_events} events (the most is {counts.max()}); lower --min-events."
         )
-    encoded = Encoded(plan, spill, rows_read, rejected, counts, kept, 0, 0)
+    encoded = Encoded(plan, spill, rows_read, rejected, counts, kept, 0, 0, rejects)
     spans = [(int(times.min()), int(times.max())) for times in encoded.times() if len(times)]
     if not spans:
         return encoded

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from behavegpt.data.database import literal, one_row, quoted, reading
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, check_columns, open_source
+from behavegpt.data.survey import WHOLE, Survey, order_is_whole, survey_times
 from behavegpt.data.times import (
     FLOATS,
     INTEGERS,
     MICROS,
     TimeColumn,
-    count_query,
     instants,
     is_time_type,
     parse_date,
@@ -109,11 +109,11 @@ class Plan:
 
     def rejects(self) -> str:
         """SQL of the rejected rows: file, the original values as text by role, reason."""
-        roles = self.columns | {"time": self.schema.time}
-        if self.schema.order:
-            roles["order"] = self.schema.order
-        names = {role: quoted(f"{role} (extra)" if role in ("file", "reason") else role) for role in roles}
-        values = ", ".join(f"s.{quoted(column)}::VARCHAR AS {names[role]}" for role, column in roles.items())
+        roles = needed_columns(self.schema, self.columns)
+        names = reject_columns(self.schema, self.columns)[1:-1]
+        values = ", ".join(
+            f"s.{quoted(column)}::VARCHAR AS {quoted(name)}" for name, column in zip(names, roles.values(), strict=True)
+        )
         texts = " ".join(f"WHEN {i} THEN {literal(text)}" for i, text in enumerate(REASONS))
         query = (
             f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS reason "
@@ -188,31 +188,72 @@ def plan_events(
 
     `fields` limits the label fields (the event is always read); `folder` takes temporary files. Raises DataError.
     """
-    labels = {f: c for f, c in schema.label_columns.items() if fields is None or f == "event" or f in fields}
-    columns = {"user": schema.user, **labels}
-    needed = columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
+    columns = label_columns(schema, fields)
+    needed = needed_columns(schema, columns)
     check_columns(logs, needed)
+    bounds = parse_range(time_range)
+    return make_plan(con, open_source(con, logs, list(needed.values()), folder), schema, columns, bounds)
+
+
+def make_plan(
+    con: duckdb.DuckDBPyConnection,
+    source: Source,
+    schema: EventSchema,
+    columns: dict[str, str],
+    bounds: tuple[int, int],
+    survey: Survey | None = None,
+) -> Plan:
+    """The plan of an open source; `survey` is what was found of all rows where the source is only a part of them."""
+    check_types(source, schema, columns)
+    with reading(source.name, source.files):
+        time, kind = quoted(schema.time), source.types[schema.time]
+        counts = survey.times if survey else survey_times(con, source, schema)
+        read = time_column(time, kind, schema, counts, bounds)
+        order = None
+        if schema.order:
+            whole = survey.order if survey else order_is_whole(con, source, schema.order)
+            order = _order_key(source, schema.order, bool(whole))
+        rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
+        integers = survey.whole if survey else (None,) * len(columns)
+        labeled = [_build_dictionary(con, source, column, i, integers[i]) for i, column in enumerate(columns.values())]
+    schema = schema.model_copy(update={"time_unit": read.unit})
+    return Plan(con, source, schema, columns, tuple(n < rows for n in labeled), read, order, bounds)
+
+
+def label_columns(schema: EventSchema, fields: Collection[str] | None = None) -> dict[str, str]:
+    """user, event and the other label fields (those of `fields`, the event always) -> source column."""
+    labels = {f: c for f, c in schema.label_columns.items() if fields is None or f == "event" or f in fields}
+    return {"user": schema.user, **labels}
+
+
+def needed_columns(schema: EventSchema, columns: dict[str, str]) -> dict[str, str]:
+    """Role -> source column of all that is read."""
+    return columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
+
+
+def reject_columns(schema: EventSchema, columns: dict[str, str]) -> list[str]:
+    """Names of the columns of rejects.parquet."""
+    roles = needed_columns(schema, columns)
+    return ["file", *(f"{role} (extra)" if role in ("file", "reason") else role for role in roles), "reason"]
+
+
+def parse_range(time_range: tuple[str, str]) -> tuple[int, int]:
+    """Epoch seconds of the two dates. Raises DataError."""
     bounds = (parse_date(time_range[0]), parse_date(time_range[1]))
     if not 0 < bounds[1] - bounds[0] <= _LONGEST:
         raise DataError(f"time range {time_range[0]} to {time_range[1]}: must be ascending and at most 136 years.")
-    source = open_source(con, logs, list(needed.values()), folder)
-    for role, column in needed.items():
-        _check_type(source, role, column)
-    with reading(source.name, source.files):
-        time, kind = quoted(schema.time), source.types[schema.time]
-        query = count_query(time, kind, source.sql)
-        counts = one_row(con, query) if query else None
-        read = time_column(time, kind, schema, counts, bounds)
-        order = _order_key(con, source, schema.order) if schema.order else None
-        rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
-        labeled = [_build_dictionary(con, source, column, i) for i, column in enumerate(columns.values())]
-    schema = schema.model_copy(update={"time_unit": read.unit})
-    return Plan(con, source, schema, columns, tuple(n < rows for n in labeled), read, order, bounds)
+    return bounds
 
 
 def named_rejects(rejected: np.ndarray) -> dict[str, int]:
     """Reason -> rows of the counts (len(REASONS),), those above zero."""
     return {REASONS[reason]: int(rows) for reason, rows in enumerate(rejected) if rows}
+
+
+def check_types(source: Source, schema: EventSchema, columns: dict[str, str]) -> None:
+    """Raise DataError for a column whose type is not what its role needs."""
+    for role, column in needed_columns(schema, columns).items():
+        _check_type(source, role, column)
 
 
 def _check_type(source: Source, role: str, column: str) -> None:
@@ -229,8 +270,13 @@ def _check_type(source: Source, role: str, column: str) -> None:
         raise DataError(f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; {remedy}.")
 
 
-def _build_dictionary(con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int) -> int:
-    """Make the table `dictionary_{number}`; returns the number of rows with a label."""
+def _build_dictionary(
+    con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int, integers: bool | None
+) -> int:
+    """Make the table `dictionary_{number}`; returns the number of rows with a label.
+
+    `integers`: whether all labels are integers written as floats, None to find out here.
+    """
     name, raw, where = quoted(column), quoted(column), ""
     if source.types[column] in ("FLOAT", "DOUBLE"):
         # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.
@@ -243,27 +289,26 @@ def _build_dictionary(con: duckdb.DuckDBPyConnection, source: Source, column: st
         f"(SELECT {raw} AS raw, ({raw})::VARCHAR AS label, count(*) AS events FROM {source.sql} {where} GROUP BY ALL) "
         f"WHERE {filled} ORDER BY code"
     )
-    whole = "ends_with(label, '.0') AND regexp_full_match(label, '-?[0-9]+[.]0')"
-    integers, labels, rows = one_row(
-        con, f"SELECT bool_and({whole}), count(*), coalesce(sum(events), 0)::BIGINT FROM dictionary_{number}"
+    found, labels, rows = one_row(
+        con, f"SELECT bool_and({WHOLE}), count(*), coalesce(sum(events), 0)::BIGINT FROM dictionary_{number}"
     )
-    if labels < 1 << 16:
-        # Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less.
-        con.execute(f"ALTER TABLE dictionary_{number} ALTER code TYPE {'UTINYINT' if labels < 256 else 'USMALLINT'}")
-    if integers:
+    shrink_codes(con, number, labels)
+    if found if integers is None else integers:
         # Integers that a null made floats (7 -> 7.0, in any format) keep their names; text order stays the same.
         con.execute(f"UPDATE dictionary_{number} SET label = left(label, length(label) - 2)")
     return int(rows)
 
 
-def _order_key(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> tuple[str, str]:
+def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:
+    """Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less."""
+    if labels < 1 << 16:
+        con.execute(f"ALTER TABLE dictionary_{number} ALTER code TYPE {'UTINYINT' if labels < 256 else 'USMALLINT'}")
+
+
+def _order_key(source: Source, column: str, whole: bool) -> tuple[str, str]:
     """SQL of the order key and of the smallest key (for null): exact for integers, else DOUBLE."""
-    name, kind = quoted(column), source.types[column]
-    whole = kind in INTEGERS and kind not in ("HUGEINT", "UHUGEINT", "UBIGINT")
-    if kind == "VARCHAR":
-        test = f"bool_and(regexp_full_match(trim({name}), '[+-]?[0-9]{{1,18}}'))"
-        whole = bool(one_row(con, f"SELECT {test} FROM {source.sql} WHERE {name} <> ''")[0])
-    value = f"trim(s.{name})" if kind == "VARCHAR" else f"s.{name}"
+    name = quoted(column)
+    value = f"trim(s.{name})" if source.types[column] == "VARCHAR" else f"s.{name}"
     if whole:
         return f"TRY_CAST({value} AS BIGINT)", f"({1 - 2**63})::BIGINT"
     number = f"TRY_CAST({value} AS DOUBLE)"

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.data.card import write_card
@@ -64,12 +66,15 @@ def prepare(
     memory: str = "2GiB",
     threads: int | None = None,
     overwrite: bool = False,
+    engine: Literal["local", "spark"] = "local",
+    spark_master: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> EventStore:
     """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises DataError.
 
     Users with fewer than `min_events` events are left out before anything is counted; labels with fewer than
-    `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown.
+    `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown. Both engines write the
+    same bytes; with Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
     """
     tell = progress or (lambda line: None)
     out, budget = Path(out), _bytes(memory)
@@ -77,8 +82,14 @@ def prepare(
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
         found = find_logs(logs)
         tell(f"reading {found.name} ({found.format})")
-        plan = plan_events(con, found, schema or guess_schema(logs, {})[0], work, time_range=time_range)
-        encoded = encode(plan, work, _batch_rows(budget), budget // 8, min_events)
+        schema = schema or guess_schema(logs, {})[0]
+        if engine == "spark":
+            from behavegpt.data.spark import encode_on_spark
+
+            encoded = encode_on_spark(con, found, schema, work, time_range, min_events, budget, spark_master, tell)
+        else:
+            plan = plan_events(con, found, schema, work, time_range=time_range)
+            encoded = encode(plan, work, _batch_rows(budget), budget // 8, min_events)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
         _write_rejects(encoded, folder, out, max_reject_share)
         splitter = make_splitter(encoded, split)
@@ -125,7 +136,11 @@ def _write_rejects(encoded: Encoded, folder: Path, out: Path, max_share: float) 
     file = folder / "rejects.parquet"
     con = encoded.plan.con
     with reading(encoded.plan.source.name, encoded.plan.source.files):
-        con.execute(f"COPY ({encoded.plan.rejects()}) TO {literal(file)} (FORMAT parquet)")
+        rows = con.sql(encoded.rejects).to_arrow_reader(1 << 17)
+        text = pa.schema([(name, pa.string()) for name in rows.schema.names])
+        with pq.ParquetWriter(file, text) as writer:
+            for batch in rows:
+                writer.write_batch(pa.record_batch([column.cast(pa.string()) for column in batch.columns], schema=text))
     if bad <= max_share * encoded.rows and encoded.kept.any():
         return
     lines = [

@@ -15,6 +15,8 @@ PIECE = 1 << 17  # rows whose columns stay in the processor's cache while they a
 class Spill:
     """Rows by bucket: batches in memory; above a limit they are moved, as one run, to a raw file per column."""
 
+    sorted = False
+
     def __init__(self, folder: Path, bucket_of_user: np.ndarray, limit: int) -> None:
         """`bucket_of_user` (codes,) unsigned, ascending; `limit` in bytes."""
         folder.mkdir()

@@ -20,6 +20,8 @@ from behavegpt.data.store import FORMAT, Manifest
 from behavegpt.data.times import MICROS, calendar
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 
+USERS_HELD = 1 << 20
+
 
 def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], folder: Path) -> CardFacts:
     """Sort each bucket, append it to the columns, and write users, vocabularies and the manifest."""
@@ -74,11 +76,13 @@ def _write_events(
     """Write all events; returns events per split (3,) and, per field, those with an unknown label (3,)."""
     plan = encoded.plan
     ids = {f: v.encode(plan.labels(f)).astype(writers[f].dtype) for f, v in vocabularies.items()}
-    hashes, order = plan.hashes(), ("order",) if plan.schema.order else ()
+    order = ("order",) if plan.schema.order and not encoded.spill.sorted else ()
+    hashes = {} if encoded.spill.sorted else plan.hashes()
     sizes, unknown = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}
-    for unsorted in encoded.read("time", *order, *plan.fields):
-        index = sort_events(unsorted, hashes)
-        columns = {name: column[index] for name, column in unsorted.items()}
+    for columns in encoded.read("time", *order, *plan.fields):
+        if not encoded.spill.sorted:
+            index = sort_events(columns, hashes)
+            columns = {name: column[index] for name, column in columns.items()}
         seconds = columns["time"] // MICROS
         weekday, slot = calendar(seconds, plan.schema)
         split = splitter(columns)
@@ -102,15 +106,19 @@ def _write_users(encoded: Encoded, path: Path) -> str:
     """Labels of the kept users in code order; returns a digest of them."""
     text, lengths = hashlib.sha256(), hashlib.sha256()
     query = f"SELECT label AS user FROM {encoded.plan.dictionary('user')} ORDER BY code"
-    start = 1
-    with pq.ParquetWriter(path, pa.schema({"user": pa.string()})) as writer:
-        for batch in encoded.plan.con.sql(query).to_arrow_reader(1 << 20):
+    start, waiting = 1, pa.table({"user": pa.array([], pa.string())})
+    with pq.ParquetWriter(path, waiting.schema) as writer:
+        for batch in encoded.plan.con.sql(query).to_arrow_reader(USERS_HELD):
             users = batch["user"].cast(pa.string()).filter(pa.array(encoded.kept[start : start + len(batch)]))
             start += len(batch)
-            writer.write_batch(pa.record_batch({"user": users}))
+            waiting = pa.concat_tables([waiting, pa.table({"user": users})])
+            while len(waiting) >= USERS_HELD:  # row groups that depend on the kept users alone
+                writer.write_table(waiting[:USERS_HELD], USERS_HELD)
+                waiting = waiting[USERS_HELD:]
             # Labels and their lengths, apart: the digest depends on no batch size and on no separator.
             buffer = users.cast(pa.large_binary()).buffers()
             ends = np.frombuffer(buffer[1], np.int64)[users.offset : users.offset + len(users) + 1]
             text.update(memoryview(buffer[2])[ends[0] : ends[-1]] if buffer[2] is not None else b"")
             lengths.update(np.diff(ends).tobytes())
+        writer.write_table(waiting)
     return hashlib.sha256(text.digest() + lengths.digest()).hexdigest()

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.losses import dro, long_tail
+from behavegpt.losses import by_frequency, dro, long_tail, sampled
 from behavegpt.losses.contract import Loss
 from behavegpt.losses.cross_entropy import CrossEntropy
 
@@ -24,6 +24,10 @@ Name = Literal[
     "ldam",
     "class_balanced_focal",
     "class_balanced",
+    "binary_negatives",
+    "sampled_softmax",
+    "tanh_frequency",
+    "two_distributions",
 ]
 Caps = Literal["effective_number", "effective_number_beta", "power", "confidence", "uniform"]
 
@@ -53,6 +57,11 @@ class LossSettings(Settings):
     max_m: float = Field(0.5, ge=0, description="ldam: margin of the rarest class, in logits")
     scale: float = Field(1.0, gt=0, description="ldam: factor of the logits; 30 in its paper, for cosine logits")
     mix: float = Field(0.2, ge=0, le=1, description="class_balanced: share of the class-balanced weights")
+    negatives: int = Field(128, ge=1, description="binary_negatives, sampled_softmax: classes drawn for each event")
+    tanh_alpha: float = Field(1.2, gt=1, description="tanh_frequency: 1 + the weight of a frequent class")
+    tanh_beta: float = Field(0.99, gt=0, description="tanh_frequency: how fast the weight falls with the frequency")
+    tanh_unit: float = Field(0.0, ge=0, description="tanh_frequency: frequency 1, in mean counts; 0: one event")
+    spread: float = Field(2.0, gt=1, description="two_distributions: the balanced share ends at 1 / spread^2")
 
 
 _CAPS: dict[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]] = {
@@ -70,6 +79,10 @@ _LOSSES: dict[str, tuple[Callable[..., Loss], tuple[str, ...]]] = {
     "ldam": (long_tail.LDAM, ("max_m", "scale", "beta", "start")),
     "class_balanced_focal": (long_tail.ClassBalancedFocal, ("beta", "gamma")),
     "class_balanced": (long_tail.ClassBalanced, ("beta", "mix", "start")),
+    "binary_negatives": (sampled.BinaryNegatives, ("negatives",)),
+    "sampled_softmax": (sampled.SampledSoftmax, ("negatives",)),
+    "tanh_frequency": (by_frequency.TanhFrequency, ("tanh_alpha", "tanh_beta", "tanh_unit")),
+    "two_distributions": (by_frequency.TwoDistributions, ("spread",)),
 }
 
 

@@ -112,7 +112,7 @@ class HistoryFeatures(nn.Module):
 
 def _shifted(x: torch.Tensor, fill: int) -> torch.Tensor:
     """x (B, R) moved one position to the right."""
-    return torch.cat([x.new_full((len(x), 1), fill), x[:, :-1]], dim=1)
+    return torch.cat([x.new_full((x.shape[0], 1), fill), x[:, :-1]], dim=1)
 
 
 class HistoryGate(nn.Module):

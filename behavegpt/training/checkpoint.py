@@ -6,6 +6,9 @@ FOLDER/step_00000100/
     loss.safetensors       state of the loss
     trainer.json           progress, and the fingerprint of data and settings
     MANIFEST.json          the step, and size and SHA-256 of the other files
+
+Of weights that are cut over ranks (sharding.py), shards/ takes the place of the first two: a file for each rank. Either
+kind is read whole, so a run goes on with any number of ranks, cut or not.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from behavegpt.errors import CheckpointError
+from behavegpt.training.sharding import part_like, read_shards, write_shards
 from behavegpt.training.storage import (
     Tensors,
     discard,
@@ -41,6 +47,7 @@ from behavegpt.training.storage import (
 TENSORS, TRAINER = ("model", "optimizer", "loss"), "trainer.json"
 FILES = (*(f"{part}.safetensors" for part in TENSORS), TRAINER)
 NAME = re.compile(r"step_([0-9]{8,})")
+SHARDS, SHARD = "shards", re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +89,71 @@ def save_checkpoint(
             write_tensors(temporary / f"{part}.safetensors", tensors)
         write_json(temporary / TRAINER, trainer)
         seal(temporary, FILES, step)
-        if os.path.lexists(final):  # the same step once more, or a damaged one that the run went back from
-            discard(final)
-        os.rename(temporary, final)
-        sync(folder)
+        _put_in_place(temporary, final)
         tidy(folder, step, keep, protect)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
-        raise CheckpointError(
-            f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make room, or move "
-            "the run folder, and go on with --resume: the earlier checkpoints are intact."
-        ) from error
+        raise _unwritten(temporary, final, error) from error
     return final
+
+
+def save_sharded(
+    folder: Path,
+    step: int,
+    model: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+    loss: Mapping[str, torch.Tensor],
+    trainer: dict[str, Any],
+    keep: int = 2,
+    protect: Collection[int] = (),
+) -> None:
+    """As `save_checkpoint`, of tensors that are cut over the ranks; called by all of them, `folder` is seen by all."""
+    final = folder / f"step_{step:08d}"
+    main = dist.get_rank() == 0
+    temporary = temporary_name(final, "new")
+    names = [str(temporary)]
+    try:
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_stale(folder)
+            (temporary / SHARDS).mkdir(parents=True)
+        dist.broadcast_object_list(names)
+        temporary = Path(names[0])
+        parts = {"model": model, "optimizer": optimizer}
+        write_shards(
+            temporary / SHARDS, {f"{part}/{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
+        )
+        if main:
+            write_tensors(temporary / "loss.safetensors", loss)
+            write_json(temporary / TRAINER, trainer)
+            seal(temporary, _shard_files(temporary), step)
+            sync(temporary / SHARDS)
+            _put_in_place(temporary, final)
+            tidy(folder, step, keep, protect)
+    except (OSError, SafetensorError, CheckpointException) as error:
+        raise _unwritten(temporary, final, error) from error
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    if os.path.lexists(final):  # the same step once more, or a damaged one that the run went back from
+        discard(final)
+    os.rename(temporary, final)
+    sync(final.parent)
+
+
+def _unwritten(temporary: Path, final: Path, error: BaseException) -> CheckpointError:
+    shutil.rmtree(temporary, ignore_errors=True)
+    folder = final.parent
+    free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
+    return CheckpointError(
+        f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make room, or move "
+        "the run folder, and go on with --resume: the earlier checkpoints are intact."
+    )
+
+
+def _shard_files(path: Path) -> tuple[str, ...]:
+    """The files of a checkpoint whose weights are cut."""
+    shards = sorted(name for name in os.listdir(path / SHARDS) if SHARD.fullmatch(name))
+    return (*(f"{SHARDS}/{name}" for name in shards), "loss.safetensors", TRAINER)
 
 
 def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> None:
@@ -120,9 +179,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not NAME.fullmatch(path.name):
         raise CheckpointError(f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder.")
-    verify(path, FILES, _step(path))
-    model, optimizer, loss = (read_tensors(path / f"{part}.safetensors") for part in TENSORS)
-    return Checkpoint(path, _step(path), model, optimizer, loss, read_json(path / TRAINER))
+    cut = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()
+    verify(path, _shard_files(path) if cut else FILES, _step(path))
+    loss, trainer = read_tensors(path / "loss.safetensors"), read_json(path / TRAINER)
+    if cut:
+        held: dict[str, Tensors] = {"model": {}, "optimizer": {}}
+        for name, tensor in read_shards(path / SHARDS).items():
+            part, _, own = name.partition("/")
+            held.setdefault(part, {})[own] = tensor
+        return Checkpoint(path, _step(path), held["model"], held["optimizer"], loss, trainer)
+    model, optimizer = (read_tensors(path / f"{part}.safetensors") for part in TENSORS[:2])
+    return Checkpoint(path, _step(path), model, optimizer, loss, trainer)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Tensors:
@@ -143,6 +210,7 @@ def restore_optimizer(
     Raises CheckpointError for a parameter that the optimizer does not have, or has in another shape.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = {name: parameter for parameter, name in names.items()}
     current = optimizer.state_dict()
     known: dict[str, tuple[int, torch.Size]] = {}  # torch numbers the parameters through all groups
     for group, numbered in zip(optimizer.param_groups, current["param_groups"], strict=True):
@@ -158,7 +226,7 @@ def restore_optimizer(
                 f"optimizer state {full!r} of shape {list(tensor.shape)}: {name!r} is {here}; resume with the model "
                 "settings of the checkpoint, or start a new run with another out=."
             )
-        state.setdefault(number, {})[key] = tensor.clone()  # the one read is a window into the file
+        state.setdefault(number, {})[key] = part_like(tensor, parameters[name])
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 
 

@@ -27,10 +27,18 @@ from behavegpt.config import Settings
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.errors import BehaveGPTError
 from behavegpt.losses import Loss
-from behavegpt.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, tidy
+from behavegpt.training.checkpoint import (
+    Checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    save_sharded,
+    tidy,
+)
 from behavegpt.training.evaluate import autocast, to_device
 from behavegpt.training.journal import Journal
 from behavegpt.training.optimizer import learning_rate
+from behavegpt.training.sharding import is_sharded, no_sync, part_like, whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -141,7 +149,7 @@ class Trainer:
         for index, batch in enumerate(micro):
             torch.manual_seed(_mix(settings.seed, step, index, rank))
             last = index == len(micro) - 1
-            with nullcontext() if last else accelerator.no_sync(self.model), autocast(device, self.precision):
+            with nullcontext() if last else no_sync(self.model, accelerator), autocast(device, self.precision):
                 output = self.model(
                     **batch.inputs,
                     document=batch.document,
@@ -155,7 +163,7 @@ class Trainer:
             total += output.loss.detach()
             statistics += torch.stack([output.class_loss, output.class_count])
         statistics, total = self._sum(statistics), self._sum(total)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
+        norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
         value = float(total / normalizer)
         if not np.isfinite(value) or not bool(torch.isfinite(norm)):
             self._refuse(step, value, float(norm))
@@ -182,10 +190,11 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0)."""
-        if self.accelerator.is_main_process:
-            bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            save_checkpoint(
+        """Write a checkpoint: rank 0, or all ranks where the weights are cut over them."""
+        bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        cut = is_sharded(bare)
+        if cut or self.accelerator.is_main_process:
+            (save_sharded if cut else save_checkpoint)(
                 self.checkpoints,
                 self.progress.step,
                 bare.state_dict(),
@@ -200,7 +209,8 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; the journal forgets what came after it."""
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        bare.load_state_dict(checkpoint.model)
+        current = bare.state_dict()
+        bare.load_state_dict({n: part_like(t, current[n]) if n in current else t for n, t in checkpoint.model.items()})
         restore_optimizer(self.optimizer, bare, checkpoint.optimizer)
         self.loss.load_state_dict(checkpoint.loss)
         self.progress = Progress(**checkpoint.trainer["progress"])

@@ -13,7 +13,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.loop import Progress, Trainer, TrainSettings
 from behavegpt.training.optimizer import build_optimizer
 from behavegpt.training.run_folder import save_model, start_record
-from behavegpt.training.setup import choose_precision, make_accelerator, reporter, training_batches
+from behavegpt.training.setup import choose_precision, leave, make_accelerator, reporter, training_batches
+from behavegpt.training.sharding import gathered, is_sharded, spread, whole_state
 
 SHAPE = (
     "embedding_size",
@@ -88,6 +89,8 @@ class Work:
     record: dict[str, Any] = field(default_factory=dict)  # what else run.json says
     inherit: Callable[[Loss], None] = lambda loss: None  # gives the loss what another run knew of the classes
     finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction] = _as_it_is
+    # writes further files of RUN/model
+    beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None
 
 
 def execute(settings: RunSettings, begin: Callable[[], Work], *, resume: bool = False) -> Path:
@@ -124,10 +127,10 @@ def _execute(
     loss = build_loss(settings.loss, torch.tensor(work.store.behaviors.counts))
     work.inherit(loss)
     loss.to(accelerator.device)
+    prepared, saved = spread(work.model, accelerator)
     optimizer = build_optimizer(
         work.model, train.lr, train.weight_decay, train.betas, fused=accelerator.device.type in ("cpu", "cuda")
     )
-    prepared = accelerator.prepare_model(work.model)
     fingerprint = _fingerprint(work, settings)
     checkpoint = _latest(run, fingerprint) if resume else None
     facts = start_record(settings.model_dump(mode="json"), train.seed, work.store, work.parameters, steps, accelerator)
@@ -156,10 +159,13 @@ def _execute(
         )
         _begin(trainer, checkpoint)
         progress = trainer.run()
+    if is_sharded(work.model):
+        state = whole_state(work.model)  # of all ranks
+        if accelerator.is_main_process:
+            saved.load_state_dict(state)
     if accelerator.is_main_process and progress.stopped != "signal":
-        _finish(run, trainer, work, facts)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+        _finish(run, trainer, replace(work, model=saved), facts)
+    leave(accelerator)
     if progress.stopped == "signal":
         if accelerator.is_main_process:
             say(f"stopped by a signal at step {progress.step}; saved. Go on with --resume.")
@@ -185,16 +191,17 @@ def _fingerprint(work: Work, settings: RunSettings) -> dict[str, Any]:
 
 def _validator(work: Work, precision: str, accelerator: Accelerator) -> Callable[[], dict[str, float]]:
     def validate() -> dict[str, float]:
-        metrics, cross_entropy = evaluate(
-            work.model,
-            work.store,
-            SPLITS["valid"],
-            max_length=work.model.config.max_length,
-            fields=work.model.config.columns,
-            precision=precision,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+        with gathered(work.model):
+            metrics, cross_entropy = evaluate(
+                work.model,
+                work.store,
+                SPLITS["valid"],
+                max_length=work.model.config.max_length,
+                fields=work.model.config.columns,
+                precision=precision,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+            )
         if not metrics.rows:
             return {}
         figures = metrics.compute(work.store.behaviors.counts)
@@ -247,7 +254,7 @@ def _finish(run: Path, trainer: Trainer, work: Work, facts: dict[str, Any]) -> N
     progress: Progress = trainer.progress
     if progress.best_step is not None and progress.best_step != progress.step:
         work.model.load_state_dict(load_checkpoint(run / "ckpt" / f"step_{progress.best_step:08d}").model)
-    save_model(work.finish(work.model, run), work.tokenizer, run / "model")
+    save_model(work.finish(work.model, run), work.tokenizer, run / "model", work.beside)
     finished = datetime.datetime.now(datetime.UTC)
     began = datetime.datetime.fromisoformat(facts["started"])
     facts |= {

@@ -35,6 +35,8 @@ def _prepare_arguments(parser: Parser) -> None:
     parser.add_argument("--max-reject-share", type=float, default=0.01, help="stop above this share of bad rows")
     parser.add_argument("--memory", default="2GiB", help="memory to stay under (default 2GiB)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--engine", choices=("local", "spark"), default="local", help="where rows are read and sorted")
+    parser.add_argument("--spark-master", metavar="URL", help="for example local[8] or spark://host:7077")
     parser.add_argument("--dry-run", action="store_true", help="show the guesses and counts, write nothing")
 
 
@@ -92,6 +94,8 @@ def _prepare(arguments: Arguments) -> Any:
         max_reject_share=arguments.max_reject_share,
         memory=arguments.memory,
         overwrite=arguments.overwrite,
+        engine=arguments.engine,
+        spark_master=arguments.spark_master,
         progress=say,
     )
     say(f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} (see data_card.md)")
@@ -139,7 +143,8 @@ VERBS: dict[str, Verb] = {
         "turn event logs into a folder to train on",
         "  behavegpt prepare my_logs.parquet --dry-run\n"
         "  behavegpt prepare 'logs/*.csv' --out data/mine --user uid --time ts --event app --tz Europe/London\n"
-        "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out data/mine",
+        "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out data/mine\n"
+        "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master spark://host:7077 --out /nfs/mine",
         _prepare_arguments,
         _prepare,
     ),

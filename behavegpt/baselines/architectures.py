@@ -1,0 +1,152 @@
+"""The table of baselines: name -> encoder, head, options and defaults; and from settings to a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from behavegpt.baselines import cdn, esr, hstu, lift, pituning, tailnet, wukong
+from behavegpt.baselines.config import BaselineConfig
+from behavegpt.baselines.encoder import NoOptions
+from behavegpt.baselines.esasrec import ESASRecEncoder
+from behavegpt.baselines.gru import GRUEncoder
+from behavegpt.baselines.heads import ScoreHead
+from behavegpt.baselines.hstu import HSTUEncoder
+from behavegpt.baselines.patt import PAttEncoder
+from behavegpt.baselines.sasrec import SASRecEncoder
+from behavegpt.baselines.wukong import WukongEncoder
+from behavegpt.config import Settings, closest
+from behavegpt.data.store import EventStore
+from behavegpt.data.tokenizer import EventTokenizer
+
+
+class Architecture(NamedTuple):
+    """What makes a baseline."""
+
+    encoder: Callable[[BaselineConfig], nn.Module]
+    head: Callable[[BaselineConfig], ScoreHead] = ScoreHead
+    options: type[Settings] = NoOptions
+    shape: dict[str, Any] = {}
+    mlp_ratio: int = 4  # intermediate_size / hidden_size where it is not set
+    columns: tuple[str, ...] = ()  # of the log, beside the fields
+    reconstructed: tuple[str, ...] = ()  # second heads, of the fields that the data have
+    start: Callable[[Any, EventStore], None] | None = None  # what a new model takes from the training split
+    inherit: Callable[[Settings], dict[str, Any]] | None = None  # shape that its options decide
+
+
+LEARNED = {"position_encoding": "learned", "scale_inputs": True}
+# GPT-2's .02 is for wide residual networks; without one, inputs and class vectors of that size begin on a plateau
+WIDER = {"initializer_range": 0.1}
+ARCHITECTURES: dict[str, Architecture] = {
+    "gru": Architecture(GRUEncoder, shape=WIDER),
+    "sasrec": Architecture(SASRecEncoder, shape={**LEARNED, "tied_scores": True}, mlp_ratio=1),
+    "esasrec": Architecture(ESASRecEncoder, shape={**LEARNED, "tied_scores": True}),
+    "hstu": Architecture(
+        HSTUEncoder,
+        options=hstu.Options,
+        shape={**LEARNED, "tied_scores": True, "score": "cosine", "class_bias": False},
+        columns=("time",),
+    ),
+    "wukong": Architecture(WukongEncoder, options=wukong.Options, shape=WIDER),
+    "patt": Architecture(PAttEncoder, shape={"position_encoding": "learned"}),
+    "tailnet": Architecture(
+        tailnet.TailNetEncoder,
+        tailnet.TailNetHead,
+        tailnet.Options,
+        shape=WIDER,
+        columns=("behavior",),
+        start=tailnet.start,
+    ),
+    "cdn": Architecture(
+        SASRecEncoder, cdn.CDNHead, cdn.Options, shape={**LEARNED, **WIDER}, mlp_ratio=1, start=cdn.start
+    ),
+    "lift": Architecture(
+        lift.encoder,
+        options=lift.Options,
+        shape={"score": "cosine", "score_temperature": 0.04, "class_bias": False},
+        start=lift.start,
+        inherit=lift.inherit,
+    ),
+    "esr_nollm": Architecture(esr.ESREncoder, esr.ESRHead, esr.Options, shape=LEARNED, mlp_ratio=1, start=esr.start),
+    "pituning_like": Architecture(
+        pituning.PITuningEncoder,
+        pituning.PITuningHead,
+        shape={"position_encoding": "rope", "next_weight": pituning.WEIGHT, "class_bias": False},
+        reconstructed=pituning.RECONSTRUCTED,
+        start=pituning.start,
+    ),
+}
+SHARED = (  # names of BaselineConfig that settings may give for every architecture
+    "embedding_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_length",
+    "position_encoding",
+    "dropout",
+    "initializer_range",
+    "history_head",
+    "scale_inputs",
+    "score",
+    "score_temperature",
+    "tied_scores",
+    "class_bias",
+)
+INPUTS = ("all", "event_only")
+
+
+def refuse_unknown(settings: dict[str, Any]) -> None:
+    """Raise ValueError for a name or value of `model:` that no baseline, or not this one, has."""
+    name = settings.get("architecture")
+    if name not in ARCHITECTURES:
+        raise ValueError(f"architecture {name!r} is unknown. {closest(str(name), ['behavegpt', *ARCHITECTURES])}")
+    known = ("architecture", "inputs", "options", *SHARED)
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"the baseline {name} has no setting {key!r}. {closest(key, known)}")
+    options = ARCHITECTURES[name].options
+    for key in settings.get("options") or {}:
+        if key not in options.model_fields:
+            raise ValueError(f"options: {name} has no {key!r}. {closest(key, list(options.model_fields) or ['none'])}")
+
+
+def read_inputs(settings: dict[str, Any], store: EventStore) -> tuple[dict[str, int], int]:
+    """Ids by field, and the width of each field's embedding, of `inputs: all` or `event_only`.
+
+    With the event alone its embedding takes the width of all fields, so that nothing but the inputs changes.
+    """
+    fields, width = store.field_sizes(), settings.get("embedding_size", BaselineConfig.embedding_size)
+    inputs = settings.get("inputs", "all")
+    if inputs not in INPUTS:
+        raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
+    return ({"event": fields["event"]}, width * len(fields)) if inputs == "event_only" else (fields, width)
+
+
+def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConfig:
+    """A baseline's configuration for a prepared folder, from `model:`'s settings. ValueError on a contradiction."""
+    name = settings["architecture"]
+    architecture, is_event = ARCHITECTURES[name], store.schema.behavior_is_event
+    fields, width = read_inputs(settings, store)
+    options = architecture.options(**(settings.get("options") or {}))
+    shape = {**architecture.shape, **{k: v for k, v in settings.items() if k in SHARED}, "embedding_size": width}
+    if architecture.inherit is not None:
+        inherited = architecture.inherit(options)
+        for key in inherited.keys() & settings.keys():
+            if settings[key] != inherited[key]:
+                raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
+        shape |= inherited
+        fields = {field: fields[field] for field in inherited["field_order"]}
+    shape.setdefault("intermediate_size", architecture.mlp_ratio * shape["embedding_size"] * len(fields))
+    return BaselineConfig(
+        architecture=name,
+        options=options.model_dump(mode="json"),
+        more_columns=[column for column in architecture.columns if column != "behavior" or not is_event],
+        next_heads=[f for f in architecture.reconstructed if f in fields and not (f == "event" and is_event)],
+        field_sizes=fields,
+        num_behaviors=store.behaviors.classes,
+        behavior_is_event=is_event,
+        tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
+        **shape,
+    )

@@ -1,0 +1,65 @@
+"""Vectors of labels from what happens near what in the training split: a stand-in for text vectors, without any text.
+
+PPMI_ab = max(0, log (n_ab n / (n_a n_b)))         n_ab: times a and b lie within `WINDOW` events of one user
+vectors = U sqrt(S) of its truncated singular value decomposition
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.data.vocabulary import FIRST
+
+WINDOW = 5
+SEED = 0  # of the randomized decomposition and the clusters
+
+
+def pair_counts(store: EventStore, column: str, labels: int) -> torch.Tensor:
+    """Symmetric sparse (labels, labels) float64: how often two labels lie within WINDOW events in training."""
+    ids = store.column(column).astype(np.int64) - FIRST
+    user = np.repeat(np.arange(store.manifest.users), np.diff(store.offsets))
+    usable = (np.asarray(store.columns["split"]) == TRAIN) & (ids >= 0)
+    keys = []
+    for ago in range(1, WINDOW + 1):
+        both = usable[ago:] & usable[:-ago] & (user[ago:] == user[:-ago])
+        a, b = ids[ago:][both], ids[:-ago][both]
+        keys += [a * labels + b, b * labels + a]
+    key, count = np.unique(np.concatenate(keys), return_counts=True)
+    index = torch.from_numpy(np.stack([key // labels, key % labels]))
+    return torch.sparse_coo_tensor(
+        index, torch.from_numpy(count).double(), (labels, labels), check_invariants=True
+    ).coalesce()
+
+
+def label_vectors(store: EventStore, column: str, width: int) -> torch.Tensor:
+    """(labels, width) float32 vectors of a column's labels, by class (id - 2); zeros for those never seen near another.
+
+    Columns beyond the number of labels are zeros.
+    """
+    labels = store.behaviors.classes if column == "behavior" else store.vocabulary[column].classes
+    counts = pair_counts(store, column, labels)
+    row, col = counts.indices()
+    margin = torch.zeros(labels, dtype=torch.float64).index_add(0, row, counts.values())
+    pmi = (counts.values() * margin.sum() / (margin[row] * margin[col])).log().clamp(min=0)
+    matrix = torch.sparse_coo_tensor(counts.indices(), pmi.float(), counts.shape, check_invariants=True)
+    rank = min(width, labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        u, s, _ = torch.svd_lowrank(matrix, q=min(rank + 8, labels), niter=4)
+    vectors = torch.zeros(labels, width)
+    vectors[:, :rank] = u[:, :rank] * s[:rank].sqrt()
+    return vectors
+
+
+def clusters(vectors: torch.Tensor, count: int, rounds: int = 20) -> torch.Tensor:
+    """(labels,) int64 in [0, count): Lloyd's k-means of (labels, width), begun at random labels."""
+    generator = torch.Generator().manual_seed(SEED)
+    centers = vectors[torch.randperm(len(vectors), generator=generator)[:count]].clone()
+    for _ in range(rounds):
+        member = torch.cdist(vectors, centers).argmin(1)
+        size = torch.bincount(member, minlength=len(centers))
+        total = torch.zeros_like(centers).index_add(0, member, vectors)
+        centers = torch.where(size[:, None] > 0, total / size.clamp(min=1)[:, None], centers)
+    return torch.cdist(vectors, centers).argmin(1)

@@ -1,0 +1,63 @@
+"""eSASRec-style (RecTools, RecSys 2025): SASRec's shifted-sequence training with LiGR blocks and sampled softmax.
+
+    x = sqrt(C) e + p_t
+    y  = x + sigmoid(x W_g) * dropout(attention(LN(x)))            causal, within the history
+    x' = y + sigmoid(y W_f) * dropout(W_o (silu(LN(y) W_a) * LN(y) W_b))
+    score_k = LN(x_L) . e_k
+
+Named "style": the gates follow the published description of LiGR (gated residual branches), the inner network is
+SwiGLU; widths and negatives are the project's settings, not the original's. Loss: sampled_softmax, 128 negatives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from behavegpt.baselines.config import BaselineConfig
+from behavegpt.baselines.encoder import Encoded
+from behavegpt.baselines.layout import Layout
+from behavegpt.baselines.sasrec import SASRecAttention
+from behavegpt.model.attention import AttentionPlan, plan_attention
+
+
+class LiGRBlock(nn.Module):
+    """Pre-norm attention and SwiGLU, each let in by a gate that looks at the residual stream."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size or config.hidden_size
+        self.attention_norm, self.mlp_norm = (nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
+        self.attention = SASRecAttention(width, config.num_attention_heads)
+        self.attention_out = nn.Linear(width, width)
+        self.attention_gate, self.mlp_gate = (nn.Linear(width, width) for _ in range(2))
+        self.mlp_in, self.mlp_side = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.mlp_out = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """x (B, R, C) -> (B, R, C)"""
+        normed = self.attention_norm(x)
+        seen = self.attention_out(self.attention(normed, normed, plan))
+        y = x + self.attention_gate(x).sigmoid() * self.dropout(seen)
+        normed = self.mlp_norm(y)
+        inner = F.silu(self.mlp_in(normed)) * self.mlp_side(normed)
+        return y + self.mlp_gate(y).sigmoid() * self.dropout(self.mlp_out(inner))
+
+
+class ESASRecEncoder(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([LiGRBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
+        """x (B, R, C) -> (B, R, C)"""
+        plan = plan_attention(layout.document, self.config._attn_implementation or "sdpa")
+        for block in self.blocks:
+            x = block(x, plan)
+        return Encoded(self.norm(x))

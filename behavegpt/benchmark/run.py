@@ -1,0 +1,181 @@
+"""The benchmark: for each log and model the tuning grid with one seed, then the best point with all seeds.
+
+OUT/rows.jsonl         one row a run: kind "tune" (validation figures) or "final" (validation and test figures)
+OUT/ranks/KEY.npy      of a final run: rank of the truth at each test row, ascending, for the comparison user by user
+OUT/runs/KEY/          the run's folder; its checkpoints go when its row is written
+
+Any number of processes may work on one OUT: a run is claimed by a file lock; done ones are skipped, a killed one goes
+on. The test split is looked at by the chosen points alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch.nn import functional as F
+
+from behavegpt.baselines import counts
+from behavegpt.benchmark.plan import FINAL, Plan, Row
+from behavegpt.benchmark.settings import BenchmarkSettings, Run
+from behavegpt.config import dump_settings
+from behavegpt.console import say
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
+from behavegpt.data.vocabulary import FIRST
+from behavegpt.errors import BehaveGPTError
+from behavegpt.files import write_text
+from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
+from behavegpt.pretrain import pretrain
+from behavegpt.scaling.rows import append_row, read_rows
+from behavegpt.training.evaluate import score
+from behavegpt.training.journal import read_journal
+from behavegpt.training.run_folder import open_model
+from behavegpt.training.setup import choose_precision
+
+FIGURES = ("rec_w", "rec_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")
+MOST_RANK = np.iinfo(np.uint16).max
+
+
+def benchmark(settings: BenchmarkSettings) -> list[Row]:
+    """Run what is not done; returns all rows of these settings. A run that fails is recorded, and the rest goes on."""
+    out = Path(settings.out)
+    for folder in ("locks", "ranks", "runs"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
+    write_text(out / "benchmark.yaml", dump_settings(settings))
+    while _pass(settings, out, stores):
+        pass  # chosen points and trained bases have made further runs possible
+    plans = plans_of(settings, stores)
+    rows = [row for plan in plans for row in plan.known_rows()]
+    if not settings.keep_models and not any(True for plan in plans for _ in plan.open()):
+        for row in rows:
+            shutil.rmtree(out / "runs" / row["key"] / "model", ignore_errors=True)
+    failed = [f"{row['data']}/{row['model']}" for row in rows if row["status"] == "failed"]
+    if failed:
+        say(f"{len(failed)} runs failed ({', '.join(failed[:3])}); see `reason` in {out / 'rows.jsonl'}")
+    return rows
+
+
+def plans_of(settings: BenchmarkSettings, stores: dict[str, EventStore]) -> list[Plan]:
+    """A plan for each log, from the rows there are now."""
+    rows = {(row["key"], row["kind"]): row for row in read_rows(Path(settings.out) / "rows.jsonl")}
+    return [Plan(settings, name, store, rows) for name, store in stores.items()]
+
+
+def _pass(settings: BenchmarkSettings, out: Path, stores: dict[str, EventStore]) -> bool:
+    """Carry out all runs that can start; whether there is any new row."""
+    new = False
+    for plan in plans_of(settings, stores):
+        if settings.counts:
+            new |= _count_baselines(out, plan)
+        for run, kind in plan.open():
+            new |= _claim(out, plan, run, kind)
+    return new
+
+
+def _claim(out: Path, plan: Plan, run: Run, kind: str) -> bool:
+    """Carry out a run unless another process is on it or has done it; whether there is a new row."""
+    key = plan.key(run)
+    try:
+        with FileLock(out / "locks" / key).acquire(timeout=0):
+            if any(row["key"] == key and row["kind"] == kind for row in read_rows(out / "rows.jsonl")):
+                return False
+            row: Row = {"key": key, "kind": kind, "data": run.data, "model": run.model, "seed": run.seed}
+            row |= {"point": run.point, "base": run.base, "protocol_hash": plan.protocol_hash}
+            say(f"{kind} {run.data} {run.model} seed {run.seed} {run.point or ''}")
+            try:
+                state = {"status": "done", **_figures(out, plan, run, kind)}
+            except (BehaveGPTError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, also out of memory
+                state = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+                say(f"failed: {error}")
+            append_row(out / "rows.jsonl", row | state | {"finished": _now()})
+            shutil.rmtree(out / "runs" / key / "ckpt", ignore_errors=True)
+            return True
+    except Timeout:
+        return False
+
+
+def _figures(out: Path, plan: Plan, run: Run, kind: str) -> Row:
+    """Train (or go on, or take what is there) and score."""
+    key, store = plan.key(run), plan.store
+    folder = out / "runs" / key
+    if not (folder / "model").exists():
+        base = out / "runs" / (run.base or "") / "model"
+        pretrain(run.settings(plan.settings, str(folder), str(base)), resume=True)
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    rates = [row["events_per_second"] for row in read_journal(folder / "log.jsonl") if "events_per_second" in row]
+    rate = statistics.median(rates) if rates else None
+    model, _ = open_model(folder / "model")
+    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    found: Row = {"valid": scored(model, store, "valid")[0]}
+    if kind == FINAL:
+        found["test"], ranks = scored(model, store, "test")
+        np.save(out / "ranks" / f"{key}.npy", ranks)
+    taken = ("parameters", "parameters_by_part", "steps", "best_step", "seconds", "device", "versions")
+    return found | {
+        **{name: facts[name] for name in taken},
+        "events_per_second": rate and round(rate),
+        "epoch_seconds": rate and round(len(target_rows(store, TRAIN)) / rate, 2),
+    }
+
+
+def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float | None], np.ndarray]:
+    """Figures of a split, and the rank (rows,) uint16 of the truth at each of its target rows, ascending."""
+    metrics, total = PredictionMetrics(store.behaviors.classes), 0.0
+    rows, ranks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
+    config, precision = model.config, choose_precision("auto", model.device)
+    batches = score(
+        model, store, SPLITS[split], max_length=config.max_length, fields=config.columns, precision=precision
+    )
+    for part in batches:
+        metrics.update(part.logits, part.target)
+        total += float(F.cross_entropy(part.logits, part.target, reduction="sum"))
+        rows.append(part.row.cpu())
+        ranks.append(predicted_and_rank(part.logits, part.target)[1].cpu())
+    return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(torch.cat(ranks)[torch.cat(rows).argsort()])
+
+
+def _count_baselines(out: Path, plan: Plan) -> bool:
+    """Rows of the count baselines, tuned on validation by their own rule; whether they were missing."""
+    store, hashed = plan.store, plan.counts_hash
+    known = {row["key"] for row in read_rows(out / "rows.jsonl")}
+    if all(f"{hashed}-{name}" in known for name in counts.SCORERS):
+        return False
+    for name, model in counts.tune(counts.fit(store), store).items():
+        row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
+        row |= {"point": {"weight": model.weight}, "base": None, "protocol_hash": hashed, "status": "done"}
+        for split in ("valid", "test"):
+            row[split], ranks = _count_scores(model, store, split)
+        np.save(out / "ranks" / f"{row['key']}.npy", ranks)
+        append_row(out / "rows.jsonl", row | {"finished": _now()})
+    return True
+
+
+def _count_scores(model: counts.CountModel, store: EventStore, split: str) -> tuple[dict[str, Any], np.ndarray]:
+    metrics, ranks = PredictionMetrics(store.behaviors.classes), [torch.zeros(0, dtype=torch.long)]
+    for part, scores in counts.scores(model, store, target_rows(store, SPLITS[split])):
+        target = torch.from_numpy(store.column("behavior")[part].astype(np.int64) - FIRST)
+        metrics.update(torch.from_numpy(scores), target)
+        ranks.append(predicted_and_rank(torch.from_numpy(scores), target)[1])
+    return _chosen(metrics, store, None), _packed(torch.cat(ranks))
+
+
+def _packed(ranks: torch.Tensor) -> np.ndarray:
+    return ranks.clamp(max=MOST_RANK).numpy().astype(np.uint16)
+
+
+def _chosen(metrics: PredictionMetrics, store: EventStore, cross_entropy: float | None) -> dict[str, float | None]:
+    figures = metrics.compute(store.behaviors.counts) | {"cross_entropy": cross_entropy}
+    return {name: figures[name] for name in FIGURES}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

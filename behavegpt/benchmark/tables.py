@@ -1,0 +1,150 @@
+"""Markdown tables and figures of a benchmark, from its rows and ranks alone.
+
+OUT/tables.md          for each log: every model (mean ± deviation over seeds), and the comparison user by user
+OUT/comparison.json    the comparison
+OUT/DATA_frontier.png  macro against weighted recall        OUT/DATA_groups.png  recall of head, mid and tail behaviors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from behavegpt.benchmark.bootstrap import FIGURES, Difference, compare_ranks
+from behavegpt.benchmark.plan import FINAL, Plan, Row
+from behavegpt.benchmark.run import plans_of
+from behavegpt.benchmark.settings import BenchmarkSettings
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.vocabulary import FIRST
+from behavegpt.errors import DataError
+from behavegpt.files import write_json, write_text
+from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, _figure, frontier, title_of
+
+SHOWN = ("rec_w", "rec_m", "ndcg@3", "head", "mid", "tail")
+NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
+
+
+def write_tables(settings: BenchmarkSettings) -> Path:
+    """Write tables.md, comparison.json and the figures; returns the path of tables.md. DataError without any row."""
+    out = Path(settings.out)
+    stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
+    parts, compared = [], {}
+    for plan in plans_of(settings, stores):
+        rows = final_rows(plan)
+        if not rows:
+            continue
+        parts.append(f"## {plan.data}\n\n{_caption(plan, rows)}\n\n{figures_table(rows)}")
+        differences = comparison(settings, plan, rows)
+        if differences:
+            parts.append(comparison_table(str(settings.versus), differences))
+            compared[plan.data] = {name: {f: d._asdict() for f, d in of.items()} for name, of in differences.items()}
+        flat = [{"model": row["model"], **row["test"]} for row in rows]
+        frontier(flat, out / f"{plan.data}_frontier.png", group="model")
+        groups(flat, out / f"{plan.data}_groups.png")
+    if not parts:
+        raise DataError(f"{out}: no finished row of these settings; run `behavegpt benchmark` without --table first.")
+    write_json(out / "comparison.json", {"versus": settings.versus, "draws": settings.draws, "data": compared})
+    write_text(out / "tables.md", "\n\n".join(parts) + "\n")
+    return out / "tables.md"
+
+
+def final_rows(plan: Plan) -> list[Row]:
+    """The finished final rows of a log."""
+    return [row for row in plan.known_rows() if row["kind"] == FINAL and row["status"] == "done"]
+
+
+def figures_table(rows: Sequence[Row]) -> str:
+    """A line for each model, best weighted recall first; ± is one standard deviation over seeds."""
+    columns = ("model", "seeds", *(NAMES.get(name, name) for name in SHOWN), "parameters", "s / epoch", "chosen")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    models = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
+    for name, found in sorted(models.items(), key=lambda item: -_mean(item[1], "rec_w")):
+        counted = found[0]["seed"] is None
+        cells = [_cell([row["test"][figure] for row in found]) for figure in SHOWN]
+        cost = ["-", "-"] if counted else [f"{found[0]['parameters']:,}", _cell([r["epoch_seconds"] for r in found], 1)]
+        chosen = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in found[0]["point"].items())
+        seeds = "-" if counted else str(len(found))
+        lines.append("| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |")
+    return "\n".join(lines)
+
+
+def comparison(settings: BenchmarkSettings, plan: Plan, rows: Sequence[Row]) -> dict[str, dict[str, Difference]]:
+    """`versus` minus each other model, on the same test rows."""
+    ranks: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        path = Path(settings.out) / "ranks" / f"{row['key']}.npy"
+        ranks.setdefault(row["model"], []).append(np.load(path, allow_pickle=False))
+    if settings.versus is None or settings.versus not in ranks:
+        return {}
+    target, user = truth(plan.store)
+    own = np.stack(ranks.pop(settings.versus))
+    return {name: compare_ranks(own, np.stack(x), target, user, settings.draws) for name, x in ranks.items()}
+
+
+def comparison_table(versus: str, differences: dict[str, dict[str, Difference]]) -> str:
+    """Difference [95 % interval] of each figure; bold where the interval leaves out 0."""
+    lines = [f"{title_of(versus)} minus the others, drawn again by users and seeds [95 %]:", ""]
+    lines += ["| against | " + " | ".join(NAMES[f] for f in FIGURES) + " |", "|" + "---|" * (1 + len(FIGURES))]
+    for name, of in sorted(differences.items(), key=lambda item: item[1]["rec_w"].mean):
+        cells = []
+        for figure in FIGURES:
+            d = of[figure]
+            text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+            cells.append(f"**{text}**" if d.low > 0 or d.high < 0 else text)
+        lines.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def truth(store: EventStore) -> tuple[np.ndarray, np.ndarray]:
+    """Class and user (R,) of each test row, ascending."""
+    rows = target_rows(store, SPLITS["test"])
+    user = np.searchsorted(store.offsets, rows, side="right") - 1
+    return store.column("behavior")[rows].astype(np.int64) - FIRST, user
+
+
+def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
+    """Macro recall of the most frequent, middle and rarest third of the behaviors, a row for each model (Fig. 6a)."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    parts = ("head", "mid", "tail")
+    values = {n: np.array([[row[p] or 0.0 for p in parts] for row in rows if row["model"] == n]) for n in models}
+    order = sorted(models, key=lambda name: values[name].mean(0).sum())
+    with _figure(out, (9, 1 + 0.34 * len(models)), columns=3) as (_, axes):
+        for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
+            heights = [values[name][:, index].mean() for name in order]
+            spread = [values[name][:, index].std(ddof=1) if len(values[name]) > 1 else 0.0 for name in order]
+            axes[index].barh(
+                range(len(order)), heights, xerr=spread, color=color, height=0.6, error_kw={"elinewidth": 1}
+            )
+            axes[index].set(title=title, xlabel="macro recall", yticks=range(len(order)))
+            axes[index].set_yticklabels([title_of(name) for name in order] if index == 0 else [])
+            axes[index].grid(axis="y", color=GRID, linewidth=0)
+    return out
+
+
+def _caption(plan: Plan, rows: Sequence[Row]) -> str:
+    grid = plan.settings.tuning.grid
+    budget = {**plan.settings.train, **plan.settings.data[plan.data].train}
+    said = ", ".join(f"{name} {value}" for name, value in budget.items()) or "of each file"
+    tuned = "; ".join(f"{name} in {values}" for name, values in grid.items()) or "nothing"
+    devices = sorted({row["device"] for row in rows if "device" in row})
+    return (
+        f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, {plan.store.behaviors.classes} behaviors. Budget "
+        f"of every model: {said}. Tuned on validation ({NAMES[plan.settings.tuning.select]}, seed "
+        f"{plan.settings.tuning.seed}): {tuned}. Protocol {plan.protocol_hash}; {', '.join(devices) or 'counts only'}."
+    )
+
+
+def _mean(rows: Sequence[Row], figure: str) -> float:
+    return float(np.mean([row["test"][figure] for row in rows]))
+
+
+def _cell(values: Sequence[float | None], digits: int = 4) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.{digits}f}{spread}"

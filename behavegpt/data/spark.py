@@ -1,0 +1,295 @@
+"""Preparation on Spark: reading and sorting on the workers by the local engine's code; the result is the same bytes.
+
+files -> survey.py on each file, added up -> plan.py on each file: text rows -> repartition by ranges of users -> each
+part coded, sorted and saved beside the output -> the driver puts the parts together as if they were its own spill.
+The driver holds what the local engine holds for users and labels, and streams the events once to write them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from behavegpt.data.database import connect, literal, quoted, reading
+from behavegpt.data.encode import Encoded, keep_users
+from behavegpt.data.parts import Parts, save_part
+from behavegpt.data.plan import (
+    MALFORMED,
+    REASONS,
+    Plan,
+    check_types,
+    label_columns,
+    make_plan,
+    needed_columns,
+    parse_range,
+    reject_columns,
+)
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import Logs, Source, check_columns, open_source
+from behavegpt.data.spill import PIECE
+from behavegpt.data.survey import Survey, add_up, survey_rows
+from behavegpt.data.times import time_column
+from behavegpt.errors import DataError, MissingExtraError
+
+PART_ROWS = 1 << 20  # rows of a part: sorted in memory, some 150 bytes each
+
+Batches = Iterator[pa.RecordBatch]
+Tell = Callable[[str], None]
+
+
+class Job(NamedTuple):
+    """What a worker has to know to read a file of the logs."""
+
+    logs: Logs  # with absolute paths
+    shown: tuple[str, ...]  # the files as they were named
+    schema: EventSchema
+    columns: dict[str, str]  # see Plan.columns
+    types: dict[str, str]  # column -> DuckDB type in all files together
+    bounds: tuple[int, int]
+    memory: int
+    survey: Survey | None = None
+
+    @property
+    def spark_schema(self) -> str:
+        """Columns of the rows that travel: text, so that no worker needs another's codes."""
+        order = {None: "", True: ", order_key long", False: ", order_key double"}
+        labels = ", ".join(f"c{i} string" for i in range(len(self.columns)))
+        key = None if self.schema.order is None else bool(self.survey and self.survey.order)
+        return f"reason int, time long{order[key]}, {labels}"
+
+
+def encode_on_spark(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    schema: EventSchema,
+    work: Path,
+    time_range: tuple[str, str],
+    min_events: int,
+    memory: int,
+    master: str | None,
+    tell: Tell,
+) -> Encoded:
+    """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises DataError."""
+    if logs.table is not None:
+        raise DataError(f"{logs.name}: --engine spark reads files; write the table as parquet, or take --engine local.")
+    columns = label_columns(schema)
+    check_columns(logs, needed_columns(schema, columns))
+    bounds = parse_range(time_range)
+    source = _whole_source(con, logs, list(needed_columns(schema, columns).values()), work)
+    check_types(source, schema, columns)
+    absolute = replace(logs, headers={file.absolute(): names for file, names in logs.headers.items()})
+    job = Job(absolute, tuple(map(str, logs.files)), schema, columns, source.types, bounds, memory)
+    with _session(master) as spark, _errors_of_workers():
+        tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
+        found = _over_files(spark, job, _survey, "survey string").collect()
+        job = job._replace(survey=add_up([_survey_of(row.survey) for row in found]))
+        rejected, parts = _make_parts(spark, job, work / "parts")
+        rejects = _over_files(spark, job, _rejects, _reject_schema(job)).toArrow() if rejected.any() else None
+    assert job.survey is not None
+    time = time_column(quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds)
+    resolved = schema.model_copy(update={"time_unit": time.unit})
+    plan = Plan(con, source, resolved, columns, (False,) * len(columns), time, None, bounds)
+    tell(f"{len(parts)} parts")
+    names = reject_columns(schema, columns)
+    none = pa.table({name: pa.array([], pa.string()) for name in names})
+    con.register("behavegpt_rejects", none if rejects is None else rejects.rename_columns(names))
+    rows = Parts(plan, parts)
+    query = "SELECT * FROM behavegpt_rejects ORDER BY ALL"
+    return keep_users(plan, rows, rejected, plan.events("user"), min_events, query)
+
+
+def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path) -> Source:
+    """The logs for the driver: names and types, without reading a row."""
+    if logs.format == "parquet":
+        return open_source(con, logs, columns, work)
+    return Source(logs.name, logs.files, "", dict.fromkeys(columns, "VARCHAR"), "")
+
+
+def _make_parts(spark: Any, job: Job, folder: Path) -> tuple[np.ndarray, list[Path]]:
+    """Read, repartition and sort; returns the rejected rows per reason and the folders of the parts in order."""
+    from pyspark import StorageLevel
+
+    assert job.survey is not None
+    folder.mkdir()
+    # Kept, since choosing the ranges of users reads them once more.
+    rows = _over_files(spark, job, _read, job.spark_schema).persist(StorageLevel.DISK_ONLY)
+    rejected = np.zeros(len(REASONS), np.int64)
+    for row in rows.filter("reason > 0").select("reason", "time").collect():
+        rejected[row.reason] += row.time
+    count = max(spark.sparkContext.defaultParallelism, -(-job.survey.rows // PART_ROWS))
+    sorted_rows = (
+        rows.filter("reason = 0")
+        .repartitionByRange(count, "c0")
+        .mapInArrow(partial(_save_part, job, folder), "part int")
+    )
+    parts = sorted(row.part for row in sorted_rows.collect())
+    rows.unpersist()
+    return rejected, [folder / str(part) for part in parts]
+
+
+def _over_files(spark: Any, job: Job, work: Callable[[Job, Batches], Batches], schema: str) -> Any:
+    """A data frame of what `work` makes of each file, one task a file."""
+    files = len(job.logs.files)
+    return spark.range(0, files, 1, files).mapInArrow(partial(work, job), schema)
+
+
+@contextmanager
+def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, Source]]:
+    """A file of the logs on a worker, its columns of the types that they have in all files together."""
+    file = job.logs.files[number]
+    with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
+        needed = list(needed_columns(job.schema, job.columns).values())
+        source = open_source(con, replace(job.logs, headers={file: job.logs.headers[file]}), needed, Path(name))
+        casts = ", ".join(
+            f"{quoted(c)}::{job.types[c]} AS {quoted(c)}"
+            for c in dict.fromkeys(needed)
+            if source.types[c] != job.types[c]
+        )
+        if casts:
+            source = replace(source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=job.types)
+        if source.malformed:
+            con.execute(f"UPDATE {source.malformed} SET file = {literal(job.shown[number])}")
+        with reading(job.logs.name, [file]):
+            yield con, replace(source, file=literal(job.shown[number]))
+
+
+def _survey(job: Job, numbers: Batches) -> Batches:
+    for number in _numbers(numbers):
+        with _opened(job, number) as (con, source):
+            found = survey_rows(con, source, job.schema, job.columns)
+            yield pa.record_batch({"survey": [json.dumps(found)]})
+
+
+def _survey_of(text: str) -> Survey:
+    rows, times, order, whole = json.loads(text)
+    return Survey(rows, None if times is None else tuple(times), order, tuple(whole))
+
+
+def _read(job: Job, numbers: Batches) -> Batches:
+    """Accepted rows as text, then how many were rejected for each reason (in place of a time)."""
+    schema = _arrow_schema(job)
+    for number in _numbers(numbers):
+        with _opened(job, number) as (con, source):
+            plan = make_plan(con, source, job.schema, job.columns, job.bounds, job.survey)
+            labels = {field: plan.labels(field) for field in job.columns}
+            rejected = np.zeros(len(REASONS), np.int64)
+            for rows in plan.batches(PIECE):
+                rejected += rows.rejected
+                time = rows.columns["time"]
+                values: dict[str, Any] = {"time": time, "reason": np.zeros(len(time), np.int32)}
+                values |= {f"c{i}": labels[f].take(pa.array(rows.columns[f])) for i, f in enumerate(job.columns)}
+                if job.schema.order:
+                    values["order_key"] = rows.columns["order"]
+                yield pa.record_batch([pa.array(values[name]) for name in schema.names], schema=schema)
+            rejected[MALFORMED] = plan.malformed()
+            reasons = np.flatnonzero(rejected)
+            tally = pa.table({"reason": reasons.astype(np.int32), "time": rejected[reasons]})
+            nothing = pa.nulls(len(reasons))
+            yield from pa.table(
+                [tally[f.name] if f.name in tally.column_names else nothing.cast(f.type) for f in schema], schema=schema
+            ).to_batches()
+
+
+def _rejects(job: Job, numbers: Batches) -> Batches:
+    for number in _numbers(numbers):
+        with _opened(job, number) as (con, source):
+            plan = make_plan(con, source, job.schema, job.columns, job.bounds, job.survey)
+            for batch in con.sql(plan.rejects()).to_arrow_reader(PIECE):
+                yield pa.record_batch({f"r{i}": column.cast(pa.string()) for i, column in enumerate(batch.columns)})
+
+
+def _save_part(job: Job, folder: Path, batches: Batches) -> Batches:
+    """Code, sort and save the rows of a range of users as folder/PART; yields its number, nothing if it is empty."""
+    from pyspark import TaskContext
+
+    held = list(batches)
+    if not held:
+        return
+    table = pa.Table.from_batches(held)
+    context: Any = TaskContext.get()
+    part = context.partitionId()
+    temporary, final = (folder / name for name in (f".{part}-{context.taskAttemptId()}", str(part)))
+    with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
+        save_part(con, table, list(job.columns), temporary)
+    try:
+        os.rename(temporary, final)
+    except OSError:  # another attempt at this part was faster
+        shutil.rmtree(temporary)
+    yield pa.record_batch({"part": pa.array([part], pa.int32())})
+
+
+def _arrow_schema(job: Job) -> pa.Schema:
+    types = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64(), "string": pa.string()}
+    pairs = (column.split(" ") for column in job.spark_schema.split(", "))
+    return pa.schema([(name, types[kind]) for name, kind in pairs])
+
+
+def _reject_schema(job: Job) -> str:
+    return ", ".join(f"r{i} string" for i in range(len(reject_columns(job.schema, job.columns))))
+
+
+def _numbers(batches: Batches) -> Iterator[int]:
+    return (number for batch in batches for number in batch["id"].to_pylist())
+
+
+@contextmanager
+def _session(master: str | None) -> Iterator[Any]:
+    """The active Spark session, or one of our own, stopped afterwards. Raises MissingExtraError and DataError."""
+    try:
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise MissingExtraError("pyspark", "spark") from None
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    active = SparkSession.getActiveSession()
+    builder = SparkSession.builder.appName("behavegpt prepare")
+    if master:
+        builder = builder.master(master)
+    settings = {
+        "spark.sql.adaptive.enabled": "false",  # parts are ranges of users, neither joined nor cut
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+        "spark.ui.showConsoleProgress": "false",
+    }
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    try:
+        spark = builder.getOrCreate()
+    except (PySparkException, OSError) as error:
+        raise DataError(
+            f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17 or later (JAVA_HOME) and a "
+            "reachable --spark-master."
+        ) from None
+    spark.sparkContext.setLogLevel("ERROR")
+    try:
+        yield spark
+    finally:
+        if active is None:
+            spark.stop()
+
+
+@contextmanager
+def _errors_of_workers() -> Iterator[None]:
+    """A worker's DataError as one; what else fails there keeps its traceback."""
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except PySparkException as error:
+        told = re.search(r"behavegpt\.errors\.DataError: (.*)", str(error))
+        if told is None:
+            raise
+        raise DataError(told[1]) from None

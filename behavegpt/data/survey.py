@@ -1,0 +1,80 @@
+"""What has to be known of all rows before any row can be read: how times, order keys and labels are written.
+
+Parts of a log that are read in different places (spark.py) are surveyed apart and their findings added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import duckdb
+
+from behavegpt.data.database import one_row, quoted
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import Source
+from behavegpt.data.times import INTEGERS, count_query
+
+# SQL of whether a label is an integer written as a float
+WHOLE = "ends_with(label, '.0') AND regexp_full_match(label, '-?[0-9]+[.]0')"
+
+
+class Survey(NamedTuple):
+    """Findings that add up; None where there was nothing to look at."""
+
+    rows: int
+    times: tuple[int, ...] | None  # of times.count_query
+    order: bool | None  # all order keys are integers
+    whole: tuple[bool | None, ...]  # per label column, the user first: all labels are integers written as floats
+
+
+def survey_rows(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema, columns: dict[str, str]) -> Survey:
+    """The findings of an open source; `columns` are those of the labels."""
+    order = order_is_whole(con, source, schema.order) if schema.order else None
+    whole = tuple(_labels_are_whole(con, source, column) for column in columns.values())
+    rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
+    return Survey(rows, survey_times(con, source, schema), order, whole)
+
+
+def add_up(surveys: Sequence[Survey]) -> Survey:
+    """The findings of all parts (at least one) together."""
+    times = [survey.times for survey in surveys if survey.times is not None]
+    return Survey(
+        sum(survey.rows for survey in surveys),
+        tuple(map(sum, zip(*times, strict=True))) if times else None,
+        _all([survey.order for survey in surveys]),
+        tuple(_all(column) for column in zip(*(survey.whole for survey in surveys), strict=True)),
+    )
+
+
+def survey_times(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema) -> tuple[int, ...] | None:
+    """The counts that `time_column` decides by; None where the type alone decides."""
+    query = count_query(quoted(schema.time), source.types[schema.time], source.sql)
+    return one_row(con, query) if query else None
+
+
+def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> bool | None:
+    """Whether the keys of the order column are integers of 64 bits; None for text without any key."""
+    name, kind = quoted(column), source.types[column]
+    if kind != "VARCHAR":
+        return kind in INTEGERS and kind not in ("HUGEINT", "UHUGEINT", "UBIGINT")
+    test = f"bool_and(regexp_full_match(trim({name}), '[+-]?[0-9]{{1,18}}'))"
+    found: bool | None = one_row(con, f"SELECT {test} FROM {source.sql} WHERE {name} <> ''")[0]
+    return found
+
+
+def _labels_are_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> bool | None:
+    kind, name = source.types[column], quoted(column)
+    if kind in INTEGERS:
+        return False
+    label, where = f"{name}::VARCHAR", f"{name}::VARCHAR <> ''"
+    if kind in ("FLOAT", "DOUBLE"):
+        label, where = f"({name} + 0::{kind})::VARCHAR", f"NOT isnan({name})"
+    query = f"SELECT bool_and({WHOLE}) FROM (SELECT {label} AS label FROM {source.sql} WHERE {where})"
+    found: bool | None = one_row(con, query)[0]
+    return found
+
+
+def _all(found: Sequence[bool | None]) -> bool | None:
+    told = [part for part in found if part is not None]
+    return all(told) if told else None

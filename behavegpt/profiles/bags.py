@@ -1,0 +1,187 @@
+"""Bags of weighted features of products and clients, for models that add up what each feature means.
+
+A feature is (family, value): a product's identity, category, price or a code of its name, a visited URL, a code of a
+query. A code counts together with its position in the text, as quantized texts mean something else in each place: raw
+codes as 16 numbers, which the public code of the paper uses, span 16 dimensions at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import duckdb
+import numpy as np
+
+from behavegpt.profiles.events import EVENTS, EventName, among, columns, register
+from behavegpt.profiles.fields import FieldSpec, parse_field
+
+POSITION = 2**16  # a code and its position in the text become position * POSITION + code
+_CODE = f"(generate_subscripts({{0}}, 1) - 1) * {POSITION} + unnest({{0}})"
+_PRODUCT = "SELECT number AS row, {} AS value FROM items JOIN properties USING (sku)"
+_CLIENT = "SELECT row, {} AS value FROM events JOIN clients USING (client)"
+ITEM_VALUES = {  # family -> SQL of row (number in the view `items`) and value
+    "sku": "SELECT number AS row, sku AS value FROM items",
+    "category": _PRODUCT.format("category"),
+    "price": _PRODUCT.format("price"),
+    "name": _PRODUCT.format(_CODE.format("name")),
+}
+CLIENT_VALUES = {  # family -> SQL of row (position of the client) and value
+    "url": _CLIENT.format("url"),
+    "query": _CLIENT.format(_CODE.format("query")),
+}
+FAMILIES = (*ITEM_VALUES, *CLIENT_VALUES)
+Features = np.ndarray  # (K, 2) int64: family and value, ascending; the position is the feature's id
+
+
+class Bags(NamedTuple):
+    """R bags: bag r holds `items[offsets[r]:offsets[r + 1]]` with its weights."""
+
+    offsets: np.ndarray  # (R + 1,) int64
+    items: np.ndarray  # (N,) int64
+    weight: np.ndarray  # (N,) float32
+
+    def take(self, rows: np.ndarray) -> Bags:
+        """The bags of `rows` (B,), in this order."""
+        offsets, where = spans(self.offsets, rows)
+        return Bags(offsets, self.items[where], self.weight[where])
+
+    @property
+    def totals(self) -> np.ndarray:
+        """(R,) float32: sum of the weights of each bag."""
+        sums = np.concatenate([[0.0], np.cumsum(self.weight, dtype=np.float64)])
+        return (sums[self.offsets[1:]] - sums[self.offsets[:-1]]).astype(np.float32)
+
+
+def spans(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """New offsets (B + 1,), and where the entries of `rows` (B,) lie in a flat column with these offsets (R + 1,)."""
+    counts = np.diff(offsets)[rows]
+    found = np.concatenate([[0], np.cumsum(counts)])
+    return found, np.repeat(offsets[rows] - found[:-1], counts) + np.arange(found[-1])
+
+
+class Family(NamedTuple):
+    """How often each value of a family occurs in each row, each pair once, sorted."""
+
+    spec: FieldSpec
+    row: np.ndarray  # (N,) int64
+    value: np.ndarray  # (N,) int64
+    times: np.ndarray  # (N,) int64
+
+
+class Facts(NamedTuple):
+    """What a history tells of U clients and I products."""
+
+    clients: np.ndarray  # (U,) int64
+    history: Bags  # of clients: products and how many events with a weight above 0 they had
+    other: Bags  # of clients: features of searches and visits
+    as_history: Bags  # of products: features in the clients' table
+    as_item: Bags  # of products: features in the products' table
+
+
+class Pairs(NamedTuple):
+    """Client and product of each pair whose weights add up to more than 0, ascending; each (P,)."""
+
+    key: np.ndarray  # int64: client * I + item
+    client: np.ndarray  # int64
+    item: np.ndarray  # int64
+    weight: np.ndarray  # float32
+    events: np.ndarray  # float32: how often the product is in the client's history
+
+
+def read_facts(
+    con: duckdb.DuckDBPyConnection,
+    weights: Mapping[EventName, float],
+    names: tuple[Sequence[str], Sequence[str]],
+    features: tuple[Features, Features] | None,
+) -> tuple[Facts, Pairs, tuple[Features, Features]]:
+    """Read the events of the view `clients`. `names` and `features` are those of clients and of products.
+
+    The features are chosen here unless they are given. A product that has none in the clients' table is in no history.
+    """
+    clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
+    counts = ", ".join(f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in weights)
+    chosen = (
+        f"(SELECT row, event, sku FROM events JOIN clients USING (client) WHERE event IN ({among(tuple(weights))}))"
+    )
+    skus = columns(con, f"SELECT DISTINCT sku FROM {chosen} WHERE sku IS NOT NULL ORDER BY sku")["sku"].astype(np.int64)
+    register(con, "items", sku=skus, number=np.arange(len(skus), dtype=np.int64))
+    query = f"SELECT row::BIGINT AS row, number, {counts} FROM {chosen} JOIN items USING (sku) GROUP BY row, number"
+    table = columns(con, f"{query} ORDER BY row, number")
+    weight = np.zeros(len(table["row"]), np.float32)
+    count = np.zeros(len(table["row"]), np.int64)
+    for event, value in weights.items():
+        weight += table[event] * np.float32(value)
+        count += table[event] if value > 0 else 0
+    events = np.bincount(table["number"], count, minlength=len(skus))
+    user, item = ([parse_field(text) for text in side] for side in names)
+    products = _read_families(con, [spec for spec in user if spec.name in ITEM_VALUES])
+    others = _read_families(con, [spec for spec in user if spec.name in CLIENT_VALUES])
+    items = _read_families(con, item)
+    if features is None:
+        features = choose_features(_by_events(products, events) + others), choose_features(_by_events(items, events))
+    as_history = feature_bags(products, features[0], len(skus))
+    in_history = (count > 0) & (np.diff(as_history.offsets) > 0)[table["number"]]
+    past = [column[in_history] for column in (table["row"], table["number"], count)]
+    facts = Facts(
+        clients,
+        bags(past[0], past[1], past[2], len(clients)),
+        feature_bags(others, features[0], len(clients)),
+        as_history,
+        feature_bags(items, features[1], len(skus)),
+    )
+    wanted = weight > 0
+    key = table["row"] * len(skus) + table["number"]
+    pairs = Pairs(key, table["row"], table["number"], weight, (count * in_history).astype(np.float32))
+    return facts, Pairs(*(column[wanted] for column in pairs)), features
+
+
+def bags(rows: np.ndarray, index: np.ndarray, weight: np.ndarray, size: int) -> Bags:
+    """`size` bags of the entries (N,): entry n lies in bag rows[n]. The order of the entries does not matter."""
+    order = np.lexsort((index, rows))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=size))])
+    return Bags(offsets, index[order].astype(np.int64), weight[order].astype(np.float32))
+
+
+def choose_features(families: Sequence[Family]) -> Features:
+    """The features that are kept: all, the most frequent, or those seen often enough, as each family's spec says."""
+    kept = [np.zeros((0, 2), np.int64)]
+    for family in families:
+        values, place = np.unique(family.value, return_inverse=True)
+        total = np.bincount(place, family.times, minlength=len(values))
+        order = np.lexsort((values, -total))[: family.spec.top]
+        chosen = np.sort(values[order[total[order] >= family.spec.least]])
+        kept.append(np.stack([np.full(len(chosen), FAMILIES.index(family.spec.name)), chosen], axis=1))
+    features = np.concatenate(kept)
+    return features[np.lexsort(features.T[::-1])]
+
+
+def feature_bags(families: Sequence[Family], features: Features, size: int) -> Bags:
+    """`size` bags in which each family's known values have weights that add up to 1."""
+    rows, index, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for family in families:
+        first, last = np.searchsorted(features[:, 0], FAMILIES.index(family.spec.name) + np.arange(2))
+        values = features[first:last, 1]
+        place = np.searchsorted(values, family.value)
+        known = (place < len(values)) & (np.append(values, 0)[place] == family.value)
+        total = np.bincount(family.row[known], family.times[known], minlength=size)
+        rows.append(family.row[known])
+        index.append(first + place[known])
+        weights.append(family.times[known] / total[family.row[known]])
+    return bags(np.concatenate(rows), np.concatenate(index), np.concatenate(weights), size)
+
+
+def _read_families(con: duckdb.DuckDBPyConnection, specs: Sequence[FieldSpec]) -> list[Family]:
+    """Count the values in the views `items` (number, sku), `events`, `clients` and `properties`."""
+    found = []
+    for spec in specs:
+        query = f"""SELECT row::BIGINT AS row, value::BIGINT AS value, count(*) AS n
+            FROM ({(ITEM_VALUES | CLIENT_VALUES)[spec.name]})
+            WHERE value IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+        found.append(Family(spec, *columns(con, query).values()))
+    return found
+
+
+def _by_events(families: Sequence[Family], events: np.ndarray) -> list[Family]:
+    """The same families counted by the events (I,) of the products instead of by products."""
+    return [family._replace(times=family.times * events[family.row]) for family in families]

@@ -1,0 +1,167 @@
+"""BehaveGPT's own vector: the main model pretrained on the clients' stream of events, or a checkpoint of it.
+
+    behavegpt: {kind: behavegpt, model: {embedding_size: 24, num_hidden_layers: 2}, train: {epochs: 3, lr: 2e-3}}
+    behavegpt: {kind: behavegpt, checkpoint: runs/challenge/model}
+
+The stream is that of `behavegpt convert recsys2025`, so a checkpoint trained by configs/challenge.yaml fits: an event
+is its type and category, a behavior also tells the url, and every `clock` days stands a tick, which lets the model see
+time pass. The vector is made by `pooling`: the state at the last event and the mean of all states.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+import torch
+from pydantic import Field
+
+from behavegpt.console import say
+from behavegpt.data.clock import GAP, add_clock
+from behavegpt.data.database import literal
+from behavegpt.data.prepare import prepare
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import EventStore
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.errors import ConfigError
+from behavegpt.files import write_json
+from behavegpt.losses import LossSettings
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.model.size import count_parameters
+from behavegpt.pooling import user_vectors
+from behavegpt.profiles.events import EVENTS
+from behavegpt.profiles.members import Context, MemberSettings
+from behavegpt.profiles.training import choose_device
+from behavegpt.training.loop import TrainSettings
+from behavegpt.training.run import DataSettings, RunSettings, Work, execute
+from behavegpt.training.run_folder import open_model
+from behavegpt.user_embeddings import UserEmbeddings
+
+BLOCK = 20_000  # clients whose streams are in memory at a time
+MODEL, FACTS = "model", "stream.json"
+SCHEMA = EventSchema(
+    user="user_id", time="timestamp", event="event", behavior="behavior", extra=("item", "price"), tz="UTC"
+)
+
+
+class BehaviorSettings(MemberSettings):
+    """How BehaveGPT is pretrained, or where it is."""
+
+    kind: Literal["behavegpt"] = "behavegpt"
+    checkpoint: str | None = Field(None, description="model folder of a run on such a stream; null: pretrain here")
+    clients: Literal["asked", "all"] = Field("asked", description="whose streams it is pretrained on")
+    clock: float | None = Field(7, gt=0, description="days between ticks; null: none")
+    model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig, as `model` in a training config")
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    min_count: int = Field(3, ge=1, description="events of a label below which it is unknown")
+    most_labels: int | None = Field(20_000, ge=1, description="labels of a field; the most frequent are kept")
+    pool: tuple[str, ...] = Field(("last", "mean"), min_length=1, description="parts of the vector, see `export`")
+    half_life: float = Field(7.0, gt=0, description="days, for decayed parts")
+
+    def shaping(self) -> dict[str, Any]:
+        """A checkpoint counts by its weights, wherever it lies."""
+        shaping = super().shaping()
+        if self.checkpoint:
+            weights = Path(self.checkpoint) / "model.safetensors"
+            if not weights.is_file():
+                raise ConfigError(f"checkpoint {self.checkpoint}: no model folder; give the `model` folder of a run.")
+            with weights.open("rb") as file:
+                shaping["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
+        return shaping
+
+
+def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
+    """Pretrain, or take the checkpoint; writes model/ and the moment that the last ticks stand at."""
+    with context.connect() as con:
+        end: datetime.datetime = con.execute("SELECT max(moment) FROM events").fetchall()[0][0]
+    write_json(folder / FACTS, {"end": end.isoformat(sep=" ")})
+    if settings.checkpoint:
+        shutil.copytree(settings.checkpoint, folder / MODEL)
+        open_model(folder / MODEL)  # damaged, or no model: said now
+        return
+    with tempfile.TemporaryDirectory(dir=context.cache, prefix="behavegpt-") as work:
+        with context.connect() as con:
+            whose = "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
+            log, schema = _write_stream(con, Path(work), whose, end.isoformat(sep=" "), settings.clock)
+        store = prepare(
+            log,
+            Path(work) / "prepared",
+            schema,
+            split="user:0.95,0.05,0",
+            min_count=settings.min_count,
+            max_vocabulary=settings.most_labels,
+        )
+        train = settings.train.model_copy(update={"seed": context.seed})
+        run = RunSettings(
+            out=str(Path(work) / "run"), data=DataSettings(path=str(store.path)), loss=settings.loss, train=train
+        )
+        execute(run, lambda: _begin(store, settings))
+        shutil.move(Path(run.out) / "model", folder / MODEL)
+        shutil.copy(Path(run.out) / "run.json", folder / "run.json")
+
+
+def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmbeddings:
+    """(U, D) float32 of the asked clients with an event."""
+    model, tokenizer = open_model(folder / MODEL)
+    model.eval().to(choose_device(context.device))
+    end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
+    clock = settings.clock if GAP in tokenizer.event_schema.extra else None
+    ids, vectors = [], []
+    with context.connect() as con, tempfile.TemporaryDirectory(dir=context.cache, prefix="behavegpt-") as work:
+        for start in range(0, len(context.clients), BLOCK):
+            some = f"(FROM clients WHERE row >= {start} AND row < {start + BLOCK})"
+            log, _ = _write_stream(con, Path(work), f"SEMI JOIN {some} c ON c.client = e.client", end, clock)
+            encoded = tokenizer.encode(log)
+            bounds = encoded.offsets[:-1], encoded.offsets[1:]
+            ids.append(encoded.users.cast("int64").to_numpy())
+            vectors.append(user_vectors(model, encoded.columns, *bounds, settings.pool, settings.half_life))
+            say(f"      embedding {min(start + BLOCK, len(context.clients)):,}/{len(context.clients):,} clients")
+    return UserEmbeddings(np.concatenate(ids), np.concatenate(vectors))
+
+
+def _begin(store: EventStore, settings: BehaviorSettings) -> Work:
+    """A new model for the stream."""
+    tokenizer = EventTokenizer.from_store(store, settings.model.get("max_length", 90))
+    try:
+        config = BehaveGPTConfig(
+            field_sizes=store.field_sizes(),
+            num_behaviors=store.behaviors.classes,
+            tokenizer_hash=tokenizer.hash,
+            **settings.model,
+        )
+    except Exception as error:  # huggingface_hub wraps every violation in types of its own
+        raise ConfigError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
+    model = BehaveGPTForBehaviorPrediction(config)
+    model.head.set_prior(torch.tensor(store.behaviors.counts))
+    return Work("BehaveGPT", store, tokenizer, model, count_parameters(model))
+
+
+def _write_stream(
+    con: duckdb.DuckDBPyConnection, folder: Path, whose: str, end: str, clock: float | None
+) -> tuple[Path, EventSchema]:
+    """Write the events of some clients (`whose`: a join on `e.client`) as one log; ticks go back from `end`."""
+    kinds = f"list_extract({list(EVENTS)!r}, e.event + 1)"
+    plain, ticking = folder / "plain.parquet", folder / "ticking.parquet"
+    con.execute(f"""COPY (
+        SELECT e.client::VARCHAR AS user_id, e.moment AS timestamp, {kinds} AS kind,
+            concat_ws(':', {kinds}, {_category()}) AS event,
+            concat_ws(':', {kinds}, coalesce({_category()}, e.url::VARCHAR)) AS behavior,
+            coalesce(e.sku, e.url)::VARCHAR AS item, e.sku::VARCHAR AS sku, e.url::VARCHAR AS url,
+            {_category()} AS category, p.price::VARCHAR AS price
+        FROM events e {whose} LEFT JOIN properties p ON p.sku = e.sku) TO {literal(plain)}""")
+    if clock is None:
+        return plain, SCHEMA
+    return ticking, add_clock(con, plain, ticking, SCHEMA, clock, end)
+
+
+def _category() -> str:
+    """SQL: a product's category as text, `unknown` where its properties lack it, null where there is no product."""
+    return "CASE WHEN e.sku IS NOT NULL THEN coalesce(p.category::VARCHAR, 'unknown') END"

@@ -1,0 +1,215 @@
+"""Hybrid factorization in LightFM's role (Kula 2015; Klenitskiy et al. 2025, section 3.2.2): WARP or BPR.
+
+    item       v_i = sum over its features of their embeddings, b_i likewise
+    client     u   = mean over the client's products of the sum of their features' embeddings (a table of its own)
+                   + mean over the searches + mean over the visits
+    score      u . v_i + b_i
+
+A client has no embedding of its own, so a new client gets a vector from what it did. The product that is to be ranked
+is left out of the client's own products while training, else the two tables would only learn to recognize it.
+
+WARP draws products until one that the client does not have comes within 1 of the true one; the loss of that pair is
+log(floor((I - 1) / draws)) * (1 - score + other score). BPR takes the first, with -log sigmoid(score - other score).
+
+Where paper and public code differ from each other or from this: the code passes the 16 raw codes as 16 numbers and no
+identities, exports the feature table in place of the clients, and swaps ids and vectors when it saves; codes here count
+by position. The paper's features alone are `user_features: [query]`, `item_features: [name]`. The weights of a pair add
+up as in both; a pair with a sum of 0 or less (removed) is no positive, and may be drawn as a negative. Adagrad, 0.05
+and 30 epochs are LightFM's, steps of many pairs at a time and the early stop are ours.
+
+Shape letters: B pairs, F factors, I products, U clients, M draws.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from behavegpt.errors import DataError
+from behavegpt.files import write_json
+from behavegpt.profiles.bags import FAMILIES, ITEM_VALUES, Bags, Facts, Pairs, read_facts
+from behavegpt.profiles.events import PRODUCT, EventName, columns, register
+from behavegpt.profiles.fields import parse_field
+from behavegpt.profiles.members import Context, MemberSettings
+from behavegpt.profiles.training import (
+    TrainingSettings,
+    choose_device,
+    embed_rows,
+    load_network,
+    save_network,
+    seeded,
+    train,
+)
+from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+
+MARGIN = 1.0
+BATCH = 4096  # clients embedded at a time
+
+
+class FactorizationSettings(MemberSettings):
+    """What is ranked for whom by which features."""
+
+    kind: Literal["factorization"] = "factorization"
+    weights: dict[EventName, float] = Field(
+        {"product_buy": 1.0, "add_to_cart": 0.7, "remove_from_cart": -0.5}, description="event type -> weight of one"
+    )
+    item_features: tuple[str, ...] = Field(("sku", "category", "price", "name"), min_length=1)
+    user_features: tuple[str, ...] = Field(
+        ("sku", "category", "price", "name", "query", "url:5000"), min_length=1, description="name, name:TOP, name:minN"
+    )
+    clients: Literal["asked", "all"] = Field("asked", description="whose events are learned from")
+    factors: int = Field(64, ge=1, description="width of the vectors")
+    loss: Literal["warp", "bpr"] = "warp"
+    draws: int = Field(10, ge=1, description="products drawn in search of one that is ranked too high")
+    training: TrainingSettings = TrainingSettings(epochs=30, batch=1024, lr=0.05)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FactorizationSettings:
+        wrong = [event for event in self.weights if event not in PRODUCT]
+        if wrong:
+            raise ValueError(f"{wrong[0]} has no product to rank")
+        if max(self.weights.values(), default=0) <= 0:
+            raise ValueError("at least one weight must be above 0")
+        for names, known in ((self.item_features, tuple(ITEM_VALUES)), (self.user_features, FAMILIES)):
+            for text in names:
+                if parse_field(text).name not in known:
+                    raise ValueError(f"{text!r} is no feature here; use {', '.join(known)}")
+        if self.training.weight_decay or self.training.clip:
+            raise ValueError("training.weight_decay and training.clip do not go with sparse gradients")
+        return self
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Features of clients and of products."""
+        return self.user_features, self.item_features
+
+
+class Factorization(nn.Module):
+    """Embeddings (K, F) of the features of clients and of products, and a bias for the latter."""
+
+    def __init__(self, user_features: int, item_features: int, factors: int) -> None:
+        super().__init__()
+        self.user = nn.Parameter((torch.rand(user_features, factors) - 0.5) / factors)
+        self.item = nn.Parameter((torch.rand(item_features, factors) - 0.5) / factors)
+        self.bias = nn.Parameter(torch.zeros(item_features, 1))
+
+    def clients(self, facts: Facts, rows: np.ndarray, without: tuple[np.ndarray, np.ndarray] | None = None) -> Tensor:
+        """Vectors (B, F) of clients `rows`; `without`: a product of each and its count, which are left out."""
+        history = facts.history.take(rows)
+        asked = history.items if without is None else np.concatenate([history.items, without[0]])
+        products, place = np.unique(asked, return_inverse=True)
+        vectors = _sum(self.user, facts.as_history.take(products))
+        total = history.totals
+        summed = _sum(vectors, history._replace(items=place[: len(history.items)]))
+        if without is not None:
+            left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)
+            summed = summed - _like(vectors, without[1])[:, None] * vectors[left_out]
+            total = total - without[1]
+        return summed / _like(summed, total.clip(min=1))[:, None] + _sum(self.user, facts.other.take(rows))
+
+    def items(self, facts: Facts, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Vectors (N, F) and biases (N,) of products."""
+        chosen = facts.as_item.take(numbers)
+        return _sum(self.item, chosen), _sum(self.bias, chosen)[:, 0]
+
+    def scores(self, facts: Facts, clients: Tensor, numbers: np.ndarray) -> Tensor:
+        """Scores (B, M) of products `numbers` (B, M) for client vectors (B, F)."""
+        products, place = np.unique(numbers, return_inverse=True)
+        vectors, biases = self.items(facts, products)
+        where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)
+        return torch.einsum("bf,bmf->bm", clients, vectors[where]) + biases[where]
+
+
+def ranking_loss(
+    network: Factorization,
+    facts: Facts,
+    pairs: Pairs,
+    settings: FactorizationSettings,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[Tensor, float]:
+    """Weighted sum () of the losses of pairs `rows` (B,), and the sum of their weights; `rng` draws the products."""
+    products = len(facts.as_item.offsets) - 1
+    _, client, item, weight, count = (column[rows] for column in pairs)
+    vectors = network.clients(facts, client, (item, count))
+    drawn = rng.integers(products, size=(len(rows), settings.draws))
+    chosen = ~_among(pairs.key, client[:, None] * products + drawn)
+    if settings.loss == "warp":
+        with torch.no_grad():
+            found = network.scores(facts, vectors, np.concatenate([item[:, None], drawn], axis=1)).cpu().numpy()
+        chosen &= found[:, 1:] > found[:, :1] - MARGIN
+    used = np.flatnonzero(chosen.any(axis=1))
+    first = chosen.argmax(axis=1)[used]  # of what was drawn
+    two = np.stack([item[used], drawn[used, first]], axis=1)
+    own, other = network.scores(facts, vectors[torch.from_numpy(used)], two).unbind(1)
+    if settings.loss == "warp":
+        ranks = np.maximum((products - 1) // (first + 1), 1)
+        weighted = weight[used] * np.log(ranks).astype(np.float32)
+        return (_like(own, weighted) * (MARGIN - own + other)).sum(), float(weight.sum())
+    return (_like(own, weight[used]) * F.softplus(other - own)).sum(), float(weight.sum())
+
+
+def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None:
+    """Train; writes network.safetensors, user_features.npy and item_features.npy (K, 2) int64, and training.json."""
+    with context.connect() as con:
+        if settings.clients == "all":
+            found = columns(con, "SELECT DISTINCT client FROM events ORDER BY client")["client"]
+            register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
+        facts, pairs, features = read_facts(con, settings.weights, settings.names, None)
+    if not len(pairs.client):
+        raise DataError(f"no client has a product by {', '.join(settings.weights)}; choose other weights.")
+    device = choose_device(context.device)
+    with seeded(context.seed):
+        network = Factorization(len(features[0]), len(features[1]), settings.factors).to(device)
+    with torch.sparse.check_sparse_tensor_invariants(False):  # Adagrad warns while nobody has chosen
+        result = train(
+            network,
+            lambda rows, rng: ranking_loss(network, facts, pairs, settings, rows, rng),
+            np.arange(len(pairs.client)),
+            settings.training,
+            context.seed,
+            "factorization",
+            make_optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=settings.training.lr),
+        )
+    save_network(network, folder)
+    write_array(folder / "user_features.npy", features[0])
+    write_array(folder / "item_features.npy", features[1])
+    write_json(folder / "training.json", result)
+
+
+def embed(context: Context, settings: FactorizationSettings, folder: Path) -> UserEmbeddings:
+    """(U, F) float32 of the asked clients with a known feature."""
+    features = np.array(open_array(folder / "user_features.npy")), np.array(open_array(folder / "item_features.npy"))
+    with context.connect() as con:
+        facts, _, _ = read_facts(con, settings.weights, settings.names, features)
+    network = Factorization(len(features[0]), len(features[1]), settings.factors)
+    load_network(network, folder)
+    network.to(choose_device(context.device))
+    lengths = np.diff(facts.history.offsets) + np.diff(facts.other.offsets)
+    present = np.flatnonzero(lengths)
+    vectors = embed_rows(lambda rows: network.clients(facts, rows), present, lengths[present], BATCH, "vectors")
+    return UserEmbeddings(facts.clients[present], vectors)
+
+
+def _sum(table: Tensor, chosen: Bags) -> Tensor:
+    """Weighted sums (B, F) of rows of `table` (K, F); the gradient of a parameter is sparse."""
+    offsets, index, weight = (torch.from_numpy(part).to(table.device) for part in chosen)
+    return F.embedding_bag(
+        index, table, offsets, mode="sum", sparse=table.is_leaf, per_sample_weights=weight, include_last_offset=True
+    )
+
+
+def _among(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether each of `wanted` (B, M) is in `known` (P,), which is ascending."""
+    return np.asarray(known[np.searchsorted(known, wanted).clip(max=len(known) - 1)] == wanted)
+
+
+def _like(tensor: Tensor, values: np.ndarray) -> Tensor:
+    """`values` float32 on the device of `tensor`."""
+    return torch.from_numpy(np.asarray(values, np.float32)).to(tensor.device)

@@ -1,0 +1,244 @@
+"""Language-model features (Klenitskiy et al. 2025, section 3.2.4): a history as text, read by a frozen causal model.
+
+    smollm_all:    {kind: text, model: HuggingFaceTB/SmolLM2-135M, post: [{pca: 128}, l2]}
+    smollm_search: {kind: text, model: ..., events: [search_query], fields: [time, query], layout: table, last: 90}
+
+events -> lines (see `lines`) -> tokens -> the model's last hidden states -> the state at the last token, or their mean.
+Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2, Llama 3) the same as those of the whole text.
+A text that is too long loses its oldest events, whole; the paper's code lets its tokenizer cut off the left side, which
+with the newest event first is the newest. Newest first, without repeats, last token and 8,192 tokens are that code's.
+
+A run that was stopped goes on with the blocks of clients that are in the cache. What is kept of the model is its hash:
+new clients need the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from behavegpt.console import progress
+from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
+from behavegpt.files import write_json
+from behavegpt.profiles.bags import spans
+from behavegpt.profiles.cache import digest
+from behavegpt.profiles.events import EVENTS, EventName
+from behavegpt.profiles.lines import PARTS, Layout, header, open_lines, write_lines
+from behavegpt.profiles.members import Context, MemberSettings
+from behavegpt.profiles.training import choose_device
+from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what makes up a model; weights as pickles are never opened
+
+
+class MissingModelError(MissingExtraError):
+    """A language model that is not there: like a missing library, it switches its member off."""
+
+    def __init__(self, model: str, why: str) -> None:
+        Exception.__init__(
+            self,
+            f"{model} is no folder, and the Hub did not give it ({why}); run `hf download {model}` where there is a "
+            "network, or set `model` to a folder in Hugging Face format.",
+        )
+
+
+class TextSettings(MemberSettings):
+    """What the model reads, and which of its states is the vector."""
+
+    kind: Literal["text"] = "text"
+    model: str = Field(description="folder, or name on the Hugging Face Hub, of any causal language model")
+    fields: tuple[str, ...] = Field(tuple(PARTS), min_length=1, description="parts of a line: " + ", ".join(PARTS))
+    events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
+    layout: Layout = Field("lines", description="lines: every part with its name; table: under a header")
+    last: int = Field(64, ge=1, description="newest events of a client")
+    repeats: bool = Field(False, description="keep events that are alike but for their time, not the newest alone")
+    order: Literal["newest", "oldest"] = Field("newest", description="which event comes first")
+    pool: Literal["last", "mean"] = Field("last", description="state at the last token, or mean over all")
+    tokens: int = Field(8192, ge=8, description="longest text; the model's own limit if that is less")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_tokens: int = Field(2**15, ge=1, description="tokens, with padding, read at a time")
+    block: int = Field(4096, ge=1, description="clients that are kept together when the run is stopped")
+
+    @field_validator("fields")
+    @classmethod
+    def _known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        for field in fields:
+            if field not in PARTS:
+                raise ValueError(f"{field!r} is no part of a line; use {', '.join(PARTS)}")
+        if set(fields) == {"time"}:
+            raise ValueError("name a field beside time")
+        return fields
+
+    def shaping(self) -> dict[str, Any]:
+        """The model by what it is and not by where it lies; sizes of batches change nothing."""
+        chosen = self.model_dump(mode="json", exclude={"post", "model", "batch_tokens", "block"})
+        return chosen | {"digest": model_digest(model_folder(self.model))}
+
+
+class Texts(NamedTuple):
+    """Token ids of texts: text n is `ids[offsets[n]:offsets[n + 1]]`."""
+
+    offsets: np.ndarray  # (N + 1,) int64
+    ids: np.ndarray  # (T,) int64
+
+
+def model_folder(model: str) -> Path:
+    """The folder `model`, or that of the Hub's cache, downloaded if need be. Raises MissingModelError."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(FILES)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingModelError(model, type(error).__name__) from None
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 of the files that make up a model."""
+    found = hashlib.sha256()
+    for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            found.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def fit(context: Context, settings: TextSettings, folder: Path) -> None:
+    """Nothing is fitted; writes model.json, which says what the vectors come from."""
+    write_json(folder / "model.json", {"model": settings.model, "digest": model_digest(model_folder(settings.model))})
+
+
+def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddings:
+    """(U, D) float32 of the asked clients with an event of the chosen types."""
+    wanted = json.loads((folder / "model.json").read_text(encoding="utf-8"))["digest"]
+    source = model_folder(settings.model)
+    if model_digest(source) != wanted:
+        raise CheckpointError(f"{source} is not the model that the profile was made with; put that one back.")
+    work = context.cache / "text" / digest(settings.shaping(), context.tables.digest)[:20]
+    work.mkdir(parents=True, exist_ok=True)
+    with context.connect() as con:
+        s = settings
+        clients, offsets = write_lines(con, s.fields, s.events, s.layout, s.last, s.repeats, work / "lines.arrow")
+    lines = open_lines(work / "lines.arrow")
+    reader = Reader(settings, source, choose_device(context.device))
+    blocks = []
+    with progress("texts", len(clients)) as tell:
+        for start in range(0, len(clients), settings.block):
+            path = work / f"block_{start:012d}_{settings.block}.npy"
+            bounds = offsets[start : start + settings.block + 1]
+            if not path.exists():
+                texts = reader.texts(lines.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0])
+                write_array(path, reader.vectors(texts))
+            blocks.append(np.array(open_array(path)))
+            tell(start + len(bounds) - 1, "")
+    del lines
+    vectors = np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32)
+    shutil.rmtree(work)
+    return UserEmbeddings(clients, vectors)
+
+
+class Reader:
+    """A frozen model with its tokenizer."""
+
+    def __init__(self, settings: TextSettings, folder: Path, device: torch.device) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # transformers shows one for reading the weights
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            self.model = model.base_model.to(device).eval()  # without the head
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{folder}: no language model in Hugging Face format ({first}).") from None
+        self.settings, self.device = settings, device
+        limit = getattr(self.model.config, "max_position_embeddings", None) or settings.tokens
+        top = header(settings.fields, settings.layout)
+        self.between = self._ids("\n")
+        start = [i for i in self.tokenizer("").input_ids if i == self.tokenizer.bos_token_id]
+        self.start = start + (self._ids(top) + self.between if top else [])
+        self.room = min(settings.tokens, limit) - len(self.start)
+        if self.room < 1:
+            raise ConfigError(f"tokens={settings.tokens} does not even hold the header of the table; raise it.")
+
+    def texts(self, lines: pa.ChunkedArray, offsets: np.ndarray) -> Texts:
+        """Tokens of N texts; text n has the lines `offsets[n]:offsets[n + 1]`, the newest first.
+
+        Only whole events are kept, as many of the newest as there is room for, but at least a part of the newest.
+        """
+        coded = lines.combine_chunks().dictionary_encode()
+        place, different = coded.indices.to_numpy(), coded.dictionary.to_pylist()  # each line is tokenized once
+        tokens = [ids + self.between for ids in self.tokenizer(different, add_special_tokens=False).input_ids]
+        ends = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens])])
+        flat = np.concatenate([np.asarray(ids, np.int64) for ids in tokens])
+        sizes = np.diff(ends)[place]
+        text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        upto = np.cumsum(sizes)
+        upto -= (upto - sizes)[offsets[:-1]][text]  # tokens of the text up to the end of each line
+        newest = np.arange(len(lines)) == offsets[:-1][text]
+        kept = np.flatnonzero((upto - len(self.between) <= self.room) | newest)
+        if self.settings.order == "oldest":
+            kept = kept[np.lexsort((-kept, text[kept]))]
+        parts, where = spans(ends, place[kept])
+        owner = np.repeat(text[kept], np.diff(parts))
+        ids = flat[where]
+        return self._framed(ids, np.searchsorted(owner, np.arange(len(offsets))))
+
+    def _framed(self, ids: np.ndarray, bounds: np.ndarray) -> Texts:
+        """Texts with the start before them, without the line break at the end, and no longer than there is room."""
+        found = [
+            np.concatenate([self.start, ids[first:last][: self.room]]).astype(np.int64)
+            for first, last in zip(bounds[:-1], bounds[1:] - len(self.between), strict=True)
+        ]
+        return Texts(np.concatenate([[0], np.cumsum([len(text) for text in found])]), np.concatenate(found))
+
+    @torch.inference_mode()
+    def vectors(self, texts: Texts) -> np.ndarray:
+        """(N, D) float32, from batches of texts of like length."""
+        lengths = np.diff(texts.offsets)
+        out = np.empty((len(lengths), self.model.config.hidden_size), np.float32)
+        for rows in token_batches(lengths, self.settings.batch_tokens):
+            width = lengths[rows].max()
+            inside = np.arange(width) < lengths[rows, None]
+            ids = np.zeros((len(rows), width), np.int64)
+            ids[inside] = texts.ids[spans(texts.offsets, rows)[1]]
+            mask = torch.from_numpy(inside).to(self.device)
+            states = self.model(
+                input_ids=torch.from_numpy(ids).to(self.device), attention_mask=mask.long(), use_cache=False
+            )
+            out[rows] = pool(states.last_hidden_state.float(), mask, self.settings.pool).cpu().numpy()
+        return out
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def pool(states: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
+    """States (B, L, D) where `mask` (B, L) -> (B, D): the last one or the mean."""
+    lengths = mask.sum(1)
+    if how == "last":
+        return states[torch.arange(len(states), device=states.device), lengths - 1]
+    return (states * mask[..., None]).sum(1) / lengths[:, None]
+
+
+def token_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Rows (B,) of like length, the longest first, with at most `tokens` tokens when padded, but at least one row."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // int(lengths[order[start]]))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,1 @@
+"""`behavegpt serve`: a trained model behind HTTP."""

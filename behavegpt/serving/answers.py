@@ -1,0 +1,131 @@
+"""Requests -> answers, several at a time, each the one that the Predictor gives to it alone.
+
+Requests are put together only where no rule of reading looks at more than one row: whether labels like `7.0` are
+integers, and the unit of numbers that are times, are decided by all rows of a log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.vocabulary import UNKNOWN
+from behavegpt.errors import BehaveGPTError, DataError
+from behavegpt.predictor import Predictor
+from behavegpt.serving.requests import EmbedRequest, GenerateRequest, PredictRequest, Request
+
+Answer = dict[str, Any]
+
+
+def answer_all(predictor: Predictor, requests: Sequence[Request]) -> list[Answer | BehaveGPTError]:
+    """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`."""
+    if len(requests) > 1:
+        try:
+            encoded = _encode(predictor, requests)
+            if not encoded.rejected:
+                return list(_answers(predictor, requests, encoded))
+        except BehaveGPTError:
+            pass  # of which request? each is asked alone
+    return [_answer_one(predictor, request) for request in requests]
+
+
+def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
+    """Requests with the same key may be answered together; None: alone."""
+    columns = columns_of(schema)
+    kinds = []
+    for role, column in columns.items():
+        values = [row.get(column) for user in request.users for row in user.events]
+        found = {type(value) for value in values if value is not None}
+        if len(found) > 1 or float in found:
+            return None
+        kind = found.pop() if found else None
+        if any(_depends_on_others(role, value) for value in values if isinstance(value, str)):
+            return None
+        if kind is int and role == "time" and schema.time_unit == "auto":
+            return None
+        named = any(column in row for user in request.users for row in user.events)
+        kinds.append((column, kind, named))
+    options = request.model_dump(exclude={"users"})
+    return type(request), tuple(kinds), tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in options.items())
+
+
+def columns_of(schema: EventSchema) -> dict[str, str]:
+    """Role -> column of an event, the user left out."""
+    return schema.label_columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
+
+
+def _depends_on_others(role: str, value: str) -> bool:
+    if role == "time":  # a number as text, or a form that is read apart
+        return "-" not in value or not value[:4].isdigit()
+    return role == "order" or value.endswith(".0")
+
+
+def _answer_one(predictor: Predictor, request: Request) -> Answer | BehaveGPTError:
+    try:
+        return next(iter(_answers(predictor, [request], _encode(predictor, [request]))))
+    except BehaveGPTError as error:
+        return error
+
+
+def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistories:
+    """The histories of all users in their order, under their own names. Raises DataError."""
+    schema = predictor.tokenizer.event_schema
+    users = [user for request in requests for user in request.users]
+    names = {column for user in users for row in user.events for column in row}
+    wanted = [column for column in dict.fromkeys(columns_of(schema).values()) if column in names]
+    table = {column: [row.get(column) for user in users for row in user.events] for column in wanted}
+    table[schema.user] = [f"{number:08}" for number, user in enumerate(users) for _ in user.events]
+    encoded = predictor.encode(table)
+    if len(encoded.users) < len(users):
+        there = set(map(int, encoded.users.to_pylist()))
+        missing = next(user.id for number, user in enumerate(users) if number not in there)
+        reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
+        raise DataError(f"user {missing!r} has no usable event ({reasons}).")
+    return replace(encoded, users=pa.array([str(user.id) for user in users], pa.string()))
+
+
+def _answers(predictor: Predictor, requests: Sequence[Request], encoded: EncodedHistories) -> list[Answer]:
+    ends = np.cumsum([len(request.users) for request in requests])
+    whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded)
+    found = []
+    for request, end in zip(requests, ends, strict=True):
+        begin = end - len(request.users)
+        events = slice(encoded.offsets[begin], encoded.offsets[end])
+        unknown = {field: int((encoded.columns[field][events] == UNKNOWN).sum()) for field in encoded.unknown}
+        ids = [user.id for user in request.users]
+        users = [{"id": id_} | answer for id_, answer in zip(ids, whole[begin:end], strict=True)]
+        found.append({"users": users, "unknown": unknown, "rejected": encoded.rejected})
+    return found
+
+
+def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
+    found = predictor.predict(encoded, request.top_k, request.prior_correction)
+    return [
+        {"behaviors": [{"behavior": b, "probability": p} for b, p in zip(labels, probabilities, strict=True)]}
+        for labels, probabilities in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
+    ]
+
+
+def _embed(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
+    return [{"vector": vector} for vector in predictor.embed(encoded, request.pool).vectors.tolist()]
+
+
+def _generate(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
+    options = request.model_dump(exclude={"users", "steps"})
+    found = predictor.generate(encoded, request.steps, **options)
+    schema = predictor.tokenizer.event_schema
+    table = found.to_table().drop_columns([schema.user])
+    place = table.column_names.index(schema.time)
+    texts = [time.isoformat() for time in table[schema.time].to_pylist()]
+    rows = table.set_column(place, schema.time, pa.array(texts, pa.string())).to_pylist()
+    bounds = np.searchsorted(found.columns["user"], np.arange(len(encoded.users) + 1))
+    return [{"events": rows[bounds[i] : bounds[i + 1]], "policies": found.policies} for i in range(len(encoded.users))]
+
+
+_ANSWERS = {PredictRequest: _predict, EmbedRequest: _embed, GenerateRequest: _generate}

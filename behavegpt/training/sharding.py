@@ -1,0 +1,149 @@
+"""FSDP2: weights, gradients and AdamW's moments cut over the ranks, where accelerate's profile asks for it.
+
+accelerate's own `prepare` for FSDP2 wants model and optimizer together and does nothing on a CPU, so `fully_shard` is
+applied here, on GPUs and on gloo alike: each block by itself, and the rest of the model as the root.
+A checkpoint's shards are written by torch.distributed.checkpoint as safetensors files, never as pickles.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from behavegpt.errors import CheckpointError, ConfigError
+from behavegpt.training.storage import REMEDY, Tensors
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def sharding_asked() -> bool:
+    """Whether accelerate was launched for FSDP. Raises ConfigError for its first version."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            "accelerate's profile asks for the first version of FSDP; launch with fsdp_version: 2, for example "
+            "--config_file configs/accelerate/fsdp2.yaml."
+        )
+    return True
+
+
+def spread(model: Model, accelerator: Accelerator) -> tuple[torch.nn.Module, Model]:
+    """The model as it is trained on the ranks, and one that can be saved: the same, or rank 0's copy of a cut one."""
+    if accelerator.num_processes == 1 or not sharding_asked():
+        prepared: torch.nn.Module = accelerator.prepare_model(model)
+        return prepared, model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    whole = copy.deepcopy(model) if accelerator.is_main_process else model
+    torch.nn.Module.to(model, accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for module in [module for module in model.modules() if type(module).__name__ in names]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=again)
+    fully_shard(model, mesh=mesh)
+    return model, whole
+
+
+def is_cut(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of FSDP's, of which each rank holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a model's weights are cut over the ranks."""
+    return any(is_cut(parameter) for parameter in model.parameters())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, on every rank; all ranks must ask."""
+    full: torch.Tensor = tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
+def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A copy of a whole tensor on the CPU; of it, this rank's part if `like` is cut. No rank waits for another."""
+    if not is_cut(like) or not tensor.ndim:
+        return tensor.clone()  # the one read from a file is a window into it
+    from torch.distributed.tensor import distribute_tensor
+
+    cut: Any = like
+    return distribute_tensor(tensor.to(cut.device), cut.device_mesh, cut.placements, src_data_rank=None)
+
+
+def whole_state(model: torch.nn.Module) -> Tensors:
+    """The whole weights on the CPU, for every rank."""
+    return {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+
+
+def no_sync(model: torch.nn.Module, accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """Gradients stay on their rank: for all micro-batches of a step but the last."""
+    return _no_reduction(model) if hasattr(model, "set_requires_gradient_sync") else accelerator.no_sync(model)
+
+
+@contextmanager
+def _no_reduction(model: Any) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+@contextmanager
+def _gathered(model: torch.nn.Module) -> Iterator[None]:
+    from torch.distributed.fsdp import FSDPModule
+
+    cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    root = cut[0]
+    root.set_reshard_after_forward(False)
+    for module in cut:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in cut:
+            module.reshard()
+        root.set_reshard_after_forward(os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true")
+
+
+def gathered(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Whole weights on every rank, so that ranks may run the model on different numbers of batches."""
+    return _gathered(model) if is_sharded(model) else nullcontext()
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Each rank writes its parts into a folder that all see; returns when all have."""
+    import torch.distributed.checkpoint as dcp
+
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(dict(tensors), storage_writer=writer)
+    dist.barrier()
+
+
+def read_shards(folder: Path) -> Tensors:
+    """The whole tensors of shards that any number of ranks wrote, on the CPU. Raises CheckpointError."""
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        found: Mapping[str, Any] = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        tensors = {n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in found.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a single process loads
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    except Exception as error:  # torch raises whatever its parts raise
+        raise CheckpointError(f"{folder}: not shards of ours ({str(error).splitlines()[0]}); {REMEDY}.") from None
+    return tensors

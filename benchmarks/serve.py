@@ -1,0 +1,176 @@
+"""Load test of `behavegpt serve` on this machine: requests a second, latencies, and every answer checked.
+
+    python benchmarks/serve.py runs/demo/model --log behavegpt/demo/online_retail.parquet --seconds 20
+
+The service runs in a process of its own; CLIENTS connections ask, each as soon as it has its answer, for the next
+behaviors of a user of the log (or of several). One request in ten is bad, of ten kinds, and must be refused with 4xx.
+Answers are compared with `Predictor.predict` of all users at once: the same behaviors, unless their probabilities
+differ by less than 1e-6, and the same probabilities to 1e-6. Clients and service share the machine.
+Rows go to benchmarks/results/serve.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+import behavegpt
+from behavegpt.serving.answers import columns_of
+
+RESULT = Path(__file__).parent / "results" / "serve.json"
+BAD_EVERY = 10
+TOLERANCE = 1e-6
+
+
+def histories(predictor: Any, log: Path, users: int, most: int) -> dict[str, list[dict[str, Any]]]:
+    """User -> rows as JSON holds them, of `users` users spread over the log, their last `most` events."""
+    schema = predictor.tokenizer.event_schema
+    columns = [schema.user, *dict.fromkeys(columns_of(schema).values())]
+    table = pq.read_table(log, columns=columns).to_pandas()
+    table = table.sort_values([schema.user, schema.time], kind="stable")
+    chosen = np.sort(table[schema.user].unique())
+    chosen = chosen[:: max(1, len(chosen) // users)][:users]
+    found = {}
+    for user, rows in table[table[schema.user].isin(chosen)].groupby(schema.user):
+        rows = rows.tail(most).astype(str).drop(columns=schema.user)
+        found[str(user)] = rows.where(rows != "nan", None).to_dict("records")
+    return found
+
+
+def expected_answers(predictor: Any, asked: dict[str, Any], top: int) -> dict[str, Any]:
+    """User -> labels and probabilities, one more than asked for: a tie may stand behind the last."""
+    user = predictor.tokenizer.event_schema.user
+    found = predictor.predict([row | {user: name} for name, rows in asked.items() for row in rows], top + 1)
+    return dict(zip(found.users.to_pylist(), zip(found.labels, found.probabilities, strict=True), strict=True))
+
+
+def is_right(answer: dict[str, Any], expected: Any) -> bool:
+    """Whether an answer for a user agrees with the Predictor's."""
+    labels, probabilities = expected
+    known = dict(zip(labels.tolist(), probabilities.tolist(), strict=True))
+    return all(
+        abs(got["probability"] - probabilities[i]) <= TOLERANCE
+        and abs(known.get(got["behavior"], 9.0) - got["probability"]) <= TOLERANCE
+        for i, got in enumerate(answer["behaviors"])
+    )
+
+
+def bad_bodies(rows: list[dict[str, Any]], time_column: str) -> list[bytes]:
+    """Ten kinds of requests that must be refused."""
+    broken = [
+        {}, {"users": []}, {"users": [{"events": []}]}, {"users": [{"events": [{}]}]}, {"users": "all"},
+        {"users": [{"events": rows}], "top_k": 0}, {"users": [{"events": rows, "name": 1}]},
+        {"users": [{"events": [row | {time_column: "never"} for row in rows]}]},
+        {"users": [{"events": rows * 200}]},
+    ]  # fmt: skip
+    return [b"{broken", *(json.dumps(body).encode() for body in broken)]
+
+
+async def load(url: str, clients: int, seconds: float, bodies: Any, bad: Any, expected: Any) -> dict[str, Any]:
+    """Ask for some seconds; figures of one row."""
+    latencies: list[float] = []
+    counts = {"right": 0, "wrong": 0, "refused": 0, "bad_accepted": 0, "failed": 0}
+    numbers = itertools.count()
+    until = time.perf_counter() + seconds
+
+    async def client(http: httpx.AsyncClient) -> None:
+        while time.perf_counter() < until:
+            number = next(numbers)
+            if number % BAD_EVERY == 0:
+                answer = await http.post(url, content=bad[number // BAD_EVERY % len(bad)])
+                counts["refused" if 400 <= answer.status_code < 500 else "bad_accepted"] += 1
+                continue
+            began = time.perf_counter()
+            answer = await http.post(url, content=bodies[number % len(bodies)])
+            latencies.append(time.perf_counter() - began)
+            if answer.status_code != 200:
+                counts["failed"] += 1
+                continue
+            right = all(is_right(user, expected[user["id"]]) for user in answer.json()["users"])
+            counts["right" if right else "wrong"] += 1
+
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    headers = {"content-type": "application/json"}
+    began = time.perf_counter()
+    async with httpx.AsyncClient(limits=limits, timeout=60, headers=headers) as http:
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+    wall = time.perf_counter() - began
+    p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
+    rate = round((counts["right"] + counts["wrong"]) / wall, 1)
+    return {"clients": clients, "requests_per_s": rate, "p50_ms": round(p50, 1), "p99_ms": round(p99, 1), **counts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--users", type=int, default=1, help="users of a request")
+    parser.add_argument("--events", type=int, default=30, help="events of a history")
+    parser.add_argument("--options", nargs="*", default=[], help="of behavegpt serve, such as wait_ms=10")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    predictor = behavegpt.load(arguments.model, "cpu")
+    asked = histories(predictor, arguments.log, 500, arguments.events)
+    expected = expected_answers(predictor, asked, 5)
+    users = [{"id": name, "events": rows} for name, rows in asked.items()]
+    groups = [users[i : i + arguments.users] for i in range(0, len(users), arguments.users)]
+    bodies = [json.dumps({"users": group, "top_k": 5}).encode() for group in groups]
+    bad = bad_bodies(users[0]["events"], predictor.tokenizer.event_schema.time)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "behavegpt.cli", "serve", str(arguments.model), "--port", port, "--threads", "1"]
+    service = subprocess.Popen([*command, *arguments.options], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while True:
+            try:
+                httpx.get(f"{url}/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        rows = [
+            asyncio.run(load(f"{url}/v1/predict", n, arguments.seconds, bodies, bad, expected))
+            for n in arguments.clients
+        ]
+        metrics = httpx.get(f"{url}/metrics").text
+        service.send_signal(signal.SIGTERM)
+        status = service.wait(timeout=60)
+    finally:
+        service.kill()
+    config = predictor.model.config
+    facts = {
+        "model": f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_behaviors} behaviors",
+        "users_a_request": arguments.users,
+        "events_a_history": arguments.events,
+        "options": arguments.options,
+        "seconds": arguments.seconds,
+        "rows": rows,
+        "stopped_with": status,
+    }
+    RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(facts, indent=2))
+    print("\n".join(line for line in metrics.splitlines() if "batch_users_" in line and "bucket" not in line))
+    if any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):
+        raise SystemExit("a wrong answer, a failure, or bad input accepted")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Models in one file: the Predictor's numbers for any batch and length, in torch.export's format and in ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from behavegpt.cli import main
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.portable import export_model
+from behavegpt.predictor import Predictor
+from behavegpt.training.run_folder import save_model
+from tests.helpers import random_store
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "history, tied, no position": {
+        "history_head": True,
+        "position_encoding": "none",
+        "behaviors": None,
+        "tied_head": True,
+    },
+    "history of behaviors, learned positions": {"history_head": True, "position_encoding": "learned"},
+}
+NEEDED = {"torch": [], "onnx": ["onnxscript", "onnxruntime"]}
+
+
+def made(shape: dict[str, Any]) -> tuple[Predictor, Any]:
+    options = dict(shape)
+    store = random_store(3, users=12, longest=20, behaviors=options.pop("behaviors", 5))
+    torch.manual_seed(0)
+    config = BehaveGPTConfig(
+        field_sizes=store.field_sizes(),
+        num_behaviors=store.behaviors.classes,
+        behavior_is_event=store.schema.behavior_is_event,
+        embedding_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_length=16,
+        **options,
+    )
+    model = BehaveGPTForBehaviorPrediction(config)
+    with torch.no_grad():  # of a size where an error would show
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.head.set_prior(torch.tensor(store.behaviors.counts))
+    return Predictor(model, EventTokenizer.from_store(store, 16)), store
+
+
+def runner(kind: str, folder: Path) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """The exported file, opened by its own runtime."""
+    names = list(json.loads((folder / "io.json").read_text())["inputs"])
+    if kind == "torch":
+        module = torch.export.load(folder / "model.pt2").module()
+        return lambda feed: [x.detach().numpy() for x in module(*(torch.from_numpy(feed[name]) for name in names))]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(["logits", "user_vector"], feed)
+
+
+def padded(
+    columns: dict[str, np.ndarray], begin: np.ndarray, end: np.ndarray, names: list[str]
+) -> dict[str, np.ndarray]:
+    """Histories `begin:end` of flat columns as the graph's inputs, written out by hand."""
+    length = int((end - begin).max())
+    feed = {name: np.zeros((len(begin), length), np.int64) for name in (*names, "attention_mask")}
+    for row, (a, b) in enumerate(zip(begin, end, strict=True)):
+        for name in names:
+            feed[name][row, : b - a] = columns["event" if name == "input_ids" else name.removesuffix("_ids")][a:b]
+        feed["attention_mask"][row, : b - a] = 1
+    return feed
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_file_gives_the_predictors_numbers(tmp_path: Path, kind: str, shape: str) -> None:
+    for library in NEEDED[kind]:
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed; pip install 'behavegpt[onnx]'")
+    predictor, store = made(SHAPES[shape])
+    facts = export_model(predictor, tmp_path / "out", kind)  # type: ignore[arg-type]
+    assert facts["largest_difference"] < 1e-5
+    run = runner(kind, tmp_path / "out")
+    columns = {name: np.asarray(c).astype(np.int64) for name, c in store.columns.items()}
+    columns["behavior"] = store.column("behavior").astype(np.int64)
+    encoded = EncodedHistories(_labels(store), store.offsets, columns, {}, {})
+    classes = store.behaviors.classes
+    predicted, vectors = predictor.predict(encoded, classes), predictor.embed(encoded).vectors
+    begin, end = np.maximum(store.offsets[:-1], store.offsets[1:] - 16), store.offsets[1:]
+    names = [name for name in facts["inputs"] if name != "attention_mask"]
+    for users in (np.arange(12), np.array([4]), np.argsort(end - begin)[:2]):
+        logits, embedding = run(padded(columns, begin[users], end[users], names))
+        probabilities = torch.from_numpy(logits).softmax(-1).sort(descending=True)
+        assert np.allclose(probabilities.values, predicted.probabilities[users], atol=2e-6)
+        assert np.allclose(embedding, vectors[users], atol=2e-5)
+        labels = predictor.tokenizer.labels(probabilities.indices.numpy())
+        assert (labels == predicted.labels[users]).mean() > 0.99  # ties aside
+
+
+def _labels(store: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.array([f"{i:03}" for i in range(len(store.offsets) - 1)], pa.string())
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictor, _ = made({})
+    save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
+    command = ["export-model", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "torch"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"] == {"logits": ["rows", 5], "user_vector": ["rows", 32]}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["io.json", "model.pt2", "preprocessor_config.json"]
+    assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
