@@ -133,7 +133,7 @@ def test_crash_at_every_io_operation(
     every: bool, place: Path, whole: Callable[..., dict[str, Any]], record_property: Record
 ) -> None:
     train = {"keep": 2, "select": "cross_entropy"} if every else SHORT
-    points = operations(tiny_settings(place / "data", place / "traced", **train))
+    points = operations(tiny_settings(place / "data", place / f"traced-{every}", **train))
     assert len(points) > 80 and sum("torn" in point for point in points.values()) >= 7
     chosen = points if every else distinct(points)
     for at, point in chosen.items():
