@@ -249,7 +249,7 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
         axis.set_xlabel("share of the target's users trained on")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("macro recall, test (mean ± standard deviation over seeds)")
-    axes[0, 0].legend(fontsize=8)
+    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
