@@ -1,6 +1,6 @@
 # The daily commands. ./bootstrap.sh install makes .venv; `pip install -e '.[test,check]'` adds what `check` needs.
 PYTHON := .venv/bin/python
-.PHONY: check test test-all test-gpu format bench constraints
+.PHONY: check test test-all test-gpu format bench bench-gpu constraints
 
 check: ## ruff, mypy and the layers of the design (import-linter)
 	$(PYTHON) -m ruff check .
@@ -24,6 +24,9 @@ format: ## rewrite the files in the project's style
 bench: ## preparation and training against their peers; see benchmarks/
 	$(PYTHON) benchmarks/prepare.py
 	$(PYTHON) benchmarks/train.py
+
+bench-gpu: ## training on this GPU: events/s, utilisation, memory, parts; see benchmarks/README.md
+	$(PYTHON) benchmarks/gpu.py
 
 constraints: ## pin what is installed now as the CPU set
 	$(PYTHON) -m uv pip freeze -p $(PYTHON) --exclude-editable | sed 's/+cpu$$//' | grep -viE '^(pip|uv|setuptools)==' > constraints/cpu.txt

@@ -31,6 +31,7 @@ from behavegpt.adapt.transfer import (
     match_scale,
     plan_transfer,
 )
+from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open, and are refused
 from behavegpt.console import say, table
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer

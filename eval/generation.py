@@ -1,6 +1,7 @@
 """Long-term generation (paper, section 4.4 and Table 4): the next 50 events of users, beside trivial generators.
 
     python eval/generation.py DIR --out rows.jsonl --runs RUNS [--seeds 0 1 2] [--users 1000] [--steps 50]
+    python eval/generation.py DIR --out rows.jsonl --generators seqgan diffuseq upc_sdg     # learned ones: minutes
     python eval/generation.py DIR --out rows.jsonl --runs RUNS --speed      # cached against running the window again
     python eval/generation.py DIR --out rows.jsonl --table                  # Markdown from the rows
     python eval/generation.py DIR --out rows.jsonl --plot figure.png
@@ -16,7 +17,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +29,9 @@ from behavegpt.adapt.generate import GenerationSettings, roll_out
 from behavegpt.adapt.generated import Generated
 from behavegpt.adapt.links import count_links, learn_links
 from behavegpt.baselines import generators
+from behavegpt.baselines.diffuseq import DiffuSeqSettings, diffuseq
+from behavegpt.baselines.seqgan import SeqGANSettings, seqgan
+from behavegpt.baselines.upc_sdg import UPCSettings, upc_sdg
 from behavegpt.config import read_settings
 from behavegpt.data.loader import columns_of
 from behavegpt.data.store import TEST, TRAIN, EventStore, open_store
@@ -40,6 +46,12 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.journal import Journal
 
 MODEL = "behavegpt"
+LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # trained on the spot, on as many events
+    "seqgan": (seqgan, SeqGANSettings),
+    "seqgan rounds=0": (seqgan, partial(SeqGANSettings, rounds=0)),  # its first step alone
+    "diffuseq": (diffuseq, DiffuSeqSettings),
+    "upc_sdg": (upc_sdg, UPCSettings),
+}
 WINDOWS = (4, 8)  # behaviors of a window looked for in the training data
 SPEED_USERS = 256
 FIGURES = (
@@ -113,9 +125,17 @@ def draw(
     steps = arguments.steps
     if name != MODEL:
         histories = generators.Histories(task.histories.columns, task.histories.offsets, store.schema)
-        columns, gap = generators.generate(name, histories, store, steps, seed)
         last = task.histories.columns["time"][task.histories.offsets[1:] - 1]
-        return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, {}
+        noted: dict[str, Any] = {}
+        if name in LEARNED:
+            generator, settings = LEARNED[name]
+            began, rng = time.process_time(), np.random.default_rng(seed)
+            chosen = settings(events=arguments.budget)
+            columns, gap = generator(generators.known(histories), store, steps, rng, chosen)
+            noted = {"settings": asdict(chosen), "cpu_seconds": round(time.process_time() - began, 1)}
+        else:
+            columns, gap = generators.generate(name, histories, store, steps, seed)
+        return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, noted
     predictor = model_of(store, arguments, seed)
     began = time.perf_counter()
     found = futures_of(predictor, task.histories, [f"steps={steps}", f"seed={seed}", *arguments.options])
@@ -246,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="configs/generation.yaml")
     parser.add_argument("--train", nargs="*", default=[], help="overrides of the training run")
     parser.add_argument("--options", nargs="*", default=[], help="of the model's draws, for example temperature=.9")
-    parser.add_argument("--generators", nargs="+", choices=[MODEL, *generators.GENERATORS])
+    parser.add_argument("--generators", nargs="+", choices=[MODEL, *generators.GENERATORS, *LEARNED])
+    parser.add_argument("--budget", type=int, default=524_288, help="training events of the learned baselines")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=50)

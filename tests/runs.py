@@ -132,6 +132,9 @@ def tiny_settings(data: Path, out: Path, **train: Any) -> dict[str, Any]:
 
 def serve() -> None:
     import torch
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp
+    import torch.distributed.tensor  # seconds each, once for all runs
 
     from behavegpt.pretrain import PretrainSettings, pretrain
     from tests.helpers import random_store
@@ -343,6 +346,7 @@ def record(folder: Path, rank: int) -> None:
 
     from behavegpt.data.loader import TrainingBatches
     from behavegpt.training.loop import Trainer
+    from behavegpt.training.sharding import whole
 
     micro_batches, whole_step = TrainingBatches.micro_batches, Trainer.step
     folder.mkdir(exist_ok=True)
@@ -360,8 +364,8 @@ def record(folder: Path, rank: int) -> None:
         def keep(optimizer: Optimizer, args: Any, options: Any) -> None:
             handle.remove()
             named = dict(bare.named_parameters())
-            save_file({n: p.detach() for n, p in named.items()}, folder / f"weights-{rank}.safetensors")
-            save_file({n: p.grad for n, p in named.items()}, folder / f"gradients-{rank}.safetensors")
+            save_file({n: whole(p.detach()) for n, p in named.items()}, folder / f"weights-{rank}.safetensors")
+            save_file({n: whole(p.grad) for n, p in named.items()}, folder / f"gradients-{rank}.safetensors")
 
         handle = register_optimizer_step_pre_hook(keep)
         Trainer.step = whole_step  # type: ignore[method-assign]

@@ -67,3 +67,13 @@ def test_rows_table_and_figure(script, data, tmp_path, capsys):
     assert script.main([*line, "--table", "--plot", str(tmp_path / "figure.png")]) == 0
     assert "| behavegpt | 1 |" in capsys.readouterr().out
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_learned_generators_leave_rows_of_the_same_form(script, data, tmp_path):
+    line = [str(data), "--out", str(tmp_path / "rows.jsonl"), "--users", "10", "--steps", "12", "--seeds", "0"]
+    assert script.main([*line, "--budget", "300", "--generators", "seqgan rounds=0", "diffuseq", "upc_sdg"]) == 0
+    _, _, *rows = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["generator"], row["settings"]["events"]) for row in rows] == [
+        *(("seqgan rounds=0", 300), ("diffuseq", 300), ("upc_sdg", 300)),
+    ]
+    assert all(set(script.FIGURES) <= set(row) for row in rows)

@@ -80,9 +80,16 @@ def padded(
     return feed
 
 
-@pytest.mark.parametrize("kind", NEEDED)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_file_gives_the_predictors_numbers(tmp_path: Path, kind: str, shape: str) -> None:
+QUICK = [("plain", "torch"), ("history of behaviors, learned positions", "onnx")]
+CASES = [
+    pytest.param(shape, kind, marks=[] if (shape, kind) in QUICK else [pytest.mark.slow])
+    for shape in SHAPES
+    for kind in NEEDED
+]
+
+
+@pytest.mark.parametrize("shape,kind", CASES)
+def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind: str) -> None:
     for library in NEEDED[kind]:
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed; pip install 'behavegpt[onnx]'")

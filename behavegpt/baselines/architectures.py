@@ -49,7 +49,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         shape={**LEARNED, "tied_scores": True, "score": "cosine", "class_bias": False},
         columns=("time",),
     ),
-    "wukong": Architecture(WukongEncoder, options=wukong.Options, shape=WIDER),
+    "wukong": Architecture(WukongEncoder, options=wukong.Options),
     "patt": Architecture(PAttEncoder, shape={"position_encoding": "learned"}),
     "tailnet": Architecture(
         tailnet.TailNetEncoder,

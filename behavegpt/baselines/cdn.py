@@ -57,8 +57,7 @@ class CDNHead(ScoreHead):
     def forward(self, hidden: torch.Tensor, side: Side, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K)"""
         user = self.own * self.main(hidden) + (1 - self.own) * self.balanced(hidden)
-        logits = user @ self.class_vectors().T
-        return logits if self.bias is None else logits + self.bias
+        return self.biased(user @ self.class_vectors().T)
 
     def class_vectors(self) -> torch.Tensor:
         """y (K, C)."""

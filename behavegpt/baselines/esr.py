@@ -114,8 +114,7 @@ class ESRHead(ScoreHead):
     def forward(self, hidden: torch.Tensor, side: Side, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K)"""
         assert self.classes is not None
-        logits = hidden @ torch.cat([self.classes.weight, self.adapter(self.vectors)], dim=-1).T
-        return logits if self.bias is None else logits + self.bias
+        return self.biased(hidden @ torch.cat([self.classes.weight, self.adapter(self.vectors)], dim=-1).T)
 
 
 def start(model: Any, store: EventStore) -> None:

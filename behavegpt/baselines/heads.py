@@ -35,14 +35,20 @@ class ScoreHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, side: Side, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K); `event_table` (ids, d) is the events' embedding."""
+        return self.biased(self.similarity(hidden, event_table))
+
+    def similarity(self, hidden: torch.Tensor, event_table: torch.Tensor) -> torch.Tensor:
+        """hidden (N, C) -> scores (N, K) without the bias."""
         table = event_table[SPECIAL_IDS:] if self.classes is None else self.classes.weight
         if self.to_event is not None:
             hidden = self.to_event(hidden)
         if self.temperature is None:
-            logits = hidden @ table.T
-        else:
-            logits = F.normalize(hidden, dim=-1) @ F.normalize(table, dim=-1).T / self.temperature
-        return logits if self.bias is None else logits + self.bias
+            return hidden @ table.T
+        return F.normalize(hidden, dim=-1) @ F.normalize(table, dim=-1).T / self.temperature
+
+    def biased(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (N, K) plus the bias, if there is one."""
+        return scores if self.bias is None else scores + self.bias
 
     @torch.no_grad()
     def set_prior(self, counts: torch.Tensor) -> None:

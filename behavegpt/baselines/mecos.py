@@ -13,6 +13,8 @@ Shape letters: Q queries, N classes, K examples, C width of the states, D of the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from pydantic import Field
 from torch import nn
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 
 from behavegpt.config import Settings
 from behavegpt.errors import DataError
+from behavegpt.metrics.prediction import PredictionMetrics
 
 PAIRS = 1 << 16  # queries x classes matched at once
 
@@ -101,3 +104,20 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
         loss.backward()
         optimizer.step()
     return head.eval()
+
+
+@torch.no_grad()
+def match(
+    head: MatchingHead,
+    examples: torch.Tensor,
+    member: torch.Tensor,
+    queries: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    classes: int,
+) -> PredictionMetrics:
+    """Metrics of batches (states (N, C), targets (N,)) by examples (M, C) of classes (M,); no other class is said."""
+    supports = head.supports(examples, member, classes)
+    unseen = torch.bincount(member, minlength=classes) == 0
+    metrics = PredictionMetrics(classes)
+    for state, target in queries:
+        metrics.update(head(state, supports).masked_fill(unseen, -torch.inf), target)
+    return metrics

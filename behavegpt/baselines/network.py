@@ -24,7 +24,7 @@ from behavegpt.data.store import EventStore
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction, BehaviorOutput, EventCache
 from behavegpt.model.behavegpt import IGNORED, BehaveGPTPreTrainedModel, _positions, mean_cross_entropy
-from behavegpt.model.head import History, HistoryFeatures, HistoryGate
+from behavegpt.model.head import HeadLoss, History, HistoryFeatures, HistoryGate
 
 LOGITS = 1 << 24  # held at once while training; with more, the head is run piece by piece and again for its gradient
 
@@ -147,15 +147,9 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         past = self._history(layout.ids["event"], layout.document, None, fields, chosen)
         output = BehaviorOutput(last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None)
         if labels is not None and criterion is not None:
-            head: Any = self.head
-            head.set_progress(criterion.progress)
-            target = labels[chosen]
-            per_event = self._per_event(criterion, picked, side, past, target)
-            classes = self.config.num_behaviors
-            output.class_loss = per_event.new_zeros(classes).index_add(0, target, per_event.detach())
-            output.class_count = torch.bincount(target, minlength=classes).float()
-            output.loss = (criterion.weight(target) * per_event).sum()
-            output.loss = output.loss + self.config.next_weight * self._next_loss(picked, next_fields, chosen)
+            parts = self._criterion_loss(criterion, picked, side, past, labels[chosen])
+            output.loss = parts.total + self.config.next_weight * self._next_loss(picked, next_fields, chosen)
+            output.class_loss, output.class_count = parts.class_loss, parts.class_count
             if encoded.auxiliary is not None:
                 output.loss = output.loss + encoded.auxiliary[chosen].sum()
             return output
@@ -173,21 +167,30 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
             logits = logits.scatter_add(1, past.classes, self.history_gate(picked, past).to(logits.dtype))
         return logits
 
-    def _per_event(
+    def _criterion_loss(
         self, criterion: Any, picked: torch.Tensor, side: Side, past: History | None, target: torch.Tensor
-    ) -> torch.Tensor:
-        """Unweighted loss (N,) of each event; with many classes in pieces that are run again in the backward."""
+    ) -> HeadLoss:
+        """Loss sum of N events under a criterion; with many classes in pieces that are run again in the backward."""
+        head: Any = self.head
+        head.set_progress(criterion.progress)
 
         def of(part: slice) -> torch.Tensor:
             seen = None if past is None else History(past.counts[part], past.classes[part])
             scores = self._scores(picked[part], {name: value[part] for name, value in side.items()}, seen)
             return criterion.per_event(scores, target[part])
 
-        rows = max(1, LOGITS // self.config.num_behaviors)
+        classes = self.config.num_behaviors
+        rows = max(1, LOGITS // classes)
         if len(picked) <= rows:
-            return of(slice(None))
-        pieces = [slice(at, at + rows) for at in range(0, len(picked), rows)]
-        return torch.cat([checkpoint(of, part, use_reentrant=False) for part in pieces])
+            per_event = of(slice(None))
+        else:
+            pieces = [slice(at, at + rows) for at in range(0, len(picked), rows)]
+            per_event = torch.cat([checkpoint(of, part, use_reentrant=False) for part in pieces])
+        return HeadLoss(
+            (criterion.weight(target) * per_event).sum(),
+            per_event.new_zeros(classes).index_add(0, target, per_event.detach()),
+            torch.bincount(target, minlength=classes).float(),
+        )
 
 
 def start_baseline(config: BaselineConfig, store: EventStore) -> BaselineForBehaviorPrediction:

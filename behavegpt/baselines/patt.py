@@ -47,10 +47,11 @@ class PAttBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """x (B, R, C), visible (B, R, R) -> (B, R, C)"""
-        squared = self.query(x) ** 2
-        logits = pair_logits(squared @ squared.transpose(-1, -2), visible) / x.shape[-1] ** 0.5
+        squared = self.query(x).float() ** 2
+        with torch.autocast(x.device.type, enabled=False):  # determinants of alike events are small differences
+            logits = pair_logits(squared @ squared.transpose(-1, -2), visible) / x.shape[-1] ** 0.5
         weight = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1)
-        y = self.attention_norm(x + self.dropout(self.out(weight @ x)))
+        y = self.attention_norm(x + self.dropout(self.out(weight.to(x.dtype) @ x)))
         return self.mlp_norm(y + self.dropout(self.mlp_out(nn.functional.gelu(self.mlp_in(y)))))
 
 

@@ -4,8 +4,8 @@
     f_tj = sigmoid(W_1 v_t + W_2 [v_j; k_j] + c)                         j <= t, within the history
     s = mean over j of (q . f_tj) v_j          R_tail = sigmoid(w . s)          R_head = 1 - R_tail
     S = W [v_t; mean over j of (q' . f_tj) v_j]
-    score_i = (S . e_i + b_i) * (R_tail if i is tail, else R_head)         gate: multiply
-    score_i = S . e_i + b_i + log(R_tail or R_head)                        gate: add; ours, as scores may be negative
+    score_i = S . e_i * (R_tail if i is tail, else R_head) + b_i         gate: multiply
+    score_i = S . e_i + log(R_tail or R_head) + b_i                      gate: add; ours, as scores may be negative
 
 Written from the abstract and memory of the formulas. Ours: means for sums (histories are longer than sessions), one
 f for both attentions, of a smaller width (`attention`), b_i.
@@ -78,9 +78,9 @@ class TailNetHead(ScoreHead):
 
     def forward(self, hidden: torch.Tensor, side: Side, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C), side["tail"] (N, 1) -> logits (N, K)"""
-        scores = super().forward(hidden, side, event_table)
+        scores = self.similarity(hidden, event_table)
         gate = torch.where(self.is_tail, side["tail"], 1 - side["tail"])
-        return scores * gate if self.multiply else scores + gate.clamp(min=1e-6).log()
+        return self.biased(scores * gate if self.multiply else scores + gate.clamp(min=1e-6).log())
 
 
 def start(model: Any, store: EventStore) -> None:

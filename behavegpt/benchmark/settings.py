@@ -43,6 +43,7 @@ class BenchmarkSettings(Settings):
     """What `behavegpt benchmark` runs."""
 
     out: str = Field(description="folder of rows, runs and tables; made if absent")
+    tables: str | None = Field(None, description="folder of tables, figures and a copy of the rows; null: out")
     data: dict[str, DataEntry] = Field(min_length=1, description="logs by name")
     models: dict[str, ModelEntry] = Field(min_length=1, description="models by name")
     counts: bool = Field(True, description="also the count baselines")

@@ -1,12 +1,14 @@
 """Markdown tables and figures of a benchmark, from its rows and ranks alone.
 
-OUT/tables.md          for each log: every model (mean ± deviation over seeds), and the comparison user by user
-OUT/comparison.json    the comparison
-OUT/DATA_frontier.png  macro against weighted recall        OUT/DATA_groups.png  recall of head, mid and tail behaviors
+TABLES/tables.md          for each log: every model (mean ± deviation over seeds), and the comparison user by user
+TABLES/comparison.json    the comparison        TABLES/rows.jsonl  the rows that the tables are made of
+TABLES/DATA_frontier.png  macro against weighted recall
+TABLES/DATA_groups.png    recall of head, mid and tail behaviors
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,15 @@ NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"
 
 
 def write_tables(settings: BenchmarkSettings) -> Path:
-    """Write tables.md, comparison.json and the figures; returns the path of tables.md. DataError without any row."""
-    out = Path(settings.out)
+    """Write the tables, the figures and (beside another `out`) the rows; returns tables.md. DataError without rows."""
+    out = Path(settings.tables or settings.out)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
-    parts, compared = [], {}
+    parts, compared, used = [], {}, []
     for plan in plans_of(settings, stores):
         rows = final_rows(plan)
         if not rows:
             continue
+        used += plan.known_rows()
         parts.append(f"## {plan.data}\n\n{_caption(plan, rows)}\n\n{figures_table(rows)}")
         differences = comparison(settings, plan, rows)
         if differences:
@@ -46,7 +49,11 @@ def write_tables(settings: BenchmarkSettings) -> Path:
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
     if not parts:
-        raise DataError(f"{out}: no finished row of these settings; run `behavegpt benchmark` without --table first.")
+        raise DataError(
+            f"{settings.out}: no finished row of these settings; run `behavegpt benchmark` without --table first."
+        )
+    if settings.tables is not None:
+        write_text(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in used))
     write_json(out / "comparison.json", {"versus": settings.versus, "draws": settings.draws, "data": compared})
     write_text(out / "tables.md", "\n\n".join(parts) + "\n")
     return out / "tables.md"

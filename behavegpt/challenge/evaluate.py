@@ -57,6 +57,7 @@ class Plan:
     data: Path
     folder: Path  # of the runs
     tf32: bool
+    width: int | None  # of the network; None: the organizers'
     identity: dict[str, dict[str, Any]]  # task -> checksums of what its runs depend on
 
 
@@ -72,9 +73,11 @@ def evaluate(
     subset: bool = False,
     random_vectors: bool = False,
     tf32: bool = False,
+    width: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate the entry in a folder; finished runs in OUT/NAME are kept. Returns what OUT/NAME.json holds.
 
+    A `width` other than the organizers' makes the network smaller: its scores compare entries with each other alone.
     With several devices each has a process of its own that takes one task and seed after the other.
     """
     entry, data, out = Path(entry), Path(data), Path(out)
@@ -86,14 +89,17 @@ def evaluate(
     name = name or entry.resolve().name
     embeddings = UserEmbeddings.load(entry)
     facts = _facts(embeddings, directory, tasks)
-    identity = {task: {"entry": facts["entry"], "targets": facts["targets"][task], "tf32": tf32} for task in tasks}
-    plan = Plan(entry, data, out / name, tf32, identity)
+    shared = {"entry": facts["entry"], "tf32": tf32} | ({} if width is None else {"width": width})
+    identity = {task: shared | {"targets": facts["targets"][task]} for task in tasks}
+    plan = Plan(entry, data, out / name, tf32, width, identity)
     kinds = (False, True) if random_vectors else (False,)
     jobs = [Job(task, seed, random) for random in kinds for task in tasks for seed in seeds]
     _run_missing(plan, jobs, devices, {task: floor["clients"] for task, floor in facts["floors"].items()})
     runs = {job: run for job in jobs if (run := read_run(plan, job))}
-    result = {"name": name, "vectors": facts["entry"], "tf32": tf32, **_summary(runs, facts["floors"])}
-    _write_as_organizers(plan.folder, result)
+    result = {"name": name, "vectors": facts["entry"], "tf32": tf32, "width": width}
+    result |= _summary(runs, facts["floors"])
+    if width is None:
+        _write_as_organizers(plan.folder, result)
     write_json(out / f"{name}.json", result)
     return result
 
@@ -215,7 +221,7 @@ def _run(plan: Plan, job: Job, device: str, tick: Tick = lambda: None) -> None:
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high" if plan.tf32 else "highest")
     wall, cpu = time.perf_counter(), time.process_time()
-    epochs = train_and_score(vectors, targets, job.seed, device, tick)
+    epochs = train_and_score(vectors, targets, job.seed, device, tick, plan.width)
     seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     about = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads(), **seconds}
     run = {**job._asdict(), "epochs": epochs, **about, "identity": plan.identity[job.task]}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from behavegpt.challenge.network import WIDTH, UniversalModel
+from behavegpt.challenge.network import UniversalModel
 from behavegpt.challenge.scores import score
 from behavegpt.challenge.step import training_step
 from behavegpt.challenge.targets import Targets
@@ -31,7 +31,7 @@ def train_and_score(
     seed: int,
     device: str = "cpu",
     tick: Tick = lambda: None,
-    width: int = WIDTH,
+    width: int | None = None,
 ) -> list[dict[str, float]]:
     """Metrics after each of the three epochs, for vectors (N, D) and the targets of the same clients.
 

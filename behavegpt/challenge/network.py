@@ -27,7 +27,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = BOTTLENECK // WIDTH * width
+        hidden = BOTTLENECK * width // WIDTH
         self.l1 = nn.Linear(width, hidden)
         self.l2 = nn.Linear(hidden, width)
 
@@ -35,8 +35,9 @@ class Bottleneck(nn.Module):
 class UniversalModel(nn.Module):
     """(B, D) float32 -> logits (B, O). Equal seeds give the organizers' initial weights bit for bit, at their width."""
 
-    def __init__(self, dimensions: int, outputs: int, seed: int = SEED, width: int = WIDTH) -> None:
+    def __init__(self, dimensions: int, outputs: int, seed: int = SEED, width: int | None = None) -> None:
         super().__init__()
+        width = width or WIDTH
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # The order of creation is the order in which random numbers are drawn: it must stay.

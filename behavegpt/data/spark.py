@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -275,7 +276,9 @@ def _session(master: str | None) -> Iterator[Any]:
         ) from None
     spark.sparkContext.setLogLevel("ERROR")
     try:
-        yield spark
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")  # which is not used
+            yield spark
     finally:
         if active is None:
             spark.stop()

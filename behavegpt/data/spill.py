@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from behavegpt.data.digest import start_column
 
 PIECE = 1 << 17  # rows whose columns stay in the processor's cache while they are worked on
 
@@ -88,7 +89,7 @@ class ColumnWriter:
 
     def __init__(self, path: Path, dtype: np.dtype, length: int) -> None:
         self.dtype = np.dtype(dtype)
-        self._digest = hashlib.sha256(f"{self.dtype.str} {length} ".encode())
+        self._digest = start_column(self.dtype, length)
         self._file = path.open("wb")
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}
         np.lib.format.write_array_header_1_0(self._file, header)

@@ -91,8 +91,13 @@ class EventStore:
 
 
 def open_store(path: str | Path) -> EventStore:
-    """Open a folder written by `prepare`. Raises DataError when it is not one, or is damaged."""
-    path = Path(path)
+    """Open a folder written by `prepare`, here or at an address like s3://bucket/folder (remote.py).
+
+    Raises DataError when it is not one, or is damaged.
+    """
+    from behavegpt.data.remote import fetch, is_remote
+
+    path = fetch(path) if is_remote(path) else Path(path)
     if not (path / "dataset.json").is_file():
         raise DataError(f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out {path}")
     try:

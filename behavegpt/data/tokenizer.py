@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,30 +83,29 @@ class EventTokenizer(FeatureExtractionMixin):
         """
         logs = find_logs(events)
         present = {field for field, column in self.event_schema.label_columns.items() if column in logs.columns}
+        needed = self.vocabulary.keys() - present - {"event", "behavior"}  # a log need not tell the behavior
+        for name in sorted(needed):
+            if name in self.event_schema.label_columns:
+                check_columns(logs, {name: self.event_schema.label_columns[name]})
         read = read_events(events, self.event_schema, fields=present)
+        return self.encode_table(read.table, collections.Counter(read.rejects["reason"].to_pylist()))
+
+    def encode_table(self, table: pa.Table, rejected: Mapping[str, int] | None = None) -> EncodedHistories:
+        """Ids of what `read_events` gives; a field without a column is unknown throughout."""
         columns: dict[str, np.ndarray] = {}
         unknown = {}
         for name, vocabulary in self.vocabulary.items():
-            column = self.event_schema.label_columns.get(name)
-            if column is None:  # a field of the model's that this domain lacks: constantly unknown
-                columns[name] = np.full(read.table.num_rows, UNKNOWN, np.int64)
-                continue
-            if name not in present and name not in ("event", "behavior"):
-                check_columns(logs, {name: column})
-            if name in present:
-                columns[name] = vocabulary.encode(read.table[name])
+            present = name in table.column_names
+            columns[name] = vocabulary.encode(table[name]) if present else np.full(len(table), UNKNOWN, np.int64)
+            if name in self.event_schema.label_columns:  # else a field of the model's that this domain lacks
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
-            else:  # a log to predict from need not tell the behavior
-                columns[name] = np.full(read.table.num_rows, UNKNOWN, np.int64)
-                unknown[name] = read.table.num_rows
         columns.setdefault("behavior", columns["event"])
         for name in ("weekday", "slot"):
-            columns[name] = read.table[name].to_numpy().astype(np.int64)
-        columns["time"] = read.table["time"].to_numpy() // 1_000_000
-        users = pc.run_end_encode(read.table["user"].combine_chunks())  # sorted by user: one run each
+            columns[name] = table[name].to_numpy().astype(np.int64)
+        columns["time"] = table["time"].to_numpy() // 1_000_000
+        users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
         offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)
-        reasons = collections.Counter(read.rejects["reason"].to_pylist())
-        return EncodedHistories(users.values.cast(pa.string()), offsets, columns, unknown, dict(reasons))
+        return EncodedHistories(users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {}))
 
     def labels(self, classes: np.ndarray) -> np.ndarray:
         """Behavior labels (object array of the same shape) of classes."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.data.card import CardFacts
+from behavegpt.data.digest import UsersDigest, content_hash
 from behavegpt.data.encode import Encoded, Splitter
 from behavegpt.data.events import sort_events
 from behavegpt.data.plan import named_rejects
@@ -47,7 +46,7 @@ def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, V
         columns={name: str(writer.dtype) for name, writer in sorted(writers.items())},
         vocabulary={field: vocabulary.hash for field, vocabulary in vocabularies.items()},
         rejected=named_rejects(encoded.rejected),
-        content_hash=_content_hash(schema, vocabularies, digests),
+        content_hash=content_hash(schema, {field: v.hash for field, v in vocabularies.items()}, digests),
     )
     (folder / "dataset.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return CardFacts(
@@ -96,15 +95,9 @@ def _write_events(
     return sizes, unknown
 
 
-def _content_hash(schema: EventSchema, vocabularies: dict[str, Vocabulary], digests: dict[str, str]) -> str:
-    """SHA-256 of schema, vocabularies, users and columns."""
-    parts = [schema.model_dump(mode="json"), {f: v.hash for f, v in vocabularies.items()}, digests]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def _write_users(encoded: Encoded, path: Path) -> str:
     """Labels of the kept users in code order; returns a digest of them."""
-    text, lengths = hashlib.sha256(), hashlib.sha256()
+    digest = UsersDigest()
     query = f"SELECT label AS user FROM {encoded.plan.dictionary('user')} ORDER BY code"
     start, waiting = 1, pa.table({"user": pa.array([], pa.string())})
     with pq.ParquetWriter(path, waiting.schema) as writer:
@@ -115,10 +108,6 @@ def _write_users(encoded: Encoded, path: Path) -> str:
             while len(waiting) >= USERS_HELD:  # row groups that depend on the kept users alone
                 writer.write_table(waiting[:USERS_HELD], USERS_HELD)
                 waiting = waiting[USERS_HELD:]
-            # Labels and their lengths, apart: the digest depends on no batch size and on no separator.
-            buffer = users.cast(pa.large_binary()).buffers()
-            ends = np.frombuffer(buffer[1], np.int64)[users.offset : users.offset + len(users) + 1]
-            text.update(memoryview(buffer[2])[ends[0] : ends[-1]] if buffer[2] is not None else b"")
-            lengths.update(np.diff(ends).tobytes())
+            digest.update(users)
         writer.write_table(waiting)
-    return hashlib.sha256(text.digest() + lengths.digest()).hexdigest()
+    return digest.hexdigest()

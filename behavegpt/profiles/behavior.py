@@ -21,8 +21,9 @@ from typing import Any, Literal
 import duckdb
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from behavegpt.config import closest
 from behavegpt.console import say
 from behavegpt.data.clock import GAP, add_clock
 from behavegpt.data.database import literal
@@ -40,7 +41,7 @@ from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import choose_device
 from behavegpt.training.loop import TrainSettings
-from behavegpt.training.run import DataSettings, RunSettings, Work, execute
+from behavegpt.training.run import SHAPE, DataSettings, RunSettings, Work, execute
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -65,6 +66,14 @@ class BehaviorSettings(MemberSettings):
     most_labels: int | None = Field(20_000, ge=1, description="labels of a field; the most frequent are kept")
     pool: tuple[str, ...] = Field(("last", "mean"), min_length=1, description="parts of the vector, see `export`")
     half_life: float = Field(7.0, gt=0, description="days, for decayed parts")
+
+    @field_validator("model")
+    @classmethod
+    def _known_shape(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:  # transformers accepts any name, and a misspelled width would be the paper's
+            if name not in SHAPE:
+                raise ValueError(f"unknown setting {name!r}. {closest(name, SHAPE)}")
+        return value
 
     def shaping(self) -> dict[str, Any]:
         """A checkpoint counts by its weights, wherever it lies."""

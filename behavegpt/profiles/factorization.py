@@ -109,21 +109,22 @@ class Factorization(nn.Module):
         summed = _sum(vectors, history._replace(items=place[: len(history.items)]))
         if without is not None:
             left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)
-            summed = summed - _like(vectors, without[1])[:, None] * vectors[left_out]
+            summed = summed - _like(vectors, without[1])[:, None] * F.embedding(left_out, vectors)
             total = total - without[1]
         return summed / _like(summed, total.clip(min=1))[:, None] + _sum(self.user, facts.other.take(rows))
 
     def items(self, facts: Facts, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Vectors (N, F) and biases (N,) of products."""
+        """Vectors (N, F) and biases (N, 1) of products."""
         chosen = facts.as_item.take(numbers)
-        return _sum(self.item, chosen), _sum(self.bias, chosen)[:, 0]
+        return _sum(self.item, chosen), _sum(self.bias, chosen)
 
     def scores(self, facts: Facts, clients: Tensor, numbers: np.ndarray) -> Tensor:
         """Scores (B, M) of products `numbers` (B, M) for client vectors (B, F)."""
         products, place = np.unique(numbers, return_inverse=True)
         vectors, biases = self.items(facts, products)
         where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)
-        return torch.einsum("bf,bmf->bm", clients, vectors[where]) + biases[where]
+        # F.embedding and not [where]: its gradient is summed in the same order whatever the threads do
+        return torch.einsum("bf,bmf->bm", clients, F.embedding(where, vectors)) + F.embedding(where, biases)[..., 0]
 
 
 def ranking_loss(

@@ -160,7 +160,7 @@ class Reader:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-            self.model = model.base_model.to(device).eval()  # without the head
+            self.model: Any = model.base_model.to(device).eval()  # without the head
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{folder}: no language model in Hugging Face format ({first}).") from None

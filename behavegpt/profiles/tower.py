@@ -110,12 +110,7 @@ Trained = tuple[nn.Module, Callable[[Examples], Tensor]]  # the network, and the
 Maker = Callable[[Tower, SequenceStore, Cuts, torch.device], Trained]
 
 
-def fit_tower(
-    context: Context,
-    settings: TowerSettings,
-    folder: Path,
-    make: Callable[[Tower, SequenceStore, Cuts, torch.device], Trained],
-) -> None:
+def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Maker) -> None:
     """Train a tower under what `make` puts on it; writes vocabularies, the tower's weights and the history's end."""
     vocabularies = context.vocabularies(settings.sequence)
     store, device = context.sequences(settings.sequence, vocabularies), choose_device(context.device)
@@ -127,8 +122,8 @@ def fit_tower(
 
     def objective(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
         drawn = [cuts.draw(rows, rng)] if network.training else cuts.all_of(rows)  # one draw is too noisy to stop by
-        counts = [len(of.row) for of in drawn]
-        return torch.stack([loss(of) * count for of, count in zip(drawn, counts, strict=True)]).sum(), sum(counts)
+        sizes = [len(of.row) for of in drawn]
+        return torch.stack([loss(of) * size for of, size in zip(drawn, sizes, strict=True)]).sum(), sum(sizes)
 
     facts = train(network, objective, np.flatnonzero(cuts.usable), settings.training, context.seed, settings.kind)
     vocabularies.save(folder / VOCABULARIES)

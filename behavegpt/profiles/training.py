@@ -40,7 +40,7 @@ class TrainingSettings(Settings):
     """How long, how fast, and when to stop."""
 
     epochs: int = Field(10, ge=1)
-    steps: int | None = Field(None, ge=1, description="optimizer steps at most, over all epochs")
+    steps: int | None = Field(None, ge=1, description="optimizer steps in all, instead of epochs")
     batch: int = Field(256, ge=1, description="clients in a step")
     lr: float = Field(1e-3, gt=0, description="of AdamW, constant after the warmup")
     warmup: int = Field(0, ge=0, description="steps in which the rate grows to lr")
@@ -89,7 +89,7 @@ def train(
     optimizer = make_optimizer(network.parameters()) if make_optimizer else _adamw(network, settings)
     warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
     each = -(-len(fitted) // settings.batch)
-    total = min(settings.steps or each * settings.epochs, each * settings.epochs)
+    total = settings.steps or each * settings.epochs
     among = None if lengths is None else lengths[fitted]
     history: list[dict[str, float]] = []
     best, best_epoch, best_state, step = math.inf, 0, _copy(network), 0

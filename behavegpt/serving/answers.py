@@ -19,6 +19,7 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import EmbedRequest, GenerateRequest, PredictRequest, Request
+from behavegpt.serving.rows import read_rows
 
 Answer = dict[str, Any]
 
@@ -81,7 +82,8 @@ def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistori
     wanted = [column for column in dict.fromkeys(columns_of(schema).values()) if column in names]
     table = {column: [row.get(column) for user in users for row in user.events] for column in wanted}
     table[schema.user] = [f"{number:08}" for number, user in enumerate(users) for _ in user.events]
-    encoded = predictor.encode(table)
+    read = read_rows(table, schema)
+    encoded = predictor.encode(table) if read is None else predictor.tokenizer.encode_table(read)
     if len(encoded.users) < len(users):
         there = set(map(int, encoded.users.to_pylist()))
         missing = next(user.id for number, user in enumerate(users) if number not in there)

@@ -210,9 +210,9 @@ def test_tailnet_event_by_event(history, gate):
             s = s + (encoder.weights.weight[0] @ f) * v[j] / (t + 1)
             session = session + (encoder.weights.weight[1] @ f) * v[j] / (t + 1)
         r = (encoder.preference.weight[0] @ s).sigmoid()
-        score = head.classes.weight @ encoder.out(torch.cat([v[t], session])) + head.bias
+        score = head.classes.weight @ encoder.out(torch.cat([v[t], session]))
         share = torch.where(tail, r, 1 - r)
-        close(logits[t], score * share if gate == "multiply" else score + share.log())
+        close(logits[t], (score * share if gate == "multiply" else score + share.log()) + head.bias)
 
 
 def test_cdn_mixes_experts_by_frequency_and_branches_by_progress(history):

@@ -57,6 +57,9 @@ def test_it_learns_to_match_classes_it_never_saw():
     nearest = (F.normalize(queries, dim=-1) @ F.normalize(means, dim=-1).T).argmax(1)
     right, by_mean = ((guess == new.repeat(30)).float().mean() for guess in (found, nearest))
     assert right > by_mean + 0.1, (right, by_mean)
+    batches = [(queries[at : at + 90], new.repeat(30)[at : at + 90]) for at in range(0, 300, 90)]
+    metrics = mecos.match(head, examples, new.repeat(5), batches, classes=12)  # two of them without examples
+    assert metrics.compute()["rec_w"] == pytest.approx(float(right)) and not metrics.per_class()["predicted"][10:].any()
     again = meta_train(draw(known), known, MecosSettings(episodes=1, seed=3))
     assert not torch.equal(
         again.project.weight, meta_train(draw(known), known, MecosSettings(episodes=1)).project.weight

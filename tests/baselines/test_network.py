@@ -238,3 +238,15 @@ def test_lift_starts_as_the_frozen_base_with_class_means(bases):
 
 def test_auto_class_restores_the_model_itself_too(bases):
     assert type(AutoModelForTokenClassification.from_pretrained(bases[True])) is BehaveGPTForBehaviorPrediction
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bf16_autocast_is_rough_but_right(build, variant):
+    model = build(variant)
+    [mine] = histories([30])
+    exact = model(**mine).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(**mine).logits
+        rough.float().square().sum().backward()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert (rough.float() - exact).abs().max() < 0.15 * exact.abs().max()

@@ -140,6 +140,9 @@ def test_tables_and_figures_of_the_rows(rows, settings, folder, capsys):
     assert compared["plain"]["rec_m"]["mean"] == pytest.approx(wanted)
     for name in ("log_frontier.png", "log_groups.png"):
         assert (folder / "out" / name).stat().st_size > 10_000
+    elsewhere = settings.model_copy(update={"tables": str(folder / "docs")})
+    assert write_tables(elsewhere).read_text() == (folder / "out" / "tables.md").read_text()
+    assert [json.loads(line) for line in (folder / "docs" / "rows.jsonl").read_text().splitlines()] == rows
     with pytest.raises(DataError, match="no finished row"):
         write_tables(
             settings.model_copy(update={"train": {"steps": 1}, "data": settings.data, "counts": False, "seeds": [7]})

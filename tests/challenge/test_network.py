@@ -137,3 +137,9 @@ def test_operations_are_counted_once_per_product(narrow: None) -> None:
         with torch.no_grad():
             model(torch.cat([vectors, vectors]))
     assert flops(10, 3, 32, 64) == counter.get_total_flops()
+
+
+def test_a_narrower_network_keeps_the_shape() -> None:
+    model = UniversalModel(10, 3, seed=1, width=16)
+    assert [tuple(p.shape) for p in model.bottlenecks[0].parameters()] == [(32, 16), (32,), (16, 32), (16,)]
+    assert model(torch.zeros(4, 10)).shape == (4, 3)

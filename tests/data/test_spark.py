@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pandas as pd
 import pytest
 
 import behavegpt.data.spark as module
+from behavegpt.cli import main
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, MissingExtraError
 from tests.data.test_prepare import SCHEMA, log, saved, split_files
 
 if shutil.which("java") is None:
@@ -73,7 +75,10 @@ def _mixed(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = "csv with bad rows"  # Spark takes seconds for each job, and ten to start
+
+
+@pytest.mark.parametrize("name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_same_bytes_as_the_local_engine(tmp_path: Path, name: str, spark: Any) -> None:
     write, schema, settings = CASES[name]
     logs = write(tmp_path)
@@ -97,6 +102,7 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, spark: Any) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["parts"]
 
 
+@pytest.mark.slow
 def test_what_spark_cannot_read_is_refused(tmp_path: Path, spark: Any) -> None:
     with pytest.raises(DataError, match="--engine local"):
         prepare({"user": ["a"], "time": [1], "event": ["b"]}, tmp_path / "out", engine="spark")
@@ -105,3 +111,21 @@ def test_what_spark_cannot_read_is_refused(tmp_path: Path, spark: Any) -> None:
             saved(_hostile(), tmp_path / "a.csv"), tmp_path / "out", WITH_ORDER, engine="spark", max_reject_share=0.001
         )
     assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "out.rejects.parquet"}
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, spark: Any) -> None:
+    logs = split_files(log(), tmp_path / "parts")
+    command = ["prepare", str(logs), "--user", "user", "--time", "time", "--event", "event"]
+    assert main([*command, "--out", str(tmp_path / "local")]) == 0
+    assert main([*command, "--out", str(tmp_path / "spark"), "--engine", "spark", "--spark-master", "local[2]"]) == 0
+    assert everything(tmp_path / "spark") == everything(tmp_path / "local")
+
+
+def test_without_pyspark_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(log(), tmp_path / "a.parquet")
+    for name in ("pyspark", "pyspark.errors", "pyspark.sql"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"behavegpt\[spark\]"):
+        prepare(file, tmp_path / "out", SCHEMA, engine="spark")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_a_cut_checkpoint_has_a_file_of_each_rank_and_is_checked(runs: dict[int,
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
     copy = tmp_path / latest.path.name
-    __import__("shutil").copytree(latest.path, copy)
+    shutil.copytree(latest.path, copy)
     (copy / SHARDS / names[0]).write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match=names[0]):
         load_checkpoint(copy)
@@ -115,6 +116,7 @@ def test_resume_with_another_number_of_ranks(runs: dict[int, Path], place: Path)
     assert np.abs(train_losses(out) - train_losses(whole)).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_cut_run_that_stops_equals_one_that_does_not(place: Path) -> None:
     """On the same ranks: bit for bit, dropout and all."""
     losses = []
@@ -130,6 +132,14 @@ def test_a_cut_run_that_stops_equals_one_that_does_not(place: Path) -> None:
         losses.append((train_losses(place / name).tolist(), load_file(place / name / "model" / "model.safetensors")))
     assert losses[0][0] == losses[1][0]
     assert all(torch.equal(losses[0][1][name], losses[1][1][name]) for name in losses[0][1])
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_by_a_cut_run(place: Path) -> None:
+    out = place / "full"
+    result = shared_runs().run(settings(place, out), world=2, environment=FSDP2, file_limit=8000)
+    assert 2 in result.statuses and "could not be written" in result.output, result.output
+    assert not list((out / "ckpt").glob("step_*"))
 
 
 def test_the_first_version_of_fsdp_is_refused(place: Path) -> None:

@@ -200,6 +200,25 @@ def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context
     assert found[0] == found[1] != found[2]
 
 
+def test_gradients_do_not_depend_on_threads(small: Path, context: Callable[..., Context]) -> None:
+    """Large enough for torch to share the work; indexing by [...] would add up in any order."""
+    facts, _, features = read(context(small), settings())
+    made = network(features, 64)
+    numbers = np.random.default_rng(0).integers(len(facts.as_item.offsets) - 1, size=(4000, 10))
+    clients = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), set()
+    try:
+        for threads in (2, 2, 2, 1):
+            torch.set_num_threads(threads)
+            made.zero_grad()
+            made.scores(facts, clients, numbers).square().sum().backward()
+            assert made.item.grad is not None
+            found.add(made.item.grad.coalesce().values().numpy().tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 def test_new_clients_are_embedded_like_fitted_ones(
     small: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:

@@ -45,8 +45,7 @@ def opened(path: Path, context: Callable[..., Context]) -> SequenceStore:
 
 def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(small: Path, context: Callable[..., Context]) -> None:
     store = opened(small, context)
-    table = read_events(small).assign(seconds=lambda t: t["timestamp"].astype("int64") // 10**9)
-    assert table["timestamp"].dtype == "datetime64[ns]"
+    table = read_events(small).assign(seconds=lambda t: t["timestamp"].astype("datetime64[s]").astype("int64"))
     now = end_of(store)
     assert now == table["seconds"].max() + 1
     cuts = cut_histories(store, FUTURE.cut, now)
@@ -58,7 +57,7 @@ def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(small: Path, context: 
         read = past(store, of, FUTURE.names, 20)
         summary = counts(read).exp() - 1
         for n in range(len(of.row)):
-            mine = table[table["client_id"] == store.clients[of.row[n]]].sort_values("seconds")
+            mine = table[table["client_id"] == store.clients[of.row[n]]].sort_values(["seconds", "event"])
             before = mine[mine["seconds"] < of.cut[n]].tail(20)
             after = mine[(mine["seconds"] >= of.cut[n]) & (mine["seconds"] < of.cut[n] + 7 * DAY)]
             assert wanted["events"][n].tolist() == [float((after["event"] == kind).any()) for kind in range(5)]
@@ -152,7 +151,7 @@ def test_a_planted_future_is_learned(tmp_path: Path, small: Path, context: Calla
     """Half of the clients buy their favorite every other day, half have stopped: both must be read from the past."""
     other = shutil.copytree(small, tmp_path / "planted")
     rng = np.random.default_rng(0)
-    clients, favorite = np.arange(400) + 1, rng.integers(0, 4, 400)
+    clients, favorite = np.arange(240) + 1, rng.integers(0, 4, 240)
     tables = []
     for client in clients:
         last = 30 if client % 2 else 60
@@ -167,7 +166,7 @@ def test_a_planted_future_is_learned(tmp_path: Path, small: Path, context: Calla
     np.save(other / "input" / "relevant_clients.npy", clients)
     later = everything[everything["timestamp"] >= cut]
     wanted = np.stack([[((later["client_id"] == c) & (later["sku"] == s)).any() for s in range(4)] for c in clients])
-    training = TrainingSettings(epochs=40, batch=50, lr=5e-3, held_out=0.1, patience=10)
+    training = TrainingSettings(epochs=25, batch=30, lr=5e-3, held_out=0.1, patience=10)
     settings = FUTURE.model_copy(update={"training": training, "predict": {"sku": 4}, "fields": ("event", "sku")})
     settings = settings.model_copy(update={"shape": Shape(embedding_size=8, layers=1, heads=2, longest=20)})
     future.fit(context(other), settings, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -22,14 +23,48 @@ MEMBERS = {
 }
 
 
-def test_the_ensemble_knows_more_than_its_members(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
-    pytest.importorskip("implicit", reason="needs the extra `profiles`")
+def script() -> ModuleType:
+    """eval/retail_challenge.py, which is no package."""
     spec = importlib.util.spec_from_file_location("retail_challenge", ROOT / "eval" / "retail_challenge.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    facts = module.convert(shared_data("online_retail.parquet"), tmp_path / "data")
+    return module
+
+
+def test_gates_are_means_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    sums = {"noise": 1.5, "week_all": 2.1, "all": 2.0, "handcrafted": 2.2, "ensemble pilot": 2.25, "ensemble all": 2.3}
+    rows = [
+        {"vector": name, "seed": seed, "network_seed": 1, "columns": 8, "sum": value + 0.01 * seed}
+        | dict.fromkeys(("churn", "category", "sku"), value / 3)
+        for name, value in sums.items()
+        for seed in (0, 1)
+    ]
+    assert script().report(rows)
+    lines = {" ".join(line.split()[:1]): line for line in capsys.readouterr().out.splitlines()}
+    assert "+0.0500" in lines["B1"]  # over handcrafted
+    assert "not measured" in lines["B6"]
+    low = [row | {"sum": 1.7} if row["vector"] == "all" else row for row in rows]
+    assert not script().report(low)  # barely above noise: the hard gate
+
+
+def test_rows_are_kept_and_stale_ones_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, done = script(), []
+    monkeypatch.setattr(module, "score", lambda *arguments: done.append(arguments) or {"sum": 1.0})
+    UserEmbeddings(np.arange(5), noise(5, 3)).save(tmp_path / "entry")
+    entries = {"noise": None, "mine": tmp_path / "entry"}
+    for _ in range(2):
+        assert len(module.score_missing(tmp_path, entries, 0, tmp_path / "rows.jsonl")) == 4
+        assert len(done) == 4
+    UserEmbeddings(np.arange(5), noise(5, 3, seed=1)).save(tmp_path / "entry")
+    module.score_missing(tmp_path, entries, 0, tmp_path / "rows.jsonl")
+    assert len(done) == 6
+
+
+def test_the_ensemble_knows_more_than_its_members(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("implicit", reason="needs the extra `profiles`")
+    facts = script().convert(shared_data("online_retail.parquet"), tmp_path / "data")
     assert facts == {"clients": 3820, "train_buyers": 1088, "validation_buyers": 1238}
     tree = {"data": {"path": str(tmp_path / "data")}, "out": str(tmp_path / "run"), "members": MEMBERS}
     assert run(ProfileSettings.model_validate(tree))["ok"]

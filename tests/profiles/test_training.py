@@ -86,10 +86,12 @@ def test_held_out_rows_are_never_trained_on() -> None:
     assert len(seen[True]) == 30 and len(seen[False]) == 10 and seen[True] | seen[False] == set(range(100, 140))
 
 
-def test_steps_end_training_in_the_middle_of_an_epoch() -> None:
+def test_steps_are_counted_instead_of_epochs() -> None:
     network = Drift()
     facts = train(network, network.loss, np.arange(100), settings(held_out=0, steps=13), 0, "drift", None, sgd)
     assert facts["steps"] == 13 and [epoch["steps"] for epoch in facts["epochs"]] == [10, 13]
+    facts = train(network, network.loss, np.arange(10), settings(held_out=0, steps=13), 0, "drift", None, sgd)
+    assert facts["steps"] == len(facts["epochs"]) == 13  # more than the 10 epochs that are the default
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_alone() -> None:

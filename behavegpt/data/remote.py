@@ -1,0 +1,124 @@
+"""Prepared folders on any file system that fsspec knows (s3://, gs://, https://, ...), read through a local copy.
+
+A folder is fetched once for a machine into CACHE/CONTENT_HASH, checked against its content hash, and put in place in
+one rename; from then on it is memory-mapped like any other. So a run's rows and its resumption do not depend on where
+the data lie, and data that were replaced under the same name are other data.
+CACHE is $BEHAVEGPT_CACHE, else ~/.cache/behavegpt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+from pydantic import ValidationError
+
+from behavegpt.data.digest import hash_folder
+from behavegpt.data.store import Manifest
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import DataError
+
+URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}(.*)", re.DOTALL)
+LOCAL = ("file", "local")
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names a file system; a single letter is a drive."""
+    return URL.fullmatch(str(path)) is not None
+
+
+def fetch(path: str | Path) -> Path:
+    """The local copy of a prepared folder, fetched if it is not here yet. Raises DataError."""
+    url = _whole_url(str(path))
+    files, root = _open(url)
+    manifest = _manifest(files, root, url)
+    cache = Path(os.environ.get("BEHAVEGPT_CACHE", Path.home() / ".cache" / "behavegpt")) / "data"
+    final = cache / manifest.content_hash
+    if final.is_dir():
+        return final
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{manifest.content_hash}.lock"):  # of several ranks one fetches
+        if final.is_dir():
+            return final
+        folder = cache / f".{manifest.content_hash}.part"
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        try:
+            for name in _names(manifest):
+                _copy(files, f"{root}/{name}", folder / name, f"{url}/{name}")
+            _check(folder, manifest, url)
+            os.rename(folder, final)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return final
+
+
+def _whole_url(path: str) -> str:
+    """With both slashes: `Path` takes one away."""
+    match = URL.fullmatch(path)
+    assert match is not None
+    rest = f"/{match[2].lstrip('/')}" if match[1] in LOCAL else match[2]
+    return f"{match[1]}://{rest}".rstrip("/")
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{url}: {error}; install the library for this kind of address, or copy the folder.") from None
+    return files, root.rstrip("/")
+
+
+def _manifest(files: Any, root: str, url: str) -> Manifest:
+    try:
+        manifest = Manifest.model_validate(json.loads(files.cat_file(f"{root}/dataset.json")))
+    except FileNotFoundError:
+        raise DataError(f"{url}: not a prepared folder (no dataset.json); check the address.") from None
+    except (ValidationError, ValueError) as error:
+        raise DataError(f"{url}/dataset.json: damaged ({error}); copy the folder anew.") from None
+    except Exception as error:  # whatever the file system's library raises
+        raise DataError(f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access.") from None
+    names = [*manifest.columns, *manifest.vocabulary]
+    if any("/" in name or name.startswith(".") for name in names) or not manifest.content_hash.isalnum():
+        raise DataError(f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew.")
+    return manifest
+
+
+def _names(manifest: Manifest) -> list[str]:
+    columns = [f"columns/{name}.npy" for name in manifest.columns]
+    return [
+        "dataset.json",
+        "users.parquet",
+        *columns,
+        *(f"vocabulary/{field}.parquet" for field in manifest.vocabulary),
+    ]
+
+
+def _copy(files: Any, source: str, target: Path, shown: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files.get_file(source, str(target))
+    except Exception as error:  # whatever the file system's library raises
+        raise DataError(f"{shown}: cannot be fetched ({type(error).__name__}: {error}); try again.") from None
+
+
+def _check(folder: Path, manifest: Manifest, url: str) -> None:
+    """Raise DataError unless the folder holds what its content hash says."""
+    try:
+        same = json.loads((folder / "dataset.json").read_bytes()) == manifest.model_dump(mode="json")
+        vocabulary = {f: Vocabulary.load(folder / "vocabulary" / f"{f}.parquet").hash for f in manifest.vocabulary}
+        found = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
+    except (DataError, OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{url}: damaged ({error}); copy the folder anew from where it was prepared.") from None
+    if not same or found != manifest.content_hash:
+        raise DataError(
+            f"{url}: what was fetched has another content hash than dataset.json says ({found[:12]}…, not "
+            f"{manifest.content_hash[:12]}…): damaged, or replaced meanwhile. Try again, or copy the folder anew."
+        )

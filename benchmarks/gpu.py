@@ -1,0 +1,375 @@
+"""Training throughput of one device: events/s, model FLOP utilisation, memory, and where a step's time goes.
+
+    python benchmarks/gpu.py                                   # the paper's size and a ladder, on a GPU if there is one
+    python benchmarks/gpu.py --sizes paper --compile --events-per-step 65536
+    python benchmarks/gpu.py --sizes tiny --events-per-step 1024 --seconds 0.2 --matmul 256    # what the test runs
+
+Every row trains on the same log-normal histories (mean 30, sigma 1 before the cap of 90, 2000 events), at the precision
+that `train.precision=auto` takes, with clipping and AdamW:
+
+- ours, packed: `Trainer.step`, each attention back end that works here
+- ours, padded: the same model and step, each history alone in a row of the cap's length
+- GPT-2: transformers' GPT2LMHeadModel of the same depth and width, sdpa and flash where installed, one id field, padded
+  to the longest of the batch, histories in random order
+
+MFU is useful FLOP/s over this device's own matmul rate (N x N x N, measured in the same run), not over a data sheet.
+Useful: 6 for each weight of a matrix product and event, and 12 x layers x width x (events looked at) for attention;
+padding counts for nothing. Seconds are the clock's, on a CPU the processor's. Parts are timed alone, on the batch of a
+step, so they need not add up to it.
+Rows go to benchmarks/results/gpu.json with the device's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from behavegpt.batch import IGNORED, PADDING, PackedBatch
+from behavegpt.data.loader import TrainingBatches, row_length_for
+from behavegpt.losses import LossSettings, build_loss
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.model.attention import attend, plan_attention
+from behavegpt.model.head import head_loss
+from behavegpt.training.evaluate import autocast, to_device
+from behavegpt.training.journal import Journal
+from behavegpt.training.loop import Trainer, TrainSettings
+from behavegpt.training.optimizer import build_optimizer
+from behavegpt.training.setup import choose_precision
+
+RESULT = Path(__file__).parent / "results" / "gpu.json"
+CAP, FIELDS = 90, 4
+GOALS = {"mfu": 0.62, "ours / GPT-2": 5.0}  # references/performance.md, for the paper's size on an H200
+
+
+class Size(NamedTuple):
+    """Shape of a model."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+SIZES = {
+    "tiny": Size(1, 32, 2),
+    "0.4M": Size(2, 128, 4),
+    "3M": Size(4, 256, 8),
+    "25M": Size(8, 512, 8),
+    "paper": Size(12, 1024, 16),
+}
+
+
+def _train_benchmark() -> Any:
+    """benchmarks/train.py, whose workload this is."""
+    spec = importlib.util.spec_from_file_location("train_benchmark", Path(__file__).with_name("train.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Bench:
+    """A size on a device: the data, the models, and the timing."""
+
+    def __init__(self, size: Size, device: torch.device, args: argparse.Namespace) -> None:
+        self.size, self.device, self.args = size, device, args
+        self.precision = choose_precision("auto", device)
+        self.clock = time.process_time if device.type == "cpu" else time.perf_counter
+        train = _train_benchmark()
+        self.histories = train.workload(args.users, CAP)
+        self.store = train.store_of(self.histories)
+        self.classes: int = train.EVENTS
+        self.batches = TrainingBatches(
+            self.store,
+            max_length=CAP,
+            rows_per_step=max(1, args.events_per_step // row_length_for(CAP)),
+            seed=0,
+            fields=self.store.schema.input_fields,
+        )
+
+    def model(self) -> BehaveGPTForBehaviorPrediction:
+        """A fresh model on the device."""
+        torch.manual_seed(0)
+        config = BehaveGPTConfig(
+            field_sizes=self.store.field_sizes(),
+            num_behaviors=self.classes,
+            behavior_is_event=True,
+            embedding_size=self.size.width // FIELDS,
+            num_hidden_layers=self.size.layers,
+            num_attention_heads=self.size.heads,
+            max_length=CAP,
+            dropout=0.0,
+        )
+        model = BehaveGPTForBehaviorPrediction(config).train()
+        torch.nn.Module.to(model, self.device)
+        return model
+
+    def trainer(self, backend: str, batches: Any) -> Trainer:
+        """What a run makes."""
+        model = self.model()
+        model.set_attn_implementation(backend)
+        accelerator = Accelerator(cpu=self.device.type == "cpu")
+        prepared = accelerator.prepare_model(model)
+        settings = TrainSettings(steps=1_000_000, log_every=1_000_000)
+        loss = build_loss(LossSettings(start=0.0), torch.tensor(self.store.behaviors.counts))
+        loss.to(self.device)
+        return Trainer(
+            model=torch.compile(prepared) if self.args.compile else prepared,  # type: ignore[arg-type]
+            loss=loss,
+            optimizer=build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=True),
+            batches=batches,
+            settings=settings,
+            steps=1_000_000,
+            accelerator=accelerator,
+            journal=Journal(Path(os.devnull)),
+            checkpoints=Path(os.devnull),
+            fingerprint={},
+            validate=dict,
+            precision=self.precision,
+        )
+
+    def seconds(self, call: Callable[[], object], least: int = 3) -> float:
+        """Seconds of a call: the best of those that fit in the time, after a warm-up."""
+        call()
+        self._wait()
+        found: list[float] = []
+        while len(found) < least or sum(found) < self.args.seconds:
+            began = self.clock()
+            call()
+            self._wait()
+            found.append(self.clock() - began)
+        return min(found)
+
+    def rate(self, step: Callable[[int], float]) -> dict[str, float]:
+        """Events/s and memory of steps, which tell how many events they learned."""
+        numbers = iter(range(1_000_000))
+        step(next(numbers))
+        self._wait()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        events, began = 0.0, self.clock()
+        while self.clock() - began < self.args.seconds or not events:
+            events += step(next(numbers))
+            self._wait()
+        rate = events / (self.clock() - began)
+        return {"events_per_s": round(rate, 1), "memory_mib": round(self._memory(), 1)}
+
+    def _memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of the whole process, so far
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class PaddedBatches:
+    """The histories of a `TrainingBatches`, each alone in a row of the cap's length."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.store, self._packed = batches.store, batches
+        self.steps_per_epoch = batches.steps_per_epoch
+
+    def micro_batches(self, step: int, *args: Any, **options: Any) -> Iterator[PackedBatch]:
+        """The same events as the packed step, one history a row."""
+        for batch in self._packed.micro_batches(step):
+            begins = (batch.position == 0) & (batch.document != PADDING)
+            row = torch.cumsum(begins.flatten(), 0) - 1
+            real = (batch.document != PADDING).flatten()
+            place = (row * CAP + batch.position.flatten())[real]
+            rows = int(begins.sum())
+
+            def spread(values: torch.Tensor, fill: int, place: Any = place, real: Any = real, n: int = rows) -> Any:
+                flat = torch.full((n * CAP,), fill)
+                flat[place] = values.flatten()[real]
+                return flat.view(n, CAP)
+
+            document = spread(torch.zeros_like(batch.document), PADDING)
+            inputs = {name: spread(ids, 0) for name, ids in batch.inputs.items()}
+            target, position = spread(batch.target, IGNORED), spread(batch.position, 0)
+            yield PackedBatch(inputs, document, position, target, spread(batch.row, -1), {})
+
+
+def backends(device: torch.device, precision: str) -> list[str]:
+    """The attention back ends that train here."""
+    if device.type != "cuda" or precision != "bf16":
+        return ["sdpa"]
+    found = ["sdpa", "flex_attention", "varlen"]
+    return [*found, "flash_attention_2"] if importlib.util.find_spec("flash_attn") else found
+
+
+def event_flops(model: BehaveGPTForBehaviorPrediction, context: float) -> float:
+    """FLOP of learning one event that looks at `context` events on average."""
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    config = model.config
+    return 6 * matrices + 12 * config.num_hidden_layers * config.hidden_size * context
+
+
+def ceilings(bench: Bench) -> dict[str, float]:
+    """This device's matmul TFLOP/s at the training precision, and GB/s of a copy (read + written)."""
+    n = bench.args.matmul
+    dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=bench.device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    matmul = 2 * n**3 / bench.seconds(lambda: torch.mm(a, b, out=out)) / 1e12
+    source = torch.empty(max(n * n, 1 << 22), device=bench.device)
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() * 4 / bench.seconds(lambda: target.copy_(source)) / 1e9
+    return {"matmul_tflops": round(matmul, 4), "copy_gb_per_s": round(copy, 2)}
+
+
+def gpt2_step(bench: Bench, attention: str) -> Callable[[int], float]:
+    """A training step of transformers' GPT-2 of the same depth and width, padded to the longest of the batch."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape: dict[str, Any] = {"n_embd": bench.size.width, "n_layer": bench.size.layers, "n_head": bench.size.heads}
+    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {"use_cache": False}
+    config = GPT2Config(
+        vocab_size=bench.classes, n_positions=CAP, bos_token_id=None, eos_token_id=None, **shape, **plain
+    )
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    model: Any = GPT2LMHeadModel(config).train().to(bench.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    rng = np.random.default_rng(0)
+    users = max(1, int(bench.args.events_per_step / np.mean([len(h) for h in bench.histories])))
+
+    def step(_: int) -> float:
+        chosen = [bench.histories[i] for i in rng.integers(0, len(bench.histories), users)]
+        lengths = np.array([len(history) for history in chosen])
+        real = np.arange(lengths.max()) < lengths[:, None]
+        ids, labels = np.zeros(real.shape, np.int64), np.full(real.shape, -100)
+        ids[real] = labels[real] = np.concatenate(chosen)
+        tensors = {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": labels}
+        batch = {name: torch.from_numpy(array).to(bench.device) for name, array in tensors.items()}
+        with autocast(bench.device, bench.precision):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float((lengths - 1).sum())
+
+    return step
+
+
+def parts(bench: Bench, backend: str) -> dict[str, float]:
+    """Milliseconds of the parts of a packed step, each timed alone, forward and backward."""
+    trainer = bench.trainer(backend, bench.batches)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    assembly = bench.seconds(lambda: list(bench.batches.micro_batches(0)))
+    batch = to_device(next(iter(bench.batches.micro_batches(0))), bench.device)
+    wanted = batch.target != IGNORED
+    shape = (*batch.document.shape, model.config.hidden_size)
+    states = torch.randn(shape, device=bench.device, requires_grad=True)
+    columns = {n: batch.inputs["input_ids" if n == "event" else f"{n}_ids"] for n in model.config.field_order}
+    kind = torch.bfloat16 if bench.precision == "bf16" else torch.float32
+    heads = bench.size.heads
+    query = torch.randn(len(states), heads, shape[1], shape[2] // heads, device=bench.device, dtype=kind)
+    query.requires_grad_()
+    inputs = {n: ids for n, ids in batch.inputs.items() if n != "behavior_ids"}
+
+    def timed(forward: Callable[[], torch.Tensor]) -> float:
+        def call() -> None:
+            with autocast(bench.device, bench.precision):
+                total = forward()
+            total.backward()
+
+        return bench.seconds(call)
+
+    def body() -> torch.Tensor:
+        output = model.model(**inputs, document=batch.document, position=batch.position)
+        return output.last_hidden_state.float().mean()
+
+    def head() -> torch.Tensor:
+        picked, target = states[wanted], batch.target[wanted]
+        return head_loss(model.head, None, trainer.loss, picked, target, None, bench.classes).total
+
+    def attention() -> torch.Tensor:
+        return attend(query, query, query, plan_attention(batch.document, backend)).float().mean()
+
+    found = {
+        "batch assembly": assembly,
+        "embedding": timed(lambda: model.model.embedding(columns, batch.position).mean()),
+        "embedding and blocks": timed(body),
+        "of that, attention": bench.size.layers * timed(attention),
+        "head and loss": timed(head),
+    }
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    found["clipping and AdamW"] = bench.seconds(
+        lambda: (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), trainer.optimizer.step())
+    )
+    found["whole step"] = bench.seconds(lambda: trainer.step(0))
+    return {name: round(1000 * seconds, 3) for name, seconds in found.items()}
+
+
+def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of a size."""
+    bench = Bench(SIZES[name], device, args)
+    found: dict[str, Any] = {"size": name, "shape": SIZES[name]._asdict(), "precision": bench.precision}
+    found |= ceilings(bench)
+    model = bench.model()
+    lengths = np.array([len(history) for history in bench.histories])
+    context = float((lengths * (lengths - 1) / 2).sum() / (lengths - 1).sum())
+    flops = event_flops(model, context)
+    found |= {"parameters": sum(p.numel() for p in model.parameters()), "gflop_per_event": round(flops / 1e9, 6)}
+    del model
+    rows: dict[str, Any] = {}
+    for backend in backends(device, bench.precision):
+        trainer = bench.trainer(backend, bench.batches)
+        rows[f"ours, packed, {backend}"] = bench.rate(lambda step, t=trainer: t.step(step)["events"])  # type: ignore[misc]
+        del trainer
+    trainer = bench.trainer("sdpa", PaddedBatches(bench.batches))
+    rows["ours, padded, sdpa"] = bench.rate(lambda step: trainer.step(step)["events"])
+    for attention in ["sdpa", *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else [])]:
+        rows[f"GPT-2, {attention}"] = bench.rate(gpt2_step(bench, attention))
+    for which, row in rows.items():
+        if which.startswith("ours"):  # the FLOP are those of our model
+            row["mfu"] = round(row["events_per_s"] * flops / (found["matmul_tflops"] * 1e12), 4)
+    ours = [row["events_per_s"] for which, row in rows.items() if which.startswith("ours, packed")]
+    best = list(rows)[int(np.argmax(ours))]
+    peers = [row["events_per_s"] for which, row in rows.items() if which.startswith("GPT-2")]
+    found |= {"rows": rows, "ours / GPT-2": round(max(ours) / max(peers), 3)}
+    found["ours / padded"] = round(max(ours) / rows["ours, padded, sdpa"]["events_per_s"], 3)
+    found["parts_ms"] = parts(bench, best.rsplit(", ", 1)[1])
+    return found
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.4M", "3M", "25M", "paper"])
+    parser.add_argument("--events-per-step", type=int, default=65_536)
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each row")
+    parser.add_argument("--matmul", type=int, default=8192, help="N of the matmul ceiling")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our model")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    found = []
+    for size in args.sizes:
+        figures = {"device": name, "torch": torch.__version__, "python": platform.python_version(), "goals": GOALS}
+        figures |= {"events_per_step": args.events_per_step, "compiled": args.compile} | measure(size, device, args)
+        print(json.dumps(figures, indent=2), flush=True)
+        found.append(figures)
+    args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+if __name__ == "__main__":
+    main()

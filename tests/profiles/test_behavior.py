@@ -1,0 +1,103 @@
+"""BehaveGPT as a member: its stream is the converter's, and a vector is the same for a fitted and a new client."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from behavegpt.data.converters import convert
+from behavegpt.errors import CheckpointError, ConfigError
+from behavegpt.profiles.behavior import MODEL, BehaviorSettings, _write_stream, embed, fit
+from behavegpt.profiles.members import Context
+from behavegpt.training.loop import TrainSettings
+from tests.profiles.makers import read_events
+
+SETTINGS = BehaviorSettings(
+    model={"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 32},
+    train=TrainSettings(steps=4, batch_events=256),
+    min_count=1,
+)
+
+
+def test_the_stream_is_that_of_the_converter(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+    """So that a checkpoint trained on a converted log reads it."""
+    schema = convert("recsys2025", small / "input", tmp_path / "log.parquet", clock=5)
+    theirs = pd.read_parquet(tmp_path / "log.parquet")
+    with context(small).connect() as con:
+        log, ours_schema = _write_stream(con, tmp_path, "", f"{theirs['timestamp'].max()}", 5)
+        ours = con.sql(f"FROM '{log}'").df()
+    assert ours_schema == schema
+    last = ours["timestamp"].max()  # a second after the moment that was given, itself a second after the last event
+    assert last == theirs["timestamp"].max() + pd.Timedelta(seconds=1)
+    columns = ["user_id", "timestamp", "event", "behavior", "kind", "item", "price"]
+    plain = [frame[frame["event"] != "tick"][columns].astype(str) for frame in (ours, theirs)]
+    sorted_ones = [frame.sort_values(columns).to_numpy().tolist() for frame in plain]
+    assert sorted_ones[0] == sorted_ones[1]
+
+
+def test_a_new_client_has_the_vector_of_a_fitted_one(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    (tmp_path / "state").mkdir()
+    fit(context(small), SETTINGS, tmp_path / "state")
+    found = embed(context(small), SETTINGS, tmp_path / "state")
+    relevant = np.load(small / "input" / "relevant_clients.npy")
+    assert sorted(found.client_ids) == sorted(set(read_events(small)["client_id"]) & set(relevant))
+    assert found.vectors.shape[1] == 2 * 6 * 4  # last and mean; weekday, slot, event, item, price, gap
+    some = np.sort(found.client_ids)[::5]
+    other = shutil.copytree(small, tmp_path / "new")
+    for file in (other / "input").glob("*.parquet"):
+        table = pd.read_parquet(file)
+        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
+    np.save(other / "input" / "relevant_clients.npy", some + 10**6)
+    new = embed(context(other), SETTINGS, tmp_path / "state")
+    rows = [found.client_ids.tolist().index(client - 10**6) for client in new.client_ids]
+    assert np.abs(new.vectors - found.vectors[rows]).max() < 1e-5
+    # its model folder is a checkpoint like any other, and gives the same vectors
+    (tmp_path / "again").mkdir()
+    settings = SETTINGS.model_copy(update={"checkpoint": str(tmp_path / "state" / MODEL)})
+    fit(context(small), settings, tmp_path / "again")
+    assert np.array_equal(embed(context(small), settings, tmp_path / "again").vectors, found.vectors)
+    assert json.loads((tmp_path / "state" / "run.json").read_text())["best_step"] > 0
+
+
+def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        fit(context(small, seed=seed), SETTINGS, tmp_path / name)
+        found.append(embed(context(small, seed=seed), SETTINGS, tmp_path / name).vectors.tobytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_checkpoint_counts_by_its_weights(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    shaping = [BehaviorSettings(checkpoint=str(tmp_path / name)).shaping() for name in "abc"]
+    digests = [one["checkpoint"] for one in shaping]
+    assert digests[0] == digests[1] != digests[2]
+    with pytest.raises(ConfigError, match="give the `model` folder"):
+        BehaviorSettings(checkpoint=str(tmp_path)).shaping()
+
+
+def test_a_damaged_checkpoint_is_told_at_once(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"1")
+    (tmp_path / "state").mkdir()
+    with pytest.raises(CheckpointError, match=r"not a model folder \(config\.json is missing\)"):
+        fit(context(small), BehaviorSettings(checkpoint=str(tmp_path / "broken")), tmp_path / "state")
+
+
+def test_wrong_shapes_are_named(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+    wrong = SETTINGS.model_copy(update={"model": {"embedding_size": 3, "num_attention_heads": 16}})
+    with pytest.raises(ConfigError, match=r"model: .*must be a multiple"):
+        fit(context(small), wrong, tmp_path)
+    with pytest.raises(ValueError, match=r"unknown setting 'embeding_size'. Did you mean 'embedding_size'"):
+        BehaviorSettings(model={"embeding_size": 3})
