@@ -61,7 +61,7 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
     try:
         if _is_baseline(settings.model):
             return baseline_config(settings.model, store)
-        fields, width = read_inputs(settings.model, store)
+        fields, width = read_inputs(settings.model, store.field_sizes())
         shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
         return BehaveGPTConfig(
             field_sizes=fields,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -112,12 +112,12 @@ def refuse_unknown(settings: dict[str, Any]) -> None:
             raise ValueError(f"options: {name} has no {key!r}. {closest(key, list(options.model_fields) or ['none'])}")
 
 
-def read_inputs(settings: dict[str, Any], store: EventStore) -> tuple[dict[str, int], int]:
+def read_inputs(settings: Mapping[str, Any], fields: dict[str, int]) -> tuple[dict[str, int], int]:
     """Ids by field, and the width of each field's embedding, of `inputs: all` or `event_only`.
 
     With the event alone its embedding takes the width of all fields, so that nothing but the inputs changes.
     """
-    fields, width = store.field_sizes(), settings.get("embedding_size", BaselineConfig.embedding_size)
+    width = settings.get("embedding_size", BaselineConfig.embedding_size)
     inputs = settings.get("inputs", "all")
     if inputs not in INPUTS:
         raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
@@ -126,9 +126,18 @@ def read_inputs(settings: dict[str, Any], store: EventStore) -> tuple[dict[str, 
 
 def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConfig:
     """A baseline's configuration for a prepared folder, from `model:`'s settings. ValueError on a contradiction."""
+    config = shape_baseline(settings, store.field_sizes(), store.behaviors.classes, store.schema.behavior_is_event)
+    config.tokenizer_hash = EventTokenizer.from_store(store, 1).hash
+    return config
+
+
+def shape_baseline(
+    settings: Mapping[str, Any], fields: dict[str, int], behaviors: int, is_event: bool
+) -> BaselineConfig:
+    """The configuration for fields with so many ids; `is_event`: the behaviors are the events. ValueError as above."""
     name = settings["architecture"]
-    architecture, is_event = ARCHITECTURES[name], store.schema.behavior_is_event
-    fields, width = read_inputs(settings, store)
+    architecture = ARCHITECTURES[name]
+    fields, width = read_inputs(settings, fields)
     options = architecture.options(**(settings.get("options") or {}))
     shape = {**architecture.shape, **{k: v for k, v in settings.items() if k in SHARED}, "embedding_size": width}
     if architecture.inherit is not None:
@@ -145,8 +154,7 @@ def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConf
         more_columns=[column for column in architecture.columns if column != "behavior" or not is_event],
         next_heads=[f for f in architecture.reconstructed if f in fields and not (f == "event" and is_event)],
         field_sizes=fields,
-        num_behaviors=store.behaviors.classes,
+        num_behaviors=behaviors,
         behavior_is_event=is_event,
-        tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
         **shape,
     )

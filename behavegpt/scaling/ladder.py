@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from behavegpt.baselines.architectures import read_inputs, shape_baseline
+from behavegpt.baselines.network import BaselineForBehaviorPrediction
 from behavegpt.config import Settings
 from behavegpt.data.store import EventStore
 from behavegpt.errors import ConfigError
@@ -111,19 +113,24 @@ def _shape(embedding_size: int, task: Task) -> dict[str, int]:
 
 def _measure(task: Task, model: dict[str, Any]) -> Rung:
     """Count a model without allocating it. ConfigError on a shape that contradicts itself."""
+    facts: dict[str, Any] = {"num_behaviors": task.behaviors, "behavior_is_event": task.behavior_is_event}
+    network: type[BehaveGPTForBehaviorPrediction] = BehaveGPTForBehaviorPrediction
     try:
-        config = BehaveGPTConfig(
-            field_sizes=task.fields,
-            num_behaviors=task.behaviors,
-            behavior_is_event=task.behavior_is_event,
-            **model,
-        )
+        if model.get("architecture", "behavegpt") == "behavegpt":
+            fields, width = read_inputs(model, task.fields)
+            shape = {name: value for name, value in model.items() if name not in ("architecture", "inputs")}
+            config = BehaveGPTConfig(field_sizes=fields, **facts, **shape | {"embedding_size": width})
+        else:
+            config = shape_baseline(model, task.fields, task.behaviors, task.behavior_is_event)
+            network = BaselineForBehaviorPrediction
     except Exception as error:  # huggingface_hub wraps every violation in types of its own
         raise ConfigError(f"sizes: {str(error).strip().splitlines()[-1].strip()}") from None
     with torch.device("meta"):
-        parameters = count_parameters(BehaveGPTForBehaviorPrediction(config))
+        parameters = count_parameters(network(config))
     multiplied = parameters["total"] - parameters["embeddings"]
     # each weight takes two operations forward and four backward; attention 4 * width for each event looked at, of
-    # which a full window has (length + 1) / 2 on average, and twice that backward
-    attention = 12 * config.num_hidden_layers * config.hidden_size * (config.max_length + 1) / 2
+    # which a full window has (length + 1) / 2 on average, and twice that backward; of a baseline, its weights' alone
+    attention = 0.0
+    if network is BehaveGPTForBehaviorPrediction:
+        attention = 12 * config.num_hidden_layers * config.hidden_size * (config.max_length + 1) / 2
     return Rung(dict(model), config.hidden_size, parameters, 6 * multiplied + attention)

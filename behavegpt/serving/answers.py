@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import check_columns, find_logs
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
@@ -82,6 +83,7 @@ def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistori
     wanted = [column for column in dict.fromkeys(columns_of(schema).values()) if column in names]
     table = {column: [row.get(column) for user in users for row in user.events] for column in wanted}
     table[schema.user] = [f"{number:08}" for number, user in enumerate(users) for _ in user.events]
+    check_columns(find_logs(table), {r: c for r, c in columns_of(schema).items() if r != "behavior"})
     read = read_rows(table, schema)
     encoded = predictor.encode(table) if read is None else predictor.tokenizer.encode_table(read)
     if len(encoded.users) < len(users):

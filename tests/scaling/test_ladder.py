@@ -7,9 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2Model
 
+from behavegpt.baselines.network import start_baseline
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.scaling.ladder import Task, make_rung, memory
+from tests.helpers import random_store
 
 TASK = Task(fields={"location": 2000, "weekday": 7, "slot": 48, "event": 116}, behaviors=39)
 COMMON = {"max_length": 64, "dropout": 0.0, "history_head": False}
@@ -79,3 +82,13 @@ def test_a_size_below_the_embeddings_is_refused_with_the_remedy():
 def test_a_contradictory_shape_is_named():
     with pytest.raises(ConfigError, match=r"sizes: .*multiple of"):
         make_rung({"embedding_size": 5, "num_attention_heads": 3}, "total", TASK, COMMON)
+
+
+def test_a_baseline_is_counted_as_it_is_built() -> None:
+    """`model.architecture` in a sweep: the rung's parameters are those of the network that pretraining makes."""
+    store = random_store(users=8)
+    rung = make_rung(2e4, "total", Task.of(store), {"architecture": "gru", "max_length": 16})
+    settings = PretrainSettings.model_validate({"out": "x", "data": {"path": "x"}, "model": rung.model})
+    network = start_baseline(model_config(settings, store), store)
+    assert rung.params == sum(p.numel() for p in network.parameters())
+    assert rung.params != make_rung(2e4, "total", Task.of(store), {"max_length": 16}).params
