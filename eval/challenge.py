@@ -44,6 +44,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def names(entries: Sequence[Path]) -> dict[str, Path]:
+    """Entries by the name of their folder, with that of the folder above where two are called the same."""
+    folders = [entry.resolve() for entry in entries]
+    plain = [folder.name for folder in folders]
+    return {
+        f"{folder.parent.name}_{folder.name}" if plain.count(folder.name) > 1 else folder.name: entry
+        for folder, entry in zip(folders, entries, strict=True)
+    }
+
+
 def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each entry and task, and for the random vectors."""
     random = {task: floor["random_vectors"] for task, floor in results[0]["floors"].items()}
@@ -91,13 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.data,
                 arguments.out,
                 tasks=tasks,
+                name=name,
                 seeds=seeds_from(arguments.seeds),
                 devices=arguments.devices or default_devices(),
                 subset=arguments.subset,
                 random_vectors=index == 0,  # the same for all of them
                 width=arguments.width,
             )
-            for index, entry in enumerate(arguments.entries)
+            for index, (name, entry) in enumerate(names(arguments.entries).items())
         ]
     except BehaveGPTError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -114,15 +114,21 @@ def _fit_arguments(parser: Parser) -> None:
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default 0.95)")
     parser.add_argument("--floor", type=float, help="loss of the best possible prediction, if known, for the figures")
     parser.add_argument("--no-plots", action="store_true", help="write fit.json alone")
+    parser.add_argument("--name", help="fit the runs of this name; those of other names are only drawn (default: all)")
 
 
 def _fit(arguments: Arguments) -> Any:
+    from behavegpt.errors import DataError
     from behavegpt.scaling.fit import Bootstrap, fit_rows, write_fit
     from behavegpt.scaling.rows import usable_rows
 
     rows = [row for row in usable_rows(arguments.rows, arguments.count) if row["events"] >= arguments.min_events]
     how = Bootstrap(arguments.draws, arguments.confidence)
-    fit = fit_rows(rows, arguments.count, arguments.delta, how)
+    fitted = [row for row in rows if arguments.name in (None, row.get("name"))]
+    if not fitted:
+        names = ", ".join(sorted({str(row.get("name")) for row in rows}))
+        raise DataError(f"--name {arguments.name!r}: no such runs with enough events; there are {names or 'none'}.")
+    fit = fit_rows(fitted, arguments.count, arguments.delta, how)
     write_fit(fit, arguments.out)
     table = [[text, *(f"{x:.4g}" for x in getattr(fit, name).model_dump().values())] for name, text in FIGURES.items()]
     show(arguments, ("", "value", "low", "high"), table)

@@ -73,7 +73,7 @@ def test_privacy_and_share_are_obeyed():
     user = user_vectors(table, vectors)
     torch.manual_seed(0)
     model = Perturber(vectors, torch.bincount(torch.from_numpy(events), minlength=20) > 0)
-    train(model, user, events, offsets, UPCSettings(events=150_000, batch=8))
+    train(model, user, events, offsets, UPCSettings(events=90_000, batch=8))
     own = torch.from_numpy(events).view(40, 30)
     similarity, kept = {}, {}
     for privacy in (0.0, 0.5, 1.0):

@@ -201,6 +201,7 @@ def test_the_command_line_from_sweep_to_plan(swept, data, tmp_path, capsys):
     fit = str(tmp_path / "fit.json")
     assert main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--draws", "50", "--no-plots"]) == 0
     assert "only 2 different sizes" in capsys.readouterr().err
+    assert main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--name", "Nobody"]) == 2
     assert main(["scale", "plan", "--compute", "1e9", fit, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(1e9)
     assert main(["scale", "plan", "--events", "1e4", fit]) == 0
