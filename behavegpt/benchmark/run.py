@@ -146,16 +146,17 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
 def _count_baselines(out: Path, plan: Plan) -> bool:
     """Rows of the count baselines, tuned on validation by their own rule; whether they were missing."""
     store, hashed = plan.store, plan.counts_hash
-    known = {row["key"] for row in read_rows(out / "rows.jsonl")}
-    if all(f"{hashed}-{name}" in known for name in counts.SCORERS):
-        return False
-    for name, model in counts.tune(counts.fit(store), store).items():
-        row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
-        row |= {"point": {"weight": model.weight}, "base": None, "protocol_hash": hashed, "status": "done"}
-        for split in ("valid", "test"):
-            row[split], ranks = _count_scores(model, store, split)
-        np.save(out / "ranks" / f"{row['key']}.npy", ranks)
-        append_row(out / "rows.jsonl", row | {"finished": _now()})
+    with FileLock(out / "locks" / f"{hashed}.lock"):  # cheap, so another process just waits
+        known = {row["key"] for row in read_rows(out / "rows.jsonl")}
+        if all(f"{hashed}-{name}" in known for name in counts.SCORERS):
+            return False
+        for name, model in counts.tune(counts.fit(store), store).items():
+            row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
+            row |= {"point": {"weight": model.weight}, "base": None, "protocol_hash": hashed, "status": "done"}
+            for split in ("valid", "test"):
+                row[split], ranks = _count_scores(model, store, split)
+            np.save(out / "ranks" / f"{row['key']}.npy", ranks)
+            append_row(out / "rows.jsonl", row | {"finished": _now()})
     return True
 
 
