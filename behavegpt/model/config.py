@@ -33,7 +33,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     position_encoding: str = "rope"  # rope | learned | none
     dropout: float = 0.1  # on embeddings and both residual branches; never on attention weights
     layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    initializer_range: float | None = None  # of new weights; null: 0.02 * sqrt(1024 / hidden_size)
     history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
     tied_head: bool = False  # the event embedding enters the logits
     next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
@@ -52,6 +52,8 @@ class BehaveGPTConfig(PreTrainedConfig):
         self.next_heads = list(self.next_heads or [])
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.head_size = self.head_size or self.hidden_size
+        # GPT-2's 0.02 suits widths about 1024; a narrow network begins on a plateau with it (docs/baselines.md)
+        self.initializer_range = self.initializer_range or round(0.02 * (1024 / self.hidden_size) ** 0.5, 4)
         super().__post_init__(**kwargs)
 
     @property

@@ -253,7 +253,16 @@ def test_initialization_reaches_every_parameter():
             assert torch.allclose(parameter, torch.tensor(10.0).log().neg())
         else:
             small = "o_proj" in name or "mlp_out" in name
-            assert std == pytest.approx(0.02 / (math.sqrt(24) if small else 1), rel=0.2), name
+            wanted = 0.02 * math.sqrt(1024 / 256)  # at width 256
+            assert std == pytest.approx(wanted / (math.sqrt(24) if small else 1), rel=0.2), name
+
+
+@pytest.mark.parametrize(("given", "width", "deviation"), [(None, 1024, 0.02), (None, 64, 0.08), (0.03, 64, 0.03)])
+def test_new_weights_are_larger_in_narrow_models(given, width, deviation):
+    config = BehaveGPTConfig(
+        field_sizes=SIZES, embedding_size=width // 4, num_attention_heads=4, initializer_range=given
+    )
+    assert config.initializer_range == deviation
 
 
 def test_the_model_folder_stands_alone():
