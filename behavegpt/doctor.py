@@ -49,7 +49,7 @@ def self_test(device: torch.device) -> str:
     config = BehaveGPTConfig(embedding_size=8, num_hidden_layers=2, num_attention_heads=2, num_behaviors=5, dropout=0.0)
     model = BehaveGPTForBehaviorPrediction(config)
     torch.nn.Module.to(model, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     ids = {"input_ids": 3, "location_ids": 3, "weekday_ids": 7, "slot_ids": 48}
     inputs = {name: torch.randint(size, (8, 64), device=device) for name, size in ids.items()}
     labels = torch.randint(5, (8, 64), device=device)

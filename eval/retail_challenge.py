@@ -204,6 +204,9 @@ GATES = {
     "B2 category": Gate("the same, category", _difference("week_all", "all", "category"), 0),
     "B2 sku": Gate("the same, SKU", _difference("week_all", "all", "sku"), 0),
     "B3": Gate("normalized - raw ensemble", _difference("ensemble pilot", "ensemble raw"), 0.02),
+    "B3 scored": Gate(
+        "standard scores, then unit length - raw", _difference("ensemble pilot_scored", "ensemble raw"), 0.02
+    ),
     "B4 all": Gate("GRU-AE all - iALS SKU", _difference("all", "ials_skus"), 0.03),
     "B4 next": Gate("next product - iALS SKU", _difference("next_product", "ials_skus"), 0.03),
     "B5": Gate("weakest learned member - noise", _weakest, 0.25, hard=True),
@@ -214,6 +217,7 @@ GATES = {
     "B7 alone": Gate("BehaveGPT - next SKU", _difference("behavegpt", "next_sku"), 0),
     "B8": Gate("mean - zero imputation, a fifth masked", _difference("masked, mean", "masked, zero"), 0),
     "pilot": Gate("ensemble of all - 2.254", lambda of: of["ensemble all"]["sum"] - 2.254, 0),
+    "pilot scored": Gate("the same, all_scored", lambda of: of["ensemble all_scored"]["sum"] - 2.254, 0),
 }
 
 

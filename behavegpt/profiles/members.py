@@ -41,14 +41,16 @@ class Quantile(Settings):
     quantile: Literal["uniform"] = Field(description="each column is mapped to its quantiles, 0 to 1")
 
 
-Step = Literal["l2"] | Pca | Quantile
+Step = Literal["l2", "zscore"] | Pca | Quantile
 
 
 class MemberSettings(Settings):
     """What every member's YAML block has."""
 
     kind: str
-    post: tuple[Step, ...] = Field(("l2",), description="steps before the ensemble: {pca: N}, l2, {quantile: uniform}")
+    post: tuple[Step, ...] = Field(
+        ("l2",), description="steps before the ensemble: {pca: N}, zscore, l2, {quantile: uniform}"
+    )
     seed: int | None = Field(None, description="the profile's seed by default")
 
     def shaping(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from behavegpt.profiles.fields import (
 from behavegpt.user_embeddings import open_array, write_array
 
 BATCH = 2**18  # rows fetched at a time
+MIX = 0x9E3779B1  # odd, near 2^32 over the golden ratio
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def _encoded(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `row` and ids by field, sorted by client and time.
 
-    Equal times are sorted by event type and then by ids, so that the order of rows in a file never matters.
+    Events of equal times stand by event type and then in an order of chance that their ids decide: the order of rows
+    in a file never matters, and no member learns a sorting (an invoice has dozens of lines of one time).
     """
     names = [spec.name for spec in settings.specs]
     codes = next((name for name in names if name in CODES), None)
@@ -181,11 +183,12 @@ def _encoded(
     if codes:  # an event without codes is one token, `missing`
         listed = CODES[codes]
         values.append(f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL::SMALLINT] END AS {codes}")
+    ties = names if codes else [_chance_sql(plain), *names]
     query = f"""
         SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
-        FROM (SELECT w.row, e.moment, e.event AS kind, {", ".join(values)}
+        FROM (SELECT w.row, w.client, e.moment, e.event AS kind, {", ".join(values)}
               FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s {" ".join(joins)}
-        ORDER BY {", ".join(["row", "moment", "kind", *names])}"""
+        ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
     for batch in con.sql(query).to_arrow_reader(BATCH):
         columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)}
         if codes:
@@ -193,6 +196,12 @@ def _encoded(
             columns = {name: column.repeat(np.diff(tokens.offsets)) for name, column in columns.items()}
             columns[codes] = _code_ids(tokens.flatten(), vocabularies.values[codes])
         yield columns
+
+
+def _chance_sql(names: Sequence[str]) -> str:
+    """SQL of a number below 2^32 that a client and its ids decide, each times a power of an odd constant."""
+    terms = [f"{name}::BIGINT * {pow(MIX, power, 2**32)}" for power, name in enumerate(names, 2)]
+    return f"({' + '.join([f'(client % {2**31}) * {MIX}', *terms])}) % {2**32}"
 
 
 def _code_ids(codes: pa.Array, values: np.ndarray) -> np.ndarray:

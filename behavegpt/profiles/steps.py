@@ -1,4 +1,4 @@
-"""Steps between a member's vectors and the ensemble: PCA, unit length, quantiles. Fitted state is arrays alone.
+"""Steps between a member's vectors and the ensemble: PCA, standard scores, unit length, quantiles; fitted state is arrays.
 
 Everything goes in blocks of rows, so that a memory-mapped matrix (U, D) is never in memory as a whole.
 """
@@ -28,7 +28,7 @@ def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
         def blocks(done: Sequence[State] = done) -> Iterator[np.ndarray]:
             return transformed(steps[: len(done)], done, vectors)
 
-        states.append(_KINDS[type(step)].fit(step, blocks))
+        states.append(_kind(step).fit(step, blocks))
     return states
 
 
@@ -37,7 +37,7 @@ def transformed(steps: Sequence[Step], states: Sequence[State], vectors: np.ndar
     for start in range(0, len(vectors), BLOCK):
         block = vectors[start : start + BLOCK].astype(np.float64)
         for step, state in zip(steps, states, strict=True):
-            block = _KINDS[type(step)].apply(state, block)
+            block = _kind(step).apply(state, block)
         yield block
 
 
@@ -46,10 +46,15 @@ def width_after(steps: Sequence[Step], width: int) -> int:
     return min([width, *(step.pca for step in steps if isinstance(step, Pca))])
 
 
+def _mean(blocks: Blocks) -> tuple[np.ndarray, int]:
+    """Mean (D,) and number of the rows."""
+    rows = sum(len(block) for block in blocks())
+    return sum(block.sum(axis=0) for block in blocks()) / rows, rows
+
+
 def _fit_pca(step: Pca, blocks: Blocks) -> State:
     """Mean (D,) and the first components (D, K) of the covariance; as many as there are columns at most."""
-    rows = sum(len(block) for block in blocks())
-    mean = sum(block.sum(axis=0) for block in blocks()) / rows
+    mean, rows = _mean(blocks)
     covariance = sum((block - mean).T @ (block - mean) for block in blocks()) / max(rows - 1, 1)
     components = np.linalg.eigh(covariance)[1][:, ::-1][:, : step.pca]  # eigenvalues come ascending
     largest = components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])]
@@ -58,6 +63,17 @@ def _fit_pca(step: Pca, blocks: Blocks) -> State:
 
 def _pca(state: State, block: np.ndarray) -> np.ndarray:
     return (block - state["mean"]) @ state["components"]
+
+
+def _fit_scores(step: str, blocks: Blocks) -> State:
+    """Mean (D,) and standard deviation (D,), 1 where a column is constant."""
+    mean, rows = _mean(blocks)
+    variance = sum(np.square(block - mean).sum(axis=0) for block in blocks()) / rows
+    return {"mean": mean, "deviation": np.where(variance > 0, np.sqrt(variance), 1)}
+
+
+def _scores(state: State, block: np.ndarray) -> np.ndarray:
+    return (block - state["mean"]) / state["deviation"]
 
 
 def _unit(state: State, block: np.ndarray) -> np.ndarray:
@@ -91,8 +107,13 @@ class _Kind(NamedTuple):
     apply: Callable[[State, np.ndarray], np.ndarray]
 
 
-_KINDS: dict[type, _Kind] = {
+_KINDS: dict[type | str, _Kind] = {
     Pca: _Kind(_fit_pca, _pca),
-    str: _Kind(lambda step, blocks: {}, _unit),
+    "zscore": _Kind(_fit_scores, _scores),
+    "l2": _Kind(lambda step, blocks: {}, _unit),
     Quantile: _Kind(_fit_quantiles, _to_quantiles),
 }
+
+
+def _kind(step: Step) -> _Kind:
+    return _KINDS[step if isinstance(step, str) else type(step)]

@@ -77,7 +77,7 @@ def test_packed_equals_one_history_at_a_time(build, variant, is_event):
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and "next_heads" not in n]
     first, second = (torch.autograd.grad((logits * probe).sum(), [p for _, p in named]) for logits in (together, alone))
     for (name, _), a, b in zip(named, first, second, strict=True):
-        assert (a - b).abs().max() <= 1e-5 * (1 + b.abs().max()), name
+        assert (a - b).abs().max() <= 2e-5 * (1 + b.abs().max()), name
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "hstu, known"])

@@ -44,6 +44,13 @@ def test_pca_is_that_of_sklearn() -> None:
 
 
 @pytest.mark.usefixtures("block")
+def test_standard_scores_are_those_of_sklearn() -> None:
+    from sklearn.preprocessing import StandardScaler
+
+    given = np.column_stack([vectors() * 7 + 3, np.full(len(vectors()), 2.0)])  # a constant column becomes 0
+    assert np.allclose(after(("zscore",), given), StandardScaler().fit_transform(given.astype(np.float64)), atol=1e-6)
+
+
 def test_quantiles_are_those_of_sklearn() -> None:
     from sklearn.preprocessing import QuantileTransformer
 

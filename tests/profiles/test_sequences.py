@@ -43,8 +43,11 @@ def by_hand(path: Path, settings: SequenceSettings) -> tuple[dict[int, list[tupl
                     ids.append(MISSING)
                 else:
                     ids.append(FIRST + known[name].index(int(value)) if int(value) in known[name] else RARE)
-            rows.append((row["timestamp"], row["event"], tuple(ids)))
-        sequences[int(client)] = [ids for _, _, ids in sorted(rows)]
+            mixed = (int(client) % 2**31) * 0x9E3779B1 + sum(
+                value * pow(0x9E3779B1, power, 2**32) for power, value in enumerate(ids, 2)
+            )
+            rows.append((row["timestamp"], row["event"], mixed % 2**32, tuple(ids)))
+        sequences[int(client)] = [ids for *_, ids in sorted(rows)]
     return sequences, known
 
 
