@@ -1,4 +1,4 @@
-"""Steps between a member's vectors and the ensemble: PCA, standard scores, unit length, quantiles; fitted state is arrays.
+"""Steps between a member's vectors and the ensemble: PCA, standard scores, unit length, quantiles.
 
 Everything goes in blocks of rows, so that a memory-mapped matrix (U, D) is never in memory as a whole.
 """
