@@ -63,6 +63,7 @@ class SweepSettings(Settings):
     lr: RateRule = Field(default_factory=RateRule)
     batch: BatchRule = Field(default_factory=BatchRule)
     model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig: what all sizes share")
+    language_model: str | None = Field(None, description="GPT-2 folder that every run starts from; sizes of its shape")
     loss: LossSettings = Field(
         default_factory=lambda: LossSettings(name="cross_entropy"),
         description="the training loss; what is fitted is always the cross-entropy",
@@ -125,4 +126,4 @@ def run_settings(settings: SweepSettings, job: Job, data: str, out: str) -> Pret
     batch = int(min(rule.most, max(rule.least, rule.events * (job.events / rule.at) ** rule.power)))
     train = {**settings.train, "epochs": 1, "batch_events": batch, "lr": job.lr, "seed": job.seed, "select": "last"}
     tree = {"out": out, "data": {"path": data}, "model": job.rung.model, "loss": settings.loss, "train": train}
-    return PretrainSettings.model_validate(tree)
+    return PretrainSettings.model_validate({**tree, "language_model": settings.language_model})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Model
 
 from behavegpt.cli import main
 from behavegpt.config import read_settings
@@ -24,6 +25,7 @@ from behavegpt.scaling.ladder import Task
 from behavegpt.scaling.rows import read_rows
 from behavegpt.scaling.settings import SweepSettings, list_jobs, run_settings
 from behavegpt.training.evaluate import score
+from tests.adapt.test_language import small_gpt2
 from tests.conftest import ROOT
 from tests.helpers import random_store
 from tests.runs import save_store
@@ -111,6 +113,18 @@ def test_a_failed_run_is_recorded_as_failed_and_the_sweep_goes_on(data, tmp_path
     assert len(sweep.sweep(small(data, tmp_path))) == 4  # not by itself
     again = sweep.sweep(small(data, tmp_path), retry_failed=True)
     assert [row["status"] for row in again].count("done") == 4
+
+
+def test_blocks_of_a_language_model_are_a_start_for_the_sizes_of_its_shape(data, tmp_path):
+    small_gpt2(tmp_path / "gpt2", n_layer=1, n_head=2)
+    overrides = ["events=[300]", f"language_model={tmp_path / 'gpt2'}", "name=GPT-2 start", "lr.values=[1e-12]"]
+    sweep.sweep(small(data, tmp_path / "out", "keep_models=true", *overrides))
+    narrow, wide = sorted(read_rows(tmp_path / "out" / "rows.jsonl"), key=lambda row: row["width"])
+    assert narrow["status"] == "failed" and "GPT-2" in narrow["reason"]  # 8 wide
+    assert wide["status"] == "done" and wide["name"] == "GPT-2 start"
+    kept = BehaveGPTForBehaviorPrediction.from_pretrained(tmp_path / "out" / "runs" / wide["run"] / "model")
+    gpt2 = GPT2Model.from_pretrained(tmp_path / "gpt2")
+    torch.testing.assert_close(kept.model.blocks[0].mlp_in.weight, gpt2.h[0].mlp.c_fc.weight.T)
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(data, tmp_path):
