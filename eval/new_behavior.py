@@ -6,8 +6,8 @@
 The base is pretrained on the log without the held-out behaviors. Each of them is then added alone: fine-tuned on the
 last days before validation of random users (of those who show it first, where it is very rare), and scored on the test
 events of all users. Beside the methods: the base (which cannot say the new behavior), the grown model before any
-training, and the nearest class mean of the frozen encoder's states. Finished rows are skipped; `--tune` scores the
-validation events.
+training, and on the frozen encoder's states the nearest class mean and Mecos-style matching, whose head learns on the
+known behaviors of pretraining. Finished rows are skipped; `--tune` scores the validation events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
+from behavegpt.baselines.mecos import MecosSettings, match, meta_train
 from behavegpt.batch import IGNORED
 from behavegpt.config import Settings, read_settings
 from behavegpt.data.loader import evaluation_batches, row_length_for
@@ -44,8 +45,9 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import Journal
 
+Examples = tuple[torch.Tensor, torch.Tensor]  # states (M, C) and the classes (M,) that followed
 KEY = ("behavior", "method", "seed")
-UNTRAINED = ("base", "grown, untrained", "nearest class mean")
+UNTRAINED = ("base", "grown, untrained", "nearest class mean", "matching (Mecos-style)")
 FIGURES = ("recall_new", "precision_new", "rec_m", "rec_w", "rec_w_known")
 
 
@@ -137,8 +139,17 @@ def run_row(protocol: Protocol, row: dict[str, Any], logs: Path, work: Path, spl
     if row["method"] == "base":
         network, tokenizer = (lambda p: (p.model, p.tokenizer))(load(model))
     store = reencode(everything, tokenizer.vocabulary)
-    if row["method"] == "nearest class mean":
-        metrics = nearest_mean(network, reencode(few, tokenizer.vocabulary), store, split, load(model).model)
+    if row["method"] in UNTRAINED[2:]:
+        hide_new_labels(network, load(model).model)
+        examples = collect(states(network, reencode(few, tokenizer.vocabulary), SPLITS["train"]))
+        if row["method"] == "nearest class mean":
+            metrics = nearest_mean(examples, states(network, store, split), store.behaviors.classes)
+        else:
+            known = collect(
+                states(network, reencode(prepared(protocol, logs, work), tokenizer.vocabulary), SPLITS["train"])
+            )
+            head = meta_train(*known, MecosSettings(seed=row["seed"]))
+            metrics = match(head, *examples, states(network, store, split), store.behaviors.classes)
     else:
         config = network.config
         metrics, _ = evaluate(network, store, split, max_length=config.max_length, fields=config.columns)
@@ -175,9 +186,7 @@ def figures(metrics: PredictionMetrics, new: int | None, store: EventStore) -> d
 
 
 @torch.no_grad()
-def states(
-    model: BehaveGPTForBehaviorPrediction, store: EventStore, split: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def states(model: BehaveGPTForBehaviorPrediction, store: EventStore, split: int) -> Iterator[Examples]:
     """Unit vectors (N, C) of the encoder before the targets (N,) of a split, batch by batch."""
     length = model.config.max_length
     batches = evaluation_batches(
@@ -191,24 +200,27 @@ def states(
         yield F.normalize(state[wanted], dim=-1), batch.target[wanted]
 
 
-def nearest_mean(
-    model: BehaveGPTForBehaviorPrediction,
-    few: EventStore,
-    store: EventStore,
-    split: int,
-    frozen: BehaveGPTForBehaviorPrediction,
-) -> PredictionMetrics:
-    """Each target gets the class whose mean state over the few examples is nearest; the encoder is the base's."""
-    for name, table in model.model.embedding.tables.items():  # what the base does not know is unknown to it
+def hide_new_labels(model: BehaveGPTForBehaviorPrediction, frozen: BehaveGPTForBehaviorPrediction) -> None:
+    """Make what the base does not know unknown to the grown model, whose encoder is the base's then."""
+    for name, table in model.model.embedding.tables.items():
         known = frozen.model.embedding.tables[name].weight
         table.weight.data[len(known) :] = known[UNKNOWN]
-    classes = store.behaviors.classes
-    sums = torch.zeros(classes, model.config.hidden_size)
-    for state, target in states(model, few, SPLITS["train"]):
-        sums.index_add_(0, target, state)
+
+
+def collect(batches: Iterable[Examples]) -> Examples:
+    """All states (M, C) and targets (M,) of the batches."""
+    vectors, targets = zip(*batches, strict=True)
+    return torch.cat(vectors), torch.cat(targets)
+
+
+@torch.no_grad()
+def nearest_mean(examples: Examples, queries: Iterable[Examples], classes: int) -> PredictionMetrics:
+    """Each query gets the class whose mean state over the few examples is nearest."""
+    vectors, member = examples
+    sums = torch.zeros(classes, vectors.shape[1]).index_add(0, member, vectors)
     seen = sums.abs().sum(1) > 0
     means, metrics = F.normalize(sums, dim=-1), PredictionMetrics(classes)
-    for state, target in states(model, store, split):
+    for state, target in queries:
         metrics.update((state @ means.T).masked_fill(~seen, -2.0), target)
     return metrics
 

@@ -136,7 +136,7 @@ def test_new_behavior(tmp_path, capsys):
     )
     line = [str(config), "--out", str(tmp_path / "rows.jsonl")]
     run = [*line, "--logs", str(tmp_path), "--work", str(tmp_path / "work")]
-    assert module.main([*run, "--only", "base", "new rows", "nearest class mean", "grown, untrained"]) == 0
+    assert module.main([*run, "--only", "base", "new rows", *module.UNTRAINED[1:]]) == 0
     rows = {row["method"]: row for row in module.read_rows(tmp_path / "rows.jsonl")}
     assert rows["base"]["recall_new"] == 0 and rows["base"]["rows_new"] == 0
     assert len({row["rows_known"] for row in rows.values()}) == 1, "all are scored on the same known rows"
