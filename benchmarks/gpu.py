@@ -27,6 +27,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ def _train_benchmark() -> Any:
     spec = importlib.util.spec_from_file_location("train_benchmark", Path(__file__).with_name("train.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(Path(__file__).parent))  # where it finds train_peers, also when this file is a test's module
     spec.loader.exec_module(module)
     return module
 

@@ -1,14 +1,14 @@
-"""Training throughput against GPT-2 of transformers and SASRec of RecTools: events per CPU second, one thread, fp32.
+"""Training throughput against GPT-2 of transformers and the trainers of train_peers.py: events per CPU second.
 
     python benchmarks/train.py                          # caps 90 and 256, best of 3
-    python benchmarks/train.py --peers ../peers       # with RecTools, from its own environment:
-    python3.11 -m venv ../peers/rectools
-    ../peers/rectools/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'
+    python benchmarks/train.py --peers ../peers       # with RecTools, ptls and RecBole, from their environments
+                                                      # (how to make them is printed while they are absent)
 
 Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 events; hidden width 128, 2 layers, 4
-heads, no dropout, 256 histories a step. Every trainer learns the same next events, the first event of a history being
-none, so events per CPU second compare; each step is forward, backward, clipping and AdamW (RecTools: its own Adam).
-BehaveGPT reads four fields and has an MLP as head, the others read the event alone. Trainers take turns, one pass over
+heads, no dropout, one thread, fp32, 256 histories a step. Every trainer learns the same next events, the first event of
+a history being none, so events per CPU second compare; each step is forward, backward, clipping and AdamW (the peers:
+their own Adam). BehaveGPT reads four fields and has an MLP as head, ptls reads and predicts all four, the others read
+and predict the event alone; RecBole, the slow one, learns a quarter of the histories. Trainers take turns, a pass over
 the workload each, and the best pass counts: quote the ratios, with the histories a step, on which they depend: large
 padded batches cost the peers much system time (README.md). The head is measured apart, with 50,000 classes.
 Needs Linux (peak memory). The table goes to benchmarks/results/train.json.
@@ -23,36 +23,42 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from train_peers import (
+    EVENTS,
+    FIELDS,
+    HEADS,
+    INSTALL,
+    LAYERS,
+    LOCATIONS,
+    PEERS,
+    WIDTH,
+    Peer,
+    answers,
+    cpu_of,
+    to_learn,
+    workload,
+)
 
-if TYPE_CHECKING:  # RecTools' environment, where this file runs too, has no behavegpt
+if TYPE_CHECKING:  # the peers' environments, where this file runs too, have no behavegpt
     from behavegpt.data.loader import TrainingBatches
     from behavegpt.data.store import EventStore
     from behavegpt.training.loop import Trainer
 
 RESULT = Path(__file__).parent / "results" / "train.json"
-EVENTS, LOCATIONS, MEAN, SIGMA, SHORTEST = 2000, 100, 30, 1.0, 2
-WIDTH, LAYERS, HEADS, FIELDS = 128, 2, 4, 4
 HEAD_WIDTH, HEAD_CLASSES, HEAD_EVENTS = 256, 50_000, 2048
-OURS, LOOP, GPT2, GPT2_CAP, RECTOOLS = "BehaveGPT", "BehaveGPT, Trainer", "GPT-2", "GPT-2, padded to cap", "SASRec"
-GOALS = {(90, GPT2): 5.0, (256, GPT2): 8.0, (90, RECTOOLS): 3.5, (256, RECTOOLS): 3.5}  # ours / it, at least
+OURS, LOOP, GPT2, GPT2_CAP = "BehaveGPT", "BehaveGPT, Trainer", "GPT-2", "GPT-2, padded to cap"
+GOALS = {(90, GPT2): 5.0, (256, GPT2): 8.0}  # ours / it, at least
+GOALS |= {(cap, peer.label): peer.goal for cap in (90, 256) for peer in PEERS.values()}
 LOOP_GOAL, LOADER_GOAL, HEAD_TIME_GOAL, HEAD_MEMORY_GOAL = 0.95, 0.01, 0.8, 0.1
-PEER_COMMAND = "python3.11 -m venv {0} && {0}/bin/pip install 'torch==2.13.0' 'rectools[torch]==0.19.*'"
 
 Pass = Callable[[], float]  # once over the workload: CPU seconds
-
-
-def workload(users: int, cap: int, seed: int = 0) -> list[np.ndarray]:
-    """Histories (n,) of events 0 .. EVENTS-1, int64; SHORTEST <= n <= cap."""
-    rng = np.random.default_rng(seed)
-    lengths = np.rint(rng.lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, users)).clip(SHORTEST, cap)
-    return [rng.integers(0, EVENTS, int(length)) for length in lengths]
 
 
 def store_of(histories: list[np.ndarray]) -> EventStore:
@@ -88,13 +94,6 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
     )
     offsets = np.cumsum([0, *map(len, histories)])
     return EventStore(Path("memory"), manifest, vocabulary, columns, offsets)
-
-
-def cpu_of(work: Callable[[], object]) -> float:
-    """CPU seconds (user + system) of a call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def our_batches(histories: list[np.ndarray], cap: int, users_per_step: int) -> TrainingBatches:
@@ -238,57 +237,6 @@ class Child:
         self.process.wait()
 
 
-def answers() -> Callable[[dict[str, float]], None]:
-    """The child's side of `Child.turn`: what libraries print goes to standard error from now on."""
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return lambda figures: print(json.dumps(figures), file=channel)
-
-
-def be_rectools(users: int, cap: int, users_per_step: int) -> None:
-    """Train RecTools' SASRec through its own `fit`; each epoch waits for its turn."""
-    import logging
-
-    import pandas as pd
-    from pytorch_lightning import Callback, Trainer
-    from rectools import Columns
-    from rectools.dataset import Dataset
-    from rectools.models import SASRecModel
-
-    answer = answers()
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    histories = workload(users, cap)
-    log = pd.DataFrame({Columns.Item: np.concatenate(histories), Columns.Weight: 1.0})
-    log[Columns.User] = np.repeat(np.arange(users), [len(h) for h in histories])
-    log[Columns.Datetime] = pd.to_datetime(np.arange(len(log)), unit="s")
-    began = 0.0
-
-    class Turns(Callback):
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-            nonlocal began
-            if not sys.stdin.readline():
-                sys.exit()
-            began = time.process_time()
-
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-            answer({"cpu_s": time.process_time() - began})
-
-    def lightning() -> Trainer:
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        return Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=1.0, callbacks=[Turns()], **quiet)
-
-    SASRecModel(
-        n_factors=WIDTH,
-        n_blocks=LAYERS,
-        n_heads=HEADS,
-        dropout_rate=0.0,
-        session_max_len=cap - 1,  # inputs; the last event of a history is only a target
-        loss="softmax",
-        batch_size=users_per_step,
-        get_trainer_func=lightning,
-    ).fit(Dataset.construct(log))
-
-
 def be_head(chunked: bool) -> None:
     """The prediction layer with many classes: loss and gradients of HEAD_EVENTS events, and how memory grew."""
     import resource
@@ -327,11 +275,37 @@ def be_head(chunked: bool) -> None:
         answer({"cpu_s": seconds, "grown_mib": grown})
 
 
+def be_peer(peer: Peer, args: argparse.Namespace) -> None:
+    """Train as the peer does, on its share of the histories."""
+    cap = args.caps[0]
+    peer.train(workload(args.users, cap)[: round(args.users * peer.share)], cap, args.users_per_step)
+
+
 CHILDREN: dict[str, Callable[[argparse.Namespace], None]] = {
-    "rectools": lambda args: be_rectools(args.users, args.caps[0], args.users_per_step),
     "chunked": lambda args: be_head(chunked=True),
     "full": lambda args: be_head(chunked=False),
+    **{name: partial(be_peer, peer) for name, peer in PEERS.items()},
 }
+
+
+def peer_pass(child: Child, events: int) -> Pass:
+    """A pass of the peer, its seconds scaled to all the events where it learned a share of them."""
+
+    def run() -> float:
+        turn = child.turn()
+        return turn["cpu_s"] * events / turn["events"]
+
+    return run
+
+
+def python_of(peers: Path, name: str) -> Path:
+    """Interpreter of a peer's environment."""
+    return peers / name / "bin" / "python"
+
+
+def found(peers: Path) -> list[str]:
+    """Peers that have an environment."""
+    return [name for name in PEERS if python_of(peers, name).exists()]
 
 
 def best_of(passes: dict[str, Pass], repeats: int) -> dict[str, float]:
@@ -347,7 +321,7 @@ def best_of(passes: dict[str, Pass], repeats: int) -> dict[str, float]:
 def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
     """All trainers at one cap: CPU seconds of a pass, events per CPU second, and ours / it."""
     histories = workload(args.users, cap)
-    events = sum(map(len, histories)) - len(histories)
+    events = to_learn(histories)
     batches = our_batches(histories, cap, args.users_per_step)
     bare, looped = our_trainer(batches, cap), our_trainer(batches, cap)
     passes = {
@@ -356,13 +330,11 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
         GPT2: gpt2(histories, cap, args.users_per_step, to_cap=False),
         GPT2_CAP: gpt2(histories, cap, args.users_per_step, to_cap=True),
     }
-    python = args.peers / "rectools" / "bin" / "python"
-    child = Child(python, "rectools", args, cap) if python.exists() else None
-    if child is not None:
-        passes[RECTOOLS] = lambda: child.turn()["cpu_s"]
+    children = {name: Child(python_of(args.peers, name), name, args, cap) for name in found(args.peers)}
+    passes |= {PEERS[name].label: peer_pass(child, events) for name, child in children.items()}
     print(f"cap {cap}: {len(histories)} histories, {events} events to learn, {batches.steps_per_epoch} steps a pass")
     seconds = best_of(passes, args.repeats)
-    if child is not None:
+    for child in children.values():
         child.close()
     loading = epochs(batches, lambda step: list(batches.micro_batches(step)))
     share = min(loading() for _ in range(args.repeats + 1)) / seconds[OURS]
@@ -413,8 +385,9 @@ def device_and_versions(peers: Path) -> dict[str, Any]:
     """What the figures were measured on and with."""
     packages = ("behavegpt", "torch", "transformers", "accelerate", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    for info in sorted(peers.glob("rectools/lib/python*/site-packages/rectools-*.dist-info")):
-        versions["rectools"] = info.name.removesuffix(".dist-info").removeprefix("rectools-")
+    for name, peer in PEERS.items():
+        for info in peers.glob(f"{name}/lib/python*/site-packages/{peer.distribution}-*.dist-info"):
+            versions[name] = info.name.removesuffix(".dist-info").removeprefix(f"{peer.distribution}-")
     device = {
         "cpu": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -440,8 +413,8 @@ def main() -> None:
     if args.child:
         CHILDREN[args.child](args)
         return
-    if not (args.peers / "rectools" / "bin" / "python").exists():
-        print(f"{RECTOOLS} skipped: RecTools is not there; {PEER_COMMAND.format(args.peers / 'rectools')}")
+    for name in (name for name in PEERS if name not in found(args.peers)):
+        print(f"{PEERS[name].label} skipped: {INSTALL.format(args.peers / name, PEERS[name].packages)}")
     facts = {"users": args.users, "users_per_step": args.users_per_step, "repeats": args.repeats}
     measured = {"head": measure_head(args), "caps": [measure_cap(args, cap) for cap in args.caps]}
     print("\n".join(lines(measured)))

@@ -245,6 +245,7 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
                 axis.errorbar(place, means, spread, marker="o", capsize=2, label=mode, **style)
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{s:.0%}" for s in shares])
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
         axis.set_title(f"{source} to {city}, pretrained with {loss}")
         axis.set_xlabel("share of the target's users trained on")
         axis.grid(alpha=0.3)
