@@ -584,7 +584,6 @@ def test_pretraining_leaves_the_links_beside_the_model(folder, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_draws_about_what_a_cpu_draws():
     store, model, tokenizer, histories = setting()
     links = count_links(store)

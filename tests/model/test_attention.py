@@ -53,7 +53,6 @@ def test_the_backend_of_a_cpu_is_sdpa():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
 def test_gpu_backends_agree_in_bf16_with_gradients(backend):
     if backend == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
