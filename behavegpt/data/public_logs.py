@@ -111,8 +111,8 @@ CONVERTERS = {
     ),
     "retailrocket": Converter(
         about="RetailRocket, events.csv: timestamp (ms), visitorid, event (view, addtocart, transaction), itemid, "
-        "transactionid; header. The event is action:item, the behavior the action. CC BY-NC-SA 4.0; cite Zykov, Noskov, "
-        "Anokhin, Retailrocket recommender system dataset, Kaggle, 2022.",
+        "transactionid; header. The event is action:item, the behavior the action. CC BY-NC-SA 4.0; cite Zykov, "
+        "Noskov, Anokhin, Retailrocket recommender system dataset, Kaggle, 2022.",
         file="events.csv",
         columns=("timestamp", "visitorid", "event", "itemid", "transactionid"),
         header=True,
