@@ -88,14 +88,19 @@ class Plan:
             found += [self.row(run, FINAL) for run in self.finals(model)]
         return [row for row in found if row is not None]
 
-    def _run(self, model: str, seed: int, point: Point) -> Run | None:
-        """The run on its base's final run of the same seed (or the first seed); None while that is not done."""
+    def base_of(self, model: str, seed: int) -> Run | None:
+        """The run that a model's run of this seed starts from: its base's of the same seed, or of the first one."""
         base = self.settings.models[model].base
-        if base is None:
-            return Run(self.data, model, seed, point)
-        best, seeds = self.chosen(base), self.settings.seeds
-        if best is None:
+        best = self.chosen(base) if base is not None else None
+        if base is None or best is None:
             return None
-        first = Run(self.data, base, seed if seed in seeds else seeds[0], best)
-        row = self.row(first, FINAL)
+        seeds = self.settings.seeds
+        return Run(self.data, base, seed if seed in seeds else seeds[0], best)
+
+    def _run(self, model: str, seed: int, point: Point) -> Run | None:
+        """The run, on its base where it has one; None while the base's final run is not done."""
+        if self.settings.models[model].base is None:
+            return Run(self.data, model, seed, point)
+        base = self.base_of(model, seed)
+        row = self.row(base, FINAL) if base else None
         return Run(self.data, model, seed, point, row["key"]) if row and row["status"] == "done" else None

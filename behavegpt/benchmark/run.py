@@ -106,10 +106,7 @@ def _claim(out: Path, plan: Plan, run: Run, kind: str) -> bool:
 def _figures(out: Path, plan: Plan, run: Run, kind: str) -> Row:
     """Train (or go on, or take what is there) and score."""
     key, store = plan.key(run), plan.store
-    folder = out / "runs" / key
-    if not (folder / "model").exists():
-        base = out / "runs" / (run.base or "") / "model"
-        pretrain(run.settings(plan.settings, str(folder), str(base)), resume=True)
+    folder = _trained(out, plan, run)
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     rates = [row["events_per_second"] for row in read_journal(folder / "log.jsonl") if "events_per_second" in row]
     rate = statistics.median(rates) if rates else None
@@ -125,6 +122,19 @@ def _figures(out: Path, plan: Plan, run: Run, kind: str) -> Row:
         "events_per_second": rate and round(rate),
         "epoch_seconds": rate and round(len(target_rows(store, TRAIN)) / rate, 2),
     }
+
+
+def _trained(out: Path, plan: Plan, run: Run) -> Path:
+    """The run's folder with its model; a base whose weights a finished benchmark removed is trained again."""
+    folder = out / "runs" / plan.key(run)
+    if (folder / "model").exists():
+        return folder
+    base, start = plan.base_of(run.model, run.seed), ""
+    if base is not None:
+        with FileLock(out / "locks" / plan.key(base)):
+            start = str(_trained(out, plan, base) / "model")
+    pretrain(run.settings(plan.settings, str(folder), start), resume=True)
+    return folder
 
 
 def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float | None], np.ndarray]:

@@ -115,6 +115,19 @@ def test_nothing_is_done_twice(rows, settings, monkeypatch):
     assert [(run.model, run.seed, kind) for run, kind in plan.open()] == [("plain", 2, "final"), ("gru", 2, "final")]
 
 
+def test_a_model_added_later_finds_its_base_again(settings, rows, tmp_path):
+    """The weights of a finished benchmark are removed; the base is then trained again, to the same figures."""
+    alone = {"out": str(tmp_path), "counts": False, "seeds": [0], "models": {"plain": settings.models["plain"]}}
+    benchmark(settings.model_copy(update=alone))
+    assert not list((tmp_path / "runs").glob("*/model"))
+    models = {name: settings.models[name] for name in ("plain", "lift")}
+    found = benchmark(settings.model_copy(update={**alone, "models": models}))
+    wanted = [row for row in rows if row["model"] == "lift" and row["seed"] == 0]
+    got = [row for row in found if row["model"] == "lift"]
+    assert [row["status"] for row in got] == ["done"] * 3
+    assert [(row["key"], row["valid"]) for row in got] == [(row["key"], row["valid"]) for row in wanted]
+
+
 def test_a_failure_is_recorded_and_the_rest_goes_on(rows, settings, monkeypatch, capsys):
     def fail(*args, **options):
         raise RuntimeError("out of memory")
