@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from behavegpt.challenge.validate import validate
@@ -15,6 +13,7 @@ from behavegpt.profiles.events import DataSettings
 from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
+from tests.profiles.makers import renamed_clients
 
 TINY = {
     "gru_autoencoder": ["hidden=8", "training.steps=2", "training.batch=16"],
@@ -51,13 +50,8 @@ def test_every_member_of_the_file_runs(small: Path, tmp_path: Path, capsys: pyte
     again = run(settings)
     assert {member["status"] for name, member in again["members"].items() if name not in OFF} == {"kept"}
     # clients of another directory who did the same get the same vector, up to rounding
-    other = shutil.copytree(small, tmp_path / "new")
     fitted = UserEmbeddings.load(entry)
-    some = np.sort(fitted.client_ids)[::4]
-    for file in (other / "input").glob("*.parquet"):
-        table = pd.read_parquet(file)
-        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
-    np.save(other / "input" / "relevant_clients.npy", some + 10**6)
+    other = renamed_clients(small, tmp_path / "new", np.sort(fitted.client_ids)[::4])
     embed_new(tmp_path / "run", DataSettings(path=str(other)), tmp_path / "entry")
     new = UserEmbeddings.load(tmp_path / "entry")
     rows = [fitted.client_ids.tolist().index(client - 10**6) for client in new.client_ids]

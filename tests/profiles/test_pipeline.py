@@ -21,6 +21,7 @@ from behavegpt.profiles.kinds import KINDS
 from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
+from tests.profiles.makers import renamed_clients
 
 CONFIGS = sorted((ROOT / "configs" / "profiles").glob("*.yaml"))
 
@@ -92,12 +93,8 @@ def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) 
     members = {"visits": {"kind": "ials", "item": "url", "weights": {"page_visit": 1}, "factors": 4}}
     run(profile(small, tmp_path / "run", members=members))
     fitted = UserEmbeddings.load(tmp_path / "run" / "ensembles" / "all")
-    other = shutil.copytree(small, tmp_path / "new")
     some = np.sort(fitted.client_ids)[::4]
-    for file in (other / "input").glob("*.parquet"):
-        table = pd.read_parquet(file)
-        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
-    np.save(other / "input" / "relevant_clients.npy", some + 10**6)
+    other = renamed_clients(small, tmp_path / "new", some)
     embed_new(tmp_path / "run", DataSettings(path=str(other)), tmp_path / "entry")
     new = UserEmbeddings.load(tmp_path / "entry")
     assert sorted(new.client_ids - 10**6) == some.tolist()
