@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MODEL = "behavegpt"
 # Okabe and Ito: told apart by people with any color vision; blue is the model's in every figure.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-OTHERS = (ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#B8A800", "#9aa5ad")
+OTHERS = (ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#6A3D9A", "#9aa5ad")
 INK, GRID = "#333333", "#dddddd"
 MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans")

@@ -69,7 +69,9 @@ def _fit_scores(step: str, blocks: Blocks) -> State:
     """Mean (D,) and standard deviation (D,), 1 where a column is constant."""
     mean, rows = _mean(blocks)
     variance = sum(np.square(block - mean).sum(axis=0) for block in blocks()) / rows
-    return {"mean": mean, "deviation": np.where(variance > 0, np.sqrt(variance), 1)}
+    deviation = np.sqrt(variance)
+    varies = deviation > 1e-12 * np.abs(mean)  # the mean of equal values is off by a rounding
+    return {"mean": mean, "deviation": np.where(varies, deviation, 1)}
 
 
 def _scores(state: State, block: np.ndarray) -> np.ndarray:
