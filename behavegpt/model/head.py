@@ -44,7 +44,7 @@ class HistoryFeatures(nn.Module):
 
     For a position t and a behavior b that the user showed at positions s <= t of the same history, J = 8 counts: of b
     so far; the same, decayed by exp(-(t - s) / 8); at t itself; within an hour of the day around that of t; and right
-    after an event, a behavior, a location, or an hour of the day like the one at t.
+    after an event, a behavior, a location, or an hour of the day like the one at t (unknown ones are like none).
     Only (t, s) pairs are formed, so the cost does not depend on K.
     """
 
@@ -84,7 +84,7 @@ class HistoryFeatures(nn.Module):
         weights = [inside, inside * torch.exp(ago.clamp(max=0) / self.DECAY), ago == 0]
         weights.append(inside & self._same_hour(past.slot.gather(1, at), past.slot, past.slots)[:, 0])
         weights += [
-            after & (ids.gather(1, at) == _shifted(ids, -1)) for ids in (past.event, past.behavior, past.location)
+            after & _alike(ids.gather(1, at), _shifted(ids, -1)) for ids in (past.event, past.behavior, past.location)
         ]
         weights.append(after & self._same_hour(past.slot.gather(1, at), _shifted(past.slot, 0), past.slots)[:, 0])
         known = past.behavior >= SPECIAL_IDS
@@ -101,13 +101,18 @@ class HistoryFeatures(nn.Module):
         yield (before & self._same_hour(past.slot, past.slot, past.slots)).float()
         after = before & (_shifted(past.document, NOWHERE) == past.document)[:, None]  # s has one before it
         for ids in (past.event, past.behavior, past.location):
-            yield (after & (ids[:, :, None] == _shifted(ids, -1)[:, None])).float()
+            yield (after & _alike(ids[:, :, None], _shifted(ids, -1)[:, None])).float()
         yield (after & self._same_hour(past.slot, _shifted(past.slot, 0), past.slots)).float()
 
     def _same_hour(self, slot: torch.Tensor, other: torch.Tensor, slots: int) -> torch.Tensor:
         """(B, R) and (B, R) slots -> (B, R, R): at most an hour apart on the clock."""
         day = (slot[:, :, None] - other[:, None]).abs().float() / slots
         return torch.minimum(day, 1 - day) <= self.HOUR + 1e-6
+
+
+def _alike(ids: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Equal and known: two unknown events need not be the same one."""
+    return (ids == others) & (ids >= SPECIAL_IDS)
 
 
 def _shifted(x: torch.Tensor, fill: int) -> torch.Tensor:

@@ -164,7 +164,7 @@ def test_history_features_against_counting():
             for s in range(t + 1):
                 if behavior[s] < 2:
                     continue
-                like = [s > 0 and ids[s - 1] == ids[t] for ids in (event, behavior, place)]
+                like = [s > 0 and ids[s - 1] == ids[t] >= 2 for ids in (event, behavior, place)]
                 simple = [1.0, math.exp((s - t) / 8), s == t, near(t, s)]
                 want[behavior[s] - 2] += torch.tensor([*simple, *like, s > 0 and near(t, s - 1)])
             torch.testing.assert_close(dense[row], want)
