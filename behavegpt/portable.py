@@ -53,8 +53,7 @@ class LastEvent(nn.Module):
         rows, length = mask.shape
         position = torch.arange(length, device=mask.device).clamp(max=self.model.config.max_length - 1)
         position = position.expand(rows, length)
-        body = {name: values for name, values in inputs.items() if name != "behavior_ids"}
-        hidden = self.model.model(**body, document=document, position=position).last_hidden_state
+        hidden = self.model.model(**inputs, document=document, position=position).last_hidden_state
         last = mask.sum(1) - 1
         state = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
         past = None

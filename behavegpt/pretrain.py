@@ -34,8 +34,10 @@ class PretrainSettings(RunSettings):
 
     model: dict[str, Any] = Field(
         default_factory=dict,
-        description="BehaveGPTConfig: " + ", ".join(SHAPE) + "; inputs: all or event_only; architecture: a baseline "
-        "instead, see docs/baselines.md",
+        description="BehaveGPTConfig: "
+        + ", ".join(SHAPE)
+        + "; inputs: all, event_only or with_behavior; architecture: "
+        "a baseline instead, see docs/baselines.md",
     )
     language_model: str | None = Field(None, description="GPT-2 folder (Hugging Face format): its blocks are the start")
 
@@ -61,12 +63,13 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
     try:
         if _is_baseline(settings.model):
             return baseline_config(settings.model, store)
-        fields, width = read_inputs(settings.model, store.field_sizes())
+        is_event = store.schema.behavior_is_event
+        fields, width = read_inputs(settings.model, store.field_sizes(), store.behaviors.classes, is_event)
         shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
         return BehaveGPTConfig(
             field_sizes=fields,
             num_behaviors=store.behaviors.classes,
-            behavior_is_event=store.schema.behavior_is_event,
+            behavior_is_event=is_event,
             tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
             **shape | {"embedding_size": width},
         )

@@ -281,7 +281,6 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
     heads = bench.size.heads
     query = torch.randn(len(states), heads, shape[1], shape[2] // heads, device=bench.device, dtype=kind)
     query.requires_grad_()
-    inputs = {n: ids for n, ids in batch.inputs.items() if n != "behavior_ids"}
 
     def timed(forward: Callable[[], torch.Tensor]) -> float:
         def call() -> None:
@@ -292,7 +291,7 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
         return bench.seconds(call)
 
     def body() -> torch.Tensor:
-        output = model.model(**inputs, document=batch.document, position=batch.position)
+        output = model.model(**batch.inputs, document=batch.document, position=batch.position)
         return output.last_hidden_state.float().mean()
 
     def head() -> torch.Tensor:

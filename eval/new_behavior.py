@@ -195,8 +195,7 @@ def states(model: BehaveGPTForBehaviorPrediction, store: EventStore, split: int)
     model.eval()
     for batch in batches:
         wanted = batch.target != IGNORED
-        inputs = {name: ids for name, ids in batch.inputs.items() if name != "behavior_ids"}
-        state = model.model(**inputs, document=batch.document, position=batch.position).last_hidden_state
+        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state
         yield F.normalize(state[wanted], dim=-1), batch.target[wanted]
 
 

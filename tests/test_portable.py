@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tied_head": True,
     },
     "history of behaviors, learned positions": {"history_head": True, "position_encoding": "learned"},
+    "behaviors as input": {"history_head": True, "field_sizes": {"event": 14, "slot": 48, "behavior": 7, "weekday": 7}},
 }
 NEEDED = {"torch": [], "onnx": ["onnxscript", "onnxruntime"]}
 
@@ -37,8 +38,9 @@ def made(shape: dict[str, Any]) -> tuple[Predictor, Any]:
     options = dict(shape)
     store = random_store(3, users=12, longest=20, behaviors=options.pop("behaviors", 5))
     torch.manual_seed(0)
+    fields = options.pop("field_sizes", store.field_sizes())
     config = BehaveGPTConfig(
-        field_sizes=store.field_sizes(),
+        field_sizes=fields,
         num_behaviors=store.behaviors.classes,
         behavior_is_event=store.schema.behavior_is_event,
         embedding_size=8,

@@ -54,6 +54,11 @@ def target_tokenizer(
 
 def target_config(base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: float | None) -> BehaveGPTConfig:
     """The base's shape for another tokenizer. Raises ConfigError on a contradiction."""
+    if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
+        raise ConfigError(
+            "the base reads behaviors beside the events (inputs: with_behavior), in the data they are the same; prepare "
+            "the data with a column of behaviors (--behavior), or take a base trained with model.inputs=all."
+        )
     fixed = {"weekday": 7, "slot": tokenizer.event_schema.slots}
     shape: dict[str, Any] = {
         name: getattr(base, name) for name in BehaveGPTConfig.__annotations__ if name not in _NOT_SHAPE
@@ -76,7 +81,7 @@ def target_config(base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: flo
 
 def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore) -> list[str]:
     """What differs between the base's inputs and the data's, and what is made of it."""
-    ours, theirs = list(base.field_order or ()), store.schema.input_fields
+    ours, theirs = [f for f in base.field_order or () if f != "behavior"], store.schema.input_fields
     remarks = [
         *(f"the data have no {name}: constantly unknown for the model" for name in ours if name not in theirs),
         *(f"the base has no field {name}: it is not read" for name in theirs if name not in ours),

@@ -20,6 +20,7 @@ from behavegpt.baselines.wukong import WukongEncoder
 from behavegpt.config import Settings, closest
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import FIRST
 
 
 class Architecture(NamedTuple):
@@ -92,7 +93,7 @@ SHARED = (  # names of BaselineConfig that settings may give for every architect
     "tied_scores",
     "class_bias",
 )
-INPUTS = ("all", "event_only")
+INPUTS = ("all", "event_only", "with_behavior")
 
 
 def refuse_unknown(settings: dict[str, Any]) -> None:
@@ -110,16 +111,23 @@ def refuse_unknown(settings: dict[str, Any]) -> None:
             raise ValueError(f"options: {name} has no {key!r}. {closest(key, list(options.model_fields) or ['none'])}")
 
 
-def read_inputs(settings: Mapping[str, Any], fields: dict[str, int]) -> tuple[dict[str, int], int]:
-    """Ids by field, and the width of each field's embedding, of `inputs: all` or `event_only`.
+def read_inputs(
+    settings: Mapping[str, Any], fields: dict[str, int], behaviors: int, is_event: bool
+) -> tuple[dict[str, int], int]:
+    """Ids by field, and the width of each field's embedding, of `inputs: all`, `event_only` or `with_behavior`.
 
-    With the event alone its embedding takes the width of all fields, so that nothing but the inputs changes.
+    With the event alone its embedding takes the width of all fields, so that nothing but the inputs changes. The
+    behavior (`behaviors` classes) joins as a field of its own unless the behaviors are the events.
     """
     width = settings.get("embedding_size", BaselineConfig.embedding_size)
     inputs = settings.get("inputs", "all")
     if inputs not in INPUTS:
         raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
-    return ({"event": fields["event"]}, width * len(fields)) if inputs == "event_only" else (fields, width)
+    if inputs == "event_only":
+        return {"event": fields["event"]}, width * len(fields)
+    if inputs == "with_behavior" and not is_event:
+        fields = {**fields, "behavior": FIRST + behaviors}
+    return fields, width
 
 
 def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConfig:
@@ -135,7 +143,7 @@ def shape_baseline(
     """The configuration for fields with so many ids; `is_event`: the behaviors are the events. ValueError as above."""
     name = settings["architecture"]
     architecture = ARCHITECTURES[name]
-    fields, width = read_inputs(settings, fields)
+    fields, width = read_inputs(settings, fields, behaviors, is_event)
     options = architecture.options(**(settings.get("options") or {}))
     shape = {**architecture.shape, **{k: v for k, v in settings.items() if k in SHARED}, "embedding_size": width}
     if architecture.inherit is not None:
@@ -144,7 +152,7 @@ def shape_baseline(
             if settings[key] != inherited[key]:
                 raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
         shape |= inherited
-        fields = {field: fields[field] for field in inherited["field_order"]}
+        fields = {field: {"behavior": FIRST + behaviors, **fields}[field] for field in inherited["field_order"]}
     shape.setdefault("intermediate_size", architecture.mlp_ratio * shape["embedding_size"] * len(fields))
     return BaselineConfig(
         architecture=name,

@@ -88,8 +88,7 @@ def class_means(model: Any, store: EventStore) -> torch.Tensor:
     model.eval()
     for batch in batches:
         wanted = batch.target != IGNORED
-        inputs = {name: ids for name, ids in batch.inputs.items() if name != "behavior_ids"}
-        state = model.model(**inputs, document=batch.document, position=batch.position).last_hidden_state[wanted]
+        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state[wanted]
         total.index_add_(0, batch.target[wanted], F.normalize(state, dim=-1))
     model.train()
     random = config.initializer_range * torch.randn_like(total)

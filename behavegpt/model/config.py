@@ -65,7 +65,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     def columns(self) -> tuple[str, ...]:
         """Columns of a prepared log that the model reads: its fields, and past behaviors for the history head."""
         extra = ("behavior",) if self.history_head and not self.behavior_is_event else ()
-        return (*(self.field_order or ()), *extra)
+        return tuple(dict.fromkeys((*(self.field_order or ()), *extra)))
 
     def validate_architecture(self) -> None:
         """Refuse shapes that contradict each other; called by transformers after construction."""

@@ -117,7 +117,7 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
     network: type[BehaveGPTForBehaviorPrediction] = BehaveGPTForBehaviorPrediction
     try:
         if model.get("architecture", "behavegpt") == "behavegpt":
-            fields, width = read_inputs(model, task.fields)
+            fields, width = read_inputs(model, task.fields, task.behaviors, task.behavior_is_event)
             shape = {name: value for name, value in model.items() if name not in ("architecture", "inputs")}
             config = BehaveGPTConfig(field_sizes=fields, **facts, **shape | {"embedding_size": width})
         else:

@@ -233,6 +233,23 @@ def test_a_base_that_is_none_and_a_tied_base(place, settings_for, tmp_path, logs
         begin(settings_for("cross_domain", base=str(tied / "model")))
 
 
+def test_a_base_that_reads_behaviors_beside_the_events(place, settings_for, tmp_path, logs):
+    line = ["train", str(ROOT / "configs/tiny.yaml"), f"data.path={place / 'known'}", f"out={tmp_path / 'base'}"]
+    assert main([*line, "train.steps=2", "model.inputs=with_behavior"]) == 0
+    base = str(tmp_path / "base" / "model")
+    known = behavegpt.load(base)
+    assert known.model.config.field_order[-1] == "behavior" and known.model.config.columns.count("behavior") == 1
+    before = known.model.model.embedding.tables["behavior"].weight
+    for mode, same in {"new_behavior": True, "full": True, "cross_domain": False}.items():
+        work = begin(settings_for(mode, base=base))
+        grown = work.model.model.embedding.tables["behavior"].weight
+        assert len(grown) == len(work.tokenizer.behaviors) > len(before)
+        rows = work.tokenizer.behaviors.encode(known.tokenizer.behaviors.values)
+        assert torch.equal(grown[rows], before[2:]) is same, mode
+    with pytest.raises(ConfigError, match=r"reads behaviors beside the events .inputs: with_behavior.*inputs=all"):
+        begin(settings_for("cross_domain", base=base, data={"path": str(logs / "no location")}))
+
+
 def test_errors_are_of_the_kind_the_command_line_explains(settings_for):
     with pytest.raises(BehaveGPTError):
         begin(settings_for("full", base="nowhere"))

@@ -37,15 +37,17 @@ SHAPES = {
     "rope": {"history_head": True},
     "learned": {"position_encoding": "learned"},
     "event": {"behaviors": None, "history_head": True, "tied_head": True},
+    "behavior": {"with_behavior": True, "history_head": True},
     "bare": {"next_heads": []},
 }
 
 
-def network(store, *, behaviors=None, next_heads=HEADS, max_length=12, **shape):
+def network(store, *, behaviors=None, next_heads=HEADS, max_length=12, with_behavior=False, **shape):
     """A model with random weights, large enough that every input matters."""
     torch.manual_seed(0)
+    beside = {"behavior": len(store.vocabulary["behavior"])} if with_behavior else {}
     config = BehaveGPTConfig(
-        field_sizes=store.field_sizes(),
+        field_sizes=store.field_sizes() | beside,
         num_behaviors=store.behaviors.classes,
         behavior_is_event=store.schema.behavior_is_event,
         embedding_size=8,

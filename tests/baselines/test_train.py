@@ -110,7 +110,7 @@ def test_a_shipped_config_loads_and_says_how_to_run_it(path, data):
         (["model.architecture=sasrek"], "Did you mean 'sasrec'"),
         (["model.head_size=3"], "sasrec has no setting 'head_size'"),
         (["model.options.target_time=known"], "sasrec has no 'target_time'"),
-        (["model.inputs=ids"], "inputs must be one of all, event_only"),
+        (["model.inputs=ids"], "inputs must be one of all, event_only, with_behavior"),
         (["model.score=sum"], "score must be dot or cosine"),
         (["language_model=gpt2"], "language_model is a start for BehaveGPT"),
     ],
@@ -125,6 +125,24 @@ def test_behavegpt_reads_the_event_alone_too(data, tmp_path):
     chosen = settings(data, tmp_path / "run", {"inputs": "event_only"})
     config = model_config(chosen, random_store(behaviors=None))
     assert type(config).model_type == "behavegpt" and config.columns == ("event",) and config.hidden_size == 16
+
+
+@pytest.mark.parametrize("name", ["behavegpt", *(name for name in ARCHITECTURES if name != "lift")])
+def test_behaviors_join_the_inputs_unless_they_are_the_events(tmp_path, name):
+    shape = {"architecture": name, "inputs": "with_behavior", "history_head": name in ("behavegpt", "gru")}
+    chosen = settings(tmp_path, tmp_path / "run", shape)
+    for behaviors, last in ((5, "behavior"), (None, "event")):
+        config = model_config(chosen, random_store(behaviors=behaviors))
+        assert config.field_order[-1] == last and config.columns.count("behavior") <= 1
+
+
+def test_lift_takes_the_behaviors_that_its_base_reads(tmp_path):
+    data = save_store(random_store(), tmp_path / "log")
+    base = pretrain(settings(data, tmp_path / "base", {"inputs": "with_behavior"}))
+    tuned = settings(data, tmp_path / "run", {})
+    tuned.model.clear()
+    tuned.model.update({"architecture": "lift", "options": {"base": str(base / "model")}})
+    assert behavegpt.load(pretrain(tuned) / "model").model.config.field_order[-1] == "behavior"
 
 
 def test_a_baseline_is_no_base_for_finetuning(data, tmp_path):

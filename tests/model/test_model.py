@@ -26,6 +26,7 @@ VARIANTS = {
     "history": {"num_behaviors": 5, "history_head": True},
     "tied": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True},
     "both": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True, "history_head": True},
+    "behavior as input": {"num_behaviors": 5, "history_head": True, "field_sizes": {**SIZES, "behavior": 7}},
     "next": {"num_behaviors": 5, "next_heads": ["event", "location", "gap"]},
 }
 
@@ -203,7 +204,7 @@ def test_save_and_load_keep_every_weight_and_the_field_order(variant, tmp_path):
     model = make(variant).eval()
     model.save_pretrained(tmp_path)
     again = BehaveGPTForBehaviorPrediction.from_pretrained(tmp_path).eval()
-    assert list(again.config.field_sizes) == list(SIZES)
+    assert list(again.config.field_sizes) == list(VARIANTS[variant].get("field_sizes", SIZES))
     for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     [mine] = histories([20])
