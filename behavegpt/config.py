@@ -2,6 +2,7 @@
 
     base: small.yaml          # read first, path relative to this file; a list is read left to right
     train: {lr: 1e-3}         # merged over it, key by key
+    data: {mine: null}        # null takes back a group of settings that the base gave
 
 Each component owns its settings class (a subclass of `Settings`); `read_settings` puts them together.
 """
@@ -102,8 +103,11 @@ def _named(text: str, path: Path) -> Any:
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        section = isinstance(merged.get(key), dict)
+        if section and value is None:
+            del merged[key]
+        else:
+            merged[key] = _merge(merged[key], value) if section and isinstance(value, dict) else value
     return merged
 
 

@@ -190,3 +190,11 @@ def test_shipped_configs_name_files_that_load(path, monkeypatch):
     settings = read_settings(BenchmarkSettings, path)
     for entry in settings.models.values():
         read_settings(PretrainSettings, entry.config, ["data.path=x", "out=y"])
+
+
+def test_the_shipped_benchmarks_name_their_own_logs_alone():
+    logs = {"newyork": ["newyork"], "public": ["jakarta", "retail"], "globo": ["globo"], "small": ["mine"]}
+    for name, expected in logs.items():
+        settings = read_settings(BenchmarkSettings, ROOT / "configs" / "benchmark" / f"{name}.yaml")
+        assert sorted(settings.data) == expected
+        assert {"behavegpt_dro", "hstu", "lift"} <= set(settings.models)
