@@ -56,8 +56,8 @@ def target_config(base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: flo
     """The base's shape for another tokenizer. Raises ConfigError on a contradiction."""
     if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
         raise ConfigError(
-            "the base reads behaviors beside the events (inputs: with_behavior), in the data they are the same; prepare "
-            "the data with a column of behaviors (--behavior), or take a base trained with model.inputs=all."
+            "the base reads behaviors beside the events (inputs: with_behavior), in the data they are the same; "
+            "prepare the data with --behavior and a column of behaviors, or take a base trained with model.inputs=all."
         )
     fixed = {"weekday": 7, "slot": tokenizer.event_schema.slots}
     shape: dict[str, Any] = {

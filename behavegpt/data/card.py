@@ -13,6 +13,8 @@ from behavegpt.data.store import SPLITS, Manifest
 from behavegpt.data.times import DST_RULE
 from behavegpt.data.vocabulary import Vocabulary
 
+MANY_UNKNOWN = 0.1  # share of test events beyond which the card says what helps
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -92,7 +94,18 @@ def _fields(facts: CardFacts, min_count: int) -> str:
     head = ("field", "labels", *(f"unknown in {name}" for name in SPLITS))
     return _table(head, rows) + (
         f"\n\nLabels with fewer than {min_count} training events, labels first seen after the training split and "
-        "missing labels are unknown."
+        "missing labels are unknown." + _advice(facts, sizes)
+    )
+
+
+def _advice(facts: CardFacts, sizes: list[int]) -> str:
+    """What to do about events that training never saw, where their behaviors are known."""
+    share = facts.unknown["event"][-1] / sizes[-1]
+    if "behavior" not in facts.vocabularies or share < MANY_UNKNOWN:
+        return ""
+    return (
+        f"\n\nTraining never saw {share:.0%} of the test events. Their behaviors tell more: train with "
+        "`model.inputs=with_behavior`."
     )
 
 

@@ -331,6 +331,15 @@ def test_data_card(reference: EventStore) -> None:
         assert text in card
 
 
+def test_the_data_card_says_what_helps_with_new_events(tmp_path: Path) -> None:
+    frame = log()
+    new = frame.assign(event=frame.index.astype(str))
+    for name, rows, said in (("known", frame, False), ("new", new, True)):
+        prepare(saved(rows, tmp_path / f"{name}.parquet"), tmp_path / name, SCHEMA)
+        card = (tmp_path / name / "data_card.md").read_text()
+        assert ("100% of the test events" in card and "`model.inputs=with_behavior`" in card) is said
+
+
 def test_imbalance() -> None:
     from behavegpt.data.card import imbalance
 
