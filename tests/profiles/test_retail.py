@@ -55,10 +55,10 @@ def test_rows_are_kept_and_stale_ones_ignored(tmp_path: Path, monkeypatch: pytes
     UserEmbeddings(np.arange(5), noise(5, 3)).save(tmp_path / "entry")
     entries = {"noise": None, "mine": tmp_path / "entry"}
     for _ in range(2):
-        assert len(module.score_missing(tmp_path, entries, 0, tmp_path / "rows.jsonl")) == 4
+        assert len(module.score_missing(tmp_path, entries, 0, (7, 1), tmp_path / "rows.jsonl")) == 4
         assert len(done) == 4
     UserEmbeddings(np.arange(5), noise(5, 3, seed=1)).save(tmp_path / "entry")
-    module.score_missing(tmp_path, entries, 0, tmp_path / "rows.jsonl")
+    module.score_missing(tmp_path, entries, 0, (7, 1), tmp_path / "rows.jsonl")
     assert len(done) == 6
 
 
