@@ -4,7 +4,7 @@
 
 Writes LOG in the challenge's format into OUT/data, builds configs/profiles/retail.yaml with each model seed into
 OUT/seed_N, and scores every vector: a network of the organizers' shape, 192 wide, is trained on the first window of 28
-days and scored in the second, for the same clients (3 epochs of 128 clients, the best one counts, several network seeds).
+days and scored in the second, for the same clients (3 epochs of 128 clients, the best one counts, some network seeds).
 Figures are plain AUROC, for propensity the mean over labels. Rows are appended as they come; what has a row is not run
 again. Prints the table and the gates, and exits with 1 if a hard one is missed.
 
