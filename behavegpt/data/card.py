@@ -104,7 +104,7 @@ def _advice(facts: CardFacts, sizes: list[int]) -> str:
     if "behavior" not in facts.vocabularies or share < MANY_UNKNOWN:
         return ""
     return (
-        f"\n\nTraining never saw {share:.0%} of the test events. Their behaviors tell more: train with "
+        f"\n\nTraining never saw {share:.0%} of the test events. Their behaviors are known: try "
         "`model.inputs=with_behavior`."
     )
 
