@@ -139,9 +139,8 @@ def test_behaviors_join_the_inputs_unless_they_are_the_events(tmp_path, name):
 def test_lift_takes_the_behaviors_that_its_base_reads(tmp_path):
     data = save_store(random_store(), tmp_path / "log")
     base = pretrain(settings(data, tmp_path / "base", {"inputs": "with_behavior"}))
-    tuned = settings(data, tmp_path / "run", {})
-    tuned.model.clear()
-    tuned.model.update({"architecture": "lift", "options": {"base": str(base / "model")}})
+    model = {"architecture": "lift", "options": {"base": str(base / "model")}}  # the shape is the base's
+    tuned = settings(data, tmp_path / "run", {}).model_copy(update={"model": model})
     assert behavegpt.load(pretrain(tuned) / "model").model.config.field_order[-1] == "behavior"
 
 
