@@ -99,12 +99,12 @@ def _fields(facts: CardFacts, min_count: int) -> str:
 
 
 def _advice(facts: CardFacts, sizes: list[int]) -> str:
-    """What to do about events that training never saw, where their behaviors are known."""
+    """What to do about unknown events, where behaviors are a column of their own."""
     share = facts.unknown["event"][-1] / sizes[-1]
     if "behavior" not in facts.vocabularies or share < MANY_UNKNOWN:
         return ""
     return (
-        f"\n\nTraining never saw {share:.0%} of the test events. Their behaviors are known: try "
+        f"\n\n{share:.0%} of the test events are unknown, which says nothing of their behaviors: try "
         "`model.inputs=with_behavior`."
     )
 
