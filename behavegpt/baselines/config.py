@@ -41,5 +41,3 @@ class BaselineConfig(BehaveGPTConfig):
             raise ValueError(f"BaselineConfig: score must be dot or cosine, not {self.score!r}.")
         if self.score_temperature <= 0:
             raise ValueError(f"BaselineConfig: score_temperature must be positive, not {self.score_temperature}.")
-        if self.history_head and "slot" not in (self.field_sizes or {}):
-            raise ValueError("BaselineConfig: history_head reads the time slot, so it needs inputs: all.")

@@ -85,6 +85,9 @@ class BehaveGPTConfig(PreTrainedConfig):
             "tied_head needs behavior_is_event: the classes must be the events": (
                 not self.tied_head or self.behavior_is_event
             ),
+            "history_head reads the time slot; set it to false, or inputs to all": (
+                not self.history_head or "slot" in fields
+            ),
             "behavior_is_event needs num_behaviors = events without padding and unknown": (
                 not self.behavior_is_event or self.num_behaviors == fields.get("event", 0) - SPECIAL_IDS
             ),

@@ -285,6 +285,7 @@ def test_the_model_folder_stands_alone():
         ({"behavior_is_event": True}, "behavior_is_event needs"),
         ({"next_heads": ["weather"]}, "next_heads"),
         ({"field_sizes": {"slot": 48}}, "event"),
+        ({"field_sizes": {"event": 8}, "history_head": True}, "history_head reads the time slot"),
     ],
 )
 def test_contradictions_are_refused(shape, message):
