@@ -8,9 +8,10 @@ Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 
 heads, no dropout, one thread, fp32, 256 histories a step. Every trainer learns the same next events, the first event of
 a history being none, so events per CPU second compare; each step is forward, backward, clipping and AdamW (the peers:
 their own Adam). BehaveGPT reads four fields and has an MLP as head, ptls reads and predicts all four, the others read
-and predict the event alone; RecBole, the slow one, learns a quarter of the histories. Trainers take turns, a pass over
-the workload each, and the best pass counts: quote the ratios, with the histories a step, on which they depend: large
-padded batches cost the peers much system time (README.md). The head is measured apart, with 50,000 classes.
+and predict the event alone; RecBole, the slow one, learns a quarter of the histories. Trainers, each a process of its
+own, take turns, a pass over the workload each, and the best pass counts: quote the ratios, with the histories a step,
+on which they depend: large padded batches cost the peers much system time (README.md). The head is measured apart,
+with 50,000 classes.
 Needs Linux (peak memory). The table goes to benchmarks/results/train.json.
 """
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # the peers' environments, where this file runs too, have no 
 RESULT = Path(__file__).parent / "results" / "train.json"
 HEAD_WIDTH, HEAD_CLASSES, HEAD_EVENTS = 256, 50_000, 2048
 OURS, LOOP, GPT2, GPT2_CAP = "BehaveGPT", "BehaveGPT, Trainer", "GPT-2", "GPT-2, padded to cap"
+OWN = (OURS, LOOP, GPT2, GPT2_CAP)
 GOALS = {(90, GPT2): 5.0, (256, GPT2): 8.0}  # ours / it, at least
 GOALS |= {(cap, peer.label): peer.goal for cap in (90, 256) for peer in PEERS.values()}
 LOOP_GOAL, LOADER_GOAL, HEAD_TIME_GOAL, HEAD_MEMORY_GOAL = 0.95, 0.01, 0.8, 0.1
@@ -275,6 +277,21 @@ def be_head(chunked: bool) -> None:
         answer({"cpu_s": seconds, "grown_mib": grown})
 
 
+def be_trainer(name: str, args: argparse.Namespace) -> None:
+    """A trainer of this environment, alone in its process as a user would run it."""
+    answer = answers()
+    cap = args.caps[0]
+    histories = workload(args.users, cap)
+    if name in (OURS, LOOP):
+        batches = our_batches(histories, cap, args.users_per_step)
+        trainer = our_trainer(batches, cap)
+        run = epochs(batches, partial(bare_step, trainer) if name == OURS else trainer.step)
+    else:
+        run = gpt2(histories, cap, args.users_per_step, to_cap=name == GPT2_CAP)
+    while sys.stdin.readline():
+        answer({"cpu_s": run(), "events": to_learn(histories)})
+
+
 def be_peer(peer: Peer, args: argparse.Namespace) -> None:
     """Train as the peer does, on its share of the histories."""
     cap = args.caps[0]
@@ -284,12 +301,13 @@ def be_peer(peer: Peer, args: argparse.Namespace) -> None:
 CHILDREN: dict[str, Callable[[argparse.Namespace], None]] = {
     "chunked": lambda args: be_head(chunked=True),
     "full": lambda args: be_head(chunked=False),
+    **{name: partial(be_trainer, name) for name in OWN},
     **{name: partial(be_peer, peer) for name, peer in PEERS.items()},
 }
 
 
-def peer_pass(child: Child, events: int) -> Pass:
-    """A pass of the peer, its seconds scaled to all the events where it learned a share of them."""
+def pass_of(child: Child, events: int) -> Pass:
+    """A pass of the child, its seconds scaled to all the events where it learned a share of them."""
 
     def run() -> float:
         turn = child.turn()
@@ -323,17 +341,11 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
     histories = workload(args.users, cap)
     events = to_learn(histories)
     batches = our_batches(histories, cap, args.users_per_step)
-    bare, looped = our_trainer(batches, cap), our_trainer(batches, cap)
-    passes = {
-        OURS: epochs(batches, lambda step: bare_step(bare, step)),
-        LOOP: epochs(batches, looped.step),
-        GPT2: gpt2(histories, cap, args.users_per_step, to_cap=False),
-        GPT2_CAP: gpt2(histories, cap, args.users_per_step, to_cap=True),
-    }
-    children = {name: Child(python_of(args.peers, name), name, args, cap) for name in found(args.peers)}
-    passes |= {PEERS[name].label: peer_pass(child, events) for name, child in children.items()}
+    children = {name: Child(Path(sys.executable), name, args, cap) for name in OWN}
+    peers = {name: python_of(args.peers, name) for name in found(args.peers)}
+    children |= {PEERS[name].label: Child(python, name, args, cap) for name, python in peers.items()}
     print(f"cap {cap}: {len(histories)} histories, {events} events to learn, {batches.steps_per_epoch} steps a pass")
-    seconds = best_of(passes, args.repeats)
+    seconds = best_of({name: pass_of(child, events) for name, child in children.items()}, args.repeats)
     for child in children.values():
         child.close()
     loading = epochs(batches, lambda step: list(batches.micro_batches(step)))
@@ -410,7 +422,7 @@ def main() -> None:
     parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.child:
+    if args.child:  # a process of its own, so that no trainer finds memory that another one left
         CHILDREN[args.child](args)
         return
     for name in (name for name in PEERS if name not in found(args.peers)):

@@ -42,10 +42,11 @@ COUNTED = ("most_frequent", "user_most_frequent", "markov", "user_markov")
 
 
 class Log(Settings):
-    """A city's log."""
+    """A city's log, or another domain's."""
 
     file: str
     tz: str
+    schema_: dict[str, str] = Field({}, alias="schema")  # where it differs from the protocol's
     same_labels: bool = True  # whether its labels mean what the target's mean
 
 
@@ -82,10 +83,10 @@ class Protocol(Settings):
 
 
 def prepared(protocol: Protocol, log: Log, logs: Path, work: Path) -> EventStore:
-    """A city's prepared folder, made once."""
+    """A log's prepared folder, made once."""
     folder = work / "data" / Path(log.file).stem
     if not folder.exists():
-        schema = EventSchema(**protocol.schema_, tz=log.tz)
+        schema = EventSchema.model_validate(protocol.schema_ | log.schema_ | {"tz": log.tz})
         prepare([logs / log.file], folder, schema, min_events=protocol.min_events)
     return open_store(folder)
 

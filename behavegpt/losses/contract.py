@@ -5,10 +5,9 @@ N events, K behavior classes. The training loop divides the sum by the total wei
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch.nn import functional as F
 
 from behavegpt.batch import IGNORED
 from behavegpt.errors import CheckpointError
@@ -43,7 +42,7 @@ class Loss:
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Unweighted loss of each event in nats, float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED."""
-        return F.cross_entropy(logits.float(), target, reduction="none", ignore_index=IGNORED)
+        return cross_entropy(logits, target)
 
     def total(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Weighted sum over the events: logits (N, K), target (N,) -> ()."""
@@ -87,3 +86,32 @@ class Loss:
     def _set_weights(self) -> None:
         weight = self._active_weight() if self.active else torch.ones(len(self.counts))
         self.class_weight = weight.float().to(self.class_weight.device)
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """-log softmax(logits)[target], float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED. Differentiable once.
+
+    torch's own makes three more (N, K) tensors by the end of the backward, this one: on a CPU fresh memory costs as
+    much as the arithmetic on it.
+    """
+    loss: torch.Tensor = _CrossEntropy.apply(logits.float(), target)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient, g (softmax - one hot), takes the memory of the log-probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        log_p = torch.log_softmax(logits, dim=1)
+        counted = target != IGNORED
+        true = target.clamp(min=0)[:, None]
+        ctx.save_for_backward(log_p, true, counted)
+        return -log_p.gather(1, true)[:, 0] * counted
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        log_p, true, counted = ctx.saved_tensors  # torch refuses a second backward, as log_p has changed by then
+        scale = (gradient * counted)[:, None]
+        return log_p.exp_().mul_(scale).scatter_add_(1, true, -scale), None

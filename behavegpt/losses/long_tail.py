@@ -9,9 +9,7 @@ import math
 from typing import Self
 
 import torch
-from torch.nn import functional as F
 
-from behavegpt.batch import IGNORED
 from behavegpt.losses.contract import Loss
 
 
@@ -99,7 +97,7 @@ class ClassBalancedFocal(Loss):
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32."""
-        loss = F.cross_entropy(logits.float(), target, reduction="none", ignore_index=IGNORED)
+        loss = super().per_event(logits, target)
         # 1 - p; bounded away from 0, where a gamma below 1 has an infinite slope
         wrong = -torch.expm1(-loss).clamp(max=-1e-12)
         return wrong.pow(self.gamma) * loss

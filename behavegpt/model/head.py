@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 
 NOWHERE = -2  # a document that no position has
-# logits held at once while training; more are made and differentiated piece by piece. A CPU is fastest with what its
-# cache holds, a GPU with fewer and larger pieces
-CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
+# logits held at once while training; more are made and differentiated piece by piece. Each piece adds to the whole
+# gradient of the projection, so that with many classes small pieces cost more than they save in memory
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
 
 
 class History(NamedTuple):

@@ -37,6 +37,7 @@ from behavegpt.training.checkpoint import (
 )
 from behavegpt.training.evaluate import autocast, to_device
 from behavegpt.training.journal import Journal
+from behavegpt.training.memory import keep_freed_memory
 from behavegpt.training.optimizer import learning_rate
 from behavegpt.training.sharding import is_sharded, no_sync, part_like, whole
 
@@ -105,6 +106,10 @@ class Trainer:
     precision: str
     on_step: Callable[[int, dict[str, float]], None] = lambda step, record: None
     progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
 
     def run(self) -> Progress:
         """Train to the last step, an early stop or a signal. Raises BehaveGPTError on a non-finite loss."""

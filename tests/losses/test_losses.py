@@ -13,6 +13,7 @@ from behavegpt.batch import IGNORED
 from behavegpt.config import read_settings
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.losses import Loss, LossSettings, build_loss
+from behavegpt.losses.contract import cross_entropy
 
 CLASSES = 13
 COUNTS = torch.tensor([4000, 2500, 900, 400, 300, 120, 60, 30, 12, 5, 2, 1, 0])
@@ -135,6 +136,21 @@ def test_cross_entropy_is_that_of_torch() -> None:
     logits, target = batch()
     expected = F.cross_entropy(logits, target, reduction="sum")
     torch.testing.assert_close(late("cross_entropy").total(logits, target), expected)
+
+
+def test_cross_entropy_has_the_gradient_of_torch_once() -> None:
+    logits, target = batch()
+    logits = (30 * logits).detach().requires_grad_()  # where probabilities underflow too
+    target[::7] = IGNORED
+    weight = torch.linspace(-1, 2, len(target))
+    expected = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+    loss = cross_entropy(logits, target)
+    assert torch.equal(loss, expected)
+    [slope] = torch.autograd.grad((weight * expected).sum(), logits)
+    mine = (weight * loss).sum()
+    torch.testing.assert_close(torch.autograd.grad(mine, logits, retain_graph=True)[0], slope, atol=1e-6, rtol=1e-6)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(mine, logits)
 
 
 def softmax_loss(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
