@@ -18,7 +18,7 @@ from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 NOWHERE = -2  # a document that no position has
 # logits held at once while training; more are made and differentiated piece by piece. Each piece adds to the whole
 # gradient of the projection, so that with many classes small pieces cost more than they save in memory
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
+CHUNK_ELEMENTS = {"cpu": 3 << 20, "cuda": 1 << 24}
 
 
 class History(NamedTuple):

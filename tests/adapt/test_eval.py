@@ -15,6 +15,7 @@ import yaml
 from behavegpt.config import read_settings
 from behavegpt.data.pack import target_rows
 from behavegpt.data.prepare import prepare
+from behavegpt.data.store import open_store
 from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from tests.conftest import ROOT
 
@@ -63,7 +64,7 @@ def test_cross_domain(logs, tmp_path, capsys):
         tmp_path,
         schema={"user": "user_id", "time": "timestamp", "location": "location", "event": "event"},
         target={"file": "there.parquet", "tz": "UTC"},
-        sources={"home": {"file": "here.parquet", "tz": "UTC"}},
+        sources={"home": {"file": "here.parquet", "tz": "UTC", "schema": {"location": "behavior"}}},
         pretrain={"config": TINY, "steps": 2, "losses": ["dro", "cross_entropy"]},
         fractions={0.5: {"steps": 2, "batch_events": 256, "seeds": [0]}},
         modes={"cross_domain": {"adapt": {"scale": "base"}}, "scratch": {"lr": 1e-3}},
@@ -76,6 +77,8 @@ def test_cross_domain(logs, tmp_path, capsys):
     rows = module.read_rows(tmp_path / "rows.jsonl")
     keys = [tuple(row[name] for name in module.KEY) for row in rows]
     assert len(keys) == len(set(keys)) == 3 + len(module.COUNTED)
+    schemas = {name: open_store(tmp_path / "data" / name).schema for name in ("here", "there")}
+    assert (schemas["here"].location, schemas["there"].location) == ("behavior", "location")
     trained = [row for row in rows if "trained" in row]
     assert len({row["rows"] for row in trained}) == 1 and {row["mode"] for row in trained} == {
         "cross_domain",
