@@ -24,3 +24,12 @@ class MissingExtraError(BehaveGPTError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed; run: pip install 'behavegpt[{extra}]'")
+
+
+def violation(error: Exception) -> str:
+    """What a model configuration objects to: the last line, as huggingface_hub wraps errors in types of its own.
+
+    >>> violation(ValueError("Class validation error:\\n    ValueError: dropout must be in [0, 1), not 2."))
+    'dropout must be in [0, 1), not 2.'
+    """
+    return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")

@@ -18,7 +18,7 @@ from behavegpt.baselines.network import start_baseline
 from behavegpt.config import closest
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import ConfigError
+from behavegpt.errors import ConfigError, violation
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
 from behavegpt.training.run import SHAPE, RunSettings, Work, execute
@@ -73,8 +73,8 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
             tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
             **shape | {"embedding_size": width},
         )
-    except Exception as error:  # huggingface_hub wraps every violation in types of its own
-        raise ConfigError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
+    except Exception as error:
+        raise ConfigError(f"model: {violation(error)}") from None
 
 
 def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:

@@ -13,7 +13,7 @@ from behavegpt.adapt.settings import AdaptSettings
 from behavegpt.data.reencode import empty_vocabulary, reencode
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import ConfigError, DataError
+from behavegpt.errors import ConfigError, DataError, violation
 from behavegpt.model import BehaveGPTConfig
 
 _NOT_SHAPE = ("field_sizes", "field_order", "num_behaviors", "behavior_is_event", "tokenizer_hash")
@@ -73,10 +73,8 @@ def target_config(base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: flo
             dropout=base.dropout if dropout is None else dropout,
             **shape,
         )
-    except Exception as error:  # huggingface_hub wraps every violation in types of its own
-        raise ConfigError(
-            f"the base's shape does not fit the data: {str(error).strip().splitlines()[-1].strip()}"
-        ) from None
+    except Exception as error:
+        raise ConfigError(f"the base's shape does not fit the data: {violation(error)}") from None
 
 
 def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore) -> list[str]:

@@ -31,7 +31,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import ConfigError
+from behavegpt.errors import ConfigError, violation
 from behavegpt.files import write_json
 from behavegpt.losses import LossSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
@@ -146,8 +146,8 @@ def _begin(store: EventStore, settings: BehaviorSettings) -> Work:
             tokenizer_hash=tokenizer.hash,
             **settings.model,
         )
-    except Exception as error:  # huggingface_hub wraps every violation in types of its own
-        raise ConfigError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
+    except Exception as error:
+        raise ConfigError(f"model: {violation(error)}") from None
     model = BehaveGPTForBehaviorPrediction(config)
     model.head.set_prior(torch.tensor(store.behaviors.counts))
     return Work("BehaveGPT", store, tokenizer, model, count_parameters(model))

@@ -19,7 +19,7 @@ from behavegpt.baselines.architectures import read_inputs, shape_baseline
 from behavegpt.baselines.network import BaselineForBehaviorPrediction
 from behavegpt.config import Settings
 from behavegpt.data.store import EventStore
-from behavegpt.errors import ConfigError
+from behavegpt.errors import ConfigError, violation
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
 
@@ -123,8 +123,8 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
         else:
             config = shape_baseline(model, task.fields, task.behaviors, task.behavior_is_event)
             network = BaselineForBehaviorPrediction
-    except Exception as error:  # huggingface_hub wraps every violation in types of its own
-        raise ConfigError(f"sizes: {str(error).strip().splitlines()[-1].strip()}") from None
+    except Exception as error:
+        raise ConfigError(f"sizes: {violation(error)}") from None
     with torch.device("meta"):
         parameters = count_parameters(network(config))
     multiplied = parameters["total"] - parameters["embeddings"]

@@ -112,6 +112,7 @@ def test_a_shipped_config_loads_and_says_how_to_run_it(path, data):
         (["model.options.target_time=known"], "sasrec has no 'target_time'"),
         (["model.inputs=ids"], "inputs must be one of all, event_only, with_behavior"),
         (["model.score=sum"], "score must be dot or cosine"),
+        (["model.inputs=event_only", "model.history_head=true"], "^model: BehaveGPTConfig: history_head reads"),
         (["language_model=gpt2"], "language_model is a start for BehaveGPT"),
     ],
 )
