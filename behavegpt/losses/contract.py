@@ -91,8 +91,7 @@ class Loss:
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """-log softmax(logits)[target], float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED. Differentiable once.
 
-    torch's own makes three more (N, K) tensors by the end of the backward, this one: on a CPU fresh memory costs as
-    much as the arithmetic on it.
+    torch's own makes three more (N, K) tensors by the end of the backward, this one; it is no faster (docs/log.md).
     """
     loss: torch.Tensor = _CrossEntropy.apply(logits.float(), target)
     return loss
