@@ -24,7 +24,7 @@ from behavegpt.config import Settings
 from behavegpt.errors import DataError
 from behavegpt.metrics.prediction import PredictionMetrics
 
-PAIRS = 1 << 16  # queries x classes matched at once
+PAIRS = 1 << 12  # queries x classes matched at once: their gates fit into a CPU's cache
 
 
 class MecosSettings(Settings):
@@ -48,7 +48,8 @@ class MatchingHead(nn.Module):
         self.steps = settings.steps
         self.project = nn.Linear(states, width)
         self.of_query = nn.Linear(width, 4 * width)
-        self.of_memory = nn.Linear(2 * width, 4 * width, bias=False)
+        self.of_memory = nn.Linear(width, 4 * width, bias=False)
+        self.of_support = nn.Linear(width, 4 * width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # a scale of 10
 
     def supports(self, examples: torch.Tensor, member: torch.Tensor, classes: int) -> torch.Tensor:
@@ -63,14 +64,13 @@ class MatchingHead(nn.Module):
 
     def _match(self, q: torch.Tensor, supports: torch.Tensor) -> torch.Tensor:
         """q (Q, D), supports (N, D) -> (Q, N)"""
-        pairs = (len(q), len(supports), q.shape[1])
-        s, h, cell = supports.expand(pairs), q[:, None].expand(pairs), q.new_zeros(pairs)
-        of_query = self.of_query(q)[:, None]
+        of_pair = self.of_query(q)[:, None] + self.of_support(supports)  # (Q, N, 4 D), the same in every refinement
+        h, cell = q[:, None], q.new_zeros(1)
         for _ in range(self.steps):
-            forget, write, read, new = (of_query + self.of_memory(torch.cat([h, s], dim=-1))).chunk(4, dim=-1)
+            forget, write, read, new = (of_pair + self.of_memory(h)).chunk(4, dim=-1)
             cell = forget.sigmoid() * cell + write.sigmoid() * new.tanh()
             h = read.sigmoid() * cell.tanh() + q[:, None]
-        return self.log_scale.exp() * F.cosine_similarity(h, s, dim=-1)
+        return self.log_scale.exp() * F.cosine_similarity(h, supports, dim=-1)
 
 
 def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettings) -> MatchingHead:
@@ -115,9 +115,11 @@ def match(
     classes: int,
 ) -> PredictionMetrics:
     """Metrics of batches (states (N, C), targets (N,)) by examples (M, C) of classes (M,); no other class is said."""
-    supports = head.supports(examples, member, classes)
-    unseen = torch.bincount(member, minlength=classes) == 0
+    seen = torch.bincount(member, minlength=classes).nonzero()[:, 0]
+    supports = head.supports(examples, member, classes)[seen]
     metrics = PredictionMetrics(classes)
     for state, target in queries:
-        metrics.update(head(state, supports).masked_fill(unseen, -torch.inf), target)
+        scores = state.new_full((len(state), classes), -torch.inf)
+        scores[:, seen] = head(state, supports)
+        metrics.update(scores, target)
     return metrics

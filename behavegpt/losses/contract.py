@@ -91,26 +91,29 @@ class Loss:
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """-log softmax(logits)[target], float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED. Differentiable once.
 
-    torch's own makes three more (N, K) tensors by the end of the backward, this one; it is no faster (docs/log.md).
+    torch's own makes three more (N, K) tensors by the end of the backward and takes twice as many exponentials.
     """
     loss: torch.Tensor = _CrossEntropy.apply(logits.float(), target)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The gradient, g (softmax - one hot), takes the memory of the log-probabilities."""
+    """One exponential per logit: the loss is read off the probabilities, whose memory the gradient then takes.
+
+    With m the largest logit and p its probability, -log softmax(x)[t] = m - x_t - log p; p >= 1/K cannot underflow.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        log_p = torch.log_softmax(logits, dim=1)
         counted = target != IGNORED
         true = target.clamp(min=0)[:, None]
-        ctx.save_for_backward(log_p, true, counted)
-        return -log_p.gather(1, true)[:, 0] * counted
+        probability = torch.softmax(logits, dim=1)
+        ctx.save_for_backward(probability, true, counted)
+        return (logits.amax(1) - logits.gather(1, true)[:, 0] - probability.amax(1).log()) * counted
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        log_p, true, counted = ctx.saved_tensors  # torch refuses a second backward, as log_p has changed by then
+        probability, true, counted = ctx.saved_tensors  # torch refuses a second backward: these have changed by then
         scale = (gradient * counted)[:, None]
-        return log_p.exp_().mul_(scale).scatter_add_(1, true, -scale), None
+        return probability.mul_(scale).scatter_add_(1, true, -scale), None

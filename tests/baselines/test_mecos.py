@@ -21,14 +21,14 @@ def test_matching_pair_by_pair(monkeypatch):
     for c in range(3):
         own = torch.stack([head.project(x) for x, m in zip(examples, member, strict=True) if m == c])
         torch.testing.assert_close(supports[c], own.mean(0))
-    w, b, u = head.of_query.weight, head.of_query.bias, head.of_memory.weight
+    w, b, u, v = head.of_query.weight, head.of_query.bias, head.of_memory.weight, head.of_support.weight
     wanted = torch.zeros(4, 3)
     for i, query in enumerate(queries):
         for c in range(3):
             q = head.project(query)
             h, cell = q, torch.zeros(5)
             for _ in range(3):
-                gates = w @ q + b + u @ torch.cat([h, supports[c]])
+                gates = w @ q + b + u @ h + v @ supports[c]
                 forget, write, read, new = gates[:5], gates[5:10], gates[10:15], gates[15:]
                 cell = forget.sigmoid() * cell + write.sigmoid() * new.tanh()
                 h = read.sigmoid() * cell.tanh() + q
