@@ -113,7 +113,7 @@ def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Pre
     run = arguments.runs / f"seed_{seed}"
     if not (run / "model").is_dir():
         known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
-        pretrain(read_settings(PretrainSettings, arguments.config, [*known, *arguments.train]))
+        pretrain(read_settings(PretrainSettings, arguments.config, [*known, *arguments.train]), resume=True)
     predictor = load(run / "model")
     return Predictor(predictor.model, predictor.tokenizer, learn_links(predictor.model, store))
 
