@@ -39,16 +39,14 @@ from behavegpt.training.optimizer import build_optimizer
 
 DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
     "cross_entropy": {"name": "cross_entropy"},
-    "dro": {"name": "dro"},
-    "dro floor .7": {"name": "dro", "floor": 0.7},
-    "dro floor .85": {"name": "dro", "floor": 0.85},
-    "dro n0 .5 floor .7": {"name": "dro", "n0": 0.5, "floor": 0.7},
-    "dro n0 .5 floor .85": {"name": "dro", "n0": 0.5, "floor": 0.85},
+    "dro n0 .12 floor .8": {"name": "dro", "n0": 0.12, "floor": 0.8},
+    "dro n0 .1 floor .85": {"name": "dro", "n0": 0.1, "floor": 0.85},
+    "dro n0 .15 floor .85 momentum .01": {"name": "dro", "n0": 0.15, "floor": 0.85, "momentum": 0.01},
+    "dro n0 .2 floor .9": {"name": "dro", "n0": 0.2, "floor": 0.9},
+    "dro n0 .2 floor .85": {"name": "dro", "n0": 0.2, "floor": 0.85},
+    "dro n0 .2 floor .7": {"name": "dro", "n0": 0.2, "floor": 0.7},
     "dro n0 .5 floor .9": {"name": "dro", "n0": 0.5, "floor": 0.9},
     "dro n0 2 floor .5": {"name": "dro", "n0": 2.0, "floor": 0.5},
-    "dro n0 2 floor .7": {"name": "dro", "n0": 2.0, "floor": 0.7},
-    "dro n0 2 floor .85": {"name": "dro", "n0": 2.0, "floor": 0.85},
-    "dro power caps floor .5": {"name": "dro", "caps": "power", "floor": 0.5},
     "dro power caps floor .7": {"name": "dro", "caps": "power", "floor": 0.7},
     "class_balanced": {"name": "class_balanced"},
 }

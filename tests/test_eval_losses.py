@@ -25,7 +25,8 @@ def test_a_shared_start_equals_separate_runs(script, tmp_path):
     pq.write_table(small_log(users=40, events=3000, seed=2), tmp_path / "log.parquet")
     prepare([tmp_path / "log.parquet"], tmp_path / "data", SYNTHETIC_SCHEMA)
     line = [str(tmp_path / "data"), "--config", str(ROOT / "configs/tiny.yaml"), "--steps", "10", "--seeds", "0"]
-    names = ["cross_entropy", "dro", "balanced_softmax"]
+    dro = "dro n0 .2 floor .9"
+    names = ["cross_entropy", dro, "balanced_softmax"]
     assert script.main([*line, "--out", str(tmp_path / "together.jsonl"), "--losses", *names]) == 0
     for name in names:
         assert script.main([*line, "--out", str(tmp_path / "apart.jsonl"), "--losses", name]) == 0
@@ -39,7 +40,7 @@ def test_a_shared_start_equals_separate_runs(script, tmp_path):
     for name in ((name, split) for name in names for split in ("valid", "test")):
         mine, other = ({k: v for k, v in rows[name].items() if k != "seconds"} for rows in (together, apart))
         assert mine == other
-    assert together["dro", "test"]["cross_entropy"] != together["cross_entropy", "test"]["cross_entropy"]
+    assert together[dro, "test"]["cross_entropy"] != together["cross_entropy", "test"]["cross_entropy"]
     assert script.main([*line, "--out", str(tmp_path / "together.jsonl"), "--losses", *names]) == 0
     rows = (tmp_path / "together.jsonl").read_text().splitlines()
     assert len(rows) == 2 * (len(names) + len(script.PRIOR_CORRECTIONS)), "finished rows are skipped"
