@@ -37,12 +37,12 @@ class LossSettings(Settings):
 
     name: Name = Field("dro", description="the training loss; dro is eq. 4 of the paper")
     caps: Caps = Field("effective_number", description="dro: how 1/eps follows from a class's training count")
-    floor: float = Field(0.9, ge=0, le=1, description="dro: share of the training distribution the worst case keeps")
+    floor: float = Field(0.8, ge=0, le=1, description="dro: share of the training distribution the worst case keeps")
     start: float = Field(
         0.8, ge=0, le=1, description="dro, ldam, class_balanced: share of training after which classes are re-weighted"
     )
     momentum: float = Field(0.1, gt=0, le=1, description="dro: weight of one event in its class's averaged loss")
-    n0: float = Field(0.2, gt=0, description="caps effective_number: count, in mean counts, where eps is 0.63")
+    n0: float = Field(0.12, gt=0, description="caps effective_number: count, in mean counts, where eps is 0.63")
     beta: float = Field(
         0.999,
         gt=0,

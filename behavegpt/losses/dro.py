@@ -101,7 +101,7 @@ class DROLoss(Loss):
     """
 
     def __init__(
-        self, counts: torch.Tensor, cap: torch.Tensor, floor: float = 0.9, start: float = 0.8, momentum: float = 0.1
+        self, counts: torch.Tensor, cap: torch.Tensor, floor: float = 0.8, start: float = 0.8, momentum: float = 0.1
     ) -> None:
         super().__init__(counts, start)
         self.prior = self.counts / self.counts.sum()

@@ -221,8 +221,8 @@ def test_the_default_is_the_recommended_loss() -> None:
     assert (settings.name, settings.caps, settings.n0, settings.floor, settings.start, settings.momentum) == (
         "dro",
         "effective_number",
-        0.2,
-        0.9,
+        0.12,
+        0.8,
         0.8,
         0.1,
     )
