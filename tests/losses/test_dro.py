@@ -138,7 +138,7 @@ def test_caps_follow_their_formulas() -> None:
     n = torch.tensor([900.0, 90.0, 10.0], dtype=torch.float64)
     mean = 1000 / 3
     expected = {
-        "effective_number": [1 / (1 - math.exp(-x / (0.2 * mean))) for x in (900, 90, 10)],
+        "effective_number": [1 / (1 - math.exp(-x / (0.12 * mean))) for x in (900, 90, 10)],
         "effective_number_beta": [(1 - 0.999**900) / (1 - 0.999**x) for x in (900, 90, 10)],
         "power": [1.0, 10**0.5, 90**0.5],
         "confidence": [1 + 10 / math.sqrt(x) for x in (900, 90, 10)],
