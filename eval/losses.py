@@ -236,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = [row for row in rows if row["split"] == arguments.split]
         print(table(wanted, store, arguments.split))
         if arguments.plot:
-            frontier([row for row in wanted if row["layer"] == arguments.layers[0]], arguments.plot)
+            shown = [row for row in wanted if row["layer"] == arguments.layers[0]]
+            frontier(shown, arguments.plot, within=0.93)
         return 0
     journal = Journal(arguments.out)
     done = {(row["layer"], row["seed"], row["loss"]) for row in rows if row["split"] == "test"}
