@@ -59,7 +59,8 @@ class Law(NamedTuple):
 
     def _balance(self) -> np.ndarray:
         """log N * alpha - log D * beta at the optimum."""
-        return np.log(self.alpha * self.C_N) - np.log(self.beta * self.C_D)
+        with np.errstate(divide="ignore"):  # a term that the rows leave at 0 is never balanced: an infinity, clipped
+            return np.log(self.alpha * self.C_N) - np.log(self.beta * self.C_D)
 
 
 class Runs(NamedTuple):
