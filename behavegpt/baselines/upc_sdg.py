@@ -27,6 +27,8 @@ from behavegpt.baselines.generators import Histories, _gaps, seeded
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
 
+SPARE, ROUNDS = 16, 8  # of the randomized singular values: directions beside the wanted ones, power iterations
+
 
 @dataclass(frozen=True)
 class UPCSettings:
@@ -64,15 +66,18 @@ class Perturber(nn.Module):
 
 
 def count_table(owner: np.ndarray, events: np.ndarray, users: int, size: int) -> torch.Tensor:
-    """log(1 + n) (users, size) of the events (R,) of their owners (R,)."""
-    counts = np.bincount(owner * size + events, minlength=users * size).reshape(users, size)
-    return torch.from_numpy(counts).float().log1p()
+    """log(1 + n) (users, size), sparse, of the events (R,) of their owners (R,)."""
+    pairs, counts = np.unique(owner * size + events, return_counts=True)
+    at = torch.from_numpy(np.stack(np.divmod(pairs, size)))
+    return torch.sparse_coo_tensor(
+        at, torch.from_numpy(counts).float().log1p(), (users, size), check_invariants=True
+    ).coalesce()
 
 
 def factorize(table: torch.Tensor, factors: int) -> torch.Tensor:
     """Event vectors (I, D) of length 1: leading right singular vectors of a table (users, I) times their roots."""
-    squares, vectors = torch.linalg.eigh(table.T @ table)  # ascending
-    vectors, values = vectors[:, -factors:], squares[-factors:].clamp_min(0).sqrt()
+    _, values, vectors = torch.svd_lowrank(table, min(factors + SPARE, *table.shape), niter=ROUNDS)  # descending
+    vectors, values = vectors[:, :factors], values[:factors]
     signs = torch.where(vectors.sum(0) < 0, -1.0, 1.0)  # theirs are arbitrary
     return F.normalize(vectors * signs * values.sqrt(), dim=1)
 

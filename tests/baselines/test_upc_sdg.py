@@ -36,12 +36,21 @@ def log(users=40, size=20, seed=0):
 def test_factors_rebuild_the_table():
     owner, events, _ = log()
     table = count_table(owner, events, 40, 20)
-    assert table[3, 17] == pytest.approx(np.log1p(((owner == 3) & (events == 17)).sum()))
-    _, values, right = np.linalg.svd(table.numpy())
+    dense = table.to_dense().numpy()
+    assert dense[3, 17] == pytest.approx(np.log1p(((owner == 3) & (events == 17)).sum()))
+    _, values, right = np.linalg.svd(dense)
     vectors = factorize(table, 4).numpy()
     gram = right[:4].T @ np.diag(values[:4]) @ right[:4]
     length = np.sqrt(np.diag(gram))
     assert np.allclose(vectors @ vectors.T, gram / length / length[:, None], atol=1e-3)
+
+
+def test_a_table_too_large_to_be_dense_is_factorized():
+    rng = np.random.default_rng(0)
+    owner = np.sort(rng.integers(200_000, size=300_000))
+    table = count_table(owner, rng.zipf(1.3, size=len(owner)) % 50_000, 200_000, 50_000)  # 40 GB if it were
+    vectors = factorize(table, 8)
+    assert vectors.shape == (50_000, 8) and bool(user_vectors(table, vectors).isfinite().all())
 
 
 def test_loss_by_hand():
