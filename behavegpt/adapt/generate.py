@@ -255,4 +255,4 @@ def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSet
     config = model.config
     cached = 8 * config.num_hidden_layers * (config.max_length + 1) * config.hidden_size
     scores = 16 * (config.num_behaviors + sum((config.field_sizes or {}).values()))
-    return max(1, min(settings.rows, CACHE_BYTES // cached, LOGIT_BYTES // scores))
+    return max(1, min(settings.rows, CACHE_BYTES // max(1, cached), LOGIT_BYTES // scores))

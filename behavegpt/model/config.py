@@ -25,7 +25,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     num_behaviors: int = 2
     behavior_is_event: bool = False  # the classes are the events themselves, in the order of their ids
     embedding_size: int = 256  # d
-    num_hidden_layers: int = 12
+    num_hidden_layers: int = 12  # 0: the event at hand alone, without the past but for the history head's counts
     num_attention_heads: int = 16
     intermediate_size: int | None = None  # of the blocks' MLP; null: 4 * hidden_size
     head_size: int | None = None  # hidden units of the prediction MLP (eq. 3); null: hidden_size
@@ -77,9 +77,10 @@ class BehaveGPTConfig(PreTrainedConfig):
             f"multiple of 2 * num_attention_heads {self.num_attention_heads}": (
                 self.num_attention_heads < 1 or self.hidden_size % (2 * self.num_attention_heads) == 0
             ),
-            "max_length, num_hidden_layers, num_attention_heads and embedding_size must be at least 1": (
-                min(self.max_length, self.num_hidden_layers, self.num_attention_heads, self.embedding_size) >= 1
+            "max_length, num_attention_heads and embedding_size must be at least 1": (
+                min(self.max_length, self.num_attention_heads, self.embedding_size) >= 1
             ),
+            f"num_hidden_layers must be at least 0, not {self.num_hidden_layers}": self.num_hidden_layers >= 0,
             f"dropout must be in [0, 1), not {self.dropout}": 0 <= self.dropout < 1,
             "position_encoding must be rope, learned or none": self.position_encoding in ("rope", "learned", "none"),
             "tied_head needs behavior_is_event: the classes must be the events": (

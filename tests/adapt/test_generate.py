@@ -39,10 +39,13 @@ SHAPES = {
     "event": {"behaviors": None, "history_head": True, "tied_head": True},
     "behavior": {"with_behavior": True, "history_head": True},
     "bare": {"next_heads": []},
+    "no blocks": {"history_head": True, "num_hidden_layers": 0},
 }
 
 
-def network(store, *, behaviors=None, next_heads=HEADS, max_length=12, with_behavior=False, **shape):
+def network(
+    store, *, behaviors=None, next_heads=HEADS, max_length=12, with_behavior=False, num_hidden_layers=2, **shape
+):
     """A model with random weights, large enough that every input matters."""
     torch.manual_seed(0)
     beside = {"behavior": len(store.vocabulary["behavior"])} if with_behavior else {}
@@ -51,7 +54,7 @@ def network(store, *, behaviors=None, next_heads=HEADS, max_length=12, with_beha
         num_behaviors=store.behaviors.classes,
         behavior_is_event=store.schema.behavior_is_event,
         embedding_size=8,
-        num_hidden_layers=2,
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=2,
         max_length=max_length,
         next_heads=[name for name in next_heads if not (name == "event" and store.schema.behavior_is_event)],

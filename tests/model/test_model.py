@@ -28,6 +28,7 @@ VARIANTS = {
     "both": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True, "history_head": True},
     "behavior as input": {"num_behaviors": 5, "history_head": True, "field_sizes": {**SIZES, "behavior": 7}},
     "next": {"num_behaviors": 5, "next_heads": ["event", "location", "gap"]},
+    "no blocks": {"num_behaviors": 5, "history_head": True, "num_hidden_layers": 0},
 }
 
 
@@ -103,6 +104,18 @@ def test_the_future_changes_no_past_logit(variant):
         for n, v in histories([40], seed=100 + position)[0].items():
             changed[n][:, position:] = v[:, position:]
         assert torch.equal(model(**changed).logits[:, :position], before[:, :position]), position
+
+
+def test_without_blocks_the_past_counts_only_through_the_history_head():
+    """The ablation that tells what the transformer adds: the event at hand, and the counts of the user's past."""
+    [mine], [other] = histories([20], seed=1), histories([20], seed=2)
+    other = {n: torch.cat([v[:, :-1], mine[n][:, -1:]], 1) for n, v in other.items()}  # the same event after others
+    blind, counting = (make("no blocks", history_head=head).eval() for head in (False, True))
+    assert torch.equal(blind(**mine).logits[:, -1], blind(**other).logits[:, -1])
+    assert not torch.equal(counting(**mine).logits[:, -1], counting(**other).logits[:, -1])
+    changed = {n: v.clone() for n, v in mine.items()}
+    changed["location_ids"][:, -1] = (mine["location_ids"][:, -1] + 1) % SIZES["location"]
+    assert not torch.equal(blind(**changed).logits[:, -1], blind(**mine).logits[:, -1])  # but each of its fields
 
 
 def test_blocks_compute_what_gpt2_computes():
@@ -280,6 +293,7 @@ def test_the_model_folder_stands_alone():
     "shape,message",
     [
         ({"num_attention_heads": 5}, "multiple of"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 0, not -1"),
         ({"position_encoding": "sinus"}, "position_encoding"),
         ({"tied_head": True}, "tied_head needs behavior_is_event"),
         ({"behavior_is_event": True}, "behavior_is_event needs"),
