@@ -81,9 +81,9 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         super().__init__(config)
         self.embedding = EventEmbedding(config)
         self.blocks = nn.ModuleList([BehaveGPTBlock(config) for _ in range(config.num_hidden_layers)])
-        # without blocks there is no sum of branches whose scale would have to be taken out again
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.norm: nn.Module = norm if config.num_hidden_layers else nn.Identity()
+        self.norm: nn.Module = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if not config.num_hidden_layers:  # no sum of branches whose scale would have to be taken out again
+            self.norm = nn.Identity()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
