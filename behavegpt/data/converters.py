@@ -33,7 +33,7 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
     between the ticks of `clock.py`, none without it. Raises DataError.
     """
     if name not in CONVERTERS:
-        raise DataError(f"{name!r} is no known public log. {closest(name, list(CONVERTERS))}")
+        raise DataError(f"{name!r} is no known public log. {closest(name, ['git', *CONVERTERS])}")
     converter, out = CONVERTERS[name], Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
