@@ -109,7 +109,9 @@ def _counted(counts: dict[str, int]) -> str:
 
 def _convert_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "name", help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025"
+        "name",
+        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025, easytpp, mbd, "
+        "massive_steps, yambda, carat",
     )
     parser.add_argument("source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones")
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write; its schema goes beside it")
@@ -123,20 +125,26 @@ def _convert_arguments(parser: Parser) -> None:
 def _convert(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
 
+    split = ""
     if arguments.name == "git":
         from behavegpt.datasets.git import convert_git
 
         schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
     else:
         from behavegpt.data.converters import convert
+        from behavegpt.datasets.published import PUBLISHED
+        from behavegpt.datasets.tables import convert_published
 
         if arguments.salt is not None:
             raise ConfigError(f"--salt is for git alone; {arguments.name} keeps the user ids of its download.")
         if len(arguments.source) > 1:
             raise ConfigError(f"{arguments.name} is made from one download, not {len(arguments.source)}; give one.")
-        schema = convert(arguments.name, arguments.source[0], arguments.out, arguments.clock)
+        log = PUBLISHED.get(arguments.name)
+        make = convert_published if log else convert
+        schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
+        split = f" --split {log.split}" if log and log.split else ""
     beside = arguments.out.with_suffix(".schema.yaml")
-    print(f"next: behavegpt prepare {arguments.out} --schema {beside} --out DIR", file=sys.stderr)
+    print(f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR", file=sys.stderr)
     return schema.model_dump(mode="json")
 
 
