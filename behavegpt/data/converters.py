@@ -36,6 +36,8 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
     if name not in CONVERTERS:
         raise DataError(f"{name!r} is no known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}")
     converter, out = CONVERTERS[name], Path(out)
+    if out.is_dir():
+        raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
         con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the file

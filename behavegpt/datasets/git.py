@@ -34,6 +34,7 @@ SCHEMA = EventSchema(
 DAY = 86_400  # seconds; a commit before the second day of 1970 or after tomorrow has no valid time
 MAX_SUBJECT = 200  # characters that are looked at for the activity
 MAX_FILES = 65_535
+MIN_SALT = 8  # characters
 
 # Before the first word: tags in brackets, components with a colon, issue keys and numbers, punctuation.
 SKIPPED = r"^(?:\s+|\[[^\]]*\]|\([^)]*\)|[^\s:]+:\s+|[a-z][a-z0-9_]*-\d+\S*|#?\d+\S*|[^a-z\s]+)+"
@@ -126,6 +127,8 @@ def convert_git(
     it. Raises DataError.
     """
     out = Path(out)
+    if salt is not None and len(salt) < MIN_SALT:
+        raise DataError(f"the salt has {len(salt)} characters and can be guessed; give at least {MIN_SALT}, or none.")
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     repositories = _distinct([open_repository(Path(source)) for source in sources])

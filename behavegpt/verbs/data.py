@@ -125,6 +125,8 @@ def _convert_arguments(parser: Parser) -> None:
 def _convert(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
 
+    if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
+        raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
     split = ""
     if arguments.name == "git":
         from behavegpt.datasets.git import convert_git

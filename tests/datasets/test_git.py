@@ -20,10 +20,11 @@ from behavegpt.errors import DataError
 from tests.conftest import ROOT
 from tests.datasets.repositories import Commit, git, repository
 
+SALT = "any secret"
 COLUMNS = ["user_id", "timestamp", "utc_offset", "repository", "area", "activity", "file_type", "files", "order"]
 
 
-def log_of(folder: Path, *commits: Commit, salt: str | None = "s") -> pd.DataFrame:
+def log_of(folder: Path, *commits: Commit, salt: str | None = SALT) -> pd.DataFrame:
     """The log of one repository with these commits, in the order in which they were made."""
     source = repository(folder / "proj", commits)
     convert_git([source], folder / "log.parquet", salt)
@@ -187,7 +188,7 @@ def test_odd_commits_do_not_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| no files | 1 | 1 |" in card and "| no author | 1 | 1 |" in card
     whole = (tmp_path / "log.parquet").read_bytes()
     monkeypatch.setattr(git_log, "BLOCK", 50)
-    convert_git([tmp_path / "proj"], tmp_path / "log.parquet", "s")
+    convert_git([tmp_path / "proj"], tmp_path / "log.parquet", SALT)
     assert (tmp_path / "log.parquet").read_bytes() == whole
 
 
@@ -201,7 +202,7 @@ def test_authors_are_hashed_and_the_mailmap_is_respected(tmp_path: Path) -> None
         convert_git([source], tmp_path / "log.parquet", salt)
         return sorted(set(pd.read_parquet(tmp_path / "log.parquet")["user_id"]))
 
-    assert len(users("a")) == 2 and users("a") == users("a") != users("b")
+    assert len(users("secret a")) == 2 and users("secret a") == users("secret a") != users("secret b")
     assert users(None) != users(None)
     for path in tmp_path.glob("log.*"):
         text = path.read_bytes().lower()
@@ -214,7 +215,7 @@ def test_several_repositories(tmp_path: Path) -> None:
     two = repository(tmp_path / "b" / "core", [Commit("Add c", ("x/3",), "1700000100 +0000")])
     git(tmp_path, "clone", "-q", "--bare", str(one), "fork.git")
     git(one, "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
-    convert_git([one, two / ".git", tmp_path / "fork.git", tmp_path / "tree"], tmp_path / "log.parquet", "s")
+    convert_git([one, two / ".git", tmp_path / "fork.git", tmp_path / "tree"], tmp_path / "log.parquet", SALT)
     frame = pd.read_parquet(tmp_path / "log.parquet").sort_values("timestamp")
     assert sorted(frame["repository"]) == ["a/core", "a/core", "b/core"] and frame["user_id"].nunique() == 2
     card = (tmp_path / "log.card.md").read_text()
@@ -224,7 +225,7 @@ def test_several_repositories(tmp_path: Path) -> None:
 
 def test_settings_of_the_users_git_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = repository(tmp_path / "proj", [Commit("Add", ("é/1.py", "x/b.py"))])
-    convert_git([source], tmp_path / "log.parquet", "s")
+    convert_git([source], tmp_path / "log.parquet", SALT)
     plain = (tmp_path / "log.parquet").read_bytes()
     (tmp_path / "config").write_text(
         "[log]\n showSignature = true\n showRoot = false\n date = iso\n mailmap = false\n follow = true\n"
@@ -233,7 +234,7 @@ def test_settings_of_the_users_git_do_not_matter(tmp_path: Path, monkeypatch: py
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
-    convert_git([source], tmp_path / "log.parquet", "s")
+    convert_git([source], tmp_path / "log.parquet", SALT)
     assert (tmp_path / "log.parquet").read_bytes() == plain
 
 
@@ -287,6 +288,8 @@ def test_mistakes_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
     source = repository(tmp_path / "proj", [Commit()])
     with pytest.raises(DataError, match=r"a folder; give the name of the parquet file"):
         convert_git([source], tmp_path)
+    with pytest.raises(DataError, match="the salt has 0 characters and can be guessed"):
+        convert_git([source], tmp_path / "log.parquet", "")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="git was not found on the PATH; install git"):
         convert_git([source], tmp_path / "log.parquet")
@@ -296,7 +299,7 @@ def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFix
     """convert, then a dry run that guesses the columns, then prepare with the schema beside the log."""
     commits = [Commit(("Add", "Fix", "Remove")[i % 3], date=f"{1_600_000_000 + i * 9000} +0100") for i in range(60)]
     source, log = repository(tmp_path / "proj", commits), tmp_path / "out" / "log.parquet"
-    assert main(["convert", "git", str(source), "--out", str(log), "--salt", "s"]) == 0
+    assert main(["convert", "git", str(source), "--out", str(log), "--salt", SALT]) == 0
     assert main(["prepare", str(log), "--dry-run", "--json"]) == 0
     schema = yaml.safe_load(capsys.readouterr().out)["schema"]
     assert {role: schema[role] for role in ("user", "time", "event", "location")} == {
@@ -315,7 +318,8 @@ def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["taobao", "x", "--salt", "s"], "--salt is for git alone"), (["taobao", "x", "y"], "one download, not 2"),
-     (["gitt", "x"], "Did you mean 'git'?")],
+     (["gitt", "x"], "Did you mean 'git'?"), (["git", "x", "--clock", "0"], "--clock 0.0: give days above 0"),
+     (["taobao", "x", "--clock", "nan"], "--clock nan: give days above 0")],
 )  # fmt: skip
 def test_options_of_other_logs(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
