@@ -134,7 +134,10 @@ def convert_git(
     repositories = _distinct([open_repository(Path(source)) for source in sources])
     for repository in repositories:
         if repository.shallow:
-            say(f"warning: {repository.folder} is a shallow clone, its history was cut off; try git fetch --unshallow.")
+            say(
+                f"warning: {repository.folder} is a shallow clone: its history was cut off, and its oldest commits "
+                "seem to add every file; run git fetch --unshallow there first."
+            )
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:

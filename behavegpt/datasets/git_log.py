@@ -53,7 +53,12 @@ def open_repository(source: Path) -> Repository:
         raise DataError(f"{source}: no such folder; give the folder of a local clone.")
     described = _ask(folder, "rev-parse", "--absolute-git-dir", "--is-shallow-repository", "--is-inside-work-tree")
     if described is None:
-        raise DataError(f"{source}: {_complaint(folder)}; give the folder of a local clone.")
+        complaint = _complaint(folder)
+        owned = "dubious ownership" not in complaint  # git asks for consent to read another user's repository
+        remedy = (
+            "give the folder of a local clone" if owned else f"run git config --global --add safe.directory {folder}"
+        )
+        raise DataError(f"{source}: {complaint}; {remedy}.")
     storage, shallow, inside = described.splitlines()
     top = (_ask(folder, "rev-parse", "--show-toplevel") or "").rstrip("\n") if inside == "true" else storage
     if folder != Path(top).resolve():

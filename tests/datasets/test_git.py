@@ -59,12 +59,14 @@ def test_schema_is_that_of_git_activity(tmp_path: Path, shared_data) -> None:  #
 
 
 ACTIVITIES = {
-    "fix": ("Fix it", "fixes #3", "FIXED: a leak", "bugfix", "Fix(core)!: it", "netty: fixing it", "[FOO-1] Fix it"),
-    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", "package/foo: add x", "(tag) [x] add"),
+    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it", "netty: fixing it", "[FOO-1] Fix it"),
+    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x", "package/foo: add x", "(tag) [x] add"),
     "clean": ("clean-up", "Cleanup of x", "#12 cleaned"),
     "update": ("Update x", "x86: mm: Updated it", "  updates", "Update-only"),
     "avoid": ("don't crash", "do-nt: avoid it"),
-    "document": ("docs: fix typo", "Doc of x", "Document it"),
+    "document": ("docs: fix typo", "Doc of x", "Document it", "DOC: add x"),
+    "chore": ("chore(deps): bump x", "MAINT: drop x"),
+    "merge": ("Merge pull request #1",),
     "optimize": ("perf(x): fix it", "Optimise x"),
     "revert": ('Revert "Add x"', "reverts x"),
     "other": ("", "Zebra", "été", "修复", "1.2.3", "::", "((", "[", "]", "the fix"),
@@ -242,7 +244,7 @@ def test_a_shallow_clone_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixt
     source = repository(tmp_path / "proj", [Commit(), Commit()])
     git(tmp_path, "clone", "-q", "--depth", "1", f"file://{source}", "cut")
     convert_git([tmp_path / "cut"], tmp_path / "log.parquet")
-    assert "shallow clone" in capsys.readouterr().err
+    assert "shallow clone" in " ".join(capsys.readouterr().err.split())
     assert "| cut (shallow) | 1 |" in (tmp_path / "log.card.md").read_text()
 
 
@@ -290,6 +292,11 @@ def test_mistakes_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
         convert_git([source], tmp_path)
     with pytest.raises(DataError, match="the salt has 0 characters and can be guessed"):
         convert_git([source], tmp_path / "log.parquet", "")
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+        patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+        with pytest.raises(DataError, match=r"dubious ownership .*; run git config --global --add safe.directory /"):
+            convert_git([source], tmp_path / "log.parquet")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="git was not found on the PATH; install git"):
         convert_git([source], tmp_path / "log.parquet")
