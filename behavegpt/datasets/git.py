@@ -96,7 +96,7 @@ create table commits (number int, repository varchar, commit bigint, hash varcha
 DROP = """
 create table judged as select *, case
   when row_number() over (partition by hash order by number) > 1 then 'in an earlier repository too'
-  when bot then 'a bot''s'
+  when bot then 'bot'
   when author = '' then 'no author'
   when epoch is null then 'no valid time'
   when files = 0 then 'no files' end as dropped

@@ -57,7 +57,8 @@ def _find(source: Path, log: PublishedLog) -> dict[str, list[Path]]:
         matches = (sorted(file for file in source.glob(name) if file.is_file()) for name in names)
         files = next((files for files in matches if files), [])
         if not files:
-            seen = f"no {' or '.join(names)} in it" if source.is_dir() else "no such folder"
+            missing = "a file; give the folder it is in" if source.is_file() else "no such folder"
+            seen = f"no {' or '.join(names)} in it" if source.is_dir() else missing
             raise DataError(f"{source}: {seen}. {log.about}")
         parts[part] = files
     return parts

@@ -59,8 +59,10 @@ def test_schema_is_that_of_git_activity(tmp_path: Path, shared_data) -> None:  #
 
 
 ACTIVITIES = {
-    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it", "netty: fixing it", "[FOO-1] Fix it"),
-    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x", "package/foo: add x", "(tag) [x] add"),
+    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it", "netty: fixing it",
+            "[FOO-1] Fix it"),
+    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x", "package/foo: add x",
+            "(tag) [x] add"),
     "clean": ("clean-up", "Cleanup of x", "#12 cleaned"),
     "update": ("Update x", "x86: mm: Updated it", "  updates", "Update-only"),
     "avoid": ("don't crash", "do-nt: avoid it"),
@@ -109,7 +111,7 @@ def test_bots(tmp_path: Path) -> None:
     frame = log_of(tmp_path, *commits)
     kept = [f"proj:d{i}/" in set(frame["area"]) for i in range(len(AUTHORS))]
     assert dict(zip(AUTHORS, kept, strict=True)) == {author: not bot for author, bot in AUTHORS.items()}
-    assert f"| a bot's | {sum(AUTHORS.values())} | " in (tmp_path / "log.card.md").read_text()
+    assert f"| bot | {sum(AUTHORS.values())} | " in (tmp_path / "log.card.md").read_text()
 
 
 DATES = {  # as git keeps them -> local time and offset, None: dropped
@@ -254,7 +256,7 @@ MISTAKES = {
     "empty": "no commits yet",
     "proj/src": r"a folder inside the repository .*proj; give that folder",
     "proj proj": "given 2 times",
-    "bots": r"no commit is left for the log \(a bot's: 1\)",
+    "bots": r"no commit is left for the log \(bot: 1\)",
     "damaged": r"git log failed \(.*\); try `git fsck`",
     "u/a/x u2/a/x": "2 of the repositories are called a/x; rename",
 }

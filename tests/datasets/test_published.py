@@ -180,6 +180,16 @@ def test_wrong_downloads_are_refused(name: str, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_file_stands_for_a_log_in_one_part(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    yambda_listens(tmp_path / "in")
+    (tmp_path / "in" / "listens.parquet").rename(tmp_path / "likes.parquet")
+    convert_published("yambda", tmp_path / "likes.parquet", tmp_path / "log.parquet")
+    assert set(pd.read_parquet(tmp_path / "log.parquet")["behavior"]) == {"like"}
+    with pytest.raises(DataError, match="a file; give the folder it is in"):
+        convert_published("easytpp", tmp_path / "likes.parquet", tmp_path / "log.parquet")
+
+
 def test_lists_of_unequal_length_are_refused(tmp_path: Path) -> None:
     easytpp(tmp_path)
     row = {"seq_idx": 0, "time_since_start": [0.0, 1.0], "type_event": [1]}
