@@ -20,6 +20,8 @@ from behavegpt.errors import DataError
 from tests.conftest import ROOT
 from tests.datasets.repositories import Commit, git, repository
 
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
 SALT = "any secret"
 COLUMNS = ["user_id", "timestamp", "utc_offset", "repository", "area", "activity", "file_type", "files", "order"]
 
@@ -338,7 +340,7 @@ def test_options_of_other_logs(
 
 
 def test_own_history(tmp_path: Path) -> None:
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+    if not (ROOT / ".git").exists():
         pytest.skip("not run from a clone")
     convert_git([ROOT], tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet")
