@@ -1,11 +1,15 @@
 """What counting says about the next behavior: a distribution in each of many contexts, over a user's whole past.
 
-Every expert is a count in one context, smoothed towards a shorter one: P(b|c) = (n(b,c) + w P(b|shorter)) / (n(c) + w).
-Global experts count what followed in the training split for all users (`memory_tables.py`); own experts count this
-user's whole past. A model mixes their log-probabilities (`model/mixer.py`). A position t knows the events up to t alone.
+Every expert is a count in one context c, smoothed towards a shorter one:
 
-Shapes: N positions that are read, M candidate classes of all of them, J experts, K classes; of one user's past: S
-classes, O own contexts in hash tables of size H, E list entries, T decays.
+    P(b|c) = (n(b,c) + w P(b|shorter)) / (n(c) + w)
+
+Global experts count what followed in the training split for all users (`memory_tables.py`); own
+experts count this user's whole past. A model mixes their log-probabilities (`model/mixer.py`).
+A position t knows the events up to t alone.
+
+Shapes: N positions that are read, M candidate classes of all of them, J experts, K classes; of one
+user's past: S classes, O own contexts in hash tables of size H, E list entries, T decays.
 """
 
 from __future__ import annotations
@@ -140,10 +144,10 @@ def read_memory(
     folds: np.ndarray | None = None,
     weights: np.ndarray = WEIGHTS,
 ) -> Readings:
-    """Replay histories (h,) and read the experts at the positions low .. high - 1 of each, one after the other.
+    """Replay histories (h,) and read the experts at positions low .. high - 1 of each, in that order.
 
-    `begin`, `low`, `high` are flat indices: position t knows the events begin .. t. `folds` (h,): whose events the global
-    tables leave out, as they must at training positions; None: nothing is left out.
+    `begin`, `low`, `high` are flat indices: position t knows the events begin .. t. `folds` (h,):
+    whose events the global tables leave out, as they must at training positions; None: none.
     """
     readings = new_readings(int((high - low).sum()))
     left_out = np.full(len(begin), -1, np.int64) if folds is None else folds.astype(np.int64)
@@ -290,7 +294,7 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
             total = _events(tables.total, row, fold)
             for entry in range(tables.start[row], tables.start[row + 1]):
                 if tables.follower[entry] == known:
-                    found = _events(tables.count, entry, fold)
+                    found = _events(tables.counts, entry, fold)
                     break
         shorter = chance[1] if g == 1 else prior
         chance[1 + g] = _smoothed(found, total, weights[1 + g], shorter)
@@ -406,7 +410,7 @@ def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-unty
         for entry in range(tables.start[row], tables.start[row + 1]):
             at = place[tables.follower[entry]]
             if at >= 0:
-                followed[g, at] = _events(tables.count, entry, fold)
+                followed[g, at] = _events(tables.counts, entry, fold)
     for o in range(_O):
         if past.waiting[o] < 0:
             continue

@@ -38,7 +38,7 @@ class Tables(NamedTuple):
     row: np.ndarray  # (H,) int32 row of a context
     start: np.ndarray  # (C + 1,) int64 followers of row c: start[c] .. start[c + 1] - 1, the most frequent first
     follower: np.ndarray  # (E,) int32 classes
-    count: np.ndarray  # (E, FOLDS + 1) float32 events by fold, all of them last
+    counts: np.ndarray  # (E, FOLDS + 1) float32 events by fold, all of them last
     total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
 
 
@@ -76,7 +76,7 @@ def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
         row=table_row,
         start=np.searchsorted(of_context[kept], np.arange(len(context) + 1)),
         follower=follower[kept].astype(np.int32),
-        count=count[kept],
+        counts=count[kept],
         total=total,
     )
 
@@ -97,7 +97,7 @@ def _fill(table: np.ndarray, place: np.ndarray, keys: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
-def find(table: np.ndarray, key: int) -> int:
+def find(table, key):  # type: ignore[no-untyped-def]
     """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would be put if absent."""
     mask = len(table) - 1
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
