@@ -428,7 +428,7 @@ def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-unty
 
 @njit(nogil=True, cache=True)
 def _evidence(past, weights, total, readings, row):  # type: ignore[no-untyped-def]
-    """What does not depend on a candidate: events behind each expert, the rest it leaves, its reliability, the moment."""
+    """What depends on no candidate: evidence, the rest that is left, reliability, the moment."""
     evidence, rest = readings.evidence[row], readings.rest[row]
     evidence[0] = 0
     for i in range(_G):

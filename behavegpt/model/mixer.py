@@ -1,10 +1,11 @@
-"""Mixer: decides, at each position, how much each count expert is to be believed; shared over all classes.
+"""Mixer: decides at each position how much each count expert is to be believed, for all classes alike.
 
     logit(b) = sum_j (w_j + g_j(c)) log P_j(b) + phi(x(b), psi(c))
 
-c is what is known of the position (evidence behind each expert, its reliability so far, the moment), x(b) what the experts
-say of class b. No parameter belongs to a class: permuting the classes permutes the logits, and any number of them works,
-so weights that were trained on one log can be asked about another. The idea is context mixing, from data compression.
+c is what is known of the position (evidence behind each expert, its reliability so far, the moment),
+x(b) what the experts say of class b. No parameter belongs to a class: permuting the classes permutes
+the logits, and any number of them works, so that weights trained on one log can be asked about
+another. The idea is context mixing, from data compression.
 
 Shapes: N positions, M candidate classes of all of them, J experts, K classes, C context features, H hidden units.
 """
