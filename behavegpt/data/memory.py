@@ -33,7 +33,7 @@ EXPERTS = (
 )
 CANDIDATES = 64
 OWN_CANDIDATES = 48  # the most recent behaviors of the user
-GLOBAL_CANDIDATES = 12  # the most frequent ones of each global context
+GLOBAL_CANDIDATES = 5  # the most frequent ones of each global context
 FORGET = 0.92  # an event: reliability is the decayed mean log-probability of what came
 WORST = -8.0  # of a log-probability that counts for reliability
 WEIGHTS = np.array([0.0, *[5.0] * 5, 3.0, *[2.0] * 5, *[0.5] * 4, 1.0])  # of the shorter context, in events, by expert

@@ -60,12 +60,14 @@ def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
     total = np.zeros((len(context), FOLDS + 1), np.float32)
     np.add.at(total, (of_context, fold), 1)
     total[:, -1] = total[:, :-1].sum(1)
-    pair, of_pair = np.unique(of_context * classes + follower, return_inverse=True)
+    pairs = of_context * classes + follower
+    pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
     count = np.zeros((len(pair), FOLDS + 1), np.float32)
     np.add.at(count, (of_pair, fold), 1)
     count[:, -1] = count[:, :-1].sum(1)
     of_context, follower = pair // classes, pair % classes
-    order = np.lexsort((follower, -count[:, -1], of_context))
+    # equally frequent ones by their first occurrence: no label may matter
+    order = np.lexsort((earliest, -count[:, -1], of_context))
     rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
     kept = order[rank < FOLLOWERS]
     table_key, table_row = hash_table(context)

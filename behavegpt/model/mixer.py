@@ -80,7 +80,7 @@ class Mixer(nn.Module):
         never = (age[:, :1] < 0).float()
         since = torch.log1p(age.clamp(min=0)) / torch.tensor([4.0, 16.0], device=age.device)
         x = self.candidate(torch.cat([log_chance / 4, since, never], 1)) + summary
-        judged: torch.Tensor = self.score(self.dropout(F.gelu(x, approximate="tanh")))[:, 0]
+        judged: torch.Tensor = self.score(F.gelu(x, approximate="tanh"))[:, 0]
         return judged
 
     def _typical_prior(self, memory: Memory, log_prior: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,125 @@
+"""From histories to what the count experts say of them, in batches that bound the memory.
+
+Shapes: N positions, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from behavegpt.data.memory import Readings, read_memory
+from behavegpt.data.memory_tables import FOLDS, SLOTS, Columns, Tables, fit_tables
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.data.vocabulary import FIRST, UNKNOWN
+from behavegpt.model.mixer import Memory
+
+POSITIONS = 4096  # read at a time
+CELLS = 4_000_000  # logits that a batch may have
+
+
+class MemoryBatch(NamedTuple):
+    """Positions whose next behavior is asked for."""
+
+    memory: Memory
+    position: np.ndarray  # (N,) flat index of the last event that is known
+
+
+@dataclass(frozen=True)
+class MemoryReader:
+    """Histories with their global tables; user u owns the events offsets[u] .. offsets[u + 1] - 1."""
+
+    columns: Columns
+    offsets: np.ndarray  # (users + 1,) int64
+    tables: Tables
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self.tables.prior)
+
+    def target(self, position: np.ndarray) -> torch.Tensor:
+        """Classes (N,) int64 of the events after positions (N,)."""
+        return torch.from_numpy(self.columns.behavior[position + 1].astype(np.int64))
+
+    def batches(self, positions: np.ndarray, *, training: bool = False) -> Iterator[MemoryBatch]:
+        """Batches of positions (flat indices of events, ascending), each of which knows the events up to itself.
+
+        `training`: what follows them is in the tables, so each leaves out its user's fold.
+        """
+        if not len(positions):
+            return
+        user = np.searchsorted(self.offsets, positions, side="right") - 1
+        first = np.flatnonzero(np.diff(user, prepend=-1))
+        low, high = positions[first], positions[np.append(first[1:], len(positions)) - 1] + 1
+        user = user[first]
+        chunk = (np.cumsum(high - low) - 1) // POSITIONS
+        for number in np.unique(chunk):
+            part = np.flatnonzero(chunk == number)
+            folds = fold_of(user[part]) if training else None
+            begin = self.offsets[user[part]]
+            readings = read_memory(self.columns, self.tables, begin, low[part], high[part], folds=folds)
+            spans = [np.arange(a, b) for a, b in zip(low[part], high[part], strict=True)]
+            position = np.concatenate(spans)
+            asked = np.flatnonzero(np.isin(position, positions))
+            for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
+                yield MemoryBatch(take(readings, piece), position[piece])
+
+
+def fold_of(user: np.ndarray) -> np.ndarray:
+    """The fold of each user (n,) by number."""
+    return user % FOLDS
+
+
+def take(readings: Readings, index: np.ndarray) -> Memory:
+    """The readings of some positions (N,), as tensors."""
+    begin = readings.start[index]
+    length = readings.start[index + 1] - begin
+    owner = np.repeat(np.arange(len(index)), length)
+    candidate = np.arange(len(owner)) + np.repeat(begin - (np.cumsum(length) - length), length)
+    return Memory(
+        owner=torch.from_numpy(owner),
+        classes=torch.from_numpy(readings.classes[candidate].astype(np.int64)),
+        probability=torch.from_numpy(readings.probability[candidate]),
+        age=torch.from_numpy(readings.age[candidate]),
+        rest=torch.from_numpy(readings.rest[index]),
+        evidence=torch.from_numpy(readings.evidence[index]),
+        reliability=torch.from_numpy(readings.reliability[index]),
+        context=torch.from_numpy(readings.context[index]),
+    )
+
+
+def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
+    """What the experts read of vocabulary ids (`behavior`, `event`, `location`), slots, weekdays and times."""
+    nowhere = np.full(len(columns["event"]), UNKNOWN, np.int32)
+    minutes = np.asarray(columns["slot"]).astype(np.int64) * slot_minutes
+    return Columns(
+        behavior=np.maximum(np.asarray(columns["behavior"]).astype(np.int32) - FIRST, -1),
+        event=np.asarray(columns["event"]).astype(np.int32),
+        location=np.asarray(columns.get("location", nowhere)).astype(np.int32),
+        slot=(minutes * SLOTS // 1440).astype(np.int16),
+        weekday=np.asarray(columns["weekday"]).astype(np.int16),
+        time=np.asarray(columns["time"]).astype(np.int64),
+    )
+
+
+def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> MemoryReader:
+    """The reader of a prepared folder, with tables of its training split.
+
+    `roles` gives another column as `behavior`, `event` or `location`: another question to the same log.
+    """
+    roles = dict(roles or {})
+    named = {role: store.column(roles.get(role, role)) for role in ("behavior", "event")}
+    place = roles.get("location", "location")
+    if place in store.columns:
+        named["location"] = store.columns[place]
+    clock = {name: store.columns[name] for name in ("slot", "weekday", "time")}
+    columns = memory_columns(named | clock, store.schema.slot_minutes)
+    classes = store.behaviors.classes if "behavior" not in roles else store.vocabulary[roles["behavior"]].classes
+    trained = np.asarray(store.columns["split"]) == TRAIN
+    folds = fold_of(np.arange(store.manifest.users))
+    return MemoryReader(columns, store.offsets, fit_tables(columns, store.offsets, trained, classes, folds))

@@ -1,0 +1,121 @@
+"""Random worlds: logs of people who follow habits of every kind, each world with other proportions.
+
+The universal mixer must learn which count to believe from what it sees of a history. Few real logs
+show few kinds of histories, so it also learns from worlds in which the answer is drawn: an event
+copies what was popular, what this person did lately, often, after the same behavior, at the same
+hour or the same place, with weights that differ between worlds and between the people of one world.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from behavegpt.data.memory_tables import Columns
+from behavegpt.data.vocabulary import FIRST
+
+HABITS = ("popular", "recent", "frequent", "last", "what follows", "own sequence", "same hour", "same place")
+SUCCESSORS = 6
+DAY = 86_400
+LOOK_BACK = 400  # events
+
+
+class World(NamedTuple):
+    """Histories of one world; user u owns the events offsets[u] .. offsets[u + 1] - 1."""
+
+    columns: Columns
+    offsets: np.ndarray  # (users + 1,) int64
+    classes: int
+
+
+def random_world(seed: int, events: int = 60_000) -> World:
+    """A world of about that many events; the same seed gives the same one."""
+    rng = np.random.default_rng([seed, 7])
+    classes = int(np.exp(rng.uniform(np.log(4), np.log(600))))
+    length = np.exp(rng.normal(rng.uniform(2.5, 5.0), rng.uniform(0.3, 1.2), events)).astype(np.int64).clip(3, 3_000)
+    length = length[: max(8, int(np.searchsorted(np.cumsum(length), events)))]
+    offsets = np.concatenate([[0], np.cumsum(length)])
+    popularity = (1 + rng.permutation(classes)) ** -rng.uniform(0.3, 1.6)
+    weights = rng.gamma(rng.uniform(0.2, 0.8), size=len(HABITS)) + 0.01
+    weights[0] += rng.uniform(0.05, 0.6) * weights.sum()
+    spread = rng.uniform(0.5, 20)
+    own = rng.gamma(spread * weights / weights.sum() + 0.02, size=(len(length), len(HABITS))) + 1e-6
+    gap = np.exp(rng.uniform(np.log(60), np.log(5 * DAY)))  # seconds between events, about
+    grain = int(rng.choice([1, 1, 60, 3_600]))  # to which times are kept
+    columns = Columns(
+        behavior=np.zeros(offsets[-1], np.int32),
+        event=np.zeros(offsets[-1], np.int32),
+        location=np.zeros(offsets[-1], np.int32),
+        slot=np.zeros(offsets[-1], np.int16),
+        weekday=np.zeros(offsets[-1], np.int16),
+        time=np.zeros(offsets[-1], np.int64),
+    )
+    _live(
+        columns,
+        offsets,
+        np.cumsum(popularity / popularity.sum()),
+        np.cumsum(own / own.sum(1, keepdims=True), axis=1),
+        rng.integers(0, classes, (classes, SUCCESSORS)),
+        rng.uniform(1.5, 40),
+        gap,
+        rng.uniform(0, 0.7),
+        grain,
+        int(rng.integers(1, 200)),
+        rng,
+    )
+    return World(columns._replace(event=columns.behavior + FIRST), offsets, classes)
+
+
+@njit(cache=True)
+def _live(columns, offsets, popularity, own, successors, memory, gap, burst, grain, places, rng):  # type: ignore[no-untyped-def]
+    behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
+    for user in range(len(offsets) - 1):
+        begin = offsets[user]
+        now = np.int64(rng.integers(0, 300 * DAY))
+        home = rng.integers(0, 1 << 20)
+        for t in range(begin, offsets[user + 1]):
+            if rng.random() > burst:
+                now += np.int64(rng.exponential(gap))
+            elif rng.random() > 0.3:
+                now += rng.integers(0, 120)
+            time[t] = now // grain * grain
+            slot[t] = time[t] % DAY // 1800
+            columns.weekday[t] = time[t] // DAY % 7
+            habit = np.searchsorted(own[user], rng.random())
+            known = _copied(habit, t, begin, behavior, slot, place, successors, memory, rng)
+            if known < 0:
+                known = min(np.searchsorted(popularity, rng.random()), len(popularity) - 1)
+            behavior[t] = known
+            kept = rng.random() < 0.7  # the usual place of this behavior, for this person
+            place[t] = 2 + ((home + known * 7919) % places if kept else rng.integers(0, places))
+
+
+@njit(cache=True)
+def _copied(habit, t, begin, behavior, slot, place, successors, memory, rng):  # type: ignore[no-untyped-def]
+    """The class that a habit copies from the person's past; -1 where there is nothing to copy."""
+    if habit == 0 or t == begin:
+        return -1
+    if habit == 3:
+        return behavior[t - 1]
+    if habit == 4:
+        rank = min(rng.geometric(0.45) - 1, successors.shape[1] - 1)
+        return successors[behavior[t - 1], rank]
+    if habit == 1:
+        ago = 1 + np.int64(rng.exponential(memory))
+        return behavior[t - ago] if t - ago >= begin else -1
+    if habit == 2:
+        return behavior[rng.integers(begin, t)]
+    found, seen = -1, 0
+    for s in range(max(begin + 1, t - LOOK_BACK), t):
+        alike = (
+            (habit == 5 and behavior[s - 1] == behavior[t - 1])
+            or (habit == 6 and abs(slot[s] - slot[t]) <= 2)
+            or (habit == 7 and place[s - 1] == place[t - 1])
+        )
+        if alike:
+            seen += 1
+            if rng.random() * seen < 1:
+                found = behavior[s]
+    return found

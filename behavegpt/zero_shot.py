@@ -1,0 +1,153 @@
+"""Predictions on a log that nothing was trained on: the universal model, with tables counted from that log.
+
+>>> import behavegpt                                                            # doctest: +SKIP
+>>> model = behavegpt.load("universal").fit_tables("my_logs.parquet")           # doctest: +SKIP
+>>> model.predict().to_table()                                                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch.nn import functional as F
+
+from behavegpt.compare import score_baselines
+from behavegpt.console import progress
+from behavegpt.data.events import read_events
+from behavegpt.data.guess import guess_schema
+from behavegpt.data.memory_tables import Tables, fit_tables
+from behavegpt.data.pack import target_rows
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import SPLITS, EventStore
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import ConfigError, DataError
+from behavegpt.files import write_json
+from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.predictor import Predictions
+from behavegpt.universal.model import UniversalModel, load_universal
+from behavegpt.universal.reader import MemoryReader, fold_of, memory_columns, store_reader
+
+UNIVERSAL = "universal"  # the name that stands for the shipped weights
+
+
+def is_universal(name: str | Path) -> bool:
+    """Whether a model's name means the shipped weights: `universal`, or a folder of others of the kind."""
+    path = Path(name)
+    return (str(name) == UNIVERSAL and not path.is_dir()) or (path / "universal.json").is_file()
+
+
+def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
+    """The universal model by name or folder; it predicts once it has counted a log."""
+    path = Path(name)
+    return UniversalPredictor(load_universal(path) if path.is_dir() else load_universal())
+
+
+@dataclass(frozen=True)
+class UniversalPredictor:
+    """The universal model, and what was counted from a log: its labels and tables."""
+
+    model: UniversalModel
+    tokenizer: EventTokenizer | None = None
+    tables: Tables | None = None
+    counted: EncodedHistories | None = None  # the log itself
+
+    def fit_tables(self, logs: Any, schema: EventSchema | None = None, **roles: str | None) -> UniversalPredictor:
+        """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
+
+        Columns are guessed where neither `schema` nor roles (user="...", time="...", event="...", ...) name them.
+        Raises DataError.
+        """
+        schema = schema or guess_schema(logs, roles)[0]
+        read = read_events(logs, schema)
+        rejected = collections.Counter(read.rejects["reason"].to_pylist())
+        if not len(read.table):
+            reasons = ", ".join(f"{n} rows: {reason}" for reason, n in rejected.items()) or "no rows"
+            raise DataError(f"no usable event to count ({reasons}).")
+        vocabulary = {}
+        for field in schema.label_columns:
+            counts = pc.value_counts(read.table[field].drop_null().combine_chunks())
+            vocabulary[field] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
+        tokenizer = EventTokenizer(schema, vocabulary)
+        encoded = tokenizer.encode_table(read.table, rejected)
+        columns = memory_columns(encoded.columns, schema.slot_minutes)
+        folds = fold_of(np.arange(len(encoded.users)))
+        used = np.ones(len(columns.time), bool)
+        tables = fit_tables(columns, encoded.offsets, used, tokenizer.behaviors.classes, folds)
+        return UniversalPredictor(self.model, tokenizer, tables, encoded)
+
+    def predict(
+        self,
+        events: Any = None,
+        top_k: int = 5,
+        prior_correction: float = 0.0,
+        on_user: Callable[[int, int], None] | None = None,
+    ) -> Predictions:
+        """The `top_k` most probable next behaviors of each user; arguments as in `Predictor.predict`.
+
+        `events`: histories with the columns of the counted log, None for that log itself. Where nothing was counted
+        yet, the tables come from `events`.
+        """
+        if self.tokenizer is None or self.tables is None or self.counted is None:
+            return self.fit_tables(events).predict(None, top_k, prior_correction, on_user)
+        if top_k < 1:
+            raise ConfigError(f"top_k = {top_k}: at least one behavior must be asked for.")
+        encoded = self.counted if events is None else self.tokenizer.encode(events)
+        behaviors = self.tokenizer.behaviors
+        columns = memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
+        reader = MemoryReader(columns, encoded.offsets, self.tables)
+        top = min(top_k, behaviors.classes)
+        chosen = np.zeros((len(encoded.users), top), np.int64)
+        probability = np.zeros((len(encoded.users), top), np.float32)
+        shift = prior_correction * torch.log(torch.from_numpy(self.tables.prior))
+        done = 0
+        for _, logits in self.model.score(reader, encoded.offsets[1:] - 1):
+            best = (logits - shift).softmax(1).topk(top)
+            part = slice(done, done + len(logits))
+            chosen[part], probability[part] = best.indices.numpy(), best.values.numpy()
+            done += len(logits)
+            if on_user:
+                on_user(done, len(encoded.users))
+        labels = self.tokenizer.labels(chosen)
+        return Predictions(encoded.users, labels, probability, encoded.unknown, encoded.rejected)
+
+
+def evaluate_zero_shot(
+    model: UniversalModel, store: EventStore, out: Path, *, split: str = "test", baselines: bool = True
+) -> dict[str, Any]:
+    """Evaluate on a split of a prepared folder, whose training split gives tables and labels, and write metrics.json.
+
+    Rows, metrics and protocol are those of `compare`. Raises DataError when the split is empty.
+    """
+    rows = target_rows(store, SPLITS[split])
+    if not len(rows):
+        raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
+    reader = store_reader(store)
+    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
+    with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
+        for position, logits in model.score(reader, rows - 1):
+            target = reader.target(position)
+            metrics.update(logits, target)
+            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            show(metrics.rows, "")
+    scored = {UNIVERSAL: metrics} | (dict(score_baselines(store, split)) if baselines else {})
+    models = {name: m.compute(store.behaviors.counts) for name, m in scored.items()}
+    models[UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    protocol = {
+        "task": "next behavior from past events alone; the target's own time and place are hidden",
+        "training": "none on this log; tables and labels are those of its training split",
+        "split": split,
+        "split_rule": store.manifest.split["rule"],
+        "classes": store.behaviors.classes,
+        "content_hash": store.manifest.content_hash,
+    }
+    result = {"models": models, "rows": len(rows), "protocol": protocol}
+    write_json(out, result)
+    return result
