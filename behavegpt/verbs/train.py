@@ -41,6 +41,20 @@ def _finetune(arguments: Arguments) -> Any:
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
+def _universal_arguments(parser: Parser) -> None:
+    parser.add_argument("config", help="YAML file, for example configs/universal/shipped.yaml")
+    parser.add_argument("overrides", nargs="*", help="settings, for example out=DIR questions.git.path=data/git")
+
+
+def _universal(arguments: Arguments) -> Any:
+    from behavegpt.config import read_settings
+    from behavegpt.universal.train import UniversalSettings, pretrain_universal
+
+    out = pretrain_universal(read_settings(UniversalSettings, arguments.config, arguments.overrides))
+    print(f"universal model: {out}", file=sys.stderr)
+    return {"out": str(out)}
+
+
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "pretrain a model (one process; on several GPUs: accelerate launch train.py ...)",
@@ -49,6 +63,13 @@ VERBS: dict[str, Verb] = {
         "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine --resume",
         _train_arguments,
         _train,
+    ),
+    "pretrain-universal": Verb(
+        "train the universal model's mixer on several logs at once",
+        "  behavegpt pretrain-universal configs/universal/shipped.yaml out=runs/universal\n"
+        "  behavegpt pretrain-universal configs/universal/tiny.yaml out=runs/try worlds=10",
+        _universal_arguments,
+        _universal,
     ),
     "finetune": Verb(
         "adapt a pretrained model to new behaviors or another domain",

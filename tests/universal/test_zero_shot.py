@@ -1,0 +1,92 @@
+"""Predictions without training: on any table, the same alone and in company, through Python and the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from behavegpt.cli import main
+from behavegpt.data.prepare import prepare
+from behavegpt.data.schema import EventSchema
+from behavegpt.demo import online_retail
+from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.universal.model import load_universal
+from behavegpt.zero_shot import UniversalPredictor, evaluate_zero_shot, is_universal, load_zero_shot
+
+SCHEMA = EventSchema(user="who", time="when", event="what")
+
+
+@pytest.fixture(scope="module")
+def universal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights trained on three small random worlds."""
+    out = tmp_path_factory.mktemp("universal")
+    assert main(["pretrain-universal", "configs/universal/tiny.yaml", f"out={out}"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def habits() -> pd.DataFrame:
+    """Forty people who each alternate between two things of their own."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for person in range(40):
+        pair = rng.choice(12, 2, replace=False)
+        times = pd.date_range("2024-03-01", periods=20, freq="5h")
+        rows += [(f"p{person:02}", time, f"thing {pair[n % 2]}") for n, time in enumerate(times)]
+    return pd.DataFrame(rows, columns=["who", "when", "what"])
+
+
+def test_it_predicts_what_nobody_trained(universal: Path, habits: pd.DataFrame) -> None:
+    model = load_zero_shot(universal).fit_tables(habits, SCHEMA)
+    found = model.predict(top_k=3)
+    assert found.users.to_pylist() == sorted(habits.who.unique())
+    assert np.all(np.diff(found.probabilities, axis=1) <= 0) and np.all(found.probabilities.sum(1) <= 1 + 1e-5)
+    following = habits.groupby("who").what.nth(-2).to_list()
+    assert np.mean([label == true for label, true in zip(found.labels[:, 0], following, strict=True)]) > 0.9
+    direct = load_zero_shot(universal).predict(
+        habits.rename(columns={"who": "user", "when": "time", "what": "event"}), top_k=3
+    )
+    assert np.array_equal(direct.labels, found.labels)
+
+
+def test_a_user_alone_gets_the_same_answer(universal: Path, habits: pd.DataFrame) -> None:
+    model = load_zero_shot(universal).fit_tables(habits, SCHEMA)
+    everyone = model.predict(top_k=4)
+    alone = model.predict(habits[habits.who == "p07"], top_k=4)
+    assert np.array_equal(alone.labels[0], everyone.labels[7])
+    assert np.allclose(alone.probabilities[0], everyone.probabilities[7], atol=1e-6)
+
+
+def test_evaluate_uses_the_training_split_alone(universal: Path, tmp_path: Path) -> None:
+    schema = EventSchema(user="user_id", time="timestamp", event="event", behavior="family", order="line")
+    log = pd.read_parquet(online_retail())
+    people = log.user_id.drop_duplicates().sample(150, random_state=0)
+    log[log.user_id.isin(people)].to_parquet(tmp_path / "log.parquet")
+    store = prepare(tmp_path / "log.parquet", tmp_path / "data", schema)
+    result = evaluate_zero_shot(load_universal(universal), store, tmp_path / "metrics.json")
+    figures = result["models"]
+    assert figures["universal"]["rec_w"] > figures["most_frequent"]["rec_w"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    assert result["protocol"]["training"].startswith("none on this log")
+
+
+def test_the_same_seed_gives_the_same_weights(universal: Path, tmp_path: Path) -> None:
+    assert main(["pretrain-universal", "configs/universal/tiny.yaml", f"out={tmp_path / 'again'}"]) == 0
+    name = "universal.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (universal / name).read_bytes()
+
+
+def test_mistakes(universal: Path, habits: pd.DataFrame, tmp_path: Path) -> None:
+    model: UniversalPredictor = load_zero_shot(universal)
+    with pytest.raises(ConfigError, match="top_k = 0"):
+        model.fit_tables(habits, SCHEMA).predict(top_k=0)
+    with pytest.raises(DataError, match="no usable event"):
+        model.fit_tables(habits.assign(what=None), SCHEMA)
+    (tmp_path / "universal.json").write_text("{}")
+    assert is_universal(tmp_path) and is_universal("universal") and not is_universal(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no universal model"):
+        load_zero_shot(tmp_path)
