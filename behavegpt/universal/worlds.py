@@ -58,7 +58,8 @@ def random_world(seed: int, events: int = 60_000) -> World:
         np.cumsum(popularity / popularity.sum()),
         np.cumsum(own / own.sum(1, keepdims=True), axis=1),
         rng.integers(0, classes, (classes, SUCCESSORS)),
-        rng.uniform(1.5, 40),
+        np.exp(rng.uniform(np.log(1.5), np.log(80))),
+        rng.uniform(0, 1),
         gap,
         rng.uniform(0, 0.7),
         grain,
@@ -69,7 +70,7 @@ def random_world(seed: int, events: int = 60_000) -> World:
 
 
 @njit(cache=True)
-def _live(columns, offsets, popularity, own, successors, memory, gap, burst, grain, places, rng):  # type: ignore[no-untyped-def]
+def _live(columns, offsets, popularity, own, successors, memory, steepness, gap, burst, grain, places, rng):  # type: ignore[no-untyped-def]
     behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
     for user in range(len(offsets) - 1):
         begin = offsets[user]
@@ -84,7 +85,7 @@ def _live(columns, offsets, popularity, own, successors, memory, gap, burst, gra
             slot[t] = time[t] % DAY // 1800
             columns.weekday[t] = time[t] // DAY % 7
             habit = np.searchsorted(own[user], rng.random())
-            known = _copied(habit, t, begin, behavior, slot, place, successors, memory, rng)
+            known = _copied(habit, t, begin, behavior, slot, place, successors, memory, steepness, rng)
             if known < 0:
                 known = min(np.searchsorted(popularity, rng.random()), len(popularity) - 1)
             behavior[t] = known
@@ -93,7 +94,7 @@ def _live(columns, offsets, popularity, own, successors, memory, gap, burst, gra
 
 
 @njit(cache=True)
-def _copied(habit, t, begin, behavior, slot, place, successors, memory, rng):  # type: ignore[no-untyped-def]
+def _copied(habit, t, begin, behavior, slot, place, successors, memory, steepness, rng):  # type: ignore[no-untyped-def]
     """The class that a habit copies from the person's past; -1 where there is nothing to copy."""
     if habit == 0 or t == begin:
         return -1
@@ -104,6 +105,8 @@ def _copied(habit, t, begin, behavior, slot, place, successors, memory, rng):  #
         return successors[behavior[t - 1], rank]
     if habit == 1:
         ago = 1 + np.int64(rng.exponential(memory))
+        if rng.random() < steepness:  # a power law: most is of late, some of long ago
+            ago = np.int64(np.exp(rng.random() * np.log(1 + t - begin)))
         return behavior[t - ago] if t - ago >= begin else -1
     if habit == 2:
         return behavior[rng.integers(begin, t)]
