@@ -17,7 +17,9 @@ PIECE = 1 << 24  # bytes
 
 def content_hash(schema: EventSchema, vocabulary: dict[str, str], digests: dict[str, str]) -> str:
     """SHA-256 of schema, vocabulary hashes by field, and the digests of users and columns."""
-    parts = [schema.model_dump(mode="json"), vocabulary, digests]
+    # Left out where there is none, so that the hashes of folders from before there were formats hold.
+    settings = schema.model_dump(mode="json", exclude=None if schema.time_format else {"time_format"})
+    parts = [settings, vocabulary, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

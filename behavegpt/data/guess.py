@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from behavegpt.data.database import connect, one_row, quoted, reading
 from behavegpt.data.schema import ROLES, EventSchema
 from behavegpt.data.sources import Logs, check_columns, find_logs, open_sample
-from behavegpt.data.times import is_time_type
+from behavegpt.data.time_columns import is_time_type
 from behavegpt.errors import DataError
 
 # Names without case and punctuation, the likeliest first.

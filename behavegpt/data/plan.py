@@ -17,18 +17,11 @@ import pyarrow.compute as pc
 
 from behavegpt.data.database import literal, one_row, quoted, reading
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import Logs, Source, check_columns, open_source
+from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.survey import WHOLE, Survey, order_is_whole, survey_times
-from behavegpt.data.times import (
-    FLOATS,
-    INTEGERS,
-    MICROS,
-    TimeColumn,
-    instants,
-    is_time_type,
-    parse_date,
-    time_column,
-)
+from behavegpt.data.time_columns import FLOATS, INTEGERS, TimeColumn, is_time_type, time_column
+from behavegpt.data.time_join import join_times, part_columns, zones_by_file
+from behavegpt.data.times import MICROS, instants, parse_date
 from behavegpt.errors import DataError
 
 TIME_RANGE = ("1970-01-02", "2100-01-01")
@@ -190,9 +183,9 @@ def plan_events(
     """
     columns = label_columns(schema, fields)
     needed = needed_columns(schema, columns)
-    check_columns(logs, needed)
     bounds = parse_range(time_range)
-    return make_plan(con, open_source(con, logs, list(needed.values()), folder), schema, columns, bounds)
+    source = open_source(con, logs, part_columns(logs, needed), folder)
+    return make_plan(con, join_times(source, schema.time), schema, columns, bounds)
 
 
 def make_plan(
@@ -207,8 +200,8 @@ def make_plan(
     check_types(source, schema, columns)
     with reading(source.name, source.files):
         time, kind = quoted(schema.time), source.types[schema.time]
-        counts = survey.times if survey else survey_times(con, source, schema)
-        read = time_column(time, kind, schema, counts, bounds)
+        found = survey.times if survey else survey_times(con, source, schema)
+        read = zones_by_file(source, time_column(time, kind, schema, found, bounds, source.name), schema)
         order = None
         if schema.order:
             whole = survey.order if survey else order_is_whole(con, source, schema.order)
@@ -216,7 +209,7 @@ def make_plan(
         rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
         integers = survey.whole if survey else (None,) * len(columns)
         labeled = [_build_dictionary(con, source, column, i, integers[i]) for i, column in enumerate(columns.values())]
-    schema = schema.model_copy(update={"time_unit": read.unit})
+    schema = schema.model_copy(update={"time_unit": read.unit, "time_format": read.formats})
     return Plan(con, source, schema, columns, tuple(n < rows for n in labeled), read, order, bounds)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from behavegpt.config import Settings, read_settings
+from behavegpt.data.time_formats import check_format
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
@@ -22,7 +23,7 @@ class EventSchema(Settings):
     """
 
     user: str = Field(description="column of the user id")
-    time: str = Field(description="column of the event's time: timestamp, ISO text or epoch number")
+    time: str = Field(description="column of the event's time, or two joined by +: the date's and the hour's")
     event: str = Field(description="column of the event")
     location: str | None = Field(None, description="column of the location; null: the log has none")
     behavior: str | None = Field(None, description="column of the behavior to predict; null: the event itself")
@@ -30,7 +31,10 @@ class EventSchema(Settings):
     order: str | None = Field(None, description="numeric column that orders events with the same time")
     tz: str = Field("UTC", description="IANA zone in which weekday and slot are told")
     naive_time: Literal["local", "utc"] = Field("local", description="what a time without zone means")
-    time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field("auto", description="unit of epoch numbers")
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "excel"] = Field(
+        "auto", description="unit of numbers: of an epoch since 1970, or excel: days since 1899-12-30"
+    )
+    time_format: tuple[str, ...] = Field((), description="strptime formats; none: ISO times and numbers, or guessed")
     slot_minutes: int = Field(30, ge=1, le=1440, description="length of a time slot in minutes")
 
     @field_validator("tz")
@@ -40,6 +44,18 @@ class EventSchema(Settings):
             zoneinfo.ZoneInfo(value)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("not an IANA time zone; write one like Europe/London or UTC") from None
+        return value
+
+    @field_validator("time_format", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("time_format")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for wrong in filter(None, map(check_format, value)):
+            raise ValueError(wrong)
         return value
 
     @field_validator("slot_minutes")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from behavegpt.data.database import connect, literal, quoted, reading
 from behavegpt.data.encode import Encoded, keep_users
@@ -40,13 +41,16 @@ from behavegpt.data.plan import (
     reject_columns,
 )
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import Logs, Source, check_columns, open_source
+from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.spill import PIECE
 from behavegpt.data.survey import Survey, add_up, survey_rows
-from behavegpt.data.times import time_column
+from behavegpt.data.time_columns import time_column
+from behavegpt.data.time_join import join_times, part_columns
 from behavegpt.errors import DataError, MissingExtraError
 
 PART_ROWS = 1 << 20  # rows of a part: sorted in memory, some 150 bytes each
+
+_SURVEY = TypeAdapter(Survey)  # a worker sends its findings as JSON
 
 Batches = Iterator[pa.RecordBatch]
 Tell = Callable[[str], None]
@@ -88,21 +92,22 @@ def encode_on_spark(
     if logs.table is not None:
         raise DataError(f"{logs.name}: --engine spark reads files; write the table as parquet, or take --engine local.")
     columns = label_columns(schema)
-    check_columns(logs, needed_columns(schema, columns))
     bounds = parse_range(time_range)
-    source = _whole_source(con, logs, list(needed_columns(schema, columns).values()), work)
+    source = join_times(
+        _whole_source(con, logs, part_columns(logs, needed_columns(schema, columns)), work), schema.time
+    )
     check_types(source, schema, columns)
     absolute = replace(logs, headers={file.absolute(): names for file, names in logs.headers.items()})
     job = Job(absolute, tuple(map(str, logs.files)), schema, columns, source.types, bounds, memory)
     with _session(master) as spark, _errors_of_workers():
         tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
         found = _over_files(spark, job, _survey, "survey string").collect()
-        job = job._replace(survey=add_up([_survey_of(row.survey) for row in found]))
+        job = job._replace(survey=add_up([_SURVEY.validate_json(row.survey) for row in found]))
         rejected, parts = _make_parts(spark, job, work / "parts")
         rejects = _over_files(spark, job, _rejects, _reject_schema(job)).toArrow() if rejected.any() else None
     assert job.survey is not None
-    time = time_column(quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds)
-    resolved = schema.model_copy(update={"time_unit": time.unit})
+    time = time_column(quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds, logs.name)
+    resolved = schema.model_copy(update={"time_unit": time.unit, "time_format": time.formats})
     plan = Plan(con, source, resolved, columns, (False,) * len(columns), time, None, bounds)
     tell(f"{len(parts)} parts")
     names = reject_columns(schema, columns)
@@ -153,7 +158,7 @@ def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, 
     """A file of the logs on a worker, its columns of the types that they have in all files together."""
     file = job.logs.files[number]
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
-        needed = list(needed_columns(job.schema, job.columns).values())
+        needed = part_columns(job.logs, needed_columns(job.schema, job.columns))
         source = open_source(con, replace(job.logs, headers={file: job.logs.headers[file]}), needed, Path(name))
         casts = ", ".join(
             f"{quoted(c)}::{job.types[c]} AS {quoted(c)}"
@@ -161,11 +166,12 @@ def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, 
             if source.types[c] != job.types[c]
         )
         if casts:
-            source = replace(source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=job.types)
+            types = {column: job.types[column] for column in needed}
+            source = replace(source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=types)
         if source.malformed:
             con.execute(f"UPDATE {source.malformed} SET file = {literal(job.shown[number])}")
         with reading(job.logs.name, [file]):
-            yield con, replace(source, file=literal(job.shown[number]))
+            yield con, join_times(replace(source, file=literal(job.shown[number])), job.schema.time)
 
 
 def _survey(job: Job, numbers: Batches) -> Batches:
@@ -173,11 +179,6 @@ def _survey(job: Job, numbers: Batches) -> Batches:
         with _opened(job, number) as (con, source):
             found = survey_rows(con, source, job.schema, job.columns)
             yield pa.record_batch({"survey": [json.dumps(found)]})
-
-
-def _survey_of(text: str) -> Survey:
-    rows, times, order, whole = json.loads(text)
-    return Survey(rows, None if times is None else tuple(times), order, tuple(whole))
 
 
 def _read(job: Job, numbers: Batches) -> Batches:

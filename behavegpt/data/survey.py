@@ -13,7 +13,7 @@ import duckdb
 from behavegpt.data.database import one_row, quoted
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Source
-from behavegpt.data.times import INTEGERS, count_query
+from behavegpt.data.time_columns import INTEGERS, TimeSurvey, add_surveys, survey_column
 
 # SQL of whether a label is an integer written as a float
 WHOLE = "ends_with(label, '.0') AND regexp_full_match(label, '-?[0-9]+[.]0')"
@@ -23,7 +23,7 @@ class Survey(NamedTuple):
     """Findings that add up; None where there was nothing to look at."""
 
     rows: int
-    times: tuple[int, ...] | None  # of times.count_query
+    times: TimeSurvey | None
     order: bool | None  # all order keys are integers
     whole: tuple[bool | None, ...]  # per label column, the user first: all labels are integers written as floats
 
@@ -38,19 +38,17 @@ def survey_rows(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSch
 
 def add_up(surveys: Sequence[Survey]) -> Survey:
     """The findings of all parts (at least one) together."""
-    times = [survey.times for survey in surveys if survey.times is not None]
     return Survey(
         sum(survey.rows for survey in surveys),
-        tuple(map(sum, zip(*times, strict=True))) if times else None,
+        add_surveys([survey.times for survey in surveys]),
         _all([survey.order for survey in surveys]),
         tuple(_all(column) for column in zip(*(survey.whole for survey in surveys), strict=True)),
     )
 
 
-def survey_times(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema) -> tuple[int, ...] | None:
-    """The counts that `time_column` decides by; None where the type alone decides."""
-    query = count_query(quoted(schema.time), source.types[schema.time], source.sql)
-    return one_row(con, query) if query else None
+def survey_times(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema) -> TimeSurvey | None:
+    """What `time_column` decides by; None where the type alone decides."""
+    return survey_column(con, quoted(schema.time), source.types[schema.time], source.sql)
 
 
 def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> bool | None:
