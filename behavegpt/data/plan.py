@@ -249,9 +249,14 @@ def check_types(source: Source, schema: EventSchema, columns: dict[str, str]) ->
         _check_type(source, role, column)
 
 
+def is_label_type(sql_type: str) -> bool:
+    """Whether values of a DuckDB type can be labels."""
+    return not (sql_type.startswith(_NO_LABELS) or sql_type.endswith("]"))
+
+
 def _check_type(source: Source, role: str, column: str) -> None:
     kind = source.types[column]
-    bad = kind.startswith(_NO_LABELS) or kind.endswith("]")
+    bad = not is_label_type(kind)
     what, remedy = "a label", "write it as text or a number"
     if role == "time":
         bad, what = not is_time_type(kind), "a time"

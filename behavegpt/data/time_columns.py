@@ -1,7 +1,7 @@
 """How a column of times is written: surveyed over all rows, then read by one SQL expression.
 
-ISO times and epoch numbers are read row by row; other forms (formats.py) and the unit of numbers are decided once for
-the column, and stay in the schema for whatever is read by it later.
+ISO times and epoch numbers are read row by row; other forms (time_formats.py) and the unit of numbers are decided once
+for the column, and stay in the schema for whatever is read by it later.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 
 from behavegpt.data.database import literal, one_row
 from behavegpt.data.schema import EventSchema
@@ -86,12 +87,11 @@ def add_surveys(surveys: Sequence[TimeSurvey | None]) -> TimeSurvey | None:
     told = [survey for survey in surveys if survey is not None]
     if not told:
         return None
-    sums: dict[str, Any] = {
-        name: tuple(map(sum, zip(*(getattr(s, name) for s in told), strict=True))) for name in ("below", "digits")
-    }
-    plain = ("values", "plain", "odd", "numbers", "serials", "dates")
-    sums |= {name: sum(getattr(s, name) for s in told) for name in plain}
-    return TimeSurvey(**sums, shapes=add_shapes([s.shapes for s in told]))
+    sums: dict[str, Any] = {}
+    for name in set(TimeSurvey._fields) - {"shapes"}:
+        counts = np.array([getattr(survey, name) for survey in told]).sum(axis=0).tolist()
+        sums[name] = tuple(counts) if isinstance(counts, list) else counts
+    return TimeSurvey(**sums, shapes=add_shapes([survey.shapes for survey in told]))
 
 
 def time_column(
@@ -160,7 +160,8 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
         f"SELECT shape, count(*), count(*) FILTER ({number.format('a')} BETWEEN 13 AND 31), "
         f"count(*) FILTER ({number.format('b')} BETWEEN 13 AND 31), {spans}, min(text) FROM "
         f"(SELECT text, translate(text, '0123456789', '9999999999') AS shape, "
-        f"regexp_extract(text, {pattern}) AS number FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} "
+        f"regexp_extract(text, {pattern}) AS number "
+        f"FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} "
         f"AND NOT {_PLAIN.format(column)})) "
         f"WHERE contains(shape, '9') GROUP BY shape ORDER BY count(*) DESC, shape LIMIT {_MOST_SHAPES}"
     )
