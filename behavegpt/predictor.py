@@ -70,6 +70,13 @@ class Predictor:
         """`links`: which ids go together in training, for `generate`."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
 
+    def reading(self, **changes: Any) -> Predictor:
+        """The predictor for logs whose columns are named, or whose times are written, otherwise than in training.
+
+        >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
+        """
+        return Predictor(self.model, self.tokenizer.reading(changes), self.links)
+
     def predict(
         self,
         events: Any,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import zoneinfo
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from behavegpt.config import Settings, read_settings
 from behavegpt.data.time_formats import check_format
+from behavegpt.errors import ConfigError
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
+READING = (*ROLES, "time_format", "time_unit", "naive_time")  # what may differ from log to log
 RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "position", "document"})
 
 
@@ -101,6 +104,29 @@ class EventSchema(Settings):
         """Fields the model embeds, in the order of eq. 2: location, weekday, slot, event, then the extra ones."""
         location = () if self.location is None else ("location",)
         return (*location, *TIME_FIELDS, "event", *self.extra)
+
+
+def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
+    """The schema for a log with other column names, or times in another form, than the one that it was made for.
+
+    `changes` holds columns by role, `time_format`, `time_unit` or `naive_time`. Raises ConfigError for another setting,
+    and for a role that the schema does not have.
+    """
+    for name in changes:
+        if name not in READING:
+            raise ConfigError(f"{name} is part of the model; only {', '.join(READING)} may differ in another log.")
+        absent = schema.behavior_is_event if name == "behavior" else name in ROLES and getattr(schema, name) is None
+        if absent:
+            raise ConfigError(f"the model has no {name}; leave --{name} out.")
+    settings = {**schema.model_dump(), **changes}
+    if schema.behavior_is_event:
+        settings["behavior"] = None
+    try:
+        return EventSchema.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "columns"
+        raise ConfigError(f"{where} = {first['input']!r}: {first['msg']}.") from None
 
 
 def read_schema(path: str | Path) -> EventSchema:

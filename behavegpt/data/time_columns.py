@@ -23,6 +23,7 @@ from behavegpt.data.time_formats import (
     choose_formats,
     has_offset,
     has_zone,
+    reads_iso,
     shown,
     sort_formats,
 )
@@ -191,7 +192,7 @@ def _by_formats(column: str, sql_type: str, formats: Sequence[str], local: str) 
         for test in (has_offset, lambda f: has_zone(f) and not has_offset(f), lambda f: not has_zone(f))
     )
     zoned = f"coalesce({offset}, {named})"
-    if is_number(sql_type) or any(_swaps_day_and_month(form) for form in formats):
+    if is_number(sql_type) or not reads_iso(formats):
         return f"coalesce({zoned}, {naive})", f"({local} AND {zoned} IS NULL)"
     iso = f"CASE WHEN regexp_matches({text}, '^[0-9]{{4}}[-/]') THEN epoch_us(TRY_CAST({text} AS TIMESTAMPTZ)) END"
     wall = f"({local} AND {zoned} IS NULL AND ({naive} IS NOT NULL OR NOT {_names_zone(text)}))"
@@ -293,7 +294,3 @@ def _names_zone(text: str) -> str:
     """SQL: a readable ISO time that ends in Z, a zone's name or an offset; the date's hyphens come before the 11th."""
     letter = f"upper(right({text}, 1)) BETWEEN 'A' AND 'Z'"
     return f"({letter} OR contains({text}, '+') OR contains(substr({text}, 11), '-'))"
-
-
-def _swaps_day_and_month(form: str) -> bool:
-    return form.find("%Y") != -1 and -1 < form.find("%d") < form.find("%m") and form.find("%Y") < form.find("%d")

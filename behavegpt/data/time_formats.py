@@ -7,7 +7,7 @@ counted over all rows, so that neither the order of rows nor that of files decid
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -135,6 +135,11 @@ def has_zone(form: str) -> bool:
 def has_offset(form: str) -> bool:
     """Whether a format reads an offset or a zone's name."""
     return "%z" in form or "%Z" in form
+
+
+def reads_iso(formats: Sequence[str]) -> bool:
+    """Whether ISO times may stand beside times in these formats: none of them has the day before the month there."""
+    return not any(re.search("%Y.*%d.*%m", form) for form in formats)
 
 
 def shown(formats: tuple[str, ...], shapes: Mapping[str, Shape]) -> str:

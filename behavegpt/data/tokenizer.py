@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
 from behavegpt.data.events import read_events
-from behavegpt.data.schema import EventSchema
+from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.sources import check_columns, find_logs
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
@@ -63,6 +63,10 @@ class EventTokenizer(FeatureExtractionMixin):
     def from_store(cls, store: EventStore, max_length: int) -> EventTokenizer:
         """The tokenizer of a prepared folder."""
         return cls(store.schema, dict(store.vocabulary), max_length)
+
+    def reading(self, changes: Mapping[str, Any]) -> EventTokenizer:
+        """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see `renamed`."""
+        return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
 
     @property
     def behaviors(self) -> Vocabulary:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from behavegpt.data.events import sort_events
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.time_formats import reads_iso
 from behavegpt.data.times import MICROS, calendar, instants, parse_date
 
 PLAIN_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}")
@@ -66,7 +67,8 @@ def _texts(values: Sequence[Any]) -> list[str | None] | None:
 
 def _times(values: Sequence[Any], schema: EventSchema) -> np.ndarray | None:
     """Microseconds (N,) int64."""
-    if not values or not all(isinstance(value, str) and PLAIN_TIME.fullmatch(value) for value in values):
+    plain = all(isinstance(value, str) and PLAIN_TIME.fullmatch(value) for value in values)
+    if not values or not plain or not reads_iso(schema.time_format):
         return None
     try:
         stamps = np.array(values, "datetime64[s]").astype(np.int64) * MICROS

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+
+if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
 
 
 def _evaluate_arguments(parser: Parser) -> None:
@@ -50,20 +53,43 @@ def _evaluate(arguments: Arguments) -> Any:
     return result
 
 
+_COLUMNS = ("user", "time", "event", "location", "behavior", "order")
+_READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
+
+
+def _log_arguments(parser: Parser) -> None:
+    """Options for a log whose columns or times are not written as the training log's."""
+    group = parser.add_argument_group("logs that differ from the training log")
+    for role in _COLUMNS:
+        group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
+    group.add_argument("--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'")
+    group.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "excel"), help="unit of times that are numbers")
+    group.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means")
+
+
+def _load(arguments: Arguments, device: Any = None) -> Predictor:
+    """The predictor, reading logs as the arguments say."""
+    from behavegpt.predictor import load
+
+    changes = {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}
+    predictor = load(arguments.model, device)
+    return predictor.reading(**changes) if changes else predictor
+
+
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="files with the training log's columns")
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)")
+    _log_arguments(parser)
 
 
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
-    from behavegpt.predictor import load
 
-    predictor = load(arguments.model)
+    predictor = _load(arguments)
     with progress("predict", 100) as advance:
         found = predictor.predict(
             arguments.logs,
@@ -95,15 +121,15 @@ def _embed_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="files with the training log's columns")
     parser.add_argument("--out", type=Path, required=True, help="parquet file with the columns user and vector")
+    _log_arguments(parser)
 
 
 def _embed(arguments: Arguments) -> Any:
     import pyarrow as pa
 
     from behavegpt.data.store import write_table
-    from behavegpt.predictor import load
 
-    found = load(arguments.model).embed(arguments.logs)
+    found = _load(arguments).embed(arguments.logs)
     width = found.vectors.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.ravel()), width)
     write_table(pa.table({"user": found.users, "vector": vectors}), arguments.out)
@@ -135,6 +161,7 @@ def _generate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
     )
+    _log_arguments(parser)
 
 
 def _generate(arguments: Arguments) -> Any:
@@ -142,9 +169,8 @@ def _generate(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store, write_table
-    from behavegpt.predictor import load
 
-    predictor = load(arguments.model)
+    predictor = _load(arguments)
     links = None
     if arguments.data:
         links = learn_links(predictor.model, fit_store(open_store(arguments.data), predictor.tokenizer))
@@ -200,6 +226,7 @@ def _export_arguments(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float16")
     parser.add_argument("--block-users", type=int, help="users at a time, kept when the run is killed (default 8192)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    _log_arguments(parser)
 
 
 def _export(arguments: Arguments) -> Any:
@@ -211,7 +238,6 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.console import progress, say
     from behavegpt.export import ExportSettings, export
-    from behavegpt.predictor import load
     from behavegpt.user_embeddings import open_array
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
@@ -221,7 +247,7 @@ def _export(arguments: Arguments) -> Any:
     settings = read_settings(ExportSettings, None, [f"{name}={value}" for name, value in given.items()])
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
-    predictor = load(arguments.model, state.device)
+    predictor = _load(arguments, state.device)
     with progress("export", 100) as advance:
         facts = export(
             predictor.model,
