@@ -17,7 +17,8 @@ PIECE = 1 << 24  # bytes
 
 def content_hash(schema: EventSchema, vocabulary: dict[str, str], digests: dict[str, str]) -> str:
     """SHA-256 of schema, vocabulary hashes by field, and the digests of users and columns."""
-    parts = [schema.model_dump(mode="json"), vocabulary, digests]
+    # How labels came about is no content; folders older than the rules keep their hash.
+    parts = [schema.model_dump(mode="json", exclude={"label_rules"}), vocabulary, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from behavegpt.data.database import connect, literal, quoted, reading
 from behavegpt.data.encode import Encoded, keep_users
+from behavegpt.data.labels import choose_rule
 from behavegpt.data.parts import Parts, save_part
 from behavegpt.data.plan import (
     MALFORMED,
@@ -97,7 +98,10 @@ def encode_on_spark(
     with _session(master) as spark, _errors_of_workers():
         tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
         found = _over_files(spark, job, _survey, "survey string").collect()
-        job = job._replace(survey=add_up([_survey_of(row.survey) for row in found]))
+        survey = add_up([_survey_of(row.survey) for row in found])
+        rules = {field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)}
+        schema = schema.model_copy(update={"label_rules": rules | schema.label_rules})
+        job = job._replace(schema=schema, survey=survey)
         rejected, parts = _make_parts(spark, job, work / "parts")
         rejects = _over_files(spark, job, _rejects, _reject_schema(job)).toArrow() if rejected.any() else None
     assert job.survey is not None
@@ -176,8 +180,8 @@ def _survey(job: Job, numbers: Batches) -> Batches:
 
 
 def _survey_of(text: str) -> Survey:
-    rows, times, order, whole = json.loads(text)
-    return Survey(rows, None if times is None else tuple(times), order, tuple(whole))
+    rows, times, order, rules = json.loads(text)
+    return Survey(rows, None if times is None else tuple(times), order, tuple(rules))
 
 
 def _read(job: Job, numbers: Batches) -> Batches:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
 from behavegpt.data.events import read_events
+from behavegpt.data.labels import infer_rules
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import check_columns, find_logs
 from behavegpt.data.store import EventStore
@@ -57,6 +58,11 @@ class EventTokenizer(FeatureExtractionMixin):
             else Vocabulary(pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64))
             for name, v in vocabulary.items()
         }
+        missing = self.vocabulary.keys() - self.event_schema.label_rules.keys()
+        if missing:  # made before rules were stored
+            inferred = infer_rules({name: self.vocabulary[name].values for name in sorted(missing)})
+            rules = inferred | self.event_schema.label_rules
+            self.event_schema = self.event_schema.model_copy(update={"label_rules": rules})
         self.max_length = max_length
 
     @classmethod
