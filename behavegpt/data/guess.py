@@ -78,7 +78,7 @@ def _sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> dict[str, str]:
     """Create the table `sample` of the first rows; types by column."""
     with reading(logs.name, logs.files):
         con.execute(f"CREATE TABLE sample AS SELECT * FROM {open_sample(con, logs)} LIMIT {_SAMPLE}")
-        return {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall() if row[0] in logs.columns}
+        return {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall()}
 
 
 def _guess(logs: Logs, types: dict[str, str], role: str, names: list[str], settings: Mapping[str, Any]) -> str | None:

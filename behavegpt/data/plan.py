@@ -127,8 +127,12 @@ class Plan:
         return f"SELECT * FROM ({query}) ORDER BY ALL"
 
     def malformed(self) -> int:
-        """Number of CSV lines that could not be cut into columns."""
-        return one_row(self.con, f"SELECT count(*) FROM {self.source.malformed}")[0] if self.source.malformed else 0
+        """Number of CSV lines that could not be cut into columns; a record may have several."""
+        return (
+            one_row(self.con, f"SELECT coalesce(sum(lines), 0)::BIGINT FROM {self.source.malformed}")[0]
+            if self.source.malformed
+            else 0
+        )
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
         reasons, users = np.from_dlpack(batch["reason"]), np.from_dlpack(batch["c0"])
@@ -194,7 +198,7 @@ def plan_events(
     needed = needed_columns(schema, columns)
     check_columns(logs, needed)
     bounds = parse_range(time_range)
-    return make_plan(con, open_source(con, logs, list(needed.values()), folder), schema, columns, bounds)
+    return make_plan(con, open_source(con, logs, list(needed.values()), folder, schema.time), schema, columns, bounds)
 
 
 def make_plan(

@@ -27,7 +27,7 @@ from behavegpt.data.events import read_events
 from behavegpt.data.guess import ColumnGuess, guess_columns, guess_schema
 from behavegpt.data.plan import TIME_RANGE, named_rejects, plan_events
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import find_logs
+from behavegpt.data.sources import Logs, find_logs
 from behavegpt.data.split import parse_split
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.write import write_folder
@@ -53,7 +53,7 @@ class Preview:
 
 
 def prepare(
-    logs: str | Path | Sequence[str | Path],
+    logs: str | Path | Sequence[str | Path] | Logs,
     out: str | Path,
     schema: EventSchema | None = None,
     *,
@@ -69,20 +69,22 @@ def prepare(
     engine: Literal["local", "spark"] = "local",
     spark_master: str | None = None,
     progress: Callable[[str], None] | None = None,
+    encoding: str | None = None,
 ) -> EventStore:
     """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises DataError.
 
     Users with fewer than `min_events` events are left out before anything is counted; labels with fewer than
     `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown. Both engines write the
     same bytes; with Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
+    `encoding` is that of text files, UTF-8 by default.
     """
     tell = progress or (lambda line: None)
     out, budget = Path(out), _bytes(memory)
     parse_split(split)
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
-        found = find_logs(logs)
+        found = find_logs(logs, encoding)
         tell(f"reading {found.name} ({found.format})")
-        schema = schema or guess_schema(logs, {})[0]
+        schema = schema or guess_schema(found, {})[0]
         if engine == "spark":
             from behavegpt.data.spark import encode_on_spark
 
@@ -102,7 +104,7 @@ def prepare(
 
 
 def preview(
-    logs: str | Path | Sequence[str | Path],
+    logs: str | Path | Sequence[str | Path] | Logs,
     schema: EventSchema | None = None,
     *,
     split: str = "time:0.7,0.15,0.15",
@@ -110,13 +112,14 @@ def preview(
     time_range: tuple[str, str] = TIME_RANGE,
     memory: str = "2GiB",
     threads: int | None = None,
+    encoding: str | None = None,
 ) -> Preview:
     """Read the logs as `prepare` would and tell what would come of it; writes nothing that stays. Raises DataError."""
     budget = _bytes(memory)
     parse_split(split)
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), budget // 2, threads) as con:
-        found = find_logs(logs)
-        schema = schema or guess_schema(logs, {})[0]
+        found = find_logs(logs, encoding)
+        schema = schema or guess_schema(found, {})[0]
         plan = plan_events(con, found, schema, Path(name), time_range=time_range)
         encoded = encode(plan, Path(name), _batch_rows(budget), budget // 8, min_events)
         splitter = make_splitter(encoded, split)
@@ -124,7 +127,7 @@ def preview(
         rejected = named_rejects(encoded.rejected)
         users = int(encoded.kept.sum())
         counts = dict(zip(SPLITS, map(int, np.asarray(sizes)), strict=True))
-        guesses = guess_columns(logs, schema)
+        guesses = guess_columns(found, schema)
         return Preview(guesses, plan.schema, encoded.rows, rejected, users, counts, splitter.boundaries)
 
 

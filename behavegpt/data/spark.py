@@ -86,14 +86,14 @@ def encode_on_spark(
     tell: Tell,
 ) -> Encoded:
     """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises DataError."""
-    if logs.table is not None:
+    if logs.frame is not None:
         raise DataError(f"{logs.name}: --engine spark reads files; write the table as parquet, or take --engine local.")
     columns = label_columns(schema)
     check_columns(logs, needed_columns(schema, columns))
     bounds = parse_range(time_range)
-    source = _whole_source(con, logs, list(needed_columns(schema, columns).values()), work)
+    source = _whole_source(con, logs, list(needed_columns(schema, columns).values()), work, schema.time)
     check_types(source, schema, columns)
-    absolute = replace(logs, headers={file.absolute(): names for file, names in logs.headers.items()})
+    absolute = replace(logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members))
     job = Job(absolute, tuple(map(str, logs.files)), schema, columns, source.types, bounds, memory)
     with _session(master) as spark, _errors_of_workers():
         tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
@@ -117,10 +117,10 @@ def encode_on_spark(
     return keep_users(plan, rows, rejected, plan.events("user"), min_events, query)
 
 
-def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path) -> Source:
+def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path, time: str) -> Source:
     """The logs for the driver: names and types, without reading a row."""
-    if logs.format == "parquet":
-        return open_source(con, logs, columns, work)
+    if logs.format in ("parquet", "arrow"):
+        return open_source(con, logs, columns, work, time)
     return Source(logs.name, logs.files, "", dict.fromkeys(columns, "VARCHAR"), "")
 
 
@@ -158,7 +158,8 @@ def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, 
     file = job.logs.files[number]
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
         needed = list(needed_columns(job.schema, job.columns).values())
-        source = open_source(con, replace(job.logs, headers={file: job.logs.headers[file]}), needed, Path(name))
+        alone = replace(job.logs, members=(job.logs.members[number],))
+        source = open_source(con, alone, needed, Path(name), job.schema.time)
         casts = ", ".join(
             f"{quoted(c)}::{job.types[c]} AS {quoted(c)}"
             for c in dict.fromkeys(needed)

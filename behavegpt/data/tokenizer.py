@@ -88,12 +88,12 @@ class EventTokenizer(FeatureExtractionMixin):
         Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and counted.
         """
         logs = find_logs(events)
-        present = {field for field, column in self.event_schema.label_columns.items() if column in logs.columns}
+        present = {field for field, column in self.event_schema.label_columns.items() if logs.has(column)}
         needed = self.vocabulary.keys() - present - {"event", "behavior"}  # a log need not tell the behavior
         for name in sorted(needed):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
-        read = read_events(events, self.event_schema, fields=present)
+        read = read_events(logs, self.event_schema, fields=present)
         return self.encode_table(read.table, collections.Counter(read.rejects["reason"].to_pylist()))
 
     def encode_table(self, table: pa.Table, rejected: Mapping[str, int] | None = None) -> EncodedHistories:
