@@ -120,7 +120,7 @@ def _open(events: Sequence[str | Path], tokenizer: EventTokenizer, work: Path, s
     prepared = Path(events[0]) if len(events) == 1 and (Path(events[0]) / "dataset.json").is_file() else None
     if prepared is None:
         prepared = work / "events"
-        if schema.behavior not in find_logs(list(events)).columns:
+        if schema.behavior and not find_logs(list(events)).has(schema.behavior):
             schema = schema.model_copy(update={"behavior": None})
         if state.is_main_process and not (prepared / "dataset.json").is_file():
             prepare(list(events), prepared, schema, split="time:1,0,0")

@@ -22,9 +22,10 @@ from behavegpt.adapt.links import Links, load_links
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.config import read_settings
-from behavegpt.data.frames import as_table
+from behavegpt.data.frames import Frame, as_frame
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.pack import Windows, collate, pack_rows
+from behavegpt.data.sources import Logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -144,9 +145,9 @@ class Predictor:
         if isinstance(events, list) and events and isinstance(events[0], dict):
             events = {name: [row.get(name) for row in events] for name in {k: None for row in events for k in row}}
         if not isinstance(events, (str, Path, list, tuple)):
-            events = as_table(events)
-            if schema.user not in events.column_names:
-                events = events.append_column(schema.user, pa.array(["0"] * len(events), pa.string()))
+            events = events if isinstance(events, Logs) else as_frame(events)
+            if isinstance(events, Frame) and schema.user not in events.names:
+                events = events.with_constant(schema.user, "0")
         encoded = self.tokenizer.encode(events)
         if len(encoded.users) == 0:
             reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _columns_of(role: str, settings: Mapping[str, Any], logs: Logs) -> tuple[str
     column = settings.get(role)
     if not column:
         return ()
-    return time_parts(column, logs.columns) if role == "time" else (column,)
+    return time_parts(column, logs) if role == "time" else (column,)
 
 
 def _validated(name: str, settings: Mapping[str, Any]) -> EventSchema:
@@ -98,7 +98,7 @@ def _validated(name: str, settings: Mapping[str, Any]) -> EventSchema:
 def _sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> _Sample:
     with reading(logs.name, logs.files):
         con.execute(f"CREATE TABLE sample AS SELECT * FROM {open_sample(con, logs)} LIMIT {_SAMPLE}")
-        types = {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall() if row[0] in logs.columns}
+        types = {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall()}
         counts = [f"count({_value(c, k)}), count(DISTINCT {_value(c, k)})" for c, k in types.items()]
         rows, *found = one_row(con, f"SELECT {', '.join(['count(*)', *counts])} FROM sample")
     filled = dict(zip(types, (count / max(1, rows) for count in found[::2]), strict=True))
@@ -116,7 +116,12 @@ def _free(sample: _Sample, settings: Mapping[str, Any]) -> list[str]:
     """Columns without a role that could be a label or a time."""
     taken = {column for role in ROLES for column in _columns_of(role, settings, sample.logs)}
     taken |= set(settings.get("extra", ()))
-    return [column for column, kind in sample.types.items() if column not in taken and is_label_type(kind)]
+    return [c for c, kind in sample.types.items() if c not in taken and is_label_type(_element(kind))]
+
+
+def _element(kind: str) -> str:
+    """The type of an event's value where a row is a history."""
+    return kind.removesuffix("[]")
 
 
 def _guess(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
@@ -137,7 +142,7 @@ def _tier(sample: _Sample, role: str, column: str) -> int:
     if role in ("location", "behavior"):
         return int(filled < 0.5)
     numbers_rows = sample.rows > _FEW and distinct > _UNIQUE * sample.rows
-    told = role == "user" or (distinct > 1 and not numbers_rows)
+    told = role == "user" or sample.types[column].endswith("]") or (distinct > 1 and not numbers_rows)
     return 0 if filled >= _FULL and told else 1 if filled >= _FULL else 2 if filled > 0.5 else 3 if filled > 0 else 4
 
 
@@ -160,7 +165,7 @@ def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> 
 
 def _guess_time(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
     """The column whose values can be read as times, those with a time of day before dates; a date with its clock."""
-    free = [column for column in _free(sample, settings) if is_time_type(sample.types[column])]
+    free = [column for column in _free(sample, settings) if is_time_type(_element(sample.types[column]))]
     ranks = {column: rank for column in free if (rank := name_rank(column, NAMES["time"])) is not None}
     typed = [column for column in free if sample.types[column].startswith(("TIMESTAMP", "DATE"))]
     if not ranks:
@@ -191,7 +196,11 @@ def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tupl
     names = ("tz", "naive_time", "time_unit", "time_format")
     given = {name: settings[name] for name in names if name in settings}
     schema = _validated(sample.logs.name, given | {"user": " user", "time": time, "event": " event"})
-    source = join_times(Source(sample.logs.name, (), "sample", sample.types, "''"), time)
+    source = Source(sample.logs.name, (), "sample", sample.types, "''")
+    if sample.types.get(time, "").endswith("]"):
+        rows = f"(SELECT unnest({quoted(time)}) AS {quoted(time)} FROM sample)"
+        source = replace(source, sql=rows, types={time: _element(sample.types[time])})
+    source = join_times(source, sample.logs, time)
     column, bounds = quoted(time), parse_range(TIME_RANGE)
     with reading(sample.logs.name, sample.logs.files):
         survey = survey_column(sample.con, column, source.types[time], source.sql)
@@ -199,12 +208,12 @@ def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tupl
             read = time_column(column, source.types[time], schema, survey, bounds)
         except DataError:  # a time that two forms fit: `prepare` asks which
             return 1.0, True
-        good, clocks = one_row(
+        rows, good, clocks = one_row(
             sample.con,
-            f"SELECT count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < {bounds[1] * MICROS}), "
+            f"SELECT count(*), count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < {bounds[1] * MICROS}), "
             f"count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT {read.stamp} AS stamp FROM {source.sql})",
         )
-    return good / max(1, sample.rows), clocks > 0
+    return good / max(1, rows), clocks > 0
 
 
 def _table(sample: _Sample, schema: EventSchema) -> list[ColumnGuess]:

@@ -78,7 +78,7 @@ class _Read(NamedTuple):
 
 
 def prepare(
-    logs: str | Path | Sequence[str | Path],
+    logs: str | Path | Sequence[str | Path] | Logs,
     out: str | Path,
     schema: EventSchema | None = None,
     *,
@@ -94,20 +94,22 @@ def prepare(
     engine: Literal["local", "spark"] = "local",
     spark_master: str | None = None,
     progress: Callable[[str], None] | None = None,
+    encoding: str | None = None,
 ) -> EventStore:
     """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises DataError.
 
     Users with fewer than `min_events` events are left out before anything is counted; labels with fewer than
     `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown. Both engines write the
     same bytes; with Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
+    `encoding` is that of text files, UTF-8 by default.
     """
     tell = progress or (lambda line: None)
     out, budget = Path(out), _bytes(memory)
     parse_split(split)
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
-        found = find_logs(logs)
+        found = find_logs(logs, encoding)
         tell(f"reading {found.name} ({found.format})")
-        schema = schema or guess_schema(logs, {})[0]
+        schema = schema or guess_schema(found, {})[0]
         encoded = _encode(con, found, schema, work, time_range, min_events, budget, engine, spark_master, tell)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
         _write_rejects(encoded, folder, max_reject_share, out)
@@ -122,7 +124,7 @@ def prepare(
 
 
 def preview(
-    logs: str | Path | Sequence[str | Path],
+    logs: str | Path | Sequence[str | Path] | Logs,
     schema: EventSchema | None = None,
     *,
     out: str | Path | None = None,
@@ -137,6 +139,7 @@ def preview(
     overwrite: bool = False,
     engine: Literal["local", "spark"] = "local",
     spark_master: str | None = None,
+    encoding: str | None = None,
 ) -> Preview:
     """Read the logs as `prepare` would and tell what would come of it; writes nothing that stays.
 
@@ -147,8 +150,8 @@ def preview(
     if out is not None:
         _check_free(Path(out), overwrite)
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), budget // 2, threads) as con:
-        found, work = find_logs(logs), Path(name)
-        schema = schema or guess_schema(logs, {})[0]
+        found, work = find_logs(logs, encoding), Path(name)
+        schema = schema or guess_schema(found, {})[0]
         encoded = _encode(
             con, found, schema, work, time_range, min_events, budget, engine, spark_master, lambda line: None
         )
@@ -156,7 +159,7 @@ def preview(
         encoded, splitter, vocabularies, remarks = _fit(encoded, found, split, min_count, max_vocabulary)
         sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
         return Preview(
-            guess_columns(logs, encoded.plan.schema),
+            guess_columns(found, encoded.plan.schema),
             encoded.plan.schema,
             encoded.rows,
             named_rejects(encoded.rejected),
@@ -190,7 +193,7 @@ def _encode(
 
 def _fit(encoded: Encoded, logs: Logs, split: str, min_count: int, max_vocabulary: int | None) -> _Read:
     """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
-    encoded, clock = without_clock(encoded, logs.columns)
+    encoded, clock = without_clock(encoded, logs)
     splitter = make_splitter(encoded, split)
     vocabularies = fit_vocabularies(encoded, splitter, min_count, max_vocabulary)
     remarks = (encoded.plan.time.remark, clock, one_label(vocabularies, encoded.plan.schema))

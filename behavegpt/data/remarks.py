@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from behavegpt.data.column_names import CLOCKS, name_rank
 from behavegpt.data.encode import Encoded
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import Logs
 from behavegpt.data.time_join import PLUS, time_parts
 from behavegpt.data.times import DAY, MICROS, zone
 from behavegpt.data.vocabulary import Vocabulary
@@ -15,16 +16,16 @@ from behavegpt.data.vocabulary import Vocabulary
 _ALL, _MANY = 0.99, 0.3  # shares of events at midnight: the log tells no time of day, or not of all events
 
 
-def without_clock(encoded: Encoded, columns: Collection[str]) -> tuple[Encoded, str | None]:
+def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
     """The events with one slot a day where the log tells no time of day, and what to say about it.
 
-    Slots of half an hour would put every event into the first one. `columns` are those of the log.
+    Slots of half an hour would put every event into the first one. Another column of `logs` may hold it.
     """
     schema, share = encoded.plan.schema, _share_at_midnight(encoded)
     if share < _MANY or schema.slots == 1:
         return encoded, None
     told = f"{share:.0%} of the times in {schema.time!r} are at midnight, as dates without a time of day are"
-    join = f"--time {schema.time}{PLUS}{_clock(schema, columns)}"
+    join = f"--time {schema.time}{PLUS}{_clock(schema, logs)}"
     remedy = f"if a column holds the hour or the time of day, join it: {join}"
     if share < _ALL:
         return encoded, f"{told}; slots of the day tell nothing of these events; {remedy}"
@@ -63,8 +64,8 @@ def _share_at_midnight(encoded: Encoded) -> float:
     return max(on_clock, in_utc) / max(1, events)
 
 
-def _clock(schema: EventSchema, columns: Collection[str]) -> str:
+def _clock(schema: EventSchema, logs: Logs) -> str:
     """The column that could be the time of day, `hour` if there is none."""
-    taken = {*time_parts(schema.time, columns), schema.user, *schema.label_columns.values()}
-    ranks = {c: rank for c in columns if c not in taken and (rank := name_rank(c, CLOCKS)) is not None}
+    taken = {*time_parts(schema.time, logs), schema.user, *schema.label_columns.values()}
+    ranks = {c: rank for c in logs.columns if c not in taken and (rank := name_rank(c, CLOCKS)) is not None}
     return min(ranks, key=lambda column: ranks[column]) if ranks else "hour"

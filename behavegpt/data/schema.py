@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from behavegpt.config import Settings, read_settings
+from behavegpt.data.labels import RULES
 from behavegpt.data.time_formats import check_format
 from behavegpt.errors import ConfigError
 
@@ -22,7 +23,8 @@ RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "positi
 class EventSchema(Settings):
     """Columns and time rules of an event log: x = (weekday, time slot, location, event) of section 2.2.
 
-    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another one.
+    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another one. So are 7 and 7.0
+    where all labels of the column are numbers: `label_rules` says how each column's values are written.
     """
 
     user: str = Field(description="column of the user id")
@@ -39,6 +41,9 @@ class EventSchema(Settings):
     )
     time_format: tuple[str, ...] = Field((), description="strptime formats; none: ISO times and numbers, or guessed")
     slot_minutes: int = Field(30, ge=1, le=1440, description="length of a time slot in minutes")
+    label_rules: dict[str, str] = Field(
+        {}, description="field -> how its values are written as labels (data/labels.py); found out by prepare"
+    )
 
     @field_validator("tz")
     @classmethod
@@ -66,6 +71,14 @@ class EventSchema(Settings):
     def _whole_slots(cls, value: int) -> int:
         if 1440 % value:
             raise ValueError("a day of 1440 minutes must hold a whole number of slots; try 30 or 60")
+        return value
+
+    @field_validator("label_rules")
+    @classmethod
+    def _known_rules(cls, value: dict[str, str]) -> dict[str, str]:
+        unknown = sorted(set(value.values()) - RULES.keys())
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no rule of labels; known: {', '.join(RULES)}")
         return value
 
     @model_validator(mode="after")

@@ -102,8 +102,11 @@ def time_column(
     survey: TimeSurvey | None,
     bounds: tuple[int, int],
     where: str = "",
+    wall: str | None = None,
 ) -> TimeColumn:
     """How to read a quoted column of a DuckDB type; `bounds` are seconds, `where` names the logs in errors.
+
+    `wall` is SQL of whether a time is a wall clock, where the type does not tell (Source.wall).
 
     Raises DataError where the values fit two readings.
     """
@@ -111,7 +114,8 @@ def time_column(
     if survey is None:
         zoned = "TIME ZONE" in sql_type or sql_type.startswith("TIMESTAMPTZ")
         target = "TIMESTAMPTZ" if zoned else "TIMESTAMP"
-        return TimeColumn(f"epoch_us(TRY_CAST({column} AS {target}))", "false" if zoned else local, schema.time_unit)
+        is_wall = f"({local} AND {wall})" if wall else "false" if zoned else local
+        return TimeColumn(f"epoch_us(TRY_CAST({column} AS {target}))", is_wall, schema.time_unit)
     where = f"{where}: column {schema.time!r}" if where else f"column {schema.time!r}"
     formats = schema.time_format or _formats(schema, survey, where)
     if formats:

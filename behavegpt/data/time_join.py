@@ -6,36 +6,40 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from behavegpt.data.database import literal, quoted
-from behavegpt.data.schema import EventSchema
+from behavegpt.data.files import arrow_schema
+from behavegpt.data.nested import split_path
 from behavegpt.data.sources import Logs, Source, check_columns
-from behavegpt.data.time_columns import TimeColumn, is_number, is_text
+from behavegpt.data.time_columns import is_number, is_text
 from behavegpt.errors import DataError
 
 PLUS = "+"  # between the columns of the date and of the time of day
 
 
-def time_parts(time: str, columns: Collection[str]) -> tuple[str, ...]:
-    """The columns of a schema's time: itself if there is such a column, else the two that a `+` joins."""
+def time_parts(time: str, logs: Logs | Collection[str]) -> tuple[str, ...]:
+    """The columns of a schema's time: itself if the logs have such a column, else the two that a `+` joins."""
     date, plus, clock = time.partition(PLUS)
-    return (date.strip(), clock.strip()) if plus and time not in columns else (time,)
+    known = logs.has(time) if isinstance(logs, Logs) else time in logs
+    return (date.strip(), clock.strip()) if plus and not known else (time,)
 
 
 def part_columns(logs: Logs, needed: Mapping[str, str]) -> list[str]:
     """The columns to read for roles (role -> column). Raises DataError for one that the logs lack."""
-    parts = time_parts(needed["time"], logs.columns)
+    parts = time_parts(needed["time"], logs)
     for part in parts:
         check_columns(logs, {**needed, "time": part})
     return [*(column for role, column in needed.items() if role != "time"), *parts]
 
 
-def join_times(source: Source, time: str) -> Source:
-    """The source with date and time of day as one column of text, named as the schema names it."""
-    parts = time_parts(time, source.types)
+def join_times(source: Source, logs: Logs, time: str) -> Source:
+    """The source with one column of times: date and time of day joined as text, zones told apart by file.
+
+    Raises DataError when some files hold times and others numbers.
+    """
+    parts = time_parts(time, logs)
     if len(parts) == 1:
-        return source
+        return replace(source, wall=_wall_files(source, logs, time))
     date, clock = parts
     texts = _date(quoted(date), source.types[date]), _clock(quoted(clock), source.types[clock])
     joined = f"nullif({texts[0]}, '') || ' ' || nullif({texts[1]}, '')"
@@ -43,30 +47,35 @@ def join_times(source: Source, time: str) -> Source:
     return replace(source, sql=sql, types=source.types | {time: "VARCHAR"})
 
 
-def zones_by_file(source: Source, read: TimeColumn, schema: EventSchema) -> TimeColumn:
-    """The time column where some parquet files tell instants and others wall clocks, which one type cannot tell.
-
-    Raises DataError when some hold times and others numbers.
-    """
-    kind = source.types[schema.time]
-    if not kind.startswith(("TIMESTAMP", "DATE")) or schema.time_format:
-        return read
-    types = {}
-    for file in source.files:
-        if file.suffix in (".parquet", ".pq") and schema.time in (columns := pq.read_schema(file)).names:
-            types[file] = columns.field(schema.time).type
+def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
+    """SQL of whether a row's file tells wall clocks, where some files do and others tell instants."""
+    kind = source.types[time]
+    if not kind.startswith(("TIMESTAMP", "DATE")) or not logs.members:
+        return None
+    types = {member.path: _type_in(arrow_schema(member), time) for member in logs.members}
     for file, type_ in types.items():
-        if not pa.types.is_temporal(type_):
+        if type_ is not None and not pa.types.is_temporal(type_):
             raise DataError(
-                f"{file}: column {schema.time!r} (the time) is {type_}, in other files it is {kind}; write it as one "
-                "type in all files."
+                f"{file}: column {time!r} (the time) is {type_}, in other files it is {kind}; write it as one type in "
+                "all files."
             )
-    naive = [file for file, type_ in types.items() if getattr(type_, "tz", None) is None]
-    if not naive or (len(naive) == len(types) and "TIME ZONE" not in kind):
-        return read
-    wall = f"behavegpt_file IN ({', '.join(map(literal, naive))})" if len(naive) < len(types) else "true"
-    local = str(schema.naive_time == "local").lower()
-    return replace(read, wall=f"({local} AND {wall})")
+    naive = [file for file, type_ in types.items() if type_ is not None and getattr(type_, "tz", None) is None]
+    if len(naive) < len(types):
+        return f"behavegpt_file IN ({', '.join(map(literal, naive))})" if naive else None
+    return "true" if "TIME ZONE" in kind else None  # a worker's only file, read as the type of all files
+
+
+def _type_in(schema: pa.Schema, column: str) -> pa.DataType | None:
+    """The type of a column or of what a dotted name reaches; None if it is not in the file, or known by its rows."""
+    found = split_path(column, schema.names)
+    if found is None:
+        return None
+    type_ = schema.field(found[0]).type
+    for step in found[1]:
+        if not pa.types.is_struct(type_) or type_.get_field_index(step) < 0:
+            return None
+        type_ = type_.field(step).type
+    return type_.value_type if pa.types.is_nested(type_) and hasattr(type_, "value_type") else type_
 
 
 def _date(column: str, kind: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
 from behavegpt.data.events import read_events
+from behavegpt.data.labels import infer_rules
 from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.sources import check_columns, find_logs
 from behavegpt.data.store import EventStore
@@ -57,6 +58,11 @@ class EventTokenizer(FeatureExtractionMixin):
             else Vocabulary(pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64))
             for name, v in vocabulary.items()
         }
+        missing = self.vocabulary.keys() - self.event_schema.label_rules.keys()
+        if missing:  # made before rules were stored
+            inferred = infer_rules({name: self.vocabulary[name].values for name in sorted(missing)})
+            rules = inferred | self.event_schema.label_rules
+            self.event_schema = self.event_schema.model_copy(update={"label_rules": rules})
         self.max_length = max_length
 
     @classmethod
@@ -86,12 +92,12 @@ class EventTokenizer(FeatureExtractionMixin):
         Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and counted.
         """
         logs = find_logs(events)
-        present = {field for field, column in self.event_schema.label_columns.items() if column in logs.columns}
+        present = {field for field, column in self.event_schema.label_columns.items() if logs.has(column)}
         needed = self.vocabulary.keys() - present - {"event", "behavior"}  # a log need not tell the behavior
         for name in sorted(needed):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
-        read = read_events(events, self.event_schema, fields=present)
+        read = read_events(logs, self.event_schema, fields=present)
         return self.encode_table(read.table, collections.Counter(read.rejects["reason"].to_pylist()))
 
     def encode_table(self, table: pa.Table, rejected: Mapping[str, int] | None = None) -> EncodedHistories:

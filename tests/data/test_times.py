@@ -147,7 +147,7 @@ def test_forms_may_be_mixed_row_by_row() -> None:
     assert table["time"].to_pylist() == [at(text) for text in expected]
 
 
-@pytest.mark.parametrize("values", [[20200199, 20209902], [True, False], [[1], [2]], [b"x", b"y"]])
+@pytest.mark.parametrize("values", [[20200199, 20209902], [True, False], [{"a": 1}, {"a": 2}], [b"x", b"y"]])
 def test_what_is_no_time_column_is_an_error(values: list[object]) -> None:
     with pytest.raises(DataError, match="'t'"):
         read(values)
