@@ -85,7 +85,9 @@ def _guess(logs: Logs, types: dict[str, str], role: str, names: list[str], setti
     taken = {value for name, value in settings.items() if name in ROLES}
     free = [column for column in types if column not in taken]
     if role == "time":
-        free = [column for column in free if is_time_type(types[column])]
+        free = [
+            column for column in free if is_time_type(types[column].removesuffix("[]"))
+        ]  # a list: one row holds a history
     plain = {column: re.sub(r"[^a-z0-9]", "", column.lower()) for column in free}
     for name in names:
         matches = [column for column in free if plain[column] == name]
