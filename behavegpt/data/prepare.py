@@ -30,6 +30,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, find_logs
 from behavegpt.data.split import parse_split
 from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.ties import MANY, describe_ties
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
 
@@ -99,6 +100,9 @@ def prepare(
         tell("vocabularies: " + ", ".join(f"{f} {v.classes:,}" for f, v in vocabularies.items()))
         facts = write_folder(encoded, splitter, vocabularies, folder)
         write_card(folder / "data_card.md", facts, min_events=min_events, min_count=min_count)
+        ties = describe_ties(facts.manifest, MANY)
+        if ties:
+            tell(f"warning: {ties}")
         tell(f"{facts.manifest.events:,} events of {facts.manifest.users:,} users, hash {facts.manifest.content_hash}")
     return open_store(out)
 
