@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ VERBS: dict[str, Verb | Group] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     arguments = _parse(argv)
+    warnings.formatwarning = _one_line
     try:
         result = arguments.carry_out(arguments)
     except BehaveGPTError as error:
@@ -47,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and result is not None:
         print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
+
+
+def _one_line(message: Warning | str, category: type[Warning], *where: Any, **_: Any) -> str:
+    """Our warnings are for the user; the place in the code helps with those of libraries."""
+    if category is UserWarning and "behavegpt" in str(where[0]):
+        return f"warning: {message}\n"
+    return f"{where[0]}:{where[1]}: {category.__name__}: {message}\n"
 
 
 def _parse(argv: Sequence[str] | None) -> Arguments:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from behavegpt.data.store import SPLITS, Manifest
+from behavegpt.data.ties import describe_ties
 from behavegpt.data.times import DST_RULE
 from behavegpt.data.vocabulary import Vocabulary
 
@@ -81,6 +82,9 @@ def _counts(facts: CardFacts, min_events: int) -> str:
         + ", ".join(f"{name} {size:,}" for name, size in zip(SPLITS, _integers(manifest, "events"), strict=True)),
         f"- events per user: {spread}",
     ]
+    ties = describe_ties(manifest)
+    if ties:
+        lines.append(f"- {ties}")
     if len(left_out):
         lines.append(f"- left out: {len(left_out):,} users below {min_events} events ({int(left_out.sum()):,} events)")
     return "\n".join(lines)

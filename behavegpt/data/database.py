@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -83,3 +84,10 @@ def _broken(files: Sequence[Path]) -> str | None:
         except (pa.ArrowException, OSError):
             return str(file)
     return None
+
+
+def hash_labels(con: duckdb.DuckDBPyConnection, labels: pa.Array) -> np.ndarray:
+    """A stable 64-bit hash (n,) uint64 of labels (n,), none null."""
+    con.register("behavegpt_labels", pa.table({"place": np.arange(len(labels)), "label": labels}))
+    query = "SELECT md5_number_lower(label) AS hash FROM behavegpt_labels ORDER BY place"
+    return np.asarray(con.sql(query).fetchnumpy()["hash"], np.uint64)

@@ -22,7 +22,7 @@ class Events(NamedTuple):
 
     table: pa.Table
     """user (text), time (int64 microseconds), weekday (uint8), slot, and the label fields as text, nulls kept;
-    sorted by user, time, order and content, as `prepare` sorts."""
+    sorted by user, time and order, simultaneous events as `prepare` shuffles them."""
     rejects: pa.Table
     """file, the original values as text (one column per role), reason."""
 
@@ -53,7 +53,12 @@ def read_events(
 
 
 def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -> np.ndarray:
-    """Index (N,) int64 that sorts events by user code, time, order and label hash: any input order, one result."""
+    """Index (N,) int64 that sorts events by user code, time and order; what is still tied is shuffled.
+
+    `hashes` holds, for the user and every label field, a stable hash (codes,) uint64 by code. The shuffle depends on
+    the user, the time and the labels, never on the order of the input. A key of the labels alone would put a before b
+    in every tie of every user, which a model learns and nobody can know in advance.
+    """
     user, seconds = columns["user"].astype(np.uint64), columns["time"] // MICROS
     if not len(user):
         return np.zeros(0, np.int64)
@@ -71,9 +76,34 @@ def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -
     tied = np.flatnonzero(np.concatenate([equal, [False]]) | np.concatenate([[False], equal]))
     if len(tied):
         rows = index[tied]
-        content = np.zeros(len(rows), np.uint64)
+        draw = _mixed(columns["time"][rows].astype(np.uint64))
         for field, values in hashes.items():
-            content = (content ^ values[columns[field][rows]]) * np.uint64(0x9E3779B97F4A7C15)
+            draw = _mixed(draw ^ values[columns[field][rows]])
         order = [columns["order"][rows]] if "order" in columns else []
-        index[tied] = rows[np.lexsort([content, *order, columns["time"][rows], key[tied]])]
+        keys = [*order, columns["time"][rows], key[tied]]
+        draw = _apart(draw, keys)
+        index[tied] = rows[np.lexsort([draw, *keys])]
     return index
+
+
+def _apart(draw: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
+    """Draws (N,) in which equal ones of equal keys, the same event twice, differ: side by side they would be a hint."""
+    index = np.lexsort([draw, *keys])
+    same = np.insert(np.logical_and.reduce([v[index][1:] == v[index][:-1] for v in (draw, *keys)]), 0, False)
+    place = np.arange(len(draw))
+    copy = np.empty_like(draw)
+    copy[index] = (place - np.maximum.accumulate(np.where(same, 0, place))).astype(np.uint64)
+    return np.where(copy > 0, _mixed(draw + copy), draw)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Every bit of values (N,) uint64 spread over all of them (the finalizer of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def count_ties(columns: dict[str, np.ndarray]) -> int:
+    """Number of events that share user and time with another; columns sorted by both."""
+    same = (np.diff(columns["user"]) == 0) & (np.diff(columns["time"]) == 0)
+    return int((np.append(same, False) | np.insert(same, 0, False)).sum())

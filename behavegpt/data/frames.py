@@ -19,7 +19,7 @@ Maker = Callable[[int | None], Array]  # the first rows of a column, None for al
 _SHOWN = (
     pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal128,
     pa.types.is_float32, pa.types.is_float64, pa.types.is_integer, pa.types.is_struct, pa.types.is_list,
-    pa.types.is_map,
+    pa.types.is_map, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_string_view,
 )  # fmt: skip
 _TEXTS = {"str", "int", "float", "bool", "NoneType", "NAType"}
 

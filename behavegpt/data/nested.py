@@ -51,7 +51,7 @@ def json_value(name: str, samples: Sequence[Any], steps: Sequence[str], many: bo
 
 def part_sql(name: str) -> str:
     """SQL of the value that a folder called NAME=VALUE gives to the rows of its files."""
-    pattern = f"(?:^|.*[/\\\\]){re.escape(name)}=([^/\\\\]*)[/\\\\]"
+    pattern = f"(?:.*[/\\\\]|^){re.escape(name)}=([^/\\\\]*)[/\\\\]"
     return f"nullif(url_decode(regexp_extract(behavegpt_file, {literal(pattern)}, 1)), '__HIVE_DEFAULT_PARTITION__')"
 
 

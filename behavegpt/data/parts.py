@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from behavegpt.data.database import literal, one_row
+from behavegpt.data.database import hash_labels, literal, one_row
 from behavegpt.data.events import sort_events
 from behavegpt.data.plan import Plan, shrink_codes
 from behavegpt.data.spill import PIECE, smallest_dtype
@@ -35,8 +35,7 @@ def save_part(con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[
         labels, columns[field] = _coded(table[f"c{i}"])
         events = np.bincount(columns[field], minlength=len(labels) + 1)[1:]
         pq.write_table(pa.table({"label": labels, "events": events}), folder / f"c{i}.parquet")
-        if i:
-            hashes[field] = _hashes(con, labels)
+        hashes[field] = np.insert(hash_labels(con, labels), 0, 0)
     index = sort_events(columns, hashes)
     np.save(folder / "time.npy", columns["time"][index])
     for i, field in enumerate(fields):
@@ -106,10 +105,3 @@ def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     code[order.to_numpy()] = np.arange(1, len(order) + 1)
     places = pc.fill_null(encoded.indices, pa.scalar(len(order), encoded.indices.type)).to_numpy()
     return encoded.dictionary.take(order), code[places]
-
-
-def _hashes(con: duckdb.DuckDBPyConnection, labels: pa.Array) -> np.ndarray:
-    """Plan.hashes of one field."""
-    con.register("behavegpt_labels", pa.table({"place": np.arange(len(labels)), "label": labels}))
-    found = con.sql("SELECT md5_number_lower(label) AS hash FROM behavegpt_labels ORDER BY place").fetchnumpy()["hash"]
-    return np.concatenate([np.zeros(1, np.uint64), np.asarray(found, np.uint64)])

@@ -88,9 +88,9 @@ class Plan:
         return np.concatenate([np.zeros(1, np.int64), found])
 
     def hashes(self) -> dict[str, np.ndarray]:
-        """A stable 64-bit hash (codes,) uint64 of every label by field; 0 for null."""
+        """A stable 64-bit hash (codes,) uint64 of every user and label by field; 0 for null."""
         query = "SELECT md5_number_lower(label) AS hash FROM {} ORDER BY code"
-        found = {f: self.con.sql(query.format(self.dictionary(f))).fetchnumpy()["hash"] for f in self.fields}
+        found = {f: self.con.sql(query.format(self.dictionary(f))).fetchnumpy()["hash"] for f in self.columns}
         return {f: np.concatenate([np.zeros(1, np.uint64), np.asarray(h, np.uint64)]) for f, h in found.items()}
 
     def batches(self, rows: int) -> Iterator[Rows]:

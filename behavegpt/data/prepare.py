@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from behavegpt.data.card import write_card
 from behavegpt.data.database import connect, literal, one_row, reading
 from behavegpt.data.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
-from behavegpt.data.events import read_events
+from behavegpt.data.events import count_ties, read_events
 from behavegpt.data.guess import ColumnGuess, guess_columns, guess_schema
 from behavegpt.data.plan import (
     BAD_ORDER,
@@ -42,6 +42,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, find_logs
 from behavegpt.data.split import parse_split
 from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.ties import MANY, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
@@ -119,6 +120,9 @@ def prepare(
             tell(f"note: {remark}")
         facts = write_folder(read.encoded, read.splitter, read.vocabularies, folder)
         write_card(folder / "data_card.md", facts, min_events=min_events, min_count=min_count, remarks=read.remarks)
+        ties = describe_ties(facts.manifest, MANY)
+        if ties:
+            tell(f"note: {ties}")
         tell(f"{facts.manifest.events:,} events of {facts.manifest.users:,} users, hash {facts.manifest.content_hash}")
     return open_store(out)
 
@@ -158,6 +162,7 @@ def preview(
         _write_rejects(encoded, work, max_reject_share, None)
         encoded, splitter, vocabularies, remarks = _fit(encoded, found, split, min_count, max_vocabulary)
         sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
+        ties = tell_ties(_count_ties(encoded), int(encoded.counts[encoded.kept].sum()), encoded.plan.schema, MANY)
         return Preview(
             guess_columns(found, encoded.plan.schema),
             encoded.plan.schema,
@@ -167,8 +172,17 @@ def preview(
             dict(zip(SPLITS, map(int, np.asarray(sizes)), strict=True)),
             splitter.boundaries,
             {field: vocabulary.classes for field, vocabulary in vocabularies.items()},
-            remarks,
+            (*remarks, *([ties] if ties else [])),
         )
+
+
+def _count_ties(encoded: Encoded) -> int:
+    """Kept events that share user and time with another."""
+    total = 0
+    for columns in encoded.read("time"):
+        index = np.lexsort([columns["time"], columns["user"]])
+        total += count_ties({name: column[index] for name, column in columns.items()})
+    return total
 
 
 def _encode(

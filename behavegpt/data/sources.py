@@ -201,6 +201,7 @@ def _values(
 ) -> str:
     """A table expression of the columns by their dotted names, one row per event."""
     kinds = _kinds(con, base)
+    _check_texts(con, logs, base, columns, kinds)
     many = time is not None and _is_many(con, base, _value(logs, kinds, time, True), kinds.get(time))
     if not many and all(column in kinds and column not in logs.parts for column in columns):
         return base
@@ -217,6 +218,23 @@ def _values(
     copy = folder / "events.parquet"
     con.execute(f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)")
     return f"read_parquet({literal(copy)})"
+
+
+def _check_texts(
+    con: duckdb.DuckDBPyConnection, logs: Logs, base: str, columns: Sequence[str], kinds: Mapping[str, Any]
+) -> None:
+    """Raise DataError for a path below a column of text in which no row holds such a value as JSON."""
+    for column in columns:
+        found = None if column in logs.parts else split_path(column, kinds.keys())
+        if found is None or not found[1] or kinds[found[0]].id != "varchar":
+            continue
+        value = _value(logs, kinds, column, False).sql
+        counts = con.execute(f"SELECT count({quoted(found[0])}), count({value}) FROM {base}").fetchall()[0]
+        if counts[0] and not counts[1]:
+            raise DataError(
+                f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
+                f"{'.'.join(found[1])!r}; name another column than {column!r}."
+            )
 
 
 def _value(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> Value:

@@ -46,6 +46,7 @@ class Manifest(Settings):
     columns: dict[str, str]  # name -> dtype
     vocabulary: dict[str, str]  # field -> hash of its labels
     rejected: dict[str, int]  # reason -> rows
+    ties: int | None = None  # events that share user and time with another, None: sorted by their labels (0.1)
     content_hash: str  # SHA-256 of schema, vocabularies, users and columns
 
 
@@ -96,6 +97,7 @@ def open_store(path: str | Path) -> EventStore:
     Raises DataError when it is not one, or is damaged.
     """
     from behavegpt.data.remote import fetch, is_remote
+    from behavegpt.data.ties import warn_of_ties
 
     path = fetch(path) if is_remote(path) else Path(path)
     if not (path / "dataset.json").is_file():
@@ -119,7 +121,9 @@ def open_store(path: str | Path) -> EventStore:
             raise DataError(
                 f"{path}/vocabulary/{field}.parquet: not the one dataset.json names; prepare the data again."
             )
-    return EventStore(path, manifest, vocabulary, columns, offsets)
+    store = EventStore(path, manifest, vocabulary, columns, offsets)
+    warn_of_ties(store)
+    return store
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from behavegpt.data.card import CardFacts
 from behavegpt.data.digest import UsersDigest, content_hash
 from behavegpt.data.encode import Encoded, Splitter
-from behavegpt.data.events import sort_events
+from behavegpt.data.events import count_ties, sort_events
 from behavegpt.data.plan import named_rejects
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.spill import ColumnWriter, smallest_dtype
@@ -26,7 +26,7 @@ def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, V
     """Sort each bucket, append it to the columns, and write users, vocabularies and the manifest."""
     schema, counts = encoded.plan.schema, encoded.counts[encoded.kept]
     writers = _open_columns(folder / "columns", schema, vocabularies, counts)
-    sizes, unknown = _write_events(encoded, splitter, vocabularies, writers)
+    sizes, unknown, ties = _write_events(encoded, splitter, vocabularies, writers)
     digests = {name: writer.close() for name, writer in writers.items()}
     (folder / "vocabulary").mkdir()
     for field, vocabulary in vocabularies.items():
@@ -46,6 +46,7 @@ def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, V
         columns={name: str(writer.dtype) for name, writer in sorted(writers.items())},
         vocabulary={field: vocabulary.hash for field, vocabulary in vocabularies.items()},
         rejected=named_rejects(encoded.rejected),
+        ties=ties,
         content_hash=content_hash(schema, {field: v.hash for field, v in vocabularies.items()}, digests),
     )
     (folder / "dataset.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -71,17 +72,18 @@ def _open_columns(
 
 def _write_events(
     encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], writers: dict[str, ColumnWriter]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Write all events; returns events per split (3,) and, per field, those with an unknown label (3,)."""
+) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+    """Write all events; returns events per split (3,), per field those with an unknown label (3,), and ties."""
     plan = encoded.plan
     ids = {f: v.encode(plan.labels(f)).astype(writers[f].dtype) for f, v in vocabularies.items()}
     order = ("order",) if plan.schema.order and not encoded.spill.sorted else ()
     hashes = {} if encoded.spill.sorted else plan.hashes()
-    sizes, unknown = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}
+    sizes, unknown, ties = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}, 0
     for columns in encoded.read("time", *order, *plan.fields):
         if not encoded.spill.sorted:
             index = sort_events(columns, hashes)
             columns = {name: column[index] for name, column in columns.items()}
+        ties += count_ties(columns)
         seconds = columns["time"] // MICROS
         weekday, slot = calendar(seconds, plan.schema)
         split = splitter(columns)
@@ -92,7 +94,7 @@ def _write_events(
             unknown[field] += np.bincount(split[rows[field] == UNKNOWN], minlength=3)
         for name, values in rows.items():
             writers[name].write(values)
-    return sizes, unknown
+    return sizes, unknown, ties
 
 
 def _write_users(encoded: Encoded, path: Path) -> str:

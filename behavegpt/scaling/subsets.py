@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from behavegpt.data.events import count_ties
 from behavegpt.data.pack import target_rows
 from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
@@ -98,6 +99,10 @@ def _write(store: EventStore, users: np.ndarray, folder: Path, what: str, last_s
     return open_store(folder)
 
 
+def _count_ties(columns: dict[str, np.ndarray], lengths: np.ndarray) -> int:
+    return count_ties({"user": np.repeat(np.arange(len(lengths)), lengths), "time": columns["time"]})
+
+
 def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str, last_split: int) -> None:
     (folder / "columns").mkdir(parents=True)
     (folder / "vocabulary").mkdir()
@@ -122,6 +127,7 @@ def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str
             "events": len(index),
             "users": len(users),
             "split": {**store.manifest.split, "events": sizes},
+            "ties": None if store.manifest.ties is None else _count_ties(columns, lengths),
             "columns": {name: str(column.dtype) for name, column in sorted(columns.items())},
             "content_hash": digest,
         }

@@ -42,15 +42,15 @@ def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.T
     if time is None or order is None:
         return None
     try:
-        user = pa.array(columns[schema.user], pa.string()).dictionary_encode()
+        users = pa.array(columns[schema.user], pa.string())
         texts_by_field = {field: pa.array(texts, pa.string()) for field, texts in labels.items()}
     except UnicodeEncodeError:  # half a character
         return None
-    keys = {"user": user.indices.to_numpy() + 1, "time": time} | order
-    coded = {field: _codes(texts) for field, texts in labels.items()}
-    index = sort_events(keys | {f: codes for f, (codes, _) in coded.items()}, {f: h for f, (_, h) in coded.items()})
+    coded = {"user": _codes(columns[schema.user])} | {field: _codes(texts) for field, texts in labels.items()}
+    keys = {"time": time} | order | {field: codes for field, (codes, _) in coded.items()}
+    index = sort_events(keys, {field: hashes for field, (_, hashes) in coded.items()})
     weekday, slot = calendar(time[index] // MICROS, schema)
-    table = {"user": pa.array(columns[schema.user], pa.string()).take(pa.array(index))}
+    table = {"user": users.take(pa.array(index))}
     table |= {"time": pa.array(time[index]), "weekday": pa.array(weekday), "slot": pa.array(slot)}
     return pa.table(table | {field: texts.take(pa.array(index)) for field, texts in texts_by_field.items()})
 

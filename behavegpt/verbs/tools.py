@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,27 @@ def _info(arguments: Arguments) -> Any:
 
 def _doctor_arguments(parser: Parser) -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="folder to check for space and write permission")
+    parser.add_argument(
+        "--reorder", type=Path, metavar="DATA", help="shuffle the simultaneous events of a folder prepared by 0.1"
+    )
 
 
 def _doctor(arguments: Arguments) -> Any:
     from behavegpt.doctor import examine
 
+    if arguments.reorder is not None:
+        return _reorder(arguments.reorder)
     return _shown(arguments, examine(arguments.folder))
+
+
+def _reorder(folder: Path) -> dict[str, Any]:
+    from behavegpt.data.store import open_store
+    from behavegpt.data.ties import reorder
+
+    with warnings.catch_warnings(action="ignore"):  # of the order that is being mended
+        ties = reorder(open_store(folder))
+    print(f"{folder}: {ties:,} simultaneous events shuffled", file=sys.stderr)
+    return {"ties": ties}
 
 
 def _shown(arguments: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +90,7 @@ VERBS: dict[str, Verb] = {
     "info": Verb("what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info),
     "doctor": Verb(
         "check this machine: versions, devices, kernels, disk, and a ten-step self-test",
-        "  behavegpt doctor\n  behavegpt doctor --json",
+        "  behavegpt doctor\n  behavegpt doctor --json\n  behavegpt doctor --reorder data/mine",
         _doctor_arguments,
         _doctor,
     ),
