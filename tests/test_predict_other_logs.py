@@ -149,3 +149,11 @@ def test_a_model_without_a_clock_trains_predicts_and_generates(tmp_path: Path) -
     future = model.generate(rows, steps=3).to_table()
     assert future.num_rows == 3
     assert json.loads((tmp_path / "data" / "dataset.json").read_text())["event_schema"]["slot_minutes"] == 1440
+
+
+@pytest.mark.filterwarnings("error")
+def test_dates_alone_are_told_to_a_model_that_knows_slots(german: Predictor) -> None:
+    dates = pd.DataFrame([{"Kunde": "x", "Artikel": "a1", "Datum": f"{1 + i}.04.2024"} for i in range(12)])
+    with pytest.raises(UserWarning, match="all 12 times are at midnight"):
+        german.reading(time="Datum").encode(dates)
+    german.reading(time="Datum").encode(dates[:5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -132,6 +133,8 @@ def _array(name: str, values: Any) -> Array:
     try:
         array = pa.array(values, from_pandas=True)
         array.validate(full=True)
+        if pa.types.is_temporal(array.type) and dtype in ("", "object"):
+            _check_moments(name, values)
         return array
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         kinds = {type(value).__name__ for value in values}
@@ -149,6 +152,21 @@ def _array(name: str, values: Any) -> Array:
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         kinds.add("text that is not Unicode")
     raise DataError(f"column {name!r}: values of the types {', '.join(sorted(kinds))}; make them all text.")
+
+
+def _check_moments(name: str, values: Any) -> None:
+    """Raise DataError for Python times of two kinds, which Arrow makes one: the hour of some would be another."""
+    rows: dict[str, int] = {}
+    for row, value in enumerate(values, 1):
+        if isinstance(value, date) and value == value:  # NaT is neither
+            kind = "a date" if not isinstance(value, datetime) else "with a zone" if value.tzinfo else "without a zone"
+            rows.setdefault(kind, row)
+    if len(rows) > 1:
+        (one, first), (two, second) = list(rows.items())[:2]
+        raise DataError(
+            f"column {name!r}: the time in row {first} is {one}, in row {second} it is {two}; make them all alike, "
+            "for example with pd.to_datetime(..., utc=True)."
+        )
 
 
 def _is_scalar(value: Any) -> bool:

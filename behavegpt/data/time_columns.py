@@ -140,8 +140,7 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
     text = is_text(sql_type)
     plain = _PLAIN.format(column) if text else "false"
     number = _as_float(column) if text else f"{column}::DOUBLE"
-    read = f"regexp_matches({column}, '^ *[0-9]{{4}}[-/]') AND TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NOT NULL"
-    odd = f"number IS NULL AND NOT plain AND trim({column}) <> '' AND NOT ({read})" if text else "false"
+    odd = f"number IS NULL AND NOT plain AND {_is_odd(column)}" if text else "false"
     below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1])
     digits = ", ".join(
         f"count(*) FILTER (number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND {_DATES[1] + 1}e{length - 8} "
@@ -167,7 +166,7 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
         f"(SELECT text, translate(text, '0123456789', '9999999999') AS shape, "
         f"regexp_extract(text, {pattern}) AS number "
         f"FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} "
-        f"AND NOT {_PLAIN.format(column)})) "
+        f"AND {_as_float(column)} IS NULL AND NOT {_PLAIN.format(column)} AND {_is_odd(column)})) "
         f"WHERE contains(shape, '9') GROUP BY shape ORDER BY count(*) DESC, shape LIMIT {_MOST_SHAPES}"
     )
     rows = con.execute(query).fetchall()
@@ -287,6 +286,12 @@ def _clean(column: str) -> str:
     """SQL of a text of a time without what formats cannot name: brackets, non-breaking spaces, a zone in words."""
     plain = f"trim(translate({column}, chr(160) || chr(8239) || chr(9), '   '), ' []')"
     return f"regexp_replace(replace(replace({plain}, '.m.', 'm'), '.M.', 'M'), ' [(][^()]*[)]$', '')"
+
+
+def _is_odd(column: str) -> str:
+    """SQL of whether a text that is no number is no ISO time either."""
+    iso = f"regexp_matches({column}, '^ *[0-9]{{4}}[-/]') AND TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NOT NULL"
+    return f"trim({column}) <> '' AND NOT ({iso})"
 
 
 def _as_float(column: str) -> str:

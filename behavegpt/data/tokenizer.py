@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from transformers import FeatureExtractionMixin
 from behavegpt.data.events import read_events
 from behavegpt.data.labels import infer_rules
 from behavegpt.data.schema import EventSchema, renamed
-from behavegpt.data.sources import check_columns, find_logs
+from behavegpt.data.sources import Logs, check_columns, find_logs
 from behavegpt.data.store import EventStore
+from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+
+_DATES = 10  # events at midnight, none at another time, that are taken for dates
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,19 @@ class EventTokenizer(FeatureExtractionMixin):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
         read = read_events(logs, self.event_schema, fields=present)
+        self._warn_of_dates(logs, read.table)
         return self.encode_table(read.table, collections.Counter(read.rejects["reason"].to_pylist()))
+
+    def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
+        """Warn where a log of dates alone would put all events into the first slot of the day."""
+        seconds = table["time"].to_numpy() // 1_000_000
+        walls = zone(self.event_schema.tz).wall(seconds)
+        if self.event_schema.slots > 1 and len(table) >= _DATES and not (walls % DAY).any():
+            warnings.warn(
+                f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots of the day apart; if a "
+                f"column holds the time of day, join it: time = {self.event_schema.time}+COLUMN.",
+                stacklevel=3,
+            )
 
     def encode_table(self, table: pa.Table, rejected: Mapping[str, int] | None = None) -> EncodedHistories:
         """Ids of what `read_events` gives; a field without a column is unknown throughout."""

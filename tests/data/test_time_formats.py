@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import TypeAdapter
 
 from behavegpt.data.events import read_events
 from behavegpt.data.plan import plan_events
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.sources import find_logs
+from behavegpt.data.time_columns import TimeSurvey, add_surveys, survey_column
 from behavegpt.data.time_formats import form_of
 from behavegpt.errors import DataError
 
@@ -120,10 +124,6 @@ def test_instants(tmp_path: Path, name: str, kind: str) -> None:
 def test_the_form_is_kept_in_the_schema_and_decides_alone(tmp_path: Path, name: str) -> None:
     """One row is read by the schema of a preparation as it was read there, whatever is beside it."""
     values, expected = (FORMS | ZONED)[name]
-    import duckdb
-
-    from behavegpt.data.sources import find_logs
-
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     kept = plan_events(con, find_logs(log(values)), schema(), tmp_path).schema
@@ -252,3 +252,45 @@ def test_times_in_one_file_and_numbers_in_another_are_refused(tmp_path: Path) ->
         pq.write_table(pa.table({"u": ["a"], "e": ["x"], "t": name}), tmp_path / f"{number}.parquet")
     with pytest.raises(DataError, match=r"0.parquet: column 't' \(the time\) is int64"):
         read([tmp_path / "0.parquet", tmp_path / "1.parquet"])
+
+
+NAIVE, AWARE = datetime(2024, 7, 1, 12), datetime(2024, 7, 1, 12, tzinfo=timezone(timedelta(hours=2)))
+MIXED: dict[str, list[Any]] = {
+    "naive first": [NAIVE, AWARE],
+    "zoned first": [AWARE, NAIVE],
+    "date first": [date(2024, 7, 1), NAIVE],
+    "date behind a null": [None, AWARE, date(2024, 7, 1)],
+    "timestamps": [pd.Timestamp(NAIVE), pd.Timestamp(AWARE)],
+}
+
+
+@pytest.mark.parametrize("form", ["list", "objects", "rows"])
+@pytest.mark.parametrize("name", MIXED)
+def test_times_of_two_kinds_in_a_frame_are_refused(name: str, form: str) -> None:
+    """Arrow would make them one kind without a word: the hour of some, or the clock of all, would be lost."""
+    columns = log(MIXED[name])
+    if form == "objects":
+        columns["t"] = pd.Series(MIXED[name], dtype=object)  # type: ignore[assignment]
+    told = r"the time in row \d is .*, in row \d it is|values of the types NoneType, date, datetime"
+    with pytest.raises(DataError, match=f"column 't': ({told})"):
+        read(columns if form != "rows" else pd.DataFrame(pd.Series(columns).to_dict(), dtype=object))
+
+
+def test_times_of_one_kind_in_a_frame_are_read() -> None:
+    assert read(log([AWARE, pd.NaT, None, pd.Timestamp(AWARE)]), **BERLIN)[0] == "2024-07-01T10:00:00"
+    assert read(log([NAIVE, pd.NaT]), **BERLIN) == ["2024-07-01T10:00:00", "-"]
+
+
+@pytest.mark.parametrize("name", [*FORMS, *ZONED])
+def test_surveys_of_parts_add_up(name: str) -> None:
+    """What workers find in their files, sent as JSON, is what is found in all of them at once."""
+    values = (FORMS | ZONED)[name][0]
+    con = duckdb.connect()
+    con.execute("SET TimeZone = 'UTC'")
+    found = []
+    for part in (values, values[:1], values[1:]):
+        con.register("part", pa.table({"t": part}))
+        kind = con.execute("DESCRIBE part").fetchall()[0][1]
+        found.append(survey_column(con, "t", kind, "part"))
+    sent = TypeAdapter(list[TimeSurvey])
+    assert add_surveys(sent.validate_json(sent.dump_json(found[1:]))) == found[0]
