@@ -155,5 +155,5 @@ def test_a_model_without_a_clock_trains_predicts_and_generates(tmp_path: Path) -
 def test_dates_alone_are_told_to_a_model_that_knows_slots(german: Predictor) -> None:
     dates = pd.DataFrame([{"Kunde": "x", "Artikel": "a1", "Datum": f"{1 + i}.04.2024"} for i in range(12)])
     with pytest.raises(UserWarning, match="all 12 times are at midnight"):
-        german.reading(time="Datum").encode(dates)
-    german.reading(time="Datum").encode(dates[:5])
+        german.reading(time="Datum", time_format="%d.%m.%Y").encode(dates)
+    german.reading(time="Datum", time_format="%d.%m.%Y").encode(dates[:5])

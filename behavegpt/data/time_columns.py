@@ -140,11 +140,12 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
     text = is_text(sql_type)
     plain = _PLAIN.format(column) if text else "false"
     number = _as_float(column) if text else f"{column}::DOUBLE"
-    odd = f"number IS NULL AND NOT plain AND {_is_odd(column)}" if text else "false"
+    odd = f"CASE WHEN number IS NULL AND NOT plain THEN {_is_odd(column)} END" if text else "false"
     below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1])
+    # CASE, not AND: DuckDB would evaluate both sides for all rows.
     digits = ", ".join(
-        f"count(*) FILTER (number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND {_DATES[1] + 1}e{length - 8} "
-        f"AND try_strptime(CASE WHEN abs(number) < 1e15 THEN number::BIGINT::VARCHAR END, {literal(form)}) IS NOT NULL)"
+        f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND {_DATES[1] + 1}e{length - 8} "
+        f"THEN try_strptime(number::BIGINT::VARCHAR, {literal(form)}) END)"
         for length, form in DIGITS.items()
     )
     return (
@@ -166,7 +167,7 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
         f"(SELECT text, translate(text, '0123456789', '9999999999') AS shape, "
         f"regexp_extract(text, {pattern}) AS number "
         f"FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} "
-        f"AND {_as_float(column)} IS NULL AND NOT {_PLAIN.format(column)} AND {_is_odd(column)})) "
+        f"AND CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN {_is_odd(column)} END)) "
         f"WHERE contains(shape, '9') GROUP BY shape ORDER BY count(*) DESC, shape LIMIT {_MOST_SHAPES}"
     )
     rows = con.execute(query).fetchall()
@@ -285,7 +286,8 @@ def _remark_of_unit(schema: EventSchema, unit: str) -> str | None:
 def _clean(column: str) -> str:
     """SQL of a text of a time without what formats cannot name: brackets, non-breaking spaces, a zone in words."""
     plain = f"trim(translate({column}, chr(160) || chr(8239) || chr(9), '   '), ' []')"
-    return f"regexp_replace(replace(replace({plain}, '.m.', 'm'), '.M.', 'M'), ' [(][^()]*[)]$', '')"
+    short = f"replace(replace({plain}, '.m.', 'm'), '.M.', 'M')"
+    return f"CASE WHEN contains({column}, '(') THEN regexp_replace({short}, ' [(][^()]*[)]$', '') ELSE {short} END"
 
 
 def _is_odd(column: str) -> str:
