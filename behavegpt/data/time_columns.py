@@ -285,15 +285,15 @@ def _remark_of_unit(schema: EventSchema, unit: str) -> str | None:
 
 def _clean(column: str) -> str:
     """SQL of a text of a time without what formats cannot name: brackets, non-breaking spaces, a zone in words."""
-    plain = f"trim(translate({column}, chr(160) || chr(8239) || chr(9), '   '), ' []')"
+    plain = f"trim(replace(replace(replace({column}, chr(160), ' '), chr(8239), ' '), chr(9), ' '), ' []')"
     short = f"replace(replace({plain}, '.m.', 'm'), '.M.', 'M')"
     return f"CASE WHEN contains({column}, '(') THEN regexp_replace({short}, ' [(][^()]*[)]$', '') ELSE {short} END"
 
 
 def _is_odd(column: str) -> str:
     """SQL of whether a text that is no number is no ISO time either."""
-    iso = f"regexp_matches({column}, '^ *[0-9]{{4}}[-/]') AND TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NOT NULL"
-    return f"trim({column}) <> '' AND NOT ({iso})"
+    iso = f"regexp_matches({column}, '^ *[0-9]{{4}}[-/]')"
+    return f"CASE WHEN {iso} THEN TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NULL ELSE trim({column}) <> '' END"
 
 
 def _as_float(column: str) -> str:
