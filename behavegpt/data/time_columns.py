@@ -36,6 +36,7 @@ SERIAL = "excel"  # days since 1899-12-30 on a wall clock
 _SERIAL_EPOCH = 25_569  # of 1970-01-01
 _SERIALS = (30_000, 60_000)  # 1982 to 2064: told without being named
 _UNITS = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}  # unit of epoch numbers below this magnitude
+_LEAST_NS = 9e17  # 1998: nobody wrote nanoseconds before
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DATES = (19_000_101, 21_001_231)
 _PLAIN = "{0} LIKE '____-__-_____:__:__'"  # no room for a zone
@@ -61,7 +62,7 @@ class TimeSurvey(NamedTuple):
     plain: int  # ISO times without a zone
     odd: int  # texts that are neither ISO times nor numbers
     numbers: int
-    below: tuple[int, ...]  # numbers below the first three limits of _UNITS
+    below: tuple[int, ...]  # numbers below the first three limits of _UNITS, and below _LEAST_NS
     serials: int  # numbers that may be serial days of a spreadsheet
     dates: int  # numbers that may be YYYYMMDD
     digits: tuple[int, ...]  # numbers that are times written as digits, in the order of DIGITS
@@ -78,9 +79,9 @@ def survey_column(con: duckdb.DuckDBPyConnection, column: str, sql_type: str, ta
     if not is_text(sql_type) and not is_number(sql_type):
         return None
     found = one_row(con, _count_query(column, sql_type, table))
-    values, plain, odd, numbers, *below, serials, dates = found[:9]
+    values, plain, odd, numbers, *below, serials, dates = found[: -len(DIGITS)]
     shapes = _shapes(con, column, table) if odd else {}
-    return TimeSurvey(values, plain, odd, numbers, tuple(below), serials, dates, tuple(found[9:]), shapes)
+    return TimeSurvey(values, plain, odd, numbers, tuple(below), serials, dates, tuple(found[-len(DIGITS) :]), shapes)
 
 
 def add_surveys(surveys: Sequence[TimeSurvey | None]) -> TimeSurvey | None:
@@ -141,7 +142,8 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
     plain = _PLAIN.format(column) if text else "false"
     number = _as_float(column) if text else f"{column}::DOUBLE"
     odd = f"CASE WHEN number IS NULL AND NOT plain THEN {_is_odd(column)} END" if text else "false"
-    below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1])
+    limits = (*list(_UNITS.values())[:-1], _LEAST_NS)
+    below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in limits)
     # CASE, not AND: DuckDB would evaluate both sides for all rows.
     digits = ", ".join(
         f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND {_DATES[1] + 1}e{length - 8} "
@@ -263,8 +265,14 @@ def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
             f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are days of the calendar; "
             "say so with --time-format %Y%m%d, or name the unit if they are epoch numbers: --time-unit s."
         )
-    below = (*survey.below, survey.numbers)
-    return next(unit for unit, count in zip(_UNITS, below, strict=True) if count * 2 >= survey.numbers)
+    below = (*survey.below[:-1], survey.numbers)
+    unit = next(unit for unit, count in zip(_UNITS, below, strict=True) if count * 2 >= survey.numbers)
+    if unit == "ns" and survey.below[-1] * 2 >= survey.numbers:
+        raise DataError(
+            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 ns since the year 1) "
+            "and of Windows (since 1601) look so: write them as timestamps, or name the unit with --time-unit ns."
+        )
+    return unit
 
 
 def _remark_of_formats(schema: EventSchema, survey: TimeSurvey, formats: tuple[str, ...]) -> str | None:

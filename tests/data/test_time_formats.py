@@ -80,6 +80,7 @@ FORMS: dict[str, tuple[list[Any], list[str]]] = {
     "14 digits": (["20240413080509", "20240401173059"], T13_SECONDS),
     "14 digits as numbers": ([20240413080509, 20240401173059], T13_SECONDS),
     "12 digits": (["202404130805", "202404011730"], T13),
+    "10 digits": ([2024041308, 2024040117], ["2024-04-13T08:00:00", "2024-04-01T17:00:00"]),
     "basic ISO": (["20240413T080509", "20240401T173059"], T13_SECONDS),
     "AM PM behind an ISO date": (["2024-04-13 08:05 AM", "2024-04-01 05:30 PM"], T13),
     "decimal comma of seconds": (["2024-04-13 08:05:09,250", "2024-04-01 17:30:59,750"], T13_SECONDS),
@@ -147,6 +148,13 @@ def test_two_readings_are_refused_with_the_remedy(values: list[str], told: list[
     assert all(text in str(caught.value) for text in [*told, "--time-format", "'t'"])
     assert read(log(["01/04/2024"]), time_format="%d/%m/%Y") == ["2024-04-01T00:00:00"]
     assert read(log(["01/04/2024"]), time_format="%m/%d/%Y") == ["2024-01-04T00:00:00"]
+
+
+@pytest.mark.parametrize("value", [638_487_915_000_000_000, 133_574_691_000_000_000])
+def test_ticks_are_no_nanoseconds(value: int) -> None:
+    with pytest.raises(DataError, match=r"ticks of .NET .* --time-unit ns"):
+        read(log([value] * 3))
+    assert read(log([value]), time_unit="ns") == [str(np.datetime64(value, "ns"))[:19]]
 
 
 def test_a_form_that_is_named_is_the_only_one() -> None:
