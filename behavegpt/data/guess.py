@@ -128,8 +128,9 @@ def _guess(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | Non
     """The column of a label: of those with values the one whose name comes first."""
     free = _free(sample, settings)
     ranks = {column: rank for column in free if (rank := name_rank(column, NAMES[role])) is not None}
-    if not ranks and role in PARTS:
-        ranks = {column: 0 for column in free if name_parts(column) & set(PARTS[role].split())}
+    if role in PARTS and all(_tier(sample, role, column) > 1 for column in ranks):
+        parts, behind = set(PARTS[role].split()), len(NAMES[role])
+        ranks = {column: behind for column in free if name_parts(column) & parts} | ranks
     tiers = {column: _tier(sample, role, column) for column in ranks}
     if role not in _REQUIRED:
         ranks = {column: rank for column, rank in ranks.items() if tiers[column] == 0}
@@ -141,9 +142,11 @@ def _tier(sample: _Sample, role: str, column: str) -> int:
     filled, distinct = sample.filled[column], sample.distinct[column]
     if role in ("location", "behavior"):
         return int(filled < 0.5)
-    numbers_rows = sample.rows > _FEW and distinct > _UNIQUE * sample.rows
-    told = role == "user" or sample.types[column].endswith("]") or (distinct > 1 and not numbers_rows)
-    return 0 if filled >= _FULL and told else 1 if filled >= _FULL else 2 if filled > 0.5 else 3 if filled > 0 else 4
+    if role == "event" and not sample.types[column].endswith("]"):
+        numbers_rows = sample.rows > _FEW and distinct > _UNIQUE * sample.rows
+        if filled >= _FULL and (distinct < 2 or numbers_rows):
+            return 3 if numbers_rows else 1
+    return 0 if filled >= _FULL else 2 if filled > 0.5 else 4 if filled > 0 else 5
 
 
 def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> str | None:

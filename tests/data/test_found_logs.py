@@ -291,6 +291,7 @@ def test_one_label_needs_no_model(tmp_path: Path, role: str) -> None:
     assert "a constant predictor is enough" in (store.path / "data_card.md").read_text()
 
 
+MANY = [f"{i}" for i in range(40)]
 CHOICES: dict[str, tuple[dict[str, list[Any]], dict[str, str]]] = {
     "an empty user_id": (
         {"user_id": [None], "user_pseudo_id": ["a"], "ts": [1.7e9], "event": ["x"]}, {"user": "user_pseudo_id"},
@@ -303,6 +304,13 @@ CHOICES: dict[str, tuple[dict[str, list[Any]], dict[str, str]]] = {
     ),
     "type before product": (
         {"uid": ["a"], "ts": [1.7e9], "product_id": ["1"], "event_type": ["view"]}, {"event": "event_type"},
+    ),
+    "an id of each row is no event": (
+        {"user_id": ["a"] * 40, "time": [1.7e9] * 40, "event_id": MANY, "event_table": ["x", "y"] * 20},
+        {"event": "event_table"},
+    ),
+    "one label is still the event": (
+        {"uid": ["a"], "time": [1.7e9], "event": ["x"], "item_price": ["2"]}, {"event": "event"},
     ),
     "parts of a name": (
         {"shop_user_key": ["a"], "visit_time_utc": [1.7e9], "item_code": ["x"]}, {"user": "shop_user_key"},
@@ -317,7 +325,9 @@ CHOICES: dict[str, tuple[dict[str, list[Any]], dict[str, str]]] = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_contents_decide_with_the_names(name: str) -> None:
     columns, expected = CHOICES[name]
-    schema, _ = guess_schema({column: values * 3 for column, values in columns.items()}, {})
+    schema, _ = guess_schema(
+        {column: values * (3 if len(values) == 1 else 1) for column, values in columns.items()}, {}
+    )
     assert {role: getattr(schema, role) for role in expected} == expected
 
 
