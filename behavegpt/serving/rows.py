@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.data.events import sort_events
-from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.labels import TEXT, settled
+from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import MICROS, calendar, instants, parse_date
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb
+from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs
 
 
 def _schema_arguments(parser: Parser) -> None:
@@ -21,8 +21,11 @@ def _schema_arguments(parser: Parser) -> None:
 
 
 def _prepare_arguments(parser: Parser) -> None:
-    parser.add_argument("logs", nargs="+", help="CSV, JSONL or parquet files, globs or folders, or hf:NAME[:SPLIT]")
+    parser.add_argument(
+        "logs", nargs="+", help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]"
+    )
     parser.add_argument("--out", type=Path, help="folder to write")
+    encoding_argument(parser)
     _schema_arguments(parser)
     parser.add_argument(
         "--split",
@@ -53,6 +56,7 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.data.schema import read_schema
     from behavegpt.errors import ConfigError
 
+    logs = named_logs(arguments, arguments.logs)
     if arguments.schema:
         if _given(arguments):
             raise ConfigError(
@@ -60,12 +64,12 @@ def _prepare(arguments: Arguments) -> Any:
             )
         schema = read_schema(arguments.schema)
     else:
-        schema, guesses = guess_schema(arguments.logs, _given(arguments))
+        schema, guesses = guess_schema(logs, _given(arguments))
         rows = [[g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)] for g in guesses]
         table(("column", "role", "type", "nulls", "distinct", "example"), rows, "columns, from up to 100,000 rows")
     if arguments.dry_run:
         seen = preview(
-            arguments.logs,
+            logs,
             schema,
             split=arguments.split,
             min_events=arguments.min_events,
@@ -84,7 +88,7 @@ def _prepare(arguments: Arguments) -> Any:
     if arguments.out is None:
         raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
     store = prepare(
-        arguments.logs,
+        logs,
         arguments.out,
         schema,
         split=arguments.split,
