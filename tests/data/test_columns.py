@@ -262,3 +262,21 @@ def test_lists_beside_single_times_are_no_labels(tmp_path: Path) -> None:
     assert read_events(write(rows, tmp_path, "jsonl"), SCHEMA).rejects["reason"].to_pylist() == [
         "a value has the wrong type"
     ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "dict"])
+def test_easytpp(kind: str, tmp_path: Path) -> None:
+    rows = [{"dim_process": 5, "seq_len": 3, "seq_idx": i, "time_since_start": [0.0, 1.25, 9000.5], "type_event": [i, 4, 2],
+             "time_since_last_event": [0.0, 1.25, 8999.25]} for i in range(2)]  # fmt: skip
+    log = pa.Table.from_pylist(rows).to_pydict() if kind == "dict" else write(rows, tmp_path, kind)
+    schema = EventSchema(user="seq_idx", time="time_since_start", event="type_event")
+    assert [(user, event) for user, _, event in events(log, schema)] == [
+        ("0", "0"),
+        ("0", "4"),
+        ("0", "2"),
+        ("1", "1"),
+        ("1", "4"),
+        ("1", "2"),
+    ]
+    times = read_events(log, schema).table["time"].to_numpy()[:3] / 1e6
+    assert (times - 946_684_800).tolist() == [0.0, 1.25, 9000.5]
