@@ -26,7 +26,7 @@ NAMES = {
     "event": "event eventid eventname item itemid productid product sku stockcode appid app appname articleid article "
     "venuecategory action activity url",
     "location": "location locationid loc cellid cell basestation baseid stationid station placeid place venueid venue "
-    "poi poiid cityid city region country geohash",
+    "poi poiid cityid city region country geohash area",
     "behavior": "behavior behaviour behaviorid behaviortype",
 }
 _REQUIRED = ("user", "time", "event")

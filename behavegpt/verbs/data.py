@@ -112,18 +112,45 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _convert_arguments(parser: Parser) -> None:
-    parser.add_argument("name", help="tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025")
-    parser.add_argument("source", type=Path, help="the downloaded file or folder")
+    parser.add_argument(
+        "name",
+        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025, easytpp, mbd, "
+        "massive_steps, yambda, carat",
+    )
+    parser.add_argument("source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones")
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write; its schema goes beside it")
     parser.add_argument("--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps")
+    parser.add_argument(
+        "--salt",
+        help="git: hash authors with this secret, so that logs made with it share users (default: a random one)",
+    )
 
 
 def _convert(arguments: Arguments) -> Any:
-    from behavegpt.data.converters import convert
+    from behavegpt.errors import ConfigError
 
-    schema = convert(arguments.name, arguments.source, arguments.out, arguments.clock)
+    if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
+        raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
+    split = ""
+    if arguments.name == "git":
+        from behavegpt.datasets.git import convert_git
+
+        schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
+    else:
+        from behavegpt.data.converters import convert
+        from behavegpt.datasets.published import PUBLISHED
+        from behavegpt.datasets.tables import convert_published
+
+        if arguments.salt is not None:
+            raise ConfigError(f"--salt is for git alone; {arguments.name} keeps the user ids of its download.")
+        if len(arguments.source) > 1:
+            raise ConfigError(f"{arguments.name} is made from one download, not {len(arguments.source)}; give one.")
+        log = PUBLISHED.get(arguments.name)
+        make = convert_published if log else convert
+        schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
+        split = f" --split {log.split}" if log and log.split else ""
     beside = arguments.out.with_suffix(".schema.yaml")
-    print(f"next: behavegpt prepare {arguments.out} --schema {beside} --out DIR", file=sys.stderr)
+    print(f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR", file=sys.stderr)
     return schema.model_dump(mode="json")
 
 
@@ -153,7 +180,8 @@ VERBS: dict[str, Verb] = {
         _prepare,
     ),
     "convert": Verb(
-        "turn a known public data set's download into a log to prepare",
+        "turn local clones or a known public data set's download into a log to prepare",
+        "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
         "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
         "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,
