@@ -123,9 +123,10 @@ def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
         hint = closest(column, names)
         known = "" if hint.startswith("Known") else f" Columns: {listed}."
         option = f"--{role}" if role in ROLES else "--extra"
+        headless = ", or put a line of names first if the file has none" if logs.format == "csv" else ""
         raise DataError(
             f"{where}: no column {column!r} (the {role}). {hint.replace('Known', 'Columns')}{known} "
-            f"Name the right one with {option} COLUMN."
+            f"Name the right one with {option} COLUMN{headless}."
         )
 
 
