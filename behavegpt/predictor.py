@@ -29,6 +29,7 @@ from behavegpt.data.sources import Logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.paths import local_path
 from behavegpt.pooling import user_vectors
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
@@ -185,7 +186,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
 
     Raises CheckpointError when the folder is neither, or is damaged.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     if (folder / "adapter_config.json").is_file():
         from behavegpt.adapt.peft import open_adapter
 

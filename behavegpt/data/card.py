@@ -60,14 +60,14 @@ def write_card(path: Path, facts: CardFacts, *, min_events: int, min_count: int,
         "## Fields\n\n" + _fields(facts, min_count),
         "## Imbalance of the behavior (training)\n\n" + _imbalance(facts),
         "## Split\n\n" + _split(manifest),
-        "## Rejected rows\n\n" + _table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
+        "## Rejected rows\n\n" + markdown_table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
     ]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def _schema(manifest: Manifest) -> str:
     settings = manifest.event_schema.model_dump(mode="json")
-    return _table(("setting", "value"), [(name, value) for name, value in settings.items()]) + f"\n\n{DST_RULE}"
+    return markdown_table(("setting", "value"), [(name, value) for name, value in settings.items()]) + f"\n\n{DST_RULE}"
 
 
 def _counts(facts: CardFacts, min_events: int) -> str:
@@ -97,7 +97,7 @@ def _fields(facts: CardFacts, min_count: int) -> str:
         shares = [f"{n / size:.2%}" for n, size in zip(facts.unknown[field], sizes, strict=True)]
         rows.append((field, f"{vocabulary.classes:,}", *shares))
     head = ("field", "labels", *(f"unknown in {name}" for name in SPLITS))
-    return _table(head, rows) + (
+    return markdown_table(head, rows) + (
         f"\n\nLabels with fewer than {min_count} training events, labels first seen after the training split and "
         "missing labels are unknown." + _advice(facts, sizes)
     )
@@ -140,7 +140,8 @@ def _integers(manifest: Manifest, name: str) -> list[int]:
     return [int(value) for value in manifest.split[name]]
 
 
-def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+def markdown_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown; cells are any values, on one line each."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 

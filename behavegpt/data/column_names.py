@@ -31,7 +31,7 @@ NAMES = {
     "command operation file filename filepath description message subject method type",
     "location": "location locationid loc cellid cell basestation baseid stationid station placeid place venueid "
     "venue poi poiid storeid store shopid shop branchid branch cityid city merchantcity geocity "
-    "region geocountry country geohash filiale ort stadt land",
+    "region geocountry country geohash filiale ort stadt land area",
     "behavior": "behavior behaviour behaviorid behaviortype",
 }
 CLOCKS = "time hour timeofday hourofday clock starttime eventtime uhrzeit zeit stunde heure hora"

@@ -91,8 +91,8 @@ def _refuse(con: duckdb.DuckDBPyConnection, files: Sequence[LogFile]) -> None:
 
 def _unclosed(file: object, line: int) -> DataError:
     return DataError(
-        f'{file}, line {line}: a quote (") opens there and is not closed where its field ends, so that the lines behind '
-        'it would become one value. Remove it, or write it twice ("") and put the whole field into quotes.'
+        f'{file}, line {line}: a quote (") opens there and is not closed where its field ends, so that the lines '
+        'behind it would become one value. Remove it, or write it twice ("") and put the whole field into quotes.'
     )
 
 
@@ -103,7 +103,8 @@ def _patterns(file: LogFile) -> list[str]:
     rest = f"(?:{delimiter}{field})"
     inner = "*" if width >= _CERTAIN else "+"
     return [
-        f"(?s)[^{delimiter}\n]*{rest}{{{width - 1 - i}}}(?:\n{field}{rest}{{{width - 1}}}){inner}\n{field}{rest}{{{i}}}\r?"
+        f"(?s)[^{delimiter}\n]*{rest}{{{width - 1 - i}}}(?:\n{field}{rest}{{{width - 1}}}){inner}"
+        f"\n{field}{rest}{{{i}}}\r?"
         for i in range(width)
     ]
 

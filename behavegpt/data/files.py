@@ -13,7 +13,7 @@ import lzma
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -64,7 +64,7 @@ class LogFile:
     compression: str = "none"
     encoding: str = "utf-8"
     strict: bool = True  # lines that the encoding cannot read are an error, not a reject: nobody named the encoding
-    csv: CsvLayout = CsvLayout()
+    csv: CsvLayout = field(default_factory=CsvLayout)
     layout: str = "newline_delimited"  # of JSON: as DuckDB's read_json names it
 
     @property
@@ -79,12 +79,7 @@ def look_at(path: Path, encoding: str | None = None) -> LogFile:
     with reading(str(path), [path]):
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes); remove it or write it again.")
-        with path.open("rb") as stream:
-            head = stream.read(16)
-        for magic, what in _REFUSED.items():
-            if head.startswith(magic):
-                raise DataError(f"{path}: {what}. Known: {', '.join((*TEXT_FORMATS, *BINARY_FORMATS))}.")
-        content = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "none")
+        content = _content(path)
         file = LogFile(path, _kind(path, content), parts=_parts(path))
         if file.kind in ("parquet", "arrow"):
             schema = arrow_schema(file)
@@ -106,12 +101,8 @@ def arrow_schema(file: LogFile) -> pa.Schema:
 
 def open_text(file: LogFile) -> io.TextIOWrapper:
     """The decoded text of a CSV or JSON file, without a byte order mark."""
-    openers: dict[str, Any] = {"none": lambda p: open(p, "rb"), "bz2": bz2.open, "xz": lzma.open}
-    opened = openers[file.compression](file.path) if file.compression in openers else pa.input_stream(
-        str(file.path), compression=file.compression
-    )  # fmt: skip
     encoding = "utf-8-sig" if file.encoding == "utf-8" else file.encoding
-    return io.TextIOWrapper(opened, encoding=encoding, newline="")
+    return io.TextIOWrapper(_open_bytes(file.path, file.compression), encoding=encoding, newline="")
 
 
 def write_utf8(file: LogFile, target: Path) -> None:
@@ -162,7 +153,7 @@ def encoding_error(path: Path, where: str = "") -> DataError:
 
 
 def _guess_encoding(path: Path) -> str:
-    with open_text_bytes(path) as stream:
+    with _open_bytes(path, _content(path)) as stream:
         sample = stream.read(_HEAD)
     zeros = [sample[i::2].count(0) for i in (0, 1)]
     if max(zeros) * 4 > len(sample):
@@ -171,14 +162,22 @@ def _guess_encoding(path: Path) -> str:
     return "cp1252" if re.search(rb"[\x80-\x9f]", sample) else "latin-1"
 
 
-def open_text_bytes(path: Path) -> Any:
+def _open_bytes(path: Path, compression: str) -> Any:
     """The bytes of a file, decompressed."""
+    if compression in ("gzip", "zstd"):
+        return pa.input_stream(str(path), compression=compression)
+    openers: dict[str, Any] = {"bz2": bz2.open, "xz": lzma.open}
+    return openers.get(compression, open)(path, "rb")
+
+
+def _content(path: Path) -> str:
+    """What the first bytes of a file say it is."""
     with path.open("rb") as stream:
         head = stream.read(16)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "none")
-    if kind in ("gzip", "zstd"):
-        return pa.input_stream(str(path), compression=kind)
-    return {"bz2": bz2.open, "xz": lzma.open}.get(kind, open)(path, "rb")
+    for magic, what in _REFUSED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path}: {what}. Known: {', '.join((*TEXT_FORMATS, *BINARY_FORMATS))}.")
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "none")
 
 
 def _kind(path: Path, content: str) -> str:
@@ -213,7 +212,7 @@ def _arrow_schema(path: Path) -> pa.Schema:
 
 def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
     if encoding is None:
-        with open_text_bytes(file.path) as stream:
+        with _open_bytes(file.path, file.compression) as stream:
             start = stream.read(4)
         marked = next((name for mark, name in _BOMS.items() if start.startswith(mark)), "utf-8")
         file = replace(file, encoding=marked)
@@ -232,10 +231,10 @@ def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
     if file.kind == "csv":
         layout = csv_layout(str(file.path), head, whole)
         return replace(file, csv=layout, names=layout.names)
-    layout = _json_layout(file.path, head)
-    rows = list(json_objects(str(file.path), head, layout, whole))
+    written = _json_layout(file.path, head)
+    rows = list(json_objects(str(file.path), head, written, whole))
     names = dict.fromkeys(name for row in rows for name in row)
-    return replace(file, layout=layout, names=tuple(names), nested=value_paths(rows))
+    return replace(file, layout=written, names=tuple(names), nested=value_paths(rows))
 
 
 def _known_encoding(encoding: str) -> str:
@@ -278,7 +277,7 @@ def json_objects(where: str, head: str, layout: str, whole: bool) -> Iterator[di
         try:
             value, place = decoder.raw_decode(head, place)
         except (ValueError, RecursionError) as error:
-            if not whole and layout != "newline_delimited" or not whole and "\n" not in head[place:]:
+            if not whole and (layout != "newline_delimited" or "\n" not in head[place:]):
                 return  # the object goes on behind what was looked at
             raise DataError(f"{where}, line {line}: not JSON ({error}); write one object per line.") from None
         if not isinstance(value, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from behavegpt.data.vocabulary import as_text
 from behavegpt.errors import DataError
 
 HUB = "hf:"
-Array = pa.Array | pa.ChunkedArray
+Array: TypeAlias = pa.Array | pa.ChunkedArray
 Maker = Callable[[int | None], Array]  # the first rows of a column, None for all
 _SHOWN = (
     pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal128,

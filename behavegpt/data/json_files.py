@@ -24,7 +24,10 @@ _SHAPES = 200  # rows by whose shape the paths are read
 def json_query(
     con: duckdb.DuckDBPyConnection, logs: Logs, columns: Sequence[str], folder: Path, time: str | None
 ) -> str:
-    """Query of the columns as text, one row per event, with the file and a mark for lists and objects. Raises DataError."""
+    """Query of the columns as text, one row per event, with the file and a mark for lists and objects.
+
+    Raises DataError for lists of different lengths in one row.
+    """
     own = [column for column in logs.columns if column not in logs.parts]
     found = {column: split_path(column, own) for column in columns if column not in logs.parts}
     tops = list(dict.fromkeys(top for top, _ in filter(None, found.values())))
@@ -101,7 +104,8 @@ def _text(name: str) -> str:
     """SQL of a JSON value as text: NaN, which Python writes, is null; whole floats are integers, as in every format."""
     text = f"({name}->>'$')"
     number = (
-        f"CASE WHEN {text} = 'NaN' THEN NULL WHEN ends_with({text}, 'Infinity') THEN replace({text}, 'Infinity', 'inf') "
+        f"CASE WHEN {text} = 'NaN' THEN NULL "
+        f"WHEN ends_with({text}, 'Infinity') THEN replace({text}, 'Infinity', 'inf') "
         f"WHEN ends_with({text}, '.0') AND abs({text}::DOUBLE) < {EXACT['DOUBLE']} THEN split_part({text}, '.', 1) "
         f"ELSE {text} END"
     )

@@ -59,6 +59,7 @@ def _decimal(scale: int) -> Rule:
 _DOUBLE = "TRY_CAST(label AS DOUBLE)"
 _SMALL = f"coalesce(abs({_DOUBLE}) < {EXACT['DOUBLE']}, false)"
 _CUT = r"regexp_replace(regexp_replace(replace(label, 'T', ' '), '([.][0-9]*[1-9])0+$', '\1'), '[.]0+$', '')"
+_WITH_CLOCK = f"CASE WHEN length(label) = 10 THEN label || ' 00:00:00' ELSE {_CUT} END"
 # The most particular first; a column follows the first rule that all its labels fit.
 RULES: dict[str, Rule] = {
     "integer": Rule(
@@ -74,7 +75,7 @@ RULES: dict[str, Rule] = {
     **{f"decimal:{scale}": _decimal(scale) for scale in _SCALES},
     "boolean": Rule("lower(label) IN ('true', 'false')", "lower(label) IN ('true', 'false')", "lower(label)"),
     "date": Rule(_full(_MIDNIGHT), _full(_MIDNIGHT), "left(label, 10)"),
-    "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), f"CASE WHEN length(label) = 10 THEN label || ' 00:00:00' ELSE {_CUT} END"),
+    "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), _WITH_CLOCK),
     TEXT: Rule("true", "false", "label"),
 }  # fmt: skip
 
@@ -97,7 +98,7 @@ def settled(rule: str, label: str) -> bool:
 
 
 def text_sql(value: str, kind: str) -> str:
-    """SQL of the text of a value of a DuckDB type, before any rule: whole floats as integers, whatever is beside them."""
+    """SQL of the text of a value of a DuckDB type, before any rule; whole floats as integers."""
     if kind not in EXACT:
         return f"({value})::VARCHAR"
     whole = f"abs({value}) < {EXACT[kind]} AND {value} = trunc({value})"
@@ -147,7 +148,7 @@ def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
 
 
 def create_values(con: duckdb.DuckDBPyConnection, name: str, table: str, column: str, kind: str) -> None:
-    """Make the table `name` of the different values of a column of a DuckDB type: raw, label (before any rule), events."""
+    """Make the table `name` of the values of a column of a DuckDB type: raw, label (before any rule), events."""
     raw, where = quoted(column), ""
     if kind in EXACT:
         # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.

@@ -288,26 +288,22 @@ def _build_dictionary(
     check_exact(con, source.name, column, values, kind, rule)
     if rule is None:
         rule = choose_rule(fitting_rules(con, values, kind))
-    if rule == TEXT or (rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")):
-        # Every value has a label of its own: one table is both.
-        con.execute(
-            f"CREATE TABLE {dictionary} AS SELECT raw, label, (row_number() OVER (ORDER BY label))::UINTEGER AS code, "
-            f"events FROM {values} ORDER BY code"
-        )
+    # Where every value has a label of its own, one table is both.
+    own = rule == TEXT or (rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL"))
+    written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
+    labels = written if own else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
+    con.execute(
+        f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY label))::UINTEGER AS "
+        f"code, events FROM {labels} ORDER BY code"
+    )
+    count, rows = one_row(con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}")
+    shrink_codes(con, number, count)
+    if own:
         con.execute(f"CREATE VIEW raw_{number} AS SELECT raw, code FROM {dictionary}")
     else:
-        con.execute(f"CREATE VIEW written_{number} AS SELECT raw, {RULES[rule].sql} AS label, events FROM {values}")
         con.execute(
-            f"CREATE TABLE {dictionary} AS SELECT label, (row_number() OVER (ORDER BY label))::UINTEGER AS code, events "
-            f"FROM (SELECT label, sum(events)::BIGINT AS events FROM written_{number} GROUP BY label) ORDER BY code"
+            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN {dictionary} d USING (label)"
         )
-    labels, rows = one_row(con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}")
-    shrink_codes(con, number, labels)
-    if not con.execute(f"SELECT 1 FROM duckdb_views() WHERE view_name = 'raw_{number}'").fetchone():
-        con.execute(
-            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM written_{number} w JOIN {dictionary} d USING (label)"
-        )
-        con.execute(f"DROP VIEW written_{number}")
     con.execute(f"DROP TABLE {values}")
     return rule, int(rows)
 

@@ -46,6 +46,7 @@ from behavegpt.data.ties import MANY, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
 
@@ -105,7 +106,7 @@ def prepare(
     `encoding` is that of text files, UTF-8 by default.
     """
     tell = progress or (lambda line: None)
-    out, budget = Path(out), _bytes(memory)
+    out, budget = local_path(out), _bytes(memory)
     parse_split(split)
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
         found = find_logs(logs, encoding)

@@ -28,6 +28,7 @@ from behavegpt.data.schema import ROLES
 from behavegpt.errors import DataError
 
 _SAMPLE = 100_000  # rows that the guess of columns looks at
+_SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
 _LISTS = 100  # rows that tell whether a row holds a history
 
 
@@ -123,9 +124,10 @@ def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
         hint = closest(column, names)
         known = "" if hint.startswith("Known") else f" Columns: {listed}."
         option = f"--{role}" if role in ROLES else "--extra"
+        headless = ", or put a line of names first if the file has none" if logs.format == "csv" else ""
         raise DataError(
             f"{where}: no column {column!r} (the {role}). {hint.replace('Known', 'Columns')}{known} "
-            f"Name the right one with {option} COLUMN."
+            f"Name the right one with {option} COLUMN{headless}."
         )
 
 
@@ -142,12 +144,12 @@ def open_source(
             copy = folder / "text.parquet"
             query = json_query(con, logs, columns, folder, time)
             con.execute(f"COPY ({query}) TO {literal(copy)} (FORMAT parquet)")
-            sql = f"read_parquet({literal(copy)})"
+            sql = _from_start(con, f"read_parquet({literal(copy)})", time)
             return Source(logs.name, logs.files, sql, _types(con, sql), "behavegpt_file", "behavegpt_wrong")
         malformed = "behavegpt_malformed" if logs.format == "csv" else None
         file = literal(logs.name) if logs.frame is not None else "behavegpt_file"
         base = _base(con, logs, _owned(logs, columns), folder)
-        sql = _values(con, logs, base, columns, folder, time)
+        sql = _from_start(con, _values(con, logs, base, columns, folder, time), time)
         return Source(logs.name, logs.files, sql, _types(con, sql), file, None, malformed)
 
 
@@ -218,6 +220,19 @@ def _values(
     copy = folder / "events.parquet"
     con.execute(f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)")
     return f"read_parquet({literal(copy)})"
+
+
+def _from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
+    """The table with EasyTPP's times, which count from the start of each history, as seconds since `_START`."""
+    if time is None or time.rpartition(".")[2] != _SINCE_START:
+        return sql
+    name, kind = quoted(time), _types(con, sql)[time]
+    moved = (
+        f"coalesce((TRY_CAST({name} AS DOUBLE) + {_START})::VARCHAR, {name})"
+        if kind == "VARCHAR"
+        else f"{name} + {_START}"
+    )
+    return f"(SELECT * REPLACE ({moved} AS {name}) FROM {sql})"
 
 
 def _check_texts(

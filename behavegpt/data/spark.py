@@ -102,7 +102,7 @@ def encode_on_spark(
     with _session(master) as spark, _errors_of_workers():
         tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
         found = _over_files(spark, job, _survey, "survey string").collect()
-        survey = add_up([_SURVEY.validate_json(row.survey) for row in found])
+        survey = add_up([_survey_of(row.survey) for row in found])
         rules = {field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)}
         schema = schema.model_copy(update={"label_rules": rules | schema.label_rules})
         job = job._replace(schema=schema, survey=survey)
@@ -183,6 +183,10 @@ def _survey(job: Job, numbers: Batches) -> Batches:
         with _opened(job, number) as (con, source):
             found = survey_rows(con, source, job.schema, job.columns)
             yield pa.record_batch({"survey": [json.dumps(found)]})
+
+
+def _survey_of(text: str) -> Survey:
+    return _SURVEY.validate_json(text)
 
 
 def _read(job: Job, numbers: Batches) -> Batches:

@@ -15,7 +15,7 @@ from behavegpt.errors import DataError
 
 ENOUGH = 0.99  # share of the values that must be of one form before it is the column's
 DIRECTIVES = frozenset("aAbBdHIjmMfpSyYzZ%")
-DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H", 8: "%Y%m%d"}  # times written as numbers, by their length
+DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H", 8: "%Y%m%d"}  # times written as numbers, by length
 _DAYS = "mon|tue|wed|thu|fri|sat|sun"
 _LONG_DAYS = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"

@@ -100,11 +100,11 @@ def as_text(labels: Iterable[object]) -> pa.StringArray:
 
 
 def _text(label: object) -> str | None:
-    if label is None or label != label:
+    if label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label):
         return None
     if isinstance(label, (bool, np.bool_)):
         return "true" if label else "false"
-    if isinstance(label, (float, np.floating)) and abs(label) < EXACT["DOUBLE"] and label == int(label):
+    if isinstance(label, (float, np.floating)) and abs(float(label)) < EXACT["DOUBLE"] and label == int(label):
         return str(int(label))
     return str(label)
 

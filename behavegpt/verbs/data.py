@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb
+from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs
 
 if TYPE_CHECKING:
     from behavegpt.data.prepare import Preview
@@ -43,8 +43,11 @@ def _schema_arguments(parser: Parser) -> None:
 
 
 def _prepare_arguments(parser: Parser) -> None:
-    parser.add_argument("logs", nargs="+", help="CSV, JSONL or parquet files, globs or folders, or hf:NAME[:SPLIT]")
+    parser.add_argument(
+        "logs", nargs="+", help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]"
+    )
     parser.add_argument("--out", type=Path, help="folder to write")
+    encoding_argument(parser)
     _schema_arguments(parser)
     parser.add_argument(
         "--split",
@@ -74,6 +77,7 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.data.schema import read_schema
     from behavegpt.errors import ConfigError
 
+    logs = named_logs(arguments, arguments.logs)
     if arguments.schema:
         if _given(arguments):
             raise ConfigError(
@@ -81,15 +85,15 @@ def _prepare(arguments: Arguments) -> Any:
             )
         schema = read_schema(arguments.schema)
     else:
-        schema, guesses = guess_schema(arguments.logs, _given(arguments))
+        schema, guesses = guess_schema(logs, _given(arguments))
         rows = [[g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)] for g in guesses]
         table(("column", "role", "type", "nulls", "distinct", "example"), rows, "columns, from up to 100,000 rows")
     options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
     if arguments.dry_run:
-        return _dry_run(preview(arguments.logs, schema, out=arguments.out, **options))
+        return _dry_run(preview(logs, schema, out=arguments.out, **options))
     if arguments.out is None:
         raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
-    store = prepare(arguments.logs, arguments.out, schema, progress=say, **options)
+    store = prepare(logs, arguments.out, schema, progress=say, **options)
     say(f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} (see data_card.md)")
     say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
     return store.manifest.model_dump(mode="json")
@@ -112,18 +116,45 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _convert_arguments(parser: Parser) -> None:
-    parser.add_argument("name", help="tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025")
-    parser.add_argument("source", type=Path, help="the downloaded file or folder")
+    parser.add_argument(
+        "name",
+        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025, easytpp, mbd, "
+        "massive_steps, yambda, carat",
+    )
+    parser.add_argument("source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones")
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write; its schema goes beside it")
     parser.add_argument("--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps")
+    parser.add_argument(
+        "--salt",
+        help="git: hash authors with this secret, so that logs made with it share users (default: a random one)",
+    )
 
 
 def _convert(arguments: Arguments) -> Any:
-    from behavegpt.data.converters import convert
+    from behavegpt.errors import ConfigError
 
-    schema = convert(arguments.name, arguments.source, arguments.out, arguments.clock)
+    if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
+        raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
+    split = ""
+    if arguments.name == "git":
+        from behavegpt.datasets.git import convert_git
+
+        schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
+    else:
+        from behavegpt.data.converters import convert
+        from behavegpt.datasets.published import PUBLISHED
+        from behavegpt.datasets.tables import convert_published
+
+        if arguments.salt is not None:
+            raise ConfigError(f"--salt is for git alone; {arguments.name} keeps the user ids of its download.")
+        if len(arguments.source) > 1:
+            raise ConfigError(f"{arguments.name} is made from one download, not {len(arguments.source)}; give one.")
+        log = PUBLISHED.get(arguments.name)
+        make = convert_published if log else convert
+        schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
+        split = f" --split {log.split}" if log and log.split else ""
     beside = arguments.out.with_suffix(".schema.yaml")
-    print(f"next: behavegpt prepare {arguments.out} --schema {beside} --out DIR", file=sys.stderr)
+    print(f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR", file=sys.stderr)
     return schema.model_dump(mode="json")
 
 
@@ -153,7 +184,8 @@ VERBS: dict[str, Verb] = {
         _prepare,
     ),
     "convert": Verb(
-        "turn a known public data set's download into a log to prepare",
+        "turn local clones or a known public data set's download into a log to prepare",
+        "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
         "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
         "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs, show
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -79,6 +79,7 @@ def _load(arguments: Arguments, device: Any = None) -> Predictor:
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)")
@@ -92,7 +93,7 @@ def _predict(arguments: Arguments) -> Any:
     predictor = _load(arguments)
     with progress("predict", 100) as advance:
         found = predictor.predict(
-            arguments.logs,
+            named_logs(arguments, arguments.logs),
             arguments.top_k,
             arguments.prior_correction,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
@@ -120,6 +121,7 @@ def _predict(arguments: Arguments) -> Any:
 def _embed_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="parquet file with the columns user and vector")
     _log_arguments(parser)
 
@@ -129,7 +131,7 @@ def _embed(arguments: Arguments) -> Any:
 
     from behavegpt.data.store import write_table
 
-    found = _load(arguments).embed(arguments.logs)
+    found = _load(arguments).embed(named_logs(arguments, arguments.logs))
     width = found.vectors.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.ravel()), width)
     write_table(pa.table({"user": found.users, "vector": vectors}), arguments.out)
@@ -140,6 +142,7 @@ def _embed(arguments: Arguments) -> Any:
 def _generate_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="each user's history: files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)")
     parser.add_argument("--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)")
     parser.add_argument("--until", help="stop this long after each user's last event, for example '2 days'")
@@ -177,7 +180,7 @@ def _generate(arguments: Arguments) -> Any:
     options = {n: getattr(arguments, n) for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")}
     with progress("generate", 100) as advance:
         found = predictor.generate(
-            arguments.logs,
+            named_logs(arguments, arguments.logs),
             arguments.steps or (10_000 if arguments.until else 50),
             links=links,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
@@ -217,6 +220,7 @@ def _policies(words: list[str]) -> dict[str, str]:
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("events", nargs="+", help="prepared folder, or files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json")
     parser.add_argument("--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below")
     parser.add_argument("--half-life", type=float, help="days, for the decayed parts (default 7)")
@@ -255,6 +259,7 @@ def _export(arguments: Arguments) -> Any:
             arguments.events,
             arguments.out,
             settings,
+            encoding=arguments.encoding,
             clients=open_array(arguments.clients) if arguments.clients else None,
             overwrite=arguments.overwrite,
             state=state,

@@ -1,5 +1,6 @@
 """Where a column's values lie: in the file, in the name of its folder, below another column, in lists of a history."""
 
+# ruff: noqa: E501 - tables of cases
 from __future__ import annotations
 
 import json
@@ -84,7 +85,7 @@ def test_a_folder_that_not_all_files_have_tells_nothing(tmp_path: Path) -> None:
     rows = [{"time": TIMES[0], "event": "x"}]
     write(rows, tmp_path / "user=a", "csv")
     write(rows, tmp_path / "other", "csv")
-    with pytest.raises(DataError, match="other/log.csv: no column 'user'"):
+    with pytest.raises(DataError, match=r"other/log\.csv: no column 'user'"):
         read_events(tmp_path, SCHEMA)
 
 
@@ -178,7 +179,7 @@ def test_a_path_that_leads_nowhere_is_told(kind: str, tmp_path: Path) -> None:
     for path, hint in (("properties.distinct_idd", "distinct_id"), ("propertees.time", "properties")):
         with pytest.raises(DataError, match=f"{path.rpartition('.')[2] if kind != 'jsonl' else path}.*{hint}"):
             read_events(log, DEEP.model_copy(update={"user": path}))
-    with pytest.raises(DataError, match="event.user"):
+    with pytest.raises(DataError, match=r"event\.user"):
         read_events(log, DEEP.model_copy(update={"location": "event.user"}))
 
 
@@ -261,3 +262,21 @@ def test_lists_beside_single_times_are_no_labels(tmp_path: Path) -> None:
     assert read_events(write(rows, tmp_path, "jsonl"), SCHEMA).rejects["reason"].to_pylist() == [
         "a value has the wrong type"
     ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "dict"])
+def test_easytpp(kind: str, tmp_path: Path) -> None:
+    rows = [{"dim_process": 5, "seq_len": 3, "seq_idx": i, "time_since_start": [0.0, 1.25, 9000.5], "type_event": [i, 4, 2],
+             "time_since_last_event": [0.0, 1.25, 8999.25]} for i in range(2)]  # fmt: skip
+    log = pa.Table.from_pylist(rows).to_pydict() if kind == "dict" else write(rows, tmp_path, kind)
+    schema = EventSchema(user="seq_idx", time="time_since_start", event="type_event")
+    assert [(user, event) for user, _, event in events(log, schema)] == [
+        ("0", "0"),
+        ("0", "4"),
+        ("0", "2"),
+        ("1", "1"),
+        ("1", "4"),
+        ("1", "2"),
+    ]
+    times = read_events(log, schema).table["time"].to_numpy()[:3] / 1e6
+    assert (times - 946_684_800).tolist() == [0.0, 1.25, 9000.5]

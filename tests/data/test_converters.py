@@ -208,6 +208,8 @@ def test_archive_folder_and_name_mistakes(tmp_path: Path) -> None:
         convert("lsapp", tmp_path / "missing.tsv", tmp_path / "log.parquet")
     with pytest.raises(DataError, match=r"0 files with the name events\.csv"):
         convert("retailrocket", tmp_path, tmp_path / "log.parquet")
+    with pytest.raises(DataError, match="a folder; give the name of the parquet file"):
+        convert("lsapp", write(tmp_path, "lsapp"), tmp_path)
     with pytest.raises(DataError, match="Did you mean 'gowalla'"):
         convert("gowala", tmp_path, tmp_path / "log.parquet")
 

@@ -1,5 +1,6 @@
-"""Files as people have them: each way of writing one table gives the same events, or one error that tells the remedy."""
+"""Files as people have them: each way of writing one table gives the same events, or one error with the remedy."""
 
+# ruff: noqa: E501 - tables of cases
 from __future__ import annotations
 
 import bz2
@@ -128,7 +129,7 @@ def test_a_line_that_is_not_utf8_is_told_with_its_number(tmp_path: Path) -> None
     lines = [f"ann,2024-03-01 10:00:00,e{i}" for i in range(100_000)]
     lines[90_000] = "ann,2024-03-01 10:00:00,caf\xe9 \x80"
     file.write_bytes(("user,time,event\n" + "\n".join(lines) + "\n").encode("latin-1"))
-    with pytest.raises(DataError, match="line 90002: cannot be read as UTF-8.*--encoding"):
+    with pytest.raises(DataError, match=r"line 90002: cannot be read as UTF-8.*--encoding"):
         read_events(file, SCHEMA)
     rejects = read_events(find_logs(file, "utf-8"), SCHEMA).rejects
     assert rejects["reason"].to_pylist() == ["line cannot be cut into columns"]
@@ -168,7 +169,7 @@ def test_a_quote_that_is_not_closed_is_refused_with_its_line(changes: dict[int, 
     if changes.keys() == {4999}:
         assert len(read_events(file, WITH_NOTE).rejects) == 1
         return
-    with pytest.raises(DataError, match=rf"a.csv, line 1002: a quote"):
+    with pytest.raises(DataError, match=r"a\.csv, line 1002: a quote"):
         read_events(file, WITH_NOTE)
 
 
@@ -194,7 +195,7 @@ def test_fields_of_several_lines_are_read(field: str, tmp_path: Path) -> None:
 
 def test_the_share_of_rejects_is_of_lines(tmp_path: Path) -> None:
     """Records of three lines with a column too many: each counts for three."""
-    file = quotes(tmp_path, {i: 'u1,2024-03-01 10:00:00,e,n,"one\ntwo\nthree"' for i in range(100, 140)})
+    file = quotes(tmp_path, dict.fromkeys(range(100, 140), 'u1,2024-03-01 10:00:00,e,n,"one\ntwo\nthree"'))
     with pytest.raises(DataError, match="120 of 5,080 rows cannot be used"):
         prepare(file, tmp_path / "out", WITH_NOTE)
     store = prepare(file, tmp_path / "out", WITH_NOTE, max_reject_share=0.03, split="time:1,0,0")
@@ -306,7 +307,7 @@ def test_unused_columns_of_parquet_may_differ_between_files(tmp_path: Path) -> N
 
 def test_a_period_is_refused() -> None:
     frame = ROWS.assign(time=pd.period_range("2024-03-01", periods=5, freq="D"))
-    with pytest.raises(DataError, match="column 'time': a pandas period is a span.*start_time"):
+    with pytest.raises(DataError, match=r"column 'time': a pandas period is a span.*start_time"):
         read_events(frame, SCHEMA)
     with pytest.raises(DataError, match="column 'event'"):
         read_events(ROWS.assign(event=frame["time"]), SCHEMA)

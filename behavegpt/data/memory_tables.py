@@ -1,0 +1,139 @@
+"""Global tables of the memory: what followed in the training split, in contexts that all users share.
+
+A context is a row of a compressed table: its most frequent followers, and how many events it had. Counts are kept for
+each of eight folds of users, so that a training position can leave out its own user's events: a table that contains the
+target of the position it is asked at would be trusted far too much.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+GLOBAL = ("after_behavior", "after_two", "at_weekend_hour", "after_event_and_place", "after_behavior_at_hour")
+FOLDS = 8
+FOLLOWERS = 128  # of a context that are kept, the most frequent ones
+SLOTS = 48  # of a day, whatever the schema's
+
+
+class Columns(NamedTuple):
+    """Flat columns (events,) of histories, each sorted by time."""
+
+    behavior: np.ndarray  # int32 class, -1 unknown
+    event: np.ndarray  # int32 id, 0 and 1 unknown
+    location: np.ndarray  # int32 id, 0 and 1 unknown
+    slot: np.ndarray  # int16 half hour of the day, 0 .. 47
+    weekday: np.ndarray  # int16, 0 is Monday
+    time: np.ndarray  # int64 seconds
+
+
+class Tables(NamedTuple):
+    """C contexts with E followers in all."""
+
+    prior: np.ndarray  # (K,) float32 frequency in training, all positive, sums to 1
+    locations: np.ndarray  # (1,) int64 ids of locations
+    key: np.ndarray  # (H,) int64 hash table of contexts, -1 where free
+    row: np.ndarray  # (H,) int32 row of a context
+    start: np.ndarray  # (C + 1,) int64 followers of row c: start[c] .. start[c + 1] - 1, the most frequent first
+    follower: np.ndarray  # (E,) int32 classes
+    counts: np.ndarray  # (E, FOLDS + 1) float32 events by fold, all of them last
+    total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
+
+
+def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, folds: np.ndarray) -> Tables:
+    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u]."""
+    behavior = columns.behavior
+    counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
+    prior = (counts + 0.5) / (counts + 0.5).sum()
+    fold = np.repeat(folds, np.diff(offsets))
+    wanted = used & (behavior >= 0)
+    wanted[offsets[:-1][np.diff(offsets) > 0]] = False
+    target = np.flatnonzero(wanted)
+    locations = int(columns.location.max(initial=1)) + 1
+    key = keys_of_positions(columns, offsets, classes, locations)[target - 1]  # (targets, G)
+    known = key >= 0
+    context, of_context = np.unique(key[known], return_inverse=True)
+    follower = np.broadcast_to(behavior[target][:, None], key.shape)[known].astype(np.int64)
+    fold = np.broadcast_to(fold[target][:, None], key.shape)[known]
+    total = np.zeros((len(context), FOLDS + 1), np.float32)
+    np.add.at(total, (of_context, fold), 1)
+    total[:, -1] = total[:, :-1].sum(1)
+    pair, of_pair = np.unique(of_context * classes + follower, return_inverse=True)
+    count = np.zeros((len(pair), FOLDS + 1), np.float32)
+    np.add.at(count, (of_pair, fold), 1)
+    count[:, -1] = count[:, :-1].sum(1)
+    of_context, follower = pair // classes, pair % classes
+    order = np.lexsort((follower, -count[:, -1], of_context))
+    rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
+    kept = order[rank < FOLLOWERS]
+    table_key, table_row = hash_table(context)
+    return Tables(
+        prior=prior.astype(np.float32),
+        locations=np.array([locations]),
+        key=table_key,
+        row=table_row,
+        start=np.searchsorted(of_context[kept], np.arange(len(context) + 1)),
+        follower=follower[kept].astype(np.int32),
+        counts=count[kept],
+        total=total,
+    )
+
+
+def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Open addressing at a load of a half at most: keys (H,) and the place of each in `keys` (H,) int32."""
+    room = 1 << max(4, int(2 * len(keys)).bit_length())
+    table, place = np.full(room, -1, np.int64), np.full(room, -1, np.int32)
+    _fill(table, place, keys)
+    return table, place
+
+
+@njit(nogil=True, cache=True)
+def _fill(table: np.ndarray, place: np.ndarray, keys: np.ndarray) -> None:
+    for i in range(len(keys)):
+        at = find(table, keys[i])
+        table[at], place[at] = keys[i], i
+
+
+@njit(nogil=True, cache=True)
+def find(table, key):  # type: ignore[no-untyped-def]
+    """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would be put if absent."""
+    mask = len(table) - 1
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    at = np.int64(mixed >> np.uint64(32)) & mask
+    while table[at] != key and table[at] != -1:
+        at = (at + 1) & mask
+    return at
+
+
+@njit(nogil=True, cache=True)
+def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
+    """Keys (G,) of the contexts of a position: its last two known classes (-1: none), and its last event."""
+    for g in range(5):
+        keys[g] = -1
+    if last >= 0:
+        keys[0] = last * 8
+        keys[4] = (last * 12 + slot // 4) * 8 + 4
+        if before >= 0:
+            keys[1] = (last * classes + before) * 8 + 1
+    keys[2] = ((weekday >= 5) * 24 + slot // 2) * 8 + 2
+    if event >= 2:
+        keys[3] = (event * locations + location) * 8 + 3
+
+
+def keys_of_positions(columns: Columns, offsets: np.ndarray, classes: int, locations: int) -> np.ndarray:
+    """Keys (events, G) int64 of the contexts at every event."""
+    keys = np.empty((len(columns.behavior), len(GLOBAL)), np.int64)
+    _keys_of_positions(keys, *columns[:5], offsets, classes, locations)
+    return keys
+
+
+@njit(nogil=True, cache=True)
+def _keys_of_positions(keys, behavior, event, location, slot, weekday, offsets, classes, locations):  # type: ignore[no-untyped-def]
+    for user in range(len(offsets) - 1):
+        last, before = -1, -1
+        for t in range(offsets[user], offsets[user + 1]):
+            if behavior[t] >= 0:
+                last, before = behavior[t], last
+            global_keys(keys[t], last, before, event[t], location[t], slot[t], weekday[t], classes, locations)
