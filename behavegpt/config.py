@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from behavegpt.errors import ConfigError
+from behavegpt.paths import local_path
 
 S = TypeVar("S", bound="Settings")
 
@@ -61,7 +62,7 @@ def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
 
 def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The merged tree of a YAML file and its bases, unvalidated."""
-    path = Path(path)
+    path = local_path(path)
     if path.resolve() in _seen:
         raise ConfigError(f"{path}: `base:` goes round in a circle; remove one of the links.")
     try:
@@ -78,7 +79,7 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = tree.pop("base", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = _merge(merged, read_yaml(path.parent / base, (*_seen, path.resolve())))
+        merged = _merge(merged, read_yaml(path.parent / local_path(base), (*_seen, path.resolve())))
     return _merge(merged, tree)
 
 

@@ -35,6 +35,7 @@ from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.files import write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.paths import local_path
 from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.user_embeddings import write_array
 
@@ -72,13 +73,14 @@ def export(
     overwrite: bool = False,
     state: PartialState | None = None,
     progress: Advance | None = None,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Write the vectors of `clients` (default: all users, in the store's order) to the folder `out`.
 
     `events`: a prepared folder, or raw logs with the training log's columns. Continues what a killed run left in
-    OUT.work. Returns what export.json tells. Raises BehaveGPTError.
+    OUT.work. `encoding` is that of raw logs that are text. Returns what export.json tells. Raises BehaveGPTError.
     """
-    settings, out, state = settings or ExportSettings(), Path(out), state or PartialState(cpu=True)
+    settings, out, state = settings or ExportSettings(), local_path(out), state or PartialState(cpu=True)
     if sum(widths(model, settings.pool)) > MOST_DIMENSIONS:
         raise ConfigError(
             f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, an entry has at most "
@@ -88,7 +90,7 @@ def export(
         raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
     work = out.with_name(f"{out.name}.work")
     work.mkdir(parents=True, exist_ok=True)
-    store = _open(events, tokenizer, work, state)
+    store = _open(events, tokenizer, work, state, encoding)
     asked = _ask(store, clients)
     facts = _facts(model, tokenizer, store, asked, settings)
     _begin_or_continue(work, facts, state)
@@ -114,16 +116,20 @@ def export(
     return facts
 
 
-def _open(events: Sequence[str | Path], tokenizer: EventTokenizer, work: Path, state: PartialState) -> EventStore:
+def _open(
+    events: Sequence[str | Path], tokenizer: EventTokenizer, work: Path, state: PartialState, encoding: str | None
+) -> EventStore:
     """The prepared folder `events`, or raw logs prepared by the model's schema; they need not tell the behavior."""
     schema = tokenizer.event_schema
-    prepared = Path(events[0]) if len(events) == 1 and (Path(events[0]) / "dataset.json").is_file() else None
+    first = local_path(events[0])
+    prepared = first if len(events) == 1 and (first / "dataset.json").is_file() else None
     if prepared is None:
         prepared = work / "events"
-        if schema.behavior not in find_logs(list(events)).columns:
+        logs = find_logs(list(events), encoding)
+        if schema.behavior and not logs.has(schema.behavior):
             schema = schema.model_copy(update={"behavior": None})
         if state.is_main_process and not (prepared / "dataset.json").is_file():
-            prepare(list(events), prepared, schema, split="time:1,0,0")
+            prepare(logs, prepared, schema, split="time:1,0,0")
         state.wait_for_everyone()
     store = open_store(prepared)
     classes = {name: getattr(store.schema, name) for name in ("event", "behavior")}  # of no matter to a vector

@@ -40,6 +40,7 @@ from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.losses import Loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
+from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import load_latest
 from behavegpt.training.run import RunSettings, Work, execute
 from behavegpt.training.run_folder import open_model, save_model
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 class FinetuneSettings(RunSettings):
     """One fine-tuning run."""
 
-    base: str = Field(description="pretrained model folder, for example runs/mine/model")
+    base: PathText = Field(description="pretrained model folder, for example runs/mine/model")
     mode: Mode = Field(description="what is transferred and what is trained: the table in adapt/transfer.py")
     adapt: AdaptSettings = Field(default_factory=AdaptSettings)
 

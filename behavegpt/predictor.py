@@ -22,12 +22,14 @@ from behavegpt.adapt.links import Links, load_links
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.config import read_settings
-from behavegpt.data.frames import as_table
+from behavegpt.data.frames import Frame, as_frame
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.pack import Windows, collate, pack_rows
+from behavegpt.data.sources import Logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.paths import local_path
 from behavegpt.pooling import user_vectors
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
@@ -69,6 +71,13 @@ class Predictor:
     ) -> None:
         """`links`: which ids go together in training, for `generate`."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
+
+    def reading(self, **changes: Any) -> Predictor:
+        """The predictor for logs whose columns are named, or whose times are written, otherwise than in training.
+
+        >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
+        """
+        return Predictor(self.model, self.tokenizer.reading(changes), self.links)
 
     def predict(
         self,
@@ -137,9 +146,9 @@ class Predictor:
         if isinstance(events, list) and events and isinstance(events[0], dict):
             events = {name: [row.get(name) for row in events] for name in {k: None for row in events for k in row}}
         if not isinstance(events, (str, Path, list, tuple)):
-            events = as_table(events)
-            if schema.user not in events.column_names:
-                events = events.append_column(schema.user, pa.array(["0"] * len(events), pa.string()))
+            events = events if isinstance(events, Logs) else as_frame(events)
+            if isinstance(events, Frame) and schema.user not in events.names:
+                events = events.with_constant(schema.user, "0")
         encoded = self.tokenizer.encode(events)
         if len(encoded.users) == 0:
             reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
@@ -177,7 +186,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
 
     Raises CheckpointError when the folder is neither, or is damaged.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     if (folder / "adapter_config.json").is_file():
         from behavegpt.adapt.peft import open_adapter
 

@@ -21,6 +21,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
+from behavegpt.paths import PathText
 from behavegpt.training.run import SHAPE, RunSettings, Work, execute
 from behavegpt.training.setup import training_batches
 
@@ -39,7 +40,9 @@ class PretrainSettings(RunSettings):
         + "; inputs: all, event_only or with_behavior; architecture: "
         "a baseline instead, see docs/baselines.md",
     )
-    language_model: str | None = Field(None, description="GPT-2 folder (Hugging Face format): its blocks are the start")
+    language_model: PathText | None = Field(
+        None, description="GPT-2 folder (Hugging Face format): its blocks are the start"
+    )
 
     @field_validator("model")
     @classmethod

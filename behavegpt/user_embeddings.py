@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 CLIENT_IDS, EMBEDDINGS, MISSING, ENTRY = "client_ids.npy", "embeddings.npy", "missing.npy", "entry.json"
 BLOCK = 2**23  # bytes looked at in one go
@@ -55,7 +56,7 @@ class UserEmbeddings:
     @classmethod
     def load(cls, folder: str | Path) -> UserEmbeddings:
         """Open a folder; the vectors stay on disk (memory-mapped). Raises DataError naming the file."""
-        folder = Path(folder)
+        folder = local_path(folder)
         vectors = open_array(folder / EMBEDDINGS)
         missing = np.array(open_array(folder / MISSING)) if (folder / MISSING).exists() else None
         try:
@@ -65,7 +66,7 @@ class UserEmbeddings:
 
     def save(self, folder: str | Path, dtype: str = "float16") -> Path:
         """Write the folder, each file in one rename. Raises DataError for values that `dtype` cannot hold."""
-        folder, ids = Path(folder), self.client_ids
+        folder, ids = local_path(folder), self.client_ids
         with np.errstate(over="ignore"):
             vectors = self.vectors.astype(dtype)
         wide = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -129,7 +130,7 @@ def open_array(path: str | Path) -> np.ndarray:
 
     The size of the file is compared with its header first, so that nothing is allocated on a header's word.
     """
-    path = Path(path)
+    path = local_path(path)
     try:
         return _open(path)
     except OSError as error:

@@ -19,6 +19,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, MissingExtraError
 from behavegpt.files import write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.paths import local_path
 from behavegpt.training.run_folder import open_model
 from behavegpt.training.storage import read_json
 
@@ -87,9 +88,9 @@ def open_adapter(
         from peft import PeftModel
     except ImportError:
         raise MissingExtraError("peft", "peft") from None
-    folder = Path(folder)
+    folder = local_path(folder)
     facts = _facts(folder)
-    path = Path(base) if base is not None else _recorded_base(folder, facts["base"])
+    path = local_path(base) if base is not None else _recorded_base(folder, facts["base"])
     model, tokenizer = open_model(path)
     if weights_hash(path) != facts["weights"]:
         raise CheckpointError(

@@ -25,6 +25,7 @@ from behavegpt.config import Settings
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError
+from behavegpt.paths import PathText
 from behavegpt.training.run_folder import open_model
 
 INHERITED = (
@@ -43,7 +44,7 @@ POSITIONS = 8192  # of a batch, where the class means are made
 class Options(Settings):
     """LIFT's own."""
 
-    base: str | None = Field(None, description="pretrained model folder, for example runs/mine/model; not saved")
+    base: PathText | None = Field(None, description="pretrained model folder, for example runs/mine/model; not saved")
     branch: int = Field(16, ge=1, description="inner width of AdaptFormer's branches")
 
 

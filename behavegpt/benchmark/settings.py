@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from behavegpt.config import Settings, read_settings
+from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 
 Point = dict[str, Any]  # setting -> value, of the tuning grid
@@ -19,7 +20,7 @@ Point = dict[str, Any]  # setting -> value, of the tuning grid
 class DataEntry(Settings):
     """One log."""
 
-    path: str = Field(description="folder written by `behavegpt prepare`")
+    path: PathText = Field(description="folder written by `behavegpt prepare`")
     train: dict[str, Any] = Field(default_factory=dict, description="TrainSettings of all models on this log: steps")
 
 
@@ -42,8 +43,8 @@ class Tuning(Settings):
 class BenchmarkSettings(Settings):
     """What `behavegpt benchmark` runs."""
 
-    out: str = Field(description="folder of rows, runs and tables; made if absent")
-    tables: str | None = Field(None, description="folder of tables, figures and a copy of the rows; null: out")
+    out: PathText = Field(description="folder of rows, runs and tables; made if absent")
+    tables: PathText | None = Field(None, description="folder of tables, figures and a copy of the rows; null: out")
     data: dict[str, DataEntry] = Field(min_length=1, description="logs by name")
     models: dict[str, ModelEntry] = Field(min_length=1, description="models by name")
     counts: bool = Field(True, description="also the count baselines")

@@ -32,6 +32,7 @@ from behavegpt.challenge.validate import validate
 from behavegpt.console import progress, say
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.files import write_json
+from behavegpt.paths import local_path
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
 RANDOM_DIMENSIONS = 64
@@ -80,7 +81,7 @@ def evaluate(
     A `width` other than the organizers' makes the network smaller: its scores compare entries with each other alone.
     With several devices each has a process of its own that takes one task and seed after the other.
     """
-    entry, data, out = Path(entry), Path(data), Path(out)
+    entry, data, out = local_path(entry), local_path(data), local_path(out)
     directory = open_directory(data)
     for task in tasks:
         task_named(task)

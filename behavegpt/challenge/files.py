@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 from behavegpt.user_embeddings import open_array
 
 EVENTS = {"product_buy": "sku", "add_to_cart": "sku", "remove_from_cart": "sku", "page_visit": "url"}
@@ -77,7 +78,7 @@ class ChallengeDirectory:
 
 def open_directory(path: str | Path) -> ChallengeDirectory:
     """Check that the layout is the challenge's; raises DataError naming what is missing."""
-    path = Path(path)
+    path = local_path(path)
     if not path.is_dir():
         raise DataError(f"Directory '{path}' does not exist; give the folder that holds product_buy.parquet.")
     for name, holds in (("input", "relevant_clients.npy"), ("target", "active_clients.npy and propensity_*.npy")):

@@ -43,6 +43,7 @@ from behavegpt.challenge.tables import (
 )
 from behavegpt.data.database import connect, literal, one_row, quoted, reading
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.paths import local_path
 
 DAY = np.timedelta64(86_400 * 10**9, "ns")
 BEFORE_END, WINDOW = 27 * DAY, 14 * DAY
@@ -81,7 +82,7 @@ def split(
     Returns the boundaries and, for each file, rows and first and last time.
     """
     directory = open_directory(path)
-    target = Path(out) if out is not None else directory.path
+    target = local_path(out) if out is not None else directory.path
     if strict and (out is None or target.resolve() == directory.path.resolve()):
         raise ConfigError("--strict writes other active clients and labels than the organizers'; add --out FOLDER.")
     if threads is not None and threads < 1:

@@ -16,6 +16,7 @@ import numpy as np
 
 from behavegpt.challenge.files import ChallengeDirectory
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, ENTRY, blocks, open_array, pairing
 
 MAX_DIMENSIONS = 2048
@@ -36,7 +37,7 @@ def validate(entry: str | Path, directory: ChallengeDirectory | None = None, sub
 
     Returns {"ok", "entry", "clients", "dimensions", "problems", "warnings"}.
     """
-    entry, findings = Path(entry), Findings()
+    entry, findings = local_path(entry), Findings()
     ids, vectors = (_open(entry / name, findings) for name in (CLIENT_IDS, EMBEDDINGS))
     if ids is not None:
         ids = _check_ids(ids, findings)

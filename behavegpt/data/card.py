@@ -49,11 +49,12 @@ def imbalance(counts: np.ndarray) -> Imbalance:
     return Imbalance(float(share[:5].sum()), gini, effective, int(counts.min()))
 
 
-def write_card(path: Path, facts: CardFacts, *, min_events: int, min_count: int) -> None:
-    """Write the data card as Markdown."""
+def write_card(path: Path, facts: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()) -> None:
+    """Write the data card as Markdown; `remarks` are what people should know first."""
     manifest = facts.manifest
     sections = [
         f"# Data card\n\nPrepared from {facts.source}. Content hash `{manifest.content_hash}`.",
+        *(["## Remarks\n\n" + "\n".join(f"- {_cell(remark)}" for remark in remarks)] if remarks else []),
         "## Columns and time\n\n" + _schema(manifest),
         "## Counts\n\n" + _counts(facts, min_events),
         "## Fields\n\n" + _fields(facts, min_count),

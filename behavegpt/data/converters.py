@@ -21,6 +21,7 @@ from behavegpt.data.public_logs import CONVERTERS, Converter
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.shop_log import shop_table
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 ELSEWHERE = ("git", "easytpp", "mbd", "massive_steps", "yambda", "carat")  # known too, made by behavegpt.datasets
 MAX_UNREAD = 0.01  # share of null users, times or events above which the file is not what its name says
@@ -35,13 +36,13 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
     """
     if name not in CONVERTERS:
         raise DataError(f"{name!r} is no known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}")
-    converter, out = CONVERTERS[name], Path(out)
+    converter, out = CONVERTERS[name], local_path(out)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
         con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the file
-        source = _find(Path(source), converter)
+        source = _find(local_path(source), converter)
         categories = _beside(source, converter)
         select, schema = dict(converter.select), converter.schema
         if categories:

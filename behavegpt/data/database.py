@@ -32,6 +32,11 @@ def connect(folder: Path, memory: int = 2**30, threads: int | None = None) -> It
         con.close()
 
 
+def scratch(con: duckdb.DuckDBPyConnection) -> Path:
+    """The folder that `connect` was given for temporary files."""
+    return Path(one_row(con, "SELECT current_setting('temp_directory')")[0]).parent
+
+
 def quoted(name: str) -> str:
     """A column name as SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -17,7 +17,9 @@ PIECE = 1 << 24  # bytes
 
 def content_hash(schema: EventSchema, vocabulary: dict[str, str], digests: dict[str, str]) -> str:
     """SHA-256 of schema, vocabulary hashes by field, and the digests of users and columns."""
-    parts = [schema.model_dump(mode="json"), vocabulary, digests]
+    # How labels came about is no content, and a form of times only where there is one: older folders keep their hash.
+    silent = {"label_rules"} if schema.time_format else {"label_rules", "time_format"}
+    parts = [schema.model_dump(mode="json", exclude=silent), vocabulary, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

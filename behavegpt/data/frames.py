@@ -1,32 +1,83 @@
-"""Frames in memory and `datasets` names as Arrow tables."""
+"""Frames in memory and `datasets` names: columns that are made Arrow arrays only when they are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from behavegpt.data.database import first_line
 from behavegpt.data.vocabulary import as_text
 from behavegpt.errors import DataError
 
 HUB = "hf:"
+Array: TypeAlias = pa.Array | pa.ChunkedArray
+Maker = Callable[[int | None], Array]  # the first rows of a column, None for all
+_SHOWN = (
+    pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal128,
+    pa.types.is_float32, pa.types.is_float64, pa.types.is_integer, pa.types.is_struct, pa.types.is_list,
+    pa.types.is_map, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_string_view,
+)  # fmt: skip
+_TEXTS = {"str", "int", "float", "bool", "NoneType", "NAType"}
 
 
-def as_table(frame: Any) -> pa.Table:
-    """A pandas or polars DataFrame, a pyarrow Table or a mapping of columns as an Arrow table. Raises DataError."""
+class Frame:
+    """A table by columns. Those that nobody asks for are never converted, so that nothing in them can be wrong."""
+
+    def __init__(self, columns: Mapping[str, Maker]) -> None:
+        self._columns = dict(columns)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all columns."""
+        return tuple(self._columns)
+
+    def select(self, names: Sequence[str]) -> pa.Table:
+        """Some columns as an Arrow table. Raises DataError for values without a type in common."""
+        arrays = [plain_array(name, self._columns[name](None)) for name in names]
+        lengths = {len(array) for array in arrays}
+        if len(lengths) > 1:
+            raise DataError(f"the columns differ in length ({sorted(lengths)}); pass one value per event in each.")
+        return pa.Table.from_arrays(arrays, names=list(names))
+
+    def sample(self, rows: int) -> pa.Table:
+        """The first rows of all columns; those that cannot be converted as text, to be shown."""
+        arrays: dict[str, Array] = {}
+        for name, maker in self._columns.items():
+            try:
+                arrays[name] = _shown(name, maker(rows))
+            except DataError as error:
+                arrays[name] = pa.array([str(error)])
+        length = max((len(array) for array in arrays.values()), default=0)
+        return pa.table({name: _filled(array, length) for name, array in arrays.items()})
+
+    def with_constant(self, name: str, value: str) -> Frame:
+        """The frame with one more column that holds the same text in each row."""
+        first = next(iter(self._columns.values()))
+        return Frame(self._columns | {name: lambda rows: pa.array([value] * len(first(rows)), pa.string())})
+
+
+def as_frame(frame: Any) -> Frame:
+    """A pandas or polars DataFrame, a pyarrow Table or a mapping of column name to values. Raises DataError."""
+    if isinstance(frame, Frame):
+        return frame
     if isinstance(frame, pa.Table):
-        table = frame
-    elif isinstance(frame, Mapping):
-        table = _from_columns([(str(name), values) for name, values in frame.items()])
-    elif hasattr(frame, "to_arrow"):
-        table = frame.to_arrow()
-    elif hasattr(frame, "iloc"):
-        table = _from_columns([(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)])
-    else:
-        raise DataError(f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns.")
-    return _plain(table)
+        _check_names(frame.column_names)
+        return Frame({name: _sliced(frame.column(i)) for i, name in enumerate(frame.column_names)})
+    if isinstance(frame, Mapping):
+        return Frame({str(name): _made(str(name), values) for name, values in frame.items()})
+    if hasattr(frame, "get_column") and hasattr(frame, "to_arrow"):  # polars
+        return Frame({name: _polars(name, frame.get_column(name)) for name in frame.columns})
+    if hasattr(frame, "to_arrow"):
+        return as_frame(frame.to_arrow())
+    if hasattr(frame, "iloc"):
+        _check_names([str(name) for name in frame.columns])
+        return Frame({str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)})
+    raise DataError(f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns.")
 
 
 def hub_table(names: Sequence[str]) -> pa.Table:
@@ -37,46 +88,125 @@ def hub_table(names: Sequence[str]) -> pa.Table:
 
     name, _, split = names[0].removeprefix(HUB).partition(":")
     try:
-        table = datasets.load_dataset(name, split=split or "train").with_format("arrow")[:]
+        return datasets.load_dataset(name, split=split or "train").with_format("arrow")[:]
     except Exception as error:  # the library raises whatever its back ends raise
         raise DataError(f"{names[0]}: datasets cannot load it ({first_line(error)}); check name and split.") from None
-    return _plain(table)
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries (pandas categories) and null columns as their values: DuckDB's joins want one plain type."""
-    for i, field in enumerate(table.schema):
-        kind = field.type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if pa.types.is_null(kind):
-            kind = pa.string()
-        if kind != field.type:
-            table = table.set_column(i, field.name, table.column(i).cast(kind))
-    return table
+def _check_names(names: Sequence[str]) -> None:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"frame: column {twice!r} occurs twice; rename one of them.")
 
 
-def _from_columns(columns: Sequence[tuple[str, Any]]) -> pa.Table:
-    arrays = [_array(name, values) for name, values in columns]
-    lengths = {len(array) for array in arrays}
-    if len(lengths) > 1:
-        raise DataError(f"the columns differ in length ({sorted(lengths)}); pass one value per event in each.")
-    return pa.Table.from_arrays(arrays, names=[name for name, _ in columns])
+def _sliced(column: pa.ChunkedArray) -> Maker:
+    return lambda rows: column if rows is None else column.slice(0, rows)
 
 
-def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+def _made(name: str, values: Any) -> Maker:
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
-        raise DataError(f"column {name!r}: a {type(values).__name__} is not a column; pass one value per event.")
+
+        def refuse(rows: int | None) -> Array:
+            raise DataError(f"column {name!r}: a {type(values).__name__} is not a column; pass one value per event.")
+
+        return refuse
+    return lambda rows: _array(name, values if rows is None else values[:rows])
+
+
+def _polars(name: str, series: Any) -> Maker:
+    def make(rows: int | None) -> Array:
+        try:
+            return (series if rows is None else series.head(rows)).to_arrow()
+        except Exception as error:  # a column of Python objects
+            raise DataError(f"column {name!r}: {first_line(error)}; make it text.") from None
+
+    return make
+
+
+def _array(name: str, values: Any) -> Array:
+    dtype = str(getattr(values, "dtype", ""))
+    if dtype.startswith(("period", "interval")):
+        raise DataError(
+            f"column {name!r}: a pandas {dtype.split('[')[0]} is a span, not a moment or a label; convert it with "
+            ".dt.start_time or .astype(str)."
+        )
     try:
         array = pa.array(values, from_pandas=True)
         array.validate(full=True)
+        if pa.types.is_temporal(array.type) and dtype in ("", "object"):
+            _check_moments(name, values)
         return array
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         kinds = {type(value).__name__ for value in values}
     try:
         # A column of ints and strings is common after joins in pandas; labels are text anyway.
-        if kinds <= {"str", "int", "float", "NoneType"}:
+        if kinds <= _TEXTS or all(_is_scalar(value) for value in values):
             return as_text(values)
-    except (pa.ArrowException, ValueError):
+        if kinds <= {"dict", "list", "NoneType", "float"}:  # objects whose fields differ in type, as in JSON
+            return pa.array(
+                [
+                    json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, (dict, list)) else None
+                    for v in values
+                ]
+            )
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
         kinds.add("text that is not Unicode")
     raise DataError(f"column {name!r}: values of the types {', '.join(sorted(kinds))}; make them all text.")
+
+
+def _check_moments(name: str, values: Any) -> None:
+    """Raise DataError for Python times of two kinds, which Arrow makes one: the hour of some would be another."""
+    rows: dict[str, int] = {}
+    for row, value in enumerate(values, 1):
+        if isinstance(value, date) and value == value:  # NaT is neither
+            kind = "a date" if not isinstance(value, datetime) else "with a zone" if value.tzinfo else "without a zone"
+            rows.setdefault(kind, row)
+    if len(rows) > 1:
+        (one, first), (two, second) = list(rows.items())[:2]
+        raise DataError(
+            f"column {name!r}: the time in row {first} is {one}, in row {second} it is {two}; make them all alike, "
+            "for example with pd.to_datetime(..., utc=True)."
+        )
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether a value is text, a number, a truth value or missing, Python's or numpy's."""
+    item = getattr(value, "item", None)
+    plain = item() if callable(item) and getattr(value, "ndim", 1) == 0 else value
+    return type(plain).__name__ in _TEXTS
+
+
+def plain_array(name: str, array: Array) -> Array:
+    """The array in a type that DuckDB reads and joins: categories as their values, null columns as text."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name.startswith("pandas."):
+            raise DataError(f"column {name!r}: {kind.extension_name} is a span, not a moment or a label; make it text.")
+        if kind.extension_name == "arrow.uuid":
+            return array
+        array = array.cast(kind.storage_type)
+        kind = array.type
+    if pa.types.is_run_end_encoded(kind):
+        array = pc.run_end_decode(array)
+    elif pa.types.is_dictionary(kind):
+        return plain_array(name, array.cast(kind.value_type))
+    elif pa.types.is_null(kind):
+        return array.cast(pa.string())
+    elif pa.types.is_float16(kind):
+        return array.cast(pa.float32())
+    elif pa.types.is_decimal256(kind):
+        return array.cast(pa.string())
+    return array
+
+
+def _filled(array: Array, length: int) -> Array:
+    """An array of the length of the others, nulls behind it."""
+    pieces = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    return pa.chunked_array([*pieces, pa.nulls(length - len(array), array.type)], array.type)
+
+
+def _shown(name: str, array: Array) -> Array:
+    array = plain_array(name, array)
+    if any(test(array.type) for test in _SHOWN):
+        return array
+    return pa.array([None if value is None else str(value)[:200] for value in array.to_pylist()], pa.string())

@@ -1,36 +1,31 @@
-"""Which column is what: roles guessed from names and types, printed before anything is read."""
+"""Which column is what: roles guessed from names and contents, printed before anything is read."""
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 from pydantic import ValidationError
 
+from behavegpt.data.column_names import CLOCKS, NAMES, PARTS, name_parts, name_rank
 from behavegpt.data.database import connect, one_row, quoted, reading
+from behavegpt.data.plan import TIME_RANGE, is_label_type, parse_range
 from behavegpt.data.schema import ROLES, EventSchema
-from behavegpt.data.sources import Logs, check_columns, find_logs, open_sample
-from behavegpt.data.times import is_time_type
+from behavegpt.data.sources import Logs, Source, check_columns, find_logs, open_sample
+from behavegpt.data.time_columns import is_time_type, survey_column, time_column
+from behavegpt.data.time_join import PLUS, join_times, time_parts
+from behavegpt.data.times import DAY, MICROS
 from behavegpt.errors import DataError
 
-# Names without case and punctuation, the likeliest first.
-NAMES = {
-    "user": "user userid uid customerid customer clientid client visitorid memberid accountid deviceid personid "
-    "participantid cookieid buyerid",
-    "time": "timestamp time datetime eventtime eventtimestamp timestampms createdat localtime utctime unixtime ts date",
-    "event": "event eventid eventname item itemid productid product sku stockcode appid app appname articleid article "
-    "venuecategory action activity url",
-    "location": "location locationid loc cellid cell basestation baseid stationid station placeid place venueid venue "
-    "poi poiid cityid city region country geohash area",
-    "behavior": "behavior behaviour behaviorid behaviortype",
-}
 _REQUIRED = ("user", "time", "event")
 _SAMPLE = 100_000
+_FULL = 0.99  # share of rows with a value, or with a time that can be read, that makes a column good
+_UNIQUE = 0.9  # share of distinct values beyond which a column numbers the rows; from _FEW rows on
+_FEW = 20
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,18 @@ class ColumnGuess:
     example: str | None
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """The table `sample` of the first rows, with what is in its columns."""
+
+    con: duckdb.DuckDBPyConnection
+    logs: Logs
+    types: dict[str, str]
+    rows: int
+    filled: dict[str, float]  # share of rows with a value
+    distinct: dict[str, int]
+
+
 def guess_schema(logs: Any, given: Mapping[str, Any]) -> tuple[EventSchema, list[ColumnGuess]]:
     """Roles of the columns of `logs`; `given` holds settings of EventSchema that win, None where none is given.
 
@@ -52,73 +59,177 @@ def guess_schema(logs: Any, given: Mapping[str, Any]) -> tuple[EventSchema, list
     """
     found = find_logs(logs)
     settings = {name: value for name, value in given.items() if value is not None}
-    check_columns(found, {role: settings[role] for role in ROLES if settings.get(role)})
+    for role in ROLES:
+        for column in _columns_of(role, settings, found):
+            check_columns(found, {role: column})
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as folder, connect(Path(folder)) as con:
-        types = _sample(con, found)
-        for role, names in NAMES.items():
+        sample = _sample(con, found)
+        for role in NAMES:
             if role not in settings:
-                settings[role] = _guess(found, types, role, names.split(), settings)
-        try:
-            schema = EventSchema.model_validate({name: value for name, value in settings.items() if value != ""})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise DataError(
-                f"{found.name}: {'.'.join(map(str, first['loc'])) or 'columns'} = {first['input']!r}: {first['msg']}."
-            ) from None
-        return schema, _columns(con, types, schema)
+                guess = _guess_time if role == "time" else _guess
+                settings[role] = guess(sample, role, settings)
+        schema = _validated(found.name, settings)
+        return schema, _table(sample, schema)
 
 
 def guess_columns(logs: Any, schema: EventSchema) -> list[ColumnGuess]:
     """The table of columns with the roles of `schema`."""
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as folder, connect(Path(folder)) as con:
-        return _columns(con, _sample(con, find_logs(logs)), schema)
+        return _table(_sample(con, find_logs(logs)), schema)
 
 
-def _sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> dict[str, str]:
-    """Create the table `sample` of the first rows; types by column."""
+def _columns_of(role: str, settings: Mapping[str, Any], logs: Logs) -> tuple[str, ...]:
+    column = settings.get(role)
+    if not column:
+        return ()
+    return time_parts(column, logs) if role == "time" else (column,)
+
+
+def _validated(name: str, settings: Mapping[str, Any]) -> EventSchema:
+    try:
+        return EventSchema.model_validate({name: value for name, value in settings.items() if value not in ("", None)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{name}: {'.'.join(map(str, first['loc'])) or 'columns'} = {first['input']!r}: {first['msg']}."
+        ) from None
+
+
+def _sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> _Sample:
     with reading(logs.name, logs.files):
         con.execute(f"CREATE TABLE sample AS SELECT * FROM {open_sample(con, logs)} LIMIT {_SAMPLE}")
-        return {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall() if row[0] in logs.columns}
+        types = {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall()}
+        counts = [f"count({_value(c, k)}), count(DISTINCT {_value(c, k)})" for c, k in types.items()]
+        rows, *found = one_row(con, f"SELECT {', '.join(['count(*)', *counts])} FROM sample")
+    filled = dict(zip(types, (count / max(1, rows) for count in found[::2]), strict=True))
+    return _Sample(con, logs, types, rows, filled, dict(zip(types, found[1::2], strict=True)))
 
 
-def _guess(logs: Logs, types: dict[str, str], role: str, names: list[str], settings: Mapping[str, Any]) -> str | None:
-    taken = {value for name, value in settings.items() if name in ROLES}
-    free = [column for column in types if column not in taken]
-    if role == "time":
-        free = [column for column in free if is_time_type(types[column])]
-    plain = {column: re.sub(r"[^a-z0-9]", "", column.lower()) for column in free}
-    for name in names:
-        matches = [column for column in free if plain[column] == name]
-        if len(matches) > 1:
-            raise DataError(
-                f"{logs.name}: {matches[0]!r} and {matches[1]!r} could both be the {role}; "
-                f"name one with --{role} COLUMN."
-            )
-        if matches:
-            return matches[0]
-    typed = [column for column in free if types[column].startswith(("TIMESTAMP", "DATE"))]
-    if role == "time" and len(typed) == 1:
-        return typed[0]
+def _value(column: str, kind: str) -> str:
+    """SQL of a value, null for an empty text or NaN."""
+    if kind in ("FLOAT", "DOUBLE"):
+        return f"CASE WHEN NOT isnan({quoted(column)}) THEN {quoted(column)} END"
+    return f"nullif(trim({quoted(column)}), '')" if kind == "VARCHAR" else quoted(column)
+
+
+def _free(sample: _Sample, settings: Mapping[str, Any]) -> list[str]:
+    """Columns without a role that could be a label or a time."""
+    taken = {column for role in ROLES for column in _columns_of(role, settings, sample.logs)}
+    taken |= set(settings.get("extra", ()))
+    return [c for c, kind in sample.types.items() if c not in taken and is_label_type(_element(kind))]
+
+
+def _element(kind: str) -> str:
+    """The type of an event's value where a row is a history."""
+    return kind.removesuffix("[]")
+
+
+def _guess(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
+    """The column of a label: of those with values the one whose name comes first."""
+    free = _free(sample, settings)
+    ranks = {column: rank for column in free if (rank := name_rank(column, NAMES[role])) is not None}
+    if role in PARTS and all(_tier(sample, role, column) > 1 for column in ranks):
+        parts, behind = set(PARTS[role].split()), len(NAMES[role])
+        ranks = {column: behind for column in free if name_parts(column) & parts} | ranks
+    tiers = {column: _tier(sample, role, column) for column in ranks}
+    if role not in _REQUIRED:
+        ranks = {column: rank for column, rank in ranks.items() if tiers[column] == 0}
+    return _first(sample, role, {column: (tiers[column], rank) for column, rank in ranks.items()})
+
+
+def _tier(sample: _Sample, role: str, column: str) -> int:
+    """How well the contents suit the role, 0 is best."""
+    filled, distinct = sample.filled[column], sample.distinct[column]
+    if role in ("location", "behavior"):
+        return int(filled < 0.5)
+    if role == "event" and not sample.types[column].endswith("]"):
+        numbers_rows = sample.rows > _FEW and distinct > _UNIQUE * sample.rows
+        if filled >= _FULL and (distinct < 2 or numbers_rows):
+            return 3 if numbers_rows else 1
+    return 0 if filled >= _FULL else 2 if filled > 0.5 else 4 if filled > 0 else 5
+
+
+def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> str | None:
+    """The column of the lowest rank. Raises DataError if a needed role has none, or two."""
+    best = sorted(ranks, key=lambda column: ranks[column])
+    if len(best) > 1 and ranks[best[0]] == ranks[best[1]]:
+        raise DataError(
+            f"{sample.logs.name}: {best[0]!r} and {best[1]!r} could both be the {role}; name one with --{role} COLUMN."
+        )
+    if best:
+        return best[0]
     if role in _REQUIRED:
         raise DataError(
-            f"{logs.name}: no column looks like the {role}; name it with --{role} COLUMN. "
-            f"Columns: {', '.join(logs.columns[:30])}."
+            f"{sample.logs.name}: no column looks like the {role}; name it with --{role} COLUMN. "
+            f"Columns: {', '.join(sample.logs.columns[:30])}."
         )
     return None
 
 
-def _columns(con: duckdb.DuckDBPyConnection, types: dict[str, str], schema: EventSchema) -> list[ColumnGuess]:
+def _guess_time(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
+    """The column whose values can be read as times, those with a time of day before dates; a date with its clock."""
+    free = [column for column in _free(sample, settings) if is_time_type(_element(sample.types[column]))]
+    ranks = {column: rank for column in free if (rank := name_rank(column, NAMES["time"])) is not None}
+    typed = [column for column in free if sample.types[column].startswith(("TIMESTAMP", "DATE"))]
+    if not ranks:
+        named = [column for column in free if name_parts(column) & set(PARTS["time"].split())]
+        ranks = dict.fromkeys(typed or named, 0)
+    read = {column: _read_times(sample, column, settings) for column in ranks}
+    keys = {c: (int(read[c][0] < _FULL) + int(read[c][0] < 0.5), int(not read[c][1]), r) for c, r in ranks.items()}
+    date = _first(sample, role, keys)
+    if date is None or read[date][1]:
+        return date
+    clocks = {
+        column: rank for column in _clocks(sample, settings, date) if (rank := name_rank(column, CLOCKS)) is not None
+    }
+    for clock in sorted(clocks, key=lambda column: clocks[column]):
+        readable, tells_clock = _read_times(sample, f"{date}{PLUS}{clock}", settings)
+        if readable >= _FULL and tells_clock:
+            return f"{date}{PLUS}{clock}"
+    return date
+
+
+def _clocks(sample: _Sample, settings: Mapping[str, Any], date: str) -> list[str]:
+    taken = {date, *(column for role in ROLES for column in _columns_of(role, settings, sample.logs))}
+    return [column for column in sample.types if column not in taken]
+
+
+def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tuple[float, bool]:
+    """Share of the rows with a readable time, and whether any of them is not at midnight."""
+    names = ("tz", "naive_time", "time_unit", "time_format")
+    given = {name: settings[name] for name in names if name in settings}
+    schema = _validated(sample.logs.name, given | {"user": " user", "time": time, "event": " event"})
+    source = Source(sample.logs.name, (), "sample", sample.types, "''")
+    if sample.types.get(time, "").endswith("]"):
+        rows = f"(SELECT unnest({quoted(time)}) AS {quoted(time)} FROM sample)"
+        source = replace(source, sql=rows, types={time: _element(sample.types[time])})
+    source = join_times(source, sample.logs, time)
+    column, bounds = quoted(time), parse_range(TIME_RANGE)
+    with reading(sample.logs.name, sample.logs.files):
+        survey = survey_column(sample.con, column, source.types[time], source.sql)
+        try:
+            read = time_column(column, source.types[time], schema, survey, bounds)
+        except DataError:  # a time that two forms fit: `prepare` asks which
+            return 1.0, True
+        rows, good, clocks = one_row(
+            sample.con,
+            f"SELECT count(*), count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < {bounds[1] * MICROS}), "
+            f"count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT {read.stamp} AS stamp FROM {source.sql})",
+        )
+    return good / max(1, rows), clocks > 0
+
+
+def _table(sample: _Sample, schema: EventSchema) -> list[ColumnGuess]:
     roles: dict[str, list[str]] = {}
     for role in ROLES:
-        column = getattr(schema, role)
-        if column is not None:
+        for column in _columns_of(role, {role: getattr(schema, role)}, sample.logs):
             roles.setdefault(column, []).append(role)
     for column in schema.extra:
         roles.setdefault(column, []).append("extra")
     result = []
-    for column, kind in types.items():
+    for column, kind in sample.types.items():
         name = quoted(column)
         query = f"SELECT count(*) - count({name}), count(DISTINCT {name}), min({name}::VARCHAR) FROM sample"
-        nulls, distinct, example = one_row(con, query)
+        nulls, distinct, example = one_row(sample.con, query)
         result.append(ColumnGuess(column, kind, ", ".join(roles.get(column, [])) or None, nulls, distinct, example))
     return result

@@ -1,6 +1,7 @@
 """How to read logs: what is a label, a time, a bad row. The one implementation for prepare and predict.
 
-Every label column gets a dictionary (codes 1... in text order, 0 = null); events then travel as integers.
+Every label column gets a dictionary (codes 1... in text order, 0 = null); events then travel as integers. How values
+are written as labels is decided once, in labels.py.
 """
 
 from __future__ import annotations
@@ -16,19 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from behavegpt.data.database import literal, one_row, quoted, reading
+from behavegpt.data.labels import RULES, TEXT, check_exact, choose_rule, create_values, fitting_rules
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import Logs, Source, check_columns, open_source
-from behavegpt.data.survey import WHOLE, Survey, order_is_whole, survey_times
-from behavegpt.data.times import (
-    FLOATS,
-    INTEGERS,
-    MICROS,
-    TimeColumn,
-    instants,
-    is_time_type,
-    parse_date,
-    time_column,
-)
+from behavegpt.data.sources import Logs, Source, open_source
+from behavegpt.data.survey import Survey, order_is_whole, survey_times
+from behavegpt.data.time_columns import FLOATS, INTEGERS, TimeColumn, is_time_type, time_column
+from behavegpt.data.time_join import join_times, part_columns, time_parts
+from behavegpt.data.times import MICROS, instants, parse_date
 from behavegpt.errors import DataError
 
 TIME_RANGE = ("1970-01-02", "2100-01-01")
@@ -66,7 +61,7 @@ class Plan:
 
     con: duckdb.DuckDBPyConnection
     source: Source
-    schema: EventSchema  # with the time unit resolved
+    schema: EventSchema  # with the time unit and the rules of labels resolved
     columns: dict[str, str]  # user, event and the other label fields -> source column
     nulls: tuple[bool, ...]  # per dictionary: whether some rows have no label
     time: TimeColumn
@@ -79,7 +74,7 @@ class Plan:
         return tuple(name for name in self.columns if name != "user")
 
     def dictionary(self, field: str) -> str:
-        """Table of a field's labels: raw, label, code, events (rows, bad ones included)."""
+        """Table of a field's labels: label, code, events (rows, bad ones included)."""
         return f"dictionary_{list(self.columns).index(field)}"
 
     def labels(self, field: str) -> pa.StringArray:
@@ -125,8 +120,12 @@ class Plan:
         return f"SELECT * FROM ({query}) ORDER BY ALL"
 
     def malformed(self) -> int:
-        """Number of CSV lines that could not be cut into columns."""
-        return one_row(self.con, f"SELECT count(*) FROM {self.source.malformed}")[0] if self.source.malformed else 0
+        """Number of CSV lines that could not be cut into columns; a record may have several."""
+        return (
+            one_row(self.con, f"SELECT coalesce(sum(lines), 0)::BIGINT FROM {self.source.malformed}")[0]
+            if self.source.malformed
+            else 0
+        )
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
         reasons, users = np.from_dlpack(batch["reason"]), np.from_dlpack(batch["c0"])
@@ -152,7 +151,7 @@ class Plan:
         # An inner join is the same where every row has a label, and cheaper.
         kinds = ["LEFT JOIN" if nulls else "JOIN" for nulls in self.nulls]
         order = [*range(1, len(names)), 0]
-        joins = " ".join(f"{kinds[i]} dictionary_{i} d{i} ON s.{names[i]} = d{i}.raw" for i in order)
+        joins = " ".join(f"{kinds[i]} raw_{i} d{i} ON s.{names[i]} = d{i}.raw" for i in order)
         return f"(SELECT *, {stamp}, {wall} FROM {self.source.sql}) s {joins}"
 
     def _reason(self) -> str:
@@ -190,9 +189,9 @@ def plan_events(
     """
     columns = label_columns(schema, fields)
     needed = needed_columns(schema, columns)
-    check_columns(logs, needed)
     bounds = parse_range(time_range)
-    return make_plan(con, open_source(con, logs, list(needed.values()), folder), schema, columns, bounds)
+    source = open_source(con, logs, part_columns(logs, needed), folder, time_parts(schema.time, logs)[0])
+    return make_plan(con, join_times(source, logs, schema.time), schema, columns, bounds)
 
 
 def make_plan(
@@ -207,17 +206,19 @@ def make_plan(
     check_types(source, schema, columns)
     with reading(source.name, source.files):
         time, kind = quoted(schema.time), source.types[schema.time]
-        counts = survey.times if survey else survey_times(con, source, schema)
-        read = time_column(time, kind, schema, counts, bounds)
+        found = survey.times if survey else survey_times(con, source, schema)
+        read = time_column(time, kind, schema, found, bounds, source.name, source.wall)
         order = None
         if schema.order:
             whole = survey.order if survey else order_is_whole(con, source, schema.order)
             order = _order_key(source, schema.order, bool(whole))
         rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
-        integers = survey.whole if survey else (None,) * len(columns)
-        labeled = [_build_dictionary(con, source, column, i, integers[i]) for i, column in enumerate(columns.values())]
-    schema = schema.model_copy(update={"time_unit": read.unit})
-    return Plan(con, source, schema, columns, tuple(n < rows for n in labeled), read, order, bounds)
+        rules, nulls = dict(schema.label_rules), []
+        for i, (field, column) in enumerate(columns.items()):
+            rules[field], labeled = _build_dictionary(con, source, column, i, rules.get(field))
+            nulls.append(labeled < rows)
+    schema = schema.model_copy(update={"time_unit": read.unit, "time_format": read.formats, "label_rules": rules})
+    return Plan(con, source, schema, columns, tuple(nulls), read, order, bounds)
 
 
 def label_columns(schema: EventSchema, fields: Collection[str] | None = None) -> dict[str, str]:
@@ -256,9 +257,14 @@ def check_types(source: Source, schema: EventSchema, columns: dict[str, str]) ->
         _check_type(source, role, column)
 
 
+def is_label_type(sql_type: str) -> bool:
+    """Whether values of a DuckDB type can be labels."""
+    return not (sql_type.startswith(_NO_LABELS) or sql_type.endswith("]"))
+
+
 def _check_type(source: Source, role: str, column: str) -> None:
     kind = source.types[column]
-    bad = kind.startswith(_NO_LABELS) or kind.endswith("]")
+    bad = not is_label_type(kind)
     what, remedy = "a label", "write it as text or a number"
     if role == "time":
         bad, what = not is_time_type(kind), "a time"
@@ -271,32 +277,35 @@ def _check_type(source: Source, role: str, column: str) -> None:
 
 
 def _build_dictionary(
-    con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int, integers: bool | None
-) -> int:
-    """Make the table `dictionary_{number}`; returns the number of rows with a label.
+    con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int, rule: str | None
+) -> tuple[str, int]:
+    """Make the tables `dictionary_{number}` (label, code, events) and `raw_{number}` (raw, code).
 
-    `integers`: whether all labels are integers written as floats, None to find out here.
+    Returns the column's rule, which is found out where none is given, and the number of rows with a label.
     """
-    name, raw, where = quoted(column), quoted(column), ""
-    if source.types[column] in ("FLOAT", "DOUBLE"):
-        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.
-        raw, where = f"{name} + 0::{source.types[column]}", f"WHERE NOT isnan({name})"
-    # DuckDB tests labels before it groups: making text of every single number would take longer than the rest.
-    filled = "raw IS NOT NULL" if source.types[column].startswith((*INTEGERS, *FLOATS)) else "label <> ''"
+    values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
+    create_values(con, values, source.sql, column, kind)
+    check_exact(con, source.name, column, values, kind, rule)
+    if rule is None:
+        rule = choose_rule(fitting_rules(con, values, kind))
+    # Where every value has a label of its own, one table is both.
+    own = rule == TEXT or (rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL"))
+    written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
+    labels = written if own else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
     con.execute(
-        f"CREATE TABLE dictionary_{number} AS "
-        "SELECT raw, label, (row_number() OVER (ORDER BY label))::UINTEGER AS code, events FROM "
-        f"(SELECT {raw} AS raw, ({raw})::VARCHAR AS label, count(*) AS events FROM {source.sql} {where} GROUP BY ALL) "
-        f"WHERE {filled} ORDER BY code"
+        f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY label))::UINTEGER AS "
+        f"code, events FROM {labels} ORDER BY code"
     )
-    found, labels, rows = one_row(
-        con, f"SELECT bool_and({WHOLE}), count(*), coalesce(sum(events), 0)::BIGINT FROM dictionary_{number}"
-    )
-    shrink_codes(con, number, labels)
-    if found if integers is None else integers:
-        # Integers that a null made floats (7 -> 7.0, in any format) keep their names; text order stays the same.
-        con.execute(f"UPDATE dictionary_{number} SET label = left(label, length(label) - 2)")
-    return int(rows)
+    count, rows = one_row(con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}")
+    shrink_codes(con, number, count)
+    if own:
+        con.execute(f"CREATE VIEW raw_{number} AS SELECT raw, code FROM {dictionary}")
+    else:
+        con.execute(
+            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN {dictionary} d USING (label)"
+        )
+    con.execute(f"DROP TABLE {values}")
+    return rule, int(rows)
 
 
 def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:

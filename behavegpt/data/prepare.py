@@ -14,28 +14,43 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.data.card import write_card
 from behavegpt.data.database import connect, literal, one_row, reading
-from behavegpt.data.encode import Encoded, encode, fit_vocabularies, make_splitter
-from behavegpt.data.events import read_events
+from behavegpt.data.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
+from behavegpt.data.events import count_ties, read_events
 from behavegpt.data.guess import ColumnGuess, guess_columns, guess_schema
-from behavegpt.data.plan import TIME_RANGE, named_rejects, plan_events
+from behavegpt.data.plan import (
+    BAD_ORDER,
+    BAD_TIME,
+    LATE,
+    NO_EVENT,
+    NO_TIME,
+    NO_USER,
+    TIME_RANGE,
+    named_rejects,
+    plan_events,
+)
+from behavegpt.data.remarks import one_label, without_clock
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import find_logs
+from behavegpt.data.sources import Logs, find_logs
 from behavegpt.data.split import parse_split
 from behavegpt.data.store import SPLITS, EventStore, open_store
-from behavegpt.data.ties import MANY, describe_ties
+from behavegpt.data.ties import MANY, describe_ties, tell_ties
+from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
 
+_MOST_BAD = 0.5  # share of rejected rows beyond which none of them is to be allowed
 _LEAST_MEMORY = 256 * 2**20
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -45,16 +60,27 @@ class Preview:
     """What `prepare` would do."""
 
     guesses: list[ColumnGuess]
-    schema: EventSchema  # with the time unit resolved
+    schema: EventSchema  # as it would be stored: unit and form of the times resolved
     rows: int
     rejected: dict[str, int]  # reason -> rows
     users: int
     split: dict[str, int]  # split -> events
     boundaries: tuple[int, int]  # epoch seconds
+    labels: dict[str, int]  # field -> labels of its vocabulary
+    remarks: tuple[str, ...]  # what people should know first
+
+
+class _Read(NamedTuple):
+    """Logs that `prepare` would accept."""
+
+    encoded: Encoded
+    splitter: Splitter
+    vocabularies: dict[str, Vocabulary]
+    remarks: tuple[str, ...]
 
 
 def prepare(
-    logs: str | Path | Sequence[str | Path],
+    logs: str | Path | Sequence[str | Path] | Logs,
     out: str | Path,
     schema: EventSchema | None = None,
     *,
@@ -70,69 +96,126 @@ def prepare(
     engine: Literal["local", "spark"] = "local",
     spark_master: str | None = None,
     progress: Callable[[str], None] | None = None,
+    encoding: str | None = None,
 ) -> EventStore:
     """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises DataError.
 
     Users with fewer than `min_events` events are left out before anything is counted; labels with fewer than
     `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown. Both engines write the
     same bytes; with Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
+    `encoding` is that of text files, UTF-8 by default.
     """
     tell = progress or (lambda line: None)
-    out, budget = Path(out), _bytes(memory)
+    out, budget = local_path(out), _bytes(memory)
     parse_split(split)
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
-        found = find_logs(logs)
+        found = find_logs(logs, encoding)
         tell(f"reading {found.name} ({found.format})")
-        schema = schema or guess_schema(logs, {})[0]
-        if engine == "spark":
-            from behavegpt.data.spark import encode_on_spark
-
-            encoded = encode_on_spark(con, found, schema, work, time_range, min_events, budget, spark_master, tell)
-        else:
-            plan = plan_events(con, found, schema, work, time_range=time_range)
-            encoded = encode(plan, work, _batch_rows(budget), budget // 8, min_events)
+        schema = schema or guess_schema(found, {})[0]
+        encoded = _encode(con, found, schema, work, time_range, min_events, budget, engine, spark_master, tell)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
-        _write_rejects(encoded, folder, out, max_reject_share)
-        splitter = make_splitter(encoded, split)
-        vocabularies = fit_vocabularies(encoded, splitter, min_count, max_vocabulary)
-        tell("vocabularies: " + ", ".join(f"{f} {v.classes:,}" for f, v in vocabularies.items()))
-        facts = write_folder(encoded, splitter, vocabularies, folder)
-        write_card(folder / "data_card.md", facts, min_events=min_events, min_count=min_count)
+        _write_rejects(encoded, folder, max_reject_share, out)
+        read = _fit(encoded, found, split, min_count, max_vocabulary)
+        tell("vocabularies: " + ", ".join(f"{f} {v.classes:,}" for f, v in read.vocabularies.items()))
+        for remark in read.remarks:
+            tell(f"note: {remark}")
+        facts = write_folder(read.encoded, read.splitter, read.vocabularies, folder)
+        write_card(folder / "data_card.md", facts, min_events=min_events, min_count=min_count, remarks=read.remarks)
         ties = describe_ties(facts.manifest, MANY)
         if ties:
-            tell(f"warning: {ties}")
+            tell(f"note: {ties}")
         tell(f"{facts.manifest.events:,} events of {facts.manifest.users:,} users, hash {facts.manifest.content_hash}")
     return open_store(out)
 
 
 def preview(
-    logs: str | Path | Sequence[str | Path],
+    logs: str | Path | Sequence[str | Path] | Logs,
     schema: EventSchema | None = None,
     *,
+    out: str | Path | None = None,
     split: str = "time:0.7,0.15,0.15",
     min_events: int = 1,
+    min_count: int = 1,
+    max_vocabulary: int | None = None,
+    max_reject_share: float = 0.01,
     time_range: tuple[str, str] = TIME_RANGE,
     memory: str = "2GiB",
     threads: int | None = None,
+    overwrite: bool = False,
+    engine: Literal["local", "spark"] = "local",
+    spark_master: str | None = None,
+    encoding: str | None = None,
 ) -> Preview:
-    """Read the logs as `prepare` would and tell what would come of it; writes nothing that stays. Raises DataError."""
+    """Read the logs as `prepare` would and tell what would come of it; writes nothing that stays.
+
+    Raises the DataError that `prepare` with the same arguments would raise.
+    """
     budget = _bytes(memory)
     parse_split(split)
+    if out is not None:
+        _check_free(Path(out), overwrite)
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), budget // 2, threads) as con:
-        found = find_logs(logs)
-        schema = schema or guess_schema(logs, {})[0]
-        plan = plan_events(con, found, schema, Path(name), time_range=time_range)
-        encoded = encode(plan, Path(name), _batch_rows(budget), budget // 8, min_events)
-        splitter = make_splitter(encoded, split)
+        found, work = find_logs(logs, encoding), Path(name)
+        schema = schema or guess_schema(found, {})[0]
+        encoded = _encode(
+            con, found, schema, work, time_range, min_events, budget, engine, spark_master, lambda line: None
+        )
+        _write_rejects(encoded, work, max_reject_share, None)
+        encoded, splitter, vocabularies, remarks = _fit(encoded, found, split, min_count, max_vocabulary)
         sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
-        rejected = named_rejects(encoded.rejected)
-        users = int(encoded.kept.sum())
-        counts = dict(zip(SPLITS, map(int, np.asarray(sizes)), strict=True))
-        guesses = guess_columns(logs, schema)
-        return Preview(guesses, plan.schema, encoded.rows, rejected, users, counts, splitter.boundaries)
+        ties = tell_ties(_count_ties(encoded), int(encoded.counts[encoded.kept].sum()), encoded.plan.schema, MANY)
+        return Preview(
+            guess_columns(found, encoded.plan.schema),
+            encoded.plan.schema,
+            encoded.rows,
+            named_rejects(encoded.rejected),
+            int(encoded.kept.sum()),
+            dict(zip(SPLITS, map(int, np.asarray(sizes)), strict=True)),
+            splitter.boundaries,
+            {field: vocabulary.classes for field, vocabulary in vocabularies.items()},
+            (*remarks, *([ties] if ties else [])),
+        )
 
 
-def _write_rejects(encoded: Encoded, folder: Path, out: Path, max_share: float) -> None:
+def _count_ties(encoded: Encoded) -> int:
+    """Kept events that share user and time with another."""
+    total = 0
+    for columns in encoded.read("time"):
+        index = np.lexsort([columns["time"], columns["user"]])
+        total += count_ties({name: column[index] for name, column in columns.items()})
+    return total
+
+
+def _encode(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    schema: EventSchema,
+    work: Path,
+    time_range: tuple[str, str],
+    min_events: int,
+    budget: int,
+    engine: str,
+    spark_master: str | None,
+    tell: Callable[[str], None],
+) -> Encoded:
+    if engine == "spark":
+        from behavegpt.data.spark import encode_on_spark
+
+        return encode_on_spark(con, logs, schema, work, time_range, min_events, budget, spark_master, tell)
+    plan = plan_events(con, logs, schema, work, time_range=time_range)
+    return encode(plan, work, _batch_rows(budget), budget // 8, min_events)
+
+
+def _fit(encoded: Encoded, logs: Logs, split: str, min_count: int, max_vocabulary: int | None) -> _Read:
+    """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
+    encoded, clock = without_clock(encoded, logs)
+    splitter = make_splitter(encoded, split)
+    vocabularies = fit_vocabularies(encoded, splitter, min_count, max_vocabulary)
+    remarks = (encoded.plan.time.remark, clock, one_label(vocabularies, encoded.plan.schema))
+    return _Read(encoded, splitter, vocabularies, tuple(filter(None, remarks)))
+
+
+def _write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | None) -> None:
     """Write rejects.parquet if there are any; raise DataError when they are too many, leaving them beside `out`."""
     bad = int(encoded.rejected.sum())
     if not bad:
@@ -151,13 +234,32 @@ def _write_rejects(encoded: Encoded, folder: Path, out: Path, max_share: float) 
         f"{reason}: {count:,} rows, for example {_example(encoded, file, reason)}"
         for reason, count in named_rejects(encoded.rejected).items()
     ]
-    beside = out.with_name(out.name + ".rejects.parquet")
-    os.replace(file, beside)
+    where = ""
+    if out is not None:
+        beside = out.with_name(out.name + ".rejects.parquet")
+        os.replace(file, beside)
+        where = f" They are in {beside}."
     raise DataError(
         f"{encoded.plan.source.name}: {bad:,} of {encoded.rows:,} rows cannot be used ({bad / encoded.rows:.1%}, "
-        f"allowed {max_share:.1%}): {'; '.join(lines)}. They are in {beside}. Mend the rows, name the right columns, "
-        "or allow more with --max-reject-share."
+        f"allowed {max_share:.1%}): {'; '.join(lines)}.{where} {_remedy(encoded)}"
     )
+
+
+def _remedy(encoded: Encoded) -> str:
+    """What to do about too many rejected rows: allowing more helps only where most rows are good."""
+    schema, share = encoded.plan.schema, encoded.rejected.sum() / encoded.rows
+    most = int(np.argmax(encoded.rejected))
+    remedies = {
+        NO_USER: f"Name another column than {schema.user!r} with --user",
+        NO_TIME: f"Name another column than {schema.time!r} with --time",
+        BAD_TIME: f"Name the form of the times in {schema.time!r} with --time-format, such as '%d/%m/%Y %H:%M', or "
+        "another column with --time",
+        LATE: f"Name the unit of the times in {schema.time!r} with --time-unit, or another column with --time",
+        NO_EVENT: f"Name another column than {schema.event!r} with --event",
+        BAD_ORDER: f"Name another column than {schema.order!r} with --order",
+    }
+    remedy = remedies.get(most, "Mend the rows")
+    return f"{remedy}, or mend the rows, or allow more with --max-reject-share." if share <= _MOST_BAD else f"{remedy}."
 
 
 def _example(encoded: Encoded, file: Path, reason: str) -> str:

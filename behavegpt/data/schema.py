@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import zoneinfo
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from behavegpt.config import Settings, read_settings
+from behavegpt.data.labels import RULES
+from behavegpt.data.time_formats import check_format
+from behavegpt.errors import ConfigError
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
+READING = (*ROLES, "time_format", "time_unit", "naive_time")  # what may differ from log to log
 RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "position", "document"})
 
 
 class EventSchema(Settings):
     """Columns and time rules of an event log: x = (weekday, time slot, location, event) of section 2.2.
 
-    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another one.
+    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another one. So are 7 and 7.0
+    where all labels of the column are numbers: `label_rules` says how each column's values are written.
     """
 
     user: str = Field(description="column of the user id")
-    time: str = Field(description="column of the event's time: timestamp, ISO text or epoch number")
+    time: str = Field(description="column of the event's time, or two joined by +: the date's and the hour's")
     event: str = Field(description="column of the event")
     location: str | None = Field(None, description="column of the location; null: the log has none")
     behavior: str | None = Field(None, description="column of the behavior to predict; null: the event itself")
@@ -30,8 +36,14 @@ class EventSchema(Settings):
     order: str | None = Field(None, description="numeric column that orders events with the same time")
     tz: str = Field("UTC", description="IANA zone in which weekday and slot are told")
     naive_time: Literal["local", "utc"] = Field("local", description="what a time without zone means")
-    time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field("auto", description="unit of epoch numbers")
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "excel"] = Field(
+        "auto", description="unit of numbers: of an epoch since 1970, or excel: days since 1899-12-30"
+    )
+    time_format: tuple[str, ...] = Field((), description="strptime formats; none: ISO times and numbers, or guessed")
     slot_minutes: int = Field(30, ge=1, le=1440, description="length of a time slot in minutes")
+    label_rules: dict[str, str] = Field(
+        {}, description="field -> how its values are written as labels (data/labels.py); found out by prepare"
+    )
 
     @field_validator("tz")
     @classmethod
@@ -42,11 +54,31 @@ class EventSchema(Settings):
             raise ValueError("not an IANA time zone; write one like Europe/London or UTC") from None
         return value
 
+    @field_validator("time_format", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("time_format")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for wrong in filter(None, map(check_format, value)):
+            raise ValueError(wrong)
+        return value
+
     @field_validator("slot_minutes")
     @classmethod
     def _whole_slots(cls, value: int) -> int:
         if 1440 % value:
             raise ValueError("a day of 1440 minutes must hold a whole number of slots; try 30 or 60")
+        return value
+
+    @field_validator("label_rules")
+    @classmethod
+    def _known_rules(cls, value: dict[str, str]) -> dict[str, str]:
+        unknown = sorted(set(value.values()) - RULES.keys())
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no rule of labels; known: {', '.join(RULES)}")
         return value
 
     @model_validator(mode="after")
@@ -85,6 +117,29 @@ class EventSchema(Settings):
         """Fields the model embeds, in the order of eq. 2: location, weekday, slot, event, then the extra ones."""
         location = () if self.location is None else ("location",)
         return (*location, *TIME_FIELDS, "event", *self.extra)
+
+
+def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
+    """The schema for a log with other column names, or times in another form, than the one that it was made for.
+
+    `changes` holds columns by role, `time_format`, `time_unit` or `naive_time`. Raises ConfigError for another setting,
+    and for a role that the schema does not have.
+    """
+    for name in changes:
+        if name not in READING:
+            raise ConfigError(f"{name} is part of the model; only {', '.join(READING)} may differ in another log.")
+        absent = schema.behavior_is_event if name == "behavior" else name in ROLES and getattr(schema, name) is None
+        if absent:
+            raise ConfigError(f"the model has no {name}; leave --{name} out.")
+    settings = {**schema.model_dump(), **changes}
+    if schema.behavior_is_event:
+        settings["behavior"] = None
+    try:
+        return EventSchema.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "columns"
+        raise ConfigError(f"{where} = {first['input']!r}: {first['msg']}.") from None
 
 
 def read_schema(path: str | Path) -> EventSchema:

@@ -1,15 +1,13 @@
-"""Logs -> one DuckDB table expression: CSV, JSONL and parquet files, folders, globs, `datasets` names, and frames.
+"""Logs -> one DuckDB table expression: text, parquet and Arrow files, folders, globs, `datasets` names, and frames.
 
-Text formats are read as text, so that no sniffer can change a label, and copied once to a parquet file of text.
+Text formats are read as text, so that no sniffer can change a label, and copied once to a parquet file of text. Only
+the columns that are asked for are read; dotted names reach below them (nested.py).
 """
 
 from __future__ import annotations
 
-import csv
 import glob
-import gzip
-import json
-from collections import Counter
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,35 +18,46 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.config import closest
-from behavegpt.data.database import literal, quoted, reading
-from behavegpt.data.frames import HUB, as_table, hub_table
+from behavegpt.data.csv_files import copy_csv, csv_query
+from behavegpt.data.database import literal, quoted, reading, scratch
+from behavegpt.data.files import LogFile, ipc_batches, look_at
+from behavegpt.data.frames import HUB, Frame, as_frame, hub_table, plain_array
+from behavegpt.data.json_files import json_query, json_sample
+from behavegpt.data.nested import Value, arrow_paths, check_lengths, part_sql, split_path, typed_value
 from behavegpt.data.schema import ROLES
 from behavegpt.errors import DataError
 
-FORMATS = {
-    ".csv": "csv", ".tsv": "csv", ".csv.gz": "csv", ".tsv.gz": "csv",
-    ".jsonl": "json", ".ndjson": "json", ".jsonl.gz": "json", ".ndjson.gz": "json",
-    ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
-_DELIMITERS = ",\t;|"
-_LONGEST_LINE = 1 << 24  # bytes
-_JSON_HEAD = 1000  # objects whose keys name the columns
+_SAMPLE = 100_000  # rows that the guess of columns looks at
+_SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
+_LISTS = 100  # rows that tell whether a row holds a history
 
 
 @dataclass(frozen=True)
 class Logs:
-    """Files of one format, or one table in memory."""
+    """Files of one format, or one frame in memory."""
 
     name: str
-    format: str  # csv, json, parquet or table
-    headers: dict[Path, tuple[str, ...]]  # columns of each file
-    columns: tuple[str, ...]  # those that all files have
-    table: pa.Table | None = None
+    format: str  # csv, json, parquet, arrow or table
+    members: tuple[LogFile, ...]
+    columns: tuple[str, ...]  # those that all files have, and those that the names of all their folders tell
+    parts: tuple[str, ...] = ()  # the latter
+    frame: Frame | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files in the order they were named."""
-        return tuple(self.headers)
+        return tuple(member.path for member in self.members)
+
+    @property
+    def nested(self) -> tuple[str, ...]:
+        """Dotted paths that are seen below the columns."""
+        if self.frame is not None:
+            return arrow_paths(self.frame.sample(_LISTS).schema)
+        return tuple(dict.fromkeys(path for member in self.members for path in member.nested))
+
+    def has(self, column: str) -> bool:
+        """Whether there is such a column, or what a dotted name begins with."""
+        return split_path(column, self.columns) is not None
 
 
 @dataclass(frozen=True)
@@ -61,115 +70,280 @@ class Source:
     types: dict[str, str]
     file: str  # SQL of the file a row came from
     wrong: str | None = None  # SQL, not null where a value of the row is a JSON list or object
-    malformed: str | None = None  # table (file, line) of CSV lines that could not be cut into columns
+    malformed: str | None = None  # table (file, line, number, lines) of CSV records that could not be cut into columns
+    wall: str | None = None  # SQL of whether a row's time is a wall clock, where its type does not tell
 
 
-def find_logs(logs: Any) -> Logs:
+def find_logs(logs: Any, encoding: str | None = None) -> Logs:
     """Files of paths, globs and folders, a `hf:NAME[:split]` data set, or a frame. Raises DataError.
 
-    A frame is a pyarrow Table, a pandas or polars DataFrame, or a mapping of column name to values.
+    A frame is a pyarrow Table, a pandas or polars DataFrame, or a mapping of column name to values. `encoding` is that
+    of text files; UTF-8, or UTF-16 with a byte order mark, need none.
     """
+    if isinstance(logs, Logs):
+        return logs
     if isinstance(logs, (str, Path)):
         logs = [logs]
     if not isinstance(logs, (list, tuple)):
-        return _table_logs("frame", as_table(logs))
+        frame = as_frame(logs)
+        return Logs("frame", "table", (), frame.names, (), frame)
     if not logs:
         raise DataError("no logs were named; name a CSV, JSONL or parquet file, a folder or a glob.")
     if str(logs[0]).startswith(HUB):
-        return _table_logs(str(logs[0]), hub_table([str(log) for log in logs]))
+        frame = as_frame(hub_table([str(log) for log in logs]))
+        return Logs(str(logs[0]), "table", (), frame.names, (), frame)
     files = list(dict.fromkeys(file for log in logs for file in _expand(str(log))))
-    formats = {_format(file): file for file in files}
+    members = tuple(look_at(file, encoding) for file in files)
+    formats = {member.kind: member.path for member in members}
     if len(formats) > 1:
         one, two = list(formats.values())[:2]
         raise DataError(f"{one} and {two} differ in format; name files of one format only.")
     kind = next(iter(formats))
-    headers = {file: _header(file, kind) for file in files}
-    shared = set.intersection(*(set(names) for names in headers.values()))
+    shared = set.intersection(*(set(member.names) for member in members))
     # A column that is missing from the first thousand objects of one JSONL file is null there.
-    found = dict.fromkeys(name for names in headers.values() for name in names if kind == "json" or name in shared)
+    names = dict.fromkeys(name for member in members for name in member.names if kind == "json" or name in shared)
+    # What a file says of itself wins over the name of the folder in which it lies.
+    own = {name.lower() for member in members for name in member.names}
+    told = set.intersection(*({name for name, _ in member.parts} for member in members))
+    parts = tuple(name for name, _ in members[0].parts if name in told and name.lower() not in own)
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return Logs(name, kind, headers, tuple(found))
+    return Logs(name, kind, members, (*names, *parts), parts)
 
 
 def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
     """Raise DataError when a column of `needed` (role -> column) is missing from any file."""
     for role, column in needed.items():
-        if column in logs.columns:
+        found = split_path(column, logs.columns)
+        # Fields of typed columns are looked up in their types when they are read; those of JSON are known by example.
+        if found and (not found[1] or logs.format != "json" or column in logs.nested or _by_position(found[1])):
             continue
-        where, names = next(((f, n) for f, n in logs.headers.items() if column not in n), (logs.name, logs.columns))
-        listed = ", ".join(names[:30])
+        missing = (m for m in logs.members if split_path(column, m.names) is None)
+        where, names = next(((m.path, m.names) for m in missing), (logs.name, logs.columns))
+        names = (*names, *logs.parts, *logs.nested)
+        listed = ", ".join(dict.fromkeys(names[:30]))
         hint = closest(column, names)
         known = "" if hint.startswith("Known") else f" Columns: {listed}."
         option = f"--{role}" if role in ROLES else "--extra"
+        headless = ", or put a line of names first if the file has none" if logs.format == "csv" else ""
         raise DataError(
             f"{where}: no column {column!r} (the {role}). {hint.replace('Known', 'Columns')}{known} "
-            f"Name the right one with {option} COLUMN."
+            f"Name the right one with {option} COLUMN{headless}."
         )
 
 
-def open_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: Sequence[str], folder: Path) -> Source:
-    """The `columns` of the logs as a table expression; text formats are copied to parquet inside `folder`."""
+def open_source(
+    con: duckdb.DuckDBPyConnection, logs: Logs, columns: Sequence[str], folder: Path, time: str | None = None
+) -> Source:
+    """The `columns` of the logs as a table expression; text formats are copied to parquet inside `folder`.
+
+    Where `time` is a list in each row, a row is a history: lists give one event per element, other values go with all.
+    """
     columns = list(dict.fromkeys(columns))
-    file, malformed = "behavegpt_file", None
     with reading(logs.name, logs.files):
-        if logs.table is not None:
-            con.register("behavegpt_logs", logs.table.select(columns))
-            sql, file = "behavegpt_logs", literal(logs.name)
-        elif logs.format == "parquet":
-            sql = _parquet(logs)
-        else:
+        if logs.format == "json":
             copy = folder / "text.parquet"
-            con.execute(f"COPY ({_text(logs, columns)}) TO {literal(copy)} (FORMAT parquet)")
-            sql = f"read_parquet({literal(copy)})"
-        if logs.format == "csv":
-            malformed = "behavegpt_malformed"
-            con.execute(
-                f"CREATE TABLE {malformed} AS SELECT DISTINCT file_path AS file, csv_line AS line, line AS number "
-                "FROM reject_errors JOIN reject_scans USING (scan_id, file_id)"
-            )
-        types = {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
-        wrong = "behavegpt_wrong" if logs.format == "json" else None
-        return Source(logs.name, logs.files, sql, types, file, wrong, malformed)
+            query = json_query(con, logs, columns, folder, time)
+            con.execute(f"COPY ({query}) TO {literal(copy)} (FORMAT parquet)")
+            sql = _from_start(con, f"read_parquet({literal(copy)})", time)
+            return Source(logs.name, logs.files, sql, _types(con, sql), "behavegpt_file", "behavegpt_wrong")
+        malformed = "behavegpt_malformed" if logs.format == "csv" else None
+        file = literal(logs.name) if logs.frame is not None else "behavegpt_file"
+        base = _base(con, logs, _owned(logs, columns), folder)
+        sql = _from_start(con, _values(con, logs, base, columns, folder, time), time)
+        return Source(logs.name, logs.files, sql, _types(con, sql), file, None, malformed)
 
 
 def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
-    """A table expression of all columns, for a look at the first rows: text columns are not copied."""
-    if logs.table is not None:
-        con.register("behavegpt_logs", logs.table)
+    """A table expression of all columns and what is below them, for a look at the first rows."""
+    own = [column for column in logs.columns if column not in logs.parts]
+    if logs.format == "json":
+        return f"({json_sample(con, logs, scratch(con))})"
+    if logs.format == "csv":
+        base = f"({csv_query(logs.members, own, scratch(con), check=False)})"
+    elif logs.format == "parquet":
+        base = _parquet(logs)
+    else:
+        con.register("behavegpt_logs", _head(logs))
+        base = "behavegpt_logs"
+    kinds = _kinds(con, base)
+    below = [path for path in logs.nested if (found := split_path(path, own)) and found[0] in kinds]
+    expressions = [quoted(name) for name in own]
+    expressions += [f"{part_sql(name)} AS {quoted(name)}" for name in logs.parts]
+    expressions += [f"{_value(logs, kinds, path, False).sql} AS {quoted(path)}" for path in below]
+    return f"(SELECT {', '.join(expressions)} FROM {base})"
+
+
+def _owned(logs: Logs, columns: Sequence[str]) -> list[str]:
+    """The columns of the files in which the values are."""
+    found = (split_path(column, logs.columns) for column in columns if column not in logs.parts)
+    return list(dict.fromkeys(top for top, _ in filter(None, found)))
+
+
+def _base(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], folder: Path) -> str:
+    """A table expression of columns as they are in the files."""
+    if logs.frame is not None:
+        con.register("behavegpt_logs", logs.frame.select(columns))
         return "behavegpt_logs"
-    return _parquet(logs) if logs.format == "parquet" else f"({_text(logs, logs.columns)})"
+    if logs.format == "csv":
+        copy = folder / "text.parquet"
+        copy_csv(con, logs.members, columns, copy, folder)
+        return f"read_parquet({literal(copy)})"
+    if logs.format == "parquet":
+        try:
+            _types(con, _parquet(logs))
+            return _parquet(logs)
+        except duckdb.Error:  # another column has a type that it cannot read, or that differs between the files
+            pass
+    copies = [_copy(member, columns, folder / f"copy-{i}.parquet") for i, member in enumerate(logs.members)]
+    return f"read_parquet({_listed(copies)}, union_by_name=true, hive_partitioning=false)"
+
+
+def _values(
+    con: duckdb.DuckDBPyConnection, logs: Logs, base: str, columns: list[str], folder: Path, time: str | None
+) -> str:
+    """A table expression of the columns by their dotted names, one row per event."""
+    kinds = _kinds(con, base)
+    _check_texts(con, logs, base, columns, kinds)
+    many = time is not None and _is_many(con, base, _value(logs, kinds, time, True), kinds.get(time))
+    if not many and all(column in kinds and column not in logs.parts for column in columns):
+        return base
+    file = "" if logs.frame is not None else ", behavegpt_file"
+    if not many:
+        values = (f"{_value(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns)
+        return f"(SELECT {', '.join(values)}{file} FROM {base})"
+    lists = {column: _list(con, base, _value(logs, kinds, column, True), kinds.get(column)) for column in columns}
+    check_lengths(con, logs.name, base, {column: sql for column, sql in lists.items() if sql})
+    values = (
+        f"unnest({sql}) AS {quoted(column)}" if sql else f"{_value(logs, kinds, column, True).sql} AS {quoted(column)}"
+        for column, sql in lists.items()
+    )
+    copy = folder / "events.parquet"
+    con.execute(f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)")
+    return f"read_parquet({literal(copy)})"
+
+
+def _from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
+    """The table with EasyTPP's times, which count from the start of each history, as seconds since `_START`."""
+    if time is None or time.rpartition(".")[2] != _SINCE_START:
+        return sql
+    name, kind = quoted(time), _types(con, sql)[time]
+    moved = (
+        f"coalesce((TRY_CAST({name} AS DOUBLE) + {_START})::VARCHAR, {name})"
+        if kind == "VARCHAR"
+        else f"{name} + {_START}"
+    )
+    return f"(SELECT * REPLACE ({moved} AS {name}) FROM {sql})"
+
+
+def _check_texts(
+    con: duckdb.DuckDBPyConnection, logs: Logs, base: str, columns: Sequence[str], kinds: Mapping[str, Any]
+) -> None:
+    """Raise DataError for a path below a column of text in which no row holds such a value as JSON."""
+    for column in columns:
+        found = None if column in logs.parts else split_path(column, kinds.keys())
+        if found is None or not found[1] or kinds[found[0]].id != "varchar":
+            continue
+        value = _value(logs, kinds, column, False).sql
+        counts = con.execute(f"SELECT count({quoted(found[0])}), count({value}) FROM {base}").fetchall()[0]
+        if counts[0] and not counts[1]:
+            raise DataError(
+                f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
+                f"{'.'.join(found[1])!r}; name another column than {column!r}."
+            )
+
+
+def _value(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> Value:
+    if column in logs.parts:
+        return Value(part_sql(column))
+    found = split_path(column, kinds.keys())
+    assert found is not None  # check_columns
+    return typed_value(found[0], kinds[found[0]], found[1], many)
+
+
+def _list(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> str | None:
+    """SQL of the list of a history's values; None for a value that goes with all events."""
+    if not _is_many(con, base, value, kind):
+        return None
+    if value.many:
+        return f"coalesce({value.sql}, [NULL])"
+    parsed = f"CASE WHEN json_valid({value.sql}) THEN from_json({value.sql}, '[\"VARCHAR\"]')"
+    return f"coalesce({parsed} ELSE TRY_CAST({value.sql} AS VARCHAR[]) END, [NULL])"
+
+
+def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> bool:
+    """Whether a value is a list, or text that looks like one in all of the first rows: ['a', 'b']."""
+    if value.many or kind is None or kind.id != "varchar":
+        return value.many
+    rows = f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT {_LISTS}"
+    found = con.execute(f"SELECT bool_and(value LIKE '[%]') FROM ({rows})").fetchone()
+    return bool(found and found[0])
+
+
+def _types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
+
+
+def _kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    """DuckDB's types as objects, with what they hold."""
+    relation = con.sql(f"SELECT * FROM {sql}")
+    return dict(zip(relation.columns, relation.types, strict=True))
 
 
 def _parquet(logs: Logs) -> str:
-    return f"read_parquet({_listed(logs.files)}, union_by_name=true, filename='behavegpt_file')"
-
-
-def _text(logs: Logs, columns: Sequence[str]) -> str:
-    """Query of the columns of CSV or JSONL files as text, with the file and a mark for lists and objects."""
-    if logs.format == "json":
-        kinds = ", ".join(f"{literal(c)}: 'JSON'" for c in columns)
-        values = ", ".join(f"({quoted(c)}->>'$') AS {quoted(c)}" for c in columns)
-        nested = " OR ".join(f"json_type({quoted(c)}) IN ('ARRAY', 'OBJECT')" for c in columns)
-        return (
-            f"SELECT {values}, behavegpt_file, CASE WHEN {nested} THEN true END AS behavegpt_wrong "
-            f"FROM read_json({_listed(logs.files)}, format='newline_delimited', columns={{{kinds}}}, "
-            f"filename='behavegpt_file', maximum_object_size={_LONGEST_LINE})"
-        )
-    values = ", ".join(quoted(c) for c in columns)
-    # Files with the same header are read together; DuckDB cannot both match columns by name and keep broken lines.
-    groups: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
-    for file, names in logs.headers.items():
-        groups.setdefault((_delimiter(_head(file)), names), []).append(file)
-    return " UNION ALL ".join(
-        f"SELECT {values}, behavegpt_file FROM read_csv({_listed(files)}, columns={_all_text(names)}, header=true, "
-        f"delim={literal(delimiter)}, quote='\"', escape='\"', auto_detect=false, filename='behavegpt_file', "
-        f"store_rejects=true, rejects_limit=0, max_line_size={_LONGEST_LINE})"
-        for (delimiter, names), files in groups.items()
+    return (
+        f"read_parquet({_listed(logs.files)}, union_by_name=true, filename='behavegpt_file', hive_partitioning=false)"
     )
 
 
-def _all_text(names: Sequence[str]) -> str:
-    return "{" + ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names) + "}"
+def _copy(member: LogFile, columns: list[str], target: Path) -> Path:
+    """Some columns of a parquet or Arrow file, with its name, as a parquet file that DuckDB reads."""
+    writer = None
+    with reading(str(member.path), [member.path]):
+        if member.kind == "parquet":
+            opened = pq.ParquetFile(member.path)
+            batches, schema = opened.iter_batches(columns=columns), opened.schema_arrow
+        else:
+            batches, schema = ipc_batches(member.path, columns), None
+        for batch in batches:
+            arrays = [plain_array(name, batch[name]) for name in columns]
+            table = pa.Table.from_arrays(
+                [*arrays, pa.array([str(member.path)] * len(batch))], [*columns, "behavegpt_file"]
+            )
+            writer = writer or pq.ParquetWriter(target, table.schema)
+            writer.write_table(table.cast(writer.schema))
+        if writer is None:
+            empty = (
+                schema.empty_table().select(columns)
+                if schema
+                else pa.table({name: pa.nulls(0, pa.string()) for name in columns})
+            )
+            pq.write_table(empty.append_column("behavegpt_file", pa.array([], pa.string())), target)
+        else:
+            writer.close()
+    return target
+
+
+def _head(logs: Logs) -> pa.Table:
+    """The first rows of a frame or of Arrow files."""
+    if logs.frame is not None:
+        return logs.frame.sample(_SAMPLE)
+    tables, rows = [], 0
+    for member in logs.members:
+        for batch in ipc_batches(member.path):
+            tables.append(
+                pa.Table.from_batches([batch]).append_column(
+                    "behavegpt_file", pa.array([str(member.path)] * len(batch))
+                )
+            )
+            rows += len(batch)
+            if rows >= _SAMPLE:
+                break
+    table = (
+        pa.concat_tables(tables, promote_options="permissive")
+        if tables
+        else pa.table({c: pa.array([], pa.string()) for c in logs.columns})
+    )
+    return as_frame(table).sample(_SAMPLE)
 
 
 def _listed(files: Sequence[Path]) -> str:
@@ -177,96 +351,23 @@ def _listed(files: Sequence[Path]) -> str:
     return "[" + ", ".join(literal(glob.escape(str(file))) for file in files) + "]"
 
 
-def _table_logs(name: str, table: pa.Table) -> Logs:
-    _check_distinct(name, table.column_names)
-    return Logs(name, "table", {}, tuple(table.column_names), table)
-
-
 def _expand(log: str) -> list[Path]:
-    path = Path(log)
+    if not log.strip():
+        raise DataError(
+            "an empty path was named as a log (is a variable of your shell not set?); name a file or folder."
+        )
+    path = Path(os.path.expanduser(log))
     if path.is_file():
         return [path]
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")))
     else:
-        found = sorted(Path(p) for p in glob.glob(log, recursive=True) if Path(p).is_file())
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
         empty = "the glob matches no file" if glob.has_magic(log) else "no such file or folder"
         raise DataError(f"{log}: {'the folder holds no files' if path.is_dir() else empty}; check the path.")
     return found
 
 
-def _format(file: Path) -> str:
-    kinds = [kind for ending, kind in FORMATS.items() if file.name.lower().endswith(ending)]
-    if not kinds:
-        raise DataError(f"{file}: unknown extension; rename or convert the file. Known: {', '.join(FORMATS)}.")
-    return kinds[0]
-
-
-def _header(file: Path, kind: str) -> tuple[str, ...]:
-    """Column names of a file. Raises DataError when there are none, or one occurs twice."""
-    with reading(str(file), [file]):
-        if file.stat().st_size == 0:
-            raise DataError(f"{file}: the file is empty (0 bytes); remove it or write it again.")
-        if kind == "parquet":
-            names = tuple(pq.read_schema(file).names)
-        elif kind == "json":
-            names = _json_names(file)
-        else:
-            head = _head(file)
-            names = tuple(next(csv.reader([head], delimiter=_delimiter(head)))) if head.strip() else ()
-    if not names:
-        raise DataError(
-            f"{file}: no column names; a CSV file begins with a line of names, a JSONL file with an object."
-        )
-    _check_distinct(str(file), names)
-    return names
-
-
-def _open_text(file: Path) -> Any:
-    opener: Any = gzip.open if file.name.lower().endswith(".gz") else open
-    return opener(file, "rt", encoding="utf-8-sig", newline="")
-
-
-def _head(file: Path) -> str:
-    with _open_text(file) as stream:
-        return str(stream.readline(_LONGEST_LINE)).rstrip("\r\n")
-
-
-def _delimiter(head: str) -> str:
-    return max(_DELIMITERS, key=head.count)
-
-
-def _json_names(file: Path) -> tuple[str, ...]:
-    """Keys of the first thousand objects; the same key twice in one object is an error."""
-    names: dict[str, None] = {}
-
-    def keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-        if twice:
-            raise DataError(f"{file}: the key {twice[0]!r} occurs twice in one object; keep one.")
-        return dict(pairs)
-
-    with _open_text(file) as stream:
-        for number, line in zip(range(1, _JSON_HEAD + 1), stream, strict=False):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, object_pairs_hook=keys)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{file}, line {number}: not JSON ({error}); write one object per line.") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{file}, line {number}: {type(row).__name__} found; write one object per line.")
-            names.update(dict.fromkeys(row))
-    return tuple(names)
-
-
-def _check_distinct(where: str, names: Sequence[str]) -> None:
-    """DuckDB takes names that differ only in case for the same."""
-    seen: dict[str, str] = {}
-    for name in names:
-        first = seen.get(name.lower())
-        if first is not None:
-            twice = "twice" if first == name else f"beside {first!r}, which differs only in case"
-            raise DataError(f"{where}: column {name!r} occurs {twice}; rename one of them.")
-        seen[name.lower()] = name
+def _by_position(steps: Sequence[str]) -> bool:
+    return any(step.isdecimal() for step in steps)

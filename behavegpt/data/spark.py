@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from behavegpt.data.database import connect, literal, quoted, reading
 from behavegpt.data.encode import Encoded, keep_users
+from behavegpt.data.labels import choose_rule
 from behavegpt.data.parts import Parts, save_part
 from behavegpt.data.plan import (
     MALFORMED,
@@ -40,13 +42,16 @@ from behavegpt.data.plan import (
     reject_columns,
 )
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import Logs, Source, check_columns, open_source
+from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.spill import PIECE
 from behavegpt.data.survey import Survey, add_up, survey_rows
-from behavegpt.data.times import time_column
+from behavegpt.data.time_columns import time_column
+from behavegpt.data.time_join import join_times, part_columns, time_parts
 from behavegpt.errors import DataError, MissingExtraError
 
 PART_ROWS = 1 << 20  # rows of a part: sorted in memory, some 150 bytes each
+
+_SURVEY = TypeAdapter(Survey)  # a worker sends its findings as JSON
 
 Batches = Iterator[pa.RecordBatch]
 Tell = Callable[[str], None]
@@ -85,24 +90,27 @@ def encode_on_spark(
     tell: Tell,
 ) -> Encoded:
     """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises DataError."""
-    if logs.table is not None:
+    if logs.frame is not None:
         raise DataError(f"{logs.name}: --engine spark reads files; write the table as parquet, or take --engine local.")
     columns = label_columns(schema)
-    check_columns(logs, needed_columns(schema, columns))
     bounds = parse_range(time_range)
-    source = _whole_source(con, logs, list(needed_columns(schema, columns).values()), work)
+    needed = part_columns(logs, needed_columns(schema, columns))
+    source = join_times(_whole_source(con, logs, needed, work, time_parts(schema.time, logs)[0]), logs, schema.time)
     check_types(source, schema, columns)
-    absolute = replace(logs, headers={file.absolute(): names for file, names in logs.headers.items()})
+    absolute = replace(logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members))
     job = Job(absolute, tuple(map(str, logs.files)), schema, columns, source.types, bounds, memory)
     with _session(master) as spark, _errors_of_workers():
         tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
         found = _over_files(spark, job, _survey, "survey string").collect()
-        job = job._replace(survey=add_up([_survey_of(row.survey) for row in found]))
+        survey = add_up([_survey_of(row.survey) for row in found])
+        rules = {field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)}
+        schema = schema.model_copy(update={"label_rules": rules | schema.label_rules})
+        job = job._replace(schema=schema, survey=survey)
         rejected, parts = _make_parts(spark, job, work / "parts")
         rejects = _over_files(spark, job, _rejects, _reject_schema(job)).toArrow() if rejected.any() else None
     assert job.survey is not None
-    time = time_column(quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds)
-    resolved = schema.model_copy(update={"time_unit": time.unit})
+    time = time_column(quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds, logs.name)
+    resolved = schema.model_copy(update={"time_unit": time.unit, "time_format": time.formats})
     plan = Plan(con, source, resolved, columns, (False,) * len(columns), time, None, bounds)
     tell(f"{len(parts)} parts")
     names = reject_columns(schema, columns)
@@ -113,10 +121,10 @@ def encode_on_spark(
     return keep_users(plan, rows, rejected, plan.events("user"), min_events, query)
 
 
-def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path) -> Source:
+def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path, time: str) -> Source:
     """The logs for the driver: names and types, without reading a row."""
-    if logs.format == "parquet":
-        return open_source(con, logs, columns, work)
+    if logs.format in ("parquet", "arrow"):
+        return open_source(con, logs, columns, work, time)
     return Source(logs.name, logs.files, "", dict.fromkeys(columns, "VARCHAR"), "")
 
 
@@ -153,19 +161,21 @@ def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, 
     """A file of the logs on a worker, its columns of the types that they have in all files together."""
     file = job.logs.files[number]
     with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
-        needed = list(needed_columns(job.schema, job.columns).values())
-        source = open_source(con, replace(job.logs, headers={file: job.logs.headers[file]}), needed, Path(name))
+        needed = part_columns(job.logs, needed_columns(job.schema, job.columns))
+        alone = replace(job.logs, members=(job.logs.members[number],))
+        source = open_source(con, alone, needed, Path(name), time_parts(job.schema.time, alone)[0])
         casts = ", ".join(
             f"{quoted(c)}::{job.types[c]} AS {quoted(c)}"
             for c in dict.fromkeys(needed)
             if source.types[c] != job.types[c]
         )
         if casts:
-            source = replace(source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=job.types)
+            types = {column: job.types[column] for column in needed}
+            source = replace(source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=types)
         if source.malformed:
             con.execute(f"UPDATE {source.malformed} SET file = {literal(job.shown[number])}")
         with reading(job.logs.name, [file]):
-            yield con, replace(source, file=literal(job.shown[number]))
+            yield con, join_times(replace(source, file=literal(job.shown[number])), alone, job.schema.time)
 
 
 def _survey(job: Job, numbers: Batches) -> Batches:
@@ -176,8 +186,7 @@ def _survey(job: Job, numbers: Batches) -> Batches:
 
 
 def _survey_of(text: str) -> Survey:
-    rows, times, order, whole = json.loads(text)
-    return Survey(rows, None if times is None else tuple(times), order, tuple(whole))
+    return _SURVEY.validate_json(text)
 
 
 def _read(job: Job, numbers: Batches) -> Batches:

@@ -25,6 +25,7 @@ from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 if TYPE_CHECKING:
     import datasets
@@ -99,7 +100,7 @@ def open_store(path: str | Path) -> EventStore:
     from behavegpt.data.remote import fetch, is_remote
     from behavegpt.data.ties import warn_of_ties
 
-    path = fetch(path) if is_remote(path) else Path(path)
+    path = fetch(path) if is_remote(path) else local_path(path)
     if not (path / "dataset.json").is_file():
         raise DataError(f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out {path}")
     try:

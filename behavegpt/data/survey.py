@@ -11,46 +11,42 @@ from typing import NamedTuple
 import duckdb
 
 from behavegpt.data.database import one_row, quoted
+from behavegpt.data.labels import check_exact, common_rules, create_values, fitting_rules
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Source
-from behavegpt.data.times import INTEGERS, count_query
-
-# SQL of whether a label is an integer written as a float
-WHOLE = "ends_with(label, '.0') AND regexp_full_match(label, '-?[0-9]+[.]0')"
+from behavegpt.data.time_columns import INTEGERS, TimeSurvey, add_surveys, survey_column
 
 
 class Survey(NamedTuple):
     """Findings that add up; None where there was nothing to look at."""
 
     rows: int
-    times: tuple[int, ...] | None  # of times.count_query
+    times: TimeSurvey | None
     order: bool | None  # all order keys are integers
-    whole: tuple[bool | None, ...]  # per label column, the user first: all labels are integers written as floats
+    rules: tuple[list[str] | None, ...]  # per label column, the user first: rules of labels.py that all labels fit
 
 
 def survey_rows(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema, columns: dict[str, str]) -> Survey:
     """The findings of an open source; `columns` are those of the labels."""
     order = order_is_whole(con, source, schema.order) if schema.order else None
-    whole = tuple(_labels_are_whole(con, source, column) for column in columns.values())
+    rules = tuple(_label_rules(con, source, column) for column in columns.values())
     rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
-    return Survey(rows, survey_times(con, source, schema), order, whole)
+    return Survey(rows, survey_times(con, source, schema), order, rules)
 
 
 def add_up(surveys: Sequence[Survey]) -> Survey:
     """The findings of all parts (at least one) together."""
-    times = [survey.times for survey in surveys if survey.times is not None]
     return Survey(
         sum(survey.rows for survey in surveys),
-        tuple(map(sum, zip(*times, strict=True))) if times else None,
+        add_surveys([survey.times for survey in surveys]),
         _all([survey.order for survey in surveys]),
-        tuple(_all(column) for column in zip(*(survey.whole for survey in surveys), strict=True)),
+        tuple(common_rules(column) for column in zip(*(survey.rules for survey in surveys), strict=True)),
     )
 
 
-def survey_times(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema) -> tuple[int, ...] | None:
-    """The counts that `time_column` decides by; None where the type alone decides."""
-    query = count_query(quoted(schema.time), source.types[schema.time], source.sql)
-    return one_row(con, query) if query else None
+def survey_times(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema) -> TimeSurvey | None:
+    """What `time_column` decides by; None where the type alone decides."""
+    return survey_column(con, quoted(schema.time), source.types[schema.time], source.sql)
 
 
 def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> bool | None:
@@ -63,15 +59,13 @@ def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) 
     return found
 
 
-def _labels_are_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> bool | None:
-    kind, name = source.types[column], quoted(column)
-    if kind in INTEGERS:
-        return False
-    label, where = f"{name}::VARCHAR", f"{name}::VARCHAR <> ''"
-    if kind in ("FLOAT", "DOUBLE"):
-        label, where = f"({name} + 0::{kind})::VARCHAR", f"NOT isnan({name})"
-    query = f"SELECT bool_and({WHOLE}) FROM (SELECT {label} AS label FROM {source.sql} WHERE {where})"
-    found: bool | None = one_row(con, query)[0]
+def _label_rules(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> list[str] | None:
+    """Rules that the labels of a column fit; None without any label."""
+    kind = source.types[column]
+    create_values(con, "behavegpt_values", source.sql, column, kind)
+    check_exact(con, source.name, column, "behavegpt_values", kind, None)
+    found = fitting_rules(con, "behavegpt_values", kind)
+    con.execute("DROP TABLE behavegpt_values")
     return found
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.world import BURST_HOURS, BURST_SHARE, HOURS, ORIGIN, OUT, PAUSE_HOURS, SHARES, World, make_world
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 SYNTHETIC_SCHEMA = EventSchema(
     user="user_id", time="timestamp", event="event", location="location", behavior="behavior", tz="Asia/Shanghai"
@@ -37,7 +38,7 @@ def generate(
     the total if the events per user are. Rows are sorted by user and time, or with `by_time` each row group by time,
     which mixes some 10,000 users. The file gets its name when it is complete.
     """
-    out = Path(out)
+    out = local_path(out)
     part = out.with_name(f".{out.name}.part")
     blocks = _blocks(world or make_world(seed), events, _per_user(events, users), seed)
     with pq.ParquetWriter(

@@ -17,6 +17,7 @@ import numpy as np
 from behavegpt.data.database import hash_labels
 from behavegpt.data.digest import hash_folder
 from behavegpt.data.events import count_ties, sort_events
+from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore, Manifest
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import FIRST
@@ -30,11 +31,15 @@ def describe_ties(manifest: Manifest, least: float = 0) -> str | None:
 
     None where an order column settles how they stand, or where at most a share `least` of the events are such.
     """
-    ties = manifest.ties or 0
-    if manifest.event_schema.order is not None or ties <= least * manifest.events:
+    return tell_ties(manifest.ties or 0, manifest.events, manifest.event_schema, least)
+
+
+def tell_ties(ties: int, events: int, schema: EventSchema, least: float = 0) -> str | None:
+    """The same of `ties` simultaneous events among `events`."""
+    if schema.order is not None or ties <= least * events:
         return None
     return (
-        f"{ties:,} events ({ties / manifest.events:.1%}) share user and time with another; their "
+        f"{ties:,} events ({ties / events:.1%}) share user and time with another; their "
         "order is random. If a column tells it (a line or sequence number), name it with --order."
     )
 

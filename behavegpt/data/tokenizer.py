@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
 from behavegpt.data.events import read_events
-from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import check_columns, find_logs
+from behavegpt.data.labels import infer_rules
+from behavegpt.data.schema import EventSchema, renamed
+from behavegpt.data.sources import Logs, check_columns, find_logs
 from behavegpt.data.store import EventStore
+from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+
+_DATES = 10  # events at midnight, none at another time, that are taken for dates
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,21 @@ class EventTokenizer(FeatureExtractionMixin):
             else Vocabulary(pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64))
             for name, v in vocabulary.items()
         }
+        missing = self.vocabulary.keys() - self.event_schema.label_rules.keys()
+        if missing:  # made before rules were stored
+            inferred = infer_rules({name: self.vocabulary[name].values for name in sorted(missing)})
+            rules = inferred | self.event_schema.label_rules
+            self.event_schema = self.event_schema.model_copy(update={"label_rules": rules})
         self.max_length = max_length
 
     @classmethod
     def from_store(cls, store: EventStore, max_length: int) -> EventTokenizer:
         """The tokenizer of a prepared folder."""
         return cls(store.schema, dict(store.vocabulary), max_length)
+
+    def reading(self, changes: Mapping[str, Any]) -> EventTokenizer:
+        """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see `renamed`."""
+        return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
 
     @property
     def behaviors(self) -> Vocabulary:
@@ -82,13 +96,25 @@ class EventTokenizer(FeatureExtractionMixin):
         Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and counted.
         """
         logs = find_logs(events)
-        present = {field for field, column in self.event_schema.label_columns.items() if column in logs.columns}
+        present = {field for field, column in self.event_schema.label_columns.items() if logs.has(column)}
         needed = self.vocabulary.keys() - present - {"event", "behavior"}  # a log need not tell the behavior
         for name in sorted(needed):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
-        read = read_events(events, self.event_schema, fields=present)
+        read = read_events(logs, self.event_schema, fields=present)
+        self._warn_of_dates(logs, read.table)
         return self.encode_table(read.table, collections.Counter(read.rejects["reason"].to_pylist()))
+
+    def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
+        """Warn where a log of dates alone would put all events into the first slot of the day."""
+        seconds = table["time"].to_numpy() // 1_000_000
+        walls = zone(self.event_schema.tz).wall(seconds)
+        if self.event_schema.slots > 1 and len(table) >= _DATES and not (walls % DAY).any():
+            warnings.warn(
+                f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots of the day apart; "
+                f"if a column holds the time of day, join it: --time {self.event_schema.time}+COLUMN.",
+                stacklevel=3,
+            )
 
     def encode_table(self, table: pa.Table, rejected: Mapping[str, int] | None = None) -> EncodedHistories:
         """Ids of what `read_events` gives; a field without a column is unknown throughout."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from behavegpt.data.labels import EXACT
 from behavegpt.errors import DataError
 
 PAD, UNKNOWN, FIRST = 0, 1, 2
@@ -94,8 +95,18 @@ class Vocabulary:
 
 
 def as_text(labels: Iterable[object]) -> pa.StringArray:
-    """Raw Python or numpy labels as text, the way `prepare` reads them: None and NaN become null."""
-    return pa.array([None if x is None or (isinstance(x, float) and x != x) else str(x) for x in labels], pa.string())
+    """Raw Python or numpy labels as text, the way `prepare` reads them: None and NaN become null, 7.0 is 7."""
+    return pa.array([_text(label) for label in labels], pa.string())
+
+
+def _text(label: object) -> str | None:
+    if label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label):
+        return None
+    if isinstance(label, (bool, np.bool_)):
+        return "true" if label else "false"
+    if isinstance(label, (float, np.floating)) and abs(float(label)) < EXACT["DOUBLE"] and label == int(label):
+        return str(int(label))
+    return str(label)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.StringArray:

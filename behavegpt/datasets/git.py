@@ -27,6 +27,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.datasets.git_card import write_card
 from behavegpt.datasets.git_log import Repository, open_repository, read_commits
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 SCHEMA = EventSchema(
     user="user_id", time="timestamp", event="activity", location="area", extra=("file_type",), order="order"
@@ -126,12 +127,12 @@ def convert_git(
     log; by default the salt is random and forgotten. `clock`: days between the ticks of `data/clock.py`, none without
     it. Raises DataError.
     """
-    out = Path(out)
+    out = local_path(out)
     if salt is not None and len(salt) < MIN_SALT:
         raise DataError(f"the salt has {len(salt)} characters and can be guessed; give at least {MIN_SALT}, or none.")
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
-    repositories = _distinct([open_repository(Path(source)) for source in sources])
+    repositories = _distinct([open_repository(local_path(source)) for source in sources])
     for repository in repositories:
         if repository.shallow:
             say(

@@ -17,6 +17,7 @@ from behavegpt.data.database import connect, first_line, literal, one_row, quote
 from behavegpt.data.schema import EventSchema
 from behavegpt.datasets.published import PUBLISHED, PublishedLog
 from behavegpt.errors import DataError
+from behavegpt.paths import local_path
 
 
 def convert_published(name: str, source: str | Path, out: str | Path, clock: float | None = None) -> EventSchema:
@@ -25,7 +26,7 @@ def convert_published(name: str, source: str | Path, out: str | Path, clock: flo
     The schema also goes beside it as NAME.schema.yaml. `source` is a folder, or a file where the log is one. `clock`:
     days between the ticks of `data/clock.py`, none without it. Raises DataError.
     """
-    log, source, out = PUBLISHED[name], Path(source), Path(out)
+    log, source, out = PUBLISHED[name], local_path(source), local_path(out)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     parts = _find(source, log)

@@ -36,6 +36,7 @@ from behavegpt.files import write_json
 from behavegpt.losses import LossSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
+from behavegpt.paths import PathText
 from behavegpt.pooling import user_vectors
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
@@ -56,7 +57,7 @@ class BehaviorSettings(MemberSettings):
     """How BehaveGPT is pretrained, or where it is."""
 
     kind: Literal["behavegpt"] = "behavegpt"
-    checkpoint: str | None = Field(None, description="model folder of a run on such a stream; null: pretrain here")
+    checkpoint: PathText | None = Field(None, description="model folder of a run on such a stream; null: pretrain here")
     clients: Literal["asked", "all"] = Field("asked", description="whose streams it is pretrained on")
     clock: float | None = Field(7, gt=0, description="days between ticks; null: none")
     model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig, as `model` in a training config")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from behavegpt.paths import PathText
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
@@ -16,7 +17,7 @@ class EntrySettings(MemberSettings):
     """A folder with client_ids.npy and embeddings.npy."""
 
     kind: Literal["entry"] = "entry"
-    path: str = Field(description="the folder; clients that were `missing` there are absent here too")
+    path: PathText = Field(description="the folder; clients that were `missing` there are absent here too")
 
     def shaping(self) -> dict[str, Any]:
         """The vectors themselves, wherever they lie."""

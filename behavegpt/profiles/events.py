@@ -25,6 +25,7 @@ from pydantic import Field
 from behavegpt.config import Settings
 from behavegpt.data.database import connect, literal, reading
 from behavegpt.errors import DataError
+from behavegpt.paths import PathText
 from behavegpt.user_embeddings import open_array
 
 EventName = Literal["product_buy", "add_to_cart", "remove_from_cart", "page_visit", "search_query"]
@@ -38,7 +39,7 @@ _LATER_NAME = "embedding"  # what later releases call the codes `query` and `nam
 class DataSettings(Settings):
     """Where the events are and whose vectors are asked for."""
 
-    path: str = Field(description="challenge directory after `behavegpt challenge split`")
+    path: PathText = Field(description="challenge directory after `behavegpt challenge split`")
     clients: str = Field("relevant", description="relevant, all (with an event), or a .npy file of int64 ids")
     memory_gb: float = Field(2.0, gt=0, description="memory of the query engine; it spills beyond")
     threads: int | None = Field(None, ge=1, description="threads of the query engine; all cores by default")

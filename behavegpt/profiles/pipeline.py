@@ -41,6 +41,7 @@ from behavegpt.config import Settings, closest, dump_settings, read_settings
 from behavegpt.console import say
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError, MissingExtraError
 from behavegpt.files import write_json, write_text
+from behavegpt.paths import PathText, local_path
 from behavegpt.profiles.cache import code_hash, digest, peak_memory, reset_peak
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
@@ -68,7 +69,7 @@ class ProfileSettings(Settings):
     """A profile: data, members and ensembles."""
 
     data: DataSettings
-    out: str = Field(description="run folder")
+    out: PathText = Field(description="run folder")
     seed: int = 0
     device: str = Field("auto", description="for members that train a network: auto, cpu, cuda, cuda:1, ...")
     row_seed: int = Field(
@@ -115,7 +116,7 @@ def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Facts:
 
 def embed_new(run_folder: str | Path, data: DataSettings, out: str | Path, ensemble: str = "all") -> Facts:
     """Embed the clients of another directory with what a run has fitted, and write their entry into `out`."""
-    run_folder, out = Path(run_folder), Path(out)
+    run_folder, out = local_path(run_folder), local_path(out)
     settings = read_settings(ProfileSettings, run_folder / "profile.yaml")
     folder = run_folder / "ensembles" / ensemble
     if not (folder / ENSEMBLE).is_file():

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError
 from behavegpt.losses import LossSettings
+from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 from behavegpt.scaling.ladder import Rung, Task, make_rung
 
@@ -20,7 +21,7 @@ GROWS = ("out", "sizes", "events", "events_per_parameter", "seeds", "keep_models
 class SweepData(Settings):
     """The log, and what of it the runs are scored on."""
 
-    path: str | None = Field(None, description="folder written by `behavegpt prepare`; a dry run may do without")
+    path: PathText | None = Field(None, description="folder written by `behavegpt prepare`; a dry run may do without")
     split: Literal["valid", "test"] = Field("test", description="split whose loss is fitted")
     heldout_events: int = Field(20_000, ge=1, description="targets of the split that every run is scored on, at least")
     seed: int = Field(0, ge=0, description="order of the users: who is held out, who is in the smaller subsets")
@@ -51,7 +52,7 @@ class BatchRule(Settings):
 class SweepSettings(Settings):
     """A sweep."""
 
-    out: str = Field(description="folder of the sweep")
+    out: PathText = Field(description="folder of the sweep")
     name: str = Field("BehaveGPT", description="what the plots call these runs")
     data: SweepData = Field(default_factory=SweepData)
     task: Task | None = Field(None, description="sizes of vocabularies, for a dry run without data")
@@ -63,7 +64,9 @@ class SweepSettings(Settings):
     lr: RateRule = Field(default_factory=RateRule)
     batch: BatchRule = Field(default_factory=BatchRule)
     model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig: what all sizes share")
-    language_model: str | None = Field(None, description="GPT-2 folder that every run starts from; sizes of its shape")
+    language_model: PathText | None = Field(
+        None, description="GPT-2 folder that every run starts from; sizes of its shape"
+    )
     loss: LossSettings = Field(
         default_factory=lambda: LossSettings(name="cross_entropy"),
         description="the training loss; what is fitted is always the cross-entropy",

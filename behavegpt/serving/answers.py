@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import check_columns, find_logs
+from behavegpt.data.time_join import time_parts
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
@@ -40,6 +41,8 @@ def answer_all(predictor: Predictor, requests: Sequence[Request]) -> list[Answer
 def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     """Requests with the same key may be answered together; None: alone."""
     columns = columns_of(schema)
+    if len(time_parts(schema.time, _named(request))) > 1:  # how a clock is written is told from all rows
+        return None
     kinds = []
     for role, column in columns.items():
         values = [row.get(column) for user in request.users for row in user.events]
@@ -62,6 +65,10 @@ def columns_of(schema: EventSchema) -> dict[str, str]:
     return schema.label_columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
 
 
+def _named(request: Request) -> set[str]:
+    return {column for user in request.users for row in user.events for column in row}
+
+
 def _depends_on_others(role: str, value: str) -> bool:
     if role == "time":  # a number as text, or a form that is read apart
         return "-" not in value or not value[:4].isdigit()
@@ -79,11 +86,15 @@ def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistori
     """The histories of all users in their order, under their own names. Raises DataError."""
     schema = predictor.tokenizer.event_schema
     users = [user for request in requests for user in request.users]
-    names = {column for user in users for row in user.events for column in row}
-    wanted = [column for column in dict.fromkeys(columns_of(schema).values()) if column in names]
+    names = set.union(*map(_named, requests))
+    roles = [(role, column) for role, column in columns_of(schema).items() if role != "time"]
+    roles += [("time", part) for part in time_parts(schema.time, names)]
+    wanted = [column for column in dict.fromkeys(column for _, column in roles) if column in names]
     table = {column: [row.get(column) for user in users for row in user.events] for column in wanted}
     table[schema.user] = [f"{number:08}" for number, user in enumerate(users) for _ in user.events]
-    check_columns(find_logs(table), {r: c for r, c in columns_of(schema).items() if r != "behavior"})
+    for role, column in roles:
+        if role != "behavior":
+            check_columns(find_logs(table), {role: column})
     read = read_rows(table, schema)
     encoded = predictor.encode(table) if read is None else predictor.tokenizer.encode_table(read)
     if len(encoded.users) < len(users):

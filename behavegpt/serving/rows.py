@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.data.events import sort_events
+from behavegpt.data.labels import TEXT, settled
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.time_formats import reads_iso
 from behavegpt.data.times import MICROS, calendar, instants, parse_date
 
 PLAIN_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}")
@@ -31,7 +33,7 @@ def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.T
             if field == "behavior":
                 continue
             return None
-        texts = _texts(columns[column])
+        texts = _texts(columns[column], schema.label_rules.get(field))
         if texts is None or (field == "event" and None in texts):
             return None
         labels[field] = texts
@@ -53,20 +55,29 @@ def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.T
     return pa.table(table | {field: texts.take(pa.array(index)) for field, texts in texts_by_field.items()})
 
 
-def _texts(values: Sequence[Any]) -> list[str | None] | None:
-    """Labels as text, None for null; None where all of a column must be seen to know what they are."""
+def _texts(values: Sequence[Any], rule: str | None) -> list[str | None] | None:
+    """Labels as text, None for null; None where the column's rule would write one of them in another way.
+
+    Without a stored rule, a single text that is neither number, date nor truth value tells that the rule is `text`.
+    """
     kinds = {type(value) for value in values} - {type(None)}
-    if kinds <= {str}:
-        # integers that a null made floats lose their `.0` if all are such
-        return None if any(v is not None and v.endswith(".0") for v in values) else [value or None for value in values]
     if kinds == {int} and all(value is None or -LARGEST <= value < LARGEST for value in values):
-        return [None if value is None else str(value) for value in values]
-    return None
+        values = [None if value is None else str(value) for value in values]
+    elif not kinds <= {str}:
+        return None
+    if rule is None:
+        rule = "integer" if int in kinds else TEXT
+        if str in kinds and not any(value and settled("", value) for value in values):
+            return None
+    if not all(value is None or settled(rule, value) for value in values):
+        return None
+    return [value or None for value in values]
 
 
 def _times(values: Sequence[Any], schema: EventSchema) -> np.ndarray | None:
     """Microseconds (N,) int64."""
-    if not values or not all(isinstance(value, str) and PLAIN_TIME.fullmatch(value) for value in values):
+    plain = all(isinstance(value, str) and PLAIN_TIME.fullmatch(value) for value in values)
+    if not values or not plain or not reads_iso(schema.time_format):
         return None
     try:
         stamps = np.array(values, "datetime64[s]").astype(np.int64) * MICROS

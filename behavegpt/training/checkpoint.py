@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from behavegpt.errors import CheckpointError
+from behavegpt.paths import local_path
 from behavegpt.training.sharding import part_like, read_shards, write_shards
 from behavegpt.training.storage import (
     Tensors,
@@ -176,7 +177,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; raises CheckpointError naming the file that is missing, damaged or not ours."""
-    path = Path(path)
+    path = local_path(path)
     if not NAME.fullmatch(path.name):
         raise CheckpointError(f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder.")
     cut = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()

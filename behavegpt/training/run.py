@@ -31,6 +31,7 @@ from behavegpt.files import write_json, write_text
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
+from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import Checkpoint, changes, load_checkpoint, load_latest, refuse_mismatch
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import Journal, run_lock
@@ -59,13 +60,13 @@ SHAPE = (
 class DataSettings(Settings):
     """Which prepared folder to train on."""
 
-    path: str = Field(description="folder written by `behavegpt prepare`")
+    path: PathText = Field(description="folder written by `behavegpt prepare`")
 
 
 class RunSettings(Settings):
     """What every run has."""
 
-    out: str = Field(description="run folder; made if absent")
+    out: PathText = Field(description="run folder; made if absent")
     data: DataSettings
     attention: str = Field("auto", description="auto, or a back end of model/attention.py")
     loss: LossSettings = Field(default_factory=LossSettings)

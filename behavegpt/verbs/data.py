@@ -4,25 +4,50 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb
+from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs
+
+if TYPE_CHECKING:
+    from behavegpt.data.prepare import Preview
+
+
+ROLES = ("user", "time", "event", "location", "behavior", "order")
+_SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
+_PREPARE_OPTIONS = (
+    "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite", "engine",
+    "spark_master",
+)  # fmt: skip
 
 
 def _schema_arguments(parser: Parser) -> None:
     parser.add_argument("--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below")
-    for role in ("user", "time", "event", "location", "behavior", "order"):
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out)")
+    for role in ROLES:
+        two = "; DATE+CLOCK for two" if role == "time" else ""
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out{two})")
     parser.add_argument("--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns")
     parser.add_argument("--tz", help="IANA zone in which weekday and time slot are told (default UTC)")
     parser.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means (default local)")
-    parser.add_argument("--time-unit", choices=("s", "ms", "us", "ns"), help="unit of epoch numbers (default: guessed)")
+    parser.add_argument(
+        "--time-unit",
+        choices=("s", "ms", "us", "ns", "excel"),
+        help="unit of epoch numbers, or excel: days since 1899-12-30 (default: guessed)",
+    )
+    parser.add_argument(
+        "--time-format",
+        action="append",
+        metavar="FORM",
+        help="how times are written, as for strptime: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
+    )
     parser.add_argument("--slot-minutes", type=int, help="length of a time slot (default 30)")
 
 
 def _prepare_arguments(parser: Parser) -> None:
-    parser.add_argument("logs", nargs="+", help="CSV, JSONL or parquet files, globs or folders, or hf:NAME[:SPLIT]")
+    parser.add_argument(
+        "logs", nargs="+", help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]"
+    )
     parser.add_argument("--out", type=Path, help="folder to write")
+    encoding_argument(parser)
     _schema_arguments(parser)
     parser.add_argument(
         "--split",
@@ -41,8 +66,7 @@ def _prepare_arguments(parser: Parser) -> None:
 
 
 def _given(arguments: Arguments) -> dict[str, Any]:
-    names = ("user", "time", "event", "location", "behavior", "order", "tz", "naive_time", "time_unit", "slot_minutes")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in _SCHEMA_OPTIONS if getattr(arguments, name) is not None}
     return given | ({"extra": tuple(arguments.extra)} if arguments.extra else {})
 
 
@@ -53,6 +77,7 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.data.schema import read_schema
     from behavegpt.errors import ConfigError
 
+    logs = named_logs(arguments, arguments.logs)
     if arguments.schema:
         if _given(arguments):
             raise ConfigError(
@@ -60,47 +85,30 @@ def _prepare(arguments: Arguments) -> Any:
             )
         schema = read_schema(arguments.schema)
     else:
-        schema, guesses = guess_schema(arguments.logs, _given(arguments))
+        schema, guesses = guess_schema(logs, _given(arguments))
         rows = [[g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)] for g in guesses]
         table(("column", "role", "type", "nulls", "distinct", "example"), rows, "columns, from up to 100,000 rows")
+    options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
     if arguments.dry_run:
-        seen = preview(
-            arguments.logs,
-            schema,
-            split=arguments.split,
-            min_events=arguments.min_events,
-            memory=arguments.memory,
-        )
-        say(f"{seen.rows:,} rows, {seen.users:,} users; events by split: {_counted(seen.split)}")
-        say(f"rejected: {_counted(seen.rejected) or 'none'}")
-        say("nothing was written; the same with --out FOLDER prepares the data.")
-        return {
-            "rows": seen.rows,
-            "users": seen.users,
-            "split": seen.split,
-            "rejected": seen.rejected,
-            "schema": seen.schema.model_dump(mode="json"),
-        }
+        return _dry_run(preview(logs, schema, out=arguments.out, **options))
     if arguments.out is None:
         raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
-    store = prepare(
-        arguments.logs,
-        arguments.out,
-        schema,
-        split=arguments.split,
-        min_events=arguments.min_events,
-        min_count=arguments.min_count,
-        max_vocabulary=arguments.max_vocabulary,
-        max_reject_share=arguments.max_reject_share,
-        memory=arguments.memory,
-        overwrite=arguments.overwrite,
-        engine=arguments.engine,
-        spark_master=arguments.spark_master,
-        progress=say,
-    )
+    store = prepare(logs, arguments.out, schema, progress=say, **options)
     say(f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} (see data_card.md)")
     say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
     return store.manifest.model_dump(mode="json")
+
+
+def _dry_run(seen: Preview) -> dict[str, Any]:
+    from behavegpt.console import say
+
+    say(f"{seen.rows:,} rows, {seen.users:,} users; events by split: {_counted(seen.split)}")
+    say(f"rejected: {_counted(seen.rejected) or 'none'}; labels: {_counted(seen.labels)}")
+    for remark in seen.remarks:
+        say(f"note: {remark}")
+    say("nothing was written; the same with --out FOLDER, without --dry-run, prepares the data.")
+    names = ("rows", "users", "split", "rejected", "labels", "remarks")
+    return {name: getattr(seen, name) for name in names} | {"schema": seen.schema.model_dump(mode="json")}
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs, show
+
+if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
 
 
 def _evaluate_arguments(parser: Parser) -> None:
@@ -50,23 +53,47 @@ def _evaluate(arguments: Arguments) -> Any:
     return result
 
 
+_COLUMNS = ("user", "time", "event", "location", "behavior", "order")
+_READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
+
+
+def _log_arguments(parser: Parser) -> None:
+    """Options for a log whose columns or times are not written as the training log's."""
+    group = parser.add_argument_group("logs that differ from the training log")
+    for role in _COLUMNS:
+        group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
+    group.add_argument("--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'")
+    group.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "excel"), help="unit of times that are numbers")
+    group.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means")
+
+
+def _load(arguments: Arguments, device: Any = None) -> Predictor:
+    """The predictor, reading logs as the arguments say."""
+    from behavegpt.predictor import load
+
+    changes = {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}
+    predictor = load(arguments.model, device)
+    return predictor.reading(**changes) if changes else predictor
+
+
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)")
+    _log_arguments(parser)
 
 
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
-    from behavegpt.predictor import load
 
-    predictor = load(arguments.model)
+    predictor = _load(arguments)
     with progress("predict", 100) as advance:
         found = predictor.predict(
-            arguments.logs,
+            named_logs(arguments, arguments.logs),
             arguments.top_k,
             arguments.prior_correction,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
@@ -94,16 +121,17 @@ def _predict(arguments: Arguments) -> Any:
 def _embed_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="parquet file with the columns user and vector")
+    _log_arguments(parser)
 
 
 def _embed(arguments: Arguments) -> Any:
     import pyarrow as pa
 
     from behavegpt.data.store import write_table
-    from behavegpt.predictor import load
 
-    found = load(arguments.model).embed(arguments.logs)
+    found = _load(arguments).embed(named_logs(arguments, arguments.logs))
     width = found.vectors.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.ravel()), width)
     write_table(pa.table({"user": found.users, "vector": vectors}), arguments.out)
@@ -114,6 +142,7 @@ def _embed(arguments: Arguments) -> Any:
 def _generate_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("logs", nargs="+", help="each user's history: files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)")
     parser.add_argument("--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)")
     parser.add_argument("--until", help="stop this long after each user's last event, for example '2 days'")
@@ -135,6 +164,7 @@ def _generate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
     )
+    _log_arguments(parser)
 
 
 def _generate(arguments: Arguments) -> Any:
@@ -142,16 +172,15 @@ def _generate(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store, write_table
-    from behavegpt.predictor import load
 
-    predictor = load(arguments.model)
+    predictor = _load(arguments)
     links = None
     if arguments.data:
         links = learn_links(predictor.model, fit_store(open_store(arguments.data), predictor.tokenizer))
     options = {n: getattr(arguments, n) for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")}
     with progress("generate", 100) as advance:
         found = predictor.generate(
-            arguments.logs,
+            named_logs(arguments, arguments.logs),
             arguments.steps or (10_000 if arguments.until else 50),
             links=links,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
@@ -191,6 +220,7 @@ def _policies(words: list[str]) -> dict[str, str]:
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("events", nargs="+", help="prepared folder, or files with the training log's columns")
+    encoding_argument(parser)
     parser.add_argument("out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json")
     parser.add_argument("--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below")
     parser.add_argument("--half-life", type=float, help="days, for the decayed parts (default 7)")
@@ -200,6 +230,7 @@ def _export_arguments(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float16")
     parser.add_argument("--block-users", type=int, help="users at a time, kept when the run is killed (default 8192)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    _log_arguments(parser)
 
 
 def _export(arguments: Arguments) -> Any:
@@ -211,7 +242,6 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.console import progress, say
     from behavegpt.export import ExportSettings, export
-    from behavegpt.predictor import load
     from behavegpt.user_embeddings import open_array
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
@@ -221,7 +251,7 @@ def _export(arguments: Arguments) -> Any:
     settings = read_settings(ExportSettings, None, [f"{name}={value}" for name, value in given.items()])
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
-    predictor = load(arguments.model, state.device)
+    predictor = _load(arguments, state.device)
     with progress("export", 100) as advance:
         facts = export(
             predictor.model,
@@ -229,6 +259,7 @@ def _export(arguments: Arguments) -> Any:
             arguments.events,
             arguments.out,
             settings,
+            encoding=arguments.encoding,
             clients=open_array(arguments.clients) if arguments.clients else None,
             overwrite=arguments.overwrite,
             state=state,

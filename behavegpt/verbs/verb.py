@@ -5,10 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-Parser = argparse.ArgumentParser
+from behavegpt.errors import ConfigError
+from behavegpt.paths import local_path
+
 Arguments = argparse.Namespace
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose paths may begin with `~`, and may not be empty."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def encoding_argument(parser: Parser) -> None:
+    """The option `--encoding` of verbs that read logs; `named_logs` reads it."""
+    parser.add_argument("--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ...")
+
+
+def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
+    """The logs of a command line, looked at by their encoding."""
+    from behavegpt.data.sources import find_logs
+
+    return find_logs(logs, arguments.encoding)
 
 
 class Verb(NamedTuple):

@@ -117,7 +117,6 @@ REJECTED = {
     "null": ([None, "2020-01-01"], "time is null"),
     "empty": (["", " "], "time is null"),
     "words": (["yesterday"], "time cannot be read"),
-    "afternoon": (["2020-01-01 10:30:00 PM"], "time cannot be read"),
     "leap day of 2021": (["2021-02-29"], "time cannot be read"),
     "not a number": ([float("nan"), float("inf")], "time cannot be read"),
     "infinity": (["infinity"], "time cannot be read"),
@@ -148,7 +147,7 @@ def test_forms_may_be_mixed_row_by_row() -> None:
     assert table["time"].to_pylist() == [at(text) for text in expected]
 
 
-@pytest.mark.parametrize("values", [[20200101, 20200102], [True, False], [[1], [2]], [b"x", b"y"]])
+@pytest.mark.parametrize("values", [[20200199, 20209902], [True, False], [{"a": 1}, {"a": 2}], [b"x", b"y"]])
 def test_what_is_no_time_column_is_an_error(values: list[object]) -> None:
     with pytest.raises(DataError, match="'t'"):
         read(values)

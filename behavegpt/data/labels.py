@@ -1,0 +1,193 @@
+"""What a value is called: the rule by which a column's values become labels, fixed when the data are prepared.
+
+A number written as `1`, `1.0` or `1.50` is one value with three spellings, and which one arrives depends on the format
+and on the rows beside it (one null makes a column of integers floats). The rule is found once, from all labels of the
+log that is prepared, is stored in the schema (`label_rules`), and holds for every later reader of the model: the same
+value has the same label from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from behavegpt.data.database import literal, one_row, quoted
+from behavegpt.errors import DataError
+
+TEXT = "text"
+EXACT = {"DOUBLE": 2**53, "FLOAT": 2**24}  # integers from here on are not all told apart
+_INTEGER = "-?(0|[1-9][0-9]*)"
+_NUMBER = _INTEGER + "([.][0-9]+)?([eE][+-]?[0-9]+)?"
+_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_MIDNIGHT = _DATE + "([ T]00:00:00([.]0+)?)?"
+_MOMENT = _DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
+_SCALES = range(2, 19)  # decimals; a single one is a number
+_SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
+
+
+class Rule(NamedTuple):
+    """SQL over a column `label`: whether all labels of a column may be written so, when, and how."""
+
+    fits: str
+    applies: str
+    written: str
+
+    @property
+    def sql(self) -> str:
+        """The label as the rule writes it; what is not of its kind stays as it is."""
+        return f"CASE WHEN {self.applies} THEN {self.written} ELSE label END"
+
+
+def _full(pattern: str) -> str:
+    return f"regexp_full_match(label, {literal(pattern)})"
+
+
+def _decimal(scale: int) -> Rule:
+    """A fixed number of decimals: 1.5 is written 1.50; digit by digit, for a decimal may be longer than a double."""
+    decimals = "rtrim(split_part(label, '.', 2), '0')"
+    return Rule(
+        _full(f"{_INTEGER}[.][0-9]{{{scale}}}"),
+        f"{_full(_INTEGER + '([.][0-9]+)?')} AND length({decimals}) <= {scale}",
+        f"split_part(label, '.', 1) || '.' || rpad({decimals}, {scale}, '0')",
+    )
+
+
+_DOUBLE = "TRY_CAST(label AS DOUBLE)"
+_SMALL = f"coalesce(abs({_DOUBLE}) < {EXACT['DOUBLE']}, false)"
+_CUT = r"regexp_replace(regexp_replace(replace(label, 'T', ' '), '([.][0-9]*[1-9])0+$', '\1'), '[.]0+$', '')"
+_WITH_CLOCK = f"CASE WHEN length(label) = 10 THEN label || ' 00:00:00' ELSE {_CUT} END"
+# The most particular first; a column follows the first rule that all its labels fit.
+RULES: dict[str, Rule] = {
+    "integer": Rule(
+        _full(_INTEGER + "([.]0)?"),
+        _full("-?[0-9]+[.]0+|-0"),
+        f"CASE WHEN {_full('-0([.]0+)?')} THEN '0' ELSE split_part(label, '.', 1) END",
+    ),
+    "number": Rule(
+        f"({_full(_INTEGER)} AND {_SMALL} OR coalesce(label = {_DOUBLE}::VARCHAR, false))",
+        f"{_full(_NUMBER)} AND {_SMALL}",
+        f"({_DOUBLE} + 0)::VARCHAR",
+    ),
+    **{f"decimal:{scale}": _decimal(scale) for scale in _SCALES},
+    "boolean": Rule("lower(label) IN ('true', 'false')", "lower(label) IN ('true', 'false')", "lower(label)"),
+    "date": Rule(_full(_MIDNIGHT), _full(_MIDNIGHT), "left(label, 10)"),
+    "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), _WITH_CLOCK),
+    TEXT: Rule("true", "false", "label"),
+}  # fmt: skip
+
+_NO_VALUE = re.compile("(?!-?[0-9]|-?inf|(?i:true|false)$).*", re.DOTALL)  # neither number, date nor truth value
+# Labels that a rule leaves as they are, for readers without a database.
+_SETTLED = {
+    "integer": re.compile(r"(?!-?[0-9]+[.]0+$|-0$).*", re.DOTALL),
+    "number": re.compile(r"(?!-?[0-9]).*|-?(0|[1-9][0-9]{0,5})[.]([0-9]{0,4}[1-9]|0)", re.DOTALL),
+    "boolean": re.compile(r"(?!(?i:true|false)$).*|true|false", re.DOTALL),
+    "date": re.compile(rf"(?!{_DATE}).*|{_DATE}", re.DOTALL),
+    "timestamp": re.compile(rf"(?!{_DATE}).*", re.DOTALL),
+    TEXT: re.compile(".*", re.DOTALL),
+}
+
+
+def settled(rule: str, label: str) -> bool:
+    """Whether a text is its own label under a rule, under any for ""; False where only `Rule.sql` knows."""
+    pattern = _SETTLED.get(rule, _NO_VALUE)
+    return pattern.fullmatch(label) is not None
+
+
+def text_sql(value: str, kind: str) -> str:
+    """SQL of the text of a value of a DuckDB type, before any rule; whole floats as integers."""
+    if kind not in EXACT:
+        return f"({value})::VARCHAR"
+    whole = f"abs({value}) < {EXACT[kind]} AND {value} = trunc({value})"
+    return f"CASE WHEN {whole} THEN ({value})::BIGINT::VARCHAR ELSE ({value})::VARCHAR END"
+
+
+def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list[str] | None:
+    """Rules that all labels of a table (column `label`) of values of a DuckDB type fit; None without any label."""
+    if kind.endswith(("INT", "INTEGER")):
+        return ["integer", TEXT] if one_row(con, f"SELECT count(*) FROM {table}")[0] else None
+    rules: list[str] | None = list(RULES)
+    for part in (f"(SELECT label FROM {table} LIMIT {_SAMPLE})", table):
+        tests = ", ".join(f"bool_and({RULES[name].fits})" for name in rules or [])
+        found = one_row(con, f"SELECT {tests} FROM {part}") if tests else ()
+        if found and found[0] is None:
+            return None
+        rules = [name for name, fits in zip(rules or [], found, strict=True) if fits]
+        if rules == [TEXT]:
+            break
+    return rules
+
+
+def common_rules(found: Iterable[Sequence[str] | None]) -> list[str] | None:
+    """Rules that fit all parts of a log, of those that fit each; None where no part has a label."""
+    told = [set(part) for part in found if part is not None]
+    return [name for name in RULES if all(name in part for part in told)] if told else None
+
+
+def choose_rule(fitting: Collection[str] | None) -> str:
+    """The rule of a column, of those that fit; text where there is nothing to tell it by."""
+    return next((name for name in RULES if fitting is not None and name in fitting), TEXT)
+
+
+def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
+    """Rules of fields whose labels were written before rules were stored: those that leave every label as it is."""
+    con = duckdb.connect()
+    try:
+        rules = {}
+        for field, labels in vocabularies.items():
+            con.register("labels", pa.table({"label": labels.cast(pa.string())}))
+            tests = ", ".join(f"bool_and({rule.fits} AND label = {rule.sql})" for rule in RULES.values())
+            found = one_row(con, f"SELECT {tests} FROM labels")
+            rules[field] = next((name for name, fits in zip(RULES, found, strict=True) if fits), TEXT)
+        return rules
+    finally:
+        con.close()
+
+
+def create_values(con: duckdb.DuckDBPyConnection, name: str, table: str, column: str, kind: str) -> None:
+    """Make the table `name` of the values of a column of a DuckDB type: raw, label (before any rule), events."""
+    raw, where = quoted(column), ""
+    if kind in EXACT:
+        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.
+        raw, where = f"{raw} + 0::{kind}", f"WHERE NOT isnan({raw})"
+    # Null is tested before the text is made: making text of every single number would take longer than the rest.
+    filled = "label <> ''" if kind == "VARCHAR" else "raw IS NOT NULL"
+    con.execute(
+        f"CREATE TABLE {name} AS SELECT raw, label, events FROM (SELECT raw, {text_sql('raw', kind)} AS label, events "
+        f"FROM (SELECT {raw} AS raw, count(*) AS events FROM {table} {where} GROUP BY ALL)) WHERE {filled}"
+    )
+
+
+def check_exact(
+    con: duckdb.DuckDBPyConnection, where: str, column: str, values: str, kind: str, rule: str | None
+) -> None:
+    """Raise DataError where an integer came through a float that cannot hold it: different ids would be one label.
+
+    `values` is a table of `create_values`; `rule` is the stored one, None where there is none yet.
+    """
+    if kind in EXACT:
+        test = f"isfinite(raw) AND abs(raw) >= {EXACT[kind]}"
+    elif kind == "VARCHAR" and _is_numeric(con, values, rule):
+        float_text = _full("-?[0-9]+[.]0|-?[0-9]([.][0-9]+)?[eE][+]?[0-9]+")
+        test = f"{float_text} AND isfinite({_DOUBLE}) AND abs({_DOUBLE}) >= {EXACT['DOUBLE']}"
+    else:
+        return
+    found = con.execute(f"SELECT label FROM {values} WHERE {test} LIMIT 1").fetchone()
+    if found:
+        bits = EXACT.get(kind, EXACT["DOUBLE"]).bit_length() - 1
+        raise DataError(
+            f"{where}: column {column!r} holds {found[0]} as a floating-point number; from 2^{bits} on different "
+            "integers become the same float. Write the column as text or as 64-bit integers (in pandas: dtype "
+            "'string' or 'Int64' when the file is read)."
+        )
+
+
+def _is_numeric(con: duckdb.DuckDBPyConnection, values: str, rule: str | None) -> bool:
+    """Whether all texts are numbers: a text such as 12e45 beside others may be the name of anything."""
+    if rule is not None:
+        return rule in ("integer", "number")
+    parts = (f"(SELECT label FROM {values} LIMIT {_SAMPLE})", values)
+    return all(one_row(con, f"SELECT bool_and({_full(_NUMBER)}) FROM {part}")[0] for part in parts)

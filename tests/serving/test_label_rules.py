@@ -1,0 +1,62 @@
+"""Over HTTP a value has the label that it has everywhere else, whatever else is in the request."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("fastapi", reason="fastapi is not installed; pip install 'behavegpt[serve]'")
+
+from behavegpt.data.prepare import prepare
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import UNKNOWN
+from behavegpt.errors import DataError
+from behavegpt.predictor import Predictor
+from behavegpt.serving.answers import _encode
+from behavegpt.serving.requests import History, PredictRequest
+from tests.data.test_labels import KINDS, SCHEMA, frame
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it."""
+    if isinstance(value, Decimal):
+        return float(value)
+    return str(value) if isinstance(value, (datetime.date, pd.Timestamp)) else value
+
+
+def ask(predictor: Predictor, *values: Any) -> list[int]:
+    """Ids of the events of one request each user of which has one of the values."""
+    users = [
+        History.model_construct(id=str(i), events=[{"t": "2024-01-01 10:00:00", "e": plain(value)}])
+        for i, value in enumerate(values)
+    ]
+    return _encode(predictor, [PredictRequest.model_construct(users=users)]).columns["event"].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_and_in_company(kind: str, tmp_path: Path) -> None:
+    values, _, _, spellings = KINDS[kind]
+    frame(kind, values * 2).to_parquet(tmp_path / "log.parquet")
+    store = prepare(tmp_path / "log.parquet", tmp_path / "out", SCHEMA, split="time:1,0,0")
+    predictor = Predictor.__new__(Predictor)  # no model is needed to read a request
+    predictor.tokenizer = EventTokenizer.from_store(store, 9)
+    together = ask(predictor, *values)
+    assert UNKNOWN not in together
+    assert [ask(predictor, value) for value in values] == [[i] for i in together]
+    assert all(ask(predictor, spelling) == together[:1] for spelling in spellings)
+    assert ask(predictor, *values, "something else") == [*together, UNKNOWN]
+
+
+def test_an_id_beyond_the_precision_of_a_float_is_refused(tmp_path: Path) -> None:
+    frame("", [2**53, 2**53 + 1]).to_parquet(tmp_path / "log.parquet")
+    store = prepare(tmp_path / "log.parquet", tmp_path / "out", SCHEMA, split="time:1,0,0")
+    predictor = Predictor.__new__(Predictor)
+    predictor.tokenizer = EventTokenizer.from_store(store, 9)
+    assert UNKNOWN not in ask(predictor, 2**53, 2**53 + 1)
+    with pytest.raises(DataError, match="floating-point"):
+        ask(predictor, float(2**53 + 2))

@@ -1,0 +1,112 @@
+"""Paths: `~` is expanded and an empty one refused, on the command line, in settings and from Python."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from behavegpt.cli import VERBS, _parser, main
+from behavegpt.config import read_settings
+from behavegpt.data.prepare import prepare
+from behavegpt.data.sources import find_logs
+from behavegpt.data.store import open_store
+from behavegpt.errors import BehaveGPTError, ConfigError
+from behavegpt.paths import local_path
+from behavegpt.pretrain import PretrainSettings
+from behavegpt.verbs.verb import Group
+
+ROWS = "user,time,event\n" + "".join(f"u{i % 3},2024-03-{i + 1:02} 10:00:00,e{i % 2}\n" for i in range(20))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with a log, which is not the current folder."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "home" / "log.csv").write_text(ROWS)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def parsers(verbs: dict[str, Any], names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, verb in verbs.items():
+        if isinstance(verb, Group):
+            yield from parsers(verb.verbs, (*names, name))
+        else:
+            yield (*names, name)
+
+
+def parser_of(names: tuple[str, ...]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = _parser()
+    for name in names:
+        action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = action.choices[name]
+    return parser
+
+
+@pytest.mark.parametrize("names", parsers(VERBS), ids=" ".join)
+def test_every_path_of_every_verb(names: tuple[str, ...], home: Path) -> None:
+    parser = parser_of(names)
+    for action in parser._actions:
+        if action.type is not Path:
+            continue
+        assert parser._get_value(action, "~/x") == home / "x"
+        with pytest.raises(argparse.ArgumentError, match="empty path"):
+            parser._get_value(action, "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["prepare", "", "--out", "x"], ["prepare", "~/log.csv", "--out", ""], ["prepare", "~/log.csv", "", "--out", "x"],
+     ["train", "", "data.path=x"], ["evaluate", "", "x"], ["export-model", "x", ""], ["synthesize", "--out", ""]],
+)  # fmt: skip
+def test_empty_paths_are_mistakes(line: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(line)
+    except SystemExit as stopped:  # argparse
+        code = int(stopped.code or 0)
+    assert code == 2
+    assert "empty path" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_home_folder_everywhere(home: Path) -> None:
+    assert main(["prepare", "~/log.csv", "--out", "~/data"]) == 0
+    assert find_logs("~/*.csv").files == (home / "log.csv",)
+    assert open_store("~/data").path == home / "data"
+    assert prepare("~/log.csv", "~/again", find_schema()).path == home / "again"
+    settings = read_settings(PretrainSettings, None, ["data.path=~/data", "out=~/run"])
+    assert (settings.data.path, settings.out) == (str(home / "data"), str(home / "run"))
+    (home / "run.yaml").write_text("data: {path: ~/data}\nout: ~/run\n")
+    (home / "other.yaml").write_text("base: ~/run.yaml\n")
+    assert read_settings(PretrainSettings, "~/other.yaml").out == str(home / "run")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def find_schema() -> Any:
+    from behavegpt.data.schema import EventSchema
+
+    return EventSchema(user="user", time="time", event="event")
+
+
+def test_empty_settings_and_python(home: Path) -> None:
+    with pytest.raises(ConfigError, match="out = '': Value error, an empty path"):
+        read_settings(PretrainSettings, None, ["data.path=x", "out=''"])
+    for call in (open_store, find_logs, local_path):
+        with pytest.raises(BehaveGPTError, match="empty path"):
+            call("")
+    with pytest.raises(BehaveGPTError, match="empty path"):
+        prepare("~/log.csv", "")
+
+
+def test_prepare_with_an_encoding(home: Path) -> None:
+    (home / "latin.csv").write_bytes(ROWS.replace("e1", "é").encode("latin-1"))
+    assert main(["prepare", "~/latin.csv", "--out", "a"]) == 2
+    assert main(["prepare", "~/latin.csv", "--encoding", "latin-1", "--dry-run"]) == 0
+    assert main(["prepare", "~/latin.csv", "--encoding", "latin-1", "--out", "a"]) == 0
+    assert "é" in open_store("a").vocabulary["event"].values.to_pylist()
