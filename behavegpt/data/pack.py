@@ -164,7 +164,9 @@ def collate(
         target = np.where(asked, behavior - FIRST, IGNORED)
         row = np.where(asked, source + 1, -1)
         for name in next_fields:
-            values = _gaps(columns["time"], source) if name == "gap" else columns[name][source + 1].astype(np.int64)
+            values = columns["time" if name == "gap" else name][source + 1].astype(np.int64)
+            if name == "gap":
+                values = gap_buckets(values - columns["time"][source].astype(np.int64))
             following[name] = spread(np.where(asked, values, IGNORED), IGNORED)
     return PackedBatch(
         inputs=inputs,
@@ -225,7 +227,6 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarra
     return source, np.repeat(base, length) + position, position, np.repeat(document, length), scored
 
 
-def _gaps(time: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Bucket of the time from each event to the next."""
-    seconds = time[source + 1].astype(np.int64) - time[source].astype(np.int64)
-    return np.minimum((2 * np.log2(1 + seconds)).astype(np.int64), GAP_BUCKETS - 1)
+def gap_buckets(seconds: np.ndarray) -> np.ndarray:
+    """Buckets, int64 in [0, GAP_BUCKETS), of times between events in seconds (padding may make them negative)."""
+    return np.minimum((2 * np.log2(1 + np.maximum(seconds, 0))).astype(np.int64), GAP_BUCKETS - 1)

@@ -66,7 +66,9 @@ class HistoryFeatures(nn.Module):
         column = place[:, None].expand(-1, len(index), -1)
         shown = before.gather(2, column) & first.gather(1, place)[:, None]
         equal = equal.gather(2, column).float()  # (B, R of s, D)
-        counts = [(weight @ equal)[select] for weight in self._weights(past, before)]
+        # under autocast the product would be rounded to bf16, which has no odd numbers beyond 256
+        with torch.autocast(equal.device.type, enabled=False):
+            counts = [(weight @ equal)[select] for weight in self._weights(past, before)]
         classes = (behavior.gather(1, place) - SPECIAL_IDS).clamp(min=0)
         classes = classes[:, None].expand(-1, len(index), -1)[select]
         return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)

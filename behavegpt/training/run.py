@@ -26,7 +26,7 @@ from behavegpt.console import progress as progress_bar
 from behavegpt.console import say
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import CheckpointError
+from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.files import write_json, write_text
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -121,7 +121,7 @@ def _execute(
     chosen = choose_backend(accelerator.device, precision == "bf16")
     work.model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
     if train.activation_checkpointing:
-        work.model.activation_checkpointing_enable()
+        _checkpoint_activations(work.model)
     batches = training_batches(work.store, work.model.config, train)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(work.store.behaviors.counts))
@@ -187,6 +187,17 @@ def _fingerprint(work: Work, settings: RunSettings) -> dict[str, Any]:
         "train": {"seed": settings.train.seed, "batch_events": settings.train.batch_events},
         **work.fingerprint,
     }
+
+
+def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError:  # transformers found no layer that recomputes its activations
+        kind = getattr(model.config, "architecture", f"model of {model.config.num_hidden_layers} blocks")
+        raise ConfigError(
+            f"train.activation_checkpointing: a {kind} has no transformer blocks whose activations could be recomputed;"
+            " set it to false."
+        ) from None
 
 
 def _validator(work: Work, precision: str, accelerator: Accelerator) -> Callable[[], dict[str, float]]:
