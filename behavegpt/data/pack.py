@@ -54,9 +54,19 @@ def target_rows(store: EventStore, split: int) -> np.ndarray:
 
     Left out: each user's first event (nothing is known before it) and unknown or missing behaviors.
     """
-    wanted = (np.asarray(store.columns["split"]) == split) & (np.asarray(store.column("behavior")) >= FIRST)
+    return np.flatnonzero(_followers(store, split) & (np.asarray(store.column("behavior")) >= FIRST))
+
+
+def count_unseen(store: EventStore, split: int) -> int:
+    """Events of a split that `target_rows` leaves out although something precedes them: the label is unknown."""
+    return int((_followers(store, split) & (np.asarray(store.column("behavior")) < FIRST)).sum())
+
+
+def _followers(store: EventStore, split: int) -> np.ndarray:
+    """(events,) bool: events of a split with an earlier event of their user."""
+    wanted = np.asarray(store.columns["split"]) == split
     wanted[store.offsets[:-1][np.diff(store.offsets) > 0]] = False
-    return np.flatnonzero(wanted)
+    return wanted
 
 
 def training_windows(store: EventStore, max_length: int, rng: np.random.Generator) -> Windows:

@@ -24,6 +24,7 @@ from pydantic import Field
 from behavegpt.config import Settings, dump_settings
 from behavegpt.console import progress as progress_bar
 from behavegpt.console import say
+from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, ConfigError
@@ -134,12 +135,13 @@ def _execute(
     fingerprint = _fingerprint(work, settings)
     checkpoint = _latest(run, fingerprint) if resume else None
     facts = start_record(settings.model_dump(mode="json"), train.seed, work.store, work.parameters, steps, accelerator)
-    facts |= work.record
+    facts |= work.record | {"targets": _targets(work.store)}
     if accelerator.is_main_process:
         if checkpoint is not None:
             _tell_changes(run, facts)
         write_json(run / "run.json", facts)
         write_text(run / "config.yaml", dump_settings(settings))
+        _tell_unseen(facts["targets"]["valid"])
     compiled: torch.nn.Module = torch.compile(prepared) if train.compile else prepared  # type: ignore[assignment]
     with progress_bar(work.name, steps) as show:
         trainer = Trainer(
@@ -187,6 +189,22 @@ def _fingerprint(work: Work, settings: RunSettings) -> dict[str, Any]:
         "train": {"seed": settings.train.seed, "batch_events": settings.train.batch_events},
         **work.fingerprint,
     }
+
+
+def _targets(store: EventStore) -> dict[str, dict[str, int]]:
+    """Split -> targets that are trained on or scored, and those left out because their label is unknown."""
+    return {
+        name: {"known": len(target_rows(store, split)), "unseen": count_unseen(store, split)}
+        for name, split in SPLITS.items()
+    }
+
+
+def _tell_unseen(valid: dict[str, int]) -> None:
+    if valid["unseen"]:
+        say(
+            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior that training never "
+            "saw, or none; its figures leave them out."
+        )
 
 
 def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from behavegpt.batch import PackedBatch
+from behavegpt.data.pack import count_unseen
 from behavegpt.data.store import TEST, VALID, open_store
 from behavegpt.errors import ConfigError
 from behavegpt.losses import Loss
@@ -20,6 +23,7 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import Journal, read_journal
 from behavegpt.training.loop import Trainer, TrainSettings, selection_value
+from behavegpt.training.run import _tell_unseen
 from behavegpt.training.run_folder import open_model
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings
@@ -118,6 +122,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
 
 def test_the_loss_knows_how_much_of_the_training_is_done(run: tuple[Path, list[float]]) -> None:
     assert run[1] == [step / 12 for step in range(12)]
+
+
+def test_a_run_says_how_many_targets_it_leaves_out(run: tuple[Path, list[float]], capsys: Any) -> None:
+    folder, _ = run
+    store = open_store(folder / "data")
+    targets = json.loads((folder / "run" / "run.json").read_text())["targets"]
+    events = np.bincount(np.asarray(store.columns["split"]), minlength=3)
+    first = np.bincount(np.asarray(store.columns["split"])[store.offsets[:-1]], minlength=3)
+    assert [sum(part.values()) for part in targets.values()] == (events - first).tolist()
+    assert targets["valid"]["unseen"] == count_unseen(store, VALID) > 0
+    _tell_unseen(targets["valid"])
+    assert f"{targets['valid']['unseen']} of {sum(targets['valid'].values())} targets" in capsys.readouterr().err
 
 
 def test_validation_is_on_the_validation_split(run: tuple[Path, list[float]]) -> None:
