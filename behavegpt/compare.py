@@ -71,15 +71,16 @@ def compare(
         scored |= score_baselines(store, split)
     models = {name: _figures(metrics, store, unseen) for name, metrics in scored.items()}
     models["behavegpt"] |= extra
+    notes = remarks(scored["behavegpt"], store, unseen)
     result = {
         "models": models,
         "rows": rows,
         "unseen": {"targets": unseen, "share": unseen / (rows + unseen)},
-        "remarks": remarks(scored["behavegpt"], store, unseen),
+        "remarks": notes,
         "protocol": _protocol(predictor, store, split, prior_correction),
     }
     if rank == 0:
-        for text in result["remarks"]:
+        for text in notes:
             say(f"note: {text}")
         _write_results(predictor, store, out, result, scored, split)
     return result
