@@ -49,12 +49,15 @@ if TYPE_CHECKING:
 class TrainSettings(Settings):
     """Settings of the training loop."""
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; null: `epochs` over the data")
-    epochs: float = Field(3.0, gt=0, description="passes over the training targets, when steps is null")
+    steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data")
+    epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null")
     batch_events: int | None = Field(
-        None, ge=64, description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192"
+        None,
+        ge=64,
+        le=2**31,
+        description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192",
     )
-    micro_batches: int = Field(1, ge=1, description="parts of a step that are accumulated, to save memory")
+    micro_batches: int = Field(1, ge=1, le=2**16, description="parts of a step that are accumulated, to save memory")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
