@@ -88,6 +88,7 @@ def test_figures_equal_sklearn(kind: str) -> None:
     distinct = without_ties(scores)
     relevant = np.eye(classes)[truth]
     assert metrics.hit_rate(1) == pytest.approx(found["rec_w"])
+    assert {name for name in found if "@" in name} == {"hr@3", "hr@5", "ndcg@3", "ndcg@5"}
     for k in (3, 5):
         hits = top_k_accuracy_score(truth, distinct, k=k, labels=np.arange(classes))
         assert found[f"hr@{k}"] == pytest.approx(hits, abs=1e-12)
