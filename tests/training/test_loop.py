@@ -136,6 +136,12 @@ def test_a_run_says_how_many_targets_it_leaves_out(run: tuple[Path, list[float]]
     assert f"{targets['valid']['unseen']} of {sum(targets['valid'].values())} targets" in capsys.readouterr().err
 
 
+def test_less_than_one_step_of_an_epoch_is_one_step(run: tuple[Path, list[float]], tmp_path: Path) -> None:
+    settings = tiny_settings(run[0] / "data", tmp_path / "run", steps=None, epochs=1e-6)
+    pretrain(PretrainSettings.model_validate(settings))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 1
+
+
 def test_validation_is_on_the_validation_split(run: tuple[Path, list[float]]) -> None:
     folder, _ = run
     store, (model, _) = open_store(folder / "data"), open_model(folder / "run" / "model")
