@@ -164,7 +164,7 @@ class Counted(torch.nn.Module):
         count = torch.bincount(target, minlength=2).float()
         mass = criterion.weight(target).sum()
         return BehaviorOutput(
-            loss=self.main * mass, side_loss=self.side * len(target), class_loss=count, class_count=count
+            loss=self.main * mass, side_loss=self.side * len(target), class_loss=2 * count, class_count=count
         )
 
 
@@ -180,7 +180,10 @@ def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(micro: in
     trainer.optimizer = torch.optim.SGD(model.parameters())
     store = SimpleNamespace(behaviors=SimpleNamespace(counts=[1, 1]))
     trainer.batches = SimpleNamespace(micro_batches=lambda *a: batches, store=store)  # type: ignore[assignment]
+    learned: list[list[float]] = []
+    trainer.loss.update = lambda *sums: learned.extend(part.tolist() for part in sums)  # type: ignore[method-assign]
     record = Trainer.step(trainer, 0)
+    assert learned == [[2.0, 6.0], [1.0, 3.0]] and (record["cross_entropy"], record["events"]) == (2.0, 4.0)
     assert record["loss"] == pytest.approx(5.0)
     assert record["grad_norm"] == pytest.approx(2**0.5)
     assert [p.item() for p in model.parameters()] == pytest.approx([1.9, 2.9])
