@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from behavegpt.baselines import counts
-from behavegpt.console import progress
-from behavegpt.data.pack import target_rows
+from behavegpt.console import progress, say
+from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
@@ -28,6 +28,7 @@ from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
 TOP_BEHAVIORS = 15  # of the confusion table
 EXAMPLES = 5
+CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
 
 def compare(
@@ -46,9 +47,12 @@ def compare(
     Raises CheckpointError when the model does not know the data's labels, DataError when the split is empty.
     """
     store = fit_store(store, predictor.tokenizer)
-    rows = len(target_rows(store, SPLITS[split]))
+    rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
     if rows == 0:
-        raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
+        why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
+        raise DataError(
+            f"{store.path}: the {split} split holds no event to predict{why}; prepare with another --split."
+        )
     scored: dict[str, PredictionMetrics] = {}
     extra: dict[str, float] = {}
     with progress("evaluate behavegpt", rows) as show:
@@ -65,10 +69,19 @@ def compare(
         )
     if baselines and rank == 0:
         scored |= score_baselines(store, split)
-    models = {name: metrics.compute(store.behaviors.counts) for name, metrics in scored.items()}
+    models = {name: _figures(metrics, store, unseen) for name, metrics in scored.items()}
     models["behavegpt"] |= extra
-    result = {"models": models, "rows": rows, "protocol": _protocol(predictor, store, split, prior_correction)}
+    notes = remarks(scored["behavegpt"], store, unseen)
+    result = {
+        "models": models,
+        "rows": rows,
+        "unseen": {"targets": unseen, "share": unseen / (rows + unseen)},
+        "remarks": notes,
+        "protocol": _protocol(predictor, store, split, prior_correction),
+    }
     if rank == 0:
+        for text in notes:
+            say(f"note: {text}")
         _write_results(predictor, store, out, result, scored, split)
     return result
 
@@ -90,12 +103,54 @@ def _write_results(
     write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
 
 
+def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
+    """A model's figures, and under `with_unseen` the same with the unseen labels as misses of one more class."""
+    counts = np.asarray(store.behaviors.counts)
+    return metrics.compute(counts) | {"with_unseen": metrics.with_unseen(unseen).compute(np.append(counts, 0))}
+
+
+def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
+    """What a reader of the figures must know of their targets: labels left out, and what needs no model."""
+    support = metrics.support.numpy()
+    rows, most = int(support.sum()), int(support.argmax())
+    label, share = _labels(store)[most], support[most] / support.sum()
+    found = []
+    if unseen:
+        found.append(
+            f"{unseen:,} of {rows + unseen:,} targets ({unseen / (rows + unseen):.1%}) have a behavior that training "
+            "never saw, or none; they are left out, and are misses in the figures 'with unseen'."
+        )
+    if share == 1:
+        found.append(
+            f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure tells models apart."
+        )
+    elif share >= CONSTANT:
+        found.append(f"{share:.1%} of the targets are {label!r}: a constant predictor has that weighted recall.")
+    sure = [k for k in metrics.ks if 1 < store.behaviors.classes <= k]
+    if sure:
+        names = " and ".join(f"HR@{k}" for k in sure)
+        found.append(f"with {store.behaviors.classes} behaviors {names} is 1 whatever the model.")
+    return found
+
+
 def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
-    """Columns, rows (best weighted recall first) and title of a result's table."""
+    """Columns, rows (best weighted recall first) and title of a result's table.
+
+    Where targets were left out, each model has a second row that counts them as misses.
+    """
     names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
-    models = sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"])
-    rows = [[model, *("-" if f[name] is None else f"{f[name]:.4f}" for name in names)] for model, f in models]
-    return ("model", *names), rows, f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors"
+    unseen = result["unseen"]["targets"]
+
+    def line(title: str, figures: dict[str, Any]) -> list[str]:
+        return [title, *("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names)]
+
+    rows = []
+    for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
+        rows.append(line(model, figures))
+        if unseen:
+            rows.append(line("  with unseen", figures["with_unseen"]))
+    title = f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors"
+    return ("model", *names), rows, title + (f"; with unseen: {unseen:,} more targets, all misses" if unseen else "")
 
 
 def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, PredictionMetrics]]:
@@ -174,6 +229,7 @@ def _protocol(predictor: Predictor, store: EventStore, split: str, prior_correct
         "split_rule": store.manifest.split["rule"],
         "boundaries": store.manifest.split.get("boundaries"),
         "rows": "every event of the split with a known behavior and at least one earlier event of its user",
+        "with_unseen": "the same and the targets whose behavior training never saw, as misses of one more class",
         "context": f"model: the last {config.max_length // 2} to {config.max_length} events; baselines: the whole past",
         "max_length": config.max_length,
         "classes": store.behaviors.classes,

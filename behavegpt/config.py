@@ -10,8 +10,6 @@ Each component owns its settings class (a subclass of `Settings`); `read_setting
 from __future__ import annotations
 
 import difflib
-import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,31 +17,20 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from behavegpt.bounded_yaml import MOST_DEPTH, NotYaml, load_yaml
 from behavegpt.errors import ConfigError
 from behavegpt.paths import local_path
 
 S = TypeVar("S", bound="Settings")
 
+MOST_BASES = 20  # files, each the base of another
+MOST_LINES, MOST_SHOWN = 20, 200  # mistakes of one message, and characters of a value in it
+
 
 class Settings(BaseModel):
     """A frozen, validated group of settings; unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads `1e-3` as a number (YAML 1.1 wants `1.0e-3`) and refuses a key written twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ConfigError(f"{node.start_mark.name}: the key {twice[0]!r} is written twice; keep one.")
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT = r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+.0123456789"))
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
@@ -65,22 +52,36 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = local_path(path)
     if path.resolve() in _seen:
         raise ConfigError(f"{path}: `base:` goes round in a circle; remove one of the links.")
+    if len(_seen) > MOST_BASES:
+        raise ConfigError(f"{path}: a base of a base, {MOST_BASES} times; put some files together.")
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.load(_named(text, path), Loader=_Loader) or {}  # noqa: S506 - a SafeLoader
+        tree = load_yaml(text, str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if tree is None:
+        tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: the top level must be a mapping of settings, found {type(tree).__name__}.")
-    bases = tree.pop("base", [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in _bases(path, tree.pop("base", [])):
         merged = _merge(merged, read_yaml(path.parent / local_path(base), (*_seen, path.resolve())))
     return _merge(merged, tree)
+
+
+def _bases(path: Path, written: Any) -> list[str]:
+    bases = [written] if isinstance(written, str) else written
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() and base for base in bases):
+        raise ConfigError(f"{path}: base = {_short(written)}: give a file's name, or a list of names.")
+    return bases
+
+
+def _short(value: Any) -> str:
+    """A value in a message; the rest of a long one is left out."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
 
 
 def dump_settings(settings: Settings) -> str:
@@ -92,13 +93,6 @@ def closest(name: str, known: Sequence[str]) -> str:
     """' Did you mean x?' for a near miss, else the known names."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
-
-
-def _named(text: str, path: Path) -> Any:
-    """A stream whose name PyYAML puts into its error messages."""
-    stream = io.StringIO(text)
-    stream.name = str(path)
-    return stream
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -116,16 +110,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in `tree`; the value is read as YAML, so numbers, lists and null work."""
     name, equals, text = override.partition("=")
     keys = name.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > MOST_DEPTH:
         raise ConfigError(f"{override!r} is not an override; write name=value, for example train.lr=1e-3.")
     for key in keys[:-1]:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")
         tree = tree[key]
+    tree[keys[-1]] = _value(text, name)
+
+
+def _value(text: str, name: str) -> Any:
+    """An override's value: YAML, or the text as it stands where it is none (`a: b: c`)."""
     try:
-        tree[keys[-1]] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        tree[keys[-1]] = text
+        return load_yaml(text, name)
+    except NotYaml:
+        return text
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
@@ -138,8 +137,9 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
         elif item["type"] == "missing":
             lines.append(f"{source}: {where!r} is required; add it or pass {where}=VALUE.")
         else:
-            lines.append(f"{source}: {where} = {item['input']!r}: {item['msg']}.")
-    return "\n".join(lines)
+            lines.append(f"{source}: {where} = {_short(item['input'])}: {item['msg']}.")
+    more = len(lines) - MOST_LINES
+    return "\n".join(lines[:MOST_LINES] + ([f"{source}: and {more} more."] if more > 0 else []))
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

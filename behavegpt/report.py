@@ -19,6 +19,7 @@ from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
 from behavegpt.files import write_text
+from behavegpt.markdown import code, plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = {
@@ -60,7 +61,8 @@ def write_report(run: Path) -> Path:
             facts=fact_list(facts),
             run=facts,
             finished=when(facts.get("finished")),
-            table=metric_table(metrics["models"]) if metrics else None,
+            table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
+            remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
             figures=figures,
@@ -97,7 +99,8 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             run=facts,
             facts=fact_list(facts),
             manifest=read_manifest(folder, _pick(facts, "data.content_hash")) if folder else None,
-            table=metric_table(metrics["models"]) if metrics else None,
+            table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
+            remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
             loss=_pick(facts, "config.loss.name"),
@@ -159,10 +162,11 @@ def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in listed.items() if text]
 
 
-def metric_table(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str, Any]:
     """Header, rows sorted by weighted recall (best first), the best of each column marked, and ours against the best.
 
-    A row is {name, ours, cells: [(text, best)]}; `gain` compares ours with the best other model, column by column.
+    A row is {name, ours, cells: [(text, best)], with_unseen: [text]}, the last with the targets that were left out as
+    misses, empty if there were none; `gain` compares ours with the best other model, column by column.
     """
     columns = [key for key in METRICS if any(_number(m.get(key)) for m in models.values())]
     best = {key: max(m[key] for m in models.values() if _number(m.get(key))) for key in columns}
@@ -172,10 +176,16 @@ def metric_table(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "name": plots.title_of(name),
             "ours": name == plots.MODEL,
             "cells": [(decimal(models[name].get(key)), models[name].get(key) == best[key]) for key in columns],
+            "with_unseen": [decimal(models[name]["with_unseen"].get(key)) for key in columns] if unseen else [],
         }
         for name in order
     ]
     return {"header": [METRICS[key] for key in columns], "rows": rows, "gain": _gains(models, columns)}
+
+
+def unseen_targets(metrics: dict[str, Any]) -> int:
+    """Targets that an evaluation left out because training never saw their label; 0 where it did not say."""
+    return int((metrics.get("unseen") or {}).get("targets", 0))
 
 
 def behavior_tables(path: Path) -> list[dict[str, Any]]:
@@ -287,11 +297,5 @@ def _environment(html: bool) -> Any:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["cell"] = _cell
+    environment.filters |= {"cell": plain, "code": code}
     return environment
-
-
-def _cell(value: object) -> str:
-    """Text that cannot break a Markdown table or start HTML."""
-    text = " ".join(str(value).split())
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -7,12 +7,17 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from markdown_it import MarkdownIt
 
 from behavegpt import report
+from behavegpt.data.card import CardFacts, write_card
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import Manifest
+from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 from tests.test_plots import HOSTILE, fake_run
 
@@ -187,7 +192,7 @@ def test_the_card_is_read_by_the_hub_and_holds_nothing_empty(run: Path, tmp_path
     card = ModelCard.load(path)
     assert card.data.library_name == "behavegpt" and "next-behavior-prediction" in card.data.tags
     assert card.data.license is None
-    for expected in ("customer", "Europe/London", "time:0.7,0.15,0.15", "10, 2, 3", "406,829", "`a\\|b`", "## Limits"):
+    for expected in ("customer", "Europe/London", "time:0.7,0.15,0.15", "10, 2, 3", "406,829", "`a|b`", "## Limits"):
         assert expected in card.text, expected
     for name in ("BehaveGPT", "user markov"):
         assert f"| {name} |" in card.text
@@ -201,6 +206,60 @@ def test_the_card_is_read_by_the_hub_and_holds_nothing_empty(run: Path, tmp_path
     assert len(tables) == 4
     for table in tables:
         assert len({len(re.split(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+
+
+EVIL = (
+    "](javascript:alert(1))",
+    "[x](javascript:alert(1))",
+    "![x](https://e.vil/p.png)",
+    "<javascript:alert(1)>",
+    "<img src=x onerror=alert(1)>",
+    "[x]: javascript:alert(1)",
+    "`](javascript:alert(1))",
+    "| x | [y](javascript:alert(1))",
+    "**bold** __bold__ ~~gone~~",
+    "\\[x](javascript:alert(1))",
+    "&lt;script&gt;",
+    "x\n\n[x](javascript:alert(1))\n# heading",
+    "https://e.vil and www.e.vil",
+)
+
+
+def rendered(markdown: str) -> Page:
+    """The page that GitHub or the Hub would make of a card (which also sanitize it; we do not rely on that)."""
+    body = markdown.split("\n---\n", 1)[-1]
+    return Page(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(body))
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_no_label_becomes_a_link_or_a_tag_of_a_card(evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report.plots, "draw_all", lambda run: [])
+    run = fake_run(tmp_path / "shop")
+    facts = json.loads((run / "run.json").read_text())
+    facts["config"]["loss"]["name"] = facts["command"] = evil
+    facts["versions"] = {"behavegpt": evil}
+    facts["data"]["path"] = evil
+    (run / "run.json").write_text(json.dumps(facts))
+    metrics = json.loads((run / "eval" / "metrics.json").read_text())
+    metrics |= {"remarks": [f"all targets are {evil!r}"], "protocol": {"split": evil}}
+    metrics["models"][evil] = metrics["models"].pop("markov")
+    (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
+    schema = manifest("ab" * 32).event_schema.model_copy(update={n: f"{n} {evil}" for n in ("user", "time", "event")})
+    described = manifest("ab" * 32).model_copy(update={"event_schema": schema, "rejected": {evil: 3}})
+    (tmp_path / "dataset.json").write_text(described.model_dump_json())
+    words = Vocabulary(pa.array([evil]), np.array([7]))
+    moved = described.model_copy(update={"split": described.split | {"boundaries": [0, 0]}})
+    card = tmp_path / "data_card.md"
+    fields = {"event": words, "behavior": words}
+    unknown = dict.fromkeys(fields, np.zeros(3, int))
+    facts_of_card = CardFacts(evil, moved, fields, unknown, np.array([15]), np.array([True]), 10)
+    write_card(card, facts_of_card, min_events=1, min_count=1)
+    for path in (report.write_model_card(run, tmp_path), card):
+        page = rendered(path.read_text(encoding="utf-8"))
+        assert not {"a", "img", "script", "s"} & {tag for tag, _ in page.tags}, path
+        shown = " ".join("".join(page.text).split())
+        assert " ".join(evil.split()).replace("`", "'") in shown.replace("`", "'"), "and it is shown as it is"
+    assert "<a" not in report.write_report(run).read_text(encoding="utf-8")
 
 
 def test_a_manifest_of_other_data_is_not_used(run: Path, tmp_path: Path) -> None:

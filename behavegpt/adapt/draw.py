@@ -84,11 +84,6 @@ def time_grid(seconds: np.ndarray, schema: EventSchema) -> int:
     return next((grid for grid in GRIDS if not (wall % grid).any()), 1)
 
 
-def bucket_of(seconds: np.ndarray, buckets: int) -> np.ndarray:
-    """Gap buckets, int64, of seconds >= 0, as in training (data/pack.py)."""
-    return np.minimum((2 * np.log2(1 + np.maximum(seconds, 0))).astype(np.int64), buckets - 1)
-
-
 def bucket_edges(bucket: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First second of buckets (N,) of 2 * log2(1 + seconds), and the first one behind them, each (N,) int64."""
     low = np.ceil(np.exp2(bucket / 2) - 1).astype(np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from behavegpt.data.loader import columns_of, row_length_for
-from behavegpt.data.pack import collate, evaluation_windows, pack_rows
+from behavegpt.data.pack import GAP_BUCKETS, collate, evaluation_windows, pack_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
@@ -49,7 +49,7 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
     chosen = np.sort(np.random.default_rng(0).permutation(len(windows))[:WINDOWS])
     row = row_length_for(config.max_length)
     plan = pack_rows(windows.take(chosen), row)
-    happened = torch.zeros(store.schema.slots, config.gap_buckets, device=device)
+    happened = torch.zeros(store.schema.slots, GAP_BUCKETS, device=device)
     expected = torch.zeros_like(happened)
     for at in range(0, plan.rows, ROWS):
         rows = np.arange(at, min(at + ROWS, plan.rows))

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from behavegpt.adapt.draw import Uniforms, bucket_of, time_grid
+from behavegpt.adapt.draw import Uniforms, time_grid
 from behavegpt.adapt.policies import OwnPast
 from behavegpt.adapt.rates import log_odds_of_users
-from behavegpt.data.pack import argument_name
+from behavegpt.data.pack import argument_name, gap_buckets
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import parse_date
@@ -79,7 +79,7 @@ class Rows:
         self.own = OwnPast(columns, begin, end) if look_back else None
         self.cache: EventCache | None = None
         self.restarted = torch.ones(len(user), dtype=torch.bool)  # windows that the cache does not hold
-        self.gaps = bucket_of(np.diff(times[index].astype(np.int64), axis=1), model.config.gap_buckets)  # (N, L - 1)
+        self.gaps = gap_buckets(np.diff(times[index].astype(np.int64), axis=1))  # (N, L - 1)
         self.personal = personal and "gap" in model.next_heads
         self.rates: torch.Tensor | None = None  # (N, buckets) log odds, made by the first forward
         self.gap_odds = None if gap_odds is None else gap_odds.to(model.device)

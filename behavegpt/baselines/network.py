@@ -24,6 +24,7 @@ from behavegpt.data.store import EventStore
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction, BehaviorOutput, EventCache
 from behavegpt.model.behavegpt import IGNORED, BehaveGPTPreTrainedModel, _positions, mean_cross_entropy
+from behavegpt.model.config import GAP_BUCKETS
 from behavegpt.model.head import HeadLoss, History, HistoryFeatures, HistoryGate
 
 LOGITS = 1 << 24  # held at once while training; with more, the head is run piece by piece and again for its gradient
@@ -94,7 +95,7 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         self.head = ARCHITECTURES[config.architecture].head(config)  # type: ignore[assignment]
         self.history = HistoryFeatures() if config.history_head else None
         self.history_gate = HistoryGate(config) if config.history_head else None
-        sizes = {**(config.field_sizes or {}), "gap": config.gap_buckets}
+        sizes = {**(config.field_sizes or {}), "gap": GAP_BUCKETS}
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
         )
@@ -148,10 +149,11 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         output = BehaviorOutput(last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None)
         if labels is not None and criterion is not None:
             parts = self._criterion_loss(criterion, picked, side, past, labels[chosen])
-            output.loss = parts.total + self.config.next_weight * self._next_loss(picked, next_fields, chosen)
+            output.loss = parts.total
+            output.side_loss = self.config.next_weight * self._next_loss(picked, next_fields, chosen)
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
             if encoded.auxiliary is not None:
-                output.loss = output.loss + encoded.auxiliary[chosen].sum()
+                output.side_loss = output.side_loss + encoded.auxiliary[chosen].sum()
             return output
         logits = self._scores(picked, side, past)
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)

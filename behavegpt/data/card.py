@@ -13,6 +13,7 @@ from behavegpt.data.store import SPLITS, Manifest
 from behavegpt.data.ties import describe_ties
 from behavegpt.data.times import DST_RULE
 from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.markdown import plain
 
 MANY_UNKNOWN = 0.1  # share of test events beyond which the card says what helps
 
@@ -53,13 +54,13 @@ def write_card(path: Path, facts: CardFacts, *, min_events: int, min_count: int,
     """Write the data card as Markdown; `remarks` are what people should know first."""
     manifest = facts.manifest
     sections = [
-        f"# Data card\n\nPrepared from {facts.source}. Content hash `{manifest.content_hash}`.",
-        *(["## Remarks\n\n" + "\n".join(f"- {_cell(remark)}" for remark in remarks)] if remarks else []),
+        f"# Data card\n\nPrepared from {plain(facts.source)}. Content hash `{manifest.content_hash}`.",
+        *(["## Remarks\n\n" + "\n".join(f"- {plain(remark)}" for remark in remarks)] if remarks else []),
         "## Columns and time\n\n" + _schema(manifest),
         "## Counts\n\n" + _counts(facts, min_events),
         "## Fields\n\n" + _fields(facts, min_count),
         "## Imbalance of the behavior (training)\n\n" + _imbalance(facts),
-        "## Split\n\n" + _split(manifest),
+        "## Split\n\n" + _split(facts),
         "## Rejected rows\n\n" + markdown_table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
     ]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -122,18 +123,29 @@ def _imbalance(facts: CardFacts) -> str:
         [
             f"- {behaviors.classes:,} classes, {measured.effective:,.1f} effective (exp of the entropy)",
             f"- five most frequent: {measured.top5:.1%} of the events ("
-            + ", ".join(f"{_cell(label)} {int(count):,}" for label, count in most)
+            + ", ".join(f"{plain(label)} {int(count):,}" for label, count in most)
             + ")",
             f"- Gini coefficient {measured.gini:.3f}; the rarest class has {measured.rarest:,} events",
         ]
     )
 
 
-def _split(manifest: Manifest) -> str:
+def _split(facts: CardFacts) -> str:
+    manifest = facts.manifest
     lines = [f"Rule `{manifest.split['rule']}`."]
     names = ("Validation", "Test")
     lines += [f"{n} from {_moment(b)} on." for n, b in zip(names, _integers(manifest, "boundaries"), strict=False)]
-    return " ".join(lines) + " Vocabularies and counts come from the training split alone."
+    lines.append("Vocabularies and counts come from the training split alone.")
+    unseen = facts.unknown.get("behavior", facts.unknown["event"])
+    parts = zip(names, _integers(manifest, "events")[1:], unseen[1:].tolist(), strict=True)
+    return "\n\n".join([" ".join(lines), *(_unseen(*part) for part in parts if part[2])])
+
+
+def _unseen(split: str, events: int, unseen: int) -> str:
+    return (
+        f"{split}: the behavior of {unseen:,} of {events:,} events ({unseen / events:.1%}) is unknown from training. "
+        "Evaluation leaves them out of its figures, and counts them as misses in those named `with unseen`."
+    )
 
 
 def _integers(manifest: Manifest, name: str) -> list[int]:
@@ -143,12 +155,7 @@ def _integers(manifest: Manifest, name: str) -> list[int]:
 def markdown_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown; cells are any values, on one line each."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    """Text that cannot break out of a table cell."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return "\n".join("| " + " | ".join(plain(value) for value in line) + " |" for line in lines)
 
 
 def _moment(seconds: int) -> str:

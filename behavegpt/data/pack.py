@@ -54,9 +54,19 @@ def target_rows(store: EventStore, split: int) -> np.ndarray:
 
     Left out: each user's first event (nothing is known before it) and unknown or missing behaviors.
     """
-    wanted = (np.asarray(store.columns["split"]) == split) & (np.asarray(store.column("behavior")) >= FIRST)
+    return np.flatnonzero(_followers(store, split) & (np.asarray(store.column("behavior")) >= FIRST))
+
+
+def count_unseen(store: EventStore, split: int) -> int:
+    """Events of a split that `target_rows` leaves out although something precedes them: the label is unknown."""
+    return int((_followers(store, split) & (np.asarray(store.column("behavior")) < FIRST)).sum())
+
+
+def _followers(store: EventStore, split: int) -> np.ndarray:
+    """(events,) bool: events of a split with an earlier event of their user."""
+    wanted = np.asarray(store.columns["split"]) == split
     wanted[store.offsets[:-1][np.diff(store.offsets) > 0]] = False
-    return np.flatnonzero(wanted)
+    return wanted
 
 
 def training_windows(store: EventStore, max_length: int, rng: np.random.Generator) -> Windows:
@@ -164,7 +174,9 @@ def collate(
         target = np.where(asked, behavior - FIRST, IGNORED)
         row = np.where(asked, source + 1, -1)
         for name in next_fields:
-            values = _gaps(columns["time"], source) if name == "gap" else columns[name][source + 1].astype(np.int64)
+            values = columns["time" if name == "gap" else name][source + 1].astype(np.int64)
+            if name == "gap":
+                values = gap_buckets(values - columns["time"][source].astype(np.int64))
             following[name] = spread(np.where(asked, values, IGNORED), IGNORED)
     return PackedBatch(
         inputs=inputs,
@@ -225,7 +237,6 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarra
     return source, np.repeat(base, length) + position, position, np.repeat(document, length), scored
 
 
-def _gaps(time: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Bucket of the time from each event to the next."""
-    seconds = time[source + 1].astype(np.int64) - time[source].astype(np.int64)
-    return np.minimum((2 * np.log2(1 + seconds)).astype(np.int64), GAP_BUCKETS - 1)
+def gap_buckets(seconds: np.ndarray) -> np.ndarray:
+    """Buckets, int64 in [0, GAP_BUCKETS), of times between events in seconds (padding may make them negative)."""
+    return np.minimum((2 * np.log2(1 + np.maximum(seconds, 0))).astype(np.int64), GAP_BUCKETS - 1)

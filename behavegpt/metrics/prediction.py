@@ -98,6 +98,23 @@ class PredictionMetrics:
         """Add the counts of other rows."""
         return self.load_state(self._state + other._state)
 
+    def with_unseen(self, number: int) -> PredictionMetrics:
+        """The same counts, and `number` rows whose label no model could name: all misses, of one more, last class.
+
+        >>> metrics = PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 1])).with_unseen(2)
+        >>> metrics.hit_rate(5), round(metrics.compute()["rec_m"], 4)
+        (0.5, 0.6667)
+        """
+        if not number:
+            return self
+        more = PredictionMetrics(self.classes + 1, self.ks)
+        for name in ("true_positive", "predicted", "support"):
+            getattr(more, name)[:-1] = getattr(self, name)
+        more.ranks.copy_(self.ranks)
+        more.support[-1] = number
+        more.ranks[-1] += number  # beyond every k
+        return more
+
     def per_class(self) -> dict[str, np.ndarray]:
         """(K,) arrays: support, predicted, true_positive, recall TP/(TP+FN), precision TP/(TP+FP), f1 2TP/(2TP+FN+FP).
 

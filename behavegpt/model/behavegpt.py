@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from behavegpt.model.attention import BACKENDS, plan_attention, plan_cached
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
-from behavegpt.model.config import BehaveGPTConfig
+from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
 from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, PredictionHead, head_loss
@@ -35,6 +35,7 @@ class BehaviorOutput(ModelOutput):
     """What the models return; absent parts are None."""
 
     loss: torch.Tensor | None = None  # () sum under a criterion; mean cross-entropy with `labels` alone
+    side_loss: torch.Tensor | None = None  # () unweighted sum, under a criterion, of second heads and auxiliary losses
     logits: torch.Tensor | None = None  # (N, K) at selected positions, (B, R, K) without selection, (B, 1, K) cached
     class_loss: torch.Tensor | None = None  # (K,) summed loss per class, detached
     class_count: torch.Tensor | None = None  # (K,)
@@ -150,7 +151,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         self.model = BehaveGPTModel(config)
         self.head = PredictionHead(config)
         self.history = HistoryFeatures() if config.history_head else None
-        sizes = {**(config.field_sizes or {}), "gap": config.gap_buckets}
+        sizes = {**(config.field_sizes or {}), "gap": GAP_BUCKETS}
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
         )
@@ -181,7 +182,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         """Logits, or a loss, of the next behavior at each event; inputs as in BehaveGPTModel.forward.
 
         `labels` (B, R): class of the next behavior, -100 where it is not asked for.
-        With `criterion` (behavegpt.losses.Loss): the loss *sum* over the labels and the class statistics, no logits.
+        With `criterion` (behavegpt.losses.Loss): the loss *sum* over the labels and the class statistics, no logits;
+        divide `loss` by the sum of the criterion's weights and `side_loss`, which has none, by the number of labels.
         With `labels` alone, as transformers' Trainer calls it: mean cross-entropy and logits (B, R, K).
         With `select` (B, R) bool: logits (N, K) of those positions, row by row.
         `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
@@ -220,7 +222,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
                 past,
                 self.config.num_behaviors,
             )
-            output.loss = parts.total + self._next_loss(picked, next_fields, chosen)
+            output.loss, output.side_loss = parts.total, self._next_loss(picked, next_fields, chosen)
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
             return output
         logits = self.head(picked, past, self._tied_embedding())

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
+GAP_BUCKETS = 56  # outputs of the gap head, as data/pack.py cuts the time to the next event
 
 
 @strict
@@ -37,7 +38,6 @@ class BehaveGPTConfig(PreTrainedConfig):
     history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
     tied_head: bool = False  # the event embedding enters the logits
     next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
-    gap_buckets: int = 56
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
 
     pad_token_id: int | None = 0
@@ -45,6 +45,9 @@ class BehaveGPTConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
+        # configs of earlier versions name the gap head's size, which could not be chosen
+        if kwargs.pop("gap_buckets", GAP_BUCKETS) != GAP_BUCKETS:
+            raise ValueError(f"BehaveGPTConfig: gap_buckets is {GAP_BUCKETS}, as the data are cut; remove it.")
         self.field_sizes = dict(self.field_sizes or {"location": 3, "weekday": 7, "slot": 48, "event": 3})
         self.field_order = list(self.field_order or self.field_sizes)
         if sorted(self.field_order) == sorted(self.field_sizes):

@@ -7,6 +7,7 @@ D different behaviors in a row.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,8 @@ class HistoryFeatures(nn.Module):
         column = place[:, None].expand(-1, len(index), -1)
         shown = before.gather(2, column) & first.gather(1, place)[:, None]
         equal = equal.gather(2, column).float()  # (B, R of s, D)
-        counts = [(weight @ equal)[select] for weight in self._weights(past, before)]
+        with _exact(equal.device.type):
+            counts = [(weight @ equal)[select] for weight in self._weights(past, before)]
         classes = (behavior.gather(1, place) - SPECIAL_IDS).clamp(min=0)
         classes = classes[:, None].expand(-1, len(index), -1)[select]
         return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)
@@ -108,6 +110,12 @@ class HistoryFeatures(nn.Module):
         """(B, R) and (B, R) slots -> (B, R, R): at most an hour apart on the clock."""
         day = (slot[:, :, None] - other[:, None]).abs().float() / slots
         return torch.minimum(day, 1 - day) <= self.HOUR + 1e-6
+
+
+def _exact(device: str) -> AbstractContextManager[None]:
+    """No autocast: it would round the counts' products to bf16, which has no odd numbers beyond 256."""
+    # without autocast nothing at all, so that an exported graph holds no such region
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _alike(ids: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

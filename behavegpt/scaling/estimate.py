@@ -110,8 +110,9 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
                 position=batch.position.to(device),
                 labels=batch.target.to(device),
                 criterion=criterion,
+                next_fields={name: ids.to(device) for name, ids in batch.next_fields.items()},
             )
-            output.loss.backward()
+            (output.loss + output.side_loss).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             events += float(output.class_count.sum())

@@ -1,8 +1,9 @@
 """From rows to fit.json: the law, intervals by a bootstrap, and what the rows cannot tell.
 
 Each of alpha, beta, C_N, C_D, L_0, `ratio` (D_opt / N_opt at the largest run's operations) and `share` (N_opt grows as
-operations ** share) has `value`, `low`, `high`. Intervals are percentiles of refits to the fitted losses times
-resampled residuals: all sizes and data stay in every draw, as resampled rows of so small a grid would not.
+operations ** share) has `value`, `low`, `high`. Intervals are expanded percentiles of refits to the fitted losses times
+resampled residuals: all sizes and data stay in every draw, as resampled rows of so small a grid would not. A figure
+about which the rows say nothing has its whole range for an interval.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ from pydantic import ValidationError
 from behavegpt.config import Settings
 from behavegpt.errors import DataError
 from behavegpt.files import write_text
-from behavegpt.scaling.law import DELTA, LARGEST_EXPONENT, Law, P, Runs, fit_law, leverage, log_residuals, refit
+from behavegpt.scaling.doubts import doubts, unidentified, whole_range
+from behavegpt.scaling.law import DELTA, Law, P, Runs, fit_law, leverage, log_residuals, minima, refit
 from behavegpt.scaling.rows import Row
 
 DRAWS, CONFIDENCE = 400, 0.95
 FLOPS_PER_PARAM = 6.0  # of training with one event, where the rows do not say
 PAPER = {"alpha": 0.51, "beta": 0.23, "ratio": 5.0}  # section 4.7
-# what counts as not identified: an interval wider than this many times the value
-WIDEST = {"alpha": 1.0, "beta": 1.0, "L_0": 0.5}
-MOST_RATIO = 10.0  # high over low
 
 
 class Interval(Settings):
@@ -60,6 +59,7 @@ class Fit(Settings):
     flops_per_second: float | None  # that the largest runs reached
     range: dict[str, tuple[float, float]]  # lowest and highest params, events, loss and flops of the rows
     warnings: list[str]
+    unidentified: dict[str, list[str]] = {}  # why -> figures about which the rows say nothing
     draws: list[list[float]]  # bootstrap: C_N, C_D, L_0, alpha, beta each
 
     @property
@@ -97,15 +97,13 @@ def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, ho
         best = several.optimum(flops.max(), flops_per_param)
         one["ratio"] = best[1] / best[0]
         one["share"] = several.beta / (several.alpha + several.beta)
-    edge = (1 - how.confidence) / 2
-    intervals = {
-        name: Interval(
-            value=float(value),
-            low=float(np.quantile(drawn[name], edge)),
-            high=float(np.quantile(drawn[name], 1 - edge)),
-        )
-        for name, value in figures.items()
-    }
+    edge = tail_share(how.confidence, len(rows) - P)
+    gaps = unidentified(runs, law)
+    unknown = {name for names in gaps.values() for name in names}
+    intervals = {name: interval(value, drawn[name], edge) for name, value in figures.items()}
+    for name in unknown:
+        low, high = whole_range(name, runs)
+        intervals[name] = interval(figures[name], np.array([low, high]), 0.0)
     spans = {"params": params, "events": events, "loss": loss, "flops": flops}
     return Fit(
         **intervals,
@@ -118,7 +116,8 @@ def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, ho
         flops_per_param=flops_per_param,
         flops_per_second=_flops_per_second(rows),
         range={name: (float(values.min()), float(values.max())) for name, values in spans.items()},
-        warnings=doubts(runs, law, intervals),
+        warnings=[*gaps, *doubts(intervals, unknown)],
+        unidentified={text: list(names) for text, names in gaps.items()},
         draws=np.stack(laws, axis=1).round(9).tolist(),
     )
 
@@ -157,31 +156,7 @@ def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
     rng = np.random.default_rng(how.seed)
     # 0.9 width n^-1/5: Silverman's bandwidth
     drawn = rng.choice(spread, (how.draws, n)) + 0.9 * width * n**-0.2 * rng.standard_normal((how.draws, n))
-    return refit(runs, runs.loss - residual + drawn, law, delta)
-
-
-def doubts(runs: Runs, law: Law, intervals: dict[str, Interval]) -> list[str]:
-    """What the rows cannot tell, one sentence each."""
-    found = []
-    axes = {"N": ("sizes", runs.n, "alpha", law.C_N), "D": ("data sizes", runs.d, "beta", law.C_D)}
-    noise = float(np.sqrt(np.mean(log_residuals(runs, law) ** 2) * len(runs.n) / (len(runs.n) - P)))
-    for axis, (what, values, exponent, factor) in axes.items():
-        different = len(np.unique(values.round(1)))
-        if different < 3:
-            found.append(f"only {different} different {what}: {exponent} and L_0 cannot be told apart; run more.")
-        low, high = (float(factor * np.exp(-getattr(law, exponent) * v)) for v in (values.max(), values.min()))
-        if np.log1p((high - low) / float(np.exp(runs.loss).mean())) < 2 * noise:
-            found.append(
-                f"the loss hardly depends on {axis} over these rows (less than twice the noise of {noise:.1%})."
-            )
-    for name, widest in WIDEST.items():
-        one = intervals[name]
-        if one.high - one.low > widest * one.value or one.high > 0.99 * LARGEST_EXPONENT:
-            found.append(f"{name} is not identified by these rows: {one}; widen the range of sizes and data.")
-    ratio = intervals["ratio"]
-    if ratio.high > MOST_RATIO * ratio.low:
-        found.append(f"the ratio D_opt / N_opt is known to a factor of {ratio.high / ratio.low:.0f} only: {ratio}.")
-    return found
+    return refit(runs, runs.loss - residual + drawn, minima(runs, law, delta), delta)
 
 
 def write_fit(fit: Fit, path: Path) -> None:

@@ -23,6 +23,8 @@ START_EXPONENTS = (0.1, 0.3, 0.6, 1.0, 1.5)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)  # L_0 as a share of the lowest loss
 LARGEST_EXPONENT, SMALLEST_EXPONENT = 4.0, 1e-3
 STEPS, POLISHED = 80, 4
+NEAR, MOST_MINIMA = 1.2, 4  # of the best loss, minima that refits begin from too
+ALIKE = 1 + 1e-4
 
 
 class Law(NamedTuple):
@@ -110,16 +112,44 @@ def fit_factors(runs: Runs, alpha: float, beta: float) -> Law:
     return Law(c_n, c_d, floor, np.array(alpha), np.array(beta))
 
 
-def refit(runs: Runs, losses: np.ndarray, start: Law, delta: float = DELTA) -> Law:
-    """The laws (S,) of S other log losses (S, n) of the same runs, all at once, from the starts `start` and near it."""
+def minima(runs: Runs, law: Law, delta: float = DELTA) -> Law:
+    """(S,) laws to begin refits from: the fitted one, and others that the starts lead to and that fit nearly as well.
+
+    Beside them a flatter one with a lower floor: the other end of the valley that the minimum lies in.
+    """
     center = (runs.n.mean(), runs.d.mean())
     n, d = runs.n - center[0], runs.d - center[1]
-    begin = _theta(start, *center)
-    # a second start with a lower floor and flatter slopes: the other end of the valley the minimum lies in
+    begin = _theta(law, *center)
+    starts = np.array(list(_starts(n, d, runs.loss)))
+    theta, value = _descend(starts, n, d, np.broadcast_to(runs.loss, (len(starts), len(n))), delta)
+    near = theta[np.argsort(value)][np.sort(value) <= NEAR * value.min() + _floor_of(runs, delta)]
+    near = np.vstack([begin, near])
+    _, first = np.unique(near[:, 3:].round(1), axis=0, return_index=True)  # minima with other exponents
     flat = begin * [1, 1, 1, 0.6, 0.6] + [0, 0, np.log(0.7), 0, 0]
-    results = [_descend(np.tile(point, (len(losses), 1)), n, d, losses, delta) for point in (begin, flat)]
-    better = results[0][1] <= results[1][1]
-    return _law(np.where(better[:, None], results[0][0], results[1][0]), *center)
+    return _law(np.vstack([near[np.sort(first)[:MOST_MINIMA]], flat]), *center)
+
+
+def refit(runs: Runs, losses: np.ndarray, starts: Law, delta: float = DELTA) -> Law:
+    """The laws (S,) of S other log losses (S, n) of the same runs, all at once, each the best from all `starts`.
+
+    Of starts that end equally well each draw takes one at random: where rows do not determine the law, the draws must
+    not all stand where the first start happened to lead.
+    """
+    center = (runs.n.mean(), runs.d.mean())
+    n, d = runs.n - center[0], runs.d - center[1]
+    points = [_theta(Law(*parts), *center) for parts in zip(*starts, strict=True)]
+    results = [_descend(np.tile(point, (len(losses), 1)), n, d, losses, delta) for point in points]
+    theta, value = (np.stack(parts) for parts in zip(*results, strict=True))  # (starts, S, P), (starts, S)
+    alike = value <= value.min(axis=0) * ALIKE + _floor_of(runs, delta)
+    chance = np.random.default_rng(0).random(value.shape)
+    chosen = np.where(alike, chance, -1.0).argmax(axis=0)
+    return _law(theta[chosen, np.arange(len(losses))], *center)
+
+
+def condition(runs: Runs, law: Law) -> float:
+    """Condition number of the law's Jacobian with columns of length 1; infinite where a parameter has no effect."""
+    singular = np.linalg.svd(_unit_jacobian(runs, law), compute_uv=False)
+    return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
 
 
 def log_residuals(runs: Runs, law: Law) -> np.ndarray:
@@ -129,10 +159,21 @@ def log_residuals(runs: Runs, law: Law) -> np.ndarray:
 
 def leverage(runs: Runs, law: Law) -> np.ndarray:
     """How far each run draws the fit to itself (n,), between 0 and 1; the sum is P."""
+    basis = np.linalg.qr(_unit_jacobian(runs, law))[0]
+    return np.minimum((basis**2).sum(axis=1), 0.99)
+
+
+def _unit_jacobian(runs: Runs, law: Law) -> np.ndarray:
+    """d log L / d parameters (n, P), each column of length 1; 0 where a parameter has no effect."""
     center = (runs.n.mean(), runs.d.mean())
     _, jacobian = _predict(_theta(law, *center)[None], runs.n - center[0], runs.d - center[1])
-    basis = np.linalg.qr(jacobian[0] / np.linalg.norm(jacobian[0], axis=0))[0]
-    return np.minimum((basis**2).sum(axis=1), 0.99)
+    length = np.linalg.norm(jacobian[0], axis=0)
+    return np.divide(jacobian[0], length, out=np.zeros_like(jacobian[0]), where=length > 1e-12)
+
+
+def _floor_of(runs: Runs, delta: float) -> float:
+    """A difference of Huber losses below which fits are alike: residuals of a thousandth of a percent."""
+    return len(runs.n) * 0.5 * min(delta, 1e-5) ** 2
 
 
 def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> Iterator[np.ndarray]:

@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from behavegpt.errors import DataError
 from behavegpt.scaling.fit import Fit, interval
 
 FAR = 10.0  # times the range of the rows: from there on a law is a guess
 
 
 def plan_compute(fit: Fit, flops: float) -> dict[str, Any]:
-    """The model and data of the lowest expected loss for so many training operations."""
+    """The model and data of the lowest expected loss for so many training operations.
+
+    As the other plans, raises DataError where the rows do not identify the law.
+    """
+    _refuse_unidentified(fit)
     size, data = fit.law.optimum(flops, fit.flops_per_param)
     sizes, events = fit.laws.optimum(flops, fit.flops_per_param)
     return _plan(fit, float(size), float(data), sizes, events)
@@ -20,12 +25,21 @@ def plan_compute(fit: Fit, flops: float) -> dict[str, Any]:
 
 def plan_events(fit: Fit, events: float) -> dict[str, Any]:
     """The model for which one pass over so many events is the optimal use of compute."""
+    _refuse_unidentified(fit)
     return _plan(fit, float(fit.law.size_for(events)), events, fit.laws.size_for(events), np.array(events))
 
 
 def plan_hours(fit: Fit, hours: float, flops_per_second: float) -> dict[str, Any]:
     """As `plan_compute`, for a time on devices of a given total speed, as reached and not as on paper."""
     return plan_compute(fit, hours * 3600 * flops_per_second)
+
+
+def _refuse_unidentified(fit: Fit) -> None:
+    if fit.unidentified:
+        figures = dict.fromkeys(name for names in fit.unidentified.values() for name in names)
+        raise DataError(
+            f"nothing can be planned from rows that leave {', '.join(figures)} open: {' '.join(fit.unidentified)}"
+        )
 
 
 def _plan(fit: Fit, size: float, data: float, sizes: np.ndarray, events: np.ndarray) -> dict[str, Any]:

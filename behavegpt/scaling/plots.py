@@ -113,7 +113,7 @@ def _loss_by(
         axes.axhline(fit.L_0.value, color=BLUE, linewidth=1, label=f"fitted L_0 {fit.L_0.value:.3f}")
         _floor(axes, floor)
         losses = np.array([row["loss"] for row in rows])
-        span = np.ptp(losses)  # a floor far below the points would press them together
+        span = max(np.ptp(losses), 1e-3 * losses.max())  # a floor far below the points would press them together
         near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
         axes.set_ylim(min([losses.min(), *near]) - 0.05 * span, losses.max() + 0.05 * span)
         _log(axes.set_xscale, axes.xaxis)

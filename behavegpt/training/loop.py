@@ -1,7 +1,8 @@
 """The training loop on accelerate: one optimizer step is one global batch, whatever ranks and micro-batches.
 
 The loss is a weighted sum. It is divided once, by the weight of the whole step over all micro-batches and ranks,
-which is known before the first forward; so 8 x 1, 1 x 8 and two ranks give the same gradient.
+which is known before the first forward; so 8 x 1, 1 x 8 and two ranks give the same gradient. Second heads have no
+weights: their sum is divided by the number of targets.
 Data order, learning rate and dropout are pure functions of (seed, step): a resumed run equals an uninterrupted one.
 """
 
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
-from behavegpt.batch import IGNORED
+from behavegpt.batch import IGNORED, PackedBatch
 from behavegpt.config import Settings
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.errors import BehaveGPTError
@@ -48,12 +49,15 @@ if TYPE_CHECKING:
 class TrainSettings(Settings):
     """Settings of the training loop."""
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; null: `epochs` over the data")
-    epochs: float = Field(3.0, gt=0, description="passes over the training targets, when steps is null")
+    steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data")
+    epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null")
     batch_events: int | None = Field(
-        None, ge=64, description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192"
+        None,
+        ge=64,
+        le=2**31,
+        description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192",
     )
-    micro_batches: int = Field(1, ge=1, description="parts of a step that are accumulated, to save memory")
+    micro_batches: int = Field(1, ge=1, le=2**16, description="parts of a step that are accumulated, to save memory")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
@@ -146,8 +150,7 @@ class Trainer:
         self.loss.set_progress(step / self.steps)
         parts = list(self.batches.micro_batches(step, settings.micro_batches, rank, world))
         micro = [to_device(batch, device) for batch in parts]
-        weight = torch.stack([self.loss.weight(b.target[b.target != IGNORED]).sum() for b in micro]).sum()
-        normalizer = self._sum(weight.float()).clamp(min=1e-12)
+        normalizer, targets = self._sum(self._mass(micro)).clamp(min=1e-12)
         classes = len(self.batches.store.behaviors.counts)
         statistics = torch.zeros(2, classes, device=device)
         total = torch.zeros((), device=device)
@@ -163,13 +166,13 @@ class Trainer:
                     criterion=self.loss,
                     next_fields=batch.next_fields or None,
                 )
-                # DDP averages the ranks' gradients; the sum over ranks is wanted
-                (output.loss * (world / normalizer)).backward()
-            total += output.loss.detach()
+                mean = output.loss / normalizer + output.side_loss / targets
+                (mean * world).backward()  # DDP averages the ranks' gradients; the sum over ranks is wanted
+            total += mean.detach()
             statistics += torch.stack([output.class_loss, output.class_count])
         statistics, total = self._sum(statistics), self._sum(total)
         norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
-        value = float(total / normalizer)
+        value = float(total)
         if not np.isfinite(value) or not bool(torch.isfinite(norm)):
             self._refuse(step, value, float(norm))
         rate = learning_rate(
@@ -245,6 +248,12 @@ class Trainer:
         if self.settings.patience and self.progress.worse >= self.settings.patience:
             self.progress.stopped = f"no better {self.settings.select} in {self.progress.worse} validations"
         return False
+
+    def _mass(self, micro: list[PackedBatch]) -> torch.Tensor:
+        """(2,) what this rank's sums are divided by: the weight of its targets, and their number for side losses."""
+        asked = [batch.target[batch.target != IGNORED] for batch in micro]
+        weight = torch.stack([self.loss.weight(target).sum() for target in asked]).sum().float()
+        return torch.stack([weight, weight.new_tensor(sum(len(target) for target in asked))])
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

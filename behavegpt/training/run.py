@@ -24,9 +24,10 @@ from pydantic import Field
 from behavegpt.config import Settings, dump_settings
 from behavegpt.console import progress as progress_bar
 from behavegpt.console import say
+from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import CheckpointError
+from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.files import write_json, write_text
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -122,7 +123,7 @@ def _execute(
     chosen = choose_backend(accelerator.device, precision == "bf16")
     work.model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
     if train.activation_checkpointing:
-        work.model.activation_checkpointing_enable()
+        _checkpoint_activations(work.model)
     batches = training_batches(work.store, work.model.config, train)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(work.store.behaviors.counts))
@@ -135,12 +136,13 @@ def _execute(
     fingerprint = _fingerprint(work, settings)
     checkpoint = _latest(run, fingerprint) if resume else None
     facts = start_record(settings.model_dump(mode="json"), train.seed, work.store, work.parameters, steps, accelerator)
-    facts |= work.record
+    facts |= work.record | {"targets": _targets(work.store)}
     if accelerator.is_main_process:
         if checkpoint is not None:
             _tell_changes(run, facts)
         write_json(run / "run.json", facts)
         write_text(run / "config.yaml", dump_settings(settings))
+        _tell_unseen(facts["targets"]["valid"])
     compiled: torch.nn.Module = torch.compile(prepared) if train.compile else prepared  # type: ignore[assignment]
     with progress_bar(work.name, steps) as show:
         trainer = Trainer(
@@ -188,6 +190,33 @@ def _fingerprint(work: Work, settings: RunSettings) -> dict[str, Any]:
         "train": {"seed": settings.train.seed, "batch_events": settings.train.batch_events},
         **work.fingerprint,
     }
+
+
+def _targets(store: EventStore) -> dict[str, dict[str, int]]:
+    """Split -> targets that are trained on or scored, and those left out because their label is unknown."""
+    return {
+        name: {"known": len(target_rows(store, split)), "unseen": count_unseen(store, split)}
+        for name, split in SPLITS.items()
+    }
+
+
+def _tell_unseen(valid: dict[str, int]) -> None:
+    if valid["unseen"]:
+        say(
+            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior that training never "
+            "saw, or none; its figures leave them out."
+        )
+
+
+def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError:  # transformers found no layer that recomputes its activations
+        kind = getattr(model.config, "architecture", f"model of {model.config.num_hidden_layers} blocks")
+        raise ConfigError(
+            f"train.activation_checkpointing: a {kind} has no transformer blocks whose activations could be recomputed;"
+            " set it to false."
+        ) from None
 
 
 def _validator(work: Work, precision: str, accelerator: Accelerator) -> Callable[[], dict[str, float]]:

@@ -20,6 +20,7 @@ from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError, DataError, MissingExtraError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.training.loop import TrainSettings
+from behavegpt.training.ranks import tell_ranks
 from behavegpt.training.sharding import sharding_asked
 
 STRATEGIES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
@@ -49,6 +50,7 @@ def make_accelerator(train: TrainSettings) -> Accelerator:
             "example --config_file configs/accelerate/multi_gpu.yaml."
         )
     sharding_asked()
+    tell_ranks(accelerator)
     if train.wandb:
         accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
     return accelerator

@@ -32,10 +32,12 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.compare import compare, metrics_table
     from behavegpt.data.store import open_store
     from behavegpt.predictor import load
+    from behavegpt.training.ranks import tell_ranks
 
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
     out = arguments.out or arguments.model.parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
+    tell_ranks(state)
     result = compare(
         load(arguments.model, state.device),
         open_store(arguments.data),
@@ -242,6 +244,7 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.console import progress, say
     from behavegpt.export import ExportSettings, export
+    from behavegpt.training.ranks import tell_ranks
     from behavegpt.user_embeddings import open_array
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
@@ -251,6 +254,7 @@ def _export(arguments: Arguments) -> Any:
     settings = read_settings(ExportSettings, None, [f"{name}={value}" for name, value in given.items()])
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
+    tell_ranks(state)
     predictor = _load(arguments, state.device)
     with progress("export", 100) as advance:
         facts = export(

@@ -19,7 +19,7 @@ from behavegpt.adapt.policies import OwnPast
 from behavegpt.adapt.rates import WEIGHT, log_odds_of_slots, log_odds_of_users
 from behavegpt.cli import main
 from behavegpt.data.loader import columns_of
-from behavegpt.data.pack import _gaps
+from behavegpt.data.pack import gap_buckets
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
@@ -273,11 +273,11 @@ def test_drawn_times_lie_in_their_bucket_and_on_the_grid(tz, grid):
     start = int(datetime(2024, 1, 1, tzinfo=ZoneInfo(tz)).timestamp())
     after = start + rng.integers(0, 366 * 86400 // grid, 4000) * grid
     gaps = rng.integers(0, 40 * 86400 // grid, 4000) * grid
-    bucket = _gaps(np.stack([after, after + gaps], 1).ravel(), np.arange(0, 8000, 2))
+    bucket = gap_buckets(gaps)
     slots = rng.random((4000, 48))
     u = rng.random((4000, 3))
     gap = time_in_bucket(bucket, after, np.full(4000, grid), slots, u, schema)
-    again = _gaps(np.stack([after, after + gap], 1).ravel(), np.arange(0, 8000, 2))
+    again = gap_buckets(gap)
     zone = ZoneInfo(tz)
     walls = [datetime.fromtimestamp(t, UTC).astimezone(zone).replace(tzinfo=UTC) for t in (after + gap).tolist()]
     on_grid = np.array([w.timestamp() % grid == 0 for w in walls])
@@ -316,6 +316,24 @@ def test_own_rates_by_hand():
     mean = torch.tensor([0.7, 0.3])
     torch.testing.assert_close(odds[0, :2], (torch.tensor([0.0, 2.0]) + WEIGHT * mean) / ((2 + WEIGHT) * mean))
     assert odds[1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("split,same", [(0, False), (1, True), (2, True)], ids=["train", "valid", "test"])
+def test_generation_learns_from_training_events_alone(split, same):
+    """What goes together, how often, and the gaps by slot: other labels and times in another split change nothing."""
+    store = random_store(seed=2, users=30, longest=40)
+    model = network(store)
+    before = learn_links(model, store)
+    other = np.asarray(store.columns["split"]) == split
+    rng = np.random.default_rng(0)
+    for name, high in (("event", 14), ("location", 6), ("behavior", 7), ("slot", 48)):
+        store.columns[name][other] = rng.integers(1, high, other.sum())
+    store.columns["time"][other] += np.uint32(40_000)
+    after = learn_links(model, store)
+    for pair, link in before.items():
+        parts = zip(vars(link).values(), vars(after[pair]).values(), strict=True)
+        assert all(np.array_equal(a, b) for a, b in parts) == same, pair
+    assert torch.equal(before.gap_odds, after.gap_odds) == same
 
 
 def test_gaps_by_slot_are_those_of_training():

@@ -177,7 +177,7 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
                 **batch.inputs, document=batch.document, position=batch.position, labels=batch.target,
                 criterion=loss, next_fields=batch.next_fields,
             )  # fmt: skip
-            out.loss.backward()
+            (out.loss + out.side_loss).backward()
         for module, name in (
             ("head.projection", "weight"),
             ("head.projection", "bias"),

@@ -149,7 +149,7 @@ def test_the_gradient_reaches_every_parameter(build, variant):
     criterion = build_loss(LossSettings(name="two_distributions"), torch.arange(1, classes + 1))
     criterion.set_progress(0.5)
     out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
-    out.loss.backward()
+    (out.loss + out.side_loss).backward()
     assert float(out.class_count.sum()) == 62
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -173,7 +173,7 @@ def test_a_loss_in_pieces_equals_the_whole(build, variant, monkeypatch):
         torch.manual_seed(5)
         model.zero_grad()
         out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
-        out.loss.backward()
+        (out.loss + out.side_loss).backward()
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()

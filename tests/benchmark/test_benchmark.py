@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from behavegpt.benchmark import run as benchmark_run
 from behavegpt.benchmark.run import benchmark, plans_of
 from behavegpt.benchmark.settings import BenchmarkSettings
-from behavegpt.benchmark.tables import truth, write_tables
+from behavegpt.benchmark.tables import _unseen, truth, write_tables
 from behavegpt.cli import main
 from behavegpt.config import read_settings
-from behavegpt.data.store import open_store
+from behavegpt.data.pack import count_unseen, target_rows
+from behavegpt.data.store import TEST, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.pretrain import PretrainSettings
 from tests.conftest import ROOT
 from tests.helpers import random_store
@@ -198,3 +201,16 @@ def test_the_shipped_benchmarks_name_their_own_logs_alone():
         settings = read_settings(BenchmarkSettings, ROOT / "configs" / "benchmark" / f"{name}.yaml")
         assert sorted(settings.data) == expected
         assert {"behavegpt_dro", "hstu", "lift"} <= set(settings.models)
+
+
+def test_the_caption_counts_targets_with_unseen_labels_as_misses_too():
+    store = random_store(2, users=25)
+    rows, unseen = target_rows(store, TEST), count_unseen(store, TEST)
+    model = torch.zeros(len(rows), store.behaviors.classes)
+    target = torch.from_numpy(store.column("behavior")[rows].astype(np.int64) - FIRST)
+    metrics = PredictionMetrics(store.behaviors.classes).update(model, target)
+    plain, strict = metrics.compute(), metrics.with_unseen(unseen).compute()
+    said = _unseen(store)
+    assert f"{unseen} more test targets" in said
+    for figure in ("rec_w", "rec_m"):
+        assert f"{strict[figure] / plain[figure]:.4f} times" in said, figure

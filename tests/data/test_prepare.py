@@ -340,6 +340,18 @@ def test_the_data_card_says_what_helps_with_new_events(tmp_path: Path) -> None:
         assert ("100% of the test events" in card and "`model.inputs=with_behavior`" in card) is said
 
 
+def test_the_data_card_counts_behaviors_that_training_never_saw(tmp_path: Path) -> None:
+    frame = log()
+    frame.loc[frame["time"] > sorted(frame["time"])[-300], "kind"] = "new"
+    store = prepare(saved(frame, tmp_path / "log.parquet"), tmp_path / "out", SCHEMA)
+    unknown, split = np.asarray(store.column("behavior")) == UNKNOWN, np.asarray(store.columns["split"])
+    card = (tmp_path / "out" / "data_card.md").read_text()
+    for name, number in (("Test", 2), ("Validation", 1)):
+        missed, events = int(unknown[split == number].sum()), int((split == number).sum())
+        assert (f"{name}: the behavior of {missed:,} of {events:,} events" in card) == bool(missed), name
+    assert unknown[split == 2].any()
+
+
 def test_imbalance() -> None:
     from behavegpt.data.card import imbalance
 

@@ -261,3 +261,18 @@ def test_one_class_and_one_event() -> None:
 @pytest.mark.parametrize("module", [dro, long_tail])
 def test_examples_in_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "cap,lowest",
+    [
+        (lambda n: dro.effective_number_cap(n, 0.1), 1 / -math.expm1(-1 / (0.1 * 25))),
+        (lambda n: dro.effective_number_beta_cap(n, 0.9), (1 - 0.9**99) / (1 - 0.9)),
+        (lambda n: dro.power_cap(n, 0.5, 50.0), 99**0.5),
+        (lambda n: dro.confidence_cap(n, 3.0), 4.0),
+    ],
+)
+def test_a_class_without_events_has_the_cap_of_one_event(cap, lowest):
+    found = cap(torch.tensor([99.0, 0.0, 1.0, 0.0]).double())
+    assert found[1:].tolist() == pytest.approx([lowest] * 3)
+    assert found[0] < found[1]

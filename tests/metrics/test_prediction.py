@@ -88,10 +88,30 @@ def test_figures_equal_sklearn(kind: str) -> None:
     distinct = without_ties(scores)
     relevant = np.eye(classes)[truth]
     assert metrics.hit_rate(1) == pytest.approx(found["rec_w"])
+    assert {name for name in found if "@" in name} == {"hr@3", "hr@5", "ndcg@3", "ndcg@5"}
     for k in (3, 5):
         hits = top_k_accuracy_score(truth, distinct, k=k, labels=np.arange(classes))
         assert found[f"hr@{k}"] == pytest.approx(hits, abs=1e-12)
         assert found[f"ndcg@{k}"] == pytest.approx(ndcg_score(relevant, distinct, k=k), abs=1e-12)
+
+
+@pytest.mark.parametrize("unseen", [0, 1, 400])
+def test_unseen_labels_are_what_sklearn_makes_of_a_class_that_nobody_predicts(unseen: int) -> None:
+    scores, target = case("random")
+    found = PredictionMetrics(23).update(scores, target).with_unseen(unseen).compute(np.arange(23 + bool(unseen))[::-1])
+    truth = np.append(target.numpy(), np.full(unseen, 23))
+    predicted = np.append(reference_order(scores)[:, 0], np.zeros(unseen, int))
+    answered = np.arange(len(truth)) < len(target)  # what the model would have said of the others costs no precision
+    for average, suffix in (("weighted", "w"), ("macro", "m")):
+        options = {"labels": np.unique(truth), "average": average, "zero_division": 0}
+        recall = precision_recall_fscore_support(truth, predicted, **options)[1]
+        assert found[f"rec_{suffix}"] == pytest.approx(recall, abs=1e-12)
+        precision = precision_recall_fscore_support(truth, np.where(answered, predicted, -1), **options)[0]
+        assert found[f"prec_{suffix}"] == pytest.approx(precision, abs=1e-12)
+    plain = PredictionMetrics(23).update(scores, target).compute()
+    for name in ("hr@3", "hr@5", "ndcg@3", "ndcg@5", "rec_w", "prec_w_eq6", "rec_w_eq7"):
+        assert found[name] == pytest.approx(plain[name] * len(target) / len(truth), abs=1e-12), name
+    assert found["tail"] <= found["head"]
 
 
 def test_per_class_equals_sklearn() -> None:

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model
 
 import behavegpt.model
 from behavegpt.batch import IGNORED, PADDING
+from behavegpt.data import pack
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, BehaveGPTModel, head
+from behavegpt.model.config import GAP_BUCKETS
 from behavegpt.model.size import count_parameters
 
 SIZES = {"location": 9, "weekday": 7, "slot": 48, "event": 22}
@@ -199,7 +201,7 @@ def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
     def run():
         model.zero_grad()
         out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
-        out.loss.backward()
+        (out.loss + out.side_loss).backward()
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()
@@ -342,6 +344,44 @@ def test_bf16_autocast_keeps_fp32_weights_and_gradients():
         rough.float().square().sum().backward()
     assert {p.dtype for p in model.parameters()} == {torch.float32} == {p.grad.dtype for p in model.parameters()}
     assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_bf16_autocast_rounds_no_count_of_the_history():
+    """bf16 has no odd number between 256 and 512: behavior 0 at all of 300 events counts 1, 2, .., 300."""
+    once = torch.zeros(1, 300, dtype=torch.long)
+    past = head.Past(*(once + head.SPECIAL_IDS for _ in range(3)), slot=once, document=once, slots=48)
+    features, everywhere = head.HistoryFeatures(), torch.ones_like(once, dtype=torch.bool)
+    exact = features(past, everywhere)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = features(past, everywhere)
+    assert exact.counts[:, 0, 0].tolist() == list(range(1, 301))
+    assert rough.counts.dtype == torch.float32 and torch.equal(rough.counts, exact.counts)
+
+
+def test_second_heads_count_in_full_and_apart_from_the_weights_of_the_loss():
+    """Their sum is that of plain cross-entropies, whatever the criterion weights its classes with."""
+    model = make("next").eval()
+    [mine] = histories([30])
+    labels = torch.randint(5, (1, 30))
+    labels[0, ::4] = IGNORED
+    kept = labels != IGNORED
+    following = {n: torch.randint(9, labels.shape) for n in model.config.next_heads}
+    predicted = model(**mine, select=kept).next_logits
+    sums = [F.cross_entropy(predicted[n], following[n][kept], reduction="sum") for n in following]
+    for settings in (LossSettings(name="cross_entropy"), LossSettings(name="class_balanced", start=0.0)):
+        criterion = build_loss(settings, torch.tensor([500, 50, 20, 4, 1]))
+        out = model(**mine, labels=labels, criterion=criterion, next_fields=following)
+        torch.testing.assert_close(out.side_loss, torch.stack(sums).sum())
+        torch.testing.assert_close(out.loss, criterion.total(model(**mine, select=kept).logits, labels[kept]))
+
+
+def test_configs_of_earlier_versions_load_with_the_gap_heads_size():
+    old = make("next").config.to_dict() | {"gap_buckets": GAP_BUCKETS}
+    config = BehaveGPTConfig.from_dict(old)
+    assert "gap_buckets" not in config.to_dict()
+    assert BehaveGPTForBehaviorPrediction(config).next_heads["gap"].out_features == pack.GAP_BUCKETS
+    with pytest.raises(ValueError, match="gap_buckets is 56"):
+        BehaveGPTConfig.from_dict(old | {"gap_buckets": 20})
 
 
 def test_trainer_style_labels_give_the_mean_loss():

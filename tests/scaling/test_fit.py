@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from behavegpt.errors import DataError
 from behavegpt.scaling import plan
@@ -77,6 +79,89 @@ def test_good_rows_raise_no_doubt(fit):
 def test_what_rows_cannot_tell_is_said(changes, message):
     found = fit_rows(planted_rows(3, **changes)).warnings
     assert any(message in text for text in found), found
+
+
+WIDE, LONG = np.geomspace(1e4, 1e6, 12), np.geomspace(1e4, 2e6, 12)
+
+
+def rows_at(sizes: np.ndarray, events: np.ndarray, noise: float = 0.005) -> list[dict[str, float]]:
+    """One run for each pair (not each combination) of sizes and events, of the planted law."""
+    loss = TRUTH.loss(sizes, events) * np.exp(np.random.default_rng(1).normal(0, noise, len(sizes)))
+    return [{"params": n, "events": d, "loss": y} for n, d, y in zip(sizes, events, loss.tolist(), strict=True)]
+
+
+NEVER = {"alpha", "C_N", "beta", "C_D", "ratio", "share"}
+# rows -> what is said, figures that are left open
+DEGENERATE = {
+    "one size": (planted_rows(0, sizes=SIZES[:1], events=LONG), "only 1 different size:", {"alpha", "C_N", "L_0"}),
+    "one data size": (planted_rows(0, sizes=WIDE, events=EVENTS[:1]), "only 1 different data size:", {"beta", "L_0"}),
+    "one run over and over": (rows_at(np.full(8, 1e5), np.full(8, 1e5)), "only 1 different size:", NEVER | {"L_0"}),
+    "two sizes, no noise": (planted_rows(0, 0, sizes=SIZES[:2]), "only 2 different sizes", {"alpha", "L_0"}),
+    "two data sizes": (planted_rows(0, events=EVENTS[:2]), "only 2 different data sizes", {"beta", "L_0"}),
+    "20 events a parameter": (rows_at(WIDE, 20 * WIDE), "N and D grow together", NEVER),
+    "the same, no noise": (rows_at(WIDE, 20 * WIDE, 0), "N and D grow together", NEVER),
+    "about 20 events": (rows_at(WIDE, WIDE * np.linspace(19, 21, 12)), "N and D grow together", NEVER),
+    "data as a power of size": (rows_at(WIDE, WIDE**1.4), "N and D grow together", NEVER),
+    "such that the terms are one": (rows_at(WIDE, WIDE ** (0.51 / 0.23), 0), "N and D grow together", NEVER),
+    "no effect of N": (planted_rows(0, law=TRUTH._replace(C_N=np.array(1e-6))), "hardly depends on N", {"alpha"}),
+    "no effect at all": ([{**row, "loss": 2.0} for row in planted_rows(0)], "hardly depends on D", NEVER),
+    "no effect but noise": (
+        [{**r, "loss": 2 + 0.01 * (i % 3)} for i, r in enumerate(planted_rows(0))],
+        "hardly",
+        NEVER,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_nothing_is_planned_on_what_the_rows_leave_open(case, tmp_path):
+    rows, message, names = DEGENERATE[case]
+    fit = fit_rows(rows, how=Bootstrap(draws=50))
+    assert any(message in text for text in fit.warnings), fit.warnings
+    left_open = {name for figures in fit.unidentified.values() for name in figures}
+    assert names <= left_open
+    for name, truth in PLANTED.items():
+        one = getattr(fit, name)
+        assert one.low <= one.value <= one.high and np.isfinite([one.low, one.high]).all(), name
+        assert name not in names or one.low <= truth <= one.high or "effect" in case, (name, one)
+    write_fit(fit, tmp_path / "fit.json")
+    again = read_fit(tmp_path / "fit.json")
+    for budget in (lambda: plan.plan_compute(again, 1e18), lambda: plan.plan_events(again, 1e9)):
+        with pytest.raises(DataError, match=r"nothing can be planned.*" + message.split(" ")[0]):
+            budget()
+
+
+@pytest.mark.parametrize("case", ["one size", "one run over and over", "the same, no noise", "no effect at all"])
+def test_degenerate_rows_are_drawn(case, tmp_path, recwarn):
+    rows = DEGENERATE[case][0]
+    assert len(draw_sweep(rows, fit_rows(rows, how=Bootstrap(draws=20)), tmp_path)) == 4
+    assert not [str(warning.message) for warning in recwarn.list]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [rows_at(WIDE, 1e11 / WIDE), rows_at(np.repeat(WIDE, 3), np.repeat(WIDE, 3) * np.tile([5, 20, 80], 12))],
+    ids=["one budget", "5, 20 and 80 events a parameter"],
+)
+def test_other_designs_than_a_grid_are_no_reason_for_doubt(rows):
+    found = fit_rows(rows, how=Bootstrap(draws=200))
+    assert not found.unidentified
+    for name in ("alpha", "beta", "L_0"):
+        one = getattr(found, name)
+        assert one.low <= PLANTED[name] <= one.high, (name, one)
+
+
+@pytest.mark.parametrize("rows", [12, 30])
+def test_intervals_are_expanded_percentiles(rows):
+    """With few rows more than a normal quantile's worth of draws is kept (docs/scaling.md)."""
+    sizes, events = (SIZES[::2], EVENTS[:4]) if rows == 12 else (SIZES, EVENTS)
+    found = fit_rows(planted_rows(0, sizes=sizes, events=events))
+    assert found.edge == pytest.approx(norm.cdf(student.ppf(0.025, rows - 5)))
+    assert found.edge < 0.025
+    for name in ("alpha", "beta", "L_0"):
+        drawn = getattr(found.laws, name)
+        one = getattr(found, name)
+        assert (one.low, one.high) == pytest.approx(tuple(np.quantile(drawn, [found.edge, 1 - found.edge])), rel=1e-6)
 
 
 def test_too_few_rows_are_refused():

@@ -14,6 +14,10 @@ def runs_of(rows) -> Runs:
     return Runs.of(*([row[name] for row in rows] for name in ("params", "events", "loss")))
 
 
+def one_start(law: Law) -> Law:
+    return Law(*(np.atleast_1d(part) for part in law))
+
+
 def test_the_law_is_equation_5():
     law = Law(*map(np.array, (100.0, 20.0, 1.5, 0.5, 0.25)))
     assert law.loss(1e4, 1e8) == pytest.approx(100 / 100 + 20 / 100 + 1.5)
@@ -54,7 +58,7 @@ def test_many_refits_at_once_find_what_single_fits_find(seed):
     runs = runs_of(planted_rows(seed))
     start = fit_law(runs)
     others = np.stack([runs_of(planted_rows(seed + 100 + i)).loss for i in range(3)])
-    several = refit(runs, others, start)
+    several = refit(runs, others, one_start(start))
     for i, loss in enumerate(others):
         same = runs._replace(loss=loss)
         one = fit_law(same)
@@ -67,8 +71,8 @@ def test_a_refit_does_not_depend_on_the_other_draws():
     near = Law(*map(np.array, (300.0, 60.0, 2.65, 1.0, 0.6)))  # lowest loss 2.66: the floor is close to it
     runs = runs_of(planted_rows(0, noise=0.001, law=near))
     start = fit_law(runs)
-    alone = refit(runs, runs.loss[None], start)
-    beside = refit(runs, np.stack([runs.loss, runs.loss - 0.5]), start)
+    alone = refit(runs, runs.loss[None], one_start(start))
+    beside = refit(runs, np.stack([runs.loss, runs.loss - 0.5]), one_start(start))
     np.testing.assert_allclose([x[0] for x in beside], [x[0] for x in alone])
     assert alone.L_0[0] == pytest.approx(start.L_0, rel=1e-3)
 

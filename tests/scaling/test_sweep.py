@@ -29,6 +29,7 @@ from tests.adapt.test_language import small_gpt2
 from tests.conftest import ROOT
 from tests.helpers import random_store
 from tests.runs import save_store
+from tests.scaling.planted import planted_rows
 
 CONFIGS = sorted((ROOT / "configs" / "scaling").glob("*.yaml"))
 SMALL = [
@@ -216,6 +217,12 @@ def test_the_command_line_from_sweep_to_plan(swept, data, tmp_path, capsys):
     assert main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--draws", "50", "--no-plots"]) == 0
     assert "only 2 different sizes" in capsys.readouterr().err
     assert main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--name", "Nobody"]) == 2
+    assert main(["scale", "plan", "--compute", "1e9", fit]) == 2
+    assert "nothing can be planned" in capsys.readouterr().err
+    rows = [{**row, "flops": 6 * row["params"] * row["events"], "seconds": 9} for row in planted_rows(0)]
+    (tmp_path / "planted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["scale", "fit", str(tmp_path / "planted.jsonl"), "--out", fit, "--draws", "50", "--no-plots"]) == 0
+    capsys.readouterr()
     assert main(["scale", "plan", "--compute", "1e9", fit, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(1e9)
     assert main(["scale", "plan", "--events", "1e4", fit]) == 0
