@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,10 +53,15 @@ def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
     tree = read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
+    return check_settings(cls, tree, str(path) if path else "overrides")
+
+
+def check_settings(cls: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Validate `values` as `cls`; `source` is named in the ConfigError, beside setting, value and nearest name."""
     try:
-        return cls.model_validate(tree)
+        return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(cls, error, str(path) if path else "overrides")) from None
+        raise ConfigError(_explain(cls, error, source)) from None
 
 
 def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -137,8 +142,13 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
         elif item["type"] == "missing":
             lines.append(f"{source}: {where!r} is required; add it or pass {where}=VALUE.")
         else:
-            lines.append(f"{source}: {where} = {item['input']!r}: {item['msg']}.")
+            lines.append(f"{source}: {where} = {_short(item['input'])}: {item['msg'].removeprefix('Value error, ')}.")
     return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a huge number"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

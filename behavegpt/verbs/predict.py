@@ -152,7 +152,7 @@ def _generate(arguments: Arguments) -> Any:
     with progress("generate", 100) as advance:
         found = predictor.generate(
             arguments.logs,
-            arguments.steps or (10_000 if arguments.until else 50),
+            (10_000 if arguments.until else 50) if arguments.steps is None else arguments.steps,
             links=links,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
             **options,
