@@ -63,7 +63,8 @@ def roll_out(
 ) -> Generated:
     """The futures of all users of `encoded`. The same user, seed and sample give the same future in any batch.
 
-    `interrupt` is called before each step; what it raises stops the work. Raises ConfigError when the model lacks a head that the settings ask for.
+    `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when the model lacks a head
+    that the settings ask for.
     """
     links = Links() if links is None else links
     policies = choose_policies(model, tokenizer, settings, links)
