@@ -6,15 +6,15 @@ integers, and the unit of numbers that are times, are decided by all rows of a l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from behavegpt.config import closest
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import check_columns, find_logs
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
@@ -23,18 +23,24 @@ from behavegpt.serving.requests import EmbedRequest, GenerateRequest, PredictReq
 from behavegpt.serving.rows import read_rows
 
 Answer = dict[str, Any]
+Interrupt = Callable[[], None]
 
 
-def answer_all(predictor: Predictor, requests: Sequence[Request]) -> list[Answer | BehaveGPTError]:
-    """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`."""
+def answer_all(
+    predictor: Predictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
+) -> list[Answer | BehaveGPTError]:
+    """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`.
+
+    `interrupt` is called between pieces of the work; what it raises stops it.
+    """
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)
             if not encoded.rejected:
-                return list(_answers(predictor, requests, encoded))
+                return list(_answers(predictor, requests, encoded, interrupt))
         except BehaveGPTError:
             pass  # of which request? each is asked alone
-    return [_answer_one(predictor, request) for request in requests]
+    return [_answer_one(predictor, request, interrupt) for request in requests]
 
 
 def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
@@ -68,9 +74,10 @@ def _depends_on_others(role: str, value: str) -> bool:
     return role == "order" or value.endswith(".0")
 
 
-def _answer_one(predictor: Predictor, request: Request) -> Answer | BehaveGPTError:
+def _answer_one(predictor: Predictor, request: Request, interrupt: Interrupt) -> Answer | BehaveGPTError:
+    interrupt()
     try:
-        return next(iter(_answers(predictor, [request], _encode(predictor, [request]))))
+        return next(iter(_answers(predictor, [request], _encode(predictor, [request]), interrupt)))
     except BehaveGPTError as error:
         return error
 
@@ -83,7 +90,7 @@ def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistori
     wanted = [column for column in dict.fromkeys(columns_of(schema).values()) if column in names]
     table = {column: [row.get(column) for user in users for row in user.events] for column in wanted}
     table[schema.user] = [f"{number:08}" for number, user in enumerate(users) for _ in user.events]
-    check_columns(find_logs(table), {r: c for r, c in columns_of(schema).items() if r != "behavior"})
+    _check_columns(names, schema)
     read = read_rows(table, schema)
     encoded = predictor.encode(table) if read is None else predictor.tokenizer.encode_table(read)
     if len(encoded.users) < len(users):
@@ -94,9 +101,22 @@ def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistori
     return replace(encoded, users=pa.array([str(user.id) for user in users], pa.string()))
 
 
-def _answers(predictor: Predictor, requests: Sequence[Request], encoded: EncodedHistories) -> list[Answer]:
+def _check_columns(names: set[str], schema: EventSchema) -> None:
+    """Raise DataError when no event tells one of the columns; a behavior need not be told."""
+    for role, column in columns_of(schema).items():
+        if column not in names and role != "behavior":
+            hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
+            raise DataError(
+                f"no column {column!r} (the {role}) in the events. {hint} Events have the column names of the "
+                "training log; GET /v1/model tells them."
+            )
+
+
+def _answers(
+    predictor: Predictor, requests: Sequence[Request], encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
     ends = np.cumsum([len(request.users) for request in requests])
-    whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded)
+    whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded, interrupt)
     found = []
     for request, end in zip(requests, ends, strict=True):
         begin = end - len(request.users)
@@ -108,21 +128,21 @@ def _answers(predictor: Predictor, requests: Sequence[Request], encoded: Encoded
     return found
 
 
-def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
-    found = predictor.predict(encoded, request.top_k, request.prior_correction)
+def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+    found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
     return [
         {"behaviors": [{"behavior": b, "probability": p} for b, p in zip(labels, probabilities, strict=True)]}
         for labels, probabilities in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
     ]
 
 
-def _embed(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
-    return [{"vector": vector} for vector in predictor.embed(encoded, request.pool).vectors.tolist()]
+def _embed(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+    return [{"vector": vector} for vector in predictor.embed(encoded, request.pool, interrupt).vectors.tolist()]
 
 
-def _generate(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
+def _generate(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
     options = request.model_dump(exclude={"users", "steps"})
-    found = predictor.generate(encoded, request.steps, **options)
+    found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema
     table = found.to_table().drop_columns([schema.user])
     place = table.column_names.index(schema.time)

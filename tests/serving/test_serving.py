@@ -169,7 +169,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "no time column": ({"users": [{"events": [{"e": "a", "l": "b"}]}]}, 422, "no column 't'"),
     "no usable time": ({"users": [{"id": "x", "events": history(1, t="never")}]}, 422, "time cannot be read"),
     "one of two": ({"users": [*users([1]), {"id": "x", "events": history(1, t="never")}]}, 422, "user 'x'"),
-    "half a character": (b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}', 422, ""),
+    "half a character": (b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}', 400, "JSON"),
     "too many users": ({"users": users(range(41))}, 422, "at most 40"),
     "too many events": ({"users": [{"events": history(1, 101)}]}, 422, "the last 100"),
     "a long label": ({"users": [{"events": history(1, e="x" * 1001)}]}, 422, "1000"),
@@ -229,7 +229,7 @@ def serving(predictor: Predictor, settings: ServeSettings) -> tuple[uvicorn.Serv
 
 
 def slow_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    def slowly(predictor: Predictor, requests: Sequence[Any]) -> list[Any]:
+    def slowly(predictor: Predictor, requests: Sequence[Any], interrupt: Any) -> list[Any]:
         time.sleep(seconds)
         return answer_all(predictor, requests)
 
