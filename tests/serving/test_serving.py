@@ -20,28 +20,14 @@ for _library in ("fastapi", "uvicorn", "httpx"):
 import httpx
 import uvicorn
 
-import behavegpt
 from behavegpt.predictor import Predictor
-from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.serving import app as module
 from behavegpt.serving.answers import answer_all, key
 from behavegpt.serving.app import make_app
 from behavegpt.serving.batcher import Batcher, Busy
 from behavegpt.serving.requests import PredictRequest, ServeSettings
-from tests.helpers import random_store
-from tests.runs import save_store, tiny_settings
 
 HEADER = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    folder = tmp_path_factory.mktemp("serving")
-    save_store(random_store(0), folder / "data")
-    settings = tiny_settings(folder / "data", folder / "run", steps=4)
-    settings["model"] |= {"history_head": True, "next_heads": ["event", "location", "gap"]}
-    pretrain(PretrainSettings.model_validate(settings))
-    return behavegpt.load(folder / "run" / "model", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +155,11 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "no time column": ({"users": [{"events": [{"e": "a", "l": "b"}]}]}, 422, "no column 't'"),
     "no usable time": ({"users": [{"id": "x", "events": history(1, t="never")}]}, 422, "time cannot be read"),
     "one of two": ({"users": [*users([1]), {"id": "x", "events": history(1, t="never")}]}, 422, "user 'x'"),
-    "half a character": (b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}', 400, "JSON"),
+    "half a character": (
+        b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}',
+        400,
+        "JSON",
+    ),
     "too many users": ({"users": users(range(41))}, 422, "at most 40"),
     "too many events": ({"users": [{"events": history(1, 101)}]}, 422, "the last 100"),
     "a long label": ({"users": [{"events": history(1, e="x" * 1001)}]}, 422, "1000"),
