@@ -31,6 +31,8 @@ from behavegpt.pooling import user_vectors, widths
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
+MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}  # folder of a run -> what it holds
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -163,12 +165,21 @@ class Predictor:
                 yield users[first : first + step], output.logits.float().cpu()
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
-    """Open a model folder, or an adapter's; `device` defaults to a GPU where there is one.
-
-    Raises CheckpointError when the folder is neither, or is damaged.
-    """
+def model_folder(folder: str | Path) -> Path:
+    """The `model` or `adapter` folder of a run's; any other folder as it is."""
     folder = Path(folder)
+    inside = {name: folder / name / file for name, file in MODEL_FILES.items()}
+    if any((folder / file).is_file() for file in MODEL_FILES.values()):
+        return folder
+    return next((path.parent for path in inside.values() if path.is_file()), folder)
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
+    """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
+
+    Raises CheckpointError when the folder is none of these, or is damaged.
+    """
+    folder = model_folder(folder)
     if (folder / "adapter_config.json").is_file():
         from behavegpt.adapt.peft import open_adapter
 

@@ -94,7 +94,7 @@ CASES = [
 def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind: str) -> None:
     for library in NEEDED[kind]:
         if importlib.util.find_spec(library) is None:
-            pytest.skip(f"{library} is not installed; pip install 'behavegpt[onnx]'")
+            pytest.skip(f"{library} is not installed; pip install -e '.[onnx]'")
     predictor, store = made(SHAPES[shape])
     facts = export_model(predictor, tmp_path / "out", kind)  # type: ignore[arg-type]
     assert facts["largest_difference"] < 1e-5

@@ -28,10 +28,10 @@ def _evaluate(arguments: Arguments) -> Any:
 
     from behavegpt.compare import compare, metrics_table
     from behavegpt.data.store import open_store
-    from behavegpt.predictor import load
+    from behavegpt.predictor import load, model_folder
 
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
-    out = arguments.out or arguments.model.parent / "eval" / name
+    out = arguments.out or model_folder(arguments.model).parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
     result = compare(
         load(arguments.model, state.device),
@@ -179,9 +179,9 @@ def _generate(arguments: Arguments) -> Any:
     return {"users": len(found.users), "events": len(found), "out": str(arguments.out), "policies": found.policies}
 
 
-def _policies(words: list[str]) -> dict[str, str]:
+def _policies(words: list[str]) -> dict[str, Any]:
     """`observed` for both, or `time=observed place=head`."""
-    named: dict[str, str] = {}
+    named: dict[str, Any] = {}
     for word in words:
         field, equals, policy = word.rpartition("=")
         named |= {field: policy} if equals else {"time": policy, "place": policy}
