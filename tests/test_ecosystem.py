@@ -106,7 +106,7 @@ def test_a_run_stands_for_its_model(folder: Path, capsys: Any) -> None:
     from behavegpt.cli import main
 
     assert behavegpt.load(folder.parent, "cpu").predict(ROWS).probabilities.shape == (3, 5)
-    assert main(["doctor", str(folder.parent)]) == 0
+    assert main(["info", str(folder.parent)]) == 0
     with pytest.raises(CheckpointError, match="not a model folder"):
         behavegpt.load(folder.parent.parent / "nothing")
 

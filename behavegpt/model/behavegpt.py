@@ -7,9 +7,9 @@ This folder imports nothing but torch and transformers, so that it can be saved 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, Pr
 IGNORED = -100
 
 
-@dataclass
+@dataclasses.dataclass
 class BehaviorOutput(ModelOutput):
     """What the models return; absent parts are None."""
 
@@ -326,8 +326,10 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
 
 
 def as_asked(output: BehaviorOutput, return_dict: bool | None) -> Any:
-    """The output, or its present parts as a tuple."""
-    return output.to_tuple() if return_dict is False else output
+    """The output, or its present parts as a tuple in the order of BehaviorOutput."""
+    if return_dict is not False:
+        return output
+    return tuple(part for field in dataclasses.fields(output) if (part := getattr(output, field.name)) is not None)
 
 
 def named_fields(

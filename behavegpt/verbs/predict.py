@@ -208,7 +208,7 @@ def _export(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
-    from behavegpt.config import read_settings
+    from behavegpt.config import check_settings
     from behavegpt.console import progress, say
     from behavegpt.export import ExportSettings, export
     from behavegpt.predictor import load
@@ -217,8 +217,8 @@ def _export(arguments: Arguments) -> Any:
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if "pool" in given:
-        given["pool"] = f"[{given['pool'].replace('+', ', ')}]"
-    settings = read_settings(ExportSettings, None, [f"{name}={value}" for name, value in given.items()])
+        given["pool"] = given["pool"].split("+")
+    settings = check_settings(ExportSettings, given, "export")
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     predictor = load(arguments.model, state.device)
