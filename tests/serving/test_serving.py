@@ -239,10 +239,13 @@ def test_too_slow_too_many_and_shutdown(predictor: Predictor, monkeypatch: pytes
     server.should_exit = True
     thread.join()
 
+    slow_answers(monkeypatch, 2.0)
     server, thread, url = serving(predictor, ServeSettings(wait_ms=0))
-    with ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(httpx.post, f"{url}/v1/predict", json={"users": users([n])}) for n in range(3)]
-        time.sleep(0.2)
+    with ThreadPoolExecutor(3) as pool, httpx.Client(timeout=60) as client:
+        answers = [pool.submit(client.post, f"{url}/v1/predict", json={"users": users([n])}) for n in range(3)]
+        until = time.monotonic() + 20
+        while len(server.server_state.tasks) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
         server.handle_exit(signal.SIGTERM, None)
         assert [answer.result().status_code for answer in answers] == [200, 200, 200]
     thread.join(timeout=20)
