@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from behavegpt.auto import register_lazily
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -31,3 +33,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+register_lazily()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from behavegpt.baselines import counts
+from behavegpt.config import check_settings
 from behavegpt.console import progress, say
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
@@ -23,6 +24,7 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.files import write_json, write_text
 from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
@@ -46,6 +48,7 @@ def compare(
 
     Raises CheckpointError when the model does not know the data's labels, DataError when the split is empty.
     """
+    check_settings(PredictOptions, {"prior_correction": prior_correction}, "evaluate")
     store = fit_store(store, predictor.tokenizer)
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
     if rows == 0:

@@ -10,7 +10,7 @@ Each component owns its settings class (a subclass of `Settings`); `read_setting
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,10 +41,15 @@ def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
     tree = read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
+    return check_settings(cls, tree, str(path) if path else "overrides")
+
+
+def check_settings(cls: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Validate `values` as `cls`; `source` is named in the ConfigError, beside setting, value and nearest name."""
     try:
-        return cls.model_validate(tree)
+        return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(cls, error, str(path) if path else "overrides")) from None
+        raise ConfigError(_explain(cls, error, source)) from None
 
 
 def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -76,12 +81,6 @@ def _bases(path: Path, written: Any) -> list[str]:
     if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() and base for base in bases):
         raise ConfigError(f"{path}: base = {_short(written)}: give a file's name, or a list of names.")
     return bases
-
-
-def _short(value: Any) -> str:
-    """A value in a message; the rest of a long one is left out."""
-    text = repr(value)
-    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
 
 
 def dump_settings(settings: Settings) -> str:
@@ -137,9 +136,14 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
         elif item["type"] == "missing":
             lines.append(f"{source}: {where!r} is required; add it or pass {where}=VALUE.")
         else:
-            lines.append(f"{source}: {where} = {_short(item['input'])}: {item['msg']}.")
+            lines.append(f"{source}: {where} = {_short(item['input'])}: {item['msg'].removeprefix('Value error, ')}.")
     more = len(lines) - MOST_LINES
     return "\n".join(lines[:MOST_LINES] + ([f"{source}: and {more} more."] if more > 0 else []))
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a huge number"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

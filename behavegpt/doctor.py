@@ -18,7 +18,7 @@ from behavegpt.batch import IGNORED
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.size import count_parameters
-from behavegpt.predictor import load
+from behavegpt.predictor import load, model_folder
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "duckdb", "peft", "wandb", "flash-attn")
 SELF_TEST_STEPS = 10
@@ -68,6 +68,7 @@ def self_test(device: torch.device) -> str:
 
 def describe_model(folder: Path) -> dict[str, Any]:
     """Shape, parameters, vocabulary and schema of a model folder."""
+    folder = model_folder(folder)
     predictor = load(folder, device="cpu")
     config, tokenizer = predictor.model.config, predictor.tokenizer
     counts = count_parameters(predictor.model)

@@ -19,11 +19,16 @@ class CheckpointError(BehaveGPTError):
     """A checkpoint or model folder that is damaged or does not fit the data."""
 
 
+def install_command(extra: str) -> str:
+    """How to install an extra: from a checkout, as the package is not on PyPI."""
+    return f"pip install -e '.[{extra}]' (in your checkout of BehaveGPT)"
+
+
 class MissingExtraError(BehaveGPTError):
     """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed; run: pip install 'behavegpt[{extra}]'")
+        super().__init__(f"{library} is not installed; run: {install_command(extra)}")
 
 
 def violation(error: Exception) -> str:

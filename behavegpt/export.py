@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.files import write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.options import Real
 from behavegpt.paths import local_path
 from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.user_embeddings import write_array
@@ -48,7 +49,9 @@ class ExportSettings(Settings):
     """What a vector is made of; part of the fingerprint by which a run is continued."""
 
     pool: tuple[str, ...] = Field(("last", "mean"), min_length=1, description="parts of a vector: " + ", ".join(NAMES))
-    half_life: float = Field(7.0, gt=0, description="days after which an event counts half, for the decayed parts")
+    half_life: Annotated[Real, Field(gt=0)] = Field(
+        7.0, description="days after which an event counts half, for the decayed parts"
+    )
     scale: Literal["standard", "unit", "none"] = Field(
         "standard",
         description="standard: every dimension has mean 0 and variance 1 over the users with events; "

@@ -5,21 +5,19 @@ Shape letters: U users, B rows, R positions, S histories of a row, C hidden widt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from behavegpt.batch import PackedBatch
-from behavegpt.config import closest
+from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
-from behavegpt.data.pack import Windows, collate, pack_rows
-from behavegpt.errors import ConfigError
+from behavegpt.history_batches import history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.options import EmbedOptions
 
-POSITIONS_PER_BATCH = 16384
-LOGITS_PER_BATCH = 1 << 26
 MOST_BEHAVIORS = 256  # the most frequent ones; a vector may have 2048 dimensions in all
 DAY = 86400.0
 INPUT, FINAL = 0, -1  # layers: the embedded events, and the output behind the last norm
@@ -64,13 +62,8 @@ NAMES = (*POOLS, BEHAVIORS)
 
 
 def widths(model: BehaveGPTForBehaviorPrediction, pool: Sequence[str]) -> list[int]:
-    """Dimensions of each part of a vector. Raises ConfigError for a part that is unknown or named twice."""
-    for name in pool:
-        if name not in NAMES:
-            raise ConfigError(f"pool: unknown part {name!r}. {closest(name, NAMES)}")
-        if pool.count(name) > 1:
-            raise ConfigError(f"pool: the part {name!r} is named twice; name each one once.")
-    config = model.config
+    """Dimensions of each part of a vector. Raises ConfigError unless `pool` names one part or more, each once."""
+    config, pool = model.config, check_settings(EmbedOptions, {"pool": pool}, "vector").pool
     return [min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size for name in pool]
 
 
@@ -82,15 +75,21 @@ def user_vectors(
     end: np.ndarray,
     pool: Sequence[str] = ("last",),
     half_life: float = 7.0,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Vectors (U, D) float32 of users whose events are `begin:end` (U,) of the columns, none empty, ascending.
 
     The last `max_length` events of a history are read. `columns` are the model's, and `time` in seconds.
     A user's vector does not depend on who else is in the call, up to rounding. `half_life` in days.
+    `interrupt` is called before each batch; what it raises stops the work.
     """
     vectors = np.zeros((len(begin), sum(widths(model, pool))), np.float32)
     layers = {POOLS[name].layer for name in pool if name in POOLS}
-    for users, batch, time in _batches(model, columns, begin, end):
+    # a row's weights are (S, R) beside the logits of its S users
+    cells = row_length_for(model.config.max_length) + (model.config.num_behaviors if BEHAVIORS in pool else 0)
+    for users, batch, _, time in history_batches(model, columns, begin, end, cells_per_user=cells, with_time=True):
+        interrupt()
+        assert time is not None
         at = _histories(batch, time)
         output: Any = _run(model, batch, at, layers, BEHAVIORS in pool)
         kept = at.member.any(-1)  # (B, S), false where a row holds fewer histories
@@ -105,31 +104,6 @@ def user_vectors(
             parts.append((weight @ states)[kept].float())
         vectors[users] = torch.cat(parts, dim=-1).cpu().numpy()
     return vectors
-
-
-def _batches(
-    model: BehaveGPTForBehaviorPrediction, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
-) -> Iterator[tuple[np.ndarray, PackedBatch, torch.Tensor]]:
-    """Users (n,) of a batch in the order of its histories, the batch, and its times (B, R) in seconds."""
-    config = model.config
-    row_length = row_length_for(config.max_length)
-    length = np.minimum(end - begin, config.max_length)
-    plan = pack_rows(Windows(end - length, length, length - 1), row_length)
-    user_of = np.searchsorted(end, plan.windows.start, side="right")
-    step = min(POSITIONS_PER_BATCH // row_length, LOGITS_PER_BATCH // (row_length * config.num_behaviors))
-    for at in range(0, plan.rows, max(1, step)):
-        rows = np.arange(at, min(at + max(1, step), plan.rows))
-        batch = collate(columns, plan, rows, row_length, (*config.columns, "time"), with_target=False)
-        time = batch.inputs["time_ids"].to(model.device)
-        if "time" not in config.columns:
-            del batch.inputs["time_ids"]
-        users = user_of[plan.pointer[rows[0]] : plan.pointer[rows[-1] + 1]]
-        yield users, _moved(batch, model.device), time
-
-
-def _moved(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    inputs = {name: ids.to(device) for name, ids in batch.inputs.items()}
-    return batch._replace(inputs=inputs, document=batch.document.to(device), position=batch.position.to(device))
 
 
 def _histories(batch: PackedBatch, time: torch.Tensor) -> Histories:

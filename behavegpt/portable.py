@@ -1,8 +1,9 @@
 """A trained model as one file for other runtimes: prediction and embedding as torch.export program or ONNX graph.
 
 The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the event), each (B, L) int64, and
-`attention_mask` (B, L) int64, 1 at events and 0 behind them. It gives `logits` (B, K) and `user_vector` (B, C) at each
-row's last event: what `Predictor.predict` and `Predictor.embed` compute. B and L are free, 1 <= L <= max_length.
+`attention_mask` (B, L) int64, 1 at events and 0 at padding, wherever it stands. It gives `logits` (B, K) and
+`user_vector` (B, C) at each row's last event: what `Predictor.predict` and `Predictor.embed` compute, from the last
+`max_length` events as they do. B and L are free. A row without events, or with a negative id, gives NaN.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ Format = Literal["torch", "onnx"]
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 OUTPUTS = ("logits", "user_vector")  # not a name of the graph's own, such as `embedding`
 OPSET = 20
+LONGEST = 1 << 16  # events of a row; those before the last max_length change nothing
 INLINE_BYTES = 1 << 30  # protobuf ends at 2 GiB; larger weights go beside the graph
 TOLERANCE = 1e-4  # of the check after writing, relative to the largest number
 
@@ -48,14 +50,21 @@ class LastEvent(nn.Module):
         """The columns of the model's config and the mask, each (B, L) -> logits (B, K), vectors (B, C)."""
         # two empty positions more: torch.export takes shapes that may be 1 for another case of its own
         *columns, mask = (F.pad(values, (0, 2)) for values in ids)
-        inputs = dict(zip(self.names, columns, strict=True))
-        document = mask - 1
-        rows, length = mask.shape
-        position = torch.arange(length, device=mask.device).clamp(max=self.model.config.max_length - 1)
-        position = position.expand(rows, length)
+        real = mask != 0
+        count = real.sum(1)
+        kept = count.clamp(max=self.model.config.max_length)
+        source, inside = _last_events(real, count - kept, kept)
+        moved = [columns_.gather(1, source) * inside for columns_ in columns]
+        inputs = dict(zip(self.names, moved, strict=True))
+        document = inside.long() - 1
+        position = torch.arange(mask.shape[1], device=mask.device).clamp(max=self.model.config.max_length - 1)
+        position = position.expand_as(mask)
         hidden = self.model.model(**inputs, document=document, position=position).last_hidden_state
-        last = mask.sum(1) - 1
+        last = (kept - 1).clamp(min=0)
         state = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+        # of no event, or of ids that are none, nothing can be said: some runtimes would count from the other end
+        wrong = (count == 0) | torch.stack([(values < 0).any(1) for values in columns]).any(0)
+        state = state.masked_fill(wrong[:, None], torch.nan)
         past = None
         if self.model.history is not None:
             slots = (self.model.config.field_sizes or {})["slot"]
@@ -64,6 +73,18 @@ class LastEvent(nn.Module):
             first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
             past = self.model.history.at_last(Past(**found, document=document, slots=slots), first, last)
         return self.model.head(state, past, self.model._tied_embedding()), state
+
+
+def _last_events(real: torch.Tensor, skipped: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (B, L) of each row's last `kept` (B,) real ones, in their order and from the first on; and a mask.
+
+    `real` (B, L) bool may be padded anywhere; its first `skipped` (B,) events are left out.
+    """
+    index = torch.arange(real.shape[1], device=real.device)
+    inside = index < kept[:, None]
+    rank = real.long().cumsum(1) - 1 - skipped[:, None]  # of each real event among those kept
+    is_source = (rank[:, None, :] == index[:, None]) & real[:, None, :]  # (B, L to, L from)
+    return is_source.int().argmax(-1), inside
 
 
 def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool = False) -> dict[str, Any]:
@@ -112,11 +133,10 @@ def sample_ids(network: LastEvent, rows: int, length: int, seed: int = 0) -> tup
 
 
 def _traced(network: LastEvent) -> torch.export.ExportedProgram:
-    longest = network.model.config.max_length
     rows = torch.export.Dim("rows", min=1, max=1 << 20)
-    length = torch.export.Dim("events", min=1, max=longest) if longest > 1 else None
-    ids = sample_ids(network, 3, min(7, longest))
-    sizes = tuple({0: rows} | ({1: length} if length else {}) for _ in ids)
+    length = torch.export.Dim("events", min=1, max=LONGEST)
+    ids = sample_ids(network, 3, 7)
+    sizes = tuple({0: rows, 1: length} for _ in ids)
     with torch.no_grad():
         return torch.export.export(network, ids, dynamic_shapes=(sizes,), strict=False)
 
@@ -171,7 +191,7 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
         return None
     worst = 0.0
     longest = network.model.config.max_length
-    for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2))):
+    for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2)), (2, longest + 7)):
         ids = sample_ids(network, rows, length, seed=1)
         for got, expected in zip(run(ids), network(*ids), strict=True):
             difference = float((got - expected).abs().max())
@@ -187,7 +207,7 @@ def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, 
         "inputs": {name: ["rows", "events"] for name in (*network.names, "attention_mask")},
         "dtype": "int64",
         "outputs": {"logits": ["rows", config.num_behaviors], "user_vector": ["rows", config.hidden_size]},
-        "most_events": config.max_length,
+        "looks_back": config.max_length,
         "classes": "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order",
         "tokenizer_hash": predictor.tokenizer.hash,
     }

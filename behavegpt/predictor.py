@@ -20,21 +20,19 @@ from behavegpt.adapt.generate import GenerationSettings, roll_out
 from behavegpt.adapt.generated import Generated
 from behavegpt.adapt.links import Links, load_links
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
-from behavegpt.batch import PADDING, PackedBatch
-from behavegpt.config import read_settings
-from behavegpt.data.frames import Frame, as_frame
-from behavegpt.data.loader import row_length_for
-from behavegpt.data.pack import Windows, collate, pack_rows
-from behavegpt.data.sources import Logs
+from behavegpt.config import check_settings
+from behavegpt.data.histories import as_logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
-from behavegpt.errors import ConfigError, DataError
+from behavegpt.errors import DataError
+from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
-from behavegpt.pooling import user_vectors
+from behavegpt.pooling import user_vectors, widths
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
-POSITIONS_PER_BATCH = 16384
+MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}  # folder of a run -> what it holds
 
 
 @dataclass(frozen=True)
@@ -85,26 +83,26 @@ class Predictor:
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
-        `events`: a pandas or Arrow table or a mapping of columns with the training log's columns, a list of such
-        rows, or files; without the user column all rows are one user's. `prior_correction` tau > 0 lifts rare
-        behaviors: logits - tau * log(training frequency).
+        `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's columns, a list of
+        such rows, or files; a list of rows without the user column is one user's history. `prior_correction`
+        tau > 0 lifts rare behaviors: logits - tau * log(training frequency). `interrupt` is called between pieces of
+        the work; what it raises stops it. Raises ConfigError and DataError.
         """
+        options = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
         encoded = self.encode(events)
         behaviors = self.tokenizer.behaviors
-        if top_k < 1:
-            raise ConfigError(f"top_k = {top_k}: at least one behavior must be asked for.")
-        top = min(top_k, behaviors.classes)
+        top = min(options.top_k, behaviors.classes)
         chosen = np.zeros((len(encoded.users), top), np.int64)
         probabilities = np.zeros((len(encoded.users), top), np.float32)
         counts = torch.tensor(behaviors.counts, dtype=torch.float32) + 1
-        shift = prior_correction * torch.log(counts / counts.sum())
+        shift = options.prior_correction * torch.log(counts / counts.sum())
         done = 0
-        for users, batch, last in self._batches(encoded):
-            logits = self._run(batch, select=last).logits.float().cpu() - shift
-            best = logits.softmax(-1).topk(top)
+        for users, logits in self._logits(encoded, interrupt):
+            best = logits.sub_(shift).softmax(-1).topk(top)
             chosen[users], probabilities[users] = best.indices.numpy(), best.values.numpy()
             done += len(users)
             if on_user:
@@ -112,10 +110,17 @@ class Predictor:
         labels = self.tokenizer.labels(chosen)
         return Predictions(encoded.users, labels, probabilities, encoded.unknown, encoded.rejected)
 
-    def embed(self, events: Any, pool: Sequence[str] = ("last",)) -> UserEmbeddings:
-        """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts."""
+    def embed(
+        self, events: Any, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
+    ) -> UserEmbeddings:
+        """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts.
+
+        `events` and `interrupt` as for `predict`. Raises ConfigError and DataError.
+        """
+        widths(self.model, pool)  # before the events are read
         encoded = self.encode(events)
-        vectors = user_vectors(self.model, encoded.columns, encoded.offsets[:-1], encoded.offsets[1:], pool)
+        begin, end = encoded.offsets[:-1], encoded.offsets[1:]
+        vectors = user_vectors(self.model, encoded.columns, begin, end, pool, interrupt=interrupt)
         return UserEmbeddings(encoded.users, vectors)
 
     def generate(
@@ -125,68 +130,64 @@ class Predictor:
         *,
         links: Links | None = None,
         on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> Generated:
         """The next `steps` events of each user, all fields together: `Generated` with `to_table()`.
 
-        `events` as for `predict`, at least one a user. `options`: GenerationSettings, such as samples=5,
-        temperature=.9, top_p=.95, until="2 days", seed=1, time="observed". `links`: what goes together, see
-        adapt/links.py; by default what stands beside the model. Docs: docs/generation.md.
+        `events` and `interrupt` as for `predict`, at least one event a user. `options`: GenerationSettings, such as
+        samples=5, temperature=.9, top_p=.95, until="2 days", seed=1, time="observed". `links`: what goes together,
+        see adapt/links.py; by default what stands beside the model. Docs: docs/generation.md.
         """
         given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
-        settings = read_settings(GenerationSettings, None, [f"{name}={value}" for name, value in given.items()])
+        settings = check_settings(GenerationSettings, given, "generate")
         links = self.links if links is None else links
-        return roll_out(self.model, self.tokenizer, self.encode(events), settings, links, on_user)
+        return roll_out(self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt)
 
     def encode(self, events: Any) -> EncodedHistories:
         """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
         if isinstance(events, EncodedHistories):
             return events
-        schema = self.tokenizer.event_schema
-        if isinstance(events, list) and events and isinstance(events[0], dict):
-            events = {name: [row.get(name) for row in events] for name in {k: None for row in events for k in row}}
-        if not isinstance(events, (str, Path, list, tuple)):
-            events = events if isinstance(events, Logs) else as_frame(events)
-            if isinstance(events, Frame) and schema.user not in events.names:
-                events = events.with_constant(schema.user, "0")
-        encoded = self.tokenizer.encode(events)
+        encoded = self.tokenizer.encode(as_logs(events, self.tokenizer.event_schema))
         if len(encoded.users) == 0:
             reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
             raise DataError(f"no usable event to predict from ({reasons}).")
         return encoded
 
-    def _batches(self, encoded: EncodedHistories) -> Iterator[tuple[np.ndarray, PackedBatch, torch.Tensor]]:
-        """Users (n,) of a batch, the batch, and the mask (B, R) of their last events, in the same order."""
-        limit = self.model.config.max_length
-        begin, end = encoded.offsets[:-1], encoded.offsets[1:]
-        length = np.minimum(end - begin, limit)
-        plan = pack_rows(Windows(end - length, length, length - 1), row_length_for(limit))
-        user_of = np.searchsorted(end, plan.windows.start, side="right")
-        rows_per_batch = max(1, POSITIONS_PER_BATCH // row_length_for(limit))
-        for at in range(0, plan.rows, rows_per_batch):
-            rows = np.arange(at, min(at + rows_per_batch, plan.rows))
-            batch = collate(
-                encoded.columns, plan, rows, row_length_for(limit), self.model.config.columns, with_target=False
-            )
-            following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
-            last = (batch.document != following) & (batch.document != PADDING)
-            yield user_of[plan.pointer[rows[0]] : plan.pointer[rows[-1] + 1]], batch, last
-
     @torch.no_grad()
-    def _run(self, batch: PackedBatch, select: torch.Tensor) -> Any:
-        device = self.model.device
-        inputs = {name: ids.to(device) for name, ids in batch.inputs.items()}
-        return self.model(
-            **inputs, document=batch.document.to(device), position=batch.position.to(device), select=select.to(device)
-        )
+    def _logits(
+        self, encoded: EncodedHistories, interrupt: Callable[[], None]
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
+        begin, end, classes = encoded.offsets[:-1], encoded.offsets[1:], self.model.config.num_behaviors
+        for users, batch, last, _ in history_batches(self.model, encoded.columns, begin, end, cells_per_user=classes):
+            at = last.nonzero()
+            step = max(1, CELLS_PER_BATCH // classes)
+            for first in range(0, len(at), step):  # more than once only where one row is too much already
+                interrupt()
+                select = torch.zeros_like(last)
+                select[tuple(at[first : first + step].T)] = True
+                output: Any = self.model(
+                    **batch.inputs, document=batch.document, position=batch.position, select=select
+                )
+                yield users[first : first + step], output.logits.float().cpu()
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The `model` or `adapter` folder of a run's; any other folder as it is."""
+    folder = Path(folder)
+    inside = {name: folder / name / file for name, file in MODEL_FILES.items()}
+    if any((folder / file).is_file() for file in MODEL_FILES.values()):
+        return folder
+    return next((path.parent for path in inside.values() if path.is_file()), folder)
 
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
-    """Open a model folder, or an adapter's; `device` defaults to a GPU where there is one.
+    """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
 
-    Raises CheckpointError when the folder is neither, or is damaged.
+    Raises CheckpointError when the folder is none of these, or is damaged.
     """
-    folder = local_path(folder)
+    folder = model_folder(local_path(folder))
     if (folder / "adapter_config.json").is_file():
         from behavegpt.adapt.peft import open_adapter
 

@@ -94,7 +94,7 @@ CASES = [
 def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind: str) -> None:
     for library in NEEDED[kind]:
         if importlib.util.find_spec(library) is None:
-            pytest.skip(f"{library} is not installed; pip install 'behavegpt[onnx]'")
+            pytest.skip(f"{library} is not installed; pip install -e '.[onnx]'")
     predictor, store = made(SHAPES[shape])
     facts = export_model(predictor, tmp_path / "out", kind)  # type: ignore[arg-type]
     assert facts["largest_difference"] < 1e-5
@@ -103,6 +103,7 @@ def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind:
     columns["behavior"] = store.column("behavior").astype(np.int64)
     encoded = EncodedHistories(_labels(store), store.offsets, columns, {}, {})
     classes = store.behaviors.classes
+    check_other_layouts(run, predictor, encoded, list(facts["inputs"]))
     predicted, vectors = predictor.predict(encoded, classes), predictor.embed(encoded).vectors
     begin, end = np.maximum(store.offsets[:-1], store.offsets[1:] - 16), store.offsets[1:]
     names = [name for name in facts["inputs"] if name != "attention_mask"]
@@ -113,6 +114,43 @@ def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind:
         assert np.allclose(embedding, vectors[users], atol=2e-5)
         labels = predictor.tokenizer.labels(probabilities.indices.numpy())
         assert (labels == predicted.labels[users]).mean() > 0.99  # ties aside
+
+
+def check_other_layouts(run: Any, predictor: Predictor, encoded: EncodedHistories, inputs: list[str]) -> None:
+    """Histories beyond the window, padding in front, behind and between, empty rows, ids that are none."""
+    names = [name for name in inputs if name != "attention_mask"]
+    user = int(np.argmax(np.diff(encoded.offsets)))
+    begin, end = encoded.offsets[user : user + 1], encoded.offsets[user + 1 : user + 2]
+    assert end - begin > 16, "longer than the window"
+    expected = predictor.embed(encoded).vectors[user]
+    whole = padded(encoded.columns, begin, end, names)
+    length = int((end - begin)[0])
+    layouts = {
+        "longer": np.arange(length),
+        "in front": np.arange(length) + 5,
+        "holes": np.arange(length) * 2,
+        "much longer, behind": np.arange(length),
+    }
+    for name, place in layouts.items():
+        feed = {key: np.zeros((1, place.max() + 1 + 9 * (name != "longer")), np.int64) for key in inputs}
+        for key in inputs:
+            feed[key][0, place] = whole[key][0]
+        logits, vector = run(feed)
+        assert np.allclose(vector[0], expected, atol=2e-5), name
+        assert np.isfinite(logits).all()
+    spoiled = {key: np.concatenate([values, values * (key != "attention_mask")]) for key, values in whole.items()}
+    spoiled["input_ids"] = np.concatenate([spoiled["input_ids"], spoiled["input_ids"][:1]])
+    spoiled = {key: np.concatenate([v, v[:1]]) if key != "input_ids" else v for key, v in spoiled.items()}
+    spoiled["input_ids"][2, -1] = -1
+    try:
+        logits, vector = run(spoiled)
+    except Exception as error:  # torch refuses a negative id
+        assert "out of range" in str(error) or "index" in str(error)
+        spoiled["input_ids"][2, -1] = 1
+        logits, vector = run(spoiled)
+        vector[2] = logits[2] = np.nan
+    assert np.allclose(vector[0], expected, atol=2e-5)
+    assert np.isnan(vector[1:]).all() and np.isnan(logits[1:]).all(), "nothing is said of no events"
 
 
 def _labels(store: Any) -> Any:

@@ -12,9 +12,8 @@ Shapes: N rows (a row is one sample of one user), L window, K behaviors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,37 +24,30 @@ from behavegpt.adapt.draw import agree, choose, time_in_bucket
 from behavegpt.adapt.generated import Generated
 from behavegpt.adapt.links import Link, Links
 from behavegpt.adapt.rows import Next, Rows
-from behavegpt.config import Settings
 from behavegpt.data.times import calendar
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.options import DrawOptions, Policy, Whole
 
-Policy = Literal["auto", "head", "observed", "typical"]
 CACHE_BYTES = 1 << 30
 LOGIT_BYTES = 1 << 28
 NUMBERS = 8  # uniform numbers a step: gap, three for the time, behavior, event, place, one spare
-UNTIL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(minute|min|hour|h|day|d|week|w)s?\s*")
-SECONDS = {"minute": 60, "min": 60, "hour": 3600, "h": 3600, "day": 86400, "d": 86400, "week": 604800, "w": 604800}
 
 
-class GenerationSettings(Settings):
+class GenerationSettings(DrawOptions):
     """How futures are drawn."""
 
-    steps: int = Field(50, ge=1, le=100_000, description="events for each user; with `until`, at most")
-    samples: int = Field(1, ge=1, description="futures for each user")
-    temperature: float = Field(1.0, ge=0, description="of behaviors, events and places; 0: the most probable")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw from the smallest set of this probability")
-    until: str | None = Field(None, description="stop this long after each user's last event, for example 2 days")
-    time: Policy = Field("auto", description="where time gaps come from; auto: the gap head, else observed")
-    place: Policy = Field("auto", description="where places come from; auto: the location head, else observed")
-    keep: int | None = Field(None, ge=1, description="events kept when the window is full; null: half of it")
+    keep: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="events kept when the window is full; null: half of it"
+    )
     personal: bool = Field(True, description="weigh the gap head by the user's own gaps (adapt/rates.py)")
     hours: bool = Field(True, description="weigh the gap head by training's gaps at that hour, where measured")
-    seed: int = Field(0, ge=0)
-    probabilities: int = Field(0, ge=0, description="behaviors a step whose probabilities are returned")
-    rows: int = Field(256, ge=1, description="users times samples at once; changes no result")
+    probabilities: Annotated[Whole, Field(ge=0)] = Field(
+        0, description="behaviors a step whose probabilities are returned"
+    )
+    rows: Annotated[Whole, Field(ge=1)] = Field(256, description="users times samples at once; changes no result")
     cache: bool = Field(True, description="false: run the whole window again at each step; for comparison")
 
 
@@ -67,10 +59,12 @@ def roll_out(
     settings: GenerationSettings,
     links: Links | None = None,
     on_rows: Callable[[int, int], None] | None = None,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> Generated:
     """The futures of all users of `encoded`. The same user, seed and sample give the same future in any batch.
 
-    Raises ConfigError when the model lacks a head that the settings ask for.
+    `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when the model lacks a head
+    that the settings ask for.
     """
     links = Links() if links is None else links
     policies = choose_policies(model, tokenizer, settings, links)
@@ -90,12 +84,14 @@ def roll_out(
             seed=settings.seed,
             keep=settings.keep,
             cached=settings.cache,
-            span=seconds_of(settings.until) if settings.until else None,
+            span=settings.span,
             personal=settings.personal,
             gap_odds=links.gap_odds if settings.hours else None,
             look_back=bool({"observed", "typical"} & set(policies.values())),
         )
-        parts += list(_futures(rows, settings, policies, links))
+        for part in _futures(rows, settings, policies, links):
+            interrupt()
+            parts.append(part)
         if on_rows:
             on_rows(min(at + size, len(user)), len(user))
     return Generated.join(parts, encoded, tokenizer, policies, settings.model_dump(exclude_none=True))
@@ -133,14 +129,6 @@ def choose_policies(
             found[field] = f"head, among those of the {given} in training" if seen else f"head, whatever the {given}"
     others = set(model.config.columns) - {*found, "event", "weekday", "slot"}
     return found | dict.fromkeys(sorted(others), "the user's last")
-
-
-def seconds_of(text: str) -> int:
-    """Seconds of '2 days', '36 hours', '90 min' or '1 week'; raises ConfigError."""
-    match = UNTIL.fullmatch(text.lower())
-    if match is None or not float(match[1]):
-        raise ConfigError(f"until = {text!r}: write a time span like '2 days', '36 hours', '90 min' or '1 week'.")
-    return round(float(match[1]) * SECONDS[match[2]])
 
 
 def _futures(

@@ -20,7 +20,7 @@ from behavegpt.errors import CheckpointError, MissingExtraError
 from behavegpt.files import write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.paths import local_path
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.run_folder import open_model, weight_files
 from behavegpt.training.storage import read_json
 
 if TYPE_CHECKING:
@@ -114,9 +114,12 @@ def _quietly() -> Iterator[None]:
 
 
 def weights_hash(model: Path) -> str:
-    """SHA-256 of a model folder's weights."""
-    with open(model / "model.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a model folder's weights; of several shards, of their hashes."""
+    hashes = []
+    for path in weight_files(model):
+        with open(path, "rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _facts(folder: Path) -> dict[str, Any]:

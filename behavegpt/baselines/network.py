@@ -23,7 +23,14 @@ from behavegpt.baselines.layout import Layout
 from behavegpt.data.store import EventStore
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction, BehaviorOutput, EventCache
-from behavegpt.model.behavegpt import IGNORED, BehaveGPTPreTrainedModel, _positions, mean_cross_entropy
+from behavegpt.model.behavegpt import (
+    IGNORED,
+    BehaveGPTPreTrainedModel,
+    _positions,
+    mean_cross_entropy,
+    named_fields,
+    refuse_unknown,
+)
 from behavegpt.model.config import GAP_BUCKETS
 from behavegpt.model.head import HeadLoss, History, HistoryFeatures, HistoryGate
 
@@ -126,6 +133,11 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         use_cache: bool | None = None,
         event_logits: bool = False,
         heads: Collection[str] | None = None,
+        weekday_ids: torch.Tensor | None = None,
+        slot_ids: torch.Tensor | None = None,
+        location_ids: torch.Tensor | None = None,
+        behavior_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
         """Logits, or a loss, of the next behavior at each event; as BehaveGPTForBehaviorPrediction.forward.
@@ -137,6 +149,8 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
                 f"the baseline {self.config.architecture} predicts and embeds, but cannot generate: it keeps no cache "
                 "of past events. Train a BehaveGPT for that (configs/generation.yaml)."
             )
+        refuse_unknown(self.config, output_attentions, fields)
+        fields |= named_fields(weekday_ids, slot_ids, location_ids, behavior_ids)
         layout = layout_of(input_ids, document, position, attention_mask, fields)
         x = self.model.embedding(layout)
         encoded = self.model.encoder(x, layout)

@@ -7,9 +7,9 @@ This folder imports nothing but torch and transformers, so that it can be saved 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, Pr
 IGNORED = -100
 
 
-@dataclass
+@dataclasses.dataclass
 class BehaviorOutput(ModelOutput):
     """What the models return; absent parts are None."""
 
@@ -58,6 +58,15 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = False  # the history head and the variable-length plan depend on the data
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^next_heads\."]
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Refused: ids belong to the vocabulary in the folder, and classes and heads go with them."""
+        if new_num_tokens in (None, (self.config.field_sizes or {})["event"]):
+            return self.get_input_embeddings()
+        raise ValueError(
+            "resize_token_embeddings is not supported: event vocabulary, classes and heads change together; "
+            "use `behavegpt finetune --mode new_behavior` (behavegpt.adapt)"
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -103,6 +112,11 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         return_dict: bool | None = None,
         past_key_values: EventCache | None = None,
         use_cache: bool | None = None,
+        weekday_ids: torch.Tensor | None = None,
+        slot_ids: torch.Tensor | None = None,
+        location_ids: torch.Tensor | None = None,
+        behavior_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
         """Hidden states (B, R, C) of events.
@@ -112,9 +126,12 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         is one history, with `attention_mask` (B, R) 0 where it is padded.
         `position` (B, R): index within the history; made from the mask when absent.
         `past_key_values`: an EventCache of earlier events of the same rows, not packed; it takes up the new ones.
+        `fields`: ids of the config's further fields. Raises ValueError for arguments that the model does not know.
         """
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
+        refuse_unknown(self.config, output_attentions, fields)
+        fields |= named_fields(weekday_ids, slot_ids, location_ids, behavior_ids)
         cache = past_key_values
         if cache is not None or use_cache:
             _refuse_cache(cache, document)
@@ -138,9 +155,10 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
             x = block(x, plan, rope) if cache is None else block(x, plan, rope, cache.writer(index))
             states.append(x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BehaviorOutput(
+        output = BehaviorOutput(
             last_hidden_state=self.norm(x), hidden_states=tuple(states) if keep else None, past_key_values=cache
         )
+        return as_asked(output, return_dict)
 
 
 class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedModel):
@@ -177,6 +195,11 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         use_cache: bool | None = None,
         event_logits: bool = False,
         heads: Collection[str] | None = None,
+        weekday_ids: torch.Tensor | None = None,
+        slot_ids: torch.Tensor | None = None,
+        location_ids: torch.Tensor | None = None,
+        behavior_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
         """Logits, or a loss, of the next behavior at each event; inputs as in BehaveGPTModel.forward.
@@ -193,6 +216,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         """
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
+        refuse_unknown(self.config, output_attentions, fields)
+        fields |= named_fields(weekday_ids, slot_ids, location_ids, behavior_ids)
         body = self.model(
             input_ids,
             document,
@@ -204,7 +229,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             **fields,
         )
         if past_key_values is not None:
-            return self._continue(body, input_ids, past_key_values, fields, event_logits, heads)
+            return as_asked(self._continue(body, input_ids, past_key_values, fields, event_logits, heads), return_dict)
         hidden = body.last_hidden_state
         if labels is not None and criterion is not None:
             select = labels != IGNORED
@@ -224,13 +249,13 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             )
             output.loss, output.side_loss = parts.total, self._next_loss(picked, next_fields, chosen)
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
-            return output
+            return as_asked(output, return_dict)
         logits = self.head(picked, past, self._tied_embedding())
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
         output.next_logits = self._next_logits(picked, heads)
         if labels is not None:
             output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
-        return output
+        return as_asked(output, return_dict)
 
     def _continue(
         self,
@@ -300,6 +325,37 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
                 raise ValueError(f"the second head {name!r} needs next_fields[{name!r}], (rows, positions)")
             loss = loss + F.cross_entropy(head(picked).float(), next_fields[name][chosen], reduction="sum")
         return loss
+
+
+def as_asked(output: BehaviorOutput, return_dict: bool | None) -> Any:
+    """The output, or its present parts as a tuple in the order of BehaviorOutput."""
+    if return_dict is not False:
+        return output
+    return tuple(part for field in dataclasses.fields(output) if (part := getattr(output, field.name)) is not None)
+
+
+def named_fields(
+    weekday: torch.Tensor | None,
+    slot: torch.Tensor | None,
+    location: torch.Tensor | None,
+    behavior: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """The ids that forward takes by name, so that transformers' Trainer keeps their columns; absent ones left out."""
+    given = {"weekday_ids": weekday, "slot_ids": slot, "location_ids": location, "behavior_ids": behavior}
+    return {name: ids for name, ids in given.items() if ids is not None}
+
+
+def refuse_unknown(config: BehaveGPTConfig, output_attentions: bool | None, fields: dict[str, Any]) -> None:
+    """Raise ValueError for what other models of transformers take and this one would ignore."""
+    if output_attentions or config.output_attentions:
+        raise ValueError("output_attentions is not supported: the attention kernels keep no weights; leave it out")
+    known = {f"{name}_ids" for name in (*(config.field_sizes or ()), "event", "time")}
+    unknown = sorted(name for name, value in fields.items() if value is not None and name not in known)
+    if unknown:
+        raise ValueError(
+            f"the model does not know the argument {unknown[0]!r}; it takes input_ids, attention_mask and "
+            f"{', '.join(sorted(known - {'event_ids', 'time_ids'}))}"
+        )
 
 
 def mean_cross_entropy(

@@ -18,7 +18,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     """
 
     model_type = "behavegpt"
-    keys_to_ignore_at_inference = ["hidden_states"]
+    keys_to_ignore_at_inference = ["hidden_states", "last_hidden_state", "next_logits", "past_key_values"]
     attribute_map = {"num_labels": "num_behaviors"}
 
     field_sizes: dict[str, int] | None = None

@@ -11,6 +11,21 @@ from transformers import GenerationMixin
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 
+_ALONE = "drafted events have no times and places of their own; leave it out"
+REFUSED = {  # options of transformers' generate that would be wrong here
+    "assistant_model": _ALONE,
+    "prompt_lookup_num_tokens": _ALONE,
+    "assistant_early_exit": _ALONE,
+    "custom_generate": "it would not know the fields of an event; leave it out",
+    "penalty_alpha": "contrastive search needs a cache that can be copied; leave it out",
+    "dola_layers": "there is no head for each layer; leave it out",
+    "cache_implementation": "the cache is an EventCache; leave it out",
+    "output_attentions": "the attention kernels keep no weights; leave it out",
+    "guidance_scale": "there is no history without conditions; leave it out",
+    "force_words_ids": "it needs beams; leave it out",
+    "constraints": "they need beams; leave it out",
+}
+
 
 class EventGenerationMixin(GenerationMixin):
     """`generate(input_ids=..., weekday_ids=..., ..., max_new_tokens=n)` draws the next events.
@@ -32,6 +47,9 @@ class EventGenerationMixin(GenerationMixin):
                 "num_beams must be 1: beam search moves events between beams but not their times and places; "
                 "draw several samples instead: do_sample=True, num_return_sequences=n"
             )
+        for name, why in REFUSED.items():
+            if kwargs.get(name) or getattr(defaults, name, None):
+                raise ValueError(f"generate does not support {name}: {why}")
         self._refuse_behaviors()
         if kwargs.get("use_cache", defaults.use_cache) is not False:
             kwargs.setdefault("past_key_values", EventCache(self.config))

@@ -6,36 +6,42 @@ integers, and the unit of numbers that are times, are decided by all rows of a l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from behavegpt.config import closest
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import check_columns, find_logs
 from behavegpt.data.time_join import time_parts
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
-from behavegpt.serving.requests import EmbedRequest, GenerateRequest, PredictRequest, Request
+from behavegpt.serving.requests import EmbedRequest, GenerateRequest, History, PredictRequest, Request
 from behavegpt.serving.rows import read_rows
 
 Answer = dict[str, Any]
+Interrupt = Callable[[], None]
 
 
-def answer_all(predictor: Predictor, requests: Sequence[Request]) -> list[Answer | BehaveGPTError]:
-    """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`."""
+def answer_all(
+    predictor: Predictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
+) -> list[Answer | BehaveGPTError]:
+    """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`.
+
+    `interrupt` is called between pieces of the work; what it raises stops it.
+    """
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)
             if not encoded.rejected:
-                return list(_answers(predictor, requests, encoded))
+                return list(_answers(predictor, requests, encoded, interrupt))
         except BehaveGPTError:
             pass  # of which request? each is asked alone
-    return [_answer_one(predictor, request) for request in requests]
+    return [_answer_one(predictor, request, interrupt) for request in requests]
 
 
 def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
@@ -75,39 +81,89 @@ def _depends_on_others(role: str, value: str) -> bool:
     return role == "order" or value.endswith(".0")
 
 
-def _answer_one(predictor: Predictor, request: Request) -> Answer | BehaveGPTError:
+def _answer_one(predictor: Predictor, request: Request, interrupt: Interrupt) -> Answer | BehaveGPTError:
+    interrupt()
     try:
-        return next(iter(_answers(predictor, [request], _encode(predictor, [request]))))
+        return next(iter(_answers(predictor, [request], _encode(predictor, [request]), interrupt)))
     except BehaveGPTError as error:
         return error
 
 
 def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistories:
-    """The histories of all users in their order, under their own names. Raises DataError."""
-    schema = predictor.tokenizer.event_schema
+    """The histories of all users in their order, under their own names. Raises DataError.
+
+    A name decides how simultaneous events of its user are shuffled, so users of one name are read apart.
+    """
     users = [user for request in requests for user in request.users]
     names = set.union(*map(_named, requests))
-    roles = [(role, column) for role, column in columns_of(schema).items() if role != "time"]
-    roles += [("time", part) for part in time_parts(schema.time, names)]
-    wanted = [column for column in dict.fromkeys(column for _, column in roles) if column in names]
-    table = {column: [row.get(column) for user in users for row in user.events] for column in wanted}
-    table[schema.user] = [f"{number:08}" for number, user in enumerate(users) for _ in user.events]
-    for role, column in roles:
-        if role != "behavior":
-            check_columns(find_logs(table), {role: column})
+    _check_columns(names, predictor.tokenizer.event_schema)
+    rounds: dict[int, list[int]] = {}
+    seen: Counter[str] = Counter()
+    for number, user in enumerate(users):
+        rounds.setdefault(seen[_name(user)], []).append(number)
+        seen[_name(user)] += 1
+    members = [sorted(part, key=lambda number: _name(users[number])) for part in rounds.values()]
+    parts = [_encode_distinct(predictor, [users[number] for number in part], names) for part in members]
+    return _in_order(parts, np.argsort(np.concatenate(members)), [str(user.id) for user in users])
+
+
+def _encode_distinct(predictor: Predictor, users: Sequence[History], names: set[str]) -> EncodedHistories:
+    """The histories of users whose names differ and ascend."""
+    schema = predictor.tokenizer.event_schema
+    columns = [column for role, column in columns_of(schema).items() if role != "time"]
+    columns += time_parts(schema.time, names)
+    wanted = [column for column in dict.fromkeys(columns) if column in names]
+    table: dict[str, list[Any]] = {
+        column: [row.get(column) for user in users for row in user.events] for column in wanted
+    }
+    table[schema.user] = [_name(user) for user in users for _ in user.events]
     read = read_rows(table, schema)
     encoded = predictor.encode(table) if read is None else predictor.tokenizer.encode_table(read)
     if len(encoded.users) < len(users):
-        there = set(map(int, encoded.users.to_pylist()))
-        missing = next(user.id for number, user in enumerate(users) if number not in there)
+        there = set(encoded.users.to_pylist())
+        missing = next(user.id for user in users if _name(user) not in there)
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
         raise DataError(f"user {missing!r} has no usable event ({reasons}).")
-    return replace(encoded, users=pa.array([str(user.id) for user in users], pa.string()))
+    return encoded
 
 
-def _answers(predictor: Predictor, requests: Sequence[Request], encoded: EncodedHistories) -> list[Answer]:
+def _name(user: History) -> str:
+    return str(user.id) or "0"  # an empty name would be a null
+
+
+def _in_order(parts: Sequence[EncodedHistories], order: np.ndarray, ids: list[str]) -> EncodedHistories:
+    """Users of all parts, one after the other, taken in `order` (U,)."""
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    begin = (np.cumsum(lengths) - lengths)[order]
+    lengths = lengths[order]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    event = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
+    columns = {name: np.concatenate([part.columns[name] for part in parts])[event] for name in parts[0].columns}
+    unknown, rejected = (
+        dict(sum((Counter(counts) for counts in found), Counter()))
+        for found in ([part.unknown for part in parts], [part.rejected for part in parts])
+    )
+    unknown = dict.fromkeys(parts[0].unknown, 0) | unknown
+    return EncodedHistories(pa.array(ids, pa.string()), offsets, columns, unknown, rejected)
+
+
+def _check_columns(names: set[str], schema: EventSchema) -> None:
+    """Raise DataError when no event tells one of the columns; a behavior need not be told."""
+    roles = [(role, column) for role, column in columns_of(schema).items() if role not in ("behavior", "time")]
+    for role, column in [*roles, *(("time", part) for part in time_parts(schema.time, names))]:
+        if column not in names:
+            hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
+            raise DataError(
+                f"no column {column!r} (the {role}) in the events. {hint} Events have the column names of the "
+                "training log; GET /v1/model tells them."
+            )
+
+
+def _answers(
+    predictor: Predictor, requests: Sequence[Request], encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
     ends = np.cumsum([len(request.users) for request in requests])
-    whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded)
+    whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded, interrupt)
     found = []
     for request, end in zip(requests, ends, strict=True):
         begin = end - len(request.users)
@@ -119,21 +175,21 @@ def _answers(predictor: Predictor, requests: Sequence[Request], encoded: Encoded
     return found
 
 
-def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
-    found = predictor.predict(encoded, request.top_k, request.prior_correction)
+def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+    found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
     return [
         {"behaviors": [{"behavior": b, "probability": p} for b, p in zip(labels, probabilities, strict=True)]}
         for labels, probabilities in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
     ]
 
 
-def _embed(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
-    return [{"vector": vector} for vector in predictor.embed(encoded, request.pool).vectors.tolist()]
+def _embed(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+    return [{"vector": vector} for vector in predictor.embed(encoded, request.pool, interrupt).vectors.tolist()]
 
 
-def _generate(predictor: Predictor, request: Any, encoded: EncodedHistories) -> list[Answer]:
+def _generate(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
     options = request.model_dump(exclude={"users", "steps"})
-    found = predictor.generate(encoded, request.steps, **options)
+    found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema
     table = found.to_table().drop_columns([schema.user])
     place = table.column_names.index(schema.time)

@@ -2,92 +2,134 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from behavegpt.adapt.generate import Policy
 from behavegpt.config import Settings
-from behavegpt.errors import ConfigError
-from behavegpt.pooling import NAMES
+from behavegpt.data.schema import EventSchema
+from behavegpt.errors import ConfigError, DataError
+from behavegpt.options import DrawOptions, EmbedOptions, PredictOptions, Real, Whole
 
+MOST_KEYS = 64  # of an object: more are no columns of a log
+HUGE = 10**40  # integers beyond are no labels; their text alone would take long
 Label = Annotated[StrictStr, Field(max_length=1000)]
-Value = Label | StrictInt | StrictFloat | None
-Part = Literal["last", "mean", "decayed", "bag", "recent_bag", "behaviors"]
-assert set(Part.__args__) == set(NAMES)  # type: ignore[attr-defined]
+Integer = Annotated[StrictInt, Field(gt=-HUGE, lt=HUGE)]
+Value = Label | Integer | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictBool | None
+Count = Annotated[Whole, Field(ge=1)]
+Seconds = Annotated[Real, Field(gt=0, le=86400)]
 
 
 class ServeSettings(Settings):
     """Limits and batching of the service."""
 
-    most_users: int = Field(256, ge=1, description="users of a request")
-    most_events: int = Field(2000, ge=1, description="events of a history; the model looks back on its last ones")
-    most_bytes: int = Field(8 << 20, ge=1024, description="bytes of a request's body")
-    most_generated: int = Field(20_000, ge=1, description="events a request may have drawn: users x samples x steps")
-    most_waiting: int = Field(512, ge=1, description="requests that wait; more are refused with 503")
-    batch_users: int = Field(256, ge=1, description="users that are answered together")
-    wait_ms: float = Field(5.0, ge=0, description="how long the first request of a batch waits for others")
-    timeout_s: float = Field(30.0, gt=0, description="a request that is not answered by then gets 504")
+    most_bytes: Count = Field(8 << 20, ge=1024, description="bytes of a request's body")
+    most_values: Count = Field(1_000_000, description="values of a request's body, lists and objects included")
+    most_users: Count = Field(256, description="users of a request")
+    most_events: Count = Field(2000, description="events of a history; the model looks back on its last ones")
+    most_top_k: Count = Field(1000, description="`top_k` of a prediction")
+    most_steps: Count = Field(1000, description="`steps` of a generation")
+    most_samples: Count = Field(1000, description="`samples` of a generation")
+    most_generated: Count = Field(20_000, description="events a request may have drawn: users x samples x steps")
+    most_waiting: Count = Field(512, description="requests that wait for the model; more are refused with 503")
+    most_connections: Count = Field(512, description="open connections; beyond, those that ask nothing are closed")
+    body_timeout_s: Seconds = Field(10.0, description="a body that is not here by then gets 408")
+    idle_timeout_s: Seconds = Field(10.0, description="a connection without a whole request for so long is closed")
+    timeout_s: Seconds = Field(30.0, description="a request that is not answered by then gets 504 and is given up")
+    batch_users: Count = Field(256, description="users that are answered together")
+    wait_ms: Annotated[Real, Field(ge=0, le=10_000)] = Field(
+        5.0, description="how long the first request of a batch waits for others"
+    )
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class History(_Asked):
     """A user and the events that are known of them, by the column names of the training log, in any order."""
 
-    id: Label | StrictInt = Field("0", description="comes back with the answer; a future's random draws depend on it")
-    events: list[dict[Label, Value]] = Field(min_length=1)
+    id: Label | Integer = Field("0", description="comes back with the answer; a future's random draws depend on it")
+    events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
 
 
 class Request(_Asked):
     """Users to answer for."""
 
-    users: list[History] = Field(min_length=1)
+    users: Annotated[list[History], FailFast()] = Field(min_length=1)
 
-    def check(self, limits: ServeSettings) -> None:
-        """Raise ConfigError beyond a limit."""
-        if len(self.users) > limits.most_users:
-            raise ConfigError(f"{len(self.users)} users in a request; send at most {limits.most_users} at a time.")
+    @property
+    def events(self) -> int:
+        """Events of all users."""
+        return sum(len(user.events) for user in self.users)
+
+    def check(self, limits: ServeSettings, schema: EventSchema) -> None:
+        """Raise ConfigError beyond a limit, DataError where the events of one user name several."""
         for user in self.users:
-            if len(user.events) > limits.most_events:
-                raise ConfigError(
-                    f"user {user.id!r} has {len(user.events)} events; send the last {limits.most_events} at most."
+            named = {str(row[schema.user]) for row in user.events if row.get(schema.user) is not None}
+            if len(named | ({str(user.id)} if "id" in user.model_fields_set else set())) > 1:
+                raise DataError(
+                    f"user {str(user.id)[:100]!r}: the events' {schema.user!r} names other users "
+                    f"({', '.join(sorted(named)[:3])[:100]}); send each user's events apart, with the user as `id`."
                 )
 
 
-class PredictRequest(Request):
+class PredictRequest(Request, PredictOptions):
     """The most probable next behaviors of each user."""
 
-    top_k: int = Field(5, ge=1, le=1000)
-    prior_correction: float = Field(0.0, ge=0, le=10, description="lifts rare behaviors")
+    def check(self, limits: ServeSettings, schema: EventSchema) -> None:
+        super().check(limits, schema)
+        _at_most(limits, "top_k", self.top_k)
 
 
-class EmbedRequest(Request):
+class EmbedRequest(Request, EmbedOptions):
     """A vector for each user."""
 
-    pool: list[Part] = Field(default=["last"], min_length=1)
 
+class GenerateRequest(Request, DrawOptions):
+    """Futures of each user."""
 
-class GenerateRequest(Request):
-    """Futures of each user; the options of GenerationSettings."""
+    steps: Count = Field(10, description="events for each user; with `until`, at most")
 
-    steps: int = Field(10, ge=1)
-    samples: int = Field(1, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    until: str | None = Field(None, max_length=40)
-    seed: int = Field(0, ge=0)
-    time: Policy = "auto"
-    place: Policy = "auto"
-
-    def check(self, limits: ServeSettings) -> None:
-        """Raise ConfigError beyond a limit."""
-        super().check(limits)
+    def check(self, limits: ServeSettings, schema: EventSchema) -> None:
+        super().check(limits, schema)
+        _at_most(limits, "steps", self.steps)
+        _at_most(limits, "samples", self.samples)
         drawn = len(self.users) * self.samples * self.steps
         if drawn > limits.most_generated:
             raise ConfigError(
                 f"{len(self.users)} users x {self.samples} samples x {self.steps} steps = {drawn} events to draw; "
                 f"ask for at most {limits.most_generated}."
             )
+
+
+def check_lengths(tree: Any, limits: ServeSettings) -> None:
+    """Raise ConfigError where lists or objects are too long, before anything looks at each of their items."""
+    _check_keys(tree, "the request")
+    users = tree.get("users") if isinstance(tree, dict) else None
+    if not isinstance(users, list):
+        return
+    if len(users) > limits.most_users:
+        raise ConfigError(f"{len(users)} users in a request; send at most {limits.most_users} at a time.")
+    for number, user in enumerate(users):
+        _check_keys(user, f"users.{number}")
+        events = user.get("events") if isinstance(user, dict) else None
+        if not isinstance(events, list):
+            continue
+        if len(events) > limits.most_events:
+            raise ConfigError(f"users.{number}: {len(events)} events; send the last {limits.most_events} at most.")
+        for event in events:
+            _check_keys(event, f"users.{number}.events")
+
+
+def _check_keys(found: Any, where: str) -> None:
+    if isinstance(found, dict) and len(found) > MOST_KEYS:
+        raise ConfigError(f"{where}: an object of {len(found)} names; send {MOST_KEYS} at most.")
+
+
+def _at_most(limits: ServeSettings, name: str, value: int) -> None:
+    limit = getattr(limits, f"most_{name}")
+    if value > limit:
+        raise ConfigError(
+            f"{name} = {value if value < HUGE else 'a huge number'}: this service allows {limit} at most."
+        )

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+WEIGHTS = "model.safetensors"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder's weights: one, or the shards that `save_pretrained` makes of large models."""
+    return sorted(folder.glob("model-*-of-*.safetensors")) or [folder / WEIGHTS]
+
+
 def save_model(
     model: BehaveGPTForBehaviorPrediction,
     tokenizer: EventTokenizer,
@@ -49,7 +57,8 @@ def save_model(
 
 def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
     """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model, or is damaged."""
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+    weights = "model.safetensors.index.json" if (folder / "model.safetensors.index.json").is_file() else WEIGHTS
+    for name in ("config.json", weights, "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder}: not a model folder ({name} is missing); give the `model` folder of a run."

@@ -31,11 +31,11 @@ def _evaluate(arguments: Arguments) -> Any:
 
     from behavegpt.compare import compare, metrics_table
     from behavegpt.data.store import open_store
-    from behavegpt.predictor import load
+    from behavegpt.predictor import load, model_folder
     from behavegpt.training.ranks import tell_ranks
 
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
-    out = arguments.out or arguments.model.parent / "eval" / name
+    out = arguments.out or model_folder(arguments.model).parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
     tell_ranks(state)
     result = compare(
@@ -183,7 +183,7 @@ def _generate(arguments: Arguments) -> Any:
     with progress("generate", 100) as advance:
         found = predictor.generate(
             named_logs(arguments, arguments.logs),
-            arguments.steps or (10_000 if arguments.until else 50),
+            (10_000 if arguments.until else 50) if arguments.steps is None else arguments.steps,
             links=links,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
             **options,
@@ -210,9 +210,9 @@ def _generate(arguments: Arguments) -> Any:
     return {"users": len(found.users), "events": len(found), "out": str(arguments.out), "policies": found.policies}
 
 
-def _policies(words: list[str]) -> dict[str, str]:
+def _policies(words: list[str]) -> dict[str, Any]:
     """`observed` for both, or `time=observed place=head`."""
-    named: dict[str, str] = {}
+    named: dict[str, Any] = {}
     for word in words:
         field, equals, policy = word.rpartition("=")
         named |= {field: policy} if equals else {"time": policy, "place": policy}
@@ -241,7 +241,7 @@ def _export(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
-    from behavegpt.config import read_settings
+    from behavegpt.config import check_settings
     from behavegpt.console import progress, say
     from behavegpt.export import ExportSettings, export
     from behavegpt.training.ranks import tell_ranks
@@ -250,8 +250,8 @@ def _export(arguments: Arguments) -> Any:
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if "pool" in given:
-        given["pool"] = f"[{given['pool'].replace('+', ', ')}]"
-    settings = read_settings(ExportSettings, None, [f"{name}={value}" for name, value in given.items()])
+        given["pool"] = given["pool"].split("+")
+    settings = check_settings(ExportSettings, given, "export")
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     tell_ranks(state)

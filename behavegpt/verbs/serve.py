@@ -22,30 +22,26 @@ def _serve(arguments: Arguments) -> Any:
 
     from behavegpt.config import read_settings
     from behavegpt.console import say
-    from behavegpt.errors import MissingExtraError
+    from behavegpt.errors import ConfigError, MissingExtraError
     from behavegpt.predictor import load
 
     try:
-        import uvicorn
-
         from behavegpt.serving.app import make_app
+        from behavegpt.serving.server import Server, listen
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from None
     from behavegpt.serving.requests import ServeSettings
 
     settings = read_settings(ServeSettings, None, arguments.overrides)
-    if arguments.threads:
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ConfigError(f"--threads {arguments.threads}: at least one thread is needed.")
         torch.set_num_threads(arguments.threads)
+    address = listen(arguments.host, arguments.port)
     predictor = load(arguments.model, arguments.device)
-    say(f"http://{arguments.host}:{arguments.port} answers for {arguments.model} on {predictor.model.device}")
-    uvicorn.run(
-        make_app(predictor, settings),
-        host=arguments.host,
-        port=arguments.port,
-        log_level="warning",
-        timeout_graceful_shutdown=int(settings.timeout_s) + 1,
-        limit_concurrency=2 * settings.most_waiting,
-    )
+    host, port = arguments.host, address.getsockname()[1]
+    say(f"http://{host}:{port} answers for {arguments.model} on {predictor.model.device}; its page is /docs")
+    Server(make_app(predictor, settings), settings, log_level="warning").run(sockets=[address])
 
 
 def _export_model_arguments(parser: Parser) -> None:
@@ -74,8 +70,8 @@ VERBS: dict[str, Verb] = {
         "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
         "  curl localhost:8000/v1/predict -H 'content-type: application/json' -d "
         '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": "news"}]}]}\'\n'
-        "limits: most_users, most_events, most_bytes, most_generated, most_waiting; batching: batch_users, wait_ms;\n"
-        "timeout_s. There is no login: put a proxy in front before others can reach it.",
+        "limits, time-outs and batching are settings, listed in docs/serving.md and by GET /v1/model.\n"
+        "There is no login: put a proxy in front before others can reach it.",
         _serve_arguments,
         _serve,
     ),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from behavegpt.adapt.draw import Uniforms, agree, bucket_edges, choose, pick, time_grid, time_in_bucket
-from behavegpt.adapt.generate import GenerationSettings, choose_policies, roll_out, seconds_of
+from behavegpt.adapt.generate import GenerationSettings, choose_policies, roll_out
 from behavegpt.adapt.links import count_link, count_links, learn_links, load_links, save_links
 from behavegpt.adapt.policies import OwnPast
 from behavegpt.adapt.rates import WEIGHT, log_odds_of_slots, log_odds_of_users
@@ -27,6 +27,7 @@ from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.options import span_seconds
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.run_folder import save_model
@@ -428,7 +429,7 @@ def test_weekday_and_slot_follow_the_local_clock():
 
 @pytest.mark.parametrize("text,seconds", [("2 days", 172800), ("36 hours", 129600), ("90 min", 5400), ("1.5h", 5400)])
 def test_time_spans(text, seconds):
-    assert seconds_of(text) == seconds
+    assert span_seconds(text) == seconds
 
 
 def test_until_cuts_each_user_at_its_own_end():

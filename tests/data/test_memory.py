@@ -91,7 +91,8 @@ class Plain:
             rows.append((counts + weight[name] * shorter) / (counts.sum() + weight[name]))
 
         for name, key in zip(GLOBAL, self.global_contexts(begin, t), strict=True):
-            found = np.array([self.shared[key][k] for k in range(CLASSES)], float) if key is not None else np.zeros(CLASSES)
+            followed = Counter[int]() if key is None else self.shared[key]
+            found = np.array([followed[k] for k in range(CLASSES)], float)
             add(f"global_{name}", found, rows[1] if name == "after_two" else self.prior)
         add("user", np.bincount(past, minlength=CLASSES).astype(float), self.prior)
         user = rows[-1]

@@ -22,7 +22,7 @@ from tests.data.test_prepare import SCHEMA, log, saved, split_files
 
 if shutil.which("java") is None:
     pytest.skip("Spark needs Java; install Java 17", allow_module_level=True)
-pytest.importorskip("pyspark", reason="pyspark is not installed; pip install 'behavegpt[spark]'")
+pytest.importorskip("pyspark", reason="pyspark is not installed; pip install -e '.[spark]'")
 
 
 @pytest.fixture(scope="module")

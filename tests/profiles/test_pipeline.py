@@ -85,7 +85,7 @@ def test_a_failing_member_does_not_lose_the_others(
         assert list(facts["ensembles"]["all"]["members"]) == ["stats", "prices"]
     told = capsys.readouterr().err
     assert "RuntimeError: out of luck" in told
-    assert "visits is off: implicit is not installed; run: pip install 'behavegpt[profiles]'" in told
+    assert "visits is off: implicit is not installed; run: pip install -e '.[profiles]'" in told
 
 
 def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) -> None:

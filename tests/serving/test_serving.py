@@ -15,33 +15,19 @@ import numpy as np
 import pytest
 
 for _library in ("fastapi", "uvicorn", "httpx"):
-    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install 'behavegpt[serve]' httpx")
+    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install -e '.[serve]' httpx")
 
 import httpx
 import uvicorn
 
-import behavegpt
 from behavegpt.predictor import Predictor
-from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.serving import app as module
 from behavegpt.serving.answers import answer_all, key
 from behavegpt.serving.app import make_app
 from behavegpt.serving.batcher import Batcher, Busy
 from behavegpt.serving.requests import PredictRequest, ServeSettings
-from tests.helpers import random_store
-from tests.runs import save_store, tiny_settings
 
 HEADER = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    folder = tmp_path_factory.mktemp("serving")
-    save_store(random_store(0), folder / "data")
-    settings = tiny_settings(folder / "data", folder / "run", steps=4)
-    settings["model"] |= {"history_head": True, "next_heads": ["event", "location", "gap"]}
-    pretrain(PretrainSettings.model_validate(settings))
-    return behavegpt.load(folder / "run" / "model", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +155,11 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "no time column": ({"users": [{"events": [{"e": "a", "l": "b"}]}]}, 422, "no column 't'"),
     "no usable time": ({"users": [{"id": "x", "events": history(1, t="never")}]}, 422, "time cannot be read"),
     "one of two": ({"users": [*users([1]), {"id": "x", "events": history(1, t="never")}]}, 422, "user 'x'"),
-    "half a character": (b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}', 422, ""),
+    "half a character": (
+        b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}',
+        400,
+        "JSON",
+    ),
     "too many users": ({"users": users(range(41))}, 422, "at most 40"),
     "too many events": ({"users": [{"events": history(1, 101)}]}, 422, "the last 100"),
     "a long label": ({"users": [{"events": history(1, e="x" * 1001)}]}, 422, "1000"),
@@ -229,7 +219,7 @@ def serving(predictor: Predictor, settings: ServeSettings) -> tuple[uvicorn.Serv
 
 
 def slow_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    def slowly(predictor: Predictor, requests: Sequence[Any]) -> list[Any]:
+    def slowly(predictor: Predictor, requests: Sequence[Any], interrupt: Any) -> list[Any]:
         time.sleep(seconds)
         return answer_all(predictor, requests)
 
@@ -249,10 +239,13 @@ def test_too_slow_too_many_and_shutdown(predictor: Predictor, monkeypatch: pytes
     server.should_exit = True
     thread.join()
 
+    slow_answers(monkeypatch, 2.0)
     server, thread, url = serving(predictor, ServeSettings(wait_ms=0))
-    with ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(httpx.post, f"{url}/v1/predict", json={"users": users([n])}) for n in range(3)]
-        time.sleep(0.2)
+    with ThreadPoolExecutor(3) as pool, httpx.Client(timeout=60) as client:
+        answers = [pool.submit(client.post, f"{url}/v1/predict", json={"users": users([n])}) for n in range(3)]
+        until = time.monotonic() + 20
+        while len(server.server_state.tasks) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
         server.handle_exit(signal.SIGTERM, None)
         assert [answer.result().status_code for answer in answers] == [200, 200, 200]
     thread.join(timeout=20)

@@ -1,0 +1,74 @@
+"""`import behavegpt` makes transformers' Auto classes know our models, without importing transformers itself.
+
+The Auto classes are registered with once their modules are there: at once if they are, else right after their import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+# transformers' own core imports neither module, so that ours can be imported as soon as one of them is done
+PREFIX = "transformers.models.auto."
+
+
+def register_lazily() -> None:
+    """Register now, or when the modules of the Auto classes are imported."""
+    for name, register in _REGISTER.items():
+        if name in sys.modules:
+            register()
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _register_models() -> None:
+    importlib.import_module("behavegpt.model")  # registers itself; it may be what imports the Auto classes now
+
+
+def _register_tokenizer() -> None:
+    from transformers import AutoFeatureExtractor
+
+    from behavegpt.data.tokenizer import EventTokenizer
+    from behavegpt.model.config import BehaveGPTConfig
+
+    AutoFeatureExtractor.register(BehaveGPTConfig, EventTokenizer, exist_ok=True)
+
+
+_REGISTER: dict[str, Callable[[], None]] = {
+    f"{PREFIX}modeling_auto": _register_models,
+    f"{PREFIX}feature_extraction_auto": _register_tokenizer,
+}
+
+
+class _Finder(MetaPathFinder):
+    """Finds the Auto modules as Python does, with a loader that registers afterwards."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _REGISTER:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _REGISTER[module.__name__]()
+
+    def __getattr__(self, name: str) -> Any:  # such as get_source, for tracebacks
+        return getattr(self._loader, name)

@@ -1,0 +1,72 @@
+"""Histories -> packed batches whose memory is bounded by positions and by cells: logits, or pairs of positions.
+
+Shape letters: U users, B rows, R positions, K behaviors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.loader import row_length_for
+from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+
+POSITIONS_PER_BATCH = 16_384
+CELLS_PER_BATCH = 1 << 24  # of float32: 64 MiB; softmax and sorting hold a few times as much
+
+
+class HistoryBatch(NamedTuple):
+    """Rows of whole histories."""
+
+    users: np.ndarray  # (n,) whose they are, row by row
+    inputs: PackedBatch  # on the model's device, without targets
+    last: torch.Tensor  # (B, R) bool: each history's last event, n in all
+    time: torch.Tensor | None  # (B, R) int64 seconds, where asked for
+
+
+def history_batches(
+    model: BehaveGPTForBehaviorPrediction,
+    columns: Mapping[str, np.ndarray],
+    begin: np.ndarray,
+    end: np.ndarray,
+    *,
+    cells_per_user: int,
+    with_time: bool = False,
+) -> Iterator[HistoryBatch]:
+    """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
+
+    A batch holds at most POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but
+    at least one row.
+    """
+    config = model.config
+    row_length = row_length_for(config.max_length)
+    length = np.minimum(end - begin, config.max_length)
+    plan = pack_rows(Windows(end - length, length, length - 1), row_length)
+    user_of = np.searchsorted(end, plan.windows.start, side="right")
+    fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
+    for first, stop in _pieces(plan, POSITIONS_PER_BATCH // row_length, CELLS_PER_BATCH // max(1, cells_per_user)):
+        batch = collate(columns, plan, np.arange(first, stop), row_length, fields, with_target=False)
+        inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
+        time = inputs["time_ids"] if with_time else None
+        if "time" not in config.columns:
+            inputs.pop("time_ids", None)
+        document = batch.document.to(model.device)
+        following = torch.nn.functional.pad(document[:, 1:], (0, 1), value=PADDING - 1)
+        last = (document != following) & (document != PADDING)
+        moved = batch._replace(inputs=inputs, document=document, position=batch.position.to(model.device))
+        yield HistoryBatch(user_of[plan.pointer[first] : plan.pointer[stop]], moved, last, time)
+
+
+def _pieces(plan: RowPlan, most_rows: int, most_users: int) -> Iterator[tuple[int, int]]:
+    """First row and the one behind the last of each batch."""
+    first = 0
+    while first < plan.rows:
+        fit = int(np.searchsorted(plan.pointer, plan.pointer[first] + most_users, side="right")) - 1
+        stop = min(max(fit, first + 1), first + max(1, most_rows), plan.rows)
+        yield first, stop
+        first = stop

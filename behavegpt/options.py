@@ -1,0 +1,120 @@
+"""Options of a prediction, an embedding and a generation: one table of bounds for Python, command line and HTTP."""
+
+from __future__ import annotations
+
+import numbers
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from behavegpt.config import Settings, closest
+
+UNTIL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(minute|min|hour|h|day|d|week|w)s?\s*", re.ASCII)
+SECONDS = {"minute": 60, "min": 60, "hour": 3600, "h": 3600, "day": 86400, "d": 86400, "week": 604800, "w": 604800}
+LONGEST_SPAN = 36525 * 86400  # seconds; times end in 2100 anyway
+LEAST_TEMPERATURE = 1e-3  # below, logits divided by it overflow; 0 says what is meant
+Part = Literal["last", "mean", "decayed", "bag", "recent_bag", "behaviors"]
+PARTS: tuple[str, ...] = get_args(Part)
+Policy = Literal["auto", "head", "observed", "typical"]
+
+
+def _whole(value: Any) -> int:
+    """Integers of Python and numpy; never text, a fraction, or a truth value."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError("write a whole number")
+    return int(value)
+
+
+def _real(value: Any) -> float:
+    """Finite numbers of Python and numpy; never text or a truth value."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError("write a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("the number is too large") from None
+
+
+def _pool(parts: Any) -> Any:
+    """A list of one known part or more, each named once."""
+    if not isinstance(parts, (list, tuple)) or not parts:
+        raise ValueError('write a list of one part or more, for example ["last"]')
+    for number, part in enumerate(parts):
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}. {closest(str(part)[:100], PARTS)}".rstrip("."))
+        if part in parts[:number]:
+            raise ValueError(f"the part {part!r} is named twice; name each one once")
+    return tuple(parts)
+
+
+def _temperature(value: float) -> float:
+    if 0 < value < LEAST_TEMPERATURE:
+        raise ValueError(f"write 0 for the most probable, or at least {LEAST_TEMPERATURE}")
+    return value
+
+
+def span_seconds(text: str) -> int:
+    """Seconds of '2 days', '36 hours', '90 min' or '1 week'. Raises ValueError."""
+    match = UNTIL.fullmatch(text.lower())
+    if match is None:
+        raise ValueError("write a time span like '2 days', '36 hours', '90 min' or '1 week'")
+    seconds = float(match[1]) * SECONDS[match[2]]
+    if not 1 <= seconds <= LONGEST_SPAN:
+        raise ValueError("write a time span of at least a second and at most 100 years")
+    return round(seconds)
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+
+
+class PredictOptions(Settings):
+    """Of the most probable next behaviors."""
+
+    top_k: Annotated[Whole, Field(ge=1)] = Field(5, description="behaviors for each user, the most probable first")
+    prior_correction: Annotated[Real, Field(ge=0, le=10)] = Field(
+        0.0, description="TAU lifts rare behaviors: TAU * log(training frequency) is subtracted from each logit"
+    )
+
+
+class EmbedOptions(Settings):
+    """Of a user's vector."""
+
+    pool: Annotated[tuple[Part, ...], BeforeValidator(_pool), Field(min_length=1)] = Field(
+        ("last",), description="parts of the vector, each once"
+    )
+
+
+class DrawOptions(Settings):
+    """Of futures, as far as a request over HTTP may choose them."""
+
+    steps: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
+        50, description="events for each user; with `until`, at most"
+    )
+    samples: Annotated[Whole, Field(ge=1, le=100_000)] = Field(1, description="futures for each user")
+    temperature: Annotated[Real, Field(ge=0, le=100), AfterValidator(_temperature)] = Field(
+        1.0, description="of behaviors, events and places; 0: the most probable"
+    )
+    top_p: Annotated[Real, Field(ge=1e-6, le=1)] = Field(
+        1.0, description="draw from the smallest set of this probability"
+    )
+    until: Annotated[str, Field(max_length=40)] | None = Field(
+        None, description="stop this long after each user's last event, for example 2 days"
+    )
+    time: Policy = Field("auto", description="where time gaps come from; auto: the gap head, else observed")
+    place: Policy = Field("auto", description="where places come from; auto: the location head, else observed")
+    seed: Seed = Field(0, description="same seed, same futures")
+
+    @field_validator("until")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            span_seconds(text)
+        return text
+
+    @property
+    def span(self) -> int | None:
+        """Seconds of `until`."""
+        return None if self.until is None else span_seconds(self.until)

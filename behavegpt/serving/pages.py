@@ -1,0 +1,77 @@
+"""/docs as one plain page that needs no other server, and what /openapi.json says of the endpoints."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, Response
+from pydantic import BaseModel
+
+from behavegpt.serving.requests import ServeSettings
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>BehaveGPT</title>
+<style>body{{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
+table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;padding:.2em .6em;text-align:left}}
+pre{{background:#f4f4f4;padding:.6em;overflow:auto}}</style>
+<h1>BehaveGPT</h1>
+<p>Send JSON; <a href="v1/model">GET /v1/model</a> tells the columns of an event. State: <a href="health">/health</a>,
+<a href="metrics">/metrics</a>. For programs: <a href="openapi.json">/openapi.json</a>.
+Errors are <code>{{"error": {{"type": "...", "message": "..."}}}}</code>.</p>
+{endpoints}
+<h2>Limits of this service</h2><table><tr><th>setting</th><th>value</th><th></th></tr>{limits}</table></html>
+"""
+EXAMPLE = '{"users": [{"id": "7", "events": [{"COLUMN": "VALUE"}]}]}'
+
+
+def add_pages(app: FastAPI, settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> None:
+    """GET /docs; app.openapi's components for the requests."""
+    page = _page(settings, endpoints)
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = made()
+        for kind in endpoints.values():
+            whole = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts = whole.pop("$defs", {}) | {kind.__name__: whole}
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(page)
+
+
+def request_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's description of a request whose body we parse ourselves."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _page(settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> str:
+    parts = []
+    for path, kind in endpoints.items():
+        options = "".join(
+            _row(name, json.dumps(field.get_default(), default=list), field.description or "")
+            for name, field in kind.model_fields.items()
+            if name != "users"
+        )
+        command = f"curl {path} -H 'content-type: application/json' -d '{EXAMPLE}'"
+        parts.append(
+            f"<h2>POST {path}</h2><p>{html.escape(kind.__doc__ or '')}</p><pre>{html.escape(command)}</pre>"
+            f"<table><tr><th>option</th><th>default</th><th></th></tr>{options}</table>"
+        )
+    limits = "".join(
+        _row(name, str(getattr(settings, name)), field.description or "")
+        for name, field in ServeSettings.model_fields.items()
+    )
+    return PAGE.format(endpoints="".join(parts), limits=limits)
+
+
+def _row(*cells: str) -> str:
+    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"

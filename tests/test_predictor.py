@@ -1,0 +1,243 @@
+"""The Predictor's inputs: whose events they are, numbers that make sense, and memory bounded by cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+from behavegpt import history_batches
+from behavegpt.cli import main
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.errors import BehaveGPTError, ConfigError, DataError
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.predictor import Predictor
+from behavegpt.training.run_folder import save_model
+from tests.helpers import random_store
+
+
+def made(behaviors: int | None = 5, events: int = 12, **options: Any) -> Predictor:
+    """An untrained model of `random_store`'s columns u, t, e, l (and b)."""
+    store = random_store(0, behaviors=behaviors, events=events)
+    torch.manual_seed(0)
+    config = BehaveGPTConfig(
+        field_sizes=store.field_sizes(),
+        num_behaviors=store.behaviors.classes,
+        behavior_is_event=behaviors is None,
+        embedding_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_length=16,
+        next_heads=["event", "location", "gap"],
+        **options,
+    )
+    return Predictor(BehaveGPTForBehaviorPrediction(config), EventTokenizer.from_store(store, 16))
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return made()
+
+
+ROWS = [
+    {"u": f"user{n % 3}", "t": f"2020-01-{n + 1:02} 10:00:00", "e": f"event{n % 5}", "l": "location1", "b": None}
+    for n in range(9)
+]
+FRAME = pd.DataFrame(ROWS)
+VERBS: dict[str, Callable[[Predictor, Any], Any]] = {
+    "predict": lambda predictor, events: predictor.predict(events),
+    "embed": lambda predictor, events: predictor.embed(events),
+    "generate": lambda predictor, events: predictor.generate(events, 2),
+}
+
+WITHOUT_USER: dict[str, tuple[Any, str]] = {
+    "renamed": (FRAME.rename(columns={"u": "user_id"}), "Did you mean 'user_id'"),
+    "other case": (FRAME.rename(columns={"u": "U"}), "Did you mean 'U'"),
+    "dropped": (FRAME.drop(columns="u"), "no column 'u' (the user)"),
+    "in the index": (FRAME.set_index("u"), "'u' (the user) is the frame's index"),
+    "in one of two indices": (FRAME.set_index(["u", "t"]), "reset_index"),
+    "the time in the index": (FRAME.set_index("t"), "'t' (the time) is the frame's index"),
+    "polars": (pl.DataFrame(ROWS).rename({"u": "uid"}), "Did you mean 'uid'"),
+    "arrow": (pa.Table.from_pylist(ROWS).drop_columns(["u"]), "no column 'u'"),
+    "columns": ({name: [row[name] for row in ROWS] for name in ("t", "e", "l")}, "no column 'u'"),
+    "a list, renamed": ([{"customer_id" if k == "u" else k: v for k, v in row.items()} for row in ROWS], "customer_id"),
+    "a list, other case": ([{"U" if k == "u" else k: v for k, v in row.items()} for row in ROWS], "'U'"),
+    "a list of mixed things": ([*ROWS, 3], "a int stands among the events"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", WITHOUT_USER)
+def test_a_frame_without_the_user_is_refused(predictor: Predictor, name: str, verb: str) -> None:
+    events, text = WITHOUT_USER[name]
+    with pytest.raises(DataError) as error:
+        VERBS[verb](predictor, events)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_events_is_one_history(predictor: Predictor, verb: str, kind: type) -> None:
+    alone = kind({k: v for k, v in row.items() if k != "u"} for row in ROWS)
+    assert VERBS[verb](predictor, alone).users.to_pylist() == ["0"]
+    assert VERBS[verb](predictor, kind(ROWS)).users.to_pylist() == ["user0", "user1", "user2"]
+
+
+def test_files_without_the_user_are_refused(predictor: Predictor, tmp_path: Path, capsys: Any) -> None:
+    save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
+    FRAME.rename(columns={"u": "user_id"}).to_csv(tmp_path / "log.csv", index=False)
+    for verb in ("predict", "embed", "generate"):
+        out = ["--out", str(tmp_path / "out.parquet")]
+        assert main([verb, str(tmp_path / "model"), str(tmp_path / "log.csv"), *out]) == 2
+        assert "no column 'u' (the user)" in capsys.readouterr().err
+
+
+NAN = float("nan")
+BAD_NUMBERS: list[tuple[str, dict[str, Any]]] = [
+    *(("predict", {"top_k": value}) for value in (2.5, None, "3", 0, -1, True, NAN, [3], np.float32(2))),
+    *(("predict", {"prior_correction": v}) for v in (NAN, math.inf, -math.inf, "0.3", None, True, -1, 11, 10**400)),
+    *(("embed", {"pool": value}) for value in ([], (), "last", None, ["first"], ["last", "last"], [3], [[]])),
+    *(("generate", {"temperature": value}) for value in (1e-320, 1e-4, NAN, math.inf, -1, 101, "1", True)),
+    *(("generate", {"top_p": value}) for value in (1e-300, 0, NAN, 1.1, -0.5, "1")),
+    *(("generate", {"until": value}) for value in ("99999999999999999 weeks", "0 days", "soon", 3, "")),
+    *(("generate", {"until": value}) for value in ("1" * 4000, "9" * 39 + "h", "0.001 min")),
+    *(("generate", {"until": value}) for value in ("{a: 1}", "nan days", "-1 day", "1e3 days")),
+    *(("generate", {"steps": value}) for value in (0, 2.5, "3", 10**9, True, None)),
+    *(("generate", {"samples": value}) for value in (0, 1.5, "2", -1, 10**12)),
+    *(("generate", {"seed": value}) for value in (-1, 0.5, 2**63, 10**5000, "1")),
+    ("generate", {"keep": 0}), ("generate", {"rows": 0}), ("generate", {"probabilities": -1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb,options", BAD_NUMBERS, ids=lambda v: next(iter(v)))
+def test_numbers_without_sense_are_refused(predictor: Predictor, verb: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        getattr(predictor, verb)(ROWS, **options)
+    assert next(iter(options)) in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "verb,options",
+    [
+        ("predict", {"top_k": np.int64(3), "prior_correction": np.float32(0.5)}),
+        ("predict", {"top_k": 10**30, "prior_correction": 0}),
+        ("embed", {"pool": ("last", "bag")}),
+        ("generate", {"steps": 2, "temperature": 0, "top_p": 1e-6}),
+        ("generate", {"steps": 2, "temperature": 1e-3, "until": "100 weeks"}),
+        ("generate", {"steps": np.int32(2), "temperature": 100, "seed": 2**63 - 1}),
+    ],
+)
+def test_the_ends_of_the_bounds_work(predictor: Predictor, verb: str, options: dict[str, Any]) -> None:
+    found = getattr(predictor, verb)(ROWS, **options)
+    if verb == "predict":
+        assert np.isfinite(found.probabilities).all() and found.probabilities.min() >= 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["predict", "--prior-correction", "nan"],
+        ["predict", "--top-k", "0"],
+        ["generate", "--steps", "0"],
+        ["generate", "--temperature", "1e-320"],
+        ["generate", "--top-p", "1e-300"],
+        ["generate", "--until", "99999999999999999 weeks"],
+        ["generate", "--seed", "-1"],
+    ],
+)
+def test_the_command_line_checks_the_same(predictor: Predictor, tmp_path: Path, capsys: Any, line: list[str]) -> None:
+    save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
+    FRAME.to_csv(tmp_path / "log.csv", index=False)
+    assert main([line[0], str(tmp_path / "model"), str(tmp_path / "log.csv"), *line[1:]]) == 2
+    assert line[1].lstrip("-").replace("-", "_") in capsys.readouterr().err
+
+
+def one_event_users(predictor: Predictor, users: int, events: int = 1) -> EncodedHistories:
+    rng = np.random.default_rng(0)
+    sizes = dict(predictor.model.config.field_sizes or {})
+    columns = {name: rng.integers(2 if size > 3 else 0, size, users * events) for name, size in sizes.items()}
+    columns |= {"behavior": columns["event"], "time": np.tile(np.arange(events) * 60, users)}
+    labels = pa.array([f"{n:06}" for n in range(users)], pa.string())
+    return EncodedHistories(labels, np.arange(users + 1) * events, columns, {}, {})
+
+
+def call(predictor: Predictor, verb: str, encoded: EncodedHistories) -> Any:
+    if verb == "embed":
+        return predictor.embed(encoded, ["last", "behaviors"]).vectors
+    if verb == "generate":
+        return predictor.generate(encoded, 2, top_p=0.9, time="observed", place="observed").columns["event"]
+    return predictor.predict(encoded).probabilities
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed", "generate"])
+def test_logits_are_bounded_by_cells(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """Many users of one event with many classes: no batch holds more cells than the limit, and nothing changes."""
+    predictor = made(behaviors=None, events=3000)
+    encoded = one_event_users(predictor, 700)
+    expected = call(predictor, verb, encoded)
+    shapes: list[int] = []
+    predictor.model.head.register_forward_hook(lambda module, args, logits: shapes.append(logits.numel()))
+    for module in ("behavegpt.history_batches", "behavegpt.predictor"):
+        monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 300_000)
+    monkeypatch.setattr("behavegpt.adapt.generate.LOGIT_BYTES", 16 * 300_000)
+    got = call(predictor, verb, encoded)
+    assert max(shapes) <= 300_000 and len(shapes) > 3
+    assert np.allclose(got, expected, atol=1e-6)
+
+
+def test_more_classes_than_cells_go_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = made(behaviors=None, events=50)
+    encoded = one_event_users(predictor, 10)
+    expected = predictor.predict(encoded)
+    shapes: list[int] = []
+    predictor.model.head.register_forward_hook(lambda module, args, logits: shapes.append(len(logits)))
+    for module in ("behavegpt.history_batches", "behavegpt.predictor"):
+        monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 100)
+    got = predictor.predict(encoded)
+    assert shapes == [2] * 5
+    assert (got.labels == expected.labels).all() and np.allclose(got.probabilities, expected.probabilities, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["predict", "embed", "generate"])
+def test_peak_memory_of_many_users_and_classes(verb: str) -> None:
+    """20,000 users of one event at 32,768 classes: 4.7 GiB once, when positions alone were bounded."""
+    import subprocess
+    import sys
+
+    code = (
+        "import resource\nfrom tests.test_predictor import call, made, one_event_users\n"
+        "predictor = made(behaviors=None, events=32766)\nencoded = one_event_users(predictor, 20_000)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"call(predictor, {verb!r}, encoded)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout.split()[-1]) < 1 << 20, "KiB"
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed", "generate"])
+def test_work_can_be_interrupted(predictor: Predictor, verb: str) -> None:
+    class Stop(BehaveGPTError):
+        pass
+
+    calls = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+
+    assert history_batches.POSITIONS_PER_BATCH == 16_384
+    encoded = one_event_users(predictor, 20_000)
+    with pytest.raises(Stop):
+        getattr(predictor, verb)(encoded, interrupt=interrupt)
+    assert len(calls) == 2
