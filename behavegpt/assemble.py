@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.errors import DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, open_array, seal, write_array
 
 USERS = "users.parquet"  # labels by row, where they are no whole numbers

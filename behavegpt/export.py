@@ -33,7 +33,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.user_embeddings import write_array

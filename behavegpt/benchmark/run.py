@@ -31,7 +31,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import BehaveGPTError
-from behavegpt.files import write_text
+from behavegpt.io import write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.rows import append_row, read_rows

@@ -31,7 +31,7 @@ from behavegpt.challenge.targets import OPEN_TASKS, load_targets, task_named
 from behavegpt.challenge.validate import validate
 from behavegpt.console import progress, say
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
 RANDOM_DIMENSIONS = 64

@@ -16,11 +16,11 @@ import duckdb
 
 from behavegpt.config import closest, dump_settings
 from behavegpt.data.clock import add_clock
-from behavegpt.data.database import connect, first_line, literal, one_row, quoted
+from behavegpt.data.database import connect, literal, one_row, quoted
 from behavegpt.data.public_logs import CONVERTERS, Converter
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.shop_log import shop_table
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
 
 MAX_UNREAD = 0.01  # share of null users, times or events above which the file is not what its name says
 EARLIEST = "timestamp '2000-01-01'"  # all these logs are later; ids mistaken for epoch seconds are not

@@ -7,9 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from behavegpt.data.database import first_line
 from behavegpt.data.vocabulary import as_text
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
 
 HUB = "hf:"
 

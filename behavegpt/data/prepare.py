@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.checksums import seal
 from behavegpt.data.card import write_card
 from behavegpt.data.database import connect, literal, one_row, reading
 from behavegpt.data.encode import Encoded, encode, fit_vocabularies, make_splitter
@@ -32,6 +33,7 @@ from behavegpt.data.split import parse_split
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
+from behavegpt.io import check_output, scratch
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
 
@@ -184,20 +186,14 @@ def _bytes(memory: str) -> int:
 @contextmanager
 def _workspace(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
     """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch folder in it."""
-    _check_free(out, overwrite)
-    folder = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    work = folder / "work"
-    try:
-        work.mkdir(parents=True)
+    check_output(out, folder=True)
+    with scratch(out) as folder:
+        _check_free(out, overwrite)
+        work = folder / "work"
+        work.mkdir()
         yield folder, work
         shutil.rmtree(work)
-        old = out.with_name(f"{out.name}.old-{os.getpid()}")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(folder, out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        seal(folder)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

@@ -32,7 +32,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.losses import LossSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters

@@ -40,7 +40,7 @@ from pydantic import Field, TypeAdapter, field_validator
 from behavegpt.config import Settings, closest, dump_settings, read_settings
 from behavegpt.console import say
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError, MissingExtraError
-from behavegpt.files import write_json, write_text
+from behavegpt.io import write_json, write_text
 from behavegpt.profiles.cache import code_hash, digest, peak_memory, reset_peak
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.data.spill import ColumnWriter, smallest_dtype
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.cache import code_hash
 from behavegpt.profiles.events import EventTables, among, columns, register
 from behavegpt.profiles.fields import (

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from behavegpt.console import progress
 from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.bags import spans
 from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import EVENTS, EventName

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from behavegpt.config import Settings
 from behavegpt.errors import DataError
-from behavegpt.files import write_text
+from behavegpt.io import write_text
 from behavegpt.scaling.law import DELTA, LARGEST_EXPONENT, Law, P, Runs, fit_law, leverage, log_residuals, refit
 from behavegpt.scaling.rows import Row
 

@@ -26,7 +26,7 @@ from behavegpt.console import say
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
-from behavegpt.files import write_text
+from behavegpt.io import write_text
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.ladder import Task
 from behavegpt.scaling.rows import COUNTS, Row, append_row, read_rows

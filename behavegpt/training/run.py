@@ -27,7 +27,7 @@ from behavegpt.console import say
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError
-from behavegpt.files import write_json, write_text
+from behavegpt.io import write_json, write_text
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend

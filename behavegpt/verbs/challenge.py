@@ -90,7 +90,7 @@ def _leaderboard_arguments(parser: Parser) -> None:
 def _leaderboard(arguments: Arguments) -> Any:
     from behavegpt.challenge.leaderboard import leaderboard, read_result
     from behavegpt.console import say
-    from behavegpt.files import write_json
+    from behavegpt.io import write_json
     from behavegpt.plots import challenge_scores
 
     found = [sorted(path.glob("*.json")) if path.is_dir() else [path] for path in arguments.results]
