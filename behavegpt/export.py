@@ -10,10 +10,9 @@ of any other. Shapes: N vectors asked for, U users with events among them, D vec
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +32,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.io import write_json
+from behavegpt.io import check_output, lock, put_in_place, read_json, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.user_embeddings import write_array
@@ -84,6 +83,22 @@ def export(
             f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, an entry has at most "
             f"{MOST_DIMENSIONS:,}; name fewer parts."
         )
+    check_output(out, folder=True)
+    with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
+        return _export(model, tokenizer, events, out, settings, clients, overwrite, state, progress)
+
+
+def _export(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    events: Sequence[str | Path],
+    out: Path,
+    settings: ExportSettings,
+    clients: pa.Array | np.ndarray | None,
+    overwrite: bool,
+    state: PartialState,
+    progress: Advance | None,
+) -> dict[str, Any]:
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
     work = out.with_name(f"{out.name}.work")
@@ -91,7 +106,7 @@ def export(
     store = _open(events, tokenizer, work, state)
     asked = _ask(store, clients)
     facts = _facts(model, tokenizer, store, asked, settings)
-    _begin_or_continue(work, facts, state)
+    _begin_or_continue(work, facts, state, overwrite)
     lookup = _lookups(store, tokenizer)
     starts = range(0, len(asked.users), settings.block_users)
     blocks = [work / f"block_{first:012d}.npy" for first in starts]
@@ -104,11 +119,10 @@ def export(
             write_array(blocks[i], _vectors(model, store, lookup, users, settings))
     state.wait_for_everyone()
     if state.is_main_process:
-        empty = _empty_history(model, store, settings)
-        assemble(blocks, asked, facts, empty, work / "entry")
-        if out.exists():
-            shutil.rmtree(out)
-        os.rename(work / "entry", out)
+        entry = work / "entry"
+        shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
+        assemble(blocks, asked, facts, _empty_history(model, store, settings), entry)
+        put_in_place(entry, out)
         shutil.rmtree(work)
     state.wait_for_everyone()
     return facts
@@ -181,18 +195,27 @@ def _facts(
     }
 
 
-def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState) -> None:
-    """Leave a manifest in the work folder; raise ConfigError if it holds the blocks of another export."""
+def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState, overwrite: bool) -> None:
+    """Leave a manifest in the work folder; blocks of another export are refused, or with `overwrite` deleted."""
     manifest = work / "manifest.json"
+    if state.is_main_process and overwrite and manifest.exists() and _differences(manifest, facts):
+        for block in work.glob("block_*.npy"):
+            block.unlink()
+        manifest.unlink()
     if state.is_main_process and not manifest.exists():
         write_json(manifest, facts)
     state.wait_for_everyone()
-    begun = json.loads(manifest.read_text(encoding="utf-8"))
-    different = [name for name in facts if begun.get(name) != facts[name]]
+    different = _differences(manifest, facts)
     if different:
         raise ConfigError(
-            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or remove the folder."
+            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or begin anew with "
+            "--overwrite."
         )
+
+
+def _differences(manifest: Path, facts: dict[str, Any]) -> list[str]:
+    begun = read_json(manifest, ConfigError, "remove the folder it is in")
+    return [name for name in facts if begun.get(name) != facts[name]]
 
 
 def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarray]:

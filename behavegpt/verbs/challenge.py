@@ -74,11 +74,12 @@ def _validate(arguments: Arguments) -> Any:
     directory = open_directory(arguments.data) if arguments.data else None
     result = validate(arguments.entry, directory, arguments.subset)
     if not arguments.json:
+        size = f"{result['clients']:,} clients, {result['dimensions']} dimensions" if result["ok"] else ""
+        zeros = f", {result['zero_vectors']:,} vectors all zero" if result["zero_vectors"] else ""
+        print(f"{arguments.entry}: " + (f"valid ({size}{zeros})" if result["ok"] else f"NOT valid{zeros}"))
         for kind in ("problems", "warnings"):
             for text in result[kind]:
                 print(f"{kind[:-1]}: {text}")
-        size = f"{result['clients']:,} clients, {result['dimensions']} dimensions" if result["ok"] else ""
-        print(f"{arguments.entry}: " + (f"valid ({size})" if result["ok"] else "NOT valid"))
     return result
 
 
