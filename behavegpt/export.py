@@ -32,7 +32,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.io import check_output, lock, put_in_place, read_json, write_json
+from behavegpt.io import check_output, lock, put_in_place, read_json, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.user_embeddings import write_array
@@ -77,13 +77,13 @@ def export(
     `events`: a prepared folder, or raw logs with the training log's columns. Continues what a killed run left in
     OUT.work. Returns what export.json tells. Raises BehaveGPTError.
     """
-    settings, out, state = settings or ExportSettings(), Path(out), state or PartialState(cpu=True)
+    settings, out, state = settings or ExportSettings(), target(Path(out)), state or PartialState(cpu=True)
     if sum(widths(model, settings.pool)) > MOST_DIMENSIONS:
         raise ConfigError(
             f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, an entry has at most "
             f"{MOST_DIMENSIONS:,}; name fewer parts."
         )
-    check_output(out, folder=True)
+    check_output(out, "whole")
     with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
         return _export(model, tokenizer, events, out, settings, clients, overwrite, state, progress)
 

@@ -20,11 +20,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from behavegpt.errors import BehaveGPTError, ConfigError, first_line
+
+OutputKind = Literal["file", "into", "whole"]
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<purpose>[a-z]+)-(?P<name>.*)-(?P<pid>[0-9]{1,9})-(?P<start>[0-9]{1,20})", re.DOTALL)
 _LONGEST_NAME = 120  # bytes of a name that a temporary name spells out; file systems end at 255
@@ -56,7 +58,7 @@ def read_json(path: Path, error: type[BehaveGPTError], remedy: str) -> dict[str,
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` in one rename, or vanishes on any error."""
-    path = _target(path)
+    path = target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, path.name)
     temporary = temporary_name(path, "new")
@@ -75,7 +77,7 @@ def workspace(path: Path) -> Iterator[Path]:
 
     Raises ConfigError when another process holds it.
     """
-    path = _target(path)
+    path = target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path):
         remove_stale(path.parent, path.name)
@@ -92,7 +94,7 @@ def scratch(path: Path) -> Iterator[Path]:
     """A `workspace` that takes the place of the folder `path` when all went well."""
     with workspace(path) as folder:
         yield folder
-        put_in_place(folder, _target(path))
+        put_in_place(folder, target(path))
 
 
 def put_in_place(folder: Path, final: Path) -> None:
@@ -172,20 +174,28 @@ def lock(path: Path, file: Path | None = None, remedy: str = "wait for it, or ch
         held.release()
 
 
-def check_output(path: Path, endings: Collection[str] = (), *, folder: bool = False) -> None:
-    """Raise ConfigError or OSError unless a file (or folder) can be written there: now, not after hours of work."""
+def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) -> None:
+    """Raise ConfigError or OSError unless an output can be written: now, not after hours of work.
+
+    `kind`: a file; a folder into which files are written; or a folder that is replaced whole.
+    """
     if endings and path.suffix not in endings:
         raise ConfigError(f"{path}: cannot tell the format from {path.suffix!r}; end the name in {', '.join(endings)}.")
     if path.is_symlink() and not path.exists():
         raise ConfigError(f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it.")
-    with suppress(FileNotFoundError):
-        mode = path.stat().st_mode
-        if folder and not stat.S_ISDIR(mode):
+    place = target(path)
+    if not place.name:
+        raise ConfigError(f"{path}: the root of the disk cannot be written; name a file or folder in it.")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = place.stat().st_mode
+        if kind == "file" and not stat.S_ISREG(mode):
+            found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise ConfigError(f"{path}: {found}, where a file is to be written; choose another name.")
+        if kind != "file" and not stat.S_ISDIR(mode):
             raise ConfigError(f"{path}: a file, where a folder is to be written; choose another name.")
-        if not folder and not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ConfigError(f"{path}: {kind}, where a file is to be written; choose another name.")
-    there = _target(path).absolute().parent
+    if kind == "whole" and os.path.ismount(place):
+        raise ConfigError(f"{path}: a disk's own folder, which cannot be replaced; name a folder in it.")
+    there = place.absolute() if kind == "into" else place.absolute().parent
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
@@ -194,14 +204,14 @@ def check_output(path: Path, endings: Collection[str] = (), *, folder: bool = Fa
         pass
 
 
+def target(path: Path) -> Path:
+    """What a path stands for: where a link leads (the link itself stays), and a name for `.` and `..`."""
+    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
+
+
 def is_file_name(name: str) -> bool:
     """Whether a column can be a file of the same name, in its folder and nowhere else."""
     return bool(name) and not set(name) & set("/\\\0") and name[0] != "." and len(name.encode(errors="replace")) < 200
-
-
-def _target(path: Path) -> Path:
-    """Where a link leads: the link stays, and what it leads to is replaced."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _short(name: str) -> str:

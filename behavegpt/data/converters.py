@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from behavegpt.data.public_logs import CONVERTERS, Converter
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.shop_log import shop_table
 from behavegpt.errors import DataError, first_line
+from behavegpt.io import target, workspace, write_text
 
 MAX_UNREAD = 0.01  # share of null users, times or events above which the file is not what its name says
 EARLIEST = "timestamp '2000-01-01'"  # all these logs are later; ids mistaken for epoch seconds are not
@@ -35,8 +35,7 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
     if name not in CONVERTERS:
         raise DataError(f"{name!r} is no known public log. {closest(name, list(CONVERTERS))}")
     converter, out = CONVERTERS[name], Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
+    with workspace(out) as work, connect(work) as con:
         con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the file
         source = _find(Path(source), converter)
         categories = _beside(source, converter)
@@ -49,7 +48,7 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
         else:
             table = _text_table(source, converter, categories)
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
-        part = Path(work) / "log.parquet"
+        part = work / "log.parquet"
         with _explained(name, source, converter):
             con.execute(
                 f"copy (select {columns} from {table} where {converter.where}) "
@@ -57,12 +56,10 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
             )
             _check(con, name, source, converter, table, part)
             if clock is not None:
-                plain, part = part, Path(work) / "ticking.parquet"
+                plain, part = part, work / "ticking.parquet"
                 schema = add_clock(con, plain, part, schema, clock)
-        schema_part = Path(work) / "schema.yaml"
-        schema_part.write_text(dump_settings(schema), encoding="utf-8")
-        os.replace(part, out)
-        os.replace(schema_part, out.with_suffix(".schema.yaml"))
+        os.replace(part, target(out))
+        write_text(out.with_suffix(".schema.yaml"), dump_settings(schema))
     return schema
 
 

@@ -33,7 +33,7 @@ from behavegpt.data.split import parse_split
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
-from behavegpt.io import check_output, scratch
+from behavegpt.io import check_output, scratch, target
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
 
@@ -79,7 +79,7 @@ def prepare(
     same bytes; with Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
     """
     tell = progress or (lambda line: None)
-    out, budget = Path(out), _bytes(memory)
+    out, budget = target(Path(out)), _bytes(memory)
     parse_split(split)
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
         found = find_logs(logs)
@@ -186,7 +186,7 @@ def _bytes(memory: str) -> int:
 @contextmanager
 def _workspace(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
     """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch folder in it."""
-    check_output(out, folder=True)
+    check_output(out, "whole")
     with scratch(out) as folder:
         _check_free(out, overwrite)
         work = folder / "work"

@@ -90,8 +90,8 @@ def check_files(folder: Path, names: Sequence[str], what: str) -> None:
 def _refuse_foreign_type(folder: Path) -> None:
     """Only our own classes are made from a folder, whatever its config.json asks for."""
     named = read_json(folder / "config.json", CheckpointError, DAMAGED).get("model_type")
-    known = isinstance(named, str) and named in CONFIG_MAPPING
-    if not known or not CONFIG_MAPPING[named].__module__.startswith("behavegpt."):
+    ours = isinstance(named, str) and named in CONFIG_MAPPING
+    if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a folder is never run. "
             "Give the `model` folder of a run."

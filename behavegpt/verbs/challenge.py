@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Group, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Group, Output, Parser, Verb, show
 
 BOARD = "leaderboard.json"
 PARTS = ("auroc", "diversity", "novelty")  # of a score
@@ -180,6 +180,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge split DATA\n  behavegpt challenge split DATA --out SPLIT --memory 8GiB",
         _split_arguments,
         _split,
+        {"out": Output("into")},
     ),
     "targets": Verb(
         "write the target matrices of the relevant clients",
@@ -187,6 +188,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge targets SPLIT --out TARGETS --tasks churn propensity_sku",
         _targets_arguments,
         _targets,
+        {"out": Output("into")},
     ),
     "validate": Verb(
         "check an entry (client_ids.npy, embeddings.npy); exit code 1 if it would be refused",
@@ -202,6 +204,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge evaluate ENTRY --data SPLIT --out results --devices cuda:0 cuda:1",
         _evaluate_arguments,
         _evaluate,
+        {"out": Output("into")},
     ),
     "leaderboard": Verb(
         "rank entries over tasks by Borda count (rank k of N gives N - k points; ties share)",
@@ -209,6 +212,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge leaderboard ours.json theirs/scores.json --out board",
         _leaderboard_arguments,
         _leaderboard,
+        {"out": Output("into")},
     ),
 }
 

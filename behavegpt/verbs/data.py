@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb
+from behavegpt.verbs.verb import Arguments, Output, Parser, Verb
 
 
 def _schema_arguments(parser: Parser) -> None:
@@ -147,6 +147,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master spark://host:7077 --out /nfs/mine",
         _prepare_arguments,
         _prepare,
+        {"out": Output("whole")},
     ),
     "convert": Verb(
         "turn a known public data set's download into a log to prepare",
@@ -154,11 +155,13 @@ VERBS: dict[str, Verb] = {
         "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,
         _convert,
+        {"out": Output("file", (".parquet",))},
     ),
     "synthesize": Verb(
         "write phone-log-like events with known structure",
         "  behavegpt synthesize --events 10000000 --out logs.parquet",
         _synthesize_arguments,
         _synthesize,
+        {"out": Output("file", (".parquet",))},
     ),
 }

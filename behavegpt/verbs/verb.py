@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")  # what `data.store.write_table` writes
 Parser = argparse.ArgumentParser
 Arguments = argparse.Namespace
+
+
+class Output(NamedTuple):
+    """What an argument names to be written; see `io.check_output`, which looks at it before the work."""
+
+    kind: Literal["file", "into", "whole"]
+    endings: tuple[str, ...] = ()
 
 
 class Verb(NamedTuple):
@@ -18,6 +26,7 @@ class Verb(NamedTuple):
     examples: str
     arguments: Callable[[Parser], None]
     run: Callable[[Arguments], Any]
+    outputs: Mapping[str, Output] = {}  # argument -> what it writes
 
 
 class Group(NamedTuple):
