@@ -18,12 +18,12 @@ from behavegpt.batch import IGNORED
 from behavegpt.checksums import MANIFEST, Damage, damaged_files, is_sealed
 from behavegpt.data.digest import hash_folder
 from behavegpt.data.store import open_store
-from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.size import count_parameters
 from behavegpt.predictor import load
+from behavegpt.training.checkpoint import TRAINER, load_checkpoint
 from behavegpt.user_embeddings import ENTRY, UserEmbeddings
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "duckdb", "peft", "wandb", "flash-attn")
@@ -64,16 +64,19 @@ def check_folders(root: Path) -> dict[str, Any]:
 def _faults(folder: Path) -> list[str]:
     """What is wrong with a folder, a line each; folders of earlier versions are checked by what they have."""
     try:
+        if (folder / TRAINER).exists():
+            load_checkpoint(folder)
+            return []
         if is_sealed(folder):
             return damaged_files(folder, Damage(DataError, "write the folder again"))
         if (folder / ENTRY).exists():
             UserEmbeddings.load(folder)
             return []
         manifest = open_store(folder).manifest
-        digests = {
-            field: Vocabulary.load(folder / "vocabulary" / f"{field}.parquet").hash for field in manifest.vocabulary
-        }
-        if hash_folder(folder, manifest.event_schema, digests, list(manifest.columns)) != manifest.content_hash:
+        if (
+            hash_folder(folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns])
+            != manifest.content_hash
+        ):
             return [f"{folder}: the events are not those of its content hash; prepare the data again."]
     except (BehaveGPTError, OSError, ValueError) as error:
         return [str(error)]

@@ -115,9 +115,10 @@ def open_adapter(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """PEFT asks transformers for a name that is going away."""
+    """PEFT asks transformers for a name that is going away; and only warns of weights that are not there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("error", "Found missing adapter keys")
         yield
 
 

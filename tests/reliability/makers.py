@@ -32,6 +32,10 @@ class Kind(NamedTuple):
     read: Callable[[Path], str]
 
 
+SHAPE: dict[str, Any] = {"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 16}
+SHAPE |= {"history_head": True, "next_heads": ["event", "gap"]}
+
+
 def make_store(place: Path) -> Path:
     log = small_log(users=12, events=400, seed=3)
     bad = pa.table({**{n: log[n].slice(0, 3) for n in log.column_names}, "user_id": pa.nulls(3, log["user_id"].type)})
@@ -47,15 +51,7 @@ def tiny_model(store: EventStore, tokenizer: EventTokenizer, **changed: Any) -> 
         num_behaviors=store.behaviors.classes,
         behavior_is_event=store.schema.behavior_is_event,
         tokenizer_hash=tokenizer.hash,
-        **{
-            "embedding_size": 4,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_length": 16,
-            "history_head": True,
-        }
-        | {"next_heads": ["event", "gap"]}
-        | changed,
+        **SHAPE | changed,
     )
     return BehaveGPTForBehaviorPrediction(config).eval()
 
