@@ -73,10 +73,8 @@ def _faults(folder: Path) -> list[str]:
             UserEmbeddings.load(folder)
             return []
         manifest = open_store(folder).manifest
-        if (
-            hash_folder(folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns])
-            != manifest.content_hash
-        ):
+        digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, list(manifest.columns))
+        if digest != manifest.content_hash:
             return [f"{folder}: the events are not those of its content hash; prepare the data again."]
     except (BehaveGPTError, OSError, ValueError) as error:
         return [str(error)]
