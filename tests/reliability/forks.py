@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+STOPS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE = 300.0  # seconds after which a command is hung
 
 
@@ -90,39 +91,54 @@ def serve() -> None:
     import behavegpt.serving.app  # noqa: F401
 
     torch.set_num_threads(1)
-    printed = Path(f"/tmp/behavegpt-forks-{os.getpid()}")
     for line in sys.stdin:
-        print(json.dumps(vars(_obey(json.loads(line), printed))), flush=True)
-    printed.unlink(missing_ok=True)
+        print(json.dumps(vars(_obey(json.loads(line)))), flush=True)
     os._exit(0)
 
 
-def _obey(order: dict[str, Any], printed: Path) -> Ended:
-    printed.write_bytes(b"")
+def _obey(order: dict[str, Any]) -> Ended:
     began = time.monotonic()
+    printed, end = os.pipe()  # no file: the trials of full disks would stop it too
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until the child is where the trial begins
     child = os.fork()
     if child == 0:
-        _work(order, printed)
+        os.close(printed)
+        _work(order, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    os.close(end)
+    os.set_blocking(printed, False)
+    output = bytearray()
     if "signal" in order:
         time.sleep(order["after"])
         os.kill(child, order["signal"])
     while True:
+        _drain(printed, output)
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
         if time.monotonic() - began > PATIENCE:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
-    return Ended(os.waitstatus_to_exitcode(status), time.monotonic() - began, printed.read_text(errors="replace"))
+    _drain(printed, output)
+    os.close(printed)
+    return Ended(os.waitstatus_to_exitcode(status), time.monotonic() - began, output.decode(errors="replace"))
 
 
-def _work(order: dict[str, Any], printed: Path) -> None:
+def _drain(pipe: int, output: bytearray) -> None:
+    """Take what has been printed so far."""
+    try:
+        while piece := os.read(pipe, 1 << 16):
+            output += piece
+    except BlockingIOError:
+        return
+
+
+def _work(order: dict[str, Any], end: int) -> None:
     """Run the command as `python -m behavegpt.cli` would, and leave without the interpreter's clean-up."""
     status = 1
     try:
-        descriptor = os.open(printed, os.O_WRONLY)
         for stream in (1, 2):
-            os.dup2(descriptor, stream)
+            os.dup2(end, stream)
         os.chdir(order["cwd"])
         if "file_limit" in order:
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -131,6 +147,7 @@ def _work(order: dict[str, Any], printed: Path) -> None:
             os.setuid(order["user"])
         from behavegpt.cli import main
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         status = main(order["argv"])
     except SystemExit as left:
         status = int(left.code or 0)
