@@ -91,6 +91,7 @@ def serve() -> None:
     import behavegpt.serving.app  # noqa: F401
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     for line in sys.stdin:
         print(json.dumps(vars(_obey(json.loads(line)))), flush=True)
     os._exit(0)

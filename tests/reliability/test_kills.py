@@ -24,6 +24,7 @@ CODES = {
     signal.SIGTERM: {0, 143, -signal.SIGTERM},  # the last: before the command line was read
     signal.SIGINT: {0, 130},
 }
+SLOW = ("export-model", "scale fit")  # ten seconds each
 QUICK = ("prepare", "predict", "export", "profile")
 
 
@@ -39,6 +40,7 @@ def whole(place: Path) -> Callable[[str], tuple[dict[str, bytes], float]]:
 
     def outcome_of(verb: str) -> tuple[dict[str, bytes], float]:
         if verb not in known:
+            clean(place)
             ended = commands().run(argv_of(verb, "out"), place)
             assert ended.status == 0, ended.output
             known[verb] = (contents(place / "out", VOLATILE), ended.seconds)
@@ -53,7 +55,7 @@ def clean(place: Path) -> Path:
     return place / "out"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(18, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_killed_verb_leaves_nothing_after_the_next_run(
     verb: str,
@@ -64,6 +66,7 @@ def test_a_killed_verb_leaves_nothing_after_the_next_run(
 ) -> None:
     if kills == 3 and verb not in QUICK:
         pytest.skip("in the long trial")
+    kills = kills // 3 if verb in SLOW else kills
     expected, seconds = whole(verb)
     rng, found = random.Random(kills), collections.Counter[str]()
     for number in range(kills):
@@ -84,13 +87,14 @@ def test_a_killed_verb_leaves_nothing_after_the_next_run(
     record_property(verb, dict(found))
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("verb", ["prepare", "export", "export-model"])
 def test_a_kill_while_replacing_leaves_the_old_folder_or_the_new_one(
     verb: str, kills: int, place: Path, whole: Callable[[str], tuple[dict[str, bytes], float]]
 ) -> None:
-    if kills == 4 and verb == "export-model":
+    if kills == 4 and verb in SLOW:
         pytest.skip("in the long trial")
+    kills = kills // 5 if verb in SLOW else kills
     new, seconds = whole(verb)
     old = {name: b"old " + content for name, content in new.items()}
     rng = random.Random(kills)
