@@ -13,7 +13,7 @@ from tests.profiles.makers import make_input
 from tests.reliability.forks import ROOT, commands
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
-STEPS = ["train.steps=6", "train.checkpoint_every=2", "train.batch_events=256"]
+STEPS = ["train.steps=6", "train.checkpoint_every=2", "train.batch_events=256", "train.keep=1"]
 # name -> (arguments; OUT is the folder for what it writes, what says that it goes on or replaces)
 VERBS: dict[str, list[str]] = {
     "prepare": ["prepare", "log.parquet", "--out", "OUT/data", "--overwrite"],
