@@ -32,7 +32,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.io import check_output, lock, put_in_place, read_json, target, write_json
+from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.user_embeddings import write_array
@@ -84,6 +84,7 @@ def export(
             f"{MOST_DIMENSIONS:,}; name fewer parts."
         )
     check_output(out, "whole")
+    out.parent.mkdir(parents=True, exist_ok=True)
     with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
         return _export(model, tokenizer, events, out, settings, clients, overwrite, state, progress)
 
@@ -99,10 +100,13 @@ def _export(
     state: PartialState,
     progress: Advance | None,
 ) -> dict[str, Any]:
+    work = out.with_name(f"{out.name}.work")
+    if state.is_main_process:
+        for path in (out, work):
+            remove_stale(path.parent, path.name)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
-    work = out.with_name(f"{out.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
     store = _open(events, tokenizer, work, state)
     asked = _ask(store, clients)
     facts = _facts(model, tokenizer, store, asked, settings)
@@ -123,7 +127,7 @@ def _export(
         shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
         assemble(blocks, asked, facts, _empty_history(model, store, settings), entry)
         put_in_place(entry, out)
-        shutil.rmtree(work)
+        discard(work)  # whole: half of it would be taken for an export to go on with
     state.wait_for_everyone()
     return facts
 

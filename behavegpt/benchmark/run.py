@@ -31,7 +31,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import BehaveGPTError
-from behavegpt.io import check_output, write_text
+from behavegpt.io import check_output, discard, write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.rows import append_row, read_rows
@@ -59,7 +59,9 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
     rows = [row for plan in plans for row in plan.known_rows()]
     if not settings.keep_models and not any(True for plan in plans for _ in plan.open()):
         for row in rows:
-            shutil.rmtree(out / "runs" / row["key"] / "model", ignore_errors=True)
+            model = out / "runs" / row["key"] / "model"
+            if model.exists():
+                discard(model)
     failed = [f"{row['data']}/{row['model']}" for row in rows if row["status"] == "failed"]
     if failed:
         say(f"{len(failed)} runs failed ({', '.join(failed[:3])}); see `reason` in {out / 'rows.jsonl'}")
