@@ -5,7 +5,6 @@ Shapes: N vectors asked for, U users with events among them, n of a block, D vec
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.errors import DataError
-from behavegpt.files import write_json
-from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, open_array, seal, write_array
+from behavegpt.io import write_json
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, open_array, pairing_sum, seal, write_array
 
 USERS = "users.parquet"  # labels by row, where they are no whole numbers
 FACTS = "export.json"
@@ -43,12 +42,11 @@ def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty:
     `facts["parts"]`: name -> dimensions from, to; `facts["settings"]`: scale, fill, dtype, block_users.
     `empty` (D,): the raw vector of a user without events.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
     folder.mkdir()
     settings, parts = facts["settings"], [slice(*bounds) for bounds in facts["parts"].values()]
     shape = (len(asked.labels), parts[-1].stop)
-    np.lib.format.open_memmap(folder / EMBEDDINGS, mode="w+", dtype=settings["dtype"], shape=shape)
+    ids = _write_ids(asked.labels, folder)
+    rows_of = _Rows(folder / EMBEDDINGS, settings["dtype"], shape, ids, asked.labels)
     scale = _scaling(blocks, parts, settings["scale"])
     place = np.empty(len(asked.users), np.int64)
     place[asked.row[~asked.missing]] = np.flatnonzero(~asked.missing)
@@ -56,7 +54,7 @@ def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty:
     for path in blocks:
         vectors = scale(np.asarray(open_array(path)))
         total += vectors.sum(0, dtype=np.float64)
-        _write_rows(folder / EMBEDDINGS, place[first : first + len(vectors)], vectors, asked.labels)
+        rows_of.write(place[first : first + len(vectors)], vectors)
         first += len(vectors)
     if asked.missing.any():
         fills = {"zeros": np.zeros(shape[1]), "mean": total / max(first, 1), "empty-history": scale(empty[None])[0]}
@@ -64,11 +62,10 @@ def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty:
         absent = np.flatnonzero(asked.missing)
         for start in range(0, len(absent), settings["block_users"]):
             rows = absent[start : start + settings["block_users"]]
-            _write_rows(folder / EMBEDDINGS, rows, np.broadcast_to(filling, (len(rows), shape[1])), asked.labels)
+            rows_of.write(rows, np.broadcast_to(filling, (len(rows), shape[1])))
         write_array(folder / MISSING, asked.missing)
-    _write_ids(asked.labels, folder)
     write_json(folder / FACTS, facts)
-    seal(folder)
+    seal(folder, rows_of.written())
 
 
 def _scaling(blocks: Sequence[Path], parts: Sequence[slice], rule: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -89,22 +86,37 @@ def _scaling(blocks: Sequence[Path], parts: Sequence[slice], rule: str) -> Calla
     return lambda vectors: ((vectors - mean) * factor).astype(np.float32)
 
 
-def _write_rows(path: Path, rows: np.ndarray, vectors: np.ndarray, labels: pa.Array) -> None:
-    """Put vectors (n, D) into rows (n,) of a .npy file; mapped anew each time, so that no page stays in memory."""
-    target = np.load(path, mmap_mode="r+", allow_pickle=False)
-    with np.errstate(over="ignore"):
-        values = vectors.astype(target.dtype)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"user {labels[int(rows[bad[0]])]}: the vector holds values beyond {target.dtype}; take --scale standard "
-            "or unit, or --dtype float32; if that does not help, the model is damaged."
-        )
-    target[rows] = values
+class _Rows:
+    """The rows of embeddings.npy, with a sum of what was written, by which the file is checked in the end."""
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, int], ids: np.ndarray, labels: pa.Array) -> None:
+        self._path, self._ids, self._labels = path, ids, labels
+        self._sum, self._done = 0, np.zeros(shape[0], bool)
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def write(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Put vectors (n, D) into rows (n,); mapped anew each time, so that no page stays in memory."""
+        target = np.load(self._path, mmap_mode="r+", allow_pickle=False)
+        with np.errstate(over="ignore"):
+            values = vectors.astype(target.dtype)
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"user {self._labels[int(rows[bad[0]])]}: the vector holds values beyond {target.dtype}; take --scale "
+                "standard or unit, or --dtype float32; if that does not help, the model is damaged."
+            )
+        target[rows] = values
+        self._done[rows] = True
+        self._sum += pairing_sum(self._ids[rows], values)
+
+    def written(self) -> int:
+        """`pairing_sum` of all rows. Raises AssertionError when one was left out."""
+        assert self._done.all(), f"row {int(self._done.argmin())} was never written"
+        return self._sum % 2**64
 
 
-def _write_ids(labels: pa.Array, folder: Path) -> None:
-    """client_ids.npy: the labels as int64; where they are no whole numbers, row numbers beside users.parquet."""
+def _write_ids(labels: pa.Array, folder: Path) -> np.ndarray:
+    """Write client_ids.npy (N,) and return it: int64 labels, or row numbers beside users.parquet for any others."""
     try:
         ids = labels.cast(pa.int64())
         whole = ids.cast(pa.string()).equals(labels)
@@ -113,4 +125,6 @@ def _write_ids(labels: pa.Array, folder: Path) -> None:
     if not whole:
         ids = pa.array(np.arange(len(labels)))
         pq.write_table(pa.table({"user": labels}), folder / USERS)
-    write_array(folder / CLIENT_IDS, ids.to_numpy(zero_copy_only=False))
+    numbers: np.ndarray = ids.to_numpy(zero_copy_only=False)
+    write_array(folder / CLIENT_IDS, numbers)
+    return numbers

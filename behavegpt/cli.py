@@ -1,18 +1,23 @@
 """`behavegpt VERB ...`: a table of verbs. Nothing heavy is imported before a verb runs.
 
-Exit codes: 0 done, 2 a mistake the user can mend (one paragraph on standard error), 1 our bug or a failed check.
+Exit codes: 0 done, 2 a mistake the user can mend or a disk that fails (one paragraph on standard error), 1 our bug or a
+failed check, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-from behavegpt.errors import BehaveGPTError
+from behavegpt.errors import BehaveGPTError, environment_fault
 from behavegpt.verbs import benchmark, challenge, data, predict, profile, scale, serve, tools, train
 from behavegpt.verbs.verb import Arguments, Group, Parser, Verb
 
@@ -34,18 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     arguments = _parse(argv)
     warnings.formatwarning = _one_line
-    try:
-        result = arguments.carry_out(arguments)
-    except BehaveGPTError as error:
-        if arguments.debug:
-            raise
-        print(f"{arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        return 0
-    except KeyboardInterrupt:
-        print(f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr)
-        return 130
+    with _stop_signals() as received:
+        try:
+            _check_outputs(arguments)
+            result = arguments.carry_out(arguments)
+        except BrokenPipeError:
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
+            return _failed(arguments, error, received)
     if arguments.json and result is not None:
         print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
@@ -56,6 +57,50 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **_:
     if category is UserWarning and "behavegpt" in str(where[0]):
         return f"warning: {message}\n"
     return f"{where[0]}:{where[1]}: {category.__name__}: {message}\n"
+
+
+def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> int:
+    """Tell why a verb ended; returns the exit code. Raises the error if it is our bug, or with --debug."""
+    if received or isinstance(error, KeyboardInterrupt):  # DuckDB makes an error of its own of a signal
+        number = received[0] if received else signal.SIGINT
+        print(f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr)
+        return 128 + number
+    told = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
+    if arguments.debug or told is None:
+        raise error
+    print(f"{arguments.command}: {told}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Makes SIGTERM end a verb as Ctrl-C does: whatever it has begun is cleared away. Yields the signals received."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # handlers can only be set in the main thread
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_outputs(arguments: Arguments) -> None:
+    """Refuse an output that could not be written before anything is read or computed."""
+    from behavegpt.io import check_output
+
+    for name, output in arguments.outputs.items():
+        path = getattr(arguments, name)
+        if path is not None:
+            check_output(path, output.kind, output.endings)
 
 
 def _parse(argv: Sequence[str] | None) -> Arguments:
@@ -82,7 +127,12 @@ def _with_default(argv: list[str]) -> list[str]:
 def _parser() -> Parser:
     import behavegpt
 
-    parser = Parser(prog="behavegpt", description="Foundation models of user behavior, from event logs.")
+    parser = Parser(
+        prog="behavegpt",
+        description="Foundation models of user behavior, from event logs.",
+        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a disk that cannot be "
+        "written; 130 stopped by Ctrl-C; 143 by SIGTERM",
+    )
     parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
     _add_verbs(parser, VERBS)
     return parser
@@ -105,7 +155,7 @@ def _add_verbs(parser: Parser, verbs: dict[str, Any]) -> None:
         verb.arguments(child)
         child.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        child.set_defaults(carry_out=verb.run, command=child.prog)
+        child.set_defaults(carry_out=verb.run, command=child.prog, outputs=verb.outputs)
 
 
 if __name__ == "__main__":

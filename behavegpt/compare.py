@@ -22,7 +22,7 @@ from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
-from behavegpt.files import write_json, write_text
+from behavegpt.io import write_json, write_text
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor

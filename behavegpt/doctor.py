@@ -15,10 +15,16 @@ from typing import Any
 import torch
 
 from behavegpt.batch import IGNORED
+from behavegpt.checksums import MANIFEST, Damage, damaged_files, is_sealed
+from behavegpt.data.digest import hash_folder
+from behavegpt.data.store import open_store
+from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.size import count_parameters
 from behavegpt.predictor import load, model_folder
+from behavegpt.training.checkpoint import TRAINER, load_checkpoint
+from behavegpt.user_embeddings import ENTRY, UserEmbeddings
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "duckdb", "peft", "wandb", "flash-attn")
 SELF_TEST_STEPS = 10
@@ -40,6 +46,39 @@ def examine(folder: Path) -> dict[str, Any]:
     facts["self-test"] = self_test(device)
     facts["ok"] = facts["writable"] == "yes" and facts["self-test"].startswith("ok")
     return facts
+
+
+def check_folders(root: Path) -> dict[str, Any]:
+    """Read every byte of the prepared folders, models, checkpoints and entries in `root`; folder -> what is wrong.
+
+    `ok` is False when something is. Raises DataError when there is nothing to check.
+    """
+    folders = sorted({path.parent for name in (MANIFEST, "dataset.json", ENTRY) for path in root.rglob(name)})
+    if not folders:
+        raise DataError(f"{root}: no prepared folder, model, checkpoint or entry; name one, or a folder of some.")
+    faults = {folder: _faults(folder) for folder in folders}
+    facts: dict[str, Any] = {str(folder): "; ".join(lines) or "sound" for folder, lines in faults.items()}
+    return facts | {"ok": not any(faults.values())}
+
+
+def _faults(folder: Path) -> list[str]:
+    """What is wrong with a folder, a line each; folders of earlier versions are checked by what they have."""
+    try:
+        if (folder / TRAINER).exists():
+            load_checkpoint(folder)
+            return []
+        if is_sealed(folder):
+            return damaged_files(folder, Damage(DataError, "write the folder again"))
+        if (folder / ENTRY).exists():
+            UserEmbeddings.load(folder)
+            return []
+        manifest = open_store(folder).manifest
+        digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, list(manifest.columns))
+        if digest != manifest.content_hash:
+            return [f"{folder}: the events are not those of its content hash; prepare the data again."]
+    except (BehaveGPTError, OSError, ValueError) as error:
+        return [str(error)]
+    return []
 
 
 def self_test(device: torch.device) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class BehaveGPTError(Exception):
     """A mistake in the input or the settings: the message says what, where and how to mend it."""
@@ -38,3 +41,54 @@ def violation(error: Exception) -> str:
     'dropout must be in [0, 1), not 2.'
     """
     return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full; make room there, or write to another one",
+    errno.EDQUOT: "your share of the disk is used up; make room there, or write to another one",
+    errno.EFBIG: "the file grew beyond what is allowed (`ulimit -f` shows the limit); raise it, or write elsewhere",
+    errno.EROFS: "the disk is read-only; write to another one",
+    errno.EIO: "the disk failed; check it, or write to another one",
+}
+_PLACE = {
+    errno.EACCES: "no permission; change it, or name another place",
+    errno.EPERM: "not permitted; name another place",
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.ENOTDIR: "a file, where a folder must be; check the path",
+    errno.EISDIR: "a folder, where a file must be; check the path",
+    errno.EEXIST: "exists already; name another place",
+    errno.ENOTEMPTY: "a folder that is not empty; name another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "links that lead in a circle; name another place",
+    errno.EMFILE: "too many open files; raise `ulimit -n`",
+}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or what kind of error it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def environment_fault(error: BaseException) -> str | None:
+    """What to tell people of an error that the machine is to blame for, not the program; None for any other.
+
+    Libraries hide the system's errors in types of their own (safetensors, DuckDB, torch): known by the system's words.
+
+    >>> environment_fault(OSError(errno.ENOSPC, "No space left on device", "runs/a"))
+    'runs/a: the disk is full; make room there, or write to another one.'
+    """
+    if isinstance(error, OSError):
+        code = error.errno
+        reason = (_DISK | _PLACE).get(code or 0)
+        if code is None or reason is None:
+            return f"{first_line(error)}; check files and disk."
+        return f"{error.filename}: {reason}." if error.filename is not None else f"{first_line(error)}: {reason}."
+    code = disk_fault(error)
+    return None if code is None else f"{first_line(error)}: {_DISK[code]}."
+
+
+def disk_fault(error: BaseException) -> int | None:
+    """The system's error number when a disk cannot take more, also in the words of a library's own error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _DISK else None
+    return next((code for code in _DISK if os.strerror(code) in str(error)), None)

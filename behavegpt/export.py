@@ -10,10 +10,9 @@ of any other. Shapes: N vectors asked for, U users with events among them, D vec
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +32,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.files import write_json
+from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
 from behavegpt.paths import local_path
@@ -83,20 +82,41 @@ def export(
     `events`: a prepared folder, or raw logs with the training log's columns. Continues what a killed run left in
     OUT.work. `encoding` is that of raw logs that are text. Returns what export.json tells. Raises BehaveGPTError.
     """
-    settings, out, state = settings or ExportSettings(), local_path(out), state or PartialState(cpu=True)
+    settings, out, state = settings or ExportSettings(), target(local_path(out)), state or PartialState(cpu=True)
     if sum(widths(model, settings.pool)) > MOST_DIMENSIONS:
         raise ConfigError(
             f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, an entry has at most "
             f"{MOST_DIMENSIONS:,}; name fewer parts."
         )
+    check_output(out, "whole")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
+        return _export(model, tokenizer, events, out, settings, clients, overwrite, state, progress, encoding)
+
+
+def _export(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    events: Sequence[str | Path],
+    out: Path,
+    settings: ExportSettings,
+    clients: pa.Array | np.ndarray | None,
+    overwrite: bool,
+    state: PartialState,
+    progress: Advance | None,
+    encoding: str | None,
+) -> dict[str, Any]:
+    work = out.with_name(f"{out.name}.work")
+    if state.is_main_process:
+        for path in (out, work):
+            remove_stale(path.parent, path.name)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
-    work = out.with_name(f"{out.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
     store = _open(events, tokenizer, work, state, encoding)
     asked = _ask(store, clients)
     facts = _facts(model, tokenizer, store, asked, settings)
-    _begin_or_continue(work, facts, state)
+    _begin_or_continue(work, facts, state, overwrite)
     lookup = _lookups(store, tokenizer)
     starts = range(0, len(asked.users), settings.block_users)
     blocks = [work / f"block_{first:012d}.npy" for first in starts]
@@ -109,12 +129,11 @@ def export(
             write_array(blocks[i], _vectors(model, store, lookup, users, settings))
     state.wait_for_everyone()
     if state.is_main_process:
-        empty = _empty_history(model, store, settings)
-        assemble(blocks, asked, facts, empty, work / "entry")
-        if out.exists():
-            shutil.rmtree(out)
-        os.rename(work / "entry", out)
-        shutil.rmtree(work)
+        entry = work / "entry"
+        shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
+        assemble(blocks, asked, facts, _empty_history(model, store, settings), entry)
+        put_in_place(entry, out)
+        discard(work)  # whole: half of it would be taken for an export to go on with
     state.wait_for_everyone()
     return facts
 
@@ -190,18 +209,27 @@ def _facts(
     }
 
 
-def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState) -> None:
-    """Leave a manifest in the work folder; raise ConfigError if it holds the blocks of another export."""
+def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState, overwrite: bool) -> None:
+    """Leave a manifest in the work folder; blocks of another export are refused, or with `overwrite` deleted."""
     manifest = work / "manifest.json"
+    if state.is_main_process and overwrite and manifest.exists() and _differences(manifest, facts):
+        for block in work.glob("block_*.npy"):
+            block.unlink()
+        manifest.unlink()
     if state.is_main_process and not manifest.exists():
         write_json(manifest, facts)
     state.wait_for_everyone()
-    begun = json.loads(manifest.read_text(encoding="utf-8"))
-    different = [name for name in facts if begun.get(name) != facts[name]]
+    different = _differences(manifest, facts)
     if different:
         raise ConfigError(
-            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or remove the folder."
+            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or begin anew with "
+            "--overwrite."
         )
+
+
+def _differences(manifest: Path, facts: dict[str, Any]) -> list[str]:
+    begun = read_json(manifest, ConfigError, "remove the folder it is in")
+    return [name for name in facts if begun.get(name) != facts[name]]
 
 
 def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarray]:

@@ -44,7 +44,6 @@ from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import load_latest
 from behavegpt.training.run import RunSettings, Work, execute
 from behavegpt.training.run_folder import open_model, save_model
-from behavegpt.training.storage import discard, temporary_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -151,11 +150,7 @@ def _with_adapter(
         if start is not None:
             base = run / "base"
             save_model(start, tokenizer, base)
-        folder = temporary_name(run / "adapter", "new")
-        save_adapter(adapter, folder, base)
-        if (run / "adapter").exists():
-            discard(run / "adapter")
-        os.rename(folder, run / "adapter")
+        save_adapter(adapter, run / "adapter", base)
         merged: Any = copy.deepcopy(adapter).merge_and_unload()
         return merged
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from behavegpt.errors import DataError
+from behavegpt.io import replacing
 from behavegpt.training.journal import read_journal
 
 if TYPE_CHECKING:
@@ -312,10 +312,8 @@ def _figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(1, columns, squeeze=False)[0]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.tmp")
-        figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
-        os.replace(temporary, out)
+        with replacing(out) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
 
 
 def _legend_below(axes: Axes) -> None:

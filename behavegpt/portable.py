@@ -8,9 +8,7 @@ The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the even
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +22,10 @@ from torch.nn import functional as F
 
 from behavegpt.data.pack import argument_name
 from behavegpt.errors import ConfigError, MissingExtraError
+from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.head import Past
 from behavegpt.predictor import Predictor
-from behavegpt.training.storage import discard, remove_stale, temporary_name
 
 Format = Literal["torch", "onnx"]
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
@@ -99,23 +97,15 @@ def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool 
         raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
     device = model.device
     network = LastEvent(nn.Module.to(model, "cpu")).eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(out.parent)
-    folder = temporary_name(out, "new")
-    folder.mkdir()
     try:
-        with _quiet():
-            program = _traced(network)
-            run = _WRITERS[kind](program, network, folder / FILES[kind])
-        facts = _facts(predictor, network, kind) | {"largest_difference": _compare(network, run)}
-        predictor.tokenizer.save(folder)
-        (folder / "io.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            discard(out)
-        os.rename(folder, out)
+        with scratch(out) as folder:
+            with _quiet():
+                program = _traced(network)
+                run = _WRITERS[kind](program, network, folder / FILES[kind])
+            facts = _facts(predictor, network, kind) | {"largest_difference": _compare(network, run)}
+            predictor.tokenizer.save(folder)
+            write_json(folder / "io.json", facts)
     finally:
-        if folder.exists():
-            discard(folder)
         nn.Module.to(model, device)
     return facts
 

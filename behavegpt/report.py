@@ -18,7 +18,7 @@ import yaml
 from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
-from behavegpt.files import write_text
+from behavegpt.io import write_text
 from behavegpt.markdown import code, plain
 
 TEMPLATES = Path(__file__).parent / "templates"

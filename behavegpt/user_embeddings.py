@@ -3,12 +3,11 @@
 FOLDER/client_ids.npy   (U,) int64        } the entry format of the RecSys Challenge 2025
 FOLDER/embeddings.npy   (U, D) float16    }
 FOLDER/missing.npy      (U,) bool: users without events, whose vectors a rule filled (only if there are any)
-FOLDER/entry.json       shape, dtype and `pairing`, which tells whether the rows still belong to their ids
+FOLDER/entry.json       shape, dtype, and checksums that tell whether the rows still belong to their ids
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.errors import DataError
+from behavegpt.io import read_json, replacing, write_json
 from behavegpt.paths import local_path
 
 CLIENT_IDS, EMBEDDINGS, MISSING, ENTRY = "client_ids.npy", "embeddings.npy", "missing.npy", "entry.json"
@@ -55,14 +55,27 @@ class UserEmbeddings:
 
     @classmethod
     def load(cls, folder: str | Path) -> UserEmbeddings:
-        """Open a folder; the vectors stay on disk (memory-mapped). Raises DataError naming the file."""
+        """Open a folder; the vectors stay on disk (memory-mapped).
+
+        Raises DataError naming the file, also when entry.json (others' entries need none) tells of a change.
+        """
         folder = local_path(folder)
-        vectors = open_array(folder / EMBEDDINGS)
+        ids, vectors = np.array(open_array(folder / CLIENT_IDS)), open_array(folder / EMBEDDINGS)
         missing = np.array(open_array(folder / MISSING)) if (folder / MISSING).exists() else None
+        if ids.ndim != 1 or vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.itemsize > 8:
+            raise DataError(
+                f"{folder}: ids of shape {ids.shape} and {vectors.dtype} vectors of shape {vectors.shape}; see "
+                "`behavegpt challenge validate`."
+            )
+        if missing is not None and missing.dtype != bool:
+            raise DataError(f"{folder / MISSING}: holds {missing.dtype}, not bool; export the entry again.")
         try:
-            return cls(np.array(open_array(folder / CLIENT_IDS)), vectors, missing)
+            found = cls(ids, vectors, missing)
         except (TypeError, ValueError) as error:
             raise DataError(f"{folder}: {error}; see `behavegpt challenge validate`.") from None
+        if (folder / ENTRY).exists():
+            check_entry(folder, ids, vectors, missing)
+        return found
 
     def save(self, folder: str | Path, dtype: str = "float16") -> Path:
         """Write the folder, each file in one rename. Raises DataError for values that `dtype` cannot hold."""
@@ -82,20 +95,51 @@ class UserEmbeddings:
         return seal(folder)
 
 
-def seal(folder: Path) -> Path:
-    """Write entry.json for the arrays of a folder, so that a later change of order on one side is noticed."""
+def seal(folder: Path, written: int | None = None) -> Path:
+    """Write entry.json for the arrays of a folder, so that a later change on one side is noticed.
+
+    `written`: `pairing_sum` of what the caller wrote. Raises DataError when the folder holds anything else.
+    """
     ids, vectors = open_array(folder / CLIENT_IDS), open_array(folder / EMBEDDINGS)
-    missing = int(np.count_nonzero(open_array(folder / MISSING))) if (folder / MISSING).exists() else 0
-    facts: dict[str, Any] = {"users": vectors.shape[0], "dimensions": vectors.shape[1], "dtype": str(vectors.dtype)}
-    facts |= {"missing": missing, "pairing": pairing(ids, vectors)}
-    temporary = folder / f".{ENTRY}.tmp"
-    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / ENTRY)
+    missing = open_array(folder / MISSING) if (folder / MISSING).exists() else None
+    if written is not None and written != pairing_sum(ids, vectors):
+        raise DataError(
+            f"{folder / EMBEDDINGS}: not what was written into it: rows are missing, or another program wrote there "
+            "too; run the export again."
+        )
+    write_json(folder / ENTRY, _entry(ids, vectors, missing))
     return folder
 
 
+def _entry(ids: np.ndarray, vectors: np.ndarray, missing: np.ndarray | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"users": vectors.shape[0], "dimensions": vectors.shape[1], "dtype": str(vectors.dtype)}
+    facts |= {"missing": 0 if missing is None else int(np.count_nonzero(missing)), "pairing": pairing(ids, vectors)}
+    return facts | ({} if missing is None else {"missing_pairing": pairing(ids, missing.view(np.uint8)[:, None])})
+
+
+def check_entry(folder: Path, ids: np.ndarray, vectors: np.ndarray, missing: np.ndarray | None) -> None:
+    """Raise DataError unless entry.json was written for ids (U,), vectors (U, D) and missing (U,)."""
+    path, remedy = folder / ENTRY, "export the entry again, or remove it if the change was intended"
+    if missing is not None and missing.shape != ids.shape:
+        raise DataError(f"{folder / MISSING}: {missing.shape} values for {len(ids):,} ids; {remedy}.")
+    told, found = read_json(path, DataError, remedy), _entry(ids, vectors, missing)
+    if "missing_pairing" not in told:  # of an earlier version
+        found.pop("missing_pairing", None)
+    wrong = next((name for name in {**told, **found} if told.get(name) != found.get(name)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{path}: the arrays are not the ones it was written for ({wrong} differs): vectors were changed, or rows "
+            f"are in another order than their ids; {remedy}."
+        )
+
+
 def pairing(ids: np.ndarray, vectors: np.ndarray) -> str:
-    """A checksum of which vector (U, D) belongs to which id (U,): the same in any common order of both.
+    """A checksum of which vector (U, D) belongs to which id (U,): the same in any common order of both."""
+    return f"{pairing_sum(ids, vectors):016x}"
+
+
+def pairing_sum(ids: np.ndarray, vectors: np.ndarray) -> int:
+    """The checksum as a number, which adds up, modulo 2^64, over disjoint sets of users.
 
     Sum over users, modulo 2^64, of a mix of the id and of a weighted sum of the bits of its row.
     """
@@ -104,8 +148,7 @@ def pairing(ids: np.ndarray, vectors: np.ndarray) -> str:
     weights = _mix(np.arange(1, vectors.shape[1] + 1, dtype=np.uint64))
     for rows, columns, block in blocks(vectors):
         row_sums[rows] += np.ascontiguousarray(block).view(bits).astype(np.uint64) @ weights[columns]
-    total = _mix(_mix(np.asarray(ids).astype(np.uint64)) ^ row_sums).sum(dtype=np.uint64)
-    return f"{int(total):016x}"
+    return int(_mix(_mix(np.asarray(ids).astype(np.uint64)) ^ row_sums).sum(dtype=np.uint64))
 
 
 def blocks(array: np.ndarray, size: int = BLOCK) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -176,10 +219,8 @@ def _open(path: Path) -> np.ndarray:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Replace a .npy file in one rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.asarray(array), False)  # objects are refused, not pickled
-    os.replace(temporary, path)
 
 
 def _is_whole_map(array: np.ndarray) -> bool:

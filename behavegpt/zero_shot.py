@@ -29,7 +29,7 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.predictor import Predictions
 from behavegpt.universal.model import UniversalModel, load_universal

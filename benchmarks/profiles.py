@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 
 RESULT = Path(__file__).parent / "results" / "profiles.json"
 SHARES = {"product_buy": 0.02, "add_to_cart": 0.06, "remove_from_cart": 0.02, "page_visit": 0.7, "search_query": 0.2}

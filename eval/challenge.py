@@ -24,7 +24,7 @@ from behavegpt.challenge.fit import default_devices
 from behavegpt.challenge.network import WIDTH
 from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
 from behavegpt.errors import BehaveGPTError
-from behavegpt.files import write_text
+from behavegpt.io import write_text
 from behavegpt.plots import challenge_results
 
 

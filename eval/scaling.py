@@ -24,7 +24,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.synthetic import generate
 from behavegpt.data.world import World, make_world
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.scaling.fit import PAPER, Fit, fit_rows, write_fit
 from behavegpt.scaling.plots import draw_sweep
 from behavegpt.scaling.rows import usable_rows

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+if "BEHAVEGPT_CACHE" not in os.environ:
+    os.environ["BEHAVEGPT_CACHE"] = tempfile.mkdtemp(prefix="behavegpt-tests-")
+    atexit.register(shutil.rmtree, os.environ["BEHAVEGPT_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 

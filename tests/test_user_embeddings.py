@@ -32,12 +32,13 @@ def test_what_is_saved_is_loaded(tmp_path: Path, dtype: str) -> None:
         assert ours.dtype == saved.dtype
         assert np.array_equal(ours, saved)
     facts = json.loads((tmp_path / "entry.json").read_text())
-    assert facts | {"pairing": ""} == {
+    assert facts | {"pairing": "", "missing_pairing": ""} == {
         "users": 50,
         "dimensions": 6,
         "dtype": dtype,
         "missing": missing.sum(),
         "pairing": "",
+        "missing_pairing": "",
     }
     assert np.array_equal(np.load(tmp_path / "embeddings.npy"), vectors)
     UserEmbeddings(ids, vectors).save(tmp_path)

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from behavegpt.adapt.settings import LoraSettings
 from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, TensorPlan, part_of
+from behavegpt.checksums import seal
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import CheckpointError, MissingExtraError
-from behavegpt.files import write_json
+from behavegpt.errors import CheckpointError, MissingExtraError, first_line
+from behavegpt.io import read_json, scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.paths import local_path
-from behavegpt.training.run_folder import open_model, weight_files
-from behavegpt.training.storage import read_json
+from behavegpt.training.run_folder import DAMAGED, check_files, open_model, weight_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FACTS = "behavegpt.json"
+FACTS, WEIGHTS = "behavegpt.json", "adapter_model.safetensors"
 
 
 def attach(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], settings: LoraSettings) -> PeftModel:
@@ -70,11 +70,13 @@ def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPredicti
 
 
 def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
-    """Write PEFT's files and the hash of the base's weights into `folder`."""
+    """Write PEFT's files, the hash of the base's weights and a manifest as `folder`, complete or not at all."""
     adapter.peft_config["default"].base_model_name_or_path = str(base)
-    adapter.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
-    write_json(folder / FACTS, {"base": str(base), "weights": weights_hash(base)})
+    with scratch(folder) as temporary:
+        adapter.save_pretrained(str(temporary))
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
+        write_json(temporary / FACTS, {"base": str(base), "weights": weights_hash(base)})
+        seal(temporary)
 
 
 def open_adapter(
@@ -82,34 +84,42 @@ def open_adapter(
 ) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
     """The base with the adapter merged into it, and its tokenizer; `base` defaults to the recorded one.
 
-    Raises CheckpointError when the base is missing or not the one that the adapter was trained on.
+    Raises CheckpointError when the adapter is damaged, or the base is missing or not the one it was trained on.
     """
     try:
         from peft import PeftModel
     except ImportError:
         raise MissingExtraError("peft", "peft") from None
     folder = local_path(folder)
-    facts = _facts(folder)
-    path = local_path(base) if base is not None else _recorded_base(folder, facts["base"])
+    check_files(
+        folder, ("adapter_config.json", WEIGHTS, FACTS), "an adapter of ours; give the `adapter` folder of a run"
+    )
+    facts = read_json(folder / FACTS, CheckpointError, DAMAGED)
+    try:
+        recorded, weights = str(facts["base"]), str(facts["weights"])
+    except KeyError as error:
+        raise CheckpointError(f"{folder / FACTS}: lacks {error}; {DAMAGED}.") from None
+    path = local_path(base) if base is not None else _recorded_base(folder, recorded)
     model, tokenizer = open_model(path)
-    if weights_hash(path) != facts["weights"]:
+    if weights_hash(path) != weights:
         raise CheckpointError(
-            f"{folder}: the adapter was trained on the weights of {facts['base']}, and those in {path} are others; "
+            f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} are others; "
             "give the base it belongs to, or fine-tune that base anew."
         )
     try:
         with _quietly():
-            adapted: Any = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
-    return adapted.merge_and_unload(), tokenizer
+            adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        return adapted.merge_and_unload(), tokenizer
+    except Exception as error:  # PEFT raises whatever a strange adapter_config.json leads to
+        raise CheckpointError(f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}.") from None
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """PEFT asks transformers for a name that is going away."""
+    """PEFT asks transformers for a name that is going away; and only warns of weights that are not there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("error", "Found missing adapter keys")
         yield
 
 
@@ -120,14 +130,6 @@ def weights_hash(model: Path) -> str:
         with open(path, "rb") as file:
             hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    if not (folder / FACTS).is_file():
-        raise CheckpointError(
-            f"{folder}: not an adapter of ours ({FACTS} is missing); give the `adapter` folder of a run."
-        )
-    return read_json(folder / FACTS)
 
 
 def _recorded_base(folder: Path, recorded: str) -> Path:

@@ -31,7 +31,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import BehaveGPTError
-from behavegpt.files import write_text
+from behavegpt.io import check_output, discard, write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.rows import append_row, read_rows
@@ -39,6 +39,7 @@ from behavegpt.training.evaluate import score
 from behavegpt.training.journal import read_journal
 from behavegpt.training.run_folder import open_model
 from behavegpt.training.setup import choose_precision
+from behavegpt.user_embeddings import write_array
 
 FIGURES = ("rec_w", "rec_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")
 MOST_RANK = np.iinfo(np.uint16).max
@@ -47,6 +48,7 @@ MOST_RANK = np.iinfo(np.uint16).max
 def benchmark(settings: BenchmarkSettings) -> list[Row]:
     """Run what is not done; returns all rows of these settings. A run that fails is recorded, and the rest goes on."""
     out = Path(settings.out)
+    check_output(out, "into")
     for folder in ("locks", "ranks", "runs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
@@ -57,7 +59,9 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
     rows = [row for plan in plans for row in plan.known_rows()]
     if not settings.keep_models and not any(True for plan in plans for _ in plan.open()):
         for row in rows:
-            shutil.rmtree(out / "runs" / row["key"] / "model", ignore_errors=True)
+            model = out / "runs" / row["key"] / "model"
+            if model.exists():
+                discard(model)
     failed = [f"{row['data']}/{row['model']}" for row in rows if row["status"] == "failed"]
     if failed:
         say(f"{len(failed)} runs failed ({', '.join(failed[:3])}); see `reason` in {out / 'rows.jsonl'}")
@@ -115,7 +119,7 @@ def _figures(out: Path, plan: Plan, run: Run, kind: str) -> Row:
     found: Row = {"valid": scored(model, store, "valid")[0]}
     if kind == FINAL:
         found["test"], ranks = scored(model, store, "test")
-        np.save(out / "ranks" / f"{key}.npy", ranks)
+        write_array(out / "ranks" / f"{key}.npy", ranks)
     taken = ("parameters", "parameters_by_part", "steps", "best_step", "seconds", "device", "versions")
     return found | {
         **{name: facts[name] for name in taken},
@@ -165,7 +169,7 @@ def _count_baselines(out: Path, plan: Plan) -> bool:
             row |= {"point": {"weight": model.weight}, "base": None, "protocol_hash": hashed, "status": "done"}
             for split in ("valid", "test"):
                 row[split], ranks = _count_scores(model, store, split)
-            np.save(out / "ranks" / f"{row['key']}.npy", ranks)
+            write_array(out / "ranks" / f"{row['key']}.npy", ranks)
             append_row(out / "rows.jsonl", row | {"finished": _now()})
     return True
 

@@ -23,7 +23,7 @@ from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
-from behavegpt.files import write_json, write_text
+from behavegpt.io import write_json, write_text
 from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, _figure, frontier, title_of
 
 SHOWN = ("rec_w", "rec_m", "ndcg@3", "head", "mid", "tail")

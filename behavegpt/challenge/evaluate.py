@@ -31,7 +31,7 @@ from behavegpt.challenge.targets import OPEN_TASKS, load_targets, task_named
 from behavegpt.challenge.validate import validate
 from behavegpt.console import progress, say
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.files import write_json
+from behavegpt.io import lock, write_json
 from behavegpt.paths import local_path
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
@@ -95,7 +95,9 @@ def evaluate(
     plan = Plan(entry, data, out / name, tf32, width, identity)
     kinds = (False, True) if random_vectors else (False,)
     jobs = [Job(task, seed, random) for random in kinds for task in tasks for seed in seeds]
-    _run_missing(plan, jobs, devices, {task: floor["clients"] for task, floor in facts["floors"].items()})
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out / name):
+        _run_missing(plan, jobs, devices, {task: floor["clients"] for task, floor in facts["floors"].items()})
     runs = {job: run for job in jobs if (run := read_run(plan, job))}
     result = {"name": name, "vectors": facts["entry"], "tf32": tf32, "width": width}
     result |= _summary(runs, facts["floors"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +42,7 @@ from behavegpt.challenge.tables import (
 )
 from behavegpt.data.database import connect, literal, one_row, quoted, reading
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
 DAY = np.timedelta64(86_400 * 10**9, "ns")
@@ -196,15 +196,11 @@ def _check_joined(con: duckdb.DuckDBPyConnection, file: Path, directory: Challen
 def _workspace(target: Path) -> Iterator[Path]:
     """A hidden folder beside the results, gone afterwards; so is a new `target` into which nothing came."""
     fresh = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".split-", dir=target))
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder with --out.") from None
-    try:
-        yield work
+        with workspace(target / "split") as work:
+            yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         if fresh and not any(target.iterdir()):
             target.rmdir()
 

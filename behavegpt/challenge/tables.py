@@ -10,8 +10,8 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from behavegpt.data.database import first_line, literal, one_row, reading
-from behavegpt.errors import ConfigError, DataError
+from behavegpt.data.database import literal, one_row, reading
+from behavegpt.errors import ConfigError, DataError, first_line
 
 Progress = Callable[[int, str], None]
 UNUSABLE = "client_id IS NULL OR moment IS NULL OR NOT isfinite(moment)"

@@ -23,6 +23,7 @@ from behavegpt.challenge.files import (
 )
 from behavegpt.config import closest
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.io import lock
 from behavegpt.user_embeddings import open_array, write_array
 
 
@@ -116,11 +117,12 @@ def write_targets(
     clients = directory.relevant_clients
     facts = []
     out.mkdir(parents=True, exist_ok=True)
-    write_array(out / "client_ids.npy", clients)
-    for done, task in enumerate(tasks):
-        if progress:
-            progress(done, task)
-        facts.append(_write_task(load_targets(directory, clients, task), out))
+    with lock(out):
+        write_array(out / "client_ids.npy", clients)
+        for done, task in enumerate(tasks):
+            if progress:
+                progress(done, task)
+            facts.append(_write_task(load_targets(directory, clients, task), out))
     return facts
 
 

@@ -7,7 +7,6 @@ without any information, and `entry.json`, which tells whether rows still belong
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from behavegpt.challenge.files import ChallengeDirectory
 from behavegpt.errors import DataError
 from behavegpt.paths import local_path
-from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, ENTRY, blocks, open_array, pairing
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, ENTRY, MISSING, blocks, check_entry, open_array
 
 MAX_DIMENSIONS = 2048
 MANY_ZEROS = 0.01  # share of all-zero vectors above which it is worth a warning
@@ -30,12 +29,13 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    zero_vectors: int = 0
 
 
 def validate(entry: str | Path, directory: ChallengeDirectory | None = None, subset: bool = False) -> dict[str, Any]:
     """Check an entry, against the relevant clients of `directory` if given; `subset` lets some of them be absent.
 
-    Returns {"ok", "entry", "clients", "dimensions", "problems", "warnings"}.
+    Returns {"ok", "entry", "clients", "dimensions", "zero_vectors", "problems", "warnings"}.
     """
     entry, findings = local_path(entry), Findings()
     ids, vectors = (_open(entry / name, findings) for name in (CLIENT_IDS, EMBEDDINGS))
@@ -53,13 +53,14 @@ def validate(entry: str | Path, directory: ChallengeDirectory | None = None, sub
         ids = None
     if vectors is not None and vectors.dtype == np.float16 and vectors.size:
         _check_values(vectors, ids, findings)
-    if ids is not None and vectors is not None:
+    if ids is not None and vectors is not None and vectors.dtype.kind == "f" and vectors.itemsize <= 8:
         _check_pairing(entry, ids, vectors, findings)
     return {
         "ok": not findings.problems,
         "entry": str(entry),
         "clients": None if ids is None else len(ids),
         "dimensions": None if vectors is None else vectors.shape[1],
+        "zero_vectors": findings.zero_vectors,
         "problems": findings.problems,
         "warnings": findings.warnings,
     }
@@ -178,6 +179,7 @@ def _check_values(vectors: np.ndarray, ids: np.ndarray | None, findings: Finding
 
 
 def _check_information(zero: np.ndarray, alike: bool, ids: np.ndarray | None, findings: Findings) -> None:
+    findings.zero_vectors = int(zero.sum())
     if (alike or zero.all()) and len(zero) > 1:
         what = "zero" if zero.all() else "the same"
         findings.problems.append(
@@ -200,16 +202,10 @@ def _check_pairing(entry: Path, ids: np.ndarray, vectors: np.ndarray, findings: 
         )
         return
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        expected = (facts["users"], facts["dimensions"], facts["pairing"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        findings.problems.append(f"{path}: cannot be read ({error}); remove it or export the entry again.")
-        return
-    if expected != (*vectors.shape, pairing(ids, vectors)):
-        findings.problems.append(
-            f"{path}: the arrays are not the ones it was written for: vectors were changed, or rows are in another "
-            "order than their ids; export again, or remove it if the change was intended."
-        )
+        missing = np.array(open_array(entry / MISSING), bool) if (entry / MISSING).exists() else None
+        check_entry(entry, ids, vectors, missing)
+    except DataError as error:
+        findings.problems.append(str(error))
 
 
 def _client(ids: np.ndarray | None, row: int) -> str:

@@ -43,7 +43,8 @@ def add_clock(
     )
     gap = f"floor(2 * log2(1 + epoch({time} - {before})))::integer::varchar as {GAP}"
     con.execute(
-        f"copy (select *, {gap} from (select * from {literal(log)} union all by name ({ticks}))) "
+        f"copy (select *, {gap} from (select * from {literal(log)} union all by name ({ticks})) "
+        f"order by all) "  # a window's rows come out in any order: the same log, the same bytes
         f"to {literal(out)} (format parquet, compression zstd)"
     )
     return schema.model_copy(update={"extra": (*schema.extra, GAP)})

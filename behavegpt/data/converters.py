@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,12 @@ import duckdb
 
 from behavegpt.config import closest, dump_settings
 from behavegpt.data.clock import add_clock
-from behavegpt.data.database import connect, first_line, literal, one_row, quoted
+from behavegpt.data.database import connect, literal, one_row, quoted
 from behavegpt.data.public_logs import CONVERTERS, Converter
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.shop_log import shop_table
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
+from behavegpt.io import target, workspace, write_text
 from behavegpt.paths import local_path
 
 ELSEWHERE = ("git", "easytpp", "mbd", "massive_steps", "yambda", "carat")  # known too, made by behavegpt.datasets
@@ -39,8 +39,7 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
     converter, out = CONVERTERS[name], local_path(out)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
+    with workspace(out) as work, connect(work) as con:
         con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the file
         source = _find(local_path(source), converter)
         categories = _beside(source, converter)
@@ -53,7 +52,7 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
         else:
             table = _text_table(source, converter, categories)
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
-        part = Path(work) / "log.parquet"
+        part = work / "log.parquet"
         with _explained(name, source, converter):
             con.execute(
                 f"copy (select {columns} from {table} where {converter.where}) "
@@ -61,12 +60,10 @@ def convert(name: str, source: str | Path, out: str | Path, clock: float | None 
             )
             _check(con, name, source, converter, table, part)
             if clock is not None:
-                plain, part = part, Path(work) / "ticking.parquet"
+                plain, part = part, work / "ticking.parquet"
                 schema = add_clock(con, plain, part, schema, clock)
-        schema_part = Path(work) / "schema.yaml"
-        schema_part.write_text(dump_settings(schema), encoding="utf-8")
-        os.replace(part, out)
-        os.replace(schema_part, out.with_suffix(".schema.yaml"))
+        os.replace(part, target(out))
+        write_text(out.with_suffix(".schema.yaml"), dump_settings(schema))
     return schema
 
 

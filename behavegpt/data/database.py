@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, disk_fault, first_line
 
 
 @contextmanager
@@ -61,15 +61,12 @@ def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         raise DataError(f"{name}: not enough memory ({first_line(error)}); raise --memory.") from None
     except (duckdb.Error, pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        if disk_fault(error):  # of a spill, say: the files read are sound
+            raise
         broken = next((str(file) for file in files if str(file) in str(error)), None) or _broken(files) or name
         raise DataError(
             f"{broken}: cannot be read ({first_line(error)}); write the file again, complete and in UTF-8."
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _broken(files: Sequence[Path]) -> str | None:

@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from behavegpt.data.database import first_line
 from behavegpt.data.vocabulary import as_text
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
 
 HUB = "hf:"
 Array: TypeAlias = pa.Array | pa.ChunkedArray

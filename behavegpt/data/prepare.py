@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.checksums import seal
 from behavegpt.data.card import write_card
 from behavegpt.data.database import connect, literal, one_row, reading
 from behavegpt.data.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
@@ -46,6 +47,7 @@ from behavegpt.data.ties import MANY, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
+from behavegpt.io import check_output, scratch, target
 from behavegpt.paths import local_path
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
@@ -106,7 +108,7 @@ def prepare(
     `encoding` is that of text files, UTF-8 by default.
     """
     tell = progress or (lambda line: None)
-    out, budget = local_path(out), _bytes(memory)
+    out, budget = target(local_path(out)), _bytes(memory)
     parse_split(split)
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
         found = find_logs(logs, encoding)
@@ -290,20 +292,14 @@ def _bytes(memory: str) -> int:
 @contextmanager
 def _workspace(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
     """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch folder in it."""
-    _check_free(out, overwrite)
-    folder = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    work = folder / "work"
-    try:
-        work.mkdir(parents=True)
+    check_output(out, "whole")
+    with scratch(out) as folder:
+        _check_free(out, overwrite)
+        work = folder / "work"
+        work.mkdir()
         yield folder, work
         shutil.rmtree(work)
-        old = out.with_name(f"{out.name}.old-{os.getpid()}")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(folder, out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        seal(folder)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

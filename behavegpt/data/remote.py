@@ -19,8 +19,9 @@ import pyarrow as pa
 from filelock import FileLock
 from pydantic import ValidationError
 
+from behavegpt.checksums import seal
 from behavegpt.data.digest import hash_folder
-from behavegpt.data.store import Manifest
+from behavegpt.data.store import Manifest, files_of
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 
@@ -49,9 +50,10 @@ def fetch(path: str | Path) -> Path:
         folder = cache / f".{manifest.content_hash}.part"
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         try:
-            for name in _names(manifest):
+            for name in files_of(manifest):
                 _copy(files, f"{root}/{name}", folder / name, f"{url}/{name}")
             _check(folder, manifest, url)
+            seal(folder)
             os.rename(folder, final)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -85,20 +87,9 @@ def _manifest(files: Any, root: str, url: str) -> Manifest:
         raise DataError(f"{url}/dataset.json: damaged ({error}); copy the folder anew.") from None
     except Exception as error:  # whatever the file system's library raises
         raise DataError(f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access.") from None
-    names = [*manifest.columns, *manifest.vocabulary]
-    if any("/" in name or name.startswith(".") for name in names) or not manifest.content_hash.isalnum():
+    if not manifest.content_hash.isalnum():
         raise DataError(f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew.")
     return manifest
-
-
-def _names(manifest: Manifest) -> list[str]:
-    columns = [f"columns/{name}.npy" for name in manifest.columns]
-    return [
-        "dataset.json",
-        "users.parquet",
-        *columns,
-        *(f"vocabulary/{field}.parquet" for field in manifest.vocabulary),
-    ]
 
 
 def _copy(files: Any, source: str, target: Path, shown: str) -> None:

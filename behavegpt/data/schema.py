@@ -13,6 +13,7 @@ from behavegpt.config import Settings, read_settings
 from behavegpt.data.labels import RULES
 from behavegpt.data.time_formats import check_format
 from behavegpt.errors import ConfigError
+from behavegpt.io import is_file_name
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
@@ -86,6 +87,9 @@ class EventSchema(Settings):
         taken = sorted(RESERVED.intersection(self.extra))
         if taken:
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
+        for name in self.extra:
+            if not is_file_name(name):
+                raise ValueError(f"extra column {name!r} cannot be the name of a file; rename the column")
         if len(set(self.extra)) < len(self.extra):
             raise ValueError("an extra column is named twice")
         if len({self.user, self.time, self.event}) < 3:

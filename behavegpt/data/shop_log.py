@@ -8,8 +8,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from behavegpt.data.database import first_line, literal, one_row, quoted
-from behavegpt.errors import DataError
+from behavegpt.data.database import literal, one_row, quoted
+from behavegpt.errors import DataError, first_line
 
 SHOP_FILES: dict[str, str | None] = {
     "product_buy": "sku",

@@ -6,12 +6,14 @@ DIR/users.parquet         column `user`: labels, sorted; row u owns events offse
 DIR/vocabulary/FIELD.parquet
 DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field
 DIR/rejects.parquet       rows that could not be used, with the reason (only if there were any)
+DIR/MANIFEST.json         size and SHA-256 of all of them (checksums.py)
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
+from behavegpt.checksums import MANIFEST, Damage, is_sealed, verify
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import Vocabulary
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
+from behavegpt.io import is_file_name, replacing
 from behavegpt.paths import local_path
+from behavegpt.user_embeddings import open_array
 
 if TYPE_CHECKING:
     import datasets
@@ -33,6 +38,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")  # endings of `write_table`
+DAMAGE = Damage(DataError, "prepare the data again")
+
+log = logging.getLogger(__name__)
 
 
 class Manifest(Settings):
@@ -49,6 +58,14 @@ class Manifest(Settings):
     rejected: dict[str, int]  # reason -> rows
     ties: int | None = None  # events that share user and time with another, None: sorted by their labels (0.1)
     content_hash: str  # SHA-256 of schema, vocabularies, users and columns
+
+    @field_validator("columns", "vocabulary")
+    @classmethod
+    def _file_names(cls, named: dict[str, str]) -> dict[str, str]:
+        for name in named:
+            if not is_file_name(name):
+                raise ValueError(f"{name!r} is no name that `prepare` writes")
+        return named
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,14 @@ class EventStore:
 
     def users(self) -> pa.StringArray:
         """Labels of all users (users,), in the order of `offsets`."""
-        return pq.read_table(self.path / "users.parquet")["user"].combine_chunks()
+        path = self.path / "users.parquet"
+        try:
+            users = pq.read_table(path, columns=["user"])["user"].cast(pa.string()).combine_chunks()
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read ({first_line(error)}); prepare the data again.") from None
+        if len(users) != self.manifest.users:
+            raise DataError(f"{path}: {len(users):,} users, {self.manifest.users:,} in dataset.json; {DAMAGE.remedy}.")
+        return users
 
     def field_sizes(self) -> dict[str, int]:
         """Input field -> number of ids, in the model's order."""
@@ -101,14 +125,8 @@ def open_store(path: str | Path) -> EventStore:
     from behavegpt.data.ties import warn_of_ties
 
     path = fetch(path) if is_remote(path) else local_path(path)
-    if not (path / "dataset.json").is_file():
-        raise DataError(f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out {path}")
-    try:
-        manifest = Manifest.model_validate(json.loads((path / "dataset.json").read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
-        raise DataError(f"{path / 'dataset.json'}: damaged ({error}); prepare the data again.") from None
-    if manifest.format != FORMAT:
-        raise DataError(f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare the data again.")
+    manifest = _read_manifest(path)
+    _check_files(path, manifest)
     columns = {name: _load_column(path, name, dtype) for name, dtype in manifest.columns.items()}
     offsets = columns.pop("offsets")
     wrong = [name for name, column in columns.items() if len(column) != manifest.events]
@@ -127,32 +145,64 @@ def open_store(path: str | Path) -> EventStore:
     return store
 
 
+def files_of(manifest: Manifest) -> list[str]:
+    """The files that a store is read from, as paths within its folder."""
+    columns = (f"columns/{name}.npy" for name in manifest.columns)
+    return ["dataset.json", "users.parquet", *columns, *(f"vocabulary/{f}.parquet" for f in manifest.vocabulary)]
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not (path / "dataset.json").is_file():
+        raise DataError(f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out {path}")
+    try:
+        plain = json.loads((path / "dataset.json").read_bytes())
+        manifest = Manifest.model_validate(plain)
+    except (OSError, ValidationError, ValueError, RecursionError) as error:
+        raise DataError(f"{path / 'dataset.json'}: damaged ({error}); prepare the data again.") from None
+    if manifest.format != FORMAT:
+        raise DataError(f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare the data again.")
+    return manifest
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    """Raise DataError for a file that lies elsewhere, or is not the one that was written."""
+    root = path.resolve()
+    for name in files_of(manifest):
+        if not (path / name).resolve().is_relative_to(root):
+            raise DataError(f"{path / name}: a link that leads out of the folder; put the file itself there.")
+    if is_sealed(path):
+        verify(path, DAMAGE, files_of(manifest))
+    else:
+        log.warning("%s: no %s (an earlier version wrote it), so damage would go unnoticed", path, MANIFEST)
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a result as parquet, CSV or JSONL by its ending, in one rename. Raises DataError for another ending."""
     import pyarrow.csv
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(table, temporary)
-    elif path.suffix == ".csv":
-        pyarrow.csv.write_csv(table, temporary)
-    elif path.suffix in (".jsonl", ".ndjson"):
-        lines = (json.dumps(row, ensure_ascii=False) for batch in table.to_batches() for row in batch.to_pylist())
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    else:
+    if path.suffix not in TABLES:
         raise DataError(
             f"{path}: cannot tell the format from {path.suffix!r}; end the name in .parquet, .csv or .jsonl."
         )
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            pq.write_table(table, temporary)
+        elif path.suffix == ".csv":
+            pyarrow.csv.write_csv(table, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(_json_lines(table))
+
+
+def _json_lines(table: pa.Table) -> Iterator[str]:
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _load_column(path: Path, name: str, dtype: str) -> np.ndarray:
     file = path / "columns" / f"{name}.npy"
-    try:
-        column = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); prepare the data again.") from None
+    column = open_array(file)
     if column.dtype != np.dtype(dtype) or column.ndim != 1:
         raise DataError(f"{file}: holds {column.dtype}, dataset.json says {dtype}; prepare the data again.")
     return column

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.world import BURST_HOURS, BURST_SHARE, HOURS, ORIGIN, OUT, PAUSE_HOURS, SHARES, World, make_world
 from behavegpt.errors import DataError
+from behavegpt.io import replacing
 from behavegpt.paths import local_path
 
 SYNTHETIC_SCHEMA = EventSchema(
@@ -39,20 +39,22 @@ def generate(
     which mixes some 10,000 users. The file gets its name when it is complete.
     """
     out = local_path(out)
-    part = out.with_name(f".{out.name}.part")
     blocks = _blocks(world or make_world(seed), events, _per_user(events, users), seed)
-    with pq.ParquetWriter(
-        part,
+    with replacing(out) as part, _writer(part) as writer:
+        for table in _row_groups(blocks):
+            writer.write_table(table.sort_by("timestamp") if by_time else table, row_group_size=ROW_GROUP)
+    return SYNTHETIC_SCHEMA
+
+
+def _writer(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        path,
         _ARROW,
         compression="zstd",
         use_dictionary=["location", "event", "behavior"],
         column_encoding={"user_id": "DELTA_BINARY_PACKED", "timestamp": "DELTA_BINARY_PACKED"},
         store_schema=False,  # else readers get dictionaries where they expect text
-    ) as writer:
-        for table in _row_groups(blocks):
-            writer.write_table(table.sort_by("timestamp") if by_time else table, row_group_size=ROW_GROUP)
-    os.replace(part, out)
-    return SYNTHETIC_SCHEMA
+    )
 
 
 def small_log(events: int = 5000, users: int | None = None, seed: int = 0, world: World | None = None) -> pa.Table:

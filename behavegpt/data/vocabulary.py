@@ -90,7 +90,7 @@ class Vocabulary:
         try:
             table = pq.read_table(path, columns=["value", "count"])
             return cls(_flat(table["value"].cast(pa.string())), table["count"].to_numpy())
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except (OSError, ValueError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path}: not a vocabulary file ({error}); prepare the data again.") from None
 
 

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from behavegpt.data.database import first_line
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
 
 HEADER = ("hash", "mail", "name", "date", "subject")
 BLOCK = 1 << 24  # bytes read at a time: 16 MiB, about 100,000 commits

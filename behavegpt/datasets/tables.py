@@ -13,10 +13,10 @@ import duckdb
 from behavegpt.config import dump_settings
 from behavegpt.data.clock import add_clock
 from behavegpt.data.converters import EARLIEST, MAX_UNREAD
-from behavegpt.data.database import connect, first_line, literal, one_row, quoted
+from behavegpt.data.database import connect, literal, one_row, quoted
 from behavegpt.data.schema import EventSchema
 from behavegpt.datasets.published import PUBLISHED, PublishedLog
-from behavegpt.errors import DataError
+from behavegpt.errors import DataError, first_line
 from behavegpt.paths import local_path
 
 

@@ -20,6 +20,7 @@ from behavegpt.console import say, stage, table
 from behavegpt.data.prepare import prepare
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError
+from behavegpt.io import lock
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
@@ -33,6 +34,12 @@ WRITTEN = ("data", "ckpt", "model", "eval", "figs", "report.html", "run.json", "
 
 def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
     """Run all stages into `out`, replacing an earlier demo there. Raises BehaveGPTError if `out` is something else."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        return _run_demo(out, steps)
+
+
+def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     began = time.perf_counter()
     _clear(out)
     stage(

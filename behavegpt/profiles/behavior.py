@@ -11,10 +11,8 @@ time pass. The vector is made by `pooling`: the state at the last event and the 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 
+from behavegpt.checksums import manifest_of
 from behavegpt.config import closest
 from behavegpt.console import say
 from behavegpt.data.clock import GAP, add_clock
@@ -32,7 +31,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
-from behavegpt.files import write_json
+from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
@@ -48,6 +47,7 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 BLOCK = 20_000  # clients whose streams are in memory at a time
 MODEL, FACTS = "model", "stream.json"
+MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 SCHEMA = EventSchema(
     user="user_id", time="timestamp", event="event", behavior="behavior", extra=("item", "price"), tz="UTC"
 )
@@ -77,14 +77,15 @@ class BehaviorSettings(MemberSettings):
         return value
 
     def shaping(self) -> dict[str, Any]:
-        """A checkpoint counts by its weights, wherever it lies."""
+        """A checkpoint counts by what is in its files, wherever it lies."""
         shaping = super().shaping()
         if self.checkpoint:
-            weights = Path(self.checkpoint) / "model.safetensors"
-            if not weights.is_file():
-                raise ConfigError(f"checkpoint {self.checkpoint}: no model folder; give the `model` folder of a run.")
-            with weights.open("rb") as file:
-                shaping["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                shaping["checkpoint"] = manifest_of(Path(self.checkpoint), MODEL_FILES, {})["files"]
+            except FileNotFoundError:
+                raise ConfigError(
+                    f"checkpoint {self.checkpoint}: no model folder; give the `model` folder of a run."
+                ) from None
         return shaping
 
 
@@ -97,13 +98,13 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
         shutil.copytree(settings.checkpoint, folder / MODEL)
         open_model(folder / MODEL)  # damaged, or no model: said now
         return
-    with tempfile.TemporaryDirectory(dir=context.cache, prefix="behavegpt-") as work:
+    with workspace(context.cache / "stream") as work:
         with context.connect() as con:
             whose = "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
-            log, schema = _write_stream(con, Path(work), whose, end.isoformat(sep=" "), settings.clock)
+            log, schema = _write_stream(con, work, whose, end.isoformat(sep=" "), settings.clock)
         store = prepare(
             log,
-            Path(work) / "prepared",
+            work / "prepared",
             schema,
             split="user:0.95,0.05,0",
             min_count=settings.min_count,
@@ -111,7 +112,7 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
         )
         train = settings.train.model_copy(update={"seed": context.seed})
         run = RunSettings(
-            out=str(Path(work) / "run"), data=DataSettings(path=str(store.path)), loss=settings.loss, train=train
+            out=str(work / "run"), data=DataSettings(path=str(store.path)), loss=settings.loss, train=train
         )
         execute(run, lambda: _begin(store, settings))
         shutil.move(Path(run.out) / "model", folder / MODEL)
@@ -125,10 +126,10 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
     clock = settings.clock if GAP in tokenizer.event_schema.extra else None
     ids, vectors = [], []
-    with context.connect() as con, tempfile.TemporaryDirectory(dir=context.cache, prefix="behavegpt-") as work:
+    with context.connect() as con, workspace(context.cache / "stream") as work:
         for start in range(0, len(context.clients), BLOCK):
             some = f"(FROM clients WHERE row >= {start} AND row < {start + BLOCK})"
-            log, _ = _write_stream(con, Path(work), f"SEMI JOIN {some} c ON c.client = e.client", end, clock)
+            log, _ = _write_stream(con, work, f"SEMI JOIN {some} c ON c.client = e.client", end, clock)
             encoded = tokenizer.encode(log)
             bounds = encoded.offsets[:-1], encoded.offsets[1:]
             ids.append(encoded.users.cast("int64").to_numpy())

@@ -88,7 +88,7 @@ def write_ensemble(
             missing[rows[rows >= 0]] = False
             columns[name] = {"columns": [start, stop], "imputed_clients": len(order) - int(np.count_nonzero(rows >= 0))}
             start = stop
-    except DataError:
+    except BaseException:
         temporary.unlink()
         raise
     out.flush()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behavegpt.errors import DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.bags import FAMILIES, ITEM_VALUES, Bags, Facts, Pairs, read_facts
 from behavegpt.profiles.events import PRODUCT, EventName, columns, register
 from behavegpt.profiles.fields import parse_field

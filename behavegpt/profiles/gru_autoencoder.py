@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from behavegpt.errors import DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import RAW, SequenceSettings, Vocabularies
 from behavegpt.profiles.members import Context, MemberSettings

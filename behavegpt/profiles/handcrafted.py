@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, PRODUCT, among, columns, register
 from behavegpt.profiles.members import Context, MemberSettings, Quantile, Step
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behavegpt.errors import DataError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import RARE, SequenceSettings, Vocabularies, parse_field
 from behavegpt.profiles.histories import Body, Packed, Shape, last_states, mean_states, model_names, pack, ramps

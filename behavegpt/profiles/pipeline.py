@@ -16,15 +16,14 @@ OUT/ensembles/NAME/            entry for all clients that are asked for, float16
 OUT/alone/NAME/                the same for one member, to score it alone
 OUT/cache/                     sequence stores, shared by members; may be deleted
 
-A member runs again only when its hash changes: settings that shape its vectors, data, seed, code. A member that fails,
+A member runs again only when its hash changes: settings that shape its vectors (weights it starts from by their own
+hash), data, seed, version of this package. A member that fails,
 or lacks its library, does not lose the others' work.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -37,12 +36,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, field_validator
 
+from behavegpt import __version__
 from behavegpt.config import Settings, closest, dump_settings, read_settings
 from behavegpt.console import say
-from behavegpt.errors import BehaveGPTError, ConfigError, DataError, MissingExtraError
-from behavegpt.files import write_json, write_text
+from behavegpt.errors import BehaveGPTError, ConfigError, DataError, MissingExtraError, environment_fault
+from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
 from behavegpt.paths import PathText, local_path
-from behavegpt.profiles.cache import code_hash, digest, peak_memory, reset_peak
+from behavegpt.profiles.cache import digest, peak_memory, reset_peak
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
     fit_ensemble,
@@ -97,6 +97,14 @@ def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Facts:
             raise ConfigError(f"{name!r} is no member. {closest(name, list(settings.members))}")
     chosen = {name: block.chosen(list(settings.members)) for name, block in settings.ensembles.items()}
     out = Path(settings.out)
+    check_output(out, "into")
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out, out / ".lock"):
+        return _run(settings, only, chosen)
+
+
+def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[str]]) -> Facts:
+    out = Path(settings.out)
     context = Context(open_events(settings.data), out / "cache", settings.seed, settings.device)
     write_text(out / "profile.yaml", dump_settings(settings))
     members = {name: _attempt(name, settings, context) for name in only or settings.members}
@@ -123,8 +131,9 @@ def embed_new(run_folder: str | Path, data: DataSettings, out: str | Path, ensem
         raise ConfigError(f"{folder} holds no ensemble; {closest(ensemble, list(settings.ensembles))}")
     facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
     steps = {name: TypeAdapter(tuple[Step, ...]).validate_python(plain) for name, plain in facts["steps"].items()}
-    with tempfile.TemporaryDirectory(prefix=".embed-", dir=_made(out)) as cache:
-        context = Context(open_events(data), Path(cache), settings.seed, settings.device)
+    out.mkdir(parents=True, exist_ok=True)
+    with workspace(out / "embed") as cache:
+        context = Context(open_events(data), cache, settings.seed, settings.device)
         embeddings = {}
         for name, key in facts["hashes"].items():
             member = run_folder / "members" / name
@@ -150,8 +159,7 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
     folder = Path(settings.out) / "members" / name
     try:
         seed = context.seed if block.seed is None else block.seed
-        code = code_hash(KINDS[block.kind].fit.__module__)
-        key = digest(block.shaping(), seed, settings.row_seed, context.tables.digest, code)
+        key = digest(block.shaping(), seed, settings.row_seed, context.tables.digest, __version__)
         if (folder / MEMBER).is_file():
             facts: Facts = json.loads((folder / MEMBER).read_text(encoding="utf-8"))
             if facts["hash"] == key:
@@ -164,8 +172,9 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
     except BehaveGPTError as error:
         say(f"{name} failed: {error}")
         return {"kind": block.kind, "status": "failed", "reason": str(error)}
-    except Exception as error:  # our bug: told in full, and the others go on
-        say(f"{name} failed: {traceback.format_exc()}")
+    except Exception as error:
+        fault = environment_fault(error)  # else our bug: told in full, and the others go on
+        say(f"{name} failed: {fault or traceback.format_exc()}")
         return {"kind": block.kind, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
     write_json(folder / MEMBER, facts)
     say(f"{name}: {facts['clients']:,} clients x {facts['dimensions']} in {facts['fit_s'] + facts['embed_s']:.1f} s")
@@ -174,26 +183,17 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
 
 def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int) -> Facts:
     """Fit and embed beside `folder` and put the result in its place; returns time, memory and sizes."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "state").mkdir(parents=True)
     kind = KINDS[block.kind]
-    reset_peak()
-    started = time.perf_counter()
-    kind.fit(context, block, temporary / "state")
-    fitted = time.perf_counter()
-    embeddings = kind.embed(context, block, temporary / "state")
-    ended = time.perf_counter()
-    order = row_order(context.clients, row_seed)
-    rows = rows_of(order, embeddings.client_ids)
-    if not len(rows):
-        raise DataError("no client that is asked for has data for it; check its events and fields.")
-    if (rows < 0).any() or len(np.unique(rows)) < len(rows):
-        raise ValueError(f"kind {block.kind!r} gave vectors of clients that were not asked for, or two of one client")
-    chosen = np.argsort(rows)
-    UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(temporary, "float32")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with scratch(folder) as temporary:
+        (temporary / "state").mkdir()
+        reset_peak()
+        started = time.perf_counter()
+        kind.fit(context, block, temporary / "state")
+        fitted = time.perf_counter()
+        embeddings = kind.embed(context, block, temporary / "state")
+        ended = time.perf_counter()
+        chosen = _chosen_rows(block, embeddings, row_order(context.clients, row_seed))
+        UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(temporary, "float32")
     return {
         "kind": block.kind,
         "clients": len(chosen),
@@ -202,6 +202,16 @@ def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int)
         "embed_s": round(ended - fitted, 2),
         "peak_bytes": peak_memory(),
     }
+
+
+def _chosen_rows(block: MemberSettings, embeddings: UserEmbeddings, order: np.ndarray) -> np.ndarray:
+    """Indices (M,) that bring the vectors into the order of the clients (U,)."""
+    rows = rows_of(order, embeddings.client_ids)
+    if not len(rows):
+        raise DataError("no client that is asked for has data for it; check its events and fields.")
+    if (rows < 0).any() or len(np.unique(rows)) < len(rows):
+        raise ValueError(f"kind {block.kind!r} gave vectors of clients that were not asked for, or two of one client")
+    return np.argsort(rows)
 
 
 def _ensemble(
@@ -218,7 +228,7 @@ def _ensemble(
         member: [step if isinstance(step, str) else step.model_dump() for step in s] for member, s in steps.items()
     }
     hashes = {member: built[member]["hash"] for member in names}
-    key = digest(plain, hashes, block.impute, settings.row_seed, code_hash(fit_ensemble.__module__))
+    key = digest(plain, hashes, block.impute, settings.row_seed, __version__)
     if (folder / ENSEMBLE).is_file():
         facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
         if facts["hash"] == key:
@@ -236,8 +246,3 @@ def _ensemble(
 def _steps(settings: ProfileSettings, block: EnsembleSettings, member: str) -> tuple[Step, ...]:
     """The steps of a member: the ensemble's, if it has some for all, else its own."""
     return settings.members[member].post if block.post is None else block.post
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -21,9 +21,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from behavegpt import __version__
 from behavegpt.data.spill import ColumnWriter, smallest_dtype
-from behavegpt.files import write_json
-from behavegpt.profiles.cache import code_hash
+from behavegpt.io import scratch, write_json
 from behavegpt.profiles.events import EventTables, among, columns, register
 from behavegpt.profiles.fields import (
     CODES,
@@ -103,14 +103,11 @@ def build_store(
     tables: EventTables, settings: SequenceSettings, vocabularies: Vocabularies, cache: Path
 ) -> SequenceStore:
     """Build the store in `cache` under the hash of what it is made from, or open the one that is there."""
-    key = json.dumps([code_hash(__name__), tables.digest, settings.model_dump(mode="json"), vocabularies.digest])
+    key = json.dumps([__version__, tables.digest, settings.model_dump(mode="json"), vocabularies.digest])
     folder = cache / "sequences" / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not (folder / "store.json").is_file():
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(tables, settings, vocabularies, temporary)
-        temporary.rename(folder)
+        with scratch(folder) as temporary:
+            _write(tables, settings, vocabularies, temporary)
     return open_store(folder)
 
 

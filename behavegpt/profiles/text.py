@@ -27,9 +27,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from behavegpt import __version__
 from behavegpt.console import progress
 from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.bags import spans
 from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import EVENTS, EventName
@@ -125,7 +126,7 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
     source = model_folder(settings.model)
     if model_digest(source) != wanted:
         raise CheckpointError(f"{source} is not the model that the profile was made with; put that one back.")
-    work = context.cache / "text" / digest(settings.shaping(), context.tables.digest)[:20]
+    work = context.cache / "text" / digest(settings.shaping(), context.tables.digest, __version__)[:20]
     work.mkdir(parents=True, exist_ok=True)
     with context.connect() as con:
         s = settings

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, parse_field
 from behavegpt.profiles.histories import Body, Shape, last_states, mean_states

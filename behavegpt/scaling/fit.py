@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from behavegpt.config import Settings
 from behavegpt.errors import DataError
-from behavegpt.files import write_text
+from behavegpt.io import write_text
 from behavegpt.scaling.doubts import doubts, unidentified, whole_range
 from behavegpt.scaling.law import DELTA, Law, P, Runs, fit_law, leverage, log_residuals, minima, refit
 from behavegpt.scaling.rows import Row

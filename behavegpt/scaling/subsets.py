@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from behavegpt.checksums import seal
 from behavegpt.data.events import count_ties
 from behavegpt.data.pack import target_rows
 from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
+from behavegpt.io import put_in_place, remove_stale, temporary_name
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,18 @@ def _write(store: EventStore, users: np.ndarray, folder: Path, what: str, last_s
     digest = hashlib.sha256(f"{store.manifest.content_hash} {what}".encode() + users.tobytes()).hexdigest()
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
-            found = open_store(folder)
-            if found.manifest.content_hash == digest:
-                return found
-            shutil.rmtree(folder)
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        _write_files(store, users, temporary, digest, last_split)
-        temporary.rename(folder)
+            with suppress(DataError):  # a damaged one is written anew
+                found = open_store(folder)
+                if found.manifest.content_hash == digest:
+                    return found
+        remove_stale(folder.parent, folder.name)
+        temporary = temporary_name(folder, "new")
+        try:
+            _write_files(store, users, temporary, digest, last_split)
+            seal(temporary)
+            put_in_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return open_store(folder)
 
 

@@ -26,7 +26,7 @@ from behavegpt.console import say
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
-from behavegpt.files import write_text
+from behavegpt.io import check_output, write_text
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.ladder import Task
 from behavegpt.scaling.rows import COUNTS, Row, append_row, read_rows
@@ -43,6 +43,7 @@ def sweep(settings: SweepSettings, worker: tuple[int, int] = (0, 1), retry_faile
     Raises BehaveGPTError for bad settings or data; a run that fails is recorded and the sweep goes on.
     """
     out = Path(settings.out)
+    check_output(out, "into")
     store = open_store(_needed_path(settings))
     division = divide(store, settings.data.split, settings.data.heldout_events, settings.data.seed)
     jobs = list_jobs(settings, Task.of(store))

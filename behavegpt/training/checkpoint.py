@@ -28,22 +28,12 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from behavegpt.checksums import seal, sync, verify_exactly
 from behavegpt.errors import CheckpointError
+from behavegpt.io import discard, put_in_place, read_json, remove_stale, temporary_name, write_json
 from behavegpt.paths import local_path
 from behavegpt.training.sharding import part_like, read_shards, write_shards
-from behavegpt.training.storage import (
-    Tensors,
-    discard,
-    read_json,
-    read_tensors,
-    remove_stale,
-    seal,
-    sync,
-    temporary_name,
-    verify,
-    write_json,
-    write_tensors,
-)
+from behavegpt.training.storage import DAMAGE, REMEDY, Tensors, read_tensors, write_tensors
 
 TENSORS, TRAINER = ("model", "optimizer", "loss"), "trainer.json"
 FILES = (*(f"{part}.safetensors" for part in TENSORS), TRAINER)
@@ -89,8 +79,9 @@ def save_checkpoint(
         for part, tensors in zip(TENSORS, (model, optimizer, loss), strict=True):
             write_tensors(temporary / f"{part}.safetensors", tensors)
         write_json(temporary / TRAINER, trainer)
-        seal(temporary, FILES, step)
-        _put_in_place(temporary, final)
+        seal(temporary, FILES, step=step)
+        put_in_place(temporary, final)
+        sync(folder)
         tidy(folder, step, keep, protect)
     except (OSError, SafetensorError) as error:
         raise _unwritten(temporary, final, error) from error
@@ -126,19 +117,13 @@ def save_sharded(
         if main:
             write_tensors(temporary / "loss.safetensors", loss)
             write_json(temporary / TRAINER, trainer)
-            seal(temporary, _shard_files(temporary), step)
+            seal(temporary, _shard_files(temporary), step=step)
             sync(temporary / SHARDS)
-            _put_in_place(temporary, final)
+            put_in_place(temporary, final)
+            sync(folder)
             tidy(folder, step, keep, protect)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise _unwritten(temporary, final, error) from error
-
-
-def _put_in_place(temporary: Path, final: Path) -> None:
-    if os.path.lexists(final):  # the same step once more, or a damaged one that the run went back from
-        discard(final)
-    os.rename(temporary, final)
-    sync(final.parent)
 
 
 def _unwritten(temporary: Path, final: Path, error: BaseException) -> CheckpointError:
@@ -181,8 +166,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not NAME.fullmatch(path.name):
         raise CheckpointError(f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder.")
     cut = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()
-    verify(path, _shard_files(path) if cut else FILES, _step(path))
-    loss, trainer = read_tensors(path / "loss.safetensors"), read_json(path / TRAINER)
+    verify_exactly(path, DAMAGE, _shard_files(path) if cut else FILES, step=_step(path))
+    loss, trainer = read_tensors(path / "loss.safetensors"), read_json(path / TRAINER, CheckpointError, REMEDY)
     if cut:
         held: dict[str, Tensors] = {"model": {}, "optimizer": {}}
         for name, tensor in read_shards(path / SHARDS).items():

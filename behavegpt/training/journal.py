@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from behavegpt.errors import BehaveGPTError
+from behavegpt.io import lock
 
-LOCK, OWNER = ".lock", ".lock.json"
+LOCK = ".lock"
 
 
 class Journal:
@@ -61,33 +59,8 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises BehaveGPTError naming the process and host of the run that holds it.
     """
-    lock = FileLock(folder / LOCK)
-    owner = folder / OWNER  # beside the lock: older filelocks empty the file they lock
-    try:
-        lock.acquire(timeout=0)
-        temporary = folder / f"{OWNER}.tmp"
-        temporary.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
-        os.replace(temporary, owner)
-    except Timeout:
-        raise BehaveGPTError(
-            f"{folder} is in use by {_owner(folder)}; wait for that run, stop it, or choose another out=FOLDER."
-        ) from None
-    except OSError as error:
-        lock.release()
-        raise BehaveGPTError(f"{folder}: cannot be locked ({error}); choose another out=FOLDER.") from None
-    try:
+    with lock(folder, folder / LOCK, "wait for that run, stop it, or choose another out=FOLDER"):
         yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
-def _owner(folder: Path) -> str:
-    try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, LookupError, TypeError):
-        return "a process that is just starting or ending"
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -110,6 +110,7 @@ class Trainer:
     precision: str
     on_step: Callable[[int, dict[str, float]], None] = lambda step, record: None
     progress: Progress = field(default_factory=Progress)
+    signal: int = signal.SIGTERM  # the one that stopped the run, if one did
 
     def __post_init__(self) -> None:
         if self.accelerator.device.type == "cpu":
@@ -139,6 +140,7 @@ class Trainer:
                     began, events = time.perf_counter(), 0
                 if self._stop_asked(stop) and not self.progress.stopped:
                     self.progress.stopped = "signal"
+                    self.signal = stop[0] if stop else self.signal
                 if better or step % save_every == 0 or step == self.steps or self.progress.stopped:
                     self.save()
         return self.progress

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, ConfigError
-from behavegpt.files import write_json, write_text
+from behavegpt.io import check_output, write_json, write_text
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
@@ -101,6 +102,7 @@ def execute(settings: RunSettings, begin: Callable[[], Work], *, resume: bool = 
     Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data, or a bad loss.
     """
     run = Path(settings.out)
+    check_output(run, "into")
     accelerator = make_accelerator(settings.train)
     if not accelerator.is_main_process:
         return _execute(settings, run, accelerator, begin, resume)
@@ -172,7 +174,7 @@ def _execute(
     if progress.stopped == "signal":
         if accelerator.is_main_process:
             say(f"stopped by a signal at step {progress.step}; saved. Go on with --resume.")
-        raise SystemExit(143)
+        raise SystemExit(128 + (trainer.signal if trainer.signal == signal.SIGINT else signal.SIGTERM))
     return run
 
 

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
+import logging
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForTokenClassification
+from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
 import behavegpt
+from behavegpt.checksums import MANIFEST, Damage, is_sealed, seal, verify
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import CheckpointError
+from behavegpt.errors import CheckpointError, first_line
+from behavegpt.io import read_json, scratch
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.training.storage import discard, remove_stale, temporary_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+DAMAGED = f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
 
-WEIGHTS = "model.safetensors"
+log = logging.getLogger(__name__)
+
+WEIGHTS, SHARDED = "model.safetensors", "model.safetensors.index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -45,37 +48,62 @@ def save_model(
     `beside(model, folder)` adds files before the folder gets its name.
     """
     disable_progress_bar()  # transformers shows one for writing a file
-    remove_stale(folder.parent)
-    temporary = temporary_name(folder, "new")
-    model.save_pretrained(temporary)
-    tokenizer.save(temporary)
-    beside(model, temporary)
-    if folder.exists():
-        discard(folder)
-    os.rename(temporary, folder)
+    with scratch(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save(temporary)
+        beside(model, temporary)
+        seal(temporary)
 
 
 def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
     """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model, or is damaged."""
-    weights = "model.safetensors.index.json" if (folder / "model.safetensors.index.json").is_file() else WEIGHTS
-    for name in ("config.json", weights, "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder}: not a model folder ({name} is missing); give the `model` folder of a run."
-            )
+    sharded = (folder / SHARDED).is_file()
+    check_files(
+        folder,
+        ("config.json", SHARDED if sharded else WEIGHTS, "preprocessor_config.json"),
+        "a model folder; give the `model` folder of a run",
+    )
+    _refuse_foreign_type(folder)
     disable_progress_bar()
     try:
         # the class by the folder's model_type: BehaveGPT, or a baseline where those are imported
-        model = AutoModelForTokenClassification.from_pretrained(folder, local_files_only=True)
+        model, loaded = AutoModelForTokenClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # transformers raises whatever a strange config leads to
+        raise CheckpointError(f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}.") from None
+    if loaded["missing_keys"]:
+        names = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise CheckpointError(f"{folder}: model.safetensors lacks {names}, which config.json asks for; {DAMAGED}.")
     if model.config.tokenizer_hash not in (None, tokenizer.hash):
         raise CheckpointError(
             "the model's config.json and preprocessor_config.json do not belong together (vocabulary hash "
             f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was written."
         )
     return model, tokenizer
+
+
+def check_files(folder: Path, names: Sequence[str], what: str) -> None:
+    """Raise CheckpointError unless a folder has these files, and all that its manifest names as they were written."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: not {what} ({name} is missing).")
+    if is_sealed(folder):
+        verify(folder, Damage(CheckpointError, DAMAGED))
+    else:
+        log.warning("%s: no %s beside the weights, so damage would go unnoticed", folder, MANIFEST)
+
+
+def _refuse_foreign_type(folder: Path) -> None:
+    """Only our own classes are made from a folder, whatever its config.json asks for."""
+    named = read_json(folder / "config.json", CheckpointError, DAMAGED).get("model_type")
+    ours = isinstance(named, str) and named in CONFIG_MAPPING
+    if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a folder is never run. "
+            "Give the `model` folder of a run."
+        )
 
 
 def start_record(

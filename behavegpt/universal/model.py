@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from behavegpt.data.memory import EXPERTS
 from behavegpt.errors import CheckpointError
-from behavegpt.files import write_json
+from behavegpt.io import write_json
 from behavegpt.model.mixer import Mixer
 from behavegpt.universal.reader import MemoryReader
 

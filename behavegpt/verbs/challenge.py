@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Group, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Group, Output, Parser, Verb, show
 
 BOARD = "leaderboard.json"
 PARTS = ("auroc", "diversity", "novelty")  # of a score
@@ -74,11 +74,12 @@ def _validate(arguments: Arguments) -> Any:
     directory = open_directory(arguments.data) if arguments.data else None
     result = validate(arguments.entry, directory, arguments.subset)
     if not arguments.json:
+        size = f"{result['clients']:,} clients, {result['dimensions']} dimensions" if result["ok"] else ""
+        zeros = f", {result['zero_vectors']:,} vectors all zero" if result["zero_vectors"] else ""
+        print(f"{arguments.entry}: " + (f"valid ({size}{zeros})" if result["ok"] else f"NOT valid{zeros}"))
         for kind in ("problems", "warnings"):
             for text in result[kind]:
                 print(f"{kind[:-1]}: {text}")
-        size = f"{result['clients']:,} clients, {result['dimensions']} dimensions" if result["ok"] else ""
-        print(f"{arguments.entry}: " + (f"valid ({size})" if result["ok"] else "NOT valid"))
     return result
 
 
@@ -90,7 +91,7 @@ def _leaderboard_arguments(parser: Parser) -> None:
 def _leaderboard(arguments: Arguments) -> Any:
     from behavegpt.challenge.leaderboard import leaderboard, read_result
     from behavegpt.console import say
-    from behavegpt.files import write_json
+    from behavegpt.io import write_json
     from behavegpt.plots import challenge_scores
 
     found = [sorted(path.glob("*.json")) if path.is_dir() else [path] for path in arguments.results]
@@ -179,6 +180,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge split DATA\n  behavegpt challenge split DATA --out SPLIT --memory 8GiB",
         _split_arguments,
         _split,
+        {"out": Output("into")},
     ),
     "targets": Verb(
         "write the target matrices of the relevant clients",
@@ -186,6 +188,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge targets SPLIT --out TARGETS --tasks churn propensity_sku",
         _targets_arguments,
         _targets,
+        {"out": Output("into")},
     ),
     "validate": Verb(
         "check an entry (client_ids.npy, embeddings.npy); exit code 1 if it would be refused",
@@ -201,6 +204,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge evaluate ENTRY --data SPLIT --out results --devices cuda:0 cuda:1",
         _evaluate_arguments,
         _evaluate,
+        {"out": Output("into")},
     ),
     "leaderboard": Verb(
         "rank entries over tasks by Borda count (rank k of N gives N - k points; ties share)",
@@ -208,6 +212,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt challenge leaderboard ours.json theirs/scores.json --out board",
         _leaderboard_arguments,
         _leaderboard,
+        {"out": Output("into")},
     ),
 }
 

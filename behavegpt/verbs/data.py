@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs
+from behavegpt.verbs.verb import Arguments, Output, Parser, Verb, encoding_argument, named_logs
 
 if TYPE_CHECKING:
     from behavegpt.data.prepare import Preview
@@ -182,6 +182,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master spark://host:7077 --out /nfs/mine",
         _prepare_arguments,
         _prepare,
+        {"out": Output("whole")},
     ),
     "convert": Verb(
         "turn local clones or a known public data set's download into a log to prepare",
@@ -190,11 +191,13 @@ VERBS: dict[str, Verb] = {
         "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,
         _convert,
+        {"out": Output("file", (".parquet",))},
     ),
     "synthesize": Verb(
         "write phone-log-like events with known structure",
         "  behavegpt synthesize --events 10000000 --out logs.parquet",
         _synthesize_arguments,
         _synthesize,
+        {"out": Output("file", (".parquet",))},
     ),
 }

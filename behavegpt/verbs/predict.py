@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, encoding_argument, named_logs, show
+from behavegpt.verbs.verb import TABLES, Arguments, Output, Parser, Verb, encoding_argument, named_logs, show
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -26,11 +26,14 @@ def _evaluate_arguments(parser: Parser) -> None:
 
 
 def _evaluate(arguments: Arguments) -> Any:
+    from contextlib import nullcontext
+
     import torch
     from accelerate import PartialState
 
     from behavegpt.compare import compare, metrics_table
     from behavegpt.data.store import open_store
+    from behavegpt.io import check_output, lock
     from behavegpt.predictor import load, model_folder
     from behavegpt.training.ranks import tell_ranks
 
@@ -38,16 +41,18 @@ def _evaluate(arguments: Arguments) -> Any:
     out = arguments.out or model_folder(arguments.model).parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
     tell_ranks(state)
-    result = compare(
-        load(arguments.model, state.device),
-        open_store(arguments.data),
-        out,
-        split=arguments.split,
-        baselines=arguments.baselines,
-        prior_correction=arguments.prior_correction,
-        rank=state.process_index,
-        world=state.num_processes,
-    )
+    check_output(out, "file")
+    with lock(out) if state.is_main_process else nullcontext():
+        result = compare(
+            load(arguments.model, state.device),
+            open_store(arguments.data),
+            out,
+            split=arguments.split,
+            baselines=arguments.baselines,
+            prior_correction=arguments.prior_correction,
+            rank=state.process_index,
+            world=state.num_processes,
+        )
     if not state.is_main_process:
         return None
     show(arguments, *metrics_table(result))
@@ -284,6 +289,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt evaluate runs/mine/model data/mine --out metrics.json --prior-correction 0.25",
         _evaluate_arguments,
         _evaluate,
+        {"out": Output("file", (".json",))},
     ),
     "predict": Verb(
         "the most probable next behaviors of each user of a log",
@@ -291,12 +297,14 @@ VERBS: dict[str, Verb] = {
         "  behavegpt predict runs/mine/model new_logs.csv --json",
         _predict_arguments,
         _predict,
+        {"out": Output("file", TABLES)},
     ),
     "embed": Verb(
         "a vector for each user of a log",
         "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet",
         _embed_arguments,
         _embed,
+        {"out": Output("file", (".parquet", ".jsonl", ".ndjson"))},  # CSV has no lists
     ),
     "generate": Verb(
         "each user's next events: times, places, events and behaviors",
@@ -305,6 +313,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 --json",
         _generate_arguments,
         _generate,
+        {"out": Output("file", TABLES)},
     ),
     "export": Verb(
         "user vectors for millions of users, as an entry to the RecSys Challenge 2025 (also under accelerate launch)",
@@ -316,5 +325,6 @@ VERBS: dict[str, Verb] = {
         "A run that was killed goes on where it was when it is started again.",
         _export_arguments,
         _export,
+        {"out": Output("whole")},
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Output, Parser, Verb, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,5 +99,6 @@ VERBS: dict[str, Verb] = {
         "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --embed NEW --to runs/new",
         _arguments,
         _profile,
+        {"to": Output("into")},
     )
 }

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Group, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Group, Output, Parser, Verb, show
 
 COUNTS = ("total", "without_embeddings")
 FIGURES = {
@@ -196,6 +196,7 @@ VERBS: dict[str, Verb] = {
         "  behavegpt scale fit a/rows.jsonl b/rows.jsonl --out fit.json --count without_embeddings",
         _fit_arguments,
         _fit,
+        {"out": Output("file", (".json",))},
     ),
     "plan": Verb(
         "model size, events and expected loss for a budget",

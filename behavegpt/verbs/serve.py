@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb
+from behavegpt.verbs.verb import Arguments, Output, Parser, Verb
 
 
 def _serve_arguments(parser: Parser) -> None:
@@ -81,5 +81,6 @@ VERBS: dict[str, Verb] = {
         "  behavegpt export-model runs/mine/model portable --format torch",
         _export_model_arguments,
         _export_model,
+        {"out": Output("whole")},
     ),
 }

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+from behavegpt.verbs.verb import Arguments, Output, Parser, Verb, show
 
 
 def _demo_arguments(parser: Parser) -> None:
@@ -45,6 +45,13 @@ def _info(arguments: Arguments) -> Any:
 
 
 def _doctor_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "check",
+        type=Path,
+        nargs="?",
+        metavar="DIR",
+        help="instead read every byte of the prepared folders, models, checkpoints and entries in DIR",
+    )
     parser.add_argument("--folder", type=Path, default=Path(), help="folder to check for space and write permission")
     parser.add_argument(
         "--reorder", type=Path, metavar="DATA", help="shuffle the simultaneous events of a folder prepared by 0.1"
@@ -52,10 +59,12 @@ def _doctor_arguments(parser: Parser) -> None:
 
 
 def _doctor(arguments: Arguments) -> Any:
-    from behavegpt.doctor import examine
+    from behavegpt.doctor import check_folders, examine
 
     if arguments.reorder is not None:
         return _reorder(arguments.reorder)
+    if arguments.check:
+        return _shown(arguments, check_folders(arguments.check))
     return _shown(arguments, examine(arguments.folder))
 
 
@@ -80,17 +89,22 @@ VERBS: dict[str, Verb] = {
         "  behavegpt demo\n  behavegpt demo --out runs/try --steps 100",
         _demo_arguments,
         _demo,
+        {"out": Output("into")},
     ),
     "report": Verb(
         "figures, report.html and model card of a run",
         "  behavegpt report runs/mine",
         _report_arguments,
         _report,
+        {"run": Output("into")},
     ),
     "info": Verb("what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info),
     "doctor": Verb(
-        "check this machine: versions, devices, kernels, disk, and a ten-step self-test",
-        "  behavegpt doctor\n  behavegpt doctor --json\n  behavegpt doctor --reorder data/mine",
+        "check this machine (versions, devices, kernels, disk, a ten-step self-test), or the files of a folder",
+        "  behavegpt doctor\n  behavegpt doctor --json\n"
+        "  behavegpt doctor data/mine                # is any file damaged?\n"
+        "  behavegpt doctor runs/mine\n"
+        "  behavegpt doctor --reorder data/mine      # prepared by version 0.1",
         _doctor_arguments,
         _doctor,
     ),

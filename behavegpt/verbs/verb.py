@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from behavegpt.errors import ConfigError
 from behavegpt.paths import local_path
 
+TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")  # what `data.store.write_table` writes
 Arguments = argparse.Namespace
 
 
@@ -41,6 +42,13 @@ def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
     return find_logs(logs, arguments.encoding)
 
 
+class Output(NamedTuple):
+    """What an argument names to be written; see `io.check_output`, which looks at it before the work."""
+
+    kind: Literal["file", "into", "whole"]
+    endings: tuple[str, ...] = ()
+
+
 class Verb(NamedTuple):
     """One command: what it says of itself, its arguments, and what it runs (returning the JSON for `--json`)."""
 
@@ -48,6 +56,7 @@ class Verb(NamedTuple):
     examples: str
     arguments: Callable[[Parser], None]
     run: Callable[[Arguments], Any]
+    outputs: Mapping[str, Output] = {}  # argument -> what it writes
 
 
 class Group(NamedTuple):

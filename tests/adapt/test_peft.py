@@ -81,5 +81,8 @@ def test_an_adapter_for_another_base_is_refused(place, settings_for, tmp_path):
     shutil.rmtree(run / "base")
     facts = run / "adapter/behavegpt.json"
     facts.write_text(facts.read_text().replace(str(run / "base"), "moved"))
+    with pytest.raises(CheckpointError, match=r"behavegpt.json: damaged or changed"):
+        behavegpt.load(run / "adapter")
+    (run / "adapter/MANIFEST.json").unlink()  # as the message says when the change was meant
     with pytest.raises(CheckpointError, match="moved: not a model folder"):
         behavegpt.load(run / "adapter")

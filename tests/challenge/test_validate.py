@@ -285,7 +285,7 @@ def test_zeros_and_missing_checksums_are_worth_a_word(data: ChallengeDirectory, 
     assert re.search(rf"2 of 30 vectors are all zero, .* row 11 \(client {entry.ids[11]}\)", result["warnings"][0])
     assert "no entry.json" in result["warnings"][1]
     (entry.folder / "entry.json").write_text("{}")
-    assert "entry.json: cannot be read" in validate(entry.folder, data)["problems"][0]
+    assert "users differs" in validate(entry.folder, data)["problems"][0]
 
 
 def test_the_command(data: ChallengeDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,8 @@ import pytest
 from behavegpt.cli import main
 from behavegpt.config import read_settings
 from behavegpt.errors import ConfigError, DataError, MissingExtraError
-from behavegpt.profiles.cache import code_hash, without_docstrings
+from behavegpt.profiles.behavior import MODEL_FILES, BehaviorSettings
+from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import DataSettings
 from behavegpt.profiles.kinds import KINDS
 from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
@@ -58,12 +58,24 @@ def test_only_what_changed_runs_again(small: Path, tmp_path: Path) -> None:
     assert (out / "ensembles" / "all" / "embeddings.npy").read_bytes() == vectors
 
 
-def test_code_counts_but_comments_do_not() -> None:
-    texts = ['"""Doc."""\nx = 1\n', '"""Other."""\n\n# why\nx  =  1\n', "x = 2\n"]
-    found = [without_docstrings(ast.parse(text)) for text in texts]
-    assert found[0] == found[1] != found[2]
-    hashes = {code_hash(f"behavegpt.profiles.{name}") for name in ("handcrafted", "ials", "sequences", "steps")}
-    assert len(hashes) == 4
+def test_another_version_of_the_package_builds_anew(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(profile(small, tmp_path / "run"))
+    assert set(status(run(profile(small, tmp_path / "run"))).values()) == {"kept"}
+    monkeypatch.setattr("behavegpt.profiles.pipeline.__version__", "0.1.1")
+    assert set(status(run(profile(small, tmp_path / "run"))).values()) == {"built"}
+
+
+def test_a_checkpoint_counts_by_all_its_files(tmp_path: Path) -> None:
+    for name in MODEL_FILES:
+        (tmp_path / name).write_text(name)
+    settings = BehaviorSettings(checkpoint=str(tmp_path))
+    keys = [digest(settings.shaping())]
+    for name in MODEL_FILES:
+        (tmp_path / name).write_text("other")
+        keys.append(digest(settings.shaping()))
+    assert len(set(keys)) == 4
 
 
 def test_a_failing_member_does_not_lose_the_others(

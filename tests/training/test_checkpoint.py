@@ -19,7 +19,9 @@ import pytest
 import torch
 from torch import nn
 
+from behavegpt.checksums import MANIFEST, seal
 from behavegpt.errors import CheckpointError
+from behavegpt.io import temporary_name
 from behavegpt.training.checkpoint import (
     FILES,
     Checkpoint,
@@ -30,7 +32,6 @@ from behavegpt.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from behavegpt.training.storage import MANIFEST, seal
 
 
 class Tied(nn.Module):
@@ -278,8 +279,9 @@ def test_unwritable_place_is_one_error(tmp_path: Path) -> None:
 def test_stale_temporaries_are_cleaned(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    living = tmp_path / ".tmp-new-step_00000004-1"
-    gone = [tmp_path / f".tmp-{what}-step_00000005-{pid}" for what in ("new", "old") for pid in (dead.pid, os.getpid())]
+    living = temporary_name(tmp_path / "step_00000004", "new")
+    owners = (f"{dead.pid}-12345", f"{os.getpid()}-1")  # a process that ended, and one that had our number
+    gone = [tmp_path / f".tmp-{what}-step_00000005-{owner}" for what in ("new", "gone") for owner in owners]
     foreign = tmp_path / ".tmp-notes"
     for folder in (living, foreign, *gone):
         folder.mkdir()
@@ -330,7 +332,7 @@ def test_malicious_tensor_files_are_refused(tmp_path: Path, what: str, monkeypat
     for name in FILES[:3]:
         kept = (path / name).read_bytes()
         (path / name).write_bytes(MALICIOUS[what])
-        seal(path, FILES, 5)
+        seal(path, FILES, step=5)
         with pytest.raises(CheckpointError, match=name) as caught:
             load_checkpoint(path)
         assert len(str(caught.value)) < 1000
@@ -344,7 +346,7 @@ def test_malicious_tensor_files_are_refused(tmp_path: Path, what: str, monkeypat
 def test_malicious_trainer_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = save(tmp_path, 5)
     (path / "trainer.json").write_bytes(content)
-    seal(path, FILES, 5)
+    seal(path, FILES, step=5)
     with pytest.raises(CheckpointError, match=r"trainer\.json"):
         load_checkpoint(path)
 

@@ -1,0 +1,291 @@
+"""Files and folders that are complete or absent however the process ends, and that one process at a time writes.
+
+Whatever is half made is called `.tmp-PURPOSE-NAME-PID-START`, after the process that makes it and the moment when that
+process began; the next writer of NAME removes what dead processes left. Checksums are in `checksums.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from behavegpt.errors import BehaveGPTError, ConfigError, first_line
+
+OutputKind = Literal["file", "into", "whole"]
+
+_TEMPORARY = re.compile(r"\.tmp-(?P<purpose>[a-z]+)-(?P<name>.*)-(?P<pid>[0-9]{1,9})-(?P<start>[0-9]{1,20})", re.DOTALL)
+_LONGEST_NAME = 120  # bytes of a name that a temporary name spells out; file systems end at 255
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h> and <linux/fs.h>
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file, UTF-8; its folder is made if absent."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, error: type[BehaveGPTError], remedy: str) -> dict[str, Any]:
+    """Read a JSON mapping; raises `error` naming the file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as cause:
+        raise error(f"{path}: not JSON ({cause}); {remedy}.") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: holds {type(value).__name__}, not a mapping; {remedy}.")
+    return value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` in one rename, or vanishes on any error."""
+    path = target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path.parent, path.name)
+    temporary = temporary_name(path, "new")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def workspace(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, removed at the end; meanwhile this process alone may write `path`.
+
+    Raises ConfigError when another process holds it.
+    """
+    path = target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path):
+        remove_stale(path.parent, path.name)
+        folder = temporary_name(path, "new")
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A `workspace` that takes the place of the folder `path` when all went well."""
+    with workspace(path) as folder:
+        yield folder
+        put_in_place(folder, target(path))
+
+
+def put_in_place(folder: Path, final: Path) -> None:
+    """Give a finished folder its name; an older one of that name is exchanged in one step, then deleted.
+
+    Files get the permissions that the umask gives, whatever library wrote them.
+    """
+    _open_by_umask(folder)
+    if not os.path.lexists(final):
+        os.rename(folder, final)
+        return
+    if _exchange(folder, final):
+        discard(folder)
+        return
+    old = temporary_name(final, "old")  # `remove_stale` puts it back if the process ends between the two renames
+    os.rename(final, old)
+    os.rename(folder, final)
+    discard(old)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder; renamed first, so that a crash on the way leaves no half of it under its name."""
+    doomed = temporary_name(path, "gone")
+    os.rename(path, doomed)
+    _remove(doomed)
+
+
+def temporary_name(path: Path, purpose: str) -> Path:
+    """A name beside `path`, on the same disk, that tells which process made it."""
+    return path.with_name(f".tmp-{purpose}-{_short(path.name)}-{os.getpid()}-{_started(os.getpid()) or 0}")
+
+
+def remove_stale(folder: Path, name: str | None = None) -> None:
+    """Delete what dead processes left of `name` (of all names: only where no other machine writes into the folder).
+
+    A folder that was about to be exchanged, and has no successor, gets its name back.
+    """
+    for path in list(folder.iterdir()):
+        matched = _TEMPORARY.fullmatch(path.name)
+        if not matched or (name is not None and matched["name"] != _short(name)) or _lives(matched):
+            continue
+        final = folder / (name or matched["name"])
+        if matched["purpose"] == "old" and not os.path.lexists(final):
+            os.rename(path, final)
+        else:
+            _remove(path)
+
+
+@contextmanager
+def lock(path: Path, file: Path | None = None, remedy: str = "wait for it, or choose another name") -> Iterator[None]:
+    """Hold `path` for this process; the system frees it when the process ends, however it ends.
+
+    `file`: the lock file, by default `.NAME.lock` beside it. Raises ConfigError naming the process that holds it.
+    """
+    file = file or path.with_name(f".{_short(path.name)}.lock")
+    owner = file.with_name(f"{file.name}.json")  # beside the lock: older filelocks empty the file they lock
+    temporary = owner.with_name(f"{owner.name}.tmp")
+    held = FileLock(file)
+    try:
+        held.acquire(timeout=0)
+        temporary.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        os.replace(temporary, owner)
+    except Timeout:
+        raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
+    except OSError as error:
+        for left in (temporary, file):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+        held.release()
+        raise ConfigError(f"{path}: cannot be locked ({first_line(error)}); {remedy}.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # on a disk that has become read-only they stay
+            owner.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)  # before its release: who waits for this inode looks for the next one
+        held.release()
+
+
+def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) -> None:
+    """Raise ConfigError or OSError unless an output can be written: now, not after hours of work.
+
+    `kind`: a file; a folder into which files are written; or a folder that is replaced whole.
+    """
+    if endings and path.suffix not in endings:
+        raise ConfigError(f"{path}: cannot tell the format from {path.suffix!r}; end the name in {', '.join(endings)}.")
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it.")
+    place = target(path)
+    if not place.name:
+        raise ConfigError(f"{path}: the root of the disk cannot be written; name a file or folder in it.")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = place.stat().st_mode
+        if kind == "file" and not stat.S_ISREG(mode):
+            found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise ConfigError(f"{path}: {found}, where a file is to be written; choose another name.")
+        if kind != "file" and not stat.S_ISDIR(mode):
+            raise ConfigError(f"{path}: a file, where a folder is to be written; choose another name.")
+    if kind == "whole" and os.path.ismount(place):
+        raise ConfigError(f"{path}: a disk's own folder, which cannot be replaced; name a folder in it.")
+    there = place.absolute() if kind == "into" else place.absolute().parent
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"{there}: a file, where a folder must be; choose another name.")
+    with tempfile.TemporaryFile(dir=there):
+        pass
+
+
+def target(path: Path) -> Path:
+    """What a path stands for: where a link leads (the link itself stays), and a name for `.` and `..`."""
+    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a column can be a file of the same name, in its folder and nowhere else."""
+    return bool(name) and not set(name) & set("/\\\0") and name[0] != "." and len(name.encode(errors="replace")) < 200
+
+
+def _short(name: str) -> str:
+    return name if len(os.fsencode(name)) <= _LONGEST_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _open_by_umask(folder: Path) -> None:
+    mask = _umask()
+    for parent, _, files in os.walk(folder):
+        inherited = os.stat(parent).st_mode & 0o7000  # such as the group of a shared folder
+        os.chmod(parent, inherited | (0o777 & ~mask))
+        for name in files:
+            os.chmod(os.path.join(parent, name), 0o666 & ~mask)
+
+
+def _umask() -> int:
+    try:  # asking the system call sets it, for all threads
+        return int(re.search(r"^Umask:\s*([0-7]+)", Path("/proc/self/status").read_text(), re.MULTILINE)[1], 8)  # type: ignore[index]
+    except (OSError, TypeError):
+        mask = os.umask(0o022)
+        os.umask(mask)
+        return mask
+
+
+@cache
+def _renameat2() -> Any:
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    rename = _renameat2()
+    names = (os.fsencode(one), os.fsencode(other))
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _lives(matched: re.Match[str]) -> bool:
+    """Whether the owner of a temporary name still runs; another process of its number began at another moment."""
+    started = _started(int(matched["pid"]))
+    return started is not None and started == int(matched["start"])
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; 0 where the system does not tell, None if it is gone."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass  # somebody else's
+    except ProcessLookupError:
+        return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
+
+
+def _owner(file: Path) -> str:
+    try:
+        owner = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "a process that is just starting or ending"

@@ -1,0 +1,203 @@
+"""Full, read-only and odd places: one paragraph, exit code 2, nothing left; told before the work where it can be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from behavegpt import errors
+from behavegpt.cli import main
+from behavegpt.errors import ConfigError, environment_fault
+from behavegpt.io import check_output
+from tests.reliability.forks import Ended, commands
+from tests.reliability.makers import contents
+from tests.reliability.verbs import VERBS, argv_of, make_ready
+
+Record = Callable[[str, object], None]
+NOBODY = 65534
+QUICK = ("prepare", "predict", "train")
+LIMITS = (0, 100, 1000, 4000, 20_000)  # bytes that a file may have
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ready(tmp_path_factory.mktemp("disks"))
+
+
+@pytest.fixture
+def out(place: Path) -> Iterator[Path]:
+    yield place / "out"
+    shutil.rmtree(place / "out", ignore_errors=True)
+
+
+def refused(ended: Ended) -> str:
+    """The one paragraph of a command that could not write."""
+    assert ended.status == 2, ended.output
+    assert "Traceback" not in ended.output, ended.output
+    return ended.output
+
+
+def needed(verb: str, quick: bool) -> None:
+    if quick and verb not in QUICK:
+        pytest.skip("in the long trial")
+
+
+EVERY = [True, pytest.param(False, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("quick", EVERY)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_full_disk_is_one_paragraph(verb: str, quick: bool, place: Path, out: Path, record_property: Record) -> None:
+    """Files end at some size: whatever a library (DuckDB, Arrow, safetensors, torch) makes of it is told alike."""
+    needed(verb, quick)
+    told = 0
+    for limit in LIMITS[1:3] if quick else LIMITS:
+        ended = commands().run(argv_of(verb, "out"), place, file_limit=limit)
+        if ended.status == 0:  # all its files are smaller
+            shutil.rmtree(out)
+            continue
+        text = refused(ended)
+        assert any(words in text for words in ("File too large", "grew beyond what is allowed")), text
+        told += 1
+        left = [n for n in (contents(out) if out.exists() else {}) if ".tmp" in n or ".lock" in n]
+        assert not left, (limit, left)
+        shutil.rmtree(out, ignore_errors=True)
+    record_property(verb, f"{told} refused")
+    assert told
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("quick", EVERY)
+def test_a_folder_without_permission_is_told_before_the_work(
+    verb: str, quick: bool, place: Path, out: Path, tmp_path: Path
+) -> None:
+    needed(verb, quick)
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    if any(not os.stat(parent).st_mode & 0o001 for parent in (place, *place.parents)):
+        os.chmod(place.parent, 0o755), os.chmod(place, 0o755)  # pytest's folders are its user's alone
+        for parent in place.parents:
+            if not os.stat(parent).st_mode & 0o001:
+                pytest.skip(f"{parent} cannot be entered by others")
+    out.mkdir()
+    text = refused(commands().run(argv_of(verb, "out"), place, user=NOBODY))
+    assert "no permission" in text or "Permission denied" in text, text
+    assert not contents(out)
+
+
+PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a file where a folder must be": (lambda p: _file(p / "file") / "x", "a file, where a folder must be"),
+    "dangling link": (lambda p: _link(p / "link", "nowhere/x"), "where nothing is"),
+    "name too long": (lambda p: p / ("x" * 300), "the name is too long"),
+    "folder of a name too long": (lambda p: p / ("x" * 300) / "y", "the name is too long"),
+    "links in a circle": (lambda p: _link(p / "circle", "circle"), "links that lead in a circle|where nothing is"),
+    "no disk": (lambda p: Path("/proc/nothing/x"), "no such file or folder"),
+}
+
+
+def _file(path: Path) -> Path:
+    path.write_text("in the way")
+    return path
+
+
+def _link(path: Path, target: str) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+# verb -> its output, with {} for the place, and the ending it needs
+OUTPUTS = {
+    "prepare": (["prepare", "absent.csv", "--out", "{}"], ""),
+    "convert": (["convert", "gowalla", "absent", "--out", "{}"], ".parquet"),
+    "synthesize": (["synthesize", "--events", "100", "--out", "{}"], ".parquet"),
+    "predict": (["predict", "absent", "absent.csv", "--out", "{}"], ".parquet"),
+    "embed": (["embed", "absent", "absent.csv", "--out", "{}"], ".parquet"),
+    "generate": (["generate", "absent", "absent.csv", "--out", "{}"], ".csv"),
+    "evaluate": (["evaluate", "absent", "absent", "--out", "{}"], ".json"),
+    "export": (["export", "absent", "absent", "{}"], ""),
+    "export-model": (["export-model", "absent", "{}"], ""),
+    "demo": (["demo", "--out", "{}"], ""),
+    "challenge split": (["challenge", "split", "absent", "--out", "{}"], ""),
+    "challenge targets": (["challenge", "targets", "absent", "--out", "{}"], ""),
+    "challenge evaluate": (["challenge", "evaluate", "absent", "--data", "absent", "--out", "{}"], ""),
+    "challenge leaderboard": (["challenge", "leaderboard", "absent", "--out", "{}"], ""),
+    "profile": (["profile", "absent.yaml", "--embed", "absent", "--to", "{}"], ""),
+    "scale fit": (["scale", "fit", "absent.jsonl", "--out", "{}"], ".json"),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("verb", OUTPUTS)
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+    verb: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The inputs do not even exist: they are looked at later."""
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    (words, ending), (make, message) = OUTPUTS[verb], PLACES[where]
+    path = make(tmp_path)
+    if ending:
+        link, path = path, path.with_name(path.name + ending)
+        if "link" in where:
+            link.rename(path)
+    assert main([word.format(path) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert re.search(message, told) and "absent" not in told and told.count("\n") == 1, told
+
+
+ENDINGS = [(verb, words, ending) for verb, (words, ending) in OUTPUTS.items() if ending]
+
+
+@pytest.mark.parametrize("verb,words,ending", ENDINGS, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_ending_that_no_format_has_is_told_before_anything_is_read(
+    verb: str, words: list[str], ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("out", "out.txt", "out.npz"):
+        assert main([word.format(tmp_path / name) for word in words]) == 2
+        assert "cannot tell the format from" in capsys.readouterr().err
+
+
+def test_folders_and_special_files_are_not_replaced_by_files(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null"), Path("/")):
+        with pytest.raises(ConfigError):
+            check_output(path, "file")
+    with pytest.raises(ConfigError, match="a file, where a folder"):
+        check_output(_file(tmp_path / "file"), "whole")
+    with pytest.raises(ConfigError, match="a disk's own folder"):
+        check_output(Path("/proc"), "whole")
+    check_output(tmp_path / "new" / "deeper", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # looking leaves nothing
+
+
+@pytest.mark.parametrize("code", [*errors._DISK, *errors._PLACE])
+def test_every_fault_of_the_system_has_its_words(code: int) -> None:
+    told = environment_fault(OSError(code, os.strerror(code), "runs/x"))
+    assert (told is not None and told.startswith("runs/x: ") and "; " in told) or code == errno.EMFILE
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_librarys_own_error_is_known_by_the_systems_words(kind: type[Exception]) -> None:
+    assert "the disk is full" in (environment_fault(kind("I/O error: No space left on device (os error 28)")) or "")
+    assert environment_fault(kind("index out of range")) is None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_in_the_middle(
+    code: int, place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code), "out/data")
+
+    monkeypatch.setattr("behavegpt.data.prepare.write_folder", fails)
+    assert main(argv_of("prepare", "out")) == 2
+    told = capsys.readouterr().err
+    assert f"prepare: {environment_fault(OSError(code, '', 'out/data'))}" in told and "Traceback" not in told
+    assert not contents(out)

@@ -1,0 +1,111 @@
+"""Whenever a verb is stopped, the next run into the same place leaves what an undisturbed one leaves, and no more.
+
+Training, at every I/O operation: tests/training/test_crash.py. The figures of the long trial: docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.forks import commands
+from tests.reliability.makers import contents
+from tests.reliability.verbs import VERBS, VOLATILE, argv_of, make_ready
+
+Record = Callable[[str, object], None]
+CODES = {
+    signal.SIGKILL: {0, -signal.SIGKILL},
+    signal.SIGTERM: {0, 143, -signal.SIGTERM},  # the last: before the command line was read
+    signal.SIGINT: {0, 130},
+}
+SLOW = ("export-model", "scale fit")  # ten seconds each
+QUICK = ("prepare", "predict", "export", "profile")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ready(tmp_path_factory.mktemp("kills"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Callable[[str], tuple[dict[str, bytes], float]]:
+    """What a verb that was not disturbed leaves, and its seconds; done once."""
+    known: dict[str, tuple[dict[str, bytes], float]] = {}
+
+    def outcome_of(verb: str) -> tuple[dict[str, bytes], float]:
+        if verb not in known:
+            clean(place)
+            ended = commands().run(argv_of(verb, "out"), place)
+            assert ended.status == 0, ended.output
+            known[verb] = (contents(place / "out", VOLATILE), ended.seconds)
+            shutil.rmtree(place / "out")
+        return known[verb]
+
+    return outcome_of
+
+
+def clean(place: Path) -> Path:
+    shutil.rmtree(place / "out", ignore_errors=True)
+    return place / "out"
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_verb_leaves_nothing_after_the_next_run(
+    verb: str,
+    kills: int,
+    place: Path,
+    whole: Callable[[str], tuple[dict[str, bytes], float]],
+    record_property: Record,
+) -> None:
+    if kills == 3 and verb not in QUICK:
+        pytest.skip("in the long trial")
+    kills = kills // 3 if verb in SLOW else kills
+    expected, seconds = whole(verb)
+    rng, found = random.Random(kills), collections.Counter[str]()
+    for number in range(kills):
+        out = clean(place)
+        stop = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
+        ended = commands().run(argv_of(verb, "out"), place, signal=int(stop), after=rng.uniform(0, seconds))
+        assert ended.status in CODES[stop], ended.output
+        assert "Traceback" not in ended.output, ended.output
+        found[f"{stop.name} {ended.status}"] += 1
+        if stop != signal.SIGKILL and out.exists():
+            left = [name for name in contents(out) if ".tmp" in name or ".lock" in name]
+            assert not left, (left, ended.output)
+        again = commands().run(argv_of(verb, "out"), place)
+        assert again.status == 0, again.output
+        assert contents(out, VOLATILE).keys() == expected.keys(), ended
+        assert contents(out, VOLATILE) == expected
+    clean(place)
+    record_property(verb, dict(found))
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("verb", ["prepare", "export", "export-model"])
+def test_a_kill_while_replacing_leaves_the_old_folder_or_the_new_one(
+    verb: str, kills: int, place: Path, whole: Callable[[str], tuple[dict[str, bytes], float]]
+) -> None:
+    if kills == 4 and verb in SLOW:
+        pytest.skip("in the long trial")
+    kills = kills // 5 if verb in SLOW else kills
+    new, seconds = whole(verb)
+    old = {name: b"old " + content for name, content in new.items()}
+    rng = random.Random(kills)
+    for _ in range(kills):
+        out = clean(place)
+        for name, content in old.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(content)
+        folder = next(path for path in out.iterdir())
+        after = rng.uniform(0.6, 1.0) * seconds  # where the folders change places
+        commands().run(argv_of(verb, "out"), place, signal=int(signal.SIGKILL), after=after)
+        held = {f"{folder.name}/{name}": content for name, content in contents(folder).items()}
+        assert held in (old, new)
+    clean(place)
