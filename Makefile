@@ -1,5 +1,6 @@
-# The daily commands. ./bootstrap.sh install makes .venv; `pip install -e '.[test,check]'` adds what `check` needs.
+# The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
 .PHONY: check test test-all test-gpu format bench bench-gpu constraints
 
 check: ## ruff, mypy and the layers of the design (import-linter)
@@ -9,10 +10,10 @@ check: ## ruff, mypy and the layers of the design (import-linter)
 	.venv/bin/lint-imports
 
 test: ## everything that is quick, in under ten minutes on two cores
-	$(PYTHON) -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: ## also what takes minutes
-	$(PYTHON) -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-gpu: ## what needs a CUDA device
 	$(PYTHON) -m pytest -m gpu

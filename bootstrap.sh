@@ -54,11 +54,11 @@ demo)
     exec .venv/bin/behavegpt demo "$@"
     ;;
 test)
-    ensure test '.[test]'
-    exec .venv/bin/python -m pytest -m "not slow and not gpu" "$@"
+    ensure test '.[test,check]'
+    exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu" "$@"
     ;;
 install)
-    ensure test '.[test]'
+    ensure test '.[test,check]'
     ;;
 *)
     say "usage: ./bootstrap.sh demo | test | install"

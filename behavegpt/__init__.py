@@ -20,7 +20,7 @@ _PUBLIC = {
     "BehaveGPTForBehaviorPrediction": "behavegpt.model",
     "UserEmbeddings": "behavegpt.user_embeddings",
     "Predictor": "behavegpt.predictor",
-    "load": "behavegpt.predictor",
+    "load": "behavegpt.zero_shot",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

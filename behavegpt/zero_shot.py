@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from behavegpt.compare import score_baselines
+from behavegpt.config import check_settings
 from behavegpt.console import progress
 from behavegpt.data.events import read_events
 from behavegpt.data.guess import guess_schema
@@ -28,10 +29,12 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import Vocabulary
-from behavegpt.errors import ConfigError, DataError
+from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.metrics.prediction import PredictionMetrics
-from behavegpt.predictor import Predictions
+from behavegpt.options import PredictOptions
+from behavegpt.predictor import Predictions, Predictor
+from behavegpt.predictor import load as load_trained
 from behavegpt.universal.model import UniversalModel, load_universal
 from behavegpt.universal.reader import MemoryReader, fold_of, memory_columns, store_reader
 
@@ -42,6 +45,11 @@ def is_universal(name: str | Path) -> bool:
     """Whether a model's name means the shipped weights: `universal`, or a folder of others of the kind."""
     path = Path(name)
     return (str(name) == UNIVERSAL and not path.is_dir()) or (path / "universal.json").is_file()
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor | UniversalPredictor:
+    """Open a model folder (see `predictor.load`), or the universal model by its name, `universal`."""
+    return load_zero_shot(folder) if is_universal(folder) else load_trained(folder, device)
 
 
 def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
@@ -59,13 +67,13 @@ class UniversalPredictor:
     tables: Tables | None = None
     counted: EncodedHistories | None = None  # the log itself
 
-    def fit_tables(self, logs: Any, schema: EventSchema | None = None, **roles: str | None) -> UniversalPredictor:
+    def fit_tables(self, logs: Any, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
-        Columns are guessed where neither `schema` nor roles (user="...", time="...", event="...", ...) name them.
-        Raises DataError.
+        Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid", tz="Europe/London", ...)
+        name them. Raises DataError.
         """
-        schema = schema or guess_schema(logs, roles)[0]
+        schema = schema or guess_schema(logs, settings)[0]
         read = read_events(logs, schema)
         rejected = collections.Counter(read.rejects["reason"].to_pylist())
         if not len(read.table):
@@ -97,16 +105,15 @@ class UniversalPredictor:
         """
         if self.tokenizer is None or self.tables is None or self.counted is None:
             return self.fit_tables(events).predict(None, top_k, prior_correction, on_user)
-        if top_k < 1:
-            raise ConfigError(f"top_k = {top_k}: at least one behavior must be asked for.")
+        asked = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
         encoded = self.counted if events is None else self.tokenizer.encode(events)
         behaviors = self.tokenizer.behaviors
         columns = memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
         reader = MemoryReader(columns, encoded.offsets, self.tables)
-        top = min(top_k, behaviors.classes)
+        top = min(asked.top_k, behaviors.classes)
         chosen = np.zeros((len(encoded.users), top), np.int64)
         probability = np.zeros((len(encoded.users), top), np.float32)
-        shift = prior_correction * torch.log(torch.from_numpy(self.tables.prior))
+        shift = asked.prior_correction * torch.log(torch.from_numpy(self.tables.prior))
         done = 0
         for _, logits in self.model.score(reader, encoded.offsets[1:] - 1):
             best = (logits - shift).softmax(1).topk(top)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 if "BEHAVEGPT_CACHE" not in os.environ:
     os.environ["BEHAVEGPT_CACHE"] = tempfile.mkdtemp(prefix="behavegpt-tests-")

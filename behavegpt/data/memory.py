@@ -305,17 +305,7 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
     user = _smoothed(count, past.number[0], weights[_USER], prior)
     chance[_USER] = user
     for o in range(_O):
-        found, total = 0.0, 0.0
-        if past.waiting[o] >= 0:
-            at = find(past.key[o], past.waiting[o])
-            if past.key[o, at] != -1:
-                total = past.total[o, at]
-                entry = past.head[o, at]
-                while entry >= 0:
-                    if past.entry_slot[entry] == slot:
-                        found = past.entry_count[entry]
-                        break
-                    entry = past.entry_next[entry]
+        found, total = _followed(past, o, slot)
         chance[_USER + 1 + o] = _smoothed(found, total, weights[_USER + 1 + o], user)
     for k in range(_T):
         j = _USER + 1 + _O + k
@@ -323,6 +313,20 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
         chance[j] = _smoothed(found, past.recent_total[k], weights[j], user)
     is_last = 1.0 if past.last[0] == known else 0.0
     chance[_J - 1] = _smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)
+
+
+@njit(nogil=True, cache=True)
+def _followed(past, o, slot):  # type: ignore[no-untyped-def]
+    """How often a class, by its slot, followed the own context o that waits, and how often any did."""
+    if past.waiting[o] < 0:
+        return 0.0, 0.0
+    at = find(past.key[o], past.waiting[o])
+    if past.key[o, at] == -1:
+        return 0.0, 0.0
+    entry = past.head[o, at]
+    while entry >= 0 and past.entry_slot[entry] != slot:
+        entry = past.entry_next[entry]
+    return past.entry_count[entry] if entry >= 0 else 0.0, past.total[o, at]
 
 
 @njit(nogil=True, cache=True)

@@ -17,13 +17,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from behavegpt.checksums import Damage, is_sealed, seal, verify
 from behavegpt.data.memory import EXPERTS
-from behavegpt.errors import CheckpointError
-from behavegpt.io import write_json
+from behavegpt.errors import CheckpointError, ConfigError
+from behavegpt.io import scratch, write_json
 from behavegpt.model.mixer import Mixer
 from behavegpt.universal.reader import MemoryReader
 
 FORMAT = 1
+WEIGHTS, DESCRIPTION = "universal.safetensors", "universal.json"
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -42,27 +44,38 @@ class UniversalModel:
 
 
 def save_universal(model: UniversalModel, folder: Path, record: dict[str, Any]) -> None:
-    """Write weights and description; `record` says how they were trained."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()},
-        folder / "universal.safetensors",
-    )
+    """Write weights and description; `record` says how they were trained. Replaces a universal model, nothing else.
+
+    Raises ConfigError for a folder of something else.
+    """
+    refuse_used(folder)
+    weights = {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()}
     shape = {"hidden_size": model.mixer.gate.in_features, "summary_size": model.mixer.summary.out_features}
-    write_json(folder / "universal.json", {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | record)
+    with scratch(folder) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        write_json(temporary / DESCRIPTION, {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | record)
+        seal(temporary)
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise ConfigError for a folder that holds anything but a universal model."""
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is no universal model; name another out=FOLDER.")
 
 
 def load_universal(folder: Path = SHIPPED) -> UniversalModel:
     """Open the shipped weights, or others. Raises CheckpointError when the folder holds none, or of other experts."""
+    if is_sealed(folder):
+        verify(folder, Damage(CheckpointError, "put the folder's files back as they were written"))
     try:
-        described = json.loads((folder / "universal.json").read_text(encoding="utf-8"))
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if described["format"] != FORMAT or described["experts"] != list(EXPERTS):
             raise CheckpointError(
                 f"{folder}: a universal model of other experts; use the version of behavegpt that made it, or train it "
                 "again with: behavegpt pretrain-universal"
             )
         mixer = Mixer(len(EXPERTS), **described["shape"])
-        mixer.load_state_dict(load_file(folder / "universal.safetensors"))
+        mixer.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no universal model ({error}).") from None
     return UniversalModel(mixer.eval())

@@ -26,7 +26,8 @@ from behavegpt.data.memory_tables import fit_tables
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
 from behavegpt.model.mixer import Mixer
-from behavegpt.universal.model import UniversalModel, save_universal
+from behavegpt.paths import local_path
+from behavegpt.universal.model import UniversalModel, refuse_used, save_universal
 from behavegpt.universal.reader import MemoryReader, fold_of, store_reader, take
 from behavegpt.universal.worlds import random_world
 
@@ -71,12 +72,13 @@ class View:
 
 def pretrain_universal(settings: UniversalSettings) -> Path:
     """Train the mixer and write it to OUT; returns OUT. Raises DataError for folders that hold nothing to ask."""
+    out = local_path(settings.out)
+    refuse_used(out)
     rng = np.random.default_rng(settings.seed)
     views = list(read_views(settings, rng))
     torch.manual_seed(settings.seed)
     mixer = Mixer(len(EXPERTS), hidden_size=settings.hidden_size)
     fit_mixer(mixer, views, settings, rng)
-    out = Path(settings.out)
     save_universal(UniversalModel(mixer), out, {"settings": settings.model_dump(mode="json")})
     return out
 

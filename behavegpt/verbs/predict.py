@@ -10,10 +10,11 @@ from behavegpt.verbs.verb import TABLES, Arguments, Output, Parser, Verb, encodi
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
+    from behavegpt.zero_shot import UniversalPredictor
 
 
 def _evaluate_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder, for example runs/demo/model")
+    parser.add_argument("model", type=Path, help="model folder, for example runs/demo/model; or `universal`")
     parser.add_argument("data", type=Path, help="prepared folder")
     parser.add_argument(
         "--out",
@@ -36,7 +37,10 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.io import check_output, lock
     from behavegpt.predictor import load, model_folder
     from behavegpt.training.ranks import tell_ranks
+    from behavegpt.zero_shot import is_universal
 
+    if is_universal(arguments.model):
+        return _evaluate_universal(arguments)
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
     out = arguments.out or model_folder(arguments.model).parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -60,6 +64,28 @@ def _evaluate(arguments: Arguments) -> Any:
     return result
 
 
+def _evaluate_universal(arguments: Arguments) -> Any:
+    from behavegpt.compare import metrics_table
+    from behavegpt.data.store import open_store
+    from behavegpt.errors import ConfigError
+    from behavegpt.io import check_output, lock
+    from behavegpt.zero_shot import evaluate_zero_shot, load_zero_shot
+
+    if arguments.prior_correction:
+        raise ConfigError("--prior-correction is for trained models; leave it out with `universal`.")
+    name = "universal.json" if arguments.split == "test" else f"universal.{arguments.split}.json"
+    out = arguments.out or arguments.data / "eval" / name
+    check_output(out, "file")
+    model = load_zero_shot(arguments.model).model
+    with lock(out):
+        result = evaluate_zero_shot(
+            model, open_store(arguments.data), out, split=arguments.split, baselines=arguments.baselines
+        )
+    show(arguments, *metrics_table(result))
+    print(f"written: {out}", file=sys.stderr)
+    return result
+
+
 _COLUMNS = ("user", "time", "event", "location", "behavior", "order")
 _READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
 
@@ -76,16 +102,27 @@ def _log_arguments(parser: Parser) -> None:
 
 def _load(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor, reading logs as the arguments say."""
+    from behavegpt.errors import ConfigError
     from behavegpt.predictor import load
+    from behavegpt.zero_shot import is_universal
 
-    changes = {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}
+    if is_universal(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} predicts and is evaluated; {arguments.command.split()[-1]} needs a trained model: "
+            "behavegpt train configs/small.yaml data.path=DIR out=RUN"
+        )
+    changes = _changes(arguments)
     predictor = load(arguments.model, device)
     return predictor.reading(**changes) if changes else predictor
 
 
+def _changes(arguments: Arguments) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}
+
+
 def _predict_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("logs", nargs="+", help="files with the training log's columns")
+    parser.add_argument("model", type=Path, help="model folder; or `universal`: no training, tables from these logs")
+    parser.add_argument("logs", nargs="+", help="files with the training log's columns; any log with `universal`")
     encoding_argument(parser)
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
@@ -96,11 +133,17 @@ def _predict_arguments(parser: Parser) -> None:
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
+    from behavegpt.zero_shot import is_universal, load_zero_shot
 
-    predictor = _load(arguments)
+    logs = named_logs(arguments, arguments.logs)
+    predictor: Predictor | UniversalPredictor
+    if is_universal(arguments.model):
+        predictor, logs = load_zero_shot(arguments.model).fit_tables(logs, **_changes(arguments)), None
+    else:
+        predictor = _load(arguments)
     with progress("predict", 100) as advance:
         found = predictor.predict(
-            named_logs(arguments, arguments.logs),
+            logs,
             arguments.top_k,
             arguments.prior_correction,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
@@ -294,7 +337,8 @@ VERBS: dict[str, Verb] = {
     "predict": Verb(
         "the most probable next behaviors of each user of a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
-        "  behavegpt predict runs/mine/model new_logs.csv --json",
+        "  behavegpt predict runs/mine/model new_logs.csv --json\n"
+        "  behavegpt predict universal my_logs.csv                  # without training",
         _predict_arguments,
         _predict,
         {"out": Output("file", TABLES)},

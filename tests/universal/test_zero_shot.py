@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 
 from behavegpt.cli import main
+from behavegpt.config import read_settings
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.demo import online_retail
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.universal.model import load_universal
+from behavegpt.universal.model import SHIPPED, load_universal
+from behavegpt.universal.train import UniversalSettings
 from behavegpt.zero_shot import UniversalPredictor, evaluate_zero_shot, is_universal, load_zero_shot
+from tests.conftest import ROOT
 
 SCHEMA = EventSchema(user="who", time="when", event="what")
 
@@ -90,3 +93,30 @@ def test_mistakes(universal: Path, habits: pd.DataFrame, tmp_path: Path) -> None
     assert is_universal(tmp_path) and is_universal("universal") and not is_universal(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="no universal model"):
         load_zero_shot(tmp_path)
+
+
+def test_the_commands_take_the_name(habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the weights that ship."""
+    habits.rename(columns={"who": "uid"}).to_csv(tmp_path / "log.csv", index=False)
+    columns = ["--user", "uid", "--time", "when", "--event", "what"]
+    assert main(["predict", "universal", str(tmp_path / "log.csv"), *columns, "--top-k", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 2 * habits.who.nunique() and {row["rank"] for row in rows} == {1, 2}
+    assert main(["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "data"), *columns]) == 0
+    assert main(["evaluate", "universal", str(tmp_path / "data"), "--json"]) == 0
+    assert json.loads((tmp_path / "data/eval/universal.json").read_text())["models"]["universal"]["rec_w"] > 0.8
+    assert main(["embed", "universal", str(tmp_path / "log.csv"), "--out", str(tmp_path / "v.parquet")]) == 2
+    assert "needs a trained model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/universal").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_config_loads(path: Path) -> None:
+    assert read_settings(UniversalSettings, path).out == "runs/universal"
+    assert path.read_text().startswith("# ") and "# Run: behavegpt pretrain-universal" in path.read_text()
+
+
+def test_the_shipped_weights_say_how_they_were_made() -> None:
+    described = json.loads((SHIPPED / "universal.json").read_text())
+    settings = read_settings(UniversalSettings, ROOT / "configs/universal/shipped.yaml")
+    assert described["settings"] == settings.model_dump(mode="json")
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5_000_000
