@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from behavegpt.config import check_settings
 from behavegpt.console import progress
 from behavegpt.data.events import read_events
 from behavegpt.data.guess import guess_schema
-from behavegpt.data.memory_tables import Tables, fit_tables
 from behavegpt.data.pack import target_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, EventStore
@@ -36,7 +35,7 @@ from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictions, Predictor
 from behavegpt.predictor import load as load_trained
 from behavegpt.universal.model import UniversalModel, load_universal
-from behavegpt.universal.reader import MemoryReader, fold_of, memory_columns, store_reader
+from behavegpt.universal.reader import MemoryReader, make_reader, memory_columns, store_reader
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
 
@@ -64,7 +63,7 @@ class UniversalPredictor:
 
     model: UniversalModel
     tokenizer: EventTokenizer | None = None
-    tables: Tables | None = None
+    reader: MemoryReader | None = None  # of the log, with its tables
     counted: EncodedHistories | None = None  # the log itself
 
     def fit_tables(self, logs: Any, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
@@ -86,10 +85,9 @@ class UniversalPredictor:
         tokenizer = EventTokenizer(schema, vocabulary)
         encoded = tokenizer.encode_table(read.table, rejected)
         columns = memory_columns(encoded.columns, schema.slot_minutes)
-        folds = fold_of(np.arange(len(encoded.users)))
         used = np.ones(len(columns.time), bool)
-        tables = fit_tables(columns, encoded.offsets, used, tokenizer.behaviors.classes, folds)
-        return UniversalPredictor(self.model, tokenizer, tables, encoded)
+        reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes)
+        return UniversalPredictor(self.model, tokenizer, reader, encoded)
 
     def predict(
         self,
@@ -103,17 +101,18 @@ class UniversalPredictor:
         `events`: histories with the columns of the counted log, None for that log itself. Where nothing was counted
         yet, the tables come from `events`.
         """
-        if self.tokenizer is None or self.tables is None or self.counted is None:
+        if self.tokenizer is None or self.reader is None or self.counted is None:
             return self.fit_tables(events).predict(None, top_k, prior_correction, on_user)
         asked = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
-        encoded = self.counted if events is None else self.tokenizer.encode(events)
-        behaviors = self.tokenizer.behaviors
-        columns = memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
-        reader = MemoryReader(columns, encoded.offsets, self.tables)
+        encoded, reader, behaviors = self.counted, self.reader, self.tokenizer.behaviors
+        if events is not None:
+            encoded = self.tokenizer.encode(events)
+            columns = memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
+            reader = replace(reader, columns=columns, offsets=encoded.offsets)
         top = min(asked.top_k, behaviors.classes)
         chosen = np.zeros((len(encoded.users), top), np.int64)
         probability = np.zeros((len(encoded.users), top), np.float32)
-        shift = asked.prior_correction * torch.log(torch.from_numpy(self.tables.prior))
+        shift = asked.prior_correction * torch.log(torch.from_numpy(reader.tables.prior))
         done = 0
         for _, logits in self.model.score(reader, encoded.offsets[1:] - 1):
             best = (logits - shift).softmax(1).topk(top)

@@ -32,6 +32,7 @@ class Memory(NamedTuple):
     evidence: torch.Tensor  # (N, J) float32
     reliability: torch.Tensor  # (N, J + 1) float32
     context: torch.Tensor  # (N, 5) float32: events, classes, half hour, weekday, seconds since the event before
+    skill: torch.Tensor  # (J,) float32 mean log-probability that each expert gave to what came, over the log's users
 
 
 class Mixer(nn.Module):
@@ -41,7 +42,7 @@ class Mixer(nn.Module):
 
     def __init__(self, experts: int, hidden_size: int = 64, summary_size: int = 16, state_size: int = 0) -> None:
         super().__init__()
-        context = 2 * experts + 1 + self.MOMENT
+        context = 3 * experts + 1 + self.MOMENT
         self.weight = nn.Parameter(torch.full((experts,), 1 / experts))
         self.context = nn.Linear(context, hidden_size)
         self.state = nn.Linear(state_size, hidden_size, bias=False) if state_size else None
@@ -106,4 +107,5 @@ def context_features(memory: Memory, classes: int) -> torch.Tensor:
         torch.full_like(gap, float(torch.log(torch.tensor(float(classes)))) / 6),
     ]
     judged = torch.cat([memory.reliability[:, :-1] / 4, memory.reliability[:, -1:] / 12], 1)
-    return torch.cat([torch.log1p(memory.evidence) / 4, judged, torch.stack(moment, 1)], 1)
+    skill = (memory.skill - memory.skill[0]).expand(len(known), -1)  # beside the prior's
+    return torch.cat([torch.log1p(memory.evidence) / 4, judged, skill, torch.stack(moment, 1)], 1)

@@ -19,6 +19,7 @@ from behavegpt.data.vocabulary import FIRST, UNKNOWN
 from behavegpt.model.mixer import Memory
 
 POSITIONS = 4096  # read at a time
+SKILL_USERS, SKILL_EVENTS = 400, 100  # whose last training events tell how well each expert does on a log
 CELLS = 4_000_000  # logits that a batch may have
 
 
@@ -36,6 +37,7 @@ class MemoryReader:
     columns: Columns
     offsets: np.ndarray  # (users + 1,) int64
     tables: Tables
+    skill: np.ndarray  # (J,) float32 mean log-probability that each expert gave to what came
 
     @property
     def classes(self) -> int:
@@ -67,7 +69,7 @@ class MemoryReader:
             position = np.concatenate(spans)
             asked = np.flatnonzero(np.isin(position, positions))
             for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
-                yield MemoryBatch(take(readings, piece), position[piece])
+                yield MemoryBatch(take(readings, piece, self.skill), position[piece])
 
 
 def fold_of(user: np.ndarray) -> np.ndarray:
@@ -75,7 +77,29 @@ def fold_of(user: np.ndarray) -> np.ndarray:
     return user % FOLDS
 
 
-def take(readings: Readings, index: np.ndarray) -> Memory:
+def make_reader(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> MemoryReader:
+    """The reader of histories, with tables of the `used` (events,) bool events: a split by time, or all of them."""
+    tables = fit_tables(columns, offsets, used, classes, fold_of(np.arange(len(offsets) - 1)))
+    return MemoryReader(columns, offsets, tables, skill_of(columns, offsets, used, tables))
+
+
+def skill_of(columns: Columns, offsets: np.ndarray, used: np.ndarray, tables: Tables) -> np.ndarray:
+    """Mean log-probability (J,) that each expert gave to what came, over the last training events of many users.
+
+    It says what kind of log this is, before a user's own history can (`Readings.reliability`).
+    """
+    ends = offsets[:-1] + np.add.reduceat(np.append(used, False), offsets[:-1]) * (np.diff(offsets) > 0)
+    users = np.flatnonzero(ends - offsets[:-1] > 2)
+    users = users[np.unique(np.linspace(0, len(users) - 1, min(len(users), SKILL_USERS)).astype(int))]
+    low, high = np.maximum(offsets[users] + 2, ends[users] - SKILL_EVENTS), ends[users]
+    readings = read_memory(columns, tables, offsets[users], low, high, folds=fold_of(users))
+    judged = readings.reliability[readings.reliability[:, -1] > 0]
+    if not len(judged):
+        return np.full(readings.rest.shape[1], -3, np.float32)
+    return np.average(judged[:, :-1], axis=0, weights=judged[:, -1]).astype(np.float32)
+
+
+def take(readings: Readings, index: np.ndarray, skill: np.ndarray) -> Memory:
     """The readings of some positions (N,), as tensors."""
     begin = readings.start[index]
     length = readings.start[index + 1] - begin
@@ -90,6 +114,7 @@ def take(readings: Readings, index: np.ndarray) -> Memory:
         evidence=torch.from_numpy(readings.evidence[index]),
         reliability=torch.from_numpy(readings.reliability[index]),
         context=torch.from_numpy(readings.context[index]),
+        skill=torch.from_numpy(skill),
     )
 
 
@@ -121,5 +146,4 @@ def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> M
     columns = memory_columns(named | clock, store.schema.slot_minutes)
     classes = store.behaviors.classes if "behavior" not in roles else store.vocabulary[roles["behavior"]].classes
     trained = np.asarray(store.columns["split"]) == TRAIN
-    folds = fold_of(np.arange(store.manifest.users))
-    return MemoryReader(columns, store.offsets, fit_tables(columns, store.offsets, trained, classes, folds))
+    return make_reader(columns, store.offsets, trained, classes)

@@ -11,7 +11,7 @@ OUT/universal.safetensors, OUT/universal.json (settings, rows, versions), OUT/lo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,12 @@ from torch.nn import functional as F
 from behavegpt.config import Settings
 from behavegpt.console import progress, say
 from behavegpt.data.memory import EXPERTS, Readings, read_memory
-from behavegpt.data.memory_tables import fit_tables
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
 from behavegpt.model.mixer import Mixer
 from behavegpt.paths import local_path
 from behavegpt.universal.model import UniversalModel, refuse_used, save_universal
-from behavegpt.universal.reader import MemoryReader, fold_of, store_reader, take
+from behavegpt.universal.reader import MemoryReader, fold_of, make_reader, store_reader, take
 from behavegpt.universal.worlds import random_world
 
 
@@ -65,6 +64,7 @@ class View:
 
     name: str
     readings: Readings
+    skill: np.ndarray  # (J,)
     position: np.ndarray  # (N,) places in `readings`
     target: torch.Tensor  # (N,) classes
     log_prior: torch.Tensor  # (K,)
@@ -105,10 +105,8 @@ def _read_world(seed: int, rows: int, rng: np.random.Generator) -> View:
     world = random_world(seed)
     columns = world.columns
     used = columns.time < np.quantile(columns.time, 0.75)
-    folds = fold_of(np.arange(len(world.offsets) - 1))
-    tables = fit_tables(columns, world.offsets, used, world.classes, folds)
-    reader = MemoryReader(columns, world.offsets, tables)
-    return read_rows(f"world {seed}", reader, np.arange(len(folds)), ~used, rows, rng)
+    reader = make_reader(columns, world.offsets, used, world.classes)
+    return read_rows(f"world {seed}", reader, np.arange(len(world.offsets) - 1), ~used, rows, rng)
 
 
 def _vary(
@@ -132,9 +130,7 @@ def _vary(
         columns = columns._replace(location=np.ones_like(columns.location))
     else:
         return reader, users
-    folds = fold_of(np.arange(len(reader.offsets) - 1))
-    tables = fit_tables(columns, reader.offsets, used, classes, folds)
-    return replace(reader, columns=columns, tables=tables), users
+    return make_reader(columns, reader.offsets, used, classes), users
 
 
 def read_rows(
@@ -168,7 +164,7 @@ def read_rows(
     begin = np.cumsum(high - low) - (high - low)
     position = np.concatenate([p - 1 - a + b for p, a, b in zip(pieces, low, begin, strict=True)])
     log_prior = torch.log(torch.from_numpy(reader.tables.prior))
-    return View(name, readings, position, reader.target(np.concatenate(pieces) - 1), log_prior)
+    return View(name, readings, reader.skill, position, reader.target(np.concatenate(pieces) - 1), log_prior)
 
 
 def fit_mixer(mixer: Mixer, views: list[View], settings: UniversalSettings, rng: np.random.Generator) -> None:
@@ -188,7 +184,7 @@ def fit_mixer(mixer: Mixer, views: list[View], settings: UniversalSettings, rng:
             ]
             for place in rng.permutation(len(pieces)):
                 view, piece = pieces[place]
-                logits = mixer(take(view.readings, view.position[piece]), view.log_prior)
+                logits = mixer(take(view.readings, view.position[piece], view.skill), view.log_prior)
                 loss = F.cross_entropy(logits, view.target[piece])
                 optimizer.zero_grad()
                 loss.backward()

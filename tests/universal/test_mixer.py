@@ -7,17 +7,14 @@ import pytest
 import torch
 
 from behavegpt.data.memory import EXPERTS
-from behavegpt.data.memory_tables import fit_tables
 from behavegpt.model.mixer import Mixer
-from behavegpt.universal.reader import MemoryReader, fold_of, take
+from behavegpt.universal.reader import MemoryReader, make_reader, take
 from behavegpt.universal.train import UniversalSettings, fit_mixer, read_rows
 from behavegpt.universal.worlds import World, random_world
 
 
 def reader_of(world: World, used: np.ndarray) -> MemoryReader:
-    folds = fold_of(np.arange(len(world.offsets) - 1))
-    tables = fit_tables(world.columns, world.offsets, used, world.classes, folds)
-    return MemoryReader(world.columns, world.offsets, tables)
+    return make_reader(world.columns, world.offsets, used, world.classes)
 
 
 def logits_of(mixer: Mixer, reader: MemoryReader, positions: np.ndarray) -> torch.Tensor:
@@ -74,7 +71,7 @@ def test_noise_is_not_learned() -> None:
     fresh = Mixer(len(EXPERTS), hidden_size=8)
     fit_mixer(fresh, [fitted], UniversalSettings(out="unused", questions={}, epochs=4, batch=250), rng)
     with torch.no_grad():
-        logits = fresh(take(held.readings, held.position), held.log_prior)
+        logits = fresh(take(held.readings, held.position, held.skill), held.log_prior)
     loss = torch.nn.functional.cross_entropy(logits, held.target, reduction="none")
     error = loss.std() / len(loss) ** 0.5
     assert loss.mean() > np.log(classes) - 3 * error - 0.002
