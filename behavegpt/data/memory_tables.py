@@ -7,15 +7,21 @@ target of the position it is asked at would be trusted far too much.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from behavegpt.data.store import EventStore
+from behavegpt.data.vocabulary import FIRST
+
 GLOBAL = ("after_behavior", "after_two", "at_weekend_hour", "after_event_and_place", "after_behavior_at_hour")
+CONTEXTS = (*GLOBAL, "at_place")  # with those that only the count baselines read
 FOLDS = 8
 FOLLOWERS = 128  # of a context that are kept, the most frequent ones
 SLOTS = 48  # of a day, whatever the schema's
+DAY = 1440  # minutes
 
 
 class Columns(NamedTuple):
@@ -42,8 +48,34 @@ class Tables(NamedTuple):
     total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
 
 
-def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, folds: np.ndarray) -> Tables:
-    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u]."""
+def store_columns(store: EventStore) -> Columns:
+    """The columns of a prepared folder, in memory; a log without places has place 0 everywhere."""
+    number, minutes = store.manifest.events, store.schema.slot_minutes
+    location = store.columns.get("location", np.zeros(number, np.int32))
+    return Columns(
+        behavior=np.maximum(np.asarray(store.column("behavior")).astype(np.int32) - FIRST, -1),
+        event=np.asarray(store.columns["event"]).astype(np.int32),
+        location=np.asarray(location).astype(np.int32),
+        slot=(np.asarray(store.columns["slot"]).astype(np.int32) * minutes * SLOTS // DAY).astype(np.int16),
+        weekday=np.asarray(store.columns["weekday"]).astype(np.int16),
+        time=np.asarray(store.columns["time"]).astype(np.int64),
+    )
+
+
+def fit_tables(
+    columns: Columns,
+    offsets: np.ndarray,
+    used: np.ndarray,
+    classes: int,
+    folds: np.ndarray,
+    *,
+    contexts: Sequence[str] = GLOBAL,
+    followers: int = FOLLOWERS,
+) -> Tables:
+    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u].
+
+    `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
+    """
     behavior = columns.behavior
     counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
     prior = (counts + 0.5) / (counts + 0.5).sum()
@@ -52,7 +84,7 @@ def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
     target = np.flatnonzero(wanted)
     locations = int(columns.location.max(initial=1)) + 1
-    key = keys_of_positions(columns, offsets, classes, locations)[target - 1]  # (targets, G)
+    key = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]  # (targets, G)
     known = key >= 0
     context, of_context = np.unique(key[known], return_inverse=True)
     follower = np.broadcast_to(behavior[target][:, None], key.shape)[known].astype(np.int64)
@@ -67,7 +99,7 @@ def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
     of_context, follower = pair // classes, pair % classes
     order = np.lexsort((follower, -count[:, -1], of_context))
     rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
-    kept = order[rank < FOLLOWERS]
+    kept = order[rank < followers]
     table_key, table_row = hash_table(context)
     return Tables(
         prior=prior.astype(np.float32),
@@ -109,9 +141,8 @@ def find(table, key):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
-    """Keys (G,) of the contexts of a position: its last two known classes (-1: none), and its last event."""
-    for g in range(5):
-        keys[g] = -1
+    """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none) and last event."""
+    keys[:] = -1
     if last >= 0:
         keys[0] = last * 8
         keys[4] = (last * 12 + slot // 4) * 8 + 4
@@ -120,11 +151,15 @@ def global_keys(keys, last, before, event, location, slot, weekday, classes, loc
     keys[2] = ((weekday >= 5) * 24 + slot // 2) * 8 + 2
     if event >= 2:
         keys[3] = (event * locations + location) * 8 + 3
+    if location >= 2 and len(keys) > len(GLOBAL):
+        keys[5] = location * 8 + 5
 
 
-def keys_of_positions(columns: Columns, offsets: np.ndarray, classes: int, locations: int) -> np.ndarray:
-    """Keys (events, G) int64 of the contexts at every event."""
-    keys = np.empty((len(columns.behavior), len(GLOBAL)), np.int64)
+def keys_of_positions(
+    columns: Columns, offsets: np.ndarray, classes: int, locations: int, contexts: int = len(GLOBAL)
+) -> np.ndarray:
+    """Keys (events, contexts) int64 of the contexts at every event."""
+    keys = np.empty((len(columns.behavior), contexts), np.int64)
     _keys_of_positions(keys, *columns[:5], offsets, classes, locations)
     return keys
 
