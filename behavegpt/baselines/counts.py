@@ -12,27 +12,28 @@ events. Events with an unknown behavior are no evidence. Back-off is by pseudo-c
     repeat_last         the user's last behavior; Q = f
     user_most_frequent  b in the user's past; Q = f
     user_recent         the same, each count decayed by exp(-age / d), age in known events; Q = user_most_frequent
-    user_by_hour        b after the user's events at this hour; Q = user_most_frequent
+    user_by_hour        b after the user's events in these 90 minutes of the day; Q = user_most_frequent
     user_by_place       b after the user's events at this place; Q = user_most_frequent
     user_markov         b after the same last behavior in this user's past; Q = markov
     mixture             sum_j s_j P_j of all of the above, s_j >= 0, sum_j s_j = 1
 
-`tune` chooses w, and d, of each on the validation split, the shorter context Q before the longer; then the shares s
-that make the truth there likeliest. A log without places leaves by_place and user_by_place with their Q.
+`tune` chooses w, and d, of each by NDCG@3 on the validation split, the shorter context Q before the longer. The shares
+s are those that make the truth there likeliest, then moved towards single baselines as long as NDCG@3 gains from it.
+A log without places leaves by_place and user_by_place with their Q.
 
 Shapes: N rows of a chunk, P members of a mixture, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from behavegpt.data.memory_dense import RECENT, Chain, Level, Replay
-from behavegpt.data.memory_tables import CONTEXTS, Tables, fit_tables, store_columns
+from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, fit_tables, store_columns
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, VALID, EventStore
 
@@ -43,6 +44,8 @@ DECAYS = (2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0)  # in events, that `tune` trie
 TUNING_ROWS = (2_000, 100_000)  # at least and at most, evenly spaced, with `TUNING_CELLS` scores in between
 TUNING_CELLS = 20_000_000
 STEPS = 300  # of the fit of a mixture
+MOVES = (0.1, 0.25, 0.5, 1.0)  # of the shares towards one baseline
+ROUNDS = 4  # of moves
 
 
 class Baseline(NamedTuple):
@@ -82,9 +85,10 @@ class CountModel:
     shares: tuple[float, ...] = (1.0,)
 
     def settings(self) -> dict[str, float]:
-        """What `tune` chose: the weight of the back-off and the decay, or the shares of a mixture by baseline."""
+        """What `tune` chose: the weight of the back-off and the decay, or a mixture's shares of 0.1 % and more."""
         if self.name == MIXTURE:
-            return {name: round(share, 4) for name, share in zip(BASELINES, self.shares, strict=True)}
+            shares = zip(BASELINES, self.shares, strict=True)
+            return {name: round(share, 3) for name, share in shares if share >= 0.001}
         last = self.chains[0][-1] if self.chains[0] else Level("", 0.0)
         return {"weight": last.weight} | ({"decay": last.decay} if np.isfinite(last.decay) else {})
 
@@ -116,17 +120,14 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
     columns = store_columns(store)
     tuned: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
-        tables = models[name].tables
         weights = WEIGHTS if baseline.tuned else (baseline.weight,)
         decays = DECAYS if baseline.context == RECENT else (DECAY,)
+        tables = models[name].tables
         candidates = [_with_level(tuned, tables, name, weight, decay) for decay in decays for weight in weights]
-        best = 0
-        if len(candidates) > 1:
-            replay = Replay(columns, store.offsets, tables, [model.chains[0] for model in candidates])
-            best = int(_ndcg3(replay.judge(rows)[0]).argmax())
-        tuned[name] = candidates[best]
-    replay = Replay(columns, store.offsets, tables, [model.chains[0] for model in tuned.values()])
-    return tuned | {MIXTURE: _mixture(tuned, likeliest_shares(replay.judge(rows)[1]))}
+        ndcg3 = _ndcg3(_replay(candidates, store, columns).judge(rows)[0])
+        tuned[name] = candidates[int(ndcg3.argmax())]
+    replay = _replay(tuned.values(), store, columns)
+    return tuned | {MIXTURE: _mixture(tuned, _best_shares(replay, rows))}
 
 
 def scores(
@@ -158,9 +159,20 @@ def likeliest_shares(probability: np.ndarray, steps: int = STEPS) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _with_level(
-    models: dict[str, CountModel], tables: Tables, name: str, weight: float, decay: float
-) -> CountModel:
+def _best_shares(replay: Replay, rows: np.ndarray) -> np.ndarray:
+    """The likeliest shares (P,) on the rows, moved towards single members as long as NDCG@3 gains from it."""
+    best = likeliest_shares(replay.judge(rows)[1])
+    members = np.eye(len(best))
+    for _ in range(ROUNDS):
+        moved = [best + move * (member - best) for move in MOVES for member in members]
+        ndcg3 = _ndcg3(replay.judge(rows, np.stack([best, *moved]))[0])
+        if ndcg3.argmax() == 0:
+            break
+        best = moved[int(ndcg3.argmax()) - 1]
+    return best
+
+
+def _with_level(models: dict[str, CountModel], tables: Tables, name: str, weight: float, decay: float) -> CountModel:
     """A baseline on the chain of the shorter one among `models`."""
     baseline = BASELINES[name]
     shorter = models[baseline.shorter].chains[0] if baseline.shorter else ()
@@ -168,6 +180,12 @@ def _with_level(
         return CountModel(name, tables, (shorter,))
     level = Level(baseline.context, weight, decay if baseline.context == RECENT else np.inf)
     return CountModel(name, tables, ((*shorter, level),))
+
+
+def _replay(models: Iterable[CountModel], store: EventStore, columns: Columns) -> Replay:
+    """To ask single baselines together."""
+    models = list(models)
+    return Replay(columns, store.offsets, models[0].tables, [model.chains[0] for model in models])
 
 
 def _mixture(models: dict[str, CountModel], shares: np.ndarray) -> CountModel:

@@ -79,7 +79,9 @@ class Past(NamedTuple):
     newest: np.ndarray  # (S,) int32 slots, the most recent first
     key: np.ndarray  # (O + 1, H) int64 keys of the contexts, and of the classes; -1 where free
     head: np.ndarray  # (O + 1, H) int32 first list entry of a context; slot of a class
-    total: np.ndarray  # (O, H) float64 events of a context
+    total: np.ndarray  # (O + 1, H) float64 events of a context
+    taken: np.ndarray  # (O + 1, S) int32 places in the hash tables that are not free
+    taken_number: np.ndarray  # (O + 1,) int64
     entry_slot: np.ndarray  # (E,) int32
     entry_count: np.ndarray  # (E,) float64
     entry_next: np.ndarray  # (E,) int32, -1 at the end
@@ -108,7 +110,9 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
         newest=np.zeros(events, np.int32),
         key=np.full((_O + 1, room), -1, np.int64),
         head=np.full((_O + 1, room), -1, np.int32),
-        total=np.zeros((_O, room)),
+        total=np.zeros((_O + 1, room)),
+        taken=np.zeros((_O + 1, events), np.int32),
+        taken_number=np.zeros(_O + 1, np.int64),
         entry_slot=np.zeros(_O * events, np.int32),
         entry_count=np.zeros(_O * events),
         entry_next=np.zeros(_O * events, np.int32),
@@ -183,8 +187,18 @@ def clear(past):  # type: ignore[no-untyped-def]
     past.waiting_row[:] = -1
     past.judged[:] = 0
     past.recent_total[:] = 0
-    past.key[:] = -1
-    past.total[:] = 0
+    for o in range(_O + 1):  # not the whole tables: most histories are far shorter than the longest
+        for i in range(past.taken_number[o]):
+            past.key[o, past.taken[o, i]] = -1
+    past.taken_number[:] = 0
+
+
+@njit(nogil=True, cache=True)
+def _take(past, o, at, key):  # type: ignore[no-untyped-def]
+    past.key[o, at] = key
+    past.total[o, at] = 0
+    past.taken[o, past.taken_number[o]] = at
+    past.taken_number[o] += 1
 
 
 @njit(nogil=True, cache=True)
@@ -219,7 +233,7 @@ def _count(past, known, time):  # type: ignore[no-untyped-def]
     number = past.number
     at = find(past.key[_CLASS], known)
     if past.key[_CLASS, at] == -1:
-        past.key[_CLASS, at] = known
+        _take(past, _CLASS, at, known)
         slot = number[1]
         past.head[_CLASS, at] = slot
         past.slot_class[slot] = known
@@ -259,7 +273,7 @@ def _follow(past, o, slot):  # type: ignore[no-untyped-def]
     """Count a class, by its slot, behind own context o."""
     at = find(past.key[o], past.waiting[o])
     if past.key[o, at] == -1:
-        past.key[o, at] = past.waiting[o]
+        _take(past, o, at, past.waiting[o])
         past.head[o, at] = -1
     past.total[o, at] += 1
     entry = past.head[o, at]

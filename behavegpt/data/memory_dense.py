@@ -6,7 +6,7 @@ context is smoothed towards the distribution so far:
 
     P(b) <- (n(b|context) + w P(b)) / (n(context) + w)
 
-Shapes: N rows that are predicted, P chains of up to L contexts, K classes.
+Shapes: N rows that are predicted, P chains of up to L contexts, Q mixtures of them, K classes.
 """
 
 from __future__ import annotations
@@ -56,18 +56,19 @@ class Replay:
 
     def scores(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Mix the chains by shares (P,): probabilities (N, K) float32 of the behavior at each row (N,)."""
-        scores = np.zeros((len(rows), len(self.tables.prior)), np.float32)
+        scores = np.empty((len(rows), len(self.tables.prior)), np.float32)
         _scores(*self._begin(rows), shares.astype(np.float32), scores)
         return scores
 
-    def judge(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each chain made of the truth at rows (N,) of known behavior: ranks and probabilities (N, P).
+    def judge(self, rows: np.ndarray, shares: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rank and probability (N, Q) of the truth at rows (N,) of known behavior under Q mixtures of shares (Q, P).
 
-        Ranks are int32 from 0; of equal classes the first stands first.
+        Without shares under each chain alone. Ranks are int32 from 0; of equal classes the first stands first.
         """
-        rank = np.empty((len(rows), len(self.contexts)), np.int32)
-        probability = np.empty((len(rows), len(self.contexts)), np.float32)
-        _judge(*self._begin(rows), rank, probability)
+        shares = (np.eye(len(self.contexts)) if shares is None else shares).astype(np.float32)
+        rank = np.empty((len(rows), len(shares)), np.int32)
+        probability = np.empty((len(rows), len(shares)), np.float32)
+        _judge(*self._begin(rows), shares, rank, probability)
         return rank, probability
 
     def _begin(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
@@ -81,28 +82,39 @@ class Replay:
 
 @njit(nogil=True, cache=True)
 def _scores(columns, tables, past, at, begin, rows, contexts, weights, shares, scores):  # type: ignore[no-untyped-def]
-    out = np.empty(len(tables.prior), np.float32)
+    chains = np.empty((len(contexts), len(tables.prior)), np.float32)
     for i in range(len(rows)):
         _advance(columns, tables, past, at, begin[i], rows[i])
-        for p in range(len(contexts)):
-            _distribution(past, tables, contexts[p], weights[p], out)
-            scores[i] += shares[p] * out
+        _distributions(past, tables, contexts, weights, chains)
+        _mix(chains, shares, scores[i])
 
 
 @njit(nogil=True, cache=True)
-def _judge(columns, tables, past, at, begin, rows, contexts, weights, rank, probability):  # type: ignore[no-untyped-def]
-    out = np.empty(len(tables.prior), np.float32)
+def _judge(columns, tables, past, at, begin, rows, contexts, weights, shares, rank, probability):  # type: ignore[no-untyped-def]
+    chains = np.empty((len(contexts), len(tables.prior)), np.float32)
+    mixed = np.empty(len(tables.prior), np.float32)
     for i in range(len(rows)):
         _advance(columns, tables, past, at, begin[i], rows[i])
+        _distributions(past, tables, contexts, weights, chains)
         target = columns.behavior[rows[i]]
-        for p in range(len(contexts)):
-            _distribution(past, tables, contexts[p], weights[p], out)
-            hit, ahead = out[target], 0
-            for b in range(len(out)):
-                ahead += out[b] > hit
+        for q in range(len(shares)):
+            _mix(chains, shares[q], mixed)
+            own, ahead = mixed[target], 0
+            for b in range(len(mixed)):
+                ahead += mixed[b] > own
             for b in range(target):
-                ahead += out[b] == hit
-            rank[i, p], probability[i, p] = ahead, hit
+                ahead += mixed[b] == own
+            rank[i, q], probability[i, q] = ahead, own
+
+
+@njit(nogil=True, cache=True)
+def _mix(chains, shares, out):  # type: ignore[no-untyped-def]
+    """sum_p shares[p] chains[p] into out (K,)."""
+    out[:] = 0
+    for p in range(len(shares)):
+        if shares[p] > 0:
+            for b in range(len(out)):
+                out[b] += shares[p] * chains[p, b]
 
 
 @njit(nogil=True, cache=True)
@@ -117,16 +129,18 @@ def _advance(columns, tables, past, at, begin, row):  # type: ignore[no-untyped-
 
 
 @njit(nogil=True, cache=True)
-def _distribution(past, tables, contexts, weights, out):  # type: ignore[no-untyped-def]
-    """One chain's probabilities into out (K,): what each context adds, times what the longer ones leave to it."""
-    out[:] = 0
-    left = 1.0
-    for k in range(len(contexts) - 1, -1, -1):
-        if contexts[k] >= 0:
-            total = _add(past, tables, contexts[k], weights[k], left, out)
-            left *= weights[k] / (total + weights[k])
-    for b in range(len(out)):
-        out[b] += np.float32(left) * tables.prior[b]
+def _distributions(past, tables, contexts, weights, chains):  # type: ignore[no-untyped-def]
+    """Probabilities (P, K) of all chains: what each context adds, times what the longer ones leave to it."""
+    for p in range(len(contexts)):
+        out, left = chains[p], 1.0
+        out[:] = 0
+        for k in range(contexts.shape[1] - 1, -1, -1):
+            if contexts[p, k] >= 0:
+                weight = weights[p, k]
+                total = _add(past, tables, contexts[p, k], weight, left, out)
+                left *= weight / (total + weight)
+        for b in range(len(out)):
+            out[b] += np.float32(left) * tables.prior[b]
 
 
 @njit(nogil=True, cache=True)
