@@ -57,7 +57,9 @@ class Replay:
     def scores(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Mix the chains by shares (P,): probabilities (N, K) float32 of the behavior at each row (N,)."""
         scores = np.empty((len(rows), len(self.tables.prior)), np.float32)
-        _scores(*self._begin(rows), shares.astype(np.float32), scores)
+        past, begin = self._histories(rows)
+        asked = (self.columns, self.tables, past, self.at, begin, rows, self.contexts, self.weights)
+        _scores(*asked, shares.astype(np.float32), scores)
         return scores
 
     def judge(self, rows: np.ndarray, shares: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -68,16 +70,19 @@ class Replay:
         shares = (np.eye(len(self.contexts)) if shares is None else shares).astype(np.float32)
         rank = np.empty((len(rows), len(shares)), np.int32)
         probability = np.empty((len(rows), len(shares)), np.float32)
-        _judge(*self._begin(rows), shares, rank, probability)
+        past, begin = self._histories(rows)
+        asked = (self.columns, self.tables, past, self.at, begin, rows, self.contexts, self.weights)
+        _judge(*asked, shares, rank, probability)
         return rank, probability
 
-    def _begin(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
+    def _histories(self, rows: np.ndarray) -> tuple[Past, np.ndarray]:
+        """A past with room for the histories of these rows, and the first event (N,) of each row's user."""
         begin = self.offsets[np.searchsorted(self.offsets, rows, side="right") - 1]
         room = int((rows - begin).max(initial=0)) + 1
         if self.past is None or len(self.past.slot_class) < room:
             self.past = new_past(room, self.decays, len(CONTEXTS))
             self.at[:] = -1
-        return self.columns, self.tables, self.past, self.at, begin, rows, self.contexts, self.weights
+        return self.past, begin
 
 
 @njit(nogil=True, cache=True)
