@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from behavegpt import plots
+from behavegpt.baselines import counts
 from behavegpt.errors import BehaveGPTError, DataError
 
 HOSTILE = "<script>alert('x')</script> $\\frac{ & |pipe|"
-BASELINES = ("most_frequent", "by_hour", "user_most_frequent", "repeat_last", "markov", "user_markov")
-FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5", "head", "mid", "tail")
+BASELINES = counts.NAMES
+FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "f1_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5", "head", "mid", "tail")
 
 
 def fake_run(run: Path, classes: int = 40, steps: int = 600) -> Path:
