@@ -84,33 +84,49 @@ def fit_tables(
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
     target = np.flatnonzero(wanted)
     locations = int(columns.location.max(initial=1)) + 1
-    key = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]  # (targets, G)
-    known = key >= 0
-    context, of_context = np.unique(key[known], return_inverse=True)
-    follower = np.broadcast_to(behavior[target][:, None], key.shape)[known].astype(np.int64)
-    fold = np.broadcast_to(fold[target][:, None], key.shape)[known]
-    total = np.zeros((len(context), FOLDS + 1), np.float32)
-    np.add.at(total, (of_context, fold), 1)
-    total[:, -1] = total[:, :-1].sum(1)
-    pair, of_pair = np.unique(of_context * classes + follower, return_inverse=True)
-    count = np.zeros((len(pair), FOLDS + 1), np.float32)
-    np.add.at(count, (of_pair, fold), 1)
-    count[:, -1] = count[:, :-1].sum(1)
-    of_context, follower = pair // classes, pair % classes
-    order = np.lexsort((follower, -count[:, -1], of_context))
-    rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
-    kept = order[rank < followers]
-    table_key, table_row = hash_table(context)
+    keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]  # (targets, G)
+    follower, fold = behavior[target], fold[target]
+    parts = [_followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))]
+    key, total, kept, followed, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    table_key, table_row = hash_table(key)
     return Tables(
         prior=prior.astype(np.float32),
         locations=np.array([locations]),
         key=table_key,
         row=table_row,
-        start=np.searchsorted(of_context[kept], np.arange(len(context) + 1)),
-        follower=follower[kept].astype(np.int32),
-        counts=count[kept],
+        start=np.append(0, np.cumsum(kept)),
+        follower=followed.astype(np.int32),
+        counts=counts,
         total=total,
     )
+
+
+def _followers(
+    key: np.ndarray, follower: np.ndarray, fold: np.ndarray, classes: int, most: int
+) -> tuple[np.ndarray, ...]:
+    """One kind of context: keys (C,), events (C, FOLDS + 1), followers kept of each (C,), and those with their counts.
+
+    The followers (E,) stand by context, the most frequent first. Targets with key -1 are in no context.
+    """
+    known = key >= 0
+    context, of_context = np.unique(key[known], return_inverse=True)
+    fold = fold[known]
+    total = _by_fold(of_context, fold, len(context))
+    pair, of_pair = np.unique(of_context * classes + follower[known], return_inverse=True)
+    counts = _by_fold(of_pair, fold, len(pair))
+    of_context, follower = pair // classes, pair % classes
+    order = np.lexsort((follower, -counts[:, -1], of_context))
+    rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
+    order = order[rank < most]
+    kept = np.bincount(of_context[order], minlength=len(context))
+    return context, total, kept, follower[order], counts[order]
+
+
+def _by_fold(row: np.ndarray, fold: np.ndarray, rows: int) -> np.ndarray:
+    """Events (rows, FOLDS + 1) float32 of each fold, and of all last."""
+    counts = np.bincount(row * (FOLDS + 1) + fold, minlength=rows * (FOLDS + 1)).reshape(rows, FOLDS + 1)
+    counts[:, -1] = counts.sum(axis=1)
+    return counts.astype(np.float32)
 
 
 def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
