@@ -73,7 +73,7 @@ class Past(NamedTuple):
     slot_count: np.ndarray  # (S,) float64
     slot_recent: np.ndarray  # (S, T) float64 decayed counts when the class last occurred
     recent_total: np.ndarray  # (T,) float64 decayed counts of all classes
-    fading: np.ndarray  # (T, 1024) float64 what is left of a count by age in events
+    fading: np.ndarray  # (1024, T) float64 what is left of a count by age in events
     slot_event: np.ndarray  # (S,) int64 number of known events when the class last occurred
     slot_time: np.ndarray  # (S,) int64 and the time
     newest: np.ndarray  # (S,) int32 slots, the most recent first
@@ -104,7 +104,7 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
         slot_count=np.zeros(events),
         slot_recent=np.zeros((events, len(decays))),
         recent_total=np.zeros(len(decays)),
-        fading=np.exp(-np.arange(_FADED)[None] / np.asarray(decays, np.float64)[:, None]),
+        fading=np.exp(-np.arange(_FADED)[:, None] / np.asarray(decays, np.float64)),
         slot_event=np.zeros(events, np.int64),
         slot_time=np.zeros(events, np.int64),
         newest=np.zeros(events, np.int32),
@@ -193,7 +193,7 @@ def clear(past):  # type: ignore[no-untyped-def]
     past.taken_number[:] = 0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def _take(past, o, at, key):  # type: ignore[no-untyped-def]
     past.key[o, at] = key
     past.total[o, at] = 0
@@ -213,7 +213,7 @@ def observe(past, tables, weights, fold, chance, t, columns):  # type: ignore[no
     take_up(past, tables, t, columns)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def take_up(past, tables, t, columns):  # type: ignore[no-untyped-def]
     """Count event t and stand in the contexts that it makes."""
     known = columns.behavior[t]
@@ -246,8 +246,8 @@ def _count(past, known, time):  # type: ignore[no-untyped-def]
     age = min(number[0] + 1 - past.slot_event[slot], _FADED - 1)
     past.slot_count[slot] += 1
     for k in range(len(past.recent_total)):
-        past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[k, age] + 1
-        past.recent_total[k] = past.recent_total[k] * past.fading[k, 1] + 1
+        past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[age, k] + 1
+        past.recent_total[k] = past.recent_total[k] * past.fading[1, k] + 1
     number[0] += 1
     past.slot_event[slot] = number[0]
     past.slot_time[slot] = time
@@ -345,7 +345,7 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
         chance[_USER + 1 + o] = _smoothed(found, total, weights[_USER + 1 + o], user)
     for k in range(_T):
         j = _USER + 1 + _O + k
-        found = past.slot_recent[slot, k] * past.fading[k, age] if slot >= 0 else 0.0
+        found = past.slot_recent[slot, k] * past.fading[age, k] if slot >= 0 else 0.0
         chance[j] = _smoothed(found, past.recent_total[k], weights[j], user)
     is_last = 1.0 if past.last[0] == known else 0.0
     chance[_J - 1] = _smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)
@@ -399,7 +399,7 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
             age[d, 0], age[d, 1] = since, past.number[3] - past.slot_time[slot]
         for k in range(_T):
             j = _USER + 1 + _O + k
-            recent = past.slot_recent[slot, k] * past.fading[k, min(since, _FADED - 1)] if slot >= 0 else 0.0
+            recent = past.slot_recent[slot, k] * past.fading[min(since, _FADED - 1), k] if slot >= 0 else 0.0
             out[j] = _smoothed(recent, past.recent_total[k], weights[j], user)
         is_last = 1.0 if past.last[0] == known else 0.0
         out[_J - 1] = _smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)

@@ -165,8 +165,8 @@ def _add(past, tables, context, weight, left, out):  # type: ignore[no-untyped-d
     for slot in range(past.number[1]):
         count = past.slot_count[slot]
         if recent >= 0:
-            age = min(past.number[0] - past.slot_event[slot], past.fading.shape[1] - 1)
-            count = past.slot_recent[slot, recent] * past.fading[recent, age]
+            age = min(past.number[0] - past.slot_event[slot], len(past.fading) - 1)
+            count = past.slot_recent[slot, recent] * past.fading[age, recent]
         out[past.slot_class[slot]] += left * count / (total + weight)
     return total
 
