@@ -23,6 +23,7 @@ from behavegpt.config import check_settings
 from behavegpt.console import progress
 from behavegpt.data.events import read_events
 from behavegpt.data.guess import guess_schema
+from behavegpt.data.memory_tables import memory_columns
 from behavegpt.data.pack import target_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, EventStore
@@ -35,7 +36,7 @@ from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictions, Predictor
 from behavegpt.predictor import load as load_trained
 from behavegpt.universal.model import UniversalModel, load_universal
-from behavegpt.universal.reader import MemoryReader, make_reader, memory_columns, store_reader
+from behavegpt.universal.reader import MemoryReader, make_reader, store_reader
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
 

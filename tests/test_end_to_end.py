@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import behavegpt
+from behavegpt.baselines import counts
 from behavegpt.cli import VERBS, main
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import open_store
@@ -55,8 +56,8 @@ def users(work: Path) -> int:
 
 def test_metrics_have_the_promised_names(work):
     result = json.loads((work / "run/eval/metrics.json").read_text())
-    names = {"rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5"}
-    assert {"behavegpt", "markov", "user_markov", "most_frequent", "repeat_last"} <= set(result["models"])
+    names = {"rec_w", "rec_m", "prec_w", "prec_m", "f1_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5"}
+    assert {"behavegpt", *counts.NAMES} == set(result["models"])
     assert all(names <= set(figures) for figures in result["models"].values())
     assert result["rows"] > 100 and result["protocol"]["split"] == "test"
     beaten = result["models"]["most_frequent"]["ndcg@3"]

@@ -33,7 +33,7 @@ class Plan:
     @property
     def counts_hash(self) -> str:
         """The same for the count baselines, which have no budget."""
-        return digest([self.store.manifest.content_hash, "counts"])
+        return digest([self.store.manifest.content_hash, "counts", list(counts.NAMES)])
 
     def key(self, run: Run) -> str:
         return run.key(self.settings, self.store.manifest.content_hash)
@@ -81,7 +81,7 @@ class Plan:
 
     def known_rows(self) -> list[Row]:
         """The rows of these settings: those of the count baselines, and of each model's runs."""
-        names = counts.SCORERS if self.settings.counts else ()
+        names = counts.NAMES if self.settings.counts else ()
         found = [self.rows.get((f"{self.counts_hash}-{name}", FINAL)) for name in names]
         for model in self.settings.models:
             found += [self.row(run, TUNE) for run in self.tuning(model) or []]

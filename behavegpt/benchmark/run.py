@@ -41,7 +41,7 @@ from behavegpt.training.run_folder import open_model
 from behavegpt.training.setup import choose_precision
 from behavegpt.user_embeddings import write_array
 
-FIGURES = ("rec_w", "rec_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")
+FIGURES = ("rec_w", "rec_m", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")
 MOST_RANK = np.iinfo(np.uint16).max
 
 
@@ -162,11 +162,11 @@ def _count_baselines(out: Path, plan: Plan) -> bool:
     store, hashed = plan.store, plan.counts_hash
     with FileLock(out / "locks" / f"{hashed}.lock"):  # cheap, so another process just waits
         known = {row["key"] for row in read_rows(out / "rows.jsonl")}
-        if all(f"{hashed}-{name}" in known for name in counts.SCORERS):
+        if all(f"{hashed}-{name}" in known for name in counts.NAMES):
             return False
         for name, model in counts.tune(counts.fit(store), store).items():
             row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
-            row |= {"point": {"weight": model.weight}, "base": None, "protocol_hash": hashed, "status": "done"}
+            row |= {"point": model.settings(), "base": None, "protocol_hash": hashed, "status": "done"}
             for split in ("valid", "test"):
                 row[split], ranks = _count_scores(model, store, split)
             write_array(out / "ranks" / f"{row['key']}.npy", ranks)

@@ -14,6 +14,7 @@ user's past: S classes, O own contexts in hash tables of size H, E list entries,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,6 @@ _G, _O, _T, _J = len(GLOBAL), len(OWN), len(DECAYS), len(EXPERTS)
 _USER = 1 + _G  # index of the expert `user`; the own contexts follow it, then the decays, then `last`
 _CLASS = _O  # row of the hash tables that finds classes
 _FADED = 1024  # events after which a decayed count is 0
-_DECAYED = np.exp(-np.arange(_FADED)[None] / np.array(DECAYS)[:, None])  # (T, _FADED)
 
 
 class Readings(NamedTuple):
@@ -73,37 +73,46 @@ class Past(NamedTuple):
     slot_count: np.ndarray  # (S,) float64
     slot_recent: np.ndarray  # (S, T) float64 decayed counts when the class last occurred
     recent_total: np.ndarray  # (T,) float64 decayed counts of all classes
+    fading: np.ndarray  # (1024, T) float64 what is left of a count by age in events
     slot_event: np.ndarray  # (S,) int64 number of known events when the class last occurred
     slot_time: np.ndarray  # (S,) int64 and the time
     newest: np.ndarray  # (S,) int32 slots, the most recent first
     key: np.ndarray  # (O + 1, H) int64 keys of the contexts, and of the classes; -1 where free
     head: np.ndarray  # (O + 1, H) int32 first list entry of a context; slot of a class
-    total: np.ndarray  # (O, H) float64 events of a context
+    total: np.ndarray  # (O + 1, H) float64 events of a context
+    taken: np.ndarray  # (O + 1, S) int32 places in the hash tables that are not free
+    taken_number: np.ndarray  # (O + 1,) int64
     entry_slot: np.ndarray  # (E,) int32
     entry_count: np.ndarray  # (E,) float64
     entry_next: np.ndarray  # (E,) int32, -1 at the end
 
 
-def new_past(events: int) -> Past:
-    """An empty past with room for a number of events."""
+def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) -> Past:
+    """An empty past with room for a number of events.
+
+    What the experts read has the default decays and global contexts.
+    """
     room = 1 << max(3, int(2 * events - 1).bit_length())
     return Past(
         number=np.zeros(5, np.int64),
         clock=np.zeros(2, np.int64),
         last=np.full(2, -1, np.int64),
         waiting=np.full(_O, -1, np.int64),
-        waiting_row=np.full(_G, -1, np.int64),
+        waiting_row=np.full(contexts, -1, np.int64),
         judged=np.zeros(_J + 1),
         slot_class=np.zeros(events, np.int32),
         slot_count=np.zeros(events),
-        slot_recent=np.zeros((events, _T)),
-        recent_total=np.zeros(_T),
+        slot_recent=np.zeros((events, len(decays))),
+        recent_total=np.zeros(len(decays)),
+        fading=np.exp(-np.arange(_FADED)[:, None] / np.asarray(decays, np.float64)),
         slot_event=np.zeros(events, np.int64),
         slot_time=np.zeros(events, np.int64),
         newest=np.zeros(events, np.int32),
         key=np.full((_O + 1, room), -1, np.int64),
         head=np.full((_O + 1, room), -1, np.int32),
-        total=np.zeros((_O, room)),
+        total=np.zeros((_O + 1, room)),
+        taken=np.zeros((_O + 1, events), np.int32),
+        taken_number=np.zeros(_O + 1, np.int64),
         entry_slot=np.zeros(_O * events, np.int32),
         entry_count=np.zeros(_O * events),
         entry_next=np.zeros(_O * events, np.int32),
@@ -162,7 +171,7 @@ def _replay(columns, tables, begin, low, high, folds, weights, readings, past): 
     chance = np.empty(_J)
     row = 0
     for h in range(len(begin)):
-        _clear(past)
+        clear(past)
         for t in range(begin[h], high[h]):
             observe(past, tables, weights, folds[h], chance, t, columns)
             if t >= low[h]:
@@ -171,28 +180,45 @@ def _replay(columns, tables, begin, low, high, folds, weights, readings, past): 
 
 
 @njit(nogil=True, cache=True)
-def _clear(past):  # type: ignore[no-untyped-def]
+def clear(past):  # type: ignore[no-untyped-def]
     past.number[:] = 0
     past.last[:] = -1
     past.waiting[:] = -1
     past.waiting_row[:] = -1
     past.judged[:] = 0
     past.recent_total[:] = 0
-    past.key[:] = -1
-    past.total[:] = 0
+    for o in range(_O + 1):  # not the whole tables: most histories are far shorter than the longest
+        for i in range(past.taken_number[o]):
+            past.key[o, past.taken[o, i]] = -1
+    past.taken_number[:] = 0
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _take(past, o, at, key):  # type: ignore[no-untyped-def]
+    past.key[o, at] = key
+    past.total[o, at] = 0
+    past.taken[o, past.taken_number[o]] = at
+    past.taken_number[o] += 1
 
 
 @njit(nogil=True, cache=True)
 def observe(past, tables, weights, fold, chance, t, columns):  # type: ignore[no-untyped-def]
-    """Take up event t: judge the experts by it, count it, and stand in the contexts that it makes."""
+    """Judge the experts by event t and take it up."""
+    known = columns.behavior[t]
+    if known >= 0 and past.number[0] > 0:
+        _chances(past, tables, weights, fold, known, chance)
+        for j in range(_J):
+            past.judged[j] = FORGET * past.judged[j] + max(WORST, np.log(chance[j]))
+        past.judged[_J] = FORGET * past.judged[_J] + 1
+    take_up(past, tables, t, columns)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def take_up(past, tables, t, columns):  # type: ignore[no-untyped-def]
+    """Count event t and stand in the contexts that it makes."""
     known = columns.behavior[t]
     number = past.number
     if known >= 0:
-        if number[0] > 0:
-            _chances(past, tables, weights, fold, known, chance)
-            for j in range(_J):
-                past.judged[j] = FORGET * past.judged[j] + max(WORST, np.log(chance[j]))
-            past.judged[_J] = FORGET * past.judged[_J] + 1
         _count(past, known, columns.time[t])
         past.last[1] = past.last[0]
         past.last[0] = known
@@ -207,7 +233,7 @@ def _count(past, known, time):  # type: ignore[no-untyped-def]
     number = past.number
     at = find(past.key[_CLASS], known)
     if past.key[_CLASS, at] == -1:
-        past.key[_CLASS, at] = known
+        _take(past, _CLASS, at, known)
         slot = number[1]
         past.head[_CLASS, at] = slot
         past.slot_class[slot] = known
@@ -219,9 +245,9 @@ def _count(past, known, time):  # type: ignore[no-untyped-def]
     slot = past.head[_CLASS, at]
     age = min(number[0] + 1 - past.slot_event[slot], _FADED - 1)
     past.slot_count[slot] += 1
-    for k in range(_T):
-        past.slot_recent[slot, k] = past.slot_recent[slot, k] * _DECAYED[k, age] + 1
-        past.recent_total[k] = past.recent_total[k] * _DECAYED[k, 1] + 1
+    for k in range(len(past.recent_total)):
+        past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[age, k] + 1
+        past.recent_total[k] = past.recent_total[k] * past.fading[1, k] + 1
     number[0] += 1
     past.slot_event[slot] = number[0]
     past.slot_time[slot] = time
@@ -247,7 +273,7 @@ def _follow(past, o, slot):  # type: ignore[no-untyped-def]
     """Count a class, by its slot, behind own context o."""
     at = find(past.key[o], past.waiting[o])
     if past.key[o, at] == -1:
-        past.key[o, at] = past.waiting[o]
+        _take(past, o, at, past.waiting[o])
         past.head[o, at] = -1
     past.total[o, at] += 1
     entry = past.head[o, at]
@@ -276,7 +302,7 @@ def _stand(past, tables, t, columns):  # type: ignore[no-untyped-def]
     past.waiting[4] = weekday * 8 + slot // 6
     rows = past.waiting_row
     global_keys(rows, last, before, columns.event[t], location, slot, weekday, classes, tables.locations[0])
-    for g in range(_G):
+    for g in range(len(rows)):
         if rows[g] >= 0:
             at = find(tables.key, rows[g])
             rows[g] = tables.row[at] if tables.key[at] != -1 else -1
@@ -309,7 +335,7 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
         chance[_USER + 1 + o] = _smoothed(found, total, weights[_USER + 1 + o], user)
     for k in range(_T):
         j = _USER + 1 + _O + k
-        found = past.slot_recent[slot, k] * _DECAYED[k, age] if slot >= 0 else 0.0
+        found = past.slot_recent[slot, k] * past.fading[age, k] if slot >= 0 else 0.0
         chance[j] = _smoothed(found, past.recent_total[k], weights[j], user)
     is_last = 1.0 if past.last[0] == known else 0.0
     chance[_J - 1] = _smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)
@@ -377,7 +403,7 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
             age[d, 0], age[d, 1] = since, past.number[3] - past.slot_time[slot]
         for k in range(_T):
             j = _USER + 1 + _O + k
-            recent = past.slot_recent[slot, k] * _DECAYED[k, min(since, _FADED - 1)] if slot >= 0 else 0.0
+            recent = past.slot_recent[slot, k] * past.fading[min(since, _FADED - 1), k] if slot >= 0 else 0.0
             out[j] = _smoothed(recent, past.recent_total[k], weights[j], user)
         is_last = 1.0 if past.last[0] == known else 0.0
         out[_J - 1] = _smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)

@@ -7,15 +7,21 @@ target of the position it is asked at would be trusted far too much.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from behavegpt.data.store import EventStore
+from behavegpt.data.vocabulary import FIRST
+
 GLOBAL = ("after_behavior", "after_two", "at_weekend_hour", "after_event_and_place", "after_behavior_at_hour")
+CONTEXTS = (*GLOBAL, "at_place")  # with those that only the count baselines read
 FOLDS = 8
 FOLLOWERS = 128  # of a context that are kept, the most frequent ones
 SLOTS = 48  # of a day, whatever the schema's
+DAY = 1440  # minutes
 
 
 class Columns(NamedTuple):
@@ -42,8 +48,41 @@ class Tables(NamedTuple):
     total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
 
 
-def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, folds: np.ndarray) -> Tables:
-    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u]."""
+def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
+    """What is counted, of vocabulary ids (`behavior`, `event`, maybe `location`), `slot`, `weekday` and `time`.
+
+    A log without places has place 0 everywhere.
+    """
+    location = columns.get("location", np.zeros(len(columns["event"]), np.int32))
+    return Columns(
+        behavior=np.maximum(np.asarray(columns["behavior"]).astype(np.int32) - FIRST, -1),
+        event=np.asarray(columns["event"]).astype(np.int32),
+        location=np.asarray(location).astype(np.int32),
+        slot=(np.asarray(columns["slot"]).astype(np.int32) * slot_minutes * SLOTS // DAY).astype(np.int16),
+        weekday=np.asarray(columns["weekday"]).astype(np.int16),
+        time=np.asarray(columns["time"]).astype(np.int64),
+    )
+
+
+def store_columns(store: EventStore) -> Columns:
+    """The columns of a prepared folder, in memory."""
+    return memory_columns({**store.columns, "behavior": store.column("behavior")}, store.schema.slot_minutes)
+
+
+def fit_tables(
+    columns: Columns,
+    offsets: np.ndarray,
+    used: np.ndarray,
+    classes: int,
+    folds: np.ndarray,
+    *,
+    contexts: Sequence[str] = GLOBAL,
+    followers: int = FOLLOWERS,
+) -> Tables:
+    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u].
+
+    `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
+    """
     behavior = columns.behavior
     counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
     prior = (counts + 0.5) / (counts + 0.5).sum()
@@ -52,35 +91,51 @@ def fit_tables(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
     target = np.flatnonzero(wanted)
     locations = int(columns.location.max(initial=1)) + 1
-    key = keys_of_positions(columns, offsets, classes, locations)[target - 1]  # (targets, G)
-    known = key >= 0
-    context, of_context = np.unique(key[known], return_inverse=True)
-    follower = np.broadcast_to(behavior[target][:, None], key.shape)[known].astype(np.int64)
-    fold = np.broadcast_to(fold[target][:, None], key.shape)[known]
-    total = np.zeros((len(context), FOLDS + 1), np.float32)
-    np.add.at(total, (of_context, fold), 1)
-    total[:, -1] = total[:, :-1].sum(1)
-    pairs = of_context * classes + follower
-    pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
-    count = np.zeros((len(pair), FOLDS + 1), np.float32)
-    np.add.at(count, (of_pair, fold), 1)
-    count[:, -1] = count[:, :-1].sum(1)
-    of_context, follower = pair // classes, pair % classes
-    # equally frequent ones by their first occurrence: no label may matter
-    order = np.lexsort((earliest, -count[:, -1], of_context))
-    rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
-    kept = order[rank < FOLLOWERS]
-    table_key, table_row = hash_table(context)
+    keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]  # (targets, G)
+    follower, fold = behavior[target], fold[target]
+    parts = [_followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))]
+    key, total, kept, followed, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    table_key, table_row = hash_table(key)
     return Tables(
         prior=prior.astype(np.float32),
         locations=np.array([locations]),
         key=table_key,
         row=table_row,
-        start=np.searchsorted(of_context[kept], np.arange(len(context) + 1)),
-        follower=follower[kept].astype(np.int32),
-        counts=count[kept],
+        start=np.append(0, np.cumsum(kept)),
+        follower=followed.astype(np.int32),
+        counts=counts,
         total=total,
     )
+
+
+def _followers(
+    key: np.ndarray, follower: np.ndarray, fold: np.ndarray, classes: int, most: int
+) -> tuple[np.ndarray, ...]:
+    """One kind of context: keys (C,), events (C, FOLDS + 1), followers kept of each (C,), and those with their counts.
+
+    The followers (E,) stand by context, the most frequent first. Targets with key -1 are in no context.
+    """
+    known = key >= 0
+    context, of_context = np.unique(key[known], return_inverse=True)
+    fold = fold[known]
+    total = _by_fold(of_context, fold, len(context))
+    pairs = of_context * classes + follower[known]
+    pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
+    counts = _by_fold(of_pair, fold, len(pair))
+    of_context, follower = pair // classes, pair % classes
+    # equally frequent ones by their first occurrence: no label may matter
+    order = np.lexsort((earliest, -counts[:, -1], of_context))
+    rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
+    order = order[rank < most]
+    kept = np.bincount(of_context[order], minlength=len(context))
+    return context, total, kept, follower[order], counts[order]
+
+
+def _by_fold(row: np.ndarray, fold: np.ndarray, rows: int) -> np.ndarray:
+    """Events (rows, FOLDS + 1) float32 of each fold, and of all last."""
+    counts = np.bincount(row * (FOLDS + 1) + fold, minlength=rows * (FOLDS + 1)).reshape(rows, FOLDS + 1)
+    counts[:, -1] = counts.sum(axis=1)
+    return counts.astype(np.float32)
 
 
 def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,9 +166,8 @@ def find(table, key):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
-    """Keys (G,) of the contexts of a position: its last two known classes (-1: none), and its last event."""
-    for g in range(5):
-        keys[g] = -1
+    """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none) and last event."""
+    keys[:] = -1
     if last >= 0:
         keys[0] = last * 8
         keys[4] = (last * 12 + slot // 4) * 8 + 4
@@ -122,11 +176,15 @@ def global_keys(keys, last, before, event, location, slot, weekday, classes, loc
     keys[2] = ((weekday >= 5) * 24 + slot // 2) * 8 + 2
     if event >= 2:
         keys[3] = (event * locations + location) * 8 + 3
+    if location >= 2 and len(keys) > len(GLOBAL):
+        keys[5] = location * 8 + 5
 
 
-def keys_of_positions(columns: Columns, offsets: np.ndarray, classes: int, locations: int) -> np.ndarray:
-    """Keys (events, G) int64 of the contexts at every event."""
-    keys = np.empty((len(columns.behavior), len(GLOBAL)), np.int64)
+def keys_of_positions(
+    columns: Columns, offsets: np.ndarray, classes: int, locations: int, contexts: int = len(GLOBAL)
+) -> np.ndarray:
+    """Keys (events, contexts) int64 of the contexts at every event."""
+    keys = np.empty((len(columns.behavior), contexts), np.int64)
     _keys_of_positions(keys, *columns[:5], offsets, classes, locations)
     return keys
 

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from behavegpt.data.memory import Readings, read_memory
-from behavegpt.data.memory_tables import FOLDS, SLOTS, Columns, Tables, fit_tables
+from behavegpt.data.memory_tables import FOLDS, Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
-from behavegpt.data.vocabulary import FIRST, UNKNOWN
 from behavegpt.model.mixer import Memory
 
 POSITIONS = 4096  # read at a time
@@ -115,20 +114,6 @@ def take(readings: Readings, index: np.ndarray, skill: np.ndarray) -> Memory:
         reliability=torch.from_numpy(readings.reliability[index]),
         context=torch.from_numpy(readings.context[index]),
         skill=torch.from_numpy(skill),
-    )
-
-
-def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
-    """What the experts read of vocabulary ids (`behavior`, `event`, `location`), slots, weekdays and times."""
-    nowhere = np.full(len(columns["event"]), UNKNOWN, np.int32)
-    minutes = np.asarray(columns["slot"]).astype(np.int64) * slot_minutes
-    return Columns(
-        behavior=np.maximum(np.asarray(columns["behavior"]).astype(np.int32) - FIRST, -1),
-        event=np.asarray(columns["event"]).astype(np.int32),
-        location=np.asarray(columns.get("location", nowhere)).astype(np.int32),
-        slot=(minutes * SLOTS // 1440).astype(np.int16),
-        weekday=np.asarray(columns["weekday"]).astype(np.int16),
-        time=np.asarray(columns["time"]).astype(np.int64),
     )
 
 

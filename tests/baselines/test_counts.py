@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize
 
 from behavegpt.baselines import counts
 from behavegpt.data.pack import target_rows
@@ -20,7 +20,10 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TEST, TRAIN, VALID, EventStore, Manifest
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 
-NAMES = ("most_frequent", "by_hour", "user_most_frequent", "repeat_last", "markov", "user_markov")
+NAMES = (
+    *("most_frequent", "by_hour", "by_place", "markov", "global_markov2", "repeat_last", "user_most_frequent"),
+    *("user_recent", "user_by_hour", "user_by_place", "user_markov", "mixture"),
+)
 
 
 def make_store(
@@ -31,11 +34,14 @@ def make_store(
     slot: np.ndarray,
     classes: int,
     slot_minutes: int = 30,
+    location: np.ndarray | None = None,
 ) -> EventStore:
-    """A store in memory whose behaviors are its events; `behavior` holds ids (M,)."""
+    """A store in memory whose behaviors are its events; `behavior` and `location` hold ids (M,)."""
     seen = np.bincount(behavior[split == TRAIN], minlength=classes + FIRST)[FIRST:]
     vocabulary = Vocabulary(pd.array([f"b{i}" for i in range(classes)], "string[pyarrow]").__arrow_array__(), seen)
     columns = {"event": behavior, "split": split, "weekday": weekday, "slot": slot}
+    columns["time"] = np.arange(len(behavior)) * 60
+    columns |= {} if location is None else {"location": location}
     manifest = Manifest(
         format=1,
         event_schema=EventSchema.model_validate({"user": "u", "time": "t", "event": "e", "slot_minutes": slot_minutes}),
@@ -67,6 +73,7 @@ def random_store(seed: int, users: int = 30, longest: int = 40, classes: int = 6
         rng.integers(0, 7, total).astype(np.uint8),
         rng.integers(0, 48, total).astype(np.uint8),
         classes,
+        location=rng.integers(0, 7, total).astype(np.uint8),
     )
 
 
@@ -81,71 +88,103 @@ class Reference:
     """The definitions of the module's docstring, one event at a time."""
 
     def __init__(self, store: EventStore) -> None:
-        self.store, self.classes = store, store.behaviors.classes
+        self.columns, self.classes = store.columns, store.behaviors.classes
         self.behavior = [int(b) - FIRST for b in store.column("behavior")]
         self.user = [u for u in range(len(store.offsets) - 1) for _ in range(*store.offsets[u : u + 2])]
-        train = [i for i, s in enumerate(store.columns["split"]) if s == TRAIN]
-        seen = Counter(self.behavior[i] for i in train if self.behavior[i] >= 0)
-        raw = [seen[c] + (self.classes - c) / (2 * self.classes) for c in range(self.classes)]
+        self.train = [i for i, s in enumerate(store.columns["split"]) if s == TRAIN]
+        seen = Counter(self.behavior[i] for i in self.train)
+        raw = [seen[c] + 0.5 for c in range(self.classes)]
         self.frequency = [x / sum(raw) for x in raw]
-        self.hour: dict[tuple[bool, int], Counter[int]] = {}
-        self.next: dict[int, Counter[int]] = {}
-        for i in train:
-            past = self.past(i)
-            if not past or self.behavior[i] < 0:
-                continue
-            self.hour.setdefault(self.context(past[-1]), Counter())[self.behavior[i]] += 1
-            known = [self.behavior[j] for j in past if self.behavior[j] >= 0]
-            if known:
-                self.next.setdefault(known[-1], Counter())[self.behavior[i]] += 1
 
     def past(self, row: int) -> list[int]:
         return [j for j in range(row) if self.user[j] == self.user[row]]
 
-    def context(self, i: int) -> tuple[bool, int]:
-        return bool(self.store.columns["weekday"][i] >= 5), int(self.store.columns["slot"][i]) * 30 // 120
+    def known(self, past: list[int]) -> list[int]:
+        return [self.behavior[j] for j in past if self.behavior[j] >= 0]
 
-    def mix(self, seen: Counter[int], weight: float, prior: list[float]) -> list[float]:
-        total = sum(seen.values()) + weight
-        return [(seen[c] + weight * prior[c]) / total for c in range(self.classes)]
-
-    def scores(self, name: str, weight: float, row: int) -> list[float]:
+    def context(self, name: str, row: int) -> tuple[int, ...] | None:
+        """What the behavior at a row follows; None where there is nothing of the kind."""
         past = self.past(row)
-        known = [self.behavior[j] for j in past if self.behavior[j] >= 0]
+        if not past:
+            return None
+        known, last = self.known(past), past[-1]
+        slot, place = int(self.columns["slot"][last]), int(self.columns["location"][last])
+        return {
+            "by_hour": (int(self.columns["weekday"][last] >= 5), slot // 2),
+            "by_place": (place,) if place >= FIRST else None,
+            "markov": tuple(known[-1:]) or None,
+            "global_markov2": tuple(known[-2:]) if len(known) > 1 else None,
+            "user_by_hour": (slot // 3,),
+            "user_by_place": (place,) if place >= FIRST else None,
+            "user_markov": tuple(known[-1:]) or None,
+        }[name]
+
+    def followed(self, name: str, row: int, rows: list[int]) -> dict[int, float]:
+        """How often each behavior followed the context of a row, at these rows."""
+        context = self.context(name, row)
+        same = [i for i in rows if context is not None and self.context(name, i) == context]
+        return Counter(self.known(same))
+
+    def scores(self, name: str, chain: counts.Chain, row: int) -> list[float]:
         if name == "most_frequent":
             return self.frequency
-        if name == "by_hour":
-            seen = self.hour.get(self.context(past[-1]), Counter()) if past else Counter()
-            return self.mix(seen, weight, self.frequency)
-        if name == "user_most_frequent":
-            return self.mix(Counter(known), weight, self.frequency)
+        shorter = counts.BASELINES[name].shorter
+        assert shorter is not None
+        *before, level = chain
+        prior = self.scores(shorter, tuple(before), row)
+        past = self.past(row)
+        known = self.known(past)
+        seen: dict[int, float] = Counter()
         if name == "repeat_last":
-            return self.mix(Counter(known[-1:]), weight if known else 1.0, self.frequency)
-        markov = self.mix(self.next.get(known[-1], Counter()) if known else Counter(), 1.0, self.frequency)
-        if name == "markov":
-            return markov
-        own = Counter(b for a, b in itertools.pairwise(known) if a == known[-1])
-        return self.mix(own, weight, markov)
+            seen = Counter(known[-1:])
+        elif name == "user_most_frequent":
+            seen = Counter(known)
+        elif name == "user_recent":
+            for age, behavior in enumerate(reversed(known)):
+                seen[behavior] = seen.get(behavior, 0) + math.exp(-age / level.decay)
+        else:
+            seen = self.followed(name, row, past if name.startswith("user") else self.train)
+        total = sum(seen.values()) + level.weight
+        return [(seen.get(c, 0) + level.weight * prior[c]) / total for c in range(self.classes)]
+
+    def all_scores(self, models: dict[str, counts.CountModel], row: int) -> dict[str, list[float]]:
+        found = {name: self.scores(name, models[name].chains[0], row) for name in counts.BASELINES}
+        columns = zip(*found.values(), strict=True)
+        shares = models["mixture"].shares
+        return found | {"mixture": [sum(s * p for s, p in zip(shares, c, strict=True)) for c in columns]}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_scores_equal_counting_with_dictionaries(seed: int) -> None:
-    store = random_store(seed)
+@pytest.mark.parametrize(("seed", "tuned"), [(0, False), (1, False), (2, True), (3, True)])
+def test_scores_equal_counting_with_dictionaries(seed: int, tuned: bool) -> None:
+    store = random_store(seed, users=20)
     reference, models = Reference(store), counts.fit(store)
     assert tuple(models) == NAMES
+    models = counts.tune(models, store) if tuned else models
     rows = np.arange(store.manifest.events)  # also first events of users, which know nothing
+    expected = [reference.all_scores(models, row) for row in rows.tolist()]
     for name, model in models.items():
-        expected = [reference.scores(name, model.weight, row) for row in rows.tolist()]
-        np.testing.assert_allclose(collected(model, store, rows), expected, rtol=2e-6, atol=1e-9, err_msg=name)
+        wanted = [scores[name] for scores in expected]
+        np.testing.assert_allclose(collected(model, store, rows), wanted, rtol=3e-6, atol=1e-9, err_msg=name)
+
+
+def test_contexts_with_many_followers_are_exact() -> None:
+    """The memory keeps the 128 most frequent followers of a context; the baselines keep all."""
+    classes = 400
+    behavior = np.stack([np.zeros(classes, np.int64), np.arange(classes)], axis=1).ravel()
+    zeros = np.zeros(len(behavior), np.uint8)
+    store = make_store(behavior + FIRST, np.array([0, len(behavior)]), zeros, zeros, zeros, classes)
+    model = counts.fit(store)["markov"]
+    after_zero = collected(model, store, np.array([len(behavior) - 1]), counts.CELLS)[0]
+    followed = np.bincount(behavior[1:][behavior[:-1] == 0], minlength=classes)
+    np.testing.assert_allclose(after_zero, (followed + model.tables.prior) / (followed.sum() + 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_are_distributions_without_ties(name: str) -> None:
+def test_scores_are_distributions(name: str) -> None:
     store = random_store(7, users=60, classes=9)
     score = collected(counts.fit(store)[name], store, target_rows(store, TEST))
     np.testing.assert_allclose(score.sum(axis=1), 1, rtol=1e-5)
     assert (score > 0).all()
-    assert all(len(np.unique(line)) == 9 for line in score)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,7 +207,7 @@ def test_nothing_at_or_after_the_row_is_seen(name: str) -> None:
         future = slice(int(rows[i]), None)
         columns = {name: column.copy() for name, column in store.columns.items()}
         columns["event"][future] = rng.integers(0, len(store.behaviors), len(columns["event"][future]))
-        columns["weekday"][future], columns["slot"][future] = 6, 47
+        columns["weekday"][future], columns["slot"][future], columns["location"][future] = 6, 47, 3
         changed = collected(model, replace(store, columns=columns), rows)
         np.testing.assert_array_equal(changed[: i + 1], clean[: i + 1])
         others = user[: i + 1] != user[i]
@@ -182,8 +221,8 @@ def test_the_past_of_any_split_is_seen_but_tables_are_from_training() -> None:
     flipped[split != TRAIN] = FIRST
     other = replace(store, columns=store.columns | {"event": flipped})
     one, two = counts.fit(store)["markov"].tables, counts.fit(other)["markov"].tables
-    for field in ("frequency", "hours", "pointer", "successor", "transitions"):
-        np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+    for field, table in one._asdict().items():
+        np.testing.assert_array_equal(table, getattr(two, field))
     rows = target_rows(store, TEST)
     rows = rows[split[rows - 1] != TRAIN]
     model = counts.fit(store)["repeat_last"]
@@ -229,21 +268,58 @@ def ndcg3(score: np.ndarray, target: np.ndarray) -> float:
     return total / len(target)
 
 
-def test_tuning_picks_the_best_weight_on_validation_only() -> None:
+def settings_of(models: dict[str, counts.CountModel]) -> dict[str, object]:
+    return {name: (model.chains, model.shares) for name, model in models.items()}
+
+
+def test_tuning_picks_the_best_on_validation_only() -> None:
     store = random_store(19, users=80)
     models = counts.fit(store)
     tuned = counts.tune(models, store)
     rows = target_rows(store, VALID)
     target = store.columns["event"][rows].astype(int) - FIRST
-    for name in counts.TUNED:
-        by_weight = {w: ndcg3(collected(replace(models[name], weight=w), store, rows), target) for w in counts.GRID}
-        assert by_weight[tuned[name].weight] == pytest.approx(max(by_weight.values()))
-    assert all(tuned[name] is models[name] for name in NAMES if name not in counts.TUNED)
+    reached = {name: ndcg3(collected(model, store, rows), target) for name, model in tuned.items()}
+    for name in set(NAMES) - {"most_frequent", "repeat_last", "mixture"}:
+        *shorter, level = tuned[name].chains[0]
+        parent = counts.BASELINES[name].shorter
+        assert parent is not None and tuple(shorter) == tuned[parent].chains[0]
+        decays = counts.DECAYS if name == "user_recent" else (level.decay,)
+        tried = [level._replace(weight=w, decay=d) for w in counts.WEIGHTS for d in decays]
+        others = [replace(models[name], chains=((*shorter, other),)) for other in tried]
+        best = max(ndcg3(collected(other, store, rows), target) for other in others)
+        assert reached[name] == pytest.approx(best), name
+    assert reached["mixture"] == max(reached.values())
+    assert sum(tuned["mixture"].shares) == pytest.approx(1) and min(tuned["mixture"].shares) >= 0
+    assert all(tuned[name].chains == models[name].chains for name in ("most_frequent", "repeat_last"))
     hidden = store.columns["event"].copy()
     hidden[store.columns["split"] == TEST] = FIRST
-    assert counts.tune(models, replace(store, columns=store.columns | {"event": hidden})) == tuned
+    without_test = counts.tune(models, replace(store, columns=store.columns | {"event": hidden}))
+    assert settings_of(without_test) == settings_of(tuned)
     train_only = replace(store, columns=store.columns | {"split": np.zeros_like(store.columns["split"])})
-    assert counts.tune(models, train_only) == models
+    assert counts.tune(models, train_only) is models
+
+
+def test_shares_are_the_likeliest_ones() -> None:
+    rng = np.random.default_rng(0)
+    probability = rng.dirichlet(np.ones(4), 500)[:, :3].astype(np.float32)
+    probability[:, 2] *= 0.5  # never worth a share
+    shares = counts.likeliest_shares(probability)
+
+    def loss(logits: np.ndarray) -> float:
+        weights = np.exp(logits) / np.exp(logits).sum()
+        return -float(np.log(probability @ weights).mean())
+
+    found = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12, "maxiter": 5000})
+    assert -np.log(probability @ shares).mean() == pytest.approx(found.fun, abs=1e-5)
+    assert shares[2] < 1e-3 and shares.sum() == pytest.approx(1)
+
+
+def test_settings_name_what_was_tuned() -> None:
+    models = counts.fit(random_store(23))
+    assert models["markov"].settings() == {"weight": 1.0}
+    assert models["user_recent"].settings() == {"weight": 0.3, "decay": 15.0}
+    assert models["most_frequent"].settings() == {"weight": 0.0}
+    assert tuple(models["mixture"].settings()) == tuple(counts.BASELINES)
 
 
 def test_many_classes_and_events_take_seconds() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from behavegpt.baselines import counts
 from behavegpt.benchmark import run as benchmark_run
 from behavegpt.benchmark.run import benchmark, plans_of
 from behavegpt.benchmark.settings import BenchmarkSettings
@@ -94,7 +95,7 @@ def test_every_model_is_tuned_alike_and_run_with_all_seeds(rows, folder):
 def test_the_ranks_give_the_figures_again(rows, folder):
     target, user = truth(open_store(folder / "log"))
     finals = [row for row in rows if row["kind"] == "final"]
-    assert len(finals) == 6 + 6  # three models of two seeds, six ways of counting
+    assert len(finals) == 6 + len(counts.NAMES)  # three models of two seeds
     for row in finals:
         ranks = np.load(folder / "out" / "ranks" / f"{row['key']}.npy", allow_pickle=False)
         assert len(ranks) == len(target) == len(user)

@@ -1,0 +1,195 @@
+"""What the counts of the memory say about every class: the exact distributions of the count baselines.
+
+The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past (`memory.py`)
+and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from the prior, and each
+context is smoothed towards the distribution so far:
+
+    P(b) <- (n(b|context) + w P(b)) / (n(context) + w)
+
+Shapes: N rows that are predicted, P chains of up to L contexts, Q mixtures of them, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from behavegpt.data.memory import OWN, Past, clear, new_past, take_up
+from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, find
+
+RECENT = "user_recent"
+READ = (*(f"global_{name}" for name in CONTEXTS), "user", *(f"user_{name}" for name in OWN), "user_last", RECENT)
+_USER = READ.index("user")
+_LAST = READ.index("user_last")
+_RECENT = READ.index(RECENT)  # with the first decay; the others follow
+
+
+class Level(NamedTuple):
+    """One context of a chain."""
+
+    context: str  # of READ
+    weight: float  # of the shorter context, in events
+    decay: float = np.inf  # events after which a count of RECENT has fallen to 1/e
+
+
+Chain = tuple[Level, ...]  # from the shortest context to the longest; the empty one is the prior
+
+
+class Replay:
+    """Asks chains about rows in ascending order, each event of a history being read once however often it is asked."""
+
+    def __init__(self, columns: Columns, offsets: np.ndarray, tables: Tables, chains: Sequence[Chain]) -> None:
+        self.columns, self.offsets, self.tables = columns, offsets, tables
+        self.decays = sorted({level.decay for chain in chains for level in chain if level.context == RECENT}) or [1.0]
+        longest = max(map(len, chains))
+        self.contexts = np.full((len(chains), longest), -1)
+        self.weights = np.zeros((len(chains), longest))
+        for i, chain in enumerate(chains):
+            for k, level in enumerate(chain):
+                recent = self.decays.index(level.decay) if level.context == RECENT else 0
+                self.contexts[i, k], self.weights[i, k] = READ.index(level.context) + recent, level.weight
+        self.past: Past | None = None
+        self.at = np.full(2, -1)  # first event of the user whose past is held, and the next event to take up
+
+    def scores(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Mix the chains by shares (P,): probabilities (N, K) float32 of the behavior at each row (N,)."""
+        scores = np.empty((len(rows), len(self.tables.prior)), np.float32)
+        past, begin = self._histories(rows)
+        asked = (self.columns, self.tables, past, self.at, begin, rows, self.contexts, self.weights)
+        _scores(*asked, shares.astype(np.float32), scores)
+        return scores
+
+    def judge(self, rows: np.ndarray, shares: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rank and probability (N, Q) of the truth at rows (N,) of known behavior under Q mixtures of shares (Q, P).
+
+        Without shares under each chain alone. Ranks are int32 from 0; of equal classes the first stands first.
+        """
+        shares = (np.eye(len(self.contexts)) if shares is None else shares).astype(np.float32)
+        rank = np.empty((len(rows), len(shares)), np.int32)
+        probability = np.empty((len(rows), len(shares)), np.float32)
+        past, begin = self._histories(rows)
+        asked = (self.columns, self.tables, past, self.at, begin, rows, self.contexts, self.weights)
+        _judge(*asked, shares, rank, probability)
+        return rank, probability
+
+    def _histories(self, rows: np.ndarray) -> tuple[Past, np.ndarray]:
+        """A past with room for the histories of these rows, and the first event (N,) of each row's user."""
+        begin = self.offsets[np.searchsorted(self.offsets, rows, side="right") - 1]
+        room = int((rows - begin).max(initial=0)) + 1
+        if self.past is None or len(self.past.slot_class) < room:
+            self.past = new_past(room, self.decays, len(CONTEXTS))
+            self.at[:] = -1
+        return self.past, begin
+
+
+@njit(nogil=True, cache=True)
+def _scores(columns, tables, past, at, begin, rows, contexts, weights, shares, scores):  # type: ignore[no-untyped-def]
+    chains = np.empty((len(contexts), len(tables.prior)), np.float32)
+    for i in range(len(rows)):
+        _advance(columns, tables, past, at, begin[i], rows[i])
+        _distributions(past, tables, contexts, weights, chains)
+        _mix(chains, shares, scores[i])
+
+
+@njit(nogil=True, cache=True)
+def _judge(columns, tables, past, at, begin, rows, contexts, weights, shares, rank, probability):  # type: ignore[no-untyped-def]
+    chains = np.empty((len(contexts), len(tables.prior)), np.float32)
+    mixed = np.empty(len(tables.prior), np.float32)
+    for i in range(len(rows)):
+        _advance(columns, tables, past, at, begin[i], rows[i])
+        _distributions(past, tables, contexts, weights, chains)
+        target = columns.behavior[rows[i]]
+        for q in range(len(shares)):
+            _mix(chains, shares[q], mixed)
+            own, ahead = mixed[target], 0
+            for b in range(len(mixed)):
+                ahead += mixed[b] > own
+            for b in range(target):
+                ahead += mixed[b] == own
+            rank[i, q], probability[i, q] = ahead, own
+
+
+@njit(nogil=True, cache=True)
+def _mix(chains, shares, out):  # type: ignore[no-untyped-def]
+    """sum_p shares[p] chains[p] into out (K,)."""
+    out[:] = 0
+    for p in range(len(shares)):
+        if shares[p] > 0:
+            for b in range(len(out)):
+                out[b] += shares[p] * chains[p, b]
+
+
+@njit(nogil=True, cache=True)
+def _advance(columns, tables, past, at, begin, row):  # type: ignore[no-untyped-def]
+    """Take up the events of a user, whose first is `begin`, before a row."""
+    if at[0] != begin:
+        clear(past)
+        at[0] = at[1] = begin
+    while at[1] < row:
+        take_up(past, tables, at[1], columns)
+        at[1] += 1
+
+
+@njit(nogil=True, cache=True)
+def _distributions(past, tables, contexts, weights, chains):  # type: ignore[no-untyped-def]
+    """Probabilities (P, K) of all chains: what each context adds, times what the longer ones leave to it."""
+    for p in range(len(contexts)):
+        out, left = chains[p], 1.0
+        out[:] = 0
+        for k in range(contexts.shape[1] - 1, -1, -1):
+            if contexts[p, k] >= 0:
+                weight = weights[p, k]
+                total = _add(past, tables, contexts[p, k], weight, left, out)
+                left *= weight / (total + weight)
+        for b in range(len(out)):
+            out[b] += np.float32(left) * tables.prior[b]
+
+
+@njit(nogil=True, cache=True)
+def _add(past, tables, context, weight, left, out):  # type: ignore[no-untyped-def]
+    """Add n(b) * left / (n + weight) of one context to out (K,); returns n."""
+    if context < _USER:
+        return _add_global(past, tables, context, weight, left, out)
+    if _USER < context < _LAST:
+        return _add_own(past, context - _USER - 1, weight, left, out)
+    if context == _LAST:
+        if past.last[0] < 0:
+            return 0.0
+        out[past.last[0]] += left / (1 + weight)
+        return 1.0
+    recent = context - _RECENT
+    total = np.float64(past.number[0]) if recent < 0 else past.recent_total[recent]
+    for slot in range(past.number[1]):
+        count = past.slot_count[slot]
+        if recent >= 0:
+            age = min(past.number[0] - past.slot_event[slot], len(past.fading) - 1)
+            count = past.slot_recent[slot, recent] * past.fading[age, recent]
+        out[past.slot_class[slot]] += left * count / (total + weight)
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _add_global(past, tables, context, weight, left, out):  # type: ignore[no-untyped-def]
+    row = past.waiting_row[context]
+    if row < 0:
+        return 0.0
+    total = np.float64(tables.total[row, -1])
+    for entry in range(tables.start[row], tables.start[row + 1]):
+        out[tables.follower[entry]] += left * tables.counts[entry, -1] / (total + weight)
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _add_own(past, own, weight, left, out):  # type: ignore[no-untyped-def]
+    row = find(past.key[own], past.waiting[own]) if past.waiting[own] >= 0 else -1
+    if row < 0 or past.key[own, row] == -1:
+        return 0.0
+    total = past.total[own, row]
+    entry = past.head[own, row]
+    while entry >= 0:
+        out[past.slot_class[past.entry_slot[entry]]] += left * past.entry_count[entry] / (total + weight)
+        entry = past.entry_next[entry]
+    return total
