@@ -26,24 +26,26 @@ class Memory(NamedTuple):
 
     owner: torch.Tensor  # (M,) int64 position of each candidate, ascending
     classes: torch.Tensor  # (M,) int64
-    probability: torch.Tensor  # (M, J) float32
+    probability: torch.Tensor  # (M, J) float32; the last expert is the mixture of the others
     age: torch.Tensor  # (M, 2) float32 events and seconds since the class last occurred, -1 for never
     rest: torch.Tensor  # (N, J) float32: any other class b has the probability rest * prior(b)
-    evidence: torch.Tensor  # (N, J) float32
-    reliability: torch.Tensor  # (N, J + 1) float32
+    evidence: torch.Tensor  # (N, J - 1) float32
+    reliability: torch.Tensor  # (N, J) float32
     context: torch.Tensor  # (N, 5) float32: events, classes, half hour, weekday, seconds since the event before
-    skill: torch.Tensor  # (J,) float32 mean log-probability that each expert gave to what came, over the log's users
 
 
 class Mixer(nn.Module):
-    """Logits (N, K) from what the experts say; `state_size` > 0 lets hidden states (N, state_size) steer the gates."""
+    """Logits (N, K) from what the experts say; `state_size` > 0 lets hidden states (N, state_size) steer the gates.
+
+    It starts as the last expert, the mixture whose shares were fitted to the log, and learns where that errs.
+    """
 
     MOMENT = 8  # context features beside evidence and reliability
 
     def __init__(self, experts: int, hidden_size: int = 64, summary_size: int = 16, state_size: int = 0) -> None:
         super().__init__()
-        context = 3 * experts + 1 + self.MOMENT
-        self.weight = nn.Parameter(torch.full((experts,), 1 / experts))
+        context = 2 * experts - 1 + self.MOMENT
+        self.weight = nn.Parameter(torch.eye(experts)[-1].clone())
         self.context = nn.Linear(context, hidden_size)
         self.state = nn.Linear(state_size, hidden_size, bias=False) if state_size else None
         self.gate = nn.Linear(hidden_size, experts)
@@ -107,5 +109,4 @@ def context_features(memory: Memory, classes: int) -> torch.Tensor:
         torch.full_like(gap, float(torch.log(torch.tensor(float(classes)))) / 6),
     ]
     judged = torch.cat([memory.reliability[:, :-1] / 4, memory.reliability[:, -1:] / 12], 1)
-    skill = (memory.skill - memory.skill[0]).expand(len(known), -1)  # beside the prior's
-    return torch.cat([torch.log1p(memory.evidence) / 4, judged, skill, torch.stack(moment, 1)], 1)
+    return torch.cat([torch.log1p(memory.evidence) / 4, judged, torch.stack(moment, 1)], 1)

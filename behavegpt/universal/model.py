@@ -74,7 +74,7 @@ def load_universal(folder: Path = SHIPPED) -> UniversalModel:
                 f"{folder}: a universal model of other experts; use the version of behavegpt that made it, or train it "
                 "again with: behavegpt pretrain-universal"
             )
-        mixer = Mixer(len(EXPERTS), **described["shape"])
+        mixer = Mixer(len(EXPERTS) + 1, **described["shape"])
         mixer.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no universal model ({error}).") from None

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from behavegpt.data.memory import Readings, read_memory
-from behavegpt.data.memory_tables import FOLDS, Columns, Tables, fit_tables, memory_columns
+from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
+from behavegpt.universal.mixture import fit_shares, fold_of, shares_at
 
 POSITIONS = 4096  # read at a time
-SKILL_USERS, SKILL_EVENTS = 400, 100  # whose last training events tell how well each expert does on a log
 CELLS = 4_000_000  # logits that a batch may have
 
 
@@ -36,7 +36,7 @@ class MemoryReader:
     columns: Columns
     offsets: np.ndarray  # (users + 1,) int64
     tables: Tables
-    skill: np.ndarray  # (J,) float32 mean log-probability that each expert gave to what came
+    shares: np.ndarray  # (B, J) float32 of the experts in their mixture, by the length of the history
 
     @property
     def classes(self) -> int:
@@ -68,53 +68,38 @@ class MemoryReader:
             position = np.concatenate(spans)
             asked = np.flatnonzero(np.isin(position, positions))
             for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
-                yield MemoryBatch(take(readings, piece, self.skill), position[piece])
-
-
-def fold_of(user: np.ndarray) -> np.ndarray:
-    """The fold of each user (n,) by number."""
-    return user % FOLDS
+                yield MemoryBatch(take(readings, piece, self.shares), position[piece])
 
 
 def make_reader(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> MemoryReader:
     """The reader of histories, with tables of the `used` (events,) bool events: a split by time, or all of them."""
     tables = fit_tables(columns, offsets, used, classes, fold_of(np.arange(len(offsets) - 1)))
-    return MemoryReader(columns, offsets, tables, skill_of(columns, offsets, used, tables))
+    return MemoryReader(columns, offsets, tables, fit_shares(columns, offsets, used, classes))
 
 
-def skill_of(columns: Columns, offsets: np.ndarray, used: np.ndarray, tables: Tables) -> np.ndarray:
-    """Mean log-probability (J,) that each expert gave to what came, over the last training events of many users.
-
-    It says what kind of log this is, before a user's own history can (`Readings.reliability`).
-    """
-    ends = offsets[:-1] + np.add.reduceat(np.append(used, False), offsets[:-1]) * (np.diff(offsets) > 0)
-    users = np.flatnonzero(ends - offsets[:-1] > 2)
-    users = users[np.unique(np.linspace(0, len(users) - 1, min(len(users), SKILL_USERS)).astype(int))]
-    low, high = np.maximum(offsets[users] + 2, ends[users] - SKILL_EVENTS), ends[users]
-    readings = read_memory(columns, tables, offsets[users], low, high, folds=fold_of(users))
-    judged = readings.reliability[readings.reliability[:, -1] > 0]
-    if not len(judged):
-        return np.full(readings.rest.shape[1], -3, np.float32)
-    return np.average(judged[:, :-1], axis=0, weights=judged[:, -1]).astype(np.float32)
-
-
-def take(readings: Readings, index: np.ndarray, skill: np.ndarray) -> Memory:
-    """The readings of some positions (N,), as tensors."""
+def take(readings: Readings, index: np.ndarray, shares: np.ndarray) -> Memory:
+    """The readings of some positions (N,), as tensors, with the mixture of the experts as the last one."""
     begin = readings.start[index]
     length = readings.start[index + 1] - begin
     owner = np.repeat(np.arange(len(index)), length)
     candidate = np.arange(len(owner)) + np.repeat(begin - (np.cumsum(length) - length), length)
+    share = shares_at(shares, readings.context[index, 0])
     return Memory(
         owner=torch.from_numpy(owner),
         classes=torch.from_numpy(readings.classes[candidate].astype(np.int64)),
-        probability=torch.from_numpy(readings.probability[candidate]),
+        probability=torch.from_numpy(_with_mixture(readings.probability[candidate], share[owner])),
         age=torch.from_numpy(readings.age[candidate]),
-        rest=torch.from_numpy(readings.rest[index]),
+        rest=torch.from_numpy(_with_mixture(readings.rest[index], share)),
         evidence=torch.from_numpy(readings.evidence[index]),
         reliability=torch.from_numpy(readings.reliability[index]),
         context=torch.from_numpy(readings.context[index]),
-        skill=torch.from_numpy(skill),
     )
+
+
+def _with_mixture(probability: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(n, J) and (n, J) -> (n, J + 1)."""
+    mixed = np.einsum("nj,nj->n", probability, share)
+    return np.concatenate([probability, mixed[:, None]], axis=1)
 
 
 def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> MemoryReader:

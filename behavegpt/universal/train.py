@@ -64,7 +64,7 @@ class View:
 
     name: str
     readings: Readings
-    skill: np.ndarray  # (J,)
+    shares: np.ndarray  # (B, J)
     position: np.ndarray  # (N,) places in `readings`
     target: torch.Tensor  # (N,) classes
     log_prior: torch.Tensor  # (K,)
@@ -77,7 +77,7 @@ def pretrain_universal(settings: UniversalSettings) -> Path:
     rng = np.random.default_rng(settings.seed)
     views = list(read_views(settings, rng))
     torch.manual_seed(settings.seed)
-    mixer = Mixer(len(EXPERTS), hidden_size=settings.hidden_size)
+    mixer = Mixer(len(EXPERTS) + 1, hidden_size=settings.hidden_size)
     fit_mixer(mixer, views, settings, rng)
     save_universal(UniversalModel(mixer), out, {"settings": settings.model_dump(mode="json")})
     return out
@@ -101,12 +101,12 @@ def read_views(settings: UniversalSettings, rng: np.random.Generator) -> Iterato
 
 
 def _read_world(seed: int, rows: int, rng: np.random.Generator) -> View:
-    """Rows of the last quarter of time of a random world, whose tables are counted on the rest."""
+    """Rows of the last fifth of a random world, whose tables are counted on the first two thirds."""
     world = random_world(seed)
     columns = world.columns
-    used = columns.time < np.quantile(columns.time, 0.75)
-    reader = make_reader(columns, world.offsets, used, world.classes)
-    return read_rows(f"world {seed}", reader, np.arange(len(world.offsets) - 1), ~used, rows, rng)
+    early, late = np.quantile(columns.time, [2 / 3, 0.8])
+    reader = make_reader(columns, world.offsets, columns.time < early, world.classes)
+    return read_rows(f"world {seed}", reader, np.arange(len(world.offsets) - 1), columns.time >= late, rows, rng)
 
 
 def _vary(
@@ -164,7 +164,7 @@ def read_rows(
     begin = np.cumsum(high - low) - (high - low)
     position = np.concatenate([p - 1 - a + b for p, a, b in zip(pieces, low, begin, strict=True)])
     log_prior = torch.log(torch.from_numpy(reader.tables.prior))
-    return View(name, readings, reader.skill, position, reader.target(np.concatenate(pieces) - 1), log_prior)
+    return View(name, readings, reader.shares, position, reader.target(np.concatenate(pieces) - 1), log_prior)
 
 
 def fit_mixer(mixer: Mixer, views: list[View], settings: UniversalSettings, rng: np.random.Generator) -> None:
@@ -184,7 +184,7 @@ def fit_mixer(mixer: Mixer, views: list[View], settings: UniversalSettings, rng:
             ]
             for place in rng.permutation(len(pieces)):
                 view, piece = pieces[place]
-                logits = mixer(take(view.readings, view.position[piece], view.skill), view.log_prior)
+                logits = mixer(take(view.readings, view.position[piece], view.shares), view.log_prior)
                 loss = F.cross_entropy(logits, view.target[piece])
                 optimizer.zero_grad()
                 loss.backward()

@@ -60,6 +60,7 @@ def random_world(seed: int, events: int = 60_000) -> World:
         rng.integers(0, classes, (classes, SUCCESSORS)),
         np.exp(rng.uniform(np.log(1.5), np.log(80))),
         rng.uniform(0, 1),
+        int(rng.integers(2, 60) if rng.random() < 0.5 else 10_000) * DAY,  # how long what is popular stays so
         gap,
         rng.uniform(0, 0.7),
         grain,
@@ -70,7 +71,7 @@ def random_world(seed: int, events: int = 60_000) -> World:
 
 
 @njit(cache=True)
-def _live(columns, offsets, popularity, own, successors, memory, steepness, gap, burst, grain, places, rng):  # type: ignore[no-untyped-def]
+def _live(columns, offsets, popularity, own, successors, memory, steepness, fashion, gap, burst, grain, places, rng):  # type: ignore[no-untyped-def]
     behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
     for user in range(len(offsets) - 1):
         begin = offsets[user]
@@ -87,7 +88,8 @@ def _live(columns, offsets, popularity, own, successors, memory, steepness, gap,
             habit = np.searchsorted(own[user], rng.random())
             known = _copied(habit, t, begin, behavior, slot, place, successors, memory, steepness, rng)
             if known < 0:
-                known = min(np.searchsorted(popularity, rng.random()), len(popularity) - 1)
+                rank = min(np.searchsorted(popularity, rng.random()), len(popularity) - 1)
+                known = (rank + now // fashion * 7919) % len(popularity)  # what is popular may change
             behavior[t] = known
             kept = rng.random() < 0.7  # the usual place of this behavior, for this person
             place[t] = 2 + ((home + known * 7919) % places if kept else rng.integers(0, places))

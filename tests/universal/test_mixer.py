@@ -26,7 +26,7 @@ def logits_of(mixer: Mixer, reader: MemoryReader, positions: np.ndarray) -> torc
 @pytest.fixture(scope="module")
 def mixer() -> Mixer:
     torch.manual_seed(0)
-    return Mixer(len(EXPERTS)).eval()
+    return Mixer(len(EXPERTS) + 1).eval()
 
 
 def test_permuted_classes_give_permuted_logits(mixer: Mixer) -> None:
@@ -68,10 +68,10 @@ def test_noise_is_not_learned() -> None:
         for half in np.array_split(users, 2)
     )
     torch.manual_seed(0)
-    fresh = Mixer(len(EXPERTS), hidden_size=8)
+    fresh = Mixer(len(EXPERTS) + 1, hidden_size=8)
     fit_mixer(fresh, [fitted], UniversalSettings(out="unused", questions={}, epochs=4, batch=250), rng)
     with torch.no_grad():
-        logits = fresh(take(held.readings, held.position, held.skill), held.log_prior)
+        logits = fresh(take(held.readings, held.position, held.shares), held.log_prior)
     loss = torch.nn.functional.cross_entropy(logits, held.target, reduction="none")
     error = loss.std() / len(loss) ** 0.5
     assert loss.mean() > np.log(classes) - 3 * error - 0.002
