@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-pytest.importorskip("fastapi", reason="fastapi is not installed; pip install 'behavegpt[serve]'")
+pytest.importorskip("fastapi", reason="fastapi is not installed; pip install -e '.[serve]'")
 
 from behavegpt.data.prepare import prepare
 from behavegpt.data.tokenizer import EventTokenizer
