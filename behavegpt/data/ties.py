@@ -94,7 +94,6 @@ def _rewrite(store: EventStore, index: np.ndarray, manifest: Manifest) -> None:
         for name, column in store.columns.items():
             np.save(folder / "columns" / f"{name}.npy", np.asarray(column)[index], allow_pickle=False)
         digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns])
-        write_json(
-            folder / "dataset.json", manifest.model_copy(update={"content_hash": digest}).model_dump(mode="json")
-        )
+        manifest = manifest.model_copy(update={"content_hash": digest})
+        write_json(folder / "dataset.json", manifest.model_dump(mode="json"))
         seal(folder)
