@@ -159,6 +159,9 @@ def test_a_swapped_tokenizer_is_refused(work, tmp_path):
     shutil.copytree(work / "run/model", tmp_path / "model")
     text = (tmp_path / "model/preprocessor_config.json").read_text()
     (tmp_path / "model/preprocessor_config.json").write_text(text.replace('"tz": "UTC"', '"tz": "Asia/Tokyo"'))
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: damaged or changed"):
+        behavegpt.load(tmp_path / "model")
+    (tmp_path / "model/MANIFEST.json").unlink()  # "the change was meant": the hash in config.json still tells
     with pytest.raises(CheckpointError, match="do not belong together"):
         behavegpt.load(tmp_path / "model")
 

@@ -93,8 +93,8 @@ class Run:
 
     def key(self, benchmark: BenchmarkSettings, content_hash: str) -> str:
         """What decides the run's figures, as a hash: settings, data and base, no paths."""
-        tree = self.settings(benchmark, "").model_dump(mode="json")
-        tree["data"]["path"] = content_hash
+        tree = self.settings(benchmark, ".").model_dump(mode="json")
+        tree["out"], tree["data"]["path"] = "", content_hash
         return digest({"settings": tree, "base": self.base})
 
 

@@ -7,13 +7,13 @@ advance. `prepare` now shuffles them (`sort_events`); `reorder` does it to a fol
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 
 import duckdb
 import numpy as np
 
+from behavegpt.checksums import MANIFEST, seal
 from behavegpt.data.database import hash_labels
 from behavegpt.data.digest import hash_folder
 from behavegpt.data.events import count_ties, sort_events
@@ -22,6 +22,7 @@ from behavegpt.data.store import EventStore, Manifest
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.io import scratch, write_json
 
 MANY = 0.01  # share of simultaneous events from which on `prepare` warns
 
@@ -87,18 +88,12 @@ def _owners(store: EventStore) -> dict[str, np.ndarray]:
 
 
 def _rewrite(store: EventStore, index: np.ndarray, manifest: Manifest) -> None:
-    """Replace the folder by one whose events stand in the order `index` (events,)."""
-    folder = store.path.with_name(f"{store.path.name}.tmp-{os.getpid()}")
-    old = store.path.with_name(f"{store.path.name}.old-{os.getpid()}")
-    try:
-        shutil.copytree(store.path, folder)
+    """Replace the folder, in one step, by a sealed one whose events stand in the order `index` (events,)."""
+    with scratch(store.path) as folder:
+        shutil.copytree(store.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
         for name, column in store.columns.items():
             np.save(folder / "columns" / f"{name}.npy", np.asarray(column)[index], allow_pickle=False)
         digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns])
-        written = manifest.model_copy(update={"content_hash": digest})
-        (folder / "dataset.json").write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(store.path, old)
-        os.replace(folder, store.path)
-        shutil.rmtree(old)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        manifest = manifest.model_copy(update={"content_hash": digest})
+        write_json(folder / "dataset.json", manifest.model_dump(mode="json"))
+        seal(folder)

@@ -30,7 +30,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import ConfigError, violation
+from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
@@ -82,9 +82,10 @@ class BehaviorSettings(MemberSettings):
         if self.checkpoint:
             try:
                 shaping["checkpoint"] = manifest_of(Path(self.checkpoint), MODEL_FILES, {})["files"]
-            except FileNotFoundError:
+            except OSError as error:
                 raise ConfigError(
-                    f"checkpoint {self.checkpoint}: no model folder; give the `model` folder of a run."
+                    f"checkpoint {self.checkpoint}: no model folder ({first_line(error)}); give the `model` folder "
+                    "of a run."
                 ) from None
         return shaping
 

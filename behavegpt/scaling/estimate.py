@@ -62,7 +62,7 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
 
 
 def _row(settings: SweepSettings, jobs: list[Job]) -> dict[str, Any]:
-    rung, batches = jobs[0].rung, [run_settings(settings, job, "", "").train.batch_events or 0 for job in jobs]
+    rung, batches = jobs[0].rung, [run_settings(settings, job, ".", ".").train.batch_events or 0 for job in jobs]
     return {
         "size": rung.name,
         "params": rung.params,
@@ -88,7 +88,7 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> float:
     """Events per second of real optimizer steps on this machine: one to warm up, then as many as fit in a second."""
-    chosen: PretrainSettings = run_settings(settings, job, str(store.path), "")
+    chosen: PretrainSettings = run_settings(settings, job, str(store.path), ".")
     config = model_config(chosen, store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:

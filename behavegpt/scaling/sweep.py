@@ -130,8 +130,10 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
 
 def _key(settings: SweepSettings, job: Job, division: Division) -> str:
     """What decides a run's figures, as a hash."""
+    run = run_settings(settings, job, ".", ".").model_dump(mode="json")
+    run |= {"out": "", "data": {**run["data"], "path": ""}}  # places decide nothing
     parts = [
-        run_settings(settings, job, "", "").model_dump(mode="json"),
+        run,
         {**settings.data.model_dump(), "path": None},
         job.events,
         division.store.manifest.content_hash,

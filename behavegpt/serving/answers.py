@@ -6,6 +6,7 @@ integers, and the unit of numbers that are times, are decided by all rows of a l
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.config import closest
+from behavegpt.data.labels import TEXT
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.time_join import time_parts
-from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
@@ -118,13 +120,23 @@ def _encode_distinct(predictor: Predictor, users: Sequence[History], names: set[
     }
     table[schema.user] = [_name(user) for user in users for _ in user.events]
     read = read_rows(table, schema)
-    encoded = predictor.encode(table) if read is None else predictor.tokenizer.encode_table(read)
+    encoded = _by_name(predictor).encode(table) if read is None else predictor.tokenizer.encode_table(read)
     if len(encoded.users) < len(users):
         there = set(encoded.users.to_pylist())
         missing = next(user.id for user in users if _name(user) not in there)
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
         raise DataError(f"user {missing!r} has no usable event ({reasons}).")
     return encoded
+
+
+def _by_name(predictor: Predictor) -> Predictor:
+    """The predictor that takes users' names as they are, where the model's log wrote 1.0 as 1, say."""
+    tokenizer = predictor.tokenizer
+    rules = {**tokenizer.event_schema.label_rules, "user": TEXT}
+    schema = tokenizer.event_schema.model_copy(update={"label_rules": rules})
+    named = copy.copy(predictor)
+    named.tokenizer = EventTokenizer(schema, tokenizer.vocabulary, tokenizer.max_length)
+    return named
 
 
 def _name(user: History) -> str:

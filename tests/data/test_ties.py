@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from behavegpt.baselines.counts import fit, scores
+from behavegpt.checksums import MANIFEST, is_sealed
 from behavegpt.cli import main
 from behavegpt.data.events import read_events
 from behavegpt.data.pack import target_rows
@@ -80,7 +81,10 @@ def test_ties_stand_in_no_order_of_labels(chance: EventStore) -> None:
     assert "100.0%) share user and time" in (chance.path / "data_card.md").read_text()
 
 
-def test_every_reader_gives_one_order_whatever_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["text", "integer"])
+def test_every_reader_gives_one_order_whatever_the_file(rule: str) -> None:
+    """Labels are texts that look like integers: the stored rule settles how they are written."""
+    schema = SCHEMA.model_copy(update={"label_rules": {"user": "text", "event": rule}})
     rng = np.random.default_rng(1)
     rows = {
         "user": [f"{u:02}" for u in np.repeat(np.arange(30), 8)],
@@ -88,13 +92,13 @@ def test_every_reader_gives_one_order_whatever_the_file(tmp_path: Path) -> None:
         "item": [str(i) for i in rng.integers(0, 9, 240)],
     }
     frame = pd.DataFrame(rows)
-    expected = read_events(frame, SCHEMA).table
-    assert read_events(frame.sample(frac=1, random_state=2), SCHEMA).table.equals(expected)
-    fast = read_rows(rows, SCHEMA)
-    assert fast is not None and fast["item" if "item" in fast.column_names else "event"].equals(expected["event"])
+    expected = read_events(frame, schema).table
+    assert read_events(frame.sample(frac=1, random_state=2), schema).table.equals(expected)
+    fast = read_rows(rows, schema)
+    assert fast is not None and fast.equals(expected)
     alone = frame[frame.user == "07"]
     of_one = expected.filter(pc.equal(expected["user"], "07"))
-    assert read_events(alone, SCHEMA).table["event"].to_pylist() == of_one["event"].to_pylist()
+    assert read_events(alone, schema).table["event"].to_pylist() == of_one["event"].to_pylist()
     assert len({tuple(group["event"]) for _, group in expected.to_pandas().groupby("user")}) == 30
 
 
@@ -106,6 +110,7 @@ def test_a_folder_of_before_warns_and_is_reordered(
     manifest = json.loads((folder / "dataset.json").read_text())
     del manifest["ties"]
     (folder / "dataset.json").write_text(json.dumps(manifest))
+    (folder / MANIFEST).unlink()
     event = np.load(folder / "columns/event.npy")
     owner = np.repeat(np.arange(manifest["users"]), np.diff(chance.offsets))
     label = np.lexsort([event, np.asarray(chance.columns["time"]), owner])  # by label inside each moment
@@ -117,4 +122,5 @@ def test_a_folder_of_before_warns_and_is_reordered(
     mended = open_store(folder)
     assert np.array_equal(mended.columns["event"], chance.columns["event"])  # times to the second: prepare's own order
     assert mended.manifest == chance.manifest
-    assert not list(tmp_path.glob("old.*"))
+    assert is_sealed(folder) and main(["doctor", str(folder)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

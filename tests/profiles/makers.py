@@ -64,3 +64,14 @@ def renamed_clients(path: Path, copy: Path, some: np.ndarray) -> Path:
         table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
     np.save(copy / "input" / "relevant_clients.npy", some + 10**6)
     return copy
+
+
+def without_ties(path: Path, copy: Path) -> Path:
+    """A copy of the directory where no two events share a moment."""
+    shutil.copytree(path, copy)
+    for number, event in enumerate(EVENTS):
+        file = copy / "input" / f"{event}.parquet"
+        table = pd.read_parquet(file)
+        seconds = pd.to_timedelta(number * len(table) + np.arange(len(table)), unit="s")
+        table.assign(timestamp=table["timestamp"] + seconds).to_parquet(file, index=False)
+    return copy

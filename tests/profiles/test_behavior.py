@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import pytest
 
 from behavegpt.data.converters import convert
 from behavegpt.errors import CheckpointError, ConfigError
-from behavegpt.profiles.behavior import MODEL, BehaviorSettings, _write_stream, embed, fit
+from behavegpt.profiles.behavior import MODEL, MODEL_FILES, BehaviorSettings, _write_stream, embed, fit
 from behavegpt.profiles.members import Context
 from behavegpt.training.loop import TrainSettings
-from tests.profiles.makers import read_events
+from tests.profiles.makers import read_events, renamed_clients, without_ties
 
 SETTINGS = BehaviorSettings(
     model={"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 32},
@@ -44,26 +43,22 @@ def test_the_stream_is_that_of_the_converter(small: Path, tmp_path: Path, contex
 def test_a_new_client_has_the_vector_of_a_fitted_one(
     small: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
+    apart = without_ties(small, tmp_path / "apart")  # simultaneous events stand in an order of the client's own
     (tmp_path / "state").mkdir()
-    fit(context(small), SETTINGS, tmp_path / "state")
-    found = embed(context(small), SETTINGS, tmp_path / "state")
-    relevant = np.load(small / "input" / "relevant_clients.npy")
-    assert sorted(found.client_ids) == sorted(set(read_events(small)["client_id"]) & set(relevant))
+    fit(context(apart), SETTINGS, tmp_path / "state")
+    found = embed(context(apart), SETTINGS, tmp_path / "state")
+    relevant = np.load(apart / "input" / "relevant_clients.npy")
+    assert sorted(found.client_ids) == sorted(set(read_events(apart)["client_id"]) & set(relevant))
     assert found.vectors.shape[1] == 2 * 6 * 4  # last and mean; weekday, slot, event, item, price, gap
     some = np.sort(found.client_ids)[::5]
-    other = shutil.copytree(small, tmp_path / "new")
-    for file in (other / "input").glob("*.parquet"):
-        table = pd.read_parquet(file)
-        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
-    np.save(other / "input" / "relevant_clients.npy", some + 10**6)
-    new = embed(context(other), SETTINGS, tmp_path / "state")
+    new = embed(context(renamed_clients(apart, tmp_path / "new", some)), SETTINGS, tmp_path / "state")
     rows = [found.client_ids.tolist().index(client - 10**6) for client in new.client_ids]
     assert np.abs(new.vectors - found.vectors[rows]).max() < 1e-5
     # its model folder is a checkpoint like any other, and gives the same vectors
     (tmp_path / "again").mkdir()
     settings = SETTINGS.model_copy(update={"checkpoint": str(tmp_path / "state" / MODEL)})
-    fit(context(small), settings, tmp_path / "again")
-    assert np.array_equal(embed(context(small), settings, tmp_path / "again").vectors, found.vectors)
+    fit(context(apart), settings, tmp_path / "again")
+    assert np.array_equal(embed(context(apart), settings, tmp_path / "again").vectors, found.vectors)
     assert json.loads((tmp_path / "state" / "run.json").read_text())["best_step"] > 0
 
 
@@ -76,13 +71,15 @@ def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context
     assert found[0] == found[1] != found[2]
 
 
-def test_a_checkpoint_counts_by_its_weights(tmp_path: Path) -> None:
-    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(content)
-    shaping = [BehaviorSettings(checkpoint=str(tmp_path / name)).shaping() for name in "abc"]
+def test_a_checkpoint_counts_by_its_files(tmp_path: Path) -> None:
+    for name, changed in (("a", None), ("b", None), *((file, file) for file in MODEL_FILES)):
+        (tmp_path / f"of {name}").mkdir()
+        for file in MODEL_FILES:
+            (tmp_path / f"of {name}" / file).write_bytes(b"2" if file == changed else b"1")
+    shaping = [BehaviorSettings(checkpoint=str(tmp_path / f"of {name}")).shaping() for name in ("a", "b", *MODEL_FILES)]
     digests = [one["checkpoint"] for one in shaping]
-    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] == digests[1]
+    assert len({json.dumps(digest) for digest in digests}) == 1 + len(MODEL_FILES)
     with pytest.raises(ConfigError, match="give the `model` folder"):
         BehaviorSettings(checkpoint=str(tmp_path)).shaping()
 
@@ -91,7 +88,7 @@ def test_a_damaged_checkpoint_is_told_at_once(small: Path, tmp_path: Path, conte
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"1")
     (tmp_path / "state").mkdir()
-    with pytest.raises(CheckpointError, match=r"not a model folder \(config\.json is missing\)"):
+    with pytest.raises(CheckpointError, match=r"not a model folder.*\(config\.json is missing\)"):
         fit(context(small), BehaviorSettings(checkpoint=str(tmp_path / "broken")), tmp_path / "state")
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-pytest.importorskip("fastapi", reason="fastapi is not installed; pip install 'behavegpt[serve]'")
+pytest.importorskip("fastapi", reason="fastapi is not installed; pip install -e '.[serve]'")
 
 from behavegpt.data.prepare import prepare
 from behavegpt.data.tokenizer import EventTokenizer
@@ -60,3 +61,19 @@ def test_an_id_beyond_the_precision_of_a_float_is_refused(tmp_path: Path) -> Non
     assert UNKNOWN not in ask(predictor, 2**53, 2**53 + 1)
     with pytest.raises(DataError, match="floating-point"):
         ask(predictor, float(2**53 + 2))
+
+
+@pytest.mark.parametrize("time", ["2024-01-01 10:00:00", "2024-01-01T10:00:00.5Z"], ids=["plain", "by the database"])
+def test_each_user_has_their_own_answer_however_the_log_writes_its_users(time: str, tmp_path: Path) -> None:
+    """As labels of a log of whole numbers, -0 would come after -1, and 1.0 would be 1."""
+    log = pd.DataFrame({"u": [1, 2, 3], "t": pd.Timestamp("2024-01-01"), "e": ["a", "b", "c"]})
+    log.to_parquet(tmp_path / "log.parquet")
+    store = prepare(tmp_path / "log.parquet", tmp_path / "out", SCHEMA, split="time:1,0,0")
+    assert store.schema.label_rules["user"] == "integer"
+    predictor = Predictor.__new__(Predictor)
+    predictor.tokenizer = EventTokenizer.from_store(store, 9)
+    events = {"-0": "a", "-1": "b", "1.0": "c", "1": "a"}
+    users = [History.model_construct(id=name, events=[{"t": time, "e": e}]) for name, e in events.items()]
+    found = _encode(predictor, [PredictRequest.model_construct(users=users)])
+    known = store.vocabulary["event"].encode(pa.array(events.values()))
+    assert found.users.to_pylist() == list(events) and found.columns["event"].tolist() == known.tolist()
