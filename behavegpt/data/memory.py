@@ -372,7 +372,7 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
     """Write what the experts say of the next behavior into row `row`; `place` (K,) is -1 and is left so."""
     begin = readings.start[row]
     classes = readings.classes[begin : begin + CANDIDATES]
-    number = _candidates(past, tables, place, classes)
+    number = _candidates(past, tables, fold, place, classes)
     followed = np.zeros((_G + _O, number), np.float32)
     total = np.zeros(_G + _O)
     _gather(past, tables, fold, place, followed, total)
@@ -410,8 +410,13 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
 
 
 @njit(nogil=True, cache=True)
-def _candidates(past, tables, place, classes):  # type: ignore[no-untyped-def]
-    """The user's most recent classes, then the most frequent followers of each global context; returns how many."""
+def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-def]
+    """The user's most recent classes, then the most frequent followers of each global context; returns how many.
+
+    Followers are ranked without the fold: one that only the fold's users showed would give the target away.
+    """
+    best = np.empty(GLOBAL_CANDIDATES, np.int64)
+    events = np.empty(GLOBAL_CANDIDATES)
     number = min(past.number[1], OWN_CANDIDATES)
     for d in range(number):
         classes[d] = past.slot_class[past.newest[d]]
@@ -420,13 +425,43 @@ def _candidates(past, tables, place, classes):  # type: ignore[no-untyped-def]
         row = past.waiting_row[g]
         if row < 0:
             continue
-        for entry in range(tables.start[row], min(tables.start[row] + GLOBAL_CANDIDATES, tables.start[row + 1])):
-            known = tables.follower[entry]
+        for i in range(_most_frequent(tables, row, fold, best, events)):
+            known = tables.follower[best[i]]
             if place[known] < 0 and number < CANDIDATES:
                 classes[number] = known
                 place[known] = number
                 number += 1
     return number
+
+
+@njit(nogil=True, cache=True)
+def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-def]
+    """Entries of the followers of a row with the most events without a fold, into `best`; returns how many."""
+    number, most = 0, len(best)
+    for entry in range(tables.start[row], tables.start[row + 1]):
+        if number == most and tables.counts[entry, tables.counts.shape[1] - 1] < events[most - 1]:
+            break  # the rest have no more even with the fold
+        found = _events(tables.counts, entry, fold)
+        if found <= 0:
+            continue
+        at = number
+        while at > 0 and _is_ahead(tables, entry, found, best[at - 1], events[at - 1]):
+            at -= 1
+        if at == most:
+            continue
+        number = min(number + 1, most)
+        for i in range(number - 1, at, -1):
+            best[i], events[i] = best[i - 1], events[i - 1]
+        best[at], events[at] = entry, found
+    return number
+
+
+@njit(nogil=True, cache=True)
+def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def]
+    """Whether a follower comes before another: by events, then by frequency, for their order may know the fold."""
+    if found != most:
+        return found > most
+    return tables.prior[tables.follower[entry]] > tables.prior[tables.follower[other]]
 
 
 @njit(nogil=True, cache=True)
