@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,7 +65,8 @@ class Runs:
         """Train from settings, on `world` ranks, and wait for the end. What an order may ask for:
 
         kill_after=SECONDS: kill -9; `crash_at=N`: stop dead at the N-th I/O operation inside the run folder;
-        trace=FILE: a line for each such operation; signal=[NUMBER, LINES, RANK]: when the journal has so many lines;
+        trace=FILE: a line for each such operation; snapshots=FOLDER: under its number, what a crash there would leave;
+        signal=[NUMBER, LINES, RANK]: when the journal has so many lines;
         poison=[WHAT, STEP, RANK]: make the loss, the gradient or a hidden state NaN; file_limit=BYTES: as a full disk;
         record=FOLDER: for each rank the rows of each step, and weights and gradients of the first one;
         environment={NAME: VALUE}: what a launcher would set.
@@ -236,7 +238,7 @@ def train(order: dict[str, Any], rank: int, port: int) -> int:
     if "record" in order:
         record(Path(order["record"]), rank)
     if "crash_at" in order or "trace" in order:
-        watch_io(settings.out, order.get("crash_at"), order.get("trace"))
+        watch_io(settings.out, order.get("crash_at"), order.get("trace"), order.get("snapshots"))
     try:
         pretrain(settings, resume=order["resume"])
     except BehaveGPTError as error:
@@ -251,31 +253,39 @@ READS = {"os.listdir", "os.scandir", "fcntl.flock", "shutil.rmtree", "os.fsync"}
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
 
 
-def watch_io(out: str, crash_at: int | None, trace: str | None) -> None:
+def watch_io(out: str, crash_at: int | None, trace: str | None, snapshots: str | None) -> None:
     """Count the I/O operations inside the run folder; stop dead just before the `crash_at`-th.
 
     Python's audit events, fsync, and safetensors' own writes (which no hook sees): before each, and half done.
-    The trace has a line for each: `reads` or `changes`, the operation, the path.
+    The trace has a line for each: `reads` or `changes`, the operation, the path. `snapshots` get a copy of the run
+    folder for each: buffers that are not written yet are lost to it as to a crash.
     """
     import safetensors.torch
     import transformers.modeling_utils
 
     import behavegpt.training.storage
 
-    count = 0
+    count, copying = 0, False
     lines = open(trace, "w", encoding="utf-8") if trace else None  # noqa: SIM115 - for the life of the process
 
-    def tick(changes: bool, event: str, what: object, tear: Callable[[], None] = lambda: None) -> None:
-        nonlocal count
+    def tick(changes: bool, event: str, what: object, tear: Callable[[str], None] = lambda folder: None) -> None:
+        nonlocal count, copying
         count += 1
         if lines:
             lines.write(f"{'changes' if changes else 'reads'} {event} {what}\n")
             lines.flush()
+        if snapshots and os.path.isdir(out):
+            copying = True
+            shutil.copytree(out, f"{snapshots}/{count}")
+            tear(f"{snapshots}/{count}")
+            copying = False
         if count == crash_at:
-            tear()
+            tear(out)
             os._exit(CRASHED)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
+        if copying:
+            return
         if event == "open" and inside(args[0], out):
             flags = args[2] if isinstance(args[2], int) else 0
             tick(bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)), event, args[0])
@@ -292,7 +302,7 @@ def watch_io(out: str, crash_at: int | None, trace: str | None) -> None:
         tick(True, "save_file", path)
         save_file(tensors, path, *args, **options)
         size = os.stat(path).st_size
-        tick(True, "save_file torn", path, lambda: os.truncate(path, size // 2))
+        tick(True, "save_file torn", path, lambda top: os.truncate(Path(top, os.path.relpath(path, out)), size // 2))
 
     os.fsync = counted_fsync
     for module in (behavegpt.training.storage, transformers.modeling_utils):

@@ -12,7 +12,8 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -233,41 +234,25 @@ def test_renamed_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint((tmp_path / "step_00000900").rename(tmp_path / "best"))
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-import torch
-from behavegpt.errors import CheckpointError
-from behavegpt.training.checkpoint import save_checkpoint
-folder = Path(sys.argv[1])
-state = {"model": {"w": torch.ones(5000)}, "optimizer": {"m": torch.ones(10000)}, "loss": {"l": torch.ones(2500)}}
-save_checkpoint(folder, 5, **state, trainer={"text": "x" * 30000}, keep=1)
-hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-for limit in map(int, sys.argv[2:]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        save_checkpoint(folder, 10, **state, trainer={"text": "y" * 30000}, keep=1)
-        print(limit, "saved")
-    except CheckpointError as error:
-        print(limit, error)
-"""
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_leaves_the_last_good_one(tmp_path: Path) -> None:
-    limits = [0, 1, 100, 450, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000]
-    run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "ckpt"), *map(str, limits)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = run.stdout.splitlines()
-    assert len(lines) == len(limits), run.stdout
-    for line in lines:
-        assert "could not be written" in line and "File too large" in line, line
+@pytest.mark.parametrize("size", [0, 1, 100, 450, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000])
+def test_full_disk_leaves_the_last_good_one(size: int, tmp_path: Path) -> None:
+    state = {"model": {"w": torch.ones(5000)}, "optimizer": {"m": torch.ones(10000)}, "loss": {"l": torch.ones(2500)}}
+    save_checkpoint(tmp_path / "ckpt", 5, **state, trainer={"text": "x" * 30000}, keep=1)
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written.*File too large"), file_limit(size):
+        save_checkpoint(tmp_path / "ckpt", 10, **state, trainer={"text": "y" * 30000}, keep=1)
     assert [p.name for p in (tmp_path / "ckpt").iterdir()] == ["step_00000005"]
     assert latest(tmp_path / "ckpt").step == 5
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 def test_unwritable_place_is_one_error(tmp_path: Path) -> None:
