@@ -89,7 +89,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     worse: int = 0  # validations since the best one
-    stopped: str | None = None  # why the run ended before its last step
+    stopped: str | None = None  # why it was best to end before the last step; a signal is no state of the training
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Trainer:
     precision: str
     on_step: Callable[[int, dict[str, float]], None] = lambda step, record: None
     progress: Progress = field(default_factory=Progress)
-    signal: int = signal.SIGTERM  # the one that stopped the run, if one did
+    signal: int | None = None  # the one that stopped the run, if one did
 
     def __post_init__(self) -> None:
         if self.accelerator.device.type == "cpu":
@@ -124,7 +124,7 @@ class Trainer:
         began, events = time.perf_counter(), 0
         self.model.train()
         with stop_signals() as stop:
-            while self.progress.step < self.steps and not self.progress.stopped:
+            while self.progress.step < self.steps and not self.progress.stopped and self.signal is None:
                 record = self.step(self.progress.step)
                 self.progress.step += 1
                 step, events = self.progress.step, events + int(record.pop("events"))
@@ -139,9 +139,9 @@ class Trainer:
                     better = self._validate(step)
                     began, events = time.perf_counter(), 0
                 if self._stop_asked(stop) and not self.progress.stopped:
-                    self.progress.stopped = "signal"
-                    self.signal = stop[0] if stop else self.signal
-                if better or step % save_every == 0 or step == self.steps or self.progress.stopped:
+                    self.signal = stop[0] if stop else signal.SIGTERM  # which another rank got
+                ends = step == self.steps or self.progress.stopped or self.signal is not None
+                if better or step % save_every == 0 or ends:
                     self.save()
         return self.progress
 
@@ -224,7 +224,7 @@ class Trainer:
         restore_optimizer(self.optimizer, bare, checkpoint.optimizer)
         self.loss.load_state_dict(checkpoint.loss)
         self.progress = Progress(**checkpoint.trainer["progress"])
-        if self.progress.stopped == "signal":  # an early stop stays one
+        if self.progress.stopped == "signal":  # in checkpoints of earlier versions; an early stop stays one
             self.progress.stopped = None
         if self.accelerator.is_main_process:
             self.journal.truncate_after(self.progress.step)

@@ -168,10 +168,10 @@ def _execute(
         state = whole_state(work.model)  # of all ranks
         if accelerator.is_main_process:
             saved.load_state_dict(state)
-    if accelerator.is_main_process and progress.stopped != "signal":
+    if accelerator.is_main_process and trainer.signal is None:
         _finish(run, trainer, replace(work, model=saved), facts)
     leave(accelerator)
-    if progress.stopped == "signal":
+    if trainer.signal is not None:
         if accelerator.is_main_process:
             say(f"stopped by a signal at step {progress.step}; saved. Go on with --resume.")
         raise SystemExit(128 + (trainer.signal if trainer.signal == signal.SIGINT else signal.SIGTERM))

@@ -37,8 +37,8 @@ VERBS: dict[str, list[str]] = {
     "profile --embed": ["profile", "profile.yaml", "out=profiled", "--embed", "profiles", "--to", "OUT/new"],
     "scale fit": ["scale", "fit", "rows.jsonl", "--out", "OUT/fit.json", "--draws", "20"],
 }
-# files that tell times, what was kept, and whether a signal came with the last step
-VOLATILE = ("run.json", "log.jsonl", "member.json", "trainer.json", "step_00000006/MANIFEST.json")
+# files that tell times, and what was kept
+VOLATILE = ("run.json", "log.jsonl", "member.json")
 PROFILE = {"members": {"stats": {"kind": "handcrafted"}, "prices": {"kind": "handcrafted", "families": ["prices"]}}}
 
 

@@ -191,6 +191,7 @@ def test_a_signal_saves_and_tells_by_the_exit_code(
     steps = [r["step"] for r in read_journal(place / number.name / "log.jsonl") if r["kind"] == "train"]
     assert checkpoint.step == steps[-1] <= 6  # the fifth line is of step 4 or 5; at most the step under way is done
     assert not (place / number.name / "model").exists()
+    assert checkpoint.trainer["progress"]["stopped"] is None  # else a best step would tell of the signal for ever
     assert finish(settings) == whole()
 
 
