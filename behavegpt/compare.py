@@ -72,21 +72,28 @@ def compare(
         )
     if baselines and rank == 0:
         scored |= score_baselines(store, split)
-    models = {name: _figures(metrics, store, unseen) for name, metrics in scored.items()}
-    models["behavegpt"] |= extra
-    notes = remarks(scored["behavegpt"], store, unseen)
-    result = {
-        "models": models,
-        "rows": rows,
-        "unseen": {"targets": unseen, "share": unseen / (rows + unseen)},
-        "remarks": notes,
-        "protocol": _protocol(predictor, store, split, prior_correction),
-    }
+    result = summary(scored, store, split, _protocol(predictor, store, split, prior_correction))
+    result["models"]["behavegpt"] |= extra
     if rank == 0:
-        for text in notes:
+        for text in result["remarks"]:
             say(f"note: {text}")
         _write_results(predictor, store, out, result, scored, split)
     return result
+
+
+def summary(
+    scored: dict[str, PredictionMetrics], store: EventStore, split: str, protocol: dict[str, Any]
+) -> dict[str, Any]:
+    """What metrics.json holds of models scored on the same rows; the remarks are on those of the first one."""
+    first = next(iter(scored.values()))
+    rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
+    return {
+        "models": {name: _figures(metrics, store, unseen) for name, metrics in scored.items()},
+        "rows": rows,
+        "unseen": {"targets": unseen, "share": unseen / (rows + unseen)},
+        "remarks": remarks(first, store, unseen),
+        "protocol": protocol,
+    }
 
 
 def _write_results(

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
-from behavegpt.compare import score_baselines
+from behavegpt.compare import score_baselines, summary
 from behavegpt.config import check_settings
 from behavegpt.console import progress
 from behavegpt.data.events import read_events
@@ -145,8 +145,6 @@ def evaluate_zero_shot(
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
     scored = {UNIVERSAL: metrics} | (dict(score_baselines(store, split)) if baselines else {})
-    models = {name: m.compute(store.behaviors.counts) for name, m in scored.items()}
-    models[UNIVERSAL]["cross_entropy"] = loss / len(rows)
     protocol = {
         "task": "next behavior from past events alone; the target's own time and place are hidden",
         "training": "none on this log; tables and labels are those of its training split",
@@ -155,6 +153,7 @@ def evaluate_zero_shot(
         "classes": store.behaviors.classes,
         "content_hash": store.manifest.content_hash,
     }
-    result = {"models": models, "rows": len(rows), "protocol": protocol}
+    result = summary(scored, store, split, protocol)
+    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
     write_json(out, result)
     return result
