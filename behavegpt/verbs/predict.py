@@ -135,12 +135,12 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
-    logs = named_logs(arguments, arguments.logs)
     predictor: Predictor | UniversalPredictor
     if is_universal(arguments.model):
-        predictor, logs = load_zero_shot(arguments.model).fit_tables(logs, **_changes(arguments)), None
+        universal = load_zero_shot(arguments.model)
+        predictor, logs = universal.fit_tables(named_logs(arguments, arguments.logs), **_changes(arguments)), None
     else:
-        predictor = _load(arguments)
+        predictor, logs = _load(arguments), named_logs(arguments, arguments.logs)
     with progress("predict", 100) as advance:
         found = predictor.predict(
             logs,

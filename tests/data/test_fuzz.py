@@ -5,6 +5,7 @@ Tables with the same types are read together, as one log of many: the reader dec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from behavegpt.data.plan import REASONS
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import DataError
+from tests.runs import quick_folder
 
 TABLES, SIGNATURES, PREPARED = 10_000, 100, 100
 SCHEMA = EventSchema(user="user", time="time", event="event", location="place", order="n", tz="Australia/Lord_Howe")
@@ -144,14 +146,20 @@ def test_python_objects(seed: int) -> None:
         assert events.table.num_rows + events.rejects.num_rows == rows
 
 
-def test_prepare_survives_the_same_tables(tmp_path: Path) -> None:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with quick_folder() as folder:
+        yield folder
+
+
+def test_prepare_survives_the_same_tables(place: Path) -> None:
     rng = np.random.default_rng(1)
     kept = 0
     for number in range(PREPARED):
         kinds = LIKELY | ({} if number % 2 else signature(rng))
         rows = int(rng.integers(1, 30))
         table = pa.table({name: column(rng, kind, rows) for name, kind in kinds.items()})
-        file, out = tmp_path / f"{number}.parquet", tmp_path / f"out {number}"
+        file, out = place / f"{number}.parquet", place / f"out {number}"
         pq.write_table(table, file)
         try:
             store = prepare(file, out, SCHEMA, max_reject_share=1.0, threads=1)
@@ -161,4 +169,4 @@ def test_prepare_survives_the_same_tables(tmp_path: Path) -> None:
         kept += 1
         assert store.manifest.events + sum(store.manifest.rejected.values()) == rows
     assert kept > PREPARED // 4
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert not list(place.glob("*.tmp-*"))

@@ -74,10 +74,10 @@ def refused(result: Result) -> str:
     return result.output
 
 
-def operations(settings: dict[str, Any], **order: Any) -> dict[int, str]:
-    """The I/O operations of a run in its folder, numbered from 1."""
+def operations(settings: dict[str, Any], snapshots: Path | None = None, **order: Any) -> dict[int, str]:
+    """The I/O operations of a run in its folder, numbered from 1; `snapshots` get what a crash at each would leave."""
     trace = Path(settings["out"] + ".trace")
-    result = shared_runs().run(settings, trace=str(trace), **order)
+    result = shared_runs().run(settings, trace=str(trace), snapshots=snapshots and str(snapshots), **order)
     assert result.status == 0, result.output
     return dict(enumerate(trace.read_text().splitlines(), 1))
 
@@ -86,9 +86,24 @@ def first(points: dict[int, str], *words: str) -> int:
     return next(at for at, point in points.items() if all(word in point for word in words))
 
 
-def distinct(points: dict[int, str]) -> dict[int, str]:
-    """Those that find another state on the disk than the one before; a crash at the rest is the same crash."""
-    return {at: point for at, point in points.items() if points.get(at - 1, "changes").startswith("changes")}
+def distinct(points: dict[int, str], snapshots: Path) -> dict[int, str]:
+    """The first that finds each state of the run folder; a crash at the rest is the same crash."""
+    states: dict[tuple[Any, ...], int] = {}
+    for at in points:
+        paths = sorted((snapshots / str(at)).rglob("*"))
+        content = (path.read_bytes() if path.is_file() else None for path in paths)
+        names = (path.relative_to(snapshots / str(at)) for path in paths)
+        states.setdefault(tuple(zip(names, content, (path.stat().st_mode for path in paths), strict=True)), at)
+    return {at: points[at] for at in states.values()}
+
+
+def crash(settings: dict[str, Any], at: int, snapshots: Path | None, **order: Any) -> None:
+    """Stop a run dead at an operation, or put what one would leave in its place."""
+    if snapshots is None:
+        result = shared_runs().run(settings, crash_at=at, **order)
+        assert result.status == CRASHED, (at, result.output)
+    elif (snapshots / str(at)).exists():
+        (snapshots / str(at)).rename(settings["out"])
 
 
 def test_runs_repeat_themselves(place: Path, whole: Callable[..., dict[str, Any]]) -> None:
@@ -134,18 +149,13 @@ def test_crash_at_every_io_operation(
 ) -> None:
     """At every operation a run really stops dead; the quick trial takes what one run had left by each of them."""
     train = {"keep": 2, "select": "cross_entropy"} if every else SHORT
-    left = place / f"left-{every}"
-    order = {} if every else {"snapshots": str(left)}
-    points = operations(tiny_settings(place / "data", place / f"traced-{every}", **train), **order)
+    snapshots = None if every else place / "snapshots"
+    points = operations(tiny_settings(place / "data", place / f"traced-{every}", **train), snapshots=snapshots)
     assert len(points) > 80 and sum("torn" in point for point in points.values()) >= 7
-    chosen = points if every else distinct(points)
+    chosen = points if snapshots is None else distinct(points, snapshots)
     for at, point in chosen.items():
         settings = tiny_settings(place / "data", place / f"crash-{every}-{at}", **train)
-        if every:
-            result = shared_runs().run(settings, crash_at=at)
-            assert result.status == CRASHED, (at, point, result.output)
-        elif (left / str(at)).exists():
-            (left / str(at)).rename(settings["out"])
+        crash(settings, at, snapshots)
         assert finish(settings) == whole(**train), (at, point)
         shutil.rmtree(settings["out"])
     record_property("crash points", f"{len(chosen)} of {len(points)}")
@@ -162,17 +172,18 @@ def test_crash_at_every_io_operation_of_a_resume(
     assert shared_runs().run(crashed, crash_at=torn).status == CRASHED
     copy = tiny_settings(place / "data", place / f"copy-{every}", **SHORT)
     shutil.copytree(crashed["out"], copy["out"])
-    points = operations(copy, resume=True)
+    snapshots = None if every else place / "snapshots of a resume"
+    points = operations(copy, resume=True, snapshots=snapshots)
     assert any("log.jsonl.tmp" in point for point in points.values())
     assert any("os.rmdir" in point and ".tmp-new-step_00000003" in point for point in points.values())
     chosen = points
-    if not every:  # once the first save begins, all is as in a fresh run
-        chosen = {at: point for at, point in distinct(points).items() if at <= first(points, "save_file")}
+    if snapshots is not None:  # once the first save begins, all is as in a fresh run
+        chosen = {at: point for at, point in distinct(points, snapshots).items() if at <= first(points, "save_file")}
     for at, point in chosen.items():
         settings = tiny_settings(place / "data", place / f"resumed-{every}-{at}", **SHORT)
-        shutil.copytree(crashed["out"], settings["out"])
-        result = shared_runs().run(settings, resume=True, crash_at=at)
-        assert result.status == CRASHED, (at, point, result.output)
+        if snapshots is None:
+            shutil.copytree(crashed["out"], settings["out"])
+        crash(settings, at, snapshots, resume=True)
         assert finish(settings) == whole(**SHORT), (at, point)
         shutil.rmtree(settings["out"])
     record_property("crash points of a resume", f"{len(chosen)} of {len(points)}")
