@@ -8,6 +8,7 @@ The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the even
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -135,7 +136,9 @@ Run = Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]
 
 
 def _write_torch(program: torch.export.ExportedProgram, network: LastEvent, path: Path) -> Run:
-    torch.export.save(program, path)
+    archive = io.BytesIO()  # torch's own writer tells of a full disk by a RuntimeError without a reason
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
     module = program.module()
     return lambda ids: list(module(*ids))
 

@@ -218,9 +218,11 @@ def _open(path: Path) -> np.ndarray:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Replace a .npy file in one rename."""
+    """Replace a .npy file in one rename; its dtype holds no objects."""
+    array = np.ascontiguousarray(array)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.asarray(array), False)  # objects are refused, not pickled
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)  # np.save says nothing when the disk is full
 
 
 def _is_whole_map(array: np.ndarray) -> bool:

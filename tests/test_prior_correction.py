@@ -40,8 +40,8 @@ def test_probabilities_are_divided_by_the_training_frequency(made, tau):
     histories = EncodedHistories(pa.array([f"u{i:02d}" for i in range(30)]), store.offsets, store.columns, {}, {})
     predictor = Predictor(model, tokenizer)
     found = []
-    for correction in (0.0, tau):
-        answer = predictor.predict(histories, top_k=len(prior), prior_correction=correction)
+    for correction in ({}, {"prior_correction": tau}):  # none by default
+        answer = predictor.predict(histories, top_k=len(prior), **correction)
         order = np.argsort(answer.labels.astype(str), axis=1)
         found.append(np.take_along_axis(answer.probabilities, order, axis=1))
     labels = np.argsort(np.array(store.behaviors.values.to_pylist(), dtype=str))

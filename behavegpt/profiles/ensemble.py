@@ -76,11 +76,11 @@ def write_ensemble(
     folder.mkdir(parents=True, exist_ok=True)
     width = sum(len(row) for _, _, row in fitted.values())
     temporary = folder / f".{EMBEDDINGS}.tmp"
-    out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(order), width))
     missing = np.ones(len(order), bool)
     columns: dict[str, Any] = {}
     start = 0
     try:
+        out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(order), width))
         for name, of in members.items():
             rows = rows_of(order, of.client_ids)
             stop = start + len(fitted[name][2])
@@ -89,7 +89,7 @@ def write_ensemble(
             columns[name] = {"columns": [start, stop], "imputed_clients": len(order) - int(np.count_nonzero(rows >= 0))}
             start = stop
     except BaseException:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
     out.flush()
     del out

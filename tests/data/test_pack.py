@@ -10,6 +10,7 @@ from behavegpt.data.loader import TrainingBatches, columns_of, evaluation_batche
 from behavegpt.data.pack import (
     Windows,
     collate,
+    count_unseen,
     evaluation_windows,
     pack_rows,
     target_rows,
@@ -32,6 +33,15 @@ def slow_target_rows(store, split):
 def test_target_rows_against_a_loop(split):
     store = random_store(3)
     assert target_rows(store, split).tolist() == slow_target_rows(store, split)
+
+
+@pytest.mark.parametrize("split", [TRAIN, VALID, TEST])
+def test_unseen_targets_are_all_others_that_something_precedes(split):
+    store = random_store(2)
+    store.columns["behavior"] = np.where(np.arange(store.offsets[-1]) % 3 == 0, 1, store.column("behavior"))
+    first = set(store.offsets[:-1].tolist())
+    asked = [row for row in np.flatnonzero(np.asarray(store.columns["split"]) == split).tolist() if row not in first]
+    assert 0 < count_unseen(store, split) == len(asked) - len(slow_target_rows(store, split))
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 7, 32, 90])
