@@ -19,6 +19,7 @@ from behavegpt.data.database import hash_labels, literal, one_row
 from behavegpt.data.events import sort_events
 from behavegpt.data.plan import Plan, shrink_codes
 from behavegpt.data.spill import PIECE, smallest_dtype
+from behavegpt.user_embeddings import write_array
 
 
 def save_part(con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[str], folder: Path) -> None:
@@ -37,10 +38,10 @@ def save_part(con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[
         pq.write_table(pa.table({"label": labels, "events": events}), folder / f"c{i}.parquet")
         hashes[field] = np.insert(hash_labels(con, labels), 0, 0)
     index = sort_events(columns, hashes)
-    np.save(folder / "time.npy", columns["time"][index])
+    write_array(folder / "time.npy", columns["time"][index])
     for i, field in enumerate(fields):
         codes = columns[field][index]
-        np.save(folder / f"c{i}.npy", codes.astype(smallest_dtype(int(codes.max()) + 1)))
+        write_array(folder / f"c{i}.npy", codes.astype(smallest_dtype(int(codes.max()) + 1)))
 
 
 class Parts:

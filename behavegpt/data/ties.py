@@ -23,6 +23,7 @@ from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.io import scratch, write_json
+from behavegpt.user_embeddings import write_array
 
 MANY = 0.01  # share of simultaneous events from which on `prepare` warns
 
@@ -92,7 +93,7 @@ def _rewrite(store: EventStore, index: np.ndarray, manifest: Manifest) -> None:
     with scratch(store.path) as folder:
         shutil.copytree(store.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
         for name, column in store.columns.items():
-            np.save(folder / "columns" / f"{name}.npy", np.asarray(column)[index], allow_pickle=False)
+            write_array(folder / "columns" / f"{name}.npy", np.asarray(column)[index])
         digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns])
         manifest = manifest.model_copy(update={"content_hash": digest})
         write_json(folder / "dataset.json", manifest.model_dump(mode="json"))

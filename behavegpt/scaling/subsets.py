@@ -27,6 +27,7 @@ from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
 from behavegpt.io import put_in_place, remove_stale, temporary_name
+from behavegpt.user_embeddings import write_array
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str
         counted.save(folder / "vocabulary" / f"{field}.parquet")
     columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     for name, column in columns.items():
-        np.save(folder / "columns" / f"{name}.npy", column, allow_pickle=False)
+        write_array(folder / "columns" / f"{name}.npy", column)
     pq.write_table(pa.table({"user": store.users().take(pa.array(users))}), folder / "users.parquet")
     sizes = np.bincount(columns["split"], minlength=3).tolist()
     manifest = store.manifest.model_copy(
