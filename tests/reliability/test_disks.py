@@ -37,7 +37,8 @@ def out(place: Path) -> Iterator[Path]:
 
 def refused(ended: Ended) -> str:
     """The one paragraph of a command that could not write."""
-    assert ended.status == 2 or "failed: " in ended.output, ended.output  # of a profile, the other members go on
+    member = ended.status == 1 and "failed: " in ended.output  # of a profile, whose other members go on
+    assert ended.status == 2 or member, ended.output
     assert "Traceback" not in ended.output, ended.output
     return ended.output
 
