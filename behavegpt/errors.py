@@ -69,6 +69,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether a signal stopped the work: DuckDB makes an error of its own of it, which others may wrap.
+
+    >>> is_interruption(RuntimeError("Query interrupted")), is_interruption(RuntimeError("no"))
+    (True, False)
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "query interrupted" in str(error).lower():
+            return True
+        if type(error).__name__ == "InterruptException":  # of DuckDB, which this module need not import
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def environment_fault(error: BaseException) -> str | None:
     """What to tell people of an error that the machine is to blame for, not the program; None for any other.
 

@@ -39,7 +39,14 @@ from pydantic import Field, TypeAdapter, field_validator
 from behavegpt import __version__
 from behavegpt.config import Settings, closest, dump_settings, read_settings
 from behavegpt.console import say
-from behavegpt.errors import BehaveGPTError, ConfigError, DataError, MissingExtraError, environment_fault
+from behavegpt.errors import (
+    BehaveGPTError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    environment_fault,
+    is_interruption,
+)
 from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
 from behavegpt.paths import PathText, local_path
 from behavegpt.profiles.cache import digest, peak_memory, reset_peak
@@ -169,10 +176,12 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
     except MissingExtraError as error:
         say(f"{name} is off: {error}")
         return {"kind": block.kind, "status": "off", "reason": str(error)}
-    except BehaveGPTError as error:
-        say(f"{name} failed: {error}")
-        return {"kind": block.kind, "status": "failed", "reason": str(error)}
     except Exception as error:
+        if is_interruption(error):
+            raise KeyboardInterrupt from error  # no failure of this member: nothing goes on
+        if isinstance(error, BehaveGPTError):
+            say(f"{name} failed: {error}")
+            return {"kind": block.kind, "status": "failed", "reason": str(error)}
         fault = environment_fault(error)  # else our bug: told in full, and the others go on
         say(f"{name} failed: {fault or traceback.format_exc()}")
         return {"kind": block.kind, "status": "failed", "reason": f"{type(error).__name__}: {error}"}

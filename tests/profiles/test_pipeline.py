@@ -187,3 +187,20 @@ def test_the_command_on_the_generated_challenge(mini: Path, tmp_path: Path, caps
     entry = ["challenge", "validate", str(tmp_path / "ensembles" / "all"), "--data", str(mini)]
     assert main(entry) == 0
     assert main([*arguments[:-2], "--embed", str(mini)]) == 2
+
+
+def test_a_signal_inside_a_query_stops_all_members(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB turns the KeyboardInterrupt of a handler into an error of its own; no member may take it for its own."""
+    from behavegpt.profiles import pipeline
+
+    def interrupted(*_: Any) -> None:
+        try:
+            raise RuntimeError("Query interrupted")
+        except RuntimeError:
+            raise DataError("the table cannot be read") from None
+
+    monkeypatch.setattr(pipeline, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(profile(small, tmp_path / "out"))
