@@ -1,7 +1,7 @@
 # The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
-.PHONY: check test test-all test-gpu format bench bench-gpu constraints
+.PHONY: check test test-all test-gpu format bench bench-gpu gpu-pass constraints
 
 check: ## ruff, mypy and the layers of the design (import-linter)
 	$(PYTHON) -m ruff check .
@@ -28,6 +28,9 @@ bench: ## preparation and training against their peers; see benchmarks/
 
 bench-gpu: ## training on this GPU: events/s, utilisation, memory, parts; see benchmarks/README.md
 	$(PYTHON) benchmarks/gpu.py
+
+gpu-pass: ## all that needs a GPU to be believed, in nine minutes; rows in benchmarks/results/gpu_pass.jsonl
+	$(PYTHON) benchmarks/gpu_pass.py
 
 constraints: ## pin what is installed now as the CPU set
 	$(PYTHON) -m uv pip freeze -p $(PYTHON) --exclude-editable | sed 's/+cpu$$//' | grep -viE '^(pip|uv|setuptools)==' > constraints/cpu.txt

@@ -16,7 +16,7 @@ from behavegpt.data.loader import row_length_for
 from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
-POSITIONS_PER_BATCH = 16_384
+POSITIONS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}  # a GPU is done with a small one before the next is made
 CELLS_PER_BATCH = 1 << 24  # of float32: 64 MiB; softmax and sorting hold a few times as much
 
 
@@ -45,11 +45,12 @@ def history_batches(
     """
     config = model.config
     row_length = row_length_for(config.max_length)
+    most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
     length = np.minimum(end - begin, config.max_length)
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
     user_of = np.searchsorted(end, plan.windows.start, side="right")
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
-    for first, stop in _pieces(plan, POSITIONS_PER_BATCH // row_length, CELLS_PER_BATCH // max(1, cells_per_user)):
+    for first, stop in _pieces(plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)):
         batch = collate(columns, plan, np.arange(first, stop), row_length, fields, with_target=False)
         inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
         time = inputs["time_ids"] if with_time else None

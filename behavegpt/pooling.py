@@ -16,6 +16,7 @@ from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
 from behavegpt.history_batches import history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.precision import autocast
 from behavegpt.options import EmbedOptions
 
 MOST_BEHAVIORS = 256  # the most frequent ones; a vector may have 2048 dimensions in all
@@ -121,6 +122,7 @@ def _run(
     """The model's output; the prediction layer is left out unless its logits are asked for."""
     layout = {"document": batch.document, "position": batch.position}
     embedded = INPUT in layers
-    if logits:
-        return model(**batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1))
-    return model.model(**batch.inputs, **layout, output_hidden_states=embedded)
+    with autocast(model.device):
+        if logits:
+            return model(**batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1))
+        return model.model(**batch.inputs, **layout, output_hidden_states=embedded)

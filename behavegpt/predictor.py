@@ -26,6 +26,8 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.attention import choose_backend
+from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.pooling import user_vectors, widths
@@ -167,9 +169,10 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
-                output: Any = self.model(
-                    **batch.inputs, document=batch.document, position=batch.position, select=select
-                )
+                with autocast(self.model.device):
+                    output: Any = self.model(
+                        **batch.inputs, document=batch.document, position=batch.position, select=select
+                    )
                 yield users[first : first + step], output.logits.float().cpu()
 
 
@@ -194,5 +197,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
-    torch.nn.Module.to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.nn.Module.to(model, place)
+    half = choose_precision("auto", place) == "bf16"
+    model.set_attn_implementation(choose_backend(place, half, model.config.max_length))
     return Predictor(model, tokenizer, load_links(folder))

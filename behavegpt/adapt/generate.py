@@ -29,9 +29,10 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.precision import autocast
 from behavegpt.options import DrawOptions, Policy, Whole
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30  # on a CPU; on a GPU a share of what is free
 LOGIT_BYTES = 1 << 28
 NUMBERS = 8  # uniform numbers a step: gap, three for the time, behavior, event, place, one spare
 
@@ -137,7 +138,8 @@ def _futures(
     """The drawn events of the rows, step by step, each column (n,) of the rows that go on."""
     heads = _heads_wanted(rows, policies, links)
     for step in range(settings.steps):
-        following = rows.forward(heads)
+        with autocast(rows.model.device):
+            following = rows.forward(heads)
         u = rows.uniforms(step, NUMBERS)
         new = _draw_time(rows, policies, following.heads, u)
         new |= _draw_what(rows, settings, policies, following, u, links)
@@ -243,4 +245,8 @@ def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSet
     config = model.config
     cached = 8 * config.num_hidden_layers * (config.max_length + 1) * config.hidden_size
     scores = 16 * (config.num_behaviors + sum((config.field_sizes or {}).values()))
-    return max(1, min(settings.rows, CACHE_BYTES // max(1, cached), LOGIT_BYTES // scores))
+    room = CACHE_BYTES, LOGIT_BYTES
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        room = free // 3, free // 12
+    return max(1, min(settings.rows, room[0] // max(1, cached), room[1] // scores))

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from behavegpt.model.attention import BACKENDS, plan_attention, plan_cached
+from behavegpt.model.attention import BACKENDS, plan_attention, plan_cached, usable
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
@@ -149,6 +149,7 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         backend = self.config._attn_implementation or "sdpa"
         if backend not in BACKENDS:
             raise ValueError(f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}")
+        backend = usable(backend, x)
         plan = plan_attention(document, backend) if cache is None else plan_cached(cache.step.mask, backend)
         states = [x]
         for index, block in enumerate(self.blocks):
