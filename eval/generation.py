@@ -24,9 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from behavegpt.adapt.generate import GenerationSettings, roll_out
-from behavegpt.adapt.generated import Generated
-from behavegpt.adapt.links import count_links, learn_links
 from behavegpt.baselines import generators
 from behavegpt.baselines.diffuseq import DiffuSeqSettings, diffuseq
 from behavegpt.baselines.seqgan import SeqGANSettings, seqgan
@@ -37,6 +34,10 @@ from behavegpt.data.store import TEST, TRAIN, EventStore, open_store
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.generation.constraints import count_links, learn_links
+from behavegpt.generation.result import Generated
+from behavegpt.generation.rollout import roll_out
+from behavegpt.generation.settings import GenerationSettings
 from behavegpt.grid import Grid, Row, Run, append_row, made_once, mean_and_deviation, read_rows
 from behavegpt.metrics import generation as metrics
 from behavegpt.metrics.generation import Sequences

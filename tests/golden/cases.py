@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import torch
 
 import behavegpt
-from behavegpt.adapt.links import count_links
 from behavegpt.challenge import network
 from behavegpt.challenge.evaluate import evaluate as evaluate_entry
 from behavegpt.challenge.files import open_directory
@@ -32,6 +31,7 @@ from behavegpt.data.store import open_store
 from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.export import ExportSettings, export
 from behavegpt.finetune import FinetuneSettings, finetune
+from behavegpt.generation.constraints import count_links
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.profiles.pipeline import ProfileSettings
 from behavegpt.profiles.pipeline import run as run_profile

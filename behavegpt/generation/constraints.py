@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from behavegpt.adapt.rates import log_odds_of_slots
 from behavegpt.data.loader import columns_of
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN
 from behavegpt.errors import CheckpointError
+from behavegpt.generation.calibration import log_odds_of_slots
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 FILE = "links.safetensors"
