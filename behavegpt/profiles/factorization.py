@@ -33,8 +33,8 @@ from torch.nn import functional as F
 
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
-from behavegpt.profiles.bags import FAMILIES, ITEM_VALUES, Bags, Facts, Pairs, read_facts
 from behavegpt.profiles.events import PRODUCT, EventName, columns, register
+from behavegpt.profiles.features import FAMILIES, ITEM_VALUES, Bags, ClientFeatures, read_features
 from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import (
@@ -99,7 +99,9 @@ class Factorization(nn.Module):
         self.item = nn.Parameter((torch.rand(item_features, factors) - 0.5) / factors)
         self.bias = nn.Parameter(torch.zeros(item_features, 1))
 
-    def clients(self, features: ClientFeatures, rows: np.ndarray, without: tuple[np.ndarray, np.ndarray] | None = None) -> Tensor:
+    def clients(
+        self, features: ClientFeatures, rows: np.ndarray, without: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> Tensor:
         """Vectors (B, F) of clients `rows`; `without`: a product of each and its count, which are left out."""
         history = features.history.take(rows)
         asked = history.items if without is None else np.concatenate([history.items, without[0]])
@@ -166,7 +168,7 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
         raise DataError(f"no client has a product by {', '.join(settings.weights)}; choose other weights.")
     device = choose_device(context.device)
     with seeded(context.seed):
-        network = Factorization(*map(len, features.kept), settings.factors).to(device)
+        network = Factorization(len(features.kept[0]), len(features.kept[1]), settings.factors).to(device)
     with torch.sparse.check_sparse_tensor_invariants(False):  # Adagrad warns while nobody has chosen
         result = train(
             network,
@@ -188,7 +190,7 @@ def embed(context: Context, settings: FactorizationSettings, folder: Path) -> Us
     kept = np.array(open_array(folder / "user_features.npy")), np.array(open_array(folder / "item_features.npy"))
     with context.connect() as con:
         features = read_features(con, settings.weights, settings.names, kept)
-    network = Factorization(*map(len, kept), settings.factors)
+    network = Factorization(len(kept[0]), len(kept[1]), settings.factors)
     load_network(network, folder)
     network.to(choose_device(context.device))
     lengths = np.diff(features.history.offsets) + np.diff(features.other.offsets)

@@ -16,6 +16,7 @@ import numpy as np
 
 from behavegpt.profiles.events import EVENTS, EventName, among, columns, register
 from behavegpt.profiles.fields import FieldSpec, parse_field
+from behavegpt.ragged import ranges
 
 POSITION = 2**16  # a code and its position in the text become position * POSITION + code
 _CODE = f"(generate_subscripts({{0}}, 1) - 1) * {POSITION} + unnest({{0}})"
@@ -57,8 +58,7 @@ class Bags(NamedTuple):
 def spans(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """New offsets (B + 1,), and where the entries of `rows` (B,) lie in a flat column with these offsets (R + 1,)."""
     counts = np.diff(offsets)[rows]
-    found = np.concatenate([[0], np.cumsum(counts)])
-    return found, np.repeat(offsets[rows] - found[:-1], counts) + np.arange(found[-1])
+    return np.concatenate([[0], np.cumsum(counts)]), ranges(offsets[rows], counts)
 
 
 class Family(NamedTuple):
