@@ -18,8 +18,8 @@ from behavegpt.data.pack import gap_buckets
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.generation.calibration import WEIGHT, log_odds_of_slots, log_odds_of_users
 from behavegpt.generation.constraints import count_link, count_links, learn_links, load_links, save_links

@@ -28,7 +28,7 @@ from behavegpt.cli import main
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.export import ExportSettings, export
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.generation.constraints import count_links

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from behavegpt.data.converters import convert
+from behavegpt.datasets.converters import convert
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.profiles.behavegpt_member import MODEL, MODEL_FILES, BehaviorSettings, _write_stream, embed, fit
 from behavegpt.profiles.members import Context

@@ -15,8 +15,8 @@ import torch
 from behavegpt.adapt.peft import save_adapter
 from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore, open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.generation.constraints import links_of
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import load
