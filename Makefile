@@ -1,7 +1,7 @@
 # The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
-.PHONY: check test test-all test-gpu format bench bench-gpu gpu-pass constraints
+.PHONY: check test test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
 
 check: ## ruff, mypy and the layers of the design (import-linter)
 	$(PYTHON) -m ruff check .
@@ -17,6 +17,12 @@ test-all: ## also what takes minutes
 
 test-gpu: ## what needs a CUDA device
 	$(PYTHON) -m pytest -m gpu
+
+style: ## lengths, comments, docstrings, ... of the library as a table; --list MEASURE names the places
+	$(PYTHON) tools/style_counts.py
+
+golden: ## rewrite tests/golden/*.json on purpose: the values that a change of behavior has moved; say why in the commit
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.golden
 
 format: ## rewrite the files in the project's style
 	$(PYTHON) -m ruff check --fix .

@@ -37,6 +37,7 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
 from behavegpt.paths import local_path
 from behavegpt.pooling import NAMES, user_vectors, widths
+from behavegpt.ragged import ranges
 from behavegpt.user_embeddings import write_array
 
 MOST_DIMENSIONS = 2048  # of an entry to the challenge
@@ -253,7 +254,7 @@ def _vectors(
     end = store.offsets[users + 1]
     length = np.minimum(end - store.offsets[users], model.config.max_length)
     after = np.cumsum(length)
-    source = np.arange(after[-1]) + np.repeat(end - after, length)
+    source = ranges(end - length, length)
     columns = {}
     for name in {*model.config.columns, "time"}:
         held = store.columns.get(name)

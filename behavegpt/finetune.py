@@ -18,7 +18,6 @@ import torch
 from pydantic import Field
 
 from behavegpt.adapt.cross_domain import schema_remarks, target_config, target_tokenizer
-from behavegpt.adapt.links import links_of
 from behavegpt.adapt.new_behavior import merge_new_rows, refuse_nothing_new, train_new_rows
 from behavegpt.adapt.settings import AdaptSettings, Mode
 from behavegpt.adapt.transfer import (
@@ -37,6 +36,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import CheckpointError, ConfigError
+from behavegpt.generation.constraints import links_of
 from behavegpt.losses import Loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters

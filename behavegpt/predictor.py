@@ -16,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from behavegpt.adapt.generate import GenerationSettings, roll_out
-from behavegpt.adapt.generated import Generated
-from behavegpt.adapt.links import Links, load_links
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
 from behavegpt.data.histories import as_logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
+from behavegpt.generation.constraints import Links, load_links
+from behavegpt.generation.result import Generated
+from behavegpt.generation.rollout import roll_out
+from behavegpt.generation.settings import GenerationSettings
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
@@ -139,7 +140,7 @@ class Predictor:
 
         `events` and `interrupt` as for `predict`, at least one event a user. `options`: GenerationSettings, such as
         samples=5, temperature=.9, top_p=.95, until="2 days", seed=1, time="observed". `links`: what goes together,
-        see adapt/links.py; by default what stands beside the model. Docs: docs/generation.md.
+        see generation/constraints.py; by default what stands beside the model. Docs: docs/generation.md.
         """
         given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
         settings = check_settings(GenerationSettings, given, "generate")

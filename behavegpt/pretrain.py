@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
-from behavegpt.adapt.links import links_of
 from behavegpt.baselines.architectures import baseline_config, read_inputs, refuse_unknown
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
@@ -19,6 +18,7 @@ from behavegpt.config import closest
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
+from behavegpt.generation.constraints import links_of
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText

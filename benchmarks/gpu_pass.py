@@ -398,8 +398,9 @@ def generation(run: Pass) -> Iterator[Row]:
     """Futures of 50 events by the cache, whose windows slide."""
     import pyarrow as pa
 
-    from behavegpt.adapt.generate import GenerationSettings, roll_out
     from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+    from behavegpt.generation.rollout import roll_out
+    from behavegpt.generation.settings import GenerationSettings
 
     bench = run.bench("paper", users=8 if run.small else 2048)
     model = bench.model().eval()

@@ -139,7 +139,7 @@ def _write(columns: dict[str, np.ndarray], out: Path) -> None:
 
 def generate_log(path: Path, events: int) -> None:
     """Write the events, users mixed within each row group; through polars for CSV."""
-    from behavegpt.data.synthetic import generate
+    from behavegpt.datasets.synthetic import generate
 
     parquet = path.with_suffix(".parquet")
     generate(parquet, events, seed=0, by_time=True)

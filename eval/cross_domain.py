@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +31,15 @@ from behavegpt.data.reencode import fit_store, reencode
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, TEST, EventStore, open_store
 from behavegpt.finetune import FinetuneSettings, finetune
+from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
+from behavegpt.io import workspace
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
-from behavegpt.training.journal import Journal
 
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 KEY = ("source", "loss", "share", "mode", "seed")
+GROUP = ("share", "source", "loss", "mode")  # rows that differ in the seed alone
 FROM_NOTHING = "scratch"  # needs no source
 COUNTED = ("most_frequent", "user_most_frequent", "markov", "user_markov")
 
@@ -85,23 +88,24 @@ class Protocol(Settings):
 def prepared(protocol: Protocol, log: Log, logs: Path, work: Path) -> EventStore:
     """A log's prepared folder, made once."""
     folder = work / "data" / Path(log.file).stem
-    if not folder.exists():
-        schema = EventSchema.model_validate(protocol.schema_ | log.schema_ | {"tz": log.tz})
-        prepare([logs / log.file], folder, schema, min_events=protocol.min_events)
+    schema = EventSchema.model_validate(protocol.schema_ | log.schema_ | {"tz": log.tz})
+    made_once(folder, lambda: prepare([logs / log.file], folder, schema, min_events=protocol.min_events))
     return open_store(folder)
 
 
 def base(protocol: Protocol, source: str, loss: str, logs: Path, work: Path) -> Path:
     """A pretrained model, made once and shared by all rows."""
     run = work / "base" / f"{source}-{loss}"
-    if not (run / "model").exists():
+
+    def make() -> None:
         store = prepared(protocol, protocol.sources[source], logs, work)
         shutil.rmtree(run, ignore_errors=True)
         steps = [f"train.steps={protocol.pretrain.steps}", f"loss.name={loss}"]
         shape = [f"model.{name}={value}" for name, value in protocol.pretrain.model.items()]
         overrides = [f"data.path={store.path}", f"out={run}", *steps, *shape]
         pretrain(read_settings(PretrainSettings, protocol.pretrain.config, overrides))
-    return run / "model"
+
+    return made_once(run, make, "model")
 
 
 def share_of_users(store: EventStore, share: float, seed: int) -> EventStore:
@@ -135,8 +139,14 @@ def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path
     )
 
 
-def run_row(protocol: Protocol, row: dict[str, Any], logs: Path, work: Path, split: int) -> dict[str, Any]:
+def run_row(protocol: Protocol, row: Row, logs: Path, work: Path, split: int) -> Row:
     """Fine-tune, evaluate, and return the row's figures."""
+    with workspace(work / f"run-{digest(row)}") as folder:
+        return figures_of(protocol, row, logs, work, split, folder / "run")
+
+
+def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int, out: Path) -> Row:
+    """The row's figures by a run in the folder `out`."""
     began = time.perf_counter()
     target = share_of_users(prepared(protocol, protocol.target, logs, work), row["share"], row["seed"])
     if row["mode"] in COUNTED:
@@ -145,8 +155,6 @@ def run_row(protocol: Protocol, row: dict[str, Any], logs: Path, work: Path, spl
     source = row["source"] if row["source"] != "-" else next(iter(protocol.sources))  # from scratch: its shape alone
     loss = row["loss"] if row["source"] != "-" else "dro"
     model = base(protocol, source, loss, logs, work)
-    out = work / "run"
-    shutil.rmtree(out, ignore_errors=True)
     run = finetune(settings_of(protocol, row, model, target.path, out), store=target)
     predictor = load(run / "model")
     config = predictor.model.config
@@ -184,40 +192,22 @@ def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
                             yield dict(zip(KEY, (source, loss, share, mode, seed), strict=True))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, np.ndarray]]:
-    """(share, source, loss, mode) -> figure -> values over seeds."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault((row["share"], row["source"], row["loss"], row["mode"]), []).append(row)
-    return {k: {f: np.array([r[f] for r in rs], float) for f in FIGURES} for k, rs in sorted(found.items())}
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds as Markdown, with the gain in macro recall over scratch."""
     lines = [
         "| users | source | pretrained with | mode | seeds | weighted recall | macro recall | over scratch | NDCG@3 |"
     ]
     lines.append("|" + "---|" * 9)
-    found = summary(rows)
+    found = grouped(rows, GROUP, FIGURES)
     for (share, source, loss, mode), values in sorted(found.items(), key=lambda i: (i[0][0], -i[1]["rec_m"].mean())):
         scratch = found.get((share, "-", "-", FROM_NOTHING))
         gain = f"{values['rec_m'].mean() / scratch['rec_m'].mean() - 1:+.0%}" if scratch else "-"
-        cells = [_cell(values[f]) for f in ("rec_w", "rec_m")]
+        cells = [mean_and_deviation(values[f]) for f in ("rec_w", "rec_m")]
         lines.append(
             f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | {' | '.join(cells)} | {gain} | "
-            f"{_cell(values['ndcg@3'])} |"
+            f"{mean_and_deviation(values['ndcg@3'])} |"
         )
     return "\n".join(lines)
-
-
-def _cell(values: np.ndarray) -> str:
-    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{spread}"
 
 
 def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None:
@@ -227,7 +217,7 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found, loss = summary(rows), protocol.pretrain.losses[0]
+    found, loss = grouped(rows, GROUP, FIGURES), protocol.pretrain.losses[0]
     shares, drawn = sorted({key[0] for key in found}), [s for s in protocol.sources if any(k[1] == s for k in found)]
     figure, axes = plt.subplots(1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False)
     modes = [*protocol.modes, "user_most_frequent"]
@@ -269,26 +259,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="draw macro recall by share of users")
     arguments = parser.parse_args(argv)
     protocol = read_settings(Protocol, arguments.config)
-    rows, journal = read_rows(arguments.out), Journal(arguments.out)
     if arguments.table or arguments.plot:
+        rows = read_rows(arguments.out)
         print(table(rows))
         if arguments.plot:
             plot(rows, protocol, arguments.plot)
         return 0
-    done = {(*(row[name] for name in KEY), row.get("lr")) for row in rows}
+    Grid(arguments.out).run(runs(protocol, arguments))
+    return 0
+
+
+def runs(protocol: Protocol, arguments: argparse.Namespace) -> Iterator[Run]:
+    """The rows of the grid that are asked for, at each learning rate with `--tune`."""
     wanted = [set(part.split(":")) for part in arguments.only] or [set()]
     for row in grid(protocol):
         names = {str(row[name]) for name in KEY} | {f"seed{row['seed']}"}
-        if not any(part <= names for part in wanted):
-            continue
-        for rate in arguments.tune or [None]:
-            if (*(row[name] for name in KEY), rate) in done:
-                continue
-            asked = row if rate is None else row | {"lr": rate}
-            split = SPLITS["test" if rate is None else "valid"]
-            journal.append(asked | run_row(protocol, asked, arguments.logs, arguments.work, split))
-            print(" ".join(str(value) for value in asked.values()), file=sys.stderr)
-    return 0
+        if any(part <= names for part in wanted):
+            for rate in arguments.tune or [None]:
+                yield Run(row | {"lr": rate}, partial(rows_of, protocol, row, rate, arguments))
+
+
+def rows_of(protocol: Protocol, row: Row, rate: float | None, arguments: argparse.Namespace) -> Iterator[Row]:
+    """The one row of a run."""
+    asked = row if rate is None else row | {"lr": rate}
+    split = SPLITS["test" if rate is None else "valid"]
+    yield asked | run_row(protocol, asked, arguments.logs, arguments.work, split)
+    print(" ".join(str(value) for value in asked.values()), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ all rows. A seed trains a model (RUNS/seed_N, unless it is there) and draws from
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from behavegpt.adapt.generate import GenerationSettings, roll_out
-from behavegpt.adapt.generated import Generated
-from behavegpt.adapt.links import count_links, learn_links
 from behavegpt.baselines import generators
 from behavegpt.baselines.diffuseq import DiffuSeqSettings, diffuseq
 from behavegpt.baselines.seqgan import SeqGANSettings, seqgan
@@ -38,14 +34,19 @@ from behavegpt.data.store import TEST, TRAIN, EventStore, open_store
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.generation.constraints import count_links, learn_links
+from behavegpt.generation.result import Generated
+from behavegpt.generation.rollout import roll_out
+from behavegpt.generation.settings import GenerationSettings
+from behavegpt.grid import Grid, Row, Run, append_row, made_once, mean_and_deviation, read_rows
 from behavegpt.metrics import generation as metrics
 from behavegpt.metrics.generation import Sequences
 from behavegpt.plots_generation import BEHAVIORS, futures
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
-from behavegpt.training.journal import Journal
 
 MODEL = "behavegpt"
+REAL, HALVES = "real", "real, half against half"
 LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # trained on the spot, on as many events
     "seqgan": (seqgan, SeqGANSettings),
     "seqgan rounds=0": (seqgan, partial(SeqGANSettings, rounds=0)),  # its first step alone
@@ -111,10 +112,9 @@ def training_sequences(store: EventStore) -> Sequences:
 def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Predictor:
     """The seed's model, trained now if it is not there, with the links of the training data."""
     run = arguments.runs / f"seed_{seed}"
-    if not (run / "model").is_dir():
-        known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
-        pretrain(read_settings(PretrainSettings, arguments.config, [*known, *arguments.train]), resume=True)
-    predictor = load(run / "model")
+    known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
+    settings = read_settings(PretrainSettings, arguments.config, [*known, *arguments.train])
+    predictor = load(made_once(run, lambda: pretrain(settings, resume=True), "model"))
     return Predictor(predictor.model, predictor.tokenizer, learn_links(predictor.model, store))
 
 
@@ -211,7 +211,8 @@ def speed(store: EventStore, task: Task, arguments: argparse.Namespace) -> list[
         rows.append({"generator": f"speed, cache={cache}", "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)})
         rows[-1]["events_per_cpu_second"] = round(len(found) / cpu)
     same = np.mean([(drawn[0][name] == drawn[1][name]).mean() for name in ("behavior", "event", "time")])
-    return [{**row, "users": count, "seed": 0, "same_tokens": float(same)} for row in rows]
+    known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash, "steps": arguments.steps}
+    return [{**known, **row, "users": count, "seed": 0, "same_tokens": float(same)} for row in rows]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -219,42 +220,36 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| generator | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (2 + len(FIGURES))]
     for name in dict.fromkeys(row["generator"] for row in rows if "behavior_ks" in row):
         found = [row for row in rows if row["generator"] == name]
-        cells = []
-        for figure in FIGURES:
-            values = np.array([row[figure] for row in found if row.get(figure) is not None], float)
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 and values.std() >= 5e-4 else ""
-            cells.append(f"{values.mean():.3f}{spread}" if len(values) else "-")
+        cells = [mean_and_deviation([row.get(figure) for row in found], 3, least=5e-4) for figure in FIGURES]
         lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def run_missing(store: EventStore, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Append the rows that are not there yet."""
-    task = make_task(store, arguments.users, arguments.steps, arguments.history)
-    journal = Journal(arguments.out)
+def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterator[Run]:
+    """The real futures, then each generator with each seed."""
     known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
     known |= {"users": len(task.real), "steps": arguments.steps}
-    done = {(row["generator"], row["seed"]) for row in rows}
-    if arguments.speed:
-        for row in speed(store, task, arguments):
-            journal.append(known | row)
-            print(row, file=sys.stderr)
-        return
-    if ("real", 0) not in done:
-        real = histograms(store, task.real) | {"distinct2": metrics.distinct(task.real), "seed": 0}
-        journal.append({**known, "generator": "real", **real})
-        journal.append(
-            {**known, "generator": "real, half against half", "seed": 0, **halves(task, store.behaviors.classes)}
-        )
+    yield Run({"generator": HALVES, "seed": 0}, partial(real_rows, store, task, known))
     for seed in arguments.seeds:
         for name in arguments.generators:
             label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
-            if (label, seed) in done:
-                continue
-            columns, gap, noted = draw(name, store, task, arguments, seed)
-            row = {**known, "generator": label, "seed": seed, **score(store, task, columns, gap), **noted}
-            journal.append(row)
-            print(label, seed, {f: round(row[f], 4) for f in FIGURES}, file=sys.stderr)
+            row = {**known, "generator": label, "seed": seed}
+            yield Run({"generator": label, "seed": seed}, partial(rows_of, name, row, store, task, arguments))
+
+
+def real_rows(store: EventStore, task: Task, known: Row) -> Iterator[Row]:
+    """The real futures, and how far chance alone drives two halves of them apart."""
+    figures = histograms(store, task.real) | {"distinct2": metrics.distinct(task.real), "seed": 0}
+    yield {**known, "generator": REAL, **figures}
+    yield {**known, "generator": HALVES, "seed": 0, **halves(task, store.behaviors.classes)}
+
+
+def rows_of(name: str, row: Row, store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterator[Row]:
+    """The one row of a generator and a seed."""
+    columns, gap, noted = draw(name, store, task, arguments, row["seed"])
+    row = {**row, **score(store, task, columns, gap), **noted}
+    yield row
+    print(row["generator"], row["seed"], {f: round(row[f], 4) for f in FIGURES}, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,13 +272,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="draw real and generated futures")
     arguments = parser.parse_args(argv)
     arguments.generators = arguments.generators or [*generators.GENERATORS, MODEL]
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if arguments.table or arguments.plot:
+        rows = read_rows(arguments.out)
         print(table(rows))
         if arguments.plot:
             futures(rows, arguments.plot)
         return 0
-    run_missing(open_store(arguments.data), arguments, rows)
+    store = open_store(arguments.data)
+    task = make_task(store, arguments.users, arguments.steps, arguments.history)
+    if not arguments.speed:
+        Grid(arguments.out).run(runs(store, task, arguments))
+        return 0
+    for row in speed(store, task, arguments):
+        append_row(arguments.out, row)
+        print(row, file=sys.stderr)
     return 0
 
 

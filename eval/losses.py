@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from behavegpt.compare import score_baselines
 from behavegpt.config import read_settings
 from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.plots import frontier
@@ -156,7 +157,7 @@ def compare_losses(settings: PretrainSettings, store: EventStore, names: Iterabl
                 if name == "cross_entropy":
                     for tau in PRIOR_CORRECTIONS:
                         yield from figures_by_split(trainer, store, f"{name}, prior correction {tau}", tau)
-        for name in losses.keys() - shared.keys():
+        for name in (name for name in losses if name not in shared):
             trainer = make_trainer(settings, store, Path(folder))
             run(trainer, losses[name], 0, trainer.steps)
             yield from figures_by_split(trainer, store, name)
@@ -167,11 +168,7 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
     lines = ["| layer | loss | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (3 + len(FIGURES))]
     for layer, loss in dict.fromkeys((row["layer"], row["loss"]) for row in rows):
         found = [row for row in rows if (row["layer"], row["loss"]) == (layer, loss)]
-        cells = []
-        for name in FIGURES:
-            values = np.array([row[name] for row in found], float)
-            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.4f}{spread}")
+        cells = [mean_and_deviation(row[name] for row in found) for name in FIGURES]
         lines.append(f"| {layer} | {loss} | {len(found)} | " + " | ".join(cells) + " |")
     for name, metrics in score_baselines(store, split):
         figures = metrics.compute(store.behaviors.counts)
@@ -205,9 +202,34 @@ def choose(files: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; none if there is no file yet."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def runs(store: EventStore, arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[Run]:
+    """For each layer and seed a run of the losses that share their start, and one of each other loss."""
+    for layer in arguments.layers:
+        for seed in arguments.seeds:
+            key = {"layer": layer, "seed": seed, "split": "test"}
+            missing = [name for name in arguments.losses if find(rows, {**key, "loss": name}) is None]
+            shared = [name for name in missing if name in DEFERRED]
+            for names in (shared, *([name] for name in missing if name not in shared)):
+                if names:
+                    yield Run({**key, "loss": names[-1]}, partial(rows_of, store, arguments, layer, seed, names))
+
+
+def rows_of(
+    store: EventStore, arguments: argparse.Namespace, layer: str, seed: int, names: Sequence[str]
+) -> Iterator[Row]:
+    """Two rows of each loss, for the validation and the test split."""
+    extra = [f"model.{key}={value}" for key, value in LAYERS[layer].items()]
+    overrides = [f"data.path={arguments.data}", "out=unused", f"train.steps={arguments.steps}"]
+    settings = read_settings(
+        PretrainSettings, arguments.config, [*overrides, f"train.seed={seed}", "train.epochs=1", *extra]
+    )
+    known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
+    known |= {"layer": layer, "seed": seed, "steps": arguments.steps}
+    began = time.perf_counter()
+    for figures in compare_losses(settings, store, names):
+        yield {**known, **figures, "seconds": round(time.perf_counter() - began, 1)}
+        shown = {f: round(figures[f] or 0, 4) for f in FIGURES}
+        print(layer, seed, figures["loss"], figures["split"], shown, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,23 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = [row for row in wanted if row["layer"] == arguments.layers[0]]
             frontier(shown, arguments.plot, within=0.93)
         return 0
-    journal = Journal(arguments.out)
-    done = {(row["layer"], row["seed"], row["loss"]) for row in rows if row["split"] == "test"}
-    for layer in arguments.layers:
-        for seed in arguments.seeds:
-            missing = [name for name in arguments.losses if (layer, seed, name) not in done]
-            extra = [f"model.{key}={value}" for key, value in LAYERS[layer].items()]
-            overrides = [f"data.path={arguments.data}", "out=unused", f"train.steps={arguments.steps}"]
-            settings = read_settings(
-                PretrainSettings, arguments.config, [*overrides, f"train.seed={seed}", "train.epochs=1", *extra]
-            )
-            began = time.perf_counter()
-            for figures in compare_losses(settings, store, missing):
-                known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
-                row = {**known, "layer": layer, "seed": seed, "steps": arguments.steps}
-                journal.append({**row, **figures, "seconds": round(time.perf_counter() - began, 1)})
-                shown = {f: round(figures[f] or 0, 4) for f in FIGURES}
-                print(layer, seed, figures["loss"], figures["split"], shown, file=sys.stderr)
+    Grid(arguments.out).run(runs(store, arguments, rows))
     return 0
 
 

@@ -13,11 +13,11 @@ known behaviors of pretraining. Finished rows are skipped; `--tune` scores the v
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,17 @@ from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.times import parse_date
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.finetune import FinetuneSettings, begin, finetune
+from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
+from behavegpt.io import workspace
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
-from behavegpt.training.journal import Journal
 
 Examples = tuple[torch.Tensor, torch.Tensor]  # states (M, C) and the classes (M,) that followed
 KEY = ("behavior", "method", "seed")
+GROUP = ("behavior", "method")  # rows that differ in the seed alone
 UNTRAINED = ("base", "grown, untrained", "nearest class mean", "matching (Mecos-style)")
 FIGURES = ("recall_new", "precision_new", "rec_m", "rec_w", "rec_w_known")
 
@@ -75,9 +77,12 @@ def prepared(
     """A prepared log, made once: without the new behaviors, with one of them, or (with a seed) its few examples."""
     number = "known" if behavior is None else f"new{protocol.new.index(behavior)}"
     folder = work / "data" / (number if seed is None else f"{number}-few{seed}")
-    if folder.exists():
-        return open_store(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    made_once(folder, lambda: _prepare(protocol, logs, folder, behavior, seed))
+    return open_store(folder)
+
+
+def _prepare(protocol: Protocol, logs: Path, folder: Path, behavior: str | None, seed: int | None) -> None:
+    """Write the rows of the log that are asked for, and prepare them."""
     hidden = [name for name in protocol.new if name != behavior]
     rows = f"select * replace ({protocol.name} as event) from read_parquet('{logs / protocol.file}')"
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in hidden)
@@ -87,7 +92,7 @@ def prepared(
     part = folder.with_suffix(".parquet")
     duckdb.sql(f"copy ({rows}) to '{part}' (format parquet)")
     least = protocol.min_events if seed is None else 1
-    return prepare([part], folder, EventSchema(**protocol.schema_), split=protocol.split, min_events=least)
+    prepare([part], folder, EventSchema(**protocol.schema_), split=protocol.split, min_events=least)
 
 
 def few_examples(protocol: Protocol, rows: str, behavior: str, seed: int) -> str:
@@ -104,12 +109,14 @@ def few_examples(protocol: Protocol, rows: str, behavior: str, seed: int) -> str
 def base(protocol: Protocol, logs: Path, work: Path) -> Path:
     """The model pretrained without the new behaviors, made once."""
     run = work / "base"
-    if not (run / "model").exists():
+
+    def make() -> None:
         shutil.rmtree(run, ignore_errors=True)
         store = prepared(protocol, logs, work)
         overrides = [f"data.path={store.path}", f"out={run}", f"train.steps={protocol.pretrain['steps']}"]
         pretrain(read_settings(PretrainSettings, protocol.pretrain["config"], overrides))
-    return run / "model"
+
+    return made_once(run, make, "model")
 
 
 def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path) -> FinetuneSettings:
@@ -122,13 +129,18 @@ def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path
     )
 
 
-def run_row(protocol: Protocol, row: dict[str, Any], logs: Path, work: Path, split: int) -> dict[str, Any]:
+def run_row(protocol: Protocol, row: Row, logs: Path, work: Path, split: int) -> Row:
     """Fine-tune, score, and return the row's figures."""
+    with workspace(work / f"run-{digest(row)}") as folder:
+        return figures_of(protocol, row, logs, work, split, folder / "run")
+
+
+def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int, out: Path) -> Row:
+    """The row's figures by a run in the folder `out`."""
     began = time.perf_counter()
     few = prepared(protocol, logs, work, row["behavior"], row["seed"])
     everything = prepared(protocol, logs, work, row["behavior"])
-    model, out = base(protocol, logs, work), work / "run"
-    shutil.rmtree(out, ignore_errors=True)
+    model = base(protocol, logs, work)
     if row["method"] in UNTRAINED:
         first = {**row, "method": next(iter(protocol.methods))}
         grown = begin(settings_of(protocol, first, model, few.path, out))
@@ -233,19 +245,6 @@ def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
                     yield dict(zip(KEY, (behavior, method, seed), strict=True))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """(behavior, method) -> figure -> values over seeds."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault((row["behavior"], row["method"]), []).append(row)
-    return {key: {f: np.array([r[f] for r in rs], float) for f in (*FIGURES, "examples")} for key, rs in found.items()}
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds as Markdown, with the change of the known behaviors' recall."""
     columns = (
@@ -260,21 +259,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "change",
     )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    found = summary(rows)
+    found = grouped(rows, GROUP, (*FIGURES, "examples"))
     for (behavior, method), values in found.items():
         before = found[behavior, "base"]["rec_w_known"].mean()
         change = values["rec_w_known"].mean() / before - 1
-        cells = [_cell(values[f]) for f in ("recall_new", "precision_new", "rec_m", "rec_w_known")]
+        cells = [mean_and_deviation(values[f]) for f in ("recall_new", "precision_new", "rec_m", "rec_w_known")]
         examples = "/".join(f"{n:.0f}" for n in sorted(set(values["examples"])))
         lines.append(
             f"| {behavior} | {examples} | {method} | {len(values['rec_m'])} | {' | '.join(cells)} | {change:+.1%} |"
         )
     return "\n".join(lines)
-
-
-def _cell(values: np.ndarray) -> str:
-    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{spread}"
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -284,7 +278,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = summary(rows)
+    found = grouped(rows, GROUP, (*FIGURES, "examples"))
     behaviors = list(dict.fromkeys(behavior for behavior, _ in found))
     methods = [m for m in dict.fromkeys(method for _, method in found) if m != "base"]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2))
@@ -326,25 +320,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="draw recall of the new behaviors and loss of the known ones")
     arguments = parser.parse_args(argv)
     protocol = read_settings(Protocol, arguments.config)
-    rows, journal = read_rows(arguments.out), Journal(arguments.out)
     if arguments.table or arguments.plot:
+        rows = read_rows(arguments.out)
         print(table(rows))
         if arguments.plot:
             plot(rows, arguments.plot)
         return 0
-    done = {(*(row[name] for name in KEY), row.get("lr")) for row in rows}
+    Grid(arguments.out).run(runs(protocol, arguments))
+    return 0
+
+
+def runs(protocol: Protocol, arguments: argparse.Namespace) -> Iterator[Run]:
+    """The rows of the grid that are asked for; with `--tune` those of the first seed at each learning rate."""
     tuning = bool(arguments.tune)
     for row in grid(protocol):
         if (arguments.only and row["method"] not in arguments.only) or (tuning and row["seed"] != protocol.seeds[0]):
             continue
         for rate in arguments.tune if tuning and row["method"] not in UNTRAINED else [None]:
-            if (*(row[name] for name in KEY), rate) in done:
-                continue
-            asked = row if rate is None else row | {"lr": rate}
-            split = SPLITS["valid" if tuning else "test"]
-            journal.append(asked | run_row(protocol, asked, arguments.logs, arguments.work, split))
-            print(" ".join(str(value) for value in asked.values()), file=sys.stderr)
-    return 0
+            yield Run(row | {"lr": rate}, partial(rows_of, protocol, row, rate, arguments))
+
+
+def rows_of(protocol: Protocol, row: Row, rate: float | None, arguments: argparse.Namespace) -> Iterator[Row]:
+    """The one row of a run."""
+    asked = row if rate is None else row | {"lr": rate}
+    split = SPLITS["valid" if arguments.tune else "test"]
+    yield asked | run_row(protocol, asked, arguments.logs, arguments.work, split)
+    print(" ".join(str(value) for value in asked.values()), file=sys.stderr)
 
 
 if __name__ == "__main__":

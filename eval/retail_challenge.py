@@ -18,10 +18,10 @@ targets, everything before them is the input; labels are the 60 categories and 1
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from behavegpt.challenge.targets import OPEN_TASKS, load_targets
 from behavegpt.challenge.validate import validate
 from behavegpt.config import read_settings
 from behavegpt.console import say, table
+from behavegpt.grid import Grid, Row, Run, find
 from behavegpt.profiles.ensemble import fit_ensemble, write_ensemble
 from behavegpt.profiles.pipeline import ProfileSettings, run
 from behavegpt.profiles.probe import noise
@@ -152,25 +153,25 @@ def score(data: Path, entry: Path | None, network_seed: int, seed: int) -> dict[
 
 def score_missing(
     data: Path, entries: Mapping[str, Path | None], seed: int, network_seeds: Sequence[int], rows: Path
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """The rows of a model seed, one for each vector and network seed; those that lack are computed and appended."""
-    known = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()] if rows.exists() else []
-    found = []
+    grid, runs = Grid(rows), []
     for name, entry in entries.items():
-        of = None if entry is None else UserEmbeddings.load(entry)
-        who = "noise" if of is None else pairing(of.client_ids, of.vectors)
+        made = None if entry is None else UserEmbeddings.load(entry)
+        who = "noise" if made is None else pairing(made.client_ids, made.vectors)
+        columns = NOISE if made is None else made.vectors.shape[1]
         for network_seed in network_seeds:
             key = {"vector": name, "seed": seed, "network_seed": network_seed, "vectors": who}
-            row = next((row for row in known if row.items() >= key.items()), None)
-            if row is None:
-                figures = score(data, entry, network_seed, seed)
-                columns = NOISE if of is None else of.vectors.shape[1]
-                row = key | {"columns": columns} | {task: round(value, 5) for task, value in figures.items()}
-                rows.parent.mkdir(parents=True, exist_ok=True)
-                with rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            found.append(row)
-    return found
+            runs.append(Run(key, partial(rows_of, key, data, entry, columns)))
+    grid.run(runs)
+    known = grid.rows()
+    return [row for run in runs if (row := find(known, run.key)) is not None]
+
+
+def rows_of(key: Row, data: Path, entry: Path | None, columns: int) -> Iterator[Row]:
+    """The one row of a vector and a network seed."""
+    figures = score(data, entry, key["network_seed"], key["seed"])
+    yield key | {"columns": columns} | {task: round(value, 5) for task, value in figures.items()}
 
 
 class Gate(NamedTuple):

@@ -22,8 +22,8 @@ from behavegpt.config import read_settings
 from behavegpt.data.pack import target_rows
 from behavegpt.data.prepare import prepare
 from behavegpt.data.store import SPLITS, EventStore, open_store
-from behavegpt.data.synthetic import generate
-from behavegpt.data.world import World, make_world
+from behavegpt.datasets.synthetic import generate
+from behavegpt.datasets.synthetic_world import World, make_world
 from behavegpt.io import write_json
 from behavegpt.scaling.fit import PAPER, Fit, fit_rows, write_fit
 from behavegpt.scaling.plots import draw_sweep

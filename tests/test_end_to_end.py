@@ -19,7 +19,7 @@ from behavegpt.baselines import counts
 from behavegpt.cli import VERBS, main
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import small_log
+from behavegpt.datasets.synthetic import small_log
 from behavegpt.errors import CheckpointError, DataError
 from behavegpt.verbs.verb import Group
 from tests.conftest import ROOT

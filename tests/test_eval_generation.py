@@ -12,7 +12,7 @@ import pytest
 
 from behavegpt.data.prepare import prepare
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from tests.conftest import ROOT
 
 

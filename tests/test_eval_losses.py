@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from behavegpt.data.prepare import prepare
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from tests.conftest import ROOT
 
 

@@ -18,8 +18,8 @@ import torch
 
 from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore, open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.export import ExportSettings, export
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction

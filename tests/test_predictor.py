@@ -187,7 +187,7 @@ def test_logits_are_bounded_by_cells(monkeypatch: pytest.MonkeyPatch, verb: str)
     predictor.model.head.register_forward_hook(lambda module, args, logits: shapes.append(logits.numel()))
     for module in ("behavegpt.history_batches", "behavegpt.predictor"):
         monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 300_000)
-    monkeypatch.setattr("behavegpt.adapt.generate.LOGIT_BYTES", 16 * 300_000)
+    monkeypatch.setattr("behavegpt.generation.rollout.LOGIT_BYTES", 16 * 300_000)
     got = call(predictor, verb, encoded)
     assert max(shapes) <= 300_000 and len(shapes) > 3
     assert np.allclose(got, expected, atol=1e-6)

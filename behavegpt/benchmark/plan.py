@@ -1,27 +1,48 @@
-"""Which runs a benchmark asks for next, from the rows there are: points to compare, then seeds of the chosen one."""
+"""The runs of a benchmark as a flat list, as far as the rows there are settle it.
+
+For each log and model: the points of the tuning grid with one seed, then the best point with all seeds. A model with a
+base waits for its base's final runs, so that the list grows until every row is there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from behavegpt.baselines import counts
-from behavegpt.benchmark.settings import BenchmarkSettings, Point, Run, digest
+from behavegpt.benchmark.settings import BenchmarkSettings, Point, Run
 from behavegpt.data.store import EventStore
+from behavegpt.grid import Row, digest
 
-Row = dict[str, Any]
 TUNE, FINAL = "tune", "final"  # kinds of rows: validation figures alone, or test figures too
+Rows = Mapping[tuple[str, str], Row]  # by key and kind
 
 
-@dataclass(frozen=True)
+class Planned(NamedTuple):
+    """One run of the list, and its row if there is one."""
+
+    run: Run
+    kind: str
+    key: str
+    row: Row | None
+
+    @property
+    def is_done(self) -> bool:
+        return self.row is not None and self.row["status"] == "done"
+
+
 class Plan:
-    """The runs of one log, as far as the rows tell."""
+    """The runs of one log."""
 
-    settings: BenchmarkSettings
-    data: str
-    store: EventStore
-    rows: dict[tuple[str, str], Row]  # by key and kind
+    def __init__(self, settings: BenchmarkSettings, data: str, store: EventStore, rows: Rows) -> None:
+        self.settings, self.data, self.store, self.rows = settings, data, store, rows
+        self.runs: dict[str, list[Planned]] = {}  # model -> its runs that can start or are done
+        self._points: dict[str, Point | None] = {}  # model -> the chosen one, None: not yet, or none could be trained
+        bases_first = sorted(settings.models, key=lambda model: settings.models[model].base is not None)
+        for model in bases_first:
+            tuning = self._tuning(model)
+            self._points[model] = self._best(tuning)
+            self.runs[model] = [*(tuning or []), *self._finals(model)]
 
     @property
     def protocol_hash(self) -> str:
@@ -35,72 +56,63 @@ class Plan:
         """The same for the count baselines, which have no budget."""
         return digest([self.store.manifest.content_hash, "counts", list(counts.NAMES)])
 
-    def key(self, run: Run) -> str:
-        return run.key(self.settings, self.store.manifest.content_hash)
-
-    def row(self, run: Run, kind: str) -> Row | None:
-        return self.rows.get((self.key(run), kind))
-
-    def tuning(self, model: str) -> list[Run] | None:
-        """A model's runs over the grid; none where there is one point only, None while its base is not trained."""
-        points = self.settings.points()
-        found = [self._run(model, self.settings.tuning.seed, point) for point in points]
-        if any(run is None for run in found):
-            return None
-        return [run for run in found if run is not None] if len(points) > 1 else []
-
-    def chosen(self, model: str) -> Point | None:
-        """The point with the best validation figure, once all were tried; None before, or if none could be trained."""
-        tuning = self.tuning(model)
-        if not tuning:
-            return self.settings.points()[0] if tuning is not None else None
-        done = [(self.row(run, TUNE), run.point) for run in tuning]
-        if any(row is None for row, _ in done):
-            return None
-        select = self.settings.tuning.select
-        usable = [(row["valid"][select], point) for row, point in done if row and row["status"] == "done"]
-        return max(usable, key=lambda pair: pair[0])[1] if usable else None
-
-    def finals(self, model: str) -> list[Run]:
-        """A model's runs of the chosen point, of the seeds that can start or are done."""
-        point = self.chosen(model)
-        if point is None:
-            return []
-        found = (self._run(model, seed, point) for seed in self.settings.seeds)
-        return [run for run in found if run is not None]
-
-    def open(self) -> Iterator[tuple[Run, str]]:
+    def open(self) -> Iterator[Planned]:
         """The runs without a row that can start now."""
         for model in self.settings.models:
-            for run in self.tuning(model) or []:
-                if self.row(run, TUNE) is None:
-                    yield run, TUNE
-            for run in self.finals(model):
-                if self.row(run, FINAL) is None:
-                    yield run, FINAL
+            yield from (planned for planned in self.runs[model] if planned.row is None)
 
     def known_rows(self) -> list[Row]:
         """The rows of these settings: those of the count baselines, and of each model's runs."""
         names = counts.NAMES if self.settings.counts else ()
         found = [self.rows.get((f"{self.counts_hash}-{name}", FINAL)) for name in names]
         for model in self.settings.models:
-            found += [self.row(run, TUNE) for run in self.tuning(model) or []]
-            found += [self.row(run, FINAL) for run in self.finals(model)]
+            found += [planned.row for planned in self.runs[model]]
         return [row for row in found if row is not None]
 
-    def base_of(self, model: str, seed: int) -> Run | None:
+    def base_of(self, model: str, seed: int) -> Planned | None:
         """The run that a model's run of this seed starts from: its base's of the same seed, or of the first one."""
         base = self.settings.models[model].base
-        best = self.chosen(base) if base is not None else None
-        if base is None or best is None:
+        if base is None or self._points[base] is None:
             return None
         seeds = self.settings.seeds
-        return Run(self.data, base, seed if seed in seeds else seeds[0], best)
+        wanted = seed if seed in seeds else seeds[0]
+        return next(p for p in self.runs[base] if p.kind == FINAL and p.run.seed == wanted)
 
-    def _run(self, model: str, seed: int, point: Point) -> Run | None:
+    def _tuning(self, model: str) -> list[Planned] | None:
+        """A model's runs over the grid; none where there is one point only, None while its base is not trained."""
+        points = self.settings.points()
+        planned = [self._planned(model, self.settings.tuning.seed, point, TUNE) for point in points]
+        ready = [run for run in planned if run is not None]
+        if len(ready) < len(planned):
+            return None
+        return ready if len(points) > 1 else []
+
+    def _best(self, tuning: list[Planned] | None) -> Point | None:
+        """The point with the best validation figure, once all were tried; None before, or if none could be trained."""
+        if not tuning:
+            return None if tuning is None else self.settings.points()[0]
+        rows = [planned.row for planned in tuning if planned.row is not None]
+        if len(rows) < len(tuning):
+            return None
+        select = self.settings.tuning.select
+        usable = [row for row in rows if row["status"] == "done"]
+        return max(usable, key=lambda row: row["valid"][select])["point"] if usable else None
+
+    def _finals(self, model: str) -> list[Planned]:
+        """A model's runs of the chosen point, of the seeds that can start or are done."""
+        point = self._points[model]
+        if point is None:
+            return []
+        planned = (self._planned(model, seed, point, FINAL) for seed in self.settings.seeds)
+        return [run for run in planned if run is not None]
+
+    def _planned(self, model: str, seed: int, point: Point, kind: str) -> Planned | None:
         """The run, on its base where it has one; None while the base's final run is not done."""
-        if self.settings.models[model].base is None:
-            return Run(self.data, model, seed, point)
-        base = self.base_of(model, seed)
-        row = self.row(base, FINAL) if base else None
-        return Run(self.data, model, seed, point, row["key"]) if row and row["status"] == "done" else None
+        run = Run(self.data, model, seed, point)
+        if self.settings.models[model].base is not None:
+            base = self.base_of(model, seed)
+            if base is None or not base.is_done:
+                return None
+            run = Run(self.data, model, seed, point, base.key)
+        key = run.key(self.settings, self.store.manifest.content_hash)
+        return Planned(run, kind, key, self.rows.get((key, kind)))

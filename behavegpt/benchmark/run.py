@@ -10,32 +10,31 @@ on. The test split is looked at by the chosen points alone.
 
 from __future__ import annotations
 
-import datetime
 import json
 import shutil
 import statistics
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch.nn import functional as F
 
 from behavegpt.baselines import counts
-from behavegpt.benchmark.plan import FINAL, Plan, Row
-from behavegpt.benchmark.settings import BenchmarkSettings, Run
+from behavegpt.benchmark.plan import FINAL, Plan, Planned
+from behavegpt.benchmark.settings import BenchmarkSettings
 from behavegpt.config import dump_settings
 from behavegpt.console import say
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
-from behavegpt.errors import BehaveGPTError
+from behavegpt.grid import Grid, Row, Run, attempted, read_rows, tell_failed
 from behavegpt.io import check_output, discard, write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 from behavegpt.model.precision import choose_precision
 from behavegpt.pretrain import pretrain
-from behavegpt.scaling.rows import append_row, read_rows
 from behavegpt.training.evaluate import score
 from behavegpt.training.journal import read_journal
 from behavegpt.training.run_folder import open_model
@@ -49,11 +48,12 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
     """Run what is not done; returns all rows of these settings. A run that fails is recorded, and the rest goes on."""
     out = Path(settings.out)
     check_output(out, "into")
-    for folder in ("locks", "ranks", "runs"):
+    for folder in ("ranks", "runs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
     write_text(out / "benchmark.yaml", dump_settings(settings))
-    while _pass(settings, out, stores):
+    grid = Grid(out / "rows.jsonl", out / "locks")
+    while grid.run(runs_of(settings, stores, grid)):
         pass  # chosen points and trained bases have made further runs possible
     plans = plans_of(settings, stores)
     rows = [row for plan in plans for row in plan.known_rows()]
@@ -62,9 +62,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
             model = out / "runs" / row["key"] / "model"
             if model.exists():
                 discard(model)
-    failed = [f"{row['data']}/{row['model']}" for row in rows if row["status"] == "failed"]
-    if failed:
-        say(f"{len(failed)} runs failed ({', '.join(failed[:3])}); see `reason` in {out / 'rows.jsonl'}")
+    tell_failed(rows, lambda row: f"{row['data']}/{row['model']}", grid.path)
     return rows
 
 
@@ -74,52 +72,41 @@ def plans_of(settings: BenchmarkSettings, stores: dict[str, EventStore]) -> list
     return [Plan(settings, name, store, rows) for name, store in stores.items()]
 
 
-def _pass(settings: BenchmarkSettings, out: Path, stores: dict[str, EventStore]) -> bool:
-    """Carry out all runs that can start; whether there is any new row."""
-    new = False
+def runs_of(settings: BenchmarkSettings, stores: dict[str, EventStore], grid: Grid) -> Iterator[Run]:
+    """All runs that can start, those of the count baselines first."""
     for plan in plans_of(settings, stores):
         if settings.counts:
-            new |= _count_baselines(out, plan)
-        for run, kind in plan.open():
-            new |= _claim(out, plan, run, kind)
-    return new
+            last = {"key": f"{plan.counts_hash}-{counts.NAMES[-1]}", "kind": FINAL}
+            yield Run(last, partial(_count_rows, grid, plan), f"{plan.counts_hash}.lock", wait=True)
+        for planned in plan.open():
+            rows = partial(_rows, grid, plan, planned)
+            yield Run({"key": planned.key, "kind": planned.kind}, rows, planned.key)
 
 
-def _claim(out: Path, plan: Plan, run: Run, kind: str) -> bool:
-    """Carry out a run unless another process is on it or has done it; whether there is a new row."""
-    key = plan.key(run)
-    try:
-        with FileLock(out / "locks" / key).acquire(timeout=0):
-            if any(row["key"] == key and row["kind"] == kind for row in read_rows(out / "rows.jsonl")):
-                return False
-            row: Row = {"key": key, "kind": kind, "data": run.data, "model": run.model, "seed": run.seed}
-            row |= {"point": run.point, "base": run.base, "protocol_hash": plan.protocol_hash}
-            say(f"{kind} {run.data} {run.model} seed {run.seed} {run.point or ''}")
-            try:
-                state = {"status": "done", **_figures(out, plan, run, kind)}
-            except (BehaveGPTError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, also out of memory
-                state = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-                say(f"failed: {error}")
-            append_row(out / "rows.jsonl", row | state | {"finished": _now()})
-            shutil.rmtree(out / "runs" / key / "ckpt", ignore_errors=True)
-            return True
-    except Timeout:
-        return False
+def _rows(grid: Grid, plan: Plan, planned: Planned) -> Iterator[Row]:
+    """Carry out a run: its one row. The checkpoints go when it is written."""
+    run, kind, key, _ = planned
+    row: Row = {"key": key, "kind": kind, "data": run.data, "model": run.model, "seed": run.seed}
+    row |= {"point": run.point, "base": run.base, "protocol_hash": plan.protocol_hash}
+    say(f"{kind} {run.data} {run.model} seed {run.seed} {run.point or ''}")
+    yield row | attempted(lambda: _figures(grid, plan, planned), f"{run.data}/{run.model}")
+
+    shutil.rmtree(grid.path.parent / "runs" / key / "ckpt", ignore_errors=True)
 
 
-def _figures(out: Path, plan: Plan, run: Run, kind: str) -> Row:
+def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     """Train (or go on, or take what is there) and score."""
-    key, store = plan.key(run), plan.store
-    folder = _trained(out, plan, run)
+    store = plan.store
+    folder = _trained(grid, plan, planned)
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     rates = [row["events_per_second"] for row in read_journal(folder / "log.jsonl") if "events_per_second" in row]
     rate = statistics.median(rates) if rates else None
     model, _ = open_model(folder / "model")
     torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found: Row = {"valid": scored(model, store, "valid")[0]}
-    if kind == FINAL:
+    if planned.kind == FINAL:
         found["test"], ranks = scored(model, store, "test")
-        write_array(out / "ranks" / f"{key}.npy", ranks)
+        write_array(grid.path.parent / "ranks" / f"{planned.key}.npy", ranks)
     taken = ("parameters", "parameters_by_part", "steps", "best_step", "seconds", "device", "versions")
     return found | {
         **{name: facts[name] for name in taken},
@@ -128,15 +115,15 @@ def _figures(out: Path, plan: Plan, run: Run, kind: str) -> Row:
     }
 
 
-def _trained(out: Path, plan: Plan, run: Run) -> Path:
+def _trained(grid: Grid, plan: Plan, planned: Planned) -> Path:
     """The run's folder with its model; a base whose weights a finished benchmark removed is trained again."""
-    folder = out / "runs" / plan.key(run)
+    run, folder = planned.run, grid.path.parent / "runs" / planned.key
     if (folder / "model").exists():
         return folder
     base, start = plan.base_of(run.model, run.seed), ""
     if base is not None:
-        with FileLock(out / "locks" / plan.key(base)):
-            start = str(_trained(out, plan, base) / "model")
+        with grid.claimed(base.key, wait=True):
+            start = str(_trained(grid, plan, base) / "model")
     pretrain(run.settings(plan.settings, str(folder), start), resume=True)
     return folder
 
@@ -157,21 +144,18 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
     return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(torch.cat(ranks)[torch.cat(rows).argsort()])
 
 
-def _count_baselines(out: Path, plan: Plan) -> bool:
-    """Rows of the count baselines, tuned on validation by their own rule; whether they were missing."""
+def _count_rows(grid: Grid, plan: Plan) -> Iterator[Row]:
+    """Rows of the count baselines, tuned on validation by their own rule."""
     store, hashed = plan.store, plan.counts_hash
-    with FileLock(out / "locks" / f"{hashed}.lock"):  # cheap, so another process just waits
-        known = {row["key"] for row in read_rows(out / "rows.jsonl")}
-        if all(f"{hashed}-{name}" in known for name in counts.NAMES):
-            return False
-        for name, model in counts.tune(counts.fit(store), store).items():
-            row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
-            row |= {"point": model.settings(), "base": None, "protocol_hash": hashed, "status": "done"}
-            for split in ("valid", "test"):
-                row[split], ranks = _count_scores(model, store, split)
-            write_array(out / "ranks" / f"{row['key']}.npy", ranks)
-            append_row(out / "rows.jsonl", row | {"finished": _now()})
-    return True
+    tuned = counts.tune(counts.fit(store), store)
+    for name in counts.NAMES:
+        model = tuned[name]
+        row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
+        row |= {"point": model.settings(), "base": None, "protocol_hash": hashed}
+        for split in ("valid", "test"):
+            row[split], ranks = _count_scores(model, store, split)
+        write_array(grid.path.parent / "ranks" / f"{row['key']}.npy", ranks)
+        yield row | attempted(dict, name)
 
 
 def _count_scores(model: counts.CountModel, store: EventStore, split: str) -> tuple[dict[str, Any], np.ndarray]:
@@ -190,7 +174,3 @@ def _packed(ranks: torch.Tensor) -> np.ndarray:
 def _chosen(metrics: PredictionMetrics, store: EventStore, cross_entropy: float | None) -> dict[str, float | None]:
     figures = metrics.compute(store.behaviors.counts) | {"cross_entropy": cross_entropy}
     return {name: figures[name] for name in FIGURES}
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from behavegpt.config import Settings, read_settings
+from behavegpt.grid import digest
 from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 
@@ -96,8 +96,3 @@ class Run:
         tree = self.settings(benchmark, ".").model_dump(mode="json")
         tree["out"], tree["data"]["path"] = "", content_hash
         return digest({"settings": tree, "base": self.base})
-
-
-def digest(value: Any) -> str:
-    """16 hexadecimal digits of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from behavegpt.benchmark.bootstrap import FIGURES, Difference, compare_ranks
-from behavegpt.benchmark.plan import FINAL, Plan, Row
+from behavegpt.benchmark.plan import FINAL, Plan
 from behavegpt.benchmark.run import plans_of
 from behavegpt.benchmark.settings import BenchmarkSettings
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
 from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, _figure, frontier, title_of
 
@@ -71,8 +72,12 @@ def figures_table(rows: Sequence[Row]) -> str:
     models = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
     for name, found in sorted(models.items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
-        cells = [_cell([row["test"][figure] for row in found]) for figure in SHOWN]
-        cost = ["-", "-"] if counted else [f"{found[0]['parameters']:,}", _cell([r["epoch_seconds"] for r in found], 1)]
+        cells = [mean_and_deviation([row["test"][figure] for row in found]) for figure in SHOWN]
+        cost = (
+            ["-", "-"]
+            if counted
+            else [f"{found[0]['parameters']:,}", mean_and_deviation([r["epoch_seconds"] for r in found], 1)]
+        )
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in found[0]["point"].items())
         seeds = "-" if counted else str(len(found))
         lines.append("| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |")
@@ -162,11 +167,3 @@ def _unseen(store: EventStore) -> str:
 
 def _mean(rows: Sequence[Row], figure: str) -> float:
     return float(np.mean([row["test"][figure] for row in rows]))
-
-
-def _cell(values: Sequence[float | None], digits: int = 4) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.{digits}f}{spread}"

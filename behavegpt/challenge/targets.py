@@ -24,6 +24,7 @@ from behavegpt.challenge.files import (
 from behavegpt.config import closest
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import lock
+from behavegpt.ragged import owners, ranges
 from behavegpt.user_embeddings import open_array, write_array
 
 
@@ -159,9 +160,7 @@ class _Rows:
         """For events of `clients` (E,): rows (M,) and the event (M,) each belongs to."""
         first = np.searchsorted(self.sorted, clients, "left")
         times = np.searchsorted(self.sorted, clients, "right") - first
-        event = np.repeat(np.arange(len(clients)), times)
-        within = np.arange(len(event)) - np.repeat(np.cumsum(times) - times, times)
-        return self.order[first[event] + within], event
+        return self.order[ranges(first, times)], owners(times)
 
 
 def _window(

@@ -53,6 +53,13 @@ def one_row(con: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     return row
 
 
+def named_rows(con: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    """All rows of a query by the names of its columns."""
+    result = con.execute(query)
+    names = [column[0] for column in result.description]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
 @contextmanager
 def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
     """Turn errors of DuckDB and Arrow into a DataError that names the broken file."""

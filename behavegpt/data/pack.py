@@ -17,6 +17,7 @@ import torch
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.ragged import positions, ranges
 
 GAP_BUCKETS = 56  # half octaves of 1 + seconds: the last one begins at 6 years
 
@@ -80,7 +81,7 @@ def training_windows(store: EventStore, max_length: int, rng: np.random.Generato
     full, rest = np.divmod(tokens, max_length)
     pieces = full + (rest > 0)
     user = np.repeat(np.arange(len(tokens)), pieces)
-    index = _ramp(pieces)
+    index = positions(pieces)
     at = (rng.random(len(tokens)) * (full + 1)).astype(np.int64)  # which piece is the remainder
     short = (rest[user] > 0) & (index == at[user])
     after = (rest[user] > 0) & (index > at[user])
@@ -103,7 +104,7 @@ def evaluation_windows(store: EventStore, split: int, max_length: int) -> Window
     stride = np.where(fits, np.maximum(high - low, 1), max(max_length // 2, 1))
     pieces = np.where(high > low, -(-(high - low) // stride), 0)
     user = np.repeat(np.arange(len(begin)), pieces)
-    low_target = low[user] + _ramp(pieces) * stride[user]
+    low_target = low[user] + positions(pieces) * stride[user]
     high_target = np.minimum(low_target + stride[user], high[user])
     length = np.minimum(max_length, high_target - 1 - begin[user])
     start = high_target - 1 - length
@@ -201,11 +202,6 @@ def _range_of(store: EventStore, split: int) -> tuple[np.ndarray, np.ndarray]:
     return begin + earlier[end] - earlier[begin], inside[end] - inside[begin]
 
 
-def _ramp(counts: np.ndarray) -> np.ndarray:
-    """0 .. counts[0]-1, 0 .. counts[1]-1, ... in one array."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
 def _fill(histogram: np.ndarray, row_length: int) -> list[tuple[int, int]]:
     """(length, copies) of one row, the longest windows that still fit first."""
     left, pattern = row_length, []
@@ -227,11 +223,11 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarra
     """For each event of the rows: flat index, place in the batch, position, document, whether it is scored."""
     real = np.flatnonzero(rows >= 0)
     held = plan.pointer[rows[real] + 1] - plan.pointer[rows[real]]
-    window = np.repeat(plan.pointer[rows[real]], held) + _ramp(held)
-    document = _ramp(held)
+    window = ranges(plan.pointer[rows[real]], held)
+    document = positions(held)
     base = np.repeat(real, held) * row_length + plan.offset[window]
     length = plan.windows.length[window]
-    position = _ramp(length)
+    position = positions(length)
     source = np.repeat(plan.windows.start[window], length) + position
     scored = position >= np.repeat(plan.windows.score_from[window], length)
     return source, np.repeat(base, length) + position, position, np.repeat(document, length), scored
@@ -239,4 +235,9 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarra
 
 def gap_buckets(seconds: np.ndarray) -> np.ndarray:
     """Buckets, int64 in [0, GAP_BUCKETS), of times between events in seconds (padding may make them negative)."""
-    return np.minimum((2 * np.log2(1 + np.maximum(seconds, 0))).astype(np.int64), GAP_BUCKETS - 1)
+    return half_octaves(seconds, GAP_BUCKETS)
+
+
+def half_octaves(values: np.ndarray, buckets: int) -> np.ndarray:
+    """Buckets of equal width on a logarithmic scale, two for each doubling of 1 + value; int64 in [0, buckets)."""
+    return np.minimum((2 * np.log2(1 + np.maximum(values, 0))).astype(np.int64), buckets - 1)

@@ -71,11 +71,14 @@ class Job(NamedTuple):
 
     @property
     def spark_schema(self) -> str:
-        """Columns of the rows that travel: text, so that no worker needs another's codes."""
+        """Columns of the rows that travel: text, so that no worker needs another's codes.
+
+        A row of a reason above 0 is no event: it tells how many rows of a file were `rejected` for it.
+        """
         order = {None: "", True: ", order_key long", False: ", order_key double"}
         labels = ", ".join(f"c{i} string" for i in range(len(self.columns)))
         key = None if self.schema.order is None else bool(self.survey and self.survey.order)
-        return f"reason int, time long{order[key]}, {labels}"
+        return f"reason int, rejected long, time long{order[key]}, {labels}"
 
 
 def encode_on_spark(
@@ -137,8 +140,8 @@ def _make_parts(spark: Any, job: Job, folder: Path) -> tuple[np.ndarray, list[Pa
     # Kept, since choosing the ranges of users reads them once more.
     rows = _over_files(spark, job, _read, job.spark_schema).persist(StorageLevel.DISK_ONLY)
     rejected = np.zeros(len(REASONS), np.int64)
-    for row in rows.filter("reason > 0").select("reason", "time").collect():
-        rejected[row.reason] += row.time
+    for row in rows.filter("reason > 0").select("reason", "rejected").collect():
+        rejected[row.reason] += row.rejected
     count = max(spark.sparkContext.defaultParallelism, -(-job.survey.rows // PART_ROWS))
     sorted_rows = (
         rows.filter("reason = 0")
@@ -190,7 +193,7 @@ def _survey_of(text: str) -> Survey:
 
 
 def _read(job: Job, numbers: Batches) -> Batches:
-    """Accepted rows as text, then how many were rejected for each reason (in place of a time)."""
+    """Accepted rows as text, then a row for each reason with how many were rejected for it."""
     schema = _arrow_schema(job)
     for number in _numbers(numbers):
         with _opened(job, number) as (con, source):
@@ -201,13 +204,14 @@ def _read(job: Job, numbers: Batches) -> Batches:
                 rejected += rows.rejected
                 time = rows.columns["time"]
                 values: dict[str, Any] = {"time": time, "reason": np.zeros(len(time), np.int32)}
+                values["rejected"] = np.zeros(len(time), np.int64)
                 values |= {f"c{i}": labels[f].take(pa.array(rows.columns[f])) for i, f in enumerate(job.columns)}
                 if job.schema.order:
                     values["order_key"] = rows.columns["order"]
                 yield pa.record_batch([pa.array(values[name]) for name in schema.names], schema=schema)
             rejected[MALFORMED] = plan.malformed()
             reasons = np.flatnonzero(rejected)
-            tally = pa.table({"reason": reasons.astype(np.int32), "time": rejected[reasons]})
+            tally = pa.table({"reason": reasons.astype(np.int32), "rejected": rejected[reasons]})
             nothing = pa.nulls(len(reasons))
             yield from pa.table(
                 [tally[f.name] if f.name in tally.column_names else nothing.cast(f.type) for f in schema], schema=schema

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
-from behavegpt.data.database import literal, one_row
+from behavegpt.data.database import literal, named_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.time_formats import (
     DIGITS,
@@ -62,7 +62,8 @@ class TimeSurvey(NamedTuple):
     plain: int  # ISO times without a zone
     odd: int  # texts that are neither ISO times nor numbers
     numbers: int
-    below: tuple[int, ...]  # numbers below the first three limits of _UNITS, and below _LEAST_NS
+    below: tuple[int, ...]  # numbers below the limits of all units but the last, in the order of _UNITS
+    below_ns: int  # numbers below _LEAST_NS
     serials: int  # numbers that may be serial days of a spreadsheet
     dates: int  # numbers that may be YYYYMMDD
     digits: tuple[int, ...]  # numbers that are times written as digits, in the order of DIGITS
@@ -78,10 +79,9 @@ def survey_column(con: duckdb.DuckDBPyConnection, column: str, sql_type: str, ta
     """The survey of a quoted column; None where the type alone decides how to read it."""
     if not is_text(sql_type) and not is_number(sql_type):
         return None
-    found = one_row(con, _count_query(column, sql_type, table))
-    values, plain, odd, numbers, *below, serials, dates = found[: -len(DIGITS)]
-    shapes = _shapes(con, column, table) if odd else {}
-    return TimeSurvey(values, plain, odd, numbers, tuple(below), serials, dates, tuple(found[-len(DIGITS) :]), shapes)
+    [counts] = named_rows(con, _count_query(column, sql_type, table))
+    counts |= {name: tuple(counts[name]) for name in ("below", "digits")}
+    return TimeSurvey(**counts, shapes=_shapes(con, column, table) if counts["odd"] else {})
 
 
 def add_surveys(surveys: Sequence[TimeSurvey | None]) -> TimeSurvey | None:
@@ -142,38 +142,59 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
     plain = _PLAIN.format(column) if text else "false"
     number = _as_float(column) if text else f"{column}::DOUBLE"
     odd = f"CASE WHEN number IS NULL AND NOT plain THEN {_is_odd(column)} END" if text else "false"
-    limits = (*list(_UNITS.values())[:-1], _LEAST_NS)
-    below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in limits)
+    below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1])
     # CASE, not AND: DuckDB would evaluate both sides for all rows.
     digits = ", ".join(
         f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND {_DATES[1] + 1}e{length - 8} "
         f"THEN try_strptime(number::BIGINT::VARCHAR, {literal(form)}) END)"
         for length, form in DIGITS.items()
     )
-    return (
-        f"SELECT count({column}), count(*) FILTER (plain), count(*) FILTER ({odd}), count(number), {below}, "
-        f"count(*) FILTER (number BETWEEN {_SERIALS[0]} AND {_SERIALS[1]}), "
-        f"count(*) FILTER (number BETWEEN {_DATES[0]} AND {_DATES[1]}), {digits} "
-        f"FROM (SELECT {column}, plain, CASE WHEN isfinite(number) THEN number END AS number FROM "
-        f"(SELECT {column}, {plain} AS plain, CASE WHEN NOT ({plain}) THEN {number} END AS number FROM {table}))"
-    )
+    return f"""
+        SELECT
+            count({column}) AS values,
+            count(*) FILTER (plain) AS plain,
+            count(*) FILTER ({odd}) AS odd,
+            count(number) AS numbers,
+            [{below}] AS below,
+            count(*) FILTER (abs(number) < {_LEAST_NS}) AS below_ns,
+            count(*) FILTER (number BETWEEN {_SERIALS[0]} AND {_SERIALS[1]}) AS serials,
+            count(*) FILTER (number BETWEEN {_DATES[0]} AND {_DATES[1]}) AS dates,
+            [{digits}] AS digits
+        FROM (SELECT {column}, plain, CASE WHEN isfinite(number) THEN number END AS number FROM
+            (SELECT {column}, {plain} AS plain, CASE WHEN NOT ({plain}) THEN {number} END AS number FROM {table}))
+    """
 
 
 def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str, Shape]:
-    pattern = "'^[^0-9]*([0-9]+)[^0-9]+([0-9]+)[^0-9]+([0-9]+)', ['a', 'b', 'c']"
-    number = "coalesce(TRY_CAST(number.{} AS INTEGER), 0)"
-    spans = ", ".join(f"min({value}), max({value})" for value in map(number.format, "ac"))
-    query = (
-        f"SELECT shape, count(*), count(*) FILTER ({number.format('a')} BETWEEN 13 AND 31), "
-        f"count(*) FILTER ({number.format('b')} BETWEEN 13 AND 31), {spans}, min(text) FROM "
-        f"(SELECT text, translate(text, '0123456789', '9999999999') AS shape, "
-        f"regexp_extract(text, {pattern}) AS number "
-        f"FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} "
-        f"AND CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN {_is_odd(column)} END)) "
-        f"WHERE contains(shape, '9') GROUP BY shape ORDER BY count(*) DESC, shape LIMIT {_MOST_SHAPES}"
-    )
-    rows = con.execute(query).fetchall()
-    return {r[0]: Shape(r[1], r[2], r[3], (r[4], r[5]), (r[6], r[7]), r[8]) for r in rows}
+    """The most frequent shapes of the odd texts: digits become 9, and the first three numbers are looked at."""
+    numbers = "'^[^0-9]*([0-9]+)[^0-9]+([0-9]+)[^0-9]+([0-9]+)', ['first', 'second', 'third']"
+    first, second, third = (f"coalesce(TRY_CAST(number.{name} AS INTEGER), 0)" for name in ("first", "second", "third"))
+    odd = f"CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN {_is_odd(column)} END"
+    query = f"""
+        SELECT
+            shape,
+            count(*) AS rows,
+            count(*) FILTER ({first} BETWEEN 13 AND 31) AS first_is_day,
+            count(*) FILTER ({second} BETWEEN 13 AND 31) AS second_is_day,
+            [min({first}), max({first})] AS first,
+            [min({third}), max({third})] AS third,
+            min(text) AS example
+        FROM (
+            SELECT
+                text,
+                translate(text, '0123456789', '9999999999') AS shape,
+                regexp_extract(text, {numbers}) AS number
+            FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} AND {odd}))
+        WHERE contains(shape, '9')
+        GROUP BY shape
+        ORDER BY count(*) DESC, shape
+        LIMIT {_MOST_SHAPES}
+    """
+    shapes = {}
+    for row in named_rows(con, query):
+        shape = row.pop("shape")
+        shapes[shape] = Shape(**row | {name: tuple(row[name]) for name in ("first", "third")})
+    return shapes
 
 
 def _formats(schema: EventSchema, survey: TimeSurvey, where: str) -> tuple[str, ...]:
@@ -265,9 +286,9 @@ def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
             f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are days of the calendar; "
             "say so with --time-format %Y%m%d, or name the unit if they are epoch numbers: --time-unit s."
         )
-    below = (*survey.below[:-1], survey.numbers)
+    below = (*survey.below, survey.numbers)
     unit = next(unit for unit, count in zip(_UNITS, below, strict=True) if count * 2 >= survey.numbers)
-    if unit == "ns" and survey.below[-1] * 2 >= survey.numbers:
+    if unit == "ns" and survey.below_ns * 2 >= survey.numbers:
         raise DataError(
             f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 ns since the year 1) "
             "and of Windows (since 1601) look so: write them as timestamps, or name the unit with --time-unit ns."

@@ -1,1 +1,1 @@
-"""Logs by name: event logs made from what people already have, such as the commit histories of their clones."""
+"""Logs by name: published ones and their converters, commit histories of clones, and generated worlds."""

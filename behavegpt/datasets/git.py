@@ -21,9 +21,9 @@ import yaml
 
 from behavegpt.config import dump_settings
 from behavegpt.console import say
-from behavegpt.data.clock import add_clock
 from behavegpt.data.database import connect, literal
 from behavegpt.data.schema import EventSchema
+from behavegpt.datasets.clock import add_clock
 from behavegpt.datasets.git_card import write_card
 from behavegpt.datasets.git_log import Repository, open_repository, read_commits
 from behavegpt.errors import DataError
@@ -124,7 +124,7 @@ def convert_git(
     """Write the commits of the clones `sources` as a parquet log to `out`; return its schema.
 
     NAME.schema.yaml and a data card, NAME.card.md, go beside it. Equal `salt` and mail give the same user_id in every
-    log; by default the salt is random and forgotten. `clock`: days between the ticks of `data/clock.py`, none without
+    log; by default the salt is random and forgotten. `clock`: days between the ticks of `clock.py`, none without
     it. Raises DataError.
     """
     out = local_path(out)

@@ -11,10 +11,10 @@ from pathlib import Path
 import duckdb
 
 from behavegpt.config import dump_settings
-from behavegpt.data.clock import add_clock
-from behavegpt.data.converters import EARLIEST, MAX_UNREAD
 from behavegpt.data.database import connect, literal, one_row, quoted
 from behavegpt.data.schema import EventSchema
+from behavegpt.datasets.clock import add_clock
+from behavegpt.datasets.converters import EARLIEST, MAX_UNREAD
 from behavegpt.datasets.published import PUBLISHED, PublishedLog
 from behavegpt.errors import DataError, first_line
 from behavegpt.paths import local_path
@@ -24,7 +24,7 @@ def convert_published(name: str, source: str | Path, out: str | Path, clock: flo
     """Write the published log `name`, downloaded to `source`, as parquet to `out`; return its schema.
 
     The schema also goes beside it as NAME.schema.yaml. `source` is a folder, or a file where the log is one. `clock`:
-    days between the ticks of `data/clock.py`, none without it. Raises DataError.
+    days between the ticks of `datasets/clock.py`, none without it. Raises DataError.
     """
     log, source, out = PUBLISHED[name], local_path(source), local_path(out)
     if out.is_dir():

@@ -21,12 +21,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behavegpt.profiles.histories import mean_states, ramps
+from behavegpt.profiles.histories import mean_states
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.sequences import SequenceStore
 from behavegpt.profiles.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
 from behavegpt.profiles.windows import Cuts, Examples, Past
 from behavegpt.profiles.windows import past as read_past
+from behavegpt.ragged import ranges
 from behavegpt.user_embeddings import UserEmbeddings
 
 PROJECTED = 128
@@ -75,7 +76,7 @@ class Coming(NamedTuple):
 def coming(store: SequenceStore, of: Examples, fields: tuple[str, ...]) -> Coming:
     """The events from each cut to its horizon."""
     lengths = of.end - of.stop
-    source = ramps(of.stop, lengths)
+    source = ranges(of.stop, lengths)
     ids = {name: torch.from_numpy(store.columns[name][source].astype(np.int64)) for name in fields}
     return Coming(ids, torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])))
 

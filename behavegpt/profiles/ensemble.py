@@ -17,7 +17,7 @@ from pydantic import Field
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.profiles.members import Step
-from behavegpt.profiles.steps import BLOCK, State, fit_steps, transformed, width_after
+from behavegpt.profiles.transforms import BLOCK, State, fit_steps, transformed, width_after
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal, write_array
 
 WIDEST = 2048  # columns the challenge takes

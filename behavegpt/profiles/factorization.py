@@ -33,8 +33,8 @@ from torch.nn import functional as F
 
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
-from behavegpt.profiles.bags import FAMILIES, ITEM_VALUES, Bags, Facts, Pairs, read_facts
 from behavegpt.profiles.events import PRODUCT, EventName, columns, register
+from behavegpt.profiles.features import FAMILIES, ITEM_VALUES, Bags, ClientFeatures, read_features
 from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import (
@@ -99,29 +99,31 @@ class Factorization(nn.Module):
         self.item = nn.Parameter((torch.rand(item_features, factors) - 0.5) / factors)
         self.bias = nn.Parameter(torch.zeros(item_features, 1))
 
-    def clients(self, facts: Facts, rows: np.ndarray, without: tuple[np.ndarray, np.ndarray] | None = None) -> Tensor:
+    def clients(
+        self, features: ClientFeatures, rows: np.ndarray, without: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> Tensor:
         """Vectors (B, F) of clients `rows`; `without`: a product of each and its count, which are left out."""
-        history = facts.history.take(rows)
+        history = features.history.take(rows)
         asked = history.items if without is None else np.concatenate([history.items, without[0]])
         products, place = np.unique(asked, return_inverse=True)
-        vectors = _sum(self.user, facts.as_history.take(products))
+        vectors = _sum(self.user, features.as_history.take(products))
         total = history.totals
         summed = _sum(vectors, history._replace(items=place[: len(history.items)]))
         if without is not None:
             left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)
             summed = summed - _like(vectors, without[1])[:, None] * F.embedding(left_out, vectors)
             total = total - without[1]
-        return summed / _like(summed, total.clip(min=1))[:, None] + _sum(self.user, facts.other.take(rows))
+        return summed / _like(summed, total.clip(min=1))[:, None] + _sum(self.user, features.other.take(rows))
 
-    def items(self, facts: Facts, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+    def items(self, features: ClientFeatures, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """Vectors (N, F) and biases (N, 1) of products."""
-        chosen = facts.as_item.take(numbers)
+        chosen = features.as_item.take(numbers)
         return _sum(self.item, chosen), _sum(self.bias, chosen)
 
-    def scores(self, facts: Facts, clients: Tensor, numbers: np.ndarray) -> Tensor:
+    def scores(self, features: ClientFeatures, clients: Tensor, numbers: np.ndarray) -> Tensor:
         """Scores (B, M) of products `numbers` (B, M) for client vectors (B, F)."""
         products, place = np.unique(numbers, return_inverse=True)
-        vectors, biases = self.items(facts, products)
+        vectors, biases = self.items(features, products)
         where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)
         # F.embedding and not [where]: its gradient is summed in the same order whatever the threads do
         return torch.einsum("bf,bmf->bm", clients, F.embedding(where, vectors)) + F.embedding(where, biases)[..., 0]
@@ -129,26 +131,25 @@ class Factorization(nn.Module):
 
 def ranking_loss(
     network: Factorization,
-    facts: Facts,
-    pairs: Pairs,
+    features: ClientFeatures,
     settings: FactorizationSettings,
     rows: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[Tensor, float]:
     """Weighted sum () of the losses of pairs `rows` (B,), and the sum of their weights; `rng` draws the products."""
-    products = len(facts.as_item.offsets) - 1
-    _, client, item, weight, count = (column[rows] for column in pairs)
-    vectors = network.clients(facts, client, (item, count))
+    products = len(features.as_item.offsets) - 1
+    _, client, item, weight, count = (column[rows] for column in features.pairs)
+    vectors = network.clients(features, client, (item, count))
     drawn = rng.integers(products, size=(len(rows), settings.draws))
-    chosen = ~_among(pairs.key, client[:, None] * products + drawn)
+    chosen = ~_among(features.pairs.key, client[:, None] * products + drawn)
     if settings.loss == "warp":
         with torch.no_grad():
-            found = network.scores(facts, vectors, np.concatenate([item[:, None], drawn], axis=1)).cpu().numpy()
+            found = network.scores(features, vectors, np.concatenate([item[:, None], drawn], axis=1)).cpu().numpy()
         chosen &= found[:, 1:] > found[:, :1] - MARGIN
     used = np.flatnonzero(chosen.any(axis=1))
     first = chosen.argmax(axis=1)[used]  # of what was drawn
     two = np.stack([item[used], drawn[used, first]], axis=1)
-    own, other = network.scores(facts, vectors[torch.from_numpy(used)], two).unbind(1)
+    own, other = network.scores(features, vectors[torch.from_numpy(used)], two).unbind(1)
     if settings.loss == "warp":
         ranks = np.maximum((products - 1) // (first + 1), 1)
         weighted = weight[used] * np.log(ranks).astype(np.float32)
@@ -162,40 +163,40 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
         if settings.clients == "all":
             found = columns(con, "SELECT DISTINCT client FROM events ORDER BY client")["client"]
             register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
-        facts, pairs, features = read_facts(con, settings.weights, settings.names, None)
-    if not len(pairs.client):
+        features = read_features(con, settings.weights, settings.names)
+    if not len(features.pairs.client):
         raise DataError(f"no client has a product by {', '.join(settings.weights)}; choose other weights.")
     device = choose_device(context.device)
     with seeded(context.seed):
-        network = Factorization(len(features[0]), len(features[1]), settings.factors).to(device)
+        network = Factorization(len(features.kept[0]), len(features.kept[1]), settings.factors).to(device)
     with torch.sparse.check_sparse_tensor_invariants(False):  # Adagrad warns while nobody has chosen
         result = train(
             network,
-            lambda rows, rng: ranking_loss(network, facts, pairs, settings, rows, rng),
-            np.arange(len(pairs.client)),
+            lambda rows, rng: ranking_loss(network, features, settings, rows, rng),
+            np.arange(len(features.pairs.client)),
             settings.training,
             context.seed,
             "factorization",
             make_optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=settings.training.lr),
         )
     save_network(network, folder)
-    write_array(folder / "user_features.npy", features[0])
-    write_array(folder / "item_features.npy", features[1])
+    write_array(folder / "user_features.npy", features.kept[0])
+    write_array(folder / "item_features.npy", features.kept[1])
     write_json(folder / "training.json", result)
 
 
 def embed(context: Context, settings: FactorizationSettings, folder: Path) -> UserEmbeddings:
     """(U, F) float32 of the asked clients with a known feature."""
-    features = np.array(open_array(folder / "user_features.npy")), np.array(open_array(folder / "item_features.npy"))
+    kept = np.array(open_array(folder / "user_features.npy")), np.array(open_array(folder / "item_features.npy"))
     with context.connect() as con:
-        facts, _, _ = read_facts(con, settings.weights, settings.names, features)
-    network = Factorization(len(features[0]), len(features[1]), settings.factors)
+        features = read_features(con, settings.weights, settings.names, kept)
+    network = Factorization(len(kept[0]), len(kept[1]), settings.factors)
     load_network(network, folder)
     network.to(choose_device(context.device))
-    lengths = np.diff(facts.history.offsets) + np.diff(facts.other.offsets)
+    lengths = np.diff(features.history.offsets) + np.diff(features.other.offsets)
     present = np.flatnonzero(lengths)
-    vectors = embed_rows(lambda rows: network.clients(facts, rows), present, lengths[present], BATCH, "vectors")
-    return UserEmbeddings(facts.clients[present], vectors)
+    vectors = embed_rows(lambda rows: network.clients(features, rows), present, lengths[present], BATCH, "vectors")
+    return UserEmbeddings(features.clients[present], vectors)
 
 
 def _sum(table: Tensor, chosen: Bags) -> Tensor:

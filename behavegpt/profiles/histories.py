@@ -20,6 +20,7 @@ from behavegpt.data.pack import Windows, argument_name, pack_rows
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.model.behavegpt import BehaveGPTModel
+from behavegpt.ragged import owners, positions
 
 
 class Shape(Settings):
@@ -54,13 +55,13 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
     A pure function: the columns of a history do not depend on what it is packed with.
     """
     row_length, bounds = row_length_for(longest), np.concatenate([[0], np.cumsum(lengths)])
-    # nothing is scored here: `score_from` carries the number of the history through the packing
-    plan = pack_rows(Windows(bounds[:-1], lengths, np.arange(len(lengths))), row_length)
-    row = np.repeat(np.arange(plan.rows), np.diff(plan.pointer))
+    plan = pack_rows(Windows(bounds[:-1], lengths, np.zeros_like(lengths)), row_length)  # nothing is scored here
+    row = owners(np.diff(plan.pointer))
+    history = np.searchsorted(bounds[:-1], plan.windows.start)  # of each window: they are packed in another order
     base, document = np.empty((2, len(lengths)), np.int64)
-    base[plan.windows.score_from] = row * row_length + plan.offset
-    document[plan.windows.score_from] = np.arange(len(lengths)) - plan.pointer[row]
-    position = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+    base[history] = row * row_length + plan.offset
+    document[history] = np.arange(len(lengths)) - plan.pointer[row]
+    position = positions(lengths)
     place = np.repeat(base, lengths) + position
 
     def spread(values: np.ndarray, fill: int) -> Tensor:
@@ -75,11 +76,6 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
         torch.from_numpy(place),
         torch.from_numpy(bounds),
     )
-
-
-def ramps(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, ... of stretches (N,) in one array (T,)."""
-    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 
 def model_names(fields: Sequence[str]) -> dict[str, str]:

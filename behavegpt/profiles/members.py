@@ -1,4 +1,4 @@
-"""What a member of the ensemble is. A new kind is one module and one line in `kinds.KINDS`:
+"""What a member of the ensemble is. A new kind is one module and one line in `pipeline.KINDS`:
 
     class MySettings(MemberSettings):                # its YAML block; everything that shapes the vectors is here
         kind: Literal["mine"] = "mine"

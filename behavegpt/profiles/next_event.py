@@ -28,7 +28,7 @@ from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import RARE, SequenceSettings, Vocabularies, parse_field
-from behavegpt.profiles.histories import Body, Packed, Shape, last_states, mean_states, model_names, pack, ramps
+from behavegpt.profiles.histories import Body, Packed, Shape, last_states, mean_states, model_names, pack
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.sequences import SequenceStore
 from behavegpt.profiles.training import (
@@ -40,6 +40,7 @@ from behavegpt.profiles.training import (
     seeded,
     train,
 )
+from behavegpt.ragged import owners, ranges
 from behavegpt.user_embeddings import UserEmbeddings
 
 POOLS = {"last": last_states, "mean": mean_states}
@@ -148,10 +149,10 @@ def _ordered(
     A store sorts them by their ids. Where a moment has many events, as an invoice does, the next one would follow from
     that order, and nothing would be learned of the client. Without `rng` the order depends on the place alone.
     """
-    source = ramps(store.offsets[rows + 1] - lengths, lengths)
+    source = ranges(store.offsets[rows + 1] - lengths, lengths)
     back = np.repeat(store.offsets[rows + 1], lengths) - source  # 1 is the newest
     chance = (back * 0x9E3779B1) % 2**32 if rng is None else rng.random(len(source))
-    return source[np.lexsort([chance, store.columns["time"][source], np.repeat(np.arange(len(rows)), lengths)])]
+    return source[np.lexsort([chance, store.columns["time"][source], owners(lengths)])]
 
 
 def _network(settings: NextEventSettings, vocabularies: Vocabularies) -> NextEvent:

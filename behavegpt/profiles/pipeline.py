@@ -49,6 +49,18 @@ from behavegpt.errors import (
 )
 from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
 from behavegpt.paths import PathText, local_path
+from behavegpt.profiles import (
+    behavegpt_member,
+    contrastive,
+    factorization,
+    future,
+    gru_autoencoder,
+    handcrafted,
+    ials,
+    next_event,
+    precomputed,
+    text,
+)
 from behavegpt.profiles.cache import digest, peak_memory, reset_peak
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
@@ -59,9 +71,22 @@ from behavegpt.profiles.ensemble import (
     write_ensemble,
 )
 from behavegpt.profiles.events import DataSettings, open_events
-from behavegpt.profiles.kinds import KINDS
-from behavegpt.profiles.members import Context, MemberSettings, Step
+from behavegpt.profiles.members import Context, Kind, MemberSettings, Step
 from behavegpt.user_embeddings import UserEmbeddings
+
+# What YAML calls each kind of member; see members.py for what a kind is.
+KINDS: dict[str, Kind] = {
+    "behavegpt": Kind(behavegpt_member.BehaviorSettings, behavegpt_member.fit, behavegpt_member.embed),
+    "entry": Kind(precomputed.EntrySettings, precomputed.fit, precomputed.embed),
+    "factorization": Kind(factorization.FactorizationSettings, factorization.fit, factorization.embed),
+    "gru_autoencoder": Kind(gru_autoencoder.GruSettings, gru_autoencoder.fit, gru_autoencoder.embed),
+    "handcrafted": Kind(handcrafted.HandcraftedSettings, handcrafted.fit, handcrafted.embed),
+    "ials": Kind(ials.IalsSettings, ials.fit, ials.embed),
+    "contrastive": Kind(contrastive.ContrastiveSettings, contrastive.fit, contrastive.embed),
+    "future": Kind(future.FutureSettings, future.fit, future.embed),
+    "next_event": Kind(next_event.NextEventSettings, next_event.fit, next_event.embed),
+    "text": Kind(text.TextSettings, text.fit, text.embed),
+}
 
 if TYPE_CHECKING:
     AnyMember = MemberSettings

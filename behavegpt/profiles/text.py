@@ -31,10 +31,10 @@ from behavegpt import __version__
 from behavegpt.console import progress
 from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
 from behavegpt.io import write_json
-from behavegpt.profiles.bags import spans
 from behavegpt.profiles.cache import digest
+from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, write_lines
 from behavegpt.profiles.events import EVENTS, EventName
-from behavegpt.profiles.lines import PARTS, Layout, header, open_lines, write_lines
+from behavegpt.profiles.features import spans
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import choose_device
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array

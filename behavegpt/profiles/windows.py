@@ -18,11 +18,13 @@ from pydantic import Field
 from torch import Tensor
 
 from behavegpt.config import Settings
+from behavegpt.data.pack import half_octaves
 from behavegpt.errors import DataError
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.fields import FIRST
-from behavegpt.profiles.histories import Packed, model_names, pack, ramps
+from behavegpt.profiles.histories import Packed, model_names, pack
 from behavegpt.profiles.sequences import SequenceStore
+from behavegpt.ragged import owners, ranges
 
 DAY = 86_400
 AGES = 32  # half octaves of 1 + hours: the last one begins at 5 years
@@ -109,11 +111,11 @@ def whole(store: SequenceStore, rows: np.ndarray, now: int) -> Examples:
 def past(store: SequenceStore, of: Examples, fields: tuple[str, ...], longest: int) -> Past:
     """The newest `longest` events before each cut, with their age as a further field."""
     lengths = np.minimum(of.stop - store.offsets[of.row], longest)
-    source = ramps(of.stop - lengths, lengths)
+    source = ranges(of.stop - lengths, lengths)
     seconds = np.maximum(np.repeat(of.cut, lengths) - store.columns["time"][source].astype(np.int64), 0)
     names = model_names((*fields, "age"))
     columns = {names[name]: store.columns[name][source] for name in fields}
-    columns["age"] = np.minimum((2 * np.log2(1 + seconds / 3600)).astype(np.int64), AGES - 1)
+    columns["age"] = half_octaves(seconds / 3600, AGES)
     packed = pack(columns, lengths, longest)
     event = np.asarray(store.columns["event"])[source].astype(np.int64) - FIRST
     return Past(packed, torch.from_numpy((seconds / DAY).astype(np.float32)), torch.from_numpy(event))
@@ -136,18 +138,18 @@ def counts(of: Past) -> Tensor:
 def happens(store: SequenceStore, of: Examples) -> np.ndarray:
     """(N, types) float32: whether each type of event occurs in the future."""
     lengths = of.end - of.stop
-    source = ramps(of.stop, lengths)
+    source = ranges(of.stop, lengths)
     found = np.zeros((len(lengths), len(EVENTS)), np.float32)
-    found[np.repeat(np.arange(len(lengths)), lengths), store.columns["event"][source].astype(np.int64) - FIRST] = 1
+    found[owners(lengths), store.columns["event"][source].astype(np.int64) - FIRST] = 1
     return found
 
 
 def chosen(store: SequenceStore, of: Examples, field: str, top: int, events: tuple[int, ...]) -> np.ndarray:
     """(N, top) float32: which of the `top` most frequent values of a field occur in the future's `events`."""
     lengths = of.end - of.stop
-    source = ramps(of.stop, lengths)
+    source = ranges(of.stop, lengths)
     ids = store.columns[field][source].astype(np.int64) - FIRST
     kept = np.isin(store.columns["event"][source].astype(np.int64) - FIRST, events) & (ids >= 0) & (ids < top)
     found = np.zeros((len(lengths), top), np.float32)
-    found[np.repeat(np.arange(len(lengths)), lengths)[kept], ids[kept]] = 1
+    found[owners(lengths)[kept], ids[kept]] = 1
     return found

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from behavegpt.config import Settings
 from behavegpt.errors import DataError
+from behavegpt.grid import Row
 from behavegpt.io import write_text
 from behavegpt.scaling.doubts import doubts, unidentified, whole_range
 from behavegpt.scaling.law import DELTA, Law, P, Runs, fit_law, leverage, log_residuals, minima, refit
-from behavegpt.scaling.rows import Row
 
 DRAWS, CONFIDENCE = 400, 0.95
 FLOPS_PER_PARAM = 6.0  # of training with one event, where the rows do not say

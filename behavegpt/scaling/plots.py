@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from behavegpt.grid import Row
 from behavegpt.plots import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, _figure
 from behavegpt.scaling.fit import PAPER, Fit
 from behavegpt.scaling.law import Law, Runs, fit_factors, log_residuals
-from behavegpt.scaling.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Rows of a sweep: one JSON object a line, written by the run itself; several processes may append to one file.
+"""Rows of a sweep, as the fit reads them.
 
 A finished run has `status` "done" and `params`, `events`, `loss` (nats per held-out target); a failed one has `status`
 "failed" and a `reason`, and no loss. Rows of other programs need `params`, `events` and `loss` alone.
@@ -6,38 +6,15 @@ A finished run has `status` "done" and `params`, `events`, `loss` (nats per held
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from behavegpt.errors import DataError
-from behavegpt.training.journal import read_journal
+from behavegpt.grid import Row, read_rows
 
-Row = dict[str, Any]
 COUNTS = {"total": "params", "without_embeddings": "params_without_embeddings"}  # which parameters N counts -> key
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Add a row in one write, durably; a line that a killed process tore is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
-        file.seek(0)
-        held = file.read()
-        if held and not held.endswith(b"\n"):
-            file.truncate(held.rfind(b"\n") + 1)
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a file; none if there is no file yet."""
-    return read_journal(path) if path.exists() else []
 
 
 def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:

@@ -27,6 +27,7 @@ from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
 from behavegpt.io import put_in_place, remove_stale, temporary_name
+from behavegpt.ragged import owners, ranges
 from behavegpt.user_embeddings import write_array
 
 
@@ -108,16 +109,16 @@ def _write(store: EventStore, users: np.ndarray, folder: Path, what: str, last_s
 
 
 def _count_ties(columns: dict[str, np.ndarray], lengths: np.ndarray) -> int:
-    return count_ties({"user": np.repeat(np.arange(len(lengths)), lengths), "time": columns["time"]})
+    return count_ties({"user": owners(lengths), "time": columns["time"]})
 
 
 def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str, last_split: int) -> None:
     (folder / "columns").mkdir(parents=True)
     (folder / "vocabulary").mkdir()
     lengths = np.diff(store.offsets)[users]
-    index = np.arange(lengths.sum()) + np.repeat(store.offsets[users] - (np.cumsum(lengths) - lengths), lengths)
+    index = ranges(store.offsets[users], lengths)
     kept = np.asarray(store.columns["split"])[index] <= last_split
-    index, lengths = index[kept], np.bincount(np.repeat(np.arange(len(users)), lengths)[kept], minlength=len(users))
+    index, lengths = index[kept], np.bincount(owners(lengths)[kept], minlength=len(users))
     columns = {name: np.asarray(column[index]) for name, column in store.columns.items()}
     vocabulary = {
         field: replace_counts(v, training_counts(columns[field], columns["split"], len(v)))

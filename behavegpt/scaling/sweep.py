@@ -12,25 +12,25 @@ select, and a best-of-many-validations loss would be biased downwards the more t
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from behavegpt.config import dump_settings, read_settings
 from behavegpt.console import say
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
+from behavegpt.grid import Grid, Row, Run, attempted, digest, tell_failed
 from behavegpt.io import check_output, write_text
 from behavegpt.model.precision import choose_precision
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.ladder import Task
-from behavegpt.scaling.rows import COUNTS, Row, append_row, read_rows
+from behavegpt.scaling.rows import COUNTS
 from behavegpt.scaling.settings import GROWS, Job, SweepSettings, list_jobs, run_settings
 from behavegpt.scaling.subsets import Division, divide, heldout_store, training_store
 from behavegpt.training.evaluate import evaluate
@@ -50,23 +50,23 @@ def sweep(settings: SweepSettings, worker: tuple[int, int] = (0, 1), retry_faile
     division.training_users(max(job.events for job in jobs))  # refuse now what the log cannot give
     _claim_folder(settings, out)
     heldout = heldout_store(division, out / "data" / "heldout")
-    (out / "locks").mkdir(exist_ok=True)
     keys = {job.name: _key(settings, job, division) for job in jobs}
     mine = jobs[worker[0] :: worker[1]]
-    for job in [*mine, *(job for job in jobs if job not in mine)]:
-        try:
-            with FileLock(out / "locks" / job.name).acquire(timeout=0):
-                known = {row["key"]: row["status"] for row in read_rows(out / "rows.jsonl")}.get(keys[job.name])
-                if known is None or (known == "failed" and retry_failed):
-                    row = _row(settings, job, division, heldout)
-                    append_row(out / "rows.jsonl", {"key": keys[job.name], **row})
-                    _tidy(out / "runs" / job.name, settings.keep_models)
-        except Timeout:
-            continue  # another worker is on it
-    rows = [row for row in read_rows(out / "rows.jsonl") if row["key"] in keys.values()]
-    failed = [row["run"] for row in rows if row["status"] == "failed"]
-    if failed:
-        say(f"{len(failed)} runs failed ({', '.join(failed[:3])}, ...); see `reason` in {out / 'rows.jsonl'}")
+    grid = Grid(out / "rows.jsonl", out / "locks")
+
+    def rows_of(job: Job) -> Iterator[Row]:
+        yield {"key": keys[job.name], **_row(settings, job, division, heldout)}
+        _tidy(out / "runs" / job.name, settings.keep_models)  # the row is written
+
+    grid.run(
+        [
+            Run({"key": keys[job.name]}, partial(rows_of, job), job.name)
+            for job in [*mine, *(job for job in jobs if job not in mine)]
+        ],
+        again=lambda row: retry_failed and row["status"] == "failed",
+    )
+    rows = [row for row in grid.rows() if row["key"] in keys.values()]
+    tell_failed(rows, lambda row: str(row["run"]), grid.path)
     return rows
 
 
@@ -78,13 +78,10 @@ def _row(settings: SweepSettings, job: Job, division: Division, heldout: EventSt
     row |= {"split": settings.data.split, "data": division.store.path.name}
     row |= {"content_hash": division.store.manifest.content_hash}
     say(f"run {job.name}: {job.rung.params:,} parameters, {job.events:,.0f} events")
-    try:
-        figures = _train(settings, job, division, heldout)
-        state = {"status": "done", **figures}
-    except (BehaveGPTError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, also out of memory
-        state = {"status": "failed", "reason": f"{type(error).__name__}: {error}", "events_asked": job.events}
-        say(f"run {job.name} failed: {error}")
-    return row | state | {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    state = attempted(lambda: _train(settings, job, division, heldout), f"run {job.name}")
+    if state["status"] == "failed":
+        state["events_asked"] = job.events
+    return row | state
 
 
 def _tidy(folder: Path, keep_model: bool) -> None:
@@ -132,13 +129,8 @@ def _key(settings: SweepSettings, job: Job, division: Division) -> str:
     """What decides a run's figures, as a hash."""
     run = run_settings(settings, job, ".", ".").model_dump(mode="json")
     run |= {"out": "", "data": {**run["data"], "path": ""}}  # places decide nothing
-    parts = [
-        run,
-        {**settings.data.model_dump(), "path": None},
-        job.events,
-        division.store.manifest.content_hash,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    data = {**settings.data.model_dump(), "path": None}
+    return digest([run, data, job.events, division.store.manifest.content_hash])
 
 
 def _needed_path(settings: SweepSettings) -> str:

@@ -27,8 +27,8 @@ def _benchmark(arguments: Arguments) -> Any:
     settings = read_settings(BenchmarkSettings, arguments.config, arguments.overrides)
     if arguments.dry_run:
         stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
-        runs = [(plan.data, run, kind) for plan in plans_of(settings, stores) for run, kind in plan.open()]
-        rows = [[data, run.model, kind, str(run.seed), str(run.point or "-")] for data, run, kind in runs]
+        runs = [planned for plan in plans_of(settings, stores) for planned in plan.open()]
+        rows = [[run.data, run.model, kind, str(run.seed), str(run.point or "-")] for run, kind, *_ in runs]
         show(arguments, ("data", "model", "kind", "seed", "point"), rows, "runs that can start now")
         return {"open": len(runs)}
     done = [] if arguments.table else benchmark(settings)

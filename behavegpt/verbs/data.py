@@ -141,7 +141,7 @@ def _convert(arguments: Arguments) -> Any:
 
         schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
     else:
-        from behavegpt.data.converters import convert
+        from behavegpt.datasets.converters import convert
         from behavegpt.datasets.published import PUBLISHED
         from behavegpt.datasets.tables import convert_published
 
@@ -166,7 +166,7 @@ def _synthesize_arguments(parser: Parser) -> None:
 
 
 def _synthesize(arguments: Arguments) -> Any:
-    from behavegpt.data.synthetic import generate
+    from behavegpt.datasets.synthetic import generate
 
     generate(arguments.out, events=arguments.events, users=arguments.users, seed=arguments.seed)
     print(f"next: behavegpt prepare {arguments.out} --out DIR", file=sys.stderr)

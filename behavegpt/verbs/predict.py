@@ -218,10 +218,10 @@ def _generate_arguments(parser: Parser) -> None:
 
 
 def _generate(arguments: Arguments) -> Any:
-    from behavegpt.adapt.links import learn_links
     from behavegpt.console import progress, say
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store, write_table
+    from behavegpt.generation.constraints import learn_links
 
     predictor = _load(arguments)
     links = None

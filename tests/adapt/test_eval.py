@@ -16,7 +16,7 @@ from behavegpt.config import read_settings
 from behavegpt.data.pack import target_rows
 from behavegpt.data.prepare import prepare
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from tests.conftest import ROOT
 
 TINY = str(ROOT / "configs" / "tiny.yaml")

@@ -21,8 +21,8 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import fit_store, reencode
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import small_log
 from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.datasets.synthetic import small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.finetune import FinetuneSettings, begin, finetune
 from behavegpt.losses import LossSettings, build_loss

@@ -116,7 +116,8 @@ def test_nothing_is_done_twice(rows, settings, monkeypatch):
     more = settings.model_copy(update={"seeds": [0, 1, 2]})
     [plan] = plans_of(more, {"log": store})
     # LIFT's third seed waits for its base's
-    assert [(run.model, run.seed, kind) for run, kind in plan.open()] == [("plain", 2, "final"), ("gru", 2, "final")]
+    waiting = [(planned.run.model, planned.run.seed, planned.kind) for planned in plan.open()]
+    assert waiting == [("plain", 2, "final"), ("gru", 2, "final")]
 
 
 def test_a_model_added_later_finds_its_base_again(settings, rows, tmp_path):

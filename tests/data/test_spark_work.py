@@ -48,6 +48,7 @@ def accepted(folder: Path, schema: EventSchema, scratch: Path) -> list[dict[str,
     rules = {field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)}
     job = job._replace(survey=survey, schema=schema.model_copy(update={"label_rules": rules}))
     rows = pa.Table.from_batches(_read(job, numbers(len(logs.files)))).to_pylist()
+    assert all((row["rejected"] > 0) == (row["reason"] > 0) == (row["time"] is None) for row in rows)
     return [row for row in rows if row["reason"] == 0]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from behavegpt.data.events import sort_events
 from behavegpt.data.spill import PIECE, Spill
-from behavegpt.data.synthetic import generate
 from behavegpt.data.times import MICROS
+from behavegpt.datasets.synthetic import generate
 
 
 @pytest.mark.parametrize("buckets", [1, 7, 300])

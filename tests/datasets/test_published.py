@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from behavegpt.cli import main
-from behavegpt.data import converters
 from behavegpt.data.schema import read_schema
+from behavegpt.datasets import converters
 from behavegpt.datasets.published import PUBLISHED
 from behavegpt.datasets.tables import convert_published
 from behavegpt.errors import DataError

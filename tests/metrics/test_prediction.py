@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +18,6 @@ from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalNormalizedDCG
 
 from behavegpt.errors import BehaveGPTError
-from behavegpt.metrics import prediction
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 
 KINDS = ["random", "tied", "constant", "infinite", "bfloat16"]
@@ -259,7 +257,3 @@ def test_target_out_of_range_is_refused() -> None:
     for wrong in (-100, 23):
         with pytest.raises((RuntimeError, IndexError)):
             PredictionMetrics(23).update(torch.randn(2, 23), torch.tensor([0, wrong]))
-
-
-def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(prediction).failed == 0

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.profiles import steps as room
+from behavegpt.profiles import transforms as room
 from behavegpt.profiles.ensemble import EnsembleSettings, fit_ensemble, load_fitted, save_fitted, write_ensemble
 from behavegpt.profiles.members import Pca, Quantile, Step
 from behavegpt.profiles.probe import auroc, noise, probe
-from behavegpt.profiles.steps import fit_steps, transformed
+from behavegpt.profiles.transforms import fit_steps, transformed
 from behavegpt.user_embeddings import UserEmbeddings
 
 

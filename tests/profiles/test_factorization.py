@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from behavegpt.profiles.bags import FAMILIES, POSITION, Facts, Pairs, read_facts
 from behavegpt.profiles.factorization import Factorization, FactorizationSettings, embed, fit, ranking_loss
+from behavegpt.profiles.features import FAMILIES, POSITION, ClientFeatures, read_features
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.probe import auroc
 from behavegpt.profiles.training import TrainingSettings, load_network, seeded
@@ -35,9 +35,9 @@ def settings(**changes: Any) -> FactorizationSettings:
     return FactorizationSettings.model_validate(plain)
 
 
-def read(context: Context, chosen: FactorizationSettings) -> tuple[Facts, Pairs, tuple[np.ndarray, np.ndarray]]:
+def read(context: Context, chosen: FactorizationSettings) -> ClientFeatures:
     with context.connect() as con:
-        return read_facts(con, chosen.weights, chosen.names, None)
+        return read_features(con, chosen.weights, chosen.names)
 
 
 def network(features: tuple[np.ndarray, np.ndarray], factors: int = 8) -> Factorization:
@@ -91,9 +91,9 @@ class ByHand:
 
 
 def test_vectors_and_pairs_are_those_of_a_loop(small: Path, context: Callable[..., Context]) -> None:
-    facts, pairs, features = read(context(small), settings())
-    made = network(features)
-    slow = ByHand(small, made, features)
+    facts = read(context(small), settings())
+    made = network(facts.kept)
+    slow = ByHand(small, made, facts.kept)
     vectors = made.clients(facts, np.arange(len(facts.clients))).detach().numpy()
     for client, vector in zip(facts.clients, vectors, strict=True):
         assert np.allclose(vector, slow.client(client), atol=1e-4)
@@ -101,33 +101,36 @@ def test_vectors_and_pairs_are_those_of_a_loop(small: Path, context: Callable[..
     summed = own["event"].map(WEIGHTS).groupby([own["client_id"], own["sku"]]).sum()
     skus = np.sort(own["sku"].unique())
     found = {
-        (int(facts.clients[client]), int(skus[item])): weight for _, client, item, weight, _ in zip(*pairs, strict=True)
+        (int(facts.clients[client]), int(skus[item])): weight
+        for _, client, item, weight, _ in zip(*facts.pairs, strict=True)
     }
     wanted = {(int(c), int(s)): weight for (c, s), weight in summed.items() if weight > 1e-6}
     assert found.keys() == wanted.keys() and len(wanted) < len(summed)  # some were removed more than they were added
     assert np.allclose([found[key] for key in wanted], list(wanted.values()))
-    left_out = made.clients(facts, pairs.client[::7], (pairs.item[::7], pairs.events[::7])).detach().numpy()
-    for vector, client, item in zip(left_out, pairs.client[::7], pairs.item[::7], strict=True):
+    left_out = (
+        made.clients(facts, facts.pairs.client[::7], (facts.pairs.item[::7], facts.pairs.events[::7])).detach().numpy()
+    )
+    for vector, client, item in zip(left_out, facts.pairs.client[::7], facts.pairs.item[::7], strict=True):
         assert np.allclose(vector, slow.client(facts.clients[client], without=int(skus[item])), atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["warp", "bpr"])
 def test_the_loss_is_that_of_a_loop(small: Path, context: Callable[..., Context], loss: str) -> None:
     chosen = settings(loss=loss, draws=4)
-    facts, pairs, features = read(context(small), chosen)
-    made = network(features)
+    facts = read(context(small), chosen)
+    made = network(facts.kept)
     with torch.no_grad():
         for table in (made.user, made.item, made.bias):
             table *= 0.3  # so that some draws are within the margin and some are not
-    slow = ByHand(small, made, features)
+    slow = ByHand(small, made, facts.kept)
     own = slow.table[slow.table["client_id"].isin(facts.clients) & (slow.table["event"] < 3)]
     skus = np.sort(own["sku"].unique()).astype(int)
-    has = {(int(c), int(i)) for c, i in zip(pairs.client, pairs.item, strict=True)}
-    rows = np.arange(0, len(pairs.client), 3)
+    has = {(int(c), int(i)) for c, i in zip(facts.pairs.client, facts.pairs.item, strict=True)}
+    rows = np.arange(0, len(facts.pairs.client), 3)
     drawn = np.random.default_rng(5).integers(len(skus), size=(len(rows), 4))
     wanted, tries = 0.0, Counter[int]()
     for row, others in zip(rows, drawn, strict=True):
-        client, item = int(pairs.client[row]), int(pairs.item[row])
+        client, item = int(facts.pairs.client[row]), int(facts.pairs.item[row])
         vector = slow.client(facts.clients[client], without=int(skus[item]))
         mine = slow.score(vector, skus[item])
         for n, other in enumerate(others, start=1):
@@ -136,15 +139,15 @@ def test_the_loss_is_that_of_a_loop(small: Path, context: Callable[..., Context]
                 continue
             rank = max((len(skus) - 1) // n, 1)
             one = np.log(rank) * (1 - mine + theirs) if loss == "warp" else np.log1p(np.exp(theirs - mine))
-            wanted += pairs.weight[row] * one
+            wanted += facts.pairs.weight[row] * one
             tries[n] += 1
             break
         else:
             tries[0] += 1
     assert len(tries) >= (4 if loss == "warp" else 2)  # all the cases are there
-    found, weight = ranking_loss(made, facts, pairs, chosen, rows, np.random.default_rng(5))
+    found, weight = ranking_loss(made, facts, chosen, rows, np.random.default_rng(5))
     assert abs(found.item() - wanted) < 1e-3 * abs(wanted)
-    assert abs(weight - pairs.weight[rows].sum()) < 1e-3
+    assert abs(weight - facts.pairs.weight[rows].sum()) < 1e-3
 
 
 def test_it_learns_who_likes_what(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
@@ -164,13 +167,13 @@ def test_it_learns_who_likes_what(small: Path, tmp_path: Path, context: Callable
         training = TrainingSettings(epochs=12, batch=64, lr=0.1)
         chosen = settings(loss=loss, training=training, user_features=("sku",), item_features=("sku",))
         fit(context(data), chosen, tmp_path)
-        facts, pairs, features = read(context(data), chosen)
-        made = Factorization(len(features[0]), len(features[1]), 8)
+        facts = read(context(data), chosen)
+        made = Factorization(len(facts.kept[0]), len(facts.kept[1]), 8)
         load_network(made, tmp_path)
         with torch.no_grad():
-            vectors = made.clients(facts, pairs.client, (pairs.item, pairs.events))
+            vectors = made.clients(facts, facts.pairs.client, (facts.pairs.item, facts.pairs.events))
             scores = made.scores(facts, vectors, np.tile(np.arange(20), (len(vectors), 1))).numpy()
-        same = (np.arange(20) >= 10) == (pairs.item[:, None] >= 10)
+        same = (np.arange(20) >= 10) == (facts.pairs.item[:, None] >= 10)
         assert auroc(scores.T, same.T).mean() > 0.95
 
 
@@ -202,8 +205,8 @@ def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context
 
 def test_gradients_do_not_depend_on_threads(small: Path, context: Callable[..., Context]) -> None:
     """Large enough for torch to share the work; indexing by [...] would add up in any order."""
-    facts, _, features = read(context(small), settings())
-    made = network(features, 64)
+    facts = read(context(small), settings())
+    made = network(facts.kept, 64)
     numbers = np.random.default_rng(0).integers(len(facts.as_item.offsets) - 1, size=(4000, 10))
     clients = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     before, found = torch.get_num_threads(), set()
@@ -241,7 +244,8 @@ def test_new_clients_are_embedded_like_fitted_ones(
 
 def test_rare_features_are_dropped(small: Path, context: Callable[..., Context]) -> None:
     chosen = settings(user_features=("url:7", "sku:min30", "category"), item_features=("sku:5", "price"))
-    facts, _, (user, item) = read(context(small), chosen)
+    facts = read(context(small), chosen)
+    user, item = facts.kept
     table = read_events(small)
     own = table[table["client_id"].isin(facts.clients)]
     urls = own["url"].value_counts()

@@ -14,11 +14,10 @@ import pytest
 from behavegpt.cli import main
 from behavegpt.config import read_settings
 from behavegpt.errors import ConfigError, DataError, MissingExtraError
-from behavegpt.profiles.behavior import MODEL_FILES, BehaviorSettings
+from behavegpt.profiles.behavegpt_member import MODEL_FILES, BehaviorSettings
 from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import DataSettings
-from behavegpt.profiles.kinds import KINDS
-from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
+from behavegpt.profiles.pipeline import KINDS, ProfileSettings, embed_new, run
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
 from tests.profiles.makers import renamed_clients

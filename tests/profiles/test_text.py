@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from behavegpt.errors import CheckpointError
+from behavegpt.profiles.event_text import PARTS, open_lines, write_lines
 from behavegpt.profiles.events import EVENTS
-from behavegpt.profiles.lines import PARTS, open_lines, write_lines
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.pipeline import ProfileSettings, run
 from behavegpt.profiles.text import MissingModelError, Reader, TextSettings, embed, fit, token_batches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from behavegpt.data.synthetic import small_log
+from behavegpt.datasets.synthetic import small_log
 from tests.challenge.makers import make_directory
 from tests.profiles.makers import make_input
 from tests.reliability.forks import ROOT, commands

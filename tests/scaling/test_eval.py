@@ -11,7 +11,7 @@ import pytest
 
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, open_store
-from behavegpt.data.world import make_world
+from behavegpt.datasets.synthetic_world import make_world
 from behavegpt.scaling.subsets import divide, heldout_store
 from tests.conftest import ROOT
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from behavegpt.errors import DataError
-from behavegpt.scaling.rows import append_row, read_rows, usable_rows
+from behavegpt.grid import append_row, read_rows
+from behavegpt.scaling.rows import usable_rows
 
 
 def _write(path: str, worker: int) -> None:

@@ -19,10 +19,10 @@ from behavegpt.config import read_settings
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TEST, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError
+from behavegpt.grid import read_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.scaling import estimate, sweep
 from behavegpt.scaling.ladder import Task
-from behavegpt.scaling.rows import read_rows
 from behavegpt.scaling.settings import SweepSettings, list_jobs, run_settings
 from behavegpt.training.evaluate import score
 from tests.adapt.test_language import small_gpt2

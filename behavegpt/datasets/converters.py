@@ -14,11 +14,11 @@ from pathlib import Path
 import duckdb
 
 from behavegpt.config import closest, dump_settings
-from behavegpt.data.clock import add_clock
 from behavegpt.data.database import connect, literal, one_row, quoted
-from behavegpt.data.public_logs import CONVERTERS, Converter
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.shop_log import shop_table
+from behavegpt.datasets.clock import add_clock
+from behavegpt.datasets.public_logs import CONVERTERS, Converter
+from behavegpt.datasets.shop_log import shop_table
 from behavegpt.errors import DataError, first_line
 from behavegpt.io import target, workspace, write_text
 from behavegpt.paths import local_path

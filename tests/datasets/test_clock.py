@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from behavegpt.data.clock import TICK, add_clock
-from behavegpt.data.converters import convert
 from behavegpt.data.database import connect
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema, read_schema
+from behavegpt.datasets.clock import TICK, add_clock
+from behavegpt.datasets.converters import convert
 
 SCHEMA = EventSchema(user="who", time="at", event="what", behavior="class", extra=("place",))
 

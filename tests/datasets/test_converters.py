@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from behavegpt.data.converters import convert
-from behavegpt.data.public_logs import CONVERTERS
 from behavegpt.data.schema import read_schema
-from behavegpt.data.shop_log import SHOP_FILES
+from behavegpt.datasets.converters import convert
+from behavegpt.datasets.public_logs import CONVERTERS
+from behavegpt.datasets.shop_log import SHOP_FILES
 from behavegpt.errors import DataError
 
 LOGS = {

@@ -8,6 +8,7 @@ codes as 16 numbers, which the public code of the paper uses, span 16 dimensions
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import duckdb
@@ -15,6 +16,7 @@ import numpy as np
 
 from behavegpt.profiles.events import EVENTS, EventName, among, columns, register
 from behavegpt.profiles.fields import FieldSpec, parse_field
+from behavegpt.ragged import ranges
 
 POSITION = 2**16  # a code and its position in the text become position * POSITION + code
 _CODE = f"(generate_subscripts({{0}}, 1) - 1) * {POSITION} + unnest({{0}})"
@@ -56,8 +58,7 @@ class Bags(NamedTuple):
 def spans(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """New offsets (B + 1,), and where the entries of `rows` (B,) lie in a flat column with these offsets (R + 1,)."""
     counts = np.diff(offsets)[rows]
-    found = np.concatenate([[0], np.cumsum(counts)])
-    return found, np.repeat(offsets[rows] - found[:-1], counts) + np.arange(found[-1])
+    return np.concatenate([[0], np.cumsum(counts)]), ranges(offsets[rows], counts)
 
 
 class Family(NamedTuple):
@@ -67,16 +68,6 @@ class Family(NamedTuple):
     row: np.ndarray  # (N,) int64
     value: np.ndarray  # (N,) int64
     times: np.ndarray  # (N,) int64
-
-
-class Facts(NamedTuple):
-    """What a history tells of U clients and I products."""
-
-    clients: np.ndarray  # (U,) int64
-    history: Bags  # of clients: products and how many events with a weight above 0 they had
-    other: Bags  # of clients: features of searches and visits
-    as_history: Bags  # of products: features in the clients' table
-    as_item: Bags  # of products: features in the products' table
 
 
 class Pairs(NamedTuple):
@@ -89,51 +80,99 @@ class Pairs(NamedTuple):
     events: np.ndarray  # float32: how often the product is in the client's history
 
 
-def read_facts(
+@dataclass(frozen=True)
+class ClientFeatures:
+    """What a history tells of U clients and I products."""
+
+    clients: np.ndarray  # (U,) int64
+    history: Bags  # of clients: products and how many events with a weight above 0 they had
+    other: Bags  # of clients: features of searches and visits
+    as_history: Bags  # of products: features in the clients' table
+    as_item: Bags  # of products: features in the products' table
+    pairs: Pairs  # what is ranked
+    kept: tuple[Features, Features]  # the features of clients and of products
+
+
+class _Counts(NamedTuple):
+    """How often each product occurs with each client, each pair once, sorted; each (N,)."""
+
+    row: np.ndarray  # int64: position of the client
+    item: np.ndarray  # int64: number of the product
+    weight: np.ndarray  # float32: of all its events
+    events: np.ndarray  # int64: of a weight above 0
+
+
+def read_features(
     con: duckdb.DuckDBPyConnection,
     weights: Mapping[EventName, float],
     names: tuple[Sequence[str], Sequence[str]],
-    features: tuple[Features, Features] | None,
-) -> tuple[Facts, Pairs, tuple[Features, Features]]:
-    """Read the events of the view `clients`. `names` and `features` are those of clients and of products.
+    kept: tuple[Features, Features] | None = None,
+) -> ClientFeatures:
+    """Read the events of the view `clients`; `names` and `kept` are features of clients and of products.
 
     The features are chosen here unless they are given. A product that has none in the clients' table is in no history.
     """
     clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
-    counts = ", ".join(f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in weights)
-    chosen = (
-        f"(SELECT row, event, sku FROM events JOIN clients USING (client) WHERE event IN ({among(tuple(weights))}))"
+    skus = _number_products(con, weights)
+    counts = _count_products(con, weights)
+
+    of_clients, of_items = ([parse_field(text) for text in side] for side in names)
+    products = _read_families(con, [spec for spec in of_clients if spec.name in ITEM_VALUES])
+    others = _read_families(con, [spec for spec in of_clients if spec.name in CLIENT_VALUES])
+    items = _read_families(con, of_items)
+    if kept is None:
+        events = np.bincount(counts.item, counts.events, minlength=len(skus))
+        kept = choose_features(_by_events(products, events) + others), choose_features(_by_events(items, events))
+
+    as_history = feature_bags(products, kept[0], len(skus))
+    in_history = (counts.events > 0) & (np.diff(as_history.offsets) > 0)[counts.item]
+    past = _Counts(*(column[in_history] for column in counts))
+    return ClientFeatures(
+        clients,
+        bags(past.row, past.item, past.events, len(clients)),
+        feature_bags(others, kept[0], len(clients)),
+        as_history,
+        feature_bags(items, kept[1], len(skus)),
+        _pairs(counts, in_history, len(skus)),
+        kept,
     )
-    skus = columns(con, f"SELECT DISTINCT sku FROM {chosen} WHERE sku IS NOT NULL ORDER BY sku")["sku"].astype(np.int64)
+
+
+def _number_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, float]) -> np.ndarray:
+    """The products (I,) int64 of the clients' weighted events, ascending; makes the table `items` (number, sku)."""
+    query = f"SELECT DISTINCT sku FROM ({_weighted_events(weights)}) WHERE sku IS NOT NULL ORDER BY sku"
+    skus = columns(con, query)["sku"].astype(np.int64)
     register(con, "items", sku=skus, number=np.arange(len(skus), dtype=np.int64))
-    query = f"SELECT row::BIGINT AS row, number, {counts} FROM {chosen} JOIN items USING (sku) GROUP BY row, number"
-    table = columns(con, f"{query} ORDER BY row, number")
+    return skus
+
+
+def _count_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, float]) -> _Counts:
+    """Count each client's events by product; needs the table `items`."""
+    counts = ", ".join(f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in weights)
+    table = columns(
+        con,
+        f"""SELECT row::BIGINT AS row, number, {counts}
+        FROM ({_weighted_events(weights)}) JOIN items USING (sku)
+        GROUP BY row, number ORDER BY row, number""",
+    )
     weight = np.zeros(len(table["row"]), np.float32)
-    count = np.zeros(len(table["row"]), np.int64)
+    events = np.zeros(len(table["row"]), np.int64)
     for event, value in weights.items():
         weight += table[event] * np.float32(value)
-        count += table[event] if value > 0 else 0
-    events = np.bincount(table["number"], count, minlength=len(skus))
-    user, item = ([parse_field(text) for text in side] for side in names)
-    products = _read_families(con, [spec for spec in user if spec.name in ITEM_VALUES])
-    others = _read_families(con, [spec for spec in user if spec.name in CLIENT_VALUES])
-    items = _read_families(con, item)
-    if features is None:
-        features = choose_features(_by_events(products, events) + others), choose_features(_by_events(items, events))
-    as_history = feature_bags(products, features[0], len(skus))
-    in_history = (count > 0) & (np.diff(as_history.offsets) > 0)[table["number"]]
-    past = [column[in_history] for column in (table["row"], table["number"], count)]
-    facts = Facts(
-        clients,
-        bags(past[0], past[1], past[2], len(clients)),
-        feature_bags(others, features[0], len(clients)),
-        as_history,
-        feature_bags(items, features[1], len(skus)),
-    )
-    wanted = weight > 0
-    key = table["row"] * len(skus) + table["number"]
-    pairs = Pairs(key, table["row"], table["number"], weight, (count * in_history).astype(np.float32))
-    return facts, Pairs(*(column[wanted] for column in pairs)), features
+        events += table[event] if value > 0 else 0
+    return _Counts(table["row"], table["number"], weight, events)
+
+
+def _weighted_events(weights: Mapping[EventName, float]) -> str:
+    """SQL: the clients' events that have a weight."""
+    return f"SELECT row, event, sku FROM events JOIN clients USING (client) WHERE event IN ({among(tuple(weights))})"
+
+
+def _pairs(counts: _Counts, in_history: np.ndarray, products: int) -> Pairs:
+    """The pairs of a positive weight."""
+    key = counts.row * products + counts.item
+    pairs = Pairs(key, counts.row, counts.item, counts.weight, (counts.events * in_history).astype(np.float32))
+    return Pairs(*(column[counts.weight > 0] for column in pairs))
 
 
 def bags(rows: np.ndarray, index: np.ndarray, weight: np.ndarray, size: int) -> Bags:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from behavegpt.adapt.draw import pick
 from behavegpt.data.times import DAY
+from behavegpt.generation.sampling import pick
 
 LONGEST = 2048  # own events looked back on
 

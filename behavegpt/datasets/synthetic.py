@@ -1,4 +1,7 @@
-"""Phone-log-like events with known structure, 10^3 to 10^9 of them, for tests, scaling and throughput; see world.py."""
+"""Phone-log-like events with known structure, 10^3 to 10^9 of them, for tests, scaling and throughput.
+
+The structure is that of synthetic_world.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.world import BURST_HOURS, BURST_SHARE, HOURS, ORIGIN, OUT, PAUSE_HOURS, SHARES, World, make_world
+from behavegpt.datasets.synthetic_world import (
+    BURST_HOURS,
+    BURST_SHARE,
+    HOURS,
+    ORIGIN,
+    OUT,
+    PAUSE_HOURS,
+    SHARES,
+    World,
+    make_world,
+)
 from behavegpt.errors import DataError
 from behavegpt.io import replacing
 from behavegpt.paths import local_path

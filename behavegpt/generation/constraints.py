@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from behavegpt.adapt.rates import log_odds_of_slots
 from behavegpt.data.loader import columns_of
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN
 from behavegpt.errors import CheckpointError
+from behavegpt.generation.calibration import log_odds_of_slots
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.ragged import owners, ranges
 
 FILE = "links.safetensors"
 GAP_ODDS = "gap_odds"
@@ -39,8 +40,7 @@ class Link:
         """(N, size) bool: True at ids that occur with `given` (N,); all True where none does."""
         index = given.cpu().numpy()
         low, high = self.pointer[index], self.pointer[index + 1]
-        row = np.repeat(np.arange(len(index)), high - low)
-        entry = np.arange(len(row)) + np.repeat(low - np.concatenate([[0], np.cumsum(high - low)[:-1]]), high - low)
+        row, entry = owners(high - low), ranges(low, high - low)
         mask = torch.zeros(len(index), size, dtype=torch.bool)
         mask[torch.from_numpy(row), torch.from_numpy(self.ids[entry])] = True
         mask[torch.from_numpy(low == high)] = True

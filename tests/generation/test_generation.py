@@ -12,20 +12,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from behavegpt.adapt.draw import Uniforms, agree, bucket_edges, choose, pick, time_grid, time_in_bucket
-from behavegpt.adapt.generate import GenerationSettings, choose_policies, roll_out
-from behavegpt.adapt.links import count_link, count_links, learn_links, load_links, save_links
-from behavegpt.adapt.policies import OwnPast
-from behavegpt.adapt.rates import WEIGHT, log_odds_of_slots, log_odds_of_users
 from behavegpt.cli import main
 from behavegpt.data.loader import columns_of
 from behavegpt.data.pack import gap_buckets
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
+from behavegpt.generation.calibration import WEIGHT, log_odds_of_slots, log_odds_of_users
+from behavegpt.generation.constraints import count_link, count_links, learn_links, load_links, save_links
+from behavegpt.generation.own_past import OwnPast
+from behavegpt.generation.policies import choose_policies
+from behavegpt.generation.rollout import roll_out
+from behavegpt.generation.sampling import Uniforms, agree, bucket_edges, choose, pick, time_grid, time_in_bucket
+from behavegpt.generation.settings import GenerationSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.options import span_seconds
 from behavegpt.predictor import Predictor, load
@@ -385,7 +387,7 @@ def test_a_user_keeps_its_own_pace():
 
 def test_gap_and_slot_agree():
     """From the two marginals of a joint distribution of this form, its conditionals come back."""
-    from behavegpt.adapt.draw import _overlap
+    from behavegpt.generation.sampling import _overlap
 
     generator = torch.Generator().manual_seed(0)
     overlap = _overlap(56, 48)
@@ -469,7 +471,8 @@ def test_policies_without_heads():
             else:
                 assert set(drawn) == {int(np.median(gaps))}
             assert set(found.columns["location"][mine]) <= set(histories.columns["location"][low:high])
-    assert choose_policies(model, tokenizer, GenerationSettings(), links)["time"] == "observed", "named in the output"
+    policies = choose_policies(model, tokenizer, GenerationSettings(), links)
+    assert policies.describe()["time"] == "observed", "named in the output"
 
 
 def test_places_are_those_of_like_events():

@@ -11,8 +11,6 @@ import pyarrow as pa
 
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 
-REPORTED = ("time", "gap", "user", "sample", "step")
-
 
 @dataclass(frozen=True)
 class Generated:

@@ -10,9 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from behavegpt.data import synthetic
-from behavegpt.data.synthetic import SYNTHETIC_SCHEMA, generate, small_log
-from behavegpt.data.world import BURST_HOURS, BURST_SHARE, HOURS, ORIGIN, PAUSE_HOURS, SHARES, World, make_world
+from behavegpt.datasets import synthetic
+from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, generate, small_log
+from behavegpt.datasets.synthetic_world import (
+    BURST_HOURS,
+    BURST_SHARE,
+    HOURS,
+    ORIGIN,
+    PAUSE_HOURS,
+    SHARES,
+    World,
+    make_world,
+)
 from behavegpt.errors import DataError
 
 

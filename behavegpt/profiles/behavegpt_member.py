@@ -24,12 +24,12 @@ from pydantic import Field, field_validator
 from behavegpt.checksums import manifest_of
 from behavegpt.config import closest
 from behavegpt.console import say
-from behavegpt.data.clock import GAP, add_clock
 from behavegpt.data.database import literal
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings

@@ -1,0 +1,1 @@
+"""Long-term generation: rollouts of whole events, one after the other."""

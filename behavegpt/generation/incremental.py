@@ -1,0 +1,128 @@
+"""Incremental inference: what the model says of each row's next event, from a KV cache of the windows.
+
+A window that restarts is read again as a whole. So what a hidden state has seen depends on the row's own events alone,
+and the cache gives the logits of running every prefix again.
+Shapes: N rows, R events read, K behaviors, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from behavegpt.data.pack import argument_name
+from behavegpt.generation.calibration import log_odds_of_users
+from behavegpt.generation.state import RowState
+from behavegpt.model import BehaveGPTForBehaviorPrediction, EventCache
+
+
+class Next(NamedTuple):
+    """What the model says of the next event of N rows."""
+
+    logits: Tensor  # (N, K) of the behavior
+    heads: dict[str, Tensor]  # of the auxiliary heads, each (N, ids)
+    hidden: Tensor  # (N, C)
+
+    def parts(self) -> list[Tensor]:
+        """All tensors, in a fixed order."""
+        return [self.logits, *self.heads.values(), self.hidden]
+
+
+class IncrementalModel:
+    """A model with the cache and the gap calibration of the rows that it reads."""
+
+    def __init__(
+        self,
+        model: BehaveGPTForBehaviorPrediction,
+        *,
+        use_cache: bool = True,
+        personal: bool = True,
+        gap_odds: Tensor | None = None,
+    ) -> None:
+        """`personal`, `gap_odds` (slots, buckets): how gaps are calibrated, see calibration.py."""
+        self.model, self.use_cache = model, use_cache
+        self.cache: EventCache | None = None
+        self.personal = personal and "gap" in model.next_heads
+        self.rates: Tensor | None = None  # (N, buckets) log odds of the users' gaps, made by the first forward
+        self.gap_odds = None if gap_odds is None else gap_odds.to(model.device)
+
+    def following(self, state: RowState, heads: Collection[str]) -> Next:
+        """What follows each row's last event; `heads`: the auxiliary heads to evaluate."""
+        if not self.use_cache:
+            following = self._read_without_cache(state, heads)
+        elif self.cache is None or state.restarted.all():
+            following, self.cache = self._read(state, torch.ones_like(state.restarted), heads)
+        else:
+            following = self._read_last(state, self.cache, heads)
+
+        if "gap" in following.heads:
+            gap = self._gap_logits(following.heads["gap"], state.last("slot"))
+            following.heads["gap"] = gap if self.rates is None else gap + self.rates
+        return following
+
+    def take(self, rows: np.ndarray) -> None:
+        """Keep the rows (n,) only."""
+        index = torch.from_numpy(rows)
+        if self.rates is not None:
+            self.rates = self.rates[index.to(self.rates.device)]
+        if self.cache is not None:
+            self.cache.take(index.to(self.model.device))
+
+    def _read_last(self, state: RowState, cache: EventCache, heads: Collection[str]) -> Next:
+        """Read the new event of each row, and the whole windows that have restarted."""
+        device = self.model.device
+        restarted = state.restarted.to(device)
+        cache.forget(restarted)
+        new = {argument_name(name): state.last(name)[:, None].to(device) for name in self.model.config.columns}
+        out = self.model(**new, past_key_values=cache, heads=heads)
+        following = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
+
+        if state.restarted.any():
+            again, fresh = self._read(state, state.restarted, heads)
+            cache.put(restarted.nonzero()[:, 0], fresh)
+            for stale, right in zip(following.parts(), again.parts(), strict=True):
+                stale[restarted] = right
+        return following
+
+    def _read(self, state: RowState, rows: Tensor, heads: Collection[str]) -> tuple[Next, EventCache]:
+        """Read the whole windows of the rows (N,) bool into a new cache."""
+        cache = EventCache(self.model.config)
+        inputs, mask = self._window(state, rows)
+        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads)
+        self._learn_rates(state, out.last_hidden_state)
+        hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
+        return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
+
+    def _read_without_cache(self, state: RowState, heads: Collection[str]) -> Next:
+        """Read all windows again, for comparison."""
+        inputs, mask = self._window(state, torch.ones_like(state.restarted))
+        last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads)
+        self._learn_rates(state, out.last_hidden_state)
+        return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
+
+    def _window(self, state: RowState, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs (n, R) of the rows (N,) bool and their mask (n, R), 0 behind the last event."""
+        length = state.length[rows]
+        width = int(length.max())
+        device = self.model.device
+        inputs = {argument_name(c): state.ids[c][rows, :width].to(device) for c in self.model.config.columns}
+        return inputs, (torch.arange(width) < length[:, None]).long().to(device)
+
+    def _learn_rates(self, state: RowState, states: Tensor) -> None:
+        """At the first forward, from hidden states (N, R, C): how the users' gaps differ from what the head expects."""
+        if not self.personal or self.rates is not None:
+            return
+        before = states.shape[1] - 1
+        real = (torch.arange(before) < state.length[:, None] - 1).to(states.device)
+        logits = self._gap_logits(self.model.next_heads["gap"](states[:, :before]), state.ids["slot"][:, :before])
+        followed = torch.from_numpy(state.gaps[:, :before]).to(states.device)
+        self.rates = log_odds_of_users(logits.softmax(-1), followed, real)
+
+    def _gap_logits(self, logits: Tensor, slot: Tensor) -> Tensor:
+        """The gap head's logits (..., buckets), corrected for the slot (...) of the event before."""
+        return logits.float() if self.gap_odds is None else logits.float() + self.gap_odds[slot.to(logits.device)]

@@ -1,0 +1,241 @@
+"""Long-term generation (section 4.4): autoregressive rollouts, event by event, all fields of an event together.
+
+For each step and user, from the hidden state at the last event: the time gap, hence weekday and slot in the schema's
+zone; the behavior; an event of this behavior; a place of this event (constraints.py says which go together). The drawn
+event is the next input. Fields without a head follow a fallback (policies.py), and the result names it.
+
+When a user's window is full, it restarts from its last `keep` events (state.py).
+
+Shapes: N rows (a row is one sample of one user), K behaviors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from behavegpt.data.times import calendar
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.vocabulary import FIRST, UNKNOWN
+from behavegpt.generation.constraints import Link, Links
+from behavegpt.generation.incremental import IncrementalModel, Next
+from behavegpt.generation.policies import Policies, Source, choose_policies
+from behavegpt.generation.result import Generated
+from behavegpt.generation.sampling import agree, choose, time_in_bucket
+from behavegpt.generation.settings import GenerationSettings
+from behavegpt.generation.state import RowState
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.precision import autocast
+
+CACHE_BYTES = 1 << 30  # on a CPU; on a GPU a share of what is free
+LOGIT_BYTES = 1 << 28
+
+
+class Draws(NamedTuple):
+    """Uniform numbers (N,) of a step, a column for each decision; the spare one keeps older futures as they were."""
+
+    gap: np.ndarray
+    day: np.ndarray
+    piece: np.ndarray
+    inside: np.ndarray
+    behavior: np.ndarray
+    event: np.ndarray
+    location: np.ndarray
+    spare: np.ndarray
+
+
+@torch.no_grad()
+def roll_out(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    encoded: EncodedHistories,
+    settings: GenerationSettings,
+    links: Links | None = None,
+    on_rows: Callable[[int, int], None] | None = None,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Generated:
+    """The futures of all users of `encoded`. The same user, seed and sample give the same future in any batch.
+
+    `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when the model lacks a head
+    that the settings ask for.
+    """
+    links = Links() if links is None else links
+    policies = choose_policies(model, tokenizer, settings, links)
+    gap_odds = links.gap_odds if settings.hours else None
+
+    # rows of like length together
+    length = np.minimum(np.diff(encoded.offsets), model.config.max_length)
+    order = np.argsort(-length, kind="stable")
+    user = np.repeat(order, settings.samples)
+    sample = np.tile(np.arange(settings.samples), len(order))
+
+    size, parts = _rows_at_once(model, settings), []
+    for first in range(0, len(user), size):
+        rows = user[first : first + size], sample[first : first + size]
+        schema = tokenizer.event_schema
+        state = RowState.start(model.config, schema, encoded, rows, settings, policies.needs_own_past)
+        reader = IncrementalModel(model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds)
+        for part in Rollout(reader, state, policies, links, settings).steps():
+            interrupt()
+            parts.append(part)
+        if on_rows:
+            on_rows(min(first + size, len(user)), len(user))
+    return Generated.join(parts, encoded, tokenizer, policies.describe(), settings.model_dump(exclude_none=True))
+
+
+class Rollout:
+    """The rollout of N rows: a model that reads, the rows' state, and how each field is drawn."""
+
+    def __init__(
+        self,
+        reader: IncrementalModel,
+        state: RowState,
+        policies: Policies,
+        links: Links,
+        settings: GenerationSettings,
+    ) -> None:
+        self.reader, self.state, self.policies, self.links = reader, state, policies, links
+        self.settings = settings
+
+        # A constrained place is drawn from a few of its ids, so that its head is not evaluated whole;
+        # an adapter's layer has more than weight and bias.
+        head = getattr(reader.model.next_heads, "location", None)
+        self.few_places = policies.location is Source.CONSTRAINED_HEAD and type(head) is nn.Linear
+
+    def steps(self) -> Iterator[dict[str, np.ndarray]]:
+        """The drawn events, step by step, each column (n,) of the rows that go on."""
+        state, heads = self.state, self._heads()
+        for step in range(self.settings.steps):
+            with autocast(self.reader.model.device):
+                following = self.reader.following(state, heads)
+            draws = Draws(*state.uniforms(step, len(Draws._fields)).T)
+            new = self._time(following, draws)
+            new |= self._what(following, draws)
+
+            state.time = state.time + new["gap"]
+            going_on = state.time <= state.horizon
+            yield self._drawn(step, new, following.logits, going_on)
+
+            state.append(new)
+            if not going_on.any():
+                return
+            if not going_on.all():
+                rows = np.flatnonzero(going_on)
+                state.take(rows)
+                self.reader.take(rows)
+
+    def _drawn(
+        self, step: int, new: Mapping[str, np.ndarray], logits: Tensor, rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The columns of a step's events, of the rows (N,) bool."""
+        state = self.state
+        part = {name: new[name][rows] for name in (*state.ids, "gap")}
+        part |= {"time": state.time[rows], "user": state.user[rows], "sample": state.sample[rows]}
+        part["step"] = np.full(int(rows.sum()), step)
+        if self.settings.probabilities:
+            top = logits.float().softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
+            part["top"], part["probability"] = top.indices.cpu().numpy()[rows], top.values.cpu().numpy()[rows]
+        return part
+
+    def _heads(self) -> set[str]:
+        """The auxiliary heads to evaluate over all their ids."""
+        policies = self.policies
+        wanted = {"gap", "slot"} if policies.time.is_head else set()
+        if policies.event is not None and policies.event.is_head:
+            wanted.add("event")
+        if policies.location is not None and policies.location.is_head and not self.few_places:
+            wanted.add("location")
+        return wanted
+
+    def _time(self, following: Next, draws: Draws) -> dict[str, np.ndarray]:
+        """Gap in seconds, weekday and slot (N,) of the next event."""
+        state = self.state
+        if self.policies.time.is_head:
+            bucket = choose(following.heads["gap"], self._on_device(draws.gap)).cpu().numpy()
+            hours = self._hours(following.heads)
+            numbers = np.stack([draws.day, draws.piece, draws.inside], axis=1)
+            gap = time_in_bucket(bucket, state.time, state.grid, hours, numbers, state.schema)
+        else:
+            assert state.own is not None
+            gap = state.own.time_gap(draws.gap if self.policies.time is Source.OBSERVED else None)
+        weekday, slot = calendar(state.time + gap, state.schema)
+        return {"gap": gap, "weekday": weekday, "slot": slot}
+
+    def _hours(self, heads: Mapping[str, Tensor]) -> np.ndarray:
+        """Weights (N, slots) of the time of day: the slot head's, or what the user's window shows."""
+        if "slot" not in heads:
+            return self.state.own_hours()
+        gaps, slots = heads["gap"].float().softmax(-1), heads["slot"].float().softmax(-1)
+        now = self.state.last("slot").to(gaps.device)
+        return agree(gaps, slots, now).cpu().numpy().astype(np.float64)
+
+    def _what(self, following: Next, draws: Draws) -> dict[str, np.ndarray]:
+        """Ids (N,) of the next behavior, event, place and further fields, each given the one before."""
+        state = self.state
+        behavior = self._choose(following.logits, draws.behavior) + FIRST
+        event = self._event(following, draws, behavior)
+        new = {"behavior": behavior.cpu().numpy(), "event": event.cpu().numpy()}
+        if self.policies.location is not None:
+            new["location"] = self._location(following, draws, event)
+        others = state.ids.keys() - {*new, "weekday", "slot"}
+        return new | {name: state.last(name).numpy() for name in others}
+
+    def _event(self, following: Next, draws: Draws, behavior: Tensor) -> Tensor:
+        """Ids (N,) of events of the behaviors (N,)."""
+        source = self.policies.event
+        if source is None:
+            return behavior
+        link = self.links.get(("behavior", "event"))
+        if source.is_head:
+            return self._choose(_among(following.heads["event"], FIRST, link, behavior), draws.event)
+
+        assert self.state.own is not None and link is not None
+        given = behavior.cpu().numpy()
+        own, known = self.state.own.like("event", "behavior", given, None)
+        return self._on_device(np.where(known, own, link.most_frequent(given)))
+
+    def _location(self, following: Next, draws: Draws, event: Tensor) -> np.ndarray:
+        """Ids (N,) of places of the events (N,)."""
+        source, link = self.policies.location, self.links.get(("event", "location"))
+        if self.few_places:
+            assert link is not None
+            head: Any = self.reader.model.next_heads["location"]
+            scores, ids = link.scores(head, following.hidden, event)
+            chosen = self._choose(scores, draws.location)
+            return np.asarray(ids.gather(1, chosen[:, None])[:, 0].cpu().numpy())
+        if source is not None and source.is_head:
+            scores = _among(following.heads["location"], UNKNOWN, link, event)
+            return np.asarray(self._choose(scores, draws.location).cpu().numpy())
+
+        assert self.state.own is not None
+        numbers = draws.location if source is Source.OBSERVED else None
+        return self.state.own.like("location", "event", event.cpu().numpy(), numbers)[0]
+
+    def _choose(self, scores: Tensor, numbers: np.ndarray) -> Tensor:
+        """One id (N,) for each row of scores (N, ids) by uniform numbers (N,)."""
+        return choose(scores, self._on_device(numbers), self.settings.temperature, self.settings.top_p)
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.reader.model.device)
+
+
+def _among(scores: Tensor, least: int, link: Link | None, given: Tensor) -> Tensor:
+    """Scores (N, ids), minus infinity below the id `least` and at ids that do not go with `given` (N,)."""
+    scores = scores.clone()
+    scores[:, :least] = -torch.inf
+    return scores if link is None else scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
+
+
+def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSettings) -> int:
+    config = model.config
+    cached = 8 * config.num_hidden_layers * (config.max_length + 1) * config.hidden_size
+    scores = 16 * (config.num_behaviors + sum((config.field_sizes or {}).values()))
+    room = CACHE_BYTES, LOGIT_BYTES
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        room = free // 3, free // 12
+    return max(1, min(settings.rows, room[0] // max(1, cached), room[1] // scores))
