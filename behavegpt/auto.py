@@ -31,7 +31,9 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    importlib.import_module("behavegpt.model.behavegpt")  # registers itself; it may be what imports the Auto classes now
+    importlib.import_module(
+        "behavegpt.model.behavegpt"
+    )  # registers itself; it may be what imports the Auto classes now
 
 
 def _register_tokenizer() -> None:

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Commands:
     def run(self, argv: list[str], cwd: Path, **order: Any) -> Ended:
         """Run a command line and wait for its end. What an order may ask for:
 
-        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID: run as that user.
+        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID: run as that user;
+        temporary=FOLDER: in place of the system's.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(order | {"argv": argv, "cwd": str(cwd)}) + "\n")
@@ -144,6 +146,8 @@ def _work(order: dict[str, Any], end: int) -> None:
         if "file_limit" in order:
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], hard))
+        if "temporary" in order:
+            tempfile.tempdir = os.environ["TMPDIR"] = order["temporary"]
         if "user" in order:
             os.setuid(order["user"])
         from behavegpt.cli import main
