@@ -111,15 +111,17 @@ def _obey(order: dict[str, Any]) -> Ended:
     os.close(end)
     os.set_blocking(printed, False)
     output = bytearray()
-    if "signal" in order:
-        time.sleep(order["after"])
-        os.kill(child, order["signal"])
+    waiting = "signal" in order
     while True:
         _drain(printed, output)
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
-        if time.monotonic() - began > PATIENCE:
+        passed = time.monotonic() - began
+        if waiting and passed >= order["after"]:
+            os.kill(child, order["signal"])
+            waiting = False
+        if passed > PATIENCE:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
     _drain(printed, output)

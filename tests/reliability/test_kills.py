@@ -40,11 +40,14 @@ def whole(place: Path) -> Callable[[str], tuple[dict[str, bytes], float]]:
 
     def outcome_of(verb: str) -> tuple[dict[str, bytes], float]:
         if verb not in known:
+            seconds = []
+            for _ in range(2):  # the first may also compile
+                clean(place)
+                ended = commands().run(argv_of(verb, "out"), place)
+                assert ended.status == 0, ended.output
+                seconds.append(ended.seconds)
+            known[verb] = (contents(place / "out", VOLATILE), min(seconds))
             clean(place)
-            ended = commands().run(argv_of(verb, "out"), place)
-            assert ended.status == 0, ended.output
-            known[verb] = (contents(place / "out", VOLATILE), ended.seconds)
-            shutil.rmtree(place / "out")
         return known[verb]
 
     return outcome_of
