@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForTokenClassification, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -381,3 +381,7 @@ def _positions(document: torch.Tensor) -> torch.Tensor:
     begins = torch.ones_like(document, dtype=torch.bool)
     begins[:, 1:] = document[:, 1:] != document[:, :-1]
     return index - (index * begins).cummax(dim=1).values
+
+
+AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
+AutoModelForTokenClassification.register(BehaveGPTConfig, BehaveGPTForBehaviorPrediction, exist_ok=True)

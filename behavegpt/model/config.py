@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
 GAP_BUCKETS = 56  # outputs of the gap head, as data/pack.py cuts the time to the next event
@@ -103,3 +103,6 @@ class BehaveGPTConfig(PreTrainedConfig):
         for message, holds in checks.items():
             if not holds:
                 raise ValueError(f"BehaveGPTConfig: {message}.")
+
+
+AutoConfig.register(BehaveGPTConfig.model_type, BehaveGPTConfig, exist_ok=True)
