@@ -22,7 +22,7 @@ FLOOR = 1e-9  # of a probability
 
 
 class Memory(NamedTuple):
-    """What the count experts say at N positions; see data/memory.py, whose Readings these are as tensors."""
+    """What the count experts say at N positions; see data/memory_read.py, whose Readings these are as tensors."""
 
     owner: torch.Tensor  # (M,) int64 position of each candidate, ascending
     classes: torch.Tensor  # (M,) int64

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from behavegpt.data.memory import Readings, read_memory
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
