@@ -16,6 +16,8 @@ from behavegpt.baselines.architectures import baseline_config, read_inputs, refu
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
 from behavegpt.config import closest
+from behavegpt.data.memory_counts import count_store
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
@@ -69,6 +71,8 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
         is_event = store.schema.behavior_is_event
         fields, width = read_inputs(settings.model, store.field_sizes(), store.behaviors.classes, is_event)
         shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
+        if shape.get("memory"):
+            shape["memory_experts"] = list(EXPERTS)
         return BehaveGPTConfig(
             field_sizes=fields,
             num_behaviors=store.behaviors.classes,
@@ -101,6 +105,8 @@ def begin(settings: PretrainSettings) -> Work:
     else:
         model = BehaveGPTForBehaviorPrediction(config)
         model.head.set_prior(torch.tensor(store.behaviors.counts))
+    if config.memory:
+        model.counts = count_store(store)
     if settings.language_model:
         from behavegpt.adapt.language import start_from_gpt2
 

@@ -17,10 +17,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from behavegpt.data.memory_observe import observe
+from behavegpt.data.memory_observe import observe, take_up
 from behavegpt.data.memory_past import EXPERTS, WEIGHTS, clear, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_tables import Columns, Tables
+
+JUDGED = 512  # events before a reading that reliability looks back on: of older ones .92 ** 512 would be left
 
 
 def read_memory(
@@ -51,8 +53,16 @@ def _replay(columns, tables, begin, low, high, folds, weights, readings, past): 
     chance = np.empty(len(EXPERTS))
     row = 0
     for h in range(len(begin)):
-        clear(past)
-        for t in range(begin[h], high[h]):
+        first = begin[h]
+        if h > 0 and begin[h - 1] == first and high[h - 1] <= low[h]:
+            first = high[h - 1]  # of the same user, and further on
+        else:
+            clear(past)
+        for t in range(first, high[h]):
+            if t < low[h] - JUDGED:
+                take_up(past, tables, t, columns)
+                past.judged[:] = 0
+                continue
             observe(past, tables, weights, folds[h], chance, t, columns)
             if t >= low[h]:
                 read(past, tables, weights, folds[h], place, readings, row)

@@ -54,6 +54,7 @@ SHAPE = (
     "dropout",
     "initializer_range",
     "history_head",
+    "memory",
     "tied_head",
     "next_heads",
 )
@@ -126,7 +127,7 @@ def _execute(
     work.model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
     if train.activation_checkpointing:
         _checkpoint_activations(work.model)
-    batches = training_batches(work.store, work.model.config, train)
+    batches = training_batches(work.store, work.model.config, train, work.model.counts)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(work.store.behaviors.counts))
     work.inherit(loss)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 
 from behavegpt.console import say
+from behavegpt.data.memory_counts import Counts
 from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
@@ -84,8 +85,13 @@ def _need_wandb() -> None:
         say("wandb: no key found, logging offline; send it later with: wandb sync wandb/offline-run-*")
 
 
-def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSettings) -> TrainingBatches:
-    """The training rows of a prepared folder for a model's window and fields. DataError if there is no target."""
+def training_batches(
+    store: EventStore, config: BehaveGPTConfig, train: TrainSettings, counts: Counts | None = None
+) -> TrainingBatches:
+    """The training rows of a prepared folder for a model's window and fields. DataError if there is no target.
+
+    `counts`: of a model with memory.
+    """
     events = int(np.asarray(store.manifest.split["events"])[TRAIN])
     if not events:
         raise DataError(f"{store.path}: no training events; prepare the data again with another --split.")
@@ -102,6 +108,7 @@ def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSet
         seed=train.seed,
         fields=config.columns,
         next_fields=tuple(config.next_heads or ()),
+        counts=counts,
     )
 
 
