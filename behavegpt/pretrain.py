@@ -6,7 +6,7 @@ What a run does with its model, and what it leaves in its folder, is in training
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -26,6 +26,7 @@ from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText
 from behavegpt.training.run import SHAPE, RunSettings, Work, execute
 from behavegpt.training.setup import training_batches
+from behavegpt.universal.model import load_universal
 
 CHOICES = ("architecture", "inputs")
 
@@ -44,6 +45,10 @@ class PretrainSettings(RunSettings):
     )
     language_model: PathText | None = Field(
         None, description="GPT-2 folder (Hugging Face format): its blocks are the start"
+    )
+
+    init: Literal["random", "universal"] = Field(
+        "random", description="the mixer's start, with model.memory: random, or the universal model's weights"
     )
 
     @field_validator("model")
@@ -92,6 +97,14 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     return execute(settings, lambda: begin(settings), resume=resume)
 
 
+def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
+    """Give the mixer the weights of the universal one. Raises ConfigError for a model without memory."""
+    head = getattr(model, "memory", None) or model.head.memory
+    if head is None:
+        raise ConfigError("init=universal starts the mixer of a model with memory; set model.memory=true, or remove it.")
+    head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)
+
+
 def begin(settings: PretrainSettings) -> Work:
     """A model from random weights, or from a language model's blocks, and the data it is trained on."""
     store = open_store(settings.data.path)
@@ -107,6 +120,9 @@ def begin(settings: PretrainSettings) -> Work:
         model.head.set_prior(torch.tensor(store.behaviors.counts))
     if config.memory:
         model.counts = count_store(store)
+    if settings.init == "universal":
+        _start_universal(model)
+        fingerprint["init"] = settings.init
     if settings.language_model:
         from behavegpt.adapt.language import start_from_gpt2
 
