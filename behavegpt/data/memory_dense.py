@@ -1,8 +1,8 @@
 """What the counts of the memory say about every class: the exact distributions of the count baselines.
 
-The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past (`memory_past.py`)
-and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from the prior, and each
-context is smoothed towards the distribution so far:
+The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past
+(`memory_past.py`) and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from
+the prior, and each context is smoothed towards the distribution so far:
 
     P(b) <- (n(b|context) + w P(b)) / (n(context) + w)
 

@@ -3,6 +3,7 @@
 Shape letters: B rows, R positions, C hidden width, N predicted positions, K behaviors.
 
 This folder imports nothing but torch and transformers, so that it can be saved with a checkpoint and run alone.
+Importing this module registers the classes with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -408,3 +409,8 @@ def _positions(document: torch.Tensor) -> torch.Tensor:
     begins = torch.ones_like(document, dtype=torch.bool)
     begins[:, 1:] = document[:, 1:] != document[:, :-1]
     return index - (index * begins).cummax(dim=1).values
+
+
+AutoConfig.register("behavegpt", BehaveGPTConfig, exist_ok=True)
+AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
+AutoModelForTokenClassification.register(BehaveGPTConfig, BehaveGPTForBehaviorPrediction, exist_ok=True)
