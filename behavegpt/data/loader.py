@@ -13,8 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from behavegpt.batch import PackedBatch
-from behavegpt.data.memory_counts import Counts, MemorySource
-from behavegpt.data.memory_tables import store_columns
+from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
 from behavegpt.data.pack import RowPlan, collate, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
 
@@ -26,7 +25,7 @@ def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
 
 def memory_of(store: EventStore, counts: Counts, *, leave_out: bool = False) -> MemorySource:
     """Reads the counts at events of a prepared folder; `leave_out`: at events that were counted."""
-    return MemorySource(store_columns(store), store.offsets, counts, leave_out)
+    return MemorySource(dated_columns(store), store.offsets, counts, leave_out)
 
 
 @lru_cache(maxsize=1)

@@ -33,22 +33,25 @@ def read_memory(
     high: np.ndarray,
     *,
     folds: np.ndarray | None = None,
+    eras: np.ndarray | None = None,
     weights: np.ndarray = WEIGHTS,
 ) -> Readings:
     """Replay histories (h,) and read the experts at positions low .. high - 1 of each, in that order.
 
     `begin`, `low`, `high` are flat indices: position t knows the events begin .. t. `folds` (h,):
-    whose events the global tables leave out, as they must at training positions; None: none.
+    whose events the global tables leave out, as they must at training positions; None: none. `eras` (events,): what
+    they leave out where the experts are judged by an event; None: as where they are read.
     """
     readings = new_readings(int((high - low).sum()))
     left_out = np.full(len(begin), -1, np.int64) if folds is None else folds.astype(np.int64)
+    judging = np.empty(0, np.int8) if eras is None else eras
     longest = int((high - begin).max(initial=1))
-    _replay(columns, tables, begin, low, high, left_out, weights, readings, new_past(longest))
+    _replay(columns, tables, begin, low, high, left_out, judging, weights, readings, new_past(longest))
     return filled(readings)
 
 
 @njit(nogil=True, cache=True)
-def _replay(columns, tables, begin, low, high, folds, weights, readings, past):  # type: ignore[no-untyped-def]
+def _replay(columns, tables, begin, low, high, folds, eras, weights, readings, past):  # type: ignore[no-untyped-def]
     place = np.full(len(tables.prior), -1, np.int32)  # of a class among the candidates
     chance = np.empty(len(EXPERTS))
     row = 0
@@ -63,7 +66,7 @@ def _replay(columns, tables, begin, low, high, folds, weights, readings, past): 
                 take_up(past, tables, t, columns)
                 past.judged[:] = 0
                 continue
-            observe(past, tables, weights, folds[h], chance, t, columns)
+            observe(past, tables, weights, eras[t] if len(eras) else folds[h], chance, t, columns)
             if t >= low[h]:
                 read(past, tables, weights, folds[h], place, readings, row)
                 row += 1
