@@ -1,8 +1,8 @@
 """What the counts of the memory say about every class: the exact distributions of the count baselines.
 
-The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past (`memory.py`)
-and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from the prior, and each
-context is smoothed towards the distribution so far:
+The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past
+(`memory_past.py`) and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from
+the prior, and each context is smoothed towards the distribution so far:
 
     P(b) <- (n(b|context) + w P(b)) / (n(context) + w)
 
@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from behavegpt.data.memory import OWN, Past, clear, new_past, take_up
+from behavegpt.data.memory_observe import take_up
+from behavegpt.data.memory_past import OWN, Past, clear, new_past
 from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, find
 
 RECENT = "user_recent"

@@ -78,15 +78,16 @@ def fit_tables(
     *,
     contexts: Sequence[str] = GLOBAL,
     followers: int = FOLLOWERS,
+    by_time: bool = False,
 ) -> Tables:
     """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u].
 
-    `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
+    `by_time`: the folds (events,) are eras, and who leaves one out leaves out the later ones too. `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
     """
     behavior = columns.behavior
     counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
     prior = (counts + 0.5) / (counts + 0.5).sum()
-    fold = np.repeat(folds, np.diff(offsets))
+    fold = folds if by_time else np.repeat(folds, np.diff(offsets))
     wanted = used & (behavior >= 0)
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
     target = np.flatnonzero(wanted)
@@ -95,6 +96,9 @@ def fit_tables(
     follower, fold = behavior[target], fold[target]
     parts = [_followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))]
     key, total, kept, followed, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if by_time:
+        for held in (total, counts):
+            held[:, :FOLDS] = held[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
     table_key, table_row = hash_table(key)
     return Tables(
         prior=prior.astype(np.float32),

@@ -51,6 +51,7 @@ def score(
         max_length=max_length,
         rows_per_batch=max(1, positions // row_length_for(max_length)),
         fields=fields,
+        counts=getattr(model, "counts", None),
         rank=rank,
         world=world,
     )
@@ -61,7 +62,13 @@ def score(
             moved = to_device(batch, device)
             wanted = moved.target != IGNORED
             with autocast(device, precision):
-                output = model(**moved.inputs, document=moved.document, position=moved.position, select=wanted)
+                output = model(
+                    **moved.inputs,
+                    document=moved.document,
+                    position=moved.position,
+                    select=wanted,
+                    memory=moved.memory,
+                )
             yield ScoredBatch(output.logits.float(), moved.target[wanted], moved.row[wanted])
     finally:
         model.train(was_training)
@@ -130,4 +137,5 @@ def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
         target=moved(batch.target),
         row=moved(batch.row),
         next_fields={name: moved(ids) for name, ids in batch.next_fields.items()},
+        memory=None if batch.memory is None else {name: moved(values) for name, values in batch.memory.items()},
     )

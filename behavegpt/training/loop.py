@@ -170,6 +170,7 @@ class Trainer:
                     labels=batch.target,
                     criterion=self.loss,
                     next_fields=batch.next_fields or None,
+                    memory=batch.memory,
                 )
                 mean = output.loss / normalizer + output.side_loss / targets
                 (mean * world).backward()  # DDP averages the ranks' gradients; the sum over ranks is wanted

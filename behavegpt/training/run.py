@@ -55,6 +55,7 @@ SHAPE = (
     "dropout",
     "initializer_range",
     "history_head",
+    "memory",
     "tied_head",
     "next_heads",
 )
@@ -124,7 +125,7 @@ def _execute(
     torch.manual_seed(train.seed)
     work = begin()
     _choose_kernels(work.model, settings, accelerator.device, precision)
-    batches = training_batches(work.store, work.model.config, train)
+    batches = training_batches(work.store, work.model.config, train, work.model.counts)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(work.store.behaviors.counts))
     work.inherit(loss)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from behavegpt.console import say
 from behavegpt.data.loader import TrainingBatches, row_length_for
+from behavegpt.data.memory_counts import Counts
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError, DataError, MissingExtraError
@@ -95,8 +96,13 @@ def compile_blocks(model: PreTrainedModel) -> None:
         module.compile()
 
 
-def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSettings) -> TrainingBatches:
-    """The training rows of a prepared folder for a model's window and fields. DataError if there is no target."""
+def training_batches(
+    store: EventStore, config: BehaveGPTConfig, train: TrainSettings, counts: Counts | None = None
+) -> TrainingBatches:
+    """The training rows of a prepared folder for a model's window and fields. DataError if there is no target.
+
+    `counts`: of a model with memory.
+    """
     events = int(np.asarray(store.manifest.split["events"])[TRAIN])
     if not events:
         raise DataError(f"{store.path}: no training events; prepare the data again with another --split.")
@@ -113,6 +119,7 @@ def training_batches(store: EventStore, config: BehaveGPTConfig, train: TrainSet
         seed=train.seed,
         fields=config.columns,
         next_fields=tuple(config.next_heads or ()),
+        counts=counts,
     )
 
 

@@ -7,7 +7,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from behavegpt.data.memory import DECAYS, EXPERTS, FORGET, WEIGHTS, WORST, Readings, read_memory
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_past import DECAYS, EXPERTS, FORGET, WEIGHTS, WORST
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_tables import FOLDS, GLOBAL, Columns, Tables, fit_tables
 
 CLASSES, PLACES = 9, 5

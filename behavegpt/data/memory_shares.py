@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from behavegpt.data.memory import Readings, read_memory
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_tables import FOLDS, Columns, fit_tables
 
 LENGTHS = np.array([3, 10, 30, 100])  # known events at which the next shares begin
