@@ -24,6 +24,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.mixer import Memory, part_of
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.pooling import user_vectors, widths
@@ -128,8 +129,11 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
+                told = batch.memory
+                if told is not None:
+                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
                 output: Any = self.model(
-                    **batch.inputs, document=batch.document, position=batch.position, select=select
+                    **batch.inputs, document=batch.document, position=batch.position, select=select, memory=told
                 )
                 yield users[first : first + step], output.logits.float().cpu()
 

@@ -88,6 +88,7 @@ def roll_out(
             personal=settings.personal,
             gap_odds=links.gap_odds if settings.hours else None,
             look_back=bool({"observed", "typical"} & set(policies.values())),
+            steps=settings.steps,
         )
         for part in _futures(rows, settings, policies, links):
             interrupt()

@@ -14,6 +14,7 @@ import torch
 from behavegpt.adapt.draw import Uniforms, time_grid
 from behavegpt.adapt.policies import OwnPast
 from behavegpt.adapt.rates import log_odds_of_users
+from behavegpt.data.memory_live import LiveMemory
 from behavegpt.data.pack import argument_name, gap_buckets
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
@@ -52,8 +53,9 @@ class Rows:
         look_back: bool = False,
         personal: bool = True,
         gap_odds: torch.Tensor | None = None,
+        steps: int = 0,
     ) -> None:
-        """`user`, `sample` (N,): whose future; `span`: seconds until a row ends.
+        """`user`, `sample` (N,): whose future; `span`: seconds until a row ends; `steps`: events that may follow.
 
         `look_back`: whether a policy needs the past; `personal`, `gap_odds` (slots, buckets): see rates.py.
         """
@@ -77,6 +79,9 @@ class Rows:
         self.uniforms = Uniforms(seed, labels, sample)
         columns = {name: encoded.columns[name] for name in (*names, "time")}
         self.own = OwnPast(columns, begin, end) if look_back else None
+        self.memory: LiveMemory | None = None
+        if model.counts is not None:
+            self.memory = LiveMemory(encoded.columns, begin, end, model.counts, steps)
         self.cache: EventCache | None = None
         self.restarted = torch.ones(len(user), dtype=torch.bool)  # windows that the cache does not hold
         self.gaps = gap_buckets(np.diff(times[index].astype(np.int64), axis=1))  # (N, L - 1)
@@ -95,6 +100,8 @@ class Rows:
         for name, ids in self.ids.items():
             ids[rows, self.length] = torch.from_numpy(new[name].astype(np.int64))
         self.length = self.length + 1
+        if self.memory is not None:
+            self.memory.append({**new, "time": self.time})
 
     def take(self, rows: np.ndarray) -> None:
         """Keep the rows (n,) only."""
@@ -106,8 +113,8 @@ class Rows:
         self.uniforms.take(rows)
         if self.rates is not None:
             self.rates = self.rates[index.to(self.rates.device)]
-        for kept in (self.own, self.cache):
-            if isinstance(kept, OwnPast):
+        for kept in (self.own, self.memory, self.cache):
+            if isinstance(kept, OwnPast | LiveMemory):
                 kept.take(rows)
             elif kept is not None:
                 kept.take(index.to(self.model.device))
@@ -132,7 +139,8 @@ class Rows:
         """Without a cache: the windows of all rows."""
         inputs, mask = self._window(torch.ones_like(self.restarted))
         last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
-        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads)
+        told = self._told(torch.ones_like(self.restarted))
+        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=told)
         self._learn_rates(out.last_hidden_state)
         return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
 
@@ -143,7 +151,8 @@ class Rows:
         cache.forget(restarted)
         at = (self.length - 1)[:, None]
         new = {argument_name(c): self.ids[c].gather(1, at).to(device) for c in self.model.config.columns}
-        out = self.model(**new, past_key_values=cache, heads=heads)
+        told = self._told(torch.ones_like(self.restarted))
+        out = self.model(**new, past_key_values=cache, heads=heads, memory=told)
         found = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
         if self.restarted.any():
             again, fresh = self._read(self.restarted, heads)
@@ -176,10 +185,17 @@ class Rows:
         """The whole window of the rows (N,) bool, into a new cache."""
         cache = EventCache(self.model.config)
         inputs, mask = self._window(rows)
-        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads)
+        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=self._told(rows))
         self._learn_rates(out.last_hidden_state)
         hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
         return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
+
+    def _told(self, rows: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """What the counts of the whole past say at the last events of the rows (N,) bool, with memory."""
+        if self.memory is None:
+            return None
+        told = self.memory.tensors(np.flatnonzero(rows.numpy()))
+        return {name: values.to(self.model.device) for name, values in told.items()}
 
     def _window(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs of the rows (N,) bool and their mask, 0 behind the last event."""

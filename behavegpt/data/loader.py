@@ -93,9 +93,7 @@ class TrainingBatches:
         plan, rows = self.rows(step)
         rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
         for part in rows.reshape(micro, world, -1)[:, rank]:
-            yield collate(
-                self._columns, plan, part, self.row_length, self.fields, self.next_fields, memory=self.memory
-            )
+            yield collate(self._columns, plan, part, self.row_length, self.fields, self.next_fields, memory=self.memory)
 
     def _make_plan(self, epoch: int) -> RowPlan:
         rng = np.random.default_rng([self.seed, epoch])

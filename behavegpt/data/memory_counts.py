@@ -120,11 +120,17 @@ class MemorySource:
         return memory_tensors(readings, index, self.counts.shares)
 
 
-def history_source(
-    columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts, *, leave_out: bool = False
-) -> MemorySource:
-    """The source of histories in vocabulary ids."""
-    return MemorySource(memory_columns(columns, counts.slot_minutes), offsets, counts, leave_out)
+def history_source(columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts) -> MemorySource:
+    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be known to them."""
+    return MemorySource(counted_columns(columns, counts), offsets, counts)
+
+
+def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Columns:
+    """Columns of a log in vocabulary ids as those that were counted."""
+    read = memory_columns(columns, counts.slot_minutes)
+    if counts.tables.locations[0] == 1:  # the counted log had no places
+        read = read._replace(location=np.zeros_like(read.location))
+    return read
 
 
 def memory_tensors(readings: Readings, index: np.ndarray, shares: np.ndarray) -> dict[str, torch.Tensor]:

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 
 from behavegpt.console import say
-from behavegpt.data.memory_counts import Counts
 from behavegpt.data.loader import TrainingBatches, row_length_for
+from behavegpt.data.memory_counts import Counts
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError, DataError, MissingExtraError

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from behavegpt.data.memory import read_memory
-from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_counts import memory_tensors
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import fit_shares, fold_of
 from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
