@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
@@ -156,7 +156,7 @@ def memory_tensors(readings: Readings, index: np.ndarray, shares: np.ndarray) ->
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest):  # type: ignore[no-untyped-def]
     experts = shares.shape[1]
     for n in range(len(index)):

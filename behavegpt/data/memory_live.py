@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numba import njit
 from numba.typed import List
 
+from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import JUDGED
 from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
 from behavegpt.data.memory_observe import observe, take_up
@@ -49,7 +49,7 @@ class LiveMemory:
         return memory_tensors(filled(readings), np.arange(len(rows)), self.counts.shares)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _take_up(pasts, tables, weights, eras, begin, end, columns):  # type: ignore[no-untyped-def]
     chance = np.empty(len(EXPERTS))
     for i in range(len(pasts)):
@@ -61,7 +61,7 @@ def _take_up(pasts, tables, weights, eras, begin, end, columns):  # type: ignore
                 observe(past, tables, weights, eras[t], chance, t, columns)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _read(pasts, tables, weights, rows, readings):  # type: ignore[no-untyped-def]
     place = np.full(len(tables.prior), -1, np.int32)
     for row in range(len(rows)):
