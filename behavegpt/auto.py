@@ -31,9 +31,7 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    importlib.import_module(
-        "behavegpt.model.behavegpt"
-    )  # registers itself; it may be what imports the Auto classes now
+    importlib.import_module("behavegpt.model.behavegpt")  # it registers itself; it may import the Auto classes
 
 
 def _register_tokenizer() -> None:

@@ -32,11 +32,12 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.history_batches import memory_columns_of
 from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
 from behavegpt.paths import local_path
-from behavegpt.pooling import NAMES, user_vectors, widths
+from behavegpt.pooling import BEHAVIORS, NAMES, user_vectors, widths
 from behavegpt.ragged import ranges
 from behavegpt.user_embeddings import write_array
 
@@ -252,15 +253,29 @@ def _vectors(
 ) -> np.ndarray:
     """Vectors (n, D) float32 of users (n,) of the store; only the events that the model reads are taken up."""
     end = store.offsets[users + 1]
-    length = np.minimum(end - store.offsets[users], model.config.max_length)
+    length = end - store.offsets[users]
+    if not _reads_all(model, settings):
+        length = np.minimum(length, model.config.max_length)
     after = np.cumsum(length)
     source = ranges(end - length, length)
     columns = {}
-    for name in {*model.config.columns, "time"}:
-        held = store.columns.get(name)
+    for name in _columns(model):
+        stored = "event" if name == "behavior" and store.schema.behavior_is_event else name
+        held = store.columns.get(stored)
         ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
-        columns[name] = lookup[name][ids] if name in lookup else ids
+        columns[name] = lookup[stored][ids] if stored in lookup else ids
+    if model.counts is not None:  # what was counted before is told by the date
+        columns["time"] = columns["time"].astype(np.int64) + store.manifest.time_origin
     return user_vectors(model, columns, after - length, after, settings.pool, settings.half_life)
+
+
+def _reads_all(model: BehaveGPTForBehaviorPrediction, settings: ExportSettings) -> bool:
+    """Whether a vector depends on events before the window: the probabilities of a model with memory do."""
+    return model.counts is not None and BEHAVIORS in settings.pool
+
+
+def _columns(model: BehaveGPTForBehaviorPrediction) -> set[str]:
+    return {*model.config.columns, *memory_columns_of(model), "time"}
 
 
 def _empty_history(model: BehaveGPTForBehaviorPrediction, store: EventStore, settings: ExportSettings) -> np.ndarray:
@@ -268,8 +283,7 @@ def _empty_history(model: BehaveGPTForBehaviorPrediction, store: EventStore, set
     last = int(np.argmax(store.columns["time"]))
     known = ("time", "weekday", "slot")
     columns = {
-        name: store.columns[name][last : last + 1] if name in known else np.full(1, UNKNOWN)
-        for name in {*model.config.columns, "time"}
+        name: store.columns[name][last : last + 1] if name in known else np.full(1, UNKNOWN) for name in _columns(model)
     }
     one = np.ones(1, np.int64)
     return user_vectors(model, columns, one - 1, one, settings.pool, settings.half_life)[0]

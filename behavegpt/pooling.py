@@ -88,7 +88,10 @@ def user_vectors(
     layers = {POOLS[name].layer for name in pool if name in POOLS}
     # a row's weights are (S, R) beside the logits of its S users
     cells = row_length_for(model.config.max_length) + (model.config.num_behaviors if BEHAVIORS in pool else 0)
-    for users, batch, _, time in history_batches(model, columns, begin, end, cells_per_user=cells, with_time=True):
+    batches = history_batches(
+        model, columns, begin, end, cells_per_user=cells, with_time=True, with_memory=BEHAVIORS in pool
+    )
+    for users, batch, _, time in batches:
         interrupt()
         assert time is not None
         at = _histories(batch, time)
@@ -124,5 +127,7 @@ def _run(
     embedded = INPUT in layers
     with autocast(model.device):
         if logits:
-            return model(**batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1))
+            return model(
+                **batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1), memory=batch.memory
+            )
         return model.model(**batch.inputs, **layout, output_hidden_states=embedded)

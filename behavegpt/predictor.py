@@ -26,6 +26,7 @@ from behavegpt.generation.settings import GenerationSettings
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
+from behavegpt.model.mixer import Memory, part_of
 from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
@@ -131,9 +132,12 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
+                told = batch.memory
+                if told is not None:
+                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
                 with autocast(self.model.device):
                     output: Any = self.model(
-                        **batch.inputs, document=batch.document, position=batch.position, select=select
+                        **batch.inputs, document=batch.document, position=batch.position, select=select, memory=told
                     )
                 yield users[first : first + step], output.logits.float().cpu()
 

@@ -101,9 +101,7 @@ def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
     """Give the mixer the weights of the universal one. Raises ConfigError for a model without memory."""
     head = getattr(model, "memory", None) or model.head.memory
     if head is None:
-        raise ConfigError(
-            "init=universal starts the mixer of a model with memory; set model.memory=true, or remove it."
-        )
+        raise ConfigError("init=universal starts the mixer of a memory; set model.memory=true, or remove it.")
     head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner
 from behavegpt.data.memory_tables import GLOBAL
 
 OWN = ("after_behavior", "after_two", "at_hour", "at_place", "at_weekday_hour")
@@ -94,7 +94,7 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
     )
 
 
-@njit(nogil=True, cache=True)
+@inner
 def clear(past):  # type: ignore[no-untyped-def]
     past.number[:] = 0
     past.last[:] = -1

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner
 from behavegpt.data.memory_observe import events_of, smoothed
 from behavegpt.data.memory_past import CLASS_ROW, DECAYS, EXPERTS, FADED, OWN, USER
 from behavegpt.data.memory_tables import GLOBAL, find
@@ -60,7 +60,7 @@ def filled(readings: Readings) -> Readings:
     )
 
 
-@njit(nogil=True, cache=True)
+@inner
 def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-untyped-def]
     """Write what the experts say of the next behavior into row `row`; `place` (K,) is -1 and is left so."""
     begin = readings.start[row]
@@ -102,7 +102,7 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
         out[_J - 1] = smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-def]
     """The user's most recent classes, then the most frequent followers of each global context; returns how many.
 
@@ -127,7 +127,7 @@ def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-
     return number
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-def]
     """Entries of the followers of a row with the most events without a fold, into `best`; returns how many."""
     number, most = 0, len(best)
@@ -149,7 +149,7 @@ def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-
     return number
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def]
     """Whether a follower comes before another: by events, then by frequency, for their order may know the fold."""
     if found != most:
@@ -157,7 +157,7 @@ def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def
     return tables.prior[tables.follower[entry]] > tables.prior[tables.follower[other]]
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-untyped-def]
     """Counts (G + O, D) of the candidates in the global and own contexts, and the contexts' events (G + O,)."""
     for g in range(_G):
@@ -184,7 +184,7 @@ def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-unty
             entry = past.entry_next[entry]
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _evidence(past, weights, total, readings, row):  # type: ignore[no-untyped-def]
     """What depends on no candidate: evidence, the rest that is left, reliability, the moment."""
     evidence, rest = readings.evidence[row], readings.rest[row]

@@ -58,8 +58,8 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
         known = followed >= 0
         inputs = {name: ids.to(device) for name, ids in batch.inputs.items()}
         places = {"document": batch.document.to(device), "position": batch.position.to(device)}
-        out = model(**inputs, **places, select=known, heads=["gap"])
+        state = model.model(**inputs, **places).last_hidden_state[known]
         slot = inputs["slot_ids"][known]
-        expected.index_add_(0, slot, out.next_logits["gap"].float().softmax(-1))
+        expected.index_add_(0, slot, model.next_heads["gap"](state).float().softmax(-1))
         happened.index_put_((slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True)
     return log_odds(happened, expected).cpu()

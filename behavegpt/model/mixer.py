@@ -42,11 +42,19 @@ class Mixer(nn.Module):
     """
 
     MOMENT = 8  # context features beside evidence and reliability
+    DROPOUT = 0.1
 
-    def __init__(self, experts: int, hidden_size: int = 64, summary_size: int = 16, state_size: int = 0) -> None:
+    def __init__(
+        self,
+        experts: int,
+        hidden_size: int = 64,
+        summary_size: int = 16,
+        state_size: int = 0,
+        dropout: float = DROPOUT,
+    ) -> None:
         """`state_size` > 0: a network is one more expert, and its hidden states steer the gates."""
         super().__init__()
-        self.shape = (experts, hidden_size, summary_size, state_size)
+        self.shape = (experts, hidden_size, summary_size, state_size, dropout)
         context = 2 * experts - 1 + self.MOMENT
         self.weight = nn.Parameter(torch.eye(experts)[-1].clone())
         self.context = nn.Linear(context, hidden_size)
@@ -55,7 +63,7 @@ class Mixer(nn.Module):
         self.candidate = nn.Linear(experts + 3, hidden_size)
         self.from_summary = nn.Linear(summary_size, hidden_size, bias=False)
         self.score = nn.Linear(hidden_size, 1)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(dropout)
         self.network = Network(state_size, hidden_size) if state_size else None
         with torch.no_grad():
             self.gate.weight *= 0.1

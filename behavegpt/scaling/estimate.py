@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
 from behavegpt.losses import build_loss
@@ -98,7 +99,8 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
     optimizer = build_optimizer(model, train.lr, train.weight_decay, train.betas, fused=True)
-    batches = training_batches(store, config, train)
+    model.counts = count_store(store) if config.memory else None
+    batches = training_batches(store, config, train, model.counts)
     events, began = 0.0, 0.0
     for step in range(1, 100):
         if step == 2:
@@ -111,6 +113,7 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
                 labels=batch.target.to(device),
                 criterion=criterion,
                 next_fields={name: ids.to(device) for name, ids in batch.next_fields.items()},
+                memory=None if batch.memory is None else {n: values.to(device) for n, values in batch.memory.items()},
             )
             (output.loss + output.side_loss).backward()
             optimizer.step()
