@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
-from behavegpt.compare import score_baselines, summary
 from behavegpt.config import check_settings
 from behavegpt.console import progress
 from behavegpt.data.events import read_events
@@ -30,6 +29,7 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.evaluation import score_baselines, summary
 from behavegpt.io import write_json
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import PredictOptions

@@ -32,8 +32,8 @@ def _evaluate(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
-    from behavegpt.compare import compare, metrics_table
     from behavegpt.data.store import open_store
+    from behavegpt.evaluation import compare, metrics_table
     from behavegpt.io import check_output, lock
     from behavegpt.predictor import load, model_folder
     from behavegpt.training.ranks import tell_ranks
@@ -65,9 +65,9 @@ def _evaluate(arguments: Arguments) -> Any:
 
 
 def _evaluate_universal(arguments: Arguments) -> Any:
-    from behavegpt.compare import metrics_table
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
+    from behavegpt.evaluation import metrics_table
     from behavegpt.io import check_output, lock
     from behavegpt.zero_shot import evaluate_zero_shot, load_zero_shot
 

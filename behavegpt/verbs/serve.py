@@ -53,7 +53,7 @@ def _export_model_arguments(parser: Parser) -> None:
 
 def _export_model(arguments: Arguments) -> Any:
     from behavegpt.console import say
-    from behavegpt.portable import export_model
+    from behavegpt.export_model import export_model
     from behavegpt.predictor import load
 
     facts = export_model(load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite)
