@@ -19,7 +19,7 @@ from behavegpt.errors import DataError
 
 
 class Buckets(Protocol):
-    """Accepted events by bucket of users, the buckets in the order of user codes: spilled here, or parts made elsewhere."""
+    """Accepted events by bucket of users, in the order of user codes: spilled here, or parts made elsewhere."""
 
     buckets: int
     sorted: bool  # whether `read` gives each user's events in their order
