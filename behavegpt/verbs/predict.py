@@ -291,7 +291,7 @@ def _export(arguments: Arguments) -> Any:
 
     from behavegpt.config import check_settings
     from behavegpt.console import progress, say
-    from behavegpt.export import ExportSettings, export
+    from behavegpt.embeddings.export import ExportSettings, export
     from behavegpt.training.ranks import tell_ranks
     from behavegpt.user_embeddings import open_array
 

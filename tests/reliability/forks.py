@@ -81,8 +81,8 @@ def serve() -> None:
     import transformers.modeling_utils  # noqa: F401
 
     import behavegpt.challenge.evaluate
+    import behavegpt.embeddings.export
     import behavegpt.evaluation
-    import behavegpt.export
     import behavegpt.export_model
     import behavegpt.finetune
     import behavegpt.profiles.pipeline

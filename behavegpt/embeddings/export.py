@@ -23,7 +23,6 @@ import torch
 from accelerate import PartialState
 from pydantic import Field
 
-from behavegpt.assemble import Asked, assemble
 from behavegpt.config import Settings
 from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import schema_difference
@@ -31,12 +30,13 @@ from behavegpt.data.sources import find_logs
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
+from behavegpt.embeddings.assemble import Asked, assemble
+from behavegpt.embeddings.pooling import NAMES, user_vectors, widths
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
 from behavegpt.paths import local_path
-from behavegpt.pooling import NAMES, user_vectors, widths
 from behavegpt.ragged import ranges
 from behavegpt.user_embeddings import write_array
 
