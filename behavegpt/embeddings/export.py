@@ -13,6 +13,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,21 +93,26 @@ def export(
     check_output(out, "whole")
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
-        return _export(model, tokenizer, events, out, settings, clients, overwrite, state, progress, encoding)
+        work = _work_folder(out, overwrite, state)
+        store = _open(events, tokenizer, work, state, encoding)
+        asked = _ask(store, clients)
+        facts = _facts(model, tokenizer, store, asked, settings)
+        _begin_or_continue(work, facts, state, overwrite)
+
+        reader = _Reader(model, store, _lookups(store, tokenizer), settings)
+        blocks = _write_blocks(reader, asked, work, state, progress)
+        if state.is_main_process:
+            entry = work / "entry"
+            shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
+            assemble(blocks, asked, facts, reader.empty_history(), entry)
+            put_in_place(entry, out)
+            discard(work)  # whole: half of it would be taken for an export to go on with
+        state.wait_for_everyone()
+    return facts
 
 
-def _export(
-    model: BehaveGPTForBehaviorPrediction,
-    tokenizer: EventTokenizer,
-    events: Sequence[str | Path],
-    out: Path,
-    settings: ExportSettings,
-    clients: pa.Array | np.ndarray | None,
-    overwrite: bool,
-    state: PartialState,
-    progress: Advance | None,
-    encoding: str | None,
-) -> dict[str, Any]:
+def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
+    """OUT.work, where finished blocks wait for the others."""
     work = out.with_name(f"{out.name}.work")
     if state.is_main_process:
         for path in (out, work):
@@ -114,29 +120,23 @@ def _export(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
     work.mkdir(exist_ok=True)
-    store = _open(events, tokenizer, work, state, encoding)
-    asked = _ask(store, clients)
-    facts = _facts(model, tokenizer, store, asked, settings)
-    _begin_or_continue(work, facts, state, overwrite)
-    lookup = _lookups(store, tokenizer)
-    starts = range(0, len(asked.users), settings.block_users)
+    return work
+
+
+def _write_blocks(
+    reader: _Reader, asked: Asked, work: Path, state: PartialState, progress: Advance | None
+) -> list[Path]:
+    """Write this process's share of the blocks that are not there yet; returns all of them once everyone is done."""
+    size = reader.settings.block_users
+    starts = range(0, len(asked.users), size)
     blocks = [work / f"block_{first:012d}.npy" for first in starts]
-    mine = range(state.process_index, len(blocks), state.num_processes)
-    for i in mine:
+    for i in range(state.process_index, len(blocks), state.num_processes):
         if progress:
             progress(starts[i], len(asked.users))
         if not blocks[i].exists():
-            users = asked.users[starts[i] : starts[i] + settings.block_users]
-            write_array(blocks[i], _vectors(model, store, lookup, users, settings))
+            write_array(blocks[i], reader.vectors(asked.users[starts[i] : starts[i] + size]))
     state.wait_for_everyone()
-    if state.is_main_process:
-        entry = work / "entry"
-        shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
-        assemble(blocks, asked, facts, _empty_history(model, store, settings), entry)
-        put_in_place(entry, out)
-        discard(work)  # whole: half of it would be taken for an export to go on with
-    state.wait_for_everyone()
-    return facts
+    return blocks
 
 
 def _open(
@@ -243,33 +243,42 @@ def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarr
     }
 
 
-def _vectors(
-    model: BehaveGPTForBehaviorPrediction,
-    store: EventStore,
-    lookup: Mapping[str, np.ndarray],
-    users: np.ndarray,
-    settings: ExportSettings,
-) -> np.ndarray:
-    """Vectors (n, D) float32 of users (n,) of the store; only the events that the model reads are taken up."""
-    end = store.offsets[users + 1]
-    length = np.minimum(end - store.offsets[users], model.config.max_length)
-    after = np.cumsum(length)
-    source = ranges(end - length, length)
-    columns = {}
-    for name in {*model.config.columns, "time"}:
-        held = store.columns.get(name)
-        ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
-        columns[name] = lookup[name][ids] if name in lookup else ids
-    return user_vectors(model, columns, after - length, after, settings.pool, settings.half_life)
+@dataclass(frozen=True)
+class _Reader:
+    """A model that reads users of a store."""
 
+    model: BehaveGPTForBehaviorPrediction
+    store: EventStore
+    lookup: Mapping[str, np.ndarray]  # field -> the model's id of each of the store's, where they differ
+    settings: ExportSettings
 
-def _empty_history(model: BehaveGPTForBehaviorPrediction, store: EventStore, settings: ExportSettings) -> np.ndarray:
-    """Vector (D,) of a history of one unknown event at the time of the store's last one."""
-    last = int(np.argmax(store.columns["time"]))
-    known = ("time", "weekday", "slot")
-    columns = {
-        name: store.columns[name][last : last + 1] if name in known else np.full(1, UNKNOWN)
-        for name in {*model.config.columns, "time"}
-    }
-    one = np.ones(1, np.int64)
-    return user_vectors(model, columns, one - 1, one, settings.pool, settings.half_life)[0]
+    @property
+    def columns(self) -> set[str]:
+        """What pooling needs."""
+        return {*self.model.config.columns, "time"}
+
+    def vectors(self, users: np.ndarray) -> np.ndarray:
+        """Vectors (n, D) float32 of users (n,); only the events that the model reads are taken up."""
+        end = self.store.offsets[users + 1]
+        length = np.minimum(end - self.store.offsets[users], self.model.config.max_length)
+        source = ranges(end - length, length)
+        columns = {}
+        for name in self.columns:
+            held = self.store.columns.get(name)
+            ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
+            columns[name] = self.lookup[name][ids] if name in self.lookup else ids
+        after = np.cumsum(length)
+        return self._pooled(columns, after - length, after)
+
+    def empty_history(self) -> np.ndarray:
+        """Vector (D,) of a history of one unknown event at the time of the store's last one."""
+        held = self.store.columns
+        last = int(np.argmax(held["time"]))
+        known = ("time", "weekday", "slot")
+        columns = {n: held[n][last : last + 1] if n in known else np.full(1, UNKNOWN) for n in self.columns}
+        one = np.ones(1, np.int64)
+        return self._pooled(columns, one - 1, one)[0]
+
+    def _pooled(self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        settings = self.settings
+        return user_vectors(self.model, columns, begin, end, settings.pool, settings.half_life)
