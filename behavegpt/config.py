@@ -24,7 +24,7 @@ from behavegpt.paths import local_path
 S = TypeVar("S", bound="Settings")
 
 MOST_BASES = 20  # files, each the base of another
-MOST_LINES, MOST_SHOWN = 20, 200  # mistakes of one message, and characters of a value in it
+MOST_LINES = 20  # mistakes of one message
 
 
 class Settings(BaseModel):

@@ -18,6 +18,7 @@ from behavegpt.baselines import network as _baselines  # noqa: F401 - so that th
 from behavegpt.config import check_settings
 from behavegpt.data.histories import as_logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.embeddings.pooling import user_vectors, widths
 from behavegpt.errors import DataError
 from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
@@ -30,7 +31,6 @@ from behavegpt.model.mixer import Memory, part_of
 from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
-from behavegpt.pooling import user_vectors, widths
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
@@ -78,7 +78,7 @@ class Predictor:
     def embed(
         self, events: Any, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
     ) -> UserEmbeddings:
-        """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts.
+        """Each user's vector (D,): by default the hidden state at the last event; other parts: embeddings/pooling.py.
 
         `events` and `interrupt` as for `predict`. Raises ConfigError and DataError.
         """

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from behavegpt.compare import score_baselines
 from behavegpt.config import read_settings
 from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.evaluation import score_baselines
 from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction

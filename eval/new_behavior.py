@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from behavegpt.baselines.mecos import MecosSettings, match, meta_train
+from behavegpt.baselines.approximate.mecos import MecosSettings, match, meta_train
 from behavegpt.batch import IGNORED
 from behavegpt.config import Settings, read_settings
 from behavegpt.data.loader import evaluation_batches, row_length_for

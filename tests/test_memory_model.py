@@ -15,8 +15,8 @@ from behavegpt.data.memory_counts import FILE
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.errors import CheckpointError, ConfigError
+from behavegpt.export_model import export_model
 from behavegpt.generation.constraints import learn_links
-from behavegpt.portable import export_model
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import score

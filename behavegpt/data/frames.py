@@ -54,11 +54,6 @@ class Frame:
         length = max((len(array) for array in arrays.values()), default=0)
         return pa.table({name: _filled(array, length) for name, array in arrays.items()})
 
-    def with_constant(self, name: str, value: str) -> Frame:
-        """The frame with one more column that holds the same text in each row."""
-        first = next(iter(self._columns.values()))
-        return Frame(self._columns | {name: lambda rows: pa.array([value] * len(first(rows)), pa.string())})
-
 
 def as_frame(frame: Any) -> Frame:
     """A pandas or polars DataFrame, a pyarrow Table or a mapping of column name to values. Raises DataError."""

@@ -1,7 +1,8 @@
 """Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order, files and format.
 
-rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (spill.py) -> who is kept, where the
-splits lie -> vocabularies of the training split -> each bucket sorted and appended to the .npy columns -> os.replace.
+rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (buckets.py) -> who is kept, where
+the splits lie -> vocabularies of the training split -> each bucket sorted and appended to the .npy columns
+-> os.replace.
 """
 
 from __future__ import annotations

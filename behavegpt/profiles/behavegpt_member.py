@@ -30,12 +30,12 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.clock import GAP, add_clock
+from behavegpt.embeddings.pooling import user_vectors
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.paths import PathText
-from behavegpt.pooling import user_vectors
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import choose_device

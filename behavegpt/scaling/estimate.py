@@ -16,6 +16,7 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.scaling.ladder import Task, memory
 from behavegpt.scaling.settings import Job, SweepSettings, list_jobs, run_settings
+from behavegpt.training.evaluate import to_device
 from behavegpt.training.optimizer import build_optimizer
 from behavegpt.training.setup import training_batches
 
@@ -107,14 +108,15 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
         if step == 2:
             events, began = 0.0, time.perf_counter()
         for batch in batches.micro_batches(step):
+            moved = to_device(batch, device)
             output = model(
-                **{name: ids.to(device) for name, ids in batch.inputs.items()},
-                document=batch.document.to(device),
-                position=batch.position.to(device),
-                labels=batch.target.to(device),
+                **moved.inputs,
+                document=moved.document,
+                position=moved.position,
+                labels=moved.target,
                 criterion=criterion,
-                next_fields={name: ids.to(device) for name, ids in batch.next_fields.items()},
-                memory=None if batch.memory is None else {n: values.to(device) for n, values in batch.memory.items()},
+                next_fields=moved.next_fields,
+                memory=moved.memory,
             )
             (output.loss + output.side_loss).backward()
             optimizer.step()

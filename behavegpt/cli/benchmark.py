@@ -1,11 +1,11 @@
-"""The verb of benchmarks: many models on many logs."""
+"""The command of benchmarks: many models on many logs."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb, show
+from behavegpt.cli.command import Arguments, Command, Parser, show
 
 
 def _arguments(parser: Parser) -> None:
@@ -39,8 +39,8 @@ def _benchmark(arguments: Arguments) -> Any:
     return {"tables": str(path), "failed": sum(row["status"] == "failed" for row in done)}
 
 
-VERBS: dict[str, Verb] = {
-    "benchmark": Verb(
+COMMANDS: dict[str, Command] = {
+    "benchmark": Command(
         "train and compare many models on many logs: same data, budget and tuning, several seeds",
         "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine out=runs/benchmark --dry-run\n"
         "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine out=runs/benchmark\n"

@@ -1,4 +1,4 @@
-"""Verbs that train."""
+"""Commands that train."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Parser, Verb
+from behavegpt.cli.command import Arguments, Command, Parser
 
 
 def _train_arguments(parser: Parser) -> None:
@@ -55,8 +55,8 @@ def _universal(arguments: Arguments) -> Any:
     return {"out": str(out)}
 
 
-VERBS: dict[str, Verb] = {
-    "train": Verb(
+COMMANDS: dict[str, Command] = {
+    "train": Command(
         "pretrain a model (one process; on several GPUs: accelerate launch train.py ...)",
         "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine\n"
         "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine loss.name=cross_entropy train.seed=1\n"
@@ -64,14 +64,14 @@ VERBS: dict[str, Verb] = {
         _train_arguments,
         _train,
     ),
-    "pretrain-universal": Verb(
+    "pretrain-universal": Command(
         "train the universal model's mixer on several logs at once",
         "  behavegpt pretrain-universal configs/universal/shipped.yaml out=runs/universal\n"
         "  behavegpt pretrain-universal configs/universal/tiny.yaml out=runs/try worlds=10",
         _universal_arguments,
         _universal,
     ),
-    "finetune": Verb(
+    "finetune": Command(
         "adapt a pretrained model to new behaviors or another domain",
         "  behavegpt finetune configs/adapt/new_behavior.yaml base=runs/mine/model data.path=data/new out=runs/new\n"
         "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model data.path=data/shop out=runs/shop\n"

@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import FIRST
+from behavegpt.profiles.future.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
+from behavegpt.profiles.future.windows import Cuts, Examples, Past, chosen, happens, past
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
-from behavegpt.profiles.windows import Cuts, Examples, Past, chosen, happens, past
 from behavegpt.user_embeddings import UserEmbeddings
 
 OCCURS = "events"  # the task of the event types

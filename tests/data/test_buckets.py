@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from behavegpt.data.buckets import PIECE, SpilledBuckets
 from behavegpt.data.events import sort_events
-from behavegpt.data.spill import PIECE, Spill
 from behavegpt.data.times import MICROS
 from behavegpt.datasets.synthetic import generate
 
@@ -21,7 +21,7 @@ def test_buckets_hold_their_rows_in_order(tmp_path: Path, buckets: int, limit: i
     rng = np.random.default_rng(0)
     bucket_of_user = np.sort(rng.integers(0, buckets, 1000)).astype(np.uint16)
     bucket_of_user[-1] = buckets - 1
-    spill = Spill(tmp_path / "spill", bucket_of_user, limit)
+    spill = SpilledBuckets(tmp_path / "spill", bucket_of_user, limit)
     user = rng.integers(0, 1000, 9000).astype(np.uint16)
     for rows in np.split(np.arange(9000), [10, 10, 3000, 8999]):
         spill.append({"user": user[rows], "row": rows})
@@ -37,10 +37,10 @@ def test_buckets_hold_their_rows_in_order(tmp_path: Path, buckets: int, limit: i
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_a_scan_comes_in_pieces(tmp_path: Path, limit: int) -> None:
-    spill = Spill(tmp_path / "spill", np.zeros(1, np.uint8), limit)
+    spill = SpilledBuckets(tmp_path / "spill", np.zeros(1, np.uint8), limit)
     spill.append({"user": np.zeros(2 * PIECE + 5, np.uint8)})
     assert [len(piece["user"]) for piece in spill.scan(("user",))] == [PIECE, PIECE, 5]
-    assert list(Spill(tmp_path / "empty", np.zeros(1, np.uint8), limit).scan(("user",))) == []
+    assert list(SpilledBuckets(tmp_path / "empty", np.zeros(1, np.uint8), limit).scan(("user",))) == []
 
 
 @pytest.mark.parametrize(("users", "seconds"), [(1, 1), (3, 5), (200, 2**17), (2**32 - 1, 2), (2**32 - 1, 2**32 - 1)])

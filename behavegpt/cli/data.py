@@ -1,4 +1,4 @@
-"""Verbs that make data: prepare, convert, synthesize."""
+"""Commands that make data: prepare, convert, synthesize."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Output, Parser, Verb, encoding_argument, named_logs
+from behavegpt.cli.command import Arguments, Command, Output, Parser, encoding_argument, named_logs
 
 if TYPE_CHECKING:
     from behavegpt.data.prepare import Preview
@@ -173,8 +173,8 @@ def _synthesize(arguments: Arguments) -> Any:
     return {"out": str(arguments.out)}
 
 
-VERBS: dict[str, Verb] = {
-    "prepare": Verb(
+COMMANDS: dict[str, Command] = {
+    "prepare": Command(
         "turn event logs into a folder to train on",
         "  behavegpt prepare my_logs.parquet --dry-run\n"
         "  behavegpt prepare 'logs/*.csv' --out data/mine --user uid --time ts --event app --tz Europe/London\n"
@@ -184,7 +184,7 @@ VERBS: dict[str, Verb] = {
         _prepare,
         {"out": Output("whole")},
     ),
-    "convert": Verb(
+    "convert": Command(
         "turn local clones or a known public data set's download into a log to prepare",
         "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
         "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
@@ -193,7 +193,7 @@ VERBS: dict[str, Verb] = {
         _convert,
         {"out": Output("file", (".parquet",))},
     ),
-    "synthesize": Verb(
+    "synthesize": Command(
         "write phone-log-like events with known structure",
         "  behavegpt synthesize --events 10000000 --out logs.parquet",
         _synthesize_arguments,

@@ -1,11 +1,11 @@
-"""Verbs that put a model to use elsewhere: serve, export-model."""
+"""Commands that put a model to use elsewhere: serve, export-model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Output, Parser, Verb
+from behavegpt.cli.command import Arguments, Command, Output, Parser
 
 
 def _serve_arguments(parser: Parser) -> None:
@@ -53,7 +53,7 @@ def _export_model_arguments(parser: Parser) -> None:
 
 def _export_model(arguments: Arguments) -> Any:
     from behavegpt.console import say
-    from behavegpt.portable import export_model
+    from behavegpt.export_model import export_model
     from behavegpt.predictor import load
 
     facts = export_model(load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite)
@@ -63,8 +63,8 @@ def _export_model(arguments: Arguments) -> Any:
     return facts
 
 
-VERBS: dict[str, Verb] = {
-    "serve": Verb(
+COMMANDS: dict[str, Command] = {
+    "serve": Command(
         "answer predict, embed and generate over HTTP",
         "  behavegpt serve runs/mine/model --port 8000\n"
         "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
@@ -75,7 +75,7 @@ VERBS: dict[str, Verb] = {
         _serve_arguments,
         _serve,
     ),
-    "export-model": Verb(
+    "export-model": Command(
         "prediction and embedding as one file for other runtimes: ONNX or torch.export",
         "  behavegpt export-model runs/mine/model portable\n"
         "  behavegpt export-model runs/mine/model portable --format torch",

@@ -1,11 +1,11 @@
-"""Verb of universal behavioral profiles: `behavegpt profile CONFIG.yaml`."""
+"""Command of universal behavioral profiles: `behavegpt profile CONFIG.yaml`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import Arguments, Output, Parser, Verb, show
+from behavegpt.cli.command import Arguments, Command, Output, Parser, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +91,8 @@ def _probed(data: Path, out: Path, facts: dict[str, Any]) -> dict[str, dict[str,
     return scores
 
 
-VERBS: dict[str, Verb] = {
-    "profile": Verb(
+COMMANDS: dict[str, Command] = {
+    "profile": Command(
         "universal behavioral profiles: build members and ensembles of user vectors from one YAML",
         "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --probe\n"
         "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --members stats\n"

@@ -117,3 +117,7 @@ class _CrossEntropy(torch.autograd.Function):
         probability, true, counted = ctx.saved_tensors  # torch refuses a second backward: these have changed by then
         scale = (gradient * counted)[:, None]
         return probability.mul_(scale).scatter_add_(1, true, -scale), None
+
+
+class CrossEntropy(Loss):
+    """Plain cross-entropy, every event counts alike: -log softmax(logits)[target], all weights 1; no state."""

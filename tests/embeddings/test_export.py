@@ -20,10 +20,10 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.embeddings.export import ExportSettings, export
+from behavegpt.embeddings.pooling import NAMES
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
-from behavegpt.export import ExportSettings, export
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.pooling import NAMES
 from behavegpt.training.model_folder import save_model
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
@@ -147,7 +147,7 @@ def test_scales_and_fills_follow_their_rules(model, tokenizer, store, work, tmp_
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 KILLED = """
 import os, pathlib, sys
-from behavegpt.export import ExportSettings, export
+from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.training.model_folder import open_model
 settings, begun = ExportSettings.model_validate_json(sys.argv[1]), iter(range(3))
 dies = lambda done, of: next(begun, None) is None and os._exit(9)  # without any clean-up, when a fourth block is due

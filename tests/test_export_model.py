@@ -14,8 +14,8 @@ import torch
 
 from behavegpt.cli import main
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.export_model import export_model
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.portable import export_model
 from behavegpt.predictor import Predictor
 from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store

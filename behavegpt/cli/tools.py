@@ -1,4 +1,4 @@
-"""Verbs about runs and machines: demo, report, info, doctor."""
+"""Commands about runs and machines: demo, report, info, doctor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Output, Parser, Verb, show
+from behavegpt.cli.command import Arguments, Command, Output, Parser, show
 
 
 def _demo_arguments(parser: Parser) -> None:
@@ -83,23 +83,23 @@ def _shown(arguments: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-VERBS: dict[str, Verb] = {
-    "demo": Verb(
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
         "pretrain, evaluate and report on the shop logs that ship with the package (about 3 minutes)",
         "  behavegpt demo\n  behavegpt demo --out runs/try --steps 100",
         _demo_arguments,
         _demo,
         {"out": Output("into")},
     ),
-    "report": Verb(
+    "report": Command(
         "figures, report.html and model card of a run",
         "  behavegpt report runs/mine",
         _report_arguments,
         _report,
         {"run": Output("into")},
     ),
-    "info": Verb("what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info),
-    "doctor": Verb(
+    "info": Command("what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info),
+    "doctor": Command(
         "check this machine (versions, devices, kernels, disk, a ten-step self-test), or the files of a folder",
         "  behavegpt doctor\n  behavegpt doctor --json\n"
         "  behavegpt doctor data/mine                # is any file damaged?\n"

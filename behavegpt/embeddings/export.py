@@ -13,6 +13,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,6 @@ import torch
 from accelerate import PartialState
 from pydantic import Field
 
-from behavegpt.assemble import Asked, assemble
 from behavegpt.config import Settings
 from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import schema_difference
@@ -31,13 +31,14 @@ from behavegpt.data.sources import find_logs
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
+from behavegpt.embeddings.assemble import Asked, assemble
+from behavegpt.embeddings.pooling import BEHAVIORS, NAMES, user_vectors, widths
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.history_batches import memory_columns_of
 from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
 from behavegpt.paths import local_path
-from behavegpt.pooling import BEHAVIORS, NAMES, user_vectors, widths
 from behavegpt.ragged import ranges
 from behavegpt.user_embeddings import write_array
 
@@ -93,21 +94,26 @@ def export(
     check_output(out, "whole")
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
-        return _export(model, tokenizer, events, out, settings, clients, overwrite, state, progress, encoding)
+        work = _work_folder(out, overwrite, state)
+        store = _open(events, tokenizer, work, state, encoding)
+        asked = _ask(store, clients)
+        facts = _facts(model, tokenizer, store, asked, settings)
+        _begin_or_continue(work, facts, state, overwrite)
+
+        reader = _Reader(model, store, _lookups(store, tokenizer), settings)
+        blocks = _write_blocks(reader, asked, work, state, progress)
+        if state.is_main_process:
+            entry = work / "entry"
+            shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
+            assemble(blocks, asked, facts, reader.empty_history(), entry)
+            put_in_place(entry, out)
+            discard(work)  # whole: half of it would be taken for an export to go on with
+        state.wait_for_everyone()
+    return facts
 
 
-def _export(
-    model: BehaveGPTForBehaviorPrediction,
-    tokenizer: EventTokenizer,
-    events: Sequence[str | Path],
-    out: Path,
-    settings: ExportSettings,
-    clients: pa.Array | np.ndarray | None,
-    overwrite: bool,
-    state: PartialState,
-    progress: Advance | None,
-    encoding: str | None,
-) -> dict[str, Any]:
+def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
+    """OUT.work, where finished blocks wait for the others."""
     work = out.with_name(f"{out.name}.work")
     if state.is_main_process:
         for path in (out, work):
@@ -115,29 +121,23 @@ def _export(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
     work.mkdir(exist_ok=True)
-    store = _open(events, tokenizer, work, state, encoding)
-    asked = _ask(store, clients)
-    facts = _facts(model, tokenizer, store, asked, settings)
-    _begin_or_continue(work, facts, state, overwrite)
-    lookup = _lookups(store, tokenizer)
-    starts = range(0, len(asked.users), settings.block_users)
+    return work
+
+
+def _write_blocks(
+    reader: _Reader, asked: Asked, work: Path, state: PartialState, progress: Advance | None
+) -> list[Path]:
+    """Write this process's share of the blocks that are not there yet; returns all of them once everyone is done."""
+    size = reader.settings.block_users
+    starts = range(0, len(asked.users), size)
     blocks = [work / f"block_{first:012d}.npy" for first in starts]
-    mine = range(state.process_index, len(blocks), state.num_processes)
-    for i in mine:
+    for i in range(state.process_index, len(blocks), state.num_processes):
         if progress:
             progress(starts[i], len(asked.users))
         if not blocks[i].exists():
-            users = asked.users[starts[i] : starts[i] + settings.block_users]
-            write_array(blocks[i], _vectors(model, store, lookup, users, settings))
+            write_array(blocks[i], reader.vectors(asked.users[starts[i] : starts[i] + size]))
     state.wait_for_everyone()
-    if state.is_main_process:
-        entry = work / "entry"
-        shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
-        assemble(blocks, asked, facts, _empty_history(model, store, settings), entry)
-        put_in_place(entry, out)
-        discard(work)  # whole: half of it would be taken for an export to go on with
-    state.wait_for_everyone()
-    return facts
+    return blocks
 
 
 def _open(
@@ -244,46 +244,53 @@ def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarr
     }
 
 
-def _vectors(
-    model: BehaveGPTForBehaviorPrediction,
-    store: EventStore,
-    lookup: Mapping[str, np.ndarray],
-    users: np.ndarray,
-    settings: ExportSettings,
-) -> np.ndarray:
-    """Vectors (n, D) float32 of users (n,) of the store; only the events that the model reads are taken up."""
-    end = store.offsets[users + 1]
-    length = end - store.offsets[users]
-    if not _reads_all(model, settings):
-        length = np.minimum(length, model.config.max_length)
-    after = np.cumsum(length)
-    source = ranges(end - length, length)
-    columns = {}
-    for name in _columns(model):
-        stored = "event" if name == "behavior" and store.schema.behavior_is_event else name
-        held = store.columns.get(stored)
-        ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
-        columns[name] = lookup[stored][ids] if stored in lookup else ids
-    if model.counts is not None:  # what was counted before is told by the date
-        columns["time"] = columns["time"].astype(np.int64) + store.manifest.time_origin
-    return user_vectors(model, columns, after - length, after, settings.pool, settings.half_life)
+@dataclass(frozen=True)
+class _Reader:
+    """A model that reads users of a store."""
 
+    model: BehaveGPTForBehaviorPrediction
+    store: EventStore
+    lookup: Mapping[str, np.ndarray]  # field -> the model's id of each of the store's, where they differ
+    settings: ExportSettings
 
-def _reads_all(model: BehaveGPTForBehaviorPrediction, settings: ExportSettings) -> bool:
-    """Whether a vector depends on events before the window: the probabilities of a model with memory do."""
-    return model.counts is not None and BEHAVIORS in settings.pool
+    @property
+    def columns(self) -> set[str]:
+        """What pooling needs."""
+        return {*self.model.config.columns, *memory_columns_of(self.model), "time"}
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether a vector depends on events before the window: the probabilities of a model with memory do."""
+        return self.model.counts is not None and BEHAVIORS in self.settings.pool
 
-def _columns(model: BehaveGPTForBehaviorPrediction) -> set[str]:
-    return {*model.config.columns, *memory_columns_of(model), "time"}
+    def vectors(self, users: np.ndarray) -> np.ndarray:
+        """Vectors (n, D) float32 of users (n,); only the events that the model reads are taken up."""
+        store = self.store
+        end = store.offsets[users + 1]
+        length = end - store.offsets[users]
+        if not self.reads_all:
+            length = np.minimum(length, self.model.config.max_length)
+        source = ranges(end - length, length)
+        columns = {}
+        for name in self.columns:
+            stored = "event" if name == "behavior" and store.schema.behavior_is_event else name
+            held = store.columns.get(stored)
+            ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
+            columns[name] = self.lookup[stored][ids] if stored in self.lookup else ids
+        if self.model.counts is not None:  # what was counted before is told by the date
+            columns["time"] = columns["time"].astype(np.int64) + store.manifest.time_origin
+        after = np.cumsum(length)
+        return self._pooled(columns, after - length, after)
 
+    def empty_history(self) -> np.ndarray:
+        """Vector (D,) of a history of one unknown event at the time of the store's last one."""
+        held = self.store.columns
+        last = int(np.argmax(held["time"]))
+        known = ("time", "weekday", "slot")
+        columns = {n: held[n][last : last + 1] if n in known else np.full(1, UNKNOWN) for n in self.columns}
+        one = np.ones(1, np.int64)
+        return self._pooled(columns, one - 1, one)[0]
 
-def _empty_history(model: BehaveGPTForBehaviorPrediction, store: EventStore, settings: ExportSettings) -> np.ndarray:
-    """Vector (D,) of a history of one unknown event at the time of the store's last one."""
-    last = int(np.argmax(store.columns["time"]))
-    known = ("time", "weekday", "slot")
-    columns = {
-        name: store.columns[name][last : last + 1] if name in known else np.full(1, UNKNOWN) for name in _columns(model)
-    }
-    one = np.ones(1, np.int64)
-    return user_vectors(model, columns, one - 1, one, settings.pool, settings.half_life)[0]
+    def _pooled(self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        settings = self.settings
+        return user_vectors(self.model, columns, begin, end, settings.pool, settings.half_life)

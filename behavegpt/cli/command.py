@@ -1,4 +1,4 @@
-"""What a verb of the command line is."""
+"""What a command is: `behavegpt COMMAND ...`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _path(text: str) -> Path:
 
 
 def encoding_argument(parser: Parser) -> None:
-    """The option `--encoding` of verbs that read logs; `named_logs` reads it."""
+    """The option `--encoding` of commands that read logs; `named_logs` reads it."""
     parser.add_argument("--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ...")
 
 
@@ -49,7 +49,7 @@ class Output(NamedTuple):
     endings: tuple[str, ...] = ()
 
 
-class Verb(NamedTuple):
+class Command(NamedTuple):
     """One command: what it says of itself, its arguments, and what it runs (returning the JSON for `--json`)."""
 
     help: str
@@ -60,11 +60,11 @@ class Verb(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Verbs under a common word, as in `behavegpt challenge split`."""
+    """Commands under a common word, as in `behavegpt challenge split`."""
 
     help: str
-    verbs: dict[str, Verb]
-    default: str | None = None  # the verb that is meant when none of them follows the word
+    commands: dict[str, Command]
+    default: str | None = None  # the command that is meant when none of them follows the word
 
 
 def show(arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

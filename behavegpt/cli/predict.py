@@ -1,4 +1,4 @@
-"""Verbs that use a trained model: evaluate, predict, embed, export."""
+"""Commands that use a trained model: evaluate, predict, embed, export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.verbs.verb import TABLES, Arguments, Output, Parser, Verb, encoding_argument, named_logs, show
+from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, encoding_argument, named_logs, show
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -32,8 +32,8 @@ def _evaluate(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
-    from behavegpt.compare import compare, metrics_table
     from behavegpt.data.store import open_store
+    from behavegpt.evaluation import compare, metrics_table
     from behavegpt.io import check_output, lock
     from behavegpt.predictor import load, model_folder
     from behavegpt.training.ranks import tell_ranks
@@ -65,10 +65,10 @@ def _evaluate(arguments: Arguments) -> Any:
 
 
 def _evaluate_universal(arguments: Arguments) -> Any:
-    from behavegpt.compare import metrics_table
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
+    from behavegpt.evaluation import metrics_table
     from behavegpt.io import check_output, lock
     from behavegpt.zero_shot import load_zero_shot
 
@@ -292,7 +292,7 @@ def _export(arguments: Arguments) -> Any:
 
     from behavegpt.config import check_settings
     from behavegpt.console import progress, say
-    from behavegpt.export import ExportSettings, export
+    from behavegpt.embeddings.export import ExportSettings, export
     from behavegpt.training.ranks import tell_ranks
     from behavegpt.user_embeddings import open_array
 
@@ -326,8 +326,8 @@ def _export(arguments: Arguments) -> Any:
     return facts
 
 
-VERBS: dict[str, Verb] = {
-    "evaluate": Verb(
+COMMANDS: dict[str, Command] = {
+    "evaluate": Command(
         "score a model on held-out events, beside simple baselines",
         "  behavegpt evaluate runs/mine/model data/mine --baselines\n"
         "  behavegpt evaluate runs/mine/model data/mine --out metrics.json --prior-correction 0.25",
@@ -335,7 +335,7 @@ VERBS: dict[str, Verb] = {
         _evaluate,
         {"out": Output("file", (".json",))},
     ),
-    "predict": Verb(
+    "predict": Command(
         "the most probable next behaviors of each user of a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
@@ -344,14 +344,14 @@ VERBS: dict[str, Verb] = {
         _predict,
         {"out": Output("file", TABLES)},
     ),
-    "embed": Verb(
+    "embed": Command(
         "a vector for each user of a log",
         "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet",
         _embed_arguments,
         _embed,
         {"out": Output("file", (".parquet", ".jsonl", ".ndjson"))},  # CSV has no lists
     ),
-    "generate": Verb(
+    "generate": Command(
         "each user's next events: times, places, events and behaviors",
         "  behavegpt generate runs/mine/model history.parquet --steps 50 --out future.parquet\n"
         "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 --top-p .95\n"
@@ -360,7 +360,7 @@ VERBS: dict[str, Verb] = {
         _generate,
         {"out": Output("file", TABLES)},
     ),
-    "export": Verb(
+    "export": Command(
         "user vectors for millions of users, as an entry to the RecSys Challenge 2025 (also under accelerate launch)",
         "  behavegpt export runs/mine/model data/mine vectors\n"
         "  behavegpt export runs/mine/model data/mine entry --clients input/relevant_clients.npy --pool mean+decayed\n"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from behavegpt import plots
-from behavegpt.compare import compare, metrics_table
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import TEST, EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.evaluation import compare, metrics_table
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor
 from behavegpt.report import metric_table, write_model_card, write_report

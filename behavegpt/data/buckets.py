@@ -13,7 +13,7 @@ from behavegpt.data.digest import start_column
 PIECE = 1 << 17  # rows whose columns stay in the processor's cache while they are worked on
 
 
-class Spill:
+class SpilledBuckets:
     """Rows by bucket: batches in memory; above a limit they are moved, as one run, to a raw file per column."""
 
     sorted = False

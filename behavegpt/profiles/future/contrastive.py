@@ -21,12 +21,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.profiles.future.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
+from behavegpt.profiles.future.windows import Cuts, Examples, Past
+from behavegpt.profiles.future.windows import past as read_past
 from behavegpt.profiles.histories import mean_states
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
-from behavegpt.profiles.windows import Cuts, Examples, Past
-from behavegpt.profiles.windows import past as read_past
 from behavegpt.ragged import ranges
 from behavegpt.user_embeddings import UserEmbeddings
 

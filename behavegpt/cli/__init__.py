@@ -1,4 +1,4 @@
-"""`behavegpt VERB ...`: a table of verbs. Nothing heavy is imported before a verb runs.
+"""`behavegpt COMMAND ...`: a table of commands. Nothing heavy is imported before a command runs.
 
 Exit codes: 0 done, 2 a mistake the user can mend or a disk that fails (one paragraph on standard error), 1 our bug or a
 failed check, 130 stopped by Ctrl-C, 143 by SIGTERM.
@@ -17,21 +17,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from behavegpt.cli import benchmark, challenge, data, predict, profile, scale, serve, tools, train
+from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
-from behavegpt.verbs import benchmark, challenge, data, predict, profile, scale, serve, tools, train
-from behavegpt.verbs.verb import Arguments, Group, Parser, Verb
 
-VERBS: dict[str, Verb | Group] = {
-    "demo": tools.VERBS["demo"],
-    **data.VERBS,
-    **train.VERBS,
-    **predict.VERBS,
-    **serve.VERBS,
+COMMANDS: dict[str, Command | Group] = {
+    "demo": tools.COMMANDS["demo"],
+    **data.COMMANDS,
+    **train.COMMANDS,
+    **predict.COMMANDS,
+    **serve.COMMANDS,
     "challenge": challenge.CHALLENGE,
-    **profile.VERBS,
+    **profile.COMMANDS,
     "scale": scale.SCALE,
-    **benchmark.VERBS,
-    **tools.VERBS,
+    **benchmark.COMMANDS,
+    **tools.COMMANDS,
 }
 
 
@@ -60,7 +60,7 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **_:
 
 
 def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> int:
-    """Tell why a verb ended; returns the exit code. Raises the error if it is our bug, or with --debug."""
+    """Tell why a command ended; returns the exit code. Raises the error if it is our bug, or with --debug."""
     if received or isinstance(error, KeyboardInterrupt):  # DuckDB makes an error of its own of a signal
         number = received[0] if received else signal.SIGINT
         print(f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr)
@@ -74,7 +74,7 @@ def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Makes SIGTERM end a verb as Ctrl-C does: whatever it has begun is cleared away. Yields the signals received."""
+    """Makes SIGTERM end a command as Ctrl-C does: what it has begun is cleared away. Yields the signals received."""
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -118,8 +118,8 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
 
 def _with_default(argv: list[str]) -> list[str]:
     """`scale CONFIG.yaml` becomes `scale run CONFIG.yaml`."""
-    group = VERBS.get(argv[0]) if argv else None
-    if isinstance(group, Group) and group.default and argv[1:] and argv[1] not in (*group.verbs, "-h", "--help"):
+    group = COMMANDS.get(argv[0]) if argv else None
+    if isinstance(group, Group) and group.default and argv[1:] and argv[1] not in (*group.commands, "-h", "--help"):
         return [argv[0], group.default, *argv[1:]]
     return argv
 
@@ -134,29 +134,25 @@ def _parser() -> Parser:
         "written; 130 stopped by Ctrl-C; 143 by SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
-    _add_verbs(parser, VERBS)
+    _add_commands(parser, COMMANDS)
     return parser
 
 
-def _add_verbs(parser: Parser, verbs: dict[str, Any]) -> None:
-    children = parser.add_subparsers(required=True, metavar="VERB")
-    for name, verb in verbs.items():
-        if isinstance(verb, Group):
-            group = children.add_parser(name, help=verb.help, description=verb.help)
-            _add_verbs(group, verb.verbs)
+def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
+    children = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        if isinstance(command, Group):
+            group = children.add_parser(name, help=command.help, description=command.help)
+            _add_commands(group, command.commands)
             continue
         child = children.add_parser(
             name,
-            help=verb.help,
-            description=verb.help,
-            epilog=f"examples:\n{verb.examples}",
+            help=command.help,
+            description=command.help,
+            epilog=f"examples:\n{command.examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        verb.arguments(child)
+        command.arguments(child)
         child.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        child.set_defaults(carry_out=verb.run, command=child.prog, outputs=verb.outputs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        child.set_defaults(carry_out=command.run, command=child.prog, outputs=command.outputs)

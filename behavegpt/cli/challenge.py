@@ -1,11 +1,11 @@
-"""Verbs of the RecSys Challenge 2025: `behavegpt challenge split`, `targets`, `validate`, `evaluate`, `leaderboard`."""
+"""Commands of the RecSys Challenge 2025: `challenge split`, `targets`, `validate`, `evaluate`, `leaderboard`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Group, Output, Parser, Verb, show
+from behavegpt.cli.command import Arguments, Command, Group, Output, Parser, show
 
 BOARD = "leaderboard.json"
 PARTS = ("auroc", "diversity", "novelty")  # of a score
@@ -174,15 +174,15 @@ def _score_text(score: dict[str, Any] | None) -> str:
     return f"{score['mean']:.4f}" if score["std"] is None else f"{score['mean']:.4f} ± {score['std']:.4f}"
 
 
-VERBS: dict[str, Verb] = {
-    "split": Verb(
+COMMANDS: dict[str, Command] = {
+    "split": Command(
         "split the raw events into input, training target and validation target (14 days each)",
         "  behavegpt challenge split DATA\n  behavegpt challenge split DATA --out SPLIT --memory 8GiB",
         _split_arguments,
         _split,
         {"out": Output("into")},
     ),
-    "targets": Verb(
+    "targets": Command(
         "write the target matrices of the relevant clients",
         "  behavegpt challenge targets SPLIT --out TARGETS\n"
         "  behavegpt challenge targets SPLIT --out TARGETS --tasks churn propensity_sku",
@@ -190,14 +190,14 @@ VERBS: dict[str, Verb] = {
         _targets,
         {"out": Output("into")},
     ),
-    "validate": Verb(
+    "validate": Command(
         "check an entry (client_ids.npy, embeddings.npy); exit code 1 if it would be refused",
         "  behavegpt challenge validate ENTRY --data DATA\n"
         "  behavegpt challenge validate ENTRY --data SPLIT --subset --json",
         _validate_arguments,
         _validate,
     ),
-    "evaluate": Verb(
+    "evaluate": Command(
         "train the organizers' network on an entry for each task and score it, with floors",
         "  behavegpt challenge evaluate ENTRY --data SPLIT --out results\n"
         "  behavegpt challenge evaluate ENTRY --data SPLIT --out results --seeds 3 --tasks all --random-vectors\n"
@@ -206,7 +206,7 @@ VERBS: dict[str, Verb] = {
         _evaluate,
         {"out": Output("into")},
     ),
-    "leaderboard": Verb(
+    "leaderboard": Command(
         "rank entries over tasks by Borda count (rank k of N gives N - k points; ties share)",
         "  behavegpt challenge leaderboard results/*.json\n"
         "  behavegpt challenge leaderboard ours.json theirs/scores.json --out board",
@@ -216,4 +216,4 @@ VERBS: dict[str, Verb] = {
     ),
 }
 
-CHALLENGE = Group("the RecSys Challenge 2025: split, targets, validate, evaluate, leaderboard", VERBS)
+CHALLENGE = Group("the RecSys Challenge 2025: split, targets, validate, evaluate, leaderboard", COMMANDS)

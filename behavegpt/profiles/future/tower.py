@@ -20,6 +20,19 @@ from torch import Tensor, nn
 from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, parse_field
+from behavegpt.profiles.future.windows import (
+    AGES,
+    RECENT,
+    Cuts,
+    CutSettings,
+    Examples,
+    Past,
+    counts,
+    cut_histories,
+    end_of,
+    whole,
+)
+from behavegpt.profiles.future.windows import past as read_past
 from behavegpt.profiles.histories import Body, Shape, last_states, mean_states
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.sequences import SequenceStore
@@ -32,19 +45,6 @@ from behavegpt.profiles.training import (
     seeded,
     train,
 )
-from behavegpt.profiles.windows import (
-    AGES,
-    RECENT,
-    Cuts,
-    CutSettings,
-    Examples,
-    Past,
-    counts,
-    cut_histories,
-    end_of,
-    whole,
-)
-from behavegpt.profiles.windows import past as read_past
 from behavegpt.user_embeddings import UserEmbeddings
 
 VOCABULARIES, STATE = "vocabularies.safetensors", "tower.json"

@@ -1,4 +1,4 @@
-"""Verbs of scaling laws: `behavegpt scale CONFIG.yaml` (the sweep), `scale fit`, `scale plan`."""
+"""Commands of scaling laws: `behavegpt scale CONFIG.yaml` (the sweep), `scale fit`, `scale plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from behavegpt.verbs.verb import Arguments, Group, Output, Parser, Verb, show
+from behavegpt.cli.command import Arguments, Command, Group, Output, Parser, show
 
 COUNTS = ("total", "without_embeddings")
 FIGURES = {
@@ -180,8 +180,8 @@ def _plan(arguments: Arguments) -> Any:
     return result
 
 
-VERBS: dict[str, Verb] = {
-    "run": Verb(
+COMMANDS: dict[str, Command] = {
+    "run": Command(
         "train the sizes and data of a sweep, or go on with it (`behavegpt scale CONFIG` for short)",
         "  behavegpt scale configs/scaling/small.yaml data.path=DIR out=runs/scaling --dry-run\n"
         "  behavegpt scale configs/scaling/small.yaml data.path=DIR out=runs/scaling\n"
@@ -190,7 +190,7 @@ VERBS: dict[str, Verb] = {
         _run_arguments,
         _run,
     ),
-    "fit": Verb(
+    "fit": Command(
         "fit L(N, D) = C_N N^-alpha + C_D D^-beta + L_0 to rows, with intervals and figures",
         "  behavegpt scale fit runs/scaling/rows.jsonl --out runs/scaling/fit.json\n"
         "  behavegpt scale fit a/rows.jsonl b/rows.jsonl --out fit.json --count without_embeddings",
@@ -198,7 +198,7 @@ VERBS: dict[str, Verb] = {
         _fit,
         {"out": Output("file", (".json",))},
     ),
-    "plan": Verb(
+    "plan": Command(
         "model size, events and expected loss for a budget",
         "  behavegpt scale plan --compute 1e18 runs/scaling/fit.json\n"
         "  behavegpt scale plan --events 6e8 runs/scaling/fit.json\n"
@@ -209,4 +209,4 @@ VERBS: dict[str, Verb] = {
     ),
 }
 
-SCALE = Group("scaling laws: run a sweep (`scale CONFIG.yaml`), fit the law, plan a budget", VERBS, default="run")
+SCALE = Group("scaling laws: run a sweep (`scale CONFIG.yaml`), fit the law, plan a budget", COMMANDS, default="run")
