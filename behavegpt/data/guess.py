@@ -165,9 +165,24 @@ def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> 
     if role in _REQUIRED:
         raise DataError(
             f"{sample.logs.name}: no column looks like the {role}; name it with --{role} COLUMN. "
-            f"Columns: {', '.join(sample.logs.columns[:30])}."
+            f"Columns: {', '.join(sample.logs.columns[:30])}.{_passed_over(sample, role)}"
         )
     return None
+
+
+def _passed_over(sample: _Sample, role: str) -> str:
+    """What to say of columns that are called like the role, but are not in every file, or are no text or number."""
+    told = ""
+    for member in sample.logs.members:
+        for name in member.names:
+            lacking = next((m.path for m in sample.logs.members if name not in m.names), None)
+            if lacking and name not in sample.logs.columns and name_rank(name, NAMES[role]) is not None:
+                return f" {name!r} is missing from {lacking}."
+    for column, kind in sample.types.items():
+        usable = is_label_type(_element(kind)) or is_time_type(_element(kind))
+        if not usable and name_rank(column, NAMES[role]) is not None:
+            told = f" {column!r} is {kind}, neither text nor number; write it as text."
+    return told
 
 
 def _guess_time(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
