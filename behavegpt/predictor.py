@@ -23,6 +23,7 @@ from behavegpt.baselines import network as _baselines  # noqa: F401 - so that th
 from behavegpt.config import check_settings
 from behavegpt.data.histories import as_logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -185,7 +186,7 @@ def model_folder(folder: str | Path) -> Path:
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
     """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
 
-    Raises CheckpointError when the folder is none of these, or is damaged.
+    Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device that is not there.
     """
     folder = model_folder(local_path(folder))
     if (folder / "adapter_config.json").is_file():
@@ -194,5 +195,5 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
-    torch.nn.Module.to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    torch.nn.Module.to(model, choose_device(device))
     return Predictor(model, tokenizer, load_links(folder))

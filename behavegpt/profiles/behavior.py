@@ -30,6 +30,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.devices import choose_device
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings
@@ -39,7 +40,6 @@ from behavegpt.paths import PathText
 from behavegpt.pooling import user_vectors
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.profiles.training import choose_device
 from behavegpt.training.loop import TrainSettings
 from behavegpt.training.run import SHAPE, DataSettings, RunSettings, Work, execute
 from behavegpt.training.run_folder import open_model
