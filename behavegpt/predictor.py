@@ -18,6 +18,7 @@ from behavegpt.baselines import network as _baselines  # noqa: F401 - so that th
 from behavegpt.config import check_settings
 from behavegpt.data.histories import as_logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
 from behavegpt.errors import DataError
 from behavegpt.generation.constraints import Links, load_links
@@ -154,7 +155,7 @@ def model_folder(folder: str | Path) -> Path:
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
     """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
 
-    Raises CheckpointError when the folder is none of these, or is damaged.
+    Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device that is not there.
     """
     folder = model_folder(local_path(folder))
     if (folder / "adapter_config.json").is_file():
@@ -163,7 +164,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"
     model.set_attn_implementation(choose_backend(place, half, model.config.max_length))

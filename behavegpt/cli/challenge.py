@@ -126,9 +126,9 @@ def _evaluate_arguments(parser: Parser) -> None:
 def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.challenge.evaluate import evaluate, seeds_from
     from behavegpt.challenge.files import open_directory
-    from behavegpt.challenge.fit import default_devices
     from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
     from behavegpt.console import say
+    from behavegpt.devices import default_devices
     from behavegpt.plots import challenge_results
 
     tasks = arguments.tasks or OPEN_TASKS

@@ -68,7 +68,7 @@ def as_frame(frame: Any) -> Frame:
         return Frame({name: _polars(name, frame.get_column(name)) for name in frame.columns})
     if hasattr(frame, "to_arrow"):
         return as_frame(frame.to_arrow())
-    if hasattr(frame, "iloc"):
+    if hasattr(frame, "iloc") and hasattr(frame, "columns"):  # no Series
         _check_names([str(name) for name in frame.columns])
         return Frame({str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)})
     raise DataError(f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns.")

@@ -30,6 +30,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.clock import GAP, add_clock
+from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
@@ -38,7 +39,6 @@ from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.paths import PathText
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.profiles.training import choose_device
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.run import open_run
 from behavegpt.training.settings import SHAPE, DataSettings, RunSettings, TrainSettings

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from behavegpt.devices import choose_device
 from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, parse_field
@@ -38,7 +39,6 @@ from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.sequences import SequenceStore
 from behavegpt.profiles.training import (
     TrainingSettings,
-    choose_device,
     embed_rows,
     load_network,
     save_network,
