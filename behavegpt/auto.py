@@ -27,9 +27,7 @@ def register_lazily() -> None:
 
 
 def _register_models() -> None:
-    importlib.import_module(
-        "behavegpt.model.behavegpt"
-    )  # it registers itself; it may import the Auto classes
+    importlib.import_module("behavegpt.model.behavegpt")  # it registers itself; it may import the Auto classes
 
 
 def _register_tokenizer() -> None:
