@@ -60,10 +60,7 @@ class Mixer(nn.Module):
 
     def forward(self, memory: Memory, log_prior: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
         """`log_prior` (K,); returns logits (N, K) float32."""
-        context = self.context(context_features(memory, len(log_prior)))
-        if self.state is not None and state is not None:
-            context = context + self.state(state)
-        context = self.dropout(F.gelu(context, approximate="tanh"))
+        context = self.dropout(self.situation(memory, len(log_prior), state))
         gate = self.weight + self.gate(context)  # (N, J)
         summary = self.from_summary(self.summary(context))  # (N, H)
         log_rest = torch.log(memory.rest + FLOOR)
@@ -77,6 +74,13 @@ class Mixer(nn.Module):
         base = gate.sum(1)[memory.owner] * log_prior[memory.classes] + unseen[memory.owner]
         logits = others + unseen[:, None]
         return logits.index_put((memory.owner, memory.classes), seen - base, accumulate=True)
+
+    def situation(self, memory: Memory, classes: int, state: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden units (N, H) that decide which experts are believed; they know no label."""
+        context: torch.Tensor = self.context(context_features(memory, classes))
+        if self.state is not None and state is not None:
+            context = context + self.state(state)
+        return F.gelu(context, approximate="tanh")
 
     def _judge(self, log_chance: torch.Tensor, age: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
         """phi: (n, J), (n, 2) and (n, H) -> (n,)."""
