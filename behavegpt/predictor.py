@@ -19,9 +19,8 @@ from behavegpt.adapt.generated import Generated
 from behavegpt.adapt.links import Links, load_links
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
-from behavegpt.data.histories import as_logs
+from behavegpt.data.histories import encode_histories
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
-from behavegpt.errors import DataError
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.mixer import Memory, part_of
@@ -108,13 +107,7 @@ class Predictor:
 
     def encode(self, events: Any) -> EncodedHistories:
         """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
-        if isinstance(events, EncodedHistories):
-            return events
-        encoded = self.tokenizer.encode(as_logs(events, self.tokenizer.event_schema))
-        if len(encoded.users) == 0:
-            reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
-            raise DataError(f"no usable event to predict from ({reasons}).")
-        return encoded
+        return encode_histories(self.tokenizer, events)
 
     @torch.no_grad()
     def _logits(
