@@ -16,11 +16,10 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
-from behavegpt.data.histories import as_logs
+from behavegpt.data.histories import encode_histories
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
-from behavegpt.errors import DataError
 from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
@@ -112,13 +111,7 @@ class Predictor:
 
     def encode(self, events: Any) -> EncodedHistories:
         """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
-        if isinstance(events, EncodedHistories):
-            return events
-        encoded = self.tokenizer.encode(as_logs(events, self.tokenizer.event_schema))
-        if len(encoded.users) == 0:
-            reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
-            raise DataError(f"no usable event to predict from ({reasons}).")
-        return encoded
+        return encode_histories(self.tokenizer, events)
 
     @torch.no_grad()
     def _logits(

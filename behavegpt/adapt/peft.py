@@ -78,8 +78,7 @@ def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
         adapter.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         write_json(temporary / FACTS, {"base": str(base), "weights": weights_hash(base)})
-        base_model: Any = adapter.get_base_model()
-        counts = base_model.counts
+        counts: Any = adapter.get_base_model().counts
         if counts is not None:
             save_counts(counts, temporary)
         seal(temporary)

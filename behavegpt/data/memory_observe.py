@@ -41,7 +41,8 @@ def take_up(past, tables, t, columns):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _take(past, o, at, key):  # type: ignore[no-untyped-def]
+def take(past, o, at, key):  # type: ignore[no-untyped-def]
+    """Put a key at a free place of hash table o."""
     past.key[o, at] = key
     past.total[o, at] = 0
     past.taken[o, past.taken_number[o]] = at
@@ -54,7 +55,7 @@ def _count(past, known, time):  # type: ignore[no-untyped-def]
     number = past.number
     at = find(past.key[CLASS_ROW], known)
     if past.key[CLASS_ROW, at] == -1:
-        _take(past, CLASS_ROW, at, known)
+        take(past, CLASS_ROW, at, known)
         slot = number[1]
         past.head[CLASS_ROW, at] = slot
         past.slot_class[slot] = known
@@ -94,7 +95,7 @@ def _follow(past, o, slot):  # type: ignore[no-untyped-def]
     """Count a class, by its slot, behind own context o."""
     at = find(past.key[o], past.waiting[o])
     if past.key[o, at] == -1:
-        _take(past, o, at, past.waiting[o])
+        take(past, o, at, past.waiting[o])
         past.head[o, at] = -1
     past.total[o, at] += 1
     entry = past.head[o, at]

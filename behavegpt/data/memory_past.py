@@ -6,6 +6,7 @@ G global contexts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
         slot_count=np.zeros(events),
         slot_recent=np.zeros((events, len(decays))),
         recent_total=np.zeros(len(decays)),
-        fading=np.exp(-np.arange(FADED)[:, None] / np.asarray(decays, np.float64)),
+        fading=_fading(tuple(decays)),
         slot_event=np.zeros(events, np.int64),
         slot_time=np.zeros(events, np.int64),
         newest=np.zeros(events, np.int32),
@@ -92,6 +93,12 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
         entry_count=np.zeros(_O * events),
         entry_next=np.zeros(_O * events, np.int32),
     )
+
+
+@functools.lru_cache
+def _fading(decays: tuple[float, ...]) -> np.ndarray:
+    """(1024, T) float64, shared by all pasts."""
+    return np.exp(-np.arange(FADED)[:, None] / np.asarray(decays, np.float64))
 
 
 @inner

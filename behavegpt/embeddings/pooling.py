@@ -17,9 +17,8 @@ from behavegpt.data.loader import row_length_for
 from behavegpt.history_batches import history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
-from behavegpt.options import EmbedOptions
+from behavegpt.options import MOST_BEHAVIORS, EmbedOptions
 
-MOST_BEHAVIORS = 256  # the most frequent ones; a vector may have 2048 dimensions in all
 DAY = 86400.0
 INPUT, FINAL = 0, -1  # layers: the embedded events, and the output behind the last norm
 

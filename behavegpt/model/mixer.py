@@ -84,10 +84,7 @@ class Mixer(nn.Module):
 
         Returns logits (N, K) float32.
         """
-        context = self.context(context_features(memory, len(log_prior)))
-        if self.network is not None:
-            context = context + self.network.state(state)
-        context = self.dropout(F.gelu(context, approximate="tanh"))
+        context = self.dropout(self.situation(memory, len(log_prior), state))
         gate = self.weight + self.gate(context)  # (N, J)
         summary = self.from_summary(self.summary(context))  # (N, H)
         log_rest = torch.log(memory.rest + FLOOR)
@@ -105,6 +102,13 @@ class Mixer(nn.Module):
         seen = (gate[memory.owner] * log_chance).sum(1) + self._judge(log_chance, memory.age, of_candidate)
         base = gate.sum(1)[memory.owner] * log_prior[memory.classes] + unseen[memory.owner]
         return (others + unseen[:, None]).index_put((memory.owner, memory.classes), seen - base, accumulate=True)
+
+    def situation(self, memory: Memory, classes: int, state: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden units (N, H) that decide which experts are believed; they know no label."""
+        context: torch.Tensor = self.context(context_features(memory, classes))
+        if self.network is not None:
+            context = context + self.network.state(state)
+        return F.gelu(context, approximate="tanh")
 
     def _judge(self, log_chance: torch.Tensor, age: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
         """phi: (n, J), (n, 2) and (n, H) -> (n,)."""

@@ -120,9 +120,7 @@ def test_counts_are_saved_whole(counts: Counts, tmp_path: Path) -> None:
     save_counts(counts, tmp_path)
     again = load_counts(tmp_path)
     assert again.slot_minutes == counts.slot_minutes
-    for one, other in zip(
-        (*counts.tables, counts.shares, counts.edges), (*again.tables, again.shares, again.edges), strict=True
-    ):
+    for one, other in zip((*counts.tables, *counts[1:3]), (*again.tables, *again[1:3]), strict=True):
         assert np.array_equal(one, other) and one.dtype == other.dtype
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:100])
     with pytest.raises(CheckpointError, match="counts of a model with memory"):

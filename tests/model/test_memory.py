@@ -156,3 +156,25 @@ def test_counts_that_are_missing_are_asked_for(store: EventStore) -> None:
 def test_contradictions(store: EventStore, shape: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message):
         BehaveGPTConfig(**{"memory": True, "memory_experts": list(EXPERTS)} | shape)
+
+
+def test_noise_trains_to_its_entropy_and_not_below() -> None:
+    """Training positions, whose targets the tables hold, of places and events that hardly any other user has."""
+    store = random_store(users=60, events=200, behaviors=5, locations=150)
+    model = network(store, num_hidden_layers=0, dropout=0.0)
+    fields, counts = model.config.columns, torch.tensor(store.behaviors.counts)
+    batches = TrainingBatches(store, max_length=16, rows_per_step=6, seed=0, fields=fields, counts=model.counts)
+    criterion = build_loss(LossSettings(name="cross_entropy"), counts)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
+    steps, last = 8 * batches.steps_per_epoch, torch.zeros(2)
+    seen = torch.zeros(store.behaviors.classes)
+    for step in range(steps):
+        output = call(model, (batch := next(batches.micro_batches(step))), labels=batch.target, criterion=criterion)
+        (output.loss / output.class_count.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step >= steps - batches.steps_per_epoch:
+            last += torch.stack([output.loss.detach(), output.class_count.sum()])
+            seen += output.class_count
+    entropy = torch.distributions.Categorical(seen).entropy()
+    assert last[0] / last[1] > entropy - 0.01 and last[0] / last[1] < entropy + 0.1

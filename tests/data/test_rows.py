@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from behavegpt.data.events import read_events
+from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
-from behavegpt.serving.rows import read_rows
 
 SCHEMA = EventSchema(
     user="u", time="t", event="e", location="l", behavior="b", extra=("x",), order="o", tz="Europe/London"

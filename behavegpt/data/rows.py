@@ -1,4 +1,4 @@
-"""Rows of a request read without a database, which takes tens of milliseconds to start: what `read_events` gives.
+"""A few rows read without a database, which takes tens of milliseconds to start: what `read_events` gives.
 
 Only the plain case: labels that are all text or all integers, times like 2024-05-01 08:10:00, no row that would be
 rejected. Anything else is left to `read_events` itself (None); tests compare the two.
