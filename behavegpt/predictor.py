@@ -2,7 +2,7 @@
 
 >>> import behavegpt                                                            # doctest: +SKIP
 >>> model = behavegpt.load("runs/demo/model")                                   # doctest: +SKIP
->>> model.predict("my_logs.parquet", top_k=3).to_table()                        # doctest: +SKIP
+>>> model.predict("my_logs.parquet", top_k=3).to_pandas()                       # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
-from behavegpt.data.histories import as_logs
+from behavegpt.data.histories import EventData, as_logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 from behavegpt.generation.constraints import Links, load_links
@@ -31,6 +31,7 @@ from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.pooling import user_vectors, widths
 from behavegpt.predictions import Predictions, most_probable
+from behavegpt.tabular import html_facts
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -46,6 +47,23 @@ class Predictor:
         """`links`: which ids go together in training, for `generate`."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_facts(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        """What a notebook shows of it."""
+        columns = "/".join(self.tokenizer.event_schema.roles.values())
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {
+            "parameters": f"{parameters:,}",
+            "behaviors": f"{self.tokenizer.behaviors.classes:,}",
+            "columns": columns,
+            "device": self.model.device,
+        }
+
     def reading(self, **changes: Any) -> Predictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise than in training.
 
@@ -55,7 +73,7 @@ class Predictor:
 
     def predict(
         self,
-        events: Any,
+        events: EventData | EncodedHistories,
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
@@ -75,7 +93,10 @@ class Predictor:
         return most_probable(pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user)
 
     def embed(
-        self, events: Any, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
+        self,
+        events: EventData | EncodedHistories,
+        pool: Sequence[str] = ("last",),
+        interrupt: Callable[[], None] = lambda: None,
     ) -> UserEmbeddings:
         """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts.
 
@@ -89,7 +110,7 @@ class Predictor:
 
     def generate(
         self,
-        events: Any,
+        events: EventData | EncodedHistories,
         steps: int = 50,
         *,
         links: Links | None = None,
@@ -108,7 +129,7 @@ class Predictor:
         links = self.links if links is None else links
         return roll_out(self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt)
 
-    def encode(self, events: Any) -> EncodedHistories:
+    def encode(self, events: EventData | EncodedHistories) -> EncodedHistories:
         """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
         if isinstance(events, EncodedHistories):
             return events

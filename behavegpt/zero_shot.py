@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import collections
+import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from behavegpt.config import check_settings
 from behavegpt.data.events import read_events
 from behavegpt.data.guess import guess_schema
+from behavegpt.data.histories import EventData
 from behavegpt.data.memory_tables import memory_columns
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
@@ -66,7 +68,16 @@ class UniversalPredictor:
     reader: MemoryReader | None = None  # of the log, with its tables
     counted: EncodedHistories | None = None  # the log itself
 
-    def fit_tables(self, logs: Any, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
+    def __repr__(self) -> str:
+        if self.tokenizer is None or self.counted is None:
+            return "UniversalPredictor(no log counted yet)"
+        users, classes = len(self.counted.users), self.tokenizer.behaviors.classes
+        return f"UniversalPredictor({users:,} users, {classes:,} behaviors counted)"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
+
+    def fit_tables(self, logs: EventData, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid", tz="Europe/London", ...)
@@ -91,7 +102,7 @@ class UniversalPredictor:
 
     def predict(
         self,
-        events: Any = None,
+        events: EventData | None = None,
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
