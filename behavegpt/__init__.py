@@ -21,6 +21,7 @@ _PUBLIC = {
     "UserEmbeddings": "behavegpt.user_embeddings",
     "Predictor": "behavegpt.predictor",
     "load": "behavegpt.zero_shot",
+    "fit": "behavegpt.fitting",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -23,6 +23,7 @@ from behavegpt.paths import local_path
 
 S = TypeVar("S", bound="Settings")
 
+SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to the configs/ of its top
 MOST_BASES = 20  # files, each the base of another
 MOST_LINES = 20  # mistakes of one message
 
@@ -38,10 +39,24 @@ def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
 
     Raises ConfigError naming the file, the setting, the value and the nearest known name.
     """
-    tree = read_yaml(path) if path is not None else {}
+    tree = read_yaml(find_config(path)) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     return check_settings(cls, tree, str(path) if path else "overrides")
+
+
+def find_config(name: str | Path) -> Path:
+    """A file as it is; otherwise a shipped one by its name: `small`, `adapt/new_behavior`, `configs/small.yaml`.
+
+    >>> find_config("small").name, find_config("configs/adapt/new_behavior.yaml").parent.name
+    ('small.yaml', 'adapt')
+    """
+    path = local_path(name)
+    if path.is_file() or path.is_absolute() or ".." in path.parts:
+        return path
+    inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    shipped = SHIPPED / inside.parent / f"{inside.name.removesuffix('.yaml')}.yaml"
+    return shipped if shipped.is_file() else path
 
 
 def check_settings(cls: type[S], values: Mapping[str, Any], source: str) -> S:
@@ -50,6 +65,11 @@ def check_settings(cls: type[S], values: Mapping[str, Any], source: str) -> S:
         return cls.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(cls, error, source)) from None
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package, for `find_config`."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
 
 
 def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -63,7 +83,8 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         tree = load_yaml(text, str(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; check the path.") from None
+        known = closest(path.stem, shipped())
+        raise ConfigError(f"{path}: no such configuration file; check the path. {known}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
     if tree is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +50,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Update]:
-    """A bar on a terminal, otherwise a plain line every ten seconds; yields update(done, note)."""
-    if not sys.stderr.isatty():
+    """A bar on a terminal and in a notebook, otherwise a plain line every ten seconds; yields update(done, note)."""
+    if not sys.stderr.isatty() and not _draws_widgets():
         yield _plain(label, total)
         return
     columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -61,6 +62,11 @@ def progress(label: str, total: int) -> Iterator[Update]:
             bar.update(task, completed=done, note=note)
 
         yield update
+
+
+def _draws_widgets() -> bool:
+    """Whether this is a notebook with ipywidgets, which rich draws its bars with."""
+    return console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _plain(label: str, total: int) -> Update:

@@ -19,6 +19,11 @@ def local_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def cache_folder() -> Path:
+    """$BEHAVEGPT_CACHE, else ~/.cache/behavegpt."""
+    return local_path(os.environ.get("BEHAVEGPT_CACHE") or "~/.cache/behavegpt")
+
+
 def _path_text(text: str) -> str:
     if not text.strip():
         raise ValueError("an empty path; name a file or folder")

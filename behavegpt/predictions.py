@@ -12,10 +12,11 @@ import torch
 
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.options import PredictOptions
+from behavegpt.tabular import Tabular
 
 
-@dataclass(frozen=True)
-class Predictions:
+@dataclass(frozen=True, repr=False)
+class Predictions(Tabular):
     """The most probable next behaviors of U users, best first."""
 
     users: pa.StringArray  # (U,)

@@ -2,7 +2,7 @@
 
 >>> import behavegpt                                                            # doctest: +SKIP
 >>> model = behavegpt.load("runs/demo/model")                                   # doctest: +SKIP
->>> model.predict("my_logs.parquet", top_k=3).to_table()                        # doctest: +SKIP
+>>> model.predict("my_logs.parquet", top_k=3).to_pandas()                       # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
-from behavegpt.data.histories import encode_histories
+from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
@@ -32,6 +32,7 @@ from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
+from behavegpt.tabular import html_facts
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -47,6 +48,23 @@ class Predictor:
         """`links`: which ids go together in training, for `generate`."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_facts(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        """What a notebook shows of it."""
+        columns = "/".join(self.tokenizer.event_schema.roles.values())
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {
+            "parameters": f"{parameters:,}",
+            "behaviors": f"{self.tokenizer.behaviors.classes:,}",
+            "columns": columns,
+            "device": self.model.device,
+        }
+
     def reading(self, **changes: Any) -> Predictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise than in training.
 
@@ -56,7 +74,7 @@ class Predictor:
 
     def predict(
         self,
-        events: Any,
+        events: EventData | EncodedHistories,
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
@@ -76,7 +94,10 @@ class Predictor:
         return most_probable(pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user)
 
     def embed(
-        self, events: Any, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
+        self,
+        events: EventData | EncodedHistories,
+        pool: Sequence[str] = ("last",),
+        interrupt: Callable[[], None] = lambda: None,
     ) -> UserEmbeddings:
         """Each user's vector (D,): by default the hidden state at the last event; other parts: embeddings/pooling.py.
 
@@ -90,7 +111,7 @@ class Predictor:
 
     def generate(
         self,
-        events: Any,
+        events: EventData | EncodedHistories,
         steps: int = 50,
         *,
         links: Links | None = None,
@@ -109,7 +130,7 @@ class Predictor:
         links = self.links if links is None else links
         return roll_out(self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt)
 
-    def encode(self, events: Any) -> EncodedHistories:
+    def encode(self, events: EventData | EncodedHistories) -> EncodedHistories:
         """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
         return encode_histories(self.tokenizer, events)
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from behavegpt.errors import DataError
 from behavegpt.io import read_json, replacing, write_json
 from behavegpt.paths import local_path
+from behavegpt.tabular import Tabular
 
 CLIENT_IDS, EMBEDDINGS, MISSING, ENTRY = "client_ids.npy", "embeddings.npy", "missing.npy", "entry.json"
 BLOCK = 2**23  # bytes looked at in one go
@@ -29,8 +30,8 @@ _HEADERS[3, 0] = _HEADERS[2, 0]  # differs in non-ASCII field names alone
 _KINDS = {b"": "it is empty", b"PK": "it is an .npz archive", b"\x80": "it is a pickle, which is never opened"}
 
 
-@dataclass(frozen=True)
-class UserEmbeddings:
+@dataclass(frozen=True, repr=False)
+class UserEmbeddings(Tabular):
     """One vector for each user, in the order of `users`."""
 
     users: pa.StringArray | np.ndarray  # (U,) labels, or the int64 ids of an entry
@@ -52,6 +53,16 @@ class UserEmbeddings:
             return self.users.cast(pa.int64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid as error:
             raise DataError(f"client ids must be whole numbers ({error}); map the user labels to numbers.") from None
+
+    def to_table(self) -> pa.Table:
+        """Columns user and vector, a list of D numbers."""
+        values = pa.array(np.ascontiguousarray(self.vectors).ravel())
+        vectors = pa.FixedSizeListArray.from_arrays(values, self.vectors.shape[1])
+        return pa.table({"user": pa.array(self.users), "vector": vectors})
+
+    def __repr__(self) -> str:
+        users, width = self.vectors.shape
+        return f"UserEmbeddings({users:,} users x {width} {self.vectors.dtype})"
 
     @classmethod
     def load(cls, folder: str | Path) -> UserEmbeddings:

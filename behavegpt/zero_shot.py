@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from behavegpt.checksums import seal
 from behavegpt.config import check_settings
 from behavegpt.data.guess import guess_schema
-from behavegpt.data.histories import encode_histories
+from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import ConfigError
@@ -94,7 +95,15 @@ class UniversalPredictor:
         """Columns and labels of the counted log."""
         return self.log.tokenizer
 
-    def fit_tables(self, logs: Any, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
+    def __repr__(self) -> str:
+        if self._log is None:
+            return "UniversalPredictor(no log counted yet)"
+        return f"UniversalPredictor({self.tokenizer.behaviors.classes:,} behaviors counted)"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
+
+    def fit_tables(self, logs: EventData, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid", tz="Europe/London", ...)
@@ -112,7 +121,7 @@ class UniversalPredictor:
 
     def predict(
         self,
-        events: Any = None,
+        events: EventData | None = None,
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,

@@ -178,14 +178,11 @@ def _embed_arguments(parser: Parser) -> None:
 
 
 def _embed(arguments: Arguments) -> Any:
-    import pyarrow as pa
-
     from behavegpt.data.store import write_table
 
     found = _load(arguments).embed(named_logs(arguments, arguments.logs))
     width = found.vectors.shape[1]
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.ravel()), width)
-    write_table(pa.table({"user": found.users, "vector": vectors}), arguments.out)
+    write_table(found.to_table(), arguments.out)
     print(f"{len(found.users):,} users x {width}, written: {arguments.out}", file=sys.stderr)
     return {"users": len(found.users), "width": width, "out": str(arguments.out)}
 

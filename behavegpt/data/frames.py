@@ -56,12 +56,14 @@ class Frame:
 
 
 def as_frame(frame: Any) -> Frame:
-    """A pandas or polars DataFrame, a pyarrow Table or a mapping of column name to values. Raises DataError."""
+    """A pandas, polars or Arrow table, a `datasets.Dataset`, or a mapping of columns. Raises DataError."""
     if isinstance(frame, Frame):
         return frame
     if isinstance(frame, pa.Table):
         _check_names(frame.column_names)
         return Frame({name: _sliced(frame.column(i)) for i, name in enumerate(frame.column_names)})
+    if type(frame).__module__.startswith("datasets."):
+        return as_frame(_dataset_table(frame))
     if isinstance(frame, Mapping):
         return Frame({str(name): _made(str(name), values) for name, values in frame.items()})
     if hasattr(frame, "get_column") and hasattr(frame, "to_arrow"):  # polars
@@ -72,6 +74,13 @@ def as_frame(frame: Any) -> Frame:
         _check_names([str(name) for name in frame.columns])
         return Frame({str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)})
     raise DataError(f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns.")
+
+
+def _dataset_table(dataset: Any) -> pa.Table:
+    """The table of a `datasets.Dataset`. Raises DataError for a DatasetDict, which holds several."""
+    if isinstance(dataset, Mapping):
+        raise DataError(f"a DatasetDict holds several data sets ({', '.join(dataset)}); pass one of them.")
+    return dataset.with_format("arrow")[:]
 
 
 def hub_table(names: Sequence[str]) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from behavegpt.data.frames import Frame, as_frame
 from behavegpt.data.guess import NAMES
@@ -14,10 +14,31 @@ from behavegpt.data.sources import Logs
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+EventData: TypeAlias = Union[
+    str,
+    Path,
+    Logs,
+    Frame,
+    "pa.Table",
+    "pd.DataFrame",
+    "pl.DataFrame",
+    "datasets.Dataset",
+    Mapping[str, Sequence[object]],
+    Sequence[Mapping[str, object]],
+    Sequence[str | Path],
+]
+"""Files, a table of any library, a mapping of columns, or a list of event dicts."""
+
 ONLY_USER = "0"  # the label of the user of a list of events that names none
 
 
-def as_logs(events: Any, schema: EventSchema) -> Any:
+def as_logs(events: EventData, schema: EventSchema) -> EventData:
     """Paths as they are; a frame, a mapping of columns or a list of event dicts as an Arrow table.
 
     Only a list of event dicts may come without the user's column: it is one history. Raises DataError where a frame

@@ -24,6 +24,7 @@ from behavegpt.data.digest import hash_folder
 from behavegpt.data.store import Manifest, files_of
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.paths import cache_folder
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}(.*)", re.DOTALL)
 LOCAL = ("file", "local")
@@ -39,7 +40,7 @@ def fetch(path: str | Path) -> Path:
     url = _whole_url(str(path))
     files, root = _open(url)
     manifest = _manifest(files, root, url)
-    cache = Path(os.environ.get("BEHAVEGPT_CACHE", Path.home() / ".cache" / "behavegpt")) / "data"
+    cache = cache_folder() / "data"
     final = cache / manifest.content_hash
     if final.is_dir():
         return final

@@ -117,6 +117,11 @@ class EventSchema(Settings):
         return columns | {name: name for name in self.extra}
 
     @property
+    def roles(self) -> dict[str, str]:
+        """Role -> source column: user, time and the labels."""
+        return {"user": self.user, "time": self.time} | self.label_columns
+
+    @property
     def input_fields(self) -> tuple[str, ...]:
         """Fields the model embeds, in the order of eq. 2: location, weekday, slot, event, then the extra ones."""
         location = () if self.location is None else ("location",)

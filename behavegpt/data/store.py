@@ -30,6 +30,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError, first_line
 from behavegpt.io import is_file_name, replacing
 from behavegpt.paths import local_path
+from behavegpt.tabular import html_facts
 from behavegpt.user_embeddings import open_array
 
 if TYPE_CHECKING:
@@ -114,6 +115,17 @@ class EventStore:
         table = {name: np.asarray(column) for name, column in self.columns.items()}
         table["user"] = np.repeat(np.arange(self.manifest.users), np.diff(self.offsets))
         return datasets.Dataset(pa.table(table))
+
+    def __repr__(self) -> str:
+        facts = self.manifest
+        return f"EventStore({str(self.path)!r}: {facts.events:,} events of {facts.users:,} users)"
+
+    def _repr_html_(self) -> str:
+        facts = self.manifest
+        labels = {f"labels of {field}": vocabulary.classes for field, vocabulary in self.vocabulary.items()}
+        columns = ", ".join(f"{role}={column}" for role, column in self.schema.roles.items())
+        shown = {"events": facts.events, "users": facts.users, **labels, "columns": columns, "zone": self.schema.tz}
+        return html_facts(f"EventStore {self.path}", shown)
 
 
 def open_store(path: str | Path) -> EventStore:

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.tabular import Tabular
 
 
-@dataclass(frozen=True)
-class Generated:
+@dataclass(frozen=True, repr=False)
+class Generated(Tabular):
     """R drawn events of U users, sorted by user, sample and step; each column (R,)."""
 
     users: pa.StringArray  # (U,) labels
