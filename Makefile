@@ -1,16 +1,20 @@
 # The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
-.PHONY: check test test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
+.PHONY: check test coverage test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
 
-check: ## ruff, mypy and the layers of the design (import-linter)
+check: ## ruff, mypy, the layers of the design (import-linter), dead code (vulture)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON) -m vulture
 
 test: ## everything that is quick, in under ten minutes on two cores
 	$(PYTEST) -m "not slow and not gpu"
+
+coverage: ## the quick tests, and which lines of the library they run
+	$(PYTEST) -m "not slow and not gpu" --cov=behavegpt --cov-report=term:skip-covered
 
 test-all: ## also what takes minutes
 	$(PYTEST) -m "not gpu"

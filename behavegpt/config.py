@@ -25,7 +25,7 @@ S = TypeVar("S", bound="Settings")
 
 SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to the configs/ of its top
 MOST_BASES = 20  # files, each the base of another
-MOST_LINES, MOST_SHOWN = 20, 200  # mistakes of one message, and characters of a value in it
+MOST_LINES = 20  # mistakes of one message
 
 
 class Settings(BaseModel):

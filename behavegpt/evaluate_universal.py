@@ -7,11 +7,11 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from behavegpt.compare import score_baselines, summary
 from behavegpt.console import progress
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import DataError
+from behavegpt.evaluation import score_baselines, summary
 from behavegpt.io import write_json
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.universal.model import UniversalModel

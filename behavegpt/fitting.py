@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 import behavegpt
-from behavegpt.compare import compare
 from behavegpt.config import closest, find_config, read_settings, read_yaml
 from behavegpt.console import say
 from behavegpt.data.guess import guess_schema
@@ -33,6 +32,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import find_logs
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
+from behavegpt.evaluation import compare
 from behavegpt.io import check_output, lock, workspace
 from behavegpt.paths import cache_folder, local_path
 from behavegpt.predictor import Predictor, load

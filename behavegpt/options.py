@@ -15,6 +15,7 @@ SECONDS = {"minute": 60, "min": 60, "hour": 3600, "h": 3600, "day": 86400, "d": 
 LONGEST_SPAN = 36525 * 86400  # seconds; times end in 2100 anyway
 LEAST_TEMPERATURE = 1e-3  # below, logits divided by it overflow; 0 says what is meant
 Part = Literal["last", "mean", "decayed", "bag", "recent_bag", "behaviors"]
+MOST_BEHAVIORS = 256  # of the part `behaviors`, the most frequent ones; a vector may have 2048 dimensions in all
 PARTS: tuple[str, ...] = get_args(Part)
 Policy = Literal["auto", "head", "observed", "typical"]
 

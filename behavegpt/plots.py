@@ -71,7 +71,7 @@ def loss_curve(log: Path, out: Path) -> Path:
     """Cross-entropy over training (left) and the validation figures (right), by optimizer step, from log.jsonl."""
     records = read_journal(log)
     train, valid = ([r for r in records if r.get("kind") == kind] for kind in ("train", "valid"))
-    with _figure(out, (8.2, 3.5), columns=2) as (_, (left, right)):
+    with figure(out, (8.2, 3.5), columns=2) as (_, (left, right)):
         steps, entropy = _series(train, "cross_entropy")
         left.plot(steps, entropy, color=BLUE, alpha=0.3, linewidth=1)
         left.plot(steps, _smooth(entropy), color=BLUE, label="training")
@@ -95,7 +95,7 @@ def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", wit
     points = {name: np.array([[r["rec_w"], r["rec_m"]] for r in found]) for name, found in groups.items()}
     best = max(values[:, 0].mean() for values in points.values())
     shown = {n: v for n, v in points.items() if v[:, 0].mean() >= within * best}
-    with _figure(out, (9, 4.8)) as (_, (axes,)):
+    with figure(out, (9, 4.8)) as (_, (axes,)):
         ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
         for number, (name, values) in enumerate(ordered, 1):
             (x, y), spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
@@ -111,7 +111,7 @@ def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", wit
 def recall_by_decile(metrics: Path, out: Path) -> Path:
     """Macro recall of ten groups of behaviors, most to least frequent in training, one line a model."""
     models = read_json(metrics, "models")["models"]
-    with _figure(out, (8, 4.2)) as (_, (axes,)):
+    with figure(out, (8, 4.2)) as (_, (axes,)):
         for name, color, marker in styled(models):
             values = [np.nan if v is None else v for v in models[name].get("recall_by_decile", [])]
             ours = name == MODEL
@@ -144,7 +144,7 @@ def confusion(counts: Path, out: Path) -> Path:
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(100 * matrix, total, out=np.zeros_like(matrix), where=total > 0)
     side = 2.6 + 0.42 * len(labels)
-    with _figure(out, (side + 0.6, side)) as (_, (axes,)):
+    with figure(out, (side + 0.6, side)) as (_, (axes,)):
         axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
         axes.grid(False)
         for (row, column), value in np.ndenumerate(share):
@@ -164,7 +164,7 @@ def per_behavior(table: Path, out: Path) -> Path:
     """Recall of each behavior by its training count: the model and the baseline with the best macro recall."""
     rows = [row for row in read_per_behavior(table) if row["support"] > 0]
     baseline = best_baseline(rows)
-    with _figure(out, (8, 4.2)) as (_, (axes,)):
+    with figure(out, (8, 4.2)) as (_, (axes,)):
         for name, color, marker in ((baseline, ORANGE, "s"), (MODEL, BLUE, "o")):
             ours = [row for row in rows if row["model"] == name]
             if not ours:
@@ -190,7 +190,7 @@ def challenge_scores(board: Path, out: Path) -> Path:
     """Scores of each entry in each challenge task, bars of one deviation over seeds, best entry first."""
     table = read_json(board, "tasks", "entries")
     tasks, entries = table["tasks"], table["entries"]
-    with _figure(out, (1.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
+    with figure(out, (1.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
         for index, (entry, color) in enumerate(zip(entries, [BLUE, *OTHERS] * len(entries), strict=False)):
             places = [k for k, task in enumerate(tasks) if task in entry["tasks"]]
             scores = [entry["tasks"][tasks[k]] for k in places]
@@ -219,7 +219,7 @@ def challenge_results(results: Sequence[Path], out: Path) -> Path:
     """
     tables = [read_json(path, "name", "tasks", "floors") for path in results]
     tasks = list(dict.fromkeys(task for table in tables for task in table["tasks"]))
-    with _figure(out, (2.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
+    with figure(out, (2.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
         for place, task in enumerate(tasks):
             floor = next(table["floors"][task] for table in tables if task in table["tasks"])
             edges = [place - 0.4, place + 0.4]
@@ -297,7 +297,7 @@ def short(label: object, length: int = 22) -> str:
 
 
 @contextmanager
-def _figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+def figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """A figure in the house style with its axes; written to `out` in one rename. The caller's settings stay as is."""
     import matplotlib as mpl
     from matplotlib import font_manager
@@ -309,11 +309,11 @@ def _figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[
     style: Any = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
     with mpl.rc_context(style | STYLE | {"font.family": family}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it; the tables show the text
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.subplots(1, columns, squeeze=False)[0]
+        drawn = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(drawn)
+        yield drawn, drawn.subplots(1, columns, squeeze=False)[0]
         with replacing(out) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
+            drawn.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
 
 
 def _legend_below(axes: Axes) -> None:

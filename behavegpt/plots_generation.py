@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from behavegpt.errors import DataError
-from behavegpt.plots import BLUE, INK, MODEL, OTHERS, _figure, short, title_of
+from behavegpt.plots import BLUE, INK, MODEL, OTHERS, figure, short, title_of
 
 BEHAVIORS = 12  # most frequent in training, shown by name
 TICKS = {"1 min": 60, "1 h": 3600, "1 d": 86_400, "1 w": 604_800, "1 mo": 2_592_000}
@@ -23,7 +23,7 @@ def futures(rows: Sequence[dict[str, Any]], out: Path) -> Path:
             by_name.setdefault(row["generator"], []).append(row)
     if "real" not in by_name:
         raise DataError(f"{out}: the rows hold no real futures; run eval/generation.py without --plot first.")
-    with _figure(out, (15, 4.6), columns=3) as (_, (left, middle, right)):
+    with figure(out, (15, 4.6), columns=3) as (_, (left, middle, right)):
         labels = list(by_name["real"][0]["behaviors"])
         others = [name for name in by_name if name not in ("real", MODEL)]
         for name, found in by_name.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.options import PredictOptions
 from behavegpt.tabular import Tabular
 
@@ -40,10 +41,21 @@ class Predictions(Tabular):
         )
 
 
+class Asked(Protocol):
+    """Whose next behavior is asked for; see `EncodedHistories`."""
+
+    @property
+    def users(self) -> pa.StringArray: ...
+    @property
+    def unknown(self) -> dict[str, int]: ...
+    @property
+    def rejected(self) -> dict[str, int]: ...
+
+
 def most_probable(
     pieces: Iterable[tuple[np.ndarray, torch.Tensor]],
     tokenizer: EventTokenizer,
-    encoded: EncodedHistories,
+    asked: Asked,
     options: PredictOptions,
     log_frequency: torch.Tensor,
     on_user: Callable[[int, int], None] | None = None,
@@ -54,8 +66,8 @@ def most_probable(
     of all users are done.
     """
     top = min(options.top_k, tokenizer.behaviors.classes)
-    chosen = np.zeros((len(encoded.users), top), np.int64)
-    probabilities = np.zeros((len(encoded.users), top), np.float32)
+    chosen = np.zeros((len(asked.users), top), np.int64)
+    probabilities = np.zeros((len(asked.users), top), np.float32)
     shift = options.prior_correction * log_frequency
     done = 0
     for users, logits in pieces:
@@ -63,5 +75,5 @@ def most_probable(
         chosen[users], probabilities[users] = best.indices.numpy(), best.values.numpy()
         done += len(users)
         if on_user:
-            on_user(done, len(encoded.users))
-    return Predictions(encoded.users, tokenizer.labels(chosen), probabilities, encoded.unknown, encoded.rejected)
+            on_user(done, len(asked.users))
+    return Predictions(asked.users, tokenizer.labels(chosen), probabilities, asked.unknown, asked.rejected)

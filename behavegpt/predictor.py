@@ -16,9 +16,10 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
-from behavegpt.data.histories import EventData, as_logs
+from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
-from behavegpt.errors import DataError
+from behavegpt.devices import choose_device
+from behavegpt.embeddings.pooling import user_vectors, widths
 from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
@@ -26,13 +27,13 @@ from behavegpt.generation.settings import GenerationSettings
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
+from behavegpt.model.mixer import Memory, part_of
 from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
-from behavegpt.pooling import user_vectors, widths
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.tabular import html_facts
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
 MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}  # folder of a run -> what it holds
@@ -98,7 +99,7 @@ class Predictor:
         pool: Sequence[str] = ("last",),
         interrupt: Callable[[], None] = lambda: None,
     ) -> UserEmbeddings:
-        """Each user's vector (D,): by default the hidden state at the last event; see pooling.py for other parts.
+        """Each user's vector (D,): by default the hidden state at the last event; other parts: embeddings/pooling.py.
 
         `events` and `interrupt` as for `predict`. Raises ConfigError and DataError.
         """
@@ -131,13 +132,7 @@ class Predictor:
 
     def encode(self, events: EventData | EncodedHistories) -> EncodedHistories:
         """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
-        if isinstance(events, EncodedHistories):
-            return events
-        encoded = self.tokenizer.encode(as_logs(events, self.tokenizer.event_schema))
-        if len(encoded.users) == 0:
-            reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
-            raise DataError(f"no usable event to predict from ({reasons}).")
-        return encoded
+        return encode_histories(self.tokenizer, events)
 
     @torch.no_grad()
     def _logits(
@@ -152,9 +147,12 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
+                told = batch.memory
+                if told is not None:
+                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
                 with autocast(self.model.device):
                     output: Any = self.model(
-                        **batch.inputs, document=batch.document, position=batch.position, select=select
+                        **batch.inputs, document=batch.document, position=batch.position, select=select, memory=told
                     )
                 yield users[first : first + step], output.logits.float().cpu()
 
@@ -171,7 +169,7 @@ def model_folder(folder: str | Path) -> Path:
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
     """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
 
-    Raises CheckpointError when the folder is none of these, or is damaged.
+    Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device that is not there.
     """
     folder = model_folder(local_path(folder))
     if (folder / "adapter_config.json").is_file():
@@ -180,7 +178,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"
     model.set_attn_implementation(choose_backend(place, half, model.config.max_length))

@@ -3,39 +3,50 @@
 >>> import behavegpt                                                            # doctest: +SKIP
 >>> model = behavegpt.load("universal").fit_tables("my_logs.parquet")           # doctest: +SKIP
 >>> model.predict().to_table()                                                  # doctest: +SKIP
+>>> state = model.state("7")                                                    # doctest: +SKIP
+>>> model.update(state, {"time": "2024-05-01 08:10", "event": "news"})          # doctest: +SKIP
+>>> model.predict(state).to_table()                                             # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-import collections
 import html
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 
+from behavegpt.checksums import seal
 from behavegpt.config import check_settings
-from behavegpt.data.events import read_events
 from behavegpt.data.guess import guess_schema
-from behavegpt.data.histories import EventData
-from behavegpt.data.memory_tables import memory_columns
+from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
-from behavegpt.data.vocabulary import Vocabulary
-from behavegpt.errors import DataError
-from behavegpt.options import PredictOptions
+from behavegpt.errors import ConfigError
+from behavegpt.io import scratch
+from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
+from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
-from behavegpt.universal.model import UniversalModel, load_universal
-from behavegpt.universal.reader import MemoryReader, make_reader
+from behavegpt.universal.counted import (
+    Asked,
+    CountedLog,
+    count_log,
+    is_counted,
+    read_counted,
+    write_counted,
+)
+from behavegpt.universal.model import UniversalModel, load_universal, refuse_used, write_universal
+from behavegpt.universal.state import UserState, new_state
+from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
+VECTORS = ("last", "behaviors")  # parts of a user's vector
 
 
 def is_universal(name: str | Path) -> bool:
@@ -54,25 +65,40 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
 
 
 def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
-    """The universal model by name or folder; it predicts once it has counted a log."""
+    """The universal model by name or folder; it predicts once it has counted a log.
+
+    A folder that `UniversalPredictor.save` wrote has counted one. Raises CheckpointError.
+    """
     path = Path(name)
-    return UniversalPredictor(load_universal(path) if path.is_dir() else load_universal())
+    if not path.is_dir():
+        return UniversalPredictor(load_universal())
+    model = load_universal(path)
+    return UniversalPredictor(model, read_counted(path) if is_counted(path) else None)
 
 
-@dataclass(frozen=True)
 class UniversalPredictor:
-    """The universal model, and what was counted from a log: its labels and tables."""
+    """The universal model, and what was counted from a log: its labels, its tables and the states of its users."""
 
-    model: UniversalModel
-    tokenizer: EventTokenizer | None = None
-    reader: MemoryReader | None = None  # of the log, with its tables
-    counted: EncodedHistories | None = None  # the log itself
+    def __init__(self, model: UniversalModel, log: CountedLog | None = None) -> None:
+        self.model = model
+        self._log = log
+
+    @property
+    def log(self) -> CountedLog:
+        """What was counted. Raises ConfigError before `fit_tables`."""
+        if self._log is None:
+            raise ConfigError("nothing was counted yet: call fit_tables(log), or load a folder that `save` wrote.")
+        return self._log
+
+    @property
+    def tokenizer(self) -> EventTokenizer:
+        """Columns and labels of the counted log."""
+        return self.log.tokenizer
 
     def __repr__(self) -> str:
-        if self.tokenizer is None or self.counted is None:
+        if self._log is None:
             return "UniversalPredictor(no log counted yet)"
-        users, classes = len(self.counted.users), self.tokenizer.behaviors.classes
-        return f"UniversalPredictor({users:,} users, {classes:,} behaviors counted)"
+        return f"UniversalPredictor({self.tokenizer.behaviors.classes:,} behaviors counted)"
 
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
@@ -83,22 +109,15 @@ class UniversalPredictor:
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid", tz="Europe/London", ...)
         name them. Raises DataError.
         """
-        schema = schema or guess_schema(logs, settings)[0]
-        read = read_events(logs, schema)
-        rejected = collections.Counter(read.rejects["reason"].to_pylist())
-        if not len(read.table):
-            reasons = ", ".join(f"{n} rows: {reason}" for reason, n in rejected.items()) or "no rows"
-            raise DataError(f"no usable event to count ({reasons}).")
-        vocabulary = {}
-        for field in schema.label_columns:
-            counts = pc.value_counts(read.table[field].drop_null().combine_chunks())
-            vocabulary[field] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
-        tokenizer = EventTokenizer(schema, vocabulary)
-        encoded = tokenizer.encode_table(read.table, rejected)
-        columns = memory_columns(encoded.columns, schema.slot_minutes)
-        used = np.ones(len(columns.time), bool)
-        reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes)
-        return UniversalPredictor(self.model, tokenizer, reader, encoded)
+        return UniversalPredictor(self.model, count_log(logs, schema or guess_schema(logs, settings)[0]))
+
+    def reading(self, **changes: Any) -> UniversalPredictor:
+        """The predictor for logs whose columns are named, or whose times are written, otherwise; see `Predictor`."""
+        return self.with_tokenizer(self.tokenizer.reading(changes))
+
+    def with_tokenizer(self, tokenizer: EventTokenizer) -> UniversalPredictor:
+        """The predictor that reads logs by another schema of the same vocabulary."""
+        return UniversalPredictor(self.model, replace(self.log, tokenizer=tokenizer))
 
     def predict(
         self,
@@ -106,21 +125,81 @@ class UniversalPredictor:
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in `Predictor.predict`.
 
-        `events`: histories with the columns of the counted log, None for that log itself. Where nothing was counted
-        yet, the tables come from `events`.
+        `events`: histories with the columns of the counted log, a state or a list of states, None for the users of the
+        log itself. Where nothing was counted yet, the tables come from `events`. Raises ConfigError and DataError.
         """
-        if self.tokenizer is None or self.reader is None or self.counted is None:
-            return self.fit_tables(events).predict(None, top_k, prior_correction, on_user)
-        asked = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
-        encoded, reader = self.counted, self.reader
-        if events is not None:
-            encoded = self.tokenizer.encode(events)
-            columns = memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
-            reader = replace(reader, columns=columns, offsets=encoded.offsets)
-        scored = self.model.score(reader, encoded.offsets[1:] - 1)
-        pieces = ((np.searchsorted(encoded.offsets, at, side="right") - 1, logits) for at, logits in scored)
-        log_prior = torch.log(torch.from_numpy(reader.tables.prior))
-        return most_probable(pieces, self.tokenizer, encoded, asked, log_prior, on_user)
+        if self._log is None and events is not None:
+            return self.fit_tables(events).predict(None, top_k, prior_correction, on_user, interrupt)
+        options = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
+        asked, tables = self._asked(events), self.log.tables
+        pieces = ((batch.position, self.model.logits(batch.memory, tables)) for batch in asked.batches(interrupt))
+        log_prior = torch.log(torch.from_numpy(tables.prior))
+        return most_probable(pieces, self.tokenizer, asked, options, log_prior, on_user)
+
+    def embed(
+        self, events: Any = None, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
+    ) -> UserEmbeddings:
+        """Each user's vector (D,): `last`, the hidden units that decide which counts are believed, knows no label.
+
+        `behaviors` are log-probabilities of what follows, of the most frequent behaviors. `events` as for `predict`.
+        Raises ConfigError for other parts and DataError.
+        """
+        for part in check_settings(EmbedOptions, {"pool": pool}, "embed").pool:
+            if part not in VECTORS:
+                raise ConfigError(f"the universal model has no part {part!r}; it has {' and '.join(VECTORS)}.")
+        asked, tables = self._asked(events), self.log.tables
+        users, vectors = [], []
+        for batch in asked.batches(interrupt):
+            found = [self.model.vectors(batch.memory, tables, part)[:, :MOST_BEHAVIORS] for part in pool]
+            users.append(batch.position)
+            vectors.append(torch.cat(found, 1).numpy())
+        order = np.argsort(np.concatenate(users), kind="stable")
+        return UserEmbeddings(asked.users, np.concatenate(vectors)[order])
+
+    def encode(self, events: Any) -> EncodedHistories:
+        """Histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
+        return encode_histories(self.tokenizer, events)
+
+    def state(self, user: str | None = None) -> UserState:
+        """The state of a user of the counted log, or of a saved one; without a name that of a user without events.
+
+        Raises DataError for a user that is not known.
+        """
+        return new_state("0") if user is None else self.log.state(user)
+
+    def update(self, state: UserState, events: Any) -> UserState:
+        """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns the state.
+
+        Events carry the columns of the counted log, without the user's, and come after all that the state knows: of
+        one call in the order that reading a log gives them, of several calls in the order of the calls. Raises
+        DataError, and changes nothing, where an event cannot be used or is older than the last one.
+        """
+        self.log.update(state, self.log.encode_of_user(state.user, events))
+        return state
+
+    def save(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
+        """Write weights, labels, tables and states (default: those of all users of the log); `load` opens it.
+
+        Replaces a folder of the kind, nothing else. Raises ConfigError.
+        """
+        path = local_path(folder)
+        refuse_used(path)
+        with scratch(path) as temporary:
+            write_universal(self.model, temporary)
+            write_counted(self.log, temporary, self.log.states() if states is None else states)
+            seal(temporary)
+        return path
+
+    def _asked(self, events: Any) -> Asked:
+        """Whose next behavior is asked for."""
+        if events is None:
+            return self.log.everyone()
+        if isinstance(events, UserState):
+            events = [events]
+        if isinstance(events, (list, tuple)) and events and all(isinstance(event, UserState) for event in events):
+            return self.log.asked_of_states(events)
+        return self.log.asked(self.encode(events))

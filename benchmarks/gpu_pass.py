@@ -375,8 +375,8 @@ def evaluator(run: Pass) -> Iterator[Row]:
 
 def export(run: Pass) -> Iterator[Row]:
     """`pooling.user_vectors` of the paper's size, as `behavegpt export` calls it for a block of users."""
+    from behavegpt.embeddings.pooling import user_vectors
     from behavegpt.model.attention import choose_backend
-    from behavegpt.pooling import user_vectors
 
     bench = run.bench("paper", users=64 if run.small else 40_000)
     model = bench.model().eval()

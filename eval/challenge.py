@@ -20,9 +20,9 @@ from typing import Any
 
 from behavegpt.challenge.evaluate import RANDOM_DIMENSIONS, evaluate, seeds_from
 from behavegpt.challenge.files import open_directory
-from behavegpt.challenge.fit import default_devices
 from behavegpt.challenge.network import WIDTH
 from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
+from behavegpt.devices import default_devices
 from behavegpt.errors import BehaveGPTError
 from behavegpt.io import write_text
 from behavegpt.plots import challenge_results

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from behavegpt.baselines import generators
-from behavegpt.baselines.diffuseq import DiffuSeqSettings, diffuseq
-from behavegpt.baselines.seqgan import SeqGANSettings, seqgan
-from behavegpt.baselines.upc_sdg import UPCSettings, upc_sdg
+from behavegpt.baselines.approximate.diffuseq import DiffuSeqSettings, diffuseq
+from behavegpt.baselines.approximate.seqgan import SeqGANSettings, seqgan
+from behavegpt.baselines.approximate.upc_sdg import UPCSettings, upc_sdg
 from behavegpt.config import read_settings
 from behavegpt.data.loader import columns_of
 from behavegpt.data.store import TEST, TRAIN, EventStore, open_store

@@ -16,12 +16,12 @@ import torch
 
 import behavegpt
 from behavegpt.baselines import counts
-from behavegpt.cli import VERBS, main
+from behavegpt.cli import COMMANDS, main
+from behavegpt.cli.command import Group
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import open_store
 from behavegpt.datasets.synthetic import small_log
 from behavegpt.errors import CheckpointError, DataError
-from behavegpt.verbs.verb import Group
 from tests.conftest import ROOT
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -179,10 +179,10 @@ def test_predict_prints_json(work, capsys):
     assert len(found) == 2 * users(work) and set(found[0]) == {"user", "rank", "behavior", "probability"}
 
 
-def lines_of_verbs(verbs=VERBS, before=()):
+def lines_of_verbs(verbs=COMMANDS, before=()):
     for name, verb in verbs.items():
         if isinstance(verb, Group):
-            yield from lines_of_verbs(verb.verbs, (*before, name))
+            yield from lines_of_verbs(verb.commands, (*before, name))
         else:
             yield (*before, name)
 
@@ -192,7 +192,7 @@ def test_every_verb_has_help_with_examples(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
     assert ended.value.code == 0
-    group = VERBS[verb[0]]
+    group = COMMANDS[verb[0]]
     shown = verb[:1] if isinstance(group, Group) and verb[1:] == (group.default,) else verb
     assert f"behavegpt {' '.join(shown)}" in capsys.readouterr().out.split("examples:")[1]
 

@@ -38,7 +38,11 @@ def frame() -> pd.DataFrame:
     """300 events of ten users, with columns that are guessed."""
     rng = np.random.default_rng(0)
     times = pd.Timestamp("2024-05-01") + pd.to_timedelta(rng.integers(0, 40 * 86400, 300), unit="s")
-    columns = {"user_id": rng.integers(0, 10, 300).astype(str), "timestamp": times, "app": rng.choice(list("abcd"), 300)}
+    columns = {
+        "user_id": rng.integers(0, 10, 300).astype(str),
+        "timestamp": times,
+        "app": rng.choice(list("abcd"), 300),
+    }
     return pd.DataFrame(columns)
 
 
@@ -116,7 +120,7 @@ def test_what_a_notebook_shows(frame, fitted):
     assert repr(fitted.embed(frame)) == "UserEmbeddings(10 users x 24 float32)"
     universal = behavegpt.load("universal")
     assert "no log counted" in repr(universal)
-    assert "10 users, 4 behaviors" in universal.fit_tables(frame)._repr_html_()
+    assert "4 behaviors counted" in universal.fit_tables(frame)._repr_html_()
 
 
 def test_labels_cannot_become_html(frame, fitted):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from behavegpt.cli import VERBS, _parser, main
+from behavegpt.cli import COMMANDS, _parser, main
+from behavegpt.cli.command import Group
 from behavegpt.config import read_settings
 from behavegpt.data.prepare import prepare
 from behavegpt.data.sources import find_logs
@@ -17,7 +18,6 @@ from behavegpt.data.store import open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.paths import local_path
 from behavegpt.pretrain import PretrainSettings
-from behavegpt.verbs.verb import Group
 
 ROWS = "user,time,event\n" + "".join(f"u{i % 3},2024-03-{i + 1:02} 10:00:00,e{i % 2}\n" for i in range(20))
 
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parsers(verbs: dict[str, Any], names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, verb in verbs.items():
         if isinstance(verb, Group):
-            yield from parsers(verb.verbs, (*names, name))
+            yield from parsers(verb.commands, (*names, name))
         else:
             yield (*names, name)
 
@@ -49,7 +49,7 @@ def parser_of(names: tuple[str, ...]) -> argparse.ArgumentParser:
     return parser
 
 
-@pytest.mark.parametrize("names", parsers(VERBS), ids=" ".join)
+@pytest.mark.parametrize("names", parsers(COMMANDS), ids=" ".join)
 def test_every_path_of_every_verb(names: tuple[str, ...], home: Path) -> None:
     parser = parser_of(names)
     for action in parser._actions:

@@ -19,8 +19,8 @@ from behavegpt.cli import main
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import Predictor
-from behavegpt.training.run_folder import save_model
+from behavegpt.predictor import Predictor, load
+from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 
 
@@ -98,6 +98,22 @@ def test_files_without_the_user_are_refused(predictor: Predictor, tmp_path: Path
         out = ["--out", str(tmp_path / "out.parquet")]
         assert main([verb, str(tmp_path / "model"), str(tmp_path / "log.csv"), *out]) == 2
         assert "no column 'u' (the user)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cpu:x", "cpu cuda"])
+def test_a_device_that_is_not_there_is_one_clear_error(
+    predictor: Predictor, device: str, tmp_path: Path, capsys: Any
+) -> None:
+    save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used"):
+        load(tmp_path / "model", device)
+    assert main(["serve", str(tmp_path / "model"), "--port", "0", "--device", device]) == 2
+    assert f"device '{device}' cannot be used" in capsys.readouterr().err
+
+
+def test_a_series_holds_no_log(predictor: Predictor) -> None:
+    with pytest.raises(DataError, match="a Series holds no logs"):
+        predictor.predict(pd.Series(["a"]))
 
 
 NAN = float("nan")

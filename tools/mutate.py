@@ -34,7 +34,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": (("model",), ("tests/model",)),
     "losses": (("losses",), ("tests/losses", "tests/baselines/test_losses.py")),
     "training": (
-        ("training/loop.py", "training/optimizer.py", "training/evaluate.py", "training/run.py", "training/journal.py"),
+        ("training/trainer.py", "training/optimizer.py", "training/evaluate.py", "training/record.py",
+         "training/journal.py"),
         ("tests/training/test_optimizer.py", "tests/training/test_loop.py", "tests/training/test_evaluate.py",
          "tests/training/test_journal.py"),
     ),

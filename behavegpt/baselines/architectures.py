@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from behavegpt.baselines import cdn, esr, hstu, lift, pituning, tailnet, wukong
+from behavegpt.baselines import hstu, wukong
+from behavegpt.baselines.approximate import cdn, esr, lift, pituning, tailnet
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.encoder import NoOptions
 from behavegpt.baselines.esasrec import ESASRecEncoder

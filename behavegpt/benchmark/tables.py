@@ -25,7 +25,7 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
-from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, _figure, frontier, title_of
+from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, figure, frontier, title_of
 
 SHOWN = ("rec_w", "rec_m", "ndcg@3", "head", "mid", "tail")
 NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
@@ -72,12 +72,9 @@ def figures_table(rows: Sequence[Row]) -> str:
     models = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
     for name, found in sorted(models.items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
-        cells = [mean_and_deviation([row["test"][figure] for row in found]) for figure in SHOWN]
-        cost = (
-            ["-", "-"]
-            if counted
-            else [f"{found[0]['parameters']:,}", mean_and_deviation([r["epoch_seconds"] for r in found], 1)]
-        )
+        cells = [mean_and_deviation([row["test"][shown] for row in found]) for shown in SHOWN]
+        seconds = mean_and_deviation([None if counted else row["epoch_seconds"] for row in found], 1)
+        cost = ["-" if counted else f"{found[0]['parameters']:,}", seconds]
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in found[0]["point"].items())
         seeds = "-" if counted else str(len(found))
         lines.append("| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |")
@@ -103,8 +100,8 @@ def comparison_table(versus: str, differences: dict[str, dict[str, Difference]])
     lines += ["| against | " + " | ".join(NAMES[f] for f in FIGURES) + " |", "|" + "---|" * (1 + len(FIGURES))]
     for name, of in sorted(differences.items(), key=lambda item: item[1]["rec_w"].mean):
         cells = []
-        for figure in FIGURES:
-            d = of[figure]
+        for recall in FIGURES:
+            d = of[recall]
             text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
             cells.append(f"**{text}**" if d.low > 0 or d.high < 0 else text)
         lines.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
@@ -124,7 +121,7 @@ def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     parts = ("head", "mid", "tail")
     values = {n: np.array([[row[p] or 0.0 for p in parts] for row in rows if row["model"] == n]) for n in models}
     order = sorted(models, key=lambda name: values[name].mean(0).sum())
-    with _figure(out, (9, 1 + 0.34 * len(models)), columns=3) as (_, axes):
+    with figure(out, (9, 1 + 0.34 * len(models)), columns=3) as (_, axes):
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
             heights = [values[name][:, index].mean() for name in order]
             spread = [values[name][:, index].std(ddof=1) if len(values[name]) > 1 else 0.0 for name in order]

@@ -63,10 +63,6 @@ class ChallengeDirectory:
         """The full history of an event type."""
         return self.path / f"{event}.parquet"
 
-    def input(self, event: str) -> Path:
-        """The part of it before the target windows (written by the split)."""
-        return self.path / "input" / f"{event}.parquet"
-
     def target(self, window: str) -> Path:
         """Purchases in the window "train" or "validation" with their product's properties (written by the split)."""
         return self.path / "target" / f"{window}_target.parquet"

@@ -6,7 +6,7 @@ N clients that take part in the task, B of a batch, D dimensions of their vector
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from behavegpt.challenge.network import UniversalModel
 from behavegpt.challenge.scores import score
 from behavegpt.challenge.step import training_step
 from behavegpt.challenge.targets import Targets
-from behavegpt.errors import ConfigError, DataError
+from behavegpt.errors import DataError
 
 EPOCHS, BATCH = 3, 128
 PREDICTED_ROWS = {"cpu": 512}  # clients in a forward pass of the validation; only the last digits depend on it
@@ -87,18 +87,3 @@ def predict(model: UniversalModel, chosen: _Resident) -> Tensor:
         some = slice(start, start + step)
         logits[some] = model(chosen.vectors(some))
     return logits
-
-
-def default_devices() -> list[str]:
-    """Every GPU that is visible, else the CPU."""
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
-
-
-def check_devices(devices: Sequence[str]) -> None:
-    """Raises ConfigError for a device that is not there."""
-    for name in devices:
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device {name!r} cannot be used ({reason}); take one of {default_devices()}.") from None

@@ -26,7 +26,6 @@ from behavegpt.challenge.files import (
     open_directory,
     raw_rows,
 )
-from behavegpt.challenge.strict import recompute
 from behavegpt.challenge.tables import (
     UNUSABLE,
     Progress,
@@ -44,6 +43,7 @@ from behavegpt.data.database import connect, literal, one_row, quoted, reading
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import workspace
 from behavegpt.paths import local_path
+from behavegpt.user_embeddings import write_array
 
 DAY = np.timedelta64(86_400 * 10**9, "ns")
 BEFORE_END, WINDOW = 27 * DAY, 14 * DAY
@@ -100,7 +100,7 @@ def split(
         if target.resolve() != directory.path.resolve():
             _copy_arrays(directory, work)
         if strict:
-            recompute(con, directory, work)
+            _recompute_targets(con, directory, work)
         facts = {name: rows | first_and_last(con, work / name) for name, rows in written.items()}
         _publish(work, target)
     moments = {name: shown(moment) for name, moment in ends._asdict().items()}
@@ -218,3 +218,27 @@ def _publish(work: Path, target: Path) -> None:
         (target / name).mkdir(exist_ok=True)
     for file in files:
         os.replace(file, target / file.relative_to(work))
+
+
+def _recompute_targets(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path) -> None:
+    """Active clients, the most bought labels and their share of the purchases, from the input part alone.
+
+    The organizers' own use the full history, and so leak.
+
+    propensity_new_sku stays as given: products that are new in the windows cannot be known from the input.
+    """
+    bought = f"read_parquet({literal(work / 'input' / 'product_buy.parquet')}) bought"
+    buyers = con.execute(f"SELECT DISTINCT client_id FROM {bought}").fetchnumpy()["client_id"]
+    relevant = directory.relevant_clients
+    write_array(work / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers)])
+    for column in ("category", "sku", "price"):
+        path = work / "target" / f"propensity_{column}.npy"
+        if not path.exists():
+            continue
+        size = len(np.load(path, allow_pickle=False))
+        ranked = con.execute(f"""
+            SELECT {column}::BIGINT AS label, count(*) / sum(count(*)) OVER () AS share
+            FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)
+            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}""").fetchnumpy()
+        write_array(path, np.asarray(ranked["label"], np.int64))
+        write_array(path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64))

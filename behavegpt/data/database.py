@@ -71,6 +71,8 @@ def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
         if disk_fault(error):  # of a spill, say: the files read are sound
             raise
         broken = next((str(file) for file in files if str(file) in str(error)), None) or _broken(files) or name
+        if "state machine reached an invalid state" in str(error):
+            raise DataError(f"{broken}: lines end in different ways (LF, CR LF, CR); write all in one way.") from None
         raise DataError(
             f"{broken}: cannot be read ({first_line(error)}); write the file again, complete and in UTF-8."
         ) from None

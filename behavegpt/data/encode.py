@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from behavegpt.data.buckets import PIECE, SpilledBuckets, smallest_dtype
 from behavegpt.data.plan import MALFORMED, REASONS, Plan
-from behavegpt.data.spill import PIECE, Spill, smallest_dtype
 from behavegpt.data.split import SplitRule, parse_split, split_by_time, split_by_user, time_boundaries
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
@@ -19,7 +19,7 @@ from behavegpt.errors import DataError
 
 
 class Buckets(Protocol):
-    """Accepted events by bucket of users, the buckets in the order of user codes: a Spill, or parts made elsewhere."""
+    """Accepted events by bucket of users, in the order of user codes: spilled here, or parts made elsewhere."""
 
     buckets: int
     sorted: bool  # whether `read` gives each user's events in their order
@@ -84,7 +84,7 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
     before, total = np.cumsum(counts) - counts, int(counts.sum())
     # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte holds their numbers.
     buckets = min(65_535, max(1, -(-total // batch_rows), min(256, -(-total // PIECE))))
-    spill = Spill(work / "spilled", (before * buckets // max(1, total)).astype(smallest_dtype(buckets)), held)
+    spill = SpilledBuckets(work / "spilled", (before * buckets // max(1, total)).astype(smallest_dtype(buckets)), held)
     rejected = np.zeros(len(REASONS), np.int64)
     for rows in plan.batches(min(batch_rows, PIECE)):
         rejected += rows.rejected

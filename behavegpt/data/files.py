@@ -12,8 +12,9 @@ import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -48,7 +49,11 @@ _REFUSED = {
 LONGEST_LINE = 1 << 24  # bytes
 _HEAD = 1 << 20  # characters that are looked at
 _JSON_HEAD = 1000  # objects whose keys name the columns
-_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_BOMS = {  # UTF-32 before UTF-16, whose mark begins alike
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _PART = re.compile(r"([^=]+)=(.*)")
 
 
@@ -65,13 +70,15 @@ class LogFile:
     encoding: str = "utf-8"
     strict: bool = True  # lines that the encoding cannot read are an error, not a reject: nobody named the encoding
     csv: CsvLayout = field(default_factory=CsvLayout)
+    mixed: bool = False  # lines of a CSV file end in more than one way, which DuckDB refuses
     layout: str = "newline_delimited"  # of JSON: as DuckDB's read_json names it
 
     @property
     def converted(self) -> bool:
         """Whether DuckDB can only read a copy in plain UTF-8."""
         byte_order_mark = self.encoding == "utf-8-sig" and self.kind == "json"
-        return self.encoding not in ("utf-8", "utf-8-sig") or byte_order_mark or self.compression in ("bz2", "xz")
+        other = self.encoding not in ("utf-8", "utf-8-sig") or byte_order_mark
+        return other or self.mixed or self.compression in ("bz2", "xz")
 
 
 def look_at(path: Path, encoding: str | None = None) -> LogFile:
@@ -106,15 +113,33 @@ def open_text(file: LogFile) -> io.TextIOWrapper:
 
 
 def write_utf8(file: LogFile, target: Path) -> None:
-    """A copy of a text file that DuckDB reads: not compressed, UTF-8. Raises DataError."""
+    """A copy of a text file that DuckDB reads: not compressed, UTF-8, one kind of line end. Raises DataError."""
     try:
         with open_text(file) as source, target.open("w", encoding="utf-8", newline="") as copy:
-            while piece := source.read(1 << 22):
-                copy.write(piece)
+            pieces = iter(partial(source.read, 1 << 22), "")
+            copy.writelines(_one_line_end(pieces) if file.mixed else pieces)
     except UnicodeError as error:
         raise DataError(
             f"{file.path}: cannot be read as {file.encoding} ({error}); name the right one with --encoding."
         ) from None
+
+
+def _one_line_end(pieces: Iterable[str]) -> Iterator[str]:
+    """The text with \\n for every line end outside of quotes."""
+    quoted, held = False, ""
+    for piece in pieces:
+        piece = held + piece
+        held = "\r" if piece.endswith("\r") else ""  # a \\n may follow
+        parts = piece.removesuffix("\r").split('"')
+        parts[quoted::2] = [_LINE_END.sub("\n", part) for part in parts[quoted::2]]
+        quoted ^= len(parts) % 2 == 0
+        yield '"'.join(parts)
+    yield held
+
+
+def _is_mixed(head: str) -> bool:
+    """Whether lines end in more than one way."""
+    return len(set(_LINE_END.findall("".join(head.removesuffix("\r").split('"')[::2])))) > 1
 
 
 def check_distinct(where: str, names: tuple[str, ...] | list[str]) -> None:
@@ -211,9 +236,12 @@ def _arrow_schema(path: Path) -> pa.Schema:
 
 
 def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
+    with _open_bytes(file.path, file.compression) as stream:
+        start = stream.read(16)
+    inside = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if file.compression != "none" and inside and inside != "arrow":
+        raise DataError(f"{file.path}: {inside} inside {file.compression}; unpack it once, and name what is in it.")
     if encoding is None:
-        with _open_bytes(file.path, file.compression) as stream:
-            start = stream.read(4)
         marked = next((name for mark, name in _BOMS.items() if start.startswith(mark)), "utf-8")
         file = replace(file, encoding=marked)
     else:
@@ -230,7 +258,7 @@ def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
         raise DataError(f"{file.path}: cannot be read as {file.encoding} ({error}); name another --encoding.") from None
     if file.kind == "csv":
         layout = csv_layout(str(file.path), head, whole)
-        return replace(file, csv=layout, names=layout.names)
+        return replace(file, csv=layout, names=layout.names, mixed=_is_mixed(head))
     written = _json_layout(file.path, head)
     rows = list(json_objects(str(file.path), head, written, whole))
     names = dict.fromkeys(name for row in rows for name in row)

@@ -54,11 +54,6 @@ class Frame:
         length = max((len(array) for array in arrays.values()), default=0)
         return pa.table({name: _filled(array, length) for name, array in arrays.items()})
 
-    def with_constant(self, name: str, value: str) -> Frame:
-        """The frame with one more column that holds the same text in each row."""
-        first = next(iter(self._columns.values()))
-        return Frame(self._columns | {name: lambda rows: pa.array([value] * len(first(rows)), pa.string())})
-
 
 def as_frame(frame: Any) -> Frame:
     """A pandas, polars or Arrow table, a `datasets.Dataset`, or a mapping of columns. Raises DataError."""
@@ -75,7 +70,7 @@ def as_frame(frame: Any) -> Frame:
         return Frame({name: _polars(name, frame.get_column(name)) for name in frame.columns})
     if hasattr(frame, "to_arrow"):
         return as_frame(frame.to_arrow())
-    if hasattr(frame, "iloc"):
+    if hasattr(frame, "iloc") and hasattr(frame, "columns"):  # no Series
         _check_names([str(name) for name in frame.columns])
         return Frame({str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)})
     raise DataError(f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns.")

@@ -25,6 +25,7 @@ _SAMPLE = 100_000
 _FULL = 0.99  # share of rows with a value, or with a time that can be read, that makes a column good
 _UNIQUE = 0.9  # share of distinct values beyond which a column numbers the rows; from _FEW rows on
 _FEW = 20
+_ADDED = ("behavegpt_file", "behavegpt_wrong")  # by json_files.py
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,15 @@ def _validated(name: str, settings: Mapping[str, Any]) -> EventSchema:
 def _sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> _Sample:
     with reading(logs.name, logs.files):
         con.execute(f"CREATE TABLE sample AS SELECT * FROM {open_sample(con, logs)} LIMIT {_SAMPLE}")
-        types = {row[0]: row[1] for row in con.execute("DESCRIBE sample").fetchall()}
-        counts = [f"count({_value(c, k)}), count(DISTINCT {_value(c, k)})" for c, k in types.items()]
-        rows, *found = one_row(con, f"SELECT {', '.join(['count(*)', *counts])} FROM sample")
-    filled = dict(zip(types, (count / max(1, rows) for count in found[::2]), strict=True))
-    return _Sample(con, logs, types, rows, filled, dict(zip(types, found[1::2], strict=True)))
+        described = con.execute("DESCRIBE sample").fetchall()
+        types = {row[0]: row[1] for row in described if row[0] not in _ADDED}
+        rows = one_row(con, "SELECT count(*) FROM sample")[0]
+        filled, distinct = {}, {}
+        for column, kind in types.items():  # one by one: hundreds of distinct counts at once take gigabytes
+            value = _value(column, kind)
+            count, distinct[column] = one_row(con, f"SELECT count({value}), count(DISTINCT {value}) FROM sample")
+            filled[column] = count / max(1, rows)
+    return _Sample(con, logs, types, rows, filled, distinct)
 
 
 def _value(column: str, kind: str) -> str:
@@ -160,9 +165,24 @@ def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> 
     if role in _REQUIRED:
         raise DataError(
             f"{sample.logs.name}: no column looks like the {role}; name it with --{role} COLUMN. "
-            f"Columns: {', '.join(sample.logs.columns[:30])}."
+            f"Columns: {', '.join(sample.logs.columns[:30])}.{_passed_over(sample, role)}"
         )
     return None
+
+
+def _passed_over(sample: _Sample, role: str) -> str:
+    """What to say of columns that are called like the role, but are not in every file, or are no text or number."""
+    told = ""
+    for member in sample.logs.members:
+        for name in member.names:
+            lacking = next((m.path for m in sample.logs.members if name not in m.names), None)
+            if lacking and name not in sample.logs.columns and name_rank(name, NAMES[role]) is not None:
+                return f" {name!r} is missing from {lacking}."
+    for column, kind in sample.types.items():
+        usable = is_label_type(_element(kind)) or is_time_type(_element(kind))
+        if not usable and name_rank(column, NAMES[role]) is not None:
+            told = f" {column!r} is {kind}, neither text nor number; write it as text."
+    return told
 
 
 def _guess_time(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:

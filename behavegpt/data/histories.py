@@ -11,6 +11,7 @@ from behavegpt.data.frames import Frame, as_frame
 from behavegpt.data.guess import NAMES
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
             f"Rename it to {schema.user!r}; only a list of event dicts may come without it, as one user's history."
         )
     return frame
+
+
+def encode_histories(tokenizer: EventTokenizer, events: Any) -> EncodedHistories:
+    """Histories in ids, as the predictors take them. Raises DataError when no event is usable."""
+    if isinstance(events, EncodedHistories):
+        return events
+    encoded = tokenizer.encode(as_logs(events, tokenizer.event_schema))
+    if len(encoded.users) == 0:
+        reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
+        raise DataError(f"no usable event to predict from ({reasons}).")
+    return encoded
 
 
 def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:

@@ -15,8 +15,8 @@ user's past: S classes, O own contexts in hash tables of size H, E list entries,
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import kernel
 from behavegpt.data.memory_observe import observe, take_up
 from behavegpt.data.memory_past import EXPERTS, WEIGHTS, clear, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
@@ -50,11 +50,11 @@ def read_memory(
     return filled(readings)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _replay(columns, tables, begin, low, high, folds, eras, weights, readings, past):  # type: ignore[no-untyped-def]
     place = np.full(len(tables.prior), -1, np.int32)  # of a class among the candidates
     chance = np.empty(len(EXPERTS))
-    row = 0
+    row = np.int64(0)  # as it is later: a literal would be compiled apart
     for h in range(len(begin)):
         first = begin[h]
         if h > 0 and begin[h - 1] == first and high[h - 1] <= low[h]:

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
@@ -120,11 +120,17 @@ class MemorySource:
         return memory_tensors(readings, index, self.counts.shares)
 
 
-def history_source(
-    columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts, *, leave_out: bool = False
-) -> MemorySource:
-    """The source of histories in vocabulary ids."""
-    return MemorySource(memory_columns(columns, counts.slot_minutes), offsets, counts, leave_out)
+def history_source(columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts) -> MemorySource:
+    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be known to them."""
+    return MemorySource(counted_columns(columns, counts), offsets, counts)
+
+
+def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Columns:
+    """Columns of a log in vocabulary ids as those that were counted."""
+    read = memory_columns(columns, counts.slot_minutes)
+    if counts.tables.locations[0] == 1:  # the counted log had no places
+        read = read._replace(location=np.zeros_like(read.location))
+    return read
 
 
 def memory_tensors(readings: Readings, index: np.ndarray, shares: np.ndarray) -> dict[str, torch.Tensor]:
@@ -150,7 +156,7 @@ def memory_tensors(readings: Readings, index: np.ndarray, shares: np.ndarray) ->
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest):  # type: ignore[no-untyped-def]
     experts = shares.shape[1]
     for n in range(len(index)):

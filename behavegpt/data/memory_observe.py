@@ -6,15 +6,15 @@ Shapes as in `memory_past.py`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner
 from behavegpt.data.memory_past import CLASS_ROW, DECAYS, EXPERTS, FADED, FORGET, OWN, USER, WORST
 from behavegpt.data.memory_tables import GLOBAL, find, global_keys
 
 _G, _O, _T, _J = len(GLOBAL), len(OWN), len(DECAYS), len(EXPERTS)
 
 
-@njit(nogil=True, cache=True)
+@inner
 def observe(past, tables, weights, fold, chance, t, columns):  # type: ignore[no-untyped-def]
     """Judge the experts by event t and take it up."""
     known = columns.behavior[t]
@@ -26,7 +26,7 @@ def observe(past, tables, weights, fold, chance, t, columns):  # type: ignore[no
     take_up(past, tables, t, columns)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inner
 def take_up(past, tables, t, columns):  # type: ignore[no-untyped-def]
     """Count event t and stand in the contexts that it makes."""
     known = columns.behavior[t]
@@ -40,21 +40,22 @@ def take_up(past, tables, t, columns):  # type: ignore[no-untyped-def]
     _stand(past, tables, t, columns)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _take(past, o, at, key):  # type: ignore[no-untyped-def]
+@inner
+def take(past, o, at, key):  # type: ignore[no-untyped-def]
+    """Put a key at a free place of hash table o."""
     past.key[o, at] = key
     past.total[o, at] = 0
     past.taken[o, past.taken_number[o]] = at
     past.taken_number[o] += 1
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _count(past, known, time):  # type: ignore[no-untyped-def]
     """Add a known behavior to the user's counts and to those of the contexts that waited for it."""
     number = past.number
     at = find(past.key[CLASS_ROW], known)
     if past.key[CLASS_ROW, at] == -1:
-        _take(past, CLASS_ROW, at, known)
+        take(past, CLASS_ROW, at, known)
         slot = number[1]
         past.head[CLASS_ROW, at] = slot
         past.slot_class[slot] = known
@@ -78,7 +79,7 @@ def _count(past, known, time):  # type: ignore[no-untyped-def]
             _follow(past, o, slot)
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _move_to_front(newest, slot):  # type: ignore[no-untyped-def]
     at = 0
     while newest[at] != slot:
@@ -89,12 +90,12 @@ def _move_to_front(newest, slot):  # type: ignore[no-untyped-def]
     newest[0] = slot
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _follow(past, o, slot):  # type: ignore[no-untyped-def]
     """Count a class, by its slot, behind own context o."""
     at = find(past.key[o], past.waiting[o])
     if past.key[o, at] == -1:
-        _take(past, o, at, past.waiting[o])
+        take(past, o, at, past.waiting[o])
         past.head[o, at] = -1
     past.total[o, at] += 1
     entry = past.head[o, at]
@@ -110,7 +111,7 @@ def _follow(past, o, slot):  # type: ignore[no-untyped-def]
     past.entry_count[entry] += 1
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _stand(past, tables, t, columns):  # type: ignore[no-untyped-def]
     """The contexts that the behavior after event t will follow."""
     last, before, classes = past.last[0], past.last[1], len(tables.prior)
@@ -129,7 +130,7 @@ def _stand(past, tables, t, columns):  # type: ignore[no-untyped-def]
             rows[g] = tables.row[at] if tables.key[at] != -1 else -1
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-untyped-def]
     """Probability (J,) that each expert gives one class."""
     prior = tables.prior[known]
@@ -162,7 +163,7 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
     chance[_J - 1] = smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _followed(past, o, slot):  # type: ignore[no-untyped-def]
     """How often a class, by its slot, followed the own context o that waits, and how often any did."""
     if past.waiting[o] < 0:
@@ -176,12 +177,12 @@ def _followed(past, o, slot):  # type: ignore[no-untyped-def]
     return past.entry_count[entry] if entry >= 0 else 0.0, past.total[o, at]
 
 
-@njit(nogil=True, cache=True)
+@inner
 def smoothed(count, total, weight, shorter):  # type: ignore[no-untyped-def]
     return (count + weight * shorter) / (total + weight)
 
 
-@njit(nogil=True, cache=True)
+@inner
 def events_of(counts, row, fold):  # type: ignore[no-untyped-def]
     """Events of a row without those of a fold (-1: all)."""
     every = np.float64(counts[row, counts.shape[1] - 1])

@@ -6,12 +6,13 @@ G global contexts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner
 from behavegpt.data.memory_tables import GLOBAL
 
 OWN = ("after_behavior", "after_two", "at_hour", "at_place", "at_weekday_hour")
@@ -79,7 +80,7 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
         slot_count=np.zeros(events),
         slot_recent=np.zeros((events, len(decays))),
         recent_total=np.zeros(len(decays)),
-        fading=np.exp(-np.arange(FADED)[:, None] / np.asarray(decays, np.float64)),
+        fading=_fading(tuple(decays)),
         slot_event=np.zeros(events, np.int64),
         slot_time=np.zeros(events, np.int64),
         newest=np.zeros(events, np.int32),
@@ -94,7 +95,13 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
     )
 
 
-@njit(nogil=True, cache=True)
+@functools.lru_cache
+def _fading(decays: tuple[float, ...]) -> np.ndarray:
+    """(1024, T) float64, shared by all pasts."""
+    return np.exp(-np.arange(FADED)[:, None] / np.asarray(decays, np.float64))
+
+
+@inner
 def clear(past):  # type: ignore[no-untyped-def]
     past.number[:] = 0
     past.last[:] = -1

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from behavegpt.data.memory_observe import events_of, smoothed
+from behavegpt.data.compiled import inner
+from behavegpt.data.memory_observe import events_of
 from behavegpt.data.memory_past import CLASS_ROW, DECAYS, EXPERTS, FADED, OWN, USER
 from behavegpt.data.memory_tables import GLOBAL, find
 
@@ -19,6 +19,7 @@ OWN_CANDIDATES = 48  # the most recent behaviors of the user
 GLOBAL_CANDIDATES = 5  # the most frequent ones of each global context
 
 _G, _O, _T, _J = len(GLOBAL), len(OWN), len(DECAYS), len(EXPERTS)
+_RECENT = USER + 1 + _O  # the first decayed count
 
 
 class Readings(NamedTuple):
@@ -60,49 +61,58 @@ def filled(readings: Readings) -> Readings:
     )
 
 
-@njit(nogil=True, cache=True)
+@inner
 def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-untyped-def]
     """Write what the experts say of the next behavior into row `row`; `place` (K,) is -1 and is left so."""
     begin = readings.start[row]
     classes = readings.classes[begin : begin + CANDIDATES]
     number = _candidates(past, tables, fold, place, classes)
-    followed = np.zeros((_G + _O, number), np.float32)
-    total = np.zeros(_G + _O)
-    _gather(past, tables, fold, place, followed, total)
-    _evidence(past, weights, total, readings, row)
+    followed = np.zeros((number, _G + _O), np.float32)
+    share = np.empty((2, _J), np.float32)  # of a count, and of the shorter context
+    _gather(past, tables, fold, place, followed, share[0])
+    _evidence(past, weights, share, readings, row)
     readings.start[row + 1] = begin + number
-    probability, age = readings.probability[begin : begin + number], readings.age[begin : begin + number]
+    of_count, of_shorter = share[0], share[1]
+    own = min(past.number[1], OWN_CANDIDATES)
     for d in range(number):
         known = classes[d]
         place[known] = -1
-        prior = np.float64(tables.prior[known])
-        out = probability[d]
+        slot = past.newest[d] if d < own else _slot_of(past, known)
+        prior = tables.prior[known]
+        count = followed[d]
+        out, age = readings.probability[begin + d], readings.age[begin + d]
         out[0] = prior
         for g in range(_G):
-            shorter = np.float64(out[1]) if g == 1 else prior
-            out[1 + g] = smoothed(followed[g, d], total[g], weights[1 + g], shorter)
-        at = find(past.key[CLASS_ROW], known)
-        slot = past.head[CLASS_ROW, at] if past.key[CLASS_ROW, at] != -1 else -1
-        count = past.slot_count[slot] if slot >= 0 else 0.0
-        user = smoothed(count, past.number[0], weights[USER], prior)
+            out[1 + g] = of_count[1 + g] * count[g] + of_shorter[1 + g] * prior
+        out[2] += of_shorter[2] * (out[1] - prior)
+        out[_J - 1] = of_count[_J - 1] * (past.last[0] == known) + of_shorter[_J - 1] * prior
+        user = of_shorter[USER] * prior
+        if slot >= 0:
+            user += of_count[USER] * np.float32(past.slot_count[slot])
         out[USER] = user
         for o in range(_O):
-            j = USER + 1 + o
-            out[j] = smoothed(followed[_G + o, d], total[_G + o], weights[j], user)
-        since = 0
-        age[d] = -1
+            out[USER + 1 + o] = of_count[USER + 1 + o] * count[_G + o] + of_shorter[USER + 1 + o] * user
+        for j in range(_RECENT, _RECENT + _T):
+            out[j] = of_shorter[j] * user
+        age[0] = age[1] = -1
         if slot >= 0:
             since = past.number[0] - past.slot_event[slot]
-            age[d, 0], age[d, 1] = since, past.number[3] - past.slot_time[slot]
-        for k in range(_T):
-            j = USER + 1 + _O + k
-            recent = past.slot_recent[slot, k] * past.fading[min(since, FADED - 1), k] if slot >= 0 else 0.0
-            out[j] = smoothed(recent, past.recent_total[k], weights[j], user)
-        is_last = 1.0 if past.last[0] == known else 0.0
-        out[_J - 1] = smoothed(is_last, 1.0 if past.last[0] >= 0 else 0.0, weights[_J - 1], prior)
+            age[0], age[1] = since, past.number[3] - past.slot_time[slot]
+            for k in range(_T):
+                recent = past.slot_recent[slot, k] * past.fading[min(since, FADED - 1), k]
+                out[_RECENT + k] += of_count[_RECENT + k] * np.float32(recent)
 
 
-@njit(nogil=True, cache=True)
+@inner
+def _slot_of(past, known):  # type: ignore[no-untyped-def]
+    """Where a class stands in a user's past; -1 if it never came. All of few classes are candidates already."""
+    if past.number[1] <= OWN_CANDIDATES:
+        return np.int64(-1)
+    at = find(past.key[CLASS_ROW], known)
+    return np.int64(past.head[CLASS_ROW, at]) if past.key[CLASS_ROW, at] != -1 else np.int64(-1)
+
+
+@inner
 def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-def]
     """The user's most recent classes, then the most frequent followers of each global context; returns how many.
 
@@ -127,7 +137,7 @@ def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-
     return number
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-def]
     """Entries of the followers of a row with the most events without a fold, into `best`; returns how many."""
     number, most = 0, len(best)
@@ -149,7 +159,7 @@ def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-
     return number
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def]
     """Whether a follower comes before another: by events, then by frequency, for their order may know the fold."""
     if found != most:
@@ -157,49 +167,52 @@ def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def
     return tables.prior[tables.follower[entry]] > tables.prior[tables.follower[other]]
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-untyped-def]
-    """Counts (G + O, D) of the candidates in the global and own contexts, and the contexts' events (G + O,)."""
+    """Counts (D, G + O) of the candidates in the global and own contexts; the contexts' events into total (J,)."""
+    total[:] = 0
     for g in range(_G):
         row = past.waiting_row[g]
         if row < 0:
             continue
-        total[g] = events_of(tables.total, row, fold)
+        total[1 + g] = events_of(tables.total, row, fold)
         for entry in range(tables.start[row], tables.start[row + 1]):
             at = place[tables.follower[entry]]
             if at >= 0:
-                followed[g, at] = events_of(tables.counts, entry, fold)
+                followed[at, g] = events_of(tables.counts, entry, fold)
     for o in range(_O):
         if past.waiting[o] < 0:
             continue
         context = find(past.key[o], past.waiting[o])
         if past.key[o, context] == -1:
             continue
-        total[_G + o] = past.total[o, context]
+        total[USER + 1 + o] = past.total[o, context]
         entry = past.head[o, context]
         while entry >= 0:
             at = place[past.slot_class[past.entry_slot[entry]]]
             if at >= 0:
-                followed[_G + o, at] = past.entry_count[entry]
+                followed[at, _G + o] = past.entry_count[entry]
             entry = past.entry_next[entry]
 
 
-@njit(nogil=True, cache=True)
-def _evidence(past, weights, total, readings, row):  # type: ignore[no-untyped-def]
-    """What depends on no candidate: evidence, the rest that is left, reliability, the moment."""
+@inner
+def _evidence(past, weights, share, readings, row):  # type: ignore[no-untyped-def]
+    """What depends on no candidate: evidence, the rest that is left, reliability, the moment.
+
+    `share` (2, J) holds the events of the global and own contexts, and becomes 1 / (n + w) and w / (n + w).
+    """
     evidence, rest = readings.evidence[row], readings.rest[row]
-    evidence[0] = 0
-    for i in range(_G):
-        evidence[1 + i] = total[i]
-    evidence[USER] = past.number[0]
-    for i in range(_O):
-        evidence[USER + 1 + i] = total[_G + i]
+    total, left = share[0], share[1]
+    total[USER] = past.number[0]
     for i in range(_T):
-        evidence[USER + 1 + _O + i] = past.recent_total[i]
-    evidence[_J - 1] = 1 if past.last[0] >= 0 else 0
+        total[_RECENT + i] = past.recent_total[i]
+    total[_J - 1] = 1 if past.last[0] >= 0 else 0
     for j in range(_J):
-        shorter = rest[1] if j == 2 else (rest[USER] if USER < j < _J - 1 else 1.0)
-        rest[j] = shorter * (weights[j] / (evidence[j] + weights[j]) if j > 0 else 1.0)
+        evidence[j] = total[j]
+        left[j] = weights[j] / (total[j] + weights[j]) if j > 0 else 1.0
+        total[j] = 1 / (total[j] + weights[j]) if j > 0 else 0.0
+        shorter = rest[1] if j == 2 else (rest[USER] if USER < j < _J - 1 else np.float32(1.0))
+        rest[j] = shorter * left[j]
     judged = readings.reliability[row]
     for j in range(_J):
         judged[j] = past.judged[j] / max(past.judged[_J], 1.0)

@@ -23,11 +23,6 @@ def fold_of(user: np.ndarray) -> np.ndarray:
     return user % FOLDS
 
 
-def shares_at(shares: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Shares (n, J) for histories of `known` (n,) events; `shares` (B, J)."""
-    return shares[np.searchsorted(LENGTHS, known, side="right")]
-
-
 def fit_shares(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> np.ndarray:
     """Shares (B, J) float32 that make the latest of the `used` (events,) bool events most probable.
 

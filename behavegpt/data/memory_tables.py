@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner, kernel
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import FIRST
 
@@ -82,7 +82,8 @@ def fit_tables(
 ) -> Tables:
     """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u].
 
-    `by_time`: the folds (events,) are eras, and who leaves one out leaves out the later ones too. `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
+    `by_time`: the folds (events,) are eras, and who leaves one out leaves out the later ones too.
+    `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
     """
     behavior = columns.behavior
     counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
@@ -150,14 +151,14 @@ def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table, place
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _fill(table: np.ndarray, place: np.ndarray, keys: np.ndarray) -> None:
     for i in range(len(keys)):
         at = find(table, keys[i])
         table[at], place[at] = keys[i], i
 
 
-@njit(nogil=True, cache=True)
+@inner
 def find(table, key):  # type: ignore[no-untyped-def]
     """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would be put if absent."""
     mask = len(table) - 1
@@ -168,7 +169,7 @@ def find(table, key):  # type: ignore[no-untyped-def]
     return at
 
 
-@njit(nogil=True, cache=True)
+@inner
 def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
     """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none) and last event."""
     keys[:] = -1
@@ -193,10 +194,10 @@ def keys_of_positions(
     return keys
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _keys_of_positions(keys, behavior, event, location, slot, weekday, offsets, classes, locations):  # type: ignore[no-untyped-def]
     for user in range(len(offsets) - 1):
-        last, before = -1, -1
+        last, before = np.int64(-1), np.int64(-1)
         for t in range(offsets[user], offsets[user + 1]):
             if behavior[t] >= 0:
                 last, before = behavior[t], last

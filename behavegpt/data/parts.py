@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from behavegpt.data.buckets import PIECE, smallest_dtype
 from behavegpt.data.database import hash_labels, literal, one_row
 from behavegpt.data.events import sort_events
 from behavegpt.data.plan import Plan, shrink_codes
-from behavegpt.data.spill import PIECE, smallest_dtype
 from behavegpt.user_embeddings import write_array
 
 

@@ -1,7 +1,8 @@
 """Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order, files and format.
 
-rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (spill.py) -> who is kept, where the
-splits lie -> vocabularies of the training split -> each bucket sorted and appended to the .npy columns -> os.replace.
+rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (buckets.py) -> who is kept, where
+the splits lie -> vocabularies of the training split -> each bucket sorted and appended to the .npy columns
+-> os.replace.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from behavegpt.data.plan import (
     named_rejects,
     plan_events,
 )
-from behavegpt.data.remarks import one_label, without_clock
+from behavegpt.data.remarks import early_times, one_label, without_clock
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, find_logs
 from behavegpt.data.split import parse_split
@@ -212,8 +213,8 @@ def _fit(encoded: Encoded, logs: Logs, split: str, min_count: int, max_vocabular
     encoded, clock = without_clock(encoded, logs)
     splitter = make_splitter(encoded, split)
     vocabularies = fit_vocabularies(encoded, splitter, min_count, max_vocabulary)
-    remarks = (encoded.plan.time.remark, clock, one_label(vocabularies, encoded.plan.schema))
-    return _Read(encoded, splitter, vocabularies, tuple(filter(None, remarks)))
+    told = (encoded.plan.time.remark, early_times(encoded), clock, one_label(vocabularies, encoded.plan.schema))
+    return _Read(encoded, splitter, vocabularies, tuple(filter(None, told)))
 
 
 def _write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | None) -> None:

@@ -6,7 +6,7 @@ unknown; a field that the folder lacks is constantly unknown, without taking mem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -92,12 +92,6 @@ def schema_difference(ours: EventSchema, theirs: EventSchema) -> list[str]:
 def new_labels(known: Vocabulary, found: Vocabulary) -> list[str]:
     """Labels of `found`, in its order, that `known` does not hold."""
     return found.values.filter(pc.invert(pc.is_in(found.values, value_set=known.values))).to_pylist()
-
-
-def missing_labels(known: Vocabulary, wanted: Iterable[str]) -> list[str]:
-    """Those of `wanted` that a vocabulary does not hold."""
-    held = set(known.values.to_pylist())
-    return [label for label in wanted if label not in held]
 
 
 def empty_vocabulary() -> Vocabulary:

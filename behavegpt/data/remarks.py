@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from behavegpt.data.column_names import CLOCKS, name_rank
 from behavegpt.data.encode import Encoded
 from behavegpt.data.schema import EventSchema
@@ -13,6 +15,8 @@ from behavegpt.data.time_join import PLUS, time_parts
 from behavegpt.data.times import DAY, MICROS, zone
 from behavegpt.data.vocabulary import Vocabulary
 
+_EARLY = 315_532_800  # 1980, in seconds
+_NEVER = 2**63 - 1
 _ALL, _MANY = 0.99, 0.3  # shares of events at midnight: the log tells no time of day, or not of all events
 
 
@@ -35,6 +39,20 @@ def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
     return (
         replace(encoded, plan=replace(encoded.plan, schema=one_slot)),
         f"{told}: the slot is left out (days have one slot, slot_minutes 1440); {remedy}",
+    )
+
+
+def early_times(encoded: Encoded) -> str | None:
+    """What to say when all times are before the logs of our days: numbers may count something else than seconds."""
+    first, last = _NEVER, -_NEVER
+    for times in encoded.times():
+        first, last = int(times.min(initial=first)), int(times.max(initial=last))
+        if last >= _EARLY * MICROS:
+            return None
+    begin, end = (str(np.datetime64(time // MICROS, "s")) for time in (first, last))
+    return (
+        f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers that count days, or the "
+        "time since something else than 1970, look so: write them as dates, or weekdays and slots mean nothing"
     )
 
 

@@ -93,7 +93,7 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
         frame = as_frame(hub_table([str(log) for log in logs]))
         return Logs(str(logs[0]), "table", (), frame.names, (), frame)
     files = list(dict.fromkeys(file for log in logs for file in _expand(str(log))))
-    members = tuple(look_at(file, encoding) for file in files)
+    members = _once([look_at(file, encoding) for file in files])
     formats = {member.kind: member.path for member in members}
     if len(formats) > 1:
         one, two = list(formats.values())[:2]
@@ -106,7 +106,7 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
     own = {name.lower() for member in members for name in member.names}
     told = set.intersection(*({name for name, _ in member.parts} for member in members))
     parts = tuple(name for name, _ in members[0].parts if name in told and name.lower() not in own)
-    name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    name = str(files[0]) if len(members) == 1 else f"{files[0]} and {len(members) - 1} more"
     return Logs(name, kind, members, (*names, *parts), parts)
 
 
@@ -360,13 +360,36 @@ def _expand(log: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")))
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
     else:
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
-        empty = "the glob matches no file" if glob.has_magic(log) else "no such file or folder"
-        raise DataError(f"{log}: {'the folder holds no files' if path.is_dir() else empty}; check the path.")
+        raise DataError(f"{log}: {_why_nothing(log, path)}.")
     return found
+
+
+def _why_nothing(log: str, path: Path) -> str:
+    if path.is_dir():
+        return "the folder holds no files; check the path"
+    if "://" in log:
+        return "logs are not read from addresses; download the files, or name a data set of the Hub as hf:NAME"
+    if log == "-" or path.exists():  # a pipe is read once, logs are read several times
+        return "no file on a disk, but a pipe or a device; write the log to a file and name that"
+    return f"{'the glob matches no file' if glob.has_magic(log) else 'no such file or folder'}; check the path"
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file below a log's folder is no part of the log: what editors and Spark keep in .NAME and _NAME."""
+    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.parts)
+
+
+def _once(members: list[LogFile]) -> tuple[LogFile, ...]:
+    """Files that are links to one another are one, unless their folders' names tell them apart."""
+    found: dict[tuple[object, ...], LogFile] = {}
+    for member in members:
+        status = member.path.stat()
+        found.setdefault((status.st_dev, status.st_ino, member.parts), member)
+    return tuple(found.values())
 
 
 def _by_position(steps: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from behavegpt.data.buckets import PIECE
 from behavegpt.data.database import connect, literal, quoted, reading
 from behavegpt.data.encode import Encoded, keep_users
 from behavegpt.data.labels import choose_rule
@@ -42,7 +43,6 @@ from behavegpt.data.plan import (
 )
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, open_source
-from behavegpt.data.spill import PIECE
 from behavegpt.data.survey import Survey, add_up, survey_rows
 from behavegpt.data.time_columns import time_column
 from behavegpt.data.time_join import join_times, part_columns, time_parts

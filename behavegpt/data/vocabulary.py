@@ -21,6 +21,8 @@ from behavegpt.data.labels import EXACT
 from behavegpt.errors import DataError
 
 PAD, UNKNOWN, FIRST = 0, 1, 2
+FEW = 1_000  # labels that are looked up one by one: Arrow would hash the whole vocabulary
+MANY = 1_000_000  # of a vocabulary that is hashed for good
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,16 @@ class Vocabulary:
     def encode(self, labels: Iterable[object] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Ids (N,) int64 of N labels; null and unseen labels become UNKNOWN."""
         array = labels if isinstance(labels, (pa.Array, pa.ChunkedArray)) else as_text(labels)
+        if len(array) <= FEW and len(self.values) <= MANY:
+            return np.array([self._ids.get(label, UNKNOWN) for label in array.cast(pa.string()).to_pylist()], np.int64)
         if not pa.types.is_string(array.type):
             array = array.cast(pa.string())
         found = pc.fill_null(pc.index_in(array, value_set=self.values, skip_nulls=True), UNKNOWN - FIRST)
         return np.asarray(found.to_numpy() if isinstance(found, pa.ChunkedArray) else found, dtype=np.int64) + FIRST
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {label: number for number, label in enumerate(self.values.to_pylist(), FIRST)}
 
     def decode(self, ids: np.ndarray) -> list[str | None]:
         """Labels of ids (N,); None for padding and unknown."""

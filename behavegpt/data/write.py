@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.data.buckets import ColumnWriter, smallest_dtype
 from behavegpt.data.card import CardFacts
 from behavegpt.data.digest import UsersDigest, content_hash
 from behavegpt.data.encode import Encoded, Splitter
 from behavegpt.data.events import count_ties, sort_events
 from behavegpt.data.plan import named_rejects
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.spill import ColumnWriter, smallest_dtype
 from behavegpt.data.store import FORMAT, Manifest
 from behavegpt.data.times import MICROS, calendar
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary

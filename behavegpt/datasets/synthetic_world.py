@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from behavegpt.errors import DataError
 
 SHARES = 1 << 14  # all probabilities are whole multiples of 1 / SHARES, so that drawing is one look-up and exact
-HOME, WORK, OUT = 0, 1, 2
+OUT = 2  # kind of a place; 0 is home, 1 is work
 KINDS, HOURS = 3, 168
 HABITS = (0.45, 0.30, 0.25)  # transition, preference, routine
 BURST_SHARE, BURST_HOURS, PAUSE_HOURS = 0.75, 0.05, 4.5  # gaps on the user's clock

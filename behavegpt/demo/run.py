@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from behavegpt.compare import compare, metrics_table
 from behavegpt.config import read_settings
 from behavegpt.console import say, stage, table
 from behavegpt.data.prepare import prepare
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError
+from behavegpt.evaluation import compare, metrics_table
 from behavegpt.io import lock
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain

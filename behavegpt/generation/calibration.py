@@ -21,6 +21,7 @@ from behavegpt.data.loader import columns_of, row_length_for
 from behavegpt.data.pack import GAP_BUCKETS, collate, evaluation_windows, pack_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.training.evaluate import to_device
 
 WEIGHT = 5.0  # events
 WINDOWS = 1000  # of training that are looked at
@@ -53,13 +54,11 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
     expected = torch.zeros_like(happened)
     for at in range(0, plan.rows, ROWS):
         rows = np.arange(at, min(at + ROWS, plan.rows))
-        batch = collate(columns_of(store), plan, rows, row, config.columns, ("gap",))
-        followed = batch.next_fields["gap"].to(device)
+        batch = to_device(collate(columns_of(store), plan, rows, row, config.columns, ("gap",)), device)
+        followed = batch.next_fields["gap"]
         known = followed >= 0
-        inputs = {name: ids.to(device) for name, ids in batch.inputs.items()}
-        places = {"document": batch.document.to(device), "position": batch.position.to(device)}
-        out = model(**inputs, **places, select=known, heads=["gap"])
-        slot = inputs["slot_ids"][known]
-        expected.index_add_(0, slot, out.next_logits["gap"].float().softmax(-1))
+        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state[known]
+        slot = batch.inputs["slot_ids"][known]
+        expected.index_add_(0, slot, model.next_heads["gap"](state).float().softmax(-1))
         happened.index_put_((slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True)
     return log_odds(happened, expected).cpu()

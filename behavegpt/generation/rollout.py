@@ -77,7 +77,8 @@ def roll_out(
     for first in range(0, len(user), size):
         rows = user[first : first + size], sample[first : first + size]
         schema = tokenizer.event_schema
-        state = RowState.start(model.config, schema, encoded, rows, settings, policies.needs_own_past)
+        own_past = policies.needs_own_past
+        state = RowState.start(model.config, schema, encoded, rows, settings, own_past, model.counts)
         reader = IncrementalModel(model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds)
         for part in Rollout(reader, state, policies, links, settings).steps():
             interrupt()

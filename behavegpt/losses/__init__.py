@@ -11,8 +11,7 @@ from pydantic import Field
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.losses import by_frequency, dro, long_tail, sampled
-from behavegpt.losses.contract import Loss
-from behavegpt.losses.cross_entropy import CrossEntropy
+from behavegpt.losses.base import CrossEntropy, Loss
 
 __all__ = ["Loss", "LossSettings", "build_loss"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from behavegpt.losses.contract import Loss
+from behavegpt.losses.base import Loss
 
 
 class TanhFrequency(Loss):

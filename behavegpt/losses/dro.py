@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from behavegpt.losses.contract import Loss
+from behavegpt.losses.base import Loss
 
 _ROUNDING = 1e-12  # mass that float64 sums over classes may lose; a class short of less is full
 _MOST_EVENTS = 20  # events of a class in one step beyond which its average follows no faster

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from behavegpt.losses.contract import Loss
+from behavegpt.losses.base import Loss
 
 
 def class_balanced_weight(counts: torch.Tensor, beta: float) -> torch.Tensor:

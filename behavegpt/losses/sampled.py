@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from behavegpt.batch import IGNORED
-from behavegpt.losses.contract import Loss
+from behavegpt.losses.base import Loss
 
 
 class _Sampled(Loss):

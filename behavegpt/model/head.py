@@ -170,7 +170,7 @@ class MemoryHead(nn.Module):
         super().__init__()
         experts = len(config.memory_experts or ()) + 1  # and their mixture
         state = config.hidden_size if config.num_hidden_layers else 0
-        self.mixer = Mixer(experts, self.HIDDEN, self.SUMMARY, state)
+        self.mixer = Mixer(experts, self.HIDDEN, self.SUMMARY, state, min(Mixer.DROPOUT, config.dropout))
         self.log_prior: torch.Tensor
         self.register_buffer("log_prior", torch.full((config.num_behaviors,), -math.log(config.num_behaviors)))
 

@@ -42,11 +42,19 @@ class Mixer(nn.Module):
     """
 
     MOMENT = 8  # context features beside evidence and reliability
+    DROPOUT = 0.1
 
-    def __init__(self, experts: int, hidden_size: int = 64, summary_size: int = 16, state_size: int = 0) -> None:
+    def __init__(
+        self,
+        experts: int,
+        hidden_size: int = 64,
+        summary_size: int = 16,
+        state_size: int = 0,
+        dropout: float = DROPOUT,
+    ) -> None:
         """`state_size` > 0: a network is one more expert, and its hidden states steer the gates."""
         super().__init__()
-        self.shape = (experts, hidden_size, summary_size, state_size)
+        self.shape = (experts, hidden_size, summary_size, state_size, dropout)
         context = 2 * experts - 1 + self.MOMENT
         self.weight = nn.Parameter(torch.eye(experts)[-1].clone())
         self.context = nn.Linear(context, hidden_size)
@@ -55,7 +63,7 @@ class Mixer(nn.Module):
         self.candidate = nn.Linear(experts + 3, hidden_size)
         self.from_summary = nn.Linear(summary_size, hidden_size, bias=False)
         self.score = nn.Linear(hidden_size, 1)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(dropout)
         self.network = Network(state_size, hidden_size) if state_size else None
         with torch.no_grad():
             self.gate.weight *= 0.1
@@ -76,10 +84,7 @@ class Mixer(nn.Module):
 
         Returns logits (N, K) float32.
         """
-        context = self.context(context_features(memory, len(log_prior)))
-        if self.network is not None:
-            context = context + self.network.state(state)
-        context = self.dropout(F.gelu(context, approximate="tanh"))
+        context = self.dropout(self.situation(memory, len(log_prior), state))
         gate = self.weight + self.gate(context)  # (N, J)
         summary = self.from_summary(self.summary(context))  # (N, H)
         log_rest = torch.log(memory.rest + FLOOR)
@@ -97,6 +102,13 @@ class Mixer(nn.Module):
         seen = (gate[memory.owner] * log_chance).sum(1) + self._judge(log_chance, memory.age, of_candidate)
         base = gate.sum(1)[memory.owner] * log_prior[memory.classes] + unseen[memory.owner]
         return (others + unseen[:, None]).index_put((memory.owner, memory.classes), seen - base, accumulate=True)
+
+    def situation(self, memory: Memory, classes: int, state: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden units (N, H) that decide which experts are believed; they know no label."""
+        context: torch.Tensor = self.context(context_features(memory, classes))
+        if self.network is not None:
+            context = context + self.network.state(state)
+        return F.gelu(context, approximate="tanh")
 
     def _judge(self, log_chance: torch.Tensor, age: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
         """phi: (n, J), (n, 2) and (n, H) -> (n,)."""

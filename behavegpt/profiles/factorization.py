@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.events import PRODUCT, EventName, columns, register
@@ -39,7 +40,6 @@ from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import (
     TrainingSettings,
-    choose_device,
     embed_rows,
     load_network,
     save_network,

@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
@@ -38,7 +39,6 @@ from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.softmax import cross_entropy_sum
 from behavegpt.profiles.training import (
     TrainingSettings,
-    choose_device,
     embed_rows,
     load_network,
     save_network,

@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
@@ -33,7 +34,6 @@ from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.sequences import SequenceStore
 from behavegpt.profiles.training import (
     TrainingSettings,
-    choose_device,
     embed_rows,
     load_network,
     save_network,

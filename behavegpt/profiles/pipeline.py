@@ -51,9 +51,7 @@ from behavegpt.io import check_output, lock, scratch, workspace, write_json, wri
 from behavegpt.paths import PathText, local_path
 from behavegpt.profiles import (
     behavegpt_member,
-    contrastive,
     factorization,
-    future,
     gru_autoencoder,
     handcrafted,
     ials,
@@ -71,6 +69,8 @@ from behavegpt.profiles.ensemble import (
     write_ensemble,
 )
 from behavegpt.profiles.events import DataSettings, open_events
+from behavegpt.profiles.future import contrastive
+from behavegpt.profiles.future import member as future
 from behavegpt.profiles.members import Context, Kind, MemberSettings, Step
 from behavegpt.user_embeddings import UserEmbeddings
 

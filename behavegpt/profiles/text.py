@@ -29,6 +29,7 @@ from torch import Tensor
 
 from behavegpt import __version__
 from behavegpt.console import progress
+from behavegpt.devices import choose_device
 from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
 from behavegpt.io import write_json
 from behavegpt.profiles.cache import digest
@@ -36,7 +37,6 @@ from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, wri
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.features import spans
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.profiles.training import choose_device
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what makes up a model; weights as pickles are never opened

@@ -50,18 +50,6 @@ class TrainingSettings(Settings):
     patience: int = Field(3, ge=1, description="epochs without a better loss after which it stops")
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU. Raises ConfigError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} cannot be used ({str(error).splitlines()[0]}); try device=auto.") from None
-    return device
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's random numbers from `seed` on; those of everybody else go on afterwards as if nothing had been drawn."""

@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
+from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
 from behavegpt.losses import build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.pretrain import PretrainSettings, model_config, training_batches
+from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.scaling.ladder import Task, memory
 from behavegpt.scaling.settings import Job, SweepSettings, list_jobs, run_settings
+from behavegpt.training.evaluate import to_device
 from behavegpt.training.optimizer import build_optimizer
+from behavegpt.training.setup import training_batches
 
 TRIAL_EVENTS = 256  # of a measured step on a CPU
 LARGEST_TRIAL = 1e11  # operations of one; the speed of larger models follows from that of the largest measured one
@@ -98,19 +101,22 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
     optimizer = build_optimizer(model, train.lr, train.weight_decay, train.betas, fused=True)
-    batches = training_batches(store, config, train)
+    model.counts = count_store(store) if config.memory else None
+    batches = training_batches(store, config, train, model.counts)
     events, began = 0.0, 0.0
     for step in range(1, 100):
         if step == 2:
             events, began = 0.0, time.perf_counter()
         for batch in batches.micro_batches(step):
+            moved = to_device(batch, device)
             output = model(
-                **{name: ids.to(device) for name, ids in batch.inputs.items()},
-                document=batch.document.to(device),
-                position=batch.position.to(device),
-                labels=batch.target.to(device),
+                **moved.inputs,
+                document=moved.document,
+                position=moved.position,
+                labels=moved.target,
                 criterion=criterion,
-                next_fields={name: ids.to(device) for name, ids in batch.next_fields.items()},
+                next_fields=moved.next_fields,
+                memory=moved.memory,
             )
             (output.loss + output.side_loss).backward()
             optimizer.step()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from behavegpt.grid import Row
-from behavegpt.plots import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, _figure
+from behavegpt.plots import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, figure
 from behavegpt.scaling.fit import PAPER, Fit
 from behavegpt.scaling.law import Law, Runs, fit_factors, log_residuals
 
@@ -50,7 +50,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
     """Loss against operations with the fitted frontier (left); the optimal ratio of events to parameters (right)."""
     low, high = fit.range["flops"]
     flops = np.geomspace(low, high * 10, POINTS)
-    with _figure(out, (11, 4.2), columns=2) as (_, (left, right)):
+    with figure(out, (11, 4.2), columns=2) as (_, (left, right)):
         for _, marker, color, same in _series(rows, "params"):
             spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
             left.plot(spent, [row["loss"] for row in same], marker=marker, color=color, markersize=4, linewidth=1)
@@ -81,7 +81,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
 
 def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
     """Observed over expected loss, by events (left) and parameters (right): a pattern means the law does not hold."""
-    with _figure(out, (10, 3.8), columns=2) as (_, panels):
+    with figure(out, (10, 3.8), columns=2) as (_, panels):
         for axes, by, other in zip(panels, ("events", "params"), ("params", "events"), strict=True):
             for _, marker, color, same in _series(rows, other):
                 off = 100 * np.expm1(log_residuals(_runs(same), fit.law))
@@ -97,7 +97,7 @@ def _loss_by(
     rows: Sequence[Row], fit: Fit, out: Path, floor: float | None, by: str, other: str, label: str, title: str
 ) -> Path:
     papers = _papers(rows)
-    with _figure(out, (8.6, 4.6)) as (_, (axes,)):
+    with figure(out, (8.6, 4.6)) as (_, (axes,)):
         for name, marker, color, same in _series(rows, other):
             x, fixed = np.array([row[by] for row in same]), float(np.mean([row[other] for row in same]))
             y = [row["loss"] for row in same]

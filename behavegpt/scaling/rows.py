@@ -28,9 +28,9 @@ def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
             raise DataError(f"{path}: no such file; give the rows.jsonl of a sweep.")
         for number, row in enumerate(read_rows(path), 1):
             if row.get("status", "done") == "done":
-                rows.append({**row, "params": _figure(path, number, row, COUNTS[count])})
+                rows.append({**row, "params": figure(path, number, row, COUNTS[count])})
                 for name in ("events", "loss"):
-                    _figure(path, number, row, name)
+                    figure(path, number, row, name)
     return best_rates(rows)
 
 
@@ -48,7 +48,7 @@ def best_rates(rows: Sequence[Row]) -> list[Row]:
     return list(best.values())
 
 
-def _figure(path: Path, number: int, row: Row, name: str) -> float:
+def figure(path: Path, number: int, row: Row, name: str) -> float:
     value = row.get(name)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
         raise DataError(

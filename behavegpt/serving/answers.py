@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from behavegpt.config import closest
 from behavegpt.data.labels import TEXT
+from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.time_join import time_parts
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
@@ -23,7 +24,6 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import EmbedRequest, GenerateRequest, History, PredictRequest, Request
-from behavegpt.serving.rows import read_rows
 
 Answer = dict[str, Any]
 Interrupt = Callable[[], None]

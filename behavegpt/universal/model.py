@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from behavegpt.checksums import Damage, is_sealed, seal, verify
 from behavegpt.data.memory_past import EXPERTS
+from behavegpt.data.memory_tables import Tables
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.io import scratch, write_json
-from behavegpt.model.mixer import Mixer
+from behavegpt.model.mixer import Memory, Mixer
 from behavegpt.universal.reader import MemoryReader
 
 FORMAT = 1
@@ -34,27 +35,44 @@ class UniversalModel:
     """The mixer; it has no vocabulary, and the tables come with the reader of a log."""
 
     mixer: Mixer
+    record: dict[str, Any] = field(default_factory=dict)  # how it was trained
 
     @torch.no_grad()
     def score(self, reader: MemoryReader, positions: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield (positions (N,), logits (N, K)) of what follows; `positions` are flat indices, ascending."""
-        log_prior = torch.log(torch.from_numpy(reader.tables.prior))
         for batch in reader.batches(positions):
-            yield batch.position, self.mixer(batch.memory, log_prior)
+            yield batch.position, self.logits(batch.memory, reader.tables)
+
+    @torch.no_grad()
+    def logits(self, memory: Memory, tables: Tables) -> torch.Tensor:
+        """Logits (N, K) of what follows N positions."""
+        logits: torch.Tensor = self.mixer(memory, torch.log(torch.from_numpy(tables.prior)))
+        return logits
+
+    @torch.no_grad()
+    def vectors(self, memory: Memory, tables: Tables, part: str) -> torch.Tensor:
+        """Vectors (N, D): `last`, the mixer's hidden units, or `behaviors`, log-probabilities of what follows."""
+        if part == "last":
+            return self.mixer.situation(memory, len(tables.prior))
+        return self.logits(memory, tables).log_softmax(1)
 
 
-def save_universal(model: UniversalModel, folder: Path, record: dict[str, Any]) -> None:
-    """Write weights and description; `record` says how they were trained. Replaces a universal model, nothing else.
+def save_universal(model: UniversalModel, folder: Path) -> None:
+    """Write weights and description. Replaces a universal model, nothing else.
 
     Raises ConfigError for a folder of something else.
     """
     refuse_used(folder)
-    weights = {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()}
-    shape = {"hidden_size": model.mixer.gate.in_features, "summary_size": model.mixer.summary.out_features}
     with scratch(folder) as temporary:
-        save_file(weights, temporary / WEIGHTS)
-        write_json(temporary / DESCRIPTION, {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | record)
+        write_universal(model, temporary)
         seal(temporary)
+
+
+def write_universal(model: UniversalModel, folder: Path) -> None:
+    """Write weights and description into a folder that is sealed afterwards."""
+    shape = {"hidden_size": model.mixer.gate.in_features, "summary_size": model.mixer.summary.out_features}
+    save_file({name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()}, folder / WEIGHTS)
+    write_json(folder / DESCRIPTION, {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | model.record)
 
 
 def refuse_used(folder: Path) -> None:
@@ -78,4 +96,5 @@ def load_universal(folder: Path = SHIPPED) -> UniversalModel:
         mixer.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no universal model ({error}).") from None
-    return UniversalModel(mixer.eval())
+    record = {name: value for name, value in described.items() if name not in ("format", "experts", "shape")}
+    return UniversalModel(mixer.eval(), record)

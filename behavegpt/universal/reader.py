@@ -5,7 +5,7 @@ Shapes: N positions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +14,10 @@ import torch
 
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_counts import memory_tensors
+from behavegpt.data.memory_past import Past
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import fit_shares, fold_of
+from behavegpt.data.memory_state import read_pasts
 from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
@@ -71,6 +73,14 @@ class MemoryReader:
             asked = np.flatnonzero(np.isin(position, positions))
             for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
                 yield MemoryBatch(take(readings, piece, self.shares), position[piece])
+
+    def batches_of_pasts(self, pasts: Sequence[Past]) -> Iterator[MemoryBatch]:
+        """Batches of pasts that stand for histories; `position` is the index among them."""
+        most = max(1, min(POSITIONS, CELLS // self.classes))
+        for begin in range(0, len(pasts), most):
+            part = pasts[begin : begin + most]
+            index = np.arange(len(part))
+            yield MemoryBatch(take(read_pasts(part, self.tables), index, self.shares), begin + index)
 
 
 def make_reader(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> MemoryReader:

@@ -81,7 +81,7 @@ def pretrain_universal(settings: UniversalSettings) -> Path:
     torch.manual_seed(settings.seed)
     mixer = Mixer(len(EXPERTS) + 1, hidden_size=settings.hidden_size)
     fit_mixer(mixer, views, settings, rng)
-    save_universal(UniversalModel(mixer), out, {"settings": settings.model_dump(mode="json")})
+    save_universal(UniversalModel(mixer, {"settings": settings.model_dump(mode="json")}), out)
     return out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.baselines.diffuseq import (
+from behavegpt.baselines.approximate.diffuseq import (
     Denoiser,
     DiffuSeqSettings,
     diffuseq,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from behavegpt.baselines import mecos
-from behavegpt.baselines.mecos import MatchingHead, MecosSettings, meta_train
+from behavegpt.baselines.approximate import mecos
+from behavegpt.baselines.approximate.mecos import MatchingHead, MecosSettings, meta_train
 from behavegpt.errors import DataError
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.baselines.generators import blocks, known, last_classes
-from behavegpt.baselines.seqgan import (
+from behavegpt.baselines.approximate.seqgan import (
     Discriminator,
     Policy,
     SeqGANSettings,
@@ -18,6 +17,7 @@ from behavegpt.baselines.seqgan import (
     rewards,
     seqgan,
 )
+from behavegpt.baselines.generators import blocks, known, last_classes
 from tests.baselines.test_generators import setting
 from tests.helpers import random_store
 

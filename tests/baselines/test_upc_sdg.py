@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.baselines.generators import GENERATORS, known
-from behavegpt.baselines.upc_sdg import (
+from behavegpt.baselines.approximate.upc_sdg import (
     Perturber,
     UPCSettings,
     count_table,
@@ -20,6 +19,7 @@ from behavegpt.baselines.upc_sdg import (
     upc_sdg,
     user_vectors,
 )
+from behavegpt.baselines.generators import GENERATORS, known
 from tests.baselines.test_generators import setting
 from tests.baselines.test_seqgan import check_seeds_and_leaks
 

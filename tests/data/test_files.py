@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from behavegpt.data.events import read_events
+from behavegpt.data.files import _one_line_end
 from behavegpt.data.guess import guess_schema
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
@@ -74,6 +75,9 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "bom.csv": lambda d: (d / "bom.csv").write_text(CSV, encoding="utf-8-sig"),
     "gz in name only.csv.gz": lambda d: (d / "gz in name only.csv.gz").write_text(CSV),
     "gz inside.csv": lambda d: (d / "gz inside.csv").write_bytes(gzip.compress(CSV.encode())),
+    "utf32.csv": lambda d: (d / "utf32.csv").write_text(CSV, encoding="utf-32"),
+    "lines end in two ways.csv": lambda d: (d / "lines end in two ways.csv").write_bytes(CSV.replace("\n", "\r\n", 2).encode()),
+    "first CR.csv": lambda d: (d / "first CR.csv").write_bytes(CSV.replace("\n", "\r", 1).encode()),
     "a.csv.zst": lambda d: (d / "a.csv.zst").write_bytes(zstd(CSV.encode())),
     "a.csv.bz2": lambda d: (d / "a.csv.bz2").write_bytes(bz2.compress(CSV.encode())),
     "a.csv.xz": lambda d: (d / "a.csv.xz").write_bytes(lzma.compress(CSV.encode())),
@@ -231,6 +235,8 @@ def test_odd_headers_are_headers(text: str, tmp_path: Path) -> None:
     ("name", "data", "message"),
     [("a.xlsx", b"PK\x03\x04 sheet", "zip archive or an Excel"), ("a.csv", b"PK\x03\x04 sheet", "zip archive or an Excel"),
      ("a.feather", b"FEA1" + bytes(20), "Feather file of version 1"), ("a.db", b"SQLite format 3\0" + bytes(9), "SQLite"),
+     ("a.csv.gz", gzip.compress(gzip.compress(b"user,time")), "gzip inside gzip"),
+     ("a.csv.gz", gzip.compress(b"PAR1 and so on"), "parquet inside gzip"),
      ("a.orc", b"ORC" + bytes(9), "ORC"), ("a.avro", b"Obj\x01" + bytes(9), "Avro"),
      ("a.feather", b"hello", "cannot be read"), ("a.arrow", b"ARROW1\0\0" + bytes(9), "cannot be read")],
 )  # fmt: skip
@@ -238,6 +244,23 @@ def test_files_of_another_kind_say_what_to_do(name: str, data: bytes, message: s
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         read_events(tmp_path / name, SCHEMA)
+
+
+def test_line_ends_inside_quotes_stay_as_they_are(tmp_path: Path) -> None:
+    """Also where they are cut by the pieces that are copied."""
+    text = 'user,time,event\r\na,2024-01-01,"x\r\ny"\nb,2024-01-01,"say ""\r\n"" z"\r\n'
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    assert read_events(tmp_path / "a.csv", SCHEMA).table["event"].to_pylist() == ["x\r\ny", 'say "\r\n" z']
+    for size in range(1, 9):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        assert "".join(_one_line_end(pieces)) == text.replace("event\r\n", "event\n").replace('z"\r\n', 'z"\n')
+
+
+def test_line_ends_that_change_late_are_told(tmp_path: Path) -> None:
+    rows = "".join(f"u{i % 9},2024-01-01 00:00:{i % 60:02d},x\n" for i in range(60_000))
+    (tmp_path / "a.csv").write_bytes(f"user,time,event\n{rows}u,2024-01-01,x\r\n".encode())
+    with pytest.raises(DataError, match="lines end in different ways"):
+        read_events(tmp_path / "a.csv", SCHEMA)
 
 
 def test_nan_in_json_is_null(tmp_path: Path) -> None:

@@ -291,6 +291,23 @@ def test_one_label_needs_no_model(tmp_path: Path, role: str) -> None:
     assert "a constant predictor is enough" in (store.path / "data_card.md").read_text()
 
 
+def test_numbers_that_would_be_times_of_1970_are_told() -> None:
+    """Day numbers, as of Matlab and of astronomers, look like seconds."""
+    schema = EventSchema(user="user", time="time", event="event")
+    for day, told in ((739_312, True), (2_460_370, True), (1_709_251_200, False)):
+        columns = {"user": USERS, "time": [day + i * 0.25 for i in range(ROWS)], "event": pick("a", "b")}
+        assert any("are before 1980: 1970-01-" in r for r in preview(columns, schema).remarks) == told
+
+
+def test_a_wide_log_is_looked_at_column_by_column(tmp_path: Path) -> None:
+    """Hundreds of counts of distinct values at once take gigabytes."""
+    columns = {"user_id": USERS, "time": SECONDS, "event": pick("a", "b")} | {f"x{i}": USERS for i in range(400)}
+    pd.DataFrame(columns).head(50).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    schema, guesses = guess_schema(tmp_path / "a.jsonl", {})
+    assert (schema.user, schema.time, schema.event) == ("user_id", "time", "event")
+    assert [guess.column for guess in guesses] == list(columns)
+
+
 MANY = [f"{i}" for i in range(40)]
 CHOICES: dict[str, tuple[dict[str, list[Any]], dict[str, str]]] = {
     "an empty user_id": (

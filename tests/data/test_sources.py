@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,42 @@ def test_files_globs_folders_and_lists(tmp_path: Path) -> None:
     assert texts(str(tmp_path / "*.csv")) == everything
     assert texts(sorted(tmp_path.iterdir())) == everything
     assert texts([*sorted(tmp_path.iterdir()), tmp_path]) == everything  # a file named twice counts once
+
+
+def test_what_is_no_part_of_a_log_is_passed_over(tmp_path: Path) -> None:
+    """What Spark, editors and Delta keep in folders beside the data, and links to a file that is there already."""
+    whole = write(tmp_path / "in", "csv")
+    for name in (".ipynb_checkpoints", "_temporary/0", "_delta_log"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.csv").write_bytes(whole.read_bytes())
+    (tmp_path / "in" / "link.csv").symlink_to(whole.name)
+    (tmp_path / "in" / "hard.csv").hardlink_to(whole)
+    assert [str(path) for path in find_logs(tmp_path / "in").files] == [str(tmp_path / "in" / "hard.csv")]
+    assert [path.name for path in find_logs([whole, tmp_path / "in" / "link.csv"]).files] == [whole.name]
+    for place in ("_kind=a", "_kind=b"):  # one content of two meanings
+        (tmp_path / "parts" / place).mkdir(parents=True)
+        (tmp_path / "parts" / place / "x.csv").hardlink_to(whole)
+    assert len(find_logs(tmp_path / "parts").files) == 2
+
+
+def test_what_is_no_file_says_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for log in (tmp_path / "pipe.csv", "/dev/null", "-"):
+        with pytest.raises(DataError, match="a pipe or a device; write the log to a file"):
+            find_logs(log)
+    for log in ("s3://bucket/a.csv", "https://example.org/a.csv"):
+        with pytest.raises(DataError, match="not read from addresses; download"):
+            find_logs(log)
+
+
+def test_the_guess_says_which_file_lacks_a_column_and_what_cannot_be_a_label(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"user_id": ["a"], "time": ["2024-01-01"], "event": [b"x"]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="'event' is BLOB, neither text nor number"):
+        guess_schema(tmp_path / "a.parquet", {})
+    rows.drop(columns="user_id").to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"'user_id' is missing from .*b\.parquet"):
+        guess_schema(tmp_path, {})
 
 
 def test_files_may_differ_in_the_order_of_columns(tmp_path: Path) -> None:

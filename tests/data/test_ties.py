@@ -17,10 +17,10 @@ from behavegpt.cli import main
 from behavegpt.data.events import read_events
 from behavegpt.data.pack import target_rows
 from behavegpt.data.prepare import prepare
+from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TEST, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
-from behavegpt.serving.rows import read_rows
 
 ITEMS, TIED = 60, 6
 SCHEMA = EventSchema(user="user", time="time", event="item")

@@ -29,7 +29,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
-from behavegpt.export import ExportSettings, export
+from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.generation.constraints import count_links
 from behavegpt.pretrain import PretrainSettings, pretrain

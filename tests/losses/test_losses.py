@@ -13,7 +13,7 @@ from behavegpt.batch import IGNORED
 from behavegpt.config import read_settings
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.losses import Loss, LossSettings, build_loss
-from behavegpt.losses.contract import cross_entropy
+from behavegpt.losses.base import cross_entropy
 
 CLASSES = 13
 COUNTS = torch.tensor([4000, 2500, 900, 400, 300, 120, 60, 30, 12, 5, 2, 1, 0])

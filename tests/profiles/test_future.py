@@ -13,17 +13,18 @@ import torch
 from torch.nn import functional as F
 
 from behavegpt.errors import DataError
-from behavegpt.profiles import contrastive, future
-from behavegpt.profiles.contrastive import Contrast, ContrastiveSettings, coming, info_nce
 from behavegpt.profiles.events import EVENTS
-from behavegpt.profiles.future import FutureSettings, targets
+from behavegpt.profiles.future import contrastive
+from behavegpt.profiles.future import member as future
+from behavegpt.profiles.future.contrastive import Contrast, ContrastiveSettings, coming, info_nce
+from behavegpt.profiles.future.member import FutureSettings, targets
+from behavegpt.profiles.future.tower import Tower
+from behavegpt.profiles.future.windows import AGES, DAY, RECENT, CutSettings, counts, cut_histories, end_of, past, whole
 from behavegpt.profiles.histories import Shape
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.probe import auroc
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.tower import Tower
 from behavegpt.profiles.training import TrainingSettings
-from behavegpt.profiles.windows import AGES, DAY, RECENT, CutSettings, counts, cut_histories, end_of, past, whole
 from tests.profiles.makers import FIRST_DAY, read_events
 
 COMMON = {

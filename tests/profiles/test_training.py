@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.devices import choose_device
 from behavegpt.errors import ConfigError
 from behavegpt.profiles import softmax
 from behavegpt.profiles.training import (
     TrainingSettings,
-    choose_device,
     embed_rows,
     epoch_batches,
     load_network,
@@ -148,7 +148,7 @@ def test_mistakes_are_named() -> None:
 
     with pytest.raises(ConfigError, match="member: the loss became nan by step 1; lower"):
         train(network, broken, np.arange(20), settings(), 0, "member")
-    with pytest.raises(ConfigError, match="device=nonsense cannot be used"):
+    with pytest.raises(ConfigError, match="device 'nonsense' cannot be used"):
         choose_device("nonsense")
 
 

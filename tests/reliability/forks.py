@@ -83,10 +83,10 @@ def serve() -> None:
     import transformers.modeling_utils  # noqa: F401
 
     import behavegpt.challenge.evaluate
-    import behavegpt.compare
-    import behavegpt.export
+    import behavegpt.embeddings.export
+    import behavegpt.evaluation
+    import behavegpt.export_model
     import behavegpt.finetune
-    import behavegpt.portable
     import behavegpt.profiles.pipeline
     import behavegpt.scaling.fit
     import behavegpt.scaling.plots

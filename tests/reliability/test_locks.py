@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from behavegpt import assemble
 from behavegpt.cli import main
+from behavegpt.embeddings import assemble
 from behavegpt.errors import DataError
 from behavegpt.io import lock
 from tests.reliability.makers import contents

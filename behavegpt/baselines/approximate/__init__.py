@@ -1,0 +1,1 @@
+"""Baselines written from an abstract or from formulas alone, without the authors' code; each says what is ours."""

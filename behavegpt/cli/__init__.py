@@ -1,0 +1,158 @@
+"""`behavegpt COMMAND ...`: a table of commands. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done, 2 a mistake the user can mend or a disk that fails (one paragraph on standard error), 1 our bug or a
+failed check, 130 stopped by Ctrl-C, 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from behavegpt.cli import benchmark, challenge, data, predict, profile, scale, serve, tools, train
+from behavegpt.cli.command import Arguments, Command, Group, Parser
+from behavegpt.errors import BehaveGPTError, environment_fault
+
+COMMANDS: dict[str, Command | Group] = {
+    "demo": tools.COMMANDS["demo"],
+    **data.COMMANDS,
+    **train.COMMANDS,
+    **predict.COMMANDS,
+    **serve.COMMANDS,
+    "challenge": challenge.CHALLENGE,
+    **profile.COMMANDS,
+    "scale": scale.SCALE,
+    **benchmark.COMMANDS,
+    **tools.COMMANDS,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    arguments = _parse(argv)
+    warnings.formatwarning = _one_line
+    with _stop_signals() as received:
+        try:
+            _check_outputs(arguments)
+            result = arguments.carry_out(arguments)
+        except BrokenPipeError:
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
+            return _failed(arguments, error, received)
+    if arguments.json and result is not None:
+        print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+    return 1 if isinstance(result, dict) and result.get("ok") is False else 0
+
+
+def _one_line(message: Warning | str, category: type[Warning], *where: Any, **_: Any) -> str:
+    """Our warnings are for the user; the place in the code helps with those of libraries."""
+    if category is UserWarning and "behavegpt" in str(where[0]):
+        return f"warning: {message}\n"
+    return f"{where[0]}:{where[1]}: {category.__name__}: {message}\n"
+
+
+def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> int:
+    """Tell why a command ended; returns the exit code. Raises the error if it is our bug, or with --debug."""
+    if received or isinstance(error, KeyboardInterrupt):  # DuckDB makes an error of its own of a signal
+        number = received[0] if received else signal.SIGINT
+        print(f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr)
+        return 128 + number
+    told = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
+    if arguments.debug or told is None:
+        raise error
+    print(f"{arguments.command}: {told}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Makes SIGTERM end a command as Ctrl-C does: what it has begun is cleared away. Yields the signals received."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # handlers can only be set in the main thread
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_outputs(arguments: Arguments) -> None:
+    """Refuse an output that could not be written before anything is read or computed."""
+    from behavegpt.io import check_output
+
+    for name, output in arguments.outputs.items():
+        path = getattr(arguments, name)
+        if path is not None:
+            check_output(path, output.kind, output.endings)
+
+
+def _parse(argv: Sequence[str] | None) -> Arguments:
+    """The arguments; overrides may also stand behind options (`train CONFIG --resume train.lr=1e-4`)."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(_with_default(list(sys.argv[1:] if argv is None else argv)))
+    if "overrides" in arguments:
+        late = [item for item in rest if "=" in item and not item.startswith("-")]
+        arguments.overrides += late
+        rest = [item for item in rest if item not in late]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _with_default(argv: list[str]) -> list[str]:
+    """`scale CONFIG.yaml` becomes `scale run CONFIG.yaml`."""
+    group = COMMANDS.get(argv[0]) if argv else None
+    if isinstance(group, Group) and group.default and argv[1:] and argv[1] not in (*group.commands, "-h", "--help"):
+        return [argv[0], group.default, *argv[1:]]
+    return argv
+
+
+def _parser() -> Parser:
+    import behavegpt
+
+    parser = Parser(
+        prog="behavegpt",
+        description="Foundation models of user behavior, from event logs.",
+        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a disk that cannot be "
+        "written; 130 stopped by Ctrl-C; 143 by SIGTERM",
+    )
+    parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
+    _add_commands(parser, COMMANDS)
+    return parser
+
+
+def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
+    children = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        if isinstance(command, Group):
+            group = children.add_parser(name, help=command.help, description=command.help)
+            _add_commands(group, command.commands)
+            continue
+        child = children.add_parser(
+            name,
+            help=command.help,
+            description=command.help,
+            epilog=f"examples:\n{command.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(child)
+        child.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        child.set_defaults(carry_out=command.run, command=child.prog, outputs=command.outputs)

@@ -1,0 +1,75 @@
+"""What a command is: `behavegpt COMMAND ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from behavegpt.errors import ConfigError
+from behavegpt.paths import local_path
+
+TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")  # what `data.store.write_table` writes
+Arguments = argparse.Namespace
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose paths may begin with `~`, and may not be empty."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def encoding_argument(parser: Parser) -> None:
+    """The option `--encoding` of commands that read logs; `named_logs` reads it."""
+    parser.add_argument("--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ...")
+
+
+def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
+    """The logs of a command line, looked at by their encoding."""
+    from behavegpt.data.sources import find_logs
+
+    return find_logs(logs, arguments.encoding)
+
+
+class Output(NamedTuple):
+    """What an argument names to be written; see `io.check_output`, which looks at it before the work."""
+
+    kind: Literal["file", "into", "whole"]
+    endings: tuple[str, ...] = ()
+
+
+class Command(NamedTuple):
+    """One command: what it says of itself, its arguments, and what it runs (returning the JSON for `--json`)."""
+
+    help: str
+    examples: str
+    arguments: Callable[[Parser], None]
+    run: Callable[[Arguments], Any]
+    outputs: Mapping[str, Output] = {}  # argument -> what it writes
+
+
+class Group(NamedTuple):
+    """Commands under a common word, as in `behavegpt challenge split`."""
+
+    help: str
+    commands: dict[str, Command]
+    default: str | None = None  # the command that is meant when none of them follows the word
+
+
+def show(arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A result as a table on standard output, unless JSON was asked for."""
+    from behavegpt.console import table
+
+    if not arguments.json:
+        table(columns, rows, title, sys.stdout)

@@ -1,0 +1,203 @@
+"""Commands that make data: prepare, convert, synthesize."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from behavegpt.cli.command import Arguments, Command, Output, Parser, encoding_argument, named_logs
+
+if TYPE_CHECKING:
+    from behavegpt.data.prepare import Preview
+
+
+ROLES = ("user", "time", "event", "location", "behavior", "order")
+_SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
+_PREPARE_OPTIONS = (
+    "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite", "engine",
+    "spark_master",
+)  # fmt: skip
+
+
+def _schema_arguments(parser: Parser) -> None:
+    parser.add_argument("--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below")
+    for role in ROLES:
+        two = "; DATE+CLOCK for two" if role == "time" else ""
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out{two})")
+    parser.add_argument("--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns")
+    parser.add_argument("--tz", help="IANA zone in which weekday and time slot are told (default UTC)")
+    parser.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means (default local)")
+    parser.add_argument(
+        "--time-unit",
+        choices=("s", "ms", "us", "ns", "excel"),
+        help="unit of epoch numbers, or excel: days since 1899-12-30 (default: guessed)",
+    )
+    parser.add_argument(
+        "--time-format",
+        action="append",
+        metavar="FORM",
+        help="how times are written, as for strptime: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
+    )
+    parser.add_argument("--slot-minutes", type=int, help="length of a time slot (default 30)")
+
+
+def _prepare_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "logs", nargs="+", help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write")
+    encoding_argument(parser)
+    _schema_arguments(parser)
+    parser.add_argument(
+        "--split",
+        default="time:0.7,0.15,0.15",
+        help="time:A,B,C shares of the events in time; span:A,B,C of the calendar; date:D1,D2; user:A,B,C",
+    )
+    parser.add_argument("--min-events", type=int, default=1, help="leave out users with fewer events")
+    parser.add_argument("--min-count", type=int, default=1, help="labels seen less often in training become unknown")
+    parser.add_argument("--max-vocabulary", type=int, help="keep the most frequent labels of each field")
+    parser.add_argument("--max-reject-share", type=float, default=0.01, help="stop above this share of bad rows")
+    parser.add_argument("--memory", default="2GiB", help="memory to stay under (default 2GiB)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--engine", choices=("local", "spark"), default="local", help="where rows are read and sorted")
+    parser.add_argument("--spark-master", metavar="URL", help="for example local[8] or spark://host:7077")
+    parser.add_argument("--dry-run", action="store_true", help="show the guesses and counts, write nothing")
+
+
+def _given(arguments: Arguments) -> dict[str, Any]:
+    given = {name: getattr(arguments, name) for name in _SCHEMA_OPTIONS if getattr(arguments, name) is not None}
+    return given | ({"extra": tuple(arguments.extra)} if arguments.extra else {})
+
+
+def _prepare(arguments: Arguments) -> Any:
+    from behavegpt.console import say, table
+    from behavegpt.data.guess import guess_schema
+    from behavegpt.data.prepare import prepare, preview
+    from behavegpt.data.schema import read_schema
+    from behavegpt.errors import ConfigError
+
+    logs = named_logs(arguments, arguments.logs)
+    if arguments.schema:
+        if _given(arguments):
+            raise ConfigError(
+                f"--schema and --{next(iter(_given(arguments)))} together: put it into {arguments.schema}."
+            )
+        schema = read_schema(arguments.schema)
+    else:
+        schema, guesses = guess_schema(logs, _given(arguments))
+        rows = [[g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)] for g in guesses]
+        table(("column", "role", "type", "nulls", "distinct", "example"), rows, "columns, from up to 100,000 rows")
+    options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
+    if arguments.dry_run:
+        return _dry_run(preview(logs, schema, out=arguments.out, **options))
+    if arguments.out is None:
+        raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
+    store = prepare(logs, arguments.out, schema, progress=say, **options)
+    say(f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} (see data_card.md)")
+    say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
+    return store.manifest.model_dump(mode="json")
+
+
+def _dry_run(seen: Preview) -> dict[str, Any]:
+    from behavegpt.console import say
+
+    say(f"{seen.rows:,} rows, {seen.users:,} users; events by split: {_counted(seen.split)}")
+    say(f"rejected: {_counted(seen.rejected) or 'none'}; labels: {_counted(seen.labels)}")
+    for remark in seen.remarks:
+        say(f"note: {remark}")
+    say("nothing was written; the same with --out FOLDER, without --dry-run, prepares the data.")
+    names = ("rows", "users", "split", "rejected", "labels", "remarks")
+    return {name: getattr(seen, name) for name in names} | {"schema": seen.schema.model_dump(mode="json")}
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _convert_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "name",
+        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025, easytpp, mbd, "
+        "massive_steps, yambda, carat",
+    )
+    parser.add_argument("source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones")
+    parser.add_argument("--out", type=Path, required=True, help="parquet file to write; its schema goes beside it")
+    parser.add_argument("--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps")
+    parser.add_argument(
+        "--salt",
+        help="git: hash authors with this secret, so that logs made with it share users (default: a random one)",
+    )
+
+
+def _convert(arguments: Arguments) -> Any:
+    from behavegpt.errors import ConfigError
+
+    if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
+        raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
+    split = ""
+    if arguments.name == "git":
+        from behavegpt.datasets.git import convert_git
+
+        schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
+    else:
+        from behavegpt.datasets.converters import convert
+        from behavegpt.datasets.published import PUBLISHED
+        from behavegpt.datasets.tables import convert_published
+
+        if arguments.salt is not None:
+            raise ConfigError(f"--salt is for git alone; {arguments.name} keeps the user ids of its download.")
+        if len(arguments.source) > 1:
+            raise ConfigError(f"{arguments.name} is made from one download, not {len(arguments.source)}; give one.")
+        log = PUBLISHED.get(arguments.name)
+        make = convert_published if log else convert
+        schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
+        split = f" --split {log.split}" if log and log.split else ""
+    beside = arguments.out.with_suffix(".schema.yaml")
+    print(f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR", file=sys.stderr)
+    return schema.model_dump(mode="json")
+
+
+def _synthesize_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--events", type=int, default=1_000_000, help="about how many events")
+    parser.add_argument("--users", type=int, help="users (default: events / 30)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _synthesize(arguments: Arguments) -> Any:
+    from behavegpt.datasets.synthetic import generate
+
+    generate(arguments.out, events=arguments.events, users=arguments.users, seed=arguments.seed)
+    print(f"next: behavegpt prepare {arguments.out} --out DIR", file=sys.stderr)
+    return {"out": str(arguments.out)}
+
+
+COMMANDS: dict[str, Command] = {
+    "prepare": Command(
+        "turn event logs into a folder to train on",
+        "  behavegpt prepare my_logs.parquet --dry-run\n"
+        "  behavegpt prepare 'logs/*.csv' --out data/mine --user uid --time ts --event app --tz Europe/London\n"
+        "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out data/mine\n"
+        "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master spark://host:7077 --out /nfs/mine",
+        _prepare_arguments,
+        _prepare,
+        {"out": Output("whole")},
+    ),
+    "convert": Command(
+        "turn local clones or a known public data set's download into a log to prepare",
+        "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
+        "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
+        "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
+        _convert_arguments,
+        _convert,
+        {"out": Output("file", (".parquet",))},
+    ),
+    "synthesize": Command(
+        "write phone-log-like events with known structure",
+        "  behavegpt synthesize --events 10000000 --out logs.parquet",
+        _synthesize_arguments,
+        _synthesize,
+        {"out": Output("file", (".parquet",))},
+    ),
+}

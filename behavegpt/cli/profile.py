@@ -1,0 +1,104 @@
+"""Command of universal behavioral profiles: `behavegpt profile CONFIG.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from behavegpt.cli.command import Arguments, Command, Output, Parser, show
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument("config", type=Path, help="YAML with data, out, members and ensembles")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="NAME=VALUE", help="settings, such as seed=1")
+    parser.add_argument("--members", nargs="+", default=[], metavar="NAME", help="only these, and no ensemble")
+    parser.add_argument("--probe", action="store_true", help="score every member and ensemble quickly, beside noise")
+    parser.add_argument("--embed", type=Path, metavar="DIR", help="embed DIR's clients with what the run has fitted")
+    parser.add_argument("--to", type=Path, metavar="ENTRY", help="where --embed writes the entry")
+    parser.add_argument("--ensemble", default="all", help="the ensemble of --embed (default: all)")
+
+
+def _profile(arguments: Arguments) -> Any:
+    from behavegpt.config import read_settings
+    from behavegpt.errors import ConfigError
+    from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
+
+    settings = read_settings(ProfileSettings, arguments.config, arguments.overrides)
+    if arguments.embed:
+        if not arguments.to:
+            raise ConfigError("--embed needs --to ENTRY, the folder for the new clients' vectors.")
+        data = settings.data.model_copy(update={"path": str(arguments.embed)})
+        return embed_new(settings.out, data, arguments.to, arguments.ensemble)
+    facts = run(settings, arguments.members)
+    columns = ("member", "kind", "status", "clients", "dimensions", "fit s", "embed s", "peak MB")
+    rows = [[name, *_cells(member)] for name, member in facts["members"].items()]
+    rows += [
+        [name, "ensemble", e["status"], f"{e['clients']:,}", str(e["dimensions"])]
+        for name, e in facts["ensembles"].items()
+    ]
+    show(
+        arguments, columns, [[*row, *[""] * (len(columns) - len(row))] for row in rows], f"written into {settings.out}"
+    )
+    if arguments.probe:
+        facts["probe"] = _probed(Path(settings.data.path), Path(settings.out), facts)
+        tasks = list(next(iter(facts["probe"].values())))
+        lines = [[name, *(f"{score:.4f}" for score in scores.values())] for name, scores in facts["probe"].items()]
+        show(arguments, ("quick AUROC", *tasks), lines)
+    return facts
+
+
+def _cells(facts: dict[str, Any]) -> list[str]:
+    if facts["status"] in ("off", "failed"):
+        return [facts["kind"], facts["status"]]
+    peak = facts["peak_bytes"]
+    return [
+        facts["kind"],
+        facts["status"],
+        f"{facts['clients']:,}",
+        str(facts["dimensions"]),
+        f"{facts['fit_s']:.1f}",
+        f"{facts['embed_s']:.1f}",
+        "" if peak is None else f"{peak / 1e6:,.0f}",
+    ]
+
+
+def _probed(data: Path, out: Path, facts: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Quick scores of noise, of every member alone and of the ensembles: name -> task -> AUROC."""
+    from behavegpt.challenge.files import open_directory
+    from behavegpt.challenge.targets import available_tasks, load_targets
+    from behavegpt.profiles.probe import noise, probe
+    from behavegpt.user_embeddings import UserEmbeddings
+
+    there = [name for name, member in facts["members"].items() if member["status"] in ("built", "kept")]
+    folders = {name: out / "alone" / name for name in there}
+    folders |= {f"ensemble {name}": out / "ensembles" / name for name in facts["ensembles"]}
+    directory = open_directory(data)
+    entries = {name: UserEmbeddings.load(folder) for name, folder in folders.items()}
+    ids = next(iter(entries.values())).client_ids  # every entry has the same clients in the same order
+    vectors: dict[str, np.ndarray] = {
+        "noise": noise(len(ids)),
+        **{name: entry.vectors for name, entry in entries.items()},
+    }
+    scores: dict[str, dict[str, float]] = {name: {} for name in vectors}
+    for task in available_tasks(directory):
+        targets = load_targets(directory, ids, task)
+        for name, matrix in vectors.items():
+            rows = targets.rows
+            scores[name][task] = probe(matrix[rows], targets.train[rows], targets.validation[rows])
+    return scores
+
+
+COMMANDS: dict[str, Command] = {
+    "profile": Command(
+        "universal behavioral profiles: build members and ensembles of user vectors from one YAML",
+        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --probe\n"
+        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --members stats\n"
+        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --embed NEW --to runs/new",
+        _arguments,
+        _profile,
+        {"to": Output("into")},
+    )
+}

@@ -1,0 +1,227 @@
+"""A trained model as one file for other runtimes: prediction and embedding as torch.export program or ONNX graph.
+
+The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the event), each (B, L) int64, and
+`attention_mask` (B, L) int64, 1 at events and 0 at padding, wherever it stands. It gives `logits` (B, K) and
+`user_vector` (B, C) at each row's last event: what `Predictor.predict` and `Predictor.embed` compute, from the last
+`max_length` events as they do. B and L are free. A row without events, or with a negative id, gives NaN.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from behavegpt.data.pack import argument_name
+from behavegpt.errors import ConfigError, MissingExtraError
+from behavegpt.io import scratch, write_json
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.head import Past
+from behavegpt.predictor import Predictor
+
+Format = Literal["torch", "onnx"]
+FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
+OUTPUTS = ("logits", "user_vector")  # not a name of the graph's own, such as `embedding`
+OPSET = 20
+LONGEST = 1 << 16  # events of a row; those before the last max_length change nothing
+INLINE_BYTES = 1 << 30  # protobuf ends at 2 GiB; larger weights go beside the graph
+TOLERANCE = 1e-4  # of the check after writing, relative to the largest number
+
+
+class LastEvent(nn.Module):
+    """The model on rows of one history each, without shapes that depend on the ids."""
+
+    def __init__(self, model: BehaveGPTForBehaviorPrediction) -> None:
+        super().__init__()
+        self.model = model
+        self.names = [argument_name(field) for field in model.config.columns]
+
+    def forward(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns of the model's config and the mask, each (B, L) -> logits (B, K), vectors (B, C)."""
+        # two empty positions more: torch.export takes shapes that may be 1 for another case of its own
+        *columns, mask = (F.pad(values, (0, 2)) for values in ids)
+        real = mask != 0
+        count = real.sum(1)
+        kept = count.clamp(max=self.model.config.max_length)
+        source, inside = _last_events(real, count - kept, kept)
+        moved = [columns_.gather(1, source) * inside for columns_ in columns]
+        inputs = dict(zip(self.names, moved, strict=True))
+        document = inside.long() - 1
+        position = torch.arange(mask.shape[1], device=mask.device).clamp(max=self.model.config.max_length - 1)
+        position = position.expand_as(mask)
+        hidden = self.model.model(**inputs, document=document, position=position).last_hidden_state
+        last = (kept - 1).clamp(min=0)
+        state = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+        # of no event, or of ids that are none, nothing can be said: some runtimes would count from the other end
+        wrong = (count == 0) | torch.stack([(values < 0).any(1) for values in columns]).any(0)
+        state = state.masked_fill(wrong[:, None], torch.nan)
+        past = None
+        if self.model.history is not None:
+            slots = (self.model.config.field_sizes or {})["slot"]
+            found = self.model._past_ids(inputs["input_ids"], inputs)
+            behavior = found["behavior"]
+            first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
+            past = self.model.history.at_last(Past(**found, document=document, slots=slots), first, last)
+        return self.model.head(state, past, self.model._tied_embedding()), state
+
+
+def _last_events(real: torch.Tensor, skipped: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (B, L) of each row's last `kept` (B,) real ones, in their order and from the first on; and a mask.
+
+    `real` (B, L) bool may be padded anywhere; its first `skipped` (B,) events are left out.
+    """
+    index = torch.arange(real.shape[1], device=real.device)
+    inside = index < kept[:, None]
+    rank = real.long().cumsum(1) - 1 - skipped[:, None]  # of each real event among those kept
+    is_source = (rank[:, None, :] == index[:, None]) & real[:, None, :]  # (B, L to, L from)
+    return is_source.int().argmax(-1), inside
+
+
+def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool = False) -> dict[str, Any]:
+    """Write OUT/model.pt2 or OUT/model.onnx, the tokenizer and io.json; returns what io.json says.
+
+    The file is run on other sizes and must agree with the model. Raises ConfigError and MissingExtraError.
+    """
+    model = predictor.model
+    if model.config.memory:
+        raise ConfigError(
+            "a model with memory counts the whole past of a user and the log it was trained on, which a graph does not "
+            "hold; serve it (behavegpt serve), or train one with model.memory=false for export."
+        )
+    if model.config.model_type != "behavegpt":
+        raise ConfigError(f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT.")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
+    device = model.device
+    network = LastEvent(nn.Module.to(model, "cpu")).eval()
+    try:
+        with scratch(out) as folder:
+            with _quiet():
+                program = _traced(network)
+                run = _WRITERS[kind](program, network, folder / FILES[kind])
+            facts = _facts(predictor, network, kind) | {"largest_difference": _compare(network, run)}
+            predictor.tokenizer.save(folder)
+            write_json(folder / "io.json", facts)
+    finally:
+        nn.Module.to(model, device)
+    return facts
+
+
+def sample_ids(network: LastEvent, rows: int, length: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Random histories of 1 to `length` events as the graph's inputs, each (rows, length)."""
+    config = network.model.config
+    rng = np.random.default_rng(seed)
+    sizes = (config.field_sizes or {}) | {"behavior": config.num_behaviors + 2}
+    lengths = rng.integers(1, length + 1, rows)
+    lengths[0] = length
+    mask = np.arange(length) < lengths[:, None]
+    columns = [np.where(mask, rng.integers(1 if sizes[f] > 1 else 0, sizes[f], mask.shape), 0) for f in config.columns]
+    return tuple(torch.from_numpy(np.ascontiguousarray(values, np.int64)) for values in (*columns, mask))
+
+
+def _traced(network: LastEvent) -> torch.export.ExportedProgram:
+    rows = torch.export.Dim("rows", min=1, max=1 << 20)
+    length = torch.export.Dim("events", min=1, max=LONGEST)
+    ids = sample_ids(network, 3, 7)
+    sizes = tuple({0: rows, 1: length} for _ in ids)
+    with torch.no_grad():
+        return torch.export.export(network, ids, dynamic_shapes=(sizes,), strict=False)
+
+
+Run = Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]
+
+
+def _write_torch(program: torch.export.ExportedProgram, network: LastEvent, path: Path) -> Run:
+    archive = io.BytesIO()  # torch's own writer tells of a full disk by a RuntimeError without a reason
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
+    module = program.module()
+    return lambda ids: list(module(*ids))
+
+
+def _write_onnx(program: torch.export.ExportedProgram, network: LastEvent, path: Path) -> Run | None:
+    """The check needs onnxruntime; without it there is none."""
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("onnxscript", "onnx") from None
+    names = [*network.names, "attention_mask"]
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    torch.onnx.export(
+        program,
+        f=path,
+        input_names=names,
+        output_names=list(OUTPUTS),
+        opset_version=OPSET,
+        external_data=size > INLINE_BYTES,
+        dynamo=True,
+        verbose=False,
+    )
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(ids: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        feed = {name: values.numpy() for name, values in zip(names, ids, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
+
+    return run
+
+
+_WRITERS: dict[str, Callable[..., Run | None]] = {"torch": _write_torch, "onnx": _write_onnx}
+
+
+@torch.no_grad()
+def _compare(network: LastEvent, run: Run | None) -> float | None:
+    """The largest difference to the model over several sizes. Raises AssertionError when it is one."""
+    if run is None:
+        return None
+    worst = 0.0
+    longest = network.model.config.max_length
+    for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2)), (2, longest + 7)):
+        ids = sample_ids(network, rows, length, seed=1)
+        for got, expected in zip(run(ids), network(*ids), strict=True):
+            difference = float((got - expected).abs().max())
+            assert difference <= TOLERANCE * max(1.0, float(expected.abs().max())), "the file differs from the model"
+            worst = max(worst, difference)
+    return worst
+
+
+def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, Any]:
+    config = network.model.config
+    return {
+        "file": FILES[kind],
+        "inputs": {name: ["rows", "events"] for name in (*network.names, "attention_mask")},
+        "dtype": "int64",
+        "outputs": {"logits": ["rows", config.num_behaviors], "user_vector": ["rows", config.hidden_size]},
+        "looks_back": config.max_length,
+        "classes": "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order",
+        "tokenizer_hash": predictor.tokenizer.hash,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own remarks."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
