@@ -119,7 +119,6 @@ def _link(package: importlib.metadata.Distribution, folder: Path) -> None:
             place.symlink_to(Path(str(package.locate_file(top))).resolve())
 
 
-@pytest.mark.slow
 def test_the_archives_are_complete(archive: Path, wheel: Path) -> None:
     names = {name.removeprefix("behavegpt/") for name in zipfile.ZipFile(wheel).namelist()}
     assert set(SHIPPED) <= names
