@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 PREFIX = "transformers.models.auto."
+BLOCK = "behavegpt.model.block"  # imports the Auto classes before it has anything in it
 
 
 def register_lazily() -> None:
@@ -31,7 +32,9 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    importlib.import_module("behavegpt.model.behavegpt")  # it registers itself; it may import the Auto classes
+    block = sys.modules.get(BLOCK)
+    if block is None or hasattr(block, "BehaveGPTBlock"):  # half imported, it is what imports the Auto classes now
+        importlib.import_module("behavegpt.model.behavegpt")  # it registers itself; it may import the Auto classes
 
 
 def _register_tokenizer() -> None:
@@ -46,6 +49,7 @@ def _register_tokenizer() -> None:
 _REGISTER: dict[str, Callable[[], None]] = {
     f"{PREFIX}configuration_auto": _register_config,
     f"{PREFIX}modeling_auto": _register_models,
+    BLOCK: _register_models,
     f"{PREFIX}feature_extraction_auto": _register_tokenizer,
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from importlib.metadata import requires
+from pathlib import Path
 
 
 class BehaveGPTError(Exception):
@@ -23,8 +25,11 @@ class CheckpointError(BehaveGPTError):
 
 
 def install_command(extra: str) -> str:
-    """How to install an extra: from a checkout, as the package is not on PyPI."""
-    return f"pip install -e '.[{extra}]' (in your checkout of BehaveGPT)"
+    """How to install an extra: from the checkout, or what it consists of, as the package is not on PyPI."""
+    if (Path(__file__).parents[1] / "setup.cfg").is_file():
+        return f"pip install -e '.[{extra}]' (in your checkout of BehaveGPT)"
+    needed = (line.partition(";") for line in requires("behavegpt") or ())
+    return "pip install " + " ".join(f"'{name.strip()}'" for name, _, when in needed if extra in when)
 
 
 class MissingExtraError(BehaveGPTError):

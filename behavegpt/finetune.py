@@ -19,8 +19,9 @@ import torch
 from pydantic import Field
 
 from behavegpt.adapt.cross_domain import schema_remarks, target_config, target_tokenizer
+from behavegpt.adapt.modes import Mode
 from behavegpt.adapt.new_behavior import merge_new_rows, refuse_nothing_new, train_new_rows
-from behavegpt.adapt.settings import AdaptSettings, Mode
+from behavegpt.adapt.settings import AdaptSettings
 from behavegpt.adapt.transfer import (
     Counts,
     TensorPlan,

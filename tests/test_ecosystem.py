@@ -59,6 +59,13 @@ def test_import_behavegpt_is_enough_for_the_auto_classes(folder: Path, order: st
     assert dict(line.split() for line in found.splitlines()) == AUTO
 
 
+@pytest.mark.parametrize("first", ["model.block", "baselines.backbone", "pretrain", "finetune"])
+def test_any_module_may_be_the_first_to_be_imported(first: str) -> None:
+    """transformers' layers import the Auto classes, which import our model, which imports transformers' layers."""
+    known = "from behavegpt import BehaveGPTConfig; print(BehaveGPTConfig in transformers.MODEL_MAPPING)"
+    assert python(f"import transformers, behavegpt.{first}; {known}").strip() == "True"
+
+
 def test_importing_is_quick_and_the_module_runs() -> None:
     heavy = "{'torch', 'transformers', 'duckdb', 'pyarrow', 'numpy'}"
     assert python(f"import sys, behavegpt; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
@@ -181,7 +188,7 @@ def test_the_vocabulary_is_not_resized() -> None:
 
 def test_extras_are_installed_from_a_checkout() -> None:
     """There is no such package on PyPI, so nothing may send anybody there."""
-    assert "pip install -e '.[serve]'" in str(MissingExtraError("fastapi", "serve"))
+    assert "pip install -e '.[onnx]'" in str(MissingExtraError("onnx", "onnx"))
     files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("behavegpt/**/*.py"), *ROOT.glob("tests/**/*.py")]
     needle = "install 'behave" + "gpt"
     assert [str(file) for file in files if needle in file.read_text(encoding="utf-8")] == []

@@ -105,7 +105,8 @@ def test_evaluation_and_report(fitted):
 
 
 def test_results_are_tables_of_every_library(frame, fitted):
-    for result in (fitted.predict(frame, top_k=2), fitted.embed(frame), fitted.evaluate(baselines=False)):
+    drawn = fitted.generate(frame, 2)
+    for result in (fitted.predict(frame, top_k=2), fitted.embed(frame), drawn, fitted.evaluate(baselines=False)):
         table = result.to_arrow()
         assert table.equals(result.to_table())
         assert list(result.to_pandas().columns) == result.to_polars().columns == table.column_names

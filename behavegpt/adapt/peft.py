@@ -18,7 +18,7 @@ from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, TensorPlan, part_of
 from behavegpt.checksums import seal
 from behavegpt.data.memory_counts import load_counts, save_counts
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.errors import CheckpointError, MissingExtraError, first_line
+from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.paths import local_path
@@ -31,14 +31,9 @@ FACTS, WEIGHTS = "behavegpt.json", "adapter_model.safetensors"
 
 
 def attach(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], settings: LoraSettings) -> PeftModel:
-    """Put adapters beside the plan's `adapted` layers, in place; what it trains whole is saved with them.
+    """Put adapters beside the plan's `adapted` layers, in place; what it trains whole is saved with them."""
+    from peft import LoraConfig, get_peft_model
 
-    Raises MissingExtraError without PEFT.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise MissingExtraError("peft", "peft") from None
     adapted, whole = (_modules(plan, *kinds) for kinds in (("adapted",), TRAINED))
     parameters = {name for name, _ in model.named_parameters()}
     # PEFT finds modules by the ends of their names; these are whole names
@@ -91,10 +86,8 @@ def open_adapter(
 
     Raises CheckpointError when the adapter is damaged, or the base is missing or not the one it was trained on.
     """
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise MissingExtraError("peft", "peft") from None
+    from peft import PeftModel
+
     folder = local_path(folder)
     check_files(
         folder, ("adapter_config.json", WEIGHTS, FACTS), "an adapter of ours; give the `adapter` folder of a run"

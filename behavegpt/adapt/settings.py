@@ -8,18 +8,6 @@ from pydantic import Field
 
 from behavegpt.config import Settings
 
-Mode = Literal[
-    "new_behavior",
-    "cross_domain",
-    "transformer_only",
-    "lora",
-    "ofa",
-    "qk_only",
-    "head_only",
-    "full",
-    "scratch",
-]
-
 
 class LoraSettings(Settings):
     """Low-rank adapters (mode lora)."""

@@ -20,7 +20,8 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from behavegpt.adapt.settings import AdaptSettings, LoraSettings, Mode
+from behavegpt.adapt.modes import Mode
+from behavegpt.adapt.settings import AdaptSettings, LoraSettings
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 from behavegpt.errors import ConfigError

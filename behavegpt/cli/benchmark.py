@@ -9,7 +9,7 @@ from behavegpt.cli.command import Arguments, Command, Parser, show
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, for example configs/benchmark/small.yaml")
+    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as benchmark/small")
     parser.add_argument("overrides", nargs="*", help="settings, for example data.mine.path=DIR out=FOLDER seeds=[0,1]")
     parser.add_argument("--dry-run", action="store_true", help="list what would run now; train nothing")
     parser.add_argument("--table", action="store_true", help="only write tables and figures of the rows so far")

@@ -36,7 +36,7 @@ DRY_RUN = {
 
 
 def _run_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, for example configs/scaling/small.yaml")
+    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as scaling/small")
     parser.add_argument("overrides", nargs="*", help="settings, for example data.path=DIR out=FOLDER seeds=[0,1]")
     parser.add_argument("--dry-run", action="store_true", help="show sizes, operations, memory, time; train nothing")
     parser.add_argument("--tflops", type=float, help="dry run: also hours on a device of this speed on paper")

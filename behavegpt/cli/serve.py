@@ -22,15 +22,11 @@ def _serve(arguments: Arguments) -> Any:
 
     from behavegpt.config import read_settings
     from behavegpt.console import say
-    from behavegpt.errors import ConfigError, MissingExtraError
+    from behavegpt.errors import ConfigError
     from behavegpt.predictor import load
-
-    try:
-        from behavegpt.serving.app import make_app
-        from behavegpt.serving.server import Server, listen
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(str(error.name), "serve") from None
+    from behavegpt.serving.app import make_app
     from behavegpt.serving.requests import ServeSettings
+    from behavegpt.serving.server import Server, listen
 
     settings = read_settings(ServeSettings, None, arguments.overrides)
     if arguments.threads is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, get_args
 
+from behavegpt.adapt.modes import Mode
 from behavegpt.cli.command import Arguments, Command, Parser
 
 
 def _train_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, for example configs/small.yaml")
+    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as small")
     parser.add_argument("overrides", nargs="*", help="settings, for example data.path=DIR out=RUN train.lr=3e-4")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of out=RUN")
 
@@ -25,9 +26,9 @@ def _train(arguments: Arguments) -> Any:
 
 
 def _finetune_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, for example configs/adapt/new_behavior.yaml")
+    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as adapt/new_behavior")
     parser.add_argument("overrides", nargs="*", help="settings, for example base=runs/mine/model data.path=DIR out=RUN")
-    parser.add_argument("--mode", help="what is transferred and trained, instead of the file's: new_behavior, ...")
+    parser.add_argument("--mode", choices=get_args(Mode), help="what is transferred and trained, instead of the file's")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of out=RUN")
 
 
@@ -42,7 +43,7 @@ def _finetune(arguments: Arguments) -> Any:
 
 
 def _universal_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, for example configs/universal/shipped.yaml")
+    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as universal/shipped")
     parser.add_argument("overrides", nargs="*", help="settings, for example out=DIR questions.git.path=data/git")
 
 

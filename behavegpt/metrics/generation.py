@@ -21,8 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from behavegpt.errors import MissingExtraError
-
 HOURS = 24
 GAP_BINS = 56  # half doublings, as the model's gap buckets
 
@@ -64,10 +62,8 @@ def doublings(gap: np.ndarray) -> np.ndarray:
 
 def distances(real: np.ndarray, generated: np.ndarray, edges: np.ndarray) -> dict[str, float]:
     """ks, wd and jsd of two samples (R,) and (G,) of a number; jsd over the bins between `edges`."""
-    try:
-        from scipy.stats import ks_2samp, wasserstein_distance
-    except ImportError:
-        raise MissingExtraError("scipy", "generation") from None
+    from scipy.stats import ks_2samp, wasserstein_distance
+
     p, q = np.histogram(real, edges)[0], np.histogram(generated, edges)[0]
     return {
         "ks": float(ks_2samp(real, generated, method="asymp").statistic),

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from behavegpt.errors import MissingExtraError
-
 
 def probe(vectors: np.ndarray, train: np.ndarray, validation: np.ndarray, ridge: float = 1.0) -> float:
     """Mean AUROC over the labels that occur in both windows; vectors (N, D), targets (N, O) of 0 and 1.
@@ -29,10 +27,8 @@ def probe(vectors: np.ndarray, train: np.ndarray, validation: np.ndarray, ridge:
 
 def auroc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each column (O,) from scores (N, O) and bool targets (N, O); ties count half."""
-    try:
-        from scipy.stats import rankdata
-    except ImportError:
-        raise MissingExtraError("scipy", "profiles") from None
+    from scipy.stats import rankdata
+
     positives = targets.sum(axis=0, dtype=np.float64)
     ranks = (rankdata(scores, axis=0) * targets).sum(axis=0)
     return (ranks - positives * (positives + 1) / 2) / (positives * (len(targets) - positives))

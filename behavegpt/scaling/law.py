@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from behavegpt.errors import MissingExtraError
-
 P = 5
 DELTA = 1e-3  # of the Huber loss, Hoffmann et al.
 START_EXPONENTS = (0.1, 0.3, 0.6, 1.0, 1.5)
@@ -79,10 +77,8 @@ class Runs(NamedTuple):
 
 def fit_law(runs: Runs, delta: float = DELTA) -> Law:
     """The law with the least Huber loss over all starts; the best of them are polished by scipy's L-BFGS-B."""
-    try:
-        from scipy.optimize import minimize
-    except ImportError:
-        raise MissingExtraError("scipy", "scaling") from None
+    from scipy.optimize import minimize
+
     center = (runs.n.mean(), runs.d.mean())
     n, d = runs.n - center[0], runs.d - center[1]
     starts = np.array(list(_starts(n, d, runs.loss)))

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-pytest.importorskip("fastapi", reason="fastapi is not installed; pip install -e '.[serve]'")
+pytest.importorskip("fastapi", reason="fastapi is not installed; pip install fastapi")
 
 from behavegpt.data.prepare import prepare
 from behavegpt.data.tokenizer import EventTokenizer

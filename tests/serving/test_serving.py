@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 for _library in ("fastapi", "uvicorn", "httpx"):
-    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install -e '.[serve]' httpx")
+    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install httpx")
 
 import httpx
 import uvicorn
