@@ -1,7 +1,7 @@
 # The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
-.PHONY: check test coverage test-all test-gpu style golden format bench bench-gpu constraints
+.PHONY: check test coverage test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
 
 check: ## ruff, mypy, the layers of the design (import-linter), dead code (vulture)
 	$(PYTHON) -m ruff check .
@@ -38,6 +38,9 @@ bench: ## preparation and training against their peers; see benchmarks/
 
 bench-gpu: ## training on this GPU: events/s, utilisation, memory, parts; see benchmarks/README.md
 	$(PYTHON) benchmarks/gpu.py
+
+gpu-pass: ## all that needs a GPU to be believed, in nine minutes; rows in benchmarks/results/gpu_pass.jsonl
+	$(PYTHON) benchmarks/gpu_pass.py
 
 constraints: ## pin what is installed now as the CPU set
 	$(PYTHON) -m uv pip freeze -p $(PYTHON) --exclude-editable | sed 's/+cpu$$//' | grep -viE '^(pip|uv|setuptools)==' > constraints/cpu.txt

@@ -13,7 +13,6 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-# transformers' own core imports neither module, so that ours can be imported as soon as one of them is done
 PREFIX = "transformers.models.auto."
 
 
@@ -26,8 +25,13 @@ def register_lazily() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def _register_config() -> None:
+    """While transformers' own core is half imported: the config needs little of it."""
+    importlib.import_module("behavegpt.model.config")  # registers itself
+
+
 def _register_models() -> None:
-    importlib.import_module("behavegpt.model")  # registers itself; it may be what imports the Auto classes now
+    importlib.import_module("behavegpt.model.behavegpt")  # it registers itself; it may import the Auto classes
 
 
 def _register_tokenizer() -> None:
@@ -40,6 +44,7 @@ def _register_tokenizer() -> None:
 
 
 _REGISTER: dict[str, Callable[[], None]] = {
+    f"{PREFIX}configuration_auto": _register_config,
     f"{PREFIX}modeling_auto": _register_models,
     f"{PREFIX}feature_extraction_auto": _register_tokenizer,
 }

@@ -28,3 +28,5 @@ class PackedBatch(NamedTuple):
     """(B, R) int64: index of the target event in the prepared columns, the row's id in evaluation; -1 if none."""
     next_fields: dict[str, torch.Tensor]
     """Targets of the optional heads (`event`, `location`, `gap`), each (B, R) int64; empty without them."""
+    memory: dict[str, torch.Tensor] | None = None
+    """What the counts of the whole past say at the N positions with a target, row by row; see model/mixer.py."""

@@ -40,7 +40,7 @@ def examine(folder: Path) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             facts[name] = "not installed (optional)"
     facts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    facts["attention in bf16"] = choose_backend(device, half=True)
+    facts["attention in bf16"] = choose_backend(device, half=True, window=1024)
     facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
     facts["writable"] = _writable(folder)
     facts["self-test"] = self_test(device)

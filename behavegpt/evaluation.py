@@ -17,6 +17,7 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
+from behavegpt.data.loader import memory_of
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
@@ -188,7 +189,8 @@ def examples(predictor: Predictor, store: EventStore, split: int, history: int =
         return []
     chosen = deep[np.linspace(0, len(deep) - 1, EXAMPLES).astype(int)]
     found = []
-    names = store.users()
+    names, counts = store.users(), predictor.model.counts
+    memory = None if counts is None else memory_of(store, counts)
     for row in np.unique(chosen):
         user = int(np.searchsorted(store.offsets, row, side="right") - 1)
         begin = max(int(store.offsets[user]), int(row) - predictor.model.config.max_length)
@@ -200,8 +202,9 @@ def examples(predictor: Predictor, store: EventStore, split: int, history: int =
         inputs = {name: ids.to(predictor.model.device) for name, ids in inputs.items()}
         last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
         last[0, -1] = True
+        told = None if memory is None else memory.at(np.array([row - 1]))
         with torch.no_grad():
-            probabilities = predictor.model(**inputs, select=last).logits[0].float().softmax(-1).cpu()
+            probabilities = predictor.model(**inputs, select=last, memory=told).logits[0].float().softmax(-1).cpu()
         best = probabilities.topk(min(3, len(probabilities)))
         past = slice(int(row) - history, int(row))
         found.append(

@@ -92,6 +92,11 @@ def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool 
     The file is run on other sizes and must agree with the model. Raises ConfigError and MissingExtraError.
     """
     model = predictor.model
+    if model.config.memory:
+        raise ConfigError(
+            "a model with memory counts the whole past of a user and the log it was trained on, which a graph does not "
+            "hold; serve it (behavegpt serve), or train one with model.memory=false for export."
+        )
     if model.config.model_type != "behavegpt":
         raise ConfigError(f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT.")
     if out.exists() and not overwrite:

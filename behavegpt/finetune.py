@@ -32,6 +32,7 @@ from behavegpt.adapt.transfer import (
 )
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open, and are refused
 from behavegpt.console import say, table
+from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
@@ -85,6 +86,8 @@ def begin(settings: FinetuneSettings, store: EventStore | None = None) -> Work:
     remarks = schema_remarks(base.config, old, store)
     model = BehaveGPTForBehaviorPrediction(target_config(base.config, new, options.dropout))
     model.head.set_prior(torch.tensor(encoded.behaviors.counts))
+    if model.config.memory:  # the habits of these data
+        model.counts = count_store(encoded)
     weights = base.state_dict()
     plan = plan_transfer(row, weights, old, new, model, options.same_labels)
     if options.scale == "base":

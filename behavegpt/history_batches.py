@@ -13,10 +13,11 @@ import torch
 
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.data.loader import row_length_for
+from behavegpt.data.memory_counts import MemorySource, history_source
 from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
-POSITIONS_PER_BATCH = 16_384
+POSITIONS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}  # a GPU is done with a small one before the next is made
 CELLS_PER_BATCH = 1 << 24  # of float32: 64 MiB; softmax and sorting hold a few times as much
 
 
@@ -37,19 +38,23 @@ def history_batches(
     *,
     cells_per_user: int,
     with_time: bool = False,
+    with_memory: bool = True,
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
+    What a model with memory knows at the last events, of the whole histories, stands beside them, row by row.
     A batch holds at most POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but
     at least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
+    most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
     length = np.minimum(end - begin, config.max_length)
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
     user_of = np.searchsorted(end, plan.windows.start, side="right")
+    memory = memory_of_histories(model, columns, begin, end) if with_memory else None
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
-    for first, stop in _pieces(plan, POSITIONS_PER_BATCH // row_length, CELLS_PER_BATCH // max(1, cells_per_user)):
+    for first, stop in _pieces(plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)):
         batch = collate(columns, plan, np.arange(first, stop), row_length, fields, with_target=False)
         inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
         time = inputs["time_ids"] if with_time else None
@@ -58,8 +63,28 @@ def history_batches(
         document = batch.document.to(model.device)
         following = torch.nn.functional.pad(document[:, 1:], (0, 1), value=PADDING - 1)
         last = (document != following) & (document != PADDING)
-        moved = batch._replace(inputs=inputs, document=document, position=batch.position.to(model.device))
-        yield HistoryBatch(user_of[plan.pointer[first] : plan.pointer[stop]], moved, last, time)
+        held = slice(plan.pointer[first], plan.pointer[stop])
+        told = None
+        if memory is not None:
+            told = memory.at((plan.windows.start + plan.windows.length - 1)[held])
+            told = {name: values.to(model.device) for name, values in told.items()}
+        position = batch.position.to(model.device)
+        moved = batch._replace(inputs=inputs, document=document, position=position, memory=told)
+        yield HistoryBatch(user_of[held], moved, last, time)
+
+
+def memory_of_histories(
+    model: BehaveGPTForBehaviorPrediction, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
+) -> MemorySource | None:
+    """Reads what a model's counts say of histories; None for a model without memory."""
+    if model.counts is None:
+        return None
+    return history_source(columns, np.append(begin, end[-1:]), model.counts)
+
+
+def memory_columns_of(model: BehaveGPTForBehaviorPrediction) -> set[str]:
+    """Columns that the memory of a model reads beside those of its config; none without memory."""
+    return set() if model.counts is None else {"event", "behavior", "location", "slot", "weekday", "time"}
 
 
 def _pieces(plan: RowPlan, most_rows: int, most_users: int) -> Iterator[tuple[int, int]]:

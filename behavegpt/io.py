@@ -97,6 +97,19 @@ def scratch(path: Path) -> Iterator[Path]:
         put_in_place(folder, target(path))
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder in the system's temporary directory, removed at the end; those of dead processes go first."""
+    place, prefix = Path(tempfile.gettempdir()), f".tmp-scratch-{_origin()}-"
+    for path in list(place.glob(f"{prefix}*")):
+        matched = _TEMPORARY.fullmatch(path.name)
+        if matched and not _lives(matched):
+            shutil.rmtree(path, ignore_errors=True)  # another user's stays
+    started = _started(os.getpid()) or 0
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=f"-{os.getpid()}-{started}", dir=place) as name:
+        yield Path(name)
+
+
 def put_in_place(folder: Path, final: Path) -> None:
     """Give a finished folder its name; an older one of that name is exchanged in one step, then deleted.
 
@@ -266,6 +279,16 @@ def _lives(matched: re.Match[str]) -> bool:
     """Whether the owner of a temporary name still runs; another process of its number began at another moment."""
     started = _started(int(matched["pid"]))
     return started is not None and started == int(matched["start"])
+
+
+@cache
+def _origin() -> str:
+    """Where process numbers mean the same: containers and machines may share a temporary directory."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
 
 
 def _started(pid: int) -> int | None:

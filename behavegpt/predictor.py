@@ -8,12 +8,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
@@ -28,38 +26,16 @@ from behavegpt.generation.rollout import roll_out
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.attention import choose_backend
+from behavegpt.model.mixer import Memory, part_of
+from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
+from behavegpt.predictions import Predictions, most_probable
 from behavegpt.training.run_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
 MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}  # folder of a run -> what it holds
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The most probable next behaviors of U users, best first."""
-
-    users: pa.StringArray  # (U,)
-    labels: np.ndarray  # (U, k) object: behavior labels
-    probabilities: np.ndarray  # (U, k) float32
-    unknown: dict[str, int]  # field -> events whose label the model never saw
-    rejected: dict[str, int]  # reason -> rows that could not be used
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def to_table(self) -> pa.Table:
-        """Columns user, rank (from 1), behavior, probability; k rows a user."""
-        top = self.labels.shape[1]
-        return pa.table(
-            {
-                "user": self.users.take(pa.array(np.repeat(np.arange(len(self)), top))),
-                "rank": np.tile(np.arange(1, top + 1), len(self)),
-                "behavior": pa.array(self.labels.ravel().tolist(), pa.string()),
-                "probability": self.probabilities.ravel(),
-            }
-        )
 
 
 class Predictor:
@@ -95,21 +71,9 @@ class Predictor:
         """
         options = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
         encoded = self.encode(events)
-        behaviors = self.tokenizer.behaviors
-        top = min(options.top_k, behaviors.classes)
-        chosen = np.zeros((len(encoded.users), top), np.int64)
-        probabilities = np.zeros((len(encoded.users), top), np.float32)
-        counts = torch.tensor(behaviors.counts, dtype=torch.float32) + 1
-        shift = options.prior_correction * torch.log(counts / counts.sum())
-        done = 0
-        for users, logits in self._logits(encoded, interrupt):
-            best = logits.sub_(shift).softmax(-1).topk(top)
-            chosen[users], probabilities[users] = best.indices.numpy(), best.values.numpy()
-            done += len(users)
-            if on_user:
-                on_user(done, len(encoded.users))
-        labels = self.tokenizer.labels(chosen)
-        return Predictions(encoded.users, labels, probabilities, encoded.unknown, encoded.rejected)
+        counts = torch.tensor(self.tokenizer.behaviors.counts, dtype=torch.float32) + 1
+        pieces = self._logits(encoded, interrupt)
+        return most_probable(pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user)
 
     def embed(
         self, events: Any, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
@@ -168,9 +132,13 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
-                output: Any = self.model(
-                    **batch.inputs, document=batch.document, position=batch.position, select=select
-                )
+                told = batch.memory
+                if told is not None:
+                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
+                with autocast(self.model.device):
+                    output: Any = self.model(
+                        **batch.inputs, document=batch.document, position=batch.position, select=select, memory=told
+                    )
                 yield users[first : first + step], output.logits.float().cpu()
 
 
@@ -195,5 +163,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
-    torch.nn.Module.to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.nn.Module.to(model, place)
+    half = choose_precision("auto", place) == "bf16"
+    model.set_attn_implementation(choose_backend(place, half, model.config.max_length))
     return Predictor(model, tokenizer, load_links(folder))

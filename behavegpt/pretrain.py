@@ -6,7 +6,7 @@ What a run does with its model, and what it leaves in its folder, is in training
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -15,6 +15,8 @@ from behavegpt.baselines.architectures import baseline_config, read_inputs, refu
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
 from behavegpt.config import closest
+from behavegpt.data.memory_counts import count_store
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
@@ -24,6 +26,7 @@ from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText
 from behavegpt.training.run import SHAPE, RunSettings, Work, execute
 from behavegpt.training.setup import training_batches
+from behavegpt.universal.model import load_universal
 
 CHOICES = ("architecture", "inputs")
 
@@ -42,6 +45,10 @@ class PretrainSettings(RunSettings):
     )
     language_model: PathText | None = Field(
         None, description="GPT-2 folder (Hugging Face format): its blocks are the start"
+    )
+
+    init: Literal["random", "universal"] = Field(
+        "random", description="the mixer's start, with model.memory: random, or the universal model's weights"
     )
 
     @field_validator("model")
@@ -69,6 +76,8 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
         is_event = store.schema.behavior_is_event
         fields, width = read_inputs(settings.model, store.field_sizes(), store.behaviors.classes, is_event)
         shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
+        if shape.get("memory"):
+            shape["memory_experts"] = list(EXPERTS)
         return BehaveGPTConfig(
             field_sizes=fields,
             num_behaviors=store.behaviors.classes,
@@ -88,6 +97,14 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     return execute(settings, lambda: begin(settings), resume=resume)
 
 
+def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
+    """Give the mixer the weights of the universal one. Raises ConfigError for a model without memory."""
+    head = getattr(model, "memory", None) or model.head.memory
+    if head is None:
+        raise ConfigError("init=universal starts the mixer of a memory; set model.memory=true, or remove it.")
+    head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)
+
+
 def begin(settings: PretrainSettings) -> Work:
     """A model from random weights, or from a language model's blocks, and the data it is trained on."""
     store = open_store(settings.data.path)
@@ -101,6 +118,11 @@ def begin(settings: PretrainSettings) -> Work:
     else:
         model = BehaveGPTForBehaviorPrediction(config)
         model.head.set_prior(torch.tensor(store.behaviors.counts))
+    if config.memory:
+        model.counts = count_store(store)
+    if settings.init == "universal":
+        _start_universal(model)
+        fingerprint["init"] = settings.init
     if settings.language_model:
         from behavegpt.adapt.language import start_from_gpt2
 

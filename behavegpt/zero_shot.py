@@ -11,32 +11,27 @@ import collections
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch.nn import functional as F
 
 from behavegpt.config import check_settings
-from behavegpt.console import progress
 from behavegpt.data.events import read_events
 from behavegpt.data.guess import guess_schema
 from behavegpt.data.memory_tables import memory_columns
-from behavegpt.data.pack import target_rows
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
-from behavegpt.evaluation import score_baselines, summary
-from behavegpt.io import write_json
-from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import PredictOptions
-from behavegpt.predictor import Predictions, Predictor
-from behavegpt.predictor import load as load_trained
+from behavegpt.predictions import Predictions, most_probable
 from behavegpt.universal.model import UniversalModel, load_universal
-from behavegpt.universal.reader import MemoryReader, make_reader, store_reader
+from behavegpt.universal.reader import MemoryReader, make_reader
+
+if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
 
@@ -49,7 +44,11 @@ def is_universal(name: str | Path) -> bool:
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor | UniversalPredictor:
     """Open a model folder (see `predictor.load`), or the universal model by its name, `universal`."""
-    return load_zero_shot(folder) if is_universal(folder) else load_trained(folder, device)
+    if is_universal(folder):
+        return load_zero_shot(folder)
+    from behavegpt.predictor import load as load_trained  # takes seconds to import
+
+    return load_trained(folder, device)
 
 
 def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
@@ -105,55 +104,12 @@ class UniversalPredictor:
         if self.tokenizer is None or self.reader is None or self.counted is None:
             return self.fit_tables(events).predict(None, top_k, prior_correction, on_user)
         asked = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
-        encoded, reader, behaviors = self.counted, self.reader, self.tokenizer.behaviors
+        encoded, reader = self.counted, self.reader
         if events is not None:
             encoded = self.tokenizer.encode(events)
             columns = memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
             reader = replace(reader, columns=columns, offsets=encoded.offsets)
-        top = min(asked.top_k, behaviors.classes)
-        chosen = np.zeros((len(encoded.users), top), np.int64)
-        probability = np.zeros((len(encoded.users), top), np.float32)
-        shift = asked.prior_correction * torch.log(torch.from_numpy(reader.tables.prior))
-        done = 0
-        for _, logits in self.model.score(reader, encoded.offsets[1:] - 1):
-            best = (logits - shift).softmax(1).topk(top)
-            part = slice(done, done + len(logits))
-            chosen[part], probability[part] = best.indices.numpy(), best.values.numpy()
-            done += len(logits)
-            if on_user:
-                on_user(done, len(encoded.users))
-        labels = self.tokenizer.labels(chosen)
-        return Predictions(encoded.users, labels, probability, encoded.unknown, encoded.rejected)
-
-
-def evaluate_zero_shot(
-    model: UniversalModel, store: EventStore, out: Path, *, split: str = "test", baselines: bool = True
-) -> dict[str, Any]:
-    """Evaluate on a split of a prepared folder, whose training split gives tables and labels, and write metrics.json.
-
-    Rows, metrics and protocol are those of `compare`. Raises DataError when the split is empty.
-    """
-    rows = target_rows(store, SPLITS[split])
-    if not len(rows):
-        raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
-    reader = store_reader(store)
-    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
-    with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
-        for position, logits in model.score(reader, rows - 1):
-            target = reader.target(position)
-            metrics.update(logits, target)
-            loss += F.cross_entropy(logits, target, reduction="sum").item()
-            show(metrics.rows, "")
-    scored = {UNIVERSAL: metrics} | (dict(score_baselines(store, split)) if baselines else {})
-    protocol = {
-        "task": "next behavior from past events alone; the target's own time and place are hidden",
-        "training": "none on this log; tables and labels are those of its training split",
-        "split": split,
-        "split_rule": store.manifest.split["rule"],
-        "classes": store.behaviors.classes,
-        "content_hash": store.manifest.content_hash,
-    }
-    result = summary(scored, store, split, protocol)
-    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
-    write_json(out, result)
-    return result
+        scored = self.model.score(reader, encoded.offsets[1:] - 1)
+        pieces = ((np.searchsorted(encoded.offsets, at, side="right") - 1, logits) for at, logits in scored)
+        log_prior = torch.log(torch.from_numpy(reader.tables.prior))
+        return most_probable(pieces, self.tokenizer, encoded, asked, log_prior, on_user)

@@ -43,11 +43,12 @@ from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import attend, plan_attention
 from behavegpt.model.head import head_loss
-from behavegpt.training.evaluate import autocast, to_device
+from behavegpt.model.precision import autocast, choose_precision
+from behavegpt.training.evaluate import to_device
 from behavegpt.training.journal import Journal
 from behavegpt.training.loop import Trainer, TrainSettings
 from behavegpt.training.optimizer import build_optimizer
-from behavegpt.training.setup import choose_precision
+from behavegpt.training.setup import compile_blocks
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 CAP, FIELDS = 90, 4
@@ -84,18 +85,20 @@ def _train_benchmark() -> Any:
 class Bench:
     """A size on a device: the data, the models, and the timing."""
 
-    def __init__(self, size: Size, device: torch.device, args: argparse.Namespace) -> None:
-        self.size, self.device, self.args = size, device, args
+    def __init__(self, size: Size, device: torch.device, args: argparse.Namespace, cap: int = CAP) -> None:
+        self.size, self.device, self.args, self.cap = size, device, args, cap
         self.precision = choose_precision("auto", device)
         self.clock = time.process_time if device.type == "cpu" else time.perf_counter
         train = _train_benchmark()
-        self.histories = train.workload(args.users, CAP)
+        self.histories = (
+            train.workload(args.users, cap) if cap == CAP else long_histories(args.users, cap, train.EVENTS)
+        )
         self.store = train.store_of(self.histories)
         self.classes: int = train.EVENTS
         self.batches = TrainingBatches(
             self.store,
-            max_length=CAP,
-            rows_per_step=max(1, args.events_per_step // row_length_for(CAP)),
+            max_length=cap,
+            rows_per_step=max(1, args.events_per_step // row_length_for(cap)),
             seed=0,
             fields=self.store.schema.input_fields,
         )
@@ -110,7 +113,7 @@ class Bench:
             embedding_size=self.size.width // FIELDS,
             num_hidden_layers=self.size.layers,
             num_attention_heads=self.size.heads,
-            max_length=CAP,
+            max_length=self.cap,
             dropout=0.0,
         )
         model = BehaveGPTForBehaviorPrediction(config).train()
@@ -121,13 +124,15 @@ class Bench:
         """What a run makes."""
         model = self.model()
         model.set_attn_implementation(backend)
+        if self.args.compile:
+            compile_blocks(model)
         accelerator = Accelerator(cpu=self.device.type == "cpu")
         prepared = accelerator.prepare_model(model)
         settings = TrainSettings(steps=1_000_000, log_every=1_000_000)
         loss = build_loss(LossSettings(start=0.0), torch.tensor(self.store.behaviors.counts))
         loss.to(self.device)
         return Trainer(
-            model=torch.compile(prepared) if self.args.compile else prepared,  # type: ignore[arg-type]
+            model=prepared,
             loss=loss,
             optimizer=build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=True),
             batches=batches,
@@ -177,11 +182,18 @@ class Bench:
             torch.cuda.synchronize()
 
 
+def long_histories(users: int, cap: int, events: int, seed: int = 0) -> list[np.ndarray]:
+    """Log-normal histories whose mean before the cap is a third of it, as the cap of 90 has with its mean of 30."""
+    rng = np.random.default_rng(seed)
+    lengths = np.rint(rng.lognormal(np.log(cap / 3) - 0.5, 1.0, users)).clip(2, cap)
+    return [rng.integers(0, events, int(length)) for length in lengths]
+
+
 class PaddedBatches:
     """The histories of a `TrainingBatches`, each alone in a row of the cap's length."""
 
     def __init__(self, batches: TrainingBatches) -> None:
-        self.store, self._packed = batches.store, batches
+        self.store, self._packed, self._cap = batches.store, batches, batches.max_length
         self.steps_per_epoch = batches.steps_per_epoch
 
     def micro_batches(self, step: int, *args: Any, **options: Any) -> Iterator[PackedBatch]:
@@ -190,13 +202,13 @@ class PaddedBatches:
             begins = (batch.position == 0) & (batch.document != PADDING)
             row = torch.cumsum(begins.flatten(), 0) - 1
             real = (batch.document != PADDING).flatten()
-            place = (row * CAP + batch.position.flatten())[real]
+            place = (row * self._cap + batch.position.flatten())[real]
             rows = int(begins.sum())
 
             def spread(values: torch.Tensor, fill: int, place: Any = place, real: Any = real, n: int = rows) -> Any:
-                flat = torch.full((n * CAP,), fill)
+                flat = torch.full((n * self._cap,), fill)
                 flat[place] = values.flatten()[real]
-                return flat.view(n, CAP)
+                return flat.view(n, self._cap)
 
             document = spread(torch.zeros_like(batch.document), PADDING)
             inputs = {name: spread(ids, 0) for name, ids in batch.inputs.items()}
@@ -239,7 +251,7 @@ def gpt2_step(bench: Bench, attention: str) -> Callable[[int], float]:
     shape: dict[str, Any] = {"n_embd": bench.size.width, "n_layer": bench.size.layers, "n_head": bench.size.heads}
     plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {"use_cache": False}
     config = GPT2Config(
-        vocab_size=bench.classes, n_positions=CAP, bos_token_id=None, eos_token_id=None, **shape, **plain
+        vocab_size=bench.classes, n_positions=bench.cap, bos_token_id=None, eos_token_id=None, **shape, **plain
     )
     config._attn_implementation = attention
     torch.manual_seed(0)

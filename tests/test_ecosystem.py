@@ -35,6 +35,7 @@ def python(code: str, *arguments: str) -> str:
 
 
 AUTO = {
+    "AutoConfig": "BehaveGPTConfig",
     "AutoModel": "BehaveGPTModel",
     "AutoModelForTokenClassification": "BehaveGPTForBehaviorPrediction",
     "AutoFeatureExtractor": "EventTokenizer",
@@ -43,7 +44,7 @@ AUTO = {
 
 FORKED = """
 import os, sys
-for auto in (AutoModel, AutoModelForTokenClassification, AutoFeatureExtractor):
+for auto in (AutoConfig, AutoModel, AutoModelForTokenClassification, AutoFeatureExtractor):
     if os.fork() == 0:  # each is the first to be used; importing transformers takes seconds, once for all
         print(auto.__name__, type(auto.from_pretrained(sys.argv[1])).__name__, flush=True)
         os._exit(0)

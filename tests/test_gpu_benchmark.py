@@ -15,13 +15,17 @@ from behavegpt.batch import IGNORED
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def module() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
+def benchmark(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return benchmark("gpu")
 
 
 ARGUMENTS = ["--sizes", "tiny", "--events-per-step", "1024", "--users", "200", "--seconds", "0.05", "--matmul", "128"]
@@ -38,6 +42,31 @@ def test_every_row_is_measured(module: Any, tmp_path: Path) -> None:
     assert figures["matmul_tflops"] > 0 and figures["copy_gb_per_s"] > 0
     assert figures["parts_ms"]["whole step"] > figures["parts_ms"]["head and loss"] > 0
     assert figures["precision"] == "fp32" and figures["device"].startswith("CPU")
+
+
+def gpu_pass(tmp_path: Path, *parts: str) -> list[dict[str, Any]]:
+    arguments = ["--small", "--device", "cpu", "--out", str(tmp_path / "rows.jsonl"), "--parts", *parts]
+    rows: list[dict[str, Any]] = benchmark("gpu_pass").main(arguments)
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    assert {row["part"] for row in rows} == set(parts)
+    assert not [row["error"] for row in rows if "error" in row]
+    return rows
+
+
+def test_every_line_of_the_gpu_pass_runs(tmp_path: Path) -> None:
+    parts = ["attention", "training", "throughput", "head", "evaluator", "export", "generation", "windows"]
+    rows = gpu_pass(tmp_path, *parts)
+    equal = [row for row in rows if row["part"] == "attention"]
+    assert all(row[name] < 1e-5 for row in equal for name in ("out", "dq", "packed - alone") if name in row)
+    assert next(row for row in rows if row["part"] == "head")["gradient difference"] < 1e-5
+    assert all(row["recorded losses equal plain ones"] for row in rows if row["part"] == "evaluator")
+
+
+@pytest.mark.slow
+def test_the_runs_of_the_gpu_pass_agree(tmp_path: Path) -> None:
+    rows = gpu_pass(tmp_path, "runs")
+    assert {row["run"] for row in rows} == {"whole", "resumed", "evaluated"}
+    assert next(row for row in rows if row["run"] == "resumed")["equal"]
 
 
 def test_padded_rows_hold_the_packed_events(module: Any) -> None:

@@ -72,6 +72,18 @@ def test_what_the_dead_left_goes_and_what_the_living_or_strangers_have_stays(tmp
     assert names(tmp_path) == sorted([living.name, strange.name])
 
 
+def test_scratch_in_the_systems_folder_goes_when_its_owner_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io.tempfile, "tempdir", str(tmp_path))
+    filled(dead_name(tmp_path / f"{io._origin()}-x", "scratch"), "dead")
+    elsewhere = filled(dead_name(tmp_path / "0123-x", "scratch"), "of a container with process numbers of its own")
+    with io.temporary_folder() as first, io.temporary_folder() as second:  # a process may hold several
+        assert first != second and stat.S_IMODE(first.stat().st_mode) == 0o700
+        assert names(tmp_path) == sorted([first.name, second.name, elsewhere.name])
+    assert names(tmp_path) == [elsewhere.name]
+
+
 def test_a_folder_that_lost_its_name_between_two_renames_gets_it_back(tmp_path: Path) -> None:
     filled(dead_name(tmp_path / "out", "old"), "old")
     with pytest.raises(RuntimeError), scratch(tmp_path / "out"):

@@ -236,7 +236,7 @@ def test_work_can_be_interrupted(predictor: Predictor, verb: str) -> None:
         if len(calls) == 2:
             raise Stop
 
-    assert history_batches.POSITIONS_PER_BATCH == 16_384
+    assert history_batches.POSITIONS_PER_BATCH["cpu"] == 16_384
     encoded = one_event_users(predictor, 20_000)
     with pytest.raises(Stop):
         getattr(predictor, verb)(encoded, interrupt=interrupt)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from behavegpt.adapt.settings import LoraSettings
 from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, TensorPlan, part_of
 from behavegpt.checksums import seal
+from behavegpt.data.memory_counts import load_counts, save_counts
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, MissingExtraError, first_line
 from behavegpt.io import read_json, scratch, write_json
@@ -55,9 +56,10 @@ def attach(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], se
 
 
 def _modules(plan: Sequence[TensorPlan], *kinds: str) -> list[str]:
-    """The modules that own the tensors of some cells; the history gate is one module."""
+    """The modules that own the tensors of some cells; the history gate is one module, and the mixer."""
     names = [item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"]
-    return list(dict.fromkeys("head.history_gate" if n.startswith("head.history_gate") else n for n in names))
+    whole = ("head.history_gate", "head.memory")
+    return list(dict.fromkeys(next((w for w in whole if n.startswith(w)), n) for n in names))
 
 
 def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPrediction) -> list[Counts]:
@@ -76,6 +78,10 @@ def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
         adapter.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         write_json(temporary / FACTS, {"base": str(base), "weights": weights_hash(base)})
+        base_model: Any = adapter.get_base_model()
+        counts = base_model.counts
+        if counts is not None:
+            save_counts(counts, temporary)
         seal(temporary)
 
 
@@ -109,9 +115,12 @@ def open_adapter(
     try:
         with _quietly():
             adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
-        return adapted.merge_and_unload(), tokenizer
+        merged = adapted.merge_and_unload()
     except Exception as error:  # PEFT raises whatever a strange adapter_config.json leads to
         raise CheckpointError(f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}.") from None
+    if merged.config.memory:
+        merged.counts = load_counts(folder)
+    return merged, tokenizer
 
 
 @contextmanager

@@ -35,8 +35,8 @@ PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern tha
     "mlp": r"model\.blocks\.\d+\.mlp_(in|out)\.",
     "norms": r"model\.(blocks\.\d+\.\w+_)?norm\.",
     "dense": r"head\.(dense|tied_projection)\.",  # the prediction MLP's first layer
-    "prior": r"head\.history_gate\.log_prior",  # class frequencies: data, not weights
-    "gate": r"head\.history_gate\.",
+    "prior": r"head\.(history_gate|memory)\.log_prior",  # class frequencies: data, not weights
+    "gate": r"head\.(history_gate|memory)\.",
     "projection": r"head\.projection\.",
     "next": r"next_heads\.",  # second heads
 }

@@ -19,6 +19,7 @@ from behavegpt.baselines.patt import PAttEncoder
 from behavegpt.baselines.sasrec import SASRecEncoder
 from behavegpt.baselines.wukong import WukongEncoder
 from behavegpt.config import Settings, closest
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
@@ -88,6 +89,7 @@ SHARED = (  # names of BaselineConfig that settings may give for every architect
     "dropout",
     "initializer_range",
     "history_head",
+    "memory",
     "scale_inputs",
     "score",
     "score_temperature",
@@ -154,6 +156,8 @@ def shape_baseline(
                 raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
         shape |= inherited
         fields = {field: {"behavior": FIRST + behaviors, **fields}[field] for field in inherited["field_order"]}
+    if shape.get("memory"):
+        shape["memory_experts"] = list(EXPERTS)
     shape.setdefault("intermediate_size", architecture.mlp_ratio * shape["embedding_size"] * len(fields))
     return BaselineConfig(
         architecture=name,

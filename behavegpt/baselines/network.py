@@ -32,7 +32,8 @@ from behavegpt.model.behavegpt import (
     refuse_unknown,
 )
 from behavegpt.model.config import GAP_BUCKETS
-from behavegpt.model.head import HeadLoss, History, HistoryFeatures, HistoryGate
+from behavegpt.model.head import HeadLoss, History, HistoryFeatures, HistoryGate, MemoryHead, part_of
+from behavegpt.model.mixer import Memory
 
 LOGITS = 1 << 24  # held at once while training; with more, the head is run piece by piece and again for its gradient
 
@@ -102,6 +103,8 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         self.head = ARCHITECTURES[config.architecture].head(config)  # type: ignore[assignment]
         self.history = HistoryFeatures() if config.history_head else None
         self.history_gate = HistoryGate(config) if config.history_head else None
+        self.memory = MemoryHead(config) if config.memory else None
+        self.counts: Any = None
         sizes = {**(config.field_sizes or {}), "gap": GAP_BUCKETS}
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
@@ -112,7 +115,9 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
     @torch.no_grad()
     def set_prior(self, counts: torch.Tensor) -> None:
         """Begin at the training frequencies (K,)."""
-        self.head.set_prior(counts)
+        self.head.set_prior(torch.ones_like(counts) if self.memory is not None else counts)
+        if self.memory is not None:  # the counts tell the frequencies
+            self.memory.log_prior.copy_(((counts + 0.5) / (counts + 0.5).sum()).log())
         if self.history_gate is not None:
             self.history_gate.log_prior.copy_(((counts + 0.5) / (counts + 0.5).sum()).log())
 
@@ -137,6 +142,7 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         slot_ids: torch.Tensor | None = None,
         location_ids: torch.Tensor | None = None,
         behavior_ids: torch.Tensor | None = None,
+        memory: dict[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -159,7 +165,7 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
             select = labels.ne(IGNORED)
         chosen = torch.ones_like(layout.document, dtype=torch.bool) if select is None else select
         picked, side = hidden[chosen], {name: value[chosen] for name, value in encoded.side.items()}
-        past = self._history(layout.ids["event"], layout.document, None, fields, chosen)
+        past = self._history(layout.ids["event"], layout.document, None, fields, chosen, memory)
         output = BehaviorOutput(last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None)
         if labels is not None and criterion is not None:
             parts = self._criterion_loss(criterion, picked, side, past, labels[chosen])
@@ -176,22 +182,24 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
             output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
         return output
 
-    def _scores(self, picked: torch.Tensor, side: Side, past: History | None) -> torch.Tensor:
+    def _scores(self, picked: torch.Tensor, side: Side, past: History | Memory | None) -> torch.Tensor:
         """Logits (N, K) of hidden states (N, C)."""
         logits = self.head(picked, side, self.model.embedding.tables["event"].weight)
-        if past is not None and self.history_gate is not None:
+        if self.history_gate is not None and isinstance(past, History):
             logits = logits.scatter_add(1, past.classes, self.history_gate(picked, past).to(logits.dtype))
+        if self.memory is not None:
+            logits = self.memory(picked, logits, past)
         return logits
 
     def _criterion_loss(
-        self, criterion: Any, picked: torch.Tensor, side: Side, past: History | None, target: torch.Tensor
+        self, criterion: Any, picked: torch.Tensor, side: Side, past: History | Memory | None, target: torch.Tensor
     ) -> HeadLoss:
         """Loss sum of N events under a criterion; with many classes in pieces that are run again in the backward."""
         head: Any = self.head
         head.set_progress(criterion.progress)
 
         def of(part: slice) -> torch.Tensor:
-            seen = None if past is None else History(past.counts[part], past.classes[part])
+            seen = None if past is None else part_of(past, part)
             scores = self._scores(picked[part], {name: value[part] for name, value in side.items()}, seen)
             return criterion.per_event(scores, target[part])
 

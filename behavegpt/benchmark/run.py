@@ -33,11 +33,11 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.grid import Grid, Row, Run, attempted, read_rows, tell_failed
 from behavegpt.io import check_output, discard, write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
+from behavegpt.model.precision import choose_precision
 from behavegpt.pretrain import pretrain
 from behavegpt.training.evaluate import score
 from behavegpt.training.journal import read_journal
 from behavegpt.training.run_folder import open_model
-from behavegpt.training.setup import choose_precision
 from behavegpt.user_embeddings import write_array
 
 FIGURES = ("rec_w", "rec_m", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")

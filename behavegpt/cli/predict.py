@@ -67,9 +67,10 @@ def _evaluate(arguments: Arguments) -> Any:
 def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
+    from behavegpt.evaluate_universal import evaluate_universal
     from behavegpt.evaluation import metrics_table
     from behavegpt.io import check_output, lock
-    from behavegpt.zero_shot import evaluate_zero_shot, load_zero_shot
+    from behavegpt.zero_shot import load_zero_shot
 
     if arguments.prior_correction:
         raise ConfigError("--prior-correction is for trained models; leave it out with `universal`.")
@@ -78,7 +79,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     check_output(out, "file")
     model = load_zero_shot(arguments.model).model
     with lock(out):
-        result = evaluate_zero_shot(
+        result = evaluate_universal(
             model, open_store(arguments.data), out, split=arguments.split, baselines=arguments.baselines
         )
     show(arguments, *metrics_table(result))

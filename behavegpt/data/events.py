@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from behavegpt.data.plan import TIME_RANGE, plan_events
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import find_logs
 from behavegpt.data.times import MICROS, calendar
+from behavegpt.io import temporary_folder
 
 
 class Events(NamedTuple):
@@ -36,8 +35,8 @@ def read_events(
     threads: int | None = None,
 ) -> Events:
     """Normalise logs that fit in memory: files, a DataFrame, an Arrow table or a dict of columns. Raises DataError."""
-    with tempfile.TemporaryDirectory(prefix="behavegpt-") as folder, connect(Path(folder), threads=threads) as con:
-        plan = plan_events(con, find_logs(logs), schema, Path(folder), fields, time_range)
+    with temporary_folder() as folder, connect(folder, threads=threads) as con:
+        plan = plan_events(con, find_logs(logs), schema, folder, fields, time_range)
         parts = [rows.columns for rows in plan.batches(1_000_000)]
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
         empty = {name: np.zeros(0, np.int64) for name in names}

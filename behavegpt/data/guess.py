@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -20,6 +18,7 @@ from behavegpt.data.time_columns import is_time_type, survey_column, time_column
 from behavegpt.data.time_join import PLUS, join_times, time_parts
 from behavegpt.data.times import DAY, MICROS
 from behavegpt.errors import DataError
+from behavegpt.io import temporary_folder
 
 _REQUIRED = ("user", "time", "event")
 _SAMPLE = 100_000
@@ -62,7 +61,7 @@ def guess_schema(logs: Any, given: Mapping[str, Any]) -> tuple[EventSchema, list
     for role in ROLES:
         for column in _columns_of(role, settings, found):
             check_columns(found, {role: column})
-    with tempfile.TemporaryDirectory(prefix="behavegpt-") as folder, connect(Path(folder)) as con:
+    with temporary_folder() as folder, connect(folder) as con:
         sample = _sample(con, found)
         for role in NAMES:
             if role not in settings:
@@ -74,7 +73,7 @@ def guess_schema(logs: Any, given: Mapping[str, Any]) -> tuple[EventSchema, list
 
 def guess_columns(logs: Any, schema: EventSchema) -> list[ColumnGuess]:
     """The table of columns with the roles of `schema`."""
-    with tempfile.TemporaryDirectory(prefix="behavegpt-") as folder, connect(Path(folder)) as con:
+    with temporary_folder() as folder, connect(folder) as con:
         return _table(_sample(con, find_logs(logs)), schema)
 
 

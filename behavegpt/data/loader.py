@@ -7,11 +7,13 @@ ranks and micro-batches, so that a resumed run sees exactly what it would have s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 
 from behavegpt.batch import PackedBatch
+from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
 from behavegpt.data.pack import RowPlan, collate, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
 
@@ -19,6 +21,16 @@ from behavegpt.data.store import EventStore
 def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
     """The store's columns with `behavior` always present."""
     return {**store.columns, "behavior": store.column("behavior")}
+
+
+def memory_of(store: EventStore, counts: Counts, *, leave_out: bool = False) -> MemorySource:
+    """Reads the counts at events of a prepared folder; `leave_out`: at events that were counted."""
+    return MemorySource(dated_columns(store), store.offsets, counts, leave_out)
+
+
+@lru_cache(maxsize=1)
+def _worker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="behavegpt-batches")
 
 
 def row_length_for(max_length: int) -> int:
@@ -42,12 +54,16 @@ class TrainingBatches:
         seed: int,
         fields: tuple[str, ...],
         next_fields: tuple[str, ...] = (),
+        counts: Counts | None = None,
     ) -> None:
+        """`counts`: of the training split, for a model with memory."""
         self.store, self.max_length, self.seed = store, max_length, seed
         self.row_length = row_length_for(max_length)
         self.rows_per_step = rows_per_step
         self.fields, self.next_fields = fields, next_fields
         self._columns = columns_of(store)
+        self.memory = None if counts is None else memory_of(store, counts, leave_out=True)
+        self._ahead: dict[tuple[int, ...], Future[list[PackedBatch]]] = {}
         self._plan = lru_cache(maxsize=1)(self._make_plan)
         self.steps_per_epoch = max(1, -(-self._plan(0).rows // rows_per_step))
 
@@ -59,11 +75,25 @@ class TrainingBatches:
         return plan, np.where(rows < plan.rows, rows, -1)
 
     def micro_batches(self, step: int, micro: int = 1, rank: int = 0, world: int = 1) -> Iterator[PackedBatch]:
-        """This rank's `micro` batches of a step; empty rows fill up the last ones, so that all have one shape."""
+        """This rank's `micro` batches of a step; empty rows fill up the last ones, so that all have one shape.
+
+        With memory the next step's are made meanwhile in another thread, where counting holds no lock.
+        """
+        if self.memory is None:
+            return self._batches(step, micro, rank, world)
+        ready = self._ahead.pop((step, micro, rank, world), None)
+        batches = ready.result() if ready else list(self._batches(step, micro, rank, world))
+        self._ahead = {(step + 1, micro, rank, world): _worker().submit(self._listed, step + 1, micro, rank, world)}
+        return iter(batches)
+
+    def _listed(self, *of: int) -> list[PackedBatch]:
+        return list(self._batches(*of))
+
+    def _batches(self, step: int, micro: int, rank: int, world: int) -> Iterator[PackedBatch]:
         plan, rows = self.rows(step)
         rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
         for part in rows.reshape(micro, world, -1)[:, rank]:
-            yield collate(self._columns, plan, part, self.row_length, self.fields, self.next_fields)
+            yield collate(self._columns, plan, part, self.row_length, self.fields, self.next_fields, memory=self.memory)
 
     def _make_plan(self, epoch: int) -> RowPlan:
         rng = np.random.default_rng([self.seed, epoch])
@@ -77,12 +107,17 @@ def evaluation_batches(
     max_length: int,
     rows_per_batch: int,
     fields: tuple[str, ...],
+    counts: Counts | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[PackedBatch]:
-    """This rank's share of a split's targets; together the ranks see each target once."""
+    """This rank's share of a split's targets; together the ranks see each target once.
+
+    `counts`: those of the model's training log, for a model with memory.
+    """
     plan = pack_rows(evaluation_windows(store, split, max_length), row_length_for(max_length))
     columns = columns_of(store)
+    memory = None if counts is None else memory_of(store, counts)
     mine = np.arange(rank, plan.rows, world)
     for at in range(0, len(mine), rows_per_batch):
-        yield collate(columns, plan, mine[at : at + rows_per_batch], row_length_for(max_length), fields)
+        yield collate(columns, plan, mine[at : at + rows_per_batch], row_length_for(max_length), fields, memory=memory)

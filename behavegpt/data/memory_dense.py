@@ -1,8 +1,8 @@
 """What the counts of the memory say about every class: the exact distributions of the count baselines.
 
-The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past (`memory.py`)
-and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from the prior, and each
-context is smoothed towards the distribution so far:
+The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past
+(`memory_past.py`) and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from
+the prior, and each context is smoothed towards the distribution so far:
 
     P(b) <- (n(b|context) + w P(b)) / (n(context) + w)
 
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from behavegpt.data.memory import OWN, Past, clear, new_past, take_up
+from behavegpt.data.compiled import inner, kernel
+from behavegpt.data.memory_observe import take_up
+from behavegpt.data.memory_past import OWN, Past, clear, new_past
 from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, find
 
 RECENT = "user_recent"
@@ -85,7 +86,7 @@ class Replay:
         return self.past, begin
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _scores(columns, tables, past, at, begin, rows, contexts, weights, shares, scores):  # type: ignore[no-untyped-def]
     chains = np.empty((len(contexts), len(tables.prior)), np.float32)
     for i in range(len(rows)):
@@ -94,7 +95,7 @@ def _scores(columns, tables, past, at, begin, rows, contexts, weights, shares, s
         _mix(chains, shares, scores[i])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _judge(columns, tables, past, at, begin, rows, contexts, weights, shares, rank, probability):  # type: ignore[no-untyped-def]
     chains = np.empty((len(contexts), len(tables.prior)), np.float32)
     mixed = np.empty(len(tables.prior), np.float32)
@@ -112,7 +113,7 @@ def _judge(columns, tables, past, at, begin, rows, contexts, weights, shares, ra
             rank[i, q], probability[i, q] = ahead, own
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _mix(chains, shares, out):  # type: ignore[no-untyped-def]
     """sum_p shares[p] chains[p] into out (K,)."""
     out[:] = 0
@@ -122,7 +123,7 @@ def _mix(chains, shares, out):  # type: ignore[no-untyped-def]
                 out[b] += shares[p] * chains[p, b]
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _advance(columns, tables, past, at, begin, row):  # type: ignore[no-untyped-def]
     """Take up the events of a user, whose first is `begin`, before a row."""
     if at[0] != begin:
@@ -133,7 +134,7 @@ def _advance(columns, tables, past, at, begin, row):  # type: ignore[no-untyped-
         at[1] += 1
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _distributions(past, tables, contexts, weights, chains):  # type: ignore[no-untyped-def]
     """Probabilities (P, K) of all chains: what each context adds, times what the longer ones leave to it."""
     for p in range(len(contexts)):
@@ -148,7 +149,7 @@ def _distributions(past, tables, contexts, weights, chains):  # type: ignore[no-
             out[b] += np.float32(left) * tables.prior[b]
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _add(past, tables, context, weight, left, out):  # type: ignore[no-untyped-def]
     """Add n(b) * left / (n + weight) of one context to out (K,); returns n."""
     if context < _USER:
@@ -171,7 +172,7 @@ def _add(past, tables, context, weight, left, out):  # type: ignore[no-untyped-d
     return total
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _add_global(past, tables, context, weight, left, out):  # type: ignore[no-untyped-def]
     row = past.waiting_row[context]
     if row < 0:
@@ -182,7 +183,7 @@ def _add_global(past, tables, context, weight, left, out):  # type: ignore[no-un
     return total
 
 
-@njit(nogil=True, cache=True)
+@inner
 def _add_own(past, own, weight, left, out):  # type: ignore[no-untyped-def]
     row = find(past.key[own], past.waiting[own]) if past.waiting[own] >= 0 else -1
     if row < 0 or past.key[own, row] == -1:

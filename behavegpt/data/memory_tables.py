@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner, kernel
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import FIRST
 
@@ -78,15 +78,17 @@ def fit_tables(
     *,
     contexts: Sequence[str] = GLOBAL,
     followers: int = FOLLOWERS,
+    by_time: bool = False,
 ) -> Tables:
     """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u].
 
+    `by_time`: the folds (events,) are eras, and who leaves one out leaves out the later ones too.
     `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
     """
     behavior = columns.behavior
     counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
     prior = (counts + 0.5) / (counts + 0.5).sum()
-    fold = np.repeat(folds, np.diff(offsets))
+    fold = folds if by_time else np.repeat(folds, np.diff(offsets))
     wanted = used & (behavior >= 0)
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
     target = np.flatnonzero(wanted)
@@ -95,6 +97,9 @@ def fit_tables(
     follower, fold = behavior[target], fold[target]
     parts = [_followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))]
     key, total, kept, followed, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if by_time:
+        for held in (total, counts):
+            held[:, :FOLDS] = held[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
     table_key, table_row = hash_table(key)
     return Tables(
         prior=prior.astype(np.float32),
@@ -146,14 +151,14 @@ def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table, place
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _fill(table: np.ndarray, place: np.ndarray, keys: np.ndarray) -> None:
     for i in range(len(keys)):
         at = find(table, keys[i])
         table[at], place[at] = keys[i], i
 
 
-@njit(nogil=True, cache=True)
+@inner
 def find(table, key):  # type: ignore[no-untyped-def]
     """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would be put if absent."""
     mask = len(table) - 1
@@ -164,7 +169,7 @@ def find(table, key):  # type: ignore[no-untyped-def]
     return at
 
 
-@njit(nogil=True, cache=True)
+@inner
 def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
     """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none) and last event."""
     keys[:] = -1
@@ -189,10 +194,10 @@ def keys_of_positions(
     return keys
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _keys_of_positions(keys, behavior, event, location, slot, weekday, offsets, classes, locations):  # type: ignore[no-untyped-def]
     for user in range(len(offsets) - 1):
-        last, before = -1, -1
+        last, before = np.int64(-1), np.int64(-1)
         for t in range(offsets[user], offsets[user + 1]):
             if behavior[t] >= 0:
                 last, before = behavior[t], last

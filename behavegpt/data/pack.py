@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
+from behavegpt.data.memory_counts import MemorySource
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.ragged import positions, ranges
@@ -153,10 +154,12 @@ def collate(
     fields: tuple[str, ...],
     next_fields: tuple[str, ...] = (),
     with_target: bool = True,
+    memory: MemorySource | None = None,
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
 
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`, `event` as `input_ids`.
+    `memory` tells what the counts say at the positions with a target.
     """
     source, place, position, document, scored = _layout(plan, rows, row_length)
     shape = (len(rows), row_length)
@@ -168,12 +171,14 @@ def collate(
 
     inputs = {argument_name(f): spread(columns[f][source], 0) for f in fields}
     target = row = np.full(len(source), IGNORED, np.int64)
+    told = None
     following: dict[str, torch.Tensor] = {}
     if with_target:
         behavior = columns["behavior"][source + 1].astype(np.int64)
         asked = scored & (behavior >= FIRST)
         target = np.where(asked, behavior - FIRST, IGNORED)
         row = np.where(asked, source + 1, -1)
+        told = memory.at(source[asked]) if memory is not None else None
         for name in next_fields:
             values = columns["time" if name == "gap" else name][source + 1].astype(np.int64)
             if name == "gap":
@@ -186,6 +191,7 @@ def collate(
         target=spread(target, IGNORED),
         row=spread(row, -1),
         next_fields=following,
+        memory=told,
     )
 
 

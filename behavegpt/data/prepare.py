@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ from behavegpt.data.ties import MANY, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
-from behavegpt.io import check_output, scratch, target
+from behavegpt.io import check_output, scratch, target, temporary_folder
 from behavegpt.paths import local_path
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
@@ -157,8 +156,8 @@ def preview(
     parse_split(split)
     if out is not None:
         _check_free(Path(out), overwrite)
-    with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), budget // 2, threads) as con:
-        found, work = find_logs(logs, encoding), Path(name)
+    with temporary_folder() as work, connect(work, budget // 2, threads) as con:
+        found = find_logs(logs, encoding)
         schema = schema or guess_schema(found, {})[0]
         encoded = _encode(
             con, found, schema, work, time_range, min_events, budget, engine, spark_master, lambda line: None

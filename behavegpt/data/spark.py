@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from behavegpt.data.survey import Survey, add_up, survey_rows
 from behavegpt.data.time_columns import time_column
 from behavegpt.data.time_join import join_times, part_columns, time_parts
 from behavegpt.errors import DataError, MissingExtraError
+from behavegpt.io import temporary_folder
 
 PART_ROWS = 1 << 20  # rows of a part: sorted in memory, some 150 bytes each
 
@@ -163,10 +163,10 @@ def _over_files(spark: Any, job: Job, work: Callable[[Job, Batches], Batches], s
 def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, Source]]:
     """A file of the logs on a worker, its columns of the types that they have in all files together."""
     file = job.logs.files[number]
-    with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
+    with temporary_folder() as work, connect(work, job.memory, 1) as con:
         needed = part_columns(job.logs, needed_columns(job.schema, job.columns))
         alone = replace(job.logs, members=(job.logs.members[number],))
-        source = open_source(con, alone, needed, Path(name), time_parts(job.schema.time, alone)[0])
+        source = open_source(con, alone, needed, work, time_parts(job.schema.time, alone)[0])
         casts = ", ".join(
             f"{quoted(c)}::{job.types[c]} AS {quoted(c)}"
             for c in dict.fromkeys(needed)
@@ -237,7 +237,7 @@ def _save_part(job: Job, folder: Path, batches: Batches) -> Batches:
     context: Any = TaskContext.get()
     part = context.partitionId()
     temporary, final = (folder / name for name in (f".{part}-{context.taskAttemptId()}", str(part)))
-    with tempfile.TemporaryDirectory(prefix="behavegpt-") as name, connect(Path(name), job.memory, 1) as con:
+    with temporary_folder() as work, connect(work, job.memory, 1) as con:
         save_part(con, table, list(job.columns), temporary)
     try:
         os.rename(temporary, final)

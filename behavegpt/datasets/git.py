@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from behavegpt.datasets.clock import add_clock
 from behavegpt.datasets.git_card import write_card
 from behavegpt.datasets.git_log import Repository, open_repository, read_commits
 from behavegpt.errors import DataError
+from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
 SCHEMA = EventSchema(
@@ -140,21 +140,20 @@ def convert_git(
                 "seem to add every file; run git fetch --unshallow there first."
             )
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
+    with workspace(out) as work, connect(work) as con:
         _read(con, repositories)
         con.execute(DROP)
-        part, schema = Path(work) / "log.parquet", SCHEMA
+        part, schema = work / "log.parquet", SCHEMA
         con.execute(
             f"copy ({LOG}) to {literal(part)} (format parquet, compression zstd)",
             {"salt": secrets.token_hex(16) if salt is None else salt},
         )
-        card = Path(work) / "card.md"
+        card = work / "card.md"
         write_card(con, card, part, repositories, salted=salt is not None)
         if clock is not None:
-            plain, part = part, Path(work) / "ticking.parquet"
+            plain, part = part, work / "ticking.parquet"
             schema = add_clock(con, plain, part, schema, clock)
-        described = Path(work) / "schema.yaml"
+        described = work / "schema.yaml"
         described.write_text(dump_settings(schema), encoding="utf-8")
         os.replace(part, out)
         os.replace(described, out.with_suffix(".schema.yaml"))

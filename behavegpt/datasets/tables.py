@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from behavegpt.datasets.clock import add_clock
 from behavegpt.datasets.converters import EARLIEST, MAX_UNREAD
 from behavegpt.datasets.published import PUBLISHED, PublishedLog
 from behavegpt.errors import DataError, first_line
+from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
 
@@ -30,19 +30,18 @@ def convert_published(name: str, source: str | Path, out: str | Path, clock: flo
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     parts = _find(source, log)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work, connect(Path(work)) as con:
+    with workspace(out) as work, connect(work) as con:
         con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the files
-        part, schema = Path(work) / "log.parquet", log.schema
+        part, schema = work / "log.parquet", log.schema
         with _explained(name, source, log):
             rows, time = _rows(con, source, log, parts)
             columns = ", ".join(f"{sql.replace('{time}', time)} as {quoted(name)}" for name, sql in log.select.items())
             con.execute(f"copy (select {columns} from {rows}) to {literal(part)} (format parquet, compression zstd)")
             _check(con, name, source, log, part)
             if clock is not None:
-                plain, part = part, Path(work) / "ticking.parquet"
+                plain, part = part, work / "ticking.parquet"
                 schema = add_clock(con, plain, part, schema, clock)
-        described = Path(work) / "schema.yaml"
+        described = work / "schema.yaml"
         described.write_text(dump_settings(schema), encoding="utf-8")
         os.replace(part, out)
         os.replace(described, out.with_suffix(".schema.yaml"))

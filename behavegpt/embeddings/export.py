@@ -32,8 +32,9 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.embeddings.assemble import Asked, assemble
-from behavegpt.embeddings.pooling import NAMES, user_vectors, widths
+from behavegpt.embeddings.pooling import BEHAVIORS, NAMES, user_vectors, widths
 from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.history_batches import memory_columns_of
 from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
@@ -254,19 +255,32 @@ class _Reader:
 
     @property
     def columns(self) -> set[str]:
-        """What pooling needs."""
-        return {*self.model.config.columns, "time"}
+        """What the model and pooling need."""
+        return {*self.model.config.columns, *memory_columns_of(self.model), "time"}
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a vector depends on events before the window: the probabilities of a model with memory do."""
+        return self.model.counts is not None and BEHAVIORS in self.settings.pool
 
     def vectors(self, users: np.ndarray) -> np.ndarray:
         """Vectors (n, D) float32 of users (n,); only the events that the model reads are taken up."""
-        end = self.store.offsets[users + 1]
-        length = np.minimum(end - self.store.offsets[users], self.model.config.max_length)
+        store = self.store
+        end = store.offsets[users + 1]
+        length = end - store.offsets[users]
+        if not self.reads_all:
+            length = np.minimum(length, self.model.config.max_length)
         source = ranges(end - length, length)
+
         columns = {}
         for name in self.columns:
-            held = self.store.columns.get(name)
+            stored = "event" if name == "behavior" and store.schema.behavior_is_event else name
+            held = store.columns.get(stored)
             ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
-            columns[name] = self.lookup[name][ids] if name in self.lookup else ids
+            columns[name] = self.lookup[stored][ids] if stored in self.lookup else ids
+        if self.model.counts is not None:  # what was counted before is told by the date
+            columns["time"] = columns["time"].astype(np.int64) + store.manifest.time_origin
+
         after = np.cumsum(length)
         return self._pooled(columns, after - length, after)
 

@@ -16,6 +16,7 @@ from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
 from behavegpt.history_batches import history_batches
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.precision import autocast
 from behavegpt.options import EmbedOptions
 
 MOST_BEHAVIORS = 256  # the most frequent ones; a vector may have 2048 dimensions in all
@@ -87,7 +88,10 @@ def user_vectors(
     layers = {POOLS[name].layer for name in pool if name in POOLS}
     # a row's weights are (S, R) beside the logits of its S users
     cells = row_length_for(model.config.max_length) + (model.config.num_behaviors if BEHAVIORS in pool else 0)
-    for users, batch, _, time in history_batches(model, columns, begin, end, cells_per_user=cells, with_time=True):
+    batches = history_batches(
+        model, columns, begin, end, cells_per_user=cells, with_time=True, with_memory=BEHAVIORS in pool
+    )
+    for users, batch, _, time in batches:
         interrupt()
         assert time is not None
         at = _histories(batch, time)
@@ -121,6 +125,9 @@ def _run(
     """The model's output; the prediction layer is left out unless its logits are asked for."""
     layout = {"document": batch.document, "position": batch.position}
     embedded = INPUT in layers
-    if logits:
-        return model(**batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1))
-    return model.model(**batch.inputs, **layout, output_hidden_states=embedded)
+    with autocast(model.device):
+        if logits:
+            return model(
+                **batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1), memory=batch.memory
+            )
+        return model.model(**batch.inputs, **layout, output_hidden_states=embedded)

@@ -57,8 +57,8 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
         batch = to_device(collate(columns_of(store), plan, rows, row, config.columns, ("gap",)), device)
         followed = batch.next_fields["gap"]
         known = followed >= 0
-        out = model(**batch.inputs, document=batch.document, position=batch.position, select=known, heads=["gap"])
+        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state[known]
         slot = batch.inputs["slot_ids"][known]
-        expected.index_add_(0, slot, out.next_logits["gap"].float().softmax(-1))
+        expected.index_add_(0, slot, model.next_heads["gap"](state).float().softmax(-1))
         happened.index_put_((slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True)
     return log_odds(happened, expected).cpu()

@@ -78,7 +78,8 @@ class IncrementalModel:
         restarted = state.restarted.to(device)
         cache.forget(restarted)
         new = {argument_name(name): state.last(name)[:, None].to(device) for name in self.model.config.columns}
-        out = self.model(**new, past_key_values=cache, heads=heads)
+        told = self._told(state, torch.ones_like(state.restarted))
+        out = self.model(**new, past_key_values=cache, heads=heads, memory=told)
         following = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
 
         if state.restarted.any():
@@ -92,18 +93,28 @@ class IncrementalModel:
         """Read the whole windows of the rows (N,) bool into a new cache."""
         cache = EventCache(self.model.config)
         inputs, mask = self._window(state, rows)
-        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads)
+        told = self._told(state, rows)
+        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=told)
         self._learn_rates(state, out.last_hidden_state)
         hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
         return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
 
     def _read_without_cache(self, state: RowState, heads: Collection[str]) -> Next:
         """Read all windows again, for comparison."""
-        inputs, mask = self._window(state, torch.ones_like(state.restarted))
+        everybody = torch.ones_like(state.restarted)
+        inputs, mask = self._window(state, everybody)
         last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
-        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads)
+        told = self._told(state, everybody)
+        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=told)
         self._learn_rates(state, out.last_hidden_state)
         return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
+
+    def _told(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
+        """What the counts of the whole past say at the last events of the rows (N,) bool, with memory."""
+        if state.memory is None:
+            return None
+        told = state.memory.tensors(np.flatnonzero(rows.numpy()))
+        return {name: values.to(self.model.device) for name, values in told.items()}
 
     def _window(self, state: RowState, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs (n, R) of the rows (N,) bool and their mask (n, R), 0 behind the last event."""

@@ -29,8 +29,9 @@ from behavegpt.generation.sampling import agree, choose, time_in_bucket
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.generation.state import RowState
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.precision import autocast
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30  # on a CPU; on a GPU a share of what is free
 LOGIT_BYTES = 1 << 28
 
 
@@ -76,7 +77,8 @@ def roll_out(
     for first in range(0, len(user), size):
         rows = user[first : first + size], sample[first : first + size]
         schema = tokenizer.event_schema
-        state = RowState.start(model.config, schema, encoded, rows, settings, policies.needs_own_past)
+        own_past = policies.needs_own_past
+        state = RowState.start(model.config, schema, encoded, rows, settings, own_past, model.counts)
         reader = IncrementalModel(model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds)
         for part in Rollout(reader, state, policies, links, settings).steps():
             interrupt()
@@ -109,7 +111,8 @@ class Rollout:
         """The drawn events, step by step, each column (n,) of the rows that go on."""
         state, heads = self.state, self._heads()
         for step in range(self.settings.steps):
-            following = self.reader.following(state, heads)
+            with autocast(self.reader.model.device):
+                following = self.reader.following(state, heads)
             draws = Draws(*state.uniforms(step, len(Draws._fields)).T)
             new = self._time(following, draws)
             new |= self._what(following, draws)
@@ -232,4 +235,8 @@ def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSet
     config = model.config
     cached = 8 * config.num_hidden_layers * (config.max_length + 1) * config.hidden_size
     scores = 16 * (config.num_behaviors + sum((config.field_sizes or {}).values()))
-    return max(1, min(settings.rows, CACHE_BYTES // max(1, cached), LOGIT_BYTES // scores))
+    room = CACHE_BYTES, LOGIT_BYTES
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        room = free // 3, free // 12
+    return max(1, min(settings.rows, room[0] // max(1, cached), room[1] // scores))

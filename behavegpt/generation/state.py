@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from behavegpt.data.memory_counts import Counts
+from behavegpt.data.memory_live import LiveMemory
 from behavegpt.data.pack import gap_buckets
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
@@ -41,6 +43,7 @@ class RowState:
     grid: np.ndarray  # (N,) seconds that the user's times are multiples of
     uniforms: Uniforms
     own: OwnPast | None  # the given history, where a policy draws from it
+    memory: LiveMemory | None  # counts of the whole past, of a model with memory
 
     @classmethod
     def start(
@@ -51,8 +54,9 @@ class RowState:
         rows: tuple[np.ndarray, np.ndarray],
         settings: GenerationSettings,
         needs_own_past: bool,
+        counts: Counts | None = None,
     ) -> RowState:
-        """The state before the first step; `rows`: user and sample of each, (N,)."""
+        """The state before the first step; `rows`: user and sample of each, (N,); `counts`: a memory's tables."""
         user, sample = rows
         begin, end = encoded.offsets[user], encoded.offsets[user + 1]
         limit = config.max_length
@@ -83,6 +87,7 @@ class RowState:
             grid=np.array([time_grid(times[low:high], schema) for low, high in zip(begin, end, strict=True)]),
             uniforms=Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample),
             own=OwnPast(columns, begin, end) if needs_own_past else None,
+            memory=None if counts is None else LiveMemory(encoded.columns, begin, end, counts, settings.steps),
         )
 
     @property
@@ -112,6 +117,8 @@ class RowState:
         for name, ids in self.ids.items():
             ids[rows, self.length] = torch.from_numpy(new[name].astype(np.int64))
         self.length = self.length + 1
+        if self.memory is not None:
+            self.memory.append({**new, "time": self.time})
 
     def take(self, rows: np.ndarray) -> None:
         """Keep the rows (n,) only."""
@@ -121,5 +128,6 @@ class RowState:
         for name in ("user", "sample", "time", "horizon", "grid"):
             setattr(self, name, getattr(self, name)[rows])
         self.uniforms.take(rows)
-        if self.own is not None:
-            self.own.take(rows)
+        for kept in (self.own, self.memory):
+            if kept is not None:
+                kept.take(rows)

@@ -1,13 +1,29 @@
-"""The BehaveGPT model, registered with transformers' Auto classes on import."""
+"""The BehaveGPT model. `import behavegpt` registers it with transformers' Auto classes: see `behavegpt/auto.py`.
 
-from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
+Its names are imported when first used: the Auto classes ask for the config while transformers itself is half imported.
+"""
 
-from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel, BehaviorOutput
-from behavegpt.model.cache import EventCache
-from behavegpt.model.config import BehaveGPTConfig
+from __future__ import annotations
 
-AutoConfig.register("behavegpt", BehaveGPTConfig, exist_ok=True)
-AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
-AutoModelForTokenClassification.register(BehaveGPTConfig, BehaveGPTForBehaviorPrediction, exist_ok=True)
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel, BehaviorOutput
+    from behavegpt.model.cache import EventCache
+    from behavegpt.model.config import BehaveGPTConfig
+
+_HOMES = {
+    "BehaveGPTConfig": "config",
+    "BehaveGPTForBehaviorPrediction": "behavegpt",
+    "BehaveGPTModel": "behavegpt",
+    "BehaviorOutput": "behavegpt",
+    "EventCache": "cache",
+}
 __all__ = ["BehaveGPTConfig", "BehaveGPTForBehaviorPrediction", "BehaveGPTModel", "BehaviorOutput", "EventCache"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
+
+TILE = 128  # queries that a varlen kernel works on at once
+BOUNDARY_BLOCK = 256  # boundaries come in multiples of it: a compiled kernel that saw every count would be made anew
 
 
 class AttentionPlan(NamedTuple):
@@ -23,17 +27,20 @@ class AttentionPlan(NamedTuple):
 
     backend: str
     mask: torch.Tensor | None = None  # (B, 1, R, R) bool, True where a query may look
-    boundaries: torch.Tensor | None = None  # (documents + 1,) int32 token index where each history begins
-    longest: int = 0  # events of the longest history
+    boundaries: torch.Tensor | None = None  # (histories + 1,) int32 token index where each begins, then T again
+    longest: int = 0  # no history has more events
     block_mask: Any = None  # FlexAttention's
 
 
-def choose_backend(device: torch.device, half: bool) -> str:
+def choose_backend(device: torch.device, half: bool, window: int) -> str:
     """The fastest back end that works here: flash-attn, else torch's varlen kernel, else SDPA.
 
-    `half`: whether attention runs in fp16 or bf16; the varlen kernels take nothing else.
+    `half`: whether attention runs in fp16 or bf16; the varlen kernels take nothing else. They work in tiles of 128
+    queries, of which a short history fills a part: up to that `window`, SDPA on whole rows is faster (on an H200, with
+    windows of 90: 422 against 343 thousand events a second; benchmarks/results/gpu_pass.jsonl).
     """
-    if device.type == "cuda" and half and torch.cuda.get_device_capability(device)[0] >= 8:
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if ampere and half and window > TILE:
         if importlib.util.find_spec("flash_attn"):
             return "flash_attention_2"
         if importlib.util.find_spec("torch.nn.attention.varlen"):
@@ -47,14 +54,21 @@ def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
         begins = torch.ones_like(document, dtype=torch.bool)
         begins[:, 1:] = document[:, 1:] != document[:, :-1]
         starts = begins.flatten().nonzero().flatten()
-        boundaries = torch.cat([starts, starts.new_tensor([document.numel()])])
-        return AttentionPlan(backend, boundaries=boundaries.int(), longest=int(boundaries.diff().max()))
+        empty = BOUNDARY_BLOCK - len(starts) % BOUNDARY_BLOCK  # at least one: the end of the last history
+        boundaries = torch.cat([starts, starts.new_full((empty,), document.numel())])
+        return AttentionPlan(backend, boundaries=boundaries.int(), longest=document.shape[1])
     if backend == "flex_attention":
         return AttentionPlan(backend, block_mask=_flex_mask(document))
     length = document.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
     same = document[:, :, None] == document[:, None, :]
     return AttentionPlan(backend, mask=(same & causal)[:, None])
+
+
+def usable(backend: str, x: torch.Tensor) -> str:
+    """`backend`, or SDPA where x is computed in full precision and the back end is for half precision alone."""
+    half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
+    return backend if half or backend not in ("flash_attention_2", "varlen") else "sdpa"
 
 
 def plan_cached(mask: torch.Tensor, backend: str) -> AttentionPlan:
@@ -105,11 +119,18 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: At
 
 def _flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
     """FlexAttention with a block mask (CUDA; on a CPU it has no backward)."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    out = flex_attention(query, key, value, block_mask=plan.block_mask)
+    out = _flex_kernel(query.device.type)(query, key, value, block_mask=plan.block_mask)
     assert isinstance(out, torch.Tensor)
     return out
+
+
+@cache
+def _flex_kernel(device: str) -> Callable[..., Any]:
+    """FlexAttention as one kernel on a GPU; not compiled, it would hold all scores in memory."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    kernel: Callable[..., Any] = flex_attention
+    return torch.compile(kernel, dynamic=False) if device == "cuda" else kernel
 
 
 def _flex_mask(document: torch.Tensor) -> Any:

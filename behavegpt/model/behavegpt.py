@@ -3,6 +3,7 @@
 Shape letters: B rows, R positions, C hidden width, N predicted positions, K behaviors.
 
 This folder imports nothing but torch and transformers, so that it can be saved with a checkpoint and run alone.
+Importing this module registers the classes with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForTokenClassification, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from behavegpt.model.attention import BACKENDS, plan_attention, plan_cached
+from behavegpt.model.attention import BACKENDS, plan_attention, plan_cached, usable
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
-from behavegpt.model.head import History, HistoryFeatures, HistoryGate, Past, PredictionHead, head_loss
+from behavegpt.model.head import History, HistoryFeatures, HistoryGate, MemoryHead, Past, PredictionHead, head_loss
+from behavegpt.model.mixer import Memory, Mixer
 
 IGNORED = -100
 
@@ -81,6 +83,11 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
         if isinstance(module, HistoryGate):
             init.constant_(module.gate.bias, HistoryGate.START)
             init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))
+            init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
+        if isinstance(module, Mixer):
+            for parameter, start in zip(module.parameters(), module.fresh().parameters(), strict=True):
+                init.copy_(parameter, start)
+        if isinstance(module, MemoryHead):
             init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
 
 
@@ -149,6 +156,7 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         backend = self.config._attn_implementation or "sdpa"
         if backend not in BACKENDS:
             raise ValueError(f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}")
+        backend = usable(backend, x)
         plan = plan_attention(document, backend) if cache is None else plan_cached(cache.step.mask, backend)
         states = [x]
         for index, block in enumerate(self.blocks):
@@ -169,6 +177,10 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         self.model = BehaveGPTModel(config)
         self.head = PredictionHead(config)
         self.history = HistoryFeatures() if config.history_head else None
+        self.counts: Any = None  # of the training log, with memory: data/memory_counts.py's Counts
+        if config.memory and not config.num_hidden_layers:  # the counts alone
+            self.requires_grad_(False)
+            self.head.memory.requires_grad_(True)  # type: ignore[union-attr]
         sizes = {**(config.field_sizes or {}), "gap": GAP_BUCKETS}
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
@@ -199,6 +211,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         slot_ids: torch.Tensor | None = None,
         location_ids: torch.Tensor | None = None,
         behavior_ids: torch.Tensor | None = None,
+        memory: dict[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -212,6 +225,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
         With `past_key_values`, an EventCache: logits (B, 1, K) after each row's last event, and next_logits (B, ids);
         `event_logits` makes them logits (B, 1, ids) of the next event, as transformers' generate wants them.
+        `memory`: what the counts say at the predicted positions, row by row; the fields of mixer.Memory.
         `heads`: the second heads to evaluate, all by default.
         """
         if input_ids is None:
@@ -229,13 +243,14 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             **fields,
         )
         if past_key_values is not None:
-            return as_asked(self._continue(body, input_ids, past_key_values, fields, event_logits, heads), return_dict)
+            past = self._history_at_last(input_ids, past_key_values, fields, memory)
+            return as_asked(self._continue(body, past, past_key_values, event_logits, heads), return_dict)
         hidden = body.last_hidden_state
         if labels is not None and criterion is not None:
             select = labels != IGNORED
         chosen = select if select is not None else torch.ones_like(input_ids, dtype=torch.bool)
         picked = hidden[chosen]
-        past = self._history(input_ids, document, attention_mask, fields, chosen)
+        past = self._history(input_ids, document, attention_mask, fields, chosen, memory)
         output = BehaviorOutput(last_hidden_state=hidden, hidden_states=body.hidden_states)
         if labels is not None and criterion is not None:
             parts = head_loss(
@@ -260,18 +275,15 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def _continue(
         self,
         body: BehaviorOutput,
-        input_ids: torch.Tensor,
+        past: History | Memory | None,
         cache: EventCache,
-        fields: dict[str, Any],
         of_events: bool,
         heads: Collection[str] | None,
     ) -> BehaviorOutput:
         """What follows each row's last event, with the cache's past."""
         assert body.last_hidden_state is not None
-        hidden = body.last_hidden_state[torch.arange(len(input_ids), device=input_ids.device), cache.step.last]
-        past = None
-        if self.history is not None:
-            past = self.history.at_last(*cache.remember(**self._past_ids(input_ids, fields)), cache.lengths - 1)
+        last = cache.step.last
+        hidden = body.last_hidden_state[torch.arange(len(last), device=last.device), last]
         logits = self.head(hidden, past, self._tied_embedding())
         body.next_logits = self._next_logits(hidden, heads)
         body.logits = (next_event_logits(self.config, logits, body.next_logits) if of_events else logits)[:, None]
@@ -292,13 +304,31 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         attention_mask: torch.Tensor | None,
         fields: dict[str, Any],
         chosen: torch.Tensor,
-    ) -> History | None:
+        memory: dict[str, torch.Tensor] | None,
+    ) -> History | Memory | None:
+        """What the predicted positions know of the past."""
+        if memory is not None:
+            return Memory(**memory)
         if self.history is None:
             return None
         if document is None:
             document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
         slots = (self.config.field_sizes or {})["slot"]
         return self.history(Past(**self._past_ids(input_ids, fields), document=document, slots=slots), chosen)
+
+    def _history_at_last(
+        self,
+        input_ids: torch.Tensor,
+        cache: EventCache,
+        fields: dict[str, Any],
+        memory: dict[str, torch.Tensor] | None,
+    ) -> History | Memory | None:
+        """What each row's last event knows of the past, with the cache's."""
+        if memory is not None:
+            return Memory(**memory)
+        if self.history is None:
+            return None
+        return self.history.at_last(*cache.remember(**self._past_ids(input_ids, fields)), cache.lengths - 1)
 
     def _past_ids(self, input_ids: torch.Tensor, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
         """What the history head reads of the events, each (B, R)."""
@@ -380,3 +410,7 @@ def _positions(document: torch.Tensor) -> torch.Tensor:
     begins = torch.ones_like(document, dtype=torch.bool)
     begins[:, 1:] = document[:, 1:] != document[:, :-1]
     return index - (index * begins).cummax(dim=1).values
+
+
+AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
+AutoModelForTokenClassification.register(BehaveGPTConfig, BehaveGPTForBehaviorPrediction, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
 GAP_BUCKETS = 56  # outputs of the gap head, as data/pack.py cuts the time to the next event
@@ -36,6 +36,8 @@ class BehaveGPTConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float | None = None  # of new weights; null: 0.02 * sqrt(1024 / hidden_size)
     history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
+    memory: bool = False  # counts of the whole past, mixed with the logits by mixer.Mixer; instead of history_head
+    memory_experts: list[str] | None = None  # that are mixed; data/memory_past.py's EXPERTS
     tied_head: bool = False  # the event embedding enters the logits
     next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
@@ -89,6 +91,10 @@ class BehaveGPTConfig(PreTrainedConfig):
             "tied_head needs behavior_is_event: the classes must be the events": (
                 not self.tied_head or self.behavior_is_event
             ),
+            "memory replaces history_head; set one of them": not (self.memory and self.history_head),
+            "memory needs memory_experts, the names in behavegpt.data.memory_past.EXPERTS": (
+                not self.memory or bool(self.memory_experts)
+            ),
             "history_head reads the time slot; set it to false, or inputs to all": (
                 not self.history_head or "slot" in fields
             ),
@@ -103,3 +109,6 @@ class BehaveGPTConfig(PreTrainedConfig):
         for message, holds in checks.items():
             if not holds:
                 raise ValueError(f"BehaveGPTConfig: {message}.")
+
+
+AutoConfig.register(BehaveGPTConfig.model_type, BehaveGPTConfig, exist_ok=True)

@@ -83,6 +83,8 @@ class EventGenerationMixin(GenerationMixin):
 
     def _refuse_behaviors(self) -> None:
         config = self.config
+        if config.memory:
+            raise ValueError("the memory must take up each drawn event; use Predictor.generate")
         if config.behavior_is_event:
             return
         if "event" not in (config.next_heads or ()):

@@ -6,6 +6,7 @@ D different behaviors in a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
+from behavegpt.model.mixer import Memory, Mixer
+from behavegpt.model.mixer import part_of as part_of_memory
 
 NOWHERE = -2  # a document that no position has
 # logits held at once while training; more are made and differentiated piece by piece. Each piece adds to the whole
 # gradient of the projection, so that with many classes small pieces cost more than they save in memory
-CHUNK_ELEMENTS = {"cpu": 3 << 20, "cuda": 1 << 24}
+CHUNK_ELEMENTS = {"cpu": 3 << 20, "cuda": 1 << 27}
 
 
 class History(NamedTuple):
@@ -27,6 +30,13 @@ class History(NamedTuple):
 
     counts: torch.Tensor  # (N, D, J) of D different behaviors of the row; 0 for those of other histories
     classes: torch.Tensor  # (N, D) int64 their classes
+
+
+def part_of(past: History | Memory, rows: slice) -> History | Memory:
+    """What some of the predicted positions know."""
+    if isinstance(past, Memory):
+        return part_of_memory(past, rows)
+    return History(past.counts[rows], past.classes[rows])
 
 
 class Past(NamedTuple):
@@ -151,6 +161,33 @@ class HistoryGate(nn.Module):
         return (torch.log1p(history.counts * scale) * self.gate(hidden)[:, None]).sum(-1)
 
 
+class MemoryHead(nn.Module):
+    """Mixes a network's logits with what the counts of the whole past say; without blocks the counts alone."""
+
+    HIDDEN, SUMMARY = 32, 16  # of the mixer: those of the universal one, whose weights fit
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        experts = len(config.memory_experts or ()) + 1  # and their mixture
+        state = config.hidden_size if config.num_hidden_layers else 0
+        self.mixer = Mixer(experts, self.HIDDEN, self.SUMMARY, state, min(Mixer.DROPOUT, config.dropout))
+        self.log_prior: torch.Tensor
+        self.register_buffer("log_prior", torch.full((config.num_behaviors,), -math.log(config.num_behaviors)))
+
+    def forward(self, hidden: torch.Tensor, logits: torch.Tensor | None, memory: Any) -> torch.Tensor:
+        """hidden (N, C), logits (N, K) of the network, if there is one -> logits (N, K) float32 of the mixture."""
+        if not isinstance(memory, Memory) or len(memory.rest) != len(hidden):
+            given = "none" if not isinstance(memory, Memory) else f"those of {len(memory.rest):,}"
+            raise ValueError(
+                f"a model with memory needs the counts at its {len(hidden):,} predicted positions, {given} are given; "
+                "open it by behavegpt.load, which makes them (docs/universal.md)"
+            )
+        with _exact(hidden.device.type):
+            told = None if logits is None else logits.float()
+            mixed: torch.Tensor = self.mixer(memory, self.log_prior, hidden.float(), told)
+        return mixed
+
+
 class GradientSink(NamedTuple):
     """Where the projection's gradients are added up while a step's logits come in chunks."""
 
@@ -171,9 +208,12 @@ class _SinkingLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         sink = ctx.sink
-        wide = gradient.to(sink.weight.dtype)  # under autocast the logits are narrower than the weights
-        sink.weight.addmm_(wide.T, x.to(wide.dtype))
-        sink.bias.add_(wide.sum(0))
+        if gradient.is_cuda and gradient.dtype != sink.weight.dtype:  # under autocast: its product, 10 x as fast
+            sink.weight.add_(gradient.T @ x.to(gradient.dtype))
+        else:
+            wide = gradient.to(sink.weight.dtype)
+            sink.weight.addmm_(wide.T, x.to(wide.dtype))
+        sink.bias.add_(gradient.sum(0, dtype=sink.bias.dtype))
         return gradient @ weight.to(gradient.dtype), None, None, None
 
 
@@ -188,15 +228,18 @@ class PredictionHead(nn.Module):
         self.projection = nn.Linear(hidden, config.num_behaviors)
         self.history_gate: HistoryGate | None = HistoryGate(config) if config.history_head else None
         self.tied_projection = nn.Linear(width, config.embedding_size) if config.tied_head else None
+        self.memory = MemoryHead(config) if config.memory else None
 
     def forward(
         self,
         hidden: torch.Tensor,
-        history: History | None = None,
+        past: History | Memory | None = None,
         event_embedding: torch.Tensor | None = None,
         sink: GradientSink | None = None,
     ) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K). `event_embedding` (ids, d): the events' table, for the tied head."""
+        if self.memory is not None and self.memory.mixer.network is None:
+            return self.memory(hidden, None, past)
         x = self.activation(self.dense(hidden))
         if sink is None:
             logits = self.projection(x)
@@ -204,8 +247,10 @@ class PredictionHead(nn.Module):
             logits = _SinkingLinear.apply(x, self.projection.weight, self.projection.bias, sink)
         if self.tied_projection is not None and event_embedding is not None:
             logits = logits + self.tied_projection(hidden) @ event_embedding[SPECIAL_IDS:].T
-        if self.history_gate is not None and history is not None:
-            logits = logits.scatter_add(1, history.classes, self.history_gate(hidden, history).to(logits.dtype))
+        if self.history_gate is not None and isinstance(past, History):
+            logits = logits.scatter_add(1, past.classes, self.history_gate(hidden, past).to(logits.dtype))
+        if self.memory is not None:
+            logits = self.memory(hidden, logits, past)
         return logits
 
     @torch.no_grad()
@@ -214,6 +259,9 @@ class PredictionHead(nn.Module):
         smoothed = counts.to(self.projection.bias) + 0.5
         log_prior = torch.log(smoothed / smoothed.sum())
         self.projection.bias.copy_(log_prior)
+        if self.memory is not None:
+            self.projection.bias.zero_()  # the counts tell the frequencies
+            self.memory.log_prior.copy_(log_prior)
         if self.history_gate is not None:
             self.history_gate.log_prior.copy_(log_prior)
 
@@ -232,7 +280,7 @@ def head_loss(
     criterion: Any,
     hidden: torch.Tensor,
     target: torch.Tensor,
-    history: History | None,
+    past: History | Memory | None,
     classes: int,
 ) -> HeadLoss:
     """Loss of N predicted positions under `criterion` (behavegpt.losses.Loss); `target` (N,) holds no ignored one.
@@ -243,12 +291,12 @@ def head_loss(
     class_count = torch.bincount(target, minlength=classes).float()
     rows = max(1, CHUNK_ELEMENTS["cpu" if hidden.device.type == "cpu" else "cuda"] // classes)
     if hidden.shape[0] <= rows or not torch.is_grad_enabled():
-        per_event = criterion.per_event(head(hidden, history, event_embedding), target)
+        per_event = criterion.per_event(head(hidden, past, event_embedding), target)
         total = (criterion.weight(target) * per_event).sum()
         return HeadLoss(total, _by_class(per_event, target, classes), class_count)
     parameters = [*head.parameters(), *([] if event_embedding is None else [event_embedding])]
     total, class_loss = _ChunkedLoss.apply(
-        head, event_embedding, criterion, target, history, classes, rows, hidden, *parameters
+        head, event_embedding, criterion, target, past, classes, rows, hidden, *parameters
     )
     return HeadLoss(total, class_loss, class_count)
 
@@ -268,7 +316,7 @@ class _ChunkedLoss(torch.autograd.Function):
         event_embedding: torch.Tensor | None,
         criterion: Any,
         target: torch.Tensor,
-        history: History | None,
+        past: History | Memory | None,
         classes: int,
         rows: int,
         hidden: torch.Tensor,
@@ -285,8 +333,8 @@ class _ChunkedLoss(torch.autograd.Function):
             part = slice(at, at + rows)
             with torch.enable_grad():
                 piece = hidden[part].detach().requires_grad_()
-                past = None if history is None else History(history.counts[part], history.classes[part])
-                per_event = criterion.per_event(head(piece, past, event_embedding, sink), target[part])
+                known = None if past is None else part_of(past, part)
+                per_event = criterion.per_event(head(piece, known, event_embedding, sink), target[part])
                 loss = (criterion.weight(target[part]) * per_event).sum()
             hidden_gradient[part], *found = torch.autograd.grad(loss, [piece, *wanted], allow_unused=True)
             for parameter, new in zip(wanted, found, strict=True):

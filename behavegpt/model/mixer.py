@@ -12,6 +12,7 @@ Shapes: N positions, M candidate classes of all of them, J experts, K classes, C
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ FLOOR = 1e-9  # of a probability
 
 
 class Memory(NamedTuple):
-    """What the count experts say at N positions; see data/memory.py, whose Readings these are as tensors."""
+    """What the count experts say at N positions; see data/memory_read.py, whose Readings these are as tensors."""
 
     owner: torch.Tensor  # (M,) int64 position of each candidate, ascending
     classes: torch.Tensor  # (M,) int64
@@ -41,42 +42,69 @@ class Mixer(nn.Module):
     """
 
     MOMENT = 8  # context features beside evidence and reliability
+    DROPOUT = 0.1
 
-    def __init__(self, experts: int, hidden_size: int = 64, summary_size: int = 16, state_size: int = 0) -> None:
+    def __init__(
+        self,
+        experts: int,
+        hidden_size: int = 64,
+        summary_size: int = 16,
+        state_size: int = 0,
+        dropout: float = DROPOUT,
+    ) -> None:
+        """`state_size` > 0: a network is one more expert, and its hidden states steer the gates."""
         super().__init__()
+        self.shape = (experts, hidden_size, summary_size, state_size, dropout)
         context = 2 * experts - 1 + self.MOMENT
         self.weight = nn.Parameter(torch.eye(experts)[-1].clone())
         self.context = nn.Linear(context, hidden_size)
-        self.state = nn.Linear(state_size, hidden_size, bias=False) if state_size else None
         self.gate = nn.Linear(hidden_size, experts)
         self.summary = nn.Linear(hidden_size, summary_size)
         self.candidate = nn.Linear(experts + 3, hidden_size)
         self.from_summary = nn.Linear(summary_size, hidden_size, bias=False)
         self.score = nn.Linear(hidden_size, 1)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(dropout)
+        self.network = Network(state_size, hidden_size) if state_size else None
         with torch.no_grad():
             self.gate.weight *= 0.1
             self.score.weight *= 0.1
 
-    def forward(self, memory: Memory, log_prior: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
-        """`log_prior` (K,); returns logits (N, K) float32."""
+    def fresh(self) -> Mixer:
+        """Another one of this shape, with new weights."""
+        return Mixer(*self.shape)
+
+    def forward(
+        self,
+        memory: Memory,
+        log_prior: torch.Tensor,
+        state: torch.Tensor | None = None,
+        told: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`log_prior` (K,); hidden states (N, C) and logits `told` (N, K) of the network, if it is an expert.
+
+        Returns logits (N, K) float32.
+        """
         context = self.context(context_features(memory, len(log_prior)))
-        if self.state is not None and state is not None:
-            context = context + self.state(state)
+        if self.network is not None:
+            context = context + self.network.state(state)
         context = self.dropout(F.gelu(context, approximate="tanh"))
         gate = self.weight + self.gate(context)  # (N, J)
         summary = self.from_summary(self.summary(context))  # (N, H)
         log_rest = torch.log(memory.rest + FLOOR)
+        typical = log_rest + _typical(memory, log_prior.expand(len(log_rest), -1))[:, None]
         others = gate.sum(1, keepdim=True) * log_prior  # (N, K), of the classes that are no candidates
-        typical = log_rest + self._typical_prior(memory, log_prior)[:, None]
+        of_typical, of_candidate = summary, summary[memory.owner]
+        if self.network is not None:
+            told = torch.log_softmax(told, 1) + math.log(told.shape[1])  # type: ignore[arg-type, union-attr]
+            others = others + self.network.trust(context) * told
+            of_typical = of_typical + self.network.opinion(_typical(memory, told - math.log(told.shape[1])))
+            of_candidate = of_candidate + self.network.opinion(told[memory.owner, memory.classes])
         never = torch.full((len(typical), 2), -1.0, device=typical.device)
-        unseen = (gate * log_rest).sum(1) + self._judge(typical, never, summary)
+        unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
         log_chance = torch.log(memory.probability + FLOOR)
-        seen = (gate[memory.owner] * log_chance).sum(1)
-        seen = seen + self._judge(log_chance, memory.age, summary[memory.owner])
+        seen = (gate[memory.owner] * log_chance).sum(1) + self._judge(log_chance, memory.age, of_candidate)
         base = gate.sum(1)[memory.owner] * log_prior[memory.classes] + unseen[memory.owner]
-        logits = others + unseen[:, None]
-        return logits.index_put((memory.owner, memory.classes), seen - base, accumulate=True)
+        return (others + unseen[:, None]).index_put((memory.owner, memory.classes), seen - base, accumulate=True)
 
     def _judge(self, log_chance: torch.Tensor, age: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
         """phi: (n, J), (n, 2) and (n, H) -> (n,)."""
@@ -86,12 +114,51 @@ class Mixer(nn.Module):
         judged: torch.Tensor = self.score(F.gelu(x, approximate="tanh"))[:, 0]
         return judged
 
-    def _typical_prior(self, memory: Memory, log_prior: torch.Tensor) -> torch.Tensor:
-        """Log of the mean prior (N,) of the classes that are no candidates."""
-        zero = torch.zeros(len(memory.rest), device=log_prior.device)
-        mass = zero.index_add(0, memory.owner, log_prior[memory.classes].exp())
-        number = zero.index_add(0, memory.owner, torch.ones_like(memory.owner, dtype=zero.dtype))
-        return torch.log(((1 - mass) / (len(log_prior) - number).clamp(min=1)).clamp(min=FLOOR))
+
+class Network(nn.Module):
+    """A network as one more expert, by its log-probabilities relative to even ones: at first it says nothing."""
+
+    def __init__(self, state_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.state = nn.Linear(state_size, hidden_size, bias=False)
+        self.gate = nn.Linear(hidden_size, 1)
+        self.candidate = nn.Linear(1, hidden_size, bias=False)
+        with torch.no_grad():
+            self.state.weight.zero_()
+            self.gate.weight *= 0.1
+            self.gate.bias.fill_(1)
+            self.candidate.weight.zero_()
+
+    def trust(self, context: torch.Tensor) -> torch.Tensor:
+        """(N, H) -> (N, 1)."""
+        trusted: torch.Tensor = self.gate(context)
+        return trusted
+
+    def opinion(self, told: torch.Tensor) -> torch.Tensor:
+        """Relative log-probabilities (n,) -> (n, H)."""
+        heard: torch.Tensor = self.candidate(told.clamp(-10, 10)[:, None] / 4)
+        return heard
+
+
+def _typical(memory: Memory, log_probability: torch.Tensor) -> torch.Tensor:
+    """Log of the mean probability (N,) of the classes that are no candidates, of (N, K)."""
+    classes = log_probability.shape[1]
+    zero = torch.zeros(len(memory.rest), device=log_probability.device)
+    held = zero.index_add(0, memory.owner, log_probability[memory.owner, memory.classes].exp())
+    number = zero.index_add(0, memory.owner, torch.ones_like(memory.owner, dtype=zero.dtype))
+    return torch.log(((1 - held) / (classes - number).clamp(min=1)).clamp(min=FLOOR))
+
+
+def part_of(memory: Memory, rows: slice) -> Memory:
+    """The memory of some positions, those of a slice without step."""
+    first, stop, _ = rows.indices(len(memory.rest))
+    ends = torch.searchsorted(memory.owner, torch.tensor([first, stop], device=memory.owner.device)).tolist()
+    of_candidates = {"owner", "classes", "probability", "age"}
+    pieces = {
+        name: values[slice(*ends)] if name in of_candidates else values[first:stop]
+        for name, values in memory._asdict().items()
+    }
+    return Memory(**{**pieces, "owner": pieces["owner"] - first})
 
 
 def context_features(memory: Memory, classes: int) -> torch.Tensor:

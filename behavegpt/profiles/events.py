@@ -8,7 +8,6 @@ DIR/product_properties.parquet                                                  
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pydantic import Field
 from behavegpt.config import Settings
 from behavegpt.data.database import connect, literal, reading
 from behavegpt.errors import DataError
+from behavegpt.io import temporary_folder
 from behavegpt.paths import PathText
 from behavegpt.user_embeddings import open_array
 
@@ -173,7 +173,7 @@ def _check_properties(tables: EventTables) -> None:
     for name in ("sku", "category", "price", "name"):
         _column(file, name)
     query = f"SELECT sku FROM read_parquet({literal(file)}) GROUP BY sku HAVING count(*) > 1 LIMIT 1"
-    with reading(str(file), [file]), connect(Path(tempfile.gettempdir())) as con:
+    with reading(str(file), [file]), temporary_folder() as work, connect(work) as con:
         twice = con.execute(query).fetchall()
     if twice:
         raise DataError(f"{file}: sku {twice[0][0]} has more than one line; keep one for each product.")
@@ -183,7 +183,7 @@ def _chosen(tables: EventTables, clients: str) -> np.ndarray:
     """The clients by name or file, ascending, each once (U,) int64."""
     if clients == "all":
         selects = " UNION ".join(f"SELECT client_id FROM read_parquet({literal(f)})" for f in tables.files.values())
-        with reading(str(tables.path), list(tables.files.values())), connect(Path(tempfile.gettempdir())) as con:
+        with reading(str(tables.path), list(tables.files.values())), temporary_folder() as work, connect(work) as con:
             return np.sort(columns(con, selects)["client_id"].astype(np.int64))
     path = tables.path / "input" / "relevant_clients.npy" if clients == "relevant" else Path(clients)
     ids = np.array(open_array(path))

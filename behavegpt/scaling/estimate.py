@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
 from behavegpt.losses import build_loss
@@ -99,7 +100,8 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
     optimizer = build_optimizer(model, train.lr, train.weight_decay, train.betas, fused=True)
-    batches = training_batches(store, config, train)
+    model.counts = count_store(store) if config.memory else None
+    batches = training_batches(store, config, train, model.counts)
     events, began = 0.0, 0.0
     for step in range(1, 100):
         if step == 2:
@@ -113,6 +115,7 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
                 labels=moved.target,
                 criterion=criterion,
                 next_fields=moved.next_fields,
+                memory=moved.memory,
             )
             (output.loss + output.side_loss).backward()
             optimizer.step()

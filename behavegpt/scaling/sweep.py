@@ -27,13 +27,13 @@ from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.grid import Grid, Row, Run, attempted, digest, tell_failed
 from behavegpt.io import check_output, write_text
+from behavegpt.model.precision import choose_precision
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.ladder import Task
 from behavegpt.scaling.rows import COUNTS
 from behavegpt.scaling.settings import GROWS, Job, SweepSettings, list_jobs, run_settings
 from behavegpt.scaling.subsets import Division, divide, heldout_store, training_store
 from behavegpt.training.evaluate import evaluate
-from behavegpt.training.run import choose_precision
 from behavegpt.training.run_folder import open_model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
 from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.model.precision import autocast
 
 LOGITS = 50_000_000  # held at once
 CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
@@ -38,7 +38,7 @@ def score(
     fields: tuple[str, ...],
     positions_per_batch: int = 16384,
     device: torch.device | None = None,
-    precision: str = "fp32",
+    precision: str = "auto",
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[ScoredBatch]:
@@ -51,6 +51,7 @@ def score(
         max_length=max_length,
         rows_per_batch=max(1, positions // row_length_for(max_length)),
         fields=fields,
+        counts=getattr(model, "counts", None),
         rank=rank,
         world=world,
     )
@@ -61,7 +62,13 @@ def score(
             moved = to_device(batch, device)
             wanted = moved.target != IGNORED
             with autocast(device, precision):
-                output = model(**moved.inputs, document=moved.document, position=moved.position, select=wanted)
+                output = model(
+                    **moved.inputs,
+                    document=moved.document,
+                    position=moved.position,
+                    select=wanted,
+                    memory=moved.memory,
+                )
             yield ScoredBatch(output.logits.float(), moved.target[wanted], moved.row[wanted])
     finally:
         model.train(was_training)
@@ -74,7 +81,7 @@ def evaluate(
     *,
     max_length: int,
     fields: tuple[str, ...],
-    precision: str = "fp32",
+    precision: str = "auto",
     prior_correction: float = 0.0,
     rank: int = 0,
     world: int = 1,
@@ -130,9 +137,5 @@ def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
         target=moved(batch.target),
         row=moved(batch.row),
         next_fields={name: moved(ids) for name, ids in batch.next_fields.items()},
+        memory=None if batch.memory is None else {name: moved(values) for name, values in batch.memory.items()},
     )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
-    """bf16 autocast over fp32 weights, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from behavegpt.config import Settings
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.errors import BehaveGPTError
 from behavegpt.losses import Loss
+from behavegpt.model.precision import autocast
 from behavegpt.training.checkpoint import (
     Checkpoint,
     optimizer_tensors,
@@ -36,7 +38,7 @@ from behavegpt.training.checkpoint import (
     save_sharded,
     tidy,
 )
-from behavegpt.training.evaluate import autocast, to_device
+from behavegpt.training.evaluate import to_device
 from behavegpt.training.journal import Journal
 from behavegpt.training.memory import keep_freed_memory
 from behavegpt.training.optimizer import learning_rate
@@ -67,7 +69,7 @@ class TrainSettings(Settings):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
-    compile: bool = Field(False, description="torch.compile the model (for GPUs)")
+    compile: bool | None = Field(None, description="torch.compile the transformer's blocks; null: on a GPU alone")
     activation_checkpointing: bool = Field(False, description="recompute activations to save memory")
     deterministic: bool = Field(False, description="only deterministic kernels; a CPU run always is")
     log_every: int = Field(10, ge=1, description="steps between records of the journal")
@@ -111,6 +113,8 @@ class Trainer:
     on_step: Callable[[int, dict[str, float]], None] = lambda step, record: None
     progress: Progress = field(default_factory=Progress)
     signal: int | None = None  # the one that stopped the run, if one did
+    _maker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "batches"))
+    _ahead: dict[int, Future[list[PackedBatch]]] = field(default_factory=dict)  # step -> its batches, being made
 
     def __post_init__(self) -> None:
         if self.accelerator.device.type == "cpu":
@@ -150,8 +154,7 @@ class Trainer:
         settings, accelerator = self.settings, self.accelerator
         rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
         self.loss.set_progress(step / self.steps)
-        parts = list(self.batches.micro_batches(step, settings.micro_batches, rank, world))
-        micro = [to_device(batch, device) for batch in parts]
+        micro = [to_device(batch, device) for batch in self._micro_batches(step)]
         normalizer, targets = self._sum(self._mass(micro)).clamp(min=1e-12)
         classes = len(self.batches.store.behaviors.counts)
         statistics = torch.zeros(2, classes, device=device)
@@ -167,6 +170,7 @@ class Trainer:
                     labels=batch.target,
                     criterion=self.loss,
                     next_fields=batch.next_fields or None,
+                    memory=batch.memory,
                 )
                 mean = output.loss / normalizer + output.side_loss / targets
                 (mean * world).backward()  # DDP averages the ranks' gradients; the sum over ranks is wanted
@@ -198,6 +202,21 @@ class Trainer:
             "grad_norm": float(norm),
             "events": count,
         }
+
+    def _micro_batches(self, step: int) -> list[PackedBatch]:
+        """This rank's batches of a step. While a GPU works on them, a thread makes those of the next step."""
+
+        def make(step: int) -> list[PackedBatch]:
+            accelerator = self.accelerator
+            asked = step, self.settings.micro_batches, accelerator.process_index, accelerator.num_processes
+            return list(self.batches.micro_batches(*asked))
+
+        if self.accelerator.device.type == "cpu":
+            return make(step)
+        made = self._ahead.pop(step, None)
+        parts = make(step) if made is None else made.result()
+        self._ahead = {step + 1: self._maker.submit(make, step + 1)}
+        return parts
 
     def save(self) -> None:
         """Write a checkpoint: rank 0, or all ranks where the weights are cut over them."""

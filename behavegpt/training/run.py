@@ -33,6 +33,7 @@ from behavegpt.io import check_output, write_json, write_text
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
+from behavegpt.model.precision import choose_precision
 from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import Checkpoint, changes, load_checkpoint, load_latest, refuse_mismatch
 from behavegpt.training.evaluate import evaluate
@@ -40,7 +41,7 @@ from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.loop import Progress, Trainer, TrainSettings
 from behavegpt.training.optimizer import build_optimizer
 from behavegpt.training.run_folder import save_model, start_record
-from behavegpt.training.setup import choose_precision, leave, make_accelerator, reporter, training_batches
+from behavegpt.training.setup import can_compile, compile_blocks, leave, make_accelerator, reporter, training_batches
 from behavegpt.training.sharding import gathered, is_sharded, spread, whole_state
 
 SHAPE = (
@@ -54,6 +55,7 @@ SHAPE = (
     "dropout",
     "initializer_range",
     "history_head",
+    "memory",
     "tied_head",
     "next_heads",
 )
@@ -122,11 +124,8 @@ def _execute(
     precision = choose_precision(train.precision, accelerator.device)
     torch.manual_seed(train.seed)
     work = begin()
-    chosen = choose_backend(accelerator.device, precision == "bf16")
-    work.model.set_attn_implementation(chosen if settings.attention == "auto" else settings.attention)
-    if train.activation_checkpointing:
-        _checkpoint_activations(work.model)
-    batches = training_batches(work.store, work.model.config, train)
+    _choose_kernels(work.model, settings, accelerator.device, precision)
+    batches = training_batches(work.store, work.model.config, train, work.model.counts)
     steps = train.steps or max(1, round(train.epochs * batches.steps_per_epoch))
     loss = build_loss(settings.loss, torch.tensor(work.store.behaviors.counts))
     work.inherit(loss)
@@ -145,10 +144,9 @@ def _execute(
         write_json(run / "run.json", facts)
         write_text(run / "config.yaml", dump_settings(settings))
         _tell_unseen(facts["targets"]["valid"])
-    compiled: torch.nn.Module = torch.compile(prepared) if train.compile else prepared  # type: ignore[assignment]
     with progress_bar(work.name, steps) as show:
         trainer = Trainer(
-            model=compiled,
+            model=prepared,
             loss=loss,
             optimizer=optimizer,
             batches=batches,
@@ -176,6 +174,17 @@ def _execute(
             say(f"stopped by a signal at step {progress.step}; saved. Go on with --resume.")
         raise SystemExit(128 + (trainer.signal if trainer.signal == signal.SIGINT else signal.SIGTERM))
     return run
+
+
+def _choose_kernels(
+    model: BehaveGPTForBehaviorPrediction, settings: RunSettings, device: torch.device, precision: str
+) -> None:
+    best = choose_backend(device, precision == "bf16", model.config.max_length)
+    model.set_attn_implementation(best if settings.attention == "auto" else settings.attention)
+    if settings.train.activation_checkpointing:
+        _checkpoint_activations(model)
+    if settings.train.compile or (settings.train.compile is None and can_compile(device)):
+        compile_blocks(model)
 
 
 def _fingerprint(work: Work, settings: RunSettings) -> dict[str, Any]:

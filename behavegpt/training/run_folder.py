@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import behavegpt
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, seal, verify
+from behavegpt.data.memory_counts import load_counts, save_counts
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
@@ -51,6 +52,8 @@ def save_model(
     with scratch(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save(temporary)
+        if model.counts is not None:
+            save_counts(model.counts, temporary)
         beside(model, temporary)
         seal(temporary)
 
@@ -73,6 +76,8 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever a strange config leads to
         raise CheckpointError(f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}.") from None
+    if model.config.memory:
+        model.counts = load_counts(folder)
     if loaded["missing_keys"]:
         names = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise CheckpointError(f"{folder}: model.safetensors lacks {names}, which config.json asks for; {DAMAGED}.")

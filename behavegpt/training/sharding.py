@@ -41,7 +41,7 @@ def sharding_asked() -> bool:
 
 def spread(model: Model, accelerator: Accelerator) -> tuple[torch.nn.Module, Model]:
     """The model as it is trained on the ranks, and one that can be saved: the same, or rank 0's copy of a cut one."""
-    if accelerator.num_processes == 1 or not sharding_asked():
+    if not (sharding_asked() and dist.is_initialized()):  # a single process may be launched as one rank
         prepared: torch.nn.Module = accelerator.prepare_model(model)
         return prepared, model
     from torch.distributed.device_mesh import init_device_mesh

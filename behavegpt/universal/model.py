@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from behavegpt.checksums import Damage, is_sealed, seal, verify
-from behavegpt.data.memory import EXPERTS
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.io import scratch, write_json
 from behavegpt.model.mixer import Mixer

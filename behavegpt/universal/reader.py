@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from behavegpt.data.memory import Readings, read_memory
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_counts import memory_tensors
+from behavegpt.data.memory_read import Readings
+from behavegpt.data.memory_shares import fit_shares, fold_of
 from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
-from behavegpt.universal.mixture import fit_shares, fold_of, shares_at
 
 POSITIONS = 4096  # read at a time
 CELLS = 4_000_000  # logits that a batch may have
@@ -79,27 +81,7 @@ def make_reader(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes
 
 def take(readings: Readings, index: np.ndarray, shares: np.ndarray) -> Memory:
     """The readings of some positions (N,), as tensors, with the mixture of the experts as the last one."""
-    begin = readings.start[index]
-    length = readings.start[index + 1] - begin
-    owner = np.repeat(np.arange(len(index)), length)
-    candidate = np.arange(len(owner)) + np.repeat(begin - (np.cumsum(length) - length), length)
-    share = shares_at(shares, readings.context[index, 0])
-    return Memory(
-        owner=torch.from_numpy(owner),
-        classes=torch.from_numpy(readings.classes[candidate].astype(np.int64)),
-        probability=torch.from_numpy(_with_mixture(readings.probability[candidate], share[owner])),
-        age=torch.from_numpy(readings.age[candidate]),
-        rest=torch.from_numpy(_with_mixture(readings.rest[index], share)),
-        evidence=torch.from_numpy(readings.evidence[index]),
-        reliability=torch.from_numpy(readings.reliability[index]),
-        context=torch.from_numpy(readings.context[index]),
-    )
-
-
-def _with_mixture(probability: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """(n, J) and (n, J) -> (n, J + 1)."""
-    mixed = np.einsum("nj,nj->n", probability, share)
-    return np.concatenate([probability, mixed[:, None]], axis=1)
+    return Memory(**memory_tensors(readings, index, shares))
 
 
 def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> MemoryReader:

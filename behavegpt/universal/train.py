@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from behavegpt.config import Settings
 from behavegpt.console import progress, say
-from behavegpt.data.memory import EXPERTS, Readings, read_memory
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_past import EXPERTS
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
 from behavegpt.model.mixer import Mixer

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from behavegpt.data.memory import DECAYS, EXPERTS, FORGET, WEIGHTS, WORST, Readings, read_memory
+from behavegpt.data import memory
+from behavegpt.data.compiled import kernel
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_past import DECAYS, EXPERTS, FORGET, WEIGHTS, WORST
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_tables import FOLDS, GLOBAL, Columns, Tables, fit_tables
 
 CLASSES, PLACES = 9, 5
@@ -192,3 +198,16 @@ def test_a_fold_leaves_out_the_users_own_events() -> None:
         shared = slice(1, 1 + len(GLOBAL))
         assert np.allclose(part.evidence[:, shared], folded.evidence[offsets[u] : offsets[u + 1], shared])
         assert np.allclose(part.reliability, folded.reliability[offsets[u] : offsets[u + 1]], atol=1e-6)
+
+
+def test_code_older_than_the_loops_is_dropped() -> None:
+    """numba's cache knows of changes in the file of a function alone, and the loops stand in several."""
+    compiled = memory._replay
+    columns, offsets, used = log(0)
+    read_all(columns, offsets, tables_of(columns, offsets, used))
+    index = next(Path(compiled.stats.cache_path).glob("memory._replay-*.nbi"))
+    kernel(compiled.py_func)
+    assert index.exists()
+    os.utime(index, (0, 0))
+    kernel(compiled.py_func)
+    assert not index.exists()

@@ -20,14 +20,13 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.errors import DataError, MissingExtraError
 from tests.data.test_prepare import SCHEMA, log, saved, split_files
 
-if shutil.which("java") is None:
-    pytest.skip("Spark needs Java; install Java 17", allow_module_level=True)
-pytest.importorskip("pyspark", reason="pyspark is not installed; pip install -e '.[spark]'")
-
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[Any]:
     """One session for all tests, and more than one part for a small log."""
+    pytest.importorskip("pyspark", reason="pyspark is not installed; pip install -e '.[spark]'")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java; install Java 17")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PART_ROWS", 700)
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
@@ -60,7 +59,19 @@ CASES: dict[str, tuple[Callable[[Path], Path], EventSchema | None, dict[str, Any
     "csv with bad rows": (lambda d: saved(_hostile(), d / "a.csv"), WITH_ORDER, {"max_reject_share": 0.1}),
     "users split": (lambda d: split_files(log(), d / "parts"), SCHEMA, {"split": "user:0.6,0.2,0.2", "min_events": 50}),
     "types that differ between files": (lambda d: _mixed(d / "parts"), None, {"min_count": 2, "max_vocabulary": 9}),
+    "folders named after columns": (lambda d: partitioned(log(), d / "parts"), SCHEMA, {}),
+    "folders named after columns, csv": (lambda d: partitioned(log(), d / "parts", "csv"), SCHEMA, {}),
 }
+
+
+def partitioned(frame: pd.DataFrame, folder: Path, ending: str = "parquet") -> Path:
+    """place=PLACE/kind=wrong/0.parquet: the place is in the path alone; the file's own kind wins."""
+    for place, rows in frame.groupby("place", dropna=False):
+        name = "__HIVE_DEFAULT_PARTITION__" if pd.isna(place) else str(place)
+        part = folder / f"place={name}" / "kind=wrong" / f"0.{ending}"
+        part.parent.mkdir(parents=True)
+        saved(rows.drop(columns="place"), part)
+    return folder
 
 
 def _mixed(folder: Path) -> Path:
@@ -89,6 +100,18 @@ def test_same_bytes_as_the_local_engine(tmp_path: Path, name: str, spark: Any) -
     assert there.manifest.content_hash == local.manifest.content_hash
     assert everything(tmp_path / "spark") == everything(tmp_path / "local")
     assert "5 parts" in told  # rows / 700: the test is of several parts
+
+
+@pytest.mark.slow
+def test_what_spark_itself_partitions_is_the_flat_log(tmp_path: Path, spark: Any) -> None:
+    """`partitionBy` leaves a column in the path alone, nulls under a name of its own, and files beside the data."""
+    flat = prepare(saved(log(), tmp_path / "flat.parquet"), tmp_path / "flat", SCHEMA)
+    rows = spark.read.parquet(str(tmp_path / "flat.parquet"))
+    rows.write.partitionBy("place", "kind").parquet(str(tmp_path / "parts"))
+    assert (tmp_path / "parts" / "_SUCCESS").exists()
+    for engine in ("local", "spark"):
+        store = prepare(tmp_path / "parts", tmp_path / engine, SCHEMA, engine=engine)
+        assert store.manifest.content_hash == flat.manifest.content_hash, engine
 
 
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, spark: Any) -> None:
@@ -126,6 +149,6 @@ def test_without_pyspark_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     file = saved(log(), tmp_path / "a.parquet")
     for name in ("pyspark", "pyspark.errors", "pyspark.sql"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"behavegpt\[spark\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[spark\]'"):
         prepare(file, tmp_path / "out", SCHEMA, engine="spark")
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]

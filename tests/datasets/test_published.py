@@ -17,6 +17,7 @@ from behavegpt.datasets import converters
 from behavegpt.datasets.published import PUBLISHED
 from behavegpt.datasets.tables import convert_published
 from behavegpt.errors import DataError
+from tests.test_io import dead_name
 
 
 def easytpp(folder: Path) -> None:
@@ -160,6 +161,14 @@ def test_layouts(download: Callable[[Path], None], tmp_path: Path) -> None:
     frame = frame.sort_values(["user_id", "timestamp", *([schema.order] if schema.order else [])])
     seen = frame[["user_id", "timestamp", "event", *columns]]
     assert list(seen.astype(object).where(seen.notna(), None).itertuples(index=False, name=None)) == rows
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "log.parquet", "log.schema.yaml"]
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    easytpp(tmp_path / "in")
+    dead_name(tmp_path / "log.parquet", "new").mkdir()
+    convert_published("easytpp", tmp_path / "in", tmp_path / "log.parquet")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "log.parquet", "log.schema.yaml"]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from behavegpt.batch import PADDING
-from behavegpt.model.attention import BACKENDS, attend, choose_backend, plan_attention
+from behavegpt.model.attention import BACKENDS, BOUNDARY_BLOCK, attend, choose_backend, plan_attention
 
 DOCUMENT = torch.tensor([[0] * 5 + [1] * 20 + [2] + [PADDING] * 6, [0] * 32])
 
@@ -44,12 +44,13 @@ def test_flex_attention_runs_forward_on_a_cpu():
 
 def test_boundaries_name_each_history_and_start_anew_in_each_row():
     plan = plan_attention(DOCUMENT, "varlen")
-    assert plan.boundaries.tolist() == [0, 5, 25, 26, 32, 64]
+    starts = [0, 5, 25, 26, 32]
+    assert plan.boundaries.tolist() == starts + [64] * (BOUNDARY_BLOCK - len(starts))
     assert plan.longest == 32
 
 
 def test_the_backend_of_a_cpu_is_sdpa():
-    assert choose_backend(torch.device("cpu"), half=True) == "sdpa"
+    assert choose_backend(torch.device("cpu"), half=True, window=1024) == "sdpa"
 
 
 @pytest.mark.gpu

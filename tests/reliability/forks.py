@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Commands:
     def run(self, argv: list[str], cwd: Path, **order: Any) -> Ended:
         """Run a command line and wait for its end. What an order may ask for:
 
-        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID: run as that user.
+        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID: run as that user;
+        temporary=FOLDER: in place of the system's.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(order | {"argv": argv, "cwd": str(cwd)}) + "\n")
@@ -109,15 +111,17 @@ def _obey(order: dict[str, Any]) -> Ended:
     os.close(end)
     os.set_blocking(printed, False)
     output = bytearray()
-    if "signal" in order:
-        time.sleep(order["after"])
-        os.kill(child, order["signal"])
+    waiting = "signal" in order
     while True:
         _drain(printed, output)
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
-        if time.monotonic() - began > PATIENCE:
+        passed = time.monotonic() - began
+        if waiting and passed >= order["after"]:
+            os.kill(child, order["signal"])
+            waiting = False
+        if passed > PATIENCE:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
     _drain(printed, output)
@@ -144,6 +148,8 @@ def _work(order: dict[str, Any], end: int) -> None:
         if "file_limit" in order:
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], hard))
+        if "temporary" in order:
+            tempfile.tempdir = os.environ["TMPDIR"] = order["temporary"]
         if "user" in order:
             os.setuid(order["user"])
         from behavegpt.cli import main

@@ -40,11 +40,14 @@ def whole(place: Path) -> Callable[[str], tuple[dict[str, bytes], float]]:
 
     def outcome_of(verb: str) -> tuple[dict[str, bytes], float]:
         if verb not in known:
+            seconds = []
+            for _ in range(2):  # the first may also compile
+                clean(place)
+                ended = commands().run(argv_of(verb, "out"), place)
+                assert ended.status == 0, ended.output
+                seconds.append(ended.seconds)
+            known[verb] = (contents(place / "out", VOLATILE), min(seconds))
             clean(place)
-            ended = commands().run(argv_of(verb, "out"), place)
-            assert ended.status == 0, ended.output
-            known[verb] = (contents(place / "out", VOLATILE), ended.seconds)
-            shutil.rmtree(place / "out")
         return known[verb]
 
     return outcome_of
@@ -62,18 +65,22 @@ def test_a_killed_verb_leaves_nothing_after_the_next_run(
     kills: int,
     place: Path,
     whole: Callable[[str], tuple[dict[str, bytes], float]],
+    tmp_path: Path,
     record_property: Record,
 ) -> None:
     if kills == 3 and verb not in QUICK:
         pytest.skip("in the long trial")
     kills = kills // 3 if verb in SLOW else kills
     expected, seconds = whole(verb)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     rng, found, landed, number = random.Random(kills), collections.Counter[str](), 0, 0
     while landed < kills:  # a signal that came after the end does not count
         assert number < 4 * kills, found
         out = clean(place)
         stop = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
-        ended = commands().run(argv_of(verb, "out"), place, signal=int(stop), after=rng.uniform(0, seconds))
+        after = rng.uniform(0, seconds)
+        ended = commands().run(argv_of(verb, "out"), place, signal=int(stop), after=after, temporary=str(temporary))
         assert ended.status in CODES[stop], ended.output
         assert "Traceback" not in ended.output, ended.output
         found[f"{stop.name} {ended.status}"] += 1
@@ -81,10 +88,11 @@ def test_a_killed_verb_leaves_nothing_after_the_next_run(
         if stop != signal.SIGKILL and out.exists():
             left = [name for name in contents(out) if ".tmp" in name or ".lock" in name]
             assert not left, (left, ended.output)
-        again = commands().run(argv_of(verb, "out"), place)
+        again = commands().run(argv_of(verb, "out"), place, temporary=str(temporary))
         assert again.status == 0, again.output
         assert contents(out, VOLATILE).keys() == expected.keys(), ended
         assert contents(out, VOLATILE) == expected
+        assert not list(temporary.iterdir()), ended
     clean(place)
     record_property(verb, dict(found))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.data.memory import EXPERTS
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.model.mixer import Mixer
 from behavegpt.universal.reader import MemoryReader, make_reader, take
 from behavegpt.universal.train import UniversalSettings, fit_mixer, read_rows

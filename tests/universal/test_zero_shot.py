@@ -15,9 +15,10 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.demo import online_retail
 from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.universal.model import SHIPPED, load_universal
 from behavegpt.universal.train import UniversalSettings
-from behavegpt.zero_shot import UniversalPredictor, evaluate_zero_shot, is_universal, load_zero_shot
+from behavegpt.zero_shot import UniversalPredictor, is_universal, load_zero_shot
 from tests.conftest import ROOT
 
 SCHEMA = EventSchema(user="who", time="when", event="what")
@@ -70,7 +71,7 @@ def test_evaluate_uses_the_training_split_alone(universal: Path, tmp_path: Path)
     people = log.user_id.drop_duplicates().sample(150, random_state=0)
     log[log.user_id.isin(people)].to_parquet(tmp_path / "log.parquet")
     store = prepare(tmp_path / "log.parquet", tmp_path / "data", schema)
-    result = evaluate_zero_shot(load_universal(universal), store, tmp_path / "metrics.json")
+    result = evaluate_universal(load_universal(universal), store, tmp_path / "metrics.json")
     figures = result["models"]
     assert figures["universal"]["rec_w"] > figures["most_frequent"]["rec_w"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from behavegpt.data.memory import Readings, read_memory
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_tables import FOLDS, Columns, fit_tables
 
 LENGTHS = np.array([3, 10, 30, 100])  # known events at which the next shares begin
@@ -20,11 +21,6 @@ EARLY, LATE = 0.7, 0.85  # shares of the events before which tables are counted,
 def fold_of(user: np.ndarray) -> np.ndarray:
     """The fold of each user (n,) by number."""
     return user % FOLDS
-
-
-def shares_at(shares: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Shares (n, J) for histories of `known` (n,) events; `shares` (B, J)."""
-    return shares[np.searchsorted(LENGTHS, known, side="right")]
 
 
 def fit_shares(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> np.ndarray:

@@ -1,0 +1,178 @@
+"""What was counted from a training split, and how a model's positions read it: tensors beside a packed batch.
+
+MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes
+
+Shapes: N positions, M candidate classes of all of them, J experts; H spans of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from behavegpt.data.compiled import kernel
+from behavegpt.data.memory import read_memory
+from behavegpt.data.memory_read import Readings
+from behavegpt.data.memory_shares import LENGTHS, fit_shares
+from behavegpt.data.memory_tables import FOLDS, Columns, Tables, fit_tables, memory_columns, store_columns
+from behavegpt.data.store import TRAIN, EventStore
+from behavegpt.errors import CheckpointError
+
+FILE = "memory.safetensors"
+
+
+class Counts(NamedTuple):
+    """What was counted from the training split of a log."""
+
+    tables: Tables
+    shares: np.ndarray  # (B, J) float32 of the experts in their mixture, by the length of the history
+    edges: np.ndarray  # (FOLDS,) int64 epoch seconds: where the eras of the split begin after the first, and end
+    slot_minutes: int  # of the schema
+
+
+def count_events(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, slot_minutes: int) -> Counts:
+    """Count the `used` (events,) bool events; user u owns offsets[u] .. offsets[u + 1] - 1."""
+    time = columns.time[used & (columns.behavior >= 0)]
+    parts = np.arange(1, FOLDS + 1) / FOLDS
+    edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
+    eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)
+    tables = fit_tables(columns, offsets, used, classes, eras, by_time=True)
+    return Counts(tables, fit_shares(columns, offsets, used, classes), edges, slot_minutes)
+
+
+def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Era (n,) int8 of epoch seconds (n,): the tables without it and the later ones know what was before; -1: all."""
+    era = np.searchsorted(edges, time, side="right").astype(np.int8)
+    era[era == FOLDS] = -1
+    return era
+
+
+def count_store(store: EventStore) -> Counts:
+    """Count the training split of a prepared folder."""
+    used = np.asarray(store.columns["split"]) == TRAIN
+    columns, classes = dated_columns(store), store.behaviors.classes
+    return count_events(columns, store.offsets, used, classes, store.schema.slot_minutes)
+
+
+def dated_columns(store: EventStore) -> Columns:
+    """The columns of a prepared folder, with epoch seconds."""
+    columns = store_columns(store)
+    return columns._replace(time=columns.time + store.manifest.time_origin)
+
+
+def save_counts(counts: Counts, folder: Path) -> None:
+    """Write FOLDER/memory.safetensors."""
+    numbers = {"shares": counts.shares, "edges": counts.edges, "slot_minutes": np.array([counts.slot_minutes])}
+    save_file({name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()}, folder / FILE)
+
+
+def load_counts(folder: Path) -> Counts:
+    """What `save_counts` wrote. Raises CheckpointError when it is missing or damaged."""
+    try:
+        stored = load_file(folder / FILE)
+        shares, edges, slot_minutes = (stored.pop(name) for name in ("shares", "edges", "slot_minutes"))
+        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]))
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder / FILE}: the counts of a model with memory are missing or damaged ({error}); restore the folder "
+            "as it was written."
+        ) from None
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Reads what the count experts say at events of histories; user u owns offsets[u] .. offsets[u + 1] - 1."""
+
+    columns: Columns
+    offsets: np.ndarray  # (users + 1,) int64
+    counts: Counts
+    leave_out: bool = False  # the tables hold what follows: read them as they were before the era of each position
+
+    @cached_property
+    def eras(self) -> np.ndarray:
+        """(events,) int8; what comes is judged by the tables from before its era."""
+        return eras_of(self.columns.time, self.counts.edges)
+
+    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
+        """Tensors of model/mixer.py's Memory for flat positions (N,), in this order; each knows the events up to it."""
+        order = np.argsort(positions, kind="stable")
+        ascending = positions[order]
+        user = np.searchsorted(self.offsets, ascending, side="right") - 1
+        fold = self.eras[ascending] if self.leave_out else np.full(len(ascending), -1, np.int8)
+        breaks = (np.diff(ascending, prepend=-2) != 1) | (np.diff(user, prepend=-1) != 0)
+        first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))
+        low = ascending[first]
+        high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
+        user = user[first]
+        readings = read_memory(
+            self.columns, self.counts.tables, self.offsets[user], low, high, folds=fold[first], eras=self.eras
+        )
+        index = np.empty_like(order)
+        index[order] = np.arange(len(order))
+        return memory_tensors(readings, index, self.counts.shares)
+
+
+def history_source(columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts) -> MemorySource:
+    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be known to them."""
+    return MemorySource(counted_columns(columns, counts), offsets, counts)
+
+
+def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Columns:
+    """Columns of a log in vocabulary ids as those that were counted."""
+    read = memory_columns(columns, counts.slot_minutes)
+    if counts.tables.locations[0] == 1:  # the counted log had no places
+        read = read._replace(location=np.zeros_like(read.location))
+    return read
+
+
+def memory_tensors(readings: Readings, index: np.ndarray, shares: np.ndarray) -> dict[str, torch.Tensor]:
+    """The readings of some positions (N,), with the mixture of the experts as the last one; fields of Memory."""
+    count = readings.start[index + 1] - readings.start[index]
+    begin = np.cumsum(count) - count
+    total, experts = int(count.sum()), readings.rest.shape[1] + 1
+    bucket = np.searchsorted(LENGTHS, readings.context[index, 0], side="right")
+    owner, classes = np.empty(total, np.int64), np.empty(total, np.int64)
+    probability, age = np.empty((total, experts), np.float32), np.empty((total, 2), np.float32)
+    rest = np.empty((len(index), experts), np.float32)
+    _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest)
+    arrays = {
+        "owner": owner,
+        "classes": classes,
+        "probability": probability,
+        "age": age,
+        "rest": rest,
+        "evidence": readings.evidence[index],
+        "reliability": readings.reliability[index],
+        "context": readings.context[index],
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@kernel
+def _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest):  # type: ignore[no-untyped-def]
+    experts = shares.shape[1]
+    for n in range(len(index)):
+        row, share = index[n], shares[bucket[n]]
+        mixed = np.float32(0)
+        for j in range(experts):
+            rest[n, j] = readings.rest[row, j]
+            mixed += share[j] * readings.rest[row, j]
+        rest[n, experts] = mixed
+        m = begin[n]
+        for source in range(readings.start[row], readings.start[row + 1]):
+            owner[m], classes[m] = n, readings.classes[source]
+            age[m, 0], age[m, 1] = readings.age[source, 0], readings.age[source, 1]
+            mixed = np.float32(0)
+            for j in range(experts):
+                probability[m, j] = readings.probability[source, j]
+                mixed += share[j] * readings.probability[source, j]
+            probability[m, experts] = mixed
+            m += 1

@@ -1,0 +1,68 @@
+"""Counts of histories that go on: each drawn event is taken up, and the next reading knows it.
+
+Shapes: N histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numba.typed import List
+
+from behavegpt.data.compiled import kernel
+from behavegpt.data.memory import JUDGED
+from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
+from behavegpt.data.memory_observe import observe, take_up
+from behavegpt.data.memory_past import EXPERTS, WEIGHTS, new_past
+from behavegpt.data.memory_read import filled, new_readings, read
+
+
+class LiveMemory:
+    """The pasts of N histories, as `MemorySource` reads them, one event after the other."""
+
+    def __init__(
+        self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray, counts: Counts, steps: int
+    ) -> None:
+        """Take up the events begin .. end - 1 (N,) of each, with room for `steps` more."""
+        self.counts = counts
+        known = counted_columns(columns, counts)
+        eras = eras_of(known.time, counts.edges)
+        self.pasts = List(new_past(int(events) + steps) for events in end - begin)
+        _take_up(self.pasts, counts.tables, WEIGHTS, eras, begin, end, known)
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Take up one event (N,) of each."""
+        new, index = counted_columns(columns, self.counts), np.arange(len(self.pasts))
+        eras = eras_of(new.time, self.counts.edges)
+        _take_up(self.pasts, self.counts.tables, WEIGHTS, eras, index, index + 1, new)
+
+    def take(self, rows: np.ndarray) -> None:
+        """Keep the histories rows (n,) only."""
+        self.pasts = List(self.pasts[row] for row in rows.tolist())
+
+    def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """What is known of the next event of the histories rows (n,): fields of model/mixer.py's Memory."""
+        readings = new_readings(len(rows))
+        _read(self.pasts, self.counts.tables, WEIGHTS, rows, readings)
+        return memory_tensors(filled(readings), np.arange(len(rows)), self.counts.shares)
+
+
+@kernel
+def _take_up(pasts, tables, weights, eras, begin, end, columns):  # type: ignore[no-untyped-def]
+    chance = np.empty(len(EXPERTS))
+    for i in range(len(pasts)):
+        past = pasts[i]
+        for t in range(begin[i], end[i]):
+            if t < end[i] - 1 - JUDGED:
+                take_up(past, tables, t, columns)
+            else:
+                observe(past, tables, weights, eras[t], chance, t, columns)
+
+
+@kernel
+def _read(pasts, tables, weights, rows, readings):  # type: ignore[no-untyped-def]
+    place = np.full(len(tables.prior), -1, np.int32)
+    for row in range(len(rows)):
+        read(pasts[rows[row]], tables, weights, -1, place, readings, row)

@@ -1,0 +1,52 @@
+"""The universal model on a prepared folder that it was not trained on, beside the count baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.nn import functional as F
+
+from behavegpt.console import progress
+from behavegpt.data.pack import target_rows
+from behavegpt.data.store import SPLITS, EventStore
+from behavegpt.errors import DataError
+from behavegpt.evaluation import score_baselines, summary
+from behavegpt.io import write_json
+from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.universal.model import UniversalModel
+from behavegpt.universal.reader import store_reader
+from behavegpt.zero_shot import UNIVERSAL
+
+
+def evaluate_universal(
+    model: UniversalModel, store: EventStore, out: Path, *, split: str = "test", baselines: bool = True
+) -> dict[str, Any]:
+    """Evaluate on a split of a prepared folder, whose training split gives tables and labels, and write metrics.json.
+
+    Rows, metrics and protocol are those of `compare`. Raises DataError when the split is empty.
+    """
+    rows = target_rows(store, SPLITS[split])
+    if not len(rows):
+        raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
+    reader = store_reader(store)
+    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
+    with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
+        for position, logits in model.score(reader, rows - 1):
+            target = reader.target(position)
+            metrics.update(logits, target)
+            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            show(metrics.rows, "")
+    scored = {UNIVERSAL: metrics} | (dict(score_baselines(store, split)) if baselines else {})
+    protocol = {
+        "task": "next behavior from past events alone; the target's own time and place are hidden",
+        "training": "none on this log; tables and labels are those of its training split",
+        "split": split,
+        "split_rule": store.manifest.split["rule"],
+        "classes": store.behaviors.classes,
+        "content_hash": store.manifest.content_hash,
+    }
+    result = summary(scored, store, split, protocol)
+    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    write_json(out, result)
+    return result

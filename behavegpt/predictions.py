@@ -1,0 +1,66 @@
+"""The most probable next behaviors of users, as every kind of model answers with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.options import PredictOptions
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The most probable next behaviors of U users, best first."""
+
+    users: pa.StringArray  # (U,)
+    labels: np.ndarray  # (U, k) object: behavior labels
+    probabilities: np.ndarray  # (U, k) float32
+    unknown: dict[str, int]  # field -> events whose label the model never saw
+    rejected: dict[str, int]  # reason -> rows that could not be used
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def to_table(self) -> pa.Table:
+        """Columns user, rank (from 1), behavior, probability; k rows a user."""
+        top = self.labels.shape[1]
+        return pa.table(
+            {
+                "user": self.users.take(pa.array(np.repeat(np.arange(len(self)), top))),
+                "rank": np.tile(np.arange(1, top + 1), len(self)),
+                "behavior": pa.array(self.labels.ravel().tolist(), pa.string()),
+                "probability": self.probabilities.ravel(),
+            }
+        )
+
+
+def most_probable(
+    pieces: Iterable[tuple[np.ndarray, torch.Tensor]],
+    tokenizer: EventTokenizer,
+    encoded: EncodedHistories,
+    options: PredictOptions,
+    log_frequency: torch.Tensor,
+    on_user: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """The answer of users (n,) with logits (n, K), piece by piece.
+
+    `log_frequency` (K,) of the behaviors in training, which the prior correction subtracts; `on_user` is told how many
+    of all users are done.
+    """
+    top = min(options.top_k, tokenizer.behaviors.classes)
+    chosen = np.zeros((len(encoded.users), top), np.int64)
+    probabilities = np.zeros((len(encoded.users), top), np.float32)
+    shift = options.prior_correction * log_frequency
+    done = 0
+    for users, logits in pieces:
+        best = logits.sub_(shift).softmax(-1).topk(top)
+        chosen[users], probabilities[users] = best.indices.numpy(), best.values.numpy()
+        done += len(users)
+        if on_user:
+            on_user(done, len(encoded.users))
+    return Predictions(encoded.users, tokenizer.labels(chosen), probabilities, encoded.unknown, encoded.rejected)
