@@ -1,7 +1,16 @@
 """Pretrain a behavior model: accelerate launch train.py configs/small.yaml data.path=DIR out=RUN [--resume]
 
 The same as `behavegpt train`, for `accelerate launch` on several GPUs or nodes; every setting can be overridden by its
-dotted name. The work is in behavegpt/pretrain.py.
+dotted name. What it runs, in behavegpt/pretrain.py:
+
+    store = open_store(settings.data.path)
+    model = build_model(settings, store)
+    loss = build_loss(settings.loss, store.behaviors.counts)
+    trainer = Trainer(model, loss, store, settings.train, run)
+    trainer.fit()
+    run.save(trainer.best_model(), ...)
+
+A step is in behavegpt/training/trainer.py, the forward in behavegpt/model/behavegpt.py, the loss in behavegpt/losses/.
 """
 
 import sys

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,15 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.generation.constraints import links_of
-from behavegpt.losses import Loss
+from behavegpt.losses import Loss, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import load_latest
-from behavegpt.training.run import RunSettings, Work, execute
-from behavegpt.training.run_folder import open_model, save_model
+from behavegpt.training.model_folder import open_model, save_model
+from behavegpt.training.run import open_run
+from behavegpt.training.settings import RunSettings
+from behavegpt.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,11 +67,33 @@ def finetune(settings: FinetuneSettings, *, resume: bool = False, store: EventSt
     `store`: opened data instead of those in `data.path`. Raises BehaveGPTError on a base, data or options that do not
     go together, besides what training raises.
     """
-    return execute(settings, lambda: begin(settings, store), resume=resume)
+    with open_run(settings, "finetune", resume=resume) as run:
+        adapted = adapt_model(settings, store)
+        loss = build_loss(settings.loss, torch.tensor(adapted.store.behaviors.counts))
+        adapted.inherit(loss)
+        trainer = Trainer(adapted.model, loss, adapted.store, settings.train, run, attention=settings.attention)
+        trainer.fit(origin=adapted.origin, facts=adapted.facts)
+        best = trainer.best_model()
+        if run.accelerator.is_main_process:
+            run.save(adapted.finish(best, run.path), adapted.tokenizer, links_of(adapted.store))
+    return run.path
 
 
-def begin(settings: FinetuneSettings, store: EventStore | None = None) -> Work:
-    """The adapted model before its first step, and its data in the ids of its vocabulary."""
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted model before its first step, with what goes with it."""
+
+    model: BehaveGPTForBehaviorPrediction  # parameters without gradient stay as they are
+    store: EventStore  # the data in the ids of the model's vocabulary
+    tokenizer: EventTokenizer
+    origin: dict[str, Any]  # what must be the same for a run to go on
+    facts: dict[str, Any]  # what run.json tells
+    inherit: Callable[[Loss], None]  # gives the loss what the base's run knew of the classes
+    finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]  # -> the saved model
+
+
+def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> Adapted:
+    """The base's parts in a model for the data of `store` (default: settings.data), as settings.mode says."""
     from behavegpt.adapt.peft import weights_hash
 
     store = store or open_store(settings.data.path)
@@ -102,21 +127,16 @@ def begin(settings: FinetuneSettings, store: EventStore | None = None) -> Work:
         finish = _merged
     inherit = _class_losses(Path(settings.base), old, new) if settings.mode != "scratch" else None
     show_transfer(settings.mode, counts, remarks)
-    return Work(
-        "finetune",
-        encoded,
-        new,
-        model,
-        parameters,
-        {
-            "base": weights_hash(Path(settings.base)),
-            "mode": settings.mode,
-            "adapt": options.model_dump(mode="json"),
-        },
-        {"transfer": [count._asdict() for count in counts], "remarks": remarks},
-        inherit or (lambda loss: None),
-        finish,
-        links_of(encoded),
+    origin = {"base": weights_hash(Path(settings.base)), "mode": settings.mode}
+    facts = {"transfer": [count._asdict() for count in counts], "remarks": remarks}
+    return Adapted(
+        model=model,
+        store=encoded,
+        tokenizer=new,
+        origin=origin | {"adapt": options.model_dump(mode="json")},
+        facts=facts | {"parameters": parameters["total"], "parameters_by_part": parameters},
+        inherit=inherit or (lambda loss: None),
+        finish=finish,
     )
 
 

@@ -32,7 +32,7 @@ from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
 MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}  # folder of a run -> what it holds

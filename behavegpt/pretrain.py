@@ -1,6 +1,6 @@
 """Pretraining from settings to a model folder: the composition that train.py and `behavegpt train` run.
 
-What a run does with its model, and what it leaves in its folder, is in training/run.py.
+How a step trains is in training/trainer.py, what a run leaves in its folder in training/run.py.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, violation
 from behavegpt.generation.constraints import links_of
+from behavegpt.losses import build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText
-from behavegpt.training.run import SHAPE, RunSettings, Work, execute
-from behavegpt.training.setup import training_batches
+from behavegpt.training.run import open_run
+from behavegpt.training.settings import SHAPE, RunSettings
+from behavegpt.training.trainer import Trainer
 from behavegpt.universal.model import load_universal
 
 CHOICES = ("architecture", "inputs")
-
-__all__ = ["SHAPE", "PretrainSettings", "model_config", "pretrain", "training_batches"]
 
 
 class PretrainSettings(RunSettings):
@@ -94,7 +93,48 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
 
     Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data, or a bad loss.
     """
-    return execute(settings, lambda: begin(settings), resume=resume)
+    with open_run(settings, "pretrain", resume=resume) as run:
+        store = open_store(settings.data.path)
+        model = build_model(settings, store)
+        loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+        trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
+        trainer.fit(origin=_origin(settings, model))
+        run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length), links_of(store))
+    return run.path
+
+
+def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBehaviorPrediction:
+    """The model before its first step: random, or from the parts that `language_model` and `init` name."""
+    config = model_config(settings, store)
+    if isinstance(config, BaselineConfig):
+        if settings.language_model:
+            raise ConfigError("language_model is a start for BehaveGPT; remove it, or model.architecture.")
+        model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
+    else:
+        model = BehaveGPTForBehaviorPrediction(config)
+        model.head.set_prior(torch.tensor(store.behaviors.counts))
+    if config.memory:
+        model.counts = count_store(store)
+    if settings.init == "universal":
+        _start_universal(model)
+    if settings.language_model:
+        from behavegpt.adapt.language import start_from_gpt2
+
+        start_from_gpt2(model, settings.language_model)
+    return model
+
+
+def _origin(settings: PretrainSettings, model: BehaveGPTForBehaviorPrediction) -> dict[str, Any]:
+    """What else must be the same for a run to go on."""
+    config = model.config
+    origin: dict[str, Any] = {}
+    if isinstance(config, BaselineConfig):
+        origin["baseline"] = {"architecture": config.architecture, "options": config.options}
+    if settings.init == "universal":
+        origin["init"] = settings.init
+    if settings.language_model:
+        origin["language_model"] = settings.language_model
+    return origin
 
 
 def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
@@ -103,37 +143,3 @@ def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
     if head is None:
         raise ConfigError("init=universal starts the mixer of a memory; set model.memory=true, or remove it.")
     head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)
-
-
-def begin(settings: PretrainSettings) -> Work:
-    """A model from random weights, or from a language model's blocks, and the data it is trained on."""
-    store = open_store(settings.data.path)
-    config = model_config(settings, store)
-    fingerprint: dict[str, Any] = {}
-    if isinstance(config, BaselineConfig):
-        if settings.language_model:
-            raise ConfigError("language_model is a start for BehaveGPT; remove it, or model.architecture.")
-        model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
-        fingerprint = {"baseline": {"architecture": config.architecture, "options": config.options}}
-    else:
-        model = BehaveGPTForBehaviorPrediction(config)
-        model.head.set_prior(torch.tensor(store.behaviors.counts))
-    if config.memory:
-        model.counts = count_store(store)
-    if settings.init == "universal":
-        _start_universal(model)
-        fingerprint["init"] = settings.init
-    if settings.language_model:
-        from behavegpt.adapt.language import start_from_gpt2
-
-        start_from_gpt2(model, settings.language_model)
-        fingerprint = {"language_model": settings.language_model}
-    return Work(
-        "pretrain",
-        store,
-        EventTokenizer.from_store(store, config.max_length),
-        model,
-        count_parameters(model),
-        fingerprint,
-        beside=links_of(store),
-    )

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import resource
 import sys
@@ -45,10 +44,9 @@ from behavegpt.model.attention import attend, plan_attention
 from behavegpt.model.head import head_loss
 from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.training.evaluate import to_device
-from behavegpt.training.journal import Journal
-from behavegpt.training.loop import Trainer, TrainSettings
-from behavegpt.training.optimizer import build_optimizer
-from behavegpt.training.setup import compile_blocks
+from behavegpt.training.run import RunFolder
+from behavegpt.training.settings import TrainSettings
+from behavegpt.training.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 CAP, FIELDS = 90, 4
@@ -122,29 +120,11 @@ class Bench:
 
     def trainer(self, backend: str, batches: Any) -> Trainer:
         """What a run makes."""
-        model = self.model()
-        model.set_attn_implementation(backend)
-        if self.args.compile:
-            compile_blocks(model)
-        accelerator = Accelerator(cpu=self.device.type == "cpu")
-        prepared = accelerator.prepare_model(model)
-        settings = TrainSettings(steps=1_000_000, log_every=1_000_000)
+        torch.manual_seed(0)
+        settings = TrainSettings(steps=1_000_000, log_every=1_000_000, compile=self.args.compile)
         loss = build_loss(LossSettings(start=0.0), torch.tensor(self.store.behaviors.counts))
-        loss.to(self.device)
-        return Trainer(
-            model=prepared,
-            loss=loss,
-            optimizer=build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=True),
-            batches=batches,
-            settings=settings,
-            steps=1_000_000,
-            accelerator=accelerator,
-            journal=Journal(Path(os.devnull)),
-            checkpoints=Path(os.devnull),
-            fingerprint={},
-            validate=dict,
-            precision=self.precision,
-        )
+        run = RunFolder(Accelerator(cpu=self.device.type == "cpu"))
+        return Trainer(self.model(), loss, self.store, settings, run, attention=backend, batches=batches)
 
     def seconds(self, call: Callable[[], object], least: int = 3) -> float:
         """Seconds of a call: the best of those that fit in the time, after a warm-up."""

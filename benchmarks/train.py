@@ -50,7 +50,7 @@ from train_peers import (
 if TYPE_CHECKING:  # the peers' environments, where this file runs too, have no behavegpt
     from behavegpt.data.loader import TrainingBatches
     from behavegpt.data.store import EventStore
-    from behavegpt.training.loop import Trainer
+    from behavegpt.training.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "train.json"
 HEAD_WIDTH, HEAD_CLASSES, HEAD_EVENTS = 256, 50_000, 2048
@@ -115,9 +115,9 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
 
     from behavegpt.losses import LossSettings, build_loss
     from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-    from behavegpt.training.journal import Journal
-    from behavegpt.training.loop import Trainer, TrainSettings
-    from behavegpt.training.optimizer import build_optimizer
+    from behavegpt.training.run import RunFolder
+    from behavegpt.training.settings import TrainSettings
+    from behavegpt.training.trainer import Trainer
 
     config = BehaveGPTConfig(
         field_sizes=batches.store.field_sizes(),
@@ -131,22 +131,9 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
     )
     torch.manual_seed(0)
     model = BehaveGPTForBehaviorPrediction(config).train()
-    settings = TrainSettings(steps=1_000_000)
-    accelerator = Accelerator(cpu=True)
-    return Trainer(
-        model=accelerator.prepare_model(model),
-        loss=build_loss(LossSettings(start=0.0), torch.tensor(batches.store.behaviors.counts)),
-        optimizer=build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=True),
-        batches=batches,
-        settings=settings,
-        steps=1_000_000,
-        accelerator=accelerator,
-        journal=Journal(Path(os.devnull)),
-        checkpoints=Path(os.devnull),
-        fingerprint={},
-        validate=dict,
-        precision="fp32",
-    )
+    loss = build_loss(LossSettings(start=0.0), torch.tensor(batches.store.behaviors.counts))
+    settings, run = TrainSettings(steps=1_000_000, precision="fp32"), RunFolder(Accelerator(cpu=True))
+    return Trainer(model, loss, batches.store, settings, run, batches=batches)
 
 
 def bare_step(trainer: Trainer, step: int) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -32,11 +31,10 @@ from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.plots import frontier
-from behavegpt.pretrain import PretrainSettings, model_config, training_batches
+from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.training.evaluate import evaluate
-from behavegpt.training.journal import Journal
-from behavegpt.training.loop import Trainer
-from behavegpt.training.optimizer import build_optimizer
+from behavegpt.training.run import RunFolder
+from behavegpt.training.trainer import Trainer
 
 DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
     "cross_entropy": {"name": "cross_entropy"},
@@ -88,27 +86,13 @@ class Together(Loss):
             loss.update(class_loss, class_count)
 
 
-def make_trainer(settings: PretrainSettings, store: EventStore, folder: Path) -> Trainer:
+def make_trainer(settings: PretrainSettings, store: EventStore) -> Trainer:
     """A fresh model and optimizer on the real training loop; the loss is set by the caller."""
     torch.manual_seed(settings.train.seed)
-    config = model_config(settings, store)
-    model = BehaveGPTForBehaviorPrediction(config)
+    model = BehaveGPTForBehaviorPrediction(model_config(settings, store))
     model.head.set_prior(torch.tensor(store.behaviors.counts))
-    train = settings.train
-    return Trainer(
-        model=model,
-        loss=build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts)),
-        optimizer=build_optimizer(model, train.lr, train.weight_decay, train.betas, fused=True),
-        batches=training_batches(store, config, train),
-        settings=train,
-        steps=int(train.steps or 0),
-        accelerator=Accelerator(cpu=True),
-        journal=Journal(folder / "log.jsonl"),
-        checkpoints=folder,
-        fingerprint={},
-        validate=dict,
-        precision="fp32",
-    )
+    loss = build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts))
+    return Trainer(model, loss, store, settings.train, RunFolder(Accelerator(cpu=True)))
 
 
 def figures_by_split(
@@ -141,26 +125,25 @@ def compare_losses(settings: PretrainSettings, store: EventStore, names: Iterabl
     """Train one seed under each named loss; yields the figures of each split as they come."""
     counts = torch.tensor(store.behaviors.counts)
     losses = {n: build_loss(LossSettings(**{**DEFERRED, **FROM_THE_START}[n]), counts) for n in names}
-    with tempfile.TemporaryDirectory() as folder:
-        shared = {name: loss for name, loss in losses.items() if name in DEFERRED}
-        if shared:
-            trainer = make_trainer(settings, store, Path(folder))
-            split = round(START * trainer.steps)
-            run(trainer, Together(list(shared.values())), 0, split)
-            weights = copy.deepcopy(trainer.model.state_dict())
-            moments = copy.deepcopy(trainer.optimizer.state_dict())
-            for name, loss in shared.items():
-                trainer.model.load_state_dict(weights)
-                trainer.optimizer.load_state_dict(copy.deepcopy(moments))
-                run(trainer, loss, split, trainer.steps)
-                yield from figures_by_split(trainer, store, name)
-                if name == "cross_entropy":
-                    for tau in PRIOR_CORRECTIONS:
-                        yield from figures_by_split(trainer, store, f"{name}, prior correction {tau}", tau)
-        for name in (name for name in losses if name not in shared):
-            trainer = make_trainer(settings, store, Path(folder))
-            run(trainer, losses[name], 0, trainer.steps)
+    shared = {name: loss for name, loss in losses.items() if name in DEFERRED}
+    if shared:
+        trainer = make_trainer(settings, store)
+        split = round(START * trainer.steps)
+        run(trainer, Together(list(shared.values())), 0, split)
+        weights = copy.deepcopy(trainer.model.state_dict())
+        moments = copy.deepcopy(trainer.optimizer.state_dict())
+        for name, loss in shared.items():
+            trainer.model.load_state_dict(weights)
+            trainer.optimizer.load_state_dict(copy.deepcopy(moments))
+            run(trainer, loss, split, trainer.steps)
             yield from figures_by_split(trainer, store, name)
+            if name == "cross_entropy":
+                for tau in PRIOR_CORRECTIONS:
+                    yield from figures_by_split(trainer, store, f"{name}, prior correction {tau}", tau)
+    for name in (name for name in losses if name not in shared):
+        trainer = make_trainer(settings, store)
+        run(trainer, losses[name], 0, trainer.steps)
+        yield from figures_by_split(trainer, store, name)
 
 
 def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:

@@ -37,7 +37,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.times import parse_date
 from behavegpt.data.vocabulary import UNKNOWN
-from behavegpt.finetune import FinetuneSettings, begin, finetune
+from behavegpt.finetune import FinetuneSettings, adapt_model, finetune
 from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
 from behavegpt.io import workspace
 from behavegpt.metrics.prediction import PredictionMetrics
@@ -143,7 +143,7 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
     model = base(protocol, logs, work)
     if row["method"] in UNTRAINED:
         first = {**row, "method": next(iter(protocol.methods))}
-        grown = begin(settings_of(protocol, first, model, few.path, out))
+        grown = adapt_model(settings_of(protocol, first, model, few.path, out))
         network, tokenizer = grown.model, grown.tokenizer
     else:
         predictor = load(finetune(settings_of(protocol, row, model, few.path, out)) / "model")

@@ -323,7 +323,7 @@ def poison(own_rank: int, what: str, at: int, rank: int) -> None:
     """At a step (from 0) and rank, make the loss, the gradient or a hidden state NaN; report on the weights after."""
     import torch
 
-    from behavegpt.training.loop import Trainer
+    from behavegpt.training.trainer import Trainer
 
     whole_step = Trainer.step
 
@@ -355,8 +355,8 @@ def record(folder: Path, rank: int) -> None:
     from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
     from behavegpt.data.loader import TrainingBatches
-    from behavegpt.training.loop import Trainer
     from behavegpt.training.sharding import whole
+    from behavegpt.training.trainer import Trainer
 
     micro_batches, whole_step = TrainingBatches.micro_batches, Trainer.step
     folder.mkdir(exist_ok=True)

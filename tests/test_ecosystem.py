@@ -14,7 +14,7 @@ import behavegpt
 from behavegpt.adapt.peft import weights_hash
 from behavegpt.errors import CheckpointError, MissingExtraError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.training.run_folder import save_model
+from behavegpt.training.model_folder import save_model
 from tests.conftest import ROOT
 from tests.test_predictor import ROWS, made
 

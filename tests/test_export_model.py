@@ -17,7 +17,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.export_model import export_model
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor
-from behavegpt.training.run_folder import save_model
+from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -122,7 +122,7 @@ def test_what_is_the_models_is_refused(german: Predictor, changes: dict[str, str
 def test_the_commands_take_the_columns(
     german: Predictor, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from behavegpt.training.run_folder import save_model
+    from behavegpt.training.model_folder import save_model
 
     model, file = tmp_path / "model", tmp_path / "log.csv"
     save_model(german.model, german.tokenizer, model)

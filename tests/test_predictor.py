@@ -20,7 +20,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor
-from behavegpt.training.run_folder import save_model
+from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 
 

@@ -34,13 +34,14 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": (("model",), ("tests/model",)),
     "losses": (("losses",), ("tests/losses", "tests/baselines/test_losses.py")),
     "training": (
-        ("training/loop.py", "training/optimizer.py", "training/evaluate.py", "training/run.py", "training/journal.py"),
+        ("training/trainer.py", "training/optimizer.py", "training/evaluate.py", "training/run.py",
+         "training/journal.py"),
         ("tests/training/test_optimizer.py", "tests/training/test_loop.py", "tests/training/test_evaluate.py",
          "tests/training/test_journal.py"),
     ),
     "pack": (("data/pack.py", "data/loader.py"), ("tests/data/test_pack.py", "tests/training/test_evaluate.py")),
     "metrics": (("metrics",), ("tests/metrics",)),
-    "predictor": (("predictor.py",), ("tests/test_prior_correction.py", "tests/test_compare.py")),
+    "predictor": (("predictor.py",), ("tests/test_prior_correction.py", "tests/test_evaluation.py")),
 }  # fmt: skip
 CPU_SECONDS = 120
 LIBRARIES = (

@@ -22,7 +22,7 @@ from behavegpt.errors import CheckpointError, MissingExtraError, first_line
 from behavegpt.io import read_json, scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.paths import local_path
-from behavegpt.training.run_folder import DAMAGED, check_files, open_model, weight_files
+from behavegpt.training.model_folder import DAMAGED, check_files, open_model, weight_files
 
 if TYPE_CHECKING:
     from peft import PeftModel

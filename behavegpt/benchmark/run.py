@@ -37,7 +37,7 @@ from behavegpt.model.precision import choose_precision
 from behavegpt.pretrain import pretrain
 from behavegpt.training.evaluate import score
 from behavegpt.training.journal import read_journal
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import write_array
 
 FIGURES = ("rec_w", "rec_m", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")

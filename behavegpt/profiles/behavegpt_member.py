@@ -33,16 +33,16 @@ from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.embeddings.pooling import user_vectors
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
-from behavegpt.losses import LossSettings
+from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.training import choose_device
-from behavegpt.training.loop import TrainSettings
-from behavegpt.training.run import SHAPE, DataSettings, RunSettings, Work, execute
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
+from behavegpt.training.run import open_run
+from behavegpt.training.settings import SHAPE, DataSettings, RunSettings, TrainSettings
+from behavegpt.training.trainer import Trainer
 from behavegpt.user_embeddings import UserEmbeddings
 
 BLOCK = 20_000  # clients whose streams are in memory at a time
@@ -112,12 +112,16 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
             max_vocabulary=settings.most_labels,
         )
         train = settings.train.model_copy(update={"seed": context.seed})
-        run = RunSettings(
-            out=str(work / "run"), data=DataSettings(path=str(store.path)), loss=settings.loss, train=train
-        )
-        execute(run, lambda: _begin(store, settings))
-        shutil.move(Path(run.out) / "model", folder / MODEL)
-        shutil.copy(Path(run.out) / "run.json", folder / "run.json")
+        data = DataSettings(path=str(store.path))
+        asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
+        with open_run(asked, "BehaveGPT") as run:
+            model = _build_model(store, settings)
+            loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+            trainer = Trainer(model, loss, store, train, run)
+            trainer.fit()
+            run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length))
+        shutil.move(run.path / "model", folder / MODEL)
+        shutil.copy(run.path / "run.json", folder / "run.json")
 
 
 def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmbeddings:
@@ -139,7 +143,7 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     return UserEmbeddings(np.concatenate(ids), np.concatenate(vectors))
 
 
-def _begin(store: EventStore, settings: BehaviorSettings) -> Work:
+def _build_model(store: EventStore, settings: BehaviorSettings) -> BehaveGPTForBehaviorPrediction:
     """A new model for the stream."""
     tokenizer = EventTokenizer.from_store(store, settings.model.get("max_length", 90))
     try:
@@ -153,7 +157,7 @@ def _begin(store: EventStore, settings: BehaviorSettings) -> Work:
         raise ConfigError(f"model: {violation(error)}") from None
     model = BehaveGPTForBehaviorPrediction(config)
     model.head.set_prior(torch.tensor(store.behaviors.counts))
-    return Work("BehaveGPT", store, tokenizer, model, count_parameters(model))
+    return model
 
 
 def _write_stream(

@@ -13,11 +13,12 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
 from behavegpt.losses import build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.pretrain import PretrainSettings, model_config, training_batches
+from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.scaling.ladder import Task, memory
 from behavegpt.scaling.settings import Job, SweepSettings, list_jobs, run_settings
 from behavegpt.training.evaluate import to_device
 from behavegpt.training.optimizer import build_optimizer
+from behavegpt.training.setup import training_batches
 
 TRIAL_EVENTS = 256  # of a measured step on a CPU
 LARGEST_TRIAL = 1e11  # operations of one; the speed of larger models follows from that of the largest measured one

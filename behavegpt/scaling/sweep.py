@@ -34,7 +34,7 @@ from behavegpt.scaling.rows import COUNTS
 from behavegpt.scaling.settings import GROWS, Job, SweepSettings, list_jobs, run_settings
 from behavegpt.scaling.subsets import Division, divide, heldout_store, training_store
 from behavegpt.training.evaluate import evaluate
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 
 
 def sweep(settings: SweepSettings, worker: tuple[int, int] = (0, 1), retry_failed: bool = False) -> list[Row]:

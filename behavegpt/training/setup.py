@@ -20,9 +20,10 @@ from behavegpt.data.memory_counts import Counts
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError, DataError, MissingExtraError
-from behavegpt.model import BehaveGPTConfig
-from behavegpt.training.loop import TrainSettings
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
+from behavegpt.model.attention import choose_backend
 from behavegpt.training.ranks import tell_ranks
+from behavegpt.training.settings import TrainSettings
 from behavegpt.training.sharding import sharding_asked
 
 STRATEGIES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
@@ -82,6 +83,29 @@ def can_compile(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def choose_kernels(
+    model: BehaveGPTForBehaviorPrediction, attention: str, train: TrainSettings, device: torch.device, precision: str
+) -> None:
+    """Attention back end, activation checkpointing and compilation of a model. ConfigError where it has no blocks."""
+    best = choose_backend(device, precision == "bf16", model.config.max_length)
+    model.set_attn_implementation(best if attention == "auto" else attention)
+    if train.activation_checkpointing:
+        _checkpoint_activations(model)
+    if train.compile or (train.compile is None and can_compile(device)):
+        compile_blocks(model)
+
+
+def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError:  # transformers found no layer that recomputes its activations
+        kind = getattr(model.config, "architecture", f"model of {model.config.num_hidden_layers} blocks")
+        raise ConfigError(
+            f"train.activation_checkpointing: a {kind} has no transformer blocks whose activations could be recomputed;"
+            " set it to false."
+        ) from None
 
 
 def compile_blocks(model: PreTrainedModel) -> None:

@@ -24,7 +24,7 @@ from behavegpt.data.store import open_store
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.datasets.synthetic import small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
-from behavegpt.finetune import FinetuneSettings, begin, finetune
+from behavegpt.finetune import FinetuneSettings, adapt_model, finetune
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.training.checkpoint import load_checkpoint
 from tests.conftest import ROOT
@@ -110,7 +110,7 @@ def test_reencoding_makes_unseen_labels_unknown_and_keeps_the_rest(place):
 
 
 def test_class_losses_of_the_base_are_taken_over_by_name(place, settings_for):
-    work = begin(settings_for("new_behavior"))
+    work = adapt_model(settings_for("new_behavior"))
     old = open_store(place / "known").behaviors.values.to_pylist()
     last = sorted((place / "base/ckpt").glob("step_*"))[-1]
     state = load_checkpoint(last).loss["class_loss"]
@@ -162,7 +162,7 @@ def test_another_schema_works_and_is_remarked_on(logs, settings_for, name, mode)
 
 def test_copied_slots_of_another_length_are_averages_of_the_bases(place, logs, settings_for):
     base = behavegpt.load(place / "base/model").model.model.embedding.tables["slot"].weight
-    work = begin(settings_for("cross_domain", data={"path": str(logs / "longer slots")}))
+    work = adapt_model(settings_for("cross_domain", data={"path": str(logs / "longer slots")}))
     mine = work.model.model.embedding.tables["slot"].weight
     torch.testing.assert_close(mine, base.view(24, 2, -1).mean(1))
 
@@ -201,11 +201,11 @@ def test_a_mistake_is_one_error_with_a_remedy(place, settings_for, mode, adapt, 
 
 def test_data_without_a_new_behavior_are_refused(place, settings_for):
     with pytest.raises(ConfigError, match=r"no new behavior.*mode=full"):
-        begin(settings_for("new_behavior", data={"path": str(place / "known")}))
+        adapt_model(settings_for("new_behavior", data={"path": str(place / "known")}))
 
 
 def test_only_the_named_behaviors_are_added(place, settings_for):
-    work = begin(settings_for("new_behavior", adapt={"new": ["behavior6"]}))
+    work = adapt_model(settings_for("new_behavior", adapt={"new": ["behavior6"]}))
     assert work.tokenizer.behaviors.values.to_pylist()[-1] == "behavior6" and work.tokenizer.behaviors.classes == 6
     raw = open_store(place / "new")
     other = raw.behaviors.encode(["behavior5"])[0]
@@ -214,12 +214,12 @@ def test_only_the_named_behaviors_are_added(place, settings_for):
 
 def test_behaviors_that_are_events_cannot_be_appended_to_a_column_of_behaviors(logs, settings_for):
     with pytest.raises(ConfigError, match=r"a column of their own.*the events themselves.*cross_domain"):
-        begin(settings_for("new_behavior", data={"path": str(logs / "no location")}))
+        adapt_model(settings_for("new_behavior", data={"path": str(logs / "no location")}))
 
 
 def test_a_base_that_is_none_and_a_tied_base(place, settings_for, tmp_path, logs):
     with pytest.raises(CheckpointError, match="not a model folder"):
-        begin(settings_for("full", base=str(place / "known")))
+        adapt_model(settings_for("full", base=str(place / "known")))
     tied = tmp_path / "tied"
     line = [
         "train",
@@ -230,7 +230,7 @@ def test_a_base_that_is_none_and_a_tied_base(place, settings_for, tmp_path, logs
     ]
     assert main([*line, "model.tied_head=true", "model.embedding_size=8"]) == 0
     with pytest.raises(ConfigError, match="tied_head needs behavior_is_event"):
-        begin(settings_for("cross_domain", base=str(tied / "model")))
+        adapt_model(settings_for("cross_domain", base=str(tied / "model")))
 
 
 def test_a_base_that_reads_behaviors_beside_the_events(place, settings_for, tmp_path, logs):
@@ -241,18 +241,18 @@ def test_a_base_that_reads_behaviors_beside_the_events(place, settings_for, tmp_
     assert known.model.config.field_order[-1] == "behavior" and known.model.config.columns.count("behavior") == 1
     before = known.model.model.embedding.tables["behavior"].weight
     for mode, same in {"new_behavior": True, "full": True, "cross_domain": False}.items():
-        work = begin(settings_for(mode, base=base))
+        work = adapt_model(settings_for(mode, base=base))
         grown = work.model.model.embedding.tables["behavior"].weight
         assert len(grown) == len(work.tokenizer.behaviors) > len(before)
         rows = work.tokenizer.behaviors.encode(known.tokenizer.behaviors.values)
         assert torch.equal(grown[rows], before[2:]) is same, mode
     with pytest.raises(ConfigError, match=r"reads behaviors beside the events .inputs: with_behavior.*inputs=all"):
-        begin(settings_for("cross_domain", base=base, data={"path": str(logs / "no location")}))
+        adapt_model(settings_for("cross_domain", base=base, data={"path": str(logs / "no location")}))
 
 
 def test_errors_are_of_the_kind_the_command_line_explains(settings_for):
     with pytest.raises(BehaveGPTError):
-        begin(settings_for("full", base="nowhere"))
+        adapt_model(settings_for("full", base="nowhere"))
 
 
 # ---- the command

@@ -13,10 +13,10 @@ from behavegpt.adapt.settings import AdaptSettings, LoraSettings
 from behavegpt.adapt.transfer import MODES, PARTS, cells, part_of, slot_mix
 from behavegpt.data.store import open_store
 from behavegpt.errors import ConfigError
-from behavegpt.finetune import begin, finetune
+from behavegpt.finetune import adapt_model, finetune
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 from behavegpt.training.setup import training_batches
 
 CASES = [
@@ -93,7 +93,7 @@ def plain(work):
 def test_every_tensor_is_what_its_cell_says(place, settings_for, mode, options):
     settings = settings_for(mode, adapt=options)
     torch.manual_seed(5)
-    work = begin(settings)
+    work = adapt_model(settings)
     base, old = open_model(place / "base/model")
     torch.manual_seed(5)
     fresh = BehaveGPTForBehaviorPrediction(work.model.config)
@@ -119,7 +119,7 @@ def test_every_tensor_is_what_its_cell_says(place, settings_for, mode, options):
 def test_training_changes_what_is_trained_and_nothing_else(place, settings_for, mode, options):
     settings = settings_for(mode, adapt=options, train={"weight_decay": 0.5})
     torch.manual_seed(settings.train.seed)
-    work = begin(settings)
+    work = adapt_model(settings)
     start, trained, rows = plain(work)
     start = {name: tensor.clone() for name, tensor in start.items()}
     run = finetune(settings)
@@ -163,7 +163,7 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
     works = dict.fromkeys(("all", "new"))
     for rows in works:
         torch.manual_seed(0)
-        works[rows] = begin(settings_for("new_behavior", adapt={"rows": rows, "dropout": 0.0}))
+        works[rows] = adapt_model(settings_for("new_behavior", adapt={"rows": rows, "dropout": 0.0}))
     whole, part = works["all"], works["new"]
     batch = next(training_batches(whole.store, whole.model.config, settings_for("full").train).micro_batches(0))
     loss = build_loss(LossSettings(name="cross_entropy"), torch.tensor(whole.store.behaviors.counts))
@@ -195,7 +195,7 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
 def test_fresh_embeddings_can_have_the_bases_mean_and_spread(place, settings_for):
     base = open_model(place / "base/model")[0].state_dict()["model.embedding.tables.event.weight"]
     torch.manual_seed(5)
-    work = begin(settings_for("cross_domain", adapt={"scale": "base"}))
+    work = adapt_model(settings_for("cross_domain", adapt={"scale": "base"}))
     torch.manual_seed(5)
     fresh = BehaveGPTForBehaviorPrediction(work.model.config).model.embedding.tables["event"].weight
     mine = work.model.model.embedding.tables["event"].weight
@@ -205,7 +205,7 @@ def test_fresh_embeddings_can_have_the_bases_mean_and_spread(place, settings_for
 
 def test_known_ids_are_never_renumbered(place, settings_for):
     old = open_model(place / "base/model")[1]
-    work = begin(settings_for("new_behavior"))
+    work = adapt_model(settings_for("new_behavior"))
     for field, vocabulary in old.vocabulary.items():
         grown = work.tokenizer.vocabulary[field]
         assert grown.values.to_pylist()[: vocabulary.classes] == vocabulary.values.to_pylist()

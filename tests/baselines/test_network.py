@@ -18,7 +18,7 @@ from behavegpt.errors import ConfigError
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, EventCache
 from behavegpt.model.size import count_parameters
-from behavegpt.training.run_folder import open_model, save_model
+from behavegpt.training.model_folder import open_model, save_model
 from tests.baselines.makers import FREE, SHAPE, STORES, histories, make, packed
 
 VARIANTS = {name: {"architecture": name} for name in FREE} | {

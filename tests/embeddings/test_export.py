@@ -24,7 +24,7 @@ from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.embeddings.pooling import NAMES
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.training.run_folder import save_model
+from behavegpt.training.model_folder import save_model
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
 
@@ -148,7 +148,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEV
 KILLED = """
 import os, pathlib, sys
 from behavegpt.embeddings.export import ExportSettings, export
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 settings, begun = ExportSettings.model_validate_json(sys.argv[1]), iter(range(3))
 dies = lambda done, of: next(begun, None) is None and os._exit(9)  # without any clean-up, when a fourth block is due
 export(*open_model(pathlib.Path("model")), [sys.argv[2]], "killed", settings, progress=dies)

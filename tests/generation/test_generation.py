@@ -32,7 +32,7 @@ from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.options import span_seconds
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
-from behavegpt.training.run_folder import save_model
+from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 
 HEADS = ["event", "location", "gap", "slot"]

@@ -14,7 +14,7 @@ from behavegpt.datasets.converters import convert
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.profiles.behavegpt_member import MODEL, MODEL_FILES, BehaviorSettings, _write_stream, embed, fit
 from behavegpt.profiles.members import Context
-from behavegpt.training.loop import TrainSettings
+from behavegpt.training.settings import TrainSettings
 from tests.profiles.makers import read_events, renamed_clients, without_ties
 
 SETTINGS = BehaviorSettings(

@@ -21,7 +21,7 @@ from behavegpt.generation.constraints import links_of
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import load
 from behavegpt.training.checkpoint import load_checkpoint, save_checkpoint
-from behavegpt.training.run_folder import save_model
+from behavegpt.training.model_folder import save_model
 from behavegpt.user_embeddings import UserEmbeddings
 
 

@@ -357,7 +357,7 @@ def test_the_work_of_a_client_that_has_gone_stops(running: Any, monkeypatch: pyt
 
 def test_the_command_refuses_what_cannot_be(predictor: Predictor, tmp_path: Path, capsys: Any) -> None:
     from behavegpt.cli import main
-    from behavegpt.training.run_folder import save_model
+    from behavegpt.training.model_folder import save_model
 
     save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
     taken = socket.create_server(("127.0.0.1", 0))

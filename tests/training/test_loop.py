@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from behavegpt.batch import PackedBatch
 from behavegpt.data.pack import count_unseen
@@ -18,13 +18,15 @@ from behavegpt.data.store import TEST, VALID, open_store
 from behavegpt.errors import ConfigError
 from behavegpt.losses import Loss
 from behavegpt.losses.dro import DROLoss
-from behavegpt.model import BehaviorOutput
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, BehaviorOutput
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
-from behavegpt.training.journal import Journal, read_journal
-from behavegpt.training.loop import Trainer, TrainSettings, selection_value
-from behavegpt.training.run import _tell_unseen
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.journal import read_journal
+from behavegpt.training.model_folder import open_model
+from behavegpt.training.record import tell_unseen
+from behavegpt.training.run import RunFolder
+from behavegpt.training.settings import DataSettings, RunSettings, TrainSettings
+from behavegpt.training.trainer import Trainer, selection_value
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings
 
@@ -33,37 +35,25 @@ class Scripted(Trainer):
     """A loop whose steps do nothing and whose validations give a list of figures."""
 
     def __init__(self, figures: list[float], start: float, folder: Path, **settings: Any) -> None:
-        cpu = SimpleNamespace(
-            device=torch.device("cpu"),
-            is_main_process=True,
-            num_processes=1,
-            process_index=0,
-            log=lambda *a, **k: None,
-            no_sync=lambda model: nullcontext(),
-            clip_grad_norm_=torch.nn.utils.clip_grad_norm_,
+        store = random_store(users=4)
+        fields = {"field_sizes": store.field_sizes(), "num_behaviors": store.behaviors.classes}
+        model = BehaveGPTForBehaviorPrediction(
+            BehaveGPTConfig(**fields, embedding_size=2, num_hidden_layers=1, num_attention_heads=1, max_length=8)
         )
-        values = iter(figures)
-        super().__init__(
-            model=torch.nn.Identity(),
-            loss=Loss(torch.ones(2), start),
-            optimizer=None,  # type: ignore[arg-type]
-            batches=None,  # type: ignore[arg-type]
-            settings=TrainSettings(valid_every=1, select="rec_w", **settings),
-            steps=len(figures),
-            accelerator=cpu,  # type: ignore[arg-type]
-            journal=Journal(folder / "log.jsonl"),
-            checkpoints=folder,
-            fingerprint={},
-            validate=lambda: {"rec_w": next(values)},
-            precision="fp32",
-        )
-        self.saved: list[int] = []
+        train = TrainSettings(steps=max(1, len(figures)), valid_every=1, select="rec_w", **settings)
+        run = RunFolder(Accelerator(cpu=True), RunSettings(out=str(folder), data=DataSettings(path="nowhere")))
+        super().__init__(model, Loss(torch.ones(store.behaviors.classes), start), store, train, run)
+        self.figures = iter(figures)
+        self.checkpointed: list[int] = []
+
+    def validate(self) -> dict[str, float]:
+        return {"rec_w": next(self.figures)}
 
     def step(self, step: int) -> dict[str, float]:
         return {"events": 1.0, "cross_entropy": 0.0}
 
     def save(self) -> None:
-        self.saved.append(self.progress.step)
+        self.checkpointed.append(self.progress.step)
 
 
 FALLING = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
@@ -84,17 +74,18 @@ STOPS = {
 def test_the_best_step_and_the_early_stop(case: str, tmp_path: Path) -> None:
     figures, start, patience, best, last = STOPS[case]
     trainer = Scripted(figures, start, tmp_path, patience=patience, checkpoint_every=100)
-    progress = trainer.run()
+    trainer.fit()
+    progress = trainer.progress
     assert (progress.best_step, progress.step) == (best, last)
     assert progress.best_value == figures[best - 1]
     assert bool(progress.stopped) == (last < len(figures))
-    assert {best, last} <= set(trainer.saved), "what is the result must be in a checkpoint"
+    assert {best, last} <= set(trainer.checkpointed), "what is the result must be in a checkpoint"
 
 
 def test_checkpoints_and_validations_are_as_often_as_asked(tmp_path: Path) -> None:
     trainer = Scripted([0.1] * 10, 0.0, tmp_path, checkpoint_every=3, log_every=4)
-    trainer.run()
-    assert trainer.saved == [1, 3, 6, 9, 10]
+    trainer.fit()
+    assert trainer.checkpointed == [1, 3, 6, 9, 10]
     records = read_journal(tmp_path / "log.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == [4, 8, 10]
     assert [r["step"] for r in records if r["kind"] == "valid"] == list(range(1, 11))
@@ -132,7 +123,7 @@ def test_a_run_says_how_many_targets_it_leaves_out(run: tuple[Path, list[float]]
     first = np.bincount(np.asarray(store.columns["split"])[store.offsets[:-1]], minlength=3)
     assert [sum(part.values()) for part in targets.values()] == (events - first).tolist()
     assert targets["valid"]["unseen"] == count_unseen(store, VALID) > 0
-    _tell_unseen(targets["valid"])
+    tell_unseen(targets["valid"])
     assert f"{targets['valid']['unseen']} of {sum(targets['valid'].values())} targets" in capsys.readouterr().err
 
 
@@ -159,7 +150,7 @@ class Counted(torch.nn.Module):
         super().__init__()
         self.main, self.side = (torch.nn.Parameter(torch.tensor(value)) for value in (2.0, 3.0))
 
-    def forward(self, document: Any, position: Any, labels: Any, criterion: Loss, next_fields: Any) -> BehaviorOutput:
+    def forward(self, labels: torch.Tensor, criterion: Loss, **_: Any) -> BehaviorOutput:
         target = labels[labels >= 0]
         count = torch.bincount(target, minlength=2).float()
         mass = criterion.weight(target).sum()
@@ -177,7 +168,7 @@ def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(micro: in
     trainer.model, trainer.steps = model, 4
     trainer.settings = TrainSettings(micro_batches=micro, schedule="constant", warmup=0, lr=0.1, clip=100.0)
     trainer.loss.class_weight = torch.tensor([0.25, 5.0])
-    trainer.optimizer = torch.optim.SGD(model.parameters())
+    trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
     store = SimpleNamespace(behaviors=SimpleNamespace(counts=[1, 1]))
     trainer.batches = SimpleNamespace(micro_batches=lambda *a: batches, store=store)  # type: ignore[assignment]
     learned: list[list[float]] = []

@@ -26,7 +26,7 @@ from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError
 from behavegpt.paths import PathText
-from behavegpt.training.run_folder import open_model
+from behavegpt.training.model_folder import open_model
 
 INHERITED = (
     "embedding_size",

@@ -1,7 +1,7 @@
 """The training loop on accelerate: one optimizer step is one global batch, whatever ranks and micro-batches.
 
 The loss is a weighted sum. It is divided once, by the weight of the whole step over all micro-batches and ranks,
-which is known before the first forward; so 8 x 1, 1 x 8 and two ranks give the same gradient. Second heads have no
+which is known before the first forward; so 8 x 1, 1 x 8 and two ranks give the same gradient. Auxiliary heads have no
 weights: their sum is divided by the number of targets.
 Data order, learning rate and dropout are pure functions of (seed, step): a resumed run equals an uninterrupted one.
 """
@@ -11,76 +11,46 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import Field
 
 from behavegpt.batch import IGNORED, PackedBatch
-from behavegpt.config import Settings
+from behavegpt.console import progress as progress_bar
+from behavegpt.console import say
 from behavegpt.data.loader import TrainingBatches
+from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import BehaveGPTError
 from behavegpt.losses import Loss
-from behavegpt.model.precision import autocast
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.precision import autocast, choose_precision
+from behavegpt.model.size import count_parameters
 from behavegpt.training.checkpoint import (
     Checkpoint,
+    load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
     save_sharded,
     tidy,
 )
-from behavegpt.training.evaluate import to_device
-from behavegpt.training.journal import Journal
+from behavegpt.training.evaluate import evaluate, to_device
 from behavegpt.training.memory import keep_freed_memory
-from behavegpt.training.optimizer import learning_rate
-from behavegpt.training.sharding import is_sharded, no_sync, part_like, whole
+from behavegpt.training.optimizer import build_optimizer, learning_rate
+from behavegpt.training.record import fingerprint_of, targets_of, tell_unseen
+from behavegpt.training.run import RunFolder
+from behavegpt.training.settings import TrainSettings
+from behavegpt.training.setup import choose_kernels, leave, reporter, training_batches
+from behavegpt.training.sharding import gathered, is_sharded, no_sync, part_like, spread, whole, whole_state
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-class TrainSettings(Settings):
-    """Settings of the training loop."""
-
-    steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data")
-    epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null")
-    batch_events: int | None = Field(
-        None,
-        ge=64,
-        le=2**31,
-        description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192",
-    )
-    micro_batches: int = Field(1, ge=1, le=2**16, description="parts of a step that are accumulated, to save memory")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after warm-up")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    lr_floor: float = Field(0.1, ge=0, le=1, description="final learning rate as a share of the peak")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
-    compile: bool | None = Field(None, description="torch.compile the transformer's blocks; null: on a GPU alone")
-    activation_checkpointing: bool = Field(False, description="recompute activations to save memory")
-    deterministic: bool = Field(False, description="only deterministic kernels; a CPU run always is")
-    log_every: int = Field(10, ge=1, description="steps between records of the journal")
-    valid_every: int | None = Field(None, ge=1, description="steps between validations; null: ten in a run")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: as validation")
-    keep: int = Field(2, ge=1, description="latest checkpoints kept, beside the best one")
-    select: Literal["rec_mean", "rec_w", "rec_m", "ndcg@3", "cross_entropy", "last"] = Field(
-        "rec_mean", description="validation figure of the best checkpoint; rec_mean = (rec_w + rec_m) / 2"
-    )
-    patience: int | None = Field(None, ge=1, description="validations without a better figure before stopping early")
-    wandb: str | None = Field(None, description="Weights & Biases project; null: the journal alone")
+FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")  # of a validation
 
 
 @dataclass
@@ -94,34 +64,85 @@ class Progress:
     stopped: str | None = None  # why it was best to end before the last step; a signal is no state of the training
 
 
-@dataclass
 class Trainer:
-    """Everything a step needs; `run` goes from `progress.step` to the end."""
+    """Trains a model on a store's training split: `fit` goes to the last step, `step` makes one."""
 
-    model: torch.nn.Module  # as prepared by accelerate
-    loss: Loss
-    optimizer: torch.optim.Optimizer
-    batches: TrainingBatches
-    settings: TrainSettings
-    steps: int
-    accelerator: Accelerator
-    journal: Journal
-    checkpoints: Path
-    fingerprint: dict[str, Any]
-    validate: Callable[[], dict[str, float]]
-    precision: str
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, record: None
-    progress: Progress = field(default_factory=Progress)
-    signal: int | None = None  # the one that stopped the run, if one did
-    _maker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "batches"))
-    _ahead: dict[int, Future[list[PackedBatch]]] = field(default_factory=dict)  # step -> its batches, being made
+    def __init__(
+        self,
+        model: BehaveGPTForBehaviorPrediction,
+        loss: Loss,
+        store: EventStore,
+        settings: TrainSettings,
+        run: RunFolder,
+        *,
+        attention: str = "auto",
+        batches: TrainingBatches | None = None,
+    ) -> None:
+        """`model`: on the CPU; parameters without gradient stay as they are. `attention`: a back end of
+        model/attention.py. `batches`: instead of those of the store. Raises DataError when there is nothing to learn.
+        """
+        self.store, self.settings, self.run, self.accelerator = store, settings, run, run.accelerator
+        device = self.accelerator.device
+        self.precision = choose_precision(settings.precision, device)
+        choose_kernels(model, attention, settings, device, self.precision)
+        self.batches = batches or training_batches(store, model.config, settings, model.counts)
+        self.steps = settings.steps or max(1, round(settings.epochs * self.batches.steps_per_epoch))
 
-    def __post_init__(self) -> None:
-        if self.accelerator.device.type == "cpu":
+        self.bare = model
+        self.loss = loss.to(device)
+        self.model, self.saved = spread(model, self.accelerator)  # what is trained, and what can be saved
+        fused = device.type in ("cpu", "cuda")
+        self.optimizer = build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=fused)
+
+        self.progress = Progress()
+        self.fingerprint: dict[str, Any] = {}
+        self.signal: int | None = None  # the one that stopped the run, if one did
+        self._maker = ThreadPoolExecutor(1, "batches")
+        self._ahead: dict[int, Future[list[PackedBatch]]] = {}  # step -> its batches, being made
+        if device.type == "cpu":
             keep_freed_memory()
 
-    def run(self) -> Progress:
-        """Train to the last step, an early stop or a signal. Raises BehaveGPTError on a non-finite loss."""
+    def fit(self, origin: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None) -> None:
+        """Train to the last step or an early stop, from the run's latest checkpoint if it is resumed.
+
+        `origin`: what else must be the same for a run to go on; `facts`: what else run.json tells. Raises
+        BehaveGPTError on a non-finite loss or a checkpoint of another run; SystemExit, once all is saved, on a signal.
+        """
+        assert self.run.settings is not None, "a run without a folder keeps nothing to go on from"
+        self.fingerprint = fingerprint_of(self.run.settings, self.store, self.bare.config) | dict(origin or {})
+        checkpoint = self.run.latest(self.fingerprint)
+        parameters, targets = count_parameters(self.saved), targets_of(self.store)
+        known = {"parameters": parameters["total"], "parameters_by_part": parameters, "steps": self.steps}
+        known |= {"targets": targets, **(facts or {})}
+        self.run.begin(self.store, known, resumed=checkpoint is not None)
+        if self.accelerator.is_main_process:
+            tell_unseen(targets["valid"])
+
+        with progress_bar(self.run.name, self.steps) as show:
+            self._begin(checkpoint)
+            self._loop(reporter(show))
+        if self.signal is None:
+            self.run.record["best_step"] = self.progress.best_step or self.progress.step
+            self.run.record["stopped"] = self.progress.stopped
+            return
+        leave(self.accelerator)
+        if self.accelerator.is_main_process:
+            say(f"stopped by a signal at step {self.progress.step}; saved. Go on with --resume.")
+        raise SystemExit(128 + (self.signal if self.signal == signal.SIGINT else signal.SIGTERM))
+
+    def best_model(self) -> BehaveGPTForBehaviorPrediction:
+        """The model with the weights of the best validation, or the last ones; whole on rank 0. All ranks ask."""
+        state = whole_state(self.bare) if is_sharded(self.bare) else None
+        progress = self.progress
+        if self.accelerator.is_main_process:
+            if state is not None:
+                self.saved.load_state_dict(state)
+            if progress.best_step not in (None, progress.step):
+                best = load_checkpoint(self.run.checkpoints / f"step_{progress.best_step:08d}")
+                self.saved.load_state_dict(best.model)
+        return self.saved
+
+    def _loop(self, report: Any) -> None:
         settings = self.settings
         every = settings.valid_every or max(1, self.steps // 10)
         save_every = settings.checkpoint_every or every
@@ -137,7 +158,8 @@ class Trainer:
                     record["events_per_second"] = events / (now - began)
                     began, events = now, 0
                     self._log({"kind": "train", "step": step, **record})
-                self.on_step(step, record)
+                report(step, record)
+
                 better = False
                 if step % every == 0 or step == self.steps:
                     better = self._validate(step)
@@ -147,7 +169,6 @@ class Trainer:
                 ends = step == self.steps or self.progress.stopped or self.signal is not None
                 if better or step % save_every == 0 or ends:
                     self.save()
-        return self.progress
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns loss, cross_entropy, lr, grad_norm and events of the global batch."""
@@ -218,13 +239,32 @@ class Trainer:
         self._ahead = {step + 1: self._maker.submit(make, step + 1)}
         return parts
 
+    def validate(self) -> dict[str, float]:
+        """Figures of the validation split; empty without its events."""
+        accelerator, config = self.accelerator, self.bare.config
+        with gathered(self.bare):
+            metrics, cross_entropy = evaluate(
+                self.bare,
+                self.store,
+                SPLITS["valid"],
+                max_length=config.max_length,
+                fields=config.columns,
+                precision=self.precision,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+            )
+        if not metrics.rows:
+            return {}
+        figures = metrics.compute(self.store.behaviors.counts)
+        return {n: figures[n] for n in FIGURES if figures[n] is not None} | {"cross_entropy": cross_entropy}
+
     def save(self) -> None:
         """Write a checkpoint: rank 0, or all ranks where the weights are cut over them."""
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         cut = is_sharded(bare)
         if cut or self.accelerator.is_main_process:
             (save_sharded if cut else save_checkpoint)(
-                self.checkpoints,
+                self.run.checkpoints,
                 self.progress.step,
                 bare.state_dict(),
                 optimizer_tensors(self.optimizer, bare),
@@ -246,8 +286,8 @@ class Trainer:
         if self.progress.stopped == "signal":  # in checkpoints of earlier versions; an early stop stays one
             self.progress.stopped = None
         if self.accelerator.is_main_process:
-            self.journal.truncate_after(self.progress.step)
-            tidy(self.checkpoints, self.progress.step, self.settings.keep, self._protected())
+            self.run.journal.truncate_after(self.progress.step)
+            tidy(self.run.checkpoints, self.progress.step, self.settings.keep, self._protected())
 
     def _protected(self) -> list[int]:
         return [] if self.progress.best_step is None else [self.progress.best_step]
@@ -278,7 +318,7 @@ class Trainer:
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            self.journal.append(record)
+            self.run.journal.append(record)
         figures = {f"{record['kind']}/{k}": v for k, v in record.items() if isinstance(v, float)}
         self.accelerator.log(figures, step=record["step"])
 
@@ -301,8 +341,20 @@ class Trainer:
         raise BehaveGPTError(
             f"step {step + 1}: the loss is {value} and the gradient's norm {norm}; the weights were not changed. The "
             f"batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed {self.settings.seed}). Lower train.lr, or "
-            f"resume from the last checkpoint in {self.checkpoints} with --resume train.lr={self.settings.lr / 3:.1e}."
+            f"resume from the last checkpoint in {self.run.checkpoints} with --resume "
+            f"train.lr={self.settings.lr / 3:.1e}."
         )
+
+    def _begin(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint; without one, drop what a run wrote that never reached its first."""
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        if not self.accelerator.is_main_process:
+            return
+        if checkpoint is not None:
+            say(f"resumed from step {self.progress.step}")
+        else:
+            self.run.journal.truncate_after(0)
 
 
 def selection_value(figures: dict[str, float], select: str) -> float:

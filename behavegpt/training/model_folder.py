@@ -1,30 +1,24 @@
-"""What a run leaves beside its checkpoints: run.json and the model folder."""
+"""The model folder: weights, config and tokenizer, written in one piece and read with suspicion."""
 
 from __future__ import annotations
 
-import datetime
 import logging
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
-import behavegpt
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, seal, verify
 from behavegpt.data.memory_counts import load_counts, save_counts
-from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 DAMAGED = f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
 
@@ -109,46 +103,3 @@ def _refuse_foreign_type(folder: Path) -> None:
             f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a folder is never run. "
             "Give the `model` folder of a run."
         )
-
-
-def start_record(
-    config: dict[str, Any],
-    seed: int,
-    store: EventStore,
-    parameters: dict[str, int],
-    steps: int,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    import accelerate
-    import numpy
-    import transformers
-
-    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate, "numpy": numpy}
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": config,
-        "seed": seed,
-        "versions": {"behavegpt": behavegpt.__version__, "python": platform.python_version()}
-        | {name: module.__version__ for name, module in libraries.items()},
-        "device": _device_name(accelerator),
-        "processes": accelerator.num_processes,
-        "parameters": parameters["total"],
-        "parameters_by_part": parameters,
-        "steps": steps,
-        "data": {
-            "path": store.path.name,
-            "content_hash": store.manifest.content_hash,
-            "events": store.manifest.events,
-            "users": store.manifest.users,
-            "behaviors": store.behaviors.classes,
-        },
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "finished": None,
-        "seconds": None,
-    }
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"CPU, {torch.get_num_threads()} threads"
