@@ -70,6 +70,16 @@ Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
+class PrepareOptions(Settings):
+    """Numbers of a preparation."""
+
+    min_events: Annotated[Whole, Field(ge=0)] = Field(1, description="least events of a user")
+    min_count: Annotated[Whole, Field(ge=0)] = Field(1, description="least training events of a label")
+    max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(None, description="most labels of a column")
+    max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(0.01, description="bad rows that are tolerated")
+    threads: Annotated[Whole, Field(ge=1)] | None = Field(None, description="of DuckDB; all cores without")
+
+
 class PredictOptions(Settings):
     """Of the most probable next behaviors."""
 
