@@ -55,7 +55,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
         f"      {store.manifest.events:,} events · {store.manifest.users:,} customers · "
         f"{store.vocabulary['event'].classes:,} products in {store.behaviors.classes} families"
     )
-    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps else [])]
+    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps is not None else [])]
     settings = read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
     stage(3, STAGES, "pretrain", f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps")
     pretrain(settings)
