@@ -64,7 +64,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
     universal = evaluate_universal(load_universal(), store, out / "eval" / "universal.json", baselines=False)
     table(*metrics_table(universal))
-    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps else [])]
+    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps is not None else [])]
     settings = read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
     stage(4, STAGES, "pretrain", f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps")
     pretrain(settings)

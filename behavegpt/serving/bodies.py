@@ -151,7 +151,9 @@ def _told(error: ValidationError) -> str:
 
 
 def _check_headers(request: HttpRequest) -> None:
-    """Refuse what is said not to be plain JSON."""
+    """Refuse what is said not to be plain JSON, and options that stand where nobody reads them."""
+    if request.url.query:
+        raise Refused(400, "ConfigError", "options behind ? are not read; write them into the body, beside `users`.")
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise Refused(415, "ConfigError", f"content-encoding {coding[:40]!r} is not read; send the body as it is.")

@@ -128,6 +128,13 @@ def test_other_encodings(encoding: str, kind: str, tmp_path: Path) -> None:
         assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["ebcdic", "base64", "rot13", "zip", "hex", ""])
+def test_names_of_no_encoding_are_refused(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(CSV)
+    with pytest.raises(DataError, match="not known; try utf-8"):
+        prepare(tmp_path / "a.csv", tmp_path / "out", SCHEMA, encoding=encoding)
+
+
 def test_a_line_that_is_not_utf8_is_told_with_its_number(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     lines = [f"ann,2024-03-01 10:00:00,e{i}" for i in range(100_000)]
