@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,17 +192,36 @@ def open_array(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from None
 
 
+def _is_torch(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _refuse_absent(path: Path) -> None:
+    found = "is missing" if not path.exists() else "is a folder" if path.is_dir() else "is no regular file"
+    doubled = path.with_name(path.name + path.suffix)
+    if doubled.is_file():  # numpy.save appends .npy to names that do not end so
+        raise DataError(f"{path} is missing, {doubled.name} lies beside it; rename it.")
+    raise DataError(f"{path} {found}; write the array there with numpy.save.")
+
+
+def _refuse_other_kind(path: Path, start: bytes) -> None:
+    kind = next((what for magic, what in _KINDS.items() if start[: max(1, len(magic))] == magic), "")
+    if start[:2] == b"PK" and _is_torch(path):
+        kind = "it is a file of torch.save, a pickle, which is never opened; save tensor.numpy() instead"
+    raise DataError(f"{path} is no .npy file: {kind or 'it does not begin like one'}; write it with numpy.save.")
+
+
 def _open(path: Path) -> np.ndarray:
     if not path.is_file():
-        found = "is missing" if not path.exists() else "is a folder" if path.is_dir() else "is no regular file"
-        raise DataError(f"{path} {found}; write the array there with numpy.save.")
+        _refuse_absent(path)
     with path.open("rb") as file:
         start = file.read(6)
-        kind = next((what for magic, what in _KINDS.items() if start[: max(1, len(magic))] == magic), "")
-        if kind or start != b"\x93NUMPY":
-            raise DataError(
-                f"{path} is no .npy file: {kind or 'it does not begin like one'}; write it with numpy.save."
-            )
+        if start != b"\x93NUMPY":
+            _refuse_other_kind(path, start)
         file.seek(0)
         try:
             shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)

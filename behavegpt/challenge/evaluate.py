@@ -101,6 +101,7 @@ def evaluate(
         _run_missing(plan, jobs, devices, {task: floor["clients"] for task, floor in facts["floors"].items()})
     runs = {job: run for job in jobs if (run := read_run(plan, job))}
     result = {"name": name, "vectors": facts["entry"], "tf32": tf32, "width": width}
+    result["client_set"] = f"{len(embeddings.client_ids)} clients, {_checksum(np.sort(embeddings.client_ids)):08x}"
     result |= _summary(runs, facts["floors"])
     if width is None:
         _write_as_organizers(plan.folder, result)

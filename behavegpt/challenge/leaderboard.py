@@ -3,6 +3,7 @@
 Ties are scores equal to four decimals, as the organizers publish them: two entries that share ranks 1 and 2 of 5 get
 (4 + 3) / 2 points each, so a task always gives the same number of points. An entry without a result in a task gets no
 points there and does not count in its N. Equal sums share a place, and the next place is skipped (1, 2, 2, 4).
+Results of networks of different widths or precisions, or on other clients, are not ranked together.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from behavegpt.challenge.targets import TASKS, task_named
+from behavegpt.challenge.network import WIDTH
+from behavegpt.challenge.targets import HIDDEN_NAMES, TASKS, task_named
 from behavegpt.errors import DataError
 
 DECIMALS = 4
 PLACEHOLDER = "placeholder"  # a key of the organizers' score files, always -1
-HIDDEN_NAMES = {f"hidden{task.hidden}": name for name, task in TASKS.items() if task.hidden}
 
 
 class Score(NamedTuple):
@@ -35,6 +36,7 @@ class Result(NamedTuple):
 
     name: str
     scores: dict[str, Score]  # task -> score
+    protocol: dict[str, Any] = {}  # what must be the same in all results of a board; unknown where a file is silent
 
 
 def read_result(path: Path) -> Result:
@@ -49,7 +51,9 @@ def read_result(path: Path) -> Result:
     if not isinstance(content, dict) or not isinstance(content.get("tasks", {}), dict):
         raise DataError(f"{path}: expected {{'tasks': ...}} or {{task: score}}; give result files of `evaluate`.")
     name = path.absolute().parent.name if path.stem == "scores" else path.stem
+    protocol = {}
     if "tasks" in content:
+        protocol = _protocol(content)
         name, content = str(content.get("name", name)), content["tasks"]
     scores = {}
     for key, value in content.items():
@@ -59,7 +63,7 @@ def read_result(path: Path) -> Result:
             scores[task] = _score(path, key, value)
     if not scores:
         raise DataError(f"{path}: holds no task; evaluate the entry again.")
-    return Result(name, scores)
+    return Result(name, scores, protocol)
 
 
 def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f'two results are named {twice[0]!r}; give one of them another name ("name" in its file).')
+    _refuse_other_protocols(results)
     tasks = [task for task in TASKS if any(task in result.scores for result in results)]
     points: dict[str, dict[str, float]] = {name: {} for name in names}
     close = []
@@ -97,6 +102,31 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
     return {"tasks": tasks, "entries": entries, "within_noise": close}
 
 
+def _protocol(content: dict[str, Any]) -> dict[str, Any]:
+    """Network width, precision and clients of a result of `evaluate`."""
+    vectors = content.get("vectors")
+    clients = content.get("client_set") or (vectors.get("clients") if isinstance(vectors, dict) else None)
+    said = {"network width": content.get("width") or WIDTH, "clients": clients}
+    if "tf32" in content:
+        said["precision"] = "TF32" if content["tf32"] else "fp32"
+    return {what: value for what, value in said.items() if value is not None}
+
+
+def _refuse_other_protocols(results: Sequence[Result]) -> None:
+    """Raise DataError for results that cannot be compared, naming two of them."""
+    first: dict[str, Result] = {}
+    for result in results:
+        for what, value in result.protocol.items():
+            other = first.setdefault(what, result)
+            if other.protocol[what] != value:
+                verb = "differ" if what == "clients" else "differs"
+                raise DataError(
+                    f"{other.name!r} and {result.name!r} cannot be ranked together: their {what} {verb} "
+                    f"({other.protocol[what]} and {value}), and scores depend on it; evaluate both alike, or rank them "
+                    "apart."
+                )
+
+
 def borda(scores: dict[str, float]) -> dict[str, float]:
     """Points of each name in one task, higher scores first.
 
@@ -113,7 +143,11 @@ def _score(path: Path, task: str, value: Any) -> Score:
     """{"mean", "std", "seeds"} or a number, within [0, 1]."""
     fields = value if isinstance(value, dict) else {"mean": value}
     mean, std, seeds = fields.get("mean"), fields.get("std"), fields.get("seeds", 1)
-    runs = seeds if isinstance(seeds, int) else len(seeds)
+    runs = len(seeds) if isinstance(seeds, list) else seeds
+    if type(runs) is not int or runs < 1:
+        raise DataError(
+            f"{path}: the seeds of {task} are {seeds!r}, expected a list of them or how many; evaluate it again."
+        )
     if not _is_share(mean) or not (std is None or _is_share(std)):
         raise DataError(f"{path}: the score of {task} is {value!r}, expected a number from 0 to 1; evaluate it again.")
     return Score(mean, std, runs)

@@ -45,6 +45,7 @@ TASKS = {
     "propensity_new_sku": Task("propensity", "sku", hidden=2),
     "propensity_price": Task("propensity", "price", hidden=3),
 }
+HIDDEN_NAMES = {f"hidden{task.hidden}": name for name, task in TASKS.items() if task.hidden}  # of the organizers
 OPEN_TASKS = tuple(name for name, task in TASKS.items() if task.hidden is None)
 
 
@@ -62,6 +63,8 @@ class Targets:
 
 def task_named(name: str) -> Task:
     """A task by name; raises ConfigError with the known names."""
+    if name in HIDDEN_NAMES:
+        raise ConfigError(f"{name!r} is the organizers' name of {HIDDEN_NAMES[name]!r}; name it so.")
     if name not in TASKS:
         raise ConfigError(f"{name!r} is no task of the challenge. {closest(name, list(TASKS))}")
     return TASKS[name]

@@ -39,12 +39,15 @@ def validate(entry: str | Path, directory: ChallengeDirectory | None = None, sub
     """
     entry, findings = local_path(entry), Findings()
     ids, vectors = (_open(entry / name, findings) for name in (CLIENT_IDS, EMBEDDINGS))
+    if _swapped(ids, vectors, findings):
+        ids = vectors = None
+    transposed = ids is not None and vectors is not None and _transposed(ids, vectors, findings)
     if ids is not None:
         ids = _check_ids(ids, findings)
     if ids is not None and directory is not None:
         _check_clients(ids, directory.relevant_clients, subset, findings)
     if vectors is not None:
-        vectors = _check_shape(vectors, findings)
+        vectors = None if transposed else _check_shape(vectors, findings)
     if ids is not None and vectors is not None and len(ids) != len(vectors):
         findings.problems.append(
             f"{CLIENT_IDS} has {len(ids):,} clients but {EMBEDDINGS} has {len(vectors):,} rows; "
@@ -72,6 +75,28 @@ def _open(path: Path, findings: Findings) -> np.ndarray | None:
     except DataError as error:
         findings.problems.append(str(error))
         return None
+
+
+def _swapped(ids: np.ndarray | None, vectors: np.ndarray | None, findings: Findings) -> bool:
+    """Whether each file holds what belongs into the other."""
+    if ids is None or vectors is None or ids.ndim != 2 or vectors.ndim != 1:
+        return False
+    findings.problems.append(
+        f"{CLIENT_IDS} holds a matrix {ids.shape} and {EMBEDDINGS} a row of {len(vectors):,} numbers: the two files "
+        "are swapped; rename them."
+    )
+    return True
+
+
+def _transposed(ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> bool:
+    """Whether the vectors stand in columns instead of rows."""
+    if ids.ndim != 1 or vectors.ndim != 2 or len(vectors) == len(ids) or vectors.shape[1] != len(ids):
+        return False
+    findings.problems.append(
+        f"{EMBEDDINGS} is {vectors.shape[0]:,} x {vectors.shape[1]:,} for {len(ids):,} clients: the vectors stand in "
+        "its columns; save vectors.T."
+    )
+    return True
 
 
 def _check_ids(ids: np.ndarray, findings: Findings) -> np.ndarray | None:
@@ -141,7 +166,12 @@ def _check_shape(vectors: np.ndarray, findings: Findings) -> np.ndarray | None:
         findings.problems.append(
             f"{EMBEDDINGS} has {width:,} dimensions, {MAX_DIMENSIONS} is the most; leave out or project the rest."
         )
-    if vectors.dtype != np.float16:
+    if vectors.dtype == np.uint16:
+        findings.problems.append(
+            f"{EMBEDDINGS} holds uint16: probably float16 numbers whose bits were stored as integers; save "
+            "vectors.view('float16')."
+        )
+    elif vectors.dtype != np.float16:
         findings.problems.append(
             f"{EMBEDDINGS} holds {_name(vectors.dtype)}, should be float16; save vectors.astype('float16') (values "
             "beyond 65,504 become infinite: scale them first)."
@@ -196,6 +226,9 @@ def _check_information(zero: np.ndarray, alike: bool, ids: np.ndarray | None, fi
 def _check_pairing(entry: Path, ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> None:
     """Compare with entry.json, written by the exporter; without it a change of order on one side goes unnoticed."""
     path = entry / ENTRY
+    if path.is_dir():
+        findings.problems.append(f"{path} is a folder, where the exporter writes a file; remove it.")
+        return
     if not path.is_file():
         findings.warnings.append(
             f"no {ENTRY} beside the arrays, so it cannot be checked whether rows are in the order of their ids."

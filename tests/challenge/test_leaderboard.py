@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import rankdata
 
 from behavegpt.challenge.leaderboard import Result, Score, borda, leaderboard, read_result
+from behavegpt.challenge.targets import task_named
 from behavegpt.cli import main
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError
 
@@ -117,3 +118,38 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*command, "--json"]) == 0  # the board among the results is not taken for one
     board = json.loads(capsys.readouterr().out)
     assert board == json.loads((tmp_path / "results" / "leaderboard.json").read_text())
+
+
+def with_protocol(name: str, **protocol: Any) -> dict[str, Any]:
+    return {**OURS, "name": name, "width": None, "tf32": False, "vectors": {"clients": 500}} | protocol
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"width": 192}, "network width differs (2048 and 192)"),
+        ({"tf32": True}, "precision differs (fp32 and TF32)"),
+        ({"vectors": {"clients": 400}}, "clients differ (500 and 400)"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_ranked(other: dict[str, Any], told: str, tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.json", with_protocol("a")), write(tmp_path / "b.json", with_protocol("b", **other))]
+    files.append(write(tmp_path / "theirs" / "scores.json", THEIRS))  # tells nothing, so goes with all
+    with pytest.raises(DataError, match="'a' and 'b' cannot be ranked together") as error:
+        leaderboard([read_result(file) for file in files])
+    assert told in str(error.value)
+    leaderboard([read_result(files[0]), read_result(files[2])])
+
+
+@pytest.mark.parametrize("seeds", [None, 0, -1, "three", [], {}, True])
+def test_seeds_that_are_none_are_refused(seeds: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", {"tasks": {"churn": {"mean": 0.7, "std": None, "seeds": seeds}}})
+    with pytest.raises(DataError, match="the seeds of churn are"):
+        read_result(file)
+
+
+def test_the_organizers_names_of_hidden_tasks(tmp_path: Path) -> None:
+    result = read_result(write(tmp_path / "a.json", {"hidden1": 0.5, "hidden2": 0.6, "hidden3": 0.7}))
+    assert list(result.scores) == ["conversion", "propensity_new_sku", "propensity_price"]
+    with pytest.raises(ConfigError, match="'hidden1' is the organizers' name of 'conversion'"):
+        task_named("hidden1")

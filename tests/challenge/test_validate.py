@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from behavegpt.challenge.files import ChallengeDirectory, open_directory
 from behavegpt.challenge.validate import validate
@@ -55,6 +56,18 @@ class Case(NamedTuple):
     name: str
     spoil: Callable[[Entry], object]
     says: str | None  # None: accepted
+
+
+def swapped(entry: Entry) -> None:
+    entry.save(entry.vectors, entry.ids)
+
+
+def torch_saved(entry: Entry) -> None:
+    torch.save(torch.from_numpy(entry.vectors), entry.paths[1])
+
+
+def doubled(entry: Entry) -> None:
+    entry.paths[1].rename(entry.folder / "embeddings.npy.npy")
 
 
 def unlink(index: int) -> Callable[[Entry], object]:
@@ -226,6 +239,12 @@ CASES = [
     Case("46 symlink to text", symlink_to_text, "does not begin like one"),
     Case("47 masked array", masked, "it is a pickle"),
     Case("48 no folder", no_folder, r"client_ids\.npy is missing"),
+    Case("49 files swapped", swapped, "the two files are swapped; rename them"),
+    Case("50 transposed", lambda e: e.save(vectors=e.vectors.T), r"16 x 30 for 30 clients: .* save vectors\.T"),
+    Case("51 bits as integers", lambda e: e.save(vectors=e.vectors.view("uint16")), r"save vectors\.view\('float16'\)"),
+    Case("52 torch.save", torch_saved, r"it is a file of torch\.save, a pickle, .* save tensor\.numpy\(\)"),
+    Case("53 .npy.npy", doubled, r"embeddings\.npy\.npy lies beside it; rename it"),
+    Case("54 entry.json a folder", lambda e: (e.folder / "entry.json").mkdir(), r"entry\.json is a folder"),
 ]
 
 
