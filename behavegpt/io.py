@@ -25,6 +25,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from behavegpt.errors import BehaveGPTError, ConfigError, first_line
+from behavegpt.paths import check_unicode
 
 OutputKind = Literal["file", "into", "whole"]
 
@@ -194,6 +195,7 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
     """
     if endings and path.suffix not in endings:
         raise ConfigError(f"{path}: cannot tell the format from {path.suffix!r}; end the name in {', '.join(endings)}.")
+    check_unicode(path)
     if path.is_symlink() and not path.exists():
         raise ConfigError(f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it.")
     place = target(path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from behavegpt.data.store import open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.paths import local_path
 from behavegpt.pretrain import PretrainSettings
+from tests.conftest import ROOT
 
 ROWS = "user,time,event\n" + "".join(f"u{i % 3},2024-03-{i + 1:02} 10:00:00,e{i % 2}\n" for i in range(20))
 
@@ -110,3 +114,25 @@ def test_prepare_with_an_encoding(home: Path) -> None:
     assert main(["prepare", "~/latin.csv", "--encoding", "latin-1", "--dry-run"]) == 0
     assert main(["prepare", "~/latin.csv", "--encoding", "latin-1", "--out", "a"]) == 0
     assert "é" in open_store("a").vocabulary["event"].values.to_pylist()
+
+
+def test_names_that_are_not_utf8_are_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arrow and DuckDB cannot open them."""
+    odd = Path(os.fsdecode(b"log\xff.csv"))
+    odd.write_text(ROWS)
+    for run in (lambda: find_logs(odd), lambda: find_logs("."), lambda: local_path(odd)):
+        with pytest.raises(ConfigError, match="the name is not UTF-8; rename it"):
+            run()
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthesize", "--events", "100", "--out", os.fsdecode(b"out\xff.parquet")])
+    assert "the name is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_streams_that_are_closed_or_full(home: Path, tmp_path: Path) -> None:
+    """`2>&-` closes standard error; `--json > /dev/full` cannot be written."""
+    prepare(home / "log.csv", tmp_path / "data")
+    for redirected, code, told in ((">&- 2>&-", 0, ""), ("--json > /dev/full", 2, "the disk is full")):
+        line = f"{sys.executable} -m behavegpt doctor {tmp_path / 'data'} {redirected}"
+        ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=ROOT)
+        assert ended.returncode == code and told in ended.stderr and "Traceback" not in ended.stderr, ended.stderr

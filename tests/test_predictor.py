@@ -111,6 +111,13 @@ def test_a_device_that_is_not_there_is_one_clear_error(
     assert f"device '{device}' cannot be used" in capsys.readouterr().err
 
 
+def test_progress_is_told_in_users_up_to_all(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_batches, "CELLS_PER_BATCH", 1)  # a batch for each user
+    told: list[tuple[int, int]] = []
+    users = predictor.predict(FRAME, on_user=lambda done, total: told.append((done, total))).users
+    assert told[-1] == (len(users), len(users)) and [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_a_series_holds_no_log(predictor: Predictor) -> None:
     with pytest.raises(DataError, match="a Series holds no logs"):
         predictor.predict(pd.Series(["a"]))

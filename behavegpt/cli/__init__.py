@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -37,18 +38,21 @@ COMMANDS: dict[str, Command | Group] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: `2>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end of the process
     arguments = _parse(argv)
     warnings.formatwarning = _one_line
     with _stop_signals() as received:
         try:
             _check_outputs(arguments)
             result = arguments.carry_out(arguments)
+            if arguments.json and result is not None:
+                print(json.dumps(result, indent=2, ensure_ascii=False, default=str), flush=True)
         except BrokenPipeError:
             return 0
         except (KeyboardInterrupt, Exception) as error:
             return _failed(arguments, error, received)
-    if arguments.json and result is not None:
-        print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
 
 

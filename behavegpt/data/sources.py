@@ -26,6 +26,7 @@ from behavegpt.data.json_files import json_query, json_sample
 from behavegpt.data.nested import Value, arrow_paths, check_lengths, part_sql, split_path, typed_value
 from behavegpt.data.schema import ROLES
 from behavegpt.errors import DataError
+from behavegpt.paths import check_unicode
 
 _SAMPLE = 100_000  # rows that the guess of columns looks at
 _SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
@@ -93,6 +94,8 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
         frame = as_frame(hub_table([str(log) for log in logs]))
         return Logs(str(logs[0]), "table", (), frame.names, (), frame)
     files = list(dict.fromkeys(file for log in logs for file in _expand(str(log))))
+    for file in files:
+        check_unicode(file)
     members = _once([look_at(file, encoding) for file in files])
     formats = {member.kind: member.path for member in members}
     if len(formats) > 1:

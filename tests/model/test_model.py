@@ -230,6 +230,11 @@ def test_save_and_load_keep_every_weight_and_the_field_order(variant, tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path), BehaveGPTConfig)
 
 
+def test_the_history_head_begins_with_equal_chances():
+    prior = make("history").head.history_gate.log_prior.exp()
+    torch.testing.assert_close(prior, torch.full((5,), 1 / 5))
+
+
 def test_there_is_no_buffer_that_loading_could_leave_uninitialized():
     for variant in VARIANTS:
         model = make(variant)
