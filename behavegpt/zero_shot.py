@@ -110,11 +110,7 @@ class UniversalPredictor:
 
     def reading(self, **changes: Any) -> UniversalPredictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise; see `Predictor`."""
-        return self.with_tokenizer(self.tokenizer.reading(changes))
-
-    def with_tokenizer(self, tokenizer: EventTokenizer) -> UniversalPredictor:
-        """The predictor that reads logs by another schema of the same vocabulary."""
-        return UniversalPredictor(self.model, replace(self.log, tokenizer=tokenizer))
+        return UniversalPredictor(self.model, replace(self.log, tokenizer=self.tokenizer.reading(changes)))
 
     def predict(
         self,

@@ -136,7 +136,7 @@ class CountedLog:
             raise DataError(f"events of {min(named)[:100]!r} for the state of user {user[:100]!r}.")
         columns[schema.user] = [user or "0"] * len(events)
         read = read_rows(columns, schema)
-        encoded = self.tokenizer.encode(columns) if read is None else self.tokenizer.encode_table(read)
+        encoded = self.tokenizer.by_name().encode(columns) if read is None else self.tokenizer.encode_table(read)
         return self._alone(user, encoded)
 
     def _alone(self, user: str, encoded: EncodedHistories) -> EncodedHistories:
