@@ -181,12 +181,12 @@ class UniversalPredictor:
         """Histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
         return encode_histories(self.tokenizer, events)
 
-    def state(self, user: str | None = None) -> UserState:
-        """The state of a user of the counted log, or of a saved one; without a name that of a user without events.
+    def state(self, user: str, *, new: bool = False) -> UserState:
+        """The state of a user of the counted log, or of a saved one; `new`: of one without events.
 
-        Raises DataError for a user that is not known.
+        Raises DataError for a user that is not known, unless new.
         """
-        return new_state("0") if user is None else self.log.state(user)
+        return new_state(user) if new else self.log.state(user)
 
     def update(self, state: UserState, events: Any) -> UserState:
         """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns the state.

@@ -101,7 +101,9 @@ class CountedLog:
             return self.kept[user]
         place = self._places.get(user)
         if place is None or self.histories is None:
-            raise DataError(f"no user {user[:100]!r} in the counted log; state() is that of a user without events.")
+            raise DataError(
+                f"no user {user[:100]!r} in the counted log; state(..., new=True) is that of a user without events."
+            )
         begin, end = self.histories.offsets[place : place + 2]
         state = new_state(user, int(end - begin))
         state.take_up(self.tables, Columns(*(column[begin:end] for column in self._history_columns)))

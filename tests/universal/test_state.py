@@ -51,8 +51,7 @@ def test_updates_equal_reading_the_whole_history(model: UniversalPredictor) -> N
     """Of known and new users, event by event and several at a time, simultaneous ones together."""
     tomorrow = table(1, people=3)
     for _, history in tomorrow.groupby("who"):
-        state = model.state()
-        state.user = history.who.iloc[0]
+        state = model.state(history.who.iloc[0], new=True)
         groups = [group for _, group in history.groupby("when")]
         for number, group in enumerate(groups):
             rows: Any = group.drop(columns="who").to_dict("records")
@@ -150,7 +149,6 @@ def test_users_keep_their_names_however_the_log_writes_its_users(zone: str) -> N
     fitted = behavegpt.load("universal").fit_tables(log, SCHEMA)
     assert isinstance(fitted, UniversalPredictor) and fitted.state("7").events == 25
     for name in ("1.0", "-0", "someone"):
-        state = fitted.state()
-        state.user = name
+        state = fitted.state(name, new=True)
         fitted.update(state, EVENT | ({"when": f"2024-06-01{zone}"} if zone else {}))
         assert fitted.predict(state).users.to_pylist() == [name]
