@@ -101,8 +101,7 @@ class CountedLog:
             return self.kept[user]
         place = self._places.get(user)
         if place is None or self.histories is None:
-            hint = "state(..., new=True) is that of a user without events"
-            raise DataError(f"no user {user[:100]!r} in the counted log; {hint}.")
+            raise DataError(
                 f"no user {user[:100]!r} in the counted log; state(..., new=True) is that of a user without events."
             )
         begin, end = self.histories.offsets[place : place + 2]
