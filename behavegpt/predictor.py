@@ -70,11 +70,7 @@ class Predictor:
 
         >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
         """
-        return self.with_tokenizer(self.tokenizer.reading(changes))
-
-    def with_tokenizer(self, tokenizer: EventTokenizer) -> Predictor:
-        """The predictor that reads logs by another schema of the same vocabulary."""
-        return Predictor(self.model, tokenizer, self.links)
+        return Predictor(self.model, self.tokenizer.reading(changes), self.links)
 
     def predict(
         self,

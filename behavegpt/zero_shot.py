@@ -119,11 +119,7 @@ class UniversalPredictor:
 
     def reading(self, **changes: Any) -> UniversalPredictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise; see `Predictor`."""
-        return self.with_tokenizer(self.tokenizer.reading(changes))
-
-    def with_tokenizer(self, tokenizer: EventTokenizer) -> UniversalPredictor:
-        """The predictor that reads logs by another schema of the same vocabulary."""
-        return UniversalPredictor(self.model, replace(self.log, tokenizer=tokenizer))
+        return UniversalPredictor(self.model, replace(self.log, tokenizer=self.tokenizer.reading(changes)))
 
     def predict(
         self,
@@ -194,12 +190,12 @@ class UniversalPredictor:
         """Histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
         return encode_histories(self.tokenizer, events)
 
-    def state(self, user: str | None = None) -> UserState:
-        """The state of a user of the counted log, or of a saved one; without a name that of a user without events.
+    def state(self, user: str, *, new: bool = False) -> UserState:
+        """The state of a user of the counted log, or of a saved one; `new`: of one without events.
 
-        Raises DataError for a user that is not known.
+        Raises DataError for a user that is not known, unless new.
         """
-        return new_state("0") if user is None else self.log.state(user)
+        return new_state(user) if new else self.log.state(user)
 
     def update(self, state: UserState, events: Any) -> UserState:
         """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns the state.

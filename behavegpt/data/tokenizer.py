@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
 from behavegpt.data.events import read_events
-from behavegpt.data.labels import infer_rules
+from behavegpt.data.labels import TEXT, infer_rules
 from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.sources import Logs, check_columns, find_logs
 from behavegpt.data.store import EventStore
@@ -77,6 +77,12 @@ class EventTokenizer(FeatureExtractionMixin):
     def reading(self, changes: Mapping[str, Any]) -> EventTokenizer:
         """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see `renamed`."""
         return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
+
+    def by_name(self) -> EventTokenizer:
+        """The tokenizer that takes users' names as they are, where the model's log wrote 1.0 as 1, say."""
+        rules = {**self.event_schema.label_rules, "user": TEXT}
+        schema = self.event_schema.model_copy(update={"label_rules": rules})
+        return EventTokenizer(schema, self.vocabulary, self.max_length)
 
     @property
     def behaviors(self) -> Vocabulary:

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.config import closest
-from behavegpt.data.labels import TEXT
+from behavegpt.data.histories import encode_histories
 from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.time_join import time_parts
-from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
@@ -121,21 +121,17 @@ def _encode_distinct(predictor: AnyPredictor, users: Sequence[History], names: s
     }
     table[schema.user] = [_name(user) for user in users for _ in user.events]
     read = read_rows(table, schema)
-    encoded = _by_name(predictor).encode(table) if read is None else predictor.tokenizer.encode_table(read)
+    encoded = (
+        encode_histories(predictor.tokenizer.by_name(), table)
+        if read is None
+        else predictor.tokenizer.encode_table(read)
+    )
     if len(encoded.users) < len(users):
         there = set(encoded.users.to_pylist())
         missing = next(user.id for user in users if _name(user) not in there)
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
         raise DataError(f"user {missing!r} has no usable event ({reasons}).")
     return encoded
-
-
-def _by_name(predictor: AnyPredictor) -> AnyPredictor:
-    """The predictor that takes users' names as they are, where the model's log wrote 1.0 as 1, say."""
-    tokenizer = predictor.tokenizer
-    rules = {**tokenizer.event_schema.label_rules, "user": TEXT}
-    schema = tokenizer.event_schema.model_copy(update={"label_rules": rules})
-    return predictor.with_tokenizer(EventTokenizer(schema, tokenizer.vocabulary, tokenizer.max_length))
 
 
 def _name(user: History) -> str:

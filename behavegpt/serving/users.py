@@ -73,8 +73,7 @@ class Users:
         user = request.user
         log = self._predictor.log
         if request.new or self._is_unknown(user):
-            held = Held(self._predictor.state())
-            held.state.user = user
+            held = Held(self._predictor.state(user, new=True))
         else:
             held = self._find(user)
         encoded = log.encode_of_user(user, request.events)

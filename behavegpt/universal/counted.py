@@ -101,7 +101,9 @@ class CountedLog:
             return self.kept[user]
         place = self._places.get(user)
         if place is None or self.histories is None:
-            raise DataError(f"no user {user[:100]!r} in the counted log; state() is that of a user without events.")
+            raise DataError(
+                f"no user {user[:100]!r} in the counted log; state(..., new=True) is that of a user without events."
+            )
         begin, end = self.histories.offsets[place : place + 2]
         state = new_state(user, int(end - begin))
         state.take_up(self.tables, Columns(*(column[begin:end] for column in self._history_columns)))
@@ -136,7 +138,7 @@ class CountedLog:
             raise DataError(f"events of {min(named)[:100]!r} for the state of user {user[:100]!r}.")
         columns[schema.user] = [user or "0"] * len(events)
         read = read_rows(columns, schema)
-        encoded = self.tokenizer.encode(columns) if read is None else self.tokenizer.encode_table(read)
+        encoded = self.tokenizer.by_name().encode(columns) if read is None else self.tokenizer.encode_table(read)
         return self._alone(user, encoded)
 
     def _alone(self, user: str, encoded: EncodedHistories) -> EncodedHistories:

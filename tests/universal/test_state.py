@@ -51,8 +51,7 @@ def test_updates_equal_reading_the_whole_history(model: UniversalPredictor) -> N
     """Of known and new users, event by event and several at a time, simultaneous ones together."""
     tomorrow = table(1, people=3)
     for _, history in tomorrow.groupby("who"):
-        state = model.state()
-        state.user = history.who.iloc[0]
+        state = model.state(history.who.iloc[0], new=True)
         groups = [group for _, group in history.groupby("when")]
         for number, group in enumerate(groups):
             rows: Any = group.drop(columns="who").to_dict("records")
@@ -141,3 +140,15 @@ def test_vectors_of_users(model: UniversalPredictor) -> None:
     assert found.vectors.shape == (30, 32 + 7) and np.isfinite(found.vectors).all()
     alone = model.embed(table(0)[lambda rows: rows.who == "p03"])
     assert np.allclose(alone.vectors[0], found.vectors[3, :32], atol=1e-6)
+
+
+@pytest.mark.parametrize("zone", ["", "T00:00:00.5Z"], ids=["plain", "by the database"])
+def test_users_keep_their_names_however_the_log_writes_its_users(zone: str) -> None:
+    """A log of whole numbers as users; a state's user may be called otherwise."""
+    log = table(0).assign(who=lambda rows: rows.who.str[1:].astype(int))
+    fitted = behavegpt.load("universal").fit_tables(log, SCHEMA)
+    assert isinstance(fitted, UniversalPredictor) and fitted.state("7").events == 25
+    for name in ("1.0", "-0", "someone"):
+        state = fitted.state(name, new=True)
+        fitted.update(state, EVENT | ({"when": f"2024-06-01{zone}"} if zone else {}))
+        assert fitted.predict(state).users.to_pylist() == [name]
