@@ -135,5 +135,6 @@ def begin(settings: PretrainSettings) -> Work:
         model,
         count_parameters(model),
         fingerprint,
+        judge_start=settings.init == "universal",
         beside=links_of(store),
     )

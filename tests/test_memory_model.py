@@ -21,6 +21,7 @@ from behavegpt.portable import export_model
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import score
+from behavegpt.universal.model import load_universal
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings
 
@@ -148,6 +149,17 @@ def test_vectors_of_probabilities_know_the_whole_past(trained: Path, place: Path
     vectors = predictor.embed(known, pool=("behaviors",)).vectors
     expected = predictor.predict(known, top_k=predictor.model.config.num_behaviors).probabilities
     assert np.allclose(np.sort(np.exp(vectors), axis=1)[:, ::-1], expected, atol=1e-5)
+
+
+def test_training_that_spoils_the_universal_start_gives_it_back(place: Path) -> None:
+    settings = tiny_settings(place / "data", place / "spoilt", steps=4, lr=3.0, select="cross_entropy")
+    settings["model"] |= {"memory": True, "num_hidden_layers": 0}
+    settings["loss"] = {"name": "cross_entropy"}
+    run = pretrain(PretrainSettings.model_validate(settings | {"init": "universal"}))
+    assert json.loads((run / "run.json").read_text())["best_step"] == 0
+    universal = load_universal().mixer.state_dict()
+    kept = load(run / "model").model.head.memory.mixer.state_dict()
+    assert all(torch.equal(values, kept[name]) for name, values in universal.items())
 
 
 def test_only_a_mixer_can_start_universal(place: Path, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class Trainer:
     on_step: Callable[[int, dict[str, float]], None] = lambda step, record: None
     progress: Progress = field(default_factory=Progress)
     signal: int | None = None  # the one that stopped the run, if one did
+    judge_start: bool = False  # the model before the first step may be the best one
 
     def __post_init__(self) -> None:
         if self.accelerator.device.type == "cpu":
@@ -124,6 +125,8 @@ class Trainer:
         began, events = time.perf_counter(), 0
         self.model.train()
         with stop_signals() as stop:
+            if self.judge_start and self.progress.best_step is None and self._validate(self.progress.step):
+                self.save()
             while self.progress.step < self.steps and not self.progress.stopped and self.signal is None:
                 record = self.step(self.progress.step)
                 self.progress.step += 1
@@ -240,8 +243,8 @@ class Trainer:
         if not figures:  # no validation events: the last weights are the result
             return False
         self._log({"kind": "valid", "step": step, **figures})
-        settled = step / self.steps > self.loss.start  # before, the loss is not yet what it will be
-        if self.settings.select == "last" or not settled:
+        settled = step / self.steps > self.loss.start or (step == 0 and self.judge_start)
+        if self.settings.select == "last" or not settled:  # before, the loss is not yet what it will be
             return False
         value = selection_value(figures, self.settings.select)
         if self.progress.best_value is None or value > self.progress.best_value:

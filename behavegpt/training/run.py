@@ -93,6 +93,7 @@ class Work:
     record: dict[str, Any] = field(default_factory=dict)  # what else run.json says
     inherit: Callable[[Loss], None] = lambda loss: None  # gives the loss what another run knew of the classes
     finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction] = _as_it_is
+    judge_start: bool = False  # the model as it starts may be the best one
     # writes further files of RUN/model
     beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None
 
@@ -162,6 +163,7 @@ def _execute(
             validate=_validator(work, precision, accelerator),
             precision=precision,
             on_step=reporter(show),
+            judge_start=work.judge_start,
         )
         _begin(trainer, checkpoint)
         progress = trainer.run()
@@ -293,7 +295,7 @@ def _finish(run: Path, trainer: Trainer, work: Work, facts: dict[str, Any]) -> N
     facts |= {
         "finished": finished.isoformat(timespec="seconds"),
         "seconds": round((finished - began).total_seconds(), 1),
-        "best_step": progress.best_step or progress.step,
+        "best_step": progress.step if progress.best_step is None else progress.best_step,
         "stopped": progress.stopped,
     }
     write_json(run / "run.json", facts)
