@@ -93,9 +93,9 @@ class Work:
     record: dict[str, Any] = field(default_factory=dict)  # what else run.json says
     inherit: Callable[[Loss], None] = lambda loss: None  # gives the loss what another run knew of the classes
     finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction] = _as_it_is
-    judge_start: bool = False  # the model as it starts may be the best one
     # writes further files of RUN/model
     beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None
+    judge_start: bool = False  # the model as it starts may be the best one
 
 
 def execute(settings: RunSettings, begin: Callable[[], Work], *, resume: bool = False) -> Path:
