@@ -164,13 +164,10 @@ class Trainer:
             last = index == len(micro) - 1
             with nullcontext() if last else no_sync(self.model, accelerator), autocast(device, self.precision):
                 output = self.model(
-                    **batch.inputs,
-                    document=batch.document,
-                    position=batch.position,
+                    **batch.arguments,
                     labels=batch.target,
                     criterion=self.loss,
                     next_fields=batch.next_fields or None,
-                    memory=batch.memory,
                 )
                 mean = output.loss / normalizer + output.side_loss / targets
                 (mean * world).backward()  # DDP averages the ranks' gradients; the sum over ranks is wanted
