@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,3 +30,9 @@ class PackedBatch(NamedTuple):
     """Targets of the optional heads (`event`, `location`, `gap`), each (B, R) int64; empty without them."""
     memory: dict[str, torch.Tensor] | None = None
     """What the counts of the whole past say at the N positions with a target, row by row; see model/mixer.py."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a model's forward takes of it, whatever is asked."""
+        told = {} if self.memory is None else {"memory": self.memory}
+        return {**self.inputs, "document": self.document, "position": self.position, **told}

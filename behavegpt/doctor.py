@@ -119,6 +119,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "looks back": f"{config.max_length} events",
         "fields": ", ".join(f"{name} ({config.field_sizes[name]} ids)" for name in config.field_order),
         "behaviors": config.num_behaviors,
+        "memory": config.memory,
         "history head": config.history_head,
         "tied head": config.tied_head,
         "time zone": tokenizer.event_schema.tz,

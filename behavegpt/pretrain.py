@@ -97,7 +97,8 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
-        trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
+        untrained = settings.init == "universal"  # is a model already, and may stay the best one
+        trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention, judge_start=untrained)
         trainer.fit(origin=_origin(settings, model))
         run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length), links_of(store))
     return run.path

@@ -139,6 +139,7 @@ def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "num_hidden_layers": "{} layers",
         "embedding_size": "d = {}",
         "max_length": "up to {} events",
+        "memory": "memory" if _pick(config, "model.memory") else "",
         "history_head": "history head" if _pick(config, "model.history_head") else "",
     }
     model = [f"{facts['parameters']:,} parameters"] if facts.get("parameters") is not None else []

@@ -15,12 +15,15 @@ import torch
 from behavegpt.data.memory_counts import FILE
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.export_model import export_model
 from behavegpt.generation.constraints import learn_links
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import score
+from behavegpt.universal.model import load_universal
+from behavegpt.user_embeddings import UserEmbeddings
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings
 
@@ -143,11 +146,26 @@ def test_a_graph_cannot_hold_the_counts(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trained", ["behavegpt"], indirect=True)
-def test_vectors_of_probabilities_know_the_whole_past(trained: Path, place: Path) -> None:
+def test_vectors_of_probabilities_know_the_whole_past(trained: Path, place: Path, tmp_path: Path) -> None:
     predictor, known = load(trained), histories(open_store(place / "data"))
     vectors = predictor.embed(known, pool=("behaviors",)).vectors
     expected = predictor.predict(known, top_k=predictor.model.config.num_behaviors).probabilities
     assert np.allclose(np.sort(np.exp(vectors), axis=1)[:, ::-1], expected, atol=1e-5)
+    out, raw = tmp_path / "vectors", {"scale": "none", "dtype": "float32", "block_users": 7}
+    settings = ExportSettings.model_validate(raw | {"pool": ("behaviors",)})
+    export(predictor.model, predictor.tokenizer, [place / "data"], out, settings)
+    assert np.allclose(UserEmbeddings.load(out).vectors, vectors, atol=1e-5)
+
+
+def test_training_that_spoils_the_universal_start_gives_it_back(place: Path) -> None:
+    settings = tiny_settings(place / "data", place / "spoilt", steps=4, lr=3.0, select="cross_entropy")
+    settings["model"] |= {"memory": True, "num_hidden_layers": 0}
+    settings["loss"] = {"name": "cross_entropy"}
+    run = pretrain(PretrainSettings.model_validate(settings | {"init": "universal"}))
+    assert json.loads((run / "run.json").read_text())["best_step"] == 0
+    universal = load_universal().mixer.state_dict()
+    kept = load(run / "model").model.head.memory.mixer.state_dict()
+    assert all(torch.equal(values, kept[name]) for name, values in universal.items())
 
 
 def test_only_a_mixer_can_start_universal(place: Path, tmp_path: Path) -> None:

@@ -87,20 +87,23 @@ class Mixer(nn.Module):
         context = self.dropout(self.situation(memory, len(log_prior), state))
         gate = self.weight + self.gate(context)  # (N, J)
         summary = self.from_summary(self.summary(context))  # (N, H)
+        owner, classes = memory.owner, memory.classes
         log_rest = torch.log(memory.rest + FLOOR)
         typical = log_rest + _typical(memory, log_prior.expand(len(log_rest), -1))[1][:, None]
         others = gate.sum(1, keepdim=True) * log_prior  # (N, K), of the classes that are no candidates
-        of_typical, of_candidate = summary, summary[memory.owner]
+        already = others[owner, classes]  # (M,) what stands there of the candidates
+        of_typical, of_candidate = summary, summary.index_select(0, owner)
         if self.network is not None and told is not None:
             heard = self.network.hear(context, memory, told)
             others = others + heard.logits
+            already = already + heard.apart
             of_typical, of_candidate = of_typical + heard.of_typical, of_candidate + heard.of_candidate
         never = torch.full((len(typical), 2), -1.0, device=typical.device)
         unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
         log_chance = torch.log(memory.probability + FLOOR)
-        seen = (gate[memory.owner] * log_chance).sum(1) + self._judge(log_chance, memory.age, of_candidate)
-        base = gate.sum(1)[memory.owner] * log_prior[memory.classes] + unseen[memory.owner]
-        return (others + unseen[:, None]).index_put((memory.owner, memory.classes), seen - base, accumulate=True)
+        seen = (gate.index_select(0, owner) * log_chance).sum(1) + self._judge(log_chance, memory.age, of_candidate)
+        change = seen - already - unseen.index_select(0, owner)
+        return (others + unseen[:, None]).index_put((owner, classes), change, accumulate=True)
 
     def situation(self, memory: Memory, classes: int, state: torch.Tensor | None = None) -> torch.Tensor:
         """The hidden units (N, H) that decide which experts are believed; they know no label."""
@@ -113,7 +116,9 @@ class Mixer(nn.Module):
         """phi: (n, J), (n, 2) and (n, H) -> (n,)."""
         never = (age[:, :1] < 0).float()
         since = torch.log1p(age.clamp(min=0)) / torch.tensor([4.0, 16.0], device=age.device)
-        x = self.candidate(torch.cat([log_chance / 4, since, never], 1)) + summary
+        of_chance, of_age = self.candidate.weight.split([log_chance.shape[1], 3], 1)
+        x = F.linear(log_chance, of_chance / 4, self.candidate.bias) + summary
+        x = x + F.linear(torch.cat([since, never], 1), of_age)
         judged: torch.Tensor = self.score(F.gelu(x, approximate="tanh"))[:, 0]
         return judged
 
@@ -122,6 +127,7 @@ class Heard(NamedTuple):
     """What a network's opinion adds."""
 
     logits: torch.Tensor  # (N, K)
+    apart: torch.Tensor  # (M,) what of it would tell the candidates from each other
     of_typical: torch.Tensor  # (N, H) to what judges a class that is no candidate
     of_candidate: torch.Tensor  # (M, H) to what judges a candidate
 
@@ -150,9 +156,9 @@ class Network(nn.Module):
         told = torch.log_softmax(told, 1)
         together, typical = _typical(memory, told)
         of_candidate = told[memory.owner, memory.classes]
-        shared = together[memory.owner] - of_candidate
-        logits = self.gate(context) * (told + even).index_put((memory.owner, memory.classes), shared, accumulate=True)
-        return Heard(logits, self._opinion(typical + even), self._opinion(of_candidate + even))
+        trust = self.gate(context)
+        apart = trust[:, 0].index_select(0, memory.owner) * (of_candidate - together.index_select(0, memory.owner))
+        return Heard(trust * (told + even), apart, self._opinion(typical + even), self._opinion(of_candidate + even))
 
     def _opinion(self, told: torch.Tensor) -> torch.Tensor:
         """Relative log-probabilities (n,) -> (n, H)."""

@@ -62,13 +62,7 @@ def score(
             moved = to_device(batch, device)
             wanted = moved.target != IGNORED
             with autocast(device, precision):
-                output = model(
-                    **moved.inputs,
-                    document=moved.document,
-                    position=moved.position,
-                    select=wanted,
-                    memory=moved.memory,
-                )
+                output = model(**moved.arguments, select=wanted)
             yield ScoredBatch(output.logits.float(), moved.target[wanted], moved.row[wanted])
     finally:
         model.train(was_training)

@@ -77,9 +77,11 @@ class Trainer:
         *,
         attention: str = "auto",
         batches: TrainingBatches | None = None,
+        judge_start: bool = False,
     ) -> None:
         """`model`: on the CPU; parameters without gradient stay as they are. `attention`: a back end of
-        model/attention.py. `batches`: instead of those of the store. Raises DataError when there is nothing to learn.
+        model/attention.py. `batches`: instead of those of the store. `judge_start`: the model as it is may be the best
+        one. Raises DataError when there is nothing to learn.
         """
         self.store, self.settings, self.run, self.accelerator = store, settings, run, run.accelerator
         device = self.accelerator.device
@@ -94,6 +96,7 @@ class Trainer:
         fused = device.type in ("cpu", "cuda")
         self.optimizer = build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=fused)
 
+        self.judge_start = judge_start
         self.progress = Progress()
         self.fingerprint: dict[str, Any] = {}
         self.signal: int | None = None  # the one that stopped the run, if one did
@@ -122,7 +125,8 @@ class Trainer:
             self._begin(checkpoint)
             self._loop(reporter(show))
         if self.signal is None:
-            self.run.record["best_step"] = self.progress.best_step or self.progress.step
+            best = self.progress.best_step
+            self.run.record["best_step"] = self.progress.step if best is None else best
             self.run.record["stopped"] = self.progress.stopped
             return
         leave(self.accelerator)
@@ -149,6 +153,8 @@ class Trainer:
         began, events = time.perf_counter(), 0
         self.model.train()
         with stop_signals() as stop:
+            if self.judge_start and self.progress.best_step is None and self._validate(self.progress.step):
+                self.save()
             while self.progress.step < self.steps and not self.progress.stopped and self.signal is None:
                 record = self.step(self.progress.step)
                 self.progress.step += 1
@@ -185,13 +191,10 @@ class Trainer:
             last = index == len(micro) - 1
             with nullcontext() if last else no_sync(self.model, accelerator), autocast(device, self.precision):
                 output = self.model(
-                    **batch.inputs,
-                    document=batch.document,
-                    position=batch.position,
+                    **batch.arguments,
                     labels=batch.target,
                     criterion=self.loss,
                     next_fields=batch.next_fields or None,
-                    memory=batch.memory,
                 )
                 mean = output.loss / normalizer + output.side_loss / targets
                 (mean * world).backward()  # DDP averages the ranks' gradients; the sum over ranks is wanted
@@ -298,8 +301,8 @@ class Trainer:
         if not figures:  # no validation events: the last weights are the result
             return False
         self._log({"kind": "valid", "step": step, **figures})
-        settled = step / self.steps > self.loss.start  # before, the loss is not yet what it will be
-        if self.settings.select == "last" or not settled:
+        settled = step / self.steps > self.loss.start or (step == 0 and self.judge_start)
+        if self.settings.select == "last" or not settled:  # before, the loss is not yet what it will be
             return False
         value = selection_value(figures, self.settings.select)
         if self.progress.best_value is None or value > self.progress.best_value:
