@@ -132,6 +132,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     keys = name.split(".")
     if not equals or not all(keys) or len(keys) > MOST_DEPTH:
         raise ConfigError(f"{override!r} is not an override; write name=value, for example train.lr=1e-3.")
+    if not text.strip():  # as an unset variable of a shell gives
+        raise ConfigError(f"{override!r} has no value; write {name}=null for none.")
     for key in keys[:-1]:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")

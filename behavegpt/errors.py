@@ -55,6 +55,7 @@ _DISK = {
     errno.EROFS: "the disk is read-only; write to another one",
     errno.EIO: "the disk failed; check it, or write to another one",
 }
+_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "failed to allocate", "Failed to allocate")  # of libraries
 _PLACE = {
     errno.EACCES: "no permission; change it, or name another place",
     errno.EPERM: "not permitted; name another place",
@@ -103,6 +104,8 @@ def environment_fault(error: BaseException) -> str | None:
         if code is None or reason is None:
             return f"{first_line(error)}; check files and disk."
         return f"{error.filename}: {reason}." if error.filename is not None else f"{first_line(error)}: {reason}."
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return f"{first_line(error)}: not enough memory; take a smaller model, smaller batches or fewer events."
     code = disk_fault(error)
     return None if code is None else f"{first_line(error)}: {_DISK[code]}."
 

@@ -71,6 +71,44 @@ Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
+class PrepareOptions(Settings):
+    """Numbers of a preparation."""
+
+    min_events: Annotated[Whole, Field(ge=0)] = Field(1, description="least events of a user")
+    min_count: Annotated[Whole, Field(ge=0)] = Field(1, description="least training events of a label")
+    max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(None, description="most labels of a column")
+    max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(0.01, description="bad rows that are tolerated")
+    threads: Annotated[Whole, Field(ge=1)] | None = Field(None, description="of DuckDB; all cores without")
+
+
+class FitOptions(Settings):
+    """Numbers of a fitted scaling law."""
+
+    min_events: Annotated[Real, Field(ge=0)] = Field(0, description="runs with fewer training events are left out")
+    delta: Annotated[Real, Field(gt=0)] = Field(1e-3, description="of the Huber loss of log residuals")
+    draws: Annotated[Whole, Field(ge=1)] = Field(400, description="of the bootstrap")
+    confidence: Annotated[Real, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
+    floor: Annotated[Real, Field(gt=0)] | None = Field(None, description="loss of the best possible prediction")
+
+
+class PlanOptions(Settings):
+    """Numbers of a plan by a scaling law, and of the cost of a sweep."""
+
+    compute: Annotated[Real, Field(gt=0)] | None = Field(None, description="training operations")
+    events: Annotated[Real, Field(gt=0)] | None = Field(None, description="training events")
+    hours: Annotated[Real, Field(gt=0)] | None = Field(None, description="of training")
+    tflops: Annotated[Real, Field(gt=0)] | None = Field(None, description="speed on paper of all devices")
+    utilization: Annotated[Real, Field(gt=0, le=1)] = Field(0.4, description="share of it that is reached")
+
+
+class SynthesizeOptions(Settings):
+    """Numbers of a synthetic log."""
+
+    events: Annotated[Whole, Field(ge=1)] = Field(description="about how many")
+    users: Annotated[Whole, Field(ge=1)] | None = Field(None, description="one for 30 events without")
+    seed: Seed = Field(0, description="same seed, same log")
+
+
 class PredictOptions(Settings):
     """Of the most probable next behaviors."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL = "behavegpt"
+MOST_LINES = 6  # of a plot; more share colors and hide one another
 # Okabe and Ito: told apart by people with any color vision; blue is the model's in every figure.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 OTHERS = (ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#6A3D9A", "#9aa5ad")
@@ -109,8 +110,10 @@ def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", wit
 
 
 def recall_by_decile(metrics: Path, out: Path) -> Path:
-    """Macro recall of ten groups of behaviors, most to least frequent in training, one line a model."""
+    """Macro recall of ten groups of behaviors, most to least frequent in training: ours and the best others."""
     models = read_json(metrics, "models")["models"]
+    best = sorted(models, key=lambda name: (name != MODEL, -(models[name].get("rec_m") or 0)))[:MOST_LINES]
+    models = {name: models[name] for name in best}
     with figure(out, (8, 4.2)) as (_, (axes,)):
         for name, color, marker in styled(models):
             values = [np.nan if v is None else v for v in models[name].get("recall_by_decile", [])]

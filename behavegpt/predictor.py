@@ -70,7 +70,11 @@ class Predictor:
 
         >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
         """
-        return Predictor(self.model, self.tokenizer.reading(changes), self.links)
+        return self.with_tokenizer(self.tokenizer.reading(changes))
+
+    def with_tokenizer(self, tokenizer: EventTokenizer) -> Predictor:
+        """The predictor that reads logs by another schema of the same vocabulary."""
+        return Predictor(self.model, tokenizer, self.links)
 
     def predict(
         self,

@@ -43,6 +43,7 @@ from behavegpt.universal.state import UserState, new_state
 from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
+    from behavegpt.generation.result import Generated
     from behavegpt.predictor import Predictor
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
@@ -89,6 +90,11 @@ class UniversalPredictor:
         if self._log is None:
             raise ConfigError("nothing was counted yet: call fit_tables(log), or load a folder that `save` wrote.")
         return self._log
+
+    @property
+    def counted(self) -> bool:
+        """Whether there is a log."""
+        return self._log is not None
 
     @property
     def tokenizer(self) -> EventTokenizer:
@@ -159,6 +165,30 @@ class UniversalPredictor:
             vectors.append(torch.cat(found, 1).numpy())
         order = np.argsort(np.concatenate(users), kind="stable")
         return UserEmbeddings(asked.users, np.concatenate(vectors)[order])
+
+    def generate(
+        self,
+        events: Any = None,
+        steps: int = 50,
+        *,
+        on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> Generated:
+        """The next `steps` events of each user: behaviors are drawn from the model, times and places from the past.
+
+        `events` as for `predict`, states excepted; options as for `Predictor.generate`. Raises ConfigError, also for a
+        saved model without `events`: times and places are drawn from histories.
+        """
+        from behavegpt.generation.settings import GenerationSettings
+        from behavegpt.universal_generation import roll_out_states  # takes seconds to import
+
+        given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
+        settings = check_settings(GenerationSettings, given, "generate")
+        encoded = self.log.histories if events is None else self.encode(events)
+        if encoded is None:
+            raise ConfigError("a saved model knows states, no histories; give the histories to be continued.")
+        return roll_out_states(self.model, self.log, encoded, settings, on_user, interrupt)
 
     def encode(self, events: Any) -> EncodedHistories:
         """Histories in ids, as the other methods take them too. Raises DataError when no event is usable."""

@@ -64,7 +64,10 @@ FROM_THE_START: dict[str, dict[str, Any]] = {
 }
 START = 0.8
 PRIOR_CORRECTIONS = (0.1, 0.2, 0.3)  # after training, of the cross-entropy model
-LAYERS = {"history": {"history_head": True}, "plain": {"history_head": False}}
+LAYERS = {
+    "history": {"memory": False, "history_head": True},
+    "plain": {"memory": False, "history_head": False},
+}
 KEPT = 0.999  # of cross-entropy: nothing is to fall
 CHOSEN_BY = ("rec_w", "rec_m", "ndcg@3")
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")

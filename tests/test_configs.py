@@ -57,6 +57,8 @@ def test_base_files_are_merged_key_by_key(tmp_path):
         (["model.num_layers=3"], "Did you mean 'num_hidden_layers'?"),
         (["loss.name=focal"], "loss.name"),
         (["train"], "not an override"),
+        (["train.lr="], "has no value; write train.lr=null"),
+        (["out= "], "has no value"),
         (["out.x=1"], "is a single value"),
         (["train.steps=1.5"], "train.steps"),
     ],

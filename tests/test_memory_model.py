@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,17 @@ def test_only_a_mixer_can_start_universal(place: Path, tmp_path: Path) -> None:
     settings = tiny_settings(place / "data", tmp_path / "run", steps=1) | {"init": "universal"}
     with pytest.raises(ConfigError, match=r"model\.memory=true"):
         pretrain(PretrainSettings.model_validate(settings))
+
+
+def test_a_history_head_of_before_is_read_as_it_was(place: Path) -> None:
+    """Folders of before name no memory in their config."""
+    settings = tiny_settings(place / "data", place / "history", steps=3)
+    settings["model"] |= {"history_head": True}
+    folder = pretrain(PretrainSettings.model_validate(settings)) / "model"
+    known = histories(open_store(place / "data"))
+    before = load(folder).predict(known).probabilities
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("memory") is False and config.pop("memory_experts") is None
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "MANIFEST.json").unlink()  # sealed with the config of today
+    assert np.array_equal(load(folder).predict(known).probabilities, before)

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, encoding_argument, named_logs, show
+from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
+from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -87,61 +88,27 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     return result
 
 
-_COLUMNS = ("user", "time", "event", "location", "behavior", "order")
-_READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
-
-
-def _log_arguments(parser: Parser) -> None:
-    """Options for a log whose columns or times are not written as the training log's."""
-    group = parser.add_argument_group("logs that differ from the training log")
-    for role in _COLUMNS:
-        group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
-    group.add_argument("--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'")
-    group.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "excel"), help="unit of times that are numbers")
-    group.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means")
-
-
-def _load(arguments: Arguments, device: Any = None) -> Predictor:
-    """The predictor, reading logs as the arguments say."""
-    from behavegpt.errors import ConfigError
-    from behavegpt.predictor import load
-    from behavegpt.zero_shot import is_universal
-
-    if is_universal(arguments.model):
-        raise ConfigError(
-            f"{arguments.model} predicts and is evaluated; {arguments.command.split()[-1]} needs a trained model: "
-            "behavegpt train configs/small.yaml data.path=DIR out=RUN"
-        )
-    changes = _changes(arguments)
-    predictor = load(arguments.model, device)
-    return predictor.reading(**changes) if changes else predictor
-
-
-def _changes(arguments: Arguments) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}
-
-
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder; or `universal`: no training, tables from these logs")
-    parser.add_argument("logs", nargs="+", help="files with the training log's columns; any log with `universal`")
-    encoding_argument(parser)
+    parser.add_argument("logs", nargs="*", help="files with the training log's columns; any log with `universal`")
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)")
-    _log_arguments(parser)
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="of `universal`: keep tables and users' states; FOLDER is a model"
+    )
+    log_arguments(parser)
 
 
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
-    from behavegpt.zero_shot import is_universal, load_zero_shot
+    from behavegpt.errors import ConfigError
 
-    predictor: Predictor | UniversalPredictor
-    if is_universal(arguments.model):
-        universal = load_zero_shot(arguments.model)
-        predictor, logs = universal.fit_tables(named_logs(arguments, arguments.logs), **_changes(arguments)), None
-    else:
-        predictor, logs = _load(arguments), named_logs(arguments, arguments.logs)
+    predictor, logs = load_with_logs(arguments)
+    save = getattr(predictor, "save", None)
+    if arguments.save and save is None:
+        raise ConfigError(f"--save keeps what the universal model counted; {arguments.model} is a trained model.")
     with progress("predict", 100) as advance:
         found = predictor.predict(
             logs,
@@ -153,6 +120,8 @@ def _predict(arguments: Arguments) -> Any:
         for name, number in counted.items():
             if number:
                 say(f"{what}: {name}: {number:,}")
+    if arguments.save and save:
+        say(f"tables and states, written: {save(arguments.save)}")
     rows = found.to_table()
     if arguments.out:
         write_table(rows, arguments.out)
@@ -170,17 +139,17 @@ def _predict(arguments: Arguments) -> Any:
 
 
 def _embed_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("logs", nargs="+", help="files with the training log's columns")
-    encoding_argument(parser)
+    parser.add_argument("model", type=Path, help="model folder; or `universal`: tables from these logs")
+    parser.add_argument("logs", nargs="*", help="files with the training log's columns; any log with `universal`")
     parser.add_argument("--out", type=Path, required=True, help="parquet file with the columns user and vector")
-    _log_arguments(parser)
+    log_arguments(parser)
 
 
 def _embed(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
 
-    found = _load(arguments).embed(named_logs(arguments, arguments.logs))
+    predictor, logs = load_with_logs(arguments)
+    found = predictor.embed(logs)
     width = found.vectors.shape[1]
     write_table(found.to_table(), arguments.out)
     print(f"{len(found.users):,} users x {width}, written: {arguments.out}", file=sys.stderr)
@@ -188,9 +157,8 @@ def _embed(arguments: Arguments) -> Any:
 
 
 def _generate_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("logs", nargs="+", help="each user's history: files with the training log's columns")
-    encoding_argument(parser)
+    parser.add_argument("model", type=Path, help="model folder; or `universal`: tables from these logs")
+    parser.add_argument("logs", nargs="*", help="each user's history: files with the training log's columns")
     parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)")
     parser.add_argument("--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)")
     parser.add_argument("--until", help="stop this long after each user's last event, for example '2 days'")
@@ -212,25 +180,21 @@ def _generate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
     )
-    _log_arguments(parser)
+    log_arguments(parser)
 
 
 def _generate(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
-    from behavegpt.data.reencode import fit_store
-    from behavegpt.data.store import open_store, write_table
-    from behavegpt.generation.constraints import learn_links
+    from behavegpt.data.store import write_table
 
-    predictor = _load(arguments)
-    links = None
-    if arguments.data:
-        links = learn_links(predictor.model, fit_store(open_store(arguments.data), predictor.tokenizer))
+    predictor, logs = load_with_logs(arguments)
     options = {n: getattr(arguments, n) for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")}
+    if arguments.data:
+        options["links"] = _links(predictor, arguments.data)
     with progress("generate", 100) as advance:
         found = predictor.generate(
-            named_logs(arguments, arguments.logs),
+            logs,
             (10_000 if arguments.until else 50) if arguments.steps is None else arguments.steps,
-            links=links,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
             **options,
             **_policies(arguments.policy),
@@ -256,6 +220,18 @@ def _generate(arguments: Arguments) -> Any:
     return {"users": len(found.users), "events": len(found), "out": str(arguments.out), "policies": found.policies}
 
 
+def _links(predictor: Predictor | UniversalPredictor, data: Path) -> Any:
+    from behavegpt.data.reencode import fit_store
+    from behavegpt.data.store import open_store
+    from behavegpt.errors import ConfigError
+    from behavegpt.generation.constraints import learn_links
+    from behavegpt.zero_shot import UniversalPredictor
+
+    if isinstance(predictor, UniversalPredictor):
+        raise ConfigError("--data is for trained models; the universal model looks at the log itself.")
+    return learn_links(predictor.model, fit_store(open_store(data), predictor.tokenizer))
+
+
 def _policies(words: list[str]) -> dict[str, Any]:
     """`observed` for both, or `time=observed place=head`."""
     named: dict[str, Any] = {}
@@ -268,7 +244,6 @@ def _policies(words: list[str]) -> dict[str, Any]:
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("events", nargs="+", help="prepared folder, or files with the training log's columns")
-    encoding_argument(parser)
     parser.add_argument("out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json")
     parser.add_argument("--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below")
     parser.add_argument("--half-life", type=float, help="days, for the decayed parts (default 7)")
@@ -278,7 +253,7 @@ def _export_arguments(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float16")
     parser.add_argument("--block-users", type=int, help="users at a time, kept when the run is killed (default 8192)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
-    _log_arguments(parser)
+    log_arguments(parser)
 
 
 def _export(arguments: Arguments) -> Any:
@@ -301,7 +276,7 @@ def _export(arguments: Arguments) -> Any:
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     tell_ranks(state)
-    predictor = _load(arguments, state.device)
+    predictor = load_trained(arguments, state.device)
     with progress("export", 100) as advance:
         facts = export(
             predictor.model,
@@ -336,14 +311,16 @@ COMMANDS: dict[str, Command] = {
         "the most probable next behaviors of each user of a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
-        "  behavegpt predict universal my_logs.csv                  # without training",
+        "  behavegpt predict universal my_logs.csv                  # without training\n"
+        "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve counted",
         _predict_arguments,
         _predict,
-        {"out": Output("file", TABLES)},
+        {"out": Output("file", TABLES), "save": Output("whole")},
     ),
     "embed": Command(
         "a vector for each user of a log",
-        "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet",
+        "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet\n"
+        "  behavegpt embed universal my_logs.csv --out vectors.parquet",
         _embed_arguments,
         _embed,
         {"out": Output("file", (".parquet", ".jsonl", ".ndjson"))},  # CSV has no lists
@@ -352,7 +329,8 @@ COMMANDS: dict[str, Command] = {
         "each user's next events: times, places, events and behaviors",
         "  behavegpt generate runs/mine/model history.parquet --steps 50 --out future.parquet\n"
         "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 --top-p .95\n"
-        "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 --json",
+        "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 --json\n"
+        "  behavegpt generate universal my_logs.csv --steps 10",
         _generate_arguments,
         _generate,
         {"out": Output("file", TABLES)},

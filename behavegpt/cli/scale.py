@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import Arguments, Command, Group, Output, Parser, show
+from behavegpt.config import S
 
 COUNTS = ("total", "without_embeddings")
 FIGURES = {
@@ -49,6 +50,14 @@ def _run_arguments(parser: Parser) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again")
 
 
+def _checked(kind: type[S], arguments: Arguments) -> S:
+    """The numbers of the command line that `kind` has. Raises ConfigError."""
+    from behavegpt.config import check_settings
+
+    given = {name: getattr(arguments, name) for name in kind.model_fields if name in arguments}
+    return check_settings(kind, given, "options")
+
+
 def _worker(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or int(found[1]) >= int(found[2]):
@@ -76,9 +85,11 @@ def _run(arguments: Arguments) -> Any:
 
 
 def _dry_run(arguments: Arguments, settings: Any) -> Any:
+    from behavegpt.options import PlanOptions
     from behavegpt.scaling.estimate import Device, estimate
 
-    device = Device(arguments.tflops, arguments.utilization) if arguments.tflops else None
+    checked = _checked(PlanOptions, arguments)
+    device = Device(checked.tflops, checked.utilization) if checked.tflops else None
     rows = estimate(settings, device)
     names = dict(DRY_RUN)
     if device:
@@ -119,8 +130,11 @@ def _fit_arguments(parser: Parser) -> None:
 
 def _fit(arguments: Arguments) -> Any:
     from behavegpt.errors import DataError
+    from behavegpt.options import FitOptions
     from behavegpt.scaling.fit import Bootstrap, fit_rows, write_fit
     from behavegpt.scaling.rows import usable_rows
+
+    _checked(FitOptions, arguments)
 
     rows = [row for row in usable_rows(arguments.rows, arguments.count) if row["events"] >= arguments.min_events]
     how = Bootstrap(arguments.draws, arguments.confidence)
@@ -158,8 +172,11 @@ def _plan_arguments(parser: Parser) -> None:
 
 def _plan(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
+    from behavegpt.options import PlanOptions
     from behavegpt.scaling import plan
     from behavegpt.scaling.fit import read_fit
+
+    _checked(PlanOptions, arguments)
 
     fit = read_fit(arguments.fit)
     if arguments.compute is not None:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser
+from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
+
+if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
+    from behavegpt.zero_shot import UniversalPredictor
 
 
 def _serve_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="limits and batching, see below")
+    parser.add_argument("model", type=Path, help="model folder; or `universal`: tables from the logs")
+    parser.add_argument(
+        "overrides",  # `cli` finds those behind options by this name
+        nargs="*",
+        metavar="LOG | NAME=VALUE",
+        help="files of the log that `universal` counts; limits and batching, see below",
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="of `universal`: keep tables and users' states when it stops"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--threads", type=int, help="threads of the model on a CPU")
+    log_arguments(parser)
 
 
 def _serve(arguments: Arguments) -> Any:
@@ -23,21 +37,48 @@ def _serve(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.console import say
     from behavegpt.errors import ConfigError
-    from behavegpt.predictor import load
     from behavegpt.serving.app import make_app
     from behavegpt.serving.requests import ServeSettings
     from behavegpt.serving.server import Server, listen
+    from behavegpt.zero_shot import UniversalPredictor
 
-    settings = read_settings(ServeSettings, None, arguments.overrides)
+    logs, overrides = _apart(arguments.overrides)
+    settings = read_settings(ServeSettings, None, overrides)
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ConfigError(f"--threads {arguments.threads}: at least one thread is needed.")
         torch.set_num_threads(arguments.threads)
     address = listen(arguments.host, arguments.port)
-    predictor = load(arguments.model, arguments.device)
+    predictor = _load(arguments, logs)
+    if arguments.save and not isinstance(predictor, UniversalPredictor):
+        raise ConfigError(f"--save keeps the states of users; {arguments.model} is a trained model and has none.")
+    app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
-    say(f"http://{host}:{port} answers for {arguments.model} on {predictor.model.device}; its page is /docs")
-    Server(make_app(predictor, settings), settings, log_level="warning").run(sockets=[address])
+    say(f"http://{host}:{port} answers for {arguments.model}; its page is /docs")
+    try:
+        Server(app, settings, log_level="warning").run(sockets=[address])
+    finally:  # uvicorn raises the signal that stopped it again
+        if arguments.save and isinstance(predictor, UniversalPredictor):
+            say(f"tables and states, written: {predictor.save(arguments.save, app.state.service.users.states())}")
+
+
+def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Logs and overrides, which argparse cannot tell apart: `NAME=VALUE` is no log, unless there is such a file."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists() and "://" not in word]
+    return [word for word in words if word not in overrides], overrides
+
+
+def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor:
+    from behavegpt.errors import ConfigError
+    from behavegpt.zero_shot import is_universal, load_zero_shot
+
+    universal = load_zero_shot(arguments.model) if is_universal(arguments.model) else None
+    if universal is not None and not universal.counted:
+        arguments.logs = logs
+        return load_with_logs(arguments)[0]
+    if logs:
+        raise ConfigError(f"{', '.join(logs)}: only `universal` counts a log; settings are written NAME=VALUE.")
+    return universal or load_trained(arguments, arguments.device)
 
 
 def _export_model_arguments(parser: Parser) -> None:
@@ -63,6 +104,7 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(
         "answer predict, embed and generate over HTTP",
         "  behavegpt serve runs/mine/model --port 8000\n"
+        "  behavegpt serve universal my_logs.csv --save counted       # later: behavegpt serve counted --save counted\n"
         "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
         "  curl localhost:8000/v1/predict -H 'content-type: application/json' -d "
         '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": "news"}]}]}\'\n'
@@ -70,6 +112,7 @@ COMMANDS: dict[str, Command] = {
         "There is no login: put a proxy in front before others can reach it.",
         _serve_arguments,
         _serve,
+        {"save": Output("whole")},
     ),
     "export-model": Command(
         "prediction and embedding as one file for other runtimes: ONNX or torch.export",

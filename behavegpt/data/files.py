@@ -267,7 +267,9 @@ def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
 
 def _known_encoding(encoding: str) -> str:
     try:
-        return codecs.lookup(encoding).name
+        name = codecs.lookup(encoding).name
+        io.TextIOWrapper(io.BytesIO(), encoding=name)  # some are no encodings of text, as base64
+        return name
     except LookupError:
         raise DataError(f"--encoding {encoding!r}: not known; try utf-8, latin-1, cp1252 or utf-16.") from None
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from behavegpt.checksums import seal
+from behavegpt.config import check_settings
 from behavegpt.data.card import write_card
 from behavegpt.data.database import connect, literal, one_row, reading
 from behavegpt.data.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
@@ -48,6 +49,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.data.write import write_folder
 from behavegpt.errors import DataError
 from behavegpt.io import check_output, scratch, target, temporary_folder
+from behavegpt.options import PrepareOptions
 from behavegpt.paths import local_path
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
@@ -108,8 +110,8 @@ def prepare(
     `encoding` is that of text files, UTF-8 by default.
     """
     tell = progress or (lambda line: None)
-    out, budget = target(local_path(out)), _bytes(memory)
-    parse_split(split)
+    budget = _checked(split, memory, min_events, min_count, max_vocabulary, max_reject_share, threads)
+    out = target(local_path(out))
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
         found = find_logs(logs, encoding)
         tell(f"reading {found.name} ({found.format})")
@@ -152,8 +154,7 @@ def preview(
 
     Raises the DataError that `prepare` with the same arguments would raise.
     """
-    budget = _bytes(memory)
-    parse_split(split)
+    budget = _checked(split, memory, min_events, min_count, max_vocabulary, max_reject_share, threads)
     if out is not None:
         _check_free(Path(out), overwrite)
     with temporary_folder() as work, connect(work, budget // 2, threads) as con:
@@ -177,6 +178,13 @@ def preview(
             {field: vocabulary.classes for field, vocabulary in vocabularies.items()},
             (*remarks, *([ties] if ties else [])),
         )
+
+
+def _checked(split: str, memory: str, *numbers: float | None) -> int:
+    """Bytes of `memory`, when all options make sense. Raises ConfigError and DataError."""
+    parse_split(split)
+    check_settings(PrepareOptions, dict(zip(PrepareOptions.model_fields, numbers, strict=True)), "prepare")
+    return _bytes(memory)
 
 
 def _count_ties(encoded: Encoded) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.config import check_settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.datasets.synthetic_world import (
     BURST_HOURS,
@@ -26,6 +27,7 @@ from behavegpt.datasets.synthetic_world import (
 )
 from behavegpt.errors import DataError
 from behavegpt.io import replacing
+from behavegpt.options import SynthesizeOptions
 from behavegpt.paths import local_path
 
 SYNTHETIC_SCHEMA = EventSchema(
@@ -52,7 +54,8 @@ def generate(
     which mixes some 10,000 users. The file gets its name when it is complete.
     """
     out = local_path(out)
-    blocks = _blocks(world or make_world(seed), events, _per_user(events, users), seed)
+    per_user = _per_user(events, users, seed)
+    blocks = _blocks(world or make_world(seed), events, per_user, seed)
     with replacing(out) as part, _writer(part) as writer:
         for table in _row_groups(blocks):
             writer.write_table(table.sort_by("timestamp") if by_time else table, row_group_size=ROW_GROUP)
@@ -72,7 +75,8 @@ def _writer(path: Path) -> pq.ParquetWriter:
 
 def small_log(events: int = 5000, users: int | None = None, seed: int = 0, world: World | None = None) -> pa.Table:
     """What `generate` would write, in memory and with text columns, sorted by user and time."""
-    blocks = _blocks(world or make_world(seed), events, _per_user(events, users), seed)
+    per_user = _per_user(events, users, seed)
+    blocks = _blocks(world or make_world(seed), events, per_user, seed)
     text = pa.schema(
         [field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field for field in _ARROW]
     )
@@ -91,9 +95,10 @@ _ARROW = pa.schema(
 )
 
 
-def _per_user(events: int, users: int | None) -> float:
-    if events < 1 or (users is not None and not 1 <= users <= events):
-        raise DataError(f"synthetic log: events={events}, users={users}; 1 <= users <= events is needed.")
+def _per_user(events: int, users: int | None, seed: int) -> float:
+    check_settings(SynthesizeOptions, {"events": events, "users": users, "seed": seed}, "synthetic log")
+    if users is not None and users > events:
+        raise DataError(f"synthetic log: events={events}, users={users}; each user needs an event.")
     return events / users if users else EVENTS_PER_USER
 
 

@@ -1,4 +1,4 @@
-"""The demo: six stages from shop logs to a report, the same calls that a user's own logs need."""
+"""The demo: seven stages from shop logs to a report, the same calls that a user's own logs need."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from behavegpt.console import say, stage, table
 from behavegpt.data.prepare import prepare
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError
+from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare, metrics_table
-from behavegpt.io import lock
+from behavegpt.io import lock, write_json
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
+from behavegpt.universal.model import load_universal
 
-STAGES = 6
+STAGES = 7
+NOT_HELD_OUT = (
+    "the universal model's weights come with the package; this shop was among the logs they were trained on. "
+    "Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
+)
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
 MARK = ".behavegpt-demo"
@@ -55,15 +61,22 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
         f"      {store.manifest.events:,} events · {store.manifest.users:,} customers · "
         f"{store.vocabulary['event'].classes:,} products in {store.behaviors.classes} families"
     )
-    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps else [])]
+    stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
+    universal = evaluate_universal(load_universal(), store, out / "eval" / "universal.json", baselines=False)
+    table(*metrics_table(universal))
+    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps is not None else [])]
     settings = read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
-    stage(3, STAGES, "pretrain", f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps")
+    stage(4, STAGES, "pretrain", f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps")
     pretrain(settings)
-    stage(4, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
+    stage(5, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
     predictor = load(out / "model")
     result = compare(predictor, store, out / "eval" / "metrics.json")
+    result["models"] |= universal["models"]
+    result["remarks"].append(NOT_HELD_OUT)
+    write_json(out / "eval" / "metrics.json", result)
     table(*metrics_table(result))
-    stage(5, STAGES, "predict", "next family of some customers, from raw rows")
+    say(f"note: {NOT_HELD_OUT}")
+    stage(6, STAGES, "predict", "next family of some customers, from raw rows")
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
     found = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
@@ -79,7 +92,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     report = write_report(out)
     write_model_card(out, out / "data")
     seconds = time.perf_counter() - began
-    stage(6, STAGES, "report", f"{report} · {seconds:.0f} s in all")
+    stage(7, STAGES, "report", f"{report} · {seconds:.0f} s in all")
     say(_next_steps(out))
     return {"report": str(report), "model": str(out / "model"), "seconds": round(seconds, 1), "metrics": result}
 

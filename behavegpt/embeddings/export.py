@@ -255,7 +255,7 @@ class _Reader:
 
     @property
     def columns(self) -> set[str]:
-        """What pooling needs."""
+        """What the model and pooling need."""
         return {*self.model.config.columns, *memory_columns_of(self.model), "time"}
 
     @property
@@ -271,6 +271,7 @@ class _Reader:
         if not self.reads_all:
             length = np.minimum(length, self.model.config.max_length)
         source = ranges(end - length, length)
+
         columns = {}
         for name in self.columns:
             stored = "event" if name == "behavior" and store.schema.behavior_is_event else name

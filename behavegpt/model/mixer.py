@@ -88,14 +88,13 @@ class Mixer(nn.Module):
         gate = self.weight + self.gate(context)  # (N, J)
         summary = self.from_summary(self.summary(context))  # (N, H)
         log_rest = torch.log(memory.rest + FLOOR)
-        typical = log_rest + _typical(memory, log_prior.expand(len(log_rest), -1))[:, None]
+        typical = log_rest + _typical(memory, log_prior.expand(len(log_rest), -1))[1][:, None]
         others = gate.sum(1, keepdim=True) * log_prior  # (N, K), of the classes that are no candidates
         of_typical, of_candidate = summary, summary[memory.owner]
-        if self.network is not None:
-            told = torch.log_softmax(told, 1) + math.log(told.shape[1])  # type: ignore[arg-type, union-attr]
-            others = others + self.network.trust(context) * told
-            of_typical = of_typical + self.network.opinion(_typical(memory, told - math.log(told.shape[1])))
-            of_candidate = of_candidate + self.network.opinion(told[memory.owner, memory.classes])
+        if self.network is not None and told is not None:
+            heard = self.network.hear(context, memory, told)
+            others = others + heard.logits
+            of_typical, of_candidate = of_typical + heard.of_typical, of_candidate + heard.of_candidate
         never = torch.full((len(typical), 2), -1.0, device=typical.device)
         unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
         log_chance = torch.log(memory.probability + FLOOR)
@@ -119,8 +118,20 @@ class Mixer(nn.Module):
         return judged
 
 
+class Heard(NamedTuple):
+    """What a network's opinion adds."""
+
+    logits: torch.Tensor  # (N, K)
+    of_typical: torch.Tensor  # (N, H) to what judges a class that is no candidate
+    of_candidate: torch.Tensor  # (M, H) to what judges a candidate
+
+
 class Network(nn.Module):
-    """A network as one more expert, by its log-probabilities relative to even ones: at first it says nothing."""
+    """A network as one more expert, by its log-probabilities relative to even ones: at first it says nothing.
+
+    It tells the classes that are no candidates from each other, and how probable the candidates are together. Which
+    candidate it is, it tells only as far as phi learns to listen: there its logits are mostly noise beside the counts.
+    """
 
     def __init__(self, state_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -133,24 +144,30 @@ class Network(nn.Module):
             self.gate.bias.fill_(1)
             self.candidate.weight.zero_()
 
-    def trust(self, context: torch.Tensor) -> torch.Tensor:
-        """(N, H) -> (N, 1)."""
-        trusted: torch.Tensor = self.gate(context)
-        return trusted
+    def hear(self, context: torch.Tensor, memory: Memory, told: torch.Tensor) -> Heard:
+        """`context` (N, H), logits `told` (N, K)."""
+        even = math.log(told.shape[1])
+        told = torch.log_softmax(told, 1)
+        together, typical = _typical(memory, told)
+        of_candidate = told[memory.owner, memory.classes]
+        shared = together[memory.owner] - of_candidate
+        logits = self.gate(context) * (told + even).index_put((memory.owner, memory.classes), shared, accumulate=True)
+        return Heard(logits, self._opinion(typical + even), self._opinion(of_candidate + even))
 
-    def opinion(self, told: torch.Tensor) -> torch.Tensor:
+    def _opinion(self, told: torch.Tensor) -> torch.Tensor:
         """Relative log-probabilities (n,) -> (n, H)."""
-        heard: torch.Tensor = self.candidate(told.clamp(-10, 10)[:, None] / 4)
-        return heard
+        opinion: torch.Tensor = self.candidate(told.clamp(-10, 10)[:, None] / 4)
+        return opinion
 
 
-def _typical(memory: Memory, log_probability: torch.Tensor) -> torch.Tensor:
-    """Log of the mean probability (N,) of the classes that are no candidates, of (N, K)."""
+def _typical(memory: Memory, log_probability: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of log-probabilities (N, K) the log of the mean probability (N,) of the candidates, and of the other classes."""
     classes = log_probability.shape[1]
     zero = torch.zeros(len(memory.rest), device=log_probability.device)
     held = zero.index_add(0, memory.owner, log_probability[memory.owner, memory.classes].exp())
     number = zero.index_add(0, memory.owner, torch.ones_like(memory.owner, dtype=zero.dtype))
-    return torch.log(((1 - held) / (classes - number).clamp(min=1)).clamp(min=FLOOR))
+    of_others = (1 - held) / (classes - number).clamp(min=1)
+    return torch.log((held / number.clamp(min=1)).clamp(min=FLOOR)), torch.log(of_others.clamp(min=FLOOR))
 
 
 def part_of(memory: Memory, rows: slice) -> Memory:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from behavegpt.config import Settings
+from behavegpt.config import Settings, check_settings
 from behavegpt.errors import DataError
 from behavegpt.grid import Row
 from behavegpt.io import write_text
+from behavegpt.options import FitOptions
 from behavegpt.scaling.doubts import doubts, unidentified, whole_range
 from behavegpt.scaling.law import DELTA, Law, P, Runs, fit_law, leverage, log_residuals, minima, refit
 
@@ -83,6 +84,7 @@ class Bootstrap:
 
 def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, how: Bootstrap = Bootstrap()) -> Fit:
     """Fit eq. 5 to rows with params, events and loss. DataError for fewer rows than parameters plus one."""
+    check_settings(FitOptions, {"delta": delta, "draws": how.draws, "confidence": how.confidence}, "scaling law")
     if len(rows) <= P:
         raise DataError(f"{len(rows)} finished runs: a law of {P} parameters needs at least {P + 1}; run more sizes.")
     params, events, loss = (np.array([row[name] for row in rows], float) for name in ("params", "events", "loss"))

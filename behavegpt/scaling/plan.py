@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from behavegpt.config import check_settings
 from behavegpt.errors import DataError
+from behavegpt.options import PlanOptions
 from behavegpt.scaling.fit import Fit, interval
 
 FAR = 10.0  # times the range of the rows: from there on a law is a guess
@@ -17,6 +19,7 @@ def plan_compute(fit: Fit, flops: float) -> dict[str, Any]:
 
     As the other plans, raises DataError where the rows do not identify the law.
     """
+    check_settings(PlanOptions, {"compute": flops}, "plan")
     _refuse_unidentified(fit)
     size, data = fit.law.optimum(flops, fit.flops_per_param)
     sizes, events = fit.laws.optimum(flops, fit.flops_per_param)
@@ -25,6 +28,7 @@ def plan_compute(fit: Fit, flops: float) -> dict[str, Any]:
 
 def plan_events(fit: Fit, events: float) -> dict[str, Any]:
     """The model for which one pass over so many events is the optimal use of compute."""
+    check_settings(PlanOptions, {"events": events}, "plan")
     _refuse_unidentified(fit)
     return _plan(fit, float(fit.law.size_for(events)), events, fit.laws.size_for(events), np.array(events))
 

@@ -6,7 +6,6 @@ integers, and the unit of numbers that are times, are decided by all rows of a l
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,13 +23,15 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import EmbedRequest, GenerateRequest, History, PredictRequest, Request
+from behavegpt.zero_shot import UniversalPredictor
 
 Answer = dict[str, Any]
 Interrupt = Callable[[], None]
+AnyPredictor = Predictor | UniversalPredictor
 
 
 def answer_all(
-    predictor: Predictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
+    predictor: AnyPredictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
 ) -> list[Answer | BehaveGPTError]:
     """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`.
 
@@ -83,7 +84,7 @@ def _depends_on_others(role: str, value: str) -> bool:
     return role == "order" or value.endswith(".0")
 
 
-def _answer_one(predictor: Predictor, request: Request, interrupt: Interrupt) -> Answer | BehaveGPTError:
+def _answer_one(predictor: AnyPredictor, request: Request, interrupt: Interrupt) -> Answer | BehaveGPTError:
     interrupt()
     try:
         return next(iter(_answers(predictor, [request], _encode(predictor, [request]), interrupt)))
@@ -91,7 +92,7 @@ def _answer_one(predictor: Predictor, request: Request, interrupt: Interrupt) ->
         return error
 
 
-def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistories:
+def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError.
 
     A name decides how simultaneous events of its user are shuffled, so users of one name are read apart.
@@ -109,7 +110,7 @@ def _encode(predictor: Predictor, requests: Sequence[Request]) -> EncodedHistori
     return _in_order(parts, np.argsort(np.concatenate(members)), [str(user.id) for user in users])
 
 
-def _encode_distinct(predictor: Predictor, users: Sequence[History], names: set[str]) -> EncodedHistories:
+def _encode_distinct(predictor: AnyPredictor, users: Sequence[History], names: set[str]) -> EncodedHistories:
     """The histories of users whose names differ and ascend."""
     schema = predictor.tokenizer.event_schema
     columns = [column for role, column in columns_of(schema).items() if role != "time"]
@@ -129,14 +130,12 @@ def _encode_distinct(predictor: Predictor, users: Sequence[History], names: set[
     return encoded
 
 
-def _by_name(predictor: Predictor) -> Predictor:
+def _by_name(predictor: AnyPredictor) -> AnyPredictor:
     """The predictor that takes users' names as they are, where the model's log wrote 1.0 as 1, say."""
     tokenizer = predictor.tokenizer
     rules = {**tokenizer.event_schema.label_rules, "user": TEXT}
     schema = tokenizer.event_schema.model_copy(update={"label_rules": rules})
-    named = copy.copy(predictor)
-    named.tokenizer = EventTokenizer(schema, tokenizer.vocabulary, tokenizer.max_length)
-    return named
+    return predictor.with_tokenizer(EventTokenizer(schema, tokenizer.vocabulary, tokenizer.max_length))
 
 
 def _name(user: History) -> str:
@@ -172,7 +171,7 @@ def _check_columns(names: set[str], schema: EventSchema) -> None:
 
 
 def _answers(
-    predictor: Predictor, requests: Sequence[Request], encoded: EncodedHistories, interrupt: Interrupt
+    predictor: AnyPredictor, requests: Sequence[Request], encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     ends = np.cumsum([len(request.users) for request in requests])
     whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded, interrupt)
@@ -187,7 +186,7 @@ def _answers(
     return found
 
 
-def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+def _predict(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
     found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
     return [
         {"behaviors": [{"behavior": b, "probability": p} for b, p in zip(labels, probabilities, strict=True)]}
@@ -195,11 +194,11 @@ def _predict(predictor: Predictor, request: Any, encoded: EncodedHistories, inte
     ]
 
 
-def _embed(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+def _embed(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
     return [{"vector": vector} for vector in predictor.embed(encoded, request.pool, interrupt).vectors.tolist()]
 
 
-def _generate(predictor: Predictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+def _generate(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
     options = request.model_dump(exclude={"users", "steps"})
     found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema

@@ -1,4 +1,4 @@
-"""The HTTP service: POST /v1/predict, /v1/embed, /v1/generate; GET /health, /metrics, /v1/model, /docs.
+"""The HTTP service: POST to what `endpoints.py` lists; GET /health, /metrics, /v1/model, /docs.
 
 Errors are JSON: {"error": {"type", "message"}}. 400 no JSON, 408 too slow a body, 413 too long, 415 not plain JSON,
 422 what the model cannot use, with the message of the command line, 503 too busy, 504 too slow. Shutdown answers what
@@ -20,20 +20,17 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response
 
 import behavegpt
-from behavegpt.predictor import Predictor
-from behavegpt.serving.answers import answer_all, columns_of, key
+from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
-from behavegpt.serving.errors import Late, add_errors
+from behavegpt.serving.endpoints import ENDPOINTS, Counted
+from behavegpt.serving.errors import Late, Refused, add_errors
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
-from behavegpt.serving.requests import EmbedRequest, GenerateRequest, PredictRequest, Request, ServeSettings
+from behavegpt.serving.requests import AnyRequest, GenerateRequest, Request, ServeSettings, UserRequest
+from behavegpt.serving.users import Users
+from behavegpt.zero_shot import UniversalPredictor
 
-ENDPOINTS: dict[str, type[Request]] = {
-    "/v1/predict": PredictRequest,
-    "/v1/embed": EmbedRequest,
-    "/v1/generate": GenerateRequest,
-}
 QUICK_EVENTS = 5000  # requests with more wait in the other lane
 
 
@@ -41,7 +38,7 @@ QUICK_EVENTS = 5000  # requests with more wait in the other lane
 class Job:
     """A request on its way; given up when nobody waits for it any more."""
 
-    request: Request
+    request: Request | UserRequest
     deadline: float  # of time.monotonic()
 
     def give_up(self) -> None:
@@ -52,8 +49,9 @@ class Job:
 class Service:
     """Two lanes, each with a thread that runs the model, so that long work never holds up short requests."""
 
-    def __init__(self, predictor: Predictor, settings: ServeSettings) -> None:
+    def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
         self.predictor, self.settings, self.numbers = predictor, settings, Numbers()
+        self.users = Users(predictor, settings) if isinstance(predictor, UniversalPredictor) else None
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
         self.quick, self.long = (
             Batcher(
@@ -72,7 +70,7 @@ class Service:
         self.quick.close()
         self.long.close()
 
-    async def answer(self, kind: type[Request], http: HttpRequest) -> Response:
+    async def answer(self, kind: type[AnyRequest], http: HttpRequest) -> Response:
         """Read, check, wait for the model, and write the answer."""
         with self.bodies.holder() as holder:
             body = await self.bodies.read(http, holder.hold)
@@ -80,7 +78,7 @@ class Service:
             gone = asyncio.ensure_future(_gone(http))
             try:
                 async with asyncio.timeout(self.settings.timeout_s):
-                    request = await self.bodies.parse(kind, body)
+                    request = self._named(await self.bodies.parse(kind, body), http)
                     answer = await self._ask(Job(request, deadline), gone)
                     large = len(body) > SMALL or isinstance(request, GenerateRequest)
                     text = await asyncio.to_thread(_as_json, answer) if large else _as_json(answer)
@@ -91,10 +89,13 @@ class Service:
     async def _ask(self, job: Job, gone: asyncio.Future[None]) -> Any:
         """The model's answer. Raises Busy, and Late when the client has gone."""
         request = job.request
-        together = key(request, self.predictor.tokenizer.event_schema)
-        long = isinstance(request, GenerateRequest) or request.events > QUICK_EVENTS
-        lane = self.long if long else self.quick
-        result = asyncio.wrap_future(lane.submit(together, len(request.users), job))
+        if isinstance(request, UserRequest):  # all in one lane and under one key: their order counts
+            submitted = self.quick.submit(UserRequest, 1, job)
+        else:
+            together = key(request, self.predictor.tokenizer.event_schema)
+            long = isinstance(request, GenerateRequest) or request.events > QUICK_EVENTS
+            submitted = (self.long if long else self.quick).submit(together, len(request.users), job)
+        result = asyncio.wrap_future(submitted)
         try:
             await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
@@ -111,12 +112,29 @@ class Service:
             if time.monotonic() > max(job.deadline for job in jobs):
                 raise Late
 
-        answers = answer_all(self.predictor, [job.request for job in jobs], interrupt)
-        self.numbers.batch(sum(len(job.request.users) for job in jobs), time.perf_counter() - began)
+        asked = [job.request for job in jobs if isinstance(job.request, Request)]
+        about = [job.request for job in jobs if isinstance(job.request, UserRequest)]  # of a batch all or none
+        answers: Sequence[Any] = []
+        if asked:
+            answers = answer_all(self.predictor, asked, interrupt)
+        elif self.users is not None:
+            answers = self.users.answer_all(about, interrupt)
+        users = sum(len(request.users) for request in asked) + len(about)
+        self.numbers.batch(users, time.perf_counter() - began)
         return answers
 
+    def _named(self, request: AnyRequest, http: HttpRequest) -> Request | UserRequest:
+        """The request, with the user of its path. Raises Refused where the model has no states."""
+        if isinstance(request, Request):
+            return request
+        assert isinstance(request, UserRequest)
+        if self.users is None:
+            text = "a trained model reads whole histories; states of users are the universal model's: serve universal."
+            raise Refused(404, "NotFound", text)
+        return request.of(http.path_params["id"])
 
-def make_app(predictor: Predictor, settings: ServeSettings) -> FastAPI:
+
+def make_app(predictor: AnyPredictor, settings: ServeSettings) -> FastAPI:
     """The service as an ASGI application."""
     service = Service(predictor, settings)
 
@@ -143,12 +161,17 @@ def make_app(predictor: Predictor, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _add_endpoint(app: FastAPI, service: Service, path: str, kind: type[Request]) -> None:
+def _add_endpoint(app: FastAPI, service: Service, path: str, kind: type[AnyRequest]) -> None:
     async def endpoint(request: HttpRequest) -> Response:
         return await service.answer(kind, request)
 
     app.add_api_route(
-        path, endpoint, methods=["POST"], summary=kind.__doc__, name=path, openapi_extra=request_schema(kind)
+        path.replace("{id}", "{id:path}"),  # names may hold slashes
+        endpoint,
+        methods=["POST"],
+        summary=kind.__doc__,
+        name=path,
+        openapi_extra=request_schema(path, kind),
     )
 
 
@@ -157,7 +180,8 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Any:
-        return {"status": "ok", "waiting": service.waiting}
+        held = {} if service.users is None else {"users": len(service.users), "state_bytes": service.users.nbytes}
+        return {"status": "ok", "waiting": service.waiting} | held
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -165,16 +189,21 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/model")
     async def model() -> Any:
-        config, schema = predictor.model.config, predictor.tokenizer.event_schema
         return {
             "vocabulary_hash": predictor.tokenizer.hash,
-            "columns": columns_of(schema),
-            "looks_back": config.max_length,
-            "behaviors": config.num_behaviors,
-            "width": config.hidden_size,
-            "device": str(predictor.model.device),
+            "columns": columns_of(predictor.tokenizer.event_schema),
+            "behaviors": predictor.tokenizer.behaviors.classes,
+            **_shape(predictor),
             "limits": service.settings.model_dump(),
         }
+
+
+def _shape(predictor: AnyPredictor) -> dict[str, Any]:
+    """How many events back the model looks (null: all), the width of a vector, and where it runs."""
+    if isinstance(predictor, UniversalPredictor):
+        return {"looks_back": None, "width": predictor.model.mixer.gate.in_features, "device": "cpu"}
+    config = predictor.model.config
+    return {"looks_back": config.max_length, "width": config.hidden_size, "device": str(predictor.model.device)}
 
 
 async def _gone(http: HttpRequest) -> None:
@@ -192,23 +221,3 @@ def _as_json(answer: Any) -> bytes:
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-class Counted:
-    """ASGI middleware: counts the answers of the endpoints, and the time they took."""
-
-    def __init__(self, app: Any, numbers: Numbers) -> None:
-        self.app, self.numbers = app, numbers
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] not in ENDPOINTS:
-            await self.app(scope, receive, send)
-            return
-        began = time.perf_counter()
-
-        async def counted(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                self.numbers.request(scope["path"], message["status"], time.perf_counter() - began)
-            await send(message)
-
-        await self.app(scope, receive, counted)

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.serving.errors import Refused
-from behavegpt.serving.requests import Request, ServeSettings, check_lengths
+from behavegpt.serving.requests import AnyRequest, ServeSettings, check_lengths
 
 SMALL = 1 << 14  # bytes: parsed at once, a thread would take longer
 LARGE = 1 << 18  # bytes: parsed one at a time, as the parser holds the interpreter's lock
@@ -24,7 +24,7 @@ HELD = 8  # bodies of the largest size that are held at once
 MOST_TOLD = 3  # mistakes of a request that an answer lists
 PAUSE = 4  # after a large body that was refused: so many times the time it took
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=AnyRequest)
 T = TypeVar("T")
 
 
@@ -125,7 +125,7 @@ def parse(kind: type[R], body: bytes, limits: ServeSettings, schema: EventSchema
     except ValueError as error:
         reason = str(error)[:200]
         raise Refused(
-            400, "ConfigError", f"the body is not JSON in UTF-8 ({reason}); send an object with `users`."
+            400, "ConfigError", f"the body is not JSON in UTF-8 ({reason}); send an object with {_named(kind)}."
         ) from None
     check_lengths(tree, limits)
     try:
@@ -134,6 +134,10 @@ def parse(kind: type[R], body: bytes, limits: ServeSettings, schema: EventSchema
         raise ConfigError(_told(error)) from None
     request.check(limits, schema)
     return request
+
+
+def _named(kind: type[AnyRequest]) -> str:
+    return next((f"`{name}`" for name in ("users", "events") if name in kind.model_fields), "options, or {}")
 
 
 def _told(error: ValidationError) -> str:
@@ -147,7 +151,9 @@ def _told(error: ValidationError) -> str:
 
 
 def _check_headers(request: HttpRequest) -> None:
-    """Refuse what is said not to be plain JSON."""
+    """Refuse what is said not to be plain JSON, and options that stand where nobody reads them."""
+    if request.url.query:
+        raise Refused(400, "ConfigError", "options behind ? are not read; write them into the body, beside `users`.")
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise Refused(415, "ConfigError", f"content-encoding {coding[:40]!r} is not read; send the body as it is.")

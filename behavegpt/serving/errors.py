@@ -14,7 +14,10 @@ from starlette.exceptions import HTTPException
 from behavegpt.errors import BehaveGPTError
 from behavegpt.serving.batcher import Busy
 
-PATHS = "POST /v1/predict, /v1/embed, /v1/generate; GET /v1/model, /health, /metrics, /docs"
+PATHS = (
+    "POST /v1/predict, /v1/embed, /v1/generate, /v1/users/ID/events, /v1/users/ID/predict; "
+    "GET /v1/model, /health, /metrics, /docs"
+)
 HINT = "GET /v1/model tells the columns and the limits."
 _OPTION = re.compile(r"(?<![\w-])--[a-z]")
 _SENTENCE = re.compile(r"(?<=[.;?])\s+")

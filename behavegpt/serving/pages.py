@@ -24,7 +24,11 @@ Errors are <code>{{"error": {{"type": "...", "message": "..."}}}}</code>.</p>
 {endpoints}
 <h2>Limits of this service</h2><table><tr><th>setting</th><th>value</th><th></th></tr>{limits}</table></html>
 """
-EXAMPLE = '{"users": [{"id": "7", "events": [{"COLUMN": "VALUE"}]}]}'
+EXAMPLES = {
+    "users": '{"users": [{"id": "7", "events": [{"COLUMN": "VALUE"}]}]}',
+    "events": '{"events": [{"COLUMN": "VALUE"}]}',
+    "top_k": '{"top_k": 5}',
+}
 
 
 def add_pages(app: FastAPI, settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> None:
@@ -47,10 +51,12 @@ def add_pages(app: FastAPI, settings: ServeSettings, endpoints: Mapping[str, typ
         return HTMLResponse(page)
 
 
-def request_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's description of a request whose body we parse ourselves."""
+def request_schema(path: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's description of a request whose path and body we read ourselves."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    user = {"name": "id", "in": "path", "required": True, "description": "user", "schema": {"type": "string"}}
+    return body | ({"parameters": [user]} if "{id}" in path else {})
 
 
 def _page(settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> str:
@@ -59,9 +65,10 @@ def _page(settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> 
         options = "".join(
             _row(name, json.dumps(field.get_default(), default=list), field.description or "")
             for name, field in kind.model_fields.items()
-            if name != "users"
+            if name not in ("users", "events")
         )
-        command = f"curl {path} -H 'content-type: application/json' -d '{EXAMPLE}'"
+        example = next(text for name, text in EXAMPLES.items() if name in kind.model_fields)
+        command = f"curl {path.format(id=7)} -H 'content-type: application/json' -d '{example}'"
         parts.append(
             f"<h2>POST {path}</h2><p>{html.escape(kind.__doc__ or '')}</p><pre>{html.escape(command)}</pre>"
             f"<table><tr><th>option</th><th>default</th><th></th></tr>{options}</table>"

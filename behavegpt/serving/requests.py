@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PrivateAttr, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.options import DrawOptions, EmbedOptions, PredictOptions, Real, Whole
 
+MOST_NAME = 1000  # characters of a label
 MOST_KEYS = 64  # of an object: more are no columns of a log
 HUGE = 10**40  # integers beyond are no labels; their text alone would take long
-Label = Annotated[StrictStr, Field(max_length=1000)]
+Label = Annotated[StrictStr, Field(max_length=MOST_NAME)]
 Integer = Annotated[StrictInt, Field(gt=-HUGE, lt=HUGE)]
 Value = Label | Integer | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictBool | None
 Count = Annotated[Whole, Field(ge=1)]
@@ -31,6 +32,9 @@ class ServeSettings(Settings):
     most_steps: Count = Field(1000, description="`steps` of a generation")
     most_samples: Count = Field(1000, description="`samples` of a generation")
     most_generated: Count = Field(20_000, description="events a request may have drawn: users x samples x steps")
+    state_bytes: Annotated[Whole, Field(ge=1 << 16)] = Field(
+        1 << 30, description="memory of the states of users; beyond, the least recently used are dropped"
+    )
     most_waiting: Count = Field(512, description="requests that wait for the model; more are refused with 503")
     most_connections: Count = Field(512, description="open connections; beyond, those that ask nothing are closed")
     body_timeout_s: Seconds = Field(10.0, description="a body that is not here by then gets 408")
@@ -53,7 +57,14 @@ class History(_Asked):
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
 
 
-class Request(_Asked):
+class AnyRequest(_Asked):
+    """The body of a request."""
+
+    def check(self, limits: ServeSettings, schema: EventSchema) -> None:
+        """Raise ConfigError beyond a limit, and what else the columns tell."""
+
+
+class Request(AnyRequest):
     """Users to answer for."""
 
     users: Annotated[list[History], FailFast()] = Field(min_length=1)
@@ -103,9 +114,45 @@ class GenerateRequest(Request, DrawOptions):
             )
 
 
+class UserRequest(AnyRequest):
+    """About the one user whose name is in the path."""
+
+    _user: str = PrivateAttr("")
+
+    @property
+    def user(self) -> str:
+        """The name in the path."""
+        return self._user
+
+    def of(self, user: str) -> Self:
+        """The request with the name from the path. Raises ConfigError."""
+        if not 0 < len(user) <= MOST_NAME:
+            raise ConfigError(f"a user's name of {len(user)} characters; it has 1 to {MOST_NAME}.")
+        named = self.model_copy()
+        named._user = user
+        return named
+
+
+class EventsRequest(UserRequest):
+    """Events of a user that come after those that the service knows."""
+
+    events: Annotated[list[dict[Label, Value]], FailFast()] = Field(
+        min_length=1, description="by the column names of the counted log; of one request in any order"
+    )
+    new: StrictBool = Field(False, description="begin anew: what is known of the user is forgotten")
+
+
+class StateRequest(UserRequest, PredictOptions):
+    """The most probable next behaviors of a user whose events the service knows."""
+
+    def check(self, limits: ServeSettings, schema: EventSchema) -> None:
+        _at_most(limits, "top_k", self.top_k)
+
+
 def check_lengths(tree: Any, limits: ServeSettings) -> None:
     """Raise ConfigError where lists or objects are too long, before anything looks at each of their items."""
     _check_keys(tree, "the request")
+    _check_events(tree, limits, "the request")
     users = tree.get("users") if isinstance(tree, dict) else None
     if not isinstance(users, list):
         return
@@ -113,13 +160,17 @@ def check_lengths(tree: Any, limits: ServeSettings) -> None:
         raise ConfigError(f"{len(users)} users in a request; send at most {limits.most_users} at a time.")
     for number, user in enumerate(users):
         _check_keys(user, f"users.{number}")
-        events = user.get("events") if isinstance(user, dict) else None
-        if not isinstance(events, list):
-            continue
-        if len(events) > limits.most_events:
-            raise ConfigError(f"users.{number}: {len(events)} events; send the last {limits.most_events} at most.")
-        for event in events:
-            _check_keys(event, f"users.{number}.events")
+        _check_events(user, limits, f"users.{number}")
+
+
+def _check_events(user: Any, limits: ServeSettings, where: str) -> None:
+    events = user.get("events") if isinstance(user, dict) else None
+    if not isinstance(events, list):
+        return
+    if len(events) > limits.most_events:
+        raise ConfigError(f"{where}: {len(events)} events; send the last {limits.most_events} at most.")
+    for event in events:
+        _check_keys(event, f"{where}.events")
 
 
 def _check_keys(found: Any, where: str) -> None:

@@ -85,8 +85,12 @@ class CountedLog:
 
     def states(self) -> Iterator[UserState]:
         """The states of all users of the log."""
-        names = list(self.kept) if self.histories is None else self.histories.users.to_pylist()
-        return (self.state(name) for name in names)
+        return (self.state(user) for user in self.users)
+
+    @property
+    def users(self) -> list[str]:
+        """Names of all users."""
+        return list(self.kept) if self.histories is None else list(self._places)
 
     def __contains__(self, user: str) -> bool:
         return user in self.kept or user in self._places

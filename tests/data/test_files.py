@@ -128,6 +128,13 @@ def test_other_encodings(encoding: str, kind: str, tmp_path: Path) -> None:
         assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["ebcdic", "base64", "rot13", "zip", "hex", ""])
+def test_names_of_no_encoding_are_refused(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(CSV)
+    with pytest.raises(DataError, match="not known; try utf-8"):
+        prepare(tmp_path / "a.csv", tmp_path / "out", SCHEMA, encoding=encoding)
+
+
 def test_a_line_that_is_not_utf8_is_told_with_its_number(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     lines = [f"ann,2024-03-01 10:00:00,e{i}" for i in range(100_000)]
@@ -235,8 +242,8 @@ def test_odd_headers_are_headers(text: str, tmp_path: Path) -> None:
     ("name", "data", "message"),
     [("a.xlsx", b"PK\x03\x04 sheet", "zip archive or an Excel"), ("a.csv", b"PK\x03\x04 sheet", "zip archive or an Excel"),
      ("a.feather", b"FEA1" + bytes(20), "Feather file of version 1"), ("a.db", b"SQLite format 3\0" + bytes(9), "SQLite"),
-     ("a.csv.gz", gzip.compress(gzip.compress(b"user,time")), "gzip inside gzip"),
-     ("a.csv.gz", gzip.compress(b"PAR1 and so on"), "parquet inside gzip"),
+     ("a.csv.gz", gzip.compress(gzip.compress(b"user,time", mtime=0), mtime=0), "gzip inside gzip"),
+     ("a.csv.gz", gzip.compress(b"PAR1 and so on", mtime=0), "parquet inside gzip"),
      ("a.orc", b"ORC" + bytes(9), "ORC"), ("a.avro", b"Obj\x01" + bytes(9), "Avro"),
      ("a.feather", b"hello", "cannot be read"), ("a.arrow", b"ARROW1\0\0" + bytes(9), "cannot be read")],
 )  # fmt: skip

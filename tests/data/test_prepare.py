@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from behavegpt.data.prepare import prepare, preview
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import UNKNOWN
-from behavegpt.errors import DataError
+from behavegpt.errors import ConfigError, DataError
 
 SCHEMA = EventSchema(
     user="user", time="time", event="event", location="place", behavior="kind", extra=("price",), tz="Europe/London"
@@ -65,6 +66,24 @@ def saved(frame: pd.DataFrame, path: Path) -> Path:
     }
     writers[path.suffix](path)
     return path
+
+
+BAD_NUMBERS: list[dict[str, Any]] = [
+    *({"min_events": value} for value in (-1, 2.5, "3", None, True, float("nan"))),
+    *({"min_count": value} for value in (-1, 0.5, "1", None)),
+    *({"max_vocabulary": value} for value in (0, -5, 1.5, "9", True)),
+    *({"max_reject_share": value} for value in (float("nan"), 2, -0.1, "0.5", None, float("inf"))),
+    *({"threads": value} for value in (0, -1, 1.5, "2")),
+]
+
+
+@pytest.mark.parametrize("options", BAD_NUMBERS, ids=str)
+def test_numbers_without_sense_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    name = next(iter(options))
+    for run in (lambda: prepare(log(), tmp_path / "out", SCHEMA, **options), lambda: preview(log(), SCHEMA, **options)):
+        with pytest.raises(ConfigError, match=f"prepare: {name} = "):
+            run()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

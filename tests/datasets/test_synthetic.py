@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from behavegpt.cli import main
 from behavegpt.datasets import synthetic
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, generate, small_log
 from behavegpt.datasets.synthetic_world import (
@@ -22,7 +23,7 @@ from behavegpt.datasets.synthetic_world import (
     World,
     make_world,
 )
-from behavegpt.errors import DataError
+from behavegpt.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +171,11 @@ def test_cross_entropy_is_the_floor(world: World, log: pa.Table) -> None:
 def test_mistakes_are_named(world: World, log: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="behaviors=5, events=3"):
         make_world(behaviors=5, events=3)
-    with pytest.raises(DataError, match="events=0"):
-        generate(tmp_path / "log.parquet", 0)
+    for options in ({"events": 0}, {"events": 2.5}, {"users": 0}, {"users": -1}, {"seed": -1}, {"seed": 0.5}):
+        name = next(iter(options))
+        with pytest.raises(ConfigError, match=f"synthetic log: {name} = "):
+            generate(tmp_path / "log.parquet", **({"events": 10} | options))
+    assert main(["synthesize", "--seed", "-1", "--out", str(tmp_path / "log.parquet")]) == 2
     with pytest.raises(DataError, match="users=20"):
         small_log(10, users=20)
     strange = log.slice(0, 5).set_column(4, "behavior", pa.array(["nap"] * 5))

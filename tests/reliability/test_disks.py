@@ -199,6 +199,27 @@ def test_a_librarys_own_error_is_known_by_the_systems_words(kind: type[Exception
     assert environment_fault(kind("index out of range")) is None
 
 
+MEMORY = [
+    MemoryError("Unable to allocate 28.0 GiB for an array"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 28 GB"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=lambda error: str(error)[:20])
+def test_too_little_memory_is_one_paragraph(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "log.csv").write_text("user,time,event\na,2024-01-01,x\n")
+    monkeypatch.setattr("behavegpt.data.prepare.find_logs", fails)
+    assert main(["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out"), "--user", "user"]) == 2
+    told = capsys.readouterr().err
+    assert "not enough memory; take a smaller model" in told and "Traceback" not in told
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_in_the_middle(
     code: int, place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from behavegpt.errors import DataError
+from behavegpt.cli import main
+from behavegpt.errors import ConfigError, DataError
 from behavegpt.scaling import plan
 from behavegpt.scaling.fit import Bootstrap, Fit, fit_rows, read_fit, write_fit
 from behavegpt.scaling.plots import draw_sweep
@@ -162,6 +163,42 @@ def test_intervals_are_expanded_percentiles(rows):
         drawn = getattr(found.laws, name)
         one = getattr(found, name)
         assert (one.low, one.high) == pytest.approx(tuple(np.quantile(drawn, [found.edge, 1 - found.edge])), rel=1e-6)
+
+
+NAN, INF = "nan", "inf"
+BAD_NUMBERS = [
+    *(("fit", ["--delta", value]) for value in (NAN, INF, "0", "-1")),
+    *(("fit", ["--draws", value]) for value in ("0", "-5")),
+    *(("fit", ["--confidence", value]) for value in (NAN, "0", "1", "2", "-1")),
+    *(("fit", ["--min-events", value]) for value in (NAN, INF, "-1")),
+    *(("fit", ["--floor", value]) for value in (NAN, INF, "0", "-1")),
+    *(("plan", [name, value]) for name in ("--compute", "--events", "--hours") for value in (NAN, "1e400", "0", "-1")),
+    *(("plan", ["--hours", "1", "--tflops", value]) for value in (NAN, "0", "-1")),
+    *(("plan", ["--hours", "1", "--tflops", "1", "--utilization", value]) for value in (NAN, "0", "2")),
+]
+
+
+@pytest.mark.parametrize("verb,options", BAD_NUMBERS, ids=str)
+def test_numbers_without_sense_are_refused(verb, options, fit, tmp_path, capsys):
+    write_fit(fit, tmp_path / "fit.json")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in planted_rows(0)))
+    source = ["rows.jsonl", "--out", str(tmp_path / "new.json")] if verb == "fit" else ["fit.json"]
+    assert main(["scale", verb, str(tmp_path / source[0]), *source[1:], *options]) == 2
+    told = capsys.readouterr().err
+    name = options[-2].removeprefix("--").replace("-", "_")
+    assert f"options: {name} = " in told and told.count("\n") == 1
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_numbers_without_sense_are_refused_in_python_too(fit):
+    for how in (Bootstrap(draws=0), Bootstrap(confidence=float("nan"))):
+        with pytest.raises(ConfigError, match="scaling law: "):
+            fit_rows(planted_rows(0), how=how)
+    for number in (float("nan"), 0, -1, float("inf")):
+        with pytest.raises(ConfigError, match="plan: "):
+            plan.plan_compute(fit, number)
+        with pytest.raises(ConfigError, match="plan: "):
+            plan.plan_events(fit, number)
 
 
 def test_too_few_rows_are_refused():

@@ -193,6 +193,12 @@ def test_other_paths_and_methods(client: Any, method: str, path: str, code: int)
     assert code != 405 or answer.headers["allow"]
 
 
+def test_options_behind_a_question_mark_are_refused_not_ignored(client: Any) -> None:
+    for verb in ("predict", "embed", "generate"):
+        answer = client.post(f"/v1/{verb}?top_k=1", json=GOOD)
+        assert answer.status_code == 400 and "write them into the body" in refusal(answer)
+
+
 def test_missing_columns_and_heads_are_told_in_terms_of_http(client: Any) -> None:
     for event in ({"T": EVENT["t"], "e": "x", "l": "y"}, {"t": EVENT["t"], "l": "y"}, {"t": EVENT["t"], "e": "x"}):
         assert "GET /v1/model" in refusal(client.post("/v1/predict", json={"users": [{"events": [event]}]}))

@@ -106,8 +106,64 @@ def test_the_commands_take_the_name(habits: pd.DataFrame, tmp_path: Path, capsys
     assert main(["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "data"), *columns]) == 0
     assert main(["evaluate", "universal", str(tmp_path / "data"), "--json"]) == 0
     assert json.loads((tmp_path / "data/eval/universal.json").read_text())["models"]["universal"]["rec_w"] > 0.8
-    assert main(["embed", "universal", str(tmp_path / "log.csv"), "--out", str(tmp_path / "v.parquet")]) == 2
+    assert main(["export", "universal", str(tmp_path / "log.csv"), str(tmp_path / "vectors")]) == 2
     assert "needs a trained model" in capsys.readouterr().err
+
+
+def test_the_commands_that_use_counts(habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """embed and generate on a log; what was counted once is a model, with the same answers without the log."""
+    log, counted = str(tmp_path / "log.csv"), str(tmp_path / "counted")
+    habits.rename(columns={"who": "uid"}).to_csv(log, index=False)
+    columns = ["--user", "uid", "--time", "when", "--event", "what"]
+    assert main(["predict", "universal", log, *columns, "--save", counted, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["predict", counted, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == first
+    habits.to_csv(log, index=False)  # another name of a column
+    assert main(["predict", counted, log, "--user", "who", "--json"]) == 0
+    assert [row["behavior"] for row in json.loads(capsys.readouterr().out)] == [row["behavior"] for row in first]
+    assert main(["embed", "universal", log, "--user", "who", *columns[2:], "--out", str(tmp_path / "v.parquet")]) == 0
+    assert pd.read_parquet(tmp_path / "v.parquet").vector.map(len).unique().tolist() == [32]
+    futures = ["--steps", "4", "--samples", "2", "--temperature", "0", "--json"]
+    capsys.readouterr()
+    assert main(["generate", "universal", log, "--user", "who", *columns[2:], *futures]) == 0
+    drawn = pd.DataFrame(json.loads(capsys.readouterr().out))
+    assert len(drawn) == 40 * 2 * 4
+    for person, own in drawn[drawn["sample"] == 0].groupby("who"):
+        pair = habits[habits.who == person].what.iloc[-2:].tolist()
+        assert own.what.tolist() == pair * 2, "each drawn event is known to the next draw"
+        assert own.when.is_monotonic_increasing
+
+
+MISTAKES = {
+    "no log": (["predict", "universal"], "name the files of a log"),
+    "no log to embed": (["embed", "universal", "--out", "v.parquet"], "name the files of a log"),
+    "a head": (["generate", "universal", "LOG", "--policy", "head"], "has no time head"),
+    "links": (["generate", "universal", "LOG", "--data", "."], "--data is for trained models"),
+    "nothing to serve": (["serve", "universal"], "name the files of a log"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_commands(
+    name: str, habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, message = MISTAKES[name]
+    habits.rename(columns={"who": "user", "when": "time", "what": "event"}).to_csv("LOG", index=False)
+    (tmp_path / "LOG").rename("LOG.csv")
+    assert main([word.replace("LOG", "LOG.csv") for word in words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_futures_do_not_depend_on_who_else_is_asked(universal: Path, habits: pd.DataFrame) -> None:
+    model = load_zero_shot(universal).fit_tables(habits, SCHEMA)
+    everyone = model.generate(steps=6, samples=2, seed=4, rows=7).to_table().to_pandas()
+    alone = model.generate(habits[habits.who == "p07"], steps=6, samples=2, seed=4).to_table().to_pandas()
+    pd.testing.assert_frame_equal(everyone[everyone.who == "p07"].reset_index(drop=True), alone)
+    until = model.generate(until="11 hours", steps=50)  # gaps are of five hours
+    assert until.to_table().num_rows == 80 and until.policies == {"behavior": "head", "time": "observed"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/universal").glob("*.yaml")), ids=lambda path: path.stem)

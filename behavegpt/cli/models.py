@@ -1,0 +1,65 @@
+"""The model that a command names, and the logs that it is asked about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from behavegpt.cli.command import Arguments, Parser, encoding_argument, named_logs
+
+if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
+    from behavegpt.zero_shot import UniversalPredictor
+
+_COLUMNS = ("user", "time", "event", "location", "behavior", "order")
+_READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
+
+
+def log_arguments(parser: Parser) -> None:
+    """Options for a log whose encoding, columns or times are not written as the training log's."""
+    encoding_argument(parser)
+    group = parser.add_argument_group("logs that differ from the training log")
+    for role in _COLUMNS:
+        group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
+    group.add_argument("--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'")
+    group.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "excel"), help="unit of times that are numbers")
+    group.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means")
+
+
+def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
+    """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a universal one."""
+    from behavegpt.errors import ConfigError
+    from behavegpt.predictor import load
+    from behavegpt.zero_shot import is_universal
+
+    if is_universal(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} predicts, embeds, generates, serves and is evaluated; {arguments.command.split()[-1]} "
+            "needs a trained model: behavegpt train configs/small.yaml data.path=DIR out=RUN"
+        )
+    changes = _changes(arguments)
+    predictor = load(arguments.model, device)
+    return predictor.reading(**changes) if changes else predictor
+
+
+def load_with_logs(arguments: Arguments, device: Any = None) -> tuple[Predictor | UniversalPredictor, Any]:
+    """The predictor and the logs to ask it about; None for those from which the universal model counted its tables.
+
+    Raises ConfigError where logs are missing.
+    """
+    from behavegpt.errors import ConfigError
+    from behavegpt.zero_shot import is_universal, load_zero_shot
+
+    if is_universal(arguments.model):
+        universal, changes = load_zero_shot(arguments.model), _changes(arguments)
+        if universal.counted:
+            asked = named_logs(arguments, arguments.logs) if arguments.logs else None
+            return universal.reading(**changes) if changes else universal, asked
+        if arguments.logs:
+            return universal.fit_tables(named_logs(arguments, arguments.logs), **changes), None
+    elif arguments.logs:
+        return load_trained(arguments, device), named_logs(arguments, arguments.logs)
+    raise ConfigError(f"{arguments.command.split()[-1]} {arguments.model}: name the files of a log behind the model.")
+
+
+def _changes(arguments: Arguments) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}

@@ -1,0 +1,54 @@
+"""What may be asked, path by path, and the counter of what was."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from behavegpt.serving.numbers import Numbers
+from behavegpt.serving.requests import (
+    AnyRequest,
+    EmbedRequest,
+    EventsRequest,
+    GenerateRequest,
+    PredictRequest,
+    StateRequest,
+)
+
+ENDPOINTS: dict[str, type[AnyRequest]] = {
+    "/v1/predict": PredictRequest,
+    "/v1/embed": EmbedRequest,
+    "/v1/generate": GenerateRequest,
+    "/v1/users/{id}/events": EventsRequest,
+    "/v1/users/{id}/predict": StateRequest,
+}
+USERS = ("/v1/users/", ("/events", "/predict"))  # how the paths of one user begin, and end
+
+
+def _endpoint(path: str) -> str | None:
+    """The endpoint of a path, without the name of a user."""
+    begin, ends = USERS
+    end = next((end for end in ends if path.startswith(begin) and path.endswith(end)), None)
+    path = path if end is None else f"{begin}{{id}}{end}"
+    return path if path in ENDPOINTS else None
+
+
+class Counted:
+    """ASGI middleware: counts the answers of the endpoints, and the time they took."""
+
+    def __init__(self, app: Any, numbers: Numbers) -> None:
+        self.app, self.numbers = app, numbers
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = _endpoint(scope["path"]) if scope["type"] == "http" else None
+        if path is None:
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.numbers.request(path, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        await self.app(scope, receive, counted)

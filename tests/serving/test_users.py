@@ -1,0 +1,193 @@
+"""Users whose states the service holds: as good as their whole histories, bounded, refused where they are unknown."""
+
+# ruff: noqa: E402 - what follows a skip
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+for _library in ("fastapi", "uvicorn", "httpx"):
+    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install -e '.[serve]' httpx")
+
+import httpx
+from fastapi.testclient import TestClient
+
+import behavegpt
+from behavegpt.predictor import Predictor
+from behavegpt.serving.app import make_app
+from behavegpt.serving.requests import ServeSettings
+from behavegpt.zero_shot import UniversalPredictor
+from tests.conftest import ROOT
+from tests.universal.test_state import SCHEMA, table
+
+EVENT = {"when": "2024-06-01 08:10:00", "what": "thing 3", "where": "home", "kind": "kind 2"}
+
+
+@pytest.fixture(scope="module")
+def model() -> UniversalPredictor:
+    fitted = behavegpt.load("universal").fit_tables(table(0), SCHEMA)
+    assert isinstance(fitted, UniversalPredictor)
+    return fitted
+
+
+def serving(model: Any, **limits: Any) -> TestClient:
+    return TestClient(make_app(model, ServeSettings(**{"wait_ms": 1, **limits})), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(model: UniversalPredictor) -> Iterator[TestClient]:
+    with serving(model, most_events=100, most_top_k=9) as client:
+        yield client
+
+
+def behaviors(answer: Any) -> list[tuple[str, float]]:
+    assert answer.status_code == 200, answer.text
+    return [(found["behavior"], found["probability"]) for found in answer.json()["users"][0]["behaviors"]]
+
+
+def rows_of(seed: int, user: str) -> list[dict[str, Any]]:
+    log = table(seed)
+    found: list[dict[str, Any]] = log[log.who == user].drop(columns="who").to_dict("records")
+    return found
+
+
+def test_states_answer_as_whole_histories(client: TestClient) -> None:
+    """A user of the log, and a new one whose events come one by one."""
+    asked = {"top_k": 6, "prior_correction": 0.2}
+    for user, history in (("p04", rows_of(0, "p04")), ("someone/new é", rows_of(1, "p01"))):
+        for event in history if user != "p04" else ():
+            answer = client.post(f"/v1/users/{user}/events", json={"events": [event]})
+        if user != "p04":
+            assert answer.json() == {
+                "users": [{"id": user, "events": len(history)}],
+                "unknown": {"event": 0, "location": 0, "behavior": 0},
+                "rejected": {},
+            }
+        found = client.post(f"/v1/users/{user}/predict", json=asked)
+        whole = client.post("/v1/predict", json={"users": [{"id": user, "events": history}]} | asked)
+        assert behaviors(found) == behaviors(whole)
+    assert client.get("/health").json()["users"] == 2
+    assert 'path="/v1/users/{id}/events",code="200"' in client.get("/metrics").text
+
+
+def test_many_clients_at_a_time(client: TestClient) -> None:
+    histories = {f"new{i:02}": rows_of(2, f"p{i:02}") for i in range(12)}
+
+    def send(user: str) -> list[tuple[str, float]]:
+        for at in range(0, 25, 5):
+            assert client.post(f"/v1/users/{user}/events", json={"events": histories[user][at : at + 5]}).is_success
+        return behaviors(client.post(f"/v1/users/{user}/predict", json={}))
+
+    with ThreadPoolExecutor(6) as pool:
+        found = dict(zip(histories, pool.map(send, histories), strict=True))
+    for user, answer in found.items():
+        again = client.post("/v1/predict", json={"users": [{"id": user, "events": histories[user]}]})
+        labels, probabilities = zip(*behaviors(again), strict=True)
+        assert [label for label, _ in answer] == list(labels)
+        assert np.allclose([p for _, p in answer], probabilities, atol=1e-6)
+
+
+REFUSED: dict[str, tuple[str, Any, int, str]] = {
+    "unknown": ("nobody/predict", {}, 404, "no state of user 'nobody'; send their events to POST /v1/users/ID/events"),
+    "older": ("p00/events", {"events": [EVENT | {"when": "2023-01-01 00:00:00"}]}, 422, "comes after one at"),
+    "unreadable": ("p00/events", {"events": [EVENT, EVENT | {"when": "soon"}]}, 422, "time"),
+    "another's": ("p00/events", {"events": [EVENT | {"who": "p01"}]}, 422, "events of 'p01' for the state"),
+    "no events": ("p00/events", {"events": []}, 422, "events: List should have at least 1 item"),
+    "no list": ("p00/events", {}, 422, "events: Field required"),
+    "too many": ("p00/events", {"events": [EVENT] * 101}, 422, "101 events; send the last 100 at most"),
+    "wide": ("p00/events", {"events": [{str(i): 1 for i in range(65)}]}, 422, "an object of 65 names"),
+    "another option": ("p00/events", {"events": [EVENT], "users": []}, 422, "users: Extra inputs"),
+    "top_k": ("p00/predict", {"top_k": 10}, 422, "top_k = 10: this service allows 9 at most"),
+    "top_k as text": ("p00/predict", {"top_k": "3"}, 422, "top_k"),
+    "a list": ("p00/predict", [], 422, "the body"),
+    "a long name": (f"{'x' * 1001}/predict", {}, 422, "a user's name of 1001 characters"),
+    "no such path": ("p00/forget", {}, 404, "/v1/users/ID/events"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_mistakes_are_refused_and_change_nothing(client: TestClient, name: str) -> None:
+    path, body, code, message = REFUSED[name]
+    before = behaviors(client.post("/v1/users/p00/predict", json={}))
+    answer = client.post(f"/v1/users/{path}", json=body)
+    assert answer.status_code == code, answer.text
+    assert set(answer.json()) == {"error"} and message in answer.json()["error"]["message"]
+    assert behaviors(client.post("/v1/users/p00/predict", json={})) == before
+
+
+def test_the_least_recently_used_states_are_dropped(model: UniversalPredictor) -> None:
+    with serving(model, state_bytes=1 << 16) as client:
+        for number in range(40):
+            assert client.post(f"/v1/users/n{number}/events", json={"events": [EVENT]}).is_success
+        health = client.get("/health").json()
+        assert 0 < health["users"] < 40 and health["state_bytes"] <= 1 << 16
+        behaviors(client.post("/v1/users/n39/predict", json={}))
+        for path, body in (("predict", {}), ("events", {"events": [EVENT]})):
+            answer = client.post(f"/v1/users/n0/{path}", json=body)
+            assert answer.status_code == 404 and "was dropped" in answer.json()["error"]["message"]
+            assert answer.json()["error"]["type"] == "UnknownUser"
+        answer = client.post("/v1/users/n0/events", json={"events": [EVENT], "new": True})
+        assert answer.json()["users"] == [{"id": "n0", "events": 1}]
+        behaviors(client.post("/v1/users/n0/predict", json={}))
+        behaviors(client.post("/v1/users/p03/predict", json={}))  # of the log: counted again whenever it was dropped
+        large = [
+            EVENT
+            | {
+                "what": f"thing {i % 20}",
+                "kind": f"kind {i % 7}",
+                "when": f"2024-06-{1 + i // 24:02} {i % 24:02}:00:00",
+            }
+            for i in range(600)
+        ]
+        answer = client.post("/v1/users/big/events", json={"events": large})
+        assert answer.status_code == 422 and "this service holds 65536 in all" in answer.json()["error"]["message"]
+
+
+def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
+    """`serve universal LOG --save FOLDER`, events of a new and of a known user, SIGTERM; the folder knows them."""
+    table(0).to_csv(tmp_path / "log.csv", index=False)
+    words = [str(tmp_path / "log.csv"), "--user=who", "--time=when", "--event=what", "--location=where"]
+    words += ["--behavior=kind", "--port=0", "--save", str(tmp_path / "counted"), "wait_ms=1"]
+    command = [sys.executable, "-m", "behavegpt", "serve", "universal", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as service:
+        assert service.stderr is not None
+        line = next(line for line in service.stderr if "answers for universal" in line)
+        url = line.split()[0]
+        for user in ("someone", "p03"):
+            assert httpx.post(f"{url}/v1/users/{user}/events", json={"events": [EVENT]}).is_success
+        told = behaviors(httpx.post(f"{url}/v1/users/someone/predict", json={}))
+        service.send_signal(signal.SIGTERM)
+        rest = service.stderr.read()
+    assert "tables and states, written" in rest
+    again = behavegpt.load(tmp_path / "counted")
+    assert isinstance(again, UniversalPredictor) and len(again.log.users) == 31
+    assert again.state("p03").events == 26 and again.state("p04").events == 25
+    found = again.predict(again.state("someone"))
+    assert list(zip(found.labels[0].tolist(), found.probabilities[0].tolist(), strict=True)) == told
+
+
+def test_a_trained_model_has_no_states(predictor: Predictor) -> None:
+    with serving(predictor) as client:
+        answer = client.post("/v1/users/7/events", json={"events": [{"t": "2024-01-01 00:00:00", "e": "a", "l": "b"}]})
+    assert answer.status_code == 404 and "universal" in answer.json()["error"]["message"]
+
+
+def test_the_other_endpoints_take_the_universal_model(client: TestClient, model: UniversalPredictor) -> None:
+    asked = {"users": [{"id": "p07", "events": rows_of(0, "p07")}]}
+    vector = client.post("/v1/embed", json=asked | {"pool": ["last"]}).json()["users"][0]["vector"]
+    assert np.allclose(vector, model.embed().vectors[7], atol=1e-6)
+    future = client.post("/v1/generate", json=asked | {"steps": 5, "seed": 3}).json()["users"][0]
+    expected = model.generate(steps=5, seed=3).to_table().filter(np.arange(150) // 5 == 7)
+    assert [event["kind"] for event in future["events"]] == expected["kind"].to_pylist()
+    told = client.get("/v1/model").json()
+    assert told["looks_back"] is None and told["behaviors"] == 7 and told["width"] == 32
+    assert "/v1/users/{id}/events" in client.get("/openapi.json").json()["paths"]
+    assert "POST /v1/users/{id}/predict" in client.get("/docs").text
