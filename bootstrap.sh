@@ -1,6 +1,6 @@
 #!/bin/sh
-# ./bootstrap.sh demo | test | install [behavegpt arguments]
-# Makes .venv with the pinned CPU packages of constraints/cpu.txt (once), then runs the demo or the tests.
+# ./bootstrap.sh demo | test | install | docs [behavegpt arguments]
+# Makes .venv with the pinned CPU packages of constraints/cpu.txt (once), then runs the demo or the tests, or builds the site.
 # Needs Python 3.11, 3.12 or 3.13; uses uv where it can be had and pip otherwise.
 set -eu
 cd "$(dirname "$0")"
@@ -54,14 +54,18 @@ demo)
     exec .venv/bin/behavegpt demo "$@"
     ;;
 test)
-    ensure test '.[test,check]'
+    ensure test '.[test,check,docs]'
     exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu" "$@"
     ;;
+docs)
+    ensure test '.[test,check,docs]'
+    exec make docs
+    ;;
 install)
-    ensure test '.[test,check]'
+    ensure test '.[test,check,docs]'
     ;;
 *)
-    say "usage: ./bootstrap.sh demo | test | install"
+    say "usage: ./bootstrap.sh demo | test | install | docs"
     exit 2
     ;;
 esac

@@ -7,7 +7,7 @@ from typing import Any
 
 from behavegpt.auto import register_lazily
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "BehaveGPTError": "behavegpt.errors",

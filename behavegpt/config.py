@@ -83,8 +83,9 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         tree = load_yaml(text, str(path))
     except FileNotFoundError:
-        known = closest(path.stem, shipped())
-        raise ConfigError(f"{path}: no such configuration file; check the path. {known}") from None
+        near = difflib.get_close_matches(path.stem, shipped(), n=1)
+        meant = f" Did you mean {near[0]!r}, which comes with the package?" if near else ""
+        raise ConfigError(f"{path}: no such configuration file; check the path.{meant}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
     if tree is None:
