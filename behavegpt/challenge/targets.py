@@ -64,7 +64,8 @@ class Targets:
 def task_named(name: str) -> Task:
     """A task by name; raises ConfigError with the known names."""
     if name in HIDDEN_NAMES:
-        raise ConfigError(f"{name!r} is the organizers' name of {HIDDEN_NAMES[name]!r}; name it so.")
+        meant = HIDDEN_NAMES[name]
+        raise ConfigError(f"{name!r} is no task of the challenge but the organizers' name of {meant!r}; name it so.")
     if name not in TASKS:
         raise ConfigError(f"{name!r} is no task of the challenge. {closest(name, list(TASKS))}")
     return TASKS[name]

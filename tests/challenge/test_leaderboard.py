@@ -151,5 +151,5 @@ def test_seeds_that_are_none_are_refused(seeds: Any, tmp_path: Path) -> None:
 def test_the_organizers_names_of_hidden_tasks(tmp_path: Path) -> None:
     result = read_result(write(tmp_path / "a.json", {"hidden1": 0.5, "hidden2": 0.6, "hidden3": 0.7}))
     assert list(result.scores) == ["conversion", "propensity_new_sku", "propensity_price"]
-    with pytest.raises(ConfigError, match="'hidden1' is the organizers' name of 'conversion'"):
+    with pytest.raises(ConfigError, match="no task of the challenge but the organizers' name of 'conversion'"):
         task_named("hidden1")

@@ -146,6 +146,7 @@ def _work(order: dict[str, Any], end: int) -> None:
             os.dup2(end, stream)
         os.chdir(order["cwd"])
         if "file_limit" in order:
+            sys.dont_write_bytecode = True  # Python does not notice that a .pyc was cut short, and fails ever after
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], hard))
         if "temporary" in order:
