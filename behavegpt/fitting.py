@@ -39,6 +39,7 @@ from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
 from behavegpt.tabular import Tabular
+from behavegpt.training.settings import TrainSettings
 
 FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "f1_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5", "head", "mid", "tail")
 COLUMNS = tuple(name for name in EventSchema.model_fields if name != "label_rules")
@@ -161,6 +162,8 @@ def _by_owner(settings: Mapping[str, object]) -> _Settings:
     preparation = {name: value for name, value in settings.items() if name in PREPARATION}
     rest = {name: value for name, value in settings.items() if name not in (*COLUMNS, *PREPARATION)}
     for name in rest:
+        if name in TrainSettings.model_fields:
+            raise ConfigError(f"fit has no setting {name!r}; it is one of train: give train={{{name!r}: ...}}.")
         if name.partition(".")[0] not in TRAINING:
             raise ConfigError(f"fit has no setting {name!r}. {closest(name, (*COLUMNS, *PREPARATION, *TRAINING))}")
     return _Settings(columns, preparation, list(_overrides("", rest)))
