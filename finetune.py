@@ -1,7 +1,9 @@
-"""Adapt a model: accelerate launch finetune.py --mode new_behavior CONFIG base=MODEL data.path=DIR out=RUN [--resume]
+"""Adapt a model: accelerate launch finetune.py --mode new_behavior CONFIG base=MODEL data.path=DIR
+out=RUN [--resume]
 
-The same as `behavegpt finetune`, for `accelerate launch` on several GPUs or nodes; every setting can be overridden by
-its dotted name. The modes are the table in behavegpt/adapt/transfer.py; the work is in behavegpt/finetune.py.
+The same as `behavegpt finetune`, for `accelerate launch` on several GPUs or nodes; every setting
+can be overridden by its dotted name. The modes are the table in behavegpt/adapt/transfer.py; the
+work is in behavegpt/finetune.py.
 """
 
 import sys

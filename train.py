@@ -1,7 +1,8 @@
-"""Pretrain a behavior model: accelerate launch train.py configs/small.yaml data.path=DIR out=RUN [--resume]
+"""Pretrain a behavior model: accelerate launch train.py configs/small.yaml data.path=DIR out=RUN
+[--resume]
 
-The same as `behavegpt train`, for `accelerate launch` on several GPUs or nodes; every setting can be overridden by its
-dotted name. What it runs, in behavegpt/pretrain.py:
+The same as `behavegpt train`, for `accelerate launch` on several GPUs or nodes; every setting can
+be overridden by its dotted name. What it runs, in behavegpt/pretrain.py:
 
     store = open_store(settings.data.path)
     model = build_model(settings, store)
@@ -10,7 +11,8 @@ dotted name. What it runs, in behavegpt/pretrain.py:
     trainer.fit()
     run.save(trainer.best_model(), ...)
 
-A step is in behavegpt/training/trainer.py, the forward in behavegpt/model/behavegpt.py, the loss in behavegpt/losses/.
+A step is in behavegpt/training/trainer.py, the forward in behavegpt/model/behavegpt.py, the loss in
+behavegpt/losses/.
 """
 
 import sys

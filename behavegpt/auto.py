@@ -1,6 +1,8 @@
-"""`import behavegpt` makes transformers' Auto classes know our models, without importing transformers itself.
+"""`import behavegpt` makes transformers' Auto classes know our models, without importing
+transformers itself.
 
-The Auto classes are registered with once their modules are there: at once if they are, else right after their import.
+The Auto classes are registered with once their modules are there: at once if they are, else right
+after their import.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ def _register_config() -> None:
 
 def _register_models() -> None:
     block = sys.modules.get(BLOCK)
-    if block is None or hasattr(block, "BehaveGPTBlock"):  # half imported, it is what imports the Auto classes now
-        importlib.import_module("behavegpt.model.behavegpt")  # it registers itself; it may import the Auto classes
+    # half imported, it is what imports the Auto classes now
+    if block is None or hasattr(block, "BehaveGPTBlock"):
+        # it registers itself; it may import the Auto classes
+        importlib.import_module("behavegpt.model.behavegpt")
 
 
 def _register_tokenizer() -> None:

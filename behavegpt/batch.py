@@ -1,4 +1,5 @@
-"""PackedBatch: several users' histories side by side in fixed rows, what the model and the loop exchange."""
+"""PackedBatch: several users' histories side by side in fixed rows, what the model and the loop
+exchange."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-IGNORED = -100  # target of a position that is not trained or scored (torch's cross-entropy convention)
+# target of a position that is not trained or scored (torch's cross-entropy convention)
+IGNORED = -100
 PADDING = -1  # document of a position that holds no event
 
 
@@ -17,19 +19,24 @@ class PackedBatch(NamedTuple):
     """
 
     inputs: dict[str, torch.Tensor]
-    """Field ids by the model's argument name (`input_ids` = event, `weekday_ids`, ...), each (B, R) int64."""
+    """Field ids by the model's argument name (`input_ids` = event, `weekday_ids`, ...), each (B, R)
+    int64."""
     document: torch.Tensor
-    """(B, R) int64: which history of the row, from 0; PADDING where there is none. Attention stays inside."""
+    """(B, R) int64: which history of the row, from 0; PADDING where there is none. Attention stays
+    inside."""
     position: torch.Tensor
     """(B, R) int64: index within the history, from 0."""
     target: torch.Tensor
     """(B, R) int64: class of the next behavior; IGNORED where none is asked."""
     row: torch.Tensor
-    """(B, R) int64: index of the target event in the prepared columns, the row's id in evaluation; -1 if none."""
+    """(B, R) int64: index of the target event in the prepared columns, the row's id in evaluation;
+    -1 if none."""
     next_fields: dict[str, torch.Tensor]
-    """Targets of the optional heads (`event`, `location`, `gap`), each (B, R) int64; empty without them."""
+    """Targets of the optional heads (`event`, `location`, `gap`), each (B, R) int64; empty without
+    them."""
     memory: dict[str, torch.Tensor] | None = None
-    """What the counts of the whole past say at the N positions with a target, row by row; see model/mixer.py."""
+    """What the counts of the whole past say at the N positions with a target, row by row; see
+    model/mixer.py."""
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""YAML of settings, with bounds on what a file may make of itself; every fault is one line that names the place.
+"""YAML of settings, with bounds on what a file may make of itself; every fault is one line that
+names the place.
 
-Plain values alone: numbers (`1e-3` too, which YAML 1.1 would read as text), text, true/false, null, lists, mappings.
-A date stays text. Aliases may repeat a part of a file, but not blow it up (each repetition counts).
+Plain values alone: numbers (`1e-3` too, which YAML 1.1 would read as text), text, true/false, null,
+lists, mappings. A date stays text. Aliases may repeat a part of a file, but not blow it up (each
+repetition counts).
 """
 
 from __future__ import annotations
@@ -37,9 +39,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), lis
 
 
 def load_yaml(text: str, source: str) -> Any:
-    """What a YAML text holds; None if it is empty. Raises ConfigError naming `source` and the fault."""
+    """What a YAML text holds; None if it is empty. Raises ConfigError naming `source` and the
+    fault."""
     if len(text) > MOST_BYTES:
-        raise ConfigError(f"{source}: {len(text):,} characters; settings may have at most {MOST_BYTES:,}.")
+        raise ConfigError(
+            f"{source}: {len(text):,} characters; settings may have at most {MOST_BYTES:,}."
+        )
     try:
         _check_depth(text, source)
         node = yaml.compose(text, Loader=_Loader)
@@ -48,8 +53,11 @@ def load_yaml(text: str, source: str) -> Any:
         _check_tree(node, source, [0])
         value = _Loader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
-        raise NotYaml(f"{source}{_place(error.problem_mark)}: not valid YAML ({_said(error)}).") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters; `!!int x`, `!!timestamp x`
+        raise NotYaml(
+            f"{source}{_place(error.problem_mark)}: not valid YAML ({_said(error)})."
+        ) from None
+    # characters; `!!int x`, `!!timestamp x`
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise NotYaml(f"{source}: not valid YAML ({' '.join(str(error).split())[:200]}).") from None
     _check_numbers(value, source)
     return value
@@ -64,22 +72,32 @@ def _check_depth(text: str, source: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MOST_DEPTH:
-            raise ConfigError(f"{source}{_place(event.start_mark)}: more than {MOST_DEPTH} levels in each other.")
+            raise ConfigError(
+                f"{source}{_place(event.start_mark)}: more than {MOST_DEPTH} levels in each other."
+            )
 
 
 def _check_tree(node: yaml.Node, source: str, counted: list[int], depth: int = 0) -> None:
-    """Refuse a key written twice, and a tree whose aliases, written out, are too many or stand within themselves."""
+    """Refuse a key written twice, and a tree whose aliases, written out, are too many or stand
+    within themselves."""
     counted[0] += 1
     if depth > MOST_DEPTH or counted[0] > MOST_NODES:
         raise ConfigError(
-            f"{source}{_place(node.start_mark)}: with its aliases (*name) written out the text has more than "
+            f"{source}{_place(node.start_mark)}: with its aliases (*name) written out the text "
+            "has more than "
             f"{MOST_NODES:,} values or {MOST_DEPTH} levels; write less."
         )
     if isinstance(node, yaml.MappingNode):
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        names = Counter(
+            key.value
+            for key, _ in node.value
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<"
+        )
         name, times = names.most_common(1)[0] if names else ("", 0)
         if times > 1:
-            raise ConfigError(f"{source}{_place(node.start_mark)}: the key {name!r} is written twice; keep one.")
+            raise ConfigError(
+                f"{source}{_place(node.start_mark)}: the key {name!r} is written twice; keep one."
+            )
         for key, value in node.value:
             _check_tree(key, source, counted, depth + 1)
             _check_tree(value, source, counted, depth + 1)
@@ -97,7 +115,9 @@ def _check_numbers(value: Any, source: str) -> None:
         for part in value:
             _check_numbers(part, source)
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise ConfigError(f"{source}: an integer of {value.bit_length()} bits; settings hold at most 64.")
+        raise ConfigError(
+            f"{source}: an integer of {value.bit_length()} bits; settings hold at most 64."
+        )
 
 
 def _place(mark: Any) -> str:

@@ -1,7 +1,8 @@
 """MANIFEST.json: size and SHA-256 of a folder's files, which tell a damaged folder from a good one.
 
 What was found sound once is not read again while its size, times and inode stay the same (a note in
-$BEHAVEGPT_CACHE/verified), so that opening a folder of many gigabytes stays fast; `behavegpt doctor DIR` reads all.
+$BEHAVEGPT_CACHE/verified), so that opening a folder of many gigabytes stays fast;
+`behavegpt doctor DIR` reads all.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ class Damage(NamedTuple):
 
 
 def seal(folder: Path, files: Collection[str] | None = None, **facts: Any) -> None:
-    """Write the manifest of files (default: all) of a folder, and wait until all of it is on the disk."""
+    """Write the manifest of files (default: all) of a folder, and wait until all of it is on the
+    disk."""
     if files is None:
         files = files_of(folder)
-    (folder / MANIFEST).write_text(_dumps(manifest_of(folder, files, facts)), encoding="utf-8", newline="\n")
+    (folder / MANIFEST).write_text(
+        _dumps(manifest_of(folder, files, facts)), encoding="utf-8", newline="\n"
+    )
     sync(*(folder / name for name in (*files, MANIFEST)), folder)
 
 
@@ -48,7 +52,8 @@ def is_sealed(folder: Path) -> bool:
 
 
 def verify(folder: Path, damage: Damage, files: Collection[str] | None = None) -> None:
-    """Raise `damage.error`, naming the file, unless files (default: all) are those that `seal` saw."""
+    """Raise `damage.error`, naming the file, unless files (default: all) are those that `seal`
+    saw."""
     sums = _read_manifest(folder, damage)
     known = _read_stamps(folder)
     sound: dict[str, Stamp] = {}
@@ -101,14 +106,20 @@ def sync(*paths: Path) -> None:
 
 
 def verify_exactly(folder: Path, damage: Damage, files: Collection[str], **facts: Any) -> None:
-    """As `verify`, reading every byte, of a folder that holds these files alone, with these facts and no links."""
-    for path, is_right in ((folder, stat.S_ISDIR), *((folder / name, stat.S_ISREG) for name in (*files, MANIFEST))):
+    """As `verify`, reading every byte, of a folder that holds these files alone, with these facts
+    and no links."""
+    for path, is_right in (
+        (folder, stat.S_ISDIR),
+        *((folder / name, stat.S_ISREG) for name in (*files, MANIFEST)),
+    ):
         try:
             mode = path.lstat().st_mode
         except OSError as error:
             raise damage.error(f"{path}: missing ({error.strerror}); {damage.remedy}.") from None
         if not is_right(mode):  # a link could lead anywhere, a pipe would never end
-            raise damage.error(f"{path}: a link or special file, which no checkpoint holds; {damage.remedy}.")
+            raise damage.error(
+                f"{path}: a link or special file, which no checkpoint holds; {damage.remedy}."
+            )
     try:
         found = manifest_of(folder, files, facts)
         with open(folder / MANIFEST, "rb") as stream:
@@ -116,7 +127,9 @@ def verify_exactly(folder: Path, damage: Damage, files: Collection[str], **facts
     except OSError as error:
         raise damage.error(f"{folder}: cannot be read ({error}); {damage.remedy}.") from None
     if text != _dumps(found).encode():
-        wrong = [name for name in files if found["files"][name]["sha256"].encode() not in text] or [MANIFEST]
+        wrong = [name for name in files if found["files"][name]["sha256"].encode() not in text] or [
+            MANIFEST
+        ]
         raise _changed(folder / wrong[0], damage)
 
 
@@ -129,7 +142,9 @@ def _read_manifest(folder: Path, damage: Damage) -> dict[str, Any]:
         manifest = json.loads(text)
         files: dict[str, Any] = manifest["files"]
         sound = _dumps(manifest).encode() == text and manifest["format"] == FORMAT
-        sound = sound and all(set(entry) == {"sha256", "size"} and is_inside(name) for name, entry in files.items())
+        sound = sound and all(
+            set(entry) == {"sha256", "size"} and is_inside(name) for name, entry in files.items()
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise damage.error(f"{path}: cannot be read ({error}); {damage.remedy}.") from None
     if not sound:
@@ -169,12 +184,23 @@ def _stamp(path: Path, entry: dict[str, Any], damage: Damage) -> Stamp:
         raise damage.error(f"{path}: no regular file; {damage.remedy}.")
     if found.st_size != entry["size"]:
         raise _changed(path, damage)
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, entry["sha256"]]
+    return [
+        found.st_dev,
+        found.st_ino,
+        found.st_size,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        entry["sha256"],
+    ]
 
 
 def _notes(folder: Path) -> Path:
     cache = Path(os.environ.get("BEHAVEGPT_CACHE", Path.home() / ".cache" / "behavegpt"))
-    return cache / "verified" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
+    return (
+        cache
+        / "verified"
+        / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
+    )
 
 
 def _read_stamps(folder: Path) -> dict[str, Stamp]:

@@ -4,7 +4,8 @@
     train: {lr: 1e-3}         # merged over it, key by key
     data: {mine: null}        # null takes back a group of settings that the base gave
 
-Each component owns its settings class (a subclass of `Settings`); `read_settings` puts them together.
+Each component owns its settings class (a subclass of `Settings`); `read_settings` puts them
+together.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ MOST_LINES = 20  # mistakes of one message
 class Settings(BaseModel):
     """A frozen, validated group of settings; unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
-    """Read `path` (with its `base:` files), apply `a.b=value` overrides in order, and validate as `cls`.
+    """Read `path` (with its `base:` files), apply `a.b=value` overrides in order, and validate as
+    `cls`.
 
     Raises ConfigError naming the file, the setting, the value and the nearest known name.
     """
@@ -46,7 +50,8 @@ def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
 
 
 def find_config(name: str | Path) -> Path:
-    """A file as it is; otherwise a shipped one by its name: `small`, `adapt/new_behavior`, `configs/small.yaml`.
+    """A file as it is; otherwise a shipped one by its name: `small`, `adapt/new_behavior`,
+    `configs/small.yaml`.
 
     >>> find_config("small").name, find_config("configs/adapt/new_behavior.yaml").parent.name
     ('small.yaml', 'adapt')
@@ -60,7 +65,8 @@ def find_config(name: str | Path) -> Path:
 
 
 def check_settings(cls: type[S], values: Mapping[str, Any], source: str) -> S:
-    """Validate `values` as `cls`; `source` is named in the ConfigError, beside setting, value and nearest name."""
+    """Validate `values` as `cls`; `source` is named in the ConfigError, beside setting, value and
+    nearest name."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -69,7 +75,9 @@ def check_settings(cls: type[S], values: Mapping[str, Any], source: str) -> S:
 
 def shipped() -> list[str]:
     """Names of the configurations that come with the package, for `find_config`."""
-    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
+    return sorted(
+        path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")
+    )
 
 
 def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -91,7 +99,9 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: the top level must be a mapping of settings, found {type(tree).__name__}.")
+        raise ConfigError(
+            f"{path}: the top level must be a mapping of settings, found {type(tree).__name__}."
+        )
     merged: dict[str, Any] = {}
     for base in _bases(path, tree.pop("base", [])):
         merged = _merge(merged, read_yaml(path.parent / local_path(base), (*_seen, path.resolve())))
@@ -100,8 +110,12 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _bases(path: Path, written: Any) -> list[str]:
     bases = [written] if isinstance(written, str) else written
-    if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() and base for base in bases):
-        raise ConfigError(f"{path}: base = {_short(written)}: give a file's name, or a list of names.")
+    if not isinstance(bases, list) or not all(
+        isinstance(base, str) and base.isprintable() and base for base in bases
+    ):
+        raise ConfigError(
+            f"{path}: base = {_short(written)}: give a file's name, or a list of names."
+        )
     return bases
 
 
@@ -123,7 +137,9 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
         if section and value is None:
             del merged[key]
         else:
-            merged[key] = _merge(merged[key], value) if section and isinstance(value, dict) else value
+            merged[key] = (
+                _merge(merged[key], value) if section and isinstance(value, dict) else value
+            )
     return merged
 
 
@@ -132,7 +148,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or not all(keys) or len(keys) > MOST_DEPTH:
-        raise ConfigError(f"{override!r} is not an override; write name=value, for example train.lr=1e-3.")
+        raise ConfigError(
+            f"{override!r} is not an override; write name=value, for example train.lr=1e-3."
+        )
     if not text.strip():  # as an unset variable of a shell gives
         raise ConfigError(f"{override!r} has no value; write {name}=null for none.")
     for key in keys[:-1]:
@@ -156,11 +174,16 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":
             known = _fields_at(cls, item["loc"][:-1])
-            lines.append(f"{source}: unknown setting {where!r}. {closest(str(item['loc'][-1]), known)}")
+            lines.append(
+                f"{source}: unknown setting {where!r}. {closest(str(item['loc'][-1]), known)}"
+            )
         elif item["type"] == "missing":
             lines.append(f"{source}: {where!r} is required; add it or pass {where}=VALUE.")
         else:
-            lines.append(f"{source}: {where} = {_short(item['input'])}: {item['msg'].removeprefix('Value error, ')}.")
+            lines.append(
+                f"{source}: {where} = {_short(item['input'])}: "
+                f"{item['msg'].removeprefix('Value error, ')}."
+            )
     more = len(lines) - MOST_LINES
     return "\n".join(lines[:MOST_LINES] + ([f"{source}: and {more} more."] if more > 0 else []))
 

@@ -1,4 +1,5 @@
-"""What the commands print: stages, tables and progress; plain lines when the output is not a terminal."""
+"""What the commands print: stages, tables and progress; plain lines when the output is not a
+terminal."""
 
 from __future__ import annotations
 
@@ -34,10 +35,17 @@ def stage(number: int, of: int, name: str, text: str = "") -> None:
     console().print(f"[bold]\\[{number}/{of}] {escape(name):<12}[/bold] {escape(text)}")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", file: TextIO | None = None) -> None:
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str = "",
+    file: TextIO | None = None,
+) -> None:
     """A table on `file` (default: standard error); every column but the first to the right."""
     file = file or sys.stderr
-    out = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    out = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for index, column in enumerate(columns):
         out.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -50,12 +58,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Update]:
-    """A bar on a terminal and in a notebook, otherwise a plain line every ten seconds; yields update(done, note)."""
+    """A bar on a terminal and in a notebook, otherwise a plain line every ten seconds; yields
+    update(done, note)."""
     if not sys.stderr.isatty() and not _draws_widgets():
         yield _plain(label, total)
         return
-    columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console(), transient=True) as bar:
+    columns = (
+        TextColumn("      {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, TextColumn("{task.fields[note]}"), console=console(), transient=True
+    ) as bar:
         task = bar.add_task(label, total=total, note="")
 
         def update(done: int, note: str) -> None:

@@ -21,12 +21,14 @@ def check_devices(devices: Sequence[str]) -> None:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             raise ConfigError(
-                f"device {name!r} cannot be used ({first_line(error)}); take one of {', '.join(default_devices())}."
+                f"device {name!r} cannot be used ({first_line(error)}); take one of "
+                f"{', '.join(default_devices())}."
             ) from None
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device of a name; the first GPU, or the CPU, for None and `auto`. Raises ConfigError for one not there."""
+    """The device of a name; the first GPU, or the CPU, for None and `auto`. Raises ConfigError for
+    one not there."""
     device = default_devices()[0] if name in (None, "", "auto") else name
     check_devices([str(device)])
     return torch.device(device)

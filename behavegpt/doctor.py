@@ -1,4 +1,5 @@
-"""Facts about this machine and about a model folder, for people who ask why something does not work."""
+"""Facts about this machine and about a model folder, for people who ask why something does not
+work."""
 
 from __future__ import annotations
 
@@ -26,12 +27,23 @@ from behavegpt.predictor import load, model_folder
 from behavegpt.training.checkpoint import TRAINER, load_checkpoint
 from behavegpt.user_embeddings import ENTRY, UserEmbeddings
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "duckdb", "peft", "wandb", "flash-attn")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "duckdb",
+    "peft",
+    "wandb",
+    "flash-attn",
+)
 SELF_TEST_STEPS = 10
 
 
 def examine(folder: Path) -> dict[str, Any]:
-    """Versions, device, kernels, disk and a short training; `ok` is False when something is broken."""
+    """Versions, device, kernels, disk and a short training; `ok` is False when something is
+    broken."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
     for name in LIBRARIES:
@@ -39,7 +51,9 @@ def examine(folder: Path) -> dict[str, Any]:
             facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             facts[name] = "not installed (optional)"
-    facts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    facts["device"] = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    )
     facts["attention in bf16"] = choose_backend(device, half=True, window=1024)
     facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
     facts["writable"] = _writable(folder)
@@ -49,20 +63,29 @@ def examine(folder: Path) -> dict[str, Any]:
 
 
 def check_folders(root: Path) -> dict[str, Any]:
-    """Read every byte of the prepared folders, models, checkpoints and entries in `root`; folder -> what is wrong.
+    """Read every byte of the prepared folders, models, checkpoints and entries in `root`; folder ->
+    what is wrong.
 
     `ok` is False when something is. Raises DataError when there is nothing to check.
     """
-    folders = sorted({path.parent for name in (MANIFEST, "dataset.json", ENTRY) for path in root.rglob(name)})
+    folders = sorted(
+        {path.parent for name in (MANIFEST, "dataset.json", ENTRY) for path in root.rglob(name)}
+    )
     if not folders:
-        raise DataError(f"{root}: no prepared folder, model, checkpoint or entry; name one, or a folder of some.")
+        raise DataError(
+            f"{root}: no prepared folder, model, checkpoint or entry; name one, or a folder of "
+            "some."
+        )
     faults = {folder: _faults(folder) for folder in folders}
-    facts: dict[str, Any] = {str(folder): "; ".join(lines) or "sound" for folder, lines in faults.items()}
+    facts: dict[str, Any] = {
+        str(folder): "; ".join(lines) or "sound" for folder, lines in faults.items()
+    }
     return facts | {"ok": not any(faults.values())}
 
 
 def _faults(folder: Path) -> list[str]:
-    """What is wrong with a folder, a line each; folders of earlier versions are checked by what they have."""
+    """What is wrong with a folder, a line each; folders of earlier versions are checked by what
+    they have."""
     try:
         if (folder / TRAINER).exists():
             load_checkpoint(folder)
@@ -73,9 +96,13 @@ def _faults(folder: Path) -> list[str]:
             UserEmbeddings.load(folder)
             return []
         manifest = open_store(folder).manifest
-        digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, list(manifest.columns))
+        digest = hash_folder(
+            folder, manifest.event_schema, manifest.vocabulary, list(manifest.columns)
+        )
         if digest != manifest.content_hash:
-            return [f"{folder}: the events are not those of its content hash; prepare the data again."]
+            return [
+                f"{folder}: the events are not those of its content hash; prepare the data again."
+            ]
     except (BehaveGPTError, OSError, ValueError) as error:
         return [str(error)]
     return []
@@ -85,7 +112,9 @@ def self_test(device: torch.device) -> str:
     """Train a tiny model for ten steps on one batch: the loss must fall."""
     began = time.perf_counter()
     torch.manual_seed(0)
-    config = BehaveGPTConfig(embedding_size=8, num_hidden_layers=2, num_attention_heads=2, num_behaviors=5, dropout=0.0)
+    config = BehaveGPTConfig(
+        embedding_size=8, num_hidden_layers=2, num_attention_heads=2, num_behaviors=5, dropout=0.0
+    )
     model = BehaveGPTForBehaviorPrediction(config)
     torch.nn.Module.to(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -102,7 +131,9 @@ def self_test(device: torch.device) -> str:
         losses.append(loss.item())
     fell = losses[-1] < losses[0]
     word = "ok" if fell else "FAILED"
-    return f"{word}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {time.perf_counter() - began:.1f} s"
+    return (
+        f"{word}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {time.perf_counter() - began:.1f} s"
+    )
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
@@ -117,7 +148,9 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "layers x width": f"{config.num_hidden_layers} x {config.hidden_size}",
         "heads": config.num_attention_heads,
         "looks back": f"{config.max_length} events",
-        "fields": ", ".join(f"{name} ({config.field_sizes[name]} ids)" for name in config.field_order),
+        "fields": ", ".join(
+            f"{name} ({config.field_sizes[name]} ids)" for name in config.field_order
+        ),
         "behaviors": config.num_behaviors,
         "memory": config.memory,
         "history head": config.history_head,
@@ -125,7 +158,9 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "time zone": tokenizer.event_schema.tz,
         "slot": f"{tokenizer.event_schema.slot_minutes} minutes",
         "columns": json.dumps(
-            tokenizer.event_schema.model_dump(include={"user", "time", "event", "location", "behavior"})
+            tokenizer.event_schema.model_dump(
+                include={"user", "time", "event", "location", "behavior"}
+            )
         ),
         "vocabulary hash": tokenizer.hash[:16],
     }

@@ -1,4 +1,5 @@
-"""Errors a user can mend. The command line prints them as one paragraph and exits with 2; all else is our bug."""
+"""Errors a user can mend. The command line prints them as one paragraph and exits with 2; all else
+is our bug."""
 
 from __future__ import annotations
 
@@ -25,11 +26,14 @@ class CheckpointError(BehaveGPTError):
 
 
 def install_command(extra: str) -> str:
-    """How to install an extra: from the checkout, or what it consists of, as the package is not on PyPI."""
+    """How to install an extra: from the checkout, or what it consists of, as the package is not on
+    PyPI."""
     if (Path(__file__).parents[1] / "setup.cfg").is_file():
         return f"pip install -e '.[{extra}]' (in your checkout of BehaveGPT)"
     needed = (line.partition(";") for line in requires("behavegpt") or ())
-    return "pip install " + " ".join(f"'{name.strip()}'" for name, _, when in needed if extra in when)
+    return "pip install " + " ".join(
+        f"'{name.strip()}'" for name, _, when in needed if extra in when
+    )
 
 
 class MissingExtraError(BehaveGPTError):
@@ -40,7 +44,8 @@ class MissingExtraError(BehaveGPTError):
 
 
 def violation(error: Exception) -> str:
-    """What a model configuration objects to: the last line, as huggingface_hub wraps errors in types of its own.
+    """What a model configuration objects to: the last line, as huggingface_hub wraps errors in
+    types of its own.
 
     >>> violation(ValueError("Class validation error:\\n    ValueError: dropout must be in [0, 1), not 2."))
     'dropout must be in [0, 1), not 2.'
@@ -51,11 +56,20 @@ def violation(error: Exception) -> str:
 _DISK = {
     errno.ENOSPC: "the disk is full; make room there, or write to another one",
     errno.EDQUOT: "your share of the disk is used up; make room there, or write to another one",
-    errno.EFBIG: "the file grew beyond what is allowed (`ulimit -f` shows the limit); raise it, or write elsewhere",
+    errno.EFBIG: (
+        "the file grew beyond what is allowed (`ulimit -f` shows the limit); raise it, or write "
+        "elsewhere"
+    ),
     errno.EROFS: "the disk is read-only; write to another one",
     errno.EIO: "the disk failed; check it, or write to another one",
 }
-_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "failed to allocate", "Failed to allocate")  # of libraries
+# of libraries
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "failed to allocate",
+    "Failed to allocate",
+)
 _PLACE = {
     errno.EACCES: "no permission; change it, or name another place",
     errno.EPERM: "not permitted; name another place",
@@ -76,7 +90,8 @@ def first_line(error: BaseException) -> str:
 
 
 def is_interruption(error: BaseException | None) -> bool:
-    """Whether a signal stopped the work: DuckDB makes an error of its own of it, which others may wrap.
+    """Whether a signal stopped the work: DuckDB makes an error of its own of it, which others may
+    wrap.
 
     >>> is_interruption(RuntimeError("Query interrupted")), is_interruption(RuntimeError("no"))
     (True, False)
@@ -84,16 +99,19 @@ def is_interruption(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "query interrupted" in str(error).lower():
             return True
-        if type(error).__name__ == "InterruptException":  # of DuckDB, which this module need not import
+        # of DuckDB, which this module need not import
+        if type(error).__name__ == "InterruptException":
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def environment_fault(error: BaseException) -> str | None:
-    """What to tell people of an error that the machine is to blame for, not the program; None for any other.
+    """What to tell people of an error that the machine is to blame for, not the program; None for
+    any other.
 
-    Libraries hide the system's errors in types of their own (safetensors, DuckDB, torch): known by the system's words.
+    Libraries hide the system's errors in types of their own (safetensors, DuckDB, torch): known by
+    the system's words.
 
     >>> environment_fault(OSError(errno.ENOSPC, "No space left on device", "runs/a"))
     'runs/a: the disk is full; make room there, or write to another one.'
@@ -103,15 +121,23 @@ def environment_fault(error: BaseException) -> str | None:
         reason = (_DISK | _PLACE).get(code or 0)
         if code is None or reason is None:
             return f"{first_line(error)}; check files and disk."
-        return f"{error.filename}: {reason}." if error.filename is not None else f"{first_line(error)}: {reason}."
+        return (
+            f"{error.filename}: {reason}."
+            if error.filename is not None
+            else f"{first_line(error)}: {reason}."
+        )
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-        return f"{first_line(error)}: not enough memory; take a smaller model, smaller batches or fewer events."
+        return (
+            f"{first_line(error)}: not enough memory; take a smaller model, smaller batches or "
+            "fewer events."
+        )
     code = disk_fault(error)
     return None if code is None else f"{first_line(error)}: {_DISK[code]}."
 
 
 def disk_fault(error: BaseException) -> int | None:
-    """The system's error number when a disk cannot take more, also in the words of a library's own error."""
+    """The system's error number when a disk cannot take more, also in the words of a library's own
+    error."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _DISK else None
     return next((code for code in _DISK if os.strerror(code) in str(error)), None)

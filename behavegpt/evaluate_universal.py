@@ -1,4 +1,5 @@
-"""The universal model on a prepared folder that it was not trained on, beside the count baselines."""
+"""The universal model on a prepared folder that it was not trained on, beside the count
+baselines."""
 
 from __future__ import annotations
 
@@ -20,15 +21,24 @@ from behavegpt.zero_shot import UNIVERSAL
 
 
 def evaluate_universal(
-    model: UniversalModel, store: EventStore, out: Path, *, split: str = "test", baselines: bool = True
+    model: UniversalModel,
+    store: EventStore,
+    out: Path,
+    *,
+    split: str = "test",
+    baselines: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate on a split of a prepared folder, whose training split gives tables and labels, and write metrics.json.
+    """Evaluate on a split of a prepared folder, whose training split gives tables and labels, and
+    write metrics.json.
 
     Rows, metrics and protocol are those of `compare`. Raises DataError when the split is empty.
     """
     rows = target_rows(store, SPLITS[split])
     if not len(rows):
-        raise DataError(f"{store.path}: the {split} split holds no event to predict; prepare with another --split.")
+        raise DataError(
+            f"{store.path}: the {split} split holds no event to predict; prepare with another "
+            "--split."
+        )
     reader = store_reader(store)
     metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:

@@ -47,15 +47,19 @@ def compare(
 ) -> dict[str, Any]:
     """Evaluate on a split and write the result files (rank 0); returns what metrics.json holds.
 
-    Raises CheckpointError when the model does not know the data's labels, DataError when the split is empty.
+    Raises CheckpointError when the model does not know the data's labels, DataError when the split
+    is empty.
     """
     check_settings(PredictOptions, {"prior_correction": prior_correction}, "evaluate")
     store = fit_store(store, predictor.tokenizer)
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
     if rows == 0:
-        why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
+        why = (
+            f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
+        )
         raise DataError(
-            f"{store.path}: the {split} split holds no event to predict{why}; prepare with another --split."
+            f"{store.path}: the {split} split holds no event to predict{why}; prepare with "
+            "another --split."
         )
     scored: dict[str, PredictionMetrics] = {}
     extra: dict[str, float] = {}
@@ -85,7 +89,8 @@ def compare(
 def summary(
     scored: dict[str, PredictionMetrics], store: EventStore, split: str, protocol: dict[str, Any]
 ) -> dict[str, Any]:
-    """What metrics.json holds of models scored on the same rows; the remarks are on those of the first one."""
+    """What metrics.json holds of models scored on the same rows; the remarks are on those of the
+    first one."""
     first = next(iter(scored.values()))
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
     return {
@@ -111,32 +116,43 @@ def _write_results(
         top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
         names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
         write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
-    write_json(out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])})
+    write_json(
+        out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])}
+    )
 
 
 def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
-    """A model's figures, and under `with_unseen` the same with the unseen labels as misses of one more class."""
+    """A model's figures, and under `with_unseen` the same with the unseen labels as misses of one
+    more class."""
     counts = np.asarray(store.behaviors.counts)
-    return metrics.compute(counts) | {"with_unseen": metrics.with_unseen(unseen).compute(np.append(counts, 0))}
+    return metrics.compute(counts) | {
+        "with_unseen": metrics.with_unseen(unseen).compute(np.append(counts, 0))
+    }
 
 
 def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
-    """What a reader of the figures must know of their targets: labels left out, and what needs no model."""
+    """What a reader of the figures must know of their targets: labels left out, and what needs no
+    model."""
     support = metrics.support.numpy()
     rows, most = int(support.sum()), int(support.argmax())
     label, share = _labels(store)[most], support[most] / support.sum()
     found = []
     if unseen:
         found.append(
-            f"{unseen:,} of {rows + unseen:,} targets ({unseen / (rows + unseen):.1%}) have a behavior that training "
+            f"{unseen:,} of {rows + unseen:,} targets ({unseen / (rows + unseen):.1%}) have a "
+            "behavior that training "
             "never saw, or none; they are left out, and are misses in the figures 'with unseen'."
         )
     if share == 1:
         found.append(
-            f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure tells models apart."
+            f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure "
+            "tells models apart."
         )
     elif share >= CONSTANT:
-        found.append(f"{share:.1%} of the targets are {label!r}: a constant predictor has that weighted recall.")
+        found.append(
+            f"{share:.1%} of the targets are {label!r}: a constant predictor has that weighted "
+            "recall."
+        )
     sure = [k for k in metrics.ks if 1 < store.behaviors.classes <= k]
     if sure:
         names = " and ".join(f"HR@{k}" for k in sure)
@@ -153,7 +169,10 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
     unseen = result["unseen"]["targets"]
 
     def line(title: str, figures: dict[str, Any]) -> list[str]:
-        return [title, *("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names)]
+        return [
+            title,
+            *("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names),
+        ]
 
     rows = []
     for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
@@ -161,7 +180,11 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
         if unseen:
             rows.append(line("  with unseen", figures["with_unseen"]))
     title = f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors"
-    return ("model", *names), rows, title + (f"; with unseen: {unseen:,} more targets, all misses" if unseen else "")
+    return (
+        ("model", *names),
+        rows,
+        title + (f"; with unseen: {unseen:,} more targets, all misses" if unseen else ""),
+    )
 
 
 def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, PredictionMetrics]]:
@@ -180,7 +203,9 @@ def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, Predic
         yield name, metrics
 
 
-def examples(predictor: Predictor, store: EventStore, split: int, history: int = 6) -> list[dict[str, Any]]:
+def examples(
+    predictor: Predictor, store: EventStore, split: int, history: int = 6
+) -> list[dict[str, Any]]:
     """Some users' last events before a target, what the model expects and what happened."""
     rows = target_rows(store, split)
     users = np.searchsorted(store.offsets, rows, side="right") - 1
@@ -204,16 +229,27 @@ def examples(predictor: Predictor, store: EventStore, split: int, history: int =
         last[0, -1] = True
         told = None if memory is None else memory.at(np.array([row - 1]))
         with torch.no_grad():
-            probabilities = predictor.model(**inputs, select=last, memory=told).logits[0].float().softmax(-1).cpu()
+            probabilities = (
+                predictor.model(**inputs, select=last, memory=told)
+                .logits[0]
+                .float()
+                .softmax(-1)
+                .cpu()
+            )
         best = probabilities.topk(min(3, len(probabilities)))
         past = slice(int(row) - history, int(row))
         found.append(
             {
                 "user": names[user].as_py(),
-                "history": [list(event) for event in zip(_times(store, past), *_texts(store, past), strict=True)],
+                "history": [
+                    list(event)
+                    for event in zip(_times(store, past), *_texts(store, past), strict=True)
+                ],
                 "predicted": [
                     [str(label), round(float(p), 4)]
-                    for label, p in zip(predictor.tokenizer.labels(best.indices.numpy()), best.values, strict=True)
+                    for label, p in zip(
+                        predictor.tokenizer.labels(best.indices.numpy()), best.values, strict=True
+                    )
                 ],
                 "actual": store.behaviors.decode(store.column("behavior")[row : row + 1])[0],
             }
@@ -234,16 +270,27 @@ def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:
     return [x or "unknown" for x in event], [x or "unknown" for x in behavior]
 
 
-def _protocol(predictor: Predictor, store: EventStore, split: str, prior_correction: float) -> dict[str, Any]:
+def _protocol(
+    predictor: Predictor, store: EventStore, split: str, prior_correction: float
+) -> dict[str, Any]:
     config = predictor.model.config
     return {
         "task": "next behavior from past events alone; the target's own time and place are hidden",
         "split": split,
         "split_rule": store.manifest.split["rule"],
         "boundaries": store.manifest.split.get("boundaries"),
-        "rows": "every event of the split with a known behavior and at least one earlier event of its user",
-        "with_unseen": "the same and the targets whose behavior training never saw, as misses of one more class",
-        "context": f"model: the last {config.max_length // 2} to {config.max_length} events; baselines: the whole past",
+        "rows": (
+            "every event of the split with a known behavior and at least one earlier event of its "
+            "user"
+        ),
+        "with_unseen": (
+            "the same and the targets whose behavior training never saw, as misses of one more "
+            "class"
+        ),
+        "context": (
+            f"model: the last {config.max_length // 2} to {config.max_length} events; baselines: "
+            "the whole past"
+        ),
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
         "prior_correction": prior_correction,
@@ -255,7 +302,9 @@ def _labels(store: EventStore) -> list[str]:
     return [str(value) for value in store.behaviors.values.to_pylist()]
 
 
-def _write_per_behavior(path: Path, store: EventStore, scored: dict[str, PredictionMetrics]) -> None:
+def _write_per_behavior(
+    path: Path, store: EventStore, scored: dict[str, PredictionMetrics]
+) -> None:
     columns = ("support", "predicted", "recall", "precision", "f1")
     text = io.StringIO()
     writer = csv.writer(text)

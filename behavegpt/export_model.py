@@ -1,9 +1,11 @@
-"""A trained model as one file for other runtimes: prediction and embedding as torch.export program or ONNX graph.
+"""A trained model as one file for other runtimes: prediction and embedding as torch.export program
+or ONNX graph.
 
-The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the event), each (B, L) int64, and
-`attention_mask` (B, L) int64, 1 at events and 0 at padding, wherever it stands. It gives `logits` (B, K) and
-`user_vector` (B, C) at each row's last event: what `Predictor.predict` and `Predictor.embed` compute, from the last
-`max_length` events as they do. B and L are free. A row without events, or with a negative id, gives NaN.
+The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the event), each (B, L)
+int64, and `attention_mask` (B, L) int64, 1 at events and 0 at padding, wherever it stands. It gives
+`logits` (B, K) and `user_vector` (B, C) at each row's last event: what `Predictor.predict` and
+`Predictor.embed` compute, from the last `max_length` events as they do. B and L are free. A row
+without events, or with a negative id, gives NaN.
 """
 
 from __future__ import annotations
@@ -46,8 +48,10 @@ class LastEvent(nn.Module):
         self.names = [argument_name(field) for field in model.config.columns]
 
     def forward(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The columns of the model's config and the mask, each (B, L) -> logits (B, K), vectors (B, C)."""
-        # two empty positions more: torch.export takes shapes that may be 1 for another case of its own
+        """The columns of the model's config and the mask, each (B, L) -> logits (B, K), vectors (B,
+        C)."""
+        # two empty positions more: torch.export takes shapes that may be 1 for another case of its
+        # own
         *columns, mask = (F.pad(values, (0, 2)) for values in ids)
         real = mask != 0
         count = real.sum(1)
@@ -56,12 +60,15 @@ class LastEvent(nn.Module):
         moved = [columns_.gather(1, source) * inside for columns_ in columns]
         inputs = dict(zip(self.names, moved, strict=True))
         document = inside.long() - 1
-        position = torch.arange(mask.shape[1], device=mask.device).clamp(max=self.model.config.max_length - 1)
+        position = torch.arange(mask.shape[1], device=mask.device).clamp(
+            max=self.model.config.max_length - 1
+        )
         position = position.expand_as(mask)
         hidden = self.model.model(**inputs, document=document, position=position).last_hidden_state
         last = (kept - 1).clamp(min=0)
         state = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
-        # of no event, or of ids that are none, nothing can be said: some runtimes would count from the other end
+        # of no event, or of ids that are none, nothing can be said: some runtimes would count from
+        # the other end
         wrong = (count == 0) | torch.stack([(values < 0).any(1) for values in columns]).any(0)
         state = state.masked_fill(wrong[:, None], torch.nan)
         past = None
@@ -70,12 +77,17 @@ class LastEvent(nn.Module):
             found = self.model._past_ids(inputs["input_ids"], inputs)
             behavior = found["behavior"]
             first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
-            past = self.model.history.at_last(Past(**found, document=document, slots=slots), first, last)
+            past = self.model.history.at_last(
+                Past(**found, document=document, slots=slots), first, last
+            )
         return self.model.head(state, past, self.model._tied_embedding()), state
 
 
-def _last_events(real: torch.Tensor, skipped: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns (B, L) of each row's last `kept` (B,) real ones, in their order and from the first on; and a mask.
+def _last_events(
+    real: torch.Tensor, skipped: torch.Tensor, kept: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (B, L) of each row's last `kept` (B,) real ones, in their order and from the first
+    on; and a mask.
 
     `real` (B, L) bool may be padded anywhere; its first `skipped` (B,) events are left out.
     """
@@ -86,19 +98,25 @@ def _last_events(real: torch.Tensor, skipped: torch.Tensor, kept: torch.Tensor) 
     return is_source.int().argmax(-1), inside
 
 
-def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool = False) -> dict[str, Any]:
+def export_model(
+    predictor: Predictor, out: Path, kind: Format, overwrite: bool = False
+) -> dict[str, Any]:
     """Write OUT/model.pt2 or OUT/model.onnx, the tokenizer and io.json; returns what io.json says.
 
-    The file is run on other sizes and must agree with the model. Raises ConfigError and MissingExtraError.
+    The file is run on other sizes and must agree with the model. Raises ConfigError and
+    MissingExtraError.
     """
     model = predictor.model
     if model.config.memory:
         raise ConfigError(
-            "a model with memory counts the whole past of a user and the log it was trained on, which a graph does not "
+            "a model with memory counts the whole past of a user and the log it was trained on, "
+            "which a graph does not "
             "hold; serve it (behavegpt serve), or train one with model.memory=false for export."
         )
     if model.config.model_type != "behavegpt":
-        raise ConfigError(f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT.")
+        raise ConfigError(
+            f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT."
+        )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
     device = model.device
@@ -108,7 +126,9 @@ def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool 
             with _quiet():
                 program = _traced(network)
                 run = _WRITERS[kind](program, network, folder / FILES[kind])
-            facts = _facts(predictor, network, kind) | {"largest_difference": _compare(network, run)}
+            facts = _facts(predictor, network, kind) | {
+                "largest_difference": _compare(network, run)
+            }
             predictor.tokenizer.save(folder)
             write_json(folder / "io.json", facts)
     finally:
@@ -116,7 +136,9 @@ def export_model(predictor: Predictor, out: Path, kind: Format, overwrite: bool 
     return facts
 
 
-def sample_ids(network: LastEvent, rows: int, length: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def sample_ids(
+    network: LastEvent, rows: int, length: int, seed: int = 0
+) -> tuple[torch.Tensor, ...]:
     """Random histories of 1 to `length` events as the graph's inputs, each (rows, length)."""
     config = network.model.config
     rng = np.random.default_rng(seed)
@@ -124,8 +146,13 @@ def sample_ids(network: LastEvent, rows: int, length: int, seed: int = 0) -> tup
     lengths = rng.integers(1, length + 1, rows)
     lengths[0] = length
     mask = np.arange(length) < lengths[:, None]
-    columns = [np.where(mask, rng.integers(1 if sizes[f] > 1 else 0, sizes[f], mask.shape), 0) for f in config.columns]
-    return tuple(torch.from_numpy(np.ascontiguousarray(values, np.int64)) for values in (*columns, mask))
+    columns = [
+        np.where(mask, rng.integers(1 if sizes[f] > 1 else 0, sizes[f], mask.shape), 0)
+        for f in config.columns
+    ]
+    return tuple(
+        torch.from_numpy(np.ascontiguousarray(values, np.int64)) for values in (*columns, mask)
+    )
 
 
 def _traced(network: LastEvent) -> torch.export.ExportedProgram:
@@ -141,14 +168,17 @@ Run = Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]
 
 
 def _write_torch(program: torch.export.ExportedProgram, network: LastEvent, path: Path) -> Run:
-    archive = io.BytesIO()  # torch's own writer tells of a full disk by a RuntimeError without a reason
+    # torch's own writer tells of a full disk by a RuntimeError without a reason
+    archive = io.BytesIO()
     torch.export.save(program, archive)
     path.write_bytes(archive.getbuffer())
     module = program.module()
     return lambda ids: list(module(*ids))
 
 
-def _write_onnx(program: torch.export.ExportedProgram, network: LastEvent, path: Path) -> Run | None:
+def _write_onnx(
+    program: torch.export.ExportedProgram, network: LastEvent, path: Path
+) -> Run | None:
     """The check needs onnxruntime; without it there is none."""
     try:
         import onnxscript  # noqa: F401
@@ -184,7 +214,8 @@ _WRITERS: dict[str, Callable[..., Run | None]] = {"torch": _write_torch, "onnx":
 
 @torch.no_grad()
 def _compare(network: LastEvent, run: Run | None) -> float | None:
-    """The largest difference to the model over several sizes. Raises AssertionError when it is one."""
+    """The largest difference to the model over several sizes. Raises AssertionError when it is
+    one."""
     if run is None:
         return None
     worst = 0.0
@@ -193,7 +224,9 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
         ids = sample_ids(network, rows, length, seed=1)
         for got, expected in zip(run(ids), network(*ids), strict=True):
             difference = float((got - expected).abs().max())
-            assert difference <= TOLERANCE * max(1.0, float(expected.abs().max())), "the file differs from the model"
+            assert difference <= TOLERANCE * max(1.0, float(expected.abs().max())), (
+                "the file differs from the model"
+            )
             worst = max(worst, difference)
     return worst
 
@@ -204,9 +237,14 @@ def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, 
         "file": FILES[kind],
         "inputs": {name: ["rows", "events"] for name in (*network.names, "attention_mask")},
         "dtype": "int64",
-        "outputs": {"logits": ["rows", config.num_behaviors], "user_vector": ["rows", config.hidden_size]},
+        "outputs": {
+            "logits": ["rows", config.num_behaviors],
+            "user_vector": ["rows", config.hidden_size],
+        },
         "looks_back": config.max_length,
-        "classes": "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order",
+        "classes": (
+            "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order"
+        ),
         "tokenizer_hash": predictor.tokenizer.hash,
     }
 
@@ -214,7 +252,9 @@ def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's own remarks."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

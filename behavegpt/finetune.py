@@ -1,9 +1,11 @@
-"""Fine-tuning from a pretrained model folder: the composition that finetune.py and `behavegpt finetune` run.
+"""Fine-tuning from a pretrained model folder: the composition that finetune.py and
+`behavegpt finetune` run.
 
 The run folder is that of pretraining (training/run.py); with mode=lora also
 
-RUN/adapter/       PEFT's files; `behavegpt.load("RUN/adapter")` and `PeftModel.from_pretrained` open it
-RUN/base/          the model the adapter belongs to, where it is not `base` itself (new labels, fresh parts)
+RUN/adapter/       PEFT's files; `behavegpt.load("RUN/adapter")` and `PeftModel.from_pretrained`
+open it RUN/base/          the model the adapter belongs to, where it is not `base` itself (new
+labels, fresh parts)
 """
 
 from __future__ import annotations
@@ -58,21 +60,28 @@ class FinetuneSettings(RunSettings):
     """One fine-tuning run."""
 
     base: PathText = Field(description="pretrained model folder, for example runs/mine/model")
-    mode: Mode = Field(description="what is transferred and what is trained: the table in adapt/transfer.py")
+    mode: Mode = Field(
+        description="what is transferred and what is trained: the table in adapt/transfer.py"
+    )
     adapt: AdaptSettings = Field(default_factory=AdaptSettings)
 
 
-def finetune(settings: FinetuneSettings, *, resume: bool = False, store: EventStore | None = None) -> Path:
-    """Adapt a model and write RUN/model; returns RUN. Goes on from the latest checkpoint with `resume`.
+def finetune(
+    settings: FinetuneSettings, *, resume: bool = False, store: EventStore | None = None
+) -> Path:
+    """Adapt a model and write RUN/model; returns RUN. Goes on from the latest checkpoint with
+    `resume`.
 
-    `store`: opened data instead of those in `data.path`. Raises BehaveGPTError on a base, data or options that do not
-    go together, besides what training raises.
+    `store`: opened data instead of those in `data.path`. Raises BehaveGPTError on a base, data or
+    options that do not go together, besides what training raises.
     """
     with open_run(settings, "finetune", resume=resume) as run:
         adapted = adapt_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(adapted.store.behaviors.counts))
         adapted.inherit(loss)
-        trainer = Trainer(adapted.model, loss, adapted.store, settings.train, run, attention=settings.attention)
+        trainer = Trainer(
+            adapted.model, loss, adapted.store, settings.train, run, attention=settings.attention
+        )
         trainer.fit(origin=adapted.origin, facts=adapted.facts)
         best = trainer.best_model()
         if run.accelerator.is_main_process:
@@ -90,21 +99,26 @@ class Adapted:
     origin: dict[str, Any]  # what must be the same for a run to go on
     facts: dict[str, Any]  # what run.json tells
     inherit: Callable[[Loss], None]  # gives the loss what the base's run knew of the classes
-    finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]  # -> the saved model
+    # -> the saved model
+    finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]
 
 
 def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> Adapted:
-    """The base's parts in a model for the data of `store` (default: settings.data), as settings.mode says."""
+    """The base's parts in a model for the data of `store` (default: settings.data), as
+    settings.mode says."""
     from behavegpt.adapt.peft import weights_hash
 
     store = store or open_store(settings.data.path)
     base, old = open_model(Path(settings.base))
     if base.config.model_type != BehaveGPTConfig.model_type:
         raise ConfigError(
-            f"{settings.base}: a {base.config.architecture}; the modes transfer parts of a BehaveGPT. Give its folder."
+            f"{settings.base}: a {base.config.architecture}; the modes transfer parts of a "
+            "BehaveGPT. Give its folder."
         )
     options = settings.adapt
-    grow = options.vocabulary == "grow" or (options.vocabulary == "auto" and settings.mode == "new_behavior")
+    grow = options.vocabulary == "grow" or (
+        options.vocabulary == "auto" and settings.mode == "new_behavior"
+    )
     row = cells(settings.mode, options, grow)
     new, encoded = target_tokenizer(old, store, options, grow)
     if settings.mode == "new_behavior":
@@ -145,8 +159,16 @@ def show_transfer(mode: str, counts: list[Counts], remarks: list[str]) -> None:
     """Print what was reused, what is new and what trains, by part."""
     if int(os.environ.get("RANK", 0)):
         return
-    total = Counts("all", "", sum(c.reused for c in counts), sum(c.new for c in counts), sum(c.trained for c in counts))
-    rows = [[c.part, c.cell, f"{c.reused:,}", f"{c.new:,}", f"{c.trained:,}"] for c in (*counts, total)]
+    total = Counts(
+        "all",
+        "",
+        sum(c.reused for c in counts),
+        sum(c.new for c in counts),
+        sum(c.trained for c in counts),
+    )
+    rows = [
+        [c.part, c.cell, f"{c.reused:,}", f"{c.new:,}", f"{c.trained:,}"] for c in (*counts, total)
+    ]
     table(("part", "how", "reused", "new", "trained"), rows, f"mode {mode}: parameters")
     for remark in remarks:
         say(remark)
@@ -162,14 +184,18 @@ def _with_adapter(
     model: BehaveGPTForBehaviorPrediction,
     tokenizer: EventTokenizer,
     counts: list[Counts],
-) -> tuple[BehaveGPTForBehaviorPrediction, list[Counts], Callable[..., BehaveGPTForBehaviorPrediction]]:
+) -> tuple[
+    BehaveGPTForBehaviorPrediction, list[Counts], Callable[..., BehaveGPTForBehaviorPrediction]
+]:
     """The model with LoRA in it, the counts with LoRA's, and what to write at the end."""
     from behavegpt.adapt.peft import adapter_counts, attach, save_adapter
 
     start = None if is_unchanged(plan) else copy.deepcopy(model)
     adapter: PeftModel = attach(model, plan, settings.adapt.lora)
 
-    def finish(trained: BehaveGPTForBehaviorPrediction, run: Path) -> BehaveGPTForBehaviorPrediction:
+    def finish(
+        trained: BehaveGPTForBehaviorPrediction, run: Path
+    ) -> BehaveGPTForBehaviorPrediction:
         base = Path(settings.base)
         if start is not None:
             base = run / "base"
@@ -181,8 +207,11 @@ def _with_adapter(
     return model, adapter_counts(counts, model), finish
 
 
-def _class_losses(base: Path, old: EventTokenizer, new: EventTokenizer) -> Callable[[Loss], None] | None:
-    """Gives a DRO loss the class losses of the base's last checkpoint, if it still lies beside the base."""
+def _class_losses(
+    base: Path, old: EventTokenizer, new: EventTokenizer
+) -> Callable[[Loss], None] | None:
+    """Gives a DRO loss the class losses of the base's last checkpoint, if it still lies beside the
+    base."""
     try:
         checkpoint = load_latest(base.parent / "ckpt") if (base.parent / "ckpt").is_dir() else None
     except CheckpointError:

@@ -41,15 +41,37 @@ from behavegpt.report import write_model_card, write_report
 from behavegpt.tabular import Tabular
 from behavegpt.training.settings import TrainSettings
 
-FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "f1_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5", "head", "mid", "tail")
+FIGURES = (
+    "rec_w",
+    "rec_m",
+    "prec_w",
+    "prec_m",
+    "f1_m",
+    "ndcg@3",
+    "ndcg@5",
+    "hr@3",
+    "hr@5",
+    "head",
+    "mid",
+    "tail",
+)
 COLUMNS = tuple(name for name in EventSchema.model_fields if name != "label_rules")
-PREPARATION = ("split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "time_range", "memory")
+PREPARATION = (
+    "split",
+    "min_events",
+    "min_count",
+    "max_vocabulary",
+    "max_reject_share",
+    "time_range",
+    "memory",
+)
 TRAINING = tuple(name for name in PretrainSettings.model_fields if name not in ("out", "data"))
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Tabular):
-    """Figures of models on the same events, as `behavegpt evaluate` writes them into metrics.json."""
+    """Figures of models on the same events, as `behavegpt evaluate` writes them into
+    metrics.json."""
 
     models: dict[str, dict[str, Any]]  # name -> figure -> value
     rows: int  # events that were predicted
@@ -76,14 +98,19 @@ class FittedPredictor(Predictor):
         """The prepared events it was trained on."""
         return open_store(self.data)
 
-    def evaluate(self, split: Literal["valid", "test"] = "test", baselines: bool = True) -> Evaluation:
-        """The figures on a split, beside those of the count baselines. Raises DataError if the split is empty."""
+    def evaluate(
+        self, split: Literal["valid", "test"] = "test", baselines: bool = True
+    ) -> Evaluation:
+        """The figures on a split, beside those of the count baselines. Raises DataError if the
+        split is empty."""
         name = "metrics.json" if split == "test" else f"metrics.{split}.json"
         path = self.run / "eval" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(path):
             result = compare(self, self.store, path, split=split, baselines=baselines)
-        return Evaluation(result["models"], result["rows"], result["remarks"], result["protocol"], path)
+        return Evaluation(
+            result["models"], result["rows"], result["remarks"], result["protocol"], path
+        )
 
     def report(self) -> Report:
         """RUN/report.html, and the model card; evaluates first if nobody has."""
@@ -124,24 +151,30 @@ def fit(
 ) -> FittedPredictor:
     """Prepare `data`, train on it, and evaluate: a FittedPredictor.
 
-    `data`: files (CSV, JSON, parquet, Arrow), a pandas, polars or Arrow table, a `datasets.Dataset`, or a mapping of
-    columns. `config`: the settings to start from, a file or the name of a shipped one. `settings`, by name:
+    `data`: files (CSV, JSON, parquet, Arrow), a pandas, polars or Arrow table, a
+    `datasets.Dataset`, or a mapping of columns. `config`: the settings to start from, a file or the
+    name of a shipped one. `settings`, by name:
 
-    - columns and times, as EventSchema has them: user="uid", time="ts", event="app", behavior=..., tz="Europe/London";
-      those that are not named are guessed;
+    - columns and times, as EventSchema has them: user="uid", time="ts", event="app", behavior=...,
+      tz="Europe/London"; those that are not named are guessed;
     - of `prepare`: split="time:0.7,0.15,0.15", min_events=5, min_count=2, ...;
-    - of the training, in groups: model={"embedding_size": 64}, train={"steps": 500}, loss={"name": "cross_entropy"}.
+    - of the training, in groups: model={"embedding_size": 64}, train={"steps": 500}, loss={"name":
+      "cross_entropy"}.
 
-    Without `out`, everything is kept in the cache folder ($BEHAVEGPT_CACHE, or ~/.cache/behavegpt): the same data and
-    settings are not trained twice, and a run that was interrupted goes on. Raises ConfigError and DataError.
+    Without `out`, everything is kept in the cache folder ($BEHAVEGPT_CACHE, or ~/.cache/behavegpt):
+    the same data and settings are not trained twice, and a run that was interrupted goes on. Raises
+    ConfigError and DataError.
     """
     chosen = _by_owner(settings)
-    read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])  # mistakes before the work
+    # mistakes before the work
+    read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
     if out is not None:
         run = local_path(out)
         check_output(run, "into")
         if (run / "run.json").exists():
-            raise ConfigError(f"{run} holds a run already; open it with behavegpt.load, or choose another `out`.")
+            raise ConfigError(
+                f"{run} holds a run already; open it with behavegpt.load, or choose another `out`."
+            )
         store = _prepare(data, chosen, run / "data")
     else:
         store = _prepare_in_cache(data, chosen)
@@ -163,9 +196,13 @@ def _by_owner(settings: Mapping[str, object]) -> _Settings:
     rest = {name: value for name, value in settings.items() if name not in (*COLUMNS, *PREPARATION)}
     for name in rest:
         if name in TrainSettings.model_fields:
-            raise ConfigError(f"fit has no setting {name!r}; it is one of train: give train={{{name!r}: ...}}.")
+            raise ConfigError(
+                f"fit has no setting {name!r}; it is one of train: give train={{{name!r}: ...}}."
+            )
         if name.partition(".")[0] not in TRAINING:
-            raise ConfigError(f"fit has no setting {name!r}. {closest(name, (*COLUMNS, *PREPARATION, *TRAINING))}")
+            raise ConfigError(
+                f"fit has no setting {name!r}. {closest(name, (*COLUMNS, *PREPARATION, *TRAINING))}"
+            )
     return _Settings(columns, preparation, list(_overrides("", rest)))
 
 
@@ -205,5 +242,7 @@ def _prepare_in_cache(data: EventData, chosen: _Settings) -> EventStore:
 
 def _key(content_hash: str, config: str, overrides: Sequence[str]) -> str:
     """A name for the run of these events and settings under this version."""
-    text = json.dumps([behavegpt.__version__, read_yaml(find_config(config)), sorted(overrides)], default=str)
+    text = json.dumps(
+        [behavegpt.__version__, read_yaml(find_config(config)), sorted(overrides)], default=str
+    )
     return f"{content_hash[:12]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,10 +1,12 @@
 """Grids of runs: a flat list of runs, one JSON row for each; what has its row is not run again.
 
     grid = Grid(Path("rows.jsonl"))
-    grid.run([Run({"loss": loss, "seed": seed}, partial(rows_of, loss, seed)) for loss in losses for seed in seeds])
+    grid.run([Run({"loss": loss, "seed": seed}, partial(rows_of, loss, seed)) for loss in losses for
+    seed in seeds])
 
-Any number of processes may work on one file of rows, on one machine or many: a run is claimed by a file lock, which
-the system frees however the process ends. The benchmark, the sweep and the scripts in eval/ are such lists.
+Any number of processes may work on one file of rows, on one machine or many: a run is claimed by a
+file lock, which the system frees however the process ends. The benchmark, the sweep and the scripts
+in eval/ are such lists.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ FAILURES = (BehaveGPTError, RuntimeError, MemoryError)  # RuntimeError: torch, a
 class Run:
     """One run of a grid."""
 
-    key: Mapping[str, Any]  # entries of the last row it writes, and of no other run's; None: the row lacks it
+    # entries of the last row it writes, and of no other run's; None: the row lacks it
+    key: Mapping[str, Any]
     rows: Callable[[], Iterable[Row]]  # carries it out; each row is appended as it comes
     claim: str = ""  # name of its lock; a hash of the key by default
     wait: bool = False  # until another process has ended it, where it is cheap and others need it
@@ -64,7 +67,8 @@ class Grid:
     def run(self, runs: Iterable[Run], again: Callable[[Row], bool] = lambda row: False) -> int:
         """Carry out the runs without a row that no other process is on; returns how many.
 
-        `again`: whether a run that has this row is to be run once more. What a run raises ends the grid.
+        `again`: whether a run that has this row is to be run once more. What a run raises ends the
+        grid.
         """
         known, carried_out = self.rows(), 0
         for run in runs:
@@ -99,12 +103,15 @@ def find(rows: Sequence[Row], key: Mapping[str, Any]) -> Row | None:
     >>> find([{"seed": 0, "loss": 2}, {"seed": 0, "lr": 1}], {"seed": 0, "lr": None})
     {'seed': 0, 'loss': 2}
     """
-    fitting = (row for row in reversed(rows) if all(row.get(name) == value for name, value in key.items()))
+    fitting = (
+        row for row in reversed(rows) if all(row.get(name) == value for name, value in key.items())
+    )
     return next(fitting, None)
 
 
 def attempted(figures: Callable[[], Row], name: str) -> Row:
-    """The figures of a run as `status` "done"; of one that fails, `status` "failed" and the `reason`."""
+    """The figures of a run as `status` "done"; of one that fails, `status` "failed" and the
+    `reason`."""
     try:
         state = {"status": "done", **figures()}
     except FAILURES as error:
@@ -141,7 +148,8 @@ def read_rows(path: Path) -> list[Row]:
 
 @contextmanager
 def claim(file: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process holds a lock file for the time being; with `wait` it always does, in the end."""
+    """Whether this process holds a lock file for the time being; with `wait` it always does, in the
+    end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -154,7 +162,8 @@ def claim(file: Path, wait: bool = False) -> Iterator[bool]:
 
     with held:
         yield True
-        file.unlink(missing_ok=True)  # before its release: who waits for this inode looks for the next one
+        # before its release: who waits for this inode looks for the next one
+        file.unlink(missing_ok=True)
 
 
 def made_once(folder: Path, make: Callable[[], object], result: str = "") -> Path:
@@ -165,8 +174,11 @@ def made_once(folder: Path, make: Callable[[], object], result: str = "") -> Pat
     return folder / result
 
 
-def grouped(rows: Iterable[Row], names: Sequence[str], figures: Sequence[str]) -> dict[tuple[Any, ...], Row]:
-    """Values of `names` -> figure -> its values (R,) over the rows that share them, in the order of the rows.
+def grouped(
+    rows: Iterable[Row], names: Sequence[str], figures: Sequence[str]
+) -> dict[tuple[Any, ...], Row]:
+    """Values of `names` -> figure -> its values (R,) over the rows that share them, in the order of
+    the rows.
 
     >>> grouped([{"loss": "a", "rec": 1}, {"loss": "a", "rec": 3}], ["loss"], ["rec"])
     {('a',): {'rec': array([1., 3.])}}
@@ -182,7 +194,8 @@ def _column(rows: Sequence[Row], name: str) -> np.ndarray:
 
 
 def mean_and_deviation(values: Iterable[float | None], digits: int = 4, least: float = 0.0) -> str:
-    """The mean with the standard deviation behind it, if there are two values and it is at least so large.
+    """The mean with the standard deviation behind it, if there are two values and it is at least so
+    large.
 
     >>> mean_and_deviation([0.1, 0.2, None])
     '0.1500 ± 0.0707'

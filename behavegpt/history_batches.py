@@ -1,4 +1,5 @@
-"""Histories -> packed batches whose memory is bounded by positions and by cells: logits, or pairs of positions.
+"""Histories -> packed batches whose memory is bounded by positions and by cells: logits, or pairs
+of positions.
 
 Shape letters: U users, B rows, R positions, K behaviors.
 """
@@ -17,7 +18,8 @@ from behavegpt.data.memory_counts import MemorySource, history_source
 from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
-POSITIONS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}  # a GPU is done with a small one before the next is made
+# a GPU is done with a small one before the next is made
+POSITIONS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}
 CELLS_PER_BATCH = 1 << 24  # of float32: 64 MiB; softmax and sorting hold a few times as much
 
 
@@ -42,9 +44,9 @@ def history_batches(
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
-    What a model with memory knows at the last events, of the whole histories, stands beside them, row by row.
-    A batch holds at most POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but
-    at least one row.
+    What a model with memory knows at the last events, of the whole histories, stands beside them,
+    row by row. A batch holds at most POSITIONS_PER_BATCH positions, and users times
+    `cells_per_user` up to CELLS_PER_BATCH, but at least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
@@ -54,8 +56,12 @@ def history_batches(
     user_of = np.searchsorted(end, plan.windows.start, side="right")
     memory = memory_of_histories(model, columns, begin, end) if with_memory else None
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
-    for first, stop in _pieces(plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)):
-        batch = collate(columns, plan, np.arange(first, stop), row_length, fields, with_target=False)
+    for first, stop in _pieces(
+        plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
+    ):
+        batch = collate(
+            columns, plan, np.arange(first, stop), row_length, fields, with_target=False
+        )
         inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
         time = inputs["time_ids"] if with_time else None
         if "time" not in config.columns:
@@ -74,7 +80,10 @@ def history_batches(
 
 
 def memory_of_histories(
-    model: BehaveGPTForBehaviorPrediction, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
+    model: BehaveGPTForBehaviorPrediction,
+    columns: Mapping[str, np.ndarray],
+    begin: np.ndarray,
+    end: np.ndarray,
 ) -> MemorySource | None:
     """Reads what a model's counts say of histories; None for a model without memory."""
     if model.counts is None:
@@ -84,7 +93,11 @@ def memory_of_histories(
 
 def memory_columns_of(model: BehaveGPTForBehaviorPrediction) -> set[str]:
     """Columns that the memory of a model reads beside those of its config; none without memory."""
-    return set() if model.counts is None else {"event", "behavior", "location", "slot", "weekday", "time"}
+    return (
+        set()
+        if model.counts is None
+        else {"event", "behavior", "location", "slot", "weekday", "time"}
+    )
 
 
 def _pieces(plan: RowPlan, most_rows: int, most_users: int) -> Iterator[tuple[int, int]]:

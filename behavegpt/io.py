@@ -1,7 +1,9 @@
-"""Files and folders that are complete or absent however the process ends, and that one process at a time writes.
+"""Files and folders that are complete or absent however the process ends, and that one process at a
+time writes.
 
-Whatever is half made is called `.tmp-PURPOSE-NAME-PID-START`, after the process that makes it and the moment when that
-process began; the next writer of NAME removes what dead processes left. Checksums are in `checksums.py`.
+Whatever is half made is called `.tmp-PURPOSE-NAME-PID-START`, after the process that makes it and
+the moment when that process began; the next writer of NAME removes what dead processes left.
+Checksums are in `checksums.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from behavegpt.paths import check_unicode
 
 OutputKind = Literal["file", "into", "whole"]
 
-_TEMPORARY = re.compile(r"\.tmp-(?P<purpose>[a-z]+)-(?P<name>.*)-(?P<pid>[0-9]{1,9})-(?P<start>[0-9]{1,20})", re.DOTALL)
+_TEMPORARY = re.compile(
+    r"\.tmp-(?P<purpose>[a-z]+)-(?P<name>.*)-(?P<pid>[0-9]{1,9})-(?P<start>[0-9]{1,20})", re.DOTALL
+)
 _LONGEST_NAME = 120  # bytes of a name that a temporary name spells out; file systems end at 255
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h> and <linux/fs.h>
 
@@ -74,7 +78,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def workspace(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, removed at the end; meanwhile this process alone may write `path`.
+    """An empty folder beside `path`, removed at the end; meanwhile this process alone may write
+    `path`.
 
     Raises ConfigError when another process holds it.
     """
@@ -100,19 +105,23 @@ def scratch(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder in the system's temporary directory, removed at the end; those of dead processes go first."""
+    """An empty folder in the system's temporary directory, removed at the end; those of dead
+    processes go first."""
     place, prefix = Path(tempfile.gettempdir()), f".tmp-scratch-{_origin()}-"
     for path in list(place.glob(f"{prefix}*")):
         matched = _TEMPORARY.fullmatch(path.name)
         if matched and not _lives(matched):
             shutil.rmtree(path, ignore_errors=True)  # another user's stays
     started = _started(os.getpid()) or 0
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=f"-{os.getpid()}-{started}", dir=place) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=prefix, suffix=f"-{os.getpid()}-{started}", dir=place
+    ) as name:
         yield Path(name)
 
 
 def put_in_place(folder: Path, final: Path) -> None:
-    """Give a finished folder its name; an older one of that name is exchanged in one step, then deleted.
+    """Give a finished folder its name; an older one of that name is exchanged in one step, then
+    deleted.
 
     Files get the permissions that the umask gives, whatever library wrote them.
     """
@@ -123,14 +132,16 @@ def put_in_place(folder: Path, final: Path) -> None:
     if _exchange(folder, final):
         discard(folder)
         return
-    old = temporary_name(final, "old")  # `remove_stale` puts it back if the process ends between the two renames
+    # `remove_stale` puts it back if the process ends between the two renames
+    old = temporary_name(final, "old")
     os.rename(final, old)
     os.rename(folder, final)
     discard(old)
 
 
 def discard(path: Path) -> None:
-    """Delete a folder; renamed first, so that a crash on the way leaves no half of it under its name."""
+    """Delete a folder; renamed first, so that a crash on the way leaves no half of it under its
+    name."""
     doomed = temporary_name(path, "gone")
     os.rename(path, doomed)
     _remove(doomed)
@@ -138,11 +149,14 @@ def discard(path: Path) -> None:
 
 def temporary_name(path: Path, purpose: str) -> Path:
     """A name beside `path`, on the same disk, that tells which process made it."""
-    return path.with_name(f".tmp-{purpose}-{_short(path.name)}-{os.getpid()}-{_started(os.getpid()) or 0}")
+    return path.with_name(
+        f".tmp-{purpose}-{_short(path.name)}-{os.getpid()}-{_started(os.getpid()) or 0}"
+    )
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
-    """Delete what dead processes left of `name` (of all names: only where no other machine writes into the folder).
+    """Delete what dead processes left of `name` (of all names: only where no other machine writes
+    into the folder).
 
     A folder that was about to be exchanged, and has no successor, gets its name back.
     """
@@ -158,18 +172,24 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def lock(path: Path, file: Path | None = None, remedy: str = "wait for it, or choose another name") -> Iterator[None]:
+def lock(
+    path: Path, file: Path | None = None, remedy: str = "wait for it, or choose another name"
+) -> Iterator[None]:
     """Hold `path` for this process; the system frees it when the process ends, however it ends.
 
-    `file`: the lock file, by default `.NAME.lock` beside it. Raises ConfigError naming the process that holds it.
+    `file`: the lock file, by default `.NAME.lock` beside it. Raises ConfigError naming the process
+    that holds it.
     """
     file = file or path.with_name(f".{_short(path.name)}.lock")
-    owner = file.with_name(f"{file.name}.json")  # beside the lock: older filelocks empty the file they lock
+    # beside the lock: older filelocks empty the file they lock
+    owner = file.with_name(f"{file.name}.json")
     temporary = owner.with_name(f"{owner.name}.tmp")
     held = FileLock(file)
     try:
         held.acquire(timeout=0)
-        temporary.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8"
+        )
         os.replace(temporary, owner)
     except Timeout:
         raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
@@ -184,7 +204,8 @@ def lock(path: Path, file: Path | None = None, remedy: str = "wait for it, or ch
     finally:
         with suppress(OSError):  # on a disk that has become read-only they stay
             owner.unlink(missing_ok=True)
-            file.unlink(missing_ok=True)  # before its release: who waits for this inode looks for the next one
+            # before its release: who waits for this inode looks for the next one
+            file.unlink(missing_ok=True)
         held.release()
 
 
@@ -194,22 +215,35 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
     `kind`: a file; a folder into which files are written; or a folder that is replaced whole.
     """
     if endings and path.suffix not in endings:
-        raise ConfigError(f"{path}: cannot tell the format from {path.suffix!r}; end the name in {', '.join(endings)}.")
+        raise ConfigError(
+            f"{path}: cannot tell the format from {path.suffix!r}; end the name in "
+            f"{', '.join(endings)}."
+        )
     check_unicode(path)
     if path.is_symlink() and not path.exists():
-        raise ConfigError(f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it.")
+        raise ConfigError(
+            f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it."
+        )
     place = target(path)
     if not place.name:
-        raise ConfigError(f"{path}: the root of the disk cannot be written; name a file or folder in it.")
+        raise ConfigError(
+            f"{path}: the root of the disk cannot be written; name a file or folder in it."
+        )
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = place.stat().st_mode
         if kind == "file" and not stat.S_ISREG(mode):
             found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ConfigError(f"{path}: {found}, where a file is to be written; choose another name.")
+            raise ConfigError(
+                f"{path}: {found}, where a file is to be written; choose another name."
+            )
         if kind != "file" and not stat.S_ISDIR(mode):
-            raise ConfigError(f"{path}: a file, where a folder is to be written; choose another name.")
+            raise ConfigError(
+                f"{path}: a file, where a folder is to be written; choose another name."
+            )
     if kind == "whole" and os.path.ismount(place):
-        raise ConfigError(f"{path}: a disk's own folder, which cannot be replaced; name a folder in it.")
+        raise ConfigError(
+            f"{path}: a disk's own folder, which cannot be replaced; name a folder in it."
+        )
     there = place.absolute() if kind == "into" else place.absolute().parent
     while not os.path.lexists(there):
         there = there.parent
@@ -220,17 +254,27 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
 
 
 def target(path: Path) -> Path:
-    """What a path stands for: where a link leads (the link itself stays), and a name for `.` and `..`."""
+    """What a path stands for: where a link leads (the link itself stays), and a name for `.` and
+    `..`."""
     return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
 
 
 def is_file_name(name: str) -> bool:
     """Whether a column can be a file of the same name, in its folder and nowhere else."""
-    return bool(name) and not set(name) & set("/\\\0") and name[0] != "." and len(name.encode(errors="replace")) < 200
+    return (
+        bool(name)
+        and not set(name) & set("/\\\0")
+        and name[0] != "."
+        and len(name.encode(errors="replace")) < 200
+    )
 
 
 def _short(name: str) -> str:
-    return name if len(os.fsencode(name)) <= _LONGEST_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()
+    return (
+        name
+        if len(os.fsencode(name)) <= _LONGEST_NAME
+        else hashlib.sha256(os.fsencode(name)).hexdigest()
+    )
 
 
 def _remove(path: Path) -> None:
@@ -251,7 +295,12 @@ def _open_by_umask(folder: Path) -> None:
 
 def _umask() -> int:
     try:  # asking the system call sets it, for all threads
-        return int(re.search(r"^Umask:\s*([0-7]+)", Path("/proc/self/status").read_text(), re.MULTILINE)[1], 8)  # type: ignore[index]
+        return int(
+            re.search(r"^Umask:\s*([0-7]+)", Path("/proc/self/status").read_text(), re.MULTILINE)[
+                1
+            ],
+            8,
+        )  # type: ignore[index]
     except (OSError, TypeError):
         mask = os.umask(0o022)
         os.umask(mask)
@@ -278,14 +327,16 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _lives(matched: re.Match[str]) -> bool:
-    """Whether the owner of a temporary name still runs; another process of its number began at another moment."""
+    """Whether the owner of a temporary name still runs; another process of its number began at
+    another moment."""
     started = _started(int(matched["pid"]))
     return started is not None and started == int(matched["start"])
 
 
 @cache
 def _origin() -> str:
-    """Where process numbers mean the same: containers and machines may share a temporary directory."""
+    """Where process numbers mean the same: containers and machines may share a temporary
+    directory."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -294,7 +345,8 @@ def _origin() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did; 0 where the system does not tell, None if it is gone."""
+    """When a process began, in ticks since the machine did; 0 where the system does not tell, None
+    if it is gone."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -302,7 +354,12 @@ def _started(pid: int) -> int | None:
     except ProcessLookupError:
         return None
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="ascii", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     except OSError:
         return 0
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended

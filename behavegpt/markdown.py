@@ -1,4 +1,5 @@
-"""Text of others (labels, column and file names) in Markdown that we write: shown as it is, never interpreted."""
+"""Text of others (labels, column and file names) in Markdown that we write: shown as it is, never
+interpreted."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ _ESCAPED = re.compile(r"[\\`*|\[\]~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\
 
 
 def plain(value: object) -> str:
-    """One line that stands as it is in a paragraph or a table's cell: no link, HTML, emphasis or further cell.
+    """One line that stands as it is in a paragraph or a table's cell: no link, HTML, emphasis or
+    further cell.
 
     >>> plain("a|b [x](javascript:alert) <b>")
     'a\\\\|b \\\\[x\\\\](javascript:alert) &lt;b>'

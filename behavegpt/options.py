@@ -1,4 +1,5 @@
-"""Options of a prediction, an embedding and a generation: one table of bounds for Python, command line and HTTP."""
+"""Options of a prediction, an embedding and a generation: one table of bounds for Python, command
+line and HTTP."""
 
 from __future__ import annotations
 
@@ -11,11 +12,21 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from behavegpt.config import Settings, closest
 
 UNTIL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(minute|min|hour|h|day|d|week|w)s?\s*", re.ASCII)
-SECONDS = {"minute": 60, "min": 60, "hour": 3600, "h": 3600, "day": 86400, "d": 86400, "week": 604800, "w": 604800}
+SECONDS = {
+    "minute": 60,
+    "min": 60,
+    "hour": 3600,
+    "h": 3600,
+    "day": 86400,
+    "d": 86400,
+    "week": 604800,
+    "w": 604800,
+}
 LONGEST_SPAN = 36525 * 86400  # seconds; times end in 2100 anyway
 LEAST_TEMPERATURE = 1e-3  # below, logits divided by it overflow; 0 says what is meant
 Part = Literal["last", "mean", "decayed", "bag", "recent_bag", "behaviors"]
-MOST_BEHAVIORS = 256  # of the part `behaviors`, the most frequent ones; a vector may have 2048 dimensions in all
+# of the part `behaviors`, the most frequent ones; a vector may have 2048 dimensions in all
+MOST_BEHAVIORS = 256
 PARTS: tuple[str, ...] = get_args(Part)
 Policy = Literal["auto", "head", "observed", "typical"]
 
@@ -43,7 +54,9 @@ def _pool(parts: Any) -> Any:
         raise ValueError('write a list of one part or more, for example ["last"]')
     for number, part in enumerate(parts):
         if part not in PARTS:
-            raise ValueError(f"unknown part {part!r}. {closest(str(part)[:100], PARTS)}".rstrip("."))
+            raise ValueError(
+                f"unknown part {part!r}. {closest(str(part)[:100], PARTS)}".rstrip(".")
+            )
         if part in parts[:number]:
             raise ValueError(f"the part {part!r} is named twice; name each one once")
     return tuple(parts)
@@ -75,20 +88,34 @@ class PrepareOptions(Settings):
     """Numbers of a preparation."""
 
     min_events: Annotated[Whole, Field(ge=0)] = Field(1, description="least events of a user")
-    min_count: Annotated[Whole, Field(ge=0)] = Field(1, description="least training events of a label")
-    max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(None, description="most labels of a column")
-    max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(0.01, description="bad rows that are tolerated")
-    threads: Annotated[Whole, Field(ge=1)] | None = Field(None, description="of DuckDB; all cores without")
+    min_count: Annotated[Whole, Field(ge=0)] = Field(
+        1, description="least training events of a label"
+    )
+    max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="most labels of a column"
+    )
+    max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(
+        0.01, description="bad rows that are tolerated"
+    )
+    threads: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="of DuckDB; all cores without"
+    )
 
 
 class FitOptions(Settings):
     """Numbers of a fitted scaling law."""
 
-    min_events: Annotated[Real, Field(ge=0)] = Field(0, description="runs with fewer training events are left out")
-    delta: Annotated[Real, Field(gt=0)] = Field(1e-3, description="of the Huber loss of log residuals")
+    min_events: Annotated[Real, Field(ge=0)] = Field(
+        0, description="runs with fewer training events are left out"
+    )
+    delta: Annotated[Real, Field(gt=0)] = Field(
+        1e-3, description="of the Huber loss of log residuals"
+    )
     draws: Annotated[Whole, Field(ge=1)] = Field(400, description="of the bootstrap")
     confidence: Annotated[Real, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
-    floor: Annotated[Real, Field(gt=0)] | None = Field(None, description="loss of the best possible prediction")
+    floor: Annotated[Real, Field(gt=0)] | None = Field(
+        None, description="loss of the best possible prediction"
+    )
 
 
 class PlanOptions(Settings):
@@ -97,24 +124,35 @@ class PlanOptions(Settings):
     compute: Annotated[Real, Field(gt=0)] | None = Field(None, description="training operations")
     events: Annotated[Real, Field(gt=0)] | None = Field(None, description="training events")
     hours: Annotated[Real, Field(gt=0)] | None = Field(None, description="of training")
-    tflops: Annotated[Real, Field(gt=0)] | None = Field(None, description="speed on paper of all devices")
-    utilization: Annotated[Real, Field(gt=0, le=1)] = Field(0.4, description="share of it that is reached")
+    tflops: Annotated[Real, Field(gt=0)] | None = Field(
+        None, description="speed on paper of all devices"
+    )
+    utilization: Annotated[Real, Field(gt=0, le=1)] = Field(
+        0.4, description="share of it that is reached"
+    )
 
 
 class SynthesizeOptions(Settings):
     """Numbers of a synthetic log."""
 
     events: Annotated[Whole, Field(ge=1)] = Field(description="about how many")
-    users: Annotated[Whole, Field(ge=1)] | None = Field(None, description="one for 30 events without")
+    users: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="one for 30 events without"
+    )
     seed: Seed = Field(0, description="same seed, same log")
 
 
 class PredictOptions(Settings):
     """Of the most probable next behaviors."""
 
-    top_k: Annotated[Whole, Field(ge=1)] = Field(5, description="behaviors for each user, the most probable first")
+    top_k: Annotated[Whole, Field(ge=1)] = Field(
+        5, description="behaviors for each user, the most probable first"
+    )
     prior_correction: Annotated[Real, Field(ge=0, le=10)] = Field(
-        0.0, description="TAU lifts rare behaviors: TAU * log(training frequency) is subtracted from each logit"
+        0.0,
+        description=(
+            "TAU lifts rare behaviors: TAU * log(training frequency) is subtracted from each logit"
+        ),
     )
 
 
@@ -132,7 +170,9 @@ class DrawOptions(Settings):
     steps: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
         50, description="events for each user; with `until`, at most"
     )
-    samples: Annotated[Whole, Field(ge=1, le=100_000)] = Field(1, description="futures for each user")
+    samples: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
+        1, description="futures for each user"
+    )
     temperature: Annotated[Real, Field(ge=0, le=100), AfterValidator(_temperature)] = Field(
         1.0, description="of behaviors, events and places; 0: the most probable"
     )
@@ -142,8 +182,12 @@ class DrawOptions(Settings):
     until: Annotated[str, Field(max_length=40)] | None = Field(
         None, description="stop this long after each user's last event, for example 2 days"
     )
-    time: Policy = Field("auto", description="where time gaps come from; auto: the gap head, else observed")
-    place: Policy = Field("auto", description="where places come from; auto: the location head, else observed")
+    time: Policy = Field(
+        "auto", description="where time gaps come from; auto: the gap head, else observed"
+    )
+    place: Policy = Field(
+        "auto", description="where places come from; auto: the location head, else observed"
+    )
     seed: Seed = Field(0, description="same seed, same futures")
 
     @field_validator("until")

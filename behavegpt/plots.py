@@ -1,4 +1,5 @@
-"""Figures of a run, drawn from its result files alone: one function per figure, each writes one PNG and returns it.
+"""Figures of a run, drawn from its result files alone: one function per figure, each writes one PNG
+and returns it.
 
 RUN/log.jsonl -> loss.png        RUN/eval/metrics.json -> recall_by_decile.png
 RUN/eval/confusion.json -> confusion.png        RUN/eval/per_behavior.csv -> per_behavior.png
@@ -58,28 +59,42 @@ STYLE = {
 
 
 def draw_all(run: Path) -> list[Path]:
-    """Draw into RUN/figs every figure whose result file is there; returns their paths in the order of a report."""
+    """Draw into RUN/figs every figure whose result file is there; returns their paths in the order
+    of a report."""
     figures: list[tuple[str, str, Callable[[Path, Path], Path]]] = [
         ("log.jsonl", "loss.png", loss_curve),
         ("eval/metrics.json", "recall_by_decile.png", recall_by_decile),
         ("eval/per_behavior.csv", "per_behavior.png", per_behavior),
         ("eval/confusion.json", "confusion.png", confusion),
     ]
-    return [draw(run / source, run / "figs" / name) for source, name, draw in figures if (run / source).is_file()]
+    return [
+        draw(run / source, run / "figs" / name)
+        for source, name, draw in figures
+        if (run / source).is_file()
+    ]
 
 
 def loss_curve(log: Path, out: Path) -> Path:
-    """Cross-entropy over training (left) and the validation figures (right), by optimizer step, from log.jsonl."""
+    """Cross-entropy over training (left) and the validation figures (right), by optimizer step,
+    from log.jsonl."""
     records = read_journal(log)
     train, valid = ([r for r in records if r.get("kind") == kind] for kind in ("train", "valid"))
     with figure(out, (8.2, 3.5), columns=2) as (_, (left, right)):
         steps, entropy = _series(train, "cross_entropy")
         left.plot(steps, entropy, color=BLUE, alpha=0.3, linewidth=1)
         left.plot(steps, _smooth(entropy), color=BLUE, label="training")
-        left.plot(*_series(valid, "cross_entropy"), color=ORANGE, marker="s", markersize=4, label="validation")
+        left.plot(
+            *_series(valid, "cross_entropy"),
+            color=ORANGE,
+            marker="s",
+            markersize=4,
+            label="validation",
+        )
         left.set(title="Cross-entropy", xlabel="optimizer step", ylabel="nats per event")
         names = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
-        for (key, label), color, marker in zip(names.items(), (BLUE, VERMILION, GREEN), "os^", strict=True):
+        for (key, label), color, marker in zip(
+            names.items(), (BLUE, VERMILION, GREEN), "os^", strict=True
+        ):
             right.plot(*_series(valid, key), color=color, marker=marker, markersize=4, label=label)
         right.set(title="Validation", xlabel="optimizer step", ylabel="share (0 to 1)")
         for axes in (left, right):
@@ -87,32 +102,66 @@ def loss_curve(log: Path, out: Path) -> Path:
     return out
 
 
-def frontier(rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", within: float = 0.8) -> Path:
-    """Macro against weighted recall, a numbered point for each value of `group`: mean of its rows and one deviation.
+def frontier(
+    rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", within: float = 0.8
+) -> Path:
+    """Macro against weighted recall, a numbered point for each value of `group`: mean of its rows
+    and one deviation.
 
-    Points below `within` times the best weighted recall are left out, so that the others can be told apart.
+    Points below `within` times the best weighted recall are left out, so that the others can be
+    told apart.
     """
-    groups = {name: [r for r in rows if r[group] == name] for name in dict.fromkeys(r[group] for r in rows)}
-    points = {name: np.array([[r["rec_w"], r["rec_m"]] for r in found]) for name, found in groups.items()}
+    groups = {
+        name: [r for r in rows if r[group] == name]
+        for name in dict.fromkeys(r[group] for r in rows)
+    }
+    points = {
+        name: np.array([[r["rec_w"], r["rec_m"]] for r in found]) for name, found in groups.items()
+    }
     best = max(values[:, 0].mean() for values in points.values())
     shown = {n: v for n, v in points.items() if v[:, 0].mean() >= within * best}
     with figure(out, (9, 4.8)) as (_, (axes,)):
         ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
         for number, (name, values) in enumerate(ordered, 1):
-            (x, y), spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
-            color = ORANGE if name.startswith("dro") else BLUE if name.startswith("cross_entropy") else GREEN
+            (x, y), spread = (
+                values.mean(0),
+                values.std(0, ddof=1) if len(values) > 1 else np.zeros(2),
+            )
+            color = (
+                ORANGE
+                if name.startswith("dro")
+                else BLUE
+                if name.startswith("cross_entropy")
+                else GREEN
+            )
             label = f"{number}  {title_of(name)}"
-            axes.errorbar(x, y, yerr=spread[1], xerr=spread[0], fmt="o", color=color, elinewidth=1, label=label)
-            axes.annotate(str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
+            axes.errorbar(
+                x,
+                y,
+                yerr=spread[1],
+                xerr=spread[0],
+                fmt="o",
+                color=color,
+                elinewidth=1,
+                label=label,
+            )
+            axes.annotate(
+                str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9
+            )
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
-        axes.set(title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall")
+        axes.set(
+            title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall"
+        )
     return out
 
 
 def recall_by_decile(metrics: Path, out: Path) -> Path:
-    """Macro recall of ten groups of behaviors, most to least frequent in training: ours and the best others."""
+    """Macro recall of ten groups of behaviors, most to least frequent in training: ours and the
+    best others."""
     models = read_json(metrics, "models")["models"]
-    best = sorted(models, key=lambda name: (name != MODEL, -(models[name].get("rec_m") or 0)))[:MOST_LINES]
+    best = sorted(models, key=lambda name: (name != MODEL, -(models[name].get("rec_m") or 0)))[
+        :MOST_LINES
+    ]
     models = {name: models[name] for name in best}
     with figure(out, (8, 4.2)) as (_, (axes,)):
         for name, color, marker in styled(models):
@@ -140,7 +189,8 @@ def recall_by_decile(metrics: Path, out: Path) -> Path:
 
 
 def confusion(counts: Path, out: Path) -> Path:
-    """Share of each true behavior (row) that was predicted as each behavior (column), in percent."""
+    """Share of each true behavior (row) that was predicted as each behavior (column), in
+    percent."""
     table = read_json(counts, "labels", "counts")
     labels = [short(label) for label in table["labels"]]
     matrix = np.asarray(table["counts"], dtype=np.float64)
@@ -153,18 +203,27 @@ def confusion(counts: Path, out: Path) -> Path:
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.5:
                 color = "white" if value > 45 else INK
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color
+                )
         places = range(len(labels))
-        axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+        axes.set_xticks(
+            places, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5
+        )
         counted = [f"{label}  ({int(n):,})" for label, n in zip(labels, total[:, 0], strict=True)]
         axes.set_yticks(places, counted, fontsize=8.5)
-        axes.set(xlabel="predicted", ylabel="true (events)", title="Where predictions go (% of each true behavior)")
+        axes.set(
+            xlabel="predicted",
+            ylabel="true (events)",
+            title="Where predictions go (% of each true behavior)",
+        )
         axes.title.set_horizontalalignment("left")
     return out
 
 
 def per_behavior(table: Path, out: Path) -> Path:
-    """Recall of each behavior by its training count: the model and the baseline with the best macro recall."""
+    """Recall of each behavior by its training count: the model and the baseline with the best macro
+    recall."""
     rows = [row for row in read_per_behavior(table) if row["support"] > 0]
     baseline = best_baseline(rows)
     with figure(out, (8, 4.2)) as (_, (axes,)):
@@ -175,7 +234,13 @@ def per_behavior(table: Path, out: Path) -> Path:
             count = np.maximum([row["train_count"] for row in ours], 1)
             recall = np.array([row["recall"] for row in ours])
             axes.scatter(count, recall, s=16, color=color, marker=marker, alpha=0.45, linewidths=0)
-            axes.plot(*_binned(count, recall), color=color, marker=marker, markersize=5, label=title_of(str(name)))
+            axes.plot(
+                *_binned(count, recall),
+                color=color,
+                marker=marker,
+                markersize=5,
+                label=title_of(str(name)),
+            )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
@@ -190,11 +255,14 @@ def per_behavior(table: Path, out: Path) -> Path:
 
 
 def challenge_scores(board: Path, out: Path) -> Path:
-    """Scores of each entry in each challenge task, bars of one deviation over seeds, best entry first."""
+    """Scores of each entry in each challenge task, bars of one deviation over seeds, best entry
+    first."""
     table = read_json(board, "tasks", "entries")
     tasks, entries = table["tasks"], table["entries"]
     with figure(out, (1.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
-        for index, (entry, color) in enumerate(zip(entries, [BLUE, *OTHERS] * len(entries), strict=False)):
+        for index, (entry, color) in enumerate(
+            zip(entries, [BLUE, *OTHERS] * len(entries), strict=False)
+        ):
             places = [k for k, task in enumerate(tasks) if task in entry["tasks"]]
             scores = [entry["tasks"][tasks[k]] for k in places]
             shift = 0.6 * ((index + 0.5) / len(entries) - 0.5)
@@ -208,17 +276,20 @@ def challenge_scores(board: Path, out: Path) -> Path:
                 capsize=2,
                 label=f"{entry['place']}. {short(entry['name'])} ({entry['borda']:g})",
             )
-        axes.set_xticks(range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5)
+        axes.set_xticks(
+            range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5
+        )
         axes.set(title="Challenge scores by task (Borda points)", ylabel="task score")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out
 
 
 def challenge_results(results: Sequence[Path], out: Path) -> Path:
-    """Scores of evaluated entries by task: a dot for each seed, a mark at the mean; gray: what knowing nothing gives.
+    """Scores of evaluated entries by task: a dot for each seed, a mark at the mean; gray: what
+    knowing nothing gives.
 
-    The gray line is the constant predictor's score with two deviations of chance around it, the bar above the best
-    score that the labels allow.
+    The gray line is the constant predictor's score with two deviations of chance around it, the bar
+    above the best score that the labels allow.
     """
     tables = [read_json(path, "name", "tasks", "floors") for path in results]
     tasks = list(dict.fromkeys(task for table in tables for task in table["tasks"]))
@@ -231,17 +302,28 @@ def challenge_results(results: Sequence[Path], out: Path) -> Path:
             axes.fill_between(edges, level - band, level + band, color=GRID, linewidth=0)
             axes.plot(edges, [level, level], color="gray", linewidth=1, label=labels[0])
             axes.plot(edges, [floor["ceiling"]] * 2, color="gray", linewidth=3, label=labels[1])
-        for index, (table, color) in enumerate(zip(tables, [BLUE, *OTHERS] * len(tables), strict=False)):
+        for index, (table, color) in enumerate(
+            zip(tables, [BLUE, *OTHERS] * len(tables), strict=False)
+        ):
             shift = 0.7 * ((index + 0.5) / len(tables) - 0.5)
             found = [(tasks.index(task) + shift, values) for task, values in table["tasks"].items()]
-            x, y = np.array([(place, score) for place, values in found for score in values["scores"]]).T
+            x, y = np.array(
+                [(place, score) for place, values in found for score in values["scores"]]
+            ).T
             axes.scatter(x, y, s=12, color=color, alpha=0.5, linewidths=0, zorder=3)
             marker = ("o", *MARKERS)[index % (len(MARKERS) + 1)]
             means = [values["mean"] for _, values in found]
             axes.plot(
-                [place for place, _ in found], means, marker, color=color, markersize=7, label=short(table["name"])
+                [place for place, _ in found],
+                means,
+                marker,
+                color=color,
+                markersize=7,
+                label=short(table["name"]),
             )
-        axes.set_xticks(range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5)
+        axes.set_xticks(
+            range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5
+        )
         axes.set(title="Challenge scores by task (dots: seeds)", ylabel="task score")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out
@@ -252,22 +334,30 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); evaluate the run again to write it anew.") from None
+        raise DataError(
+            f"{path}: cannot be read ({error}); evaluate the run again to write it anew."
+        ) from None
     missing = [key for key in needed if not isinstance(value, dict) or key not in value]
     if missing or not isinstance(value, dict):
-        raise DataError(f"{path}: is no object with {missing or 'keys'}; evaluate the run again to write it anew.")
+        raise DataError(
+            f"{path}: is no object with {missing or 'keys'}; evaluate the run again to write it "
+            "anew."
+        )
     return value
 
 
 def read_per_behavior(path: Path) -> list[dict[str, Any]]:
-    """Rows of per_behavior.csv, figures as floats; raises DataError naming the file when it is damaged."""
+    """Rows of per_behavior.csv, figures as floats; raises DataError naming the file when it is
+    damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         texts = ("model", "behavior")
         return [{k: v if k in texts else float(v) for k, v in row.items()} for row in rows]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); evaluate the run again to write it anew.") from None
+        raise DataError(
+            f"{path}: cannot be read ({error}); evaluate the run again to write it anew."
+        ) from None
 
 
 def best_baseline(rows: Sequence[dict[str, Any]]) -> str | None:
@@ -280,7 +370,8 @@ def best_baseline(rows: Sequence[dict[str, Any]]) -> str | None:
 
 
 def styled(names: Sequence[str] | dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(name, color, marker), ours first; the same baseline looks the same whenever the same ones are shown."""
+    """(name, color, marker), ours first; the same baseline looks the same whenever the same ones
+    are shown."""
     others = [name for name in names if name != MODEL]
     if MODEL in names:
         yield MODEL, BLUE, "o"
@@ -300,8 +391,11 @@ def short(label: object, length: int = 22) -> str:
 
 
 @contextmanager
-def figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure in the house style with its axes; written to `out` in one rename. The caller's settings stay as is."""
+def figure(
+    out: Path, size: tuple[float, float], columns: int = 1
+) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure in the house style with its axes; written to `out` in one rename. The caller's
+    settings stay as is."""
     import matplotlib as mpl
     from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -311,16 +405,25 @@ def figure(out: Path, size: tuple[float, float], columns: int = 1) -> Iterator[t
     family = [name for name in FONTS if name in installed]
     style: Any = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
     with mpl.rc_context(style | STYLE | {"font.family": family}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it; the tables show the text
+        # a box stands for it; the tables show the text
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         drawn = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(drawn)
         yield drawn, drawn.subplots(1, columns, squeeze=False)[0]
         with replacing(out) as temporary:
-            drawn.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
+            drawn.savefig(
+                temporary,
+                format="png",
+                metadata={"Software": None},
+                bbox_inches="tight",
+                pad_inches=0.12,
+            )
 
 
 def _legend_below(axes: Axes) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1.2, handlelength=1.6)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1.2, handlelength=1.6
+    )
 
 
 def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -340,7 +443,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _binned(count: np.ndarray, recall: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Geometric mean of the counts and mean recall of each power-of-four bin that holds a behavior."""
+    """Geometric mean of the counts and mean recall of each power-of-four bin that holds a
+    behavior."""
     group = (np.log2(count) // 2).astype(np.int64)
     bins = np.unique(group)
     return (

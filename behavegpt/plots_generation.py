@@ -16,13 +16,17 @@ TICKS = {"1 min": 60, "1 h": 3600, "1 d": 86_400, "1 w": 604_800, "1 mo": 2_592_
 
 
 def futures(rows: Sequence[dict[str, Any]], out: Path) -> Path:
-    """Shares of behaviors, hours of the day and time gaps: real, ours and the trivial generators, means over seeds."""
+    """Shares of behaviors, hours of the day and time gaps: real, ours and the trivial generators,
+    means over seeds."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if "hours" in row and not row["generator"].startswith(f"{MODEL} "):  # other settings of ours are in the table
+        # other settings of ours are in the table
+        if "hours" in row and not row["generator"].startswith(f"{MODEL} "):
             by_name.setdefault(row["generator"], []).append(row)
     if "real" not in by_name:
-        raise DataError(f"{out}: the rows hold no real futures; run eval/generation.py without --plot first.")
+        raise DataError(
+            f"{out}: the rows hold no real futures; run eval/generation.py without --plot first."
+        )
     with figure(out, (15, 4.6), columns=3) as (_, (left, middle, right)):
         labels = list(by_name["real"][0]["behaviors"])
         others = [name for name in by_name if name not in ("real", MODEL)]
@@ -34,13 +38,19 @@ def futures(rows: Sequence[dict[str, Any]], out: Path) -> Path:
                 style["linestyle"] = "--"
             shares = np.mean([list(row["behaviors"].values()) for row in found], axis=0)
             left.plot(np.arange(len(labels)), 100 * shares, marker="o", markersize=4, **style)
-            middle.plot(np.arange(24) + 0.5, 100 * np.mean([row["hours"] for row in found], axis=0), **style)
+            middle.plot(
+                np.arange(24) + 0.5, 100 * np.mean([row["hours"] for row in found], axis=0), **style
+            )
             gaps = 100 * np.mean([row["gaps"] for row in found], axis=0)
             right.plot(np.arange(len(gaps)) / 2, gaps, **style)
-        left.set_xticks(range(len(labels)), [short(x, 16) for x in labels], rotation=45, ha="right", fontsize=8)
+        left.set_xticks(
+            range(len(labels)), [short(x, 16) for x in labels], rotation=45, ha="right", fontsize=8
+        )
         left.set(title="Behavior", ylabel="% of events")
         middle.set(title="Hour of the day", xlabel="local hour", xticks=range(0, 25, 4))
-        right.set(title="Time since the event before", xlabel="half doublings of the time", xlim=(0, 26))
+        right.set(
+            title="Time since the event before", xlabel="half doublings of the time", xlim=(0, 26)
+        )
         right.set_xticks([np.log2(1 + s) for s in TICKS.values()], list(TICKS))
         for axes in (left, middle, right):
             axes.set_ylim(bottom=0)

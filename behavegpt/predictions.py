@@ -62,8 +62,8 @@ def most_probable(
 ) -> Predictions:
     """The answer of users (n,) with logits (n, K), piece by piece.
 
-    `log_frequency` (K,) of the behaviors in training, which the prior correction subtracts; `on_user` is told how many
-    of all users are done.
+    `log_frequency` (K,) of the behaviors in training, which the prior correction subtracts;
+    `on_user` is told how many of all users are done.
     """
     top = min(options.top_k, tokenizer.behaviors.classes)
     chosen = np.zeros((len(asked.users), top), np.int64)
@@ -76,4 +76,6 @@ def most_probable(
         done += len(users)
         if on_user:
             on_user(done, len(asked.users))
-    return Predictions(asked.users, tokenizer.labels(chosen), probabilities, asked.unknown, asked.rejected)
+    return Predictions(
+        asked.users, tokenizer.labels(chosen), probabilities, asked.unknown, asked.rejected
+    )

@@ -1,4 +1,5 @@
-"""Predictor: raw labels in, labels and probabilities out, for any histories and any number of users.
+"""Predictor: raw labels in, labels and probabilities out, for any histories and any number of
+users.
 
 >>> import behavegpt                                                            # doctest: +SKIP
 >>> model = behavegpt.load("runs/demo/model")                                   # doctest: +SKIP
@@ -36,14 +37,19 @@ from behavegpt.tabular import html_facts
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
-MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}  # folder of a run -> what it holds
+# folder of a run -> what it holds
+MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}
 
 
 class Predictor:
-    """A model with its tokenizer. The same user gets the same answer, whatever else is in the call."""
+    """A model with its tokenizer. The same user gets the same answer, whatever else is in the
+    call."""
 
     def __init__(
-        self, model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, links: Links | None = None
+        self,
+        model: BehaveGPTForBehaviorPrediction,
+        tokenizer: EventTokenizer,
+        links: Links | None = None,
     ) -> None:
         """`links`: which ids go together in training, for `generate`."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
@@ -66,7 +72,8 @@ class Predictor:
         }
 
     def reading(self, **changes: Any) -> Predictor:
-        """The predictor for logs whose columns are named, or whose times are written, otherwise than in training.
+        """The predictor for logs whose columns are named, or whose times are written, otherwise
+        than in training.
 
         >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
         """
@@ -82,16 +89,21 @@ class Predictor:
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
-        `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's columns, a list of
-        such rows, or files; a list of rows without the user column is one user's history. `prior_correction`
-        tau > 0 lifts rare behaviors: logits - tau * log(training frequency). `interrupt` is called between pieces of
-        the work; what it raises stops it. Raises ConfigError and DataError.
+        `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's
+        columns, a list of such rows, or files; a list of rows without the user column is one user's
+        history. `prior_correction` tau > 0 lifts rare behaviors: logits - tau * log(training
+        frequency). `interrupt` is called between pieces of the work; what it raises stops it.
+        Raises ConfigError and DataError.
         """
-        options = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
+        options = check_settings(
+            PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
+        )
         encoded = self.encode(events)
         counts = torch.tensor(self.tokenizer.behaviors.counts, dtype=torch.float32) + 1
         pieces = self._logits(encoded, interrupt)
-        return most_probable(pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user)
+        return most_probable(
+            pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user
+        )
 
     def embed(
         self,
@@ -99,7 +111,8 @@ class Predictor:
         pool: Sequence[str] = ("last",),
         interrupt: Callable[[], None] = lambda: None,
     ) -> UserEmbeddings:
-        """Each user's vector (D,): by default the hidden state at the last event; other parts: embeddings/pooling.py.
+        """Each user's vector (D,): by default the hidden state at the last event; other parts:
+        embeddings/pooling.py.
 
         `events` and `interrupt` as for `predict`. Raises ConfigError and DataError.
         """
@@ -121,17 +134,23 @@ class Predictor:
     ) -> Generated:
         """The next `steps` events of each user, all fields together: `Generated` with `to_table()`.
 
-        `events` and `interrupt` as for `predict`, at least one event a user. `options`: GenerationSettings, such as
-        samples=5, temperature=.9, top_p=.95, until="2 days", seed=1, time="observed". `links`: what goes together,
-        see generation/constraints.py; by default what stands beside the model. Docs: docs/generation.md.
+        `events` and `interrupt` as for `predict`, at least one event a user. `options`:
+        GenerationSettings, such as samples=5, temperature=.9, top_p=.95, until="2 days", seed=1,
+        time="observed". `links`: what goes together, see generation/constraints.py; by default what
+        stands beside the model. Docs: docs/generation.md.
         """
-        given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
+        given = {"steps": steps} | {
+            name: value for name, value in options.items() if value is not None
+        }
         settings = check_settings(GenerationSettings, given, "generate")
         links = self.links if links is None else links
-        return roll_out(self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt)
+        return roll_out(
+            self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt
+        )
 
     def encode(self, events: EventData | EncodedHistories) -> EncodedHistories:
-        """The histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
+        """The histories in ids, as the other methods take them too. Raises DataError when no event
+        is usable."""
         return encode_histories(self.tokenizer, events)
 
     @torch.no_grad()
@@ -139,11 +158,18 @@ class Predictor:
         self, encoded: EncodedHistories, interrupt: Callable[[], None]
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
-        begin, end, classes = encoded.offsets[:-1], encoded.offsets[1:], self.model.config.num_behaviors
-        for users, batch, last, _ in history_batches(self.model, encoded.columns, begin, end, cells_per_user=classes):
+        begin, end, classes = (
+            encoded.offsets[:-1],
+            encoded.offsets[1:],
+            self.model.config.num_behaviors,
+        )
+        for users, batch, last, _ in history_batches(
+            self.model, encoded.columns, begin, end, cells_per_user=classes
+        ):
             at = last.nonzero()
             step = max(1, CELLS_PER_BATCH // classes)
-            for first in range(0, len(at), step):  # more than once only where one row is too much already
+            # more than once only where one row is too much already
+            for first in range(0, len(at), step):
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
@@ -152,7 +178,11 @@ class Predictor:
                     told = part_of(Memory(**told), slice(first, first + step))._asdict()
                 with autocast(self.model.device):
                     output: Any = self.model(
-                        **batch.inputs, document=batch.document, position=batch.position, select=select, memory=told
+                        **batch.inputs,
+                        document=batch.document,
+                        position=batch.position,
+                        select=select,
+                        memory=told,
                     )
                 yield users[first : first + step], output.logits.float().cpu()
 
@@ -169,7 +199,8 @@ def model_folder(folder: str | Path) -> Path:
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
     """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
 
-    Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device that is not there.
+    Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device
+    that is not there.
     """
     folder = model_folder(local_path(folder))
     if (folder / "adapter_config.json").is_file():

@@ -1,4 +1,5 @@
-"""Pretraining from settings to a model folder: the composition that train.py and `behavegpt train` run.
+"""Pretraining from settings to a model folder: the composition that train.py and `behavegpt train`
+run.
 
 How a step trains is in training/trainer.py, what a run leaves in its folder in training/run.py.
 """
@@ -47,7 +48,10 @@ class PretrainSettings(RunSettings):
     )
 
     init: Literal["random", "universal"] = Field(
-        "random", description="the mixer's start, with model.memory: random, or the universal model's weights"
+        "random",
+        description=(
+            "the mixer's start, with model.memory: random, or the universal model's weights"
+        ),
     )
 
     @field_validator("model")
@@ -73,7 +77,9 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
         if _is_baseline(settings.model):
             return baseline_config(settings.model, store)
         is_event = store.schema.behavior_is_event
-        fields, width = read_inputs(settings.model, store.field_sizes(), store.behaviors.classes, is_event)
+        fields, width = read_inputs(
+            settings.model, store.field_sizes(), store.behaviors.classes, is_event
+        )
         shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
         if shape.get("memory"):
             shape["memory_experts"] = list(EXPERTS)
@@ -89,27 +95,44 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
 
 
 def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
-    """Train a model and write RUN/model; returns RUN. Continues from the latest checkpoint with `resume`.
+    """Train a model and write RUN/model; returns RUN. Continues from the latest checkpoint with
+    `resume`.
 
-    Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data, or a bad loss.
+    Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data,
+    or a bad loss.
     """
     with open_run(settings, "pretrain", resume=resume) as run:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
         untrained = settings.init == "universal"  # is a model already, and may stay the best one
-        trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention, judge_start=untrained)
+        trainer = Trainer(
+            model,
+            loss,
+            store,
+            settings.train,
+            run,
+            attention=settings.attention,
+            judge_start=untrained,
+        )
         trainer.fit(origin=_origin(settings, model))
-        run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length), links_of(store))
+        run.save(
+            trainer.best_model(),
+            EventTokenizer.from_store(store, model.config.max_length),
+            links_of(store),
+        )
     return run.path
 
 
 def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBehaviorPrediction:
-    """The model before its first step: random, or from the parts that `language_model` and `init` name."""
+    """The model before its first step: random, or from the parts that `language_model` and `init`
+    name."""
     config = model_config(settings, store)
     if isinstance(config, BaselineConfig):
         if settings.language_model:
-            raise ConfigError("language_model is a start for BehaveGPT; remove it, or model.architecture.")
+            raise ConfigError(
+                "language_model is a start for BehaveGPT; remove it, or model.architecture."
+            )
         model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
     else:
         model = BehaveGPTForBehaviorPrediction(config)
@@ -139,8 +162,11 @@ def _origin(settings: PretrainSettings, model: BehaveGPTForBehaviorPrediction) -
 
 
 def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
-    """Give the mixer the weights of the universal one. Raises ConfigError for a model without memory."""
+    """Give the mixer the weights of the universal one. Raises ConfigError for a model without
+    memory."""
     head = getattr(model, "memory", None) or model.head.memory
     if head is None:
-        raise ConfigError("init=universal starts the mixer of a memory; set model.memory=true, or remove it.")
+        raise ConfigError(
+            "init=universal starts the mixer of a memory; set model.memory=true, or remove it."
+        )
     head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)

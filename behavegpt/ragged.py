@@ -1,4 +1,5 @@
-"""Index arithmetic for ragged arrays: stretches of different lengths that lie one after the other in one flat array.
+"""Index arithmetic for ragged arrays: stretches of different lengths that lie one after the other
+in one flat array.
 
 Shapes: N stretches, T elements of all of them together.
 """

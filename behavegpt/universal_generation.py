@@ -1,7 +1,8 @@
-"""Futures by the universal model: the behavior is drawn from what it says, the rest from what the user was seen to do.
+"""Futures by the universal model: the behavior is drawn from what it says, the rest from what the
+user was seen to do.
 
-Each drawn event is taken up by the state of its row, so that the next one knows it. There are no heads for times and
-places: `generation/own_past.py` draws them from the given history.
+Each drawn event is taken up by the state of its row, so that the next one knows it. There are no
+heads for times and places: `generation/own_past.py` draws them from the given history.
 
 Shapes: N rows (a row is one sample of one user), K behaviors.
 """
@@ -37,7 +38,8 @@ def roll_out_states(
     on_rows: Callable[[int, int], None] | None = None,
     interrupt: Callable[[], None] = lambda: None,
 ) -> Generated:
-    """The futures of all users of `encoded`. The same user, seed and sample give the same future in any batch.
+    """The futures of all users of `encoded`. The same user, seed and sample give the same future in
+    any batch.
 
     Raises ConfigError for a policy that needs a head.
     """
@@ -46,7 +48,9 @@ def roll_out_states(
     sample = np.tile(np.arange(settings.samples), len(encoded.users))
     parts: list[dict[str, np.ndarray]] = []
     for at in range(0, len(user), settings.rows):
-        rows = _Rows(log, encoded, user[at : at + settings.rows], sample[at : at + settings.rows], settings)
+        rows = _Rows(
+            log, encoded, user[at : at + settings.rows], sample[at : at + settings.rows], settings
+        )
         for step in range(settings.steps):
             interrupt()
             parts.append(rows.draw(model, step, policies))
@@ -54,20 +58,28 @@ def roll_out_states(
                 break
         if on_rows:
             on_rows(min(at + settings.rows, len(user)), len(user))
-    return Generated.join(parts, encoded, log.tokenizer, policies, settings.model_dump(exclude_none=True))
+    return Generated.join(
+        parts, encoded, log.tokenizer, policies, settings.model_dump(exclude_none=True)
+    )
 
 
 def choose_policies(log: CountedLog, settings: GenerationSettings) -> dict[str, str]:
     """Field -> how it is drawn."""
     schema = log.tokenizer.event_schema
     found = {"behavior": "head"}
-    wanted = {"time": settings.time} | ({"location": settings.place} if schema.location is not None else {})
+    wanted = {"time": settings.time} | (
+        {"location": settings.place} if schema.location is not None else {}
+    )
     for field, policy in wanted.items():
         if policy == "head":
-            raise ConfigError(f"the universal model has no {field} head; choose the policy observed or typical.")
+            raise ConfigError(
+                f"the universal model has no {field} head; choose the policy observed or typical."
+            )
         found[field] = "observed" if policy == "auto" else policy
     found |= {} if schema.behavior_is_event else {"event": "typical"}
-    return found | dict.fromkeys(sorted({*log.tokenizer.vocabulary} - {*found, "event"}), "the user's last")
+    return found | dict.fromkeys(
+        sorted({*log.tokenizer.vocabulary} - {*found, "event"}), "the user's last"
+    )
 
 
 class _Rows:
@@ -85,9 +97,13 @@ class _Rows:
         begin, end = encoded.offsets[user], encoded.offsets[user + 1]
         columns = memory_columns(encoded.columns, log.tokenizer.event_schema.slot_minutes)
         spans = zip(begin, end, strict=True)
-        self.states = [_state_of(log, Columns(*(c[low:high] for c in columns))) for low, high in spans]
+        self.states = [
+            _state_of(log, Columns(*(c[low:high] for c in columns))) for low, high in spans
+        ]
         self.own = OwnPast(encoded.columns, begin, end)
-        self.last = {name: encoded.columns[name][end - 1].astype(np.int64) for name in encoded.columns}
+        self.last = {
+            name: encoded.columns[name][end - 1].astype(np.int64) for name in encoded.columns
+        }
         self.time = self.last["time"]
         self.horizon = np.full(len(user), parse_date(TIME_RANGE[1]) - 1)
         if settings.span is not None:
@@ -95,30 +111,45 @@ class _Rows:
         self.uniforms = Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample)
         self.usual = _usual_events(encoded, log.tokenizer.behaviors.classes)
 
-    def draw(self, model: UniversalModel, step: int, policies: dict[str, str]) -> dict[str, np.ndarray]:
+    def draw(
+        self, model: UniversalModel, step: int, policies: dict[str, str]
+    ) -> dict[str, np.ndarray]:
         """The next event of each row that goes on, each column (n,); the others end."""
         asked = self.log.asked_of_states(self.states)
         u = self.uniforms(step, len(Draws._fields))
-        logits = torch.cat([model.logits(batch.memory, self.log.tables) for batch in asked.batches(lambda: None)])
+        logits = torch.cat(
+            [model.logits(batch.memory, self.log.tables) for batch in asked.batches(lambda: None)]
+        )
         new = self._event(logits, u, policies)
         self.time = new["time"]
-        found = new | {"user": self.user, "sample": self.sample, "step": np.full(len(self.user), step)}
+        found = new | {
+            "user": self.user,
+            "sample": self.sample,
+            "step": np.full(len(self.user), step),
+        }
         if self.settings.probabilities:
             top = logits.softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
             found |= {"top": top.indices.numpy(), "probability": top.values.numpy()}
         on = np.flatnonzero(self.time <= self.horizon)
         self._take(on)
-        columns = memory_columns({n: v[on] for n, v in new.items()}, self.log.tokenizer.event_schema.slot_minutes)
+        columns = memory_columns(
+            {n: v[on] for n, v in new.items()}, self.log.tokenizer.event_schema.slot_minutes
+        )
         for row, state in enumerate(self.states):
             state.take_up(self.log.tables, Columns(*(column[row : row + 1] for column in columns)))
         return {name: values[on] for name, values in found.items()}
 
-    def _event(self, logits: torch.Tensor, u: np.ndarray, policies: dict[str, str]) -> dict[str, np.ndarray]:
+    def _event(
+        self, logits: torch.Tensor, u: np.ndarray, policies: dict[str, str]
+    ) -> dict[str, np.ndarray]:
         """Ids, clock and gap (N,)."""
         schema, settings = self.log.tokenizer.event_schema, self.settings
         gap = self.own.time_gap(u[:, 0] if policies["time"] == "observed" else None)
         weekday, slot = calendar(self.time + gap, schema)
-        drawn = choose(logits, torch.from_numpy(u[:, 4]), settings.temperature, settings.top_p).numpy() + FIRST
+        drawn = (
+            choose(logits, torch.from_numpy(u[:, 4]), settings.temperature, settings.top_p).numpy()
+            + FIRST
+        )
         new = self.last | {"behavior": drawn, "event": drawn, "time": self.time + gap, "gap": gap}
         new |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
         if not schema.behavior_is_event:
@@ -148,7 +179,8 @@ def _state_of(log: CountedLog, columns: Columns) -> UserState:
 
 
 def _usual_events(encoded: EncodedHistories, classes: int) -> np.ndarray:
-    """The most frequent event id (K,) of each behavior in these histories, the most frequent of all without one."""
+    """The most frequent event id (K,) of each behavior in these histories, the most frequent of all
+    without one."""
     behavior, event = encoded.columns["behavior"], encoded.columns["event"]
     pairs, count = np.unique(np.stack([behavior, event]), axis=1, return_counts=True)
     usual = np.full(classes, np.bincount(event).argmax(), np.int64)

@@ -1,4 +1,5 @@
-"""Predictions on a log that nothing was trained on: the universal model, with tables counted from that log.
+"""Predictions on a log that nothing was trained on: the universal model, with tables counted from
+that log.
 
 >>> import behavegpt                                                            # doctest: +SKIP
 >>> model = behavegpt.load("universal").fit_tables("my_logs.parquet")           # doctest: +SKIP
@@ -51,13 +52,17 @@ VECTORS = ("last", "behaviors")  # parts of a user's vector
 
 
 def is_universal(name: str | Path) -> bool:
-    """Whether a model's name means the shipped weights: `universal`, or a folder of others of the kind."""
+    """Whether a model's name means the shipped weights: `universal`, or a folder of others of the
+    kind."""
     path = Path(name)
     return (str(name) == UNIVERSAL and not path.is_dir()) or (path / "universal.json").is_file()
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor | UniversalPredictor:
-    """Open a model folder (see `predictor.load`), or the universal model by its name, `universal`."""
+def load(
+    folder: str | Path, device: str | torch.device | None = None
+) -> Predictor | UniversalPredictor:
+    """Open a model folder (see `predictor.load`), or the universal model by its name,
+    `universal`."""
     if is_universal(folder):
         return load_zero_shot(folder)
     from behavegpt.predictor import load as load_trained  # takes seconds to import
@@ -78,7 +83,8 @@ def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
 
 
 class UniversalPredictor:
-    """The universal model, and what was counted from a log: its labels, its tables and the states of its users."""
+    """The universal model, and what was counted from a log: its labels, its tables and the states
+    of its users."""
 
     def __init__(self, model: UniversalModel, log: CountedLog | None = None) -> None:
         self.model = model
@@ -88,7 +94,9 @@ class UniversalPredictor:
     def log(self) -> CountedLog:
         """What was counted. Raises ConfigError before `fit_tables`."""
         if self._log is None:
-            raise ConfigError("nothing was counted yet: call fit_tables(log), or load a folder that `save` wrote.")
+            raise ConfigError(
+                "nothing was counted yet: call fit_tables(log), or load a folder that `save` wrote."
+            )
         return self._log
 
     @property
@@ -109,17 +117,24 @@ class UniversalPredictor:
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
 
-    def fit_tables(self, logs: EventData, schema: EventSchema | None = None, **settings: Any) -> UniversalPredictor:
+    def fit_tables(
+        self, logs: EventData, schema: EventSchema | None = None, **settings: Any
+    ) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
-        Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid", tz="Europe/London", ...)
-        name them. Raises DataError.
+        Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid",
+        tz="Europe/London", ...) name them. Raises DataError.
         """
-        return UniversalPredictor(self.model, count_log(logs, schema or guess_schema(logs, settings)[0]))
+        return UniversalPredictor(
+            self.model, count_log(logs, schema or guess_schema(logs, settings)[0])
+        )
 
     def reading(self, **changes: Any) -> UniversalPredictor:
-        """The predictor for logs whose columns are named, or whose times are written, otherwise; see `Predictor`."""
-        return UniversalPredictor(self.model, replace(self.log, tokenizer=self.tokenizer.reading(changes)))
+        """The predictor for logs whose columns are named, or whose times are written, otherwise;
+        see `Predictor`."""
+        return UniversalPredictor(
+            self.model, replace(self.log, tokenizer=self.tokenizer.reading(changes))
+        )
 
     def predict(
         self,
@@ -129,34 +144,51 @@ class UniversalPredictor:
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
     ) -> Predictions:
-        """The `top_k` most probable next behaviors of each user; arguments as in `Predictor.predict`.
+        """The `top_k` most probable next behaviors of each user; arguments as in
+        `Predictor.predict`.
 
-        `events`: histories with the columns of the counted log, a state or a list of states, None for the users of the
-        log itself. Where nothing was counted yet, the tables come from `events`. Raises ConfigError and DataError.
+        `events`: histories with the columns of the counted log, a state or a list of states, None
+        for the users of the log itself. Where nothing was counted yet, the tables come from
+        `events`. Raises ConfigError and DataError.
         """
         if self._log is None and events is not None:
-            return self.fit_tables(events).predict(None, top_k, prior_correction, on_user, interrupt)
-        options = check_settings(PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict")
+            return self.fit_tables(events).predict(
+                None, top_k, prior_correction, on_user, interrupt
+            )
+        options = check_settings(
+            PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
+        )
         asked, tables = self._asked(events), self.log.tables
-        pieces = ((batch.position, self.model.logits(batch.memory, tables)) for batch in asked.batches(interrupt))
+        pieces = (
+            (batch.position, self.model.logits(batch.memory, tables))
+            for batch in asked.batches(interrupt)
+        )
         log_prior = torch.log(torch.from_numpy(tables.prior))
         return most_probable(pieces, self.tokenizer, asked, options, log_prior, on_user)
 
     def embed(
-        self, events: Any = None, pool: Sequence[str] = ("last",), interrupt: Callable[[], None] = lambda: None
+        self,
+        events: Any = None,
+        pool: Sequence[str] = ("last",),
+        interrupt: Callable[[], None] = lambda: None,
     ) -> UserEmbeddings:
-        """Each user's vector (D,): `last`, the hidden units that decide which counts are believed, knows no label.
+        """Each user's vector (D,): `last`, the hidden units that decide which counts are believed,
+        knows no label.
 
-        `behaviors` are log-probabilities of what follows, of the most frequent behaviors. `events` as for `predict`.
-        Raises ConfigError for other parts and DataError.
+        `behaviors` are log-probabilities of what follows, of the most frequent behaviors. `events`
+        as for `predict`. Raises ConfigError for other parts and DataError.
         """
         for part in check_settings(EmbedOptions, {"pool": pool}, "embed").pool:
             if part not in VECTORS:
-                raise ConfigError(f"the universal model has no part {part!r}; it has {' and '.join(VECTORS)}.")
+                raise ConfigError(
+                    f"the universal model has no part {part!r}; it has {' and '.join(VECTORS)}."
+                )
         asked, tables = self._asked(events), self.log.tables
         users, vectors = [], []
         for batch in asked.batches(interrupt):
-            found = [self.model.vectors(batch.memory, tables, part)[:, :MOST_BEHAVIORS] for part in pool]
+            found = [
+                self.model.vectors(batch.memory, tables, part)[:, :MOST_BEHAVIORS] for part in pool
+            ]
             users.append(batch.position)
             vectors.append(torch.cat(found, 1).numpy())
         order = np.argsort(np.concatenate(users), kind="stable")
@@ -171,23 +203,30 @@ class UniversalPredictor:
         interrupt: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> Generated:
-        """The next `steps` events of each user: behaviors are drawn from the model, times and places from the past.
+        """The next `steps` events of each user: behaviors are drawn from the model, times and
+        places from the past.
 
-        `events` as for `predict`, states excepted; options as for `Predictor.generate`. Raises ConfigError, also for a
-        saved model without `events`: times and places are drawn from histories.
+        `events` as for `predict`, states excepted; options as for `Predictor.generate`. Raises
+        ConfigError, also for a saved model without `events`: times and places are drawn from
+        histories.
         """
         from behavegpt.generation.settings import GenerationSettings
         from behavegpt.universal_generation import roll_out_states  # takes seconds to import
 
-        given = {"steps": steps} | {name: value for name, value in options.items() if value is not None}
+        given = {"steps": steps} | {
+            name: value for name, value in options.items() if value is not None
+        }
         settings = check_settings(GenerationSettings, given, "generate")
         encoded = self.log.histories if events is None else self.encode(events)
         if encoded is None:
-            raise ConfigError("a saved model knows states, no histories; give the histories to be continued.")
+            raise ConfigError(
+                "a saved model knows states, no histories; give the histories to be continued."
+            )
         return roll_out_states(self.model, self.log, encoded, settings, on_user, interrupt)
 
     def encode(self, events: Any) -> EncodedHistories:
-        """Histories in ids, as the other methods take them too. Raises DataError when no event is usable."""
+        """Histories in ids, as the other methods take them too. Raises DataError when no event is
+        usable."""
         return encode_histories(self.tokenizer, events)
 
     def state(self, user: str, *, new: bool = False) -> UserState:
@@ -198,17 +237,20 @@ class UniversalPredictor:
         return new_state(user) if new else self.log.state(user)
 
     def update(self, state: UserState, events: Any) -> UserState:
-        """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns the state.
+        """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns
+        the state.
 
-        Events carry the columns of the counted log, without the user's, and come after all that the state knows: of
-        one call in the order that reading a log gives them, of several calls in the order of the calls. Raises
-        DataError, and changes nothing, where an event cannot be used or is older than the last one.
+        Events carry the columns of the counted log, without the user's, and come after all that the
+        state knows: of one call in the order that reading a log gives them, of several calls in the
+        order of the calls. Raises DataError, and changes nothing, where an event cannot be used or
+        is older than the last one.
         """
         self.log.update(state, self.log.encode_of_user(state.user, events))
         return state
 
     def save(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
-        """Write weights, labels, tables and states (default: those of all users of the log); `load` opens it.
+        """Write weights, labels, tables and states (default: those of all users of the log); `load`
+        opens it.
 
         Replaces a folder of the kind, nothing else. Raises ConfigError.
         """
@@ -226,6 +268,10 @@ class UniversalPredictor:
             return self.log.everyone()
         if isinstance(events, UserState):
             events = [events]
-        if isinstance(events, (list, tuple)) and events and all(isinstance(event, UserState) for event in events):
+        if (
+            isinstance(events, (list, tuple))
+            and events
+            and all(isinstance(event, UserState) for event in events)
+        ):
             return self.log.asked_of_states(events)
         return self.log.asked(self.encode(events))

@@ -1,10 +1,12 @@
-"""Split, targets and validator of the challenge on a generated data directory: CPU seconds, wall seconds, peak memory.
+"""Split, targets and validator of the challenge on a generated data directory: CPU seconds, wall
+seconds, peak memory.
 
     python benchmarks/challenge.py --events 20000000 --clients 1000000 --work ../bench --threads 1 2
 
-The directory has the challenge's layout and the event shares of a shop; all clients are relevant. Each command is a
-fresh process, imports included. Targets are also computed one client after the other by filtering a table, on a sample,
-which is what they cost when computed row by row. Same seed, same bytes. Results: benchmarks/results/challenge.json
+The directory has the challenge's layout and the event shares of a shop; all clients are relevant.
+Each command is a fresh process, imports included. Targets are also computed one client after the
+other by filtering a table, on a sample, which is what they cost when computed row by row. Same
+seed, same bytes. Results: benchmarks/results/challenge.json
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "challenge.json"
-SHARES = {"page_visit": 0.664, "search_query": 0.074, "add_to_cart": 0.164, "remove_from_cart": 0.036}
+SHARES = {
+    "page_visit": 0.664,
+    "search_query": 0.074,
+    "add_to_cart": 0.164,
+    "remove_from_cart": 0.036,
+}
 SHARES["product_buy"] = 0.062
 SKUS, CATEGORIES, QUERIES, DAYS = 200_000, 2_000, 50_000, 140
 SAMPLE = 300  # clients computed one by one
@@ -29,7 +36,8 @@ PASSES = 6  # the organizers compute every target in 3 epochs, for training and 
 
 
 def generate(folder: Path, events: int, clients: int, seed: int) -> None:
-    """Write a challenge directory; ids and products are hashes of the row number: nothing is kept in memory."""
+    """Write a challenge directory; ids and products are hashes of the row number: nothing is kept
+    in memory."""
     import duckdb
     import numpy as np
 
@@ -42,8 +50,14 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
         uniform = f"(hash(i, {seed}, '{salt}') % 1000003) / 1000003.0"
         return f"floor({size} * pow({uniform}, {power}))::BIGINT"
 
-    codes = "'[' || array_to_string([lpad((hash(i, k, {salt}) % 256)::VARCHAR, 3, ' ') for k in range(16)], ' ') || ']'"
-    con.execute(f"CREATE TABLE queries AS SELECT i, {codes.format(salt=1)} AS query FROM range({QUERIES}) r(i)")
+    codes = (
+        "'[' || array_to_string([lpad((hash(i, k, {salt}) % 256)::VARCHAR, 3, ' ') for k in "
+        "range(16)], ' ') || ']'"
+    )
+    con.execute(
+        f"CREATE TABLE queries AS SELECT i, {codes.format(salt=1)} AS query FROM range({QUERIES}) "
+        "r(i)"
+    )
     properties = f"""SELECT i AS sku, {draw("category", CATEGORIES, 2)} AS category, {draw("price", 100)} AS price,
         {codes.format(salt=2)} AS name FROM range({SKUS}) r(i)"""
     con.execute(f"COPY ({properties}) TO '{folder / 'product_properties.parquet'}'")
@@ -56,13 +70,19 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
         value = values.get(event, f"{draw('sku' + event, SKUS, 3)} AS sku")
         source = f"range({rows}) r(i)"
         if event == "search_query":
-            source = f"(SELECT r.i, query FROM {source} JOIN queries q ON q.i = hash(r.i) % {QUERIES})"
+            source = (
+                f"(SELECT r.i, query FROM {source} JOIN queries q ON q.i = hash(r.i) % {QUERIES})"
+            )
         con.execute(f"COPY (SELECT {columns}, {value} FROM {source}) TO '{folder / event}.parquet'")
     rng = np.random.default_rng(seed)
     relevant = rng.permutation(clients) * 7 + 3
     np.save(folder / "input" / "relevant_clients.npy", relevant)
-    buyers = con.execute(f"SELECT DISTINCT client_id FROM '{folder / 'product_buy.parquet'}'").fetchnumpy()
-    np.save(folder / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers["client_id"])])
+    buyers = con.execute(
+        f"SELECT DISTINCT client_id FROM '{folder / 'product_buy.parquet'}'"
+    ).fetchnumpy()
+    np.save(
+        folder / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers["client_id"])]
+    )
     top = {"category": "category", "sku": "sku", "price": "price", "new_sku": "sku"}
     for task, column in top.items():
         skip = 100 if task == "new_sku" else 0
@@ -70,7 +90,10 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
             JOIN '{folder / "product_properties.parquet"}' USING (sku)
             GROUP BY 1 ORDER BY n DESC, 1 LIMIT 100 OFFSET {skip}""").fetchnumpy()
         np.save(folder / "target" / f"propensity_{task}.npy", labels["label"])
-        np.save(folder / "target" / f"popularity_propensity_{task}.npy", np.divide(labels["n"], np.sum(labels["n"])))
+        np.save(
+            folder / "target" / f"popularity_propensity_{task}.npy",
+            np.divide(labels["n"], np.sum(labels["n"])),
+        )
 
 
 def write_entry(data: Path, entry: Path, dimensions: int) -> None:
@@ -87,14 +110,16 @@ def write_entry(data: Path, entry: Path, dimensions: int) -> None:
     rng = np.random.default_rng(0)
     for start in range(0, len(clients), 10_000):
         vectors[start : start + 10_000] = (
-            rng.standard_normal((1, dimensions), np.float32) + rng.random((10_000, 1))[: len(clients) - start]
+            rng.standard_normal((1, dimensions), np.float32)
+            + rng.random((10_000, 1))[: len(clients) - start]
         )
     vectors.flush()
     seal(entry)
 
 
 def row_by_row(data: Path, targets: Path) -> dict[str, float]:
-    """CPU seconds a client takes when its rows are filtered out of the window, by task; checked against ours."""
+    """CPU seconds a client takes when its rows are filtered out of the window, by task; checked
+    against ours."""
     import numpy as np
     import pandas as pd
 
@@ -114,14 +139,17 @@ def row_by_row(data: Path, targets: Path) -> dict[str, float]:
         start = time.process_time()
         for row in rows:
             mine = window[window["client_id"] == clients[row]]
-            target = np.isin(labels, mine[column].unique()) if column else np.array([len(mine) == 0])
+            target = (
+                np.isin(labels, mine[column].unique()) if column else np.array([len(mine) == 0])
+            )
             assert np.array_equal(target, ours[row])
         seconds[task] = (time.process_time() - start) / SAMPLE
     return seconds
 
 
 def measured(command: list[str], threads: int | None = None) -> dict[str, float]:
-    """Run a command in a fresh process held to `threads` cores: CPU seconds (user + system), wall seconds, peak MiB."""
+    """Run a command in a fresh process held to `threads` cores: CPU seconds (user + system), wall
+    seconds, peak MiB."""
 
     def hold() -> None:
         if threads and hasattr(os, "sched_setaffinity"):
@@ -134,7 +162,11 @@ def measured(command: list[str], threads: int | None = None) -> dict[str, float]
     if process.returncode:
         sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
     wall = time.perf_counter() - start
-    return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": wall, "peak_mib": usage.ru_maxrss / 1024}
+    return {
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "wall_s": wall,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -160,27 +192,47 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     runs["targets, 6 tasks"] = measured([*verb, "targets", str(data), "--out", str(targets)], 1)
     measured([*itself, "--step", "row_by_row"], 1)
     slow = json.loads((work / "row_by_row.json").read_text())
-    tasks = {name: measured([*verb, "targets", str(data), "--out", str(targets), "--tasks", name], 1) for name in slow}
-    ratios = {name: seconds * args.clients * PASSES / tasks[name]["cpu_s"] for name, seconds in slow.items()}
+    tasks = {
+        name: measured([*verb, "targets", str(data), "--out", str(targets), "--tasks", name], 1)
+        for name in slow
+    }
+    ratios = {
+        name: seconds * args.clients * PASSES / tasks[name]["cpu_s"]
+        for name, seconds in slow.items()
+    }
     shutil.rmtree(targets)
     measured([*itself, "--step", "entry", "--dimensions", str(args.dimensions)])
     runs["validate"] = measured([*verb, "validate", str(entry), "--data", str(data)], 1)
     size = (entry / "embeddings.npy").stat().st_size / 2**20
     shutil.rmtree(entry)
-    return {"runs": runs, "row_by_row_s": slow, "targets_ratio": ratios, "targets_by_task": tasks, "entry_mib": size}
+    return {
+        "runs": runs,
+        "row_by_row_s": slow,
+        "targets_ratio": ratios,
+        "targets_by_task": tasks,
+        "entry_mib": size,
+    }
 
 
 def main() -> None:
     """Measure, or be the child that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--clients", type=int, default=1_000_000)
-    parser.add_argument("--dimensions", type=int, default=1024, help="of the entry that is validated")
+    parser.add_argument(
+        "--dimensions", type=int, default=1024, help="of the entry that is validated"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--memory", default="2GiB")
-    parser.add_argument("--work", type=Path, help="folder for the data, which is kept (default: a temporary one)")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the data, which is kept (default: a temporary one)"
+    )
     parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument("--step", choices=("generate", "row_by_row", "entry"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--step", choices=("generate", "row_by_row", "entry"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.step:
         return be_child(args)
@@ -192,7 +244,12 @@ def main() -> None:
         print(f"{name:20} " + "  ".join(f"{figure} {value:9.1f}" for figure, value in run.items()))
     for name, ratio in figures["targets_ratio"].items():
         print(f"{name}: {ratio:,.0f} times fewer CPU seconds than row by row in {PASSES} passes")
-    facts = {"events": args.events, "clients": args.clients, "dimensions": args.dimensions, "memory": args.memory}
+    facts = {
+        "events": args.events,
+        "clients": args.clients,
+        "dimensions": args.dimensions,
+        "memory": args.memory,
+    }
     args.result.parent.mkdir(parents=True, exist_ok=True)
     args.result.write_text(json.dumps(facts | {"cores": os.cpu_count()} | figures, indent=1) + "\n")
     return None
@@ -206,7 +263,9 @@ def be_child(args: argparse.Namespace) -> None:
     elif args.step == "entry":
         write_entry(data, args.work / "entry", args.dimensions)
     else:
-        (args.work / "row_by_row.json").write_text(json.dumps(row_by_row(data, args.work / "targets")))
+        (args.work / "row_by_row.json").write_text(
+            json.dumps(row_by_row(data, args.work / "targets"))
+        )
 
 
 if __name__ == "__main__":

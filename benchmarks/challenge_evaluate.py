@@ -1,13 +1,16 @@
-"""The challenge evaluator against plain PyTorch doing the same: CPU seconds, peak memory, bytes written, equal scores.
+"""The challenge evaluator against plain PyTorch doing the same: CPU seconds, peak memory, bytes
+written, equal scores.
 
-    python benchmarks/challenge_evaluate.py SPLIT ENTRY --work ../bench [--clients 1000] [--tasks churn]
+    python benchmarks/challenge_evaluate.py SPLIT ENTRY --work ../bench [--clients 1000] [--tasks
+    churn]
 
-SPLIT is a data directory after `behavegpt challenge split`; of ENTRY the first clients are taken. The organizers' own
-program is not part of this project: `plain` stands in for it, the straightforward way that its description gives, in
-torch alone (a target computed for each row when it is loaded, AdamW in its default form, torchmetrics fed batches of
-128, a checkpoint after each epoch) and without what Lightning and Neptune add. Each run is a fresh process, imports
-included, on one thread; programs take turns and the best run counts. `gemm` measures the processor's rate of matrix
-products, whose time alone is the floor. Needs the extra `test`. The table goes to
+SPLIT is a data directory after `behavegpt challenge split`; of ENTRY the first clients are taken.
+The organizers' own program is not part of this project: `plain` stands in for it, the
+straightforward way that its description gives, in torch alone (a target computed for each row when
+it is loaded, AdamW in its default form, torchmetrics fed batches of 128, a checkpoint after each
+epoch) and without what Lightning and Neptune add. Each run is a fresh process, imports included, on
+one thread; programs take turns and the best run counts. `gemm` measures the processor's rate of
+matrix products, whose time alone is the floor. Needs the extra `test`. The table goes to
 benchmarks/results/challenge_evaluate.json.
 """
 
@@ -38,7 +41,10 @@ def run_behavegpt(args: argparse.Namespace) -> dict[str, list[float]]:
     from behavegpt.challenge.evaluate import evaluate
 
     result = evaluate(args.entry, args.data, args.out, tasks=args.tasks, name="result", subset=True)
-    return {task: [epoch["score"] for epoch in found["epochs"][0]] for task, found in result["tasks"].items()}
+    return {
+        task: [epoch["score"] for epoch in found["epochs"][0]]
+        for task, found in result["tasks"].items()
+    }
 
 
 def run_plain(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -49,23 +55,33 @@ def run_plain(args: argparse.Namespace) -> dict[str, list[float]]:
     vectors = np.load(args.entry / "embeddings.npy").astype(np.float32)
     found = {}
     for task in args.tasks:
-        kept = np.isin(ids, np.load(args.data / "target" / "active_clients.npy")) if task == "churn" else ids == ids
+        kept = (
+            np.isin(ids, np.load(args.data / "target" / "active_clients.npy"))
+            if task == "churn"
+            else ids == ids
+        )
         found[task] = _plain_task(args, task, ids[kept], vectors[kept])
     return found
 
 
-def _plain_task(args: argparse.Namespace, task: str, ids: np.ndarray, vectors: np.ndarray) -> list[float]:
+def _plain_task(
+    args: argparse.Namespace, task: str, ids: np.ndarray, vectors: np.ndarray
+) -> list[float]:
     import numpy as np
     import torch
     from torch.nn import functional as F
 
     labels = popularity = None
     if task.startswith("propensity"):
-        labels, popularity = (np.load(args.data / "target" / f"{name}{task}.npy") for name in ("", "popularity_"))
+        labels, popularity = (
+            np.load(args.data / "target" / f"{name}{task}.npy") for name in ("", "popularity_")
+        )
     torch.manual_seed(1278)
     model = _plain_network(vectors.shape[1], 1 if labels is None else len(labels))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    train, valid = (_rows(args.data, w, task, ids, vectors, labels) for w in ("train", "validation"))
+    train, valid = (
+        _rows(args.data, w, task, ids, vectors, labels) for w in ("train", "validation")
+    )
     scores = []
     for _ in range(3):
         for x, y in torch.utils.data.DataLoader(train, batch_size=128):
@@ -73,11 +89,21 @@ def _plain_task(args: argparse.Namespace, task: str, ids: np.ndarray, vectors: n
             F.binary_cross_entropy_with_logits(model(x), y).backward()
             optimizer.step()
         scores.append(_plain_validation(model, valid, popularity))
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, args.out / f"{task}.ckpt")
+        torch.save(
+            {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+            args.out / f"{task}.ckpt",
+        )
     return scores
 
 
-def _rows(data: Path, window: str, task: str, ids: np.ndarray, vectors: np.ndarray, labels: np.ndarray | None) -> Any:
+def _rows(
+    data: Path,
+    window: str,
+    task: str,
+    ids: np.ndarray,
+    vectors: np.ndarray,
+    labels: np.ndarray | None,
+) -> Any:
     """A map-style data set that filters the window's table for each row it is asked for."""
     import numpy as np
     import pandas as pd
@@ -110,9 +136,13 @@ def _plain_network(dimensions: int, outputs: int) -> torch.nn.Module:
             return x + self.layers(self.norm(x))
 
     first, norms = nn.Linear(dimensions, 2048), [nn.LayerNorm(2048) for _ in range(3)]
-    blocks = [nn.Sequential(nn.Linear(2048, 4096), nn.GELU(), nn.Linear(4096, 2048)) for _ in range(3)]
+    blocks = [
+        nn.Sequential(nn.Linear(2048, 4096), nn.GELU(), nn.Linear(4096, 2048)) for _ in range(3)
+    ]
     residual = [Residual(*pair) for pair in zip(norms, blocks, strict=True)]
-    return nn.Sequential(first, nn.LayerNorm(2048), *residual, nn.LayerNorm(2048), nn.Linear(2048, outputs))
+    return nn.Sequential(
+        first, nn.LayerNorm(2048), *residual, nn.LayerNorm(2048), nn.Linear(2048, outputs)
+    )
 
 
 def _plain_validation(model: torch.nn.Module, rows: Any, popularity: np.ndarray | None) -> float:
@@ -126,7 +156,9 @@ def _plain_validation(model: torch.nn.Module, rows: Any, popularity: np.ndarray 
         with torch.no_grad():
             logits = model(x)
         outputs = logits.shape[1]
-        metric = metric or (AUROC("binary") if outputs == 1 else AUROC("multilabel", num_labels=outputs))
+        metric = metric or (
+            AUROC("binary") if outputs == 1 else AUROC("multilabel", num_labels=outputs)
+        )
         metric.update(logits.squeeze(1), y.long().squeeze(1))
         if popularity is not None:
             p = logits.sigmoid()
@@ -142,7 +174,8 @@ def _plain_validation(model: torch.nn.Module, rows: Any, popularity: np.ndarray 
 
 
 def run_gemm(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Floating point operations per CPU second of the best of twenty products of 2048 x 2048 matrices, one thread."""
+    """Floating point operations per CPU second of the best of twenty products of 2048 x 2048
+    matrices, one thread."""
     import torch
 
     a = torch.randn(2048, 2048)
@@ -155,7 +188,8 @@ def run_gemm(args: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def make_entry(args: argparse.Namespace) -> dict[str, list[float]]:
-    """The first clients of the entry; returns what the products of all tasks cost, in operations."""
+    """The first clients of the entry; returns what the products of all tasks cost, in
+    operations."""
     import numpy as np
 
     from behavegpt.challenge.files import open_directory
@@ -177,14 +211,27 @@ def make_entry(args: argparse.Namespace) -> dict[str, list[float]]:
 CHILDREN = {"behavegpt": run_behavegpt, "plain": run_plain, "gemm": run_gemm, "entry": make_entry}
 
 
-def child(program: str, args: argparse.Namespace, entry: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a program in a fresh process on one thread; what it answers, and its CPU seconds, wall, peak and bytes."""
+def child(
+    program: str, args: argparse.Namespace, entry: Path, out: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a program in a fresh process on one thread; what it answers, and its CPU seconds, wall,
+    peak and bytes."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    line = [sys.executable, __file__, str(args.data), str(entry), "--out", str(out), "--program", program]
+    line = [
+        sys.executable,
+        __file__,
+        str(args.data),
+        str(entry),
+        "--out",
+        str(out),
+        "--program",
+        program,
+    ]
     line += ["--clients", str(args.clients), "--tasks", *args.tasks]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # imports count, compiling them again and again does not
+    # imports count, compiling them again and again does not
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.perf_counter()
     process = subprocess.Popen(line, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -193,7 +240,11 @@ def child(program: str, args: argparse.Namespace, entry: Path, out: Path) -> tup
     if process.returncode:
         sys.exit(f"{program}: exit code {process.returncode}")
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    figures = {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": wall, "peak_mib": usage.ru_maxrss / 1024}
+    figures = {
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "wall_s": wall,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
     return json.loads((out / "answer.json").read_text()), figures | {"left_mib": written / 2**20}
 
 
@@ -226,17 +277,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "gflops_per_s": rate / 1e9,
         "gemm_floor_s": floor,
         "share_of_floor": floor / best["behavegpt"]["cpu_s"],
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+        },
     }
 
 
 def main() -> None:
     """Measure, or be the child that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, metavar="SPLIT")
     parser.add_argument("entry", type=Path, metavar="ENTRY")
     parser.add_argument("--work", type=Path, default=Path("bench"))
-    parser.add_argument("--clients", type=int, default=1000, help="the first of the entry (default 1000)")
+    parser.add_argument(
+        "--clients", type=int, default=1000, help="the first of the entry (default 1000)"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
@@ -252,9 +310,17 @@ def main() -> None:
     ours = found["programs"]["behavegpt"]
     for program, figures in found["programs"].items():
         ratios = {key: ours[key] / figures[key] for key in ("cpu_s", "peak_mib")}
-        print(f"ours / {program}: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items()))
-    print(f"products alone: {found['gemm_floor_s']:.1f} s at {found['gflops_per_s']:.0f} GFLOP/s: ", end="")
-    print(f"{found['share_of_floor']:.0%} of our CPU time; largest difference of an epoch's score ", end="")
+        print(
+            f"ours / {program}: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items())
+        )
+    print(
+        f"products alone: {found['gemm_floor_s']:.1f} s at {found['gflops_per_s']:.0f} GFLOP/s: ",
+        end="",
+    )
+    print(
+        f"{found['share_of_floor']:.0%} of our CPU time; largest difference of an epoch's score ",
+        end="",
+    )
     print(f"{found['largest_difference_of_an_epoch']:.1e}")
     args.result.parent.mkdir(parents=True, exist_ok=True)
     args.result.write_text(json.dumps(found, indent=2) + "\n")

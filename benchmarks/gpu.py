@@ -1,21 +1,23 @@
-"""Training throughput of one device: events/s, model FLOP utilisation, memory, and where a step's time goes.
+"""Training throughput of one device: events/s, model FLOP utilisation, memory, and where a step's
+time goes.
 
-    python benchmarks/gpu.py                                   # the paper's size and a ladder, on a GPU if there is one
-    python benchmarks/gpu.py --sizes paper --compile --events-per-step 65536
-    python benchmarks/gpu.py --sizes tiny --events-per-step 1024 --seconds 0.2 --matmul 256    # what the test runs
+    python benchmarks/gpu.py                                   # the paper's size and a ladder, on a
+    GPU if there is one python benchmarks/gpu.py --sizes paper --compile --events-per-step 65536
+    python benchmarks/gpu.py --sizes tiny --events-per-step 1024 --seconds 0.2 --matmul 256    #
+    what the test runs
 
-Every row trains on the same log-normal histories (mean 30, sigma 1 before the cap of 90, 2000 events), at the precision
-that `train.precision=auto` takes, with clipping and AdamW:
+Every row trains on the same log-normal histories (mean 30, sigma 1 before the cap of 90, 2000
+events), at the precision that `train.precision=auto` takes, with clipping and AdamW:
 
 - ours, packed: `Trainer.step`, each attention back end that works here
 - ours, padded: the same model and step, each history alone in a row of the cap's length
-- GPT-2: transformers' GPT2LMHeadModel of the same depth and width, sdpa and flash where installed, one id field, padded
-  to the longest of the batch, histories in random order
+- GPT-2: transformers' GPT2LMHeadModel of the same depth and width, sdpa and flash where installed,
+  one id field, padded to the longest of the batch, histories in random order
 
-MFU is useful FLOP/s over this device's own matmul rate (N x N x N, measured in the same run), not over a data sheet.
-Useful: 6 for each weight of a matrix product and event, and 12 x layers x width x (events looked at) for attention;
-padding counts for nothing. Seconds are the clock's, on a CPU the processor's. Parts are timed alone, on the batch of a
-step, so they need not add up to it.
+MFU is useful FLOP/s over this device's own matmul rate (N x N x N, measured in the same run), not
+over a data sheet. Useful: 6 for each weight of a matrix product and event, and 12 x layers x width
+x (events looked at) for attention; padding counts for nothing. Seconds are the clock's, on a CPU
+the processor's. Parts are timed alone, on the batch of a step, so they need not add up to it.
 Rows go to benchmarks/results/gpu.json with the device's name.
 """
 
@@ -50,7 +52,8 @@ from behavegpt.training.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 CAP, FIELDS = 90, 4
-GOALS = {"mfu": 0.62, "ours / GPT-2": 5.0}  # references/performance.md, for the paper's size on an H200
+# references/performance.md, for the paper's size on an H200
+GOALS = {"mfu": 0.62, "ours / GPT-2": 5.0}
 
 
 class Size(NamedTuple):
@@ -72,10 +75,13 @@ SIZES = {
 
 def _train_benchmark() -> Any:
     """benchmarks/train.py, whose workload this is."""
-    spec = importlib.util.spec_from_file_location("train_benchmark", Path(__file__).with_name("train.py"))
+    spec = importlib.util.spec_from_file_location(
+        "train_benchmark", Path(__file__).with_name("train.py")
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(Path(__file__).parent))  # where it finds train_peers, also when this file is a test's module
+    # where it finds train_peers, also when this file is a test's module
+    sys.path.append(str(Path(__file__).parent))
     spec.loader.exec_module(module)
     return module
 
@@ -83,13 +89,17 @@ def _train_benchmark() -> Any:
 class Bench:
     """A size on a device: the data, the models, and the timing."""
 
-    def __init__(self, size: Size, device: torch.device, args: argparse.Namespace, cap: int = CAP) -> None:
+    def __init__(
+        self, size: Size, device: torch.device, args: argparse.Namespace, cap: int = CAP
+    ) -> None:
         self.size, self.device, self.args, self.cap = size, device, args, cap
         self.precision = choose_precision("auto", device)
         self.clock = time.process_time if device.type == "cpu" else time.perf_counter
         train = _train_benchmark()
         self.histories = (
-            train.workload(args.users, cap) if cap == CAP else long_histories(args.users, cap, train.EVENTS)
+            train.workload(args.users, cap)
+            if cap == CAP
+            else long_histories(args.users, cap, train.EVENTS)
         )
         self.store = train.store_of(self.histories)
         self.classes: int = train.EVENTS
@@ -124,7 +134,9 @@ class Bench:
         settings = TrainSettings(steps=1_000_000, log_every=1_000_000, compile=self.args.compile)
         loss = build_loss(LossSettings(start=0.0), torch.tensor(self.store.behaviors.counts))
         run = RunFolder(Accelerator(cpu=self.device.type == "cpu"))
-        return Trainer(self.model(), loss, self.store, settings, run, attention=backend, batches=batches)
+        return Trainer(
+            self.model(), loss, self.store, settings, run, attention=backend, batches=batches
+        )
 
     def seconds(self, call: Callable[[], object], least: int = 3) -> float:
         """Seconds of a call: the best of those that fit in the time, after a warm-up."""
@@ -155,7 +167,8 @@ class Bench:
     def _memory(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of the whole process, so far
+        # of the whole process, so far
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -163,7 +176,8 @@ class Bench:
 
 
 def long_histories(users: int, cap: int, events: int, seed: int = 0) -> list[np.ndarray]:
-    """Log-normal histories whose mean before the cap is a third of it, as the cap of 90 has with its mean of 30."""
+    """Log-normal histories whose mean before the cap is a third of it, as the cap of 90 has with
+    its mean of 30."""
     rng = np.random.default_rng(seed)
     lengths = np.rint(rng.lognormal(np.log(cap / 3) - 0.5, 1.0, users)).clip(2, cap)
     return [rng.integers(0, events, int(length)) for length in lengths]
@@ -185,7 +199,9 @@ class PaddedBatches:
             place = (row * self._cap + batch.position.flatten())[real]
             rows = int(begins.sum())
 
-            def spread(values: torch.Tensor, fill: int, place: Any = place, real: Any = real, n: int = rows) -> Any:
+            def spread(
+                values: torch.Tensor, fill: int, place: Any = place, real: Any = real, n: int = rows
+            ) -> Any:
                 flat = torch.full((n * self._cap,), fill)
                 flat[place] = values.flatten()[real]
                 return flat.view(n, self._cap)
@@ -212,7 +228,8 @@ def event_flops(model: BehaveGPTForBehaviorPrediction, context: float) -> float:
 
 
 def ceilings(bench: Bench) -> dict[str, float]:
-    """This device's matmul TFLOP/s at the training precision, and GB/s of a copy (read + written)."""
+    """This device's matmul TFLOP/s at the training precision, and GB/s of a copy (read +
+    written)."""
     n = bench.args.matmul
     dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=bench.device, dtype=dtype) for _ in range(2))
@@ -225,13 +242,25 @@ def ceilings(bench: Bench) -> dict[str, float]:
 
 
 def gpt2_step(bench: Bench, attention: str) -> Callable[[int], float]:
-    """A training step of transformers' GPT-2 of the same depth and width, padded to the longest of the batch."""
+    """A training step of transformers' GPT-2 of the same depth and width, padded to the longest of
+    the batch."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape: dict[str, Any] = {"n_embd": bench.size.width, "n_layer": bench.size.layers, "n_head": bench.size.heads}
-    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {"use_cache": False}
+    shape: dict[str, Any] = {
+        "n_embd": bench.size.width,
+        "n_layer": bench.size.layers,
+        "n_head": bench.size.heads,
+    }
+    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {
+        "use_cache": False
+    }
     config = GPT2Config(
-        vocab_size=bench.classes, n_positions=bench.cap, bos_token_id=None, eos_token_id=None, **shape, **plain
+        vocab_size=bench.classes,
+        n_positions=bench.cap,
+        bos_token_id=None,
+        eos_token_id=None,
+        **shape,
+        **plain,
     )
     config._attn_implementation = attention
     torch.manual_seed(0)
@@ -268,10 +297,15 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
     wanted = batch.target != IGNORED
     shape = (*batch.document.shape, model.config.hidden_size)
     states = torch.randn(shape, device=bench.device, requires_grad=True)
-    columns = {n: batch.inputs["input_ids" if n == "event" else f"{n}_ids"] for n in model.config.field_order}
+    columns = {
+        n: batch.inputs["input_ids" if n == "event" else f"{n}_ids"]
+        for n in model.config.field_order
+    }
     kind = torch.bfloat16 if bench.precision == "bf16" else torch.float32
     heads = bench.size.heads
-    query = torch.randn(len(states), heads, shape[1], shape[2] // heads, device=bench.device, dtype=kind)
+    query = torch.randn(
+        len(states), heads, shape[1], shape[2] // heads, device=bench.device, dtype=kind
+    )
     query.requires_grad_()
 
     def timed(forward: Callable[[], torch.Tensor]) -> float:
@@ -312,22 +346,34 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
 def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """All figures of a size."""
     bench = Bench(SIZES[name], device, args)
-    found: dict[str, Any] = {"size": name, "shape": SIZES[name]._asdict(), "precision": bench.precision}
+    found: dict[str, Any] = {
+        "size": name,
+        "shape": SIZES[name]._asdict(),
+        "precision": bench.precision,
+    }
     found |= ceilings(bench)
     model = bench.model()
     lengths = np.array([len(history) for history in bench.histories])
     context = float((lengths * (lengths - 1) / 2).sum() / (lengths - 1).sum())
     flops = event_flops(model, context)
-    found |= {"parameters": sum(p.numel() for p in model.parameters()), "gflop_per_event": round(flops / 1e9, 6)}
+    found |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflop_per_event": round(flops / 1e9, 6),
+    }
     del model
     rows: dict[str, Any] = {}
     for backend in backends(device, bench.precision):
         trainer = bench.trainer(backend, bench.batches)
-        rows[f"ours, packed, {backend}"] = bench.rate(lambda step, t=trainer: t.step(step)["events"])  # type: ignore[misc]
+        rows[f"ours, packed, {backend}"] = bench.rate(
+            lambda step, t=trainer: t.step(step)["events"]
+        )  # type: ignore[misc]
         del trainer
     trainer = bench.trainer("sdpa", PaddedBatches(bench.batches))
     rows["ours, padded, sdpa"] = bench.rate(lambda step: trainer.step(step)["events"])
-    for attention in ["sdpa", *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else [])]:
+    for attention in [
+        "sdpa",
+        *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else []),
+    ]:
         rows[f"GPT-2, {attention}"] = bench.rate(gpt2_step(bench, attention))
     for which, row in rows.items():
         if which.startswith("ours"):  # the FLOP are those of our model
@@ -342,7 +388,9 @@ def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[s
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.4M", "3M", "25M", "paper"])
     parser.add_argument("--events-per-step", type=int, default=65_536)
     parser.add_argument("--users", type=int, default=20_000)
@@ -353,11 +401,22 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
     device = torch.device(args.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     found = []
     for size in args.sizes:
-        figures = {"device": name, "torch": torch.__version__, "python": platform.python_version(), "goals": GOALS}
-        figures |= {"events_per_step": args.events_per_step, "compiled": args.compile} | measure(size, device, args)
+        figures = {
+            "device": name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "goals": GOALS,
+        }
+        figures |= {"events_per_step": args.events_per_step, "compiled": args.compile} | measure(
+            size, device, args
+        )
         print(json.dumps(figures, indent=2), flush=True)
         found.append(figures)
     args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

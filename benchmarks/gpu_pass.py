@@ -2,19 +2,21 @@
 
     python benchmarks/gpu_pass.py                                # all parts, in order of worth
     python benchmarks/gpu_pass.py --parts attention training     # some of them
-    python benchmarks/gpu_pass.py --small --device cpu           # each line once, at tiny sizes: what CI runs
+    python benchmarks/gpu_pass.py --small --device cpu           # each line once, at tiny sizes:
+    what CI runs
 
-Each part writes its rows to benchmarks/results/gpu_pass.jsonl as it ends, so that a cut-off loses the part it was in;
-a part that fails leaves a row with its error. No part is begun when `--seconds` are over.
+Each part writes its rows to benchmarks/results/gpu_pass.jsonl as it ends, so that a cut-off loses
+the part it was in; a part that fails leaves a row with its error. No part is begun when `--seconds`
+are over.
 
-attention    each back end against the formula in float64, forward and gradients; packed histories against each alone
-training     50 steps in bf16, by each back end and compiled, against fp32
-runs         train.py, a run stopped half-way and resumed, and as one rank of FSDP2: the weights of the plain run
-throughput   the paper's size (12 x 1024, cap 90): back ends, plain and compiled; padded; GPT-2; parts of a step
-head         50,000 classes: chunked loss against whole logits, seconds and memory
-windows      caps 256, 1,024 and 4,096
-evaluator    the organizers' network, 1 M clients a task: seconds of a step, of the validation, of six tasks
-export       vectors of users of 30 events on average: seconds for a million
+attention    each back end against the formula in float64, forward and gradients; packed histories
+against each alone training     50 steps in bf16, by each back end and compiled, against fp32
+runs         train.py, a run stopped half-way and resumed, and as one rank of FSDP2: the weights of
+the plain run throughput   the paper's size (12 x 1024, cap 90): back ends, plain and compiled;
+padded; GPT-2; parts of a step head         50,000 classes: chunked loss against whole logits,
+seconds and memory windows      caps 256, 1,024 and 4,096
+evaluator    the organizers' network, 1 M clients a task: seconds of a step, of the validation, of
+six tasks export       vectors of users of 30 events on average: seconds for a million
 generation   futures of 50 events of users with full windows: events a second
 """
 
@@ -61,7 +63,9 @@ class Pass(NamedTuple):
     small: bool
     args: argparse.Namespace  # of benchmarks/gpu.py
 
-    def bench(self, size: str, cap: int = gpu.CAP, *, compiled: bool = False, **changes: Any) -> gpu.Bench:
+    def bench(
+        self, size: str, cap: int = gpu.CAP, *, compiled: bool = False, **changes: Any
+    ) -> gpu.Bench:
         """A size's data, models and timing."""
         args = argparse.Namespace(**{**vars(self.args), "compile": compiled, **changes})
         return gpu.Bench(gpu.SIZES["tiny" if self.small else size], self.device, args, cap)
@@ -78,7 +82,8 @@ def attention(run: Pass) -> Iterator[Row]:
     document = ends.cumsum(1).to(run.device)
     kind = torch.bfloat16 if run.device.type == "cuda" else torch.float32
     q, k, v, out_gradient = (
-        torch.randn(rows, heads, length, width, generator=generator).to(run.device, kind) for _ in range(4)
+        torch.randn(rows, heads, length, width, generator=generator).to(run.device, kind)
+        for _ in range(4)
     )
 
     def results(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -91,7 +96,11 @@ def attention(run: Pass) -> Iterator[Row]:
     for backend in ["eager", *run.backends()]:
         found = results(backend, kind)
         apart = [float((a.double() - b).abs().max()) for a, b in zip(found, right, strict=True)]
-        yield {"backend": backend, "dtype": str(kind), **dict(zip(("out", "dq", "dk", "dv"), apart, strict=True))}
+        yield {
+            "backend": backend,
+            "dtype": str(kind),
+            **dict(zip(("out", "dq", "dk", "dv"), apart, strict=True)),
+        }
     yield from _packed_against_alone(run)
 
 
@@ -99,7 +108,9 @@ def _packed_against_alone(run: Pass) -> Iterator[Row]:
     """Logits of a packed batch against those of each history in a row of its own, by back end."""
     bench = run.bench("3M")
     packed = gpu.to_device(next(iter(bench.batches.micro_batches(0))), run.device)
-    padded = gpu.to_device(next(iter(gpu.PaddedBatches(bench.batches).micro_batches(0))), run.device)
+    padded = gpu.to_device(
+        next(iter(gpu.PaddedBatches(bench.batches).micro_batches(0))), run.device
+    )
     order = [torch.argsort(batch.row[batch.target != IGNORED]) for batch in (packed, padded)]
     for precision in ["fp32", *(["bf16"] if run.device.type == "cuda" else [])]:
         for backend in run.backends() if precision == "bf16" else ["sdpa"]:
@@ -109,12 +120,18 @@ def _packed_against_alone(run: Pass) -> Iterator[Row]:
                 model.set_attn_implementation(which)
                 with torch.no_grad(), autocast(run.device, precision):
                     wanted = batch.target != IGNORED
-                    layout = {"document": batch.document, "position": batch.position, "select": wanted}
+                    layout = {
+                        "document": batch.document,
+                        "position": batch.position,
+                        "select": wanted,
+                    }
                     logits.append(model(**batch.inputs, **layout).logits.float()[rows])
             apart = float((logits[0] - logits[1]).abs().max())
-            yield {"packed - alone": apart, "largest logit": float(logits[0].abs().max()), "precision": precision} | {
-                "backend": backend
-            }
+            yield {
+                "packed - alone": apart,
+                "largest logit": float(logits[0].abs().max()),
+                "precision": precision,
+            } | {"backend": backend}
 
 
 def training(run: Pass) -> Iterator[Row]:
@@ -127,16 +144,28 @@ def training(run: Pass) -> Iterator[Row]:
         ways += [("varlen", "bf16", True)]
     for backend, precision, compiled in ways:
         bench = run.bench("3M", compiled=compiled, events_per_step=8192)
-        event = bench.store.columns["event"]  # each event follows from the last: there is something to learn
-        index = np.arange(len(event)) - np.repeat(bench.store.offsets[:-1], np.diff(bench.store.offsets))
-        event[:] = (np.repeat(event[bench.store.offsets[:-1]], np.diff(bench.store.offsets)) - 2 + 7 * index) % 50 + 2
+        # each event follows from the last: there is something to learn
+        event = bench.store.columns["event"]
+        index = np.arange(len(event)) - np.repeat(
+            bench.store.offsets[:-1], np.diff(bench.store.offsets)
+        )
+        event[:] = (
+            np.repeat(event[bench.store.offsets[:-1]], np.diff(bench.store.offsets)) - 2 + 7 * index
+        ) % 50 + 2
         trainer = bench.trainer(backend, bench.batches)
         trainer.precision = precision
-        trainer.settings = trainer.settings.model_copy(update={"warmup": 0.0, "schedule": "constant"})
+        trainer.settings = trainer.settings.model_copy(
+            update={"warmup": 0.0, "schedule": "constant"}
+        )
         losses = np.array([trainer.step(step)["cross_entropy"] for step in range(steps)])
         right = losses if right is None else right
         apart = np.abs(losses - right)
-        yield {"backend": backend, "precision": precision, "compiled": compiled, "first": losses[0]} | {
+        yield {
+            "backend": backend,
+            "precision": precision,
+            "compiled": compiled,
+            "first": losses[0],
+        } | {
             "last": losses[-1],
             "largest difference": float(apart.max()),
             "mean difference": float(apart.mean()),
@@ -144,15 +173,22 @@ def training(run: Pass) -> Iterator[Row]:
 
 
 def runs(run: Pass) -> Iterator[Row]:
-    """The command line: a plain run, one resumed from its half, one rank of FSDP2; largest difference of weights."""
+    """The command line: a plain run, one resumed from its half, one rank of FSDP2; largest
+    difference of weights."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         data, steps = work / "data", 4 if run.small else 40
         users = 50 if run.small else 2000
         log = work / "log.parquet"
-        _command("-m", "behavegpt", "synthesize", "--users", users, "--events", 30 * users, "--out", log)
+        _command(
+            "-m", "behavegpt", "synthesize", "--users", users, "--events", 30 * users, "--out", log
+        )
         _command("-m", "behavegpt", "prepare", log, "--out", data)
-        common = [f"data.path={data}", f"train.steps={steps}", f"train.checkpoint_every={steps // 2}"]
+        common = [
+            f"data.path={data}",
+            f"train.steps={steps}",
+            f"train.checkpoint_every={steps // 2}",
+        ]
         common += ["train.deterministic=true", "train.keep=5", "train.select=last"]
         size = "tiny" if run.small else "small"
         train: list[object] = ["train.py", f"configs/{size}.yaml", *common]
@@ -161,7 +197,12 @@ def runs(run: Pass) -> Iterator[Row]:
         shutil.copytree(work / "whole", again)
         for path in [again / "model", again / "ckpt" / f"step_{steps:08d}"]:
             shutil.rmtree(path)
-        launch: list[object] = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml"]
+        launch: list[object] = [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "configs/accelerate/fsdp2.yaml",
+        ]
         launch += ["--num_processes", "1"]
         others: dict[str, list[object]] = {
             "resumed": [*train, f"out={again}", "--resume"],
@@ -198,11 +239,17 @@ def _told(future: Future[float], work: Path, name: str) -> Row:
 def _command(*arguments: object) -> float:
     """Seconds of a Python command line. Raises RuntimeError with what it said when it fails."""
     began = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    }
     line = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+    )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(line)}: exit {done.returncode}\n{done.stdout[-800:]}\n{done.stderr[-1600:]}")
+        raise RuntimeError(
+            f"{' '.join(line)}: exit {done.returncode}\n{done.stdout[-800:]}\n{done.stderr[-1600:]}"
+        )
     return time.perf_counter() - began
 
 
@@ -210,7 +257,11 @@ def _weights_apart(one: Path, other: Path) -> Row:
     first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
     apart = max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
     losses = [
-        [record["cross_entropy"] for record in read_journal(folder / "log.jsonl") if record["kind"] == "train"]
+        [
+            record["cross_entropy"]
+            for record in read_journal(folder / "log.jsonl")
+            if record["kind"] == "train"
+        ]
         for folder in (one, other)
     ]
     return {
@@ -236,11 +287,16 @@ def throughput(run: Pass) -> Iterator[Row]:
             yield row
             if row["events_per_s"] > best[0]:
                 best = (row["events_per_s"], backend, chosen)
-    few = run.bench("paper", events_per_step=bench.args.events_per_step // 4)  # padded, a step takes up to 8 x the room
+    # padded, a step takes up to 8 x the room
+    few = run.bench("paper", events_per_step=bench.args.events_per_step // 4)
     yield {"trainer": "ours, padded", **_padded_rate(few)}
     gc.collect()  # a trainer and its thread know each other
     peer = few.rate(gpu.gpt2_step(few, "sdpa"))
-    yield {"trainer": "GPT-2, padded", **peer, "ours / it": round(best[0] / peer["events_per_s"], 3)}
+    yield {
+        "trainer": "GPT-2, padded",
+        **peer,
+        "ours / it": round(best[0] / peer["events_per_s"], 3),
+    }
     yield {"parts of": best[1], "compiled": best[2] is compiled, **gpu.parts(best[2], best[1])}
 
 
@@ -257,7 +313,12 @@ def _rate(bench: gpu.Bench, backend: str, flops: float, ceilings: dict[str, floa
     warm = time.perf_counter() - began
     rate = bench.rate(lambda step: trainer.step(step + 2)["events"])
     share = rate["events_per_s"] * flops / (ceilings["matmul_tflops"] * 1e12)
-    return {"trainer": "ours, packed", "backend": backend, "cap": bench.cap, "compiled": bench.args.compile} | {
+    return {
+        "trainer": "ours, packed",
+        "backend": backend,
+        "cap": bench.cap,
+        "compiled": bench.args.compile,
+    } | {
         **rate,
         "share of matmul": round(share, 4),
         "first two steps, s": round(warm, 2),
@@ -271,7 +332,10 @@ def head(run: Pass) -> Iterator[Row]:
 
     classes, events, width = (200, 256, 32) if run.small else (50_000, 32_768, 1024)
     config = BehaveGPTConfig(
-        field_sizes={"event": classes + 2}, num_behaviors=classes, embedding_size=width, num_attention_heads=2
+        field_sizes={"event": classes + 2},
+        num_behaviors=classes,
+        embedding_size=width,
+        num_attention_heads=2,
     )
     torch.manual_seed(0)
     layer = PredictionHead(config).to(run.device)
@@ -311,8 +375,18 @@ def head(run: Pass) -> Iterator[Row]:
         assert layer.projection.weight.grad is not None
         gradients[name] = layer.projection.weight.grad.clone()
     apart = float((gradients["chunked"] - gradients["whole"]).norm() / gradients["whole"].norm())
-    ratios = {f"{key} ratio": round(found["chunked"][key] / found["whole"][key], 3) for key in found["whole"]}
-    yield {"classes": classes, "events": events, "width": width, **found, **ratios, "gradient difference": apart}
+    ratios = {
+        f"{key} ratio": round(found["chunked"][key] / found["whole"][key], 3)
+        for key in found["whole"]
+    }
+    yield {
+        "classes": classes,
+        "events": events,
+        "width": width,
+        **found,
+        **ratios,
+        "gradient difference": apart,
+    }
 
 
 def windows(run: Pass) -> Iterator[Row]:
@@ -322,13 +396,18 @@ def windows(run: Pass) -> Iterator[Row]:
         users = 20 if run.small else max(300, 2_000_000 // cap)
         bench = run.bench("25M", cap, compiled=run.device.type == "cuda", users=users)
         lengths = np.array([len(history) for history in bench.histories], np.int64)
-        flops = gpu.event_flops(bench.model(), float((lengths * (lengths - 1) / 2).sum() / (lengths - 1).sum()))
-        for backend in ["varlen", *(["flex_attention"] if cap == 1024 else [])] if not run.small else ["sdpa"]:
+        flops = gpu.event_flops(
+            bench.model(), float((lengths * (lengths - 1) / 2).sum() / (lengths - 1).sum())
+        )
+        for backend in (
+            ["varlen", *(["flex_attention"] if cap == 1024 else [])] if not run.small else ["sdpa"]
+        ):
             yield _rate(bench, backend, flops, ceilings)
 
 
 def evaluator(run: Pass) -> Iterator[Row]:
-    """Seconds of a training step and of the validation for propensity of 100 labels; six tasks by that measure."""
+    """Seconds of a training step and of the validation for propensity of 100 labels; six tasks by
+    that measure."""
     from behavegpt.challenge.fit import BATCH, EPOCHS, _Resident, predict
     from behavegpt.challenge.network import UniversalModel
     from behavegpt.challenge.scores import score
@@ -353,7 +432,10 @@ def evaluator(run: Pass) -> Iterator[Row]:
         models = [UniversalModel(dimensions, 100, width=width).to(run.device) for _ in range(2)]
         step, plain = training_step(models[0]), training_step(models[1])
         plain = plain.step if isinstance(plain, RecordedStep) else plain
-        losses = [[float(way(*batch(number))) for number in range(20 if not run.small else 2)] for way in (step, plain)]
+        losses = [
+            [float(way(*batch(number))) for number in range(20 if not run.small else 2)]
+            for way in (step, plain)
+        ]
         seconds = {}
         for name, way, count in (("recorded", step, steps), ("plain", plain, max(2, steps // 10))):
             began = time.perf_counter()
@@ -365,7 +447,11 @@ def evaluator(run: Pass) -> Iterator[Row]:
         score(predict(models[0], chosen), chosen.validation, targets.popularity)
         validation = time.perf_counter() - began
         six = 6 * EPOCHS * (validation + seconds["recorded"] * -(-clients // BATCH))
-        yield {"clients": clients, "tf32": tf32, "step_ms": {n: 1000 * s for n, s in seconds.items()}} | {
+        yield {
+            "clients": clients,
+            "tf32": tf32,
+            "step_ms": {n: 1000 * s for n, s in seconds.items()},
+        } | {
             "validation_s": validation,
             "six tasks, s": six,
             "recorded losses equal plain ones": losses[0] == losses[1],
@@ -374,7 +460,8 @@ def evaluator(run: Pass) -> Iterator[Row]:
 
 
 def export(run: Pass) -> Iterator[Row]:
-    """`pooling.user_vectors` of the paper's size, as `behavegpt export` calls it for a block of users."""
+    """`pooling.user_vectors` of the paper's size, as `behavegpt export` calls it for a block of
+    users."""
     from behavegpt.embeddings.pooling import user_vectors
     from behavegpt.model.attention import choose_backend
 
@@ -386,7 +473,13 @@ def export(run: Pass) -> Iterator[Row]:
     user_vectors(model, bench.store.columns, begin[:block], end[:block], ("last", "mean"))
     began = time.perf_counter()
     for at in range(0, len(begin), block):
-        user_vectors(model, bench.store.columns, begin[at : at + block], end[at : at + block], ("last", "mean"))
+        user_vectors(
+            model,
+            bench.store.columns,
+            begin[at : at + block],
+            end[at : at + block],
+            ("last", "mean"),
+        )
     seconds = time.perf_counter() - began
     yield {"users": len(begin), "events": int(end[-1]), "seconds": seconds} | {
         "seconds for 1 M users": seconds / len(begin) * 1e6,
@@ -407,7 +500,11 @@ def generation(run: Pass) -> Iterator[Row]:
     tokenizer = EventTokenizer(bench.store.schema, bench.store.vocabulary)
     users = pa.array([f"u{i}" for i in range(len(bench.store.offsets) - 1)])
     encoded = EncodedHistories(
-        users, bench.store.offsets, {**bench.store.columns, "behavior": bench.store.columns["event"]}, {}, {}
+        users,
+        bench.store.offsets,
+        {**bench.store.columns, "behavior": bench.store.columns["event"]},
+        {},
+        {},
     )
     steps = 3 if run.small else 50
     policy: Any = {"time": "observed", "place": "observed", "steps": steps, "rows": 2048}
@@ -415,7 +512,12 @@ def generation(run: Pass) -> Iterator[Row]:
     began = time.perf_counter()
     roll_out(model, tokenizer, encoded, settings)
     seconds = time.perf_counter() - began
-    yield {"users": len(users), "steps": steps, "seconds": seconds, "events_per_s": len(users) * steps / seconds}
+    yield {
+        "users": len(users),
+        "steps": steps,
+        "seconds": seconds,
+        "events_per_s": len(users) * steps / seconds,
+    }
 
 
 PARTS: dict[str, Callable[[Pass], Iterator[Row]]] = {
@@ -432,7 +534,9 @@ PARTS: dict[str, Callable[[Pass], Iterator[Row]]] = {
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try every line")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -444,13 +548,24 @@ def main(argv: list[str] | None = None) -> list[Row]:
     if not args.small:
         size = {"users": 20_000, "events_per_step": 65_536, "seconds": 4.0, "matmul": 8192}
     run = Pass(device, args.small, argparse.Namespace(**size, compile=False))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     began = time.perf_counter()
     rows: list[Row] = []
     args.out.unlink(missing_ok=True)
 
     def tell(row: Row) -> None:
-        rows.append({"device": name, "torch": torch.__version__, "at_s": round(time.perf_counter() - began, 1), **row})
+        rows.append(
+            {
+                "device": name,
+                "torch": torch.__version__,
+                "at_s": round(time.perf_counter() - began, 1),
+                **row,
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")

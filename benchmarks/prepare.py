@@ -1,12 +1,14 @@
-"""Preparation against pandas and polars: CPU seconds and peak memory for the same work on the same generated events.
+"""Preparation against pandas and polars: CPU seconds and peak memory for the same work on the same
+generated events.
 
     python benchmarks/prepare.py --events 10000000 --work ../bench --threads 1 2 --repeats 3
 
-Every program reads the log, sorts it by user (as text) and time, tells weekday and half-hour slot, splits 70/15/15 at
-two moments, counts the vocabularies of the training part, and writes columns of ids; what they write is compared. Ours
-also does what the others leave out: rejects with reasons, order within equal times, hashes, data card. Each run is a
-fresh process, imports included, held to as many cores as it may have threads; programs take turns. Figures are the
-best of the repeats. Needs the extra `test` (pandas, polars). The table goes to benchmarks/results/prepare.json.
+Every program reads the log, sorts it by user (as text) and time, tells weekday and half-hour slot,
+splits 70/15/15 at two moments, counts the vocabularies of the training part, and writes columns of
+ids; what they write is compared. Ours also does what the others leave out: rejects with reasons,
+order within equal times, hashes, data card. Each run is a fresh process, imports included, held to
+as many cores as it may have threads; programs take turns. Figures are the best of the repeats.
+Needs the extra `test` (pandas, polars). The table goes to benchmarks/results/prepare.json.
 """
 
 from __future__ import annotations
@@ -40,7 +42,12 @@ def run_behavegpt(logs: Path, out: Path, threads: int) -> None:
     from behavegpt.data.schema import EventSchema
 
     schema = EventSchema(
-        user="user_id", time="timestamp", event="event", location="location", behavior="behavior", tz="UTC"
+        user="user_id",
+        time="timestamp",
+        event="event",
+        location="location",
+        behavior="behavior",
+        tz="UTC",
     )
     prepare(logs, out, schema, threads=threads, overwrite=True)
 
@@ -50,7 +57,11 @@ def run_pandas(logs: Path, out: Path, threads: int) -> None:
     import numpy as np
     import pandas as pd
 
-    log = pd.read_csv(logs, parse_dates=["timestamp"]) if logs.suffix == ".csv" else pd.read_parquet(logs)
+    log = (
+        pd.read_csv(logs, parse_dates=["timestamp"])
+        if logs.suffix == ".csv"
+        else pd.read_parquet(logs)
+    )
     log = log.dropna(subset=["user_id", "timestamp", "event"])
     user = log["user_id"].astype("category")
     rank = user.cat.categories.astype(str).argsort().argsort()
@@ -79,13 +90,20 @@ def run_pandas(logs: Path, out: Path, threads: int) -> None:
 
 
 def run_polars(logs: Path, out: Path, threads: int) -> None:
-    """The same with polars: a join for the users' order, one sort, group_by and replace for the vocabularies."""
+    """The same with polars: a join for the users' order, one sort, group_by and replace for the
+    vocabularies."""
     import numpy as np
     import polars as pl
 
-    log = pl.read_csv(logs, try_parse_dates=True) if logs.suffix == ".csv" else pl.read_parquet(logs)
+    log = (
+        pl.read_csv(logs, try_parse_dates=True) if logs.suffix == ".csv" else pl.read_parquet(logs)
+    )
     log = log.drop_nulls(["user_id", "timestamp", "event"])
-    users = log.select(pl.col("user_id").unique()).sort(pl.col("user_id").cast(pl.String)).with_row_index("user")
+    users = (
+        log.select(pl.col("user_id").unique())
+        .sort(pl.col("user_id").cast(pl.String))
+        .with_row_index("user")
+    )
     log = log.join(users, on="user_id").sort("user", "timestamp")
     moment = pl.col("timestamp").dt
     minutes = moment.hour().cast(pl.UInt16) * 60 + moment.minute()
@@ -102,7 +120,12 @@ def run_polars(logs: Path, out: Path, threads: int) -> None:
     columns["offsets"] = np.concatenate([[0], sizes.cumsum()])
     train = log.filter(pl.Series(columns["split"]) == 0)
     for field in FIELDS:
-        counts = train.group_by(field).len().sort("len", field, descending=[True, False]).with_row_index("id", 2)
+        counts = (
+            train.group_by(field)
+            .len()
+            .sort("len", field, descending=[True, False])
+            .with_row_index("id", 2)
+        )
         ids = log[field].replace_strict(counts[field], counts["id"], default=1)
         columns[field] = _small(ids.to_numpy(), len(counts) + 2)
         counts.write_parquet(out / f"{field}.parquet")
@@ -164,18 +187,33 @@ def compare(folders: list[Path]) -> dict[str, float]:
 
 
 def child(arguments: list[str], threads: int, cache: Path) -> dict[str, float]:
-    """Run this file in a fresh process on `threads` cores: its CPU seconds (user + system), wall seconds, peak MiB."""
-    limits = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    environment = os.environ | dict.fromkeys(limits, str(threads)) | {"PYTHONPYCACHEPREFIX": str(cache)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # imports count, compiling them again and again does not
+    """Run this file in a fresh process on `threads` cores: its CPU seconds (user + system), wall
+    seconds, peak MiB."""
+    limits = (
+        "OMP_NUM_THREADS",
+        "POLARS_MAX_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    )
+    environment = (
+        os.environ | dict.fromkeys(limits, str(threads)) | {"PYTHONPYCACHEPREFIX": str(cache)}
+    )
+    # imports count, compiling them again and again does not
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, __file__, "--threads", str(threads), *arguments], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--threads", str(threads), *arguments], env=environment
+    )
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(arguments)}: exit code {process.returncode}")
-    return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": wall, "peak_mib": usage.ru_maxrss / 1024}
+    return {
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "wall_s": wall,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
 
 
 def run_once(name: str, logs: Path, work: Path, threads: int, cache: Path) -> dict[str, float]:
@@ -187,7 +225,8 @@ def run_once(name: str, logs: Path, work: Path, threads: int, cache: Path) -> di
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All programs in turn, `repeats` times at each number of threads, and the comparison of what they wrote."""
+    """All programs in turn, `repeats` times at each number of threads, and the comparison of what
+    they wrote."""
     cache = work / "bytecode"
     logs, few = (work / f"events_{events}.{args.format}" for events in (args.events, 1000))
     for path in (logs, few):
@@ -205,12 +244,15 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
                 shown = "  ".join(f"{figure} {value:.1f}" for figure, value in figures.items())
                 print(f"{name:10} {threads} threads: {shown}", flush=True)
     folders = [str(work / name) for name in args.programs]
-    subprocess.run([sys.executable, __file__, "--program", "compare", "--out", *folders], check=True)
+    subprocess.run(
+        [sys.executable, __file__, "--program", "compare", "--out", *folders], check=True
+    )
     return {"runs": runs, "equal": json.loads((work / args.programs[0] / "equal.json").read_text())}
 
 
 def table(runs: list[dict[str, Any]], against: str = "pandas") -> list[dict[str, Any]]:
-    """Best CPU time and smallest peak of each program, and the ratios to `against` at the same number of threads."""
+    """Best CPU time and smallest peak of each program, and the ratios to `against` at the same
+    number of threads."""
     best: dict[tuple[int, str], dict[str, float]] = {}
     for run in runs:
         low = best.setdefault((run["threads"], run["program"]), {})
@@ -226,22 +268,36 @@ def table(runs: list[dict[str, Any]], against: str = "pandas") -> list[dict[str,
 
 def report(rows: list[dict[str, Any]], equal: dict[str, float]) -> None:
     """Print the table, the ratios to pandas in brackets."""
-    print(f"\n{'threads':>7}  {'program':10}  {'CPU s':>16}  {'wall s':>16}  {'peak MiB':>18}   (ratio to pandas)")
+    print(
+        f"\n{'threads':>7}  {'program':10}  {'CPU s':>16}  {'wall s':>16}  {'peak MiB':>18}   "
+        "(ratio to pandas)"
+    )
     for row in rows:
-        cells = (f"{row[f]:9.1f} ({row[f'{f}_ratio']:.2f})" for f in ("cpu_s", "wall_s", "peak_mib"))
-        print(f"{row['threads']:>7}  {row['program']:10}  " + "  ".join(f"{cell:>16}" for cell in cells))
+        cells = (
+            f"{row[f]:9.1f} ({row[f'{f}_ratio']:.2f})" for f in ("cpu_s", "wall_s", "peak_mib")
+        )
+        print(
+            f"{row['threads']:>7}  {row['program']:10}  "
+            + "  ".join(f"{cell:>16}" for cell in cells)
+        )
     print("equal entries: " + ", ".join(f"{name} {share:.6f}" for name, share in equal.items()))
 
 
 def main() -> None:
     """Measure, or be the child that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, default=10_000_000)
     parser.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
-    parser.add_argument("--work", type=Path, help="folder for the log and the outputs, kept (default: a temporary one)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for the log and the outputs, kept (default: a temporary one)",
+    )
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--program", help=argparse.SUPPRESS)
     parser.add_argument("--logs", type=Path, help=argparse.SUPPRESS)

@@ -1,12 +1,15 @@
-"""Load test of `behavegpt serve` on this machine: requests a second, latencies, and every answer checked.
+"""Load test of `behavegpt serve` on this machine: requests a second, latencies, and every answer
+checked.
 
-    python benchmarks/serve.py runs/demo/model --log behavegpt/demo/online_retail.parquet --seconds 20
+    python benchmarks/serve.py runs/demo/model --log behavegpt/demo/online_retail.parquet --seconds
+    20
 
-The service runs in a process of its own; CLIENTS connections ask, each as soon as it has its answer, for the next
-behaviors of a user of the log (or of several). One request in ten is bad, of ten kinds, and must be refused with 4xx.
-Answers are compared with `Predictor.predict` of all users at once: the same behaviors, unless their probabilities
-differ by less than 1e-6, and the same probabilities to 1e-6. Clients and service share the machine.
-Rows go to benchmarks/results/serve.json.
+The service runs in a process of its own; CLIENTS connections ask, each as soon as it has its
+answer, for the next behaviors of a user of the log (or of several). One request in ten is bad, of
+ten kinds, and must be refused with 4xx. Answers are compared with `Predictor.predict` of all users
+at once: the same behaviors, unless their probabilities differ by less than 1e-6, and the same
+probabilities to 1e-6. Clients and service share the machine. Rows go to
+benchmarks/results/serve.json.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ TOLERANCE = 1e-6
 
 
 def histories(predictor: Any, log: Path, users: int, most: int) -> dict[str, list[dict[str, Any]]]:
-    """User -> rows as JSON holds them, of `users` users spread over the log, their last `most` events."""
+    """User -> rows as JSON holds them, of `users` users spread over the log, their last `most`
+    events."""
     schema = predictor.tokenizer.event_schema
     columns = [schema.user, *dict.fromkeys(columns_of(schema).values())]
     table = pq.read_table(log, columns=columns).to_pandas()
@@ -54,10 +58,19 @@ def histories(predictor: Any, log: Path, users: int, most: int) -> dict[str, lis
 
 
 def expected_answers(predictor: Any, asked: dict[str, Any], top: int) -> dict[str, Any]:
-    """User -> labels and probabilities, one more than asked for: a tie may stand behind the last."""
+    """User -> labels and probabilities, one more than asked for: a tie may stand behind the
+    last."""
     user = predictor.tokenizer.event_schema.user
-    found = predictor.predict([row | {user: name} for name, rows in asked.items() for row in rows], top + 1)
-    return dict(zip(found.users.to_pylist(), zip(found.labels, found.probabilities, strict=True), strict=True))
+    found = predictor.predict(
+        [row | {user: name} for name, rows in asked.items() for row in rows], top + 1
+    )
+    return dict(
+        zip(
+            found.users.to_pylist(),
+            zip(found.labels, found.probabilities, strict=True),
+            strict=True,
+        )
+    )
 
 
 def is_right(answer: dict[str, Any], expected: Any) -> bool:
@@ -85,14 +98,19 @@ def bad_bodies(rows: list[dict[str, Any]], time_column: str) -> list[bytes]:
 async def ask(streams: Any, body: bytes) -> tuple[int, bytes]:
     """Status and body of a POST on an open connection; httpx would cost more than the service."""
     reader, writer = streams
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+        f"{len(body)}\r\n\r\n"
+    )
     writer.write(head.encode() + body)
     answer = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(answer.split(b"content-length: ")[1].split(b"\r\n")[0])
     return int(answer.split(b" ")[1]), await reader.readexactly(length)
 
 
-async def load(port: int, clients: int, seconds: float, bodies: Any, bad: Any, expected: Any) -> dict[str, Any]:
+async def load(
+    port: int, clients: int, seconds: float, bodies: Any, bad: Any, expected: Any
+) -> dict[str, Any]:
     """Ask for some seconds; figures of one row."""
     latencies: list[float] = []
     counts = {"right": 0, "wrong": 0, "refused": 0, "bad_accepted": 0, "failed": 0}
@@ -122,18 +140,28 @@ async def load(port: int, clients: int, seconds: float, bodies: Any, bad: Any, e
     wall = time.perf_counter() - began
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
     rate = round((counts["right"] + counts["wrong"]) / wall, 1)
-    return {"clients": clients, "requests_per_s": rate, "p50_ms": round(p50, 1), "p99_ms": round(p99, 1), **counts}
+    return {
+        "clients": clients,
+        "requests_per_s": rate,
+        "p50_ms": round(p50, 1),
+        "p99_ms": round(p99, 1),
+        **counts,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--users", type=int, default=1, help="users of a request")
     parser.add_argument("--events", type=int, default=30, help="events of a history")
-    parser.add_argument("--options", nargs="*", default=[], help="of behavegpt serve, such as wait_ms=10")
+    parser.add_argument(
+        "--options", nargs="*", default=[], help="of behavegpt serve, such as wait_ms=10"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     predictor = behavegpt.load(arguments.model, "cpu")
@@ -146,8 +174,20 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "behavegpt.cli", "serve", str(arguments.model), "--port", port, "--threads", "1"]
-    service = subprocess.Popen([*command, *arguments.options], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "behavegpt.cli",
+        "serve",
+        str(arguments.model),
+        "--port",
+        port,
+        "--threads",
+        "1",
+    ]
+    service = subprocess.Popen(
+        [*command, *arguments.options], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         while True:
@@ -156,7 +196,10 @@ def main() -> None:
                 break
             except httpx.TransportError:
                 time.sleep(0.2)
-        rows = [asyncio.run(load(int(port), n, arguments.seconds, bodies, bad, expected)) for n in arguments.clients]
+        rows = [
+            asyncio.run(load(int(port), n, arguments.seconds, bodies, bad, expected))
+            for n in arguments.clients
+        ]
         metrics = httpx.get(f"{url}/metrics").text
         service.send_signal(signal.SIGTERM)
         status = service.wait(timeout=60)
@@ -164,7 +207,10 @@ def main() -> None:
         service.kill()
     config = predictor.model.config
     facts = {
-        "model": f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_behaviors} behaviors",
+        "model": (
+            f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_behaviors} "
+            "behaviors"
+        ),
         "users_a_request": arguments.users,
         "events_a_history": arguments.events,
         "options": arguments.options,
@@ -174,7 +220,11 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))
-    print("\n".join(line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line))
+    print(
+        "\n".join(
+            line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line
+        )
+    )
     if any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):
         raise SystemExit("a wrong answer, a failure, or bad input accepted")
 

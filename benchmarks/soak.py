@@ -1,12 +1,14 @@
-"""Honest clients of `behavegpt serve` beside hostile ones: wrong answers, failures, and the honest ones' latency.
+"""Honest clients of `behavegpt serve` beside hostile ones: wrong answers, failures, and the honest
+ones' latency.
 
-    python benchmarks/soak.py runs/demo/model --log behavegpt/demo/online_retail.parquet --seconds 60
+    python benchmarks/soak.py runs/demo/model --log behavegpt/demo/online_retail.parquet --seconds
+    60
 
-First CLIENTS ask alone, then beside five hostile ones in a process of their own: bodies of millions of wrong items and
-of deep JSON; the longest generations, some given up at once; times that only DuckDB can read and large requests; 200
-connections that drip or say nothing; bodies that never end. Every honest answer is compared with `Predictor.predict`.
-Rows go to benchmarks/results/soak.json. Exit status 1 for a wrong answer, a failure, or a p99 beyond 3 times the quiet
-one.
+First CLIENTS ask alone, then beside five hostile ones in a process of their own: bodies of millions
+of wrong items and of deep JSON; the longest generations, some given up at once; times that only
+DuckDB can read and large requests; 200 connections that drip or say nothing; bodies that never end.
+Every honest answer is compared with `Predictor.predict`. Rows go to benchmarks/results/soak.json.
+Exit status 1 for a wrong answer, a failure, or a p99 beyond 3 times the quiet one.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ MB = 1 << 20
 
 def head(path: str, length: int) -> bytes:
     """The head of a POST."""
-    text = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    text = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+        f"{length}\r\n\r\n"
+    )
     return text.encode()
 
 
@@ -85,7 +90,8 @@ async def hostile(
 
 
 async def drip(port: int) -> collections.Counter[str]:
-    """200 connections: silent ones, heads and bodies of a byte now and then; until all are closed."""
+    """200 connections: silent ones, heads and bodies of a byte now and then; until all are
+    closed."""
     ends: collections.Counter[str] = collections.Counter()
 
     async def one(number: int) -> None:
@@ -109,18 +115,24 @@ def attack(port: int, event: dict[str, Any], time_column: str, seconds: float) -
 
     async def everyone() -> list[collections.Counter[str]]:
         until = time.time() + seconds
-        return await asyncio.gather(*(hostile(port, kind, event, time_column, until) for kind in range(5)))
+        return await asyncio.gather(
+            *(hostile(port, kind, event, time_column, until) for kind in range(5))
+        )
 
     print(json.dumps([dict(counts) for counts in asyncio.run(everyone())]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS, metavar=("PORT", "EVENT", "TIME"))
+    parser.add_argument(
+        "--attack", nargs=3, help=argparse.SUPPRESS, metavar=("PORT", "EVENT", "TIME")
+    )
     arguments = parser.parse_args()
     if arguments.attack:
         port, event, time_column = arguments.attack
@@ -131,7 +143,8 @@ def main() -> None:
     asked = histories(predictor, arguments.log, 500, 30)
     expected = expected_answers(predictor, asked, 5)
     bodies = [
-        json.dumps({"users": [{"id": name, "events": rows}], "top_k": 5}).encode() for name, rows in asked.items()
+        json.dumps({"users": [{"id": name, "events": rows}], "top_k": 5}).encode()
+        for name, rows in asked.items()
     ]
     time_column = predictor.tokenizer.event_schema.time
     first = next(iter(asked.values()))
@@ -154,11 +167,22 @@ def main() -> None:
     try:
         wait_until_up(port)
         asyncio.run(load(port, 4, 3, bodies, bad, expected))  # warm
-        rows = [{"hostile": 0} | asyncio.run(load(port, arguments.clients, arguments.seconds, bodies, bad, expected))]
-        attacking = [sys.executable, *sys.argv, "--attack", str(port), json.dumps(first[0]), time_column]
+        rows = [
+            {"hostile": 0}
+            | asyncio.run(load(port, arguments.clients, arguments.seconds, bodies, bad, expected))
+        ]
+        attacking = [
+            sys.executable,
+            *sys.argv,
+            "--attack",
+            str(port),
+            json.dumps(first[0]),
+            time_column,
+        ]
         enemies = subprocess.Popen(attacking, stdout=subprocess.PIPE, text=True)
         rows.append(
-            {"hostile": 5} | asyncio.run(load(port, arguments.clients, arguments.seconds, bodies, bad, expected))
+            {"hostile": 5}
+            | asyncio.run(load(port, arguments.clients, arguments.seconds, bodies, bad, expected))
         )
         answered = json.loads(enemies.communicate(timeout=120)[0])
         memory = peak_mib(service.pid)
@@ -193,7 +217,9 @@ def wait_until_up(port: int) -> None:
 def peak_mib(pid: int) -> int | None:
     """The largest memory that the process held, where the kernel tells."""
     with contextlib.suppress(OSError):
-        line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmHWM"))
+        line = next(
+            x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmHWM")
+        )
         return int(line.split()[1]) >> 10
     return None
 

@@ -2,8 +2,8 @@
 
     python benchmarks/spark.py clicks.parquet --master 'local[2]' --files 8 --work ../bench
 
-The log is cut into files first, since Spark reads one file a task. Wall seconds; Java's start is told apart.
-The row goes to benchmarks/results/spark.json.
+The log is cut into files first, since Spark reads one file a task. Wall seconds; Java's start is
+told apart. The row goes to benchmarks/results/spark.json.
 """
 
 from __future__ import annotations
@@ -36,11 +36,16 @@ def cut(log: Path, files: int, folder: Path) -> Path:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("log", type=Path)
     parser.add_argument("--master", default="local[2]")
     parser.add_argument("--files", type=int, default=8)

@@ -74,12 +74,21 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
     rng = np.random.default_rng(1)
     ids = {"event": np.concatenate(histories)}
     ids["location"] = rng.integers(0, LOCATIONS, len(ids["event"]))
-    time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, len(h))) for h in histories]).astype(np.uint32)
-    columns: dict[str, np.ndarray] = {name: (values + FIRST).astype(np.uint16) for name, values in ids.items()}
-    columns |= {"weekday": (time // 86400 % 7).astype(np.uint8), "slot": (time % 86400 // 1800).astype(np.uint8)}
+    time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, len(h))) for h in histories]).astype(
+        np.uint32
+    )
+    columns: dict[str, np.ndarray] = {
+        name: (values + FIRST).astype(np.uint16) for name, values in ids.items()
+    }
+    columns |= {
+        "weekday": (time // 86400 % 7).astype(np.uint8),
+        "slot": (time % 86400 // 1800).astype(np.uint8),
+    }
     columns |= {"time": time, "split": np.zeros(len(time), np.uint8)}
     vocabulary = {
-        name: Vocabulary(pa.array([str(i) for i in range(size)]), np.bincount(ids[name], minlength=size))
+        name: Vocabulary(
+            pa.array([str(i) for i in range(size)]), np.bincount(ids[name], minlength=size)
+        )
         for name, size in {"event": EVENTS, "location": LOCATIONS}.items()
     }
     manifest = Manifest(
@@ -104,9 +113,13 @@ def our_batches(histories: list[np.ndarray], cap: int, users_per_step: int) -> T
 
     store = store_of(histories)
     columns = store.schema.input_fields
-    rows = TrainingBatches(store, max_length=cap, rows_per_step=1, seed=0, fields=columns).steps_per_epoch
+    rows = TrainingBatches(
+        store, max_length=cap, rows_per_step=1, seed=0, fields=columns
+    ).steps_per_epoch
     steps = -(-len(histories) // users_per_step)
-    return TrainingBatches(store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=columns)
+    return TrainingBatches(
+        store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=columns
+    )
 
 
 def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
@@ -132,7 +145,10 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
     torch.manual_seed(0)
     model = BehaveGPTForBehaviorPrediction(config).train()
     loss = build_loss(LossSettings(start=0.0), torch.tensor(batches.store.behaviors.counts))
-    settings, run = TrainSettings(steps=1_000_000, precision="fp32"), RunFolder(Accelerator(cpu=True))
+    settings, run = (
+        TrainSettings(steps=1_000_000, precision="fp32"),
+        RunFolder(Accelerator(cpu=True)),
+    )
     return Trainer(model, loss, batches.store, settings, run, batches=batches)
 
 
@@ -162,7 +178,9 @@ def epochs(batches: TrainingBatches, take: Callable[[int], object]) -> Pass:
 
     def run() -> float:
         first = next(done) * batches.steps_per_epoch
-        return cpu_of(lambda: [take(step) for step in range(first, first + batches.steps_per_epoch)])
+        return cpu_of(
+            lambda: [take(step) for step in range(first, first + batches.steps_per_epoch)]
+        )
 
     return run
 
@@ -171,8 +189,15 @@ def gpt2(histories: list[np.ndarray], cap: int, users_per_step: int, to_cap: boo
     """transformers' GPT-2 on batches padded, on the right, to the longest history or to the cap."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape: dict[str, Any] = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": cap}
-    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {"use_cache": False}
+    shape: dict[str, Any] = {
+        "n_embd": WIDTH,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": cap,
+    }
+    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {
+        "use_cache": False
+    }
     config = GPT2Config(vocab_size=EVENTS, bos_token_id=None, eos_token_id=None, **shape, **plain)
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
@@ -204,10 +229,20 @@ class Child:
 
     def __init__(self, python: Path, name: str, args: argparse.Namespace, cap: int = 0) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        options = {"child": name, "caps": cap, "users": args.users, "users-per-step": args.users_per_step}
+        options = {
+            "child": name,
+            "caps": cap,
+            "users": args.users,
+            "users-per-step": args.users_per_step,
+        }
         command = [str(python), __file__, *(f"--{key}={value}" for key, value in options.items())]
         self.process = subprocess.Popen(
-            command, env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command,
+            env=environment,
+            text=True,
+            bufsize=1,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
     def turn(self) -> dict[str, float]:
@@ -238,7 +273,9 @@ def be_head(chunked: bool) -> None:
 
     answer = answers()
     torch.manual_seed(0)
-    head = PredictionHead(BehaveGPTConfig(embedding_size=HEAD_WIDTH // FIELDS, num_behaviors=HEAD_CLASSES))
+    head = PredictionHead(
+        BehaveGPTConfig(embedding_size=HEAD_WIDTH // FIELDS, num_behaviors=HEAD_CLASSES)
+    )
     counts = torch.randint(1, 1000, (HEAD_CLASSES,))
     loss = build_loss(LossSettings(start=0.0), counts)
     hidden = torch.randn(HEAD_EVENTS, HEAD_WIDTH, requires_grad=True)
@@ -248,7 +285,9 @@ def be_head(chunked: bool) -> None:
         return head_loss(head, None, loss, hidden[:rows], target[:rows], None, HEAD_CLASSES).total
 
     def full(rows: int) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(head(hidden[:rows]), target[:rows], reduction="sum")
+        return torch.nn.functional.cross_entropy(
+            head(hidden[:rows]), target[:rows], reduction="sum"
+        )
 
     def work(rows: int) -> None:
         head.zero_grad(set_to_none=True)
@@ -282,7 +321,9 @@ def be_trainer(name: str, args: argparse.Namespace) -> None:
 def be_peer(peer: Peer, args: argparse.Namespace) -> None:
     """Train as the peer does, on its share of the histories."""
     cap = args.caps[0]
-    peer.train(workload(args.users, cap)[: round(args.users * peer.share)], cap, args.users_per_step)
+    peer.train(
+        workload(args.users, cap)[: round(args.users * peer.share)], cap, args.users_per_step
+    )
 
 
 CHILDREN: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -319,7 +360,10 @@ def best_of(passes: dict[str, Pass], repeats: int) -> dict[str, float]:
     for repeat in range(repeats + 1):
         for name, run in passes.items():
             seconds[name].append(run())
-            print(f"  {name}: {seconds[name][-1]:.2f} s" + (" (warm-up)" if not repeat else ""), flush=True)
+            print(
+                f"  {name}: {seconds[name][-1]:.2f} s" + (" (warm-up)" if not repeat else ""),
+                flush=True,
+            )
     return {name: min(values[1:]) for name, values in seconds.items()}
 
 
@@ -330,19 +374,36 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
     batches = our_batches(histories, cap, args.users_per_step)
     children = {name: Child(Path(sys.executable), name, args, cap) for name in OWN}
     peers = {name: python_of(args.peers, name) for name in found(args.peers)}
-    children |= {PEERS[name].label: Child(python, name, args, cap) for name, python in peers.items()}
-    print(f"cap {cap}: {len(histories)} histories, {events} events to learn, {batches.steps_per_epoch} steps a pass")
-    seconds = best_of({name: pass_of(child, events) for name, child in children.items()}, args.repeats)
+    children |= {
+        PEERS[name].label: Child(python, name, args, cap) for name, python in peers.items()
+    }
+    print(
+        f"cap {cap}: {len(histories)} histories, {events} events to learn, {batches.steps_per_epoch} steps a pass"
+    )
+    seconds = best_of(
+        {name: pass_of(child, events) for name, child in children.items()}, args.repeats
+    )
     for child in children.values():
         child.close()
     loading = epochs(batches, lambda step: list(batches.micro_batches(step)))
     share = min(loading() for _ in range(args.repeats + 1)) / seconds[OURS]
     rows = {
-        name: {"cpu_s": s, "events_per_cpu_s": events / s, "ours_is": s / seconds[OURS], "goal": GOALS.get((cap, name))}
+        name: {
+            "cpu_s": s,
+            "events_per_cpu_s": events / s,
+            "ours_is": s / seconds[OURS],
+            "goal": GOALS.get((cap, name)),
+        }
         for name, s in seconds.items()
     }
     loop = {"loop_to_bare": seconds[OURS] / seconds[LOOP], "loader_share": share}
-    return {"cap": cap, "events": events, "longest": max(map(len, histories)), **loop, "trainers": rows}
+    return {
+        "cap": cap,
+        "events": events,
+        "longest": max(map(len, histories)),
+        **loop,
+        "trainers": rows,
+    }
 
 
 def measure_head(args: argparse.Namespace) -> dict[str, float]:
@@ -386,7 +447,9 @@ def device_and_versions(peers: Path) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in packages}
     for name, peer in PEERS.items():
         for info in peers.glob(f"{name}/lib/python*/site-packages/{peer.distribution}-*.dist-info"):
-            versions[name] = info.name.removesuffix(".dist-info").removeprefix(f"{peer.distribution}-")
+            versions[name] = info.name.removesuffix(".dist-info").removeprefix(
+                f"{peer.distribution}-"
+            )
     device = {
         "cpu": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -399,12 +462,18 @@ def device_and_versions(peers: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, or be a child that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--users", type=int, default=256, help="histories of the workload")
     parser.add_argument("--users-per-step", type=int, default=256)
-    parser.add_argument("--caps", type=int, nargs="+", default=[90, 256], help="longest history, in events")
+    parser.add_argument(
+        "--caps", type=int, nargs="+", default=[90, 256], help="longest history, in events"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peers", type=Path, default=Path("../peers"), help="folder of the peers' environments")
+    parser.add_argument(
+        "--peers", type=Path, default=Path("../peers"), help="folder of the peers' environments"
+    )
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -413,12 +482,16 @@ def main() -> None:
         CHILDREN[args.child](args)
         return
     for name in (name for name in PEERS if name not in found(args.peers)):
-        print(f"{PEERS[name].label} skipped: {INSTALL.format(args.peers / name, PEERS[name].packages)}")
+        print(
+            f"{PEERS[name].label} skipped: {INSTALL.format(args.peers / name, PEERS[name].packages)}"
+        )
     facts = {"users": args.users, "users_per_step": args.users_per_step, "repeats": args.repeats}
     measured = {"head": measure_head(args), "caps": [measure_cap(args, cap) for cap in args.caps]}
     print("\n".join(lines(measured)))
     args.result.parent.mkdir(parents=True, exist_ok=True)
-    args.result.write_text(json.dumps({**device_and_versions(args.peers), **facts, **measured}, indent=1) + "\n")
+    args.result.write_text(
+        json.dumps({**device_and_versions(args.peers), **facts, **measured}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

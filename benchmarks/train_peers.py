@@ -1,8 +1,9 @@
-"""The workload of train.py, and the trainers it meets that need an environment of their own (see `PEERS`).
+"""The workload of train.py, and the trainers it meets that need an environment of their own (see
+`PEERS`).
 
-Each runs in a process of its own, which imports this file and train.py but no behavegpt, and trains through the
-library's public entry; it answers each line it is sent with the CPU seconds of one more pass over its histories and
-the events it learned in it.
+Each runs in a process of its own, which imports this file and train.py but no behavegpt, and trains
+through the library's public entry; it answers each line it is sent with the CPU seconds of one more
+pass over its histories and the events it learned in it.
 """
 
 from __future__ import annotations
@@ -69,8 +70,12 @@ def lightning_in_turns(events: int) -> Any:
         def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
             answer({"cpu_s": time.process_time() - began, "events": events})
 
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=1.0, callbacks=[Turns()], **quiet)
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    return Trainer(
+        accelerator="cpu", max_epochs=-1, gradient_clip_val=1.0, callbacks=[Turns()], **quiet
+    )
 
 
 def be_rectools(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
@@ -96,7 +101,8 @@ def be_rectools(histories: list[np.ndarray], cap: int, users_per_step: int) -> N
 
 
 def be_ptls(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
-    """ptls' GPT on torch's transformer: reads and predicts all four fields, padded to the longest of the batch."""
+    """ptls' GPT on torch's transformer: reads and predicts all four fields, padded to the longest
+    of the batch."""
     import torch
     from ptls.frames import PtlsDataModule
     from ptls.frames.gpt import GptDataset, GptPretrainModule
@@ -105,15 +111,22 @@ def be_ptls(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
 
     sizes = {"event": EVENTS, "location": LOCATIONS, "weekday": 7, "slot": 48}
     rng = np.random.default_rng(1)
-    made_up = [{name: rng.integers(0, size, len(h)) for name, size in sizes.items()} for h in histories]
+    made_up = [
+        {name: rng.integers(0, size, len(h)) for name, size in sizes.items()} for h in histories
+    ]
     users = [
-        {name: torch.from_numpy(ids + 1) for name, ids in (fields | {"event": history}).items()}  # 0 is padding
+        # 0 is padding
+        {name: torch.from_numpy(ids + 1) for name, ids in (fields | {"event": history}).items()}
         for fields, history in zip(made_up, histories, strict=True)
     ]
     shape = {"n_heads": HEADS, "n_layers": LAYERS, "dim_hidden": 4 * WIDTH}
     torch.manual_seed(0)
     module = GptPretrainModule(
-        TrxEncoder(embeddings={name: {"in": size + 1, "out": WIDTH // FIELDS} for name, size in sizes.items()}),
+        TrxEncoder(
+            embeddings={
+                name: {"in": size + 1, "out": WIDTH // FIELDS} for name, size in sizes.items()
+            }
+        ),
         TransformerEncoder(WIDTH, **shape, dropout=0.0, use_after_mask=True),
         head_hidden_size=WIDTH,  # as ours; its own choice is 64
         total_steps=1_000_000,
@@ -123,12 +136,15 @@ def be_ptls(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
     for part in module.head.modules():
         if isinstance(part, torch.nn.Dropout):  # no setting reaches the one of the heads
             part.p = 0.0
-    data = PtlsDataModule(GptDataset(users, min_len=cap, max_len=cap), train_batch_size=users_per_step)
+    data = PtlsDataModule(
+        GptDataset(users, min_len=cap, max_len=cap), train_batch_size=users_per_step
+    )
     lightning_in_turns(to_learn(histories)).fit(module, data)
 
 
 def be_recbole(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
-    """RecBole's SASRec: each next event is a row of its own, padded to the cap; `users_per_step` such rows a step."""
+    """RecBole's SASRec: each next event is a row of its own, padded to the cap; `users_per_step`
+    such rows a step."""
     import pandas as pd
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
@@ -137,7 +153,9 @@ def be_recbole(histories: list[np.ndarray], cap: int, users_per_step: int) -> No
 
     answer = answers()
     sys.argv = sys.argv[:1]  # Config reads it too
-    log = pd.DataFrame({"user_id:token": np.repeat(np.arange(len(histories)), [len(h) for h in histories])})
+    log = pd.DataFrame(
+        {"user_id:token": np.repeat(np.arange(len(histories)), [len(h) for h in histories])}
+    )
     log["item_id:token"], log["timestamp:float"] = np.concatenate(histories), np.arange(len(log))
     settings: dict[str, Any] = {
         "data_path": ".",
@@ -178,7 +196,8 @@ class Peer(NamedTuple):
     """A trainer to compare with; the environment of PEERS' key in the folder of `--peers`."""
 
     label: str
-    train: Callable[[list[np.ndarray], int, int], None]  # histories, cap, histories a step; until standard input ends
+    # histories, cap, histories a step; until standard input ends
+    train: Callable[[list[np.ndarray], int, int], None]
     packages: str  # to install beside torch
     distribution: str  # the one whose version is noted
     goal: float  # ours / it, at least
@@ -189,6 +208,11 @@ PEERS = {
     "rectools": Peer("RecTools SASRec", be_rectools, "'rectools[torch]==0.19.*'", "rectools", 3.5),
     "ptls": Peer("ptls GPT", be_ptls, "'pytorch-lifestream==0.7.*'", "pytorch_lifestream", 5.5),
     "recbole": Peer(
-        "RecBole SASRec", be_recbole, "recbole==1.2.1 'numpy==1.26.*' pandas==2.1.4", "recbole", 180.0, share=1 / 4
+        "RecBole SASRec",
+        be_recbole,
+        "recbole==1.2.1 'numpy==1.26.*' pandas==2.1.4",
+        "recbole",
+        180.0,
+        share=1 / 4,
     ),
 }

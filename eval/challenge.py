@@ -1,12 +1,15 @@
-"""How good are these user vectors? Entries of the RecSys Challenge 2025 side by side, over several seeds, with floors.
+"""How good are these user vectors? Entries of the RecSys Challenge 2025 side by side, over several
+seeds, with floors.
 
-    python eval/challenge.py SPLIT ENTRY [ENTRY ...] --out results [--seeds 3] [--tasks all] [--subset] [--width 192]
+    python eval/challenge.py SPLIT ENTRY [ENTRY ...] --out results [--seeds 3] [--tasks all]
+    [--subset] [--width 192]
 
-SPLIT is a data directory after `behavegpt challenge split`, an ENTRY a folder with client_ids.npy and embeddings.npy.
-Each entry and random vectors train the organizers' network; results/NAME.json holds every seed and epoch. Finished
-runs are kept: call it again after an interruption, or with more entries. Prints a Markdown table, draws scores.png.
-The organizers' network takes a minute and a half of CPU time for each task, seed and 10,000 clients; one of --width 192
-takes four seconds, and its scores compare entries with each other alone. --rows FILE also writes them as JSON lines.
+SPLIT is a data directory after `behavegpt challenge split`, an ENTRY a folder with client_ids.npy
+and embeddings.npy. Each entry and random vectors train the organizers' network; results/NAME.json
+holds every seed and epoch. Finished runs are kept: call it again after an interruption, or with
+more entries. Prints a Markdown table, draws scores.png. The organizers' network takes a minute and
+a half of CPU time for each task, seed and 10,000 clients; one of --width 192 takes four seconds,
+and its scores compare entries with each other alone. --rows FILE also writes them as JSON lines.
 """
 
 from __future__ import annotations
@@ -31,25 +34,41 @@ from behavegpt.plots import challenge_results
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Mean ± deviation over seeds, an entry a row, and the floors below, as Markdown."""
     tasks = list(results[0]["tasks"])
-    rows = [(result["name"], [_cell(result["tasks"][task]) for task in tasks], _sum(result)) for result in results]
+    rows = [
+        (result["name"], [_cell(result["tasks"][task]) for task in tasks], _sum(result))
+        for result in results
+    ]
     floors = results[0]["floors"]
     random = [floors[task]["random_vectors"] for task in tasks]
-    rows.append(("random vectors", [_cell(found) for found in random], sum(found["mean"] for found in random)))
-    constant = [f"{floors[task]['constant']:.4f} ± {floors[task]['chance_std']:.4f}" for task in tasks]
+    rows.append(
+        (
+            "random vectors",
+            [_cell(found) for found in random],
+            sum(found["mean"] for found in random),
+        )
+    )
+    constant = [
+        f"{floors[task]['constant']:.4f} ± {floors[task]['chance_std']:.4f}" for task in tasks
+    ]
     rows.append(("constant (± chance)", constant, sum(floors[task]["constant"] for task in tasks)))
     best = [f"{floors[task]['ceiling']:.4f}" for task in tasks]
     rows.append(("best possible", best, sum(floors[task]["ceiling"] for task in tasks)))
     lines = ["| vectors | " + " | ".join(tasks) + " | sum |", "|" + "---|" * (2 + len(tasks))]
-    lines += [f"| {name} | " + " | ".join(cells) + f" | {total:.4f} |" for name, cells, total in rows]
+    lines += [
+        f"| {name} | " + " | ".join(cells) + f" | {total:.4f} |" for name, cells, total in rows
+    ]
     return "\n".join(lines)
 
 
 def names(entries: Sequence[Path]) -> dict[str, Path]:
-    """Entries by the name of their folder, with that of the folder above where two are called the same."""
+    """Entries by the name of their folder, with that of the folder above where two are called the
+    same."""
     folders = [entry.resolve() for entry in entries]
     plain = [folder.name for folder in folders]
     return {
-        f"{folder.parent.name}_{folder.name}" if plain.count(folder.name) > 1 else folder.name: entry
+        f"{folder.parent.name}_{folder.name}"
+        if plain.count(folder.name) > 1
+        else folder.name: entry
         for folder, entry in zip(folders, entries, strict=True)
     }
 
@@ -57,10 +76,17 @@ def names(entries: Sequence[Path]) -> dict[str, Path]:
 def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each entry and task, and for the random vectors."""
     random = {task: floor["random_vectors"] for task, floor in results[0]["floors"].items()}
-    found = [(result["name"], result["vectors"]["dimensions"], result["tasks"]) for result in results]
+    found = [
+        (result["name"], result["vectors"]["dimensions"], result["tasks"]) for result in results
+    ]
     found.append(("random vectors", RANDOM_DIMENSIONS, random))
     return [
-        {"vectors": name, "dimensions": width, "task": task, "network_width": results[0]["width"] or WIDTH}
+        {
+            "vectors": name,
+            "dimensions": width,
+            "task": task,
+            "network_width": results[0]["width"] or WIDTH,
+        }
         | {key: of[key] for key in ("mean", "std", "seeds", "scores")}
         | {"auroc": of["metrics"]["auroc"]}
         for name, width, tasks in found
@@ -79,17 +105,26 @@ def _sum(result: dict[str, Any]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate what has no result yet, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, metavar="SPLIT")
     parser.add_argument("entries", type=Path, nargs="+", metavar="ENTRY")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3, help="the first is the organizers' (default 3)")
     parser.add_argument(
-        "--tasks", nargs="+", default=OPEN_TASKS, help="default: the three open tasks; all: also hidden"
+        "--seeds", type=int, default=3, help="the first is the organizers' (default 3)"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=OPEN_TASKS,
+        help="default: the three open tasks; all: also hidden",
     )
     parser.add_argument("--devices", nargs="+", help="default: all GPUs, or cpu")
     parser.add_argument("--width", type=int, help=f"of the network (default: theirs, {WIDTH})")
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="also write the scores as JSON lines")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="also write the scores as JSON lines"
+    )
     parser.add_argument("--subset", action="store_true", help="entries may lack relevant clients")
     arguments = parser.parse_args(argv)
     everything = list(arguments.tasks) == ["all"]
@@ -116,7 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(results))
     if arguments.rows:
         write_text(arguments.rows, "".join(json.dumps(row) + "\n" for row in rows(results)))
-    challenge_results([arguments.out / f"{result['name']}.json" for result in results], arguments.out / "scores.png")
+    challenge_results(
+        [arguments.out / f"{result['name']}.json" for result in results],
+        arguments.out / "scores.png",
+    )
     return 0
 
 

@@ -1,11 +1,14 @@
-"""Which parts of a pretrained model help in another domain, and with how many users? (paper: 4.5, Fig. 5 and 6b)
+"""Which parts of a pretrained model help in another domain, and with how many users? (paper: 4.5,
+Fig. 5 and 6b)
 
-    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --logs DIR --work DIR --out rows.jsonl
-    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --out rows.jsonl --table [--plot figure.png]
+    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --logs DIR --work DIR --out
+    rows.jsonl python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --out rows.jsonl
+    --table [--plot figure.png]
 
-One JSON row for each source, pretraining loss, share of users, mode and seed: test events of all users of the target,
-trained and selected on the training and validation events of the share. Finished rows are skipped. `--only 0.1:jakarta`
-runs a part of the grid; `--tune` scores the validation events of all users instead, for options and learning rates.
+One JSON row for each source, pretraining loss, share of users, mode and seed: test events of all
+users of the target, trained and selected on the training and validation events of the share.
+Finished rows are skipped. `--only 0.1:jakarta` runs a part of the grid; `--tune` scores the
+validation events of all users instead, for options and learning rates.
 """
 
 from __future__ import annotations
@@ -89,7 +92,9 @@ def prepared(protocol: Protocol, log: Log, logs: Path, work: Path) -> EventStore
     """A log's prepared folder, made once."""
     folder = work / "data" / Path(log.file).stem
     schema = EventSchema.model_validate(protocol.schema_ | log.schema_ | {"tz": log.tz})
-    made_once(folder, lambda: prepare([logs / log.file], folder, schema, min_events=protocol.min_events))
+    made_once(
+        folder, lambda: prepare([logs / log.file], folder, schema, min_events=protocol.min_events)
+    )
     return open_store(folder)
 
 
@@ -123,16 +128,25 @@ def share_of_users(store: EventStore, share: float, seed: int) -> EventStore:
             "content_hash": f"{store.manifest.content_hash}-{share}-{seed}",
         }
     )
-    return reencode(replace(store, manifest=manifest, columns=store.columns | {"split": split}), store.vocabulary)
+    return reencode(
+        replace(store, manifest=manifest, columns=store.columns | {"split": split}),
+        store.vocabulary,
+    )
 
 
-def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path) -> FinetuneSettings:
+def settings_of(
+    protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path
+) -> FinetuneSettings:
     """The fine-tuning of a row."""
     budget = protocol.fractions[row["share"]]
     mode = {"mode": row["mode"], "adapt": {}, "loss": protocol.loss} | protocol.modes[row["mode"]]
     if row["source"] != "-":
         mode["adapt"] = {"same_labels": protocol.sources[row["source"]].same_labels} | mode["adapt"]
-    train = protocol.train | {"steps": budget.steps, "batch_events": budget.batch_events, "seed": row["seed"]}
+    train = protocol.train | {
+        "steps": budget.steps,
+        "batch_events": budget.batch_events,
+        "seed": row["seed"],
+    }
     train |= {name: value for name in ("lr",) if (value := row.get(name, mode.pop(name, None)))}
     return FinetuneSettings.model_validate(
         {"base": str(model), "data": {"path": str(data)}, "out": str(out), "train": train, **mode}
@@ -148,11 +162,16 @@ def run_row(protocol: Protocol, row: Row, logs: Path, work: Path, split: int) ->
 def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int, out: Path) -> Row:
     """The row's figures by a run in the folder `out`."""
     began = time.perf_counter()
-    target = share_of_users(prepared(protocol, protocol.target, logs, work), row["share"], row["seed"])
+    target = share_of_users(
+        prepared(protocol, protocol.target, logs, work), row["share"], row["seed"]
+    )
     if row["mode"] in COUNTED:
-        figures = dict(score_baselines(target, "test"))[row["mode"]].compute(target.behaviors.counts)
+        figures = dict(score_baselines(target, "test"))[row["mode"]].compute(
+            target.behaviors.counts
+        )
         return {name: figures[name] for name in FIGURES}
-    source = row["source"] if row["source"] != "-" else next(iter(protocol.sources))  # from scratch: its shape alone
+    # from scratch: its shape alone
+    source = row["source"] if row["source"] != "-" else next(iter(protocol.sources))
     loss = row["loss"] if row["source"] != "-" else "dro"
     model = base(protocol, source, loss, logs, work)
     run = finetune(settings_of(protocol, row, model, target.path, out), store=target)
@@ -193,39 +212,52 @@ def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds as Markdown, with the gain in macro recall over scratch."""
+    """Mean and standard deviation over seeds as Markdown, with the gain in macro recall over
+    scratch."""
     lines = [
-        "| users | source | pretrained with | mode | seeds | weighted recall | macro recall | over scratch | NDCG@3 |"
+        "| users | source | pretrained with | mode | seeds | weighted recall | macro recall | "
+        "over scratch | NDCG@3 |"
     ]
     lines.append("|" + "---|" * 9)
     found = grouped(rows, GROUP, FIGURES)
-    for (share, source, loss, mode), values in sorted(found.items(), key=lambda i: (i[0][0], -i[1]["rec_m"].mean())):
+    for (share, source, loss, mode), values in sorted(
+        found.items(), key=lambda i: (i[0][0], -i[1]["rec_m"].mean())
+    ):
         scratch = found.get((share, "-", "-", FROM_NOTHING))
         gain = f"{values['rec_m'].mean() / scratch['rec_m'].mean() - 1:+.0%}" if scratch else "-"
         cells = [mean_and_deviation(values[f]) for f in ("rec_w", "rec_m")]
         lines.append(
-            f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | {' | '.join(cells)} | {gain} | "
+            f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | "
+            f"{' | '.join(cells)} | {gain} | "
             f"{mean_and_deviation(values['ndcg@3'])} |"
         )
     return "\n".join(lines)
 
 
 def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None:
-    """Macro recall of each mode by share of users, one panel for each source; scratch and counting as lines."""
+    """Macro recall of each mode by share of users, one panel for each source; scratch and counting
+    as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     found, loss = grouped(rows, GROUP, FIGURES), protocol.pretrain.losses[0]
-    shares, drawn = sorted({key[0] for key in found}), [s for s in protocol.sources if any(k[1] == s for k in found)]
-    figure, axes = plt.subplots(1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False)
+    shares, drawn = (
+        sorted({key[0] for key in found}),
+        [s for s in protocol.sources if any(k[1] == s for k in found)],
+    )
+    figure, axes = plt.subplots(
+        1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False
+    )
     modes = [*protocol.modes, "user_most_frequent"]
     city = Path(protocol.target.file).stem.removeprefix("foursquare_")
     for axis, source in zip(axes[0], drawn, strict=True):
         for number, mode in enumerate(modes):
             own = mode in (FROM_NOTHING, "user_most_frequent")
-            keys = {share: (share, *(("-", "-") if own else (source, loss)), mode) for share in shares}
+            keys = {
+                share: (share, *(("-", "-") if own else (source, loss)), mode) for share in shares
+            }
             points = {share: found[key]["rec_m"] for share, key in keys.items() if key in found}
             if points:
                 line = "--" if mode == FROM_NOTHING else ":"
@@ -248,13 +280,19 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, or show the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="configs/adapt/eval_cross_domain.yaml")
     parser.add_argument("--logs", type=Path, help="folder of the cities' parquet files")
     parser.add_argument("--work", type=Path, help="folder for prepared data and bases")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
-    parser.add_argument("--only", nargs="*", default=[], help="rows whose key holds all of these, as in 0.1:jakarta")
-    parser.add_argument("--tune", type=float, nargs="*", help="score validation events at these learning rates")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="rows whose key holds all of these, as in 0.1:jakarta"
+    )
+    parser.add_argument(
+        "--tune", type=float, nargs="*", help="score validation events at these learning rates"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
     parser.add_argument("--plot", type=Path, help="draw macro recall by share of users")
     arguments = parser.parse_args(argv)
@@ -279,7 +317,9 @@ def runs(protocol: Protocol, arguments: argparse.Namespace) -> Iterator[Run]:
                 yield Run(row | {"lr": rate}, partial(rows_of, protocol, row, rate, arguments))
 
 
-def rows_of(protocol: Protocol, row: Row, rate: float | None, arguments: argparse.Namespace) -> Iterator[Row]:
+def rows_of(
+    protocol: Protocol, row: Row, rate: float | None, arguments: argparse.Namespace
+) -> Iterator[Row]:
     """The one row of a run."""
     asked = row if rate is None else row | {"lr": rate}
     split = SPLITS["test" if rate is None else "valid"]

@@ -47,7 +47,9 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"
-LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # trained on the spot, on as many events
+LEARNED: dict[
+    str, tuple[Callable[..., Any], Callable[..., Any]]
+] = {  # trained on the spot, on as many events
     "seqgan": (seqgan, SeqGANSettings),
     "seqgan rounds=0": (seqgan, partial(SeqGANSettings, rounds=0)),  # its first step alone
     "diffuseq": (diffuseq, DiffuSeqSettings),
@@ -82,17 +84,26 @@ def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
     fits = np.flatnonzero((np.diff(low) >= steps) & (length >= least) & (known[end] > known[begin]))
     chosen = np.sort(np.random.default_rng(0).permutation(fits)[:users])
     index = np.concatenate([np.arange(begin[u], begin[u] + length[u]) for u in chosen])
-    fields = {name: np.asarray(column)[index].astype(np.int64) for name, column in columns.items() if name != "split"}
+    fields = {
+        name: np.asarray(column)[index].astype(np.int64)
+        for name, column in columns.items()
+        if name != "split"
+    }
     fields["time"] += store.manifest.time_origin
     offsets = np.concatenate([[0], np.cumsum(length[chosen])])
     histories = EncodedHistories(store.users().take(chosen), offsets, fields, {}, {})
     rows = future[low[chosen][:, None] + np.arange(steps)]
     when = np.asarray(columns["time"])[rows].astype(np.int64) + store.manifest.time_origin
-    before = np.asarray(columns["time"])[np.maximum(rows - 1, 0)].astype(np.int64) + store.manifest.time_origin
+    before = (
+        np.asarray(columns["time"])[np.maximum(rows - 1, 0)].astype(np.int64)
+        + store.manifest.time_origin
+    )
     return Task(histories, sequences(store, behavior[rows].astype(np.int64), when, when - before))
 
 
-def sequences(store: EventStore, behavior: np.ndarray, when: np.ndarray, gap: np.ndarray) -> Sequences:
+def sequences(
+    store: EventStore, behavior: np.ndarray, when: np.ndarray, gap: np.ndarray
+) -> Sequences:
     """Behavior ids, epoch seconds and gaps, each (S, T), as sequences."""
     hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600
     offsets = np.arange(len(behavior) + 1) * behavior.shape[1]
@@ -124,7 +135,9 @@ def draw(
     """Columns (S, T) of a generator's futures with `time`, their gaps (S, T), and what is to be noted."""
     steps = arguments.steps
     if name != MODEL:
-        histories = generators.Histories(task.histories.columns, task.histories.offsets, store.schema)
+        histories = generators.Histories(
+            task.histories.columns, task.histories.offsets, store.schema
+        )
         last = task.histories.columns["time"][task.histories.offsets[1:] - 1]
         noted: dict[str, Any] = {}
         if name in LEARNED:
@@ -132,16 +145,28 @@ def draw(
             began, rng = time.process_time(), np.random.default_rng(seed)
             chosen = settings(events=arguments.budget)
             columns, gap = generator(generators.known(histories), store, steps, rng, chosen)
-            noted = {"settings": asdict(chosen), "cpu_seconds": round(time.process_time() - began, 1)}
+            noted = {
+                "settings": asdict(chosen),
+                "cpu_seconds": round(time.process_time() - began, 1),
+            }
         else:
             columns, gap = generators.generate(name, histories, store, steps, seed)
         return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, noted
     predictor = model_of(store, arguments, seed)
     began = time.perf_counter()
-    found = futures_of(predictor, task.histories, [f"steps={steps}", f"seed={seed}", *arguments.options])
-    noted = {"policies": found.policies, "events_per_second": round(len(found) / (time.perf_counter() - began))}
+    found = futures_of(
+        predictor, task.histories, [f"steps={steps}", f"seed={seed}", *arguments.options]
+    )
+    noted = {
+        "policies": found.policies,
+        "events_per_second": round(len(found) / (time.perf_counter() - began)),
+    }
     shape = (len(task.real), steps)
-    return {n: c.reshape(shape) for n, c in found.columns.items()}, found.columns["gap"].reshape(shape), noted
+    return (
+        {n: c.reshape(shape) for n, c in found.columns.items()},
+        found.columns["gap"].reshape(shape),
+        noted,
+    )
 
 
 def futures_of(predictor: Predictor, histories: EncodedHistories, options: list[str]) -> Generated:
@@ -149,7 +174,9 @@ def futures_of(predictor: Predictor, histories: EncodedHistories, options: list[
     return roll_out(predictor.model, predictor.tokenizer, histories, settings, predictor.links)
 
 
-def score(store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray) -> dict[str, Any]:
+def score(
+    store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray
+) -> dict[str, Any]:
     """Metrics and histograms of futures."""
     found = sequences(store, columns["behavior"], columns["time"], gap)
     figures: dict[str, Any] = metrics.compare(task.real, found, store.behaviors.classes)
@@ -175,11 +202,18 @@ def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
 def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
     """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the gap."""
     share = np.bincount(found.behavior, minlength=store.behaviors.classes) / len(found.behavior)
-    top = {store.behaviors.values[k].as_py(): round(float(share[k]), 5) for k in range(min(BEHAVIORS, len(share)))}
+    top = {
+        store.behaviors.values[k].as_py(): round(float(share[k]), 5)
+        for k in range(min(BEHAVIORS, len(share)))
+    }
     hours = np.bincount(found.hour.astype(np.int64), minlength=metrics.HOURS) / len(found.hour)
     bins = np.minimum((2 * metrics.doublings(found.gap)).astype(np.int64), metrics.GAP_BINS - 1)
     gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(found.gap)
-    return {"behaviors": top, "hours": np.round(hours, 5).tolist(), "gaps": np.round(gaps, 5).tolist()}
+    return {
+        "behaviors": top,
+        "hours": np.round(hours, 5).tolist(),
+        "gaps": np.round(gaps, 5).tolist(),
+    }
 
 
 def halves(task: Task, classes: int) -> dict[str, float]:
@@ -187,7 +221,9 @@ def halves(task: Task, classes: int) -> dict[str, float]:
     order = np.random.default_rng(0).permutation(len(task.real))
     parts = []
     for users in np.array_split(order[: len(order) // 2 * 2], 2):
-        index = np.concatenate([np.arange(task.real.offsets[u], task.real.offsets[u + 1]) for u in users])
+        index = np.concatenate(
+            [np.arange(task.real.offsets[u], task.real.offsets[u + 1]) for u in users]
+        )
         length = np.diff(task.real.offsets)[users]
         columns = (getattr(task.real, name)[index] for name in ("behavior", "hour", "gap"))
         parts.append(Sequences(np.concatenate([[0], np.cumsum(length)]), *columns))
@@ -208,19 +244,37 @@ def speed(store: EventStore, task: Task, arguments: argparse.Namespace) -> list[
         found = futures_of(predictor, some, [f"steps={arguments.steps}", f"cache={cache}"])
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         drawn.append(found.columns)
-        rows.append({"generator": f"speed, cache={cache}", "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)})
+        rows.append(
+            {
+                "generator": f"speed, cache={cache}",
+                "seconds": round(seconds, 2),
+                "cpu_seconds": round(cpu, 2),
+            }
+        )
         rows[-1]["events_per_cpu_second"] = round(len(found) / cpu)
-    same = np.mean([(drawn[0][name] == drawn[1][name]).mean() for name in ("behavior", "event", "time")])
-    known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash, "steps": arguments.steps}
+    same = np.mean(
+        [(drawn[0][name] == drawn[1][name]).mean() for name in ("behavior", "event", "time")]
+    )
+    known = {
+        "data": arguments.data.name,
+        "content_hash": store.manifest.content_hash,
+        "steps": arguments.steps,
+    }
     return [{**known, **row, "users": count, "seed": 0, "same_tokens": float(same)} for row in rows]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over seeds as Markdown."""
-    lines = ["| generator | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (2 + len(FIGURES))]
+    lines = [
+        "| generator | seeds | " + " | ".join(FIGURES) + " |",
+        "|" + "---|" * (2 + len(FIGURES)),
+    ]
     for name in dict.fromkeys(row["generator"] for row in rows if "behavior_ks" in row):
         found = [row for row in rows if row["generator"] == name]
-        cells = [mean_and_deviation([row.get(figure) for row in found], 3, least=5e-4) for figure in FIGURES]
+        cells = [
+            mean_and_deviation([row.get(figure) for row in found], 3, least=5e-4)
+            for figure in FIGURES
+        ]
         lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -234,7 +288,10 @@ def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterat
         for name in arguments.generators:
             label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
             row = {**known, "generator": label, "seed": seed}
-            yield Run({"generator": label, "seed": seed}, partial(rows_of, name, row, store, task, arguments))
+            yield Run(
+                {"generator": label, "seed": seed},
+                partial(rows_of, name, row, store, task, arguments),
+            )
 
 
 def real_rows(store: EventStore, task: Task, known: Row) -> Iterator[Row]:
@@ -244,7 +301,9 @@ def real_rows(store: EventStore, task: Task, known: Row) -> Iterator[Row]:
     yield {**known, "generator": HALVES, "seed": 0, **halves(task, store.behaviors.classes)}
 
 
-def rows_of(name: str, row: Row, store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterator[Row]:
+def rows_of(
+    name: str, row: Row, store: EventStore, task: Task, arguments: argparse.Namespace
+) -> Iterator[Row]:
     """The one row of a generator and a seed."""
     columns, gap, noted = draw(name, store, task, arguments, row["seed"])
     row = {**row, **score(store, task, columns, gap), **noted}
@@ -254,20 +313,34 @@ def rows_of(name: str, row: Row, store: EventStore, task: Task, arguments: argpa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, or show what there is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
-    parser.add_argument("--runs", type=Path, default=Path("runs/generation"), help="where the seeds' models are")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/generation"), help="where the seeds' models are"
+    )
     parser.add_argument("--config", default="configs/generation.yaml")
     parser.add_argument("--train", nargs="*", default=[], help="overrides of the training run")
-    parser.add_argument("--options", nargs="*", default=[], help="of the model's draws, for example temperature=.9")
-    parser.add_argument("--generators", nargs="+", choices=[MODEL, *generators.GENERATORS, *LEARNED])
-    parser.add_argument("--budget", type=int, default=524_288, help="training events of the learned baselines")
+    parser.add_argument(
+        "--options", nargs="*", default=[], help="of the model's draws, for example temperature=.9"
+    )
+    parser.add_argument(
+        "--generators", nargs="+", choices=[MODEL, *generators.GENERATORS, *LEARNED]
+    )
+    parser.add_argument(
+        "--budget", type=int, default=524_288, help="training events of the learned baselines"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--history", type=int, default=10, help="events a user must have before the test split")
-    parser.add_argument("--speed", action="store_true", help="compare the cache with running the window again")
+    parser.add_argument(
+        "--history", type=int, default=10, help="events a user must have before the test split"
+    )
+    parser.add_argument(
+        "--speed", action="store_true", help="compare the cache with running the window again"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
     parser.add_argument("--plot", type=Path, help="draw real and generated futures")
     arguments = parser.parse_args(argv)

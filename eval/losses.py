@@ -1,12 +1,15 @@
-"""Which training loss? The same model, data order and budget for each, several seeds (paper, sections 3.2 and 4.6).
+"""Which training loss? The same model, data order and budget for each, several seeds (paper,
+sections 3.2 and 4.6).
 
-    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--layers history plain] [--losses ...] [--steps 300]
-    python eval/losses.py DIR --out rows.jsonl --table          # Markdown from the rows, baselines beside them
-    python eval/losses.py --choose rows.jsonl other.jsonl       # which one to prefer, from the validation rows
+    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--layers history plain] [--losses
+    ...] [--steps 300] python eval/losses.py DIR --out rows.jsonl --table          # Markdown from
+    the rows, baselines beside them python eval/losses.py --choose rows.jsonl other.jsonl       #
+    which one to prefer, from the validation rows
 
-One JSON row for each prediction layer, seed, loss and split; finished ones are skipped. Losses that are plain
-cross-entropy up to a share of training are trained together up to there: the same as separate runs, bit for bit.
-Choices are made on the rows of the validation split; the test split is for the report.
+One JSON row for each prediction layer, seed, loss and split; finished ones are skipped. Losses that
+are plain cross-entropy up to a share of training are trained together up to there: the same as
+separate runs, bit for bit. Choices are made on the rows of the validation split; the test split is
+for the report.
 """
 
 from __future__ import annotations
@@ -40,7 +43,12 @@ DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
     "cross_entropy": {"name": "cross_entropy"},
     "dro n0 .12 floor .8": {"name": "dro", "n0": 0.12, "floor": 0.8},
     "dro n0 .1 floor .85": {"name": "dro", "n0": 0.1, "floor": 0.85},
-    "dro n0 .15 floor .85 momentum .01": {"name": "dro", "n0": 0.15, "floor": 0.85, "momentum": 0.01},
+    "dro n0 .15 floor .85 momentum .01": {
+        "name": "dro",
+        "n0": 0.15,
+        "floor": 0.85,
+        "momentum": 0.01,
+    },
     "dro n0 .2 floor .9": {"name": "dro", "n0": 0.2, "floor": 0.9},
     "dro n0 .2 floor .85": {"name": "dro", "n0": 0.2, "floor": 0.85},
     "dro n0 .2 floor .7": {"name": "dro", "n0": 0.2, "floor": 0.7},
@@ -124,10 +132,14 @@ def run(trainer: Trainer, loss: Loss, begin: int, end: int) -> None:
         trainer.step(step)
 
 
-def compare_losses(settings: PretrainSettings, store: EventStore, names: Iterable[str]) -> Iterable[dict[str, Any]]:
+def compare_losses(
+    settings: PretrainSettings, store: EventStore, names: Iterable[str]
+) -> Iterable[dict[str, Any]]:
     """Train one seed under each named loss; yields the figures of each split as they come."""
     counts = torch.tensor(store.behaviors.counts)
-    losses = {n: build_loss(LossSettings(**{**DEFERRED, **FROM_THE_START}[n]), counts) for n in names}
+    losses = {
+        n: build_loss(LossSettings(**{**DEFERRED, **FROM_THE_START}[n]), counts) for n in names
+    }
     shared = {name: loss for name, loss in losses.items() if name in DEFERRED}
     if shared:
         trainer = make_trainer(settings, store)
@@ -142,7 +154,9 @@ def compare_losses(settings: PretrainSettings, store: EventStore, names: Iterabl
             yield from figures_by_split(trainer, store, name)
             if name == "cross_entropy":
                 for tau in PRIOR_CORRECTIONS:
-                    yield from figures_by_split(trainer, store, f"{name}, prior correction {tau}", tau)
+                    yield from figures_by_split(
+                        trainer, store, f"{name}, prior correction {tau}", tau
+                    )
     for name in (name for name in losses if name not in shared):
         trainer = make_trainer(settings, store)
         run(trainer, losses[name], 0, trainer.steps)
@@ -151,7 +165,10 @@ def compare_losses(settings: PretrainSettings, store: EventStore, names: Iterabl
 
 def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
     """Mean ± standard deviation over seeds as Markdown, with the count baselines."""
-    lines = ["| layer | loss | seeds | " + " | ".join(FIGURES) + " |", "|" + "---|" * (3 + len(FIGURES))]
+    lines = [
+        "| layer | loss | seeds | " + " | ".join(FIGURES) + " |",
+        "|" + "---|" * (3 + len(FIGURES)),
+    ]
     for layer, loss in dict.fromkeys((row["layer"], row["loss"]) for row in rows):
         found = [row for row in rows if (row["layer"], row["loss"]) == (layer, loss)]
         cells = [mean_and_deviation(row[name] for row in found) for name in FIGURES]
@@ -164,22 +181,35 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
 
 
 def choose(files: Sequence[Path]) -> str:
-    """Mean gain in macro recall over cross-entropy, per loss, on the validation rows of several logs; as Markdown.
+    """Mean gain in macro recall over cross-entropy, per loss, on the validation rows of several
+    logs; as Markdown.
 
     A loss is eligible if on each log it keeps `KEPT` of cross-entropy's weighted recall and NDCG@3.
     """
     gains: dict[str, list[dict[str, float]]] = {}
     for file in files:
-        rows = [row for row in read_rows(file) if row["split"] == "valid" and row["layer"] == "history"]
+        rows = [
+            row for row in read_rows(file) if row["split"] == "valid" and row["layer"] == "history"
+        ]
         means = {
-            loss: {f: float(np.mean([row[f] for row in rows if row["loss"] == loss])) for f in CHOSEN_BY}
+            loss: {
+                f: float(np.mean([row[f] for row in rows if row["loss"] == loss]))
+                for f in CHOSEN_BY
+            }
             for loss in dict.fromkeys(row["loss"] for row in rows)
         }
         for loss, figures in means.items():
-            gains.setdefault(loss, []).append({f: figures[f] / means["cross_entropy"][f] for f in CHOSEN_BY})
-    lines = ["| loss | macro recall | least weighted recall | least NDCG@3 | eligible |", "|---|---|---|---|---|"]
+            gains.setdefault(loss, []).append(
+                {f: figures[f] / means["cross_entropy"][f] for f in CHOSEN_BY}
+            )
+    lines = [
+        "| loss | macro recall | least weighted recall | least NDCG@3 | eligible |",
+        "|---|---|---|---|---|",
+    ]
     complete = {loss: found for loss, found in gains.items() if len(found) == len(files)}
-    for loss, found in sorted(complete.items(), key=lambda item: -np.mean([g["rec_m"] for g in item[1]])):
+    for loss, found in sorted(
+        complete.items(), key=lambda item: -np.mean([g["rec_m"] for g in item[1]])
+    ):
         least = {f: min(gain[f] for gain in found) for f in CHOSEN_BY}
         macro = float(np.mean([gain["rec_m"] for gain in found]))
         eligible = least["rec_w"] >= KEPT and least["ndcg@3"] >= KEPT
@@ -189,15 +219,21 @@ def choose(files: Sequence[Path]) -> str:
 
 
 def runs(store: EventStore, arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[Run]:
-    """For each layer and seed a run of the losses that share their start, and one of each other loss."""
+    """For each layer and seed a run of the losses that share their start, and one of each other
+    loss."""
     for layer in arguments.layers:
         for seed in arguments.seeds:
             key = {"layer": layer, "seed": seed, "split": "test"}
-            missing = [name for name in arguments.losses if find(rows, {**key, "loss": name}) is None]
+            missing = [
+                name for name in arguments.losses if find(rows, {**key, "loss": name}) is None
+            ]
             shared = [name for name in missing if name in DEFERRED]
             for names in (shared, *([name] for name in missing if name not in shared)):
                 if names:
-                    yield Run({**key, "loss": names[-1]}, partial(rows_of, store, arguments, layer, seed, names))
+                    yield Run(
+                        {**key, "loss": names[-1]},
+                        partial(rows_of, store, arguments, layer, seed, names),
+                    )
 
 
 def rows_of(
@@ -207,7 +243,9 @@ def rows_of(
     extra = [f"model.{key}={value}" for key, value in LAYERS[layer].items()]
     overrides = [f"data.path={arguments.data}", "out=unused", f"train.steps={arguments.steps}"]
     settings = read_settings(
-        PretrainSettings, arguments.config, [*overrides, f"train.seed={seed}", "train.epochs=1", *extra]
+        PretrainSettings,
+        arguments.config,
+        [*overrides, f"train.seed={seed}", "train.epochs=1", *extra],
     )
     known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
     known |= {"layer": layer, "seed": seed, "steps": arguments.steps}
@@ -220,18 +258,32 @@ def rows_of(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="?", help="prepared folder")
     parser.add_argument("--out", type=Path, help="JSONL file of rows")
     parser.add_argument("--config", default="configs/small.yaml")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=["history"])
-    parser.add_argument("--losses", nargs="+", choices=[*DEFERRED, *FROM_THE_START], default=[*DEFERRED])
-    parser.add_argument("--choose", type=Path, nargs="+", metavar="ROWS", help="compare the losses over several logs")
+    parser.add_argument(
+        "--losses", nargs="+", choices=[*DEFERRED, *FROM_THE_START], default=[*DEFERRED]
+    )
+    parser.add_argument(
+        "--choose",
+        type=Path,
+        nargs="+",
+        metavar="ROWS",
+        help="compare the losses over several logs",
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
-    parser.add_argument("--split", choices=("valid", "test"), default="test", help="of the table and the plot")
-    parser.add_argument("--plot", type=Path, help="draw macro against weighted recall of the first layer's rows")
+    parser.add_argument(
+        "--split", choices=("valid", "test"), default="test", help="of the table and the plot"
+    )
+    parser.add_argument(
+        "--plot", type=Path, help="draw macro against weighted recall of the first layer's rows"
+    )
     arguments = parser.parse_args(argv)
     if arguments.choose:
         print(choose(arguments.choose))

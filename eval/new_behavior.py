@@ -1,13 +1,16 @@
-"""How well are behaviors predicted that pretraining never saw, after two weeks of 1,000 users? (paper: 4.3, Table 3)
+"""How well are behaviors predicted that pretraining never saw, after two weeks of 1,000 users?
+(paper: 4.3, Table 3)
 
-    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --logs DIR --work DIR --out rows.jsonl
-    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --out rows.jsonl --table [--plot figure.png]
+    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --logs DIR --work DIR --out
+    rows.jsonl python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --out rows.jsonl
+    --table [--plot figure.png]
 
-The base is pretrained on the log without the held-out behaviors. Each of them is then added alone: fine-tuned on the
-last days before validation of random users (of those who show it first, where it is very rare), and scored on the test
-events of all users. Beside the methods: the base (which cannot say the new behavior), the grown model before any
-training, and on the frozen encoder's states the nearest class mean and Mecos-style matching, whose head learns on the
-known behaviors of pretraining. Finished rows are skipped; `--tune` scores the validation events.
+The base is pretrained on the log without the held-out behaviors. Each of them is then added alone:
+fine-tuned on the last days before validation of random users (of those who show it first, where it
+is very rare), and scored on the test events of all users. Beside the methods: the base (which
+cannot say the new behavior), the grown model before any training, and on the frozen encoder's
+states the nearest class mean and Mecos-style matching, whose head learns on the known behaviors of
+pretraining. Finished rows are skipped; `--tune` scores the validation events.
 """
 
 from __future__ import annotations
@@ -74,17 +77,22 @@ class Protocol(Settings):
 def prepared(
     protocol: Protocol, logs: Path, work: Path, behavior: str | None = None, seed: int | None = None
 ) -> EventStore:
-    """A prepared log, made once: without the new behaviors, with one of them, or (with a seed) its few examples."""
+    """A prepared log, made once: without the new behaviors, with one of them, or (with a seed) its
+    few examples."""
     number = "known" if behavior is None else f"new{protocol.new.index(behavior)}"
     folder = work / "data" / (number if seed is None else f"{number}-few{seed}")
     made_once(folder, lambda: _prepare(protocol, logs, folder, behavior, seed))
     return open_store(folder)
 
 
-def _prepare(protocol: Protocol, logs: Path, folder: Path, behavior: str | None, seed: int | None) -> None:
+def _prepare(
+    protocol: Protocol, logs: Path, folder: Path, behavior: str | None, seed: int | None
+) -> None:
     """Write the rows of the log that are asked for, and prepare them."""
     hidden = [name for name in protocol.new if name != behavior]
-    rows = f"select * replace ({protocol.name} as event) from read_parquet('{logs / protocol.file}')"
+    rows = (
+        f"select * replace ({protocol.name} as event) from read_parquet('{logs / protocol.file}')"
+    )
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in hidden)
     rows = f"select * from ({rows}) where event not in ({names})"
     if seed is not None:
@@ -96,10 +104,14 @@ def _prepare(protocol: Protocol, logs: Path, folder: Path, behavior: str | None,
 
 
 def few_examples(protocol: Protocol, rows: str, behavior: str, seed: int) -> str:
-    """SQL of the last days before validation, of random users; of those who show a very rare behavior first."""
+    """SQL of the last days before validation, of random users; of those who show a very rare
+    behavior first."""
     end = parse_date(protocol.split.removeprefix("date:").split(",")[0], protocol.schema_["tz"])
     zone = f"timezone('{protocol.schema_['tz']}', timestamp)"
-    days = f"select * from ({rows}) where epoch({zone}) >= {end - protocol.days * 86400} and epoch({zone}) < {end}"
+    days = (
+        f"select * from ({rows}) where epoch({zone}) >= {end - protocol.days * 86400} and "
+        f"epoch({zone}) < {end}"
+    )
     shows = f"bool_or(event = '{behavior}')"
     order = f"{f'{shows} desc, ' if behavior in protocol.first else ''}hash(user_id + {seed})"
     users = f"select user_id from ({days}) group by user_id order by {order} limit {protocol.users}"
@@ -113,13 +125,19 @@ def base(protocol: Protocol, logs: Path, work: Path) -> Path:
     def make() -> None:
         shutil.rmtree(run, ignore_errors=True)
         store = prepared(protocol, logs, work)
-        overrides = [f"data.path={store.path}", f"out={run}", f"train.steps={protocol.pretrain['steps']}"]
+        overrides = [
+            f"data.path={store.path}",
+            f"out={run}",
+            f"train.steps={protocol.pretrain['steps']}",
+        ]
         pretrain(read_settings(PretrainSettings, protocol.pretrain["config"], overrides))
 
     return made_once(run, make, "model")
 
 
-def settings_of(protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path) -> FinetuneSettings:
+def settings_of(
+    protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path
+) -> FinetuneSettings:
     """The fine-tuning of a row."""
     method = dict(protocol.methods[row["method"]])
     rate = method.pop("lr")
@@ -158,14 +176,22 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
             metrics = nearest_mean(examples, states(network, store, split), store.behaviors.classes)
         else:
             known = collect(
-                states(network, reencode(prepared(protocol, logs, work), tokenizer.vocabulary), SPLITS["train"])
+                states(
+                    network,
+                    reencode(prepared(protocol, logs, work), tokenizer.vocabulary),
+                    SPLITS["train"],
+                )
             )
             head = meta_train(*known, MecosSettings(seed=row["seed"]))
             metrics = match(head, *examples, states(network, store, split), store.behaviors.classes)
     else:
         config = network.config
-        metrics, _ = evaluate(network, store, split, max_length=config.max_length, fields=config.columns)
-    shown = int((few.behaviors.counts * (few.behaviors.values.to_numpy(False) == row["behavior"])).sum())
+        metrics, _ = evaluate(
+            network, store, split, max_length=config.max_length, fields=config.columns
+        )
+    shown = int(
+        (few.behaviors.counts * (few.behaviors.values.to_numpy(False) == row["behavior"])).sum()
+    )
     labels = store.behaviors.values.to_pylist()
     new = labels.index(row["behavior"]) if row["behavior"] in labels else None
     return {
@@ -198,21 +224,32 @@ def figures(metrics: PredictionMetrics, new: int | None, store: EventStore) -> d
 
 
 @torch.no_grad()
-def states(model: BehaveGPTForBehaviorPrediction, store: EventStore, split: int) -> Iterator[Examples]:
+def states(
+    model: BehaveGPTForBehaviorPrediction, store: EventStore, split: int
+) -> Iterator[Examples]:
     """Unit vectors (N, C) of the encoder before the targets (N,) of a split, batch by batch."""
     length = model.config.max_length
     batches = evaluation_batches(
-        store, split, max_length=length, rows_per_batch=16384 // row_length_for(length), fields=model.config.columns
+        store,
+        split,
+        max_length=length,
+        rows_per_batch=16384 // row_length_for(length),
+        fields=model.config.columns,
     )
     model.eval()
     for batch in batches:
         wanted = batch.target != IGNORED
-        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state
+        state = model.model(
+            **batch.inputs, document=batch.document, position=batch.position
+        ).last_hidden_state
         yield F.normalize(state[wanted], dim=-1), batch.target[wanted]
 
 
-def hide_new_labels(model: BehaveGPTForBehaviorPrediction, frozen: BehaveGPTForBehaviorPrediction) -> None:
-    """Make what the base does not know unknown to the grown model, whose encoder is the base's then."""
+def hide_new_labels(
+    model: BehaveGPTForBehaviorPrediction, frozen: BehaveGPTForBehaviorPrediction
+) -> None:
+    """Make what the base does not know unknown to the grown model, whose encoder is the base's
+    then."""
     for name, table in model.model.embedding.tables.items():
         known = frozen.model.embedding.tables[name].weight
         table.weight.data[len(known) :] = known[UNKNOWN]
@@ -225,7 +262,9 @@ def collect(batches: Iterable[Examples]) -> Examples:
 
 
 @torch.no_grad()
-def nearest_mean(examples: Examples, queries: Iterable[Examples], classes: int) -> PredictionMetrics:
+def nearest_mean(
+    examples: Examples, queries: Iterable[Examples], classes: int
+) -> PredictionMetrics:
     """Each query gets the class whose mean state over the few examples is nearest."""
     vectors, member = examples
     sums = torch.zeros(classes, vectors.shape[1]).index_add(0, member, vectors)
@@ -246,7 +285,8 @@ def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds as Markdown, with the change of the known behaviors' recall."""
+    """Mean and standard deviation over seeds as Markdown, with the change of the known behaviors'
+    recall."""
     columns = (
         "new behavior",
         "examples",
@@ -263,10 +303,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for (behavior, method), values in found.items():
         before = found[behavior, "base"]["rec_w_known"].mean()
         change = values["rec_w_known"].mean() / before - 1
-        cells = [mean_and_deviation(values[f]) for f in ("recall_new", "precision_new", "rec_m", "rec_w_known")]
+        cells = [
+            mean_and_deviation(values[f])
+            for f in ("recall_new", "precision_new", "rec_m", "rec_w_known")
+        ]
         examples = "/".join(f"{n:.0f}" for n in sorted(set(values["examples"])))
         lines.append(
-            f"| {behavior} | {examples} | {method} | {len(values['rec_m'])} | {' | '.join(cells)} | {change:+.1%} |"
+            f"| {behavior} | {examples} | {method} | {len(values['rec_m'])} | {' | '.join(cells)} "
+            f"| {change:+.1%} |"
         )
     return "\n".join(lines)
 
@@ -288,15 +332,22 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         place = np.array(at) + (number - (len(methods) - 1) / 2) * width
         values = [found[behaviors[i], method] for i in at]
         before = [found[behaviors[i], "base"]["rec_w_known"].mean() for i in at]
-        change = [100 * (v["rec_w_known"].mean() / b - 1) for v, b in zip(values, before, strict=True)]
+        change = [
+            100 * (v["rec_w_known"].mean() / b - 1) for v, b in zip(values, before, strict=True)
+        ]
         spread = [v["recall_new"].std() for v in values]
-        axes[0].bar(place, [v["recall_new"].mean() for v in values], width, yerr=spread, label=method)
+        axes[0].bar(
+            place, [v["recall_new"].mean() for v in values], width, yerr=spread, label=method
+        )
         axes[1].bar(place, change, width, label=method)
     axes[1].set_ylim(-15, 2)  # a bar that ends at the border goes further; the table has the number
     axes[1].axhline(-1, color="black", linestyle=":", linewidth=1)
     for axis, title in zip(
         axes,
-        ("recall of the new behavior, test", "known behaviors: change of weighted recall, % (cut at -15)"),
+        (
+            "recall of the new behavior, test",
+            "known behaviors: change of weighted recall, % (cut at -15)",
+        ),
         strict=True,
     ):
         axis.set_xticks(range(len(behaviors)), behaviors)
@@ -309,15 +360,21 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, or show the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="configs/adapt/eval_new_behavior.yaml")
     parser.add_argument("--logs", type=Path, help="folder of the log")
     parser.add_argument("--work", type=Path, help="folder for prepared data and the base")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file of rows")
     parser.add_argument("--only", nargs="*", default=[], help="methods to run")
-    parser.add_argument("--tune", type=float, nargs="*", help="score validation events at these learning rates")
+    parser.add_argument(
+        "--tune", type=float, nargs="*", help="score validation events at these learning rates"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
-    parser.add_argument("--plot", type=Path, help="draw recall of the new behaviors and loss of the known ones")
+    parser.add_argument(
+        "--plot", type=Path, help="draw recall of the new behaviors and loss of the known ones"
+    )
     arguments = parser.parse_args(argv)
     protocol = read_settings(Protocol, arguments.config)
     if arguments.table or arguments.plot:
@@ -331,16 +388,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def runs(protocol: Protocol, arguments: argparse.Namespace) -> Iterator[Run]:
-    """The rows of the grid that are asked for; with `--tune` those of the first seed at each learning rate."""
+    """The rows of the grid that are asked for; with `--tune` those of the first seed at each
+    learning rate."""
     tuning = bool(arguments.tune)
     for row in grid(protocol):
-        if (arguments.only and row["method"] not in arguments.only) or (tuning and row["seed"] != protocol.seeds[0]):
+        if (arguments.only and row["method"] not in arguments.only) or (
+            tuning and row["seed"] != protocol.seeds[0]
+        ):
             continue
         for rate in arguments.tune if tuning and row["method"] not in UNTRAINED else [None]:
             yield Run(row | {"lr": rate}, partial(rows_of, protocol, row, rate, arguments))
 
 
-def rows_of(protocol: Protocol, row: Row, rate: float | None, arguments: argparse.Namespace) -> Iterator[Row]:
+def rows_of(
+    protocol: Protocol, row: Row, rate: float | None, arguments: argparse.Namespace
+) -> Iterator[Row]:
     """The one row of a run."""
     asked = row if rate is None else row | {"lr": rate}
     split = SPLITS["valid" if arguments.tune else "test"]

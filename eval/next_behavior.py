@@ -1,7 +1,8 @@
-"""Next-behavior prediction (paper, section 4.2): python eval/next_behavior.py RUN/model DIR [--out metrics.json]
+"""Next-behavior prediction (paper, section 4.2): python eval/next_behavior.py RUN/model DIR [--out
+metrics.json]
 
-The model's weighted and macro precision and recall, HR@k and NDCG@k beside the count baselines, on the same rows.
-The same as `behavegpt evaluate ... --baselines`.
+The model's weighted and macro precision and recall, HR@k and NDCG@k beside the count baselines, on
+the same rows. The same as `behavegpt evaluate ... --baselines`.
 """
 
 import sys

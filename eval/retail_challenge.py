@@ -1,18 +1,22 @@
-"""Do user vectors know what customers of a real shop buy next? Members, ensembles and noise on Online Retail.
+"""Do user vectors know what customers of a real shop buy next? Members, ensembles and noise on
+Online Retail.
 
-    python eval/retail_challenge.py LOG.parquet OUT [--seeds 3] [--network-seeds 2] [--rows ROWS.jsonl]
+    python eval/retail_challenge.py LOG.parquet OUT [--seeds 3] [--network-seeds 2] [--rows
+    ROWS.jsonl]
 
-Writes LOG in the challenge's format into OUT/data, builds configs/profiles/retail.yaml with each model seed into
-OUT/seed_N, and scores every vector: a network of the organizers' shape, 192 wide, is trained on the first window of 28
-days and scored in the second, for the same clients (3 epochs of 128 clients, the best one counts, some network seeds).
-Figures are plain AUROC, for propensity the mean over labels. Rows are appended as they come; what has a row is not run
-again. Prints the table and the gates, and exits with 1 if a hard one is missed.
+Writes LOG in the challenge's format into OUT/data, builds configs/profiles/retail.yaml with each
+model seed into OUT/seed_N, and scores every vector: a network of the organizers' shape, 192 wide,
+is trained on the first window of 28 days and scored in the second, for the same clients (3 epochs
+of 128 clients, the best one counts, some network seeds). Figures are plain AUROC, for propensity
+the mean over labels. Rows are appended as they come; what has a row is not run again. Prints the
+table and the gates, and exits with 1 if a hard one is missed.
 
-LOG has user_id, timestamp, event (stock code), behavior (buy or cancel), unit_price and description, as
-https://archive.ics.uci.edu/dataset/352 gives them (CC BY 4.0). A purchase becomes product_buy, a cancellation
-remove_from_cart; the category is the first three characters of the stock code, the price bucket one of 20 quantiles of
-the product's median price, and the name the words of its description as codes. The last two windows of 28 days are the
-targets, everything before them is the input; labels are the 60 categories and 100 products bought most before them.
+LOG has user_id, timestamp, event (stock code), behavior (buy or cancel), unit_price and
+description, as https://archive.ics.uci.edu/dataset/352 gives them (CC BY 4.0). A purchase becomes
+product_buy, a cancellation remove_from_cart; the category is the first three characters of the
+stock code, the price bucket one of 20 quantiles of the product's median price, and the name the
+words of its description as codes. The last two windows of 28 days are the targets, everything
+before them is the input; labels are the 60 categories and 100 products bought most before them.
 """
 
 from __future__ import annotations
@@ -47,12 +51,15 @@ CATEGORIES, SKUS, PRICES = 60, 100, 20
 WIDTH, NOISE = 192, 32
 MASKED = 0.2  # share of clients that each member loses, to compare how absent ones are imputed
 
-Figures = Mapping[str, Mapping[str, float]]  # vector -> task (and sum) -> mean AUROC over network seeds
+# vector -> task (and sum) -> mean AUROC over network seeds
+Figures = Mapping[str, Mapping[str, float]]
 
 
 def convert(log: Path, out: Path) -> dict[str, int]:
     """Write the directory; returns how many clients, and how many of them buy in each window."""
-    events = pd.read_parquet(log, columns=["user_id", "timestamp", "event", "behavior", "unit_price", "description"])
+    events = pd.read_parquet(
+        log, columns=["user_id", "timestamp", "event", "behavior", "unit_price", "description"]
+    )
     events = events.rename(columns={"user_id": "client_id"}).astype(
         {"client_id": "int64", "timestamp": "datetime64[ns]"}
     )
@@ -68,12 +75,19 @@ def convert(log: Path, out: Path) -> dict[str, int]:
         (out / folder).mkdir(parents=True, exist_ok=True)
     properties.to_parquet(out / "product_properties.parquet", index=False)
     kept = ["client_id", "timestamp", "sku"]
-    events.loc[history & bought, kept].to_parquet(out / "input" / "product_buy.parquet", index=False)
-    events.loc[history & ~bought, kept].to_parquet(out / "input" / "remove_from_cart.parquet", index=False)
+    events.loc[history & bought, kept].to_parquet(
+        out / "input" / "product_buy.parquet", index=False
+    )
+    events.loc[history & ~bought, kept].to_parquet(
+        out / "input" / "remove_from_cart.parquet", index=False
+    )
     clients = np.sort(events.loc[history, "client_id"].unique())
     np.save(out / "input" / "relevant_clients.npy", clients)
     np.save(out / "target" / "active_clients.npy", clients)
-    windows = {"train": (train, validation), "validation": (validation, end + pd.Timedelta(seconds=1))}
+    windows = {
+        "train": (train, validation),
+        "validation": (validation, end + pd.Timedelta(seconds=1)),
+    }
     facts = {"clients": len(clients)}
     for name, (start, stop) in windows.items():
         inside = bought & (events["timestamp"] >= start) & (events["timestamp"] < stop)
@@ -82,7 +96,13 @@ def convert(log: Path, out: Path) -> dict[str, int]:
         facts[f"{name}_buyers"] = len(set(target["client_id"]) & set(clients))
     past = events.loc[history & bought, ["sku"]].merge(properties, on="sku")
     for column, top in (("category", CATEGORIES), ("sku", SKUS), ("price", PRICES)):
-        counts = past[column].value_counts().sort_index().sort_values(ascending=False, kind="stable").head(top)
+        counts = (
+            past[column]
+            .value_counts()
+            .sort_index()
+            .sort_values(ascending=False, kind="stable")
+            .head(top)
+        )
         np.save(out / "target" / f"propensity_{column}.npy", counts.index.to_numpy(np.int64))
         np.save(out / "target" / f"popularity_propensity_{column}.npy", counts.to_numpy(np.float64))
     return facts
@@ -90,10 +110,14 @@ def convert(log: Path, out: Path) -> dict[str, int]:
 
 def _properties(events: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
     """One line for each product: sku, category, price bucket, name codes."""
-    products = events.groupby("sku").agg(price=("unit_price", "median"), text=("description", "first"))
+    products = events.groupby("sku").agg(
+        price=("unit_price", "median"), text=("description", "first")
+    )
     ranks = products["price"].rank(method="average", pct=True)
     words = products["text"].fillna("").str.upper().str.split()
-    lines = [f"[{' '.join(str(zlib.crc32(word.encode()) % 256) for word in line)}]" for line in words]
+    lines = [
+        f"[{' '.join(str(zlib.crc32(word.encode()) % 256) for word in line)}]" for line in words
+    ]
     return pd.DataFrame(
         {
             "sku": products.index.to_numpy(np.int64),
@@ -107,9 +131,13 @@ def _properties(events: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
 
 def build(data: Path, out: Path, seed: int) -> dict[str, Path]:
     """Build the profile with a model seed; returns the entry of each vector by name."""
-    settings = read_settings(ProfileSettings, CONFIG, [f"data.path={data}", f"out={out}", f"seed={seed}"])
+    settings = read_settings(
+        ProfileSettings, CONFIG, [f"data.path={data}", f"out={out}", f"seed={seed}"]
+    )
     facts = run(settings)
-    there = [name for name, member in facts["members"].items() if member["status"] in ("built", "kept")]
+    there = [
+        name for name, member in facts["members"].items() if member["status"] in ("built", "kept")
+    ]
     complete = [name for name, ensemble in facts["ensembles"].items() if not ensemble["lacking"]]
     for name in complete:
         found = validate(out / "ensembles" / name, open_directory(data))
@@ -133,7 +161,9 @@ def _masked(out: Path, settings: ProfileSettings, members: Sequence[str]) -> dic
         left[name] = UserEmbeddings(of.client_ids[kept], np.asarray(of.vectors)[kept])
     folders = {}
     for impute in ("mean", "zero"):
-        fitted = fit_ensemble({name: (settings.members[name].post, of) for name, of in left.items()}, impute)
+        fitted = fit_ensemble(
+            {name: (settings.members[name].post, of) for name, of in left.items()}, impute
+        )
         folders[f"masked, {impute}"] = out / f"masked_{impute}"
         write_ensemble(fitted, left, order, out / f"masked_{impute}")
     return folders
@@ -143,18 +173,29 @@ def score(data: Path, entry: Path | None, network_seed: int, seed: int) -> dict[
     """AUROC of each task in its best epoch, and their sum; `entry` None: noise."""
     directory = open_directory(data)
     clients = directory.relevant_clients if entry is None else UserEmbeddings.load(entry).client_ids
-    vectors = noise(len(clients), NOISE, seed) if entry is None else np.asarray(UserEmbeddings.load(entry).vectors)
+    vectors = (
+        noise(len(clients), NOISE, seed)
+        if entry is None
+        else np.asarray(UserEmbeddings.load(entry).vectors)
+    )
     found = {}
     for task in OPEN_TASKS:
-        epochs = train_and_score(vectors, load_targets(directory, clients, task), network_seed, width=WIDTH)
+        epochs = train_and_score(
+            vectors, load_targets(directory, clients, task), network_seed, width=WIDTH
+        )
         found[task.removeprefix("propensity_")] = max(epoch["auroc"] for epoch in epochs)
     return found | {"sum": sum(found.values())}
 
 
 def score_missing(
-    data: Path, entries: Mapping[str, Path | None], seed: int, network_seeds: Sequence[int], rows: Path
+    data: Path,
+    entries: Mapping[str, Path | None],
+    seed: int,
+    network_seeds: Sequence[int],
+    rows: Path,
 ) -> list[Row]:
-    """The rows of a model seed, one for each vector and network seed; those that lack are computed and appended."""
+    """The rows of a model seed, one for each vector and network seed; those that lack are computed
+    and appended."""
     grid, runs = Grid(rows), []
     for name, entry in entries.items():
         made = None if entry is None else UserEmbeddings.load(entry)
@@ -191,13 +232,19 @@ def _gain(ensemble: str, without: Sequence[str] = ()) -> Callable[[Figures], flo
     """What an ensemble has over the best of its own members."""
     return lambda of: (
         of[ensemble]["sum"]
-        - max(f["sum"] for name, f in of.items() if not name.startswith(NOT_SINGLE) and name not in without)
+        - max(
+            f["sum"]
+            for name, f in of.items()
+            if not name.startswith(NOT_SINGLE) and name not in without
+        )
     )
 
 
 def _weakest(of: Figures) -> float:
     """The learned member that is least above noise."""
-    learned = [f["sum"] for name, f in of.items() if not name.startswith((*NOT_SINGLE, "handcrafted"))]
+    learned = [
+        f["sum"] for name, f in of.items() if not name.startswith((*NOT_SINGLE, "handcrafted"))
+    ]
     return min(learned) - of["noise"]["sum"]
 
 
@@ -214,24 +261,35 @@ GATES = {
     "B2 sku": Gate("the same, SKU", _difference("week_all", "all", "sku"), 0),
     "B3": Gate("normalized - raw ensemble", _difference("ensemble pilot", "ensemble raw"), 0.02),
     "B3 scored": Gate(
-        "standard scores, then unit length - raw", _difference("ensemble pilot_scored", "ensemble raw"), 0.02
+        "standard scores, then unit length - raw",
+        _difference("ensemble pilot_scored", "ensemble raw"),
+        0.02,
     ),
     "B4 all": Gate("GRU-AE all - iALS SKU", _difference("all", "ials_skus"), 0.03),
     "B4 next": Gate("next product - iALS SKU", _difference("next_product", "ials_skus"), 0.03),
     "B5": Gate("weakest learned member - noise", _weakest, 0.25, hard=True),
     "B6": Gate(
-        "week_all in the ensemble, SKU", _difference("ensemble pilot", "ensemble without_week_all", "sku"), 0.005
+        "week_all in the ensemble, SKU",
+        _difference("ensemble pilot", "ensemble without_week_all", "sku"),
+        0.005,
     ),
-    "B7 ninth": Gate("BehaveGPT as ninth member", _difference("ensemble with_behavegpt", "ensemble pilot"), -0.01),
+    "B7 ninth": Gate(
+        "BehaveGPT as ninth member", _difference("ensemble with_behavegpt", "ensemble pilot"), -0.01
+    ),
     "B7 alone": Gate("BehaveGPT - next SKU", _difference("behavegpt", "next_sku"), 0),
-    "B8": Gate("mean - zero imputation, a fifth masked", _difference("masked, mean", "masked, zero"), 0),
+    "B8": Gate(
+        "mean - zero imputation, a fifth masked", _difference("masked, mean", "masked, zero"), 0
+    ),
     "pilot": Gate("ensemble of all - 2.254", lambda of: of["ensemble all"]["sum"] - 2.254, 0),
-    "pilot scored": Gate("the same, all_scored", lambda of: of["ensemble all_scored"]["sum"] - 2.254, 0),
+    "pilot scored": Gate(
+        "the same, all_scored", lambda of: of["ensemble all_scored"]["sum"] - 2.254, 0
+    ),
 }
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Print mean and deviation over model seeds of each vector, and the gates; False if a hard one is missed."""
+    """Print mean and deviation over model seeds of each vector, and the gates; False if a hard one
+    is missed."""
     frame = pd.DataFrame(rows)
     tasks = ["churn", "category", "sku", "sum"]
     by_seed = frame.groupby(["vector", "seed"])[[*tasks, "columns"]].mean()
@@ -252,15 +310,28 @@ def report(rows: Sequence[Mapping[str, Any]]) -> bool:
     ok, verdicts = True, []
     for name, gate in GATES.items():
         try:
-            values = [gate.value(of.droplevel("seed").to_dict("index")) for _, of in by_seed.groupby("seed")]
+            values = [
+                gate.value(of.droplevel("seed").to_dict("index"))
+                for _, of in by_seed.groupby("seed")
+            ]
         except KeyError:  # a member is absent
             verdicts.append([name, gate.what, "", "", f"{gate.least:+.3f}", "not measured"])
             continue
-        mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        mean, deviation = (
+            float(np.mean(values)),
+            float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        )
         passed = mean >= gate.least
         ok &= passed or not gate.hard
         verdicts.append(
-            [name, gate.what, f"{mean:+.4f}", f"{deviation:.4f}", f"{gate.least:+.3f}", "yes" if passed else "NO"]
+            [
+                name,
+                gate.what,
+                f"{mean:+.4f}",
+                f"{deviation:.4f}",
+                f"{gate.least:+.3f}",
+                "yes" if passed else "NO",
+            ]
         )
     table(("gate", "what", "mean", "sd", "at least", "reached"), verdicts, file=sys.stdout)
     return ok
@@ -268,11 +339,15 @@ def report(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, build, score what has no row yet, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("log", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3, help="model seeds 0, 1, ... (default 3)")
-    parser.add_argument("--network-seeds", type=int, default=2, help="of the scoring network (default 2)")
+    parser.add_argument(
+        "--network-seeds", type=int, default=2, help="of the scoring network (default 2)"
+    )
     parser.add_argument("--rows", type=Path, help="default: OUT/rows.jsonl")
     parser.add_argument("--convert", action="store_true", help="only write OUT/data")
     arguments = parser.parse_args(argv)
@@ -283,9 +358,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     rows = []
     for seed in range(arguments.seeds):
-        entries: dict[str, Path | None] = {"noise": None, **build(data, arguments.out / f"seed_{seed}", seed)}
+        entries: dict[str, Path | None] = {
+            "noise": None,
+            **build(data, arguments.out / f"seed_{seed}", seed),
+        }
         network_seeds = (SEED, *range(1, arguments.network_seeds))  # the organizers' first
-        rows += score_missing(data, entries, seed, network_seeds, arguments.rows or arguments.out / "rows.jsonl")
+        rows += score_missing(
+            data, entries, seed, network_seeds, arguments.rows or arguments.out / "rows.jsonl"
+        )
         say(f"model seed {seed}: {len(entries)} vectors")
     return 0 if report(rows) else 1
 

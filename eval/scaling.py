@@ -1,10 +1,13 @@
-"""How does the loss fall with model size and data (paper, section 4.7, Fig. 7 and 8)? Sweep, fit and figures in one go.
+"""How does the loss fall with model size and data (paper, section 4.7, Fig. 7 and 8)? Sweep, fit
+and figures in one go.
 
     python eval/scaling.py DIR --out runs/scaling                      # a prepared folder
-    python eval/scaling.py --synthetic 3000000 --out runs/scaling      # a log whose lowest possible loss is known
+    python eval/scaling.py --synthetic 3000000 --out runs/scaling      # a log whose lowest possible
+    loss is known
 
-Killed or interrupted, the same command goes on. Started again in other processes, it shares the work; each waits for
-nobody, so the last one's fit is of all rows. OUT/rows.jsonl, OUT/fit.json, OUT/fit_figs/*.png, OUT/summary.json.
+Killed or interrupted, the same command goes on. Started again in other processes, it shares the
+work; each waits for nobody, so the last one's fit is of all rows. OUT/rows.jsonl, OUT/fit.json,
+OUT/fit_figs/*.png, OUT/summary.json.
 """
 
 from __future__ import annotations
@@ -44,13 +47,17 @@ def synthetic_data(events: int, seed: int, folder: Path) -> Path:
 
 
 def best_possible(heldout: EventStore, log: Path, world: World, split: str) -> float:
-    """Mean -ln P of the held-out targets under the generator's own law, given each user's whole past.
+    """Mean -ln P of the held-out targets under the generator's own law, given each user's whole
+    past.
 
-    `log` is what `generate` wrote for the world. Targets are each user's last events, since the split is by time.
+    `log` is what `generate` wrote for the world. Targets are each user's last events, since the
+    split is by time.
     """
     users = heldout.users().to_pylist()
     rows = target_rows(heldout, SPLITS[split])
-    count = dict(zip(users, np.bincount(np.searchsorted(heldout.offsets, rows, "right") - 1), strict=False))
+    count = dict(
+        zip(users, np.bincount(np.searchsorted(heldout.offsets, rows, "right") - 1), strict=False)
+    )
     later = np.asarray(heldout.columns["split"]) > SPLITS[split]
     after = dict(zip(users, np.add.reduceat(later, heldout.offsets[:-1]), strict=True))
     events = pq.read_table(log, filters=[("user_id", "in", [int(user) for user in users])])
@@ -71,20 +78,32 @@ def best_possible(heldout: EventStore, log: Path, world: World, split: str) -> f
 def summary(fit: Fit, floor: float | None) -> dict[str, Any]:
     """What is compared with the paper."""
     figures = {name: getattr(fit, name).model_dump() for name in NAMES}
-    return {"fit": figures, "paper": PAPER, "best_possible": floor, "error": fit.error, "warnings": fit.warnings}
+    return {
+        "fit": figures,
+        "paper": PAPER,
+        "best_possible": floor,
+        "error": fit.error,
+        "warnings": fit.warnings,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweep what is missing, then fit and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="?", help="prepared folder")
     parser.add_argument("--synthetic", type=int, metavar="EVENTS", help="generate a log instead")
     parser.add_argument("--seed", type=int, default=0, help="of the generated log")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default="configs/scaling/small.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the sweep")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the sweep"
+    )
     parser.add_argument("--count", choices=("total", "without_embeddings"), default="total")
-    parser.add_argument("--min-events", type=float, default=0, help="leave smaller runs out of the fit")
+    parser.add_argument(
+        "--min-events", type=float, default=0, help="leave smaller runs out of the fit"
+    )
     arguments = parser.parse_args(argv)
     if (arguments.data is None) == (arguments.synthetic is None):
         parser.error("give a prepared folder or --synthetic")
@@ -99,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     floor = None
     if arguments.synthetic:
         heldout = open_store(arguments.out / "data" / "heldout")
-        floor = best_possible(heldout, log / "log.parquet", make_world(arguments.seed), settings.data.split)
+        floor = best_possible(
+            heldout, log / "log.parquet", make_world(arguments.seed), settings.data.split
+        )
     write_fit(fit, arguments.out / "fit.json")
     draw_sweep(rows, fit, arguments.out / "fit_figs", floor)
     write_json(arguments.out / "summary.json", summary(fit, floor))

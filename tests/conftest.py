@@ -1,4 +1,5 @@
-"""Shared fixtures. Logs that may not be redistributed are looked for outside the project; tests skip without them."""
+"""Shared fixtures. Logs that may not be redistributed are looked for outside the project; tests
+skip without them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads would wait for one another
+# a process for each core: threads would wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 if "BEHAVEGPT_CACHE" not in os.environ:
@@ -39,7 +41,9 @@ def shared_data() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = folder / name
         if not path.exists():
-            pytest.skip(f"{name} is not redistributed with the project; set BEHAVEGPT_DATA to its folder")
+            pytest.skip(
+                f"{name} is not redistributed with the project; set BEHAVEGPT_DATA to its folder"
+            )
         return path
 
     return find

@@ -26,7 +26,9 @@ def random_store(
     lengths = rng.integers(1, longest + 1, users)
     offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
     total = int(offsets[-1])
-    time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, n)) for n in lengths]).astype(np.uint32)
+    time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, n)) for n in lengths]).astype(
+        np.uint32
+    )
     low, high = np.quantile(time, split)
     columns = {
         "event": rng.integers(1, events + FIRST, total).astype(np.uint8),
@@ -37,7 +39,9 @@ def random_store(
         "split": ((time >= low).astype(np.uint8) + (time >= high)).astype(np.uint8),
     }
     sizes = {"event": events, "location": locations}
-    schema = EventSchema(user="u", time="t", event="e", location="l", behavior="b" if behaviors else None)
+    schema = EventSchema(
+        user="u", time="t", event="e", location="l", behavior="b" if behaviors else None
+    )
     if behaviors:
         columns["behavior"] = np.where(
             columns["event"] < FIRST, 1, (columns["event"].astype(int) - FIRST) % behaviors + FIRST
@@ -57,7 +61,11 @@ def random_store(
         events=total,
         users=users,
         time_origin=0,
-        split={"rule": "time", "boundaries": [], "events": np.bincount(columns["split"], minlength=3).tolist()},
+        split={
+            "rule": "time",
+            "boundaries": [],
+            "events": np.bincount(columns["split"], minlength=3).tolist(),
+        },
         columns={name: str(column.dtype) for name, column in columns.items()},
         vocabulary={name: v.hash for name, v in vocabulary.items()},
         rejected={},

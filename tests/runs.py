@@ -1,7 +1,8 @@
-"""Real training runs in processes of their own that tests may kill or spoil: a run costs tenths of a second.
+"""Real training runs in processes of their own that tests may kill or spoil: a run costs tenths of
+a second.
 
-`python -m tests.runs` imports everything once, trains once to warm up, and then forks a child (or one for each rank)
-for every order it reads: one JSON line in, one out.
+`python -m tests.runs` imports everything once, trains once to warm up, and then forks a child (or
+one for each rank) for every order it reads: one JSON line in, one out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ PATIENCE = 120.0  # seconds after which a run is hung
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: exit statuses by rank (negative: a signal), seconds, and what the ranks printed."""
+    """How a run ended: exit statuses by rank (negative: a signal), seconds, and what the ranks
+    printed."""
 
     statuses: list[int]
     seconds: float
@@ -58,18 +60,26 @@ class Runs:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.runs"]
         self.server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
         )
 
-    def run(self, settings: dict[str, Any], *, resume: bool = False, world: int = 1, **order: Any) -> Result:
+    def run(
+        self, settings: dict[str, Any], *, resume: bool = False, world: int = 1, **order: Any
+    ) -> Result:
         """Train from settings, on `world` ranks, and wait for the end. What an order may ask for:
 
-        kill_after=SECONDS: kill -9; `crash_at=N`: stop dead at the N-th I/O operation inside the run folder;
-        trace=FILE: a line for each such operation; snapshots=FOLDER: under its number, what a crash there would leave;
-        signal=[NUMBER, LINES, RANK]: when the journal has so many lines;
-        poison=[WHAT, STEP, RANK]: make the loss, the gradient or a hidden state NaN; file_limit=BYTES: as a full disk;
-        record=FOLDER: for each rank the rows of each step, and weights and gradients of the first one;
-        environment={NAME: VALUE}: what a launcher would set.
+        kill_after=SECONDS: kill -9; `crash_at=N`: stop dead at the N-th I/O operation inside the
+        run folder; trace=FILE: a line for each such operation; snapshots=FOLDER: under its number,
+        what a crash there would leave; signal=[NUMBER, LINES, RANK]: when the journal has so many
+        lines; poison=[WHAT, STEP, RANK]: make the loss, the gradient or a hidden state NaN;
+        file_limit=BYTES: as a full disk; record=FOLDER: for each rank the rows of each step, and
+        weights and gradients of the first one; environment={NAME: VALUE}: what a launcher would
+        set.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
         order |= {"settings": settings, "resume": resume, "world": world}
@@ -108,7 +118,10 @@ def save_store(store: EventStore, path: Path) -> Path:
         np.save(path / "columns" / f"{name}.npy", column)
     for name, vocabulary in store.vocabulary.items():
         vocabulary.save(path / "vocabulary" / f"{name}.parquet")
-    pq.write_table(pa.table({"user": [f"u{i:05d}" for i in range(store.manifest.users)]}), path / "users.parquet")
+    pq.write_table(
+        pa.table({"user": [f"u{i:05d}" for i in range(store.manifest.users)]}),
+        path / "users.parquet",
+    )
     manifest = store.manifest.model_dump(mode="json")
     manifest["columns"]["offsets"] = "int64"
     (path / "dataset.json").write_text(json.dumps(manifest))
@@ -116,8 +129,15 @@ def save_store(store: EventStore, path: Path) -> Path:
 
 
 def tiny_settings(data: Path, out: Path, **train: Any) -> dict[str, Any]:
-    """A run of a fraction of a second with all that has state: dropout, accumulation, schedule, DRO, validation."""
-    shape = {"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 16, "dropout": 0.2}
+    """A run of a fraction of a second with all that has state: dropout, accumulation, schedule,
+    DRO, validation."""
+    shape = {
+        "embedding_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_length": 16,
+        "dropout": 0.2,
+    }
     steps = {"steps": 12, "batch_events": 256, "micro_batches": 2, "lr": 1e-2, "log_every": 1}
     every = {"valid_every": 4, "checkpoint_every": 3, "keep": 1}
     return {
@@ -144,7 +164,9 @@ def serve() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = save_store(random_store(users=8), Path(folder) / "data")
-        pretrain(PretrainSettings.model_validate(tiny_settings(data, Path(folder) / "run", steps=1)))
+        pretrain(
+            PretrainSettings.model_validate(tiny_settings(data, Path(folder) / "run", steps=1))
+        )
     gc.collect()
     gc.freeze()  # so that a child's collections do not copy all our memory
     for line in sys.stdin:
@@ -184,7 +206,8 @@ def lines_of(path: Path) -> int:
 
 
 def wait(children: list[int], deadline: float) -> list[int]:
-    """Exit statuses; a rank that outlives a dead one, or the deadline, is killed as torchrun would."""
+    """Exit statuses; a rank that outlives a dead one, or the deadline, is killed as torchrun
+    would."""
     statuses: dict[int, int] = {}
     while len(statuses) < len(children):
         for child in set(children) - set(statuses):
@@ -227,12 +250,23 @@ def train(order: dict[str, Any], rank: int, port: int) -> int:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     if order["world"] > 1:  # what torchrun sets
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": order["world"], "LOCAL_WORLD_SIZE": order["world"]}
-        os.environ |= {k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": order["world"],
+            "LOCAL_WORLD_SIZE": order["world"],
+        }
+        os.environ |= {k: str(v) for k, v in names.items()} | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     os.environ |= order.get("environment", {})
     settings = PretrainSettings.model_validate(order["settings"])
     if "file_limit" in order:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE,
+            (order["file_limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]),
+        )
     if "poison" in order:
         poison(rank, *order["poison"])
     if "record" in order:
@@ -249,16 +283,27 @@ def train(order: dict[str, Any], rank: int, port: int) -> int:
     return 0
 
 
-READS = {"os.listdir", "os.scandir", "fcntl.flock", "shutil.rmtree", "os.fsync"}  # rmtree's own steps follow it
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
+# rmtree's own steps follow it
+READS = {"os.listdir", "os.scandir", "fcntl.flock", "shutil.rmtree", "os.fsync"}
+CHANGES = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+}
 
 
 def watch_io(out: str, crash_at: int | None, trace: str | None, snapshots: str | None) -> None:
     """Count the I/O operations inside the run folder; stop dead just before the `crash_at`-th.
 
-    Python's audit events, fsync, and safetensors' own writes (which no hook sees): before each, and half done.
-    The trace has a line for each: `reads` or `changes`, the operation, the path. `snapshots` get a copy of the run
-    folder for each: buffers that are not written yet are lost to it as to a crash.
+    Python's audit events, fsync, and safetensors' own writes (which no hook sees): before each, and
+    half done. The trace has a line for each: `reads` or `changes`, the operation, the path.
+    `snapshots` get a copy of the run folder for each: buffers that are not written yet are lost to
+    it as to a crash.
     """
     import safetensors.torch
     import transformers.modeling_utils
@@ -268,7 +313,9 @@ def watch_io(out: str, crash_at: int | None, trace: str | None, snapshots: str |
     count, copying = 0, False
     lines = open(trace, "w", encoding="utf-8") if trace else None  # noqa: SIM115 - for the life of the process
 
-    def tick(changes: bool, event: str, what: object, tear: Callable[[str], None] = lambda folder: None) -> None:
+    def tick(
+        changes: bool, event: str, what: object, tear: Callable[[str], None] = lambda folder: None
+    ) -> None:
         nonlocal count, copying
         count += 1
         if lines:
@@ -302,7 +349,12 @@ def watch_io(out: str, crash_at: int | None, trace: str | None, snapshots: str |
         tick(True, "save_file", path)
         save_file(tensors, path, *args, **options)
         size = os.stat(path).st_size
-        tick(True, "save_file torn", path, lambda top: os.truncate(Path(top, os.path.relpath(path, out)), size // 2))
+        tick(
+            True,
+            "save_file torn",
+            path,
+            lambda top: os.truncate(Path(top, os.path.relpath(path, out)), size // 2),
+        )
 
     os.fsync = counted_fsync
     for module in (behavegpt.training.storage, transformers.modeling_utils):
@@ -313,14 +365,20 @@ def watch_io(out: str, crash_at: int | None, trace: str | None, snapshots: str |
 
 
 def inside(path: Any, out: str) -> bool:
-    """Whether it is in the run folder; what goes by a descriptor, or relative to one, is counted too."""
+    """Whether it is in the run folder; what goes by a descriptor, or relative to one, is counted
+    too."""
     if isinstance(path, bytes):
         path = os.fsdecode(path)
-    return not isinstance(path, (str, os.PathLike)) or out in os.fspath(path) or not os.path.isabs(path)
+    return (
+        not isinstance(path, (str, os.PathLike))
+        or out in os.fspath(path)
+        or not os.path.isabs(path)
+    )
 
 
 def poison(own_rank: int, what: str, at: int, rank: int) -> None:
-    """At a step (from 0) and rank, make the loss, the gradient or a hidden state NaN; report on the weights after."""
+    """At a step (from 0) and rank, make the loss, the gradient or a hidden state NaN; report on the
+    weights after."""
     import torch
 
     from behavegpt.training.trainer import Trainer
@@ -334,23 +392,32 @@ def poison(own_rank: int, what: str, at: int, rank: int) -> None:
         nan = float("nan")
         if own_rank == rank:
             if what == "loss":
-                self.model.register_forward_hook(lambda m, i, output: setattr(output, "loss", output.loss * nan))
+                self.model.register_forward_hook(
+                    lambda m, i, output: setattr(output, "loss", output.loss * nan)
+                )
             if what == "hidden":
                 norm = next(m for m in self.model.modules() if isinstance(m, torch.nn.LayerNorm))
                 norm.register_forward_hook(lambda m, i, output: output * nan)
             if what == "gradient":
-                next(self.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+                next(self.model.parameters()).register_hook(
+                    lambda gradient: gradient * float("inf")
+                )
         try:
             return whole_step(self, step)
         finally:
-            same = all(torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True))
-            print("the weights are the same" if same else "THE WEIGHTS HAVE CHANGED", file=sys.stderr)
+            same = all(
+                torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True)
+            )
+            print(
+                "the weights are the same" if same else "THE WEIGHTS HAVE CHANGED", file=sys.stderr
+            )
 
     Trainer.step = spoiled  # type: ignore[method-assign]
 
 
 def record(folder: Path, rank: int) -> None:
-    """Keep what a rank trained on (ids of the target events by step) and the gradients of its first step."""
+    """Keep what a rank trained on (ids of the target events by step) and the gradients of its first
+    step."""
     from safetensors.torch import save_file
     from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
@@ -374,8 +441,14 @@ def record(folder: Path, rank: int) -> None:
         def keep(optimizer: Optimizer, args: Any, options: Any) -> None:
             handle.remove()
             named = dict(bare.named_parameters())
-            save_file({n: whole(p.detach()) for n, p in named.items()}, folder / f"weights-{rank}.safetensors")
-            save_file({n: whole(p.grad) for n, p in named.items()}, folder / f"gradients-{rank}.safetensors")
+            save_file(
+                {n: whole(p.detach()) for n, p in named.items()},
+                folder / f"weights-{rank}.safetensors",
+            )
+            save_file(
+                {n: whole(p.grad) for n, p in named.items()},
+                folder / f"gradients-{rank}.safetensors",
+            )
 
         handle = register_optimizer_step_pre_hook(keep)
         Trainer.step = whole_step  # type: ignore[method-assign]

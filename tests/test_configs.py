@@ -17,8 +17,12 @@ from behavegpt.profiles.pipeline import ProfileSettings
 from behavegpt.scaling.settings import SweepSettings
 from tests.conftest import ROOT
 
-LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)
+)
 SCHEMAS = [EventSchema, SweepSettings, BenchmarkSettings, ProfileSettings, FinetuneSettings]
 REQUIRED = ["data.path=somewhere", "out=runs/x"]
 CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "behavegpt" / "demo" / "demo.yaml"]
@@ -34,7 +38,9 @@ def test_a_shipped_config_loads_and_says_how_to_run_it(path):
 
 
 def test_the_resolved_settings_read_back_the_same(tmp_path):
-    settings = read_settings(PretrainSettings, ROOT / "configs" / "small.yaml", [*REQUIRED, "train.lr=1e-5"])
+    settings = read_settings(
+        PretrainSettings, ROOT / "configs" / "small.yaml", [*REQUIRED, "train.lr=1e-5"]
+    )
     (tmp_path / "config.yaml").write_text(dump_settings(settings))
     assert read_settings(PretrainSettings, tmp_path / "config.yaml") == settings
     assert settings.train.lr == 1e-5
@@ -163,7 +169,9 @@ def test_text_that_is_no_yaml_and_aliases_within_bounds_are_fine(tmp_path: Path)
     )
     with pytest.raises(ConfigError, match=r"b\.yaml, line 4, column"):
         read_settings(PretrainSettings, tmp_path / "b.yaml")
-    found = read_settings(PretrainSettings, None, ["data.path=2024-01-02", "out=a: b: c", "train.lr=1e-3"])
+    found = read_settings(
+        PretrainSettings, None, ["data.path=2024-01-02", "out=a: b: c", "train.lr=1e-3"]
+    )
     assert (found.data.path, found.out, found.train.lr) == ("2024-01-02", "a: b: c", 1e-3)
 
 

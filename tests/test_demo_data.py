@@ -1,4 +1,5 @@
-"""The shipped log: every product has a family, the attribution is there, and the script makes the same files."""
+"""The shipped log: every product has a family, the attribution is there, and the script makes the
+same files."""
 
 from __future__ import annotations
 
@@ -31,14 +32,23 @@ def products() -> pd.DataFrame:
 def test_schema_names_the_columns(log: pd.DataFrame) -> None:
     schema = demo.DEMO_SCHEMA
     columns = {schema.user, schema.time, *schema.label_columns.values(), schema.order}
-    assert columns == set(log.columns) and schema.tz == "Europe/London" and not schema.behavior_is_event
+    assert (
+        columns == set(log.columns)
+        and schema.tz == "Europe/London"
+        and not schema.behavior_is_event
+    )
     assert log.notna().all().all()
     types = pq.read_schema(demo.online_retail())
-    assert pa.types.is_timestamp(types.field("timestamp").type) and types.field("timestamp").type.tz is None
+    assert (
+        pa.types.is_timestamp(types.field("timestamp").type)
+        and types.field("timestamp").type.tz is None
+    )
     assert demo.online_retail().stat().st_size < 1_200_000
 
 
-def test_every_product_has_the_family_of_the_table(log: pd.DataFrame, products: pd.DataFrame) -> None:
+def test_every_product_has_the_family_of_the_table(
+    log: pd.DataFrame, products: pd.DataFrame
+) -> None:
     assert products["product"].is_unique
     table = products.set_index("product")["family"]
     assert set(log["event"]) == set(table.index)
@@ -82,7 +92,13 @@ def test_head_nouns(description: str, expected: str) -> None:
 
 def test_attribution() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for part in ("Daqing Chen", "UCI Machine Learning Repository", "10.24432/C5BW33", "CC BY 4.0", "What was changed"):
+    for part in (
+        "Daqing Chen",
+        "UCI Machine Learning Repository",
+        "10.24432/C5BW33",
+        "CC BY 4.0",
+        "What was changed",
+    ):
         assert part in text
     for code in NOT_PRODUCTS:
         assert f"`{code}`" in text
@@ -93,8 +109,11 @@ def test_attribution() -> None:
 
 def test_order_of_the_lines(log: pd.DataFrame) -> None:
     assert (log["line"] == range(len(log))).all()
-    assert log[["user_id", "timestamp"]].equals(log[["user_id", "timestamp"]].sort_values(["user_id", "timestamp"]))
-    assert log.duplicated(["user_id", "timestamp"]).mean() > 0.9  # the minute alone does not order an invoice
+    assert log[["user_id", "timestamp"]].equals(
+        log[["user_id", "timestamp"]].sort_values(["user_id", "timestamp"])
+    )
+    # the minute alone does not order an invoice
+    assert log.duplicated(["user_id", "timestamp"]).mean() > 0.9
 
 
 def test_the_script_makes_these_files(
@@ -103,10 +122,16 @@ def test_the_script_makes_these_files(
     source = shared_data("online_retail.parquet")
     make_online_retail.main([str(source), "--out", str(tmp_path)])
     assert pq.read_table(tmp_path / "online_retail.parquet").to_pandas().equals(log)
-    assert (tmp_path / "product_families.csv").read_bytes() == (FOLDER / "product_families.csv").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["online_retail.parquet", "product_families.csv"]
+    assert (tmp_path / "product_families.csv").read_bytes() == (
+        FOLDER / "product_families.csv"
+    ).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "online_retail.parquet",
+        "product_families.csv",
+    ]
 
-    raw = pd.read_parquet(source)  # the same with pandas: lines of an invoice keep the order of the source
+    # the same with pandas: lines of an invoice keep the order of the source
+    raw = pd.read_parquet(source)
     raw = raw[(raw["behavior"] == "buy") & ~raw["event"].isin(NOT_PRODUCTS)]
     raw = raw.sort_values(["user_id", "timestamp", "invoice"], kind="stable")
     for column in ("user_id", "location", "event"):

@@ -10,10 +10,15 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PAGES = [page for page in PAGES if page.name != "log.md"]  # the log tells of files that went
 FILE = re.compile(r"(?<![\w/.-])(?:\.\./)?((?:[\w-]+/)+[\w.-]+\.(?:py|yaml|cfg|jsonl|md))\b")
-ROOMS = ("", "behavegpt", "docs", "docs/results", "benchmarks", "tests", "configs")  # a page may leave the room out
+# a page may leave the room out
+ROOMS = ("", "behavegpt", "docs", "docs/results", "benchmarks", "tests", "configs")
 MADE = ("runs/", "data/", "OUT/", "RUN/", "DIR/", "NAME", "site/")  # by the reader's own commands
 
 
@@ -26,7 +31,9 @@ def paths_in(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    missing = {path for path in paths_in(page) if not any((ROOT / room / path).exists() for room in ROOMS)}
+    missing = {
+        path for path in paths_in(page) if not any((ROOT / room / path).exists() for room in ROOMS)
+    }
     missing = {path for path in missing if not (page.parent / path).exists()}
     assert not missing
 

@@ -9,7 +9,11 @@ import pytest
 
 from tests.conftest import ROOT
 
-FILES = [path for path in sorted((ROOT / "behavegpt").rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+FILES = [
+    path
+    for path in sorted((ROOT / "behavegpt").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 
 

@@ -1,4 +1,5 @@
-"""What people do with a model outside of our commands: Auto classes, Trainer, sharded folders, `generate`."""
+"""What people do with a model outside of our commands: Auto classes, Trainer, sharded folders,
+`generate`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, *arguments: str) -> str:
-    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -61,31 +64,52 @@ def test_import_behavegpt_is_enough_for_the_auto_classes(folder: Path, order: st
 
 @pytest.mark.parametrize("first", ["model.block", "pretrain"])
 def test_any_module_may_be_the_first_to_be_imported(first: str) -> None:
-    """transformers' layers import the Auto classes, which import our model, which imports transformers' layers."""
-    known = "from behavegpt import BehaveGPTConfig; print(BehaveGPTConfig in transformers.MODEL_MAPPING)"
+    """transformers' layers import the Auto classes, which import our model, which imports
+    transformers' layers."""
+    known = (
+        "from behavegpt import BehaveGPTConfig; print(BehaveGPTConfig in "
+        "transformers.MODEL_MAPPING)"
+    )
     assert python(f"import transformers, behavegpt.{first}; {known}").strip() == "True"
 
 
 def test_importing_is_quick_and_the_module_runs() -> None:
     heavy = "{'torch', 'transformers', 'duckdb', 'pyarrow', 'numpy'}"
-    assert python(f"import sys, behavegpt; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
-    found = subprocess.run([sys.executable, "-m", "behavegpt", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (
+        python(f"import sys, behavegpt; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "behavegpt", "--version"], capture_output=True, text=True, cwd=ROOT
+    )
     assert found.stdout.strip() == f"behavegpt {behavegpt.__version__}"
-    wrong = subprocess.run([sys.executable, "-m", "behavegpt", "nothing"], capture_output=True, cwd=ROOT)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "behavegpt", "nothing"], capture_output=True, cwd=ROOT
+    )
     assert wrong.returncode == 2
 
 
 def test_the_trainer_with_its_defaults(tmp_path: Path) -> None:
-    """remove_unused_columns keeps the fields; the default collator, loss, evaluation and saving work."""
+    """remove_unused_columns keeps the fields; the default collator, loss, evaluation and saving
+    work."""
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
     predictor = made(history_head=True)
     torch.manual_seed(0)
-    sizes = {"input_ids": 14, "location_ids": 6, "weekday_ids": 7, "slot_ids": 48, "behavior_ids": 7}
+    sizes = {
+        "input_ids": 14,
+        "location_ids": 6,
+        "weekday_ids": 7,
+        "slot_ids": 48,
+        "behavior_ids": 7,
+    }
     columns = {name: torch.randint(2, size, (24, 10)).tolist() for name, size in sizes.items()}
-    data = Dataset.from_dict(columns | {"labels": torch.randint(5, (24, 10)).tolist(), "note": ["x"] * 24})
-    options = TrainingArguments(str(tmp_path / "out"), max_steps=3, report_to=[], use_cpu=True, save_steps=3)
+    data = Dataset.from_dict(
+        columns | {"labels": torch.randint(5, (24, 10)).tolist(), "note": ["x"] * 24}
+    )
+    options = TrainingArguments(
+        str(tmp_path / "out"), max_steps=3, report_to=[], use_cpu=True, save_steps=3
+    )
     trainer = Trainer(predictor.model, options, train_dataset=data, eval_dataset=data)
     assert trainer.train().training_loss > 0
     found = trainer.predict(data)
@@ -126,7 +150,9 @@ def test_a_run_stands_for_its_model(folder: Path, capsys: Any) -> None:
         behavegpt.load(folder.parent.parent / "nothing")
 
 
-EVENTS = {name: torch.full((1, 3), 2) for name in ("input_ids", "location_ids", "weekday_ids", "slot_ids")}
+EVENTS = {
+    name: torch.full((1, 3), 2) for name in ("input_ids", "location_ids", "weekday_ids", "slot_ids")
+}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +215,11 @@ def test_the_vocabulary_is_not_resized() -> None:
 def test_extras_are_installed_from_a_checkout() -> None:
     """There is no such package on PyPI, so nothing may send anybody there."""
     assert "pip install -e '.[onnx]'" in str(MissingExtraError("onnx", "onnx"))
-    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("behavegpt/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    files = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("behavegpt/**/*.py"),
+        *ROOT.glob("tests/**/*.py"),
+    ]
     needle = "install 'behave" + "gpt"
     assert [str(file) for file in files if needle in file.read_text(encoding="utf-8")] == []

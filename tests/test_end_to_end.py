@@ -1,4 +1,5 @@
-"""The main job through the command line: prepare, train, evaluate, predict, embed, report; and its mistakes."""
+"""The main job through the command line: prepare, train, evaluate, predict, embed, report; and its
+mistakes."""
 
 from __future__ import annotations
 
@@ -33,8 +34,26 @@ def work(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     log = small_log(users=60, events=6000, seed=1)
     pq.write_table(log, folder / "log.parquet")
-    assert main(["prepare", str(folder / "log.parquet"), "--out", str(folder / "data"), "--behavior", "behavior"]) == 0
-    train = ["train", TINY, f"data.path={folder / 'data'}", f"out={folder / 'run'}", "model.history_head=true"]
+    assert (
+        main(
+            [
+                "prepare",
+                str(folder / "log.parquet"),
+                "--out",
+                str(folder / "data"),
+                "--behavior",
+                "behavior",
+            ]
+        )
+        == 0
+    )
+    train = [
+        "train",
+        TINY,
+        f"data.path={folder / 'data'}",
+        f"out={folder / 'run'}",
+        "model.history_head=true",
+    ]
     assert main([*train, "model.next_heads=[event, location, gap]"]) == 0
     evaluate = ["evaluate", str(folder / "run/model"), str(folder / "data"), "--baselines"]
     assert main(evaluate) == 0
@@ -61,14 +80,17 @@ def test_metrics_have_the_promised_names(work):
     assert all(names <= set(figures) for figures in result["models"].values())
     assert result["rows"] > 100 and result["protocol"]["split"] == "test"
     beaten = result["models"]["most_frequent"]["ndcg@3"]
-    assert result["models"]["behavegpt"]["ndcg@3"] > beaten, "thirty steps learn more than the prior"
+    assert result["models"]["behavegpt"]["ndcg@3"] > beaten, (
+        "thirty steps learn more than the prior"
+    )
 
 
 def test_report_and_card(work):
     assert main(["report", str(work / "run")]) == 0
     assert (work / "run/report.html").stat().st_size > 50_000
     assert (
-        "rec_w" in (work / "run/model/README.md").read_text() or "recall" in (work / "run/model/README.md").read_text()
+        "rec_w" in (work / "run/model/README.md").read_text()
+        or "recall" in (work / "run/model/README.md").read_text()
     )
 
 
@@ -97,7 +119,8 @@ def test_the_same_user_gets_the_same_answer_in_any_company(work, predictor):
 
 
 def test_prediction_equals_the_evaluation_of_the_same_event(work, predictor):
-    """What `predict` says after n events is what `evaluate` scores for event n + 1 when the context is the same."""
+    """What `predict` says after n events is what `evaluate` scores for event n + 1 when the context
+    is the same."""
     store = open_store(work / "data")
     log = rows(work)
     of_user = pc.equal(log["user_id"].cast(pa.string()), store.users()[5].as_py())
@@ -137,18 +160,31 @@ def test_a_log_without_behaviors_can_be_predicted_from(predictor, work):
 
 def test_no_usable_event_is_an_error(predictor):
     with pytest.raises(DataError, match="no usable event"):
-        predictor.predict({"user_id": ["a"], "timestamp": ["2024-01-01"], "location": ["x"], "event": [None]})
+        predictor.predict(
+            {"user_id": ["a"], "timestamp": ["2024-01-01"], "location": ["x"], "event": [None]}
+        )
 
 
 def test_embeddings_follow_the_last_event(predictor, work):
     found = predictor.embed(rows(work))
     assert found.vectors.shape == (users(work), predictor.model.config.hidden_size)
-    assert np.isfinite(found.vectors).all() and len(np.unique(found.vectors.round(5), axis=0)) == users(work)
+    assert np.isfinite(found.vectors).all() and len(
+        np.unique(found.vectors.round(5), axis=0)
+    ) == users(work)
 
 
 def test_other_data_is_refused_with_the_difference(work, predictor, tmp_path):
     pq.write_table(small_log(users=20, events=1000, seed=9), tmp_path / "other.parquet")
-    main(["prepare", str(tmp_path / "other.parquet"), "--out", str(tmp_path / "other"), "--slot-minutes", "60"])
+    main(
+        [
+            "prepare",
+            str(tmp_path / "other.parquet"),
+            "--out",
+            str(tmp_path / "other"),
+            "--slot-minutes",
+            "60",
+        ]
+    )
     with pytest.raises(CheckpointError, match="slot_minutes: 30 in the model, 60 in the data"):
         fit_store(open_store(tmp_path / "other"), predictor.tokenizer)
 
@@ -158,10 +194,13 @@ def test_a_swapped_tokenizer_is_refused(work, tmp_path):
 
     shutil.copytree(work / "run/model", tmp_path / "model")
     text = (tmp_path / "model/preprocessor_config.json").read_text()
-    (tmp_path / "model/preprocessor_config.json").write_text(text.replace('"tz": "UTC"', '"tz": "Asia/Tokyo"'))
+    (tmp_path / "model/preprocessor_config.json").write_text(
+        text.replace('"tz": "UTC"', '"tz": "Asia/Tokyo"')
+    )
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: damaged or changed"):
         behavegpt.load(tmp_path / "model")
-    (tmp_path / "model/MANIFEST.json").unlink()  # "the change was meant": the hash in config.json still tells
+    # "the change was meant": the hash in config.json still tells
+    (tmp_path / "model/MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match="do not belong together"):
         behavegpt.load(tmp_path / "model")
 
@@ -169,14 +208,44 @@ def test_a_swapped_tokenizer_is_refused(work, tmp_path):
 @pytest.mark.parametrize("name", ["parquet", "csv", "jsonl"])
 def test_predict_writes_any_format(work, tmp_path, name):
     out = tmp_path / f"p.{name}"
-    assert main(["predict", str(work / "run/model"), str(work / "log.parquet"), "--top-k", "2", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(work / "run/model"),
+                str(work / "log.parquet"),
+                "--top-k",
+                "2",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert out.stat().st_size > 0 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_predict_prints_json(work, capsys):
-    assert main(["predict", str(work / "run/model"), str(work / "log.parquet"), "--top-k", "2", "--json"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(work / "run/model"),
+                str(work / "log.parquet"),
+                "--top-k",
+                "2",
+                "--json",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
-    assert len(found) == 2 * users(work) and set(found[0]) == {"user", "rank", "behavior", "probability"}
+    assert len(found) == 2 * users(work) and set(found[0]) == {
+        "user",
+        "rank",
+        "behavior",
+        "probability",
+    }
 
 
 def lines_of_verbs(verbs=COMMANDS, before=()):
@@ -217,7 +286,13 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(line, message, capsys, tmp_p
 
 
 def test_a_used_run_folder_is_refused_without_resume(work, capsys):
-    line = ["train", TINY, f"data.path={work / 'data'}", f"out={work / 'run'}", "model.history_head=true"]
+    line = [
+        "train",
+        TINY,
+        f"data.path={work / 'data'}",
+        f"out={work / 'run'}",
+        "model.history_head=true",
+    ]
     assert main(line) == 2
     assert "--resume" in capsys.readouterr().err
 
@@ -226,7 +301,10 @@ def test_the_prepared_events_open_as_a_hugging_face_dataset(work):
     store = open_store(work / "data")
     events = store.as_dataset()
     assert len(events) == store.manifest.events
-    assert events[0]["event"] == int(store.columns["event"][0]) and events[-1]["user"] == store.manifest.users - 1
+    assert (
+        events[0]["event"] == int(store.columns["event"][0])
+        and events[-1]["user"] == store.manifest.users - 1
+    )
 
 
 def test_info_and_doctor(work, capsys, tmp_path):
@@ -248,32 +326,63 @@ def test_no_socket_is_opened(work, monkeypatch):
 
 def test_the_scripts_show_their_help():
     for script in ("train.py", "eval/next_behavior.py"):
-        ran = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False
+        )
         assert ran.returncode == 0 and "examples:" in ran.stdout
 
 
 def test_overrides_may_stand_behind_resume(work):
-    line = ["train", TINY, f"data.path={work / 'data'}", f"out={work / 'run'}", "model.history_head=true", "--resume"]
+    line = [
+        "train",
+        TINY,
+        f"data.path={work / 'data'}",
+        f"out={work / 'run'}",
+        "model.history_head=true",
+        "--resume",
+    ]
     assert main([*line, "model.next_heads=[event, location, gap]"]) == 0
 
 
 def test_a_schema_file_and_options_together_are_refused(work, tmp_path, capsys):
     (tmp_path / "schema.yaml").write_text("user: user_id\ntime: timestamp\nevent: event\n")
-    line = ["prepare", str(work / "log.parquet"), "--schema", str(tmp_path / "schema.yaml"), "--tz", "Asia/Tokyo"]
+    line = [
+        "prepare",
+        str(work / "log.parquet"),
+        "--schema",
+        str(tmp_path / "schema.yaml"),
+        "--tz",
+        "Asia/Tokyo",
+    ]
     assert main([*line, "--out", str(tmp_path / "data")]) == 2
     assert "--tz" in capsys.readouterr().err
 
 
 def test_without_validation_events_the_last_weights_are_kept(work, tmp_path):
-    line = ["prepare", str(work / "log.parquet"), "--out", str(tmp_path / "data"), "--split", "time:0.8,0,0.2"]
+    line = [
+        "prepare",
+        str(work / "log.parquet"),
+        "--out",
+        str(tmp_path / "data"),
+        "--split",
+        "time:0.8,0,0.2",
+    ]
     assert main(line) == 0
     assert main(["train", TINY, f"data.path={tmp_path / 'data'}", f"out={tmp_path / 'run'}"]) == 0
     assert json.loads((tmp_path / "run/run.json").read_text())["best_step"] == 30
 
 
-@pytest.mark.parametrize("shape", ["max_length=0", "dropout=1.5", "num_attention_heads=0", "max_length=abc"])
+@pytest.mark.parametrize(
+    "shape", ["max_length=0", "dropout=1.5", "num_attention_heads=0", "max_length=abc"]
+)
 def test_an_impossible_shape_is_one_paragraph(work, tmp_path, shape, capsys):
-    line = ["train", TINY, f"data.path={work / 'data'}", f"out={tmp_path / 'run'}", f"model.{shape}"]
+    line = [
+        "train",
+        TINY,
+        f"data.path={work / 'data'}",
+        f"out={tmp_path / 'run'}",
+        f"model.{shape}",
+    ]
     assert main(line) == 2
     assert "model" in capsys.readouterr().err
 

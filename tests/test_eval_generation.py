@@ -43,27 +43,51 @@ def test_the_task_holds_what_came_after(script, data):
         past = index[store.columns["split"][index] < 2]
         low, high = task.histories.offsets[row : row + 2]
         assert np.array_equal(task.histories.columns["time"][low:high], time[past])
-        future = [i for i in index if store.columns["split"][i] == 2 and store.column("behavior")[i] >= 2][:15]
+        future = [
+            i for i in index if store.columns["split"][i] == 2 and store.column("behavior")[i] >= 2
+        ][:15]
         mine = slice(15 * row, 15 * row + 15)
-        assert np.array_equal(task.real.behavior[mine], np.asarray(store.column("behavior"))[future].astype(int) - 2)
+        assert np.array_equal(
+            task.real.behavior[mine], np.asarray(store.column("behavior"))[future].astype(int) - 2
+        )
         assert task.real.gap[mine].tolist() == [time[i] - time[i - 1] for i in future]
 
 
 def test_rows_table_and_figure(script, data, tmp_path, capsys):
-    line = [str(data), "--out", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs"), "--users", "10"]
+    line = [
+        str(data),
+        "--out",
+        str(tmp_path / "rows.jsonl"),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--users",
+        "10",
+    ]
     line += ["--steps", "12", "--config", str(ROOT / "configs/tiny.yaml"), "--seeds", "0"]
     line += ["--train", "train.steps=3", "model.next_heads=[event,location,gap,slot]"]
     assert script.main(line) == 0
     rows = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["generator"] for row in rows] == [
-        *("real", "real, half against half", "repeat_window", "user_by_hour", "markov", "behavegpt"),
+        *(
+            "real",
+            "real, half against half",
+            "repeat_window",
+            "user_by_hour",
+            "markov",
+            "behavegpt",
+        ),
     ]
     assert rows[-1]["consistent"] == 1
     assert script.main(line) == 0
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows), "finished rows are skipped"
-    shutil.rmtree(tmp_path / "runs" / "seed_0" / "model")  # as if killed while training: it goes on, to the same end
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows), (
+        "finished rows are skipped"
+    )
+    # as if killed while training: it goes on, to the same end
+    shutil.rmtree(tmp_path / "runs" / "seed_0" / "model")
     assert script.main([*line, "--speed"]) == 0
-    speeds = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()][len(rows) :]
+    speeds = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()][
+        len(rows) :
+    ]
     assert [row["same_tokens"] for row in speeds] == [1, 1]
     capsys.readouterr()
     assert script.main([*line, "--table", "--plot", str(tmp_path / "figure.png")]) == 0
@@ -72,8 +96,23 @@ def test_rows_table_and_figure(script, data, tmp_path, capsys):
 
 
 def test_learned_generators_leave_rows_of_the_same_form(script, data, tmp_path):
-    line = [str(data), "--out", str(tmp_path / "rows.jsonl"), "--users", "10", "--steps", "12", "--seeds", "0"]
-    assert script.main([*line, "--budget", "300", "--generators", "seqgan rounds=0", "diffuseq", "upc_sdg"]) == 0
+    line = [
+        str(data),
+        "--out",
+        str(tmp_path / "rows.jsonl"),
+        "--users",
+        "10",
+        "--steps",
+        "12",
+        "--seeds",
+        "0",
+    ]
+    assert (
+        script.main(
+            [*line, "--budget", "300", "--generators", "seqgan rounds=0", "diffuseq", "upc_sdg"]
+        )
+        == 0
+    )
     _, _, *rows = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [(row["generator"], row["settings"]["events"]) for row in rows] == [
         *(("seqgan rounds=0", 300), ("diffuseq", 300), ("upc_sdg", 300)),

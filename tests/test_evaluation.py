@@ -1,4 +1,5 @@
-"""What an evaluation says beside its figures: targets it leaves out, and data that need no model."""
+"""What an evaluation says beside its figures: targets it leaves out, and data that need no
+model."""
 
 from __future__ import annotations
 
@@ -44,8 +45,11 @@ def predictor_for(store: EventStore) -> Predictor:
     return Predictor(BehaveGPTForBehaviorPrediction(config), EventTokenizer.from_store(store, 16))
 
 
-def made(folder: Path, *, behaviors: int = 5, unseen: float = 0.0, constant: bool = False) -> EventStore:
-    """A prepared folder; a share of its test events has unknown behaviors, or all of them have one."""
+def made(
+    folder: Path, *, behaviors: int = 5, unseen: float = 0.0, constant: bool = False
+) -> EventStore:
+    """A prepared folder; a share of its test events has unknown behaviors, or all of them have
+    one."""
     store = random_store(2, users=25, behaviors=behaviors)
     np.maximum(store.columns["behavior"], FIRST, out=store.columns["behavior"])
     test = np.flatnonzero(np.asarray(store.columns["split"]) == TEST)
@@ -68,7 +72,10 @@ def test_targets_with_unseen_labels_are_counted_and_are_misses_beside_each_figur
     result, table = evaluated(tmp_path, unseen=0.9)
     store = open_store(tmp_path / "data")
     rows, unseen = len(target_rows(store, TEST)), count_unseen(store, TEST)
-    assert result["rows"] == rows and result["unseen"] == {"targets": unseen, "share": unseen / (rows + unseen)}
+    assert result["rows"] == rows and result["unseen"] == {
+        "targets": unseen,
+        "share": unseen / (rows + unseen),
+    }
     assert rows + unseen == len({*target_rows(store, TEST)}) + result["unseen"]["targets"]
     assert unseen > 4 * rows > 0
     for name, figures in result["models"].items():
@@ -89,14 +96,23 @@ def test_targets_with_unseen_labels_are_counted_and_are_misses_beside_each_figur
     assert all(len(line["with_unseen"]) == len(line["cells"]) for line in lines)
     for page in (write_report(run), write_model_card(run)):
         text = page.read_text()
-        assert text.count("with unseen") >= len(lines) and f"{unseen:,} of {rows + unseen:,} targets" in text
+        assert (
+            text.count("with unseen") >= len(lines)
+            and f"{unseen:,} of {rows + unseen:,} targets" in text
+        )
 
 
-def test_where_all_labels_are_known_nothing_is_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_all_labels_are_known_nothing_is_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result, table = evaluated(tmp_path, behaviors=6)
     for figures in result["models"].values():
         assert all(figures[name] == value for name, value in figures["with_unseen"].items())
-    assert result["remarks"] == [] and "with unseen" not in table and "note:" not in capsys.readouterr().err
+    assert (
+        result["remarks"] == []
+        and "with unseen" not in table
+        and "note:" not in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +124,9 @@ def test_where_all_labels_are_known_nothing_is_added(tmp_path: Path, capsys: pyt
         ({"behaviors": 4}, "with 4 behaviors HR@5 is 1 whatever the model"),
     ],
 )
-def test_figures_that_need_no_model_are_named(data: dict[str, Any], remark: str, tmp_path: Path) -> None:
+def test_figures_that_need_no_model_are_named(
+    data: dict[str, Any], remark: str, tmp_path: Path
+) -> None:
     result, _ = evaluated(tmp_path, **data)
     assert any(remark in text for text in result["remarks"]), result["remarks"]
     run = fake_run(tmp_path / "run")

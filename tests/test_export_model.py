@@ -1,4 +1,5 @@
-"""Models in one file: the Predictor's numbers for any batch and length, in torch.export's format and in ONNX."""
+"""Models in one file: the Predictor's numbers for any batch and length, in torch.export's format
+and in ONNX."""
 
 from __future__ import annotations
 
@@ -28,8 +29,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "behaviors": None,
         "tied_head": True,
     },
-    "history of behaviors, learned positions": {"history_head": True, "position_encoding": "learned"},
-    "behaviors as input": {"history_head": True, "field_sizes": {"event": 14, "slot": 48, "behavior": 7, "weekday": 7}},
+    "history of behaviors, learned positions": {
+        "history_head": True,
+        "position_encoding": "learned",
+    },
+    "behaviors as input": {
+        "history_head": True,
+        "field_sizes": {"event": 14, "slot": 48, "behavior": 7, "weekday": 7},
+    },
 }
 NEEDED = {"torch": [], "onnx": ["onnxscript", "onnxruntime"]}
 
@@ -62,10 +69,14 @@ def runner(kind: str, folder: Path) -> Callable[[dict[str, np.ndarray]], list[np
     names = list(json.loads((folder / "io.json").read_text())["inputs"])
     if kind == "torch":
         module = torch.export.load(folder / "model.pt2").module()
-        return lambda feed: [x.detach().numpy() for x in module(*(torch.from_numpy(feed[name]) for name in names))]
+        return lambda feed: [
+            x.detach().numpy() for x in module(*(torch.from_numpy(feed[name]) for name in names))
+        ]
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     return lambda feed: session.run(["logits", "user_vector"], feed)
 
 
@@ -77,7 +88,9 @@ def padded(
     feed = {name: np.zeros((len(begin), length), np.int64) for name in (*names, "attention_mask")}
     for row, (a, b) in enumerate(zip(begin, end, strict=True)):
         for name in names:
-            feed[name][row, : b - a] = columns["event" if name == "input_ids" else name.removesuffix("_ids")][a:b]
+            feed[name][row, : b - a] = columns[
+                "event" if name == "input_ids" else name.removesuffix("_ids")
+            ][a:b]
         feed["attention_mask"][row, : b - a] = 1
     return feed
 
@@ -116,8 +129,11 @@ def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind:
         assert (labels == predicted.labels[users]).mean() > 0.99  # ties aside
 
 
-def check_other_layouts(run: Any, predictor: Predictor, encoded: EncodedHistories, inputs: list[str]) -> None:
-    """Histories beyond the window, padding in front, behind and between, empty rows, ids that are none."""
+def check_other_layouts(
+    run: Any, predictor: Predictor, encoded: EncodedHistories, inputs: list[str]
+) -> None:
+    """Histories beyond the window, padding in front, behind and between, empty rows, ids that are
+    none."""
     names = [name for name in inputs if name != "attention_mask"]
     user = int(np.argmax(np.diff(encoded.offsets)))
     begin, end = encoded.offsets[user : user + 1], encoded.offsets[user + 1 : user + 2]
@@ -132,15 +148,22 @@ def check_other_layouts(run: Any, predictor: Predictor, encoded: EncodedHistorie
         "much longer, behind": np.arange(length),
     }
     for name, place in layouts.items():
-        feed = {key: np.zeros((1, place.max() + 1 + 9 * (name != "longer")), np.int64) for key in inputs}
+        feed = {
+            key: np.zeros((1, place.max() + 1 + 9 * (name != "longer")), np.int64) for key in inputs
+        }
         for key in inputs:
             feed[key][0, place] = whole[key][0]
         logits, vector = run(feed)
         assert np.allclose(vector[0], expected, atol=2e-5), name
         assert np.isfinite(logits).all()
-    spoiled = {key: np.concatenate([values, values * (key != "attention_mask")]) for key, values in whole.items()}
+    spoiled = {
+        key: np.concatenate([values, values * (key != "attention_mask")])
+        for key, values in whole.items()
+    }
     spoiled["input_ids"] = np.concatenate([spoiled["input_ids"], spoiled["input_ids"][:1]])
-    spoiled = {key: np.concatenate([v, v[:1]]) if key != "input_ids" else v for key, v in spoiled.items()}
+    spoiled = {
+        key: np.concatenate([v, v[:1]]) if key != "input_ids" else v for key, v in spoiled.items()
+    }
     spoiled["input_ids"][2, -1] = -1
     try:
         logits, vector = run(spoiled)
@@ -164,8 +187,15 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
     command = ["export-model", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "torch"]
     assert main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["outputs"] == {"logits": ["rows", 5], "user_vector": ["rows", 32]}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["io.json", "model.pt2", "preprocessor_config.json"]
+    assert json.loads(capsys.readouterr().out)["outputs"] == {
+        "logits": ["rows", 5],
+        "user_vector": ["rows", 32],
+    }
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "io.json",
+        "model.pt2",
+        "preprocessor_config.json",
+    ]
     assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]

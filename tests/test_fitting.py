@@ -53,7 +53,8 @@ def fitted(frame: pd.DataFrame) -> FittedPredictor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_data_gives_the_same_run(kind, frame, fitted, tmp_path):
-    """The same events are the same prepared folder and, with the same settings, the same run: nothing is trained."""
+    """The same events are the same prepared folder and, with the same settings, the same run:
+    nothing is trained."""
     again = behavegpt.fit(KINDS[kind](frame, tmp_path), **QUICK)
     assert (again.run, again.data) == (fitted.run, fitted.data)
 
@@ -107,7 +108,12 @@ def test_evaluation_and_report(fitted):
 
 def test_results_are_tables_of_every_library(frame, fitted):
     drawn = fitted.generate(frame, 2)
-    for result in (fitted.predict(frame, top_k=2), fitted.embed(frame), drawn, fitted.evaluate(baselines=False)):
+    for result in (
+        fitted.predict(frame, top_k=2),
+        fitted.embed(frame),
+        drawn,
+        fitted.evaluate(baselines=False),
+    ):
         table = result.to_arrow()
         assert table.equals(result.to_table())
         assert list(result.to_pandas().columns) == result.to_polars().columns == table.column_names
@@ -116,7 +122,9 @@ def test_results_are_tables_of_every_library(frame, fitted):
 
 
 def test_what_a_notebook_shows(frame, fitted):
-    assert repr(fitted).startswith("FittedPredictor(parameters=") and "user_id/timestamp/app" in repr(fitted)
+    assert repr(fitted).startswith(
+        "FittedPredictor(parameters="
+    ) and "user_id/timestamp/app" in repr(fitted)
     assert "10 users" in repr(fitted.store) and "labels of event" in fitted.store._repr_html_()
     assert repr(fitted.predict(frame)) == "Predictions(40 rows: user, rank, behavior, probability)"
     assert repr(fitted.embed(frame)) == "UserEmbeddings(10 users x 24 float32)"

@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py with tiny sizes on a CPU: every row is there, and the rows learn the same events."""
+"""benchmarks/gpu.py with tiny sizes on a CPU: every row is there, and the rows learn the same
+events."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from tests.conftest import ROOT
 
 
 def benchmark(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py"
+    )
     assert spec is not None and spec.loader is not None
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
@@ -28,7 +31,18 @@ def module() -> Any:
     return benchmark("gpu")
 
 
-ARGUMENTS = ["--sizes", "tiny", "--events-per-step", "1024", "--users", "200", "--seconds", "0.05", "--matmul", "128"]
+ARGUMENTS = [
+    "--sizes",
+    "tiny",
+    "--events-per-step",
+    "1024",
+    "--users",
+    "200",
+    "--seconds",
+    "0.05",
+    "--matmul",
+    "128",
+]
 
 
 def test_every_row_is_measured(module: Any, tmp_path: Path) -> None:
@@ -45,7 +59,15 @@ def test_every_row_is_measured(module: Any, tmp_path: Path) -> None:
 
 
 def gpu_pass(tmp_path: Path, *parts: str) -> list[dict[str, Any]]:
-    arguments = ["--small", "--device", "cpu", "--out", str(tmp_path / "rows.jsonl"), "--parts", *parts]
+    arguments = [
+        "--small",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "rows.jsonl"),
+        "--parts",
+        *parts,
+    ]
     rows: list[dict[str, Any]] = benchmark("gpu_pass").main(arguments)
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
     assert {row["part"] for row in rows} == set(parts)
@@ -54,12 +76,25 @@ def gpu_pass(tmp_path: Path, *parts: str) -> list[dict[str, Any]]:
 
 
 def test_every_line_of_the_gpu_pass_runs(tmp_path: Path) -> None:
-    parts = ["attention", "training", "throughput", "head", "evaluator", "export", "generation", "windows"]
+    parts = [
+        "attention",
+        "training",
+        "throughput",
+        "head",
+        "evaluator",
+        "export",
+        "generation",
+        "windows",
+    ]
     rows = gpu_pass(tmp_path, *parts)
     equal = [row for row in rows if row["part"] == "attention"]
-    assert all(row[name] < 1e-5 for row in equal for name in ("out", "dq", "packed - alone") if name in row)
+    assert all(
+        row[name] < 1e-5 for row in equal for name in ("out", "dq", "packed - alone") if name in row
+    )
     assert next(row for row in rows if row["part"] == "head")["gradient difference"] < 1e-5
-    assert all(row["recorded losses equal plain ones"] for row in rows if row["part"] == "evaluator")
+    assert all(
+        row["recorded losses equal plain ones"] for row in rows if row["part"] == "evaluator"
+    )
 
 
 @pytest.mark.slow
@@ -70,11 +105,15 @@ def test_the_runs_of_the_gpu_pass_agree(tmp_path: Path) -> None:
 
 
 def test_padded_rows_hold_the_packed_events(module: Any) -> None:
-    args = module.argparse.Namespace(users=300, events_per_step=2048, seconds=0.0, matmul=8, compile=False)
+    args = module.argparse.Namespace(
+        users=300, events_per_step=2048, seconds=0.0, matmul=8, compile=False
+    )
     bench = module.Bench(module.SIZES["tiny"], torch.device("cpu"), args)
     packed = next(iter(bench.batches.micro_batches(0)))
     padded = next(iter(module.PaddedBatches(bench.batches).micro_batches(0)))
-    assert sorted(packed.row[packed.row >= 0].tolist()) == sorted(padded.row[padded.row >= 0].tolist())
+    assert sorted(packed.row[packed.row >= 0].tolist()) == sorted(
+        padded.row[padded.row >= 0].tolist()
+    )
     assert padded.document.shape[1] == 90 and int((padded.position == 0).sum(1).min()) >= 1
     model = bench.model()
     losses = [
@@ -86,23 +125,32 @@ def test_padded_rows_hold_the_packed_events(module: Any) -> None:
 
 
 def test_flops_are_those_of_torch(module: Any) -> None:
-    """Of the forward of whole rows; torch counts what kernels do, so attention is not halved by the mask."""
+    """Of the forward of whole rows; torch counts what kernels do, so attention is not halved by the
+    mask."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    args = module.argparse.Namespace(users=50, events_per_step=2048, seconds=0.0, matmul=8, compile=False)
+    args = module.argparse.Namespace(
+        users=50, events_per_step=2048, seconds=0.0, matmul=8, compile=False
+    )
     bench = module.Bench(module.Size(2, 64, 2), torch.device("cpu"), args)
     model = bench.model().eval()
     model.set_attn_implementation("eager")  # the counter knows no attention kernel of a CPU
-    ids = {n: torch.zeros(3, 64, dtype=torch.long) for n in ("input_ids", "location_ids", "weekday_ids", "slot_ids")}
+    ids = {
+        n: torch.zeros(3, 64, dtype=torch.long)
+        for n in ("input_ids", "location_ids", "weekday_ids", "slot_ids")
+    }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**ids)
-    whole_rows = module.event_flops(model, 64.0) / 3 * ids["input_ids"].numel()  # forward: a third of training
+    # forward: a third of training
+    whole_rows = module.event_flops(model, 64.0) / 3 * ids["input_ids"].numel()
     assert np.isclose(counter.get_total_flops(), whole_rows, rtol=0.01)
 
 
 @pytest.mark.gpu
 def test_a_gpu_runs_all_back_ends(module: Any, tmp_path: Path) -> None:
-    found = module.main(["--sizes", "3M", "--seconds", "1", "--users", "2000", "--out", str(tmp_path / "gpu.json")])
+    found = module.main(
+        ["--sizes", "3M", "--seconds", "1", "--users", "2000", "--out", str(tmp_path / "gpu.json")]
+    )
     rows = found[0]["rows"]
     assert found[0]["precision"] == "bf16" and "ours, packed, varlen" in rows
     assert max(row.get("mfu", 0) for row in rows.values()) < 1

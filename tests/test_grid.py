@@ -1,4 +1,5 @@
-"""The grid runner: done runs are skipped, claimed ones are left to others, and the published rows are found as done."""
+"""The grid runner: done runs are skipped, claimed ones are left to others, and the published rows
+are found as done."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ def test_rows_before_an_error_stay(tmp_path: Path) -> None:
         assert mine, "its lock is free again"
 
 
-@pytest.mark.parametrize("error", [BehaveGPTError("bad data"), RuntimeError("no memory"), MemoryError("none")])
+@pytest.mark.parametrize(
+    "error", [BehaveGPTError("bad data"), RuntimeError("no memory"), MemoryError("none")]
+)
 def test_a_failure_is_a_row(error: Exception) -> None:
     def fail() -> Row:
         raise error
@@ -95,7 +98,8 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values,text", [([], "-"), ([None], "-"), ([0.5], "0.5000"), ([0.4, 0.6, None], "0.5000 ± 0.1414")]
+    "values,text",
+    [([], "-"), ([None], "-"), ([0.5], "0.5000"), ([0.4, 0.6, None], "0.5000 ± 0.1414")],
 )
 def test_the_mean_and_its_deviation(values: list[float | None], text: str) -> None:
     assert mean_and_deviation(values) == text
@@ -103,7 +107,9 @@ def test_the_mean_and_its_deviation(values: list[float | None], text: str) -> No
 
 
 def published(name: str) -> list[Row]:
-    return [json.loads(line) for line in (ROOT / "docs" / "results" / name).read_text().splitlines()]
+    return [
+        json.loads(line) for line in (ROOT / "docs" / "results" / name).read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("script", ["cross_domain", "new_behavior"])

@@ -13,7 +13,16 @@ import pytest
 
 from behavegpt import io
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.io import lock, put_in_place, read_json, remove_stale, replacing, scratch, temporary_name, write_json
+from behavegpt.io import (
+    lock,
+    put_in_place,
+    read_json,
+    remove_stale,
+    replacing,
+    scratch,
+    temporary_name,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -58,13 +67,18 @@ def test_an_error_leaves_what_was_there(error: type[BaseException], tmp_path: Pa
     assert names(tmp_path) == ["out"] and (tmp_path / "out" / "a.txt").read_text() == "old"
 
 
-def test_what_the_dead_left_goes_and_what_the_living_or_strangers_have_stays(tmp_path: Path) -> None:
+def test_what_the_dead_left_goes_and_what_the_living_or_strangers_have_stays(
+    tmp_path: Path,
+) -> None:
     living = filled(temporary_name(tmp_path / "out", "new"), "living")
-    other = filled(dead_name(tmp_path / "other", "new"), "of another output, maybe of another machine")
+    other = filled(
+        dead_name(tmp_path / "other", "new"), "of another output, maybe of another machine"
+    )
     strange = filled(tmp_path / ".tmp-notes", "a stranger's")
     for purpose in ("new", "gone"):
         filled(dead_name(tmp_path / "out", purpose), "dead")
-    own_number = tmp_path / f".tmp-new-out-{os.getpid()}-1"  # of a process that had our number before us
+    # of a process that had our number before us
+    own_number = tmp_path / f".tmp-new-out-{os.getpid()}-1"
     filled(own_number, "dead")
     remove_stale(tmp_path, "out")
     assert names(tmp_path) == sorted([living.name, other.name, strange.name])
@@ -77,8 +91,11 @@ def test_scratch_in_the_systems_folder_goes_when_its_owner_is_dead(
 ) -> None:
     monkeypatch.setattr(io.tempfile, "tempdir", str(tmp_path))
     filled(dead_name(tmp_path / f"{io._origin()}-x", "scratch"), "dead")
-    elsewhere = filled(dead_name(tmp_path / "0123-x", "scratch"), "of a container with process numbers of its own")
-    with io.temporary_folder() as first, io.temporary_folder() as second:  # a process may hold several
+    elsewhere = filled(
+        dead_name(tmp_path / "0123-x", "scratch"), "of a container with process numbers of its own"
+    )
+    # a process may hold several
+    with io.temporary_folder() as first, io.temporary_folder() as second:
         assert first != second and stat.S_IMODE(first.stat().st_mode) == 0o700
         assert names(tmp_path) == sorted([first.name, second.name, elsewhere.name])
     assert names(tmp_path) == [elsewhere.name]
@@ -110,7 +127,9 @@ def test_one_process_at_a_time_writes_a_place(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(ConfigError, match=f"out is in use by process {holder.pid} on .*; wait for it"),
+            pytest.raises(
+                ConfigError, match=f"out is in use by process {holder.pid} on .*; wait for it"
+            ),
             scratch(out),
         ):
             raise AssertionError("two processes write one folder")
@@ -153,8 +172,12 @@ def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path / "disk") == ["b.json", "data"]
 
 
-@pytest.mark.parametrize("mask,file,folder", [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
-def test_the_umask_decides_who_reads_a_folder(mask: int, file: int, folder: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "mask,file,folder", [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
+def test_the_umask_decides_who_reads_a_folder(
+    mask: int, file: int, folder: int, tmp_path: Path
+) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -179,7 +202,9 @@ def test_a_shared_folders_group_stays(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & stat.S_ISGID
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 200_000], ids=lambda x: x[:4].hex())
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 200_000], ids=lambda x: x[:4].hex()
+)
 def test_strange_json_is_one_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.json: (not JSON|holds)"):

@@ -1,4 +1,5 @@
-"""A trained model with memory through the verbs: saved, opened, asked, evaluated, drawn from; and what refuses it."""
+"""A trained model with memory through the verbs: saved, opened, asked, evaluated, drawn from; and
+what refuses it."""
 
 from __future__ import annotations
 
@@ -63,15 +64,22 @@ def test_evaluation_and_prediction_say_the_same(trained: Path, place: Path) -> N
     """The whole history, not the window: at a user's last test event, and cut off there."""
     store, predictor = open_store(place / "data"), load(trained)
     config = predictor.model.config
-    parts = list(score(predictor.model, store, 2, max_length=config.max_length, fields=config.columns))
+    parts = list(
+        score(predictor.model, store, 2, max_length=config.max_length, fields=config.columns)
+    )
     logits, rows = torch.cat([p.logits for p in parts]), torch.cat([p.row for p in parts])
     user = np.searchsorted(store.offsets, rows.numpy(), side="right") - 1
     known = histories(store)
     checked = 0
-    for n in np.flatnonzero(rows.numpy() - store.offsets[user] <= config.max_length)[:6]:  # the windows are the same
+    # the windows are the same
+    for n in np.flatnonzero(rows.numpy() - store.offsets[user] <= config.max_length)[:6]:
         begin, end = int(store.offsets[user[n]]), int(rows[n])
         one = EncodedHistories(
-            pa.array(["u"]), np.array([0, end - begin]), {k: x[begin:end] for k, x in known.columns.items()}, {}, {}
+            pa.array(["u"]),
+            np.array([0, end - begin]),
+            {k: x[begin:end] for k, x in known.columns.items()},
+            {},
+            {},
         )
         answer = predictor.predict(one, top_k=config.num_behaviors)
         expected = logits[n].softmax(0).sort(descending=True)
@@ -93,7 +101,9 @@ def test_the_whole_past_counts(trained: Path, place: Path) -> None:
         one = EncodedHistories(pa.array(["u"]), np.array([0, end - first]), cut, {}, {})
         answers.append(predictor.predict(one).probabilities[0])
     together = predictor.predict(known).probabilities[longest]
-    assert np.allclose(together, answers[0], atol=1e-5) and not np.allclose(together, answers[1], atol=1e-5)
+    assert np.allclose(together, answers[0], atol=1e-5) and not np.allclose(
+        together, answers[1], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("trained", ["behavegpt", "no blocks"], indirect=True)
@@ -102,26 +112,44 @@ def test_drawn_events_are_taken_up(trained: Path, place: Path) -> None:
     store, predictor = open_store(place / "data"), load(trained)
     known, steps = histories(store), 6
     predictor.links = learn_links(predictor.model, store)
-    options = {"steps": steps, "temperature": 0, "probabilities": 3, "time": "observed", "place": "observed"}
+    options = {
+        "steps": steps,
+        "temperature": 0,
+        "probabilities": 3,
+        "time": "observed",
+        "place": "observed",
+    }
     cached, again = (predictor.generate(known, cache=cache, **options) for cache in (True, False))
     for name, values in cached.columns.items():
         assert np.array_equal(values, again.columns[name]), name
     assert np.allclose(cached.probability, again.probability, atol=1e-5)
     length = np.diff(known.offsets)
-    short = np.flatnonzero(length + steps <= predictor.model.config.max_length)  # whose window holds all
+    # whose window holds all
+    short = np.flatnonzero(length + steps <= predictor.model.config.max_length)
     users = np.arange(len(length)) if predictor.model.config.num_hidden_layers == 0 else short
     assert len(users) > 2
     drawn = {name: values.reshape(len(length), steps) for name, values in cached.columns.items()}
     for step in (0, 2, steps - 1):
         answer = predictor.predict(continued(known, drawn, users, step), top_k=3).probabilities
-        assert np.allclose(answer, cached.probability.reshape(len(length), steps, 3)[users, step], atol=1e-5), step
+        assert np.allclose(
+            answer, cached.probability.reshape(len(length), steps, 3)[users, step], atol=1e-5
+        ), step
 
 
-def continued(known: EncodedHistories, drawn: dict[str, np.ndarray], users: np.ndarray, steps: int) -> EncodedHistories:
+def continued(
+    known: EncodedHistories, drawn: dict[str, np.ndarray], users: np.ndarray, steps: int
+) -> EncodedHistories:
     """Histories of some users with their first drawn events behind them."""
     columns = {
         name: np.concatenate(
-            [part for u in users for part in (values[known.offsets[u] : known.offsets[u + 1]], drawn[name][u, :steps])]
+            [
+                part
+                for u in users
+                for part in (
+                    values[known.offsets[u] : known.offsets[u + 1]],
+                    drawn[name][u, :steps],
+                )
+            ]
         )
         for name, values in known.columns.items()
         if name in drawn
@@ -146,7 +174,9 @@ def test_a_graph_cannot_hold_the_counts(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trained", ["behavegpt"], indirect=True)
-def test_vectors_of_probabilities_know_the_whole_past(trained: Path, place: Path, tmp_path: Path) -> None:
+def test_vectors_of_probabilities_know_the_whole_past(
+    trained: Path, place: Path, tmp_path: Path
+) -> None:
     predictor, known = load(trained), histories(open_store(place / "data"))
     vectors = predictor.embed(known, pool=("behaviors",)).vectors
     expected = predictor.predict(known, top_k=predictor.model.config.num_behaviors).probabilities
@@ -158,7 +188,9 @@ def test_vectors_of_probabilities_know_the_whole_past(trained: Path, place: Path
 
 
 def test_training_that_spoils_the_universal_start_gives_it_back(place: Path) -> None:
-    settings = tiny_settings(place / "data", place / "spoilt", steps=4, lr=3.0, select="cross_entropy")
+    settings = tiny_settings(
+        place / "data", place / "spoilt", steps=4, lr=3.0, select="cross_entropy"
+    )
     settings["model"] |= {"memory": True, "num_hidden_layers": 0}
     settings["loss"] = {"name": "cross_entropy"}
     run = pretrain(PretrainSettings.model_validate(settings | {"init": "universal"}))

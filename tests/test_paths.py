@@ -1,4 +1,5 @@
-"""Paths: `~` is expanded and an empty one refused, on the command line, in settings and from Python."""
+"""Paths: `~` is expanded and an empty one refused, on the command line, in settings and from
+Python."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from behavegpt.paths import local_path
 from behavegpt.pretrain import PretrainSettings
 from tests.conftest import ROOT
 
-ROWS = "user,time,event\n" + "".join(f"u{i % 3},2024-03-{i + 1:02} 10:00:00,e{i % 2}\n" for i in range(20))
+ROWS = "user,time,event\n" + "".join(
+    f"u{i % 3},2024-03-{i + 1:02} 10:00:00,e{i % 2}\n" for i in range(20)
+)
 
 
 @pytest.fixture
@@ -69,7 +72,9 @@ def test_every_path_of_every_verb(names: tuple[str, ...], home: Path) -> None:
     [["prepare", "", "--out", "x"], ["prepare", "~/log.csv", "--out", ""], ["prepare", "~/log.csv", "", "--out", "x"],
      ["train", "", "data.path=x"], ["evaluate", "", "x"], ["export-model", "x", ""], ["synthesize", "--out", ""]],
 )  # fmt: skip
-def test_empty_paths_are_mistakes(line: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_paths_are_mistakes(
+    line: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         code = main(line)
     except SystemExit as stopped:  # argparse
@@ -116,7 +121,9 @@ def test_prepare_with_an_encoding(home: Path) -> None:
     assert "é" in open_store("a").vocabulary["event"].values.to_pylist()
 
 
-def test_names_that_are_not_utf8_are_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_utf8_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Arrow and DuckDB cannot open them."""
     odd = Path(os.fsdecode(b"log\xff.csv"))
     odd.write_text(ROWS)
@@ -132,7 +139,12 @@ def test_names_that_are_not_utf8_are_refused(home: Path, capsys: pytest.CaptureF
 def test_streams_that_are_closed_or_full(home: Path, tmp_path: Path) -> None:
     """`2>&-` closes standard error; `--json > /dev/full` cannot be written."""
     prepare(home / "log.csv", tmp_path / "data")
-    for redirected, code, told in ((">&- 2>&-", 0, ""), ("--json > /dev/full", 2, "the disk is full")):
+    for redirected, code, told in (
+        (">&- 2>&-", 0, ""),
+        ("--json > /dev/full", 2, "the disk is full"),
+    ):
         line = f"{sys.executable} -m behavegpt doctor {tmp_path / 'data'} {redirected}"
         ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=ROOT)
-        assert ended.returncode == code and told in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+        assert (
+            ended.returncode == code and told in ended.stderr and "Traceback" not in ended.stderr
+        ), ended.stderr

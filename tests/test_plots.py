@@ -17,11 +17,25 @@ from behavegpt.errors import BehaveGPTError, DataError
 
 HOSTILE = "<script>alert('x')</script> $\\frac{ & |pipe|"
 BASELINES = counts.NAMES
-FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "f1_m", "ndcg@3", "ndcg@5", "hr@3", "hr@5", "head", "mid", "tail")
+FIGURES = (
+    "rec_w",
+    "rec_m",
+    "prec_w",
+    "prec_m",
+    "f1_m",
+    "ndcg@3",
+    "ndcg@5",
+    "hr@3",
+    "hr@5",
+    "head",
+    "mid",
+    "tail",
+)
 
 
 def fake_run(run: Path, classes: int = 40, steps: int = 600) -> Path:
-    """A run folder whose files have the shapes of a real one, with a hostile label among its behaviors."""
+    """A run folder whose files have the shapes of a real one, with a hostile label among its
+    behaviors."""
     rng = np.random.default_rng(0)
     (run / "eval").mkdir(parents=True)
     (run / "model").mkdir()
@@ -30,18 +44,36 @@ def fake_run(run: Path, classes: int = 40, steps: int = 600) -> Path:
     with (run / "log.jsonl").open("w") as log:
         for step in range(10, steps + 1, 10):
             entropy = 2 + 1.6 * np.exp(-step / 120) + rng.normal(0, 0.06)
-            record: dict[str, Any] = {"kind": "train", "step": step, "loss": entropy * 1.1, "cross_entropy": entropy}
-            log.write(json.dumps(record | {"lr": 1e-3, "grad_norm": 0.8, "events_per_second": 12345.6}) + "\n")
+            record: dict[str, Any] = {
+                "kind": "train",
+                "step": step,
+                "loss": entropy * 1.1,
+                "cross_entropy": entropy,
+            }
+            log.write(
+                json.dumps(record | {"lr": 1e-3, "grad_norm": 0.8, "events_per_second": 12345.6})
+                + "\n"
+            )
             if step % 60 == 0:
                 share = 1 - np.exp(-step / 150)
-                record = {"kind": "valid", "step": step, "cross_entropy": entropy + 0.15, "rec_w": 0.4 * share}
-                log.write(json.dumps(record | {"rec_m": 0.25 * share, "ndcg@3": 0.5 * share}) + "\n")
+                record = {
+                    "kind": "valid",
+                    "step": step,
+                    "cross_entropy": entropy + 0.15,
+                    "rec_w": 0.4 * share,
+                }
+                log.write(
+                    json.dumps(record | {"rec_m": 0.25 * share, "ndcg@3": 0.5 * share}) + "\n"
+                )
     models = {}
     for rank, name in enumerate(("behavegpt", *BASELINES)):
         level = 0.42 if rank == 0 else 0.2 + 0.01 * rank
         figures: dict[str, Any] = {key: round(level + 0.01 * i, 6) for i, key in enumerate(FIGURES)}
         deciles = (level * np.linspace(1.2, 0.3 if rank else 0.7, 10)).tolist()
-        models[name] = figures | {"recall_by_decile": [*deciles[:7], None, *deciles[8:]], "tail": level / 3}
+        models[name] = figures | {
+            "recall_by_decile": [*deciles[:7], None, *deciles[8:]],
+            "tail": level / 3,
+        }
     models["markov"]["hr@5"] = 0.9
     models["most_frequent"]["tail"] = None
     context = "model: the last 32 to 64 events; baselines: the whole past"
@@ -50,16 +82,35 @@ def fake_run(run: Path, classes: int = 40, steps: int = 600) -> Path:
     counts = (20_000 / np.arange(1, classes + 1) ** 1.6).astype(int) + 1
     with (run / "eval" / "per_behavior.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["model", "behavior", "train_count", "support", "predicted", "recall", "precision", "f1"])
+        writer.writerow(
+            [
+                "model",
+                "behavior",
+                "train_count",
+                "support",
+                "predicted",
+                "recall",
+                "precision",
+                "f1",
+            ]
+        )
         for name in models:
             recall = np.clip(rng.normal(0.4 if name == "behavegpt" else 0.25, 0.15, classes), 0, 1)
             for label, count, value in zip(labels, counts, recall, strict=True):
-                writer.writerow([name, label, count, count // 5, count // 6, f"{value:.6g}", 0.3, 0.3])
+                writer.writerow(
+                    [name, label, count, count // 5, count // 6, f"{value:.6g}", 0.3, 0.3]
+                )
     top = 12
     matrix = rng.integers(0, 60, (top + 1, top + 1)) + np.diag(rng.integers(100, 900, top + 1))
     matrix[3] = 0
-    _write(run / "eval" / "confusion.json", {"labels": [*labels[:top], "other"], "counts": matrix.tolist()})
-    history = [[f"Mon {hour:02d}:30", f"Venue {hour}", HOSTILE if hour == 9 else "Food"] for hour in range(7, 13)]
+    _write(
+        run / "eval" / "confusion.json",
+        {"labels": [*labels[:top], "other"], "counts": matrix.tolist()},
+    )
+    history = [
+        [f"Mon {hour:02d}:30", f"Venue {hour}", HOSTILE if hour == 9 else "Food"]
+        for hour in range(7, 13)
+    ]
     predicted = [["Food", 0.61], [HOSTILE, 0.2], ["Outdoors", 0.07]]
     examples = [
         {"user": "u-17", "history": history, "predicted": predicted, "actual": "Food"},
@@ -74,7 +125,12 @@ def _facts(classes: int, steps: int) -> dict[str, Any]:
         "command": "behavegpt train configs/small.yaml data.path=shop out=runs/shop",
         "config": {
             "data": {"path": "shop"},
-            "model": {"embedding_size": 32, "num_hidden_layers": 4, "max_length": 64, "history_head": True},
+            "model": {
+                "embedding_size": 32,
+                "num_hidden_layers": 4,
+                "max_length": 64,
+                "history_head": True,
+            },
             "loss": {"name": "dro"},
             "train": {"lr": 0.001, "batch_events": 8192},
         },
@@ -82,7 +138,13 @@ def _facts(classes: int, steps: int) -> dict[str, Any]:
         "versions": {"behavegpt": "0.1.0", "torch": "2.13.0"},
         "device": "CPU, 2 threads",
         "parameters": 1_234_567,
-        "data": {"path": "shop", "content_hash": "ab" * 32, "events": 406_829, "users": 4_372, "behaviors": classes},
+        "data": {
+            "path": "shop",
+            "content_hash": "ab" * 32,
+            "events": 406_829,
+            "users": 4_372,
+            "behaviors": classes,
+        },
         "started": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T03:06:17+00:00",
         "seconds": 132.4,
@@ -101,10 +163,21 @@ def test_all_figures_are_drawn_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = plots.draw_all(run)
-    assert [path.name for path in drawn] == ["loss.png", "recall_by_decile.png", "per_behavior.png", "confusion.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 400_000 for path in drawn)
-    assert sorted(path.name for path in (run / "figs").iterdir()) == sorted(path.name for path in drawn)
-    assert {k: mpl.rcParams[k] for k in before if k != "backend"} == {k: before[k] for k in before if k != "backend"}
+    assert [path.name for path in drawn] == [
+        "loss.png",
+        "recall_by_decile.png",
+        "per_behavior.png",
+        "confusion.png",
+    ]
+    assert all(
+        path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 400_000 for path in drawn
+    )
+    assert sorted(path.name for path in (run / "figs").iterdir()) == sorted(
+        path.name for path in drawn
+    )
+    assert {k: mpl.rcParams[k] for k in before if k != "backend"} == {
+        k: before[k] for k in before if k != "backend"
+    }
     first = [path.read_bytes() for path in drawn]
     assert [path.read_bytes() for path in plots.draw_all(run)] == first
 
@@ -113,15 +186,22 @@ def test_missing_files_leave_their_figures_out(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run")
     (run / "eval" / "confusion.json").unlink()
     (run / "log.jsonl").unlink()
-    assert [path.name for path in plots.draw_all(run)] == ["recall_by_decile.png", "per_behavior.png"]
+    assert [path.name for path in plots.draw_all(run)] == [
+        "recall_by_decile.png",
+        "per_behavior.png",
+    ]
     assert plots.draw_all(tmp_path) == []
 
 
 def test_sparse_results_can_be_drawn(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run")
-    _write(run / "log.jsonl", {"kind": "train", "step": 1, "cross_entropy": 2.0})  # killed before the first validation
+    # killed before the first validation
+    _write(run / "log.jsonl", {"kind": "train", "step": 1, "cross_entropy": 2.0})
     figures = json.loads((run / "eval" / "metrics.json").read_text())
-    _write(run / "eval" / "metrics.json", figures | {"models": {"behavegpt": figures["models"]["behavegpt"]}})
+    _write(
+        run / "eval" / "metrics.json",
+        figures | {"models": {"behavegpt": figures["models"]["behavegpt"]}},
+    )
     lines = (run / "eval" / "per_behavior.csv").read_text().splitlines()
     only = [lines[0], *(line for line in lines if line.startswith("behavegpt"))]
     (run / "eval" / "per_behavior.csv").write_text("\n".join(only))
@@ -129,7 +209,9 @@ def test_sparse_results_can_be_drawn(tmp_path: Path) -> None:
     assert len(plots.draw_all(run)) == 4
 
 
-@pytest.mark.parametrize("name", ["eval/metrics.json", "eval/confusion.json", "log.jsonl", "eval/per_behavior.csv"])
+@pytest.mark.parametrize(
+    "name", ["eval/metrics.json", "eval/confusion.json", "log.jsonl", "eval/per_behavior.csv"]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     run = fake_run(tmp_path / "run")
     (run / name).write_bytes((run / name).read_bytes()[:1000].replace(b"1", b"\xff") + b"\n{\n{\n")
@@ -155,6 +237,9 @@ def test_smoothing_and_binning_against_plain_loops() -> None:
 
 
 def test_the_baseline_shown_is_the_one_with_the_best_macro_recall(tmp_path: Path) -> None:
-    rows = [{"model": m, "recall": r} for m, r in [("behavegpt", 1.0), ("a", 0.1), ("a", 0.5), ("b", 0.4)]]
+    rows = [
+        {"model": m, "recall": r}
+        for m, r in [("behavegpt", 1.0), ("a", 0.1), ("a", 0.5), ("b", 0.4)]
+    ]
     assert plots.best_baseline(rows) == "b"
     assert plots.best_baseline(rows[:1]) is None

@@ -1,5 +1,5 @@
-"""The form of times that a preparation chose is the model's: in files, frames, lists of rows and over HTTP; and logs
-whose columns are named otherwise."""
+"""The form of times that a preparation chose is the model's: in files, frames, lists of rows and
+over HTTP; and logs whose columns are named otherwise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from tests.runs import tiny_settings
 
 RNG = np.random.default_rng(0)
-TIMES = pd.Series(pd.Timestamp("2024-04-01 06:00") + pd.to_timedelta(np.sort(RNG.integers(0, 40 * 86_400, 600)), "s"))
+TIMES = pd.Series(
+    pd.Timestamp("2024-04-01 06:00")
+    + pd.to_timedelta(np.sort(RNG.integers(0, 40 * 86_400, 600)), "s")
+)
 
 
 def log(**columns: Any) -> pd.DataFrame:
-    people = {"Kunde": [f"k{i % 20}" for i in range(600)], "Artikel": [f"a{i}" for i in RNG.integers(0, 6, 600)]}
+    people = {
+        "Kunde": [f"k{i % 20}" for i in range(600)],
+        "Artikel": [f"a{i}" for i in RNG.integers(0, 6, 600)],
+    }
     return pd.DataFrame(people | columns)
 
 
 def trained(frame: pd.DataFrame, folder: Path) -> Predictor:
     frame.to_csv(folder / "log.csv", sep=";", index=False)
     prepare(folder / "log.csv", folder / "data")
-    pretrain(PretrainSettings.model_validate(tiny_settings(folder / "data", folder / "run", steps=2)))
+    pretrain(
+        PretrainSettings.model_validate(tiny_settings(folder / "data", folder / "run", steps=2))
+    )
     return behavegpt.load(folder / "run" / "model", "cpu")
 
 
@@ -46,7 +54,10 @@ ROWS = [
     {"Kunde": "x", "Artikel": "a1", "Datum": "03.04.2024", "Uhrzeit": "18:45"},
     {"Kunde": "x", "Artikel": "a2", "Datum": "04.05.2024", "Uhrzeit": "07:15"},
 ]
-SECONDS = [pd.Timestamp("2024-04-03 18:45").timestamp(), pd.Timestamp("2024-05-04 07:15").timestamp()]
+SECONDS = [
+    pd.Timestamp("2024-04-03 18:45").timestamp(),
+    pd.Timestamp("2024-05-04 07:15").timestamp(),
+]
 
 
 def as_file(ending: str, folder: Path) -> str:
@@ -82,7 +93,9 @@ def test_times_are_read_as_in_training_over_http(german: Predictor) -> None:
     answer: Any = answer_all(german, [request])[0]
     expected = german.predict(ROWS)
     assert [b["behavior"] for b in answer["users"][0]["behaviors"]] == expected.labels[0].tolist()
-    assert [b["probability"] for b in answer["users"][0]["behaviors"]] == expected.probabilities[0].tolist()
+    assert [b["probability"] for b in answer["users"][0]["behaviors"]] == expected.probabilities[
+        0
+    ].tolist()
     del events[0]["Uhrzeit"], events[1]["Uhrzeit"]
     request = PredictRequest.model_validate({"users": [{"id": "x", "events": events}]})
     assert "no column 'Uhrzeit' (the time)" in str(answer_all(german, [request])[0])
@@ -97,7 +110,10 @@ NAMED = {"user": "uid", "event": "item", "time": "when", "time_format": "%m/%d/%
 
 def test_columns_may_be_named(german: Predictor) -> None:
     assert german.reading(**NAMED).encode(OTHER).columns["time"].tolist() == SECONDS
-    assert german.reading(**NAMED).predict(OTHER).probabilities.tolist() == german.predict(ROWS).probabilities.tolist()
+    assert (
+        german.reading(**NAMED).predict(OTHER).probabilities.tolist()
+        == german.predict(ROWS).probabilities.tolist()
+    )
     assert german.tokenizer.event_schema.user == "Kunde"
     with pytest.raises(DataError, match="Name the right one with --time COLUMN"):
         german.predict(pd.DataFrame(OTHER).rename(columns={"uid": "Kunde", "item": "Artikel"}))
@@ -113,7 +129,9 @@ def test_columns_may_be_named(german: Predictor) -> None:
         ({"user": "Artikel"}, "three different columns"),
     ],
 )
-def test_what_is_the_models_is_refused(german: Predictor, changes: dict[str, str], message: str) -> None:
+def test_what_is_the_models_is_refused(
+    german: Predictor, changes: dict[str, str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         german.reading(**changes)
 
@@ -134,7 +152,9 @@ def test_the_commands_take_the_columns(
         "export": ["v"],
     }
     more = [word if word.startswith("--") else str(tmp_path / word) for word in out[verb]]
-    options = [word for name, value in NAMED.items() for word in (f"--{name.replace('_', '-')}", value)]
+    options = [
+        word for name, value in NAMED.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
     assert main([verb, str(model), str(file), *more, *options]) == 0, capsys.readouterr().err
     assert main([verb, str(model), str(file), *more, *options, "--location", "x"]) == 2
     assert "the model has no location" in " ".join(capsys.readouterr().err.split())
@@ -145,15 +165,22 @@ def test_a_model_without_a_clock_trains_predicts_and_generates(tmp_path: Path) -
     assert model.tokenizer.event_schema.slots == 1
     rows = [{"Kunde": "x", "Artikel": "a1", "Datum": "13.04.2024"}]
     assert np.isclose(model.predict(rows, top_k=100).probabilities.sum(), 1)
-    assert model.encode([rows[0] | {"Datum": "2024-04-13T18:00:00"}]).columns["slot"].tolist() == [0]
+    assert model.encode([rows[0] | {"Datum": "2024-04-13T18:00:00"}]).columns["slot"].tolist() == [
+        0
+    ]
     future = model.generate(rows, steps=3).to_table()
     assert future.num_rows == 3
-    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["event_schema"]["slot_minutes"] == 1440
+    assert (
+        json.loads((tmp_path / "data" / "dataset.json").read_text())["event_schema"]["slot_minutes"]
+        == 1440
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_dates_alone_are_told_to_a_model_that_knows_slots(german: Predictor) -> None:
-    dates = pd.DataFrame([{"Kunde": "x", "Artikel": "a1", "Datum": f"{1 + i}.04.2024"} for i in range(12)])
+    dates = pd.DataFrame(
+        [{"Kunde": "x", "Artikel": "a1", "Datum": f"{1 + i}.04.2024"} for i in range(12)]
+    )
     with pytest.raises(UserWarning, match="all 12 times are at midnight"):
         german.reading(time="Datum", time_format="%d.%m.%Y").encode(dates)
     german.reading(time="Datum", time_format="%d.%m.%Y").encode(dates[:5])

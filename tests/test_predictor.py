@@ -1,4 +1,5 @@
-"""The Predictor's inputs: whose events they are, numbers that make sense, and memory bounded by cells."""
+"""The Predictor's inputs: whose events they are, numbers that make sense, and memory bounded by
+cells."""
 
 from __future__ import annotations
 
@@ -48,7 +49,13 @@ def predictor() -> Predictor:
 
 
 ROWS = [
-    {"u": f"user{n % 3}", "t": f"2020-01-{n + 1:02} 10:00:00", "e": f"event{n % 5}", "l": "location1", "b": None}
+    {
+        "u": f"user{n % 3}",
+        "t": f"2020-01-{n + 1:02} 10:00:00",
+        "e": f"event{n % 5}",
+        "l": "location1",
+        "b": None,
+    }
     for n in range(9)
 ]
 FRAME = pd.DataFrame(ROWS)
@@ -68,8 +75,14 @@ WITHOUT_USER: dict[str, tuple[Any, str]] = {
     "polars": (pl.DataFrame(ROWS).rename({"u": "uid"}), "Did you mean 'uid'"),
     "arrow": (pa.Table.from_pylist(ROWS).drop_columns(["u"]), "no column 'u'"),
     "columns": ({name: [row[name] for row in ROWS] for name in ("t", "e", "l")}, "no column 'u'"),
-    "a list, renamed": ([{"customer_id" if k == "u" else k: v for k, v in row.items()} for row in ROWS], "customer_id"),
-    "a list, other case": ([{"U" if k == "u" else k: v for k, v in row.items()} for row in ROWS], "'U'"),
+    "a list, renamed": (
+        [{"customer_id" if k == "u" else k: v for k, v in row.items()} for row in ROWS],
+        "customer_id",
+    ),
+    "a list, other case": (
+        [{"U" if k == "u" else k: v for k, v in row.items()} for row in ROWS],
+        "'U'",
+    ),
     "a list of mixed things": ([*ROWS, 3], "a int stands among the events"),
 }
 
@@ -91,7 +104,9 @@ def test_a_list_of_events_is_one_history(predictor: Predictor, verb: str, kind: 
     assert VERBS[verb](predictor, kind(ROWS)).users.to_pylist() == ["user0", "user1", "user2"]
 
 
-def test_files_without_the_user_are_refused(predictor: Predictor, tmp_path: Path, capsys: Any) -> None:
+def test_files_without_the_user_are_refused(
+    predictor: Predictor, tmp_path: Path, capsys: Any
+) -> None:
     save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
     FRAME.rename(columns={"u": "user_id"}).to_csv(tmp_path / "log.csv", index=False)
     for verb in ("predict", "embed", "generate"):
@@ -111,11 +126,15 @@ def test_a_device_that_is_not_there_is_one_clear_error(
     assert f"device '{device}' cannot be used" in capsys.readouterr().err
 
 
-def test_progress_is_told_in_users_up_to_all(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_told_in_users_up_to_all(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(history_batches, "CELLS_PER_BATCH", 1)  # a batch for each user
     told: list[tuple[int, int]] = []
     users = predictor.predict(FRAME, on_user=lambda done, total: told.append((done, total))).users
-    assert told[-1] == (len(users), len(users)) and [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (len(users), len(users)) and [done for done, _ in told] == sorted(
+        done for done, _ in told
+    )
 
 
 def test_a_series_holds_no_log(predictor: Predictor) -> None:
@@ -130,7 +149,10 @@ BAD_NUMBERS: list[tuple[str, dict[str, Any]]] = [
     *(("embed", {"pool": value}) for value in ([], (), "last", None, ["first"], ["last", "last"], [3], [[]])),
     *(("generate", {"temperature": value}) for value in (1e-320, 1e-4, NAN, math.inf, -1, 101, "1", True)),
     *(("generate", {"top_p": value}) for value in (1e-300, 0, NAN, 1.1, -0.5, "1")),
-    *(("generate", {"until": value}) for value in ("99999999999999999 weeks", "0 days", "soon", 3, "")),
+    *(("generate", {"until": value}) for value in ((
+        "99999999999999999 "
+        "weeks"
+    ), "0 days", "soon", 3, "")),
     *(("generate", {"until": value}) for value in ("1" * 4000, "9" * 39 + "h", "0.001 min")),
     *(("generate", {"until": value}) for value in ("{a: 1}", "nan days", "-1 day", "1e3 days")),
     *(("generate", {"steps": value}) for value in (0, 2.5, "3", 10**9, True, None)),
@@ -141,7 +163,9 @@ BAD_NUMBERS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("verb,options", BAD_NUMBERS, ids=lambda v: next(iter(v)))
-def test_numbers_without_sense_are_refused(predictor: Predictor, verb: str, options: dict[str, Any]) -> None:
+def test_numbers_without_sense_are_refused(
+    predictor: Predictor, verb: str, options: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigError) as error:
         getattr(predictor, verb)(ROWS, **options)
     assert next(iter(options)) in str(error.value) and len(str(error.value)) < 400
@@ -158,7 +182,9 @@ def test_numbers_without_sense_are_refused(predictor: Predictor, verb: str, opti
         ("generate", {"steps": np.int32(2), "temperature": 100, "seed": 2**63 - 1}),
     ],
 )
-def test_the_ends_of_the_bounds_work(predictor: Predictor, verb: str, options: dict[str, Any]) -> None:
+def test_the_ends_of_the_bounds_work(
+    predictor: Predictor, verb: str, options: dict[str, Any]
+) -> None:
     found = getattr(predictor, verb)(ROWS, **options)
     if verb == "predict":
         assert np.isfinite(found.probabilities).all() and found.probabilities.min() >= 0
@@ -176,7 +202,9 @@ def test_the_ends_of_the_bounds_work(predictor: Predictor, verb: str, options: d
         ["generate", "--seed", "-1"],
     ],
 )
-def test_the_command_line_checks_the_same(predictor: Predictor, tmp_path: Path, capsys: Any, line: list[str]) -> None:
+def test_the_command_line_checks_the_same(
+    predictor: Predictor, tmp_path: Path, capsys: Any, line: list[str]
+) -> None:
     save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
     FRAME.to_csv(tmp_path / "log.csv", index=False)
     assert main([line[0], str(tmp_path / "model"), str(tmp_path / "log.csv"), *line[1:]]) == 2
@@ -186,7 +214,10 @@ def test_the_command_line_checks_the_same(predictor: Predictor, tmp_path: Path, 
 def one_event_users(predictor: Predictor, users: int, events: int = 1) -> EncodedHistories:
     rng = np.random.default_rng(0)
     sizes = dict(predictor.model.config.field_sizes or {})
-    columns = {name: rng.integers(2 if size > 3 else 0, size, users * events) for name, size in sizes.items()}
+    columns = {
+        name: rng.integers(2 if size > 3 else 0, size, users * events)
+        for name, size in sizes.items()
+    }
     columns |= {"behavior": columns["event"], "time": np.tile(np.arange(events) * 60, users)}
     labels = pa.array([f"{n:06}" for n in range(users)], pa.string())
     return EncodedHistories(labels, np.arange(users + 1) * events, columns, {}, {})
@@ -196,18 +227,23 @@ def call(predictor: Predictor, verb: str, encoded: EncodedHistories) -> Any:
     if verb == "embed":
         return predictor.embed(encoded, ["last", "behaviors"]).vectors
     if verb == "generate":
-        return predictor.generate(encoded, 2, top_p=0.9, time="observed", place="observed").columns["event"]
+        return predictor.generate(encoded, 2, top_p=0.9, time="observed", place="observed").columns[
+            "event"
+        ]
     return predictor.predict(encoded).probabilities
 
 
 @pytest.mark.parametrize("verb", ["predict", "embed", "generate"])
 def test_logits_are_bounded_by_cells(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    """Many users of one event with many classes: no batch holds more cells than the limit, and nothing changes."""
+    """Many users of one event with many classes: no batch holds more cells than the limit, and
+    nothing changes."""
     predictor = made(behaviors=None, events=3000)
     encoded = one_event_users(predictor, 700)
     expected = call(predictor, verb, encoded)
     shapes: list[int] = []
-    predictor.model.head.register_forward_hook(lambda module, args, logits: shapes.append(logits.numel()))
+    predictor.model.head.register_forward_hook(
+        lambda module, args, logits: shapes.append(logits.numel())
+    )
     for module in ("behavegpt.history_batches", "behavegpt.predictor"):
         monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 300_000)
     monkeypatch.setattr("behavegpt.generation.rollout.LOGIT_BYTES", 16 * 300_000)
@@ -221,24 +257,30 @@ def test_more_classes_than_cells_go_piece_by_piece(monkeypatch: pytest.MonkeyPat
     encoded = one_event_users(predictor, 10)
     expected = predictor.predict(encoded)
     shapes: list[int] = []
-    predictor.model.head.register_forward_hook(lambda module, args, logits: shapes.append(len(logits)))
+    predictor.model.head.register_forward_hook(
+        lambda module, args, logits: shapes.append(len(logits))
+    )
     for module in ("behavegpt.history_batches", "behavegpt.predictor"):
         monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 100)
     got = predictor.predict(encoded)
     assert shapes == [2] * 5
-    assert (got.labels == expected.labels).all() and np.allclose(got.probabilities, expected.probabilities, atol=1e-6)
+    assert (got.labels == expected.labels).all() and np.allclose(
+        got.probabilities, expected.probabilities, atol=1e-6
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["predict", "embed", "generate"])
 def test_peak_memory_of_many_users_and_classes(verb: str) -> None:
-    """20,000 users of one event at 32,768 classes: 4.7 GiB once, when positions alone were bounded."""
+    """20,000 users of one event at 32,768 classes: 4.7 GiB once, when positions alone were
+    bounded."""
     import subprocess
     import sys
 
     code = (
         "import resource\nfrom tests.test_predictor import call, made, one_event_users\n"
-        "predictor = made(behaviors=None, events=32766)\nencoded = one_event_users(predictor, 20_000)\n"
+        "predictor = made(behaviors=None, events=32766)\nencoded = one_event_users(predictor, "
+        "20_000)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"call(predictor, {verb!r}, encoded)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

@@ -37,7 +37,9 @@ def made():
 def test_probabilities_are_divided_by_the_training_frequency(made, tau):
     store, model, prior = made
     tokenizer = EventTokenizer.from_store(store, 16)
-    histories = EncodedHistories(pa.array([f"u{i:02d}" for i in range(30)]), store.offsets, store.columns, {}, {})
+    histories = EncodedHistories(
+        pa.array([f"u{i:02d}" for i in range(30)]), store.offsets, store.columns, {}, {}
+    )
     predictor = Predictor(model, tokenizer)
     found = []
     for correction in ({}, {"prior_correction": tau}):  # none by default
@@ -55,6 +57,10 @@ def test_the_cross_entropy_of_an_evaluation_is_that_of_the_corrected_logits(made
     store, model, prior = made
     options = {"max_length": 16, "fields": model.config.columns}
     parts = list(score(model, store, TEST, **options))
-    logits, target = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "target"))
+    logits, target = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "target")
+    )
     _, found = evaluate(model, store, TEST, prior_correction=1.0, **options)
-    assert found == pytest.approx(float(F.cross_entropy(logits.double() - prior.log(), target)), rel=1e-5)
+    assert found == pytest.approx(
+        float(F.cross_entropy(logits.double() - prior.log(), target)), rel=1e-5
+    )

@@ -1,4 +1,5 @@
-"""The report is one file that needs nothing else and cannot be broken by a label; the card is what the Hub reads."""
+"""The report is one file that needs nothing else and cannot be broken by a label; the card is what
+the Hub reads."""
 
 from __future__ import annotations
 
@@ -101,8 +102,15 @@ def test_the_page_says_what_was_run(page: str) -> None:
 def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
     models = json.loads((run / "eval" / "metrics.json").read_text())["models"]
     table = report.metric_table(models)
-    frame = pd.DataFrame(models).T.drop(columns="recall_by_decile").astype(float).sort_values("rec_w", ascending=False)
-    assert [row["name"] for row in table["rows"]] == [report.plots.title_of(str(name)) for name in frame.index]
+    frame = (
+        pd.DataFrame(models)
+        .T.drop(columns="recall_by_decile")
+        .astype(float)
+        .sort_values("rec_w", ascending=False)
+    )
+    assert [row["name"] for row in table["rows"]] == [
+        report.plots.title_of(str(name)) for name in frame.index
+    ]
     for column, key in enumerate(report.METRICS):
         marked = [row["name"] for row in table["rows"] if row["cells"][column][1]]
         assert marked == [report.plots.title_of(str(frame[key].idxmax()))]
@@ -115,10 +123,14 @@ def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
 
 def test_best_and_worst_behaviors_have_enough_events(run: Path) -> None:
     best, worst = report.behavior_tables(run / "eval" / "per_behavior.csv")
-    frame = pd.read_csv(run / "eval" / "per_behavior.csv").query("model == 'behavegpt' and support >= 20")
+    frame = pd.read_csv(run / "eval" / "per_behavior.csv").query(
+        "model == 'behavegpt' and support >= 20"
+    )
     ordered = frame.sort_values("recall", ascending=False)
     assert [row["recall"] for row in best["rows"]] == [f"{v:.3f}" for v in ordered["recall"][:8]]
-    assert [row["recall"] for row in worst["rows"]] == [f"{v:.3f}" for v in ordered["recall"][::-1][:8]]
+    assert [row["recall"] for row in worst["rows"]] == [
+        f"{v:.3f}" for v in ordered["recall"][::-1][:8]
+    ]
 
 
 def test_missing_files_leave_their_sections_out(tmp_path: Path) -> None:
@@ -161,14 +173,21 @@ def test_the_same_files_give_the_same_bytes(run: Path, page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (60, "1 min 0 s"), (132.4, "2 min 12 s"), (7260, "2 h 1 min")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (60, "1 min 0 s"), (132.4, "2 min 12 s"), (7260, "2 h 1 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
 
 
 def manifest(content_hash: str) -> Manifest:
-    schema = {"user": "customer", "time": "at", "event": "item", "location": "country", "behavior": "a|b"}
+    schema = {
+        "user": "customer",
+        "time": "at",
+        "event": "item",
+        "location": "country",
+        "behavior": "a|b",
+    }
     return Manifest(
         format=1,
         event_schema=EventSchema.model_validate(schema | {"tz": "Europe/London"}),
@@ -192,7 +211,15 @@ def test_the_card_is_read_by_the_hub_and_holds_nothing_empty(run: Path, tmp_path
     card = ModelCard.load(path)
     assert card.data.library_name == "behavegpt" and "next-behavior-prediction" in card.data.tags
     assert card.data.license is None
-    for expected in ("customer", "Europe/London", "time:0.7,0.15,0.15", "10, 2, 3", "406,829", "`a|b`", "## Limits"):
+    for expected in (
+        "customer",
+        "Europe/London",
+        "time:0.7,0.15,0.15",
+        "10, 2, 3",
+        "406,829",
+        "`a|b`",
+        "## Limits",
+    ):
         assert expected in card.text, expected
     for name in ("BehaveGPT", "user markov"):
         assert f"| {name} |" in card.text
@@ -226,13 +253,16 @@ EVIL = (
 
 
 def rendered(markdown: str) -> Page:
-    """The page that GitHub or the Hub would make of a card (which also sanitize it; we do not rely on that)."""
+    """The page that GitHub or the Hub would make of a card (which also sanitize it; we do not rely
+    on that)."""
     body = markdown.split("\n---\n", 1)[-1]
     return Page(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(body))
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_no_label_becomes_a_link_or_a_tag_of_a_card(evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_label_becomes_a_link_or_a_tag_of_a_card(
+    evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report.plots, "draw_all", lambda run: [])
     run = fake_run(tmp_path / "shop")
     facts = json.loads((run / "run.json").read_text())
@@ -244,8 +274,12 @@ def test_no_label_becomes_a_link_or_a_tag_of_a_card(evil: str, tmp_path: Path, m
     metrics |= {"remarks": [f"all targets are {evil!r}"], "protocol": {"split": evil}}
     metrics["models"][evil] = metrics["models"].pop("markov")
     (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
-    schema = manifest("ab" * 32).event_schema.model_copy(update={n: f"{n} {evil}" for n in ("user", "time", "event")})
-    described = manifest("ab" * 32).model_copy(update={"event_schema": schema, "rejected": {evil: 3}})
+    schema = manifest("ab" * 32).event_schema.model_copy(
+        update={n: f"{n} {evil}" for n in ("user", "time", "event")}
+    )
+    described = manifest("ab" * 32).model_copy(
+        update={"event_schema": schema, "rejected": {evil: 3}}
+    )
     (tmp_path / "dataset.json").write_text(described.model_dump_json())
     words = Vocabulary(pa.array([evil]), np.array([7]))
     moved = described.model_copy(update={"split": described.split | {"boundaries": [0, 0]}})
@@ -258,7 +292,9 @@ def test_no_label_becomes_a_link_or_a_tag_of_a_card(evil: str, tmp_path: Path, m
         page = rendered(path.read_text(encoding="utf-8"))
         assert not {"a", "img", "script", "s"} & {tag for tag, _ in page.tags}, path
         shown = " ".join("".join(page.text).split())
-        assert " ".join(evil.split()).replace("`", "'") in shown.replace("`", "'"), "and it is shown as it is"
+        assert " ".join(evil.split()).replace("`", "'") in shown.replace("`", "'"), (
+            "and it is shown as it is"
+        )
     assert "<a" not in report.write_report(run).read_text(encoding="utf-8")
 
 

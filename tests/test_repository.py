@@ -10,7 +10,11 @@ import yaml
 import behavegpt
 from tests.conftest import ROOT
 
-YAML = [ROOT / "CITATION.cff", ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
+YAML = [
+    ROOT / "CITATION.cff",
+    ROOT / ".pre-commit-config.yaml",
+    *sorted((ROOT / ".github").rglob("*.yml")),
+]
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
@@ -20,14 +24,20 @@ def test_a_file_is_yaml(path):
 
 def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    newest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    newest = re.search(
+        r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$",
+        (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        re.M,
+    )
     assert newest is not None
     assert newest.groups() == (citation["version"], str(citation["date-released"]))
     assert behavegpt.__version__ == citation["version"]
 
 
 def test_ci_tries_every_python_that_the_package_declares():
-    matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"][
+        "strategy"
+    ]["matrix"]
     declared = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text(encoding="utf-8"))
     assert matrix["python"] == declared
 

@@ -7,7 +7,8 @@ import re
 from tests.conftest import ROOT
 
 FORBIDDEN = re.compile(
-    r"\b(import pickle|from pickle|torch\.load\(|torch\.save\(|allow_pickle=True|trust_remote_code=True|shell=True"
+    r"\b(import pickle|from "
+    r"pickle|torch\.load\(|torch\.save\(|allow_pickle=True|trust_remote_code=True|shell=True"
     r"|yaml\.load\((?!.*Loader=_Loader)|os\.system\(|(?<![.\w])eval\(|(?<![.\w])exec\()"
 )
 

@@ -1,4 +1,5 @@
-"""The site: pages that are made from the code, and links that lead somewhere (`make docs` builds it)."""
+"""The site: pages that are made from the code, and links that lead somewhere (`make docs` builds
+it)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,12 @@ def listed(nav: Any) -> Iterator[str]:
 
 
 def test_every_page_is_in_the_navigation(pages: ModuleType) -> None:
-    made = {*pages.PAGES.values(), "reference/commands.md", "reference/settings.md", "reference/api.md"}
+    made = {
+        *pages.PAGES.values(),
+        "reference/commands.md",
+        "reference/settings.md",
+        "reference/api.md",
+    }
     assert set(listed(NAV)) == made | {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
@@ -58,10 +64,19 @@ def test_settings_have_a_type_a_default_and_a_description(pages: ModuleType) -> 
         ("index.md", "[shape](docs/data.md#time)", "[shape](data.md#time)"),
         ("index.md", "[license](LICENSE)", "license (`LICENSE`)"),
         ("data.md", "[log](../CHANGELOG.md)", "[log](changelog.md)"),
-        ("data.md", "[the worlds](../behavegpt/universal/worlds.py)", "the worlds (`behavegpt/universal/worlds.py`)"),
+        (
+            "data.md",
+            "[the worlds](../behavegpt/universal/worlds.py)",
+            "the worlds (`behavegpt/universal/worlds.py`)",
+        ),
         ("data.md", "[site](https://example.org/a.md)", "[site](https://example.org/a.md)"),
     ],
 )
 def test_links_of_the_repository_become_links_of_the_site(pages, page, link, expected) -> None:
     files = [SimpleNamespace(src_uri=name) for name in ("index.md", "data.md", "changelog.md")]
-    assert pages.on_page_markdown(link, SimpleNamespace(file=SimpleNamespace(src_uri=page)), None, files) == expected
+    assert (
+        pages.on_page_markdown(
+            link, SimpleNamespace(file=SimpleNamespace(src_uri=page)), None, files
+        )
+        == expected
+    )

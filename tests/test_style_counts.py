@@ -49,7 +49,9 @@ COUNTS = {
 
 def counts(*arguments: str) -> str:
     script = str(ROOT / "tools" / "style_counts.py")
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 

@@ -1,6 +1,8 @@
-"""The wheel is whole: built from the source archive, it works far from the checkout with nothing but what it declares.
+"""The wheel is whole: built from the source archive, it works far from the checkout with nothing
+but what it declares.
 
-`fresh` is an environment of its own that sees the base dependencies of the package, and no other library.
+`fresh` is an environment of its own that sees the base dependencies of the package, and no other
+library.
 """
 
 from __future__ import annotations
@@ -28,8 +30,17 @@ pytest.importorskip("setuptools", minversion="77")
 KEPT_OUT = shutil.ignore_patterns(
     ".*_cache", ".git", ".venv", "__pycache__", "*.egg-info", "runs", "data", "build", "dist"
 )
-SHIPPED = ("configs/small.yaml", "configs/adapt/new_behavior.yaml", "templates/report.html.j2", "py.typed")
-SHIPPED += ("universal/weights/universal.safetensors", "demo/online_retail.parquet", "datasets/git_words.yaml")
+SHIPPED = (
+    "configs/small.yaml",
+    "configs/adapt/new_behavior.yaml",
+    "templates/report.html.j2",
+    "py.typed",
+)
+SHIPPED += (
+    "universal/weights/universal.safetensors",
+    "demo/online_retail.parquet",
+    "datasets/git_words.yaml",
+)
 ARCHIVED = (
     "configs/small.yaml",
     "tests/conftest.py",
@@ -48,7 +59,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _build("sdist", folder / "checkout", folder)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as tar:
         tar.extractall(folder, filter="data")
-    return next(path for path in folder.iterdir() if path.is_dir() and path.name.startswith("behavegpt-"))
+    return next(
+        path for path in folder.iterdir() if path.is_dir() and path.name.startswith("behavegpt-")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +84,18 @@ def _build(kind: str, source: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+def fresh(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python ARGUMENTS` of the fresh environment in an empty folder."""
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder / "env", with_pip=False)
     packages = next((folder / "env" / "lib").glob("python*")) / "site-packages"
     with zipfile.ZipFile(wheel) as files:
         files.extractall(packages)
-    for name in _closure(importlib.metadata.PathDistribution(next(packages.glob("behavegpt-*.dist-info")))):
+    for name in _closure(
+        importlib.metadata.PathDistribution(next(packages.glob("behavegpt-*.dist-info")))
+    ):
         _link(importlib.metadata.distribution(name), packages)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "BEHAVEGPT_CACHE": str(folder / "cache")}
@@ -99,7 +116,10 @@ def _closure(package: importlib.metadata.Distribution) -> set[str]:
     while pending:
         line, extra = pending.pop()
         requirement = Requirement(line)
-        if (requirement.marker and not requirement.marker.evaluate({"extra": extra})) or (line, extra) in seen:
+        if (requirement.marker and not requirement.marker.evaluate({"extra": extra})) or (
+            line,
+            extra,
+        ) in seen:
             continue
         seen.add((line, extra))
         try:
@@ -113,7 +133,9 @@ def _closure(package: importlib.metadata.Distribution) -> set[str]:
 
 def _link(package: importlib.metadata.Distribution, folder: Path) -> None:
     """Make an installed package visible in `folder`."""
-    for top in {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}:
+    for top in {
+        file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")
+    }:
         place = folder / top
         if not place.exists():
             place.symlink_to(Path(str(package.locate_file(top))).resolve())
@@ -129,26 +151,42 @@ def test_the_archives_are_complete(archive: Path, wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_works_far_from_the_checkout(fresh: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """demo, predict, report, a run from a shipped configuration, the universal model, and the service's imports."""
+def test_the_wheel_works_far_from_the_checkout(
+    fresh: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """demo, predict, report, a run from a shipped configuration, the universal model, and the
+    service's imports."""
     where = fresh("-c", "import behavegpt; print(behavegpt.__file__)").stdout
     assert str(ROOT) not in where
     fresh("-m", "behavegpt", "demo", "--out", "demo", "--steps", "2")
-    log = "from behavegpt.demo import online_retail as f; import shutil; shutil.copy(f(), 'log.parquet')"
+    log = (
+        "from behavegpt.demo import online_retail as f; import shutil; shutil.copy(f(), "
+        "'log.parquet')"
+    )
     fresh("-c", log)
     fresh("-m", "behavegpt", "train", "tiny", "data.path=demo/data", "out=run", "train.steps=2")
     fresh("-m", "behavegpt", "predict", "run/model", "log.parquet", "--out", "out.csv")
     fresh("-m", "behavegpt", "report", "run")
     told = fresh("-m", "behavegpt", "predict", "universal", "log.parquet", "--json").stdout
     assert json.loads(told)[0]["rank"] == 1
-    fresh("-c", "import behavegpt.serving.app, behavegpt.adapt.peft, behavegpt.scaling.law, scipy.stats, peft, uvicorn")
+    fresh(
+        "-c",
+        "import behavegpt.serving.app, behavegpt.adapt.peft, behavegpt.scaling.law, scipy.stats, "
+        "peft, uvicorn",
+    )
     folder = Path(fresh("-c", "import os; print(os.getcwd())").stdout.strip())
-    assert (folder / "run" / "report.html").is_file() and (folder / "demo" / "report.html").is_file()
+    assert (folder / "run" / "report.html").is_file() and (
+        folder / "demo" / "report.html"
+    ).is_file()
     with (folder / "out.csv").open() as file:
         assert next(csv.reader(file)) == ["user", "rank", "behavior", "probability"]
 
 
 @pytest.mark.slow
-def test_an_extra_is_named_by_its_libraries(fresh: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    told = fresh("-c", "from behavegpt.errors import *; print(MissingExtraError('implicit', 'profiles'))").stdout
+def test_an_extra_is_named_by_its_libraries(
+    fresh: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    told = fresh(
+        "-c", "from behavegpt.errors import *; print(MissingExtraError('implicit', 'profiles'))"
+    ).stdout
     assert told.strip() == "implicit is not installed; run: pip install 'implicit>=0.7.3'"

@@ -1,7 +1,9 @@
-"""Pages of the site that are not files of docs/: mkdocs calls `on_files` and `on_page_markdown` (see mkdocs.yml).
+"""Pages of the site that are not files of docs/: mkdocs calls `on_files` and `on_page_markdown`
+(see mkdocs.yml).
 
-The README and its neighbors become pages; the commands' reference comes from their parsers, that of the settings from
-their models, and that of the Python API from the public names. Links to other files become plain text.
+The README and its neighbors become pages; the commands' reference comes from their parsers, that of
+the settings from their models, and that of the Python API from the public names. Links to other
+files become plain text.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     made = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in PAGES.items()}
-    made |= {"reference/commands.md": commands(), "reference/settings.md": settings(), "reference/api.md": api()}
+    made |= {
+        "reference/commands.md": commands(),
+        "reference/settings.md": settings(),
+        "reference/api.md": api(),
+    }
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -82,8 +88,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def commands() -> str:
     """Each command's help, as its parser prints it."""
-    pages = (f"## {p.prog}\n\n```text\n{p.format_help().rstrip()}\n```\n" for p in _parsers(_parser()))
-    return "\n".join(["# Commands\n\nEach page of `--help`, from the parsers themselves.\n", *pages])
+    pages = (
+        f"## {p.prog}\n\n```text\n{p.format_help().rstrip()}\n```\n" for p in _parsers(_parser())
+    )
+    return "\n".join(
+        ["# Commands\n\nEach page of `--help`, from the parsers themselves.\n", *pages]
+    )
 
 
 def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -98,13 +108,16 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 def settings() -> str:
     """A table of each group of settings."""
     parts = [
-        "# Settings\n\nWhat a configuration file may say, and `NAME=VALUE` on the command line. A setting in a group "
+        "# Settings\n\nWhat a configuration file may say, and `NAME=VALUE` on the command line. A "
+        "setting in a group "
         "is written `train: {lr: 1e-3}` in YAML and `train.lr=1e-3` on the command line.\n"
     ]
     for title, name in SETTINGS.items():
         module, _, model = name.rpartition(".")
         cls = getattr(importlib.import_module(module), model)
-        parts.append(f"## {title}\n\n{_first(cls)}\n\n| setting | type | default | |\n|---|---|---|---|")
+        parts.append(
+            f"## {title}\n\n{_first(cls)}\n\n| setting | type | default | |\n|---|---|---|---|"
+        )
         parts += [*_rows(cls, ""), ""]
     return "\n".join(parts)
 
@@ -123,8 +136,16 @@ def _type(annotation: Any) -> str:
     """A type as users write its values: choices in full."""
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
-    text = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("NoneType", "null").replace("None", "null")
+    text = (
+        annotation.__name__
+        if isinstance(annotation, type) and not typing.get_args(annotation)
+        else str(annotation)
+    )
+    return (
+        re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
+        .replace("NoneType", "null")
+        .replace("None", "null")
+    )
 
 
 def _default(field: FieldInfo) -> str:
@@ -142,4 +163,6 @@ def api() -> str:
     """The public names, each with its docstring."""
     names = [f"{module}.{name}" for name, module in behavegpt._PUBLIC.items()]
     pages = (f"::: {name}\n" for name in [*names, *RESULTS])
-    return "\n".join(["# Python API\n\nThe public names of `behavegpt`, and the results they give.\n", *pages])
+    return "\n".join(
+        ["# Python API\n\nThe public names of `behavegpt`, and the results they give.\n", *pages]
+    )

@@ -1,10 +1,13 @@
-"""Mutation testing by a random sample: change one operator, constant or condition of a module and run its tests.
+"""Mutation testing by a random sample: change one operator, constant or condition of a module and
+run its tests.
 
-    PYTHONPATH=. python tools/mutate.py --sample 150 --out mutants.jsonl [--only losses model] [--minutes 30]
+    PYTHONPATH=. python tools/mutate.py --sample 150 --out mutants.jsonl [--only losses model]
+    [--minutes 30]
 
-The heavy libraries are imported once; each mutant is tried in a forked child that imports the changed source instead
-of the file (which is never touched). A mutant is killed when a test fails, an import breaks, or the CPU limit ends it.
-Tests that start processes of their own cannot see a mutant, so the score is a lower bound.
+The heavy libraries are imported once; each mutant is tried in a forked child that imports the
+changed source instead of the file (which is never touched). A mutant is killed when a test fails,
+an import breaks, or the CPU limit ends it. Tests that start processes of their own cannot see a
+mutant, so the score is a lower bound.
 """
 
 from __future__ import annotations
@@ -62,7 +65,14 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult,
     ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
-NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax", "argmax": "argmin"}
+NAMES = {
+    "min": "max",
+    "max": "min",
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "argmin": "argmax",
+    "argmax": "argmin",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,8 @@ class Mutant:
 
 
 class _Sites(ast.NodeVisitor):
-    """Nodes of a module that can be changed, without annotations, messages, docstrings and `Field(...)`."""
+    """Nodes of a module that can be changed, without annotations, messages, docstrings and
+    `Field(...)`."""
 
     def __init__(self) -> None:
         self.found: list[ast.AST] = []
@@ -86,7 +97,11 @@ class _Sites(ast.NodeVisitor):
     def generic_visit(self, node: ast.AST) -> None:
         if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)):
             return
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "Field"
+        ):
             return
         if changes(node):
             self.found.append(node)
@@ -181,7 +196,9 @@ class _Replace(ast.NodeTransformer):
 
 
 def _brief(node: ast.AST) -> str:
-    text = ast.unparse(ast.fix_missing_locations(node)) if not isinstance(node, ast.Pass) else "pass"
+    text = (
+        ast.unparse(ast.fix_missing_locations(node)) if not isinstance(node, ast.Pass) else "pass"
+    )
     return text.splitlines()[0][:100]
 
 
@@ -199,7 +216,9 @@ class Overlay(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         if name != self.name:
             return None
         where = [str(Path(self.path).parent)] if self.is_folder else None
-        return importlib.util.spec_from_file_location(name, self.path, loader=self, submodule_search_locations=where)
+        return importlib.util.spec_from_file_location(
+            name, self.path, loader=self, submodule_search_locations=where
+        )
 
     def get_filename(self, name: str) -> str:
         return self.path
@@ -224,7 +243,16 @@ def survives(mutant: Mutant, tests: tuple[str, ...]) -> bool:
             sys.meta_path.insert(0, Overlay(mutant))
             import pytest
 
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not torchrun and not launch"]
+            options = [
+                "-x",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "not slow",
+                "-k",
+                "not torchrun and not launch",
+            ]
             status = int(pytest.main([*options, *tests]))
         finally:
             os._exit(status)
@@ -232,12 +260,18 @@ def survives(mutant: Mutant, tests: tuple[str, ...]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sample", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long, with what was tried by then")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL: a line for each mutant that was tried")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after so long, with what was tried by then"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSONL: a line for each mutant that was tried"
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     chance = random.Random(arguments.seed)
@@ -264,11 +298,16 @@ def main() -> int:
             alive = survives(mutant, GROUPS[mutant.group][1])
             tried[mutant.group] += 1
             killed[mutant.group] += not alive
-            row = {name: getattr(mutant, name) for name in ("group", "path", "line", "before", "after")}
+            row = {
+                name: getattr(mutant, name) for name in ("group", "path", "line", "before", "after")
+            }
             out.write(json.dumps(row | {"killed": not alive}) + "\n")
             out.flush()
             if alive:
-                print(f"survived {mutant.path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+                print(
+                    f"survived {mutant.path}:{mutant.line}: {mutant.before}  ->  {mutant.after}",
+                    flush=True,
+                )
     for group in tried:
         print(f"{group}: {killed[group]} of {tried[group]} killed")
     print(f"all: {sum(killed.values())} of {sum(tried.values())} killed")

@@ -1,7 +1,8 @@
 """Count what makes code quick to read: python tools/style_counts.py [--list MEASURE] [FOLDER ...]
 
-The default folder is behavegpt/. `--list over_50` names what a measure of the table counts, one place a line. Goals
-are those the project has set itself; a number is a hint where to look and no verdict.
+The default folder is behavegpt/. `--list over_50` names what a measure of the table counts, one
+place a line. Goals are those the project has set itself; a number is a hint where to look and no
+verdict.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = re.compile(r"\([A-Z][\w' +*/-]*,[^)]*\)|\(\d?,\)|\b\w+_[BTLNDCKHRV]{2,}\b")  # (B, T, D), x_BLD
+# (B, T, D), x_BLD
+SHAPE = re.compile(r"\([A-Z][\w' +*/-]*,[^)]*\)|\(\d?,\)|\b\w+_[BTLNDCKHRV]{2,}\b")
 MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
-WIDE, LONG, MANY, SMALL = 100, 50, 7, 40  # columns, lines of a function, parameters, lines of a module
+# columns, lines of a function, parameters, lines of a module
+WIDE, LONG, MANY, SMALL = 100, 50, 7, 40
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
@@ -86,16 +89,22 @@ def measure(modules: list[Module], tests: list[Module]) -> dict[str, Measure]:
     row("annotated", "arguments annotated", percent(*annotated(functions)), "100 %")
     row("shapes", "functions of tensors that name a shape", percent(*shaped(functions)), "100 %")
     row("docstrings", "public functions with a docstring", percent(*documented(modules)))
-    row("comments", "comments / 100 lines", per_100(sum(m.comments for m in modules), lines), "8-12")
+    row(
+        "comments", "comments / 100 lines", per_100(sum(m.comments for m in modules), lines), "8-12"
+    )
     row("blank", "blank lines in bodies / 100", per_100(blank_in_bodies(functions), lines), ">= 5")
     listed("wide", f"lines over {WIDE} columns", wide(modules), "0")
     listed("any", "dict[str, Any]", uses_of_any(modules), "JSON only")
-    loops = [(m, node) for m in modules for node in ast.walk(m.tree) if isinstance(node, Comprehension)]
+    loops = [
+        (m, node) for m in modules for node in ast.walk(m.tree) if isinstance(node, Comprehension)
+    ]
     row("comprehensions", "comprehensions / 100 lines", per_100(len(loops), lines))
     listed("nested", "comprehensions in comprehensions", nested(loops), "0")
     listed("unpacked", "a, b = (... for ...)", unpacked(modules))
     listed("small", f"modules under {SMALL} lines with one importer", small(modules), "0")
-    public = [name for module in modules for name in module_names(module) if not name.startswith("_")]
+    public = [
+        name for module in modules for name in module_names(module) if not name.startswith("_")
+    ]
     row("names", "public names of modules", len(public))
     listed("marks", "TODO, FIXME, XXX, HACK", marked(modules), "0")
     tested = sum(len(module.lines) for module in tests)
@@ -147,7 +156,8 @@ def annotated(functions: list[tuple[Module, Function]]) -> tuple[int, int]:
 
 
 def shaped(functions: list[tuple[Module, Function]]) -> tuple[int, int]:
-    """Functions that take or give a tensor or are a `forward`; those that name a shape in text or signature."""
+    """Functions that take or give a tensor or are a `forward`; those that name a shape in text or
+    signature."""
     named, total = 0, 0
     for module, node in functions:
         signature = "\n".join(module.lines[node.lineno - 1 : node.body[0].lineno - 1])
@@ -253,11 +263,15 @@ def marked(modules: list[Module]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="*", type=Path, default=[ROOT / "behavegpt"])
     parser.add_argument("--list", dest="listed", metavar="MEASURE", help="name the places instead")
     asked = parser.parse_args(argv)
-    modules = [read(path) for folder in asked.folders for path in sorted(folder.resolve().rglob("*.py"))]
+    modules = [
+        read(path) for folder in asked.folders for path in sorted(folder.resolve().rglob("*.py"))
+    ]
     rows = measure(modules, [read(path) for path in sorted((ROOT / "tests").rglob("*.py"))])
     if asked.listed:
         if asked.listed not in rows:

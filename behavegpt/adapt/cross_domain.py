@@ -1,7 +1,8 @@
-"""The tokenizer, the data and the shape of a model for another domain, in the base's layout of fields.
+"""The tokenizer, the data and the shape of a model for another domain, in the base's layout of
+fields.
 
-The width of the blocks is the number of fields times d, so the base's fields stay: one that the new data lack is
-constantly unknown, further ones of the data are not read. Both are said.
+The width of the blocks is the number of fields times d, so the base's fields stay: one that the new
+data lack is constantly unknown, further ones of the data are not read. Both are said.
 """
 
 from __future__ import annotations
@@ -24,49 +25,64 @@ def target_tokenizer(
 ) -> tuple[EventTokenizer, EventStore]:
     """The adapted model's tokenizer, and the store in its ids.
 
-    Raises DataError for a domain with one class, ConfigError where the two kinds of behaviors cannot be grown.
+    Raises DataError for a domain with one class, ConfigError where the two kinds of behaviors
+    cannot be grown.
     """
     schema = store.schema
     if options.new is not None and not grow:
         raise ConfigError(
-            "adapt.new names behaviors to append, but the vocabulary is the data's; use mode=new_behavior."
+            "adapt.new names behaviors to append, but the vocabulary is the data's; use "
+            "mode=new_behavior."
         )
     if grow and schema.behavior_is_event != old.event_schema.behavior_is_event:
         kind = {True: "the events themselves", False: "a column of their own"}
         raise ConfigError(
             f"the base's behaviors are {kind[old.event_schema.behavior_is_event]}, the data's are "
-            f"{kind[schema.behavior_is_event]}, so none can be appended; prepare the data with the same columns, or "
+            f"{kind[schema.behavior_is_event]}, so none can be appended; prepare the data with "
+            "the same columns, or "
             "use mode=cross_domain."
         )
     if grow:
         vocabulary = grown_vocabulary(old, store, options)
     else:
-        fields = [f for f in old.vocabulary if f != "behavior"] + ([] if schema.behavior_is_event else ["behavior"])
+        fields = [f for f in old.vocabulary if f != "behavior"] + (
+            [] if schema.behavior_is_event else ["behavior"]
+        )
         vocabulary = {field: store.vocabulary.get(field, empty_vocabulary()) for field in fields}
     encoded = reencode(store, vocabulary)
     if encoded.behaviors.classes < 2:
         raise DataError(
-            f"{store.path}: the data hold {encoded.behaviors.classes} behavior, so there is nothing to predict; give a "
+            f"{store.path}: the data hold {encoded.behaviors.classes} behavior, so there is "
+            "nothing to predict; give a "
             "log with at least two, or check the behavior column."
         )
     return EventTokenizer(schema, dict(encoded.vocabulary), old.max_length), encoded
 
 
-def target_config(base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: float | None) -> BehaveGPTConfig:
+def target_config(
+    base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: float | None
+) -> BehaveGPTConfig:
     """The base's shape for another tokenizer. Raises ConfigError on a contradiction."""
     if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
         raise ConfigError(
-            "the base reads behaviors beside the events (inputs: with_behavior), in the data they are the same; "
-            "prepare the data with --behavior and a column of behaviors, or take a base trained with model.inputs=all."
+            "the base reads behaviors beside the events (inputs: with_behavior), in the data they "
+            "are the same; "
+            "prepare the data with --behavior and a column of behaviors, or take a base trained "
+            "with model.inputs=all."
         )
     fixed = {"weekday": 7, "slot": tokenizer.event_schema.slots}
     shape: dict[str, Any] = {
-        name: getattr(base, name) for name in BehaveGPTConfig.__annotations__ if name not in _NOT_SHAPE
+        name: getattr(base, name)
+        for name in BehaveGPTConfig.__annotations__
+        if name not in _NOT_SHAPE
     }
     shape = {name: value for name, value in shape.items() if name != "dropout"}
     try:
         return BehaveGPTConfig(
-            field_sizes={f: fixed[f] if f in fixed else len(tokenizer.vocabulary[f]) for f in base.field_order or ()},
+            field_sizes={
+                f: fixed[f] if f in fixed else len(tokenizer.vocabulary[f])
+                for f in base.field_order or ()
+            },
             num_behaviors=tokenizer.behaviors.classes,
             behavior_is_event=tokenizer.event_schema.behavior_is_event,
             tokenizer_hash=tokenizer.hash,
@@ -81,7 +97,11 @@ def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore
     """What differs between the base's inputs and the data's, and what is made of it."""
     ours, theirs = [f for f in base.field_order or () if f != "behavior"], store.schema.input_fields
     remarks = [
-        *(f"the data have no {name}: constantly unknown for the model" for name in ours if name not in theirs),
+        *(
+            f"the data have no {name}: constantly unknown for the model"
+            for name in ours
+            if name not in theirs
+        ),
         *(f"the base has no field {name}: it is not read" for name in theirs if name not in ours),
     ]
     before, now = old.event_schema.slot_minutes, store.schema.slot_minutes

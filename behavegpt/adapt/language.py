@@ -1,6 +1,8 @@
-"""Transformer blocks from a language model: a GPT-2 folder in Hugging Face format (the paper's Fig. 7 comparison).
+"""Transformer blocks from a language model: a GPT-2 folder in Hugging Face format (the paper's Fig.
+7 comparison).
 
-GPT-2's block is ours with other names: its Conv1D stores weights transposed, and query, key and value in one matrix.
+GPT-2's block is ours with other names: its Conv1D stores weights transposed, and query, key and
+value in one matrix.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _BLOCK = {  # ours -> GPT-2's; Conv1D or LayerNorm
 
 @torch.no_grad()
 def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -> None:
-    """Copy blocks and final norm, and position embeddings if the model learns some; embeddings and head stay.
+    """Copy blocks and final norm, and position embeddings if the model learns some; embeddings and
+    head stay.
 
     Raises CheckpointError if `folder` is no GPT-2, ConfigError if its shape is not the model's.
     """
@@ -39,7 +42,10 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
             layer.bias.copy_(theirs[f"h.{number}.{name}.bias"])
         fused, bias = (theirs[f"h.{number}.attn.c_attn.{kind}"] for kind in ("weight", "bias"))
         for at, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            layer, part = block.get_submodule(f"attention.{name}"), slice(at * width, (at + 1) * width)
+            layer, part = (
+                block.get_submodule(f"attention.{name}"),
+                slice(at * width, (at + 1) * width),
+            )
             layer.weight.copy_(fused[:, part].T)
             layer.bias.copy_(bias[part])
     model.model.norm.weight.copy_(theirs["ln_f.weight"])
@@ -50,31 +56,63 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
 
 def _open(folder: Path) -> GPT2Model:
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: not a model folder (no config.json); give a GPT-2 in Hugging Face format.")
+        raise CheckpointError(
+            f"{folder}: not a model folder (no config.json); give a GPT-2 in Hugging Face format."
+        )
     try:
         config = GPT2Config.from_pretrained(folder, local_files_only=True)
-        if config.model_type != "gpt2" or GPT2Config.get_config_dict(folder)[0].get("model_type") != "gpt2":
-            raise ValueError(f"a {GPT2Config.get_config_dict(folder)[0].get('model_type')}, not a gpt2")
+        if (
+            config.model_type != "gpt2"
+            or GPT2Config.get_config_dict(folder)[0].get("model_type") != "gpt2"
+        ):
+            raise ValueError(
+                f"a {GPT2Config.get_config_dict(folder)[0].get('model_type')}, not a gpt2"
+            )
         return GPT2Model.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded as GPT-2 ({str(error).splitlines()[0]}).") from None
+        raise CheckpointError(
+            f"{folder}: cannot be loaded as GPT-2 ({str(error).splitlines()[0]})."
+        ) from None
 
 
 def _refuse_shape(model: BehaveGPTForBehaviorPrediction, gpt2: GPT2Config, folder: str) -> None:
     """One error with every difference and the setting that removes it."""
     ours = model.config
     wanted = {
-        "hidden width": (ours.hidden_size, gpt2.n_embd, f"embedding_size = {gpt2.n_embd} / number of fields"),
+        "hidden width": (
+            ours.hidden_size,
+            gpt2.n_embd,
+            f"embedding_size = {gpt2.n_embd} / number of fields",
+        ),
         "layers": (ours.num_hidden_layers, gpt2.n_layer, f"num_hidden_layers={gpt2.n_layer}"),
         "heads": (ours.num_attention_heads, gpt2.n_head, f"num_attention_heads={gpt2.n_head}"),
-        "inner width": (ours.intermediate_size, gpt2.n_inner or 4 * gpt2.n_embd, f"intermediate_size={gpt2.n_inner}"),
-        "norm's epsilon": (ours.layer_norm_eps, gpt2.layer_norm_epsilon, "a GPT-2 with the epsilon of the model"),
+        "inner width": (
+            ours.intermediate_size,
+            gpt2.n_inner or 4 * gpt2.n_embd,
+            f"intermediate_size={gpt2.n_inner}",
+        ),
+        "norm's epsilon": (
+            ours.layer_norm_eps,
+            gpt2.layer_norm_epsilon,
+            "a GPT-2 with the epsilon of the model",
+        ),
         "activation": ("gelu_new", gpt2.activation_function, "a GPT-2 with gelu_new"),
-        "attention scaled by layer": (False, gpt2.scale_attn_by_inverse_layer_idx, "a GPT-2 without it"),
+        "attention scaled by layer": (
+            False,
+            gpt2.scale_attn_by_inverse_layer_idx,
+            "a GPT-2 without it",
+        ),
         "attention scaled by width": (True, gpt2.scale_attn_weights, "a GPT-2 with it"),
     }
-    lines = [f"{what}: {a} here, {b} in GPT-2 (use {fix})" for what, (a, b, fix) in wanted.items() if a != b]
+    lines = [
+        f"{what}: {a} here, {b} in GPT-2 (use {fix})"
+        for what, (a, b, fix) in wanted.items()
+        if a != b
+    ]
     if ours.position_encoding == "learned" and ours.max_length > gpt2.n_positions:
-        lines.append(f"positions: {ours.max_length} here, {gpt2.n_positions} in GPT-2 (use a shorter max_length)")
+        lines.append(
+            f"positions: {ours.max_length} here, {gpt2.n_positions} in GPT-2 (use a shorter "
+            "max_length)"
+        )
     if lines:
         raise ConfigError(f"{folder}: these blocks do not fit the model: {'; '.join(lines)}.")

@@ -1,4 +1,5 @@
-"""The names of the adaptation modes, apart from what they do, so that `--help` need not import it."""
+"""The names of the adaptation modes, apart from what they do, so that `--help` need not import
+it."""
 
 from __future__ import annotations
 

@@ -18,11 +18,13 @@ from behavegpt.errors import ConfigError, DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 
-def grown_vocabulary(old: EventTokenizer, store: EventStore, options: AdaptSettings) -> dict[str, Vocabulary]:
+def grown_vocabulary(
+    old: EventTokenizer, store: EventStore, options: AdaptSettings
+) -> dict[str, Vocabulary]:
     """The base's vocabularies with the data's new labels appended, no id renumbered.
 
-    With `options.new` only those behaviors are added. Raises DataError or ConfigError when a named behavior exists
-    already or has no training event.
+    With `options.new` only those behaviors are added. Raises DataError or ConfigError when a named
+    behavior exists already or has no training event.
     """
     if options.new is not None:
         _refuse_names(old.behaviors, store, options.new)
@@ -41,7 +43,8 @@ def refuse_nothing_new(old: EventTokenizer, new: EventTokenizer) -> None:
     """Raise ConfigError if the data hold no behavior that the base does not know."""
     if new.behaviors.classes == old.behaviors.classes:
         raise ConfigError(
-            f"no new behavior: the base knows all {old.behaviors.classes:,} behaviors of the data already. Use "
+            f"no new behavior: the base knows all {old.behaviors.classes:,} behaviors of the data "
+            "already. Use "
             "mode=full to train it further on these data, or check the data's behavior column."
         )
 
@@ -52,18 +55,22 @@ def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) ->
     for name in names:
         if name in held:
             raise ConfigError(
-                f"adapt.new: the base knows the behavior {name!r} already; leave it out, or use mode=full to train it "
+                f"adapt.new: the base knows the behavior {name!r} already; leave it out, or use "
+                "mode=full to train it "
                 "further."
             )
         if not counts.get(name):
             raise DataError(
-                f"adapt.new: {store.path} holds no training event of the behavior {name!r}; give logs with examples "
-                f"of it, or check its spelling (the data's behaviors: {', '.join(list(counts)[:5])}, …)."
+                f"adapt.new: {store.path} holds no training event of the behavior {name!r}; give "
+                "logs with examples "
+                "of it, or check its spelling (the data's behaviors: "
+                f"{', '.join(list(counts)[:5])}, …)."
             )
 
 
 class NewRows(nn.Module):
-    """A tensor whose rows `fixed` are constants and the others parameters: only those get gradients and decay."""
+    """A tensor whose rows `fixed` are constants and the others parameters: only those get gradients
+    and decay."""
 
     def __init__(self, weight: torch.Tensor, new: torch.Tensor) -> None:
         super().__init__()

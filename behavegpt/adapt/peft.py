@@ -1,7 +1,8 @@
 """Low-rank adapters with PEFT: attach to a model, save in PEFT's own files, open and merge.
 
 FOLDER/adapter_config.json, adapter_model.safetensors    PEFT's
-FOLDER/behavegpt.json                                    the base the adapter belongs to, by the hash of its weights
+FOLDER/behavegpt.json                                    the base the adapter belongs to, by the
+hash of its weights
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 FACTS, WEIGHTS = "behavegpt.json", "adapter_model.safetensors"
 
 
-def attach(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], settings: LoraSettings) -> PeftModel:
-    """Put adapters beside the plan's `adapted` layers, in place; what it trains whole is saved with them."""
+def attach(
+    model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], settings: LoraSettings
+) -> PeftModel:
+    """Put adapters beside the plan's `adapted` layers, in place; what it trains whole is saved with
+    them."""
     from peft import LoraConfig, get_peft_model
 
     adapted, whole = (_modules(plan, *kinds) for kinds in (("adapted",), TRAINED))
@@ -44,15 +48,20 @@ def attach(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorPlan], se
         use_rslora=settings.rank_stabilized,
         use_dora=settings.weight_decomposed,
         target_modules=adapted,
-        modules_to_save=[name for name in whole if any(p.startswith(f"{name}.") for p in parameters)],
+        modules_to_save=[
+            name for name in whole if any(p.startswith(f"{name}.") for p in parameters)
+        ],
     )
     with _quietly():
         return get_peft_model(model, config)
 
 
 def _modules(plan: Sequence[TensorPlan], *kinds: str) -> list[str]:
-    """The modules that own the tensors of some cells; the history gate is one module, and the mixer."""
-    names = [item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"]
+    """The modules that own the tensors of some cells; the history gate is one module, and the
+    mixer."""
+    names = [
+        item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"
+    ]
     whole = ("head.history_gate", "head.memory")
     return list(dict.fromkeys(next((w for w in whole if n.startswith(w)), n) for n in names))
 
@@ -67,7 +76,8 @@ def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPredicti
 
 
 def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
-    """Write PEFT's files, the hash of the base's weights and a manifest as `folder`, complete or not at all."""
+    """Write PEFT's files, the hash of the base's weights and a manifest as `folder`, complete or
+    not at all."""
     adapter.peft_config["default"].base_model_name_or_path = str(base)
     with scratch(folder) as temporary:
         adapter.save_pretrained(str(temporary))
@@ -82,15 +92,19 @@ def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
 def open_adapter(
     folder: str | Path, base: str | Path | None = None
 ) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
-    """The base with the adapter merged into it, and its tokenizer; `base` defaults to the recorded one.
+    """The base with the adapter merged into it, and its tokenizer; `base` defaults to the recorded
+    one.
 
-    Raises CheckpointError when the adapter is damaged, or the base is missing or not the one it was trained on.
+    Raises CheckpointError when the adapter is damaged, or the base is missing or not the one it was
+    trained on.
     """
     from peft import PeftModel
 
     folder = local_path(folder)
     check_files(
-        folder, ("adapter_config.json", WEIGHTS, FACTS), "an adapter of ours; give the `adapter` folder of a run"
+        folder,
+        ("adapter_config.json", WEIGHTS, FACTS),
+        "an adapter of ours; give the `adapter` folder of a run",
     )
     facts = read_json(folder / FACTS, CheckpointError, DAMAGED)
     try:
@@ -101,7 +115,8 @@ def open_adapter(
     model, tokenizer = open_model(path)
     if weights_hash(path) != weights:
         raise CheckpointError(
-            f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} are others; "
+            f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} "
+            "are others; "
             "give the base it belongs to, or fine-tune that base anew."
         )
     try:
@@ -109,7 +124,9 @@ def open_adapter(
             adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
         merged = adapted.merge_and_unload()
     except Exception as error:  # PEFT raises whatever a strange adapter_config.json leads to
-        raise CheckpointError(f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}.") from None
+        raise CheckpointError(
+            f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}."
+        ) from None
     if merged.config.memory:
         merged.counts = load_counts(folder)
     return merged, tokenizer
@@ -117,7 +134,8 @@ def open_adapter(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """PEFT asks transformers for a name that is going away; and only warns of weights that are not there."""
+    """PEFT asks transformers for a name that is going away; and only warns of weights that are not
+    there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("error", "Found missing adapter keys")

@@ -1,4 +1,5 @@
-"""One table of modes: for each part of the model, where its weights come from and whether they are trained.
+"""One table of modes: for each part of the model, where its weights come from and whether they are
+trained.
 
 A cell is one of
 
@@ -41,19 +42,41 @@ PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern tha
     "projection": r"head\.projection\.",
     "next": r"next_heads\.",  # second heads
 }
-_COLUMNS = "fields  time    position qk      vo      mlp     norms   dense   gate    projection next"
+_COLUMNS = (
+    "fields  time    position qk      vo      mlp     norms   dense   gate    projection next"
+)
 _MODES: dict[str, str] = {
-    "new_behavior": "grown   copied  copied   copied  copied  copied  copied  copied  copied  grown      grown",
-    "cross_domain": "fresh   copied  copied   copied  copied  copied  copied  copied  copied  fresh      fresh",
-    "transformer_only": "fresh   fresh   copied   copied  copied  copied  copied  fresh   fresh   fresh      fresh",
-    "lora": "grown   frozen  frozen   adapted adapted adapted frozen  adapted copied  grown      grown",
-    "ofa": "grown   copied  copied   frozen  frozen  frozen  copied  copied  copied  grown      grown",
-    "qk_only": "fresh   fresh   fresh    frozen  fresh   fresh   fresh   fresh   fresh   fresh      fresh",
-    "head_only": "rows    frozen  frozen   frozen  frozen  frozen  frozen  copied  copied  grown      grown",
-    "full": "grown   copied  copied   copied  copied  copied  copied  copied  copied  grown      grown",
-    "scratch": "fresh   fresh   fresh    fresh   fresh   fresh   fresh   fresh   fresh   fresh      fresh",
+    "new_behavior": (
+        "grown   copied  copied   copied  copied  copied  copied  copied  copied  grown      grown"
+    ),
+    "cross_domain": (
+        "fresh   copied  copied   copied  copied  copied  copied  copied  copied  fresh      fresh"
+    ),
+    "transformer_only": (
+        "fresh   fresh   copied   copied  copied  copied  copied  fresh   fresh   fresh      fresh"
+    ),
+    "lora": (
+        "grown   frozen  frozen   adapted adapted adapted frozen  adapted copied  grown      grown"
+    ),
+    "ofa": (
+        "grown   copied  copied   frozen  frozen  frozen  copied  copied  copied  grown      grown"
+    ),
+    "qk_only": (
+        "fresh   fresh   fresh    frozen  fresh   fresh   fresh   fresh   fresh   fresh      fresh"
+    ),
+    "head_only": (
+        "rows    frozen  frozen   frozen  frozen  frozen  frozen  copied  copied  grown      grown"
+    ),
+    "full": (
+        "grown   copied  copied   copied  copied  copied  copied  copied  copied  grown      grown"
+    ),
+    "scratch": (
+        "fresh   fresh   fresh    fresh   fresh   fresh   fresh   fresh   fresh   fresh      fresh"
+    ),
 }
-MODES = {mode: dict(zip(_COLUMNS.split(), row.split(), strict=True)) for mode, row in _MODES.items()}
+MODES = {
+    mode: dict(zip(_COLUMNS.split(), row.split(), strict=True)) for mode, row in _MODES.items()
+}
 TRAINED = ("copied", "grown", "fresh")
 
 
@@ -63,21 +86,27 @@ class TensorPlan(NamedTuple):
     name: str
     part: str
     cell: str
-    rows: torch.Tensor | None = None  # (rows,) int64: the base's row for each, -1 where it has none; None: as a whole
-    shift: torch.Tensor | None = None  # (rows,) added to the base's: how far the log frequency of each class has moved
-    mix: torch.Tensor | None = None  # (rows, base rows) weights of the base's rows, where slots have another length
+    # (rows,) int64: the base's row for each, -1 where it has none; None: as a whole
+    rows: torch.Tensor | None = None
+    # (rows,) added to the base's: how far the log frequency of each class has moved
+    shift: torch.Tensor | None = None
+    # (rows, base rows) weights of the base's rows, where slots have another length
+    mix: torch.Tensor | None = None
 
 
 def cells(mode: Mode, options: AdaptSettings, grow: bool) -> dict[str, str]:
     """Part -> cell of a mode under its options. Raises ConfigError for an option without effect.
 
-    The prior follows the vocabulary: a grown one keeps the base's class frequencies; the data's own has its own, and
-    the biases of known classes move with them.
+    The prior follows the vocabulary: a grown one keeps the base's class frequencies; the data's own
+    has its own, and the biases of known classes move with them.
     """
     row = dict(MODES[mode])
     if options.rows == "new":
         if mode != "new_behavior":
-            raise ConfigError(f"adapt.rows=new belongs to mode=new_behavior; mode={mode} trains the parts of its row.")
+            raise ConfigError(
+                f"adapt.rows=new belongs to mode=new_behavior; mode={mode} trains the parts of "
+                "its row."
+            )
         row = {part: "rows" if cell == "grown" else "frozen" for part, cell in row.items()}
     if options.time == "fresh":
         row["time"] = "fresh"
@@ -115,10 +144,15 @@ def plan_transfer(
                 item = item._replace(shift=prior_shift(old.behaviors, new.behaviors, item.rows))
         elif name.endswith("tables.slot.weight") and len(base[name]) != len(tensor):
             item = item._replace(mix=slot_mix(len(base[name]), len(tensor)))
-        if item.rows is None and item.mix is None and (name not in base or base[name].shape != tensor.shape):
+        if (
+            item.rows is None
+            and item.mix is None
+            and (name not in base or base[name].shape != tensor.shape)
+        ):
             there = list(base[name].shape) if name in base else "absent"
             raise ConfigError(
-                f"{name} is {there} in the base and {list(tensor.shape)} here, so it cannot be {item.cell}; use the "
+                f"{name} is {there} in the base and {list(tensor.shape)} here, so it cannot be "
+                f"{item.cell}; use the "
                 "base's shape, or mode=scratch."
             )
         plan.append(item)
@@ -130,13 +164,20 @@ def part_of(name: str) -> str:
     return next(part for part, pattern in PARTS.items() if re.match(pattern, name))
 
 
-def _row_map(name: str, old: EventTokenizer, new: EventTokenizer, same_labels: bool) -> torch.Tensor | None:
-    """(rows,) the base's row for each row of a tensor; None for one whose rows are no labels (the gap's head)."""
+def _row_map(
+    name: str, old: EventTokenizer, new: EventTokenizer, same_labels: bool
+) -> torch.Tensor | None:
+    """(rows,) the base's row for each row of a tensor; None for one whose rows are no labels (the
+    gap's head)."""
     part = part_of(name)
     field = name.split(".")[{"fields": 3, "next": 1}[part]] if part in ("fields", "next") else None
     if field is not None and field not in new.vocabulary:
         return None
-    ours, theirs = (new.behaviors, old.behaviors) if field is None else (new.vocabulary[field], old.vocabulary[field])
+    ours, theirs = (
+        (new.behaviors, old.behaviors)
+        if field is None
+        else (new.vocabulary[field], old.vocabulary[field])
+    )
     found = torch.from_numpy(theirs.encode(ours.values)) - FIRST  # unknown: -1
     if not same_labels:
         found = torch.full_like(found, -1)
@@ -146,14 +187,16 @@ def _row_map(name: str, old: EventTokenizer, new: EventTokenizer, same_labels: b
 
 
 def prior_shift(old: Vocabulary, new: Vocabulary, rows: torch.Tensor | None) -> torch.Tensor:
-    """(K,) log frequency in the new data minus that in the old, for classes that are old[rows]: a bias holds it."""
+    """(K,) log frequency in the new data minus that in the old, for classes that are old[rows]: a
+    bias holds it."""
     before, now = (torch.from_numpy(v.counts).float() + 0.5 for v in (old, new))
     assert rows is not None
     return torch.log(now / now.sum()) - torch.log(before / before.sum())[rows.clamp(min=0)]
 
 
 def slot_mix(old: int, new: int) -> torch.Tensor:
-    """(new, old) weights that average the base's slots of a day over the time that each new slot covers.
+    """(new, old) weights that average the base's slots of a day over the time that each new slot
+    covers.
 
     >>> slot_mix(4, 2).tolist()
     [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
@@ -166,9 +209,12 @@ def slot_mix(old: int, new: int) -> torch.Tensor:
 
 @torch.no_grad()
 def match_scale(
-    plan: Sequence[TensorPlan], base: Mapping[str, torch.Tensor], model: BehaveGPTForBehaviorPrediction
+    plan: Sequence[TensorPlan],
+    base: Mapping[str, torch.Tensor],
+    model: BehaveGPTForBehaviorPrediction,
 ) -> None:
-    """Give fresh embeddings the mean and spread, by column, of the base's: copied blocks expect such inputs."""
+    """Give fresh embeddings the mean and spread, by column, of the base's: copied blocks expect
+    such inputs."""
     state = model.state_dict()
     for item in plan:
         known = base.get(item.name, torch.empty(0))[FIRST:]
@@ -179,9 +225,12 @@ def match_scale(
 
 @torch.no_grad()
 def apply_transfer(
-    plan: Sequence[TensorPlan], base: Mapping[str, torch.Tensor], model: BehaveGPTForBehaviorPrediction
+    plan: Sequence[TensorPlan],
+    base: Mapping[str, torch.Tensor],
+    model: BehaveGPTForBehaviorPrediction,
 ) -> None:
-    """Fill `model`, whose weights are fresh, with what the plan takes from the base, and freeze what is not trained."""
+    """Fill `model`, whose weights are fresh, with what the plan takes from the base, and freeze
+    what is not trained."""
     state = model.state_dict()
     for item in plan:
         if item.cell == "fresh":
@@ -210,8 +259,11 @@ class Counts(NamedTuple):
     trained: int
 
 
-def count_transfer(plan: Sequence[TensorPlan], model: BehaveGPTForBehaviorPrediction) -> list[Counts]:
-    """Parameters of each part that were reused, that are new, and that train; without those of LoRA."""
+def count_transfer(
+    plan: Sequence[TensorPlan], model: BehaveGPTForBehaviorPrediction
+) -> list[Counts]:
+    """Parameters of each part that were reused, that are new, and that train; without those of
+    LoRA."""
     sizes = dict(model.named_parameters())
     found = []
     for part in PARTS:

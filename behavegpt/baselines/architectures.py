@@ -1,4 +1,5 @@
-"""The table of baselines: name -> encoder, head, options and defaults; and from settings to a configuration."""
+"""The table of baselines: name -> encoder, head, options and defaults; and from settings to a
+configuration."""
 
 from __future__ import annotations
 
@@ -35,12 +36,14 @@ class Architecture(NamedTuple):
     mlp_ratio: int = 4  # intermediate_size / hidden_size where it is not set
     columns: tuple[str, ...] = ()  # of the log, beside the fields
     reconstructed: tuple[str, ...] = ()  # second heads, of the fields that the data have
-    start: Callable[[Any, EventStore], None] | None = None  # what a new model takes from the training split
+    # what a new model takes from the training split
+    start: Callable[[Any, EventStore], None] | None = None
     inherit: Callable[[Settings], dict[str, Any]] | None = None  # shape that its options decide
 
 
 LEARNED = {"position_encoding": "learned", "scale_inputs": True}
-# chosen on New York's validation where it is not the default: recurrent networks begin on a plateau with less
+# chosen on New York's validation where it is not the default: recurrent networks begin on a plateau
+# with less
 WIDER = {"initializer_range": 0.1}
 ARCHITECTURES: dict[str, Architecture] = {
     "gru": Architecture(GRUEncoder, shape=WIDER),
@@ -52,7 +55,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         shape={**LEARNED, "tied_scores": True, "score": "cosine", "class_bias": False},
         columns=("time",),
     ),
-    "wukong": Architecture(WukongEncoder, options=wukong.Options, shape={"initializer_range": 0.02}),
+    "wukong": Architecture(
+        WukongEncoder, options=wukong.Options, shape={"initializer_range": 0.02}
+    ),
     "patt": Architecture(PAttEncoder, shape={"position_encoding": "learned"}),
     "tailnet": Architecture(
         tailnet.TailNetEncoder,
@@ -62,7 +67,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         columns=("behavior",),
         start=tailnet.start,
     ),
-    "cdn": Architecture(SASRecEncoder, cdn.CDNHead, cdn.Options, shape=LEARNED, mlp_ratio=1, start=cdn.start),
+    "cdn": Architecture(
+        SASRecEncoder, cdn.CDNHead, cdn.Options, shape=LEARNED, mlp_ratio=1, start=cdn.start
+    ),
     "lift": Architecture(
         lift.encoder,
         options=lift.Options,
@@ -70,7 +77,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         start=lift.start,
         inherit=lift.inherit,
     ),
-    "esr_nollm": Architecture(esr.ESREncoder, esr.ESRHead, esr.Options, shape=LEARNED, mlp_ratio=1, start=esr.start),
+    "esr_nollm": Architecture(
+        esr.ESREncoder, esr.ESRHead, esr.Options, shape=LEARNED, mlp_ratio=1, start=esr.start
+    ),
     "pituning_like": Architecture(
         pituning.PITuningEncoder,
         pituning.PITuningHead,
@@ -103,7 +112,9 @@ def refuse_unknown(settings: dict[str, Any]) -> None:
     """Raise ValueError for a name or value of `model:` that no baseline, or not this one, has."""
     name = settings.get("architecture")
     if name not in ARCHITECTURES:
-        raise ValueError(f"architecture {name!r} is unknown. {closest(str(name), ['behavegpt', *ARCHITECTURES])}")
+        raise ValueError(
+            f"architecture {name!r} is unknown. {closest(str(name), ['behavegpt', *ARCHITECTURES])}"
+        )
     known = ("architecture", "inputs", "options", *SHARED)
     for key in settings:
         if key not in known:
@@ -111,16 +122,21 @@ def refuse_unknown(settings: dict[str, Any]) -> None:
     options = ARCHITECTURES[name].options
     for key in settings.get("options") or {}:
         if key not in options.model_fields:
-            raise ValueError(f"options: {name} has no {key!r}. {closest(key, list(options.model_fields) or ['none'])}")
+            raise ValueError(
+                f"options: {name} has no {key!r}. "
+                f"{closest(key, list(options.model_fields) or ['none'])}"
+            )
 
 
 def read_inputs(
     settings: Mapping[str, Any], fields: dict[str, int], behaviors: int, is_event: bool
 ) -> tuple[dict[str, int], int]:
-    """Ids by field, and the width of each field's embedding, of `inputs: all`, `event_only` or `with_behavior`.
+    """Ids by field, and the width of each field's embedding, of `inputs: all`, `event_only` or
+    `with_behavior`.
 
-    With the event alone its embedding takes the width of all fields, so that nothing but the inputs changes. The
-    behavior (`behaviors` classes) joins as a field of its own unless the behaviors are the events.
+    With the event alone its embedding takes the width of all fields, so that nothing but the inputs
+    changes. The behavior (`behaviors` classes) joins as a field of its own unless the behaviors are
+    the events.
     """
     width = settings.get("embedding_size", BaselineConfig.embedding_size)
     inputs = settings.get("inputs", "all")
@@ -134,8 +150,11 @@ def read_inputs(
 
 
 def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConfig:
-    """A baseline's configuration for a prepared folder, from `model:`'s settings. ValueError on a contradiction."""
-    config = shape_baseline(settings, store.field_sizes(), store.behaviors.classes, store.schema.behavior_is_event)
+    """A baseline's configuration for a prepared folder, from `model:`'s settings. ValueError on a
+    contradiction."""
+    config = shape_baseline(
+        settings, store.field_sizes(), store.behaviors.classes, store.schema.behavior_is_event
+    )
     config.tokenizer_hash = EventTokenizer.from_store(store, 1).hash
     return config
 
@@ -143,27 +162,41 @@ def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConf
 def shape_baseline(
     settings: Mapping[str, Any], fields: dict[str, int], behaviors: int, is_event: bool
 ) -> BaselineConfig:
-    """The configuration for fields with so many ids; `is_event`: the behaviors are the events. ValueError as above."""
+    """The configuration for fields with so many ids; `is_event`: the behaviors are the events.
+    ValueError as above."""
     name = settings["architecture"]
     architecture = ARCHITECTURES[name]
     fields, width = read_inputs(settings, fields, behaviors, is_event)
     options = architecture.options(**(settings.get("options") or {}))
-    shape = {**architecture.shape, **{k: v for k, v in settings.items() if k in SHARED}, "embedding_size": width}
+    shape = {
+        **architecture.shape,
+        **{k: v for k, v in settings.items() if k in SHARED},
+        "embedding_size": width,
+    }
     if architecture.inherit is not None:
         inherited = architecture.inherit(options)
         for key in inherited.keys() & settings.keys():
             if settings[key] != inherited[key]:
                 raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
         shape |= inherited
-        fields = {field: {"behavior": FIRST + behaviors, **fields}[field] for field in inherited["field_order"]}
+        fields = {
+            field: {"behavior": FIRST + behaviors, **fields}[field]
+            for field in inherited["field_order"]
+        }
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
-    shape.setdefault("intermediate_size", architecture.mlp_ratio * shape["embedding_size"] * len(fields))
+    shape.setdefault(
+        "intermediate_size", architecture.mlp_ratio * shape["embedding_size"] * len(fields)
+    )
     return BaselineConfig(
         architecture=name,
         options=options.model_dump(mode="json"),
-        more_columns=[column for column in architecture.columns if column != "behavior" or not is_event],
-        next_heads=[f for f in architecture.reconstructed if f in fields and not (f == "event" and is_event)],
+        more_columns=[
+            column for column in architecture.columns if column != "behavior" or not is_event
+        ],
+        next_heads=[
+            f for f in architecture.reconstructed if f in fields and not (f == "event" and is_event)
+        ],
         field_sizes=fields,
         num_behaviors=behaviors,
         behavior_is_event=is_event,

@@ -1,4 +1,5 @@
-"""BehaveGPT's blocks as a baseline's encoder, optionally with AdaptFormer's branches (Chen et al. 2022).
+"""BehaveGPT's blocks as a baseline's encoder, optionally with AdaptFormer's branches (Chen et al.
+2022).
 
 branch: x + scale * W_up relu(W_down LN(x)), beside the block's MLP; W_up begins at 0
 """
@@ -48,16 +49,28 @@ class BackboneEncoder(nn.Module):
         plan = plan_attention(layout.document, config._attn_implementation or "sdpa")
         rope = None
         if config.position_encoding == "rope":
-            rope = rope_tables(layout.position, config.hidden_size // config.num_attention_heads, x.dtype)
-        branches: list[nn.Module | None] = [*self.branches] if len(self.branches) else [None] * len(self.blocks)
+            rope = rope_tables(
+                layout.position, config.hidden_size // config.num_attention_heads, x.dtype
+            )
+        branches: list[nn.Module | None] = (
+            [*self.branches] if len(self.branches) else [None] * len(self.blocks)
+        )
         for block, branch in zip(self.blocks, branches, strict=True):
             assert isinstance(block, BehaveGPTBlock)
-            x = block(x, plan, rope) if branch is None else _with_branch(block, branch, x, plan, rope)
+            x = (
+                block(x, plan, rope)
+                if branch is None
+                else _with_branch(block, branch, x, plan, rope)
+            )
         return Encoded(self.norm(x))
 
 
 def _with_branch(
-    block: BehaveGPTBlock, branch: nn.Module, x: torch.Tensor, plan: AttentionPlan, rope: Pair | None
+    block: BehaveGPTBlock,
+    branch: nn.Module,
+    x: torch.Tensor,
+    plan: AttentionPlan,
+    rope: Pair | None,
 ) -> torch.Tensor:
     """BehaveGPTBlock.forward with the branch beside its MLP."""
     x = x + block.dropout(block.attention(block.attention_norm(x), plan, rope))

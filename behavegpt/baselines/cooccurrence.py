@@ -1,7 +1,8 @@
-"""Vectors of labels from what happens near what in the training split: a stand-in for text vectors, without any text.
+"""Vectors of labels from what happens near what in the training split: a stand-in for text vectors,
+without any text.
 
-PPMI_ab = max(0, log (n_ab n / (n_a n_b)))         n_ab: times a and b lie within `WINDOW` events of one user
-vectors = U sqrt(S) of its truncated singular value decomposition
+PPMI_ab = max(0, log (n_ab n / (n_a n_b)))         n_ab: times a and b lie within `WINDOW` events of
+one user vectors = U sqrt(S) of its truncated singular value decomposition
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ SEED = 0  # of the randomized decomposition and the clusters
 
 
 def pair_counts(store: EventStore, column: str, labels: int) -> torch.Tensor:
-    """Symmetric sparse (labels, labels) float64: how often two labels lie within WINDOW events in training."""
+    """Symmetric sparse (labels, labels) float64: how often two labels lie within WINDOW events in
+    training."""
     ids = store.column(column).astype(np.int64) - FIRST
     user = np.repeat(np.arange(store.manifest.users), np.diff(store.offsets))
     usable = (np.asarray(store.columns["split"]) == TRAIN) & (ids >= 0)
@@ -34,7 +36,8 @@ def pair_counts(store: EventStore, column: str, labels: int) -> torch.Tensor:
 
 
 def label_vectors(store: EventStore, column: str, width: int) -> torch.Tensor:
-    """(labels, width) float32 vectors of a column's labels, by class (id - 2); zeros for those never seen near another.
+    """(labels, width) float32 vectors of a column's labels, by class (id - 2); zeros for those
+    never seen near another.
 
     Columns beyond the number of labels are zeros.
     """
@@ -43,7 +46,9 @@ def label_vectors(store: EventStore, column: str, width: int) -> torch.Tensor:
     row, col = counts.indices()
     margin = torch.zeros(labels, dtype=torch.float64).index_add(0, row, counts.values())
     pmi = (counts.values() * margin.sum() / (margin[row] * margin[col])).log().clamp(min=0)
-    matrix = torch.sparse_coo_tensor(counts.indices(), pmi.float(), counts.shape, check_invariants=True)
+    matrix = torch.sparse_coo_tensor(
+        counts.indices(), pmi.float(), counts.shape, check_invariants=True
+    )
     rank = min(width, labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

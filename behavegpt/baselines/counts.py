@@ -1,25 +1,28 @@
-"""Count baselines for the next behavior: hard to beat on many logs, so they stand beside the model in every table.
+"""Count baselines for the next behavior: hard to beat on many logs, so they stand beside the model
+in every table.
 
-Global tables are counted on the training split only. At prediction time a baseline sees the user's whole past before
-the row, of any split (more than the model's window), and nothing at or after it: neither the row's time nor later
-events. Events with an unknown behavior are no evidence. Back-off is by pseudo-counts: P(b) = (n_b + w Q(b)) / (n + w).
+Global tables are counted on the training split only. At prediction time a baseline sees the user's
+whole past before the row, of any split (more than the model's window), and nothing at or after it:
+neither the row's time nor later events. Events with an unknown behavior are no evidence. Back-off
+is by pseudo-counts: P(b) = (n_b + w Q(b)) / (n + w).
 
     most_frequent       f(b), the frequency of b in training
-    by_hour             what followed, in training, an event at this hour of a weekday or of the weekend; Q = f
-    by_place            what followed, in training, an event at this place; Q = f
+    by_hour             what followed, in training, an event at this hour of a weekday or of the
+    weekend; Q = f by_place            what followed, in training, an event at this place; Q = f
     markov              what followed, in training, the user's last behavior; Q = f
     global_markov2      what followed, in training, the user's last two behaviors; Q = markov
     repeat_last         the user's last behavior; Q = f
     user_most_frequent  b in the user's past; Q = f
-    user_recent         the same, each count decayed by exp(-age / d), age in known events; Q = user_most_frequent
-    user_by_hour        b after the user's events in these 90 minutes of the day; Q = user_most_frequent
-    user_by_place       b after the user's events at this place; Q = user_most_frequent
-    user_markov         b after the same last behavior in this user's past; Q = markov
-    mixture             sum_j s_j P_j of all of the above, s_j >= 0, sum_j s_j = 1
+    user_recent         the same, each count decayed by exp(-age / d), age in known events; Q =
+    user_most_frequent user_by_hour        b after the user's events in these 90 minutes of the day;
+    Q = user_most_frequent user_by_place       b after the user's events at this place; Q =
+    user_most_frequent user_markov         b after the same last behavior in this user's past; Q =
+    markov mixture             sum_j s_j P_j of all of the above, s_j >= 0, sum_j s_j = 1
 
-`tune` chooses w, and d, of each by NDCG@3 on the validation split, the shorter context Q before the longer. The shares
-s are those that make the truth there likeliest, then moved towards single baselines as long as NDCG@3 gains from it.
-A log without places leaves by_place and user_by_place with their Q.
+`tune` chooses w, and d, of each by NDCG@3 on the validation split, the shorter context Q before the
+longer. The shares s are those that make the truth there likeliest, then moved towards single
+baselines as long as NDCG@3 gains from it. A log without places leaves by_place and user_by_place
+with their Q.
 
 Shapes: N rows of a chunk, P members of a mixture, K classes.
 """
@@ -41,7 +44,8 @@ CELLS = 20_000_000  # scores held at once
 ROWS = 131_072  # rows held at once, when there are few classes
 WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # that `tune` tries
 DECAYS = (2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0)  # in events, that `tune` tries
-TUNING_ROWS = (2_000, 100_000)  # at least and at most, evenly spaced, with `TUNING_CELLS` scores in between
+# at least and at most, evenly spaced, with `TUNING_CELLS` scores in between
+TUNING_ROWS = (2_000, 100_000)
 TUNING_CELLS = 20_000_000
 STEPS = 300  # of the fit of a mixture
 MOVES = (0.1, 0.25, 0.5, 1.0)  # of the shares towards one baseline
@@ -63,7 +67,8 @@ BASELINES = {  # a shorter context stands before the longer ones
     "by_place": Baseline("global_at_place", "most_frequent", 1.0),
     "markov": Baseline("global_after_behavior", "most_frequent", 1.0),
     "global_markov2": Baseline("global_after_two", "markov", 3.0),
-    "repeat_last": Baseline("user_last", "most_frequent", 0.5, tuned=False),  # with more it would be another one
+    # with more it would be another one
+    "repeat_last": Baseline("user_last", "most_frequent", 0.5, tuned=False),
     "user_most_frequent": Baseline("user", "most_frequent", 0.1),
     "user_recent": Baseline(RECENT, "user_most_frequent", 0.3),
     "user_by_hour": Baseline("user_at_hour", "user_most_frequent", 3.0),
@@ -77,7 +82,8 @@ DECAY = 15.0  # before tuning
 
 @dataclass(frozen=True)
 class CountModel:
-    """One baseline: chains of contexts, what the training split says of them, and the share of each chain."""
+    """One baseline: chains of contexts, what the training split says of them, and the share of each
+    chain."""
 
     name: str
     tables: Tables
@@ -85,7 +91,8 @@ class CountModel:
     shares: tuple[float, ...] = (1.0,)
 
     def settings(self) -> dict[str, float]:
-        """What `tune` chose: the weight of the back-off and the decay, or a mixture's shares of 0.1 % and more."""
+        """What `tune` chose: the weight of the back-off and the decay, or a mixture's shares of 0.1
+        % and more."""
         if self.name == MIXTURE:
             shares = zip(BASELINES, self.shares, strict=True)
             return {name: round(share, 3) for name, share in shares if share >= 0.001}
@@ -94,12 +101,15 @@ class CountModel:
 
 
 def fit(store: EventStore) -> dict[str, CountModel]:
-    """Count the training split and return the baselines by name, with default weights and equal shares."""
+    """Count the training split and return the baselines by name, with default weights and equal
+    shares."""
     columns = store_columns(store)
     classes, users = store.behaviors.classes, len(store.offsets) - 1
     used = np.asarray(store.columns["split"]) == TRAIN
     folds = np.zeros(users, np.int64)
-    tables = fit_tables(columns, store.offsets, used, classes, folds, contexts=CONTEXTS, followers=classes)
+    tables = fit_tables(
+        columns, store.offsets, used, classes, folds, contexts=CONTEXTS, followers=classes
+    )
     models: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
         models[name] = _with_level(models, tables, name, baseline.weight, DECAY)
@@ -108,9 +118,11 @@ def fit(store: EventStore) -> dict[str, CountModel]:
 
 
 def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountModel]:
-    """The same baselines with the weights and decays that are best in NDCG@3 on the validation split, and its mixture.
+    """The same baselines with the weights and decays that are best in NDCG@3 on the validation
+    split, and its mixture.
 
-    At most 100,000 evenly spaced rows are looked at, fewer with many classes; without any the models stay as they are.
+    At most 100,000 evenly spaced rows are looked at, fewer with many classes; without any the
+    models stay as they are.
     """
     rows = target_rows(store, VALID)
     most = int(np.clip(TUNING_CELLS // max(store.behaviors.classes, 1), *TUNING_ROWS))
@@ -123,7 +135,11 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
         weights = WEIGHTS if baseline.tuned else (baseline.weight,)
         decays = DECAYS if baseline.context == RECENT else (DECAY,)
         tables = models[name].tables
-        candidates = [_with_level(tuned, tables, name, weight, decay) for decay in decays for weight in weights]
+        candidates = [
+            _with_level(tuned, tables, name, weight, decay)
+            for decay in decays
+            for weight in weights
+        ]
         ndcg3 = _ndcg3(_replay(candidates, store, columns).judge(rows)[0])
         tuned[name] = candidates[int(ndcg3.argmax())]
     replay = _replay(tuned.values(), store, columns)
@@ -133,10 +149,11 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
 def scores(
     model: CountModel, store: EventStore, rows: np.ndarray, cells: int = CELLS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (rows (N,), probabilities (N, K) float32) in chunks of at most `cells` scores, each row once, in order.
+    """Yield (rows (N,), probabilities (N, K) float32) in chunks of at most `cells` scores, each row
+    once, in order.
 
-    `rows` are flat indices of events, ascending, as `target_rows` gives them; the row itself is what is predicted.
-    Raises ValueError when they are not ascending.
+    `rows` are flat indices of events, ascending, as `target_rows` gives them; the row itself is
+    what is predicted. Raises ValueError when they are not ascending.
     """
     if len(rows) > 1 and not (np.diff(rows) > 0).all():
         raise ValueError("rows must be ascending flat indices, each once")
@@ -148,7 +165,8 @@ def scores(
 
 
 def likeliest_shares(probability: np.ndarray, steps: int = STEPS) -> np.ndarray:
-    """Shares (P,) >= 0 of sum 1 under which the mixed probability of the truth (N, P) has the greatest log-likelihood.
+    """Shares (P,) >= 0 of sum 1 under which the mixed probability of the truth (N, P) has the
+    greatest log-likelihood.
 
     Expectation maximization from equal shares: s_j <- mean_n s_j P_nj / sum_i s_i P_ni.
     """
@@ -160,7 +178,8 @@ def likeliest_shares(probability: np.ndarray, steps: int = STEPS) -> np.ndarray:
 
 
 def _best_shares(replay: Replay, rows: np.ndarray) -> np.ndarray:
-    """The likeliest shares (P,) on the rows, moved towards single members as long as NDCG@3 gains from it."""
+    """The likeliest shares (P,) on the rows, moved towards single members as long as NDCG@3 gains
+    from it."""
     best = likeliest_shares(replay.judge(rows)[1])
     members = np.eye(len(best))
     for _ in range(ROUNDS):
@@ -172,7 +191,9 @@ def _best_shares(replay: Replay, rows: np.ndarray) -> np.ndarray:
     return best
 
 
-def _with_level(models: dict[str, CountModel], tables: Tables, name: str, weight: float, decay: float) -> CountModel:
+def _with_level(
+    models: dict[str, CountModel], tables: Tables, name: str, weight: float, decay: float
+) -> CountModel:
     """A baseline on the chain of the shorter one among `models`."""
     baseline = BASELINES[name]
     shorter = models[baseline.shorter].chains[0] if baseline.shorter else ()
@@ -190,7 +211,9 @@ def _replay(models: Iterable[CountModel], store: EventStore, columns: Columns) -
 
 def _mixture(models: dict[str, CountModel], shares: np.ndarray) -> CountModel:
     members = [models[name] for name in BASELINES]
-    return CountModel(MIXTURE, members[0].tables, tuple(m.chains[0] for m in members), tuple(shares.tolist()))
+    return CountModel(
+        MIXTURE, members[0].tables, tuple(m.chains[0] for m in members), tuple(shares.tolist())
+    )
 
 
 def _ndcg3(rank: np.ndarray) -> np.ndarray:

@@ -18,4 +18,5 @@ class Encoded(NamedTuple):
 
     hidden: torch.Tensor  # (B, R, C)
     side: dict[str, torch.Tensor] = {}
-    auxiliary: torch.Tensor | None = None  # (B, R) loss beside that of the labels, summed where labels are asked for
+    # (B, R) loss beside that of the labels, summed where labels are asked for
+    auxiliary: torch.Tensor | None = None

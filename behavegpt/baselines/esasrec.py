@@ -1,12 +1,14 @@
-"""eSASRec-style (RecTools, RecSys 2025): SASRec's shifted-sequence training with LiGR blocks and sampled softmax.
+"""eSASRec-style (RecTools, RecSys 2025): SASRec's shifted-sequence training with LiGR blocks and
+sampled softmax.
 
     x = sqrt(C) e + p_t
     y  = x + sigmoid(x W_g) * dropout(attention(LN(x)))            causal, within the history
     x' = y + sigmoid(y W_f) * dropout(W_o (silu(LN(y) W_a) * LN(y) W_b))
     score_k = LN(x_L) . e_k
 
-Named "style": the gates follow the published description of LiGR (gated residual branches), the inner network is
-SwiGLU; widths and negatives are the project's settings, not the original's. Loss: sampled_softmax, 128 negatives.
+Named "style": the gates follow the published description of LiGR (gated residual branches), the
+inner network is SwiGLU; widths and negatives are the project's settings, not the original's. Loss:
+sampled_softmax, 128 negatives.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class LiGRBlock(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size or config.hidden_size
-        self.attention_norm, self.mlp_norm = (nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
+        self.attention_norm, self.mlp_norm = (
+            nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2)
+        )
         self.attention = SASRecAttention(width, config.num_attention_heads)
         self.attention_out = nn.Linear(width, width)
         self.attention_gate, self.mlp_gate = (nn.Linear(width, width) for _ in range(2))

@@ -3,8 +3,8 @@
     r_t = sigmoid(W_r x_t + U_r h_{t-1} + b_r)      z_t = sigmoid(W_z x_t + U_z h_{t-1} + b_z)
     n_t = tanh(W_n x_t + b_n + r_t (U_n h_{t-1} + c_n))      h_t = (1 - z_t) n_t + z_t h_{t-1}
 
-The last layer's h_t scores the classes. Ours instead of the original's: full cross-entropy over all positions of a
-history, for its ranking losses over the other users of a mini-batch.
+The last layer's h_t scores the classes. Ours instead of the original's: full cross-entropy over all
+positions of a history, for its ranking losses over the other users of a mini-batch.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def run_gru(gru: nn.GRU, x: torch.Tensor, layout: Layout) -> torch.Tensor:
     histories = layout.unpack()
     if not len(histories.length):
         return torch.zeros_like(x)
-    together = pack_padded_sequence(histories.take(x), histories.length.cpu(), batch_first=True, enforce_sorted=False)
+    together = pack_padded_sequence(
+        histories.take(x), histories.length.cpu(), batch_first=True, enforce_sorted=False
+    )
     states, _ = pad_packed_sequence(gru(together)[0], batch_first=True)
     return histories.put(states, x)

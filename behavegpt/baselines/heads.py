@@ -12,14 +12,15 @@ from torch.nn import functional as F
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.model.config import SPECIAL_IDS
 
-Side = dict[str, torch.Tensor]  # what an encoder tells the head beside the hidden state, each (N, ...)
+# what an encoder tells the head beside the hidden state, each (N, ...)
+Side = dict[str, torch.Tensor]
 
 
 class ScoreHead(nn.Module):
     """score_k = h . e_k + b_k, or cos(h, e_k) / temperature.
 
-    e_k is the class's own vector, or (tied, where the classes are the events) the event's embedding; h is mapped to
-    its width where that differs. b_k begins at the log frequency.
+    e_k is the class's own vector, or (tied, where the classes are the events) the event's
+    embedding; h is mapped to its width where that differs. b_k begins at the log frequency.
     """
 
     def __init__(self, config: BaselineConfig) -> None:

@@ -1,14 +1,16 @@
 """HSTU (Zhai et al., ICML 2024, arXiv:2402.17152): sequential transduction without softmax.
 
     x^ = LN(x)      [u, v, q, k] = silu(x^ W)
-    A_ij = silu(q_i . k_j + b_pos[i - j] + b_time[bucket(t_i - t_j)]) / N    for j <= i of the same history, else 0
-    x' = x + W_o dropout(u * LN(A v))                  no feed-forward layer; both LN without parameters
-    bucket(s) = min(floor(ln(max(|s|, 1)) / 0.301), 128)            N = max_length, s in seconds
+    A_ij = silu(q_i . k_j + b_pos[i - j] + b_time[bucket(t_i - t_j)]) / N    for j <= i of the same
+    history, else 0 x' = x + W_o dropout(u * LN(A v))                  no feed-forward layer; both
+    LN without parameters bucket(s) = min(floor(ln(max(|s|, 1)) / 0.301), 128)            N =
+    max_length, s in seconds
 
-Inputs are sqrt(C) e + p_t; scores are cosines over a temperature of .05, after the paper's sampled softmax with 128
-negatives (`score: cosine`, loss.name=sampled_softmax); the preset says which is used. The public code gives the query
-the time of the event to predict, t_{i+1}. The paper's task hides it, so `target_time` is `hidden` (t_i) by default;
-`known` is there for comparison and leaks that time, and that time alone.
+Inputs are sqrt(C) e + p_t; scores are cosines over a temperature of .05, after the paper's sampled
+softmax with 128 negatives (`score: cosine`, loss.name=sampled_softmax); the preset says which is
+used. The public code gives the query the time of the event to predict, t_{i+1}. The paper's task
+hides it, so `target_time` is `hidden` (t_i) by default; `known` is there for comparison and leaks
+that time, and that time alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ BASE = 0.301
 class Options(Settings):
     """HSTU's own."""
 
-    target_time: Literal["hidden", "known"] = Field("hidden", description="whether the query sees the target's time")
+    target_time: Literal["hidden", "known"] = Field(
+        "hidden", description="whether the query sees the target's time"
+    )
 
 
 class HSTUBlock(nn.Module):
@@ -41,18 +45,26 @@ class HSTUBlock(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.heads, self.eps, self.longest = config.num_attention_heads, config.layer_norm_eps, config.max_length
+        self.heads, self.eps, self.longest = (
+            config.num_attention_heads,
+            config.layer_norm_eps,
+            config.max_length,
+        )
         self.parts = nn.Linear(width, 4 * width, bias=False)  # u, v, q, k
         self.out = nn.Linear(width, width)
         self.position_bias = nn.Embedding(config.max_length, 1)  # by i - j
         self.time_bias = nn.Embedding(BUCKETS + 1, 1)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, visible: torch.Tensor, ago: torch.Tensor, bucket: torch.Tensor) -> torch.Tensor:
-        """x (B, R, C) -> (B, R, C); `visible`, `ago` (events), `bucket` (of time): (B, R, R), query by key."""
+    def forward(
+        self, x: torch.Tensor, visible: torch.Tensor, ago: torch.Tensor, bucket: torch.Tensor
+    ) -> torch.Tensor:
+        """x (B, R, C) -> (B, R, C); `visible`, `ago` (events), `bucket` (of time): (B, R, R), query
+        by key."""
         width = x.shape[-1]
         u, v, q, k = F.silu(self.parts(F.layer_norm(x, (width,), eps=self.eps))).chunk(4, dim=-1)
-        v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))  # (B, H, R, D)
+        # (B, H, R, D)
+        v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))
         bias = self.position_bias(ago)[..., 0] + self.time_bias(bucket)[..., 0]
         weight = F.silu(q @ k.transpose(-1, -2) + bias[:, None]) / self.longest * visible[:, None]
         seen = (weight @ v).transpose(1, 2).flatten(2)

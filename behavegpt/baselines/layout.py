@@ -1,6 +1,7 @@
 """Where the histories of packed rows are: what a baseline needs beside the embedded events.
 
-Shape letters: B rows, R positions a row, D histories in all rows, L events of the longest, M events looked back on.
+Shape letters: B rows, R positions a row, D histories in all rows, L events of the longest, M events
+looked back on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ class Layout(NamedTuple):
     """A batch's events and the histories they belong to; each tensor (B, R) int64."""
 
     ids: dict[str, torch.Tensor]
-    """By column: the model's fields, and `time` in seconds or `behavior` for the baselines that read them."""
+    """By column: the model's fields, and `time` in seconds or `behavior` for the baselines that
+    read them."""
     document: torch.Tensor
     """Which history of its row an event belongs to; PADDING where there is none."""
     position: torch.Tensor
@@ -40,7 +42,8 @@ class Layout(NamedTuple):
         return Histories(starts[:, None] + index, index < length[:, None], length)
 
     def back(self, values: torch.Tensor, steps: int) -> torch.Tensor:
-        """The last `steps` values of each position's own history, newest first: (B, R, C) -> (B, R, M, C).
+        """The last `steps` values of each position's own history, newest first: (B, R, C) -> (B, R,
+        M, C).
 
         Events before the history's first are zeros.
         """
@@ -55,7 +58,8 @@ class Layout(NamedTuple):
 class Histories(NamedTuple):
     """Places of D histories in the flattened rows."""
 
-    place: torch.Tensor  # (D, L) position in the B * R positions; beyond the history where not `real`
+    # (D, L) position in the B * R positions; beyond the history where not `real`
+    place: torch.Tensor
     real: torch.Tensor  # (D, L) bool
     length: torch.Tensor  # (D,)
 
@@ -65,7 +69,8 @@ class Histories(NamedTuple):
         return flat[self.place.clamp(max=len(flat) - 1)] * self.real[..., None]
 
     def put(self, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """(D, L, C) -> (B, R, C) in the rows of `like` (B, R, ...), zeros where there is no history."""
+        """(D, L, C) -> (B, R, C) in the rows of `like` (B, R, ...), zeros where there is no
+        history."""
         rows, length = like.shape[:2]
         flat = values.new_zeros(rows * length, values.shape[-1])
         return flat.index_copy(0, self.place[self.real], values[self.real]).view(rows, length, -1)

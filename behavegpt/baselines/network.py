@@ -1,7 +1,9 @@
-"""A baseline as a model of the project: embedded fields -> the baseline's encoder -> its head, on packed rows.
+"""A baseline as a model of the project: embedded fields -> the baseline's encoder -> its head, on
+packed rows.
 
-Inputs, outputs and losses are those of BehaveGPTForBehaviorPrediction, so training, evaluation and prediction serve
-both unchanged. Importing this module registers the classes with transformers' Auto classes.
+Inputs, outputs and losses are those of BehaveGPTForBehaviorPrediction, so training, evaluation and
+prediction serve both unchanged. Importing this module registers the classes with transformers' Auto
+classes.
 
 Shape letters: B rows, R positions, C hidden width, N predicted positions, K behaviors.
 """
@@ -32,10 +34,18 @@ from behavegpt.model.behavegpt import (
     refuse_unknown,
 )
 from behavegpt.model.config import GAP_BUCKETS
-from behavegpt.model.head import HeadLoss, History, HistoryFeatures, HistoryGate, MemoryHead, part_of
+from behavegpt.model.head import (
+    HeadLoss,
+    History,
+    HistoryFeatures,
+    HistoryGate,
+    MemoryHead,
+    part_of,
+)
 from behavegpt.model.mixer import Memory
 
-LOGITS = 1 << 24  # held at once while training; with more, the head is run piece by piece and again for its gradient
+# held at once while training; with more, the head is run piece by piece and again for its gradient
+LOGITS = 1 << 24
 
 
 class BaselineEmbedding(nn.Module):
@@ -44,7 +54,9 @@ class BaselineEmbedding(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         sizes = config.field_sizes or {}
-        self.tables = nn.ModuleDict({name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()})
+        self.tables = nn.ModuleDict(
+            {name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()}
+        )
         learned = config.position_encoding == "learned"
         self.position = nn.Embedding(config.max_length, config.hidden_size) if learned else None
         self.scale = config.hidden_size**0.5 if config.scale_inputs else 1.0
@@ -54,8 +66,13 @@ class BaselineEmbedding(nn.Module):
         """Embedded events (B, R, C)."""
         missing = [name for name in self.tables if name not in layout.ids]
         if missing:
-            raise ValueError(f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}")
-        x = torch.cat([table(layout.ids[name]) for name, table in self.tables.items()], dim=-1) * self.scale
+            raise ValueError(
+                f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}"
+            )
+        x = (
+            torch.cat([table(layout.ids[name]) for name, table in self.tables.items()], dim=-1)
+            * self.scale
+        )
         return self.dropout(x if self.position is None else x + self.position(layout.position))
 
 
@@ -88,7 +105,9 @@ class BaselineModel(BehaveGPTPreTrainedModel):
         layout = layout_of(input_ids, document, position, attention_mask, fields)
         x = self.embedding(layout)
         hidden = self.encoder(x, layout).hidden
-        return BehaviorOutput(last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None)
+        return BehaviorOutput(
+            last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None
+        )
 
 
 class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
@@ -98,7 +117,8 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
     config_class = BaselineConfig
 
     def __init__(self, config: BaselineConfig) -> None:
-        super(BehaveGPTForBehaviorPrediction, self).__init__(config)  # none of BehaveGPT's own parts
+        # none of BehaveGPT's own parts
+        super(BehaveGPTForBehaviorPrediction, self).__init__(config)
         self.model = BaselineModel(config)
         self.head = ARCHITECTURES[config.architecture].head(config)  # type: ignore[assignment]
         self.history = HistoryFeatures() if config.history_head else None
@@ -146,13 +166,15 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
-        """Logits, or a loss, of the next behavior at each event; as BehaveGPTForBehaviorPrediction.forward.
+        """Logits, or a loss, of the next behavior at each event; as
+        BehaveGPTForBehaviorPrediction.forward.
 
         Raises ConfigError for a key-value cache: baselines predict, they do not generate.
         """
         if past_key_values is not None or use_cache:
             raise ConfigError(
-                f"the baseline {self.config.architecture} predicts and embeds, but cannot generate: it keeps no cache "
+                f"the baseline {self.config.architecture} predicts and embeds, but cannot "
+                "generate: it keeps no cache "
                 "of past events. Train a BehaveGPT for that (configs/generation.yaml)."
             )
         refuse_unknown(self.config, output_attentions, fields)
@@ -166,11 +188,15 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         chosen = torch.ones_like(layout.document, dtype=torch.bool) if select is None else select
         picked, side = hidden[chosen], {name: value[chosen] for name, value in encoded.side.items()}
         past = self._history(layout.ids["event"], layout.document, None, fields, chosen, memory)
-        output = BehaviorOutput(last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None)
+        output = BehaviorOutput(
+            last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None
+        )
         if labels is not None and criterion is not None:
             parts = self._criterion_loss(criterion, picked, side, past, labels[chosen])
             output.loss = parts.total
-            output.side_loss = self.config.next_weight * self._next_loss(picked, next_fields, chosen)
+            output.side_loss = self.config.next_weight * self._next_loss(
+                picked, next_fields, chosen
+            )
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
             if encoded.auxiliary is not None:
                 output.side_loss = output.side_loss + encoded.auxiliary[chosen].sum()
@@ -179,28 +205,42 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
         output.next_logits = self._next_logits(picked, heads)
         if labels is not None:
-            output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
+            output.loss = self.loss_function(
+                output.logits, labels, num_items_in_batch=num_items_in_batch
+            )
         return output
 
-    def _scores(self, picked: torch.Tensor, side: Side, past: History | Memory | None) -> torch.Tensor:
+    def _scores(
+        self, picked: torch.Tensor, side: Side, past: History | Memory | None
+    ) -> torch.Tensor:
         """Logits (N, K) of hidden states (N, C)."""
         logits = self.head(picked, side, self.model.embedding.tables["event"].weight)
         if self.history_gate is not None and isinstance(past, History):
-            logits = logits.scatter_add(1, past.classes, self.history_gate(picked, past).to(logits.dtype))
+            logits = logits.scatter_add(
+                1, past.classes, self.history_gate(picked, past).to(logits.dtype)
+            )
         if self.memory is not None:
             logits = self.memory(picked, logits, past)
         return logits
 
     def _criterion_loss(
-        self, criterion: Any, picked: torch.Tensor, side: Side, past: History | Memory | None, target: torch.Tensor
+        self,
+        criterion: Any,
+        picked: torch.Tensor,
+        side: Side,
+        past: History | Memory | None,
+        target: torch.Tensor,
     ) -> HeadLoss:
-        """Loss sum of N events under a criterion; with many classes in pieces that are run again in the backward."""
+        """Loss sum of N events under a criterion; with many classes in pieces that are run again in
+        the backward."""
         head: Any = self.head
         head.set_progress(criterion.progress)
 
         def of(part: slice) -> torch.Tensor:
             seen = None if past is None else part_of(past, part)
-            scores = self._scores(picked[part], {name: value[part] for name, value in side.items()}, seen)
+            scores = self._scores(
+                picked[part], {name: value[part] for name, value in side.items()}, seen
+            )
             return criterion.per_event(scores, target[part])
 
         classes = self.config.num_behaviors
@@ -238,13 +278,23 @@ def layout_of(
     if input_ids is None:
         raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
     if document is None:
-        document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+        document = (
+            torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+        )
     named = {
-        name.removesuffix("_ids"): ids for name, ids in fields.items() if name.endswith("_ids") and ids is not None
+        name.removesuffix("_ids"): ids
+        for name, ids in fields.items()
+        if name.endswith("_ids") and ids is not None
     }
-    return Layout({"event": input_ids, **named}, document, _positions(document) if position is None else position)
+    return Layout(
+        {"event": input_ids, **named},
+        document,
+        _positions(document) if position is None else position,
+    )
 
 
 AutoConfig.register(BaselineConfig.model_type, BaselineConfig, exist_ok=True)
 AutoModel.register(BaselineConfig, BaselineModel, exist_ok=True)
-AutoModelForTokenClassification.register(BaselineConfig, BaselineForBehaviorPrediction, exist_ok=True)
+AutoModelForTokenClassification.register(
+    BaselineConfig, BaselineForBehaviorPrediction, exist_ok=True
+)

@@ -1,13 +1,14 @@
 """SASRec (Kang and McAuley, ICDM 2018): self-attentive sequential recommendation.
 
     x = sqrt(C) e + p_t                         e: embedded event, p: learned position
-    q = LN(x)     y = q + dropout(softmax(q W_q (x W_k)' / sqrt(D)) x W_v)         causal, within the history
-    z = LN(y)     x' = z + dropout(W_2 dropout(relu(W_1 z)))                        inner width C
-    score_k = LN(x_L) . e_k
+    q = LN(x)     y = q + dropout(softmax(q W_q (x W_k)' / sqrt(D)) x W_v)         causal, within
+    the history z = LN(y)     x' = z + dropout(W_2 dropout(relu(W_1 z)))
+    inner width C score_k = LN(x_L) . e_k
 
-The original's loss is binary cross-entropy with one uniform negative (loss.name=binary_negatives); full
-cross-entropy makes it far stronger, as others have found. Ours: four fields side by side as x, no l2 penalty, dropout
-on attention weights left out; the original's e_k are the input embeddings (`tied_scores`).
+The original's loss is binary cross-entropy with one uniform negative (loss.name=binary_negatives);
+full cross-entropy makes it far stronger, as others have found. Ours: four fields side by side as x,
+no l2 penalty, dropout on attention weights left out; the original's e_k are the input embeddings
+(`tied_scores`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class SASRecAttention(nn.Module):
     def forward(self, q: torch.Tensor, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Queries q and the events x they look at, (B, R, C) each -> (B, R, C)."""
         pairs = ((self.query, q), (self.key, x), (self.value, x))
-        query, key, value = (layer(given).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, given in pairs)
+        query, key, value = (
+            layer(given).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, given in pairs
+        )
         return attend(query, key, value, plan).transpose(1, 2).flatten(2)
 
 
@@ -42,7 +45,9 @@ class SASRecBlock(nn.Module):
     def __init__(self, config: BaselineConfig, width: int | None = None) -> None:
         super().__init__()
         width = width or config.hidden_size
-        self.attention_norm, self.mlp_norm = (nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
+        self.attention_norm, self.mlp_norm = (
+            nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2)
+        )
         self.attention = SASRecAttention(width, config.num_attention_heads)
         self.mlp_in = nn.Linear(width, config.intermediate_size or width)
         self.mlp_out = nn.Linear(config.intermediate_size or width, width)

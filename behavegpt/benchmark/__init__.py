@@ -1,1 +1,2 @@
-"""Tables of many models on many logs: the same data, the same budget, the same tuning, several seeds."""
+"""Tables of many models on many logs: the same data, the same budget, the same tuning, several
+seeds."""

@@ -1,4 +1,5 @@
-"""Does A beat B? The same test rows, drawn again user by user, and the seeds of both drawn again too.
+"""Does A beat B? The same test rows, drawn again user by user, and the seeds of both drawn again
+too.
 
 Shapes: R test rows of U users, S seeds of A, T seeds of B, K classes.
 """
@@ -23,12 +24,18 @@ class Difference(NamedTuple):
 
 
 def compare_ranks(
-    a: np.ndarray, b: np.ndarray, target: np.ndarray, user: np.ndarray, draws: int = 1000, seed: int = 0
+    a: np.ndarray,
+    b: np.ndarray,
+    target: np.ndarray,
+    user: np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Difference]:
-    """Differences by figure, of ranks a (S, R) and b (T, R) of the truth, from 0; target (R,) classes, user (R,).
+    """Differences by figure, of ranks a (S, R) and b (T, R) of the truth, from 0; target (R,)
+    classes, user (R,).
 
-    A draw takes U users with replacement, with all rows of each, and as many seeds of each model as it has. Macro
-    recall averages over the classes with a row in the draw.
+    A draw takes U users with replacement, with all rows of each, and as many seeds of each model as
+    it has. Macro recall averages over the classes with a row in the draw.
     """
     rng = np.random.default_rng(seed)
     member = np.unique(user, return_inverse=True)[1]
@@ -42,7 +49,8 @@ def compare_ranks(
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     ahead = (found > 0).mean(0) + 0.5 * (found == 0).mean(0)
     return {
-        name: Difference(*(float(values[i]) for values in (whole, low, high, ahead))) for i, name in enumerate(FIGURES)
+        name: Difference(*(float(values[i]) for values in (whole, low, high, ahead)))
+        for i, name in enumerate(FIGURES)
     }
 
 

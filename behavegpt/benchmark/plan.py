@@ -1,7 +1,8 @@
 """The runs of a benchmark as a flat list, as far as the rows there are settle it.
 
-For each log and model: the points of the tuning grid with one seed, then the best point with all seeds. A model with a
-base waits for its base's final runs, so that the list grows until every row is there.
+For each log and model: the points of the tuning grid with one seed, then the best point with all
+seeds. A model with a base waits for its base's final runs, so that the list grows until every row
+is there.
 """
 
 from __future__ import annotations
@@ -34,11 +35,16 @@ class Planned(NamedTuple):
 class Plan:
     """The runs of one log."""
 
-    def __init__(self, settings: BenchmarkSettings, data: str, store: EventStore, rows: Rows) -> None:
+    def __init__(
+        self, settings: BenchmarkSettings, data: str, store: EventStore, rows: Rows
+    ) -> None:
         self.settings, self.data, self.store, self.rows = settings, data, store, rows
         self.runs: dict[str, list[Planned]] = {}  # model -> its runs that can start or are done
-        self._points: dict[str, Point | None] = {}  # model -> the chosen one, None: not yet, or none could be trained
-        bases_first = sorted(settings.models, key=lambda model: settings.models[model].base is not None)
+        # model -> the chosen one, None: not yet, or none could be trained
+        self._points: dict[str, Point | None] = {}
+        bases_first = sorted(
+            settings.models, key=lambda model: settings.models[model].base is not None
+        )
         for model in bases_first:
             tuning = self._tuning(model)
             self._points[model] = self._best(tuning)
@@ -49,7 +55,9 @@ class Plan:
         """What must be equal for two rows to stand in one table: data and split, budget, tuning."""
         settings = self.settings
         budget = {**settings.train, **settings.data[self.data].train}
-        return digest([self.store.manifest.content_hash, budget, settings.tuning.model_dump(mode="json")])
+        return digest(
+            [self.store.manifest.content_hash, budget, settings.tuning.model_dump(mode="json")]
+        )
 
     @property
     def counts_hash(self) -> str:
@@ -70,7 +78,8 @@ class Plan:
         return [row for row in found if row is not None]
 
     def base_of(self, model: str, seed: int) -> Planned | None:
-        """The run that a model's run of this seed starts from: its base's of the same seed, or of the first one."""
+        """The run that a model's run of this seed starts from: its base's of the same seed, or of
+        the first one."""
         base = self.settings.models[model].base
         if base is None or self._points[base] is None:
             return None
@@ -79,7 +88,8 @@ class Plan:
         return next(p for p in self.runs[base] if p.kind == FINAL and p.run.seed == wanted)
 
     def _tuning(self, model: str) -> list[Planned] | None:
-        """A model's runs over the grid; none where there is one point only, None while its base is not trained."""
+        """A model's runs over the grid; none where there is one point only, None while its base is
+        not trained."""
         points = self.settings.points()
         planned = [self._planned(model, self.settings.tuning.seed, point, TUNE) for point in points]
         ready = [run for run in planned if run is not None]
@@ -88,7 +98,8 @@ class Plan:
         return ready if len(points) > 1 else []
 
     def _best(self, tuning: list[Planned] | None) -> Point | None:
-        """The point with the best validation figure, once all were tried; None before, or if none could be trained."""
+        """The point with the best validation figure, once all were tried; None before, or if none
+        could be trained."""
         if not tuning:
             return None if tuning is None else self.settings.points()[0]
         rows = [planned.row for planned in tuning if planned.row is not None]

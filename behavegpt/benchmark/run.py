@@ -1,11 +1,13 @@
-"""The benchmark: for each log and model the tuning grid with one seed, then the best point with all seeds.
+"""The benchmark: for each log and model the tuning grid with one seed, then the best point with all
+seeds.
 
-OUT/rows.jsonl         one row a run: kind "tune" (validation figures) or "final" (validation and test figures)
-OUT/ranks/KEY.npy      of a final run: rank of the truth at each test row, ascending, for the comparison user by user
-OUT/runs/KEY/          the run's folder; its checkpoints go when its row is written
+OUT/rows.jsonl         one row a run: kind "tune" (validation figures) or "final" (validation and
+test figures) OUT/ranks/KEY.npy      of a final run: rank of the truth at each test row, ascending,
+for the comparison user by user OUT/runs/KEY/          the run's folder; its checkpoints go when its
+row is written
 
-Any number of processes may work on one OUT: a run is claimed by a file lock; done ones are skipped, a killed one goes
-on. The test split is looked at by the chosen points alone.
+Any number of processes may work on one OUT: a run is claimed by a file lock; done ones are skipped,
+a killed one goes on. The test split is looked at by the chosen points alone.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ MOST_RANK = np.iinfo(np.uint16).max
 
 
 def benchmark(settings: BenchmarkSettings) -> list[Row]:
-    """Run what is not done; returns all rows of these settings. A run that fails is recorded, and the rest goes on."""
+    """Run what is not done; returns all rows of these settings. A run that fails is recorded, and
+    the rest goes on."""
     out = Path(settings.out)
     check_output(out, "into")
     for folder in ("ranks", "runs"):
@@ -72,7 +75,9 @@ def plans_of(settings: BenchmarkSettings, stores: dict[str, EventStore]) -> list
     return [Plan(settings, name, store, rows) for name, store in stores.items()]
 
 
-def runs_of(settings: BenchmarkSettings, stores: dict[str, EventStore], grid: Grid) -> Iterator[Run]:
+def runs_of(
+    settings: BenchmarkSettings, stores: dict[str, EventStore], grid: Grid
+) -> Iterator[Run]:
     """All runs that can start, those of the count baselines first."""
     for plan in plans_of(settings, stores):
         if settings.counts:
@@ -99,7 +104,11 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     store = plan.store
     folder = _trained(grid, plan, planned)
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    rates = [row["events_per_second"] for row in read_journal(folder / "log.jsonl") if "events_per_second" in row]
+    rates = [
+        row["events_per_second"]
+        for row in read_journal(folder / "log.jsonl")
+        if "events_per_second" in row
+    ]
     rate = statistics.median(rates) if rates else None
     model, _ = open_model(folder / "model")
     torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -107,7 +116,15 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     if planned.kind == FINAL:
         found["test"], ranks = scored(model, store, "test")
         write_array(grid.path.parent / "ranks" / f"{planned.key}.npy", ranks)
-    taken = ("parameters", "parameters_by_part", "steps", "best_step", "seconds", "device", "versions")
+    taken = (
+        "parameters",
+        "parameters_by_part",
+        "steps",
+        "best_step",
+        "seconds",
+        "device",
+        "versions",
+    )
     return found | {
         **{name: facts[name] for name in taken},
         "events_per_second": rate and round(rate),
@@ -116,7 +133,8 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
 
 
 def _trained(grid: Grid, plan: Plan, planned: Planned) -> Path:
-    """The run's folder with its model; a base whose weights a finished benchmark removed is trained again."""
+    """The run's folder with its model; a base whose weights a finished benchmark removed is trained
+    again."""
     run, folder = planned.run, grid.path.parent / "runs" / planned.key
     if (folder / "model").exists():
         return folder
@@ -129,19 +147,27 @@ def _trained(grid: Grid, plan: Plan, planned: Planned) -> Path:
 
 
 def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float | None], np.ndarray]:
-    """Figures of a split, and the rank (rows,) uint16 of the truth at each of its target rows, ascending."""
+    """Figures of a split, and the rank (rows,) uint16 of the truth at each of its target rows,
+    ascending."""
     metrics, total = PredictionMetrics(store.behaviors.classes), 0.0
     rows, ranks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
     config, precision = model.config, choose_precision("auto", model.device)
     batches = score(
-        model, store, SPLITS[split], max_length=config.max_length, fields=config.columns, precision=precision
+        model,
+        store,
+        SPLITS[split],
+        max_length=config.max_length,
+        fields=config.columns,
+        precision=precision,
     )
     for part in batches:
         metrics.update(part.logits, part.target)
         total += float(F.cross_entropy(part.logits, part.target, reduction="sum"))
         rows.append(part.row.cpu())
         ranks.append(predicted_and_rank(part.logits, part.target)[1].cpu())
-    return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(torch.cat(ranks)[torch.cat(rows).argsort()])
+    return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(
+        torch.cat(ranks)[torch.cat(rows).argsort()]
+    )
 
 
 def _count_rows(grid: Grid, plan: Plan) -> Iterator[Row]:
@@ -150,7 +176,13 @@ def _count_rows(grid: Grid, plan: Plan) -> Iterator[Row]:
     tuned = counts.tune(counts.fit(store), store)
     for name in counts.NAMES:
         model = tuned[name]
-        row: Row = {"key": f"{hashed}-{name}", "kind": FINAL, "data": plan.data, "model": name, "seed": None}
+        row: Row = {
+            "key": f"{hashed}-{name}",
+            "kind": FINAL,
+            "data": plan.data,
+            "model": name,
+            "seed": None,
+        }
         row |= {"point": model.settings(), "base": None, "protocol_hash": hashed}
         for split in ("valid", "test"):
             row[split], ranks = _count_scores(model, store, split)
@@ -158,7 +190,9 @@ def _count_rows(grid: Grid, plan: Plan) -> Iterator[Row]:
         yield row | attempted(dict, name)
 
 
-def _count_scores(model: counts.CountModel, store: EventStore, split: str) -> tuple[dict[str, Any], np.ndarray]:
+def _count_scores(
+    model: counts.CountModel, store: EventStore, split: str
+) -> tuple[dict[str, Any], np.ndarray]:
     metrics, ranks = PredictionMetrics(store.behaviors.classes), [torch.zeros(0, dtype=torch.long)]
     for part, scores in counts.scores(model, store, target_rows(store, SPLITS[split])):
         target = torch.from_numpy(store.column("behavior")[part].astype(np.int64) - FIRST)
@@ -171,6 +205,8 @@ def _packed(ranks: torch.Tensor) -> np.ndarray:
     return ranks.clamp(max=MOST_RANK).numpy().astype(np.uint16)
 
 
-def _chosen(metrics: PredictionMetrics, store: EventStore, cross_entropy: float | None) -> dict[str, float | None]:
+def _chosen(
+    metrics: PredictionMetrics, store: EventStore, cross_entropy: float | None
+) -> dict[str, float | None]:
     figures = metrics.compute(store.behaviors.counts) | {"cross_entropy": cross_entropy}
     return {name: figures[name] for name in FIGURES}

@@ -21,22 +21,32 @@ class DataEntry(Settings):
     """One log."""
 
     path: PathText = Field(description="folder written by `behavegpt prepare`")
-    train: dict[str, Any] = Field(default_factory=dict, description="TrainSettings of all models on this log: steps")
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="TrainSettings of all models on this log: steps"
+    )
 
 
 class ModelEntry(Settings):
     """One model."""
 
     config: str = Field(description="YAML file of `behavegpt train`")
-    set: dict[str, Any] = Field(default_factory=dict, description="dotted settings over the file: loss.name: dro")
-    base: str | None = Field(None, description="another entry whose model of the same seed becomes model.options.base")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="dotted settings over the file: loss.name: dro"
+    )
+    base: str | None = Field(
+        None, description="another entry whose model of the same seed becomes model.options.base"
+    )
 
 
 class Tuning(Settings):
     """What every model may choose from, on the validation split."""
 
-    grid: dict[str, list[Any]] = Field(default_factory=dict, description="dotted setting -> values; all combinations")
-    select: Literal["rec_w", "rec_m", "ndcg@3"] = Field("ndcg@3", description="validation figure of the best point")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="dotted setting -> values; all combinations"
+    )
+    select: Literal["rec_w", "rec_m", "ndcg@3"] = Field(
+        "ndcg@3", description="validation figure of the best point"
+    )
     seed: int = Field(0, ge=0, description="the seed that the points are compared with")
 
 
@@ -44,14 +54,20 @@ class BenchmarkSettings(Settings):
     """What `behavegpt benchmark` runs."""
 
     out: PathText = Field(description="folder of rows, runs and tables; made if absent")
-    tables: PathText | None = Field(None, description="folder of tables, figures and a copy of the rows; null: out")
+    tables: PathText | None = Field(
+        None, description="folder of tables, figures and a copy of the rows; null: out"
+    )
     data: dict[str, DataEntry] = Field(min_length=1, description="logs by name")
     models: dict[str, ModelEntry] = Field(min_length=1, description="models by name")
     counts: bool = Field(True, description="also the count baselines")
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     tuning: Tuning = Field(default_factory=Tuning)
-    train: dict[str, Any] = Field(default_factory=dict, description="TrainSettings of all models: the budget")
-    versus: str | None = Field(None, description="the model that the others are compared with, user by user")
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="TrainSettings of all models: the budget"
+    )
+    versus: str | None = Field(
+        None, description="the model that the others are compared with, user by user"
+    )
     draws: int = Field(1000, ge=1, description="bootstrap draws of that comparison")
     keep_models: bool = Field(False, description="keep the trained weights")
 
@@ -61,7 +77,9 @@ class BenchmarkSettings(Settings):
             if entry.base is not None and (entry.base == name or entry.base not in self.models):
                 raise ValueError(f"models.{name}.base = {entry.base!r} is no other entry of models")
             if entry.base is not None and self.models[entry.base].base is not None:
-                raise ValueError(f"models.{name}.base = {entry.base!r} has a base itself; give one without")
+                raise ValueError(
+                    f"models.{name}.base = {entry.base!r} has a base itself; give one without"
+                )
         if self.versus is not None and self.versus not in self.models:
             raise ValueError(f"versus = {self.versus!r} is no entry of models")
         return self
@@ -69,7 +87,10 @@ class BenchmarkSettings(Settings):
     def points(self) -> list[Point]:
         """All combinations of the grid; one empty point without a grid."""
         names = list(self.tuning.grid)
-        return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.tuning.grid.values())]
+        return [
+            dict(zip(names, values, strict=True))
+            for values in itertools.product(*self.tuning.grid.values())
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,13 +104,25 @@ class Run:
     base: str | None = None  # key of the run whose model it starts from
 
     def settings(self, benchmark: BenchmarkSettings, out: str, base: str = "") -> PretrainSettings:
-        """The run as `behavegpt train` would read it: the file, then the entry, the budget, the point, the seed."""
+        """The run as `behavegpt train` would read it: the file, then the entry, the budget, the
+        point, the seed."""
         entry, data = benchmark.models[self.model], benchmark.data[self.data]
-        budget = {f"train.{name}": value for name, value in {**benchmark.train, **data.train}.items()}
-        chosen = {**entry.set, **budget, **self.point, "train.seed": self.seed, "data.path": data.path, "out": out}
+        budget = {
+            f"train.{name}": value for name, value in {**benchmark.train, **data.train}.items()
+        }
+        chosen = {
+            **entry.set,
+            **budget,
+            **self.point,
+            "train.seed": self.seed,
+            "data.path": data.path,
+            "out": out,
+        }
         if self.base is not None:
             chosen["model.options.base"] = base
-        return read_settings(PretrainSettings, entry.config, [f"{k}={json.dumps(v)}" for k, v in chosen.items()])
+        return read_settings(
+            PretrainSettings, entry.config, [f"{k}={json.dumps(v)}" for k, v in chosen.items()]
+        )
 
     def key(self, benchmark: BenchmarkSettings, content_hash: str) -> str:
         """What decides the run's figures, as a hash: settings, data and base, no paths."""

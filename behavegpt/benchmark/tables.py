@@ -1,8 +1,8 @@
 """Markdown tables and figures of a benchmark, from its rows and ranks alone.
 
-TABLES/tables.md          for each log: every model (mean ± deviation over seeds), and the comparison user by user
-TABLES/comparison.json    the comparison        TABLES/rows.jsonl  the rows that the tables are made of
-TABLES/DATA_frontier.png  macro against weighted recall
+TABLES/tables.md          for each log: every model (mean ± deviation over seeds), and the
+comparison user by user TABLES/comparison.json    the comparison        TABLES/rows.jsonl  the rows
+that the tables are made of TABLES/DATA_frontier.png  macro against weighted recall
 TABLES/DATA_groups.png    recall of head, mid and tail behaviors
 """
 
@@ -32,7 +32,8 @@ NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"
 
 
 def write_tables(settings: BenchmarkSettings) -> Path:
-    """Write the tables, the figures and (beside another `out`) the rows; returns tables.md. DataError without rows."""
+    """Write the tables, the figures and (beside another `out`) the rows; returns tables.md.
+    DataError without rows."""
     out = Path(settings.tables or settings.out)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
     parts, compared, used = [], {}, []
@@ -45,17 +46,25 @@ def write_tables(settings: BenchmarkSettings) -> Path:
         differences = comparison(settings, plan, rows)
         if differences:
             parts.append(comparison_table(str(settings.versus), differences))
-            compared[plan.data] = {name: {f: d._asdict() for f, d in of.items()} for name, of in differences.items()}
+            compared[plan.data] = {
+                name: {f: d._asdict() for f, d in of.items()} for name, of in differences.items()
+            }
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
     if not parts:
         raise DataError(
-            f"{settings.out}: no finished row of these settings; run `behavegpt benchmark` without --table first."
+            f"{settings.out}: no finished row of these settings; run `behavegpt benchmark` "
+            "without --table first."
         )
     if settings.tables is not None:
-        write_text(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in used))
-    write_json(out / "comparison.json", {"versus": settings.versus, "draws": settings.draws, "data": compared})
+        write_text(
+            out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in used)
+        )
+    write_json(
+        out / "comparison.json",
+        {"versus": settings.versus, "draws": settings.draws, "data": compared},
+    )
     write_text(out / "tables.md", "\n\n".join(parts) + "\n")
     return out / "tables.md"
 
@@ -67,21 +76,39 @@ def final_rows(plan: Plan) -> list[Row]:
 
 def figures_table(rows: Sequence[Row]) -> str:
     """A line for each model, best weighted recall first; ± is one standard deviation over seeds."""
-    columns = ("model", "seeds", *(NAMES.get(name, name) for name in SHOWN), "parameters", "s / epoch", "chosen")
+    columns = (
+        "model",
+        "seeds",
+        *(NAMES.get(name, name) for name in SHOWN),
+        "parameters",
+        "s / epoch",
+        "chosen",
+    )
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    models = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
+    models = {
+        name: [row for row in rows if row["model"] == name]
+        for name in dict.fromkeys(r["model"] for r in rows)
+    }
     for name, found in sorted(models.items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
         cells = [mean_and_deviation([row["test"][shown] for row in found]) for shown in SHOWN]
-        seconds = mean_and_deviation([None if counted else row["epoch_seconds"] for row in found], 1)
+        seconds = mean_and_deviation(
+            [None if counted else row["epoch_seconds"] for row in found], 1
+        )
         cost = ["-" if counted else f"{found[0]['parameters']:,}", seconds]
-        chosen = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in found[0]["point"].items())
+        chosen = ", ".join(
+            f"{key.rpartition('.')[2]} {value:g}" for key, value in found[0]["point"].items()
+        )
         seeds = "-" if counted else str(len(found))
-        lines.append("| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |")
+        lines.append(
+            "| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |"
+        )
     return "\n".join(lines)
 
 
-def comparison(settings: BenchmarkSettings, plan: Plan, rows: Sequence[Row]) -> dict[str, dict[str, Difference]]:
+def comparison(
+    settings: BenchmarkSettings, plan: Plan, rows: Sequence[Row]
+) -> dict[str, dict[str, Difference]]:
     """`versus` minus each other model, on the same test rows."""
     ranks: dict[str, list[np.ndarray]] = {}
     for row in rows:
@@ -91,13 +118,19 @@ def comparison(settings: BenchmarkSettings, plan: Plan, rows: Sequence[Row]) -> 
         return {}
     target, user = truth(plan.store)
     own = np.stack(ranks.pop(settings.versus))
-    return {name: compare_ranks(own, np.stack(x), target, user, settings.draws) for name, x in ranks.items()}
+    return {
+        name: compare_ranks(own, np.stack(x), target, user, settings.draws)
+        for name, x in ranks.items()
+    }
 
 
 def comparison_table(versus: str, differences: dict[str, dict[str, Difference]]) -> str:
     """Difference [95 % interval] of each figure; bold where the interval leaves out 0."""
     lines = [f"{title_of(versus)} minus the others, drawn again by users and seeds [95 %]:", ""]
-    lines += ["| against | " + " | ".join(NAMES[f] for f in FIGURES) + " |", "|" + "---|" * (1 + len(FIGURES))]
+    lines += [
+        "| against | " + " | ".join(NAMES[f] for f in FIGURES) + " |",
+        "|" + "---|" * (1 + len(FIGURES)),
+    ]
     for name, of in sorted(differences.items(), key=lambda item: item[1]["rec_w"].mean):
         cells = []
         for recall in FIGURES:
@@ -116,17 +149,29 @@ def truth(store: EventStore) -> tuple[np.ndarray, np.ndarray]:
 
 
 def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
-    """Macro recall of the most frequent, middle and rarest third of the behaviors, a row for each model (Fig. 6a)."""
+    """Macro recall of the most frequent, middle and rarest third of the behaviors, a row for each
+    model (Fig. 6a)."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     parts = ("head", "mid", "tail")
-    values = {n: np.array([[row[p] or 0.0 for p in parts] for row in rows if row["model"] == n]) for n in models}
+    values = {
+        n: np.array([[row[p] or 0.0 for p in parts] for row in rows if row["model"] == n])
+        for n in models
+    }
     order = sorted(models, key=lambda name: values[name].mean(0).sum())
     with figure(out, (9, 1 + 0.34 * len(models)), columns=3) as (_, axes):
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
             heights = [values[name][:, index].mean() for name in order]
-            spread = [values[name][:, index].std(ddof=1) if len(values[name]) > 1 else 0.0 for name in order]
+            spread = [
+                values[name][:, index].std(ddof=1) if len(values[name]) > 1 else 0.0
+                for name in order
+            ]
             axes[index].barh(
-                range(len(order)), heights, xerr=spread, color=color, height=0.6, error_kw={"elinewidth": 1}
+                range(len(order)),
+                heights,
+                xerr=spread,
+                color=color,
+                height=0.6,
+                error_kw={"elinewidth": 1},
             )
             axes[index].set(title=title, xlabel="macro recall", yticks=range(len(order)))
             axes[index].set_yticklabels([title_of(name) for name in order] if index == 0 else [])
@@ -141,23 +186,28 @@ def _caption(plan: Plan, rows: Sequence[Row]) -> str:
     tuned = "; ".join(f"{name} in {values}" for name, values in grid.items()) or "nothing"
     devices = sorted({row["device"] for row in rows if "device" in row})
     return (
-        f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, {plan.store.behaviors.classes} behaviors. Budget "
+        f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
+        f"{plan.store.behaviors.classes} behaviors. Budget "
         f"of every model: {said}. Tuned on validation ({NAMES[plan.settings.tuning.select]}, seed "
-        f"{plan.settings.tuning.seed}): {tuned}. Protocol {plan.protocol_hash}; {', '.join(devices) or 'counts only'}."
+        f"{plan.settings.tuning.seed}): {tuned}. Protocol {plan.protocol_hash}; "
+        f"{', '.join(devices) or 'counts only'}."
         f"{_unseen(plan.store)}"
     )
 
 
 def _unseen(store: EventStore) -> str:
-    """What the figures would be if the targets that no model can name counted as misses; empty without any."""
+    """What the figures would be if the targets that no model can name counted as misses; empty
+    without any."""
     unseen = count_unseen(store, SPLITS["test"])
     if not unseen:
         return ""
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (
-        f" {unseen:,} more test targets have labels that training never saw and are left out; with them as misses, "
-        f"weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} times, and macro recall "
+        f" {unseen:,} more test targets have labels that training never saw and are left out; "
+        "with them as misses, "
+        f"weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} times, and macro "
+        "recall "
         f"{present / (present + 1):.4f} times, what stands here."
     )
 

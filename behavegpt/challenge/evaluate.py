@@ -1,11 +1,13 @@
-"""The evaluator: train the organizers' network on an entry's vectors for each task and seed, and score it.
+"""The evaluator: train the organizers' network on an entry's vectors for each task and seed, and
+score it.
 
 OUT/NAME.json                 the result: mean and deviation over seeds, every epoch, floors
 OUT/NAME/TASK.SEED.json       one run, written when it ends; a later call skips it
 OUT/NAME/scores.json, epochs.json   the organizers' own files, from their seed
 
-The network sees the clients in the order of the entry, in every epoch the same, and is scored on the clients it was
-trained on: only the window differs. One seed is not a result: the spread over seeds is .015 to .02 at 10,000 clients.
+The network sees the clients in the order of the entry, in every epoch the same, and is scored on
+the clients it was trained on: only the window differs. One seed is not a result: the spread over
+seeds is .015 to .02 at 10,000 clients.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ RANDOM_DIMENSIONS = 64
 
 
 class Job(NamedTuple):
-    """One training; `random` takes normally distributed vectors in place of the entry's, as a floor."""
+    """One training; `random` takes normally distributed vectors in place of the entry's, as a
+    floor."""
 
     task: str
     seed: int
@@ -77,10 +80,12 @@ def evaluate(
     tf32: bool = False,
     width: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the entry in a folder; finished runs in OUT/NAME are kept. Returns what OUT/NAME.json holds.
+    """Evaluate the entry in a folder; finished runs in OUT/NAME are kept. Returns what
+    OUT/NAME.json holds.
 
-    A `width` other than the organizers' makes the network smaller: its scores compare entries with each other alone.
-    With several devices each has a process of its own that takes one task and seed after the other.
+    A `width` other than the organizers' makes the network smaller: its scores compare entries with
+    each other alone. With several devices each has a process of its own that takes one task and
+    seed after the other.
     """
     entry, data, out = local_path(entry), local_path(data), local_path(out)
     directory = open_directory(data)
@@ -98,10 +103,14 @@ def evaluate(
     jobs = [Job(task, seed, random) for random in kinds for task in tasks for seed in seeds]
     out.mkdir(parents=True, exist_ok=True)
     with lock(out / name):
-        _run_missing(plan, jobs, devices, {task: floor["clients"] for task, floor in facts["floors"].items()})
+        _run_missing(
+            plan, jobs, devices, {task: floor["clients"] for task, floor in facts["floors"].items()}
+        )
     runs = {job: run for job in jobs if (run := read_run(plan, job))}
     result = {"name": name, "vectors": facts["entry"], "tf32": tf32, "width": width}
-    result["client_set"] = f"{len(embeddings.client_ids)} clients, {_checksum(np.sort(embeddings.client_ids)):08x}"
+    result["client_set"] = (
+        f"{len(embeddings.client_ids)} clients, {_checksum(np.sort(embeddings.client_ids)):08x}"
+    )
     result |= _summary(runs, facts["floors"])
     if width is None:
         _write_as_organizers(plan.folder, result)
@@ -117,7 +126,8 @@ def seeds_from(count: int) -> list[int]:
 
 
 def read_run(plan: Plan, job: Job) -> dict[str, Any] | None:
-    """A finished run, None if there is none. Raises DataError if it belongs to another entry or other data."""
+    """A finished run, None if there is none. Raises DataError if it belongs to another entry or
+    other data."""
     path = plan.folder / job.file
     if not path.exists():
         return None
@@ -128,7 +138,8 @@ def read_run(plan: Plan, job: Job) -> dict[str, Any] | None:
         raise DataError(f"{path} is damaged; delete it, and it is computed again.") from None
     if known != plan.identity[job.task] or len(metrics) != EPOCHS:
         raise DataError(
-            f"{path} is the result of other vectors, another order of clients, other data or settings; "
+            f"{path} is the result of other vectors, another order of clients, other data or "
+            "settings; "
             f"choose another --out or --name, or delete {plan.folder}."
         )
     return run
@@ -140,10 +151,14 @@ def _check_entry(entry: Path, directory: ChallengeDirectory, subset: bool) -> No
         say(f"{entry}: {warning}")
     if found["problems"]:
         more = f" (and {len(found['problems']) - 1} more; see `behavegpt challenge validate`)"
-        raise DataError(f"{entry}: {found['problems'][0]}{more if len(found['problems']) > 1 else ''}")
+        raise DataError(
+            f"{entry}: {found['problems'][0]}{more if len(found['problems']) > 1 else ''}"
+        )
 
 
-def _facts(embeddings: UserEmbeddings, directory: ChallengeDirectory, tasks: Sequence[str]) -> dict[str, Any]:
+def _facts(
+    embeddings: UserEmbeddings, directory: ChallengeDirectory, tasks: Sequence[str]
+) -> dict[str, Any]:
     """Shape and checksums of the vectors, checksums of the targets, and the floors of each task."""
     ids = embeddings.client_ids
     clients, dimensions = embeddings.vectors.shape
@@ -167,7 +182,9 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
 
 
-def _run_missing(plan: Plan, jobs: Sequence[Job], devices: Sequence[str], clients: dict[str, int]) -> None:
+def _run_missing(
+    plan: Plan, jobs: Sequence[Job], devices: Sequence[str], clients: dict[str, int]
+) -> None:
     """Run what has no result yet: here on one device, else in a process for each."""
     missing = [job for job in jobs if read_run(plan, job) is None]
     if len(missing) < len(jobs):
@@ -221,23 +238,33 @@ def _run(plan: Plan, job: Job, device: str, tick: Tick = lambda: None) -> None:
     targets = load_targets(open_directory(plan.data), embeddings.client_ids, job.task)
     vectors = embeddings.vectors
     if job.random:
-        drawn = np.random.default_rng(job.seed).standard_normal((len(vectors), RANDOM_DIMENSIONS), np.float32)
+        drawn = np.random.default_rng(job.seed).standard_normal(
+            (len(vectors), RANDOM_DIMENSIONS), np.float32
+        )
         vectors = drawn.astype(np.float16)
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high" if plan.tf32 else "highest")
     wall, cpu = time.perf_counter(), time.process_time()
     epochs = train_and_score(vectors, targets, job.seed, device, tick, plan.width)
     seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    about = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads(), **seconds}
+    about = {
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **seconds,
+    }
     run = {**job._asdict(), "epochs": epochs, **about, "identity": plan.identity[job.task]}
     write_json(plan.folder / job.file, run)
 
 
 def _summary(runs: dict[Job, dict[str, Any]], limits: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """{"tasks": {task: ...}, "floors": {task: ...}}; a run counts with its best epoch, the first of equal ones."""
+    """{"tasks": {task: ...}, "floors": {task: ...}}; a run counts with its best epoch, the first of
+    equal ones."""
     tasks, lowest = {}, {task: dict(values) for task, values in limits.items()}
     for task in limits:
-        ours, random = ([j for j in runs if j.task == task and j.random == kind] for kind in (False, True))
+        ours, random = (
+            [j for j in runs if j.task == task and j.random == kind] for kind in (False, True)
+        )
         tasks[task] = _over_seeds([runs[job] for job in ours])
         if random:
             lowest[task]["random_vectors"] = _over_seeds([runs[job] for job in random])
@@ -245,7 +272,8 @@ def _summary(runs: dict[Job, dict[str, Any]], limits: dict[str, dict[str, Any]])
 
 
 def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation (None for one seed) of the scores of runs, and where they come from."""
+    """Mean and standard deviation (None for one seed) of the scores of runs, and where they come
+    from."""
     epochs = [run["epochs"] for run in runs]
     best = [int(np.argmax([epoch["score"] for epoch in of_run])) for of_run in epochs]
     at_best = [of_run[epoch] for of_run, epoch in zip(epochs, best, strict=True)]
@@ -256,7 +284,9 @@ def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [run["seed"] for run in runs],
         "scores": scores,
         "best_epochs": best,
-        "metrics": {key: float(np.mean([metrics[key] for metrics in at_best])) for key in at_best[0]},
+        "metrics": {
+            key: float(np.mean([metrics[key] for metrics in at_best])) for key in at_best[0]
+        },
         "epochs": epochs,
         "wall_s": sum(run["wall_s"] for run in runs),
         "cpu_s": sum(run["cpu_s"] for run in runs),

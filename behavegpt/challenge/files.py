@@ -1,4 +1,5 @@
-"""The challenge's data directory: which file holds what, and checks that name the file, the column and the remedy.
+"""The challenge's data directory: which file holds what, and checks that name the file, the column
+and the remedy.
 
 DIR/{product_buy,add_to_cart,remove_from_cart,page_visit,search_query}.parquet   the full history
 DIR/product_properties.parquet
@@ -21,7 +22,12 @@ from behavegpt.errors import DataError
 from behavegpt.paths import local_path
 from behavegpt.user_embeddings import open_array
 
-EVENTS = {"product_buy": "sku", "add_to_cart": "sku", "remove_from_cart": "sku", "page_visit": "url"}
+EVENTS = {
+    "product_buy": "sku",
+    "add_to_cart": "sku",
+    "remove_from_cart": "sku",
+    "page_visit": "url",
+}
 EVENTS["search_query"] = "query"  # event type -> the column beside client_id and timestamp
 WINDOWS = ("train", "validation")
 CODES = ("query", "name")  # quantized embeddings: text "[ 1 22 ...]" or lists of any width
@@ -29,14 +35,25 @@ LATER_NAME = "embedding"  # what the later public release calls them
 
 TYPES = {
     "a whole number": pa.types.is_integer,
-    "a time (text YYYY-MM-DD HH:MM:SS or timestamp)": lambda t: _is_text(t) or pa.types.is_timestamp(t),
+    "a time (text YYYY-MM-DD HH:MM:SS or timestamp)": lambda t: (
+        _is_text(t) or pa.types.is_timestamp(t)
+    ),
     "codes (text '[1 2 ...]' or a list of numbers)": lambda t: _is_text(t) or _is_list(t),
 }
 NUMBER, TIME, CODE = TYPES
-EVENT_COLUMNS = {name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER} for name, column in EVENTS.items()}
+EVENT_COLUMNS = {
+    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER}
+    for name, column in EVENTS.items()
+}
 EVENT_COLUMNS["search_query"]["query"] = CODE
 PROPERTY_COLUMNS = {"sku": NUMBER, "category": NUMBER, "price": NUMBER, "name": CODE}
-TARGET_COLUMNS = {"client_id": NUMBER, "timestamp": TIME, "sku": NUMBER, "category": NUMBER, "price": NUMBER}
+TARGET_COLUMNS = {
+    "client_id": NUMBER,
+    "timestamp": TIME,
+    "sku": NUMBER,
+    "category": NUMBER,
+    "price": NUMBER,
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ class ChallengeDirectory:
         return self.path / f"{event}.parquet"
 
     def target(self, window: str) -> Path:
-        """Purchases in the window "train" or "validation" with their product's properties (written by the split)."""
+        """Purchases in the window "train" or "validation" with their product's properties (written
+        by the split)."""
         return self.path / "target" / f"{window}_target.parquet"
 
     def array(self, name: str) -> Path:
@@ -76,15 +94,24 @@ def open_directory(path: str | Path) -> ChallengeDirectory:
     """Check that the layout is the challenge's; raises DataError naming what is missing."""
     path = local_path(path)
     if not path.is_dir():
-        raise DataError(f"Directory '{path}' does not exist; give the folder that holds product_buy.parquet.")
-    for name, holds in (("input", "relevant_clients.npy"), ("target", "active_clients.npy and propensity_*.npy")):
+        raise DataError(
+            f"Directory '{path}' does not exist; give the folder that holds product_buy.parquet."
+        )
+    for name, holds in (
+        ("input", "relevant_clients.npy"),
+        ("target", "active_clients.npy and propensity_*.npy"),
+    ):
         if not (path / name).is_dir():
             raise DataError(
-                f"The '{name}' subdirectory in '{path}' is missing; a directory with competition data "
+                f"The '{name}' subdirectory in '{path}' is missing; a directory with competition "
+                "data "
                 f"has one with {holds}."
             )
     if not (path / "product_properties.parquet").is_file():
-        raise DataError(f"The product_properties.parquet file is missing in '{path}'; copy it from the download.")
+        raise DataError(
+            f"The product_properties.parquet file is missing in '{path}'; copy it from the "
+            "download."
+        )
     return ChallengeDirectory(path)
 
 
@@ -97,19 +124,33 @@ def raw_rows(path: str | Path) -> int:
 
 
 def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
-    """Check a parquet file's columns and types by its footer; raises DataError naming the first wrong one."""
+    """Check a parquet file's columns and types by its footer; raises DataError naming the first
+    wrong one."""
     if not path.is_file():
-        remedy = "run `behavegpt challenge split` first" if path.parent.name in ("input", "target") else "download it"
+        remedy = (
+            "run `behavegpt challenge split` first"
+            if path.parent.name in ("input", "target")
+            else "download it"
+        )
         raise DataError(f"{path} is missing; {remedy}.")
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no readable parquet file ({error}); write or download it again.") from None
+        raise DataError(
+            f"{path}: no readable parquet file ({error}); write or download it again."
+        ) from None
     for name, kind in columns.items():
-        found = LATER_NAME if name in CODES and name not in schema.names and LATER_NAME in schema.names else name
+        found = (
+            LATER_NAME
+            if name in CODES and name not in schema.names and LATER_NAME in schema.names
+            else name
+        )
         if schema.names.count(found) != 1:
             has = ", ".join(schema.names)
-            raise DataError(f"{path}: needs one column {name!r} ({kind}); it has {has}. Rename or add the column.")
+            raise DataError(
+                f"{path}: needs one column {name!r} ({kind}); it has {has}. Rename or add the "
+                "column."
+            )
         value = schema.field(found).type
         if not TYPES[kind](value):
             raise DataError(f"{path}: column {name!r} is {value}, expected {kind}; convert it.")
@@ -117,31 +158,45 @@ def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """A file of client ids (N,) as int64; raises DataError for another type or shape, or an id that occurs twice."""
+    """A file of client ids (N,) as int64; raises DataError for another type or shape, or an id that
+    occurs twice."""
     ids = read_whole_numbers(path)
     unique, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(unique) != len(ids):
         again = int(first[count > 1].min())
-        raise DataError(f"{path}: client {ids[again]} (index {again}) occurs more than once; keep one of each.")
+        raise DataError(
+            f"{path}: client {ids[again]} (index {again}) occurs more than once; keep one of each."
+        )
     return ids
 
 
 def read_whole_numbers(path: Path) -> np.ndarray:
-    """A one-dimensional array of whole numbers (N,) as int64; floats are accepted when they are whole."""
+    """A one-dimensional array of whole numbers (N,) as int64; floats are accepted when they are
+    whole."""
     values = np.array(open_array(path))
     if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise DataError(f"{path}: holds {values.dtype} of shape {values.shape}; expected int64 in one dimension.")
+        raise DataError(
+            f"{path}: holds {values.dtype} of shape {values.shape}; expected int64 in one "
+            "dimension."
+        )
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
     wrong = np.flatnonzero(whole != values)
     if len(wrong):
-        raise DataError(f"{path}: index {wrong[0]} is {values[wrong[0]]}, no whole number; save the ids as int64.")
+        raise DataError(
+            f"{path}: index {wrong[0]} is {values[wrong[0]]}, no whole number; save the ids as "
+            "int64."
+        )
     return whole
 
 
 def _is_text(type_: pa.DataType) -> bool:
     plain = type_.value_type if pa.types.is_dictionary(type_) else type_
-    return pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_string_view(plain)
+    return (
+        pa.types.is_string(plain)
+        or pa.types.is_large_string(plain)
+        or pa.types.is_string_view(plain)
+    )
 
 
 def _is_list(type_: pa.DataType) -> bool:

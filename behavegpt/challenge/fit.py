@@ -1,6 +1,8 @@
-"""One run of the evaluator: the network trained on one task with one seed, scored after each of its three epochs.
+"""One run of the evaluator: the network trained on one task with one seed, scored after each of its
+three epochs.
 
-N clients that take part in the task, B of a batch, D dimensions of their vectors, O outputs of the network.
+N clients that take part in the task, B of a batch, D dimensions of their vectors, O outputs of the
+network.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from behavegpt.challenge.targets import Targets
 from behavegpt.errors import DataError
 
 EPOCHS, BATCH = 3, 128
-PREDICTED_ROWS = {"cpu": 512}  # clients in a forward pass of the validation; only the last digits depend on it
+# clients in a forward pass of the validation; only the last digits depend on it
+PREDICTED_ROWS = {"cpu": 512}
 MANY_ROWS = 16_384  # the same on other devices
 
 Tick = Callable[[], None]
@@ -33,14 +36,19 @@ def train_and_score(
     tick: Tick = lambda: None,
     width: int | None = None,
 ) -> list[dict[str, float]]:
-    """Metrics after each of the three epochs, for vectors (N, D) and the targets of the same clients.
+    """Metrics after each of the three epochs, for vectors (N, D) and the targets of the same
+    clients.
 
-    `tick` is called after each training batch. On a GPU everything stays there; only metrics come back. A network of
-    another `width` than the organizers' is for small logs; its scores are comparable with each other alone.
+    `tick` is called after each training batch. On a GPU everything stays there; only metrics come
+    back. A network of another `width` than the organizers' is for small logs; its scores are
+    comparable with each other alone.
     """
     chosen = _Resident(vectors, targets, torch.device(device))
     if not len(chosen.rows):
-        raise DataError(f"{targets.task}: none of the entry's clients takes part; take clients of active_clients.npy.")
+        raise DataError(
+            f"{targets.task}: none of the entry's clients takes part; take clients of "
+            "active_clients.npy."
+        )
     model = UniversalModel(vectors.shape[1], targets.train.shape[1], seed, width).to(device)
     step = training_step(model)
     epochs = []
@@ -56,20 +64,24 @@ def train_and_score(
 
 
 class _Resident:
-    """Vectors and targets of the clients that take part, where the network is; float16 until a batch is made."""
+    """Vectors and targets of the clients that take part, where the network is; float16 until a
+    batch is made."""
 
     def __init__(self, vectors: np.ndarray, targets: Targets, device: torch.device) -> None:
         rows = np.flatnonzero(targets.rows)
         if device.type != "cpu" and len(rows) < len(vectors):
-            vectors, chosen = vectors[rows], np.arange(len(rows))  # what takes no part need not travel
+            # what takes no part need not travel
+            vectors, chosen = vectors[rows], np.arange(len(rows))
         else:
             chosen = rows
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a memory map, only read
+            # a memory map, only read
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._stored = torch.from_numpy(np.asarray(vectors)).to(device)
         self.rows = torch.from_numpy(chosen).to(device)
         self.train, self.validation = (
-            torch.from_numpy(matrix[rows]).to(device) for matrix in (targets.train, targets.validation)
+            torch.from_numpy(matrix[rows]).to(device)
+            for matrix in (targets.train, targets.validation)
         )
 
     def vectors(self, some: slice) -> Tensor:

@@ -1,9 +1,11 @@
-"""Borda count over tasks: rank k of N entries gives N - k points, summed; ties share the points of their ranks.
+"""Borda count over tasks: rank k of N entries gives N - k points, summed; ties share the points of
+their ranks.
 
-Ties are scores equal to four decimals, as the organizers publish them: two entries that share ranks 1 and 2 of 5 get
-(4 + 3) / 2 points each, so a task always gives the same number of points. An entry without a result in a task gets no
-points there and does not count in its N. Equal sums share a place, and the next place is skipped (1, 2, 2, 4).
-Results of networks of different widths or precisions, or on other clients, are not ranked together.
+Ties are scores equal to four decimals, as the organizers publish them: two entries that share ranks
+1 and 2 of 5 get (4 + 3) / 2 points each, so a task always gives the same number of points. An entry
+without a result in a task gets no points there and does not count in its N. Equal sums share a
+place, and the next place is skipped (1, 2, 2, 4). Results of networks of different widths or
+precisions, or on other clients, are not ranked together.
 """
 
 from __future__ import annotations
@@ -36,20 +38,27 @@ class Result(NamedTuple):
 
     name: str
     scores: dict[str, Score]  # task -> score
-    protocol: dict[str, Any] = {}  # what must be the same in all results of a board; unknown where a file is silent
+    # what must be the same in all results of a board; unknown where a file is silent
+    protocol: dict[str, Any] = {}
 
 
 def read_result(path: Path) -> Result:
-    """Read a result of `evaluate`, or the organizers' {"task": score}. Raises DataError naming the file and the task.
+    """Read a result of `evaluate`, or the organizers' {"task": score}. Raises DataError naming the
+    file and the task.
 
     The name is the one in the file, else the file's (of a file scores.json: its folder's).
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no readable result file ({error}); evaluate the entry again.") from None
+        raise DataError(
+            f"{path}: no readable result file ({error}); evaluate the entry again."
+        ) from None
     if not isinstance(content, dict) or not isinstance(content.get("tasks", {}), dict):
-        raise DataError(f"{path}: expected {{'tasks': ...}} or {{task: score}}; give result files of `evaluate`.")
+        raise DataError(
+            f"{path}: expected {{'tasks': ...}} or {{task: score}}; give result files of "
+            "`evaluate`."
+        )
     name = path.absolute().parent.name if path.stem == "scores" else path.stem
     protocol = {}
     if "tasks" in content:
@@ -69,24 +78,34 @@ def read_result(path: Path) -> Result:
 def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
     """The board {"tasks", "entries", "within_noise"}, entries best first.
 
-    `within_noise` lists (task, better, worse) for neighbors whose scores differ by less than two standard errors of
-    their difference over seeds, so that their order means little; entries of one seed cannot be judged.
+    `within_noise` lists (task, better, worse) for neighbors whose scores differ by less than two
+    standard errors of their difference over seeds, so that their order means little; entries of one
+    seed cannot be judged.
     """
     if not results:
         raise DataError("no result files; give JSON files of `evaluate`, or a folder of them.")
     names = [result.name for result in results]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f'two results are named {twice[0]!r}; give one of them another name ("name" in its file).')
+        raise DataError(
+            f'two results are named {twice[0]!r}; give one of them another name ("name" in its '
+            "file)."
+        )
     _refuse_other_protocols(results)
     tasks = [task for task in TASKS if any(task in result.scores for result in results)]
     points: dict[str, dict[str, float]] = {name: {} for name in names}
     close = []
     for task in tasks:
-        ranked = sorted((r for r in results if task in r.scores), key=lambda r: -r.scores[task].mean)
+        ranked = sorted(
+            (r for r in results if task in r.scores), key=lambda r: -r.scores[task].mean
+        )
         for name, share in borda({r.name: r.scores[task].mean for r in ranked}).items():
             points[name][task] = share
-        close += [(task, a.name, b.name) for a, b in pairwise(ranked) if _within_noise(a.scores[task], b.scores[task])]
+        close += [
+            (task, a.name, b.name)
+            for a, b in pairwise(ranked)
+            if _within_noise(a.scores[task], b.scores[task])
+        ]
     totals = {name: round(sum(shares.values()), 6) for name, shares in points.items()}
     entries: list[dict[str, Any]] = [
         {
@@ -94,7 +113,10 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
             "name": result.name,
             "borda": totals[result.name],
             "sum": sum(score.mean for score in result.scores.values()),
-            "tasks": {t: s._asdict() | {"points": points[result.name][t]} for t, s in result.scores.items()},
+            "tasks": {
+                t: s._asdict() | {"points": points[result.name][t]}
+                for t, s in result.scores.items()
+            },
         }
         for result in results
     ]
@@ -105,7 +127,9 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
 def _protocol(content: dict[str, Any]) -> dict[str, Any]:
     """Network width, precision and clients of a result of `evaluate`."""
     vectors = content.get("vectors")
-    clients = content.get("client_set") or (vectors.get("clients") if isinstance(vectors, dict) else None)
+    clients = content.get("client_set") or (
+        vectors.get("clients") if isinstance(vectors, dict) else None
+    )
     said = {"network width": content.get("width") or WIDTH, "clients": clients}
     if "tf32" in content:
         said["precision"] = "TF32" if content["tf32"] else "fp32"
@@ -121,8 +145,10 @@ def _refuse_other_protocols(results: Sequence[Result]) -> None:
             if other.protocol[what] != value:
                 verb = "differ" if what == "clients" else "differs"
                 raise DataError(
-                    f"{other.name!r} and {result.name!r} cannot be ranked together: their {what} {verb} "
-                    f"({other.protocol[what]} and {value}), and scores depend on it; evaluate both alike, or rank them "
+                    f"{other.name!r} and {result.name!r} cannot be ranked together: their {what} "
+                    f"{verb} "
+                    f"({other.protocol[what]} and {value}), and scores depend on it; evaluate "
+                    "both alike, or rank them "
                     "apart."
                 )
 
@@ -146,10 +172,14 @@ def _score(path: Path, task: str, value: Any) -> Score:
     runs = len(seeds) if isinstance(seeds, list) else seeds
     if type(runs) is not int or runs < 1:
         raise DataError(
-            f"{path}: the seeds of {task} are {seeds!r}, expected a list of them or how many; evaluate it again."
+            f"{path}: the seeds of {task} are {seeds!r}, expected a list of them or how many; "
+            "evaluate it again."
         )
     if not _is_share(mean) or not (std is None or _is_share(std)):
-        raise DataError(f"{path}: the score of {task} is {value!r}, expected a number from 0 to 1; evaluate it again.")
+        raise DataError(
+            f"{path}: the score of {task} is {value!r}, expected a number from 0 to 1; evaluate "
+            "it again."
+        )
     return Score(mean, std, runs)
 
 

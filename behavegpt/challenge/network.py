@@ -1,6 +1,7 @@
 """The network the organizers train on user vectors: three inverted bottlenecks, nothing to tune.
 
-B clients, D dimensions of their vectors, O outputs: 1 for churn and conversion, else the number of labels.
+B clients, D dimensions of their vectors, O outputs: 1 for churn and conversion, else the number of
+labels.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ class Bottleneck(nn.Module):
 
 
 class UniversalModel(nn.Module):
-    """(B, D) float32 -> logits (B, O). Equal seeds give the organizers' initial weights bit for bit, at their width."""
+    """(B, D) float32 -> logits (B, O). Equal seeds give the organizers' initial weights bit for
+    bit, at their width."""
 
-    def __init__(self, dimensions: int, outputs: int, seed: int = SEED, width: int | None = None) -> None:
+    def __init__(
+        self, dimensions: int, outputs: int, seed: int = SEED, width: int | None = None
+    ) -> None:
         super().__init__()
         width = width or WIDTH
         with torch.random.fork_rng(devices=[]):
@@ -49,7 +53,8 @@ class UniversalModel(nn.Module):
             self.linear_output = nn.Linear(width, outputs)
 
     def forward(self, vectors: Tensor, linear: Linear = plain_linear) -> Tensor:
-        """(B, D) -> (B, O); `linear` says how a layer is applied (training on a CPU has its own way)."""
+        """(B, D) -> (B, O); `linear` says how a layer is applied (training on a CPU has its own
+        way)."""
         x = self.ln_input(linear(vectors, self.input_projection))
         for norm, block in zip(self.layernorms, self.bottlenecks, strict=True):
             assert isinstance(block, Bottleneck)
@@ -58,9 +63,11 @@ class UniversalModel(nn.Module):
 
 
 def flops(dimensions: int, outputs: int, trained: int, predicted: int) -> int:
-    """Floating point operations of the matrix products: `trained` and `predicted` clients, counted once per epoch.
+    """Floating point operations of the matrix products: `trained` and `predicted` clients, counted
+    once per epoch.
 
-    Per client 2 for each weight forward, and twice that backward, less the gradient of the vectors themselves.
+    Per client 2 for each weight forward, and twice that backward, less the gradient of the vectors
+    themselves.
     """
     first = dimensions * WIDTH
     weights = first + 2 * BLOCKS * WIDTH * BOTTLENECK + WIDTH * outputs

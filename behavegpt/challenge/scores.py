@@ -1,7 +1,8 @@
 """How a task is scored: AUROC alone, or for propensity 0.8 AUROC + 0.1 diversity + 0.1 novelty.
 
-N clients, O outputs of the network. AUROC is exact (ranks, ties half) where the organizers integrate a curve in
-float32: equal to 2e-8. A label that no client, or every client, has in the window scores 0 and counts in the mean.
+N clients, O outputs of the network. AUROC is exact (ranks, ties half) where the organizers
+integrate a curve in float32: equal to 2e-8. A label that no client, or every client, has in the
+window scores 0 and counts in the mean.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from torch.nn import functional as F
 
 from behavegpt.errors import DataError
 
-RULE_ROWS = 128  # the organizers' batch, for which torchmetrics decides whether it sees logits or probabilities
+# the organizers' batch, for which torchmetrics decides whether it sees logits or probabilities
+RULE_ROWS = 128
 TOP, NOVELTY_POWER, TINY = 10, 100, 1e-9
 WEIGHTS = {"auroc": 0.8, "diversity": 0.1, "novelty": 0.1}  # of a propensity task
-LOW = -20.0  # a constant logit that says "nobody": the best that can be done without telling clients apart
+# a constant logit that says "nobody": the best that can be done without telling clients apart
+LOW = -20.0
 BLOCK, LABELS = 2**16, 64  # clients, and labels, looked at in one go
 
 
 def score(logits: Tensor, targets: Tensor, popularity: np.ndarray | None) -> dict[str, float]:
-    """Metrics of logits (N, O) float32 against targets (N, O) uint8, and their weighted sum "score".
+    """Metrics of logits (N, O) float32 against targets (N, O) uint8, and their weighted sum
+    "score".
 
-    Without `popularity` (O,) float64 the score is the AUROC alone. Raises DataError when a metric is not a number.
+    Without `popularity` (O,) float64 the score is the AUROC alone. Raises DataError when a metric
+    is not a number.
     """
     metrics = {"auroc": float(auroc(probabilities(logits), targets).mean())}
     if popularity is not None:
@@ -35,7 +40,8 @@ def score(logits: Tensor, targets: Tensor, popularity: np.ndarray | None) -> dic
     if not (torch.isfinite(logits).all() and math.isfinite(metrics["score"])):
         low, high = logits.min().item(), logits.max().item()
         raise DataError(
-            f"the network's outputs, from {low:.3g} to {high:.3g}, cannot be scored: the vectors are too large for it; "
+            f"the network's outputs, from {low:.3g} to {high:.3g}, cannot be scored: the vectors "
+            "are too large for it; "
             "scale them, for example each dimension to mean 0 and standard deviation 1."
         )
     return metrics
@@ -49,7 +55,8 @@ def weigh(metrics: dict[str, float]) -> float:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """(N, O) as torchmetrics ranks them: the sigmoid of 128 rows if any value among them lies outside [0, 1]."""
+    """(N, O) as torchmetrics ranks them: the sigmoid of 128 rows if any value among them lies
+    outside [0, 1]."""
     outside = ((logits < 0) | (logits > 1)).any(dim=1)
     batches = F.pad(outside, (0, -len(outside) % RULE_ROWS)).view(-1, RULE_ROWS).any(dim=1)
     squashed = batches.repeat_interleave(RULE_ROWS)[: len(logits)]
@@ -57,7 +64,8 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def auroc(values: Tensor, targets: Tensor) -> Tensor:
-    """(O,) float64: the share of (positive, negative) pairs of clients that `values` (N, O) order rightly, ties half.
+    """(O,) float64: the share of (positive, negative) pairs of clients that `values` (N, O) order
+    rightly, ties half.
 
     0 for a label without positives or without negatives.
 
@@ -67,19 +75,25 @@ def auroc(values: Tensor, targets: Tensor) -> Tensor:
     areas = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
     for some in torch.arange(values.shape[1]).split(LABELS):
         columns = values[:, some].t().contiguous()
-        for label, column, ordered in zip(some.tolist(), columns, columns.sort(dim=1).values, strict=True):
+        for label, column, ordered in zip(
+            some.tolist(), columns, columns.sort(dim=1).values, strict=True
+        ):
             positive = column[targets[:, label] > 0]
             pairs = len(positive) * (len(column) - len(positive))
             if not pairs:
                 continue
-            below, to = (torch.searchsorted(ordered, positive, right=right).double() for right in (False, True))
+            below, to = (
+                torch.searchsorted(ordered, positive, right=right).double()
+                for right in (False, True)
+            )
             ranks = ((below + to + 1) / 2).sum()  # of equal values: their mean
             areas[label] = (ranks - len(positive) * (len(positive) + 1) / 2) / pairs
     return areas
 
 
 def diversity(logits: Tensor) -> float:
-    """Mean over clients of the entropy of sigmoid(logits) (N, O) made to sum to 1, as a share of log2(O)."""
+    """Mean over clients of the entropy of sigmoid(logits) (N, O) made to sum to 1, as a share of
+    log2(O)."""
     total = 0.0
     for rows in logits.split(BLOCK):
         shares = rows.sigmoid()
@@ -90,7 +104,8 @@ def diversity(logits: Tensor) -> float:
 
 
 def novelty(logits: Tensor, popularity: np.ndarray) -> float:
-    """(1 - mean popularity of the ten strongest labels, weighted by sigmoid(logits) (N, O)) to the power of 100.
+    """(1 - mean popularity of the ten strongest labels, weighted by sigmoid(logits) (N, O)) to the
+    power of 100.
 
     `popularity` (O,) is divided by the sum of its ten largest values first.
     """
@@ -106,8 +121,9 @@ def novelty(logits: Tensor, popularity: np.ndarray) -> float:
 def floors(targets: Tensor, popularity: np.ndarray | None) -> dict[str, Any]:
     """What `score` gives without knowing anything, at best, and by chance, for targets (N, O).
 
-    "constant": the same very low logit for everyone; "chance_std": the standard deviation of the score of values drawn
-    at random (labels taken as independent); "ceiling": a perfect order; "absent_labels": labels that cannot be ranked.
+    "constant": the same very low logit for everyone; "chance_std": the standard deviation of the
+    score of values drawn at random (labels taken as independent); "ceiling": a perfect order;
+    "absent_labels": labels that cannot be ranked.
     """
     clients, outputs = targets.shape
     positives = targets.sum(dim=0, dtype=torch.float64)
@@ -119,7 +135,11 @@ def floors(targets: Tensor, popularity: np.ndarray | None) -> dict[str, Any]:
     if popularity is not None:
         logits = torch.full((1, outputs), LOW)
         flat = {"diversity": diversity(logits), "novelty": novelty(logits, popularity)}
-        constant, ceiling, weight = constant | flat, ceiling | dict.fromkeys(flat, 1.0), WEIGHTS["auroc"]
+        constant, ceiling, weight = (
+            constant | flat,
+            ceiling | dict.fromkeys(flat, 1.0),
+            WEIGHTS["auroc"],
+        )
     return {
         "constant": weigh(constant),
         "chance_std": weight * math.sqrt(variance),

@@ -1,7 +1,9 @@
-"""The organizers' split: the last 28 calendar days become two target windows, what lies before becomes the input.
+"""The organizers' split: the last 28 calendar days become two target windows, what lies before
+becomes the input.
 
-Windows are counted back from the last PURCHASE: training from midnight 27 days before it, validation from 14 days after
-that. Larger than memory: DuckDB streams each file once. Files appear under their names only when all are written.
+Windows are counted back from the last PURCHASE: training from midnight 27 days before it,
+validation from 14 days after that. Larger than memory: DuckDB streams each file once. Files appear
+under their names only when all are written.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ BEFORE_END, WINDOW = 27 * DAY, 14 * DAY
 
 
 class Boundaries(NamedTuple):
-    """Input: before `train`; training: [train, validation); validation: [validation, end], its end included."""
+    """Input: before `train`; training: [train, validation); validation: [validation, end], its end
+    included."""
 
     train: np.datetime64
     validation: np.datetime64
@@ -58,7 +61,8 @@ class Boundaries(NamedTuple):
 
 
 def boundaries(last_purchase: np.datetime64) -> Boundaries:
-    """Where the windows begin. Hours, minutes and seconds are cut off, fractions of a second are not (as theirs)."""
+    """Where the windows begin. Hours, minutes and seconds are cut off, fractions of a second are
+    not (as theirs)."""
     end = last_purchase.astype("datetime64[ns]")
     fraction = end - end.astype("datetime64[s]")
     train = (end - BEFORE_END).astype("datetime64[D]").astype("datetime64[ns]") + fraction
@@ -75,16 +79,20 @@ def split(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write input/EVENT.parquet and target/{train,validation}_target.parquet into the directory, or into a copy `out`.
+    """Write input/EVENT.parquet and target/{train,validation}_target.parquet into the directory, or
+    into a copy `out`.
 
-    strict: `out` gets active clients, labels and popularity of the input part alone (theirs keep the full history's).
-    unknown_skus: keep purchases of products without properties (category and price stay empty).
-    Returns the boundaries and, for each file, rows and first and last time.
+    strict: `out` gets active clients, labels and popularity of the input part alone (theirs keep
+    the full history's). unknown_skus: keep purchases of products without properties (category and
+    price stay empty). Returns the boundaries and, for each file, rows and first and last time.
     """
     directory = open_directory(path)
     target = local_path(out) if out is not None else directory.path
     if strict and (out is None or target.resolve() == directory.path.resolve()):
-        raise ConfigError("--strict writes other active clients and labels than the organizers'; add --out FOLDER.")
+        raise ConfigError(
+            "--strict writes other active clients and labels than the organizers'; add --out "
+            "FOLDER."
+        )
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: write 1 or more.")
     raw_rows(path)
@@ -115,7 +123,9 @@ def _boundaries(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -
     if bad:
         raise unusable(con, file)
     if last is None:
-        raise DataError(f"{file}: holds no purchase; the windows are counted back from the last one.")
+        raise DataError(
+            f"{file}: holds no purchase; the windows are counted back from the last one."
+        )
     return boundaries(np.datetime64(last, "ns"))
 
 
@@ -144,13 +154,20 @@ def _write_inputs(
 
 
 def _write_targets(
-    con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path, ends: Boundaries, unknown_skus: bool
+    con: duckdb.DuckDBPyConnection,
+    directory: ChallengeDirectory,
+    work: Path,
+    ends: Boundaries,
+    unknown_skus: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Purchases of the two windows with their product's properties, in the order of the raw file."""
+    """Purchases of the two windows with their product's properties, in the order of the raw
+    file."""
     file = directory.raw("product_buy")
     inside = {
         "train": f"moment >= {moment_sql(ends.train)} AND moment < {moment_sql(ends.validation)}",
-        "validation": f"moment >= {moment_sql(ends.validation)} AND moment <= {moment_sql(ends.end)}",
+        "validation": (
+            f"moment >= {moment_sql(ends.validation)} AND moment <= {moment_sql(ends.end)}"
+        ),
     }
     written = {}
     for window in WINDOWS:
@@ -175,10 +192,14 @@ def _check_properties(con: duckdb.DuckDBPyConnection, directory: ChallengeDirect
     with reading(str(file), [file]):
         twice = con.execute(f"{lines} HAVING n > 1 OR sku IS NULL LIMIT 1").fetchall()
     if twice:
-        raise DataError(f"{file}: sku {twice[0][0]} has {twice[0][1]} lines; keep one line for each product.")
+        raise DataError(
+            f"{file}: sku {twice[0][0]} has {twice[0][1]} lines; keep one line for each product."
+        )
 
 
-def _check_joined(con: duckdb.DuckDBPyConnection, file: Path, directory: ChallengeDirectory) -> None:
+def _check_joined(
+    con: duckdb.DuckDBPyConnection, file: Path, directory: ChallengeDirectory
+) -> None:
     """No empty property, as the organizers assert; says which product and column."""
     columns = pq.read_schema(file).names
     for column in columns:
@@ -186,15 +207,18 @@ def _check_joined(con: duckdb.DuckDBPyConnection, file: Path, directory: Challen
         rows, skus, first = one_row(con, f"{query} WHERE {quoted(column)} IS NULL")
         if rows:
             raise DataError(
-                f"{directory.properties}: {column!r} is missing for {skus:,} products that are bought {rows:,} times "
-                f"in the target windows, such as sku {first}; add their properties, or keep the purchases without them "
+                f"{directory.properties}: {column!r} is missing for {skus:,} products that are "
+                f"bought {rows:,} times "
+                f"in the target windows, such as sku {first}; add their properties, or keep the "
+                "purchases without them "
                 "(--unknown-skus)."
             )
 
 
 @contextlib.contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the results, gone afterwards; so is a new `target` into which nothing came."""
+    """A hidden folder beside the results, gone afterwards; so is a new `target` into which nothing
+    came."""
     fresh = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -207,25 +231,37 @@ def _workspace(target: Path) -> Iterator[Path]:
 
 def _copy_arrays(directory: ChallengeDirectory, work: Path) -> None:
     """What a copy needs besides the split: clients, labels, popularity and properties."""
-    for file in (*directory.path.glob("input/*.npy"), *directory.path.glob("target/*.npy"), directory.properties):
+    for file in (
+        *directory.path.glob("input/*.npy"),
+        *directory.path.glob("target/*.npy"),
+        directory.properties,
+    ):
         shutil.copyfile(file, work / file.relative_to(directory.path))
 
 
 def _publish(work: Path, target: Path) -> None:
     """Move everything that was written to its place."""
-    files = [file for file in work.rglob("*") if file.is_file() and "spill" not in file.relative_to(work).parts]
+    files = [
+        file
+        for file in work.rglob("*")
+        if file.is_file() and "spill" not in file.relative_to(work).parts
+    ]
     for name in ("input", "target"):
         (target / name).mkdir(exist_ok=True)
     for file in files:
         os.replace(file, target / file.relative_to(work))
 
 
-def _recompute_targets(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path) -> None:
-    """Active clients, the most bought labels and their share of the purchases, from the input part alone.
+def _recompute_targets(
+    con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path
+) -> None:
+    """Active clients, the most bought labels and their share of the purchases, from the input part
+    alone.
 
     The organizers' own use the full history, and so leak.
 
-    propensity_new_sku stays as given: products that are new in the windows cannot be known from the input.
+    propensity_new_sku stays as given: products that are new in the windows cannot be known from the
+    input.
     """
     bought = f"read_parquet({literal(work / 'input' / 'product_buy.parquet')}) bought"
     buyers = con.execute(f"SELECT DISTINCT client_id FROM {bought}").fetchnumpy()["client_id"]
@@ -241,4 +277,6 @@ def _recompute_targets(con: duckdb.DuckDBPyConnection, directory: ChallengeDirec
             FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)
             WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}""").fetchnumpy()
         write_array(path, np.asarray(ranked["label"], np.int64))
-        write_array(path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64))
+        write_array(
+            path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64)
+        )

@@ -1,9 +1,11 @@
-"""One training step of the evaluator's network: forward, loss, backward and AdamW, the same on every device.
+"""One training step of the evaluator's network: forward, loss, backward and AdamW, the same on
+every device.
 
-On a CPU the update happens inside the backward pass, in pieces: a piece of a weight's gradient is computed and used
-while it is in the cache, and no gradient is ever stored whole. That saves a third of a step's time and 205 MB, and
-gives bit for bit the weights of `torch.optim.AdamW` in its plain form, which the organizers use (its fused form rounds
-differently, which moves scores by 1e-3 after three epochs of 4,700 clients).
+On a CPU the update happens inside the backward pass, in pieces: a piece of a weight's gradient is
+computed and used while it is in the cache, and no gradient is ever stored whole. That saves a third
+of a step's time and 205 MB, and gives bit for bit the weights of `torch.optim.AdamW` in its plain
+form, which the organizers use (its fused form rounds differently, which moves scores by 1e-3 after
+three epochs of 4,700 clients).
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from torch.nn import functional as F
 
 from behavegpt.challenge.network import UniversalModel
 
-RATE, BETAS, EPSILON, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01  # torch's defaults for AdamW, which the organizers keep
-PIECE_ROWS = 256  # of a weight, for each thread: 2 to 4 MB, small enough for the cache, large enough for a product
+# torch's defaults for AdamW, which the organizers keep
+RATE, BETAS, EPSILON, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
+# of a weight, for each thread: 2 to 4 MB, small enough for the cache, large enough for a product
+PIECE_ROWS = 256
 
-Step = Callable[[Tensor, Tensor], Tensor]  # vectors (B, D), targets (B, O) float32 -> loss, a scalar not yet read
+# vectors (B, D), targets (B, O) float32 -> loss, a scalar not yet read
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def training_step(model: UniversalModel) -> Step:
@@ -37,7 +42,13 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 def _update_after_backward(model: UniversalModel) -> Step:
     on_gpu = next(model.parameters()).is_cuda
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=DECAY, fused=True, capturable=on_gpu
+        model.parameters(),
+        lr=RATE,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=DECAY,
+        fused=True,
+        capturable=on_gpu,
     )
 
     def step(vectors: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +62,8 @@ def _update_after_backward(model: UniversalModel) -> Step:
 
 
 class RecordedStep:
-    """A step as a CUDA graph, replayed for each batch of the first one's shape; others are run as they are.
+    """A step as a CUDA graph, replayed for each batch of the first one's shape; others are run as
+    they are.
 
     With 128 clients a batch, launching the kernels one by one takes longer than running them.
     """
@@ -95,7 +107,8 @@ class RecordedStep:
 
 def _update_in_backward(model: UniversalModel) -> Step:
     adam = _PieceWiseAdamW(model)
-    vectors_of = [parameter for parameter in model.parameters() if parameter.dim() == 1]  # biases and LayerNorms
+    # biases and LayerNorms
+    vectors_of = [parameter for parameter in model.parameters() if parameter.dim() == 1]
 
     def linear(x: Tensor, layer: nn.Linear) -> Tensor:
         return _UpdatingLinear.apply(x, layer.weight, layer.bias, adam)
@@ -112,12 +125,17 @@ def _update_in_backward(model: UniversalModel) -> Step:
 
 
 class _PieceWiseAdamW:
-    """Moments of all parameters, and the update of a piece of one; operations and their order are torch's."""
+    """Moments of all parameters, and the update of a piece of one; operations and their order are
+    torch's."""
 
     def __init__(self, model: nn.Module) -> None:
         self.steps = 0
-        self.first: dict[Tensor, Tensor] = {p: torch.zeros_like(p, requires_grad=False) for p in model.parameters()}
-        self.second: dict[Tensor, Tensor] = {p: torch.zeros_like(p, requires_grad=False) for p in model.parameters()}
+        self.first: dict[Tensor, Tensor] = {
+            p: torch.zeros_like(p, requires_grad=False) for p in model.parameters()
+        }
+        self.second: dict[Tensor, Tensor] = {
+            p: torch.zeros_like(p, requires_grad=False) for p in model.parameters()
+        }
         self.rows = PIECE_ROWS * torch.get_num_threads()
         size = max(max(len(p), p[: self.rows].numel()) for p in model.parameters())
         self.gradient, self.scale = torch.empty(size), torch.empty(size)
@@ -130,7 +148,8 @@ class _PieceWiseAdamW:
         parameter.grad = None
 
     def update_weight(self, weight: Tensor, output_gradient: Tensor, x: Tensor) -> None:
-        """A weight (out, in), from the gradient of the layer's output (B, out) and its input (B, in)."""
+        """A weight (out, in), from the gradient of the layer's output (B, out) and its input (B,
+        in)."""
         whole = (weight, output_gradient.t(), self.first[weight], self.second[weight])
         for w, g, m, v in zip(*(t.split(self.rows) for t in whole), strict=True):
             self._update(w, torch.mm(g, x, out=self.gradient[: w.numel()].view_as(w)), m, v)
@@ -140,7 +159,11 @@ class _PieceWiseAdamW:
         p.mul_(1 - RATE * DECAY)
         m.lerp_(gradient, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        scale = torch.sqrt(v, out=self.scale[: v.numel()].view_as(v)).div_(correction[1] ** 0.5).add_(EPSILON)
+        scale = (
+            torch.sqrt(v, out=self.scale[: v.numel()].view_as(v))
+            .div_(correction[1] ** 0.5)
+            .add_(EPSILON)
+        )
         p.addcdiv_(m, scale, value=-RATE / correction[0])
 
 
@@ -157,6 +180,7 @@ class _UpdatingLinear(torch.autograd.Function):
     @torch.no_grad()
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
         (x,) = ctx.saved_tensors
-        through = gradient @ ctx.weight if ctx.needs_input_grad[0] else None  # with the weight of the forward pass
+        # with the weight of the forward pass
+        through = gradient @ ctx.weight if ctx.needs_input_grad[0] else None
         ctx.adam.update_weight(ctx.weight, gradient, x)
         return through, None, gradient.sum(0), None

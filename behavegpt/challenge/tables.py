@@ -1,4 +1,5 @@
-"""The queries of the split: event files as streams of rows, written as parquet, and what is wrong with a row."""
+"""The queries of the split: event files as streams of rows, written as parquet, and what is wrong
+with a row."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ def limit_memory(con: duckdb.DuckDBPyConnection, memory: str) -> None:
     try:
         con.execute(f"SET memory_limit = {literal(memory)}")
     except duckdb.Error as error:
-        raise ConfigError(f"--memory {memory!r}: {first_line(error)}; write a size such as 2GiB.") from None
+        raise ConfigError(
+            f"--memory {memory!r}: {first_line(error)}; write a size such as 2GiB."
+        ) from None
 
 
 def events(file: Path) -> str:
-    """SQL: the rows of a raw file with their number and `moment`, null where the time cannot be read."""
+    """SQL: the rows of a raw file with their number and `moment`, null where the time cannot be
+    read."""
     moment = "TRY_CAST(timestamp AS TIMESTAMP_NS) AS moment"
     return f"SELECT *, {moment} FROM read_parquet({literal(file)}, file_row_number = true)"
 
@@ -46,12 +50,14 @@ def write_query(
     size: int = 0,
     note: str = "",
 ) -> int:
-    """Write a query's rows as parquet, reporting `done` + the finished part of `size`; returns how many.
+    """Write a query's rows as parquet, reporting `done` + the finished part of `size`; returns how
+    many.
 
     Raises DataError when the disk is full.
     """
     command = f"COPY ({query}) TO {literal(file)} (FORMAT parquet)"
-    with ThreadPoolExecutor(1) as pool:  # so that this thread can ask how far it is, and be interrupted
+    # so that this thread can ask how far it is, and be interrupted
+    with ThreadPoolExecutor(1) as pool:
         job = pool.submit(lambda: one_row(con, command)[0])
         try:
             while not wait([job], timeout=0.2).done:
@@ -65,7 +71,9 @@ def write_query(
     except (duckdb.IOException, OSError) as error:
         if "space" not in str(error):
             raise
-        raise DataError(f"{file.parent}: the disk is full ({first_line(error)}); free some or give --out.") from None
+        raise DataError(
+            f"{file.parent}: the disk is full ({first_line(error)}); free some or give --out."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -82,19 +90,26 @@ def unusable(con: duckdb.DuckDBPyConnection, file: Path) -> DataError:
     """The error that names the first unusable row of a raw file."""
     bad = f"FROM ({events(file)}) WHERE {UNUSABLE}"
     rows = one_row(con, f"SELECT count(*) {bad}")[0]
-    found = con.execute(f"SELECT file_row_number, client_id, timestamp {bad} ORDER BY 1 LIMIT 1").fetchall()
+    found = con.execute(
+        f"SELECT file_row_number, client_id, timestamp {bad} ORDER BY 1 LIMIT 1"
+    ).fetchall()
     number, client, moment = found[0] if found else ("?", "?", "?")
     return DataError(
-        f"{file}: {rows:,} rows without a client or a readable time, the first is row {number} (client_id {client}, "
+        f"{file}: {rows:,} rows without a client or a readable time, the first is row {number} "
+        f"(client_id {client}, "
         f"timestamp {moment!r}); write times as YYYY-MM-DD HH:MM:SS and fill or drop the rows."
     )
 
 
 def first_and_last(con: duckdb.DuckDBPyConnection, file: Path) -> dict[str, str | None]:
     """The first and the last time of a written file."""
-    first, last = one_row(con, f"SELECT epoch_ns(min(timestamp)), epoch_ns(max(timestamp)) FROM {literal(file)}")
+    first, last = one_row(
+        con, f"SELECT epoch_ns(min(timestamp)), epoch_ns(max(timestamp)) FROM {literal(file)}"
+    )
     moments = {"first": first, "last": last}
-    return {name: None if ns is None else shown(np.datetime64(ns, "ns")) for name, ns in moments.items()}
+    return {
+        name: None if ns is None else shown(np.datetime64(ns, "ns")) for name, ns in moments.items()
+    }
 
 
 def moment_sql(moment: np.datetime64) -> str:

@@ -1,6 +1,7 @@
 """What the tasks ask for: for each client and label, does the client buy it in the window?
 
-All at once where the organizers' code filters a table for every client in every epoch; the same matrices bit for bit.
+All at once where the organizers' code filters a table for every client in every epoch; the same
+matrices bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from behavegpt.user_embeddings import open_array, write_array
 
 
 class Task(NamedTuple):
-    """kind "absence": 1 if the client buys nothing; "propensity": which labels of `column` the client buys."""
+    """kind "absence": 1 if the client buys nothing; "propensity": which labels of `column` the
+    client buys."""
 
     kind: str
     column: str | None = None
@@ -45,7 +47,8 @@ TASKS = {
     "propensity_new_sku": Task("propensity", "sku", hidden=2),
     "propensity_price": Task("propensity", "price", hidden=3),
 }
-HIDDEN_NAMES = {f"hidden{task.hidden}": name for name, task in TASKS.items() if task.hidden}  # of the organizers
+# of the organizers
+HIDDEN_NAMES = {f"hidden{task.hidden}": name for name, task in TASKS.items() if task.hidden}
 OPEN_TASKS = tuple(name for name, task in TASKS.items() if task.hidden is None)
 
 
@@ -65,7 +68,10 @@ def task_named(name: str) -> Task:
     """A task by name; raises ConfigError with the known names."""
     if name in HIDDEN_NAMES:
         meant = HIDDEN_NAMES[name]
-        raise ConfigError(f"{name!r} is no task of the challenge but the organizers' name of {meant!r}; name it so.")
+        raise ConfigError(
+            f"{name!r} is no task of the challenge but the organizers' name of {meant!r}; name it "
+            "so."
+        )
     if name not in TASKS:
         raise ConfigError(f"{name!r} is no task of the challenge. {closest(name, list(TASKS))}")
     return TASKS[name]
@@ -79,13 +85,16 @@ def available_tasks(directory: ChallengeDirectory) -> tuple[str, ...]:
 
 
 def load_targets(directory: ChallengeDirectory, client_ids: np.ndarray, task: str) -> Targets:
-    """The targets of a task for the clients (N,) int64, in their order; a client may occur more than once."""
+    """The targets of a task for the clients (N,) int64, in their order; a client may occur more
+    than once."""
     kind = task_named(task)
     labels, popularity = np.empty(0, np.int64), None
     if kind.kind == "propensity":
         labels, popularity = read_labels(directory, task)
     lookup = _Rows(client_ids)
-    train, validation = (_window(directory, window, kind.column, labels, lookup) for window in WINDOWS)
+    train, validation = (
+        _window(directory, window, kind.column, labels, lookup) for window in WINDOWS
+    )
     rows = np.ones(len(client_ids), bool)
     if kind.active_only:
         rows = np.isin(client_ids, directory.active_clients)
@@ -93,7 +102,8 @@ def load_targets(directory: ChallengeDirectory, client_ids: np.ndarray, task: st
 
 
 def read_labels(directory: ChallengeDirectory, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (O,) int64 and their popularity (O,) float64; raises DataError for repeated labels or other lengths."""
+    """Labels (O,) int64 and their popularity (O,) float64; raises DataError for repeated labels or
+    other lengths."""
     path, beside = directory.array(task), directory.array(f"popularity_{task}")
     labels = read_whole_numbers(path)
     if not len(labels) or len(np.unique(labels)) != len(labels):
@@ -101,19 +111,26 @@ def read_labels(directory: ChallengeDirectory, task: str) -> tuple[np.ndarray, n
     popularity = np.array(open_array(beside))
     if popularity.shape != labels.shape or popularity.dtype.kind not in "iuf":
         raise DataError(
-            f"{beside}: holds {popularity.dtype} of shape {popularity.shape}, expected one number for each of the "
+            f"{beside}: holds {popularity.dtype} of shape {popularity.shape}, expected one number "
+            "for each of the "
             f"{len(labels)} labels of {path.name}; take both from the same release."
         )
     popularity = popularity.astype(np.float64)
     if not (np.isfinite(popularity).all() and (popularity >= 0).all() and popularity.any()):
-        raise DataError(f"{beside}: popularity must be finite, not negative and not all 0; compute it again.")
+        raise DataError(
+            f"{beside}: popularity must be finite, not negative and not all 0; compute it again."
+        )
     return labels, popularity
 
 
 def write_targets(
-    directory: ChallengeDirectory, out: Path, tasks: Sequence[str], progress: Callable[[int, str], None] | None = None
+    directory: ChallengeDirectory,
+    out: Path,
+    tasks: Sequence[str],
+    progress: Callable[[int, str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write OUT/TASK_WINDOW.npy (N, O) uint8 for the relevant clients, in their order, and OUT/active.npy (N,) bool.
+    """Write OUT/TASK_WINDOW.npy (N, O) uint8 for the relevant clients, in their order, and
+    OUT/active.npy (N,) bool.
 
     `active` tells which rows take part in churn. Returns one line of facts for each task.
     """
@@ -168,7 +185,11 @@ class _Rows:
 
 
 def _window(
-    directory: ChallengeDirectory, window: str, column: str | None, labels: np.ndarray, lookup: _Rows
+    directory: ChallengeDirectory,
+    window: str,
+    column: str | None,
+    labels: np.ndarray,
+    lookup: _Rows,
 ) -> np.ndarray:
     """(N, O) uint8 of one window; `column` None: (N, 1), 1 where the client buys nothing."""
     path = directory.target(window)
@@ -177,7 +198,9 @@ def _window(
     try:
         bought = pq.read_table(path, columns=names).drop_null()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run `behavegpt challenge split` again.") from None
+        raise DataError(
+            f"{path}: cannot be read ({error}); run `behavegpt challenge split` again."
+        ) from None
     clients = bought["client_id"].to_numpy()
     if column is None:
         matrix = np.ones((len(lookup), 1), np.uint8)

@@ -1,7 +1,7 @@
 """`behavegpt COMMAND ...`: a table of commands. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done, 2 a mistake the user can mend or a disk that fails (one paragraph on standard error), 1 our bug or a
-failed check, 130 stopped by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done, 2 a mistake the user can mend or a disk that fails (one paragraph on standard
+error), 1 our bug or a failed check, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -64,10 +64,14 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **_:
 
 
 def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> int:
-    """Tell why a command ended; returns the exit code. Raises the error if it is our bug, or with --debug."""
-    if received or isinstance(error, KeyboardInterrupt):  # DuckDB makes an error of its own of a signal
+    """Tell why a command ended; returns the exit code. Raises the error if it is our bug, or with
+    --debug."""
+    # DuckDB makes an error of its own of a signal
+    if received or isinstance(error, KeyboardInterrupt):
         number = received[0] if received else signal.SIGINT
-        print(f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr)
+        print(
+            f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr
+        )
         return 128 + number
     told = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
     if arguments.debug or told is None:
@@ -78,7 +82,8 @@ def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Makes SIGTERM end a command as Ctrl-C does: what it has begun is cleared away. Yields the signals received."""
+    """Makes SIGTERM end a command as Ctrl-C does: what it has begun is cleared away. Yields the
+    signals received."""
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -88,7 +93,9 @@ def _stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # handlers can only be set in the main thread
         return
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [
+        n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield received
@@ -108,9 +115,12 @@ def _check_outputs(arguments: Arguments) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> Arguments:
-    """The arguments; overrides may also stand behind options (`train CONFIG --resume train.lr=1e-4`)."""
+    """The arguments; overrides may also stand behind options
+    (`train CONFIG --resume train.lr=1e-4`)."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(_with_default(list(sys.argv[1:] if argv is None else argv)))
+    arguments, rest = parser.parse_known_args(
+        _with_default(list(sys.argv[1:] if argv is None else argv))
+    )
     if "overrides" in arguments:
         late = [item for item in rest if "=" in item and not item.startswith("-")]
         arguments.overrides += late
@@ -123,7 +133,12 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
 def _with_default(argv: list[str]) -> list[str]:
     """`scale CONFIG.yaml` becomes `scale run CONFIG.yaml`."""
     group = COMMANDS.get(argv[0]) if argv else None
-    if isinstance(group, Group) and group.default and argv[1:] and argv[1] not in (*group.commands, "-h", "--help"):
+    if (
+        isinstance(group, Group)
+        and group.default
+        and argv[1:]
+        and argv[1] not in (*group.commands, "-h", "--help")
+    ):
         return [argv[0], group.default, *argv[1:]]
     return argv
 
@@ -157,6 +172,8 @@ def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.arguments(child)
-        child.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        child.add_argument(
+            "--json", action="store_true", help="print the result as JSON on standard output"
+        )
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         child.set_defaults(carry_out=command.run, command=child.prog, outputs=command.outputs)

@@ -9,10 +9,20 @@ from behavegpt.cli.command import Arguments, Command, Parser, show
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as benchmark/small")
-    parser.add_argument("overrides", nargs="*", help="settings, for example data.mine.path=DIR out=FOLDER seeds=[0,1]")
-    parser.add_argument("--dry-run", action="store_true", help="list what would run now; train nothing")
-    parser.add_argument("--table", action="store_true", help="only write tables and figures of the rows so far")
+    parser.add_argument(
+        "config", help="YAML file, or a shipped one by its name, such as benchmark/small"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="settings, for example data.mine.path=DIR out=FOLDER seeds=[0,1]",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list what would run now; train nothing"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="only write tables and figures of the rows so far"
+    )
 
 
 def _benchmark(arguments: Arguments) -> Any:
@@ -28,7 +38,10 @@ def _benchmark(arguments: Arguments) -> Any:
     if arguments.dry_run:
         stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
         runs = [planned for plan in plans_of(settings, stores) for planned in plan.open()]
-        rows = [[run.data, run.model, kind, str(run.seed), str(run.point or "-")] for run, kind, *_ in runs]
+        rows = [
+            [run.data, run.model, kind, str(run.seed), str(run.point or "-")]
+            for run, kind, *_ in runs
+        ]
         show(arguments, ("data", "model", "kind", "seed", "point"), rows, "runs that can start now")
         return {"open": len(runs)}
     done = [] if arguments.table else benchmark(settings)
@@ -42,9 +55,12 @@ def _benchmark(arguments: Arguments) -> Any:
 COMMANDS: dict[str, Command] = {
     "benchmark": Command(
         "train and compare many models on many logs: same data, budget and tuning, several seeds",
-        "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine out=runs/benchmark --dry-run\n"
-        "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine out=runs/benchmark\n"
-        "  behavegpt benchmark CONFIG out=runs/benchmark --table          # from the rows there are",
+        "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine "
+        "out=runs/benchmark --dry-run\n"
+        "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine "
+        "out=runs/benchmark\n"
+        "  behavegpt benchmark CONFIG out=runs/benchmark --table          # from the rows there "
+        "are",
         _arguments,
         _benchmark,
     ),

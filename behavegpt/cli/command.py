@@ -32,7 +32,9 @@ def _path(text: str) -> Path:
 
 def encoding_argument(parser: Parser) -> None:
     """The option `--encoding` of commands that read logs; `named_logs` reads it."""
-    parser.add_argument("--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ...")
+    parser.add_argument(
+        "--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ..."
+    )
 
 
 def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
@@ -43,14 +45,16 @@ def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
 
 
 class Output(NamedTuple):
-    """What an argument names to be written; see `io.check_output`, which looks at it before the work."""
+    """What an argument names to be written; see `io.check_output`, which looks at it before the
+    work."""
 
     kind: Literal["file", "into", "whole"]
     endings: tuple[str, ...] = ()
 
 
 class Command(NamedTuple):
-    """One command: what it says of itself, its arguments, and what it runs (returning the JSON for `--json`)."""
+    """One command: what it says of itself, its arguments, and what it runs (returning the JSON for
+    `--json`)."""
 
     help: str
     examples: str
@@ -67,7 +71,9 @@ class Group(NamedTuple):
     default: str | None = None  # the command that is meant when none of them follows the word
 
 
-def show(arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+def show(
+    arguments: Arguments, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+) -> None:
     """A result as a table on standard output, unless JSON was asked for."""
     from behavegpt.console import table
 

@@ -21,13 +21,25 @@ _PREPARE_OPTIONS = (
 
 
 def _schema_arguments(parser: Parser) -> None:
-    parser.add_argument("--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below")
+    parser.add_argument(
+        "--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below"
+    )
     for role in ROLES:
         two = "; DATE+CLOCK for two" if role == "time" else ""
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out{two})")
-    parser.add_argument("--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns")
-    parser.add_argument("--tz", help="IANA zone in which weekday and time slot are told (default UTC)")
-    parser.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means (default local)")
+        parser.add_argument(
+            f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out{two})"
+        )
+    parser.add_argument(
+        "--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns"
+    )
+    parser.add_argument(
+        "--tz", help="IANA zone in which weekday and time slot are told (default UTC)"
+    )
+    parser.add_argument(
+        "--naive-time",
+        choices=("local", "utc"),
+        help="what a time without zone means (default local)",
+    )
     parser.add_argument(
         "--time-unit",
         choices=("s", "ms", "us", "ns", "excel"),
@@ -44,7 +56,9 @@ def _schema_arguments(parser: Parser) -> None:
 
 def _prepare_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "logs", nargs="+", help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]"
+        "logs",
+        nargs="+",
+        help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]",
     )
     parser.add_argument("--out", type=Path, help="folder to write")
     encoding_argument(parser)
@@ -52,21 +66,45 @@ def _prepare_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--split",
         default="time:0.7,0.15,0.15",
-        help="time:A,B,C shares of the events in time; span:A,B,C of the calendar; date:D1,D2; user:A,B,C",
+        help=(
+            "time:A,B,C shares of the events in time; span:A,B,C of the calendar; date:D1,D2; "
+            "user:A,B,C"
+        ),
     )
-    parser.add_argument("--min-events", type=int, default=1, help="leave out users with fewer events")
-    parser.add_argument("--min-count", type=int, default=1, help="labels seen less often in training become unknown")
-    parser.add_argument("--max-vocabulary", type=int, help="keep the most frequent labels of each field")
-    parser.add_argument("--max-reject-share", type=float, default=0.01, help="stop above this share of bad rows")
+    parser.add_argument(
+        "--min-events", type=int, default=1, help="leave out users with fewer events"
+    )
+    parser.add_argument(
+        "--min-count", type=int, default=1, help="labels seen less often in training become unknown"
+    )
+    parser.add_argument(
+        "--max-vocabulary", type=int, help="keep the most frequent labels of each field"
+    )
+    parser.add_argument(
+        "--max-reject-share", type=float, default=0.01, help="stop above this share of bad rows"
+    )
     parser.add_argument("--memory", default="2GiB", help="memory to stay under (default 2GiB)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
-    parser.add_argument("--engine", choices=("local", "spark"), default="local", help="where rows are read and sorted")
-    parser.add_argument("--spark-master", metavar="URL", help="for example local[8] or spark://host:7077")
-    parser.add_argument("--dry-run", action="store_true", help="show the guesses and counts, write nothing")
+    parser.add_argument(
+        "--engine",
+        choices=("local", "spark"),
+        default="local",
+        help="where rows are read and sorted",
+    )
+    parser.add_argument(
+        "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the guesses and counts, write nothing"
+    )
 
 
 def _given(arguments: Arguments) -> dict[str, Any]:
-    given = {name: getattr(arguments, name) for name in _SCHEMA_OPTIONS if getattr(arguments, name) is not None}
+    given = {
+        name: getattr(arguments, name)
+        for name in _SCHEMA_OPTIONS
+        if getattr(arguments, name) is not None
+    }
     return given | ({"extra": tuple(arguments.extra)} if arguments.extra else {})
 
 
@@ -81,20 +119,31 @@ def _prepare(arguments: Arguments) -> Any:
     if arguments.schema:
         if _given(arguments):
             raise ConfigError(
-                f"--schema and --{next(iter(_given(arguments)))} together: put it into {arguments.schema}."
+                f"--schema and --{next(iter(_given(arguments)))} together: put it into "
+                f"{arguments.schema}."
             )
         schema = read_schema(arguments.schema)
     else:
         schema, guesses = guess_schema(logs, _given(arguments))
-        rows = [[g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)] for g in guesses]
-        table(("column", "role", "type", "nulls", "distinct", "example"), rows, "columns, from up to 100,000 rows")
+        rows = [
+            [g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)]
+            for g in guesses
+        ]
+        table(
+            ("column", "role", "type", "nulls", "distinct", "example"),
+            rows,
+            "columns, from up to 100,000 rows",
+        )
     options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
     if arguments.dry_run:
         return _dry_run(preview(logs, schema, out=arguments.out, **options))
     if arguments.out is None:
         raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
     store = prepare(logs, arguments.out, schema, progress=say, **options)
-    say(f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} (see data_card.md)")
+    say(
+        f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} "
+        "(see data_card.md)"
+    )
     say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
     return store.manifest.model_dump(mode="json")
 
@@ -108,7 +157,9 @@ def _dry_run(seen: Preview) -> dict[str, Any]:
         say(f"note: {remark}")
     say("nothing was written; the same with --out FOLDER, without --dry-run, prepares the data.")
     names = ("rows", "users", "split", "rejected", "labels", "remarks")
-    return {name: getattr(seen, name) for name in names} | {"schema": seen.schema.model_dump(mode="json")}
+    return {name: getattr(seen, name) for name in names} | {
+        "schema": seen.schema.model_dump(mode="json")
+    }
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -121,12 +172,21 @@ def _convert_arguments(parser: Parser) -> None:
         help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025, easytpp, mbd, "
         "massive_steps, yambda, carat",
     )
-    parser.add_argument("source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones")
-    parser.add_argument("--out", type=Path, required=True, help="parquet file to write; its schema goes beside it")
-    parser.add_argument("--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps")
+    parser.add_argument(
+        "source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="parquet file to write; its schema goes beside it"
+    )
+    parser.add_argument(
+        "--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps"
+    )
     parser.add_argument(
         "--salt",
-        help="git: hash authors with this secret, so that logs made with it share users (default: a random one)",
+        help=(
+            "git: hash authors with this secret, so that logs made with it share users (default: "
+            "a random one)"
+        ),
     )
 
 
@@ -146,15 +206,23 @@ def _convert(arguments: Arguments) -> Any:
         from behavegpt.datasets.tables import convert_published
 
         if arguments.salt is not None:
-            raise ConfigError(f"--salt is for git alone; {arguments.name} keeps the user ids of its download.")
+            raise ConfigError(
+                f"--salt is for git alone; {arguments.name} keeps the user ids of its download."
+            )
         if len(arguments.source) > 1:
-            raise ConfigError(f"{arguments.name} is made from one download, not {len(arguments.source)}; give one.")
+            raise ConfigError(
+                f"{arguments.name} is made from one download, not {len(arguments.source)}; give "
+                "one."
+            )
         log = PUBLISHED.get(arguments.name)
         make = convert_published if log else convert
         schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
         split = f" --split {log.split}" if log and log.split else ""
     beside = arguments.out.with_suffix(".schema.yaml")
-    print(f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR", file=sys.stderr)
+    print(
+        f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR",
+        file=sys.stderr,
+    )
     return schema.model_dump(mode="json")
 
 
@@ -177,9 +245,12 @@ COMMANDS: dict[str, Command] = {
     "prepare": Command(
         "turn event logs into a folder to train on",
         "  behavegpt prepare my_logs.parquet --dry-run\n"
-        "  behavegpt prepare 'logs/*.csv' --out data/mine --user uid --time ts --event app --tz Europe/London\n"
-        "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out data/mine\n"
-        "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master spark://host:7077 --out /nfs/mine",
+        "  behavegpt prepare 'logs/*.csv' --out data/mine --user uid --time ts --event app --tz "
+        "Europe/London\n"
+        "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out "
+        "data/mine\n"
+        "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master "
+        "spark://host:7077 --out /nfs/mine",
         _prepare_arguments,
         _prepare,
         {"out": Output("whole")},

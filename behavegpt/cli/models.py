@@ -20,20 +20,30 @@ def log_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("logs that differ from the training log")
     for role in _COLUMNS:
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
-    group.add_argument("--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'")
-    group.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "excel"), help="unit of times that are numbers")
-    group.add_argument("--naive-time", choices=("local", "utc"), help="what a time without zone means")
+    group.add_argument(
+        "--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'"
+    )
+    group.add_argument(
+        "--time-unit",
+        choices=("s", "ms", "us", "ns", "excel"),
+        help="unit of times that are numbers",
+    )
+    group.add_argument(
+        "--naive-time", choices=("local", "utc"), help="what a time without zone means"
+    )
 
 
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
-    """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a universal one."""
+    """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
+    universal one."""
     from behavegpt.errors import ConfigError
     from behavegpt.predictor import load
     from behavegpt.zero_shot import is_universal
 
     if is_universal(arguments.model):
         raise ConfigError(
-            f"{arguments.model} predicts, embeds, generates, serves and is evaluated; {arguments.command.split()[-1]} "
+            f"{arguments.model} predicts, embeds, generates, serves and is evaluated; "
+            f"{arguments.command.split()[-1]} "
             "needs a trained model: behavegpt train configs/small.yaml data.path=DIR out=RUN"
         )
     changes = _changes(arguments)
@@ -41,8 +51,11 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     return predictor.reading(**changes) if changes else predictor
 
 
-def load_with_logs(arguments: Arguments, device: Any = None) -> tuple[Predictor | UniversalPredictor, Any]:
-    """The predictor and the logs to ask it about; None for those from which the universal model counted its tables.
+def load_with_logs(
+    arguments: Arguments, device: Any = None
+) -> tuple[Predictor | UniversalPredictor, Any]:
+    """The predictor and the logs to ask it about; None for those from which the universal model
+    counted its tables.
 
     Raises ConfigError where logs are missing.
     """
@@ -58,8 +71,13 @@ def load_with_logs(arguments: Arguments, device: Any = None) -> tuple[Predictor 
             return universal.fit_tables(named_logs(arguments, arguments.logs), **changes), None
     elif arguments.logs:
         return load_trained(arguments, device), named_logs(arguments, arguments.logs)
-    raise ConfigError(f"{arguments.command.split()[-1]} {arguments.model}: name the files of a log behind the model.")
+    raise ConfigError(
+        f"{arguments.command.split()[-1]} {arguments.model}: name the files of a log behind the "
+        "model."
+    )
 
 
 def _changes(arguments: Arguments) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None}
+    return {
+        name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None
+    }

@@ -15,16 +15,27 @@ if TYPE_CHECKING:
 
 
 def _evaluate_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder, for example runs/demo/model; or `universal`")
+    parser.add_argument(
+        "model", type=Path, help="model folder, for example runs/demo/model; or `universal`"
+    )
     parser.add_argument("data", type=Path, help="prepared folder")
     parser.add_argument(
         "--out",
         type=Path,
-        help="metrics file; more results go beside it (default: eval/metrics.json beside the model folder)",
+        help=(
+            "metrics file; more results go beside it (default: eval/metrics.json beside the model "
+            "folder)"
+        ),
     )
-    parser.add_argument("--split", choices=("valid", "test"), default="test", help="which events to predict")
-    parser.add_argument("--baselines", action="store_true", help="also the count baselines, on the same rows")
-    parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
+    parser.add_argument(
+        "--split", choices=("valid", "test"), default="test", help="which events to predict"
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="also the count baselines, on the same rows"
+    )
+    parser.add_argument(
+        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
+    )
 
 
 def _evaluate(arguments: Arguments) -> Any:
@@ -61,7 +72,10 @@ def _evaluate(arguments: Arguments) -> Any:
     if not state.is_main_process:
         return None
     show(arguments, *metrics_table(result))
-    print(f"written: {out}; beside it per_behavior.csv, confusion.json, examples.json", file=sys.stderr)
+    print(
+        f"written: {out}; beside it per_behavior.csv, confusion.json, examples.json",
+        file=sys.stderr,
+    )
     return result
 
 
@@ -74,14 +88,20 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.zero_shot import load_zero_shot
 
     if arguments.prior_correction:
-        raise ConfigError("--prior-correction is for trained models; leave it out with `universal`.")
+        raise ConfigError(
+            "--prior-correction is for trained models; leave it out with `universal`."
+        )
     name = "universal.json" if arguments.split == "test" else f"universal.{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
     check_output(out, "file")
     model = load_zero_shot(arguments.model).model
     with lock(out):
         result = evaluate_universal(
-            model, open_store(arguments.data), out, split=arguments.split, baselines=arguments.baselines
+            model,
+            open_store(arguments.data),
+            out,
+            split=arguments.split,
+            baselines=arguments.baselines,
         )
     show(arguments, *metrics_table(result))
     print(f"written: {out}", file=sys.stderr)
@@ -89,13 +109,24 @@ def _evaluate_universal(arguments: Arguments) -> Any:
 
 
 def _predict_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder; or `universal`: no training, tables from these logs")
-    parser.add_argument("logs", nargs="*", help="files with the training log's columns; any log with `universal`")
-    parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
-    parser.add_argument("--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)")
-    parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)")
     parser.add_argument(
-        "--save", type=Path, metavar="FOLDER", help="of `universal`: keep tables and users' states; FOLDER is a model"
+        "model", type=Path, help="model folder; or `universal`: no training, tables from these logs"
+    )
+    parser.add_argument(
+        "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
+    )
+    parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
+    parser.add_argument(
+        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FOLDER",
+        help="of `universal`: keep tables and users' states; FOLDER is a model",
     )
     log_arguments(parser)
 
@@ -108,7 +139,9 @@ def _predict(arguments: Arguments) -> Any:
     predictor, logs = load_with_logs(arguments)
     save = getattr(predictor, "save", None)
     if arguments.save and save is None:
-        raise ConfigError(f"--save keeps what the universal model counted; {arguments.model} is a trained model.")
+        raise ConfigError(
+            f"--save keeps what the universal model counted; {arguments.model} is a trained model."
+        )
     with progress("predict", 100) as advance:
         found = predictor.predict(
             logs,
@@ -126,7 +159,12 @@ def _predict(arguments: Arguments) -> Any:
     if arguments.out:
         write_table(rows, arguments.out)
         say(f"{len(found):,} users, written: {arguments.out}")
-        return {"users": len(found), "out": str(arguments.out), "unknown": found.unknown, "rejected": found.rejected}
+        return {
+            "users": len(found),
+            "out": str(arguments.out),
+            "unknown": found.unknown,
+            "rejected": found.rejected,
+        }
     if arguments.json:
         return rows.to_pylist()
     shown = rows.slice(0, 20 * found.labels.shape[1]).to_pylist()
@@ -139,9 +177,15 @@ def _predict(arguments: Arguments) -> Any:
 
 
 def _embed_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder; or `universal`: tables from these logs")
-    parser.add_argument("logs", nargs="*", help="files with the training log's columns; any log with `universal`")
-    parser.add_argument("--out", type=Path, required=True, help="parquet file with the columns user and vector")
+    parser.add_argument(
+        "model", type=Path, help="model folder; or `universal`: tables from these logs"
+    )
+    parser.add_argument(
+        "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="parquet file with the columns user and vector"
+    )
     log_arguments(parser)
 
 
@@ -157,14 +201,28 @@ def _embed(arguments: Arguments) -> Any:
 
 
 def _generate_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder; or `universal`: tables from these logs")
-    parser.add_argument("logs", nargs="*", help="each user's history: files with the training log's columns")
-    parser.add_argument("--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)")
-    parser.add_argument("--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)")
-    parser.add_argument("--until", help="stop this long after each user's last event, for example '2 days'")
+    parser.add_argument(
+        "model", type=Path, help="model folder; or `universal`: tables from these logs"
+    )
+    parser.add_argument(
+        "logs", nargs="*", help="each user's history: files with the training log's columns"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)"
+    )
+    parser.add_argument(
+        "--until", help="stop this long after each user's last event, for example '2 days'"
+    )
     parser.add_argument("--samples", type=int, help="futures for each user (default 1)")
-    parser.add_argument("--temperature", type=float, help="below 1: closer to the most probable; 0: only those")
-    parser.add_argument("--top-p", type=float, help="draw from the smallest set of this probability (default 1)")
+    parser.add_argument(
+        "--temperature", type=float, help="below 1: closer to the most probable; 0: only those"
+    )
+    parser.add_argument(
+        "--top-p", type=float, help="draw from the smallest set of this probability (default 1)"
+    )
     parser.add_argument("--seed", type=int, help="same seed, same futures (default 0)")
     parser.add_argument(
         "--policy",
@@ -175,10 +233,14 @@ def _generate_arguments(parser: Parser) -> None:
         "frequent place); default: the model's heads, observed where it has none",
     )
     parser.add_argument(
-        "--data", type=Path, help="another prepared folder to learn from what goes together, and gaps by the hour"
+        "--data",
+        type=Path,
+        help="another prepared folder to learn from what goes together, and gaps by the hour",
     )
     parser.add_argument(
-        "--probabilities", type=int, help="also write the N most probable behaviors of each step, beside --out"
+        "--probabilities",
+        type=int,
+        help="also write the N most probable behaviors of each step, beside --out",
     )
     log_arguments(parser)
 
@@ -188,7 +250,10 @@ def _generate(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
 
     predictor, logs = load_with_logs(arguments)
-    options = {n: getattr(arguments, n) for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")}
+    options = {
+        n: getattr(arguments, n)
+        for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")
+    }
     if arguments.data:
         options["links"] = _links(predictor, arguments.data)
     with progress("generate", 100) as advance:
@@ -210,14 +275,25 @@ def _generate(arguments: Arguments) -> Any:
         if arguments.json:
             return rows.to_pylist()
         shown = rows.slice(0, 20).to_pylist()
-        show(arguments, rows.column_names, [["" if v is None else str(v) for v in row.values()] for row in shown])
+        show(
+            arguments,
+            rows.column_names,
+            [["" if v is None else str(v) for v in row.values()] for row in shown],
+        )
         return None
     write_table(rows, arguments.out)
     if arguments.probabilities:
-        beside = arguments.out.with_name(f"{arguments.out.stem}.probabilities{arguments.out.suffix}")
+        beside = arguments.out.with_name(
+            f"{arguments.out.stem}.probabilities{arguments.out.suffix}"
+        )
         write_table(found.probabilities_table(), beside)
     say(f"{len(found):,} events of {len(found.users):,} users, written: {arguments.out}")
-    return {"users": len(found.users), "events": len(found), "out": str(arguments.out), "policies": found.policies}
+    return {
+        "users": len(found.users),
+        "events": len(found),
+        "out": str(arguments.out),
+        "policies": found.policies,
+    }
 
 
 def _links(predictor: Predictor | UniversalPredictor, data: Path) -> Any:
@@ -228,7 +304,9 @@ def _links(predictor: Predictor | UniversalPredictor, data: Path) -> Any:
     from behavegpt.zero_shot import UniversalPredictor
 
     if isinstance(predictor, UniversalPredictor):
-        raise ConfigError("--data is for trained models; the universal model looks at the log itself.")
+        raise ConfigError(
+            "--data is for trained models; the universal model looks at the log itself."
+        )
     return learn_links(predictor.model, fit_store(open_store(data), predictor.tokenizer))
 
 
@@ -243,15 +321,29 @@ def _policies(words: list[str]) -> dict[str, Any]:
 
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("events", nargs="+", help="prepared folder, or files with the training log's columns")
-    parser.add_argument("out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json")
-    parser.add_argument("--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below")
+    parser.add_argument(
+        "events", nargs="+", help="prepared folder, or files with the training log's columns"
+    )
+    parser.add_argument(
+        "out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json"
+    )
+    parser.add_argument(
+        "--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below"
+    )
     parser.add_argument("--half-life", type=float, help="days, for the decayed parts (default 7)")
     parser.add_argument("--scale", choices=("standard", "unit", "none"), help="default: standard")
-    parser.add_argument("--clients", type=Path, metavar="NPY", help="whose vectors, in which order (default: all)")
-    parser.add_argument("--fill", choices=("mean", "zeros", "empty-history"), help="clients without events")
+    parser.add_argument(
+        "--clients", type=Path, metavar="NPY", help="whose vectors, in which order (default: all)"
+    )
+    parser.add_argument(
+        "--fill", choices=("mean", "zeros", "empty-history"), help="clients without events"
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float16")
-    parser.add_argument("--block-users", type=int, help="users at a time, kept when the run is killed (default 8192)")
+    parser.add_argument(
+        "--block-users",
+        type=int,
+        help="users at a time, kept when the run is killed (default 8192)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     log_arguments(parser)
 
@@ -269,7 +361,9 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.user_embeddings import open_array
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = {
+        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
+    }
     if "pool" in given:
         given["pool"] = given["pool"].split("+")
     settings = check_settings(ExportSettings, given, "export")
@@ -294,7 +388,10 @@ def _export(arguments: Arguments) -> Any:
         return None
     say(f"{facts['vectors']:,} vectors, written: {arguments.out}")
     if facts["missing"]:
-        say(f"{facts['missing']:,} of them have no events and were filled by the rule {settings.fill} (missing.npy)")
+        say(
+            f"{facts['missing']:,} of them have no events and were filled by the rule "
+            f"{settings.fill} (missing.npy)"
+        )
     return facts
 
 
@@ -312,7 +409,8 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
-        "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve counted",
+        "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
+        "counted",
         _predict_arguments,
         _predict,
         {"out": Output("file", TABLES), "save": Output("whole")},
@@ -328,20 +426,26 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "each user's next events: times, places, events and behaviors",
         "  behavegpt generate runs/mine/model history.parquet --steps 50 --out future.parquet\n"
-        "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 --top-p .95\n"
-        "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 --json\n"
+        "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 "
+        "--top-p .95\n"
+        "  behavegpt generate runs/mine/model history.csv --policy observed --temperature 0.8 "
+        "--json\n"
         "  behavegpt generate universal my_logs.csv --steps 10",
         _generate_arguments,
         _generate,
         {"out": Output("file", TABLES)},
     ),
     "export": Command(
-        "user vectors for millions of users, as an entry to the RecSys Challenge 2025 (also under accelerate launch)",
+        "user vectors for millions of users, as an entry to the RecSys Challenge 2025 (also under "
+        "accelerate launch)",
         "  behavegpt export runs/mine/model data/mine vectors\n"
-        "  behavegpt export runs/mine/model data/mine entry --clients input/relevant_clients.npy --pool mean+decayed\n"
+        "  behavegpt export runs/mine/model data/mine entry --clients input/relevant_clients.npy "
+        "--pool mean+decayed\n"
         "  accelerate launch -m behavegpt.cli export runs/mine/model new_logs.parquet vectors\n"
-        "parts: last, mean, decayed: hidden states at the last event, averaged, averaged with --half-life;\n"
-        "bag, recent_bag: averages of the embedded events; behaviors: log-probabilities of the next behavior.\n"
+        "parts: last, mean, decayed: hidden states at the last event, averaged, averaged with "
+        "--half-life;\n"
+        "bag, recent_bag: averages of the embedded events; behaviors: log-probabilities of the "
+        "next behavior.\n"
         "A run that was killed goes on where it was when it is started again.",
         _export_arguments,
         _export,

@@ -13,10 +13,18 @@ if TYPE_CHECKING:
 
 def _arguments(parser: Parser) -> None:
     parser.add_argument("config", type=Path, help="YAML with data, out, members and ensembles")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="NAME=VALUE", help="settings, such as seed=1")
-    parser.add_argument("--members", nargs="+", default=[], metavar="NAME", help="only these, and no ensemble")
-    parser.add_argument("--probe", action="store_true", help="score every member and ensemble quickly, beside noise")
-    parser.add_argument("--embed", type=Path, metavar="DIR", help="embed DIR's clients with what the run has fitted")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="NAME=VALUE", help="settings, such as seed=1"
+    )
+    parser.add_argument(
+        "--members", nargs="+", default=[], metavar="NAME", help="only these, and no ensemble"
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="score every member and ensemble quickly, beside noise"
+    )
+    parser.add_argument(
+        "--embed", type=Path, metavar="DIR", help="embed DIR's clients with what the run has fitted"
+    )
     parser.add_argument("--to", type=Path, metavar="ENTRY", help="where --embed writes the entry")
     parser.add_argument("--ensemble", default="all", help="the ensemble of --embed (default: all)")
 
@@ -40,12 +48,18 @@ def _profile(arguments: Arguments) -> Any:
         for name, e in facts["ensembles"].items()
     ]
     show(
-        arguments, columns, [[*row, *[""] * (len(columns) - len(row))] for row in rows], f"written into {settings.out}"
+        arguments,
+        columns,
+        [[*row, *[""] * (len(columns) - len(row))] for row in rows],
+        f"written into {settings.out}",
     )
     if arguments.probe:
         facts["probe"] = _probed(Path(settings.data.path), Path(settings.out), facts)
         tasks = list(next(iter(facts["probe"].values())))
-        lines = [[name, *(f"{score:.4f}" for score in scores.values())] for name, scores in facts["probe"].items()]
+        lines = [
+            [name, *(f"{score:.4f}" for score in scores.values())]
+            for name, scores in facts["probe"].items()
+        ]
         show(arguments, ("quick AUROC", *tasks), lines)
     return facts
 
@@ -72,12 +86,15 @@ def _probed(data: Path, out: Path, facts: dict[str, Any]) -> dict[str, dict[str,
     from behavegpt.profiles.probe import noise, probe
     from behavegpt.user_embeddings import UserEmbeddings
 
-    there = [name for name, member in facts["members"].items() if member["status"] in ("built", "kept")]
+    there = [
+        name for name, member in facts["members"].items() if member["status"] in ("built", "kept")
+    ]
     folders = {name: out / "alone" / name for name in there}
     folders |= {f"ensemble {name}": out / "ensembles" / name for name in facts["ensembles"]}
     directory = open_directory(data)
     entries = {name: UserEmbeddings.load(folder) for name, folder in folders.items()}
-    ids = next(iter(entries.values())).client_ids  # every entry has the same clients in the same order
+    # every entry has the same clients in the same order
+    ids = next(iter(entries.values())).client_ids
     vectors: dict[str, np.ndarray] = {
         "noise": noise(len(ids)),
         **{name: entry.vectors for name, entry in entries.items()},
@@ -95,8 +112,10 @@ COMMANDS: dict[str, Command] = {
     "profile": Command(
         "universal behavioral profiles: build members and ensembles of user vectors from one YAML",
         "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --probe\n"
-        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --members stats\n"
-        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --embed NEW --to runs/new",
+        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile "
+        "--members stats\n"
+        "  behavegpt profile configs/profiles/small.yaml data.path=SPLIT out=runs/profile --embed "
+        "NEW --to runs/new",
         _arguments,
         _profile,
         {"to": Output("into")},

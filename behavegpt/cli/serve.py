@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def _serve_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder; or `universal`: tables from the logs")
+    parser.add_argument(
+        "model", type=Path, help="model folder; or `universal`: tables from the logs"
+    )
     parser.add_argument(
         "overrides",  # `cli` finds those behind options by this name
         nargs="*",
@@ -22,9 +24,14 @@ def _serve_arguments(parser: Parser) -> None:
         help="files of the log that `universal` counts; limits and batching, see below",
     )
     parser.add_argument(
-        "--save", type=Path, metavar="FOLDER", help="of `universal`: keep tables and users' states when it stops"
+        "--save",
+        type=Path,
+        metavar="FOLDER",
+        help="of `universal`: keep tables and users' states when it stops",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+    )
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--threads", type=int, help="threads of the model on a CPU")
@@ -51,7 +58,9 @@ def _serve(arguments: Arguments) -> Any:
     address = listen(arguments.host, arguments.port)
     predictor = _load(arguments, logs)
     if arguments.save and not isinstance(predictor, UniversalPredictor):
-        raise ConfigError(f"--save keeps the states of users; {arguments.model} is a trained model and has none.")
+        raise ConfigError(
+            f"--save keeps the states of users; {arguments.model} is a trained model and has none."
+        )
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
     say(f"http://{host}:{port} answers for {arguments.model}; its page is /docs")
@@ -59,12 +68,18 @@ def _serve(arguments: Arguments) -> Any:
         Server(app, settings, log_level="warning").run(sockets=[address])
     finally:  # uvicorn raises the signal that stopped it again
         if arguments.save and isinstance(predictor, UniversalPredictor):
-            say(f"tables and states, written: {predictor.save(arguments.save, app.state.service.users.states())}")
+            say(
+                "tables and states, written: "
+                f"{predictor.save(arguments.save, app.state.service.users.states())}"
+            )
 
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:
-    """Logs and overrides, which argparse cannot tell apart: `NAME=VALUE` is no log, unless there is such a file."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists() and "://" not in word]
+    """Logs and overrides, which argparse cannot tell apart: `NAME=VALUE` is no log, unless there is
+    such a file."""
+    overrides = [
+        word for word in words if "=" in word and not Path(word).exists() and "://" not in word
+    ]
     return [word for word in words if word not in overrides], overrides
 
 
@@ -77,14 +92,23 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
         arguments.logs = logs
         return load_with_logs(arguments)[0]
     if logs:
-        raise ConfigError(f"{', '.join(logs)}: only `universal` counts a log; settings are written NAME=VALUE.")
+        raise ConfigError(
+            f"{', '.join(logs)}: only `universal` counts a log; settings are written NAME=VALUE."
+        )
     return universal or load_trained(arguments, arguments.device)
 
 
 def _export_model_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("out", type=Path, help="folder to write: the model file, its tokenizer, io.json")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="onnx, or torch.export's program")
+    parser.add_argument(
+        "out", type=Path, help="folder to write: the model file, its tokenizer, io.json"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "torch"),
+        default="onnx",
+        help="onnx, or torch.export's program",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
 
 
@@ -93,9 +117,15 @@ def _export_model(arguments: Arguments) -> Any:
     from behavegpt.export_model import export_model
     from behavegpt.predictor import load
 
-    facts = export_model(load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite)
+    facts = export_model(
+        load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite
+    )
     difference = facts["largest_difference"]
-    checked = "not checked: no onnxruntime" if difference is None else f"differs from the model by {difference:.1e}"
+    checked = (
+        "not checked: no onnxruntime"
+        if difference is None
+        else f"differs from the model by {difference:.1e}"
+    )
     say(f"written: {arguments.out / facts['file']}, {checked}; inputs and outputs in io.json")
     return facts
 
@@ -104,11 +134,14 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(
         "answer predict, embed and generate over HTTP",
         "  behavegpt serve runs/mine/model --port 8000\n"
-        "  behavegpt serve universal my_logs.csv --save counted       # later: behavegpt serve counted --save counted\n"
+        "  behavegpt serve universal my_logs.csv --save counted       # later: behavegpt serve "
+        "counted --save counted\n"
         "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
         "  curl localhost:8000/v1/predict -H 'content-type: application/json' -d "
-        '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": "news"}]}]}\'\n'
-        "limits, time-outs and batching are settings, listed in docs/serving.md and by GET /v1/model.\n"
+        '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": '
+        '"news"}]}]}\'\n'
+        "limits, time-outs and batching are settings, listed in docs/serving.md and by GET "
+        "/v1/model.\n"
         "There is no login: put a proxy in front before others can reach it.",
         _serve_arguments,
         _serve,

@@ -11,8 +11,12 @@ from behavegpt.cli.command import Arguments, Command, Output, Parser, show
 
 
 def _demo_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default runs/demo)")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: about a minute on 2 cores)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="run folder (default runs/demo)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="optimizer steps (default: about a minute on 2 cores)"
+    )
 
 
 def _demo(arguments: Arguments) -> Any:
@@ -50,11 +54,19 @@ def _doctor_arguments(parser: Parser) -> None:
         type=Path,
         nargs="?",
         metavar="DIR",
-        help="instead read every byte of the prepared folders, models, checkpoints and entries in DIR",
+        help=(
+            "instead read every byte of the prepared folders, models, checkpoints and entries in "
+            "DIR"
+        ),
     )
-    parser.add_argument("--folder", type=Path, default=Path(), help="folder to check for space and write permission")
     parser.add_argument(
-        "--reorder", type=Path, metavar="DATA", help="shuffle the simultaneous events of a folder prepared by 0.1"
+        "--folder", type=Path, default=Path(), help="folder to check for space and write permission"
+    )
+    parser.add_argument(
+        "--reorder",
+        type=Path,
+        metavar="DATA",
+        help="shuffle the simultaneous events of a folder prepared by 0.1",
     )
 
 
@@ -85,7 +97,8 @@ def _shown(arguments: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "pretrain, evaluate and report on the shop logs that ship with the package (about 3 minutes)",
+        "pretrain, evaluate and report on the shop logs that ship with the package (about 3 "
+        "minutes)",
         "  behavegpt demo\n  behavegpt demo --out runs/try --steps 100",
         _demo_arguments,
         _demo,
@@ -98,9 +111,12 @@ COMMANDS: dict[str, Command] = {
         _report,
         {"run": Output("into")},
     ),
-    "info": Command("what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info),
+    "info": Command(
+        "what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info
+    ),
     "doctor": Command(
-        "check this machine (versions, devices, kernels, disk, a ten-step self-test), or the files of a folder",
+        "check this machine (versions, devices, kernels, disk, a ten-step self-test), or the "
+        "files of a folder",
         "  behavegpt doctor\n  behavegpt doctor --json\n"
         "  behavegpt doctor data/mine                # is any file damaged?\n"
         "  behavegpt doctor runs/mine\n"

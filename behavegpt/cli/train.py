@@ -12,24 +12,43 @@ from behavegpt.cli.command import Arguments, Command, Parser
 
 def _train_arguments(parser: Parser) -> None:
     parser.add_argument("config", help="YAML file, or a shipped one by its name, such as small")
-    parser.add_argument("overrides", nargs="*", help="settings, for example data.path=DIR out=RUN train.lr=3e-4")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of out=RUN")
+    parser.add_argument(
+        "overrides", nargs="*", help="settings, for example data.path=DIR out=RUN train.lr=3e-4"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the latest checkpoint of out=RUN"
+    )
 
 
 def _train(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.pretrain import PretrainSettings, pretrain
 
-    run = pretrain(read_settings(PretrainSettings, arguments.config, arguments.overrides), resume=arguments.resume)
+    run = pretrain(
+        read_settings(PretrainSettings, arguments.config, arguments.overrides),
+        resume=arguments.resume,
+    )
     print(f"model: {run / 'model'}", file=sys.stderr)
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
 def _finetune_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as adapt/new_behavior")
-    parser.add_argument("overrides", nargs="*", help="settings, for example base=runs/mine/model data.path=DIR out=RUN")
-    parser.add_argument("--mode", choices=get_args(Mode), help="what is transferred and trained, instead of the file's")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of out=RUN")
+    parser.add_argument(
+        "config", help="YAML file, or a shipped one by its name, such as adapt/new_behavior"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="settings, for example base=runs/mine/model data.path=DIR out=RUN",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        help="what is transferred and trained, instead of the file's",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the latest checkpoint of out=RUN"
+    )
 
 
 def _finetune(arguments: Arguments) -> Any:
@@ -37,21 +56,29 @@ def _finetune(arguments: Arguments) -> Any:
     from behavegpt.finetune import FinetuneSettings, finetune
 
     overrides = [*([f"mode={arguments.mode}"] if arguments.mode else []), *arguments.overrides]
-    run = finetune(read_settings(FinetuneSettings, arguments.config, overrides), resume=arguments.resume)
+    run = finetune(
+        read_settings(FinetuneSettings, arguments.config, overrides), resume=arguments.resume
+    )
     print(f"model: {run / 'model'}", file=sys.stderr)
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
 def _universal_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as universal/shipped")
-    parser.add_argument("overrides", nargs="*", help="settings, for example out=DIR questions.git.path=data/git")
+    parser.add_argument(
+        "config", help="YAML file, or a shipped one by its name, such as universal/shipped"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="settings, for example out=DIR questions.git.path=data/git"
+    )
 
 
 def _universal(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.universal.train import UniversalSettings, pretrain_universal
 
-    out = pretrain_universal(read_settings(UniversalSettings, arguments.config, arguments.overrides))
+    out = pretrain_universal(
+        read_settings(UniversalSettings, arguments.config, arguments.overrides)
+    )
     print(f"universal model: {out}", file=sys.stderr)
     return {"out": str(out)}
 
@@ -60,7 +87,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "pretrain a model (one process; on several GPUs: accelerate launch train.py ...)",
         "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine\n"
-        "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine loss.name=cross_entropy train.seed=1\n"
+        "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine "
+        "loss.name=cross_entropy train.seed=1\n"
         "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine --resume",
         _train_arguments,
         _train,
@@ -74,9 +102,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "adapt a pretrained model to new behaviors or another domain",
-        "  behavegpt finetune configs/adapt/new_behavior.yaml base=runs/mine/model data.path=data/new out=runs/new\n"
-        "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model data.path=data/shop out=runs/shop\n"
-        "  behavegpt finetune configs/adapt/cross_domain.yaml --mode lora base=runs/mine/model data.path=data/shop "
+        "  behavegpt finetune configs/adapt/new_behavior.yaml base=runs/mine/model "
+        "data.path=data/new out=runs/new\n"
+        "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model "
+        "data.path=data/shop out=runs/shop\n"
+        "  behavegpt finetune configs/adapt/cross_domain.yaml --mode lora base=runs/mine/model "
+        "data.path=data/shop "
         "out=runs/lora adapt.lora.rank=16",
         _finetune_arguments,
         _finetune,

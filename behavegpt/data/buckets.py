@@ -1,4 +1,5 @@
-"""Rows appended in batches and read back by bucket of users, on disk if they are many; .npy files written in pieces."""
+"""Rows appended in batches and read back by bucket of users, on disk if they are many; .npy files
+written in pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ PIECE = 1 << 17  # rows whose columns stay in the processor's cache while they a
 
 
 class SpilledBuckets:
-    """Rows by bucket: batches in memory; above a limit they are moved, as one run, to a raw file per column."""
+    """Rows by bucket: batches in memory; above a limit they are moved, as one run, to a raw file
+    per column."""
 
     sorted = False
 
@@ -49,7 +51,8 @@ class SpilledBuckets:
         """Columns (N,) of the rows of a bucket, in the order they came."""
         return {
             name: np.concatenate(
-                [self._read(name, *run[bucket : bucket + 2]) for run in self._runs] + self._held(name, bucket)
+                [self._read(name, *run[bucket : bucket + 2]) for run in self._runs]
+                + self._held(name, bucket)
             )
             for name in names
         }
@@ -65,7 +68,9 @@ class SpilledBuckets:
 
     def _held(self, name: str, bucket: int) -> list[np.ndarray]:
         """The rows of a bucket that are in memory, and an empty array of the column's type."""
-        pieces = [batch[name][slice(*starts[bucket : bucket + 2])] for starts, batch in self._batches]
+        pieces = [
+            batch[name][slice(*starts[bucket : bucket + 2])] for starts, batch in self._batches
+        ]
         return [np.zeros(0, self._dtypes.get(name, np.int64)), *pieces]
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -73,7 +78,8 @@ class SpilledBuckets:
         return np.fromfile(self._folder / name, dtype, stop - start, offset=start * dtype.itemsize)
 
     def _write_run(self) -> None:
-        """Move the batches in memory to the files, bucket by bucket: later reads are few and long."""
+        """Move the batches in memory to the files, bucket by bucket: later reads are few and
+        long."""
         for name in self._dtypes:
             with (self._folder / name).open("ab") as file:
                 for bucket in range(self.buckets):
@@ -91,7 +97,11 @@ class ColumnWriter:
         self.dtype = np.dtype(dtype)
         self._digest = start_column(self.dtype, length)
         self._file = path.open("wb")
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (length,),
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def write(self, values: np.ndarray) -> None:

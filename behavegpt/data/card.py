@@ -50,44 +50,64 @@ def imbalance(counts: np.ndarray) -> Imbalance:
     return Imbalance(float(share[:5].sum()), gini, effective, int(counts.min()))
 
 
-def write_card(path: Path, facts: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()) -> None:
+def write_card(
+    path: Path, facts: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()
+) -> None:
     """Write the data card as Markdown; `remarks` are what people should know first."""
     manifest = facts.manifest
     sections = [
-        f"# Data card\n\nPrepared from {plain(facts.source)}. Content hash `{manifest.content_hash}`.",
-        *(["## Remarks\n\n" + "\n".join(f"- {plain(remark)}" for remark in remarks)] if remarks else []),
+        f"# Data card\n\nPrepared from {plain(facts.source)}. Content hash "
+        f"`{manifest.content_hash}`.",
+        *(
+            ["## Remarks\n\n" + "\n".join(f"- {plain(remark)}" for remark in remarks)]
+            if remarks
+            else []
+        ),
         "## Columns and time\n\n" + _schema(manifest),
         "## Counts\n\n" + _counts(facts, min_events),
         "## Fields\n\n" + _fields(facts, min_count),
         "## Imbalance of the behavior (training)\n\n" + _imbalance(facts),
         "## Split\n\n" + _split(facts),
-        "## Rejected rows\n\n" + markdown_table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
+        "## Rejected rows\n\n"
+        + markdown_table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
     ]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def _schema(manifest: Manifest) -> str:
     settings = manifest.event_schema.model_dump(mode="json")
-    return markdown_table(("setting", "value"), [(name, value) for name, value in settings.items()]) + f"\n\n{DST_RULE}"
+    return (
+        markdown_table(("setting", "value"), [(name, value) for name, value in settings.items()])
+        + f"\n\n{DST_RULE}"
+    )
 
 
 def _counts(facts: CardFacts, min_events: int) -> str:
     manifest = facts.manifest
     left_out = facts.counts[(facts.counts > 0) & ~facts.kept]
     quantiles = np.quantile(facts.counts[facts.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
-    spread = ", ".join(f"{q} {v:,}" for q, v in zip(("min", "25%", "50%", "75%", "95%", "max"), quantiles, strict=True))
+    spread = ", ".join(
+        f"{q} {v:,}"
+        for q, v in zip(("min", "25%", "50%", "75%", "95%", "max"), quantiles, strict=True)
+    )
     lines = [
         f"- {manifest.events:,} events of {manifest.users:,} users",
         f"- from {_moment(manifest.time_origin)} to {_moment(facts.last)}",
         "- events per split: "
-        + ", ".join(f"{name} {size:,}" for name, size in zip(SPLITS, _integers(manifest, "events"), strict=True)),
+        + ", ".join(
+            f"{name} {size:,}"
+            for name, size in zip(SPLITS, _integers(manifest, "events"), strict=True)
+        ),
         f"- events per user: {spread}",
     ]
     ties = describe_ties(manifest)
     if ties:
         lines.append(f"- {ties}")
     if len(left_out):
-        lines.append(f"- left out: {len(left_out):,} users below {min_events} events ({int(left_out.sum()):,} events)")
+        lines.append(
+            f"- left out: {len(left_out):,} users below {min_events} events "
+            f"({int(left_out.sum()):,} events)"
+        )
     return "\n".join(lines)
 
 
@@ -99,7 +119,8 @@ def _fields(facts: CardFacts, min_count: int) -> str:
         rows.append((field, f"{vocabulary.classes:,}", *shares))
     head = ("field", "labels", *(f"unknown in {name}" for name in SPLITS))
     return markdown_table(head, rows) + (
-        f"\n\nLabels with fewer than {min_count} training events, labels first seen after the training split and "
+        f"\n\nLabels with fewer than {min_count} training events, labels first seen after the "
+        "training split and "
         "missing labels are unknown." + _advice(facts, sizes)
     )
 
@@ -110,7 +131,8 @@ def _advice(facts: CardFacts, sizes: list[int]) -> str:
     if "behavior" not in facts.vocabularies or share < MANY_UNKNOWN:
         return ""
     return (
-        f"\n\n{share:.0%} of the test events are unknown, which says nothing of their behaviors: try "
+        f"\n\n{share:.0%} of the test events are unknown, which says nothing of their behaviors: "
+        "try "
         "`model.inputs=with_behavior`."
     )
 
@@ -121,11 +143,13 @@ def _imbalance(facts: CardFacts) -> str:
     most = zip(behaviors.values[:5].to_pylist(), behaviors.counts[:5], strict=True)
     return "\n".join(
         [
-            f"- {behaviors.classes:,} classes, {measured.effective:,.1f} effective (exp of the entropy)",
+            f"- {behaviors.classes:,} classes, {measured.effective:,.1f} effective (exp of the "
+            "entropy)",
             f"- five most frequent: {measured.top5:.1%} of the events ("
             + ", ".join(f"{plain(label)} {int(count):,}" for label, count in most)
             + ")",
-            f"- Gini coefficient {measured.gini:.3f}; the rarest class has {measured.rarest:,} events",
+            f"- Gini coefficient {measured.gini:.3f}; the rarest class has {measured.rarest:,} "
+            "events",
         ]
     )
 
@@ -134,7 +158,10 @@ def _split(facts: CardFacts) -> str:
     manifest = facts.manifest
     lines = [f"Rule `{manifest.split['rule']}`."]
     names = ("Validation", "Test")
-    lines += [f"{n} from {_moment(b)} on." for n, b in zip(names, _integers(manifest, "boundaries"), strict=False)]
+    lines += [
+        f"{n} from {_moment(b)} on."
+        for n, b in zip(names, _integers(manifest, "boundaries"), strict=False)
+    ]
     lines.append("Vocabularies and counts come from the training split alone.")
     unseen = facts.unknown.get("behavior", facts.unknown["event"])
     parts = zip(names, _integers(manifest, "events")[1:], unseen[1:].tolist(), strict=True)
@@ -143,8 +170,10 @@ def _split(facts: CardFacts) -> str:
 
 def _unseen(split: str, events: int, unseen: int) -> str:
     return (
-        f"{split}: the behavior of {unseen:,} of {events:,} events ({unseen / events:.1%}) is unknown from training. "
-        "Evaluation leaves them out of its figures, and counts them as misses in those named `with unseen`."
+        f"{split}: the behavior of {unseen:,} of {events:,} events ({unseen / events:.1%}) is "
+        "unknown from training. "
+        "Evaluation leaves them out of its figures, and counts them as misses in those named "
+        "`with unseen`."
     )
 
 

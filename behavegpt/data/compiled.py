@@ -1,7 +1,8 @@
 """How the counting loops are compiled: numba, outside of the interpreter's lock.
 
-What Python calls is a `kernel`, whose code is kept on disk. What only compiled code calls is `inner`: it is compiled
-with its callers, without the wrappers for Python, which take as long to compile as the code itself.
+What Python calls is a `kernel`, whose code is kept on disk. What only compiled code calls is
+`inner`: it is compiled with its callers, without the wrappers for Python, which take as long to
+compile as the code itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def inner(function: Callable[..., Any]) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile at the first call and keep the code.
 
-    numba's cache looks at the file of the function alone, so code that is older than any file of the loops is dropped.
+    numba's cache looks at the file of the function alone, so code that is older than any file of
+    the loops is dropped.
     """
     compiled: Any = njit(nogil=True, cache=True)(function)
     changed = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*memory*.py"))

@@ -1,4 +1,5 @@
-"""How a CSV file is laid out: delimiter, Excel's `sep=` line, index columns, trailing delimiters, a missing header."""
+"""How a CSV file is laid out: delimiter, Excel's `sep=` line, index columns, trailing delimiters, a
+missing header."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ _DELIMITERS = ",\t;|"
 _EXCEL = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _ROWS = 50  # records behind the header that are looked at
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
-_MOMENT = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([ T].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}([ T].*)?|\d{9,}(\.\d*)?")
+_MOMENT = re.compile(
+    r"\d{4}-\d{1,2}-\d{1,2}([ T].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}([ T].*)?|\d{9,}(\.\d*)?"
+)
 
 
 class CsvLayout(NamedTuple):
@@ -27,7 +30,8 @@ class CsvLayout(NamedTuple):
 
 
 def csv_layout(where: str, head: str, whole: bool) -> CsvLayout:
-    """The layout of a file by its first characters; `whole`: there are no more. Raises DataError without a header."""
+    """The layout of a file by its first characters; `whole`: there are no more. Raises DataError
+    without a header."""
     excel = _EXCEL.match(head)
     text = head[excel.end() :] if excel else head
     first = text.partition("\n")[0].rstrip("\r")
@@ -41,7 +45,10 @@ def csv_layout(where: str, head: str, whole: bool) -> CsvLayout:
 
 def _records(text: str, delimiter: str, whole: bool) -> list[list[str]]:
     lines = text.splitlines(keepends=True)
-    reader = csv.reader(io.StringIO("".join(lines if whole else lines[:-1] or lines), newline=""), delimiter=delimiter)
+    reader = csv.reader(
+        io.StringIO("".join(lines if whole else lines[:-1] or lines), newline=""),
+        delimiter=delimiter,
+    )
     records: list[list[str]] = []
     try:
         for record in reader:
@@ -59,13 +66,15 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     if _is_data(header, rows):
         shown = ", ".join(header[:4])
         raise DataError(
-            f"{where}: the first line ({shown}) looks like data, not like names of columns; put a line of names before "
+            f"{where}: the first line ({shown}) looks like data, not like names of columns; put a "
+            "line of names before "
             "it, for example user,time,event."
         )
     names = list(header)
     widths = {len(row) for row in rows}
     if widths == {len(names) + 1}:
-        if not any(row[-1] for row in rows):  # a delimiter at the end of each line, but not of the header
+        # a delimiter at the end of each line, but not of the header
+        if not any(row[-1] for row in rows):
             names.append("")
         elif _counts(rows):  # an index without a name, as R writes it
             names.insert(0, "")
@@ -87,16 +96,23 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def _counts(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first fields count up by one."""
     first = [row[0] for row in rows]
-    return all(text.isdecimal() for text in first) and all(int(b) - int(a) == 1 for a, b in pairwise(first))
+    return all(text.isdecimal() for text in first) and all(
+        int(b) - int(a) == 1 for a, b in pairwise(first)
+    )
 
 
 def _is_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first record is one of the rows: a time where the next has one, or nothing but numbers."""
+    """Whether the first record is one of the rows: a time where the next has one, or nothing but
+    numbers."""
     if not rows or len(header) < 2:
         return False
     pairs = list(zip(header, rows[0], strict=False))
-    if any(_MOMENT.fullmatch(name.strip()) and _MOMENT.fullmatch(value.strip()) for name, value in pairs):
+    if any(
+        _MOMENT.fullmatch(name.strip()) and _MOMENT.fullmatch(value.strip())
+        for name, value in pairs
+    ):
         return True
-    positions = [str(i) for i in range(len(header))]  # names that pandas gives to columns without one
+    # names that pandas gives to columns without one
+    positions = [str(i) for i in range(len(header))]
     numbers = all(_NUMBER.fullmatch(name) and _NUMBER.fullmatch(value) for name, value in pairs)
     return numbers and list(header) != positions

@@ -16,8 +16,11 @@ from behavegpt.errors import DataError, disk_fault, first_line
 
 
 @contextmanager
-def connect(folder: Path, memory: int = 2**30, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection that holds at most `memory` bytes and spills into `folder`; its time zone is UTC."""
+def connect(
+    folder: Path, memory: int = 2**30, threads: int | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection that holds at most `memory` bytes and spills into `folder`; its time zone
+    is UTC."""
     con = duckdb.connect()
     try:
         con.execute(f"SET memory_limit = '{memory}B'")
@@ -66,15 +69,24 @@ def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
     try:
         yield
     except duckdb.OutOfMemoryException as error:
-        raise DataError(f"{name}: not enough memory ({first_line(error)}); raise --memory.") from None
+        raise DataError(
+            f"{name}: not enough memory ({first_line(error)}); raise --memory."
+        ) from None
     except (duckdb.Error, pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         if disk_fault(error):  # of a spill, say: the files read are sound
             raise
-        broken = next((str(file) for file in files if str(file) in str(error)), None) or _broken(files) or name
+        broken = (
+            next((str(file) for file in files if str(file) in str(error)), None)
+            or _broken(files)
+            or name
+        )
         if "state machine reached an invalid state" in str(error):
-            raise DataError(f"{broken}: lines end in different ways (LF, CR LF, CR); write all in one way.") from None
+            raise DataError(
+                f"{broken}: lines end in different ways (LF, CR LF, CR); write all in one way."
+            ) from None
         raise DataError(
-            f"{broken}: cannot be read ({first_line(error)}); write the file again, complete and in UTF-8."
+            f"{broken}: cannot be read ({first_line(error)}); write the file again, complete and "
+            "in UTF-8."
         ) from None
 
 

@@ -1,4 +1,5 @@
-"""The content hash of a prepared folder: of what is in its columns, not of how files or pieces are laid out."""
+"""The content hash of a prepared folder: of what is in its columns, not of how files or pieces are
+laid out."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ PIECE = 1 << 24  # bytes
 
 def content_hash(schema: EventSchema, vocabulary: dict[str, str], digests: dict[str, str]) -> str:
     """SHA-256 of schema, vocabulary hashes by field, and the digests of users and columns."""
-    # How labels came about is no content, and a form of times only where there is one: older folders keep their hash.
+    # How labels came about is no content, and a form of times only where there is one: older
+    # folders keep their hash.
     silent = {"label_rules"} if schema.time_format else {"label_rules", "time_format"}
     parts = [schema.model_dump(mode="json", exclude=silent), vocabulary, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -33,7 +35,9 @@ class UsersDigest:
         """Add labels (n,), none null."""
         buffer = users.cast(pa.large_binary()).buffers()
         ends = np.frombuffer(buffer[1], np.int64)[users.offset : users.offset + len(users) + 1]
-        self._text.update(memoryview(buffer[2])[ends[0] : ends[-1]] if buffer[2] is not None else b"")
+        self._text.update(
+            memoryview(buffer[2])[ends[0] : ends[-1]] if buffer[2] is not None else b""
+        )
         self._lengths.update(np.diff(ends).tobytes())
 
     def hexdigest(self) -> str:
@@ -46,7 +50,9 @@ def start_column(dtype: np.dtype, length: int) -> hashlib._Hash:
     return hashlib.sha256(f"{dtype.str} {length} ".encode())
 
 
-def hash_folder(folder: Path, schema: EventSchema, vocabulary: dict[str, str], columns: list[str]) -> str:
+def hash_folder(
+    folder: Path, schema: EventSchema, vocabulary: dict[str, str], columns: list[str]
+) -> str:
     """The content hash of what lies in a prepared folder."""
     digests = {name: _column(folder / "columns" / f"{name}.npy") for name in columns}
     users = UsersDigest()

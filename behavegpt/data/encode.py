@@ -1,4 +1,5 @@
-"""Rows -> integer codes; who is kept, which split an event belongs to, vocabularies of the training split."""
+"""Rows -> integer codes; who is kept, which split an event belongs to, vocabularies of the training
+split."""
 
 from __future__ import annotations
 
@@ -12,14 +13,21 @@ import pyarrow as pa
 
 from behavegpt.data.buckets import PIECE, SpilledBuckets, smallest_dtype
 from behavegpt.data.plan import MALFORMED, REASONS, Plan
-from behavegpt.data.split import SplitRule, parse_split, split_by_time, split_by_user, time_boundaries
+from behavegpt.data.split import (
+    SplitRule,
+    parse_split,
+    split_by_time,
+    split_by_user,
+    time_boundaries,
+)
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 
 
 class Buckets(Protocol):
-    """Accepted events by bucket of users, in the order of user codes: spilled here, or parts made elsewhere."""
+    """Accepted events by bucket of users, in the order of user codes: spilled here, or parts made
+    elsewhere."""
 
     buckets: int
     sorted: bool  # whether `read` gives each user's events in their order
@@ -44,8 +52,11 @@ class Encoded:
     rejects: str  # SQL of the rejected rows
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
-        """`user` and other columns of the kept events by bucket, in no order inside it; time in microseconds."""
-        return self._kept(self.spill.read(bucket, ("user", *names)) for bucket in range(self.spill.buckets))
+        """`user` and other columns of the kept events by bucket, in no order inside it; time in
+        microseconds."""
+        return self._kept(
+            self.spill.read(bucket, ("user", *names)) for bucket in range(self.spill.buckets)
+        )
 
     def scan(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """The same in pieces that hold any users."""
@@ -79,12 +90,16 @@ class Splitter:
 
 
 def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) -> Encoded:
-    """Stream all rows into the spill: `batch_rows` at a time and `held` bytes in memory at the most."""
+    """Stream all rows into the spill: `batch_rows` at a time and `held` bytes in memory at the
+    most."""
     counts = plan.events("user")
     before, total = np.cumsum(counts) - counts, int(counts.sum())
-    # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte holds their numbers.
+    # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte
+    # holds their numbers.
     buckets = min(65_535, max(1, -(-total // batch_rows), min(256, -(-total // PIECE))))
-    spill = SpilledBuckets(work / "spilled", (before * buckets // max(1, total)).astype(smallest_dtype(buckets)), held)
+    spill = SpilledBuckets(
+        work / "spilled", (before * buckets // max(1, total)).astype(smallest_dtype(buckets)), held
+    )
     rejected = np.zeros(len(REASONS), np.int64)
     for rows in plan.batches(min(batch_rows, PIECE)):
         rejected += rows.rejected
@@ -96,9 +111,15 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
 
 
 def keep_users(
-    plan: Plan, spill: Buckets, rejected: np.ndarray, counts: np.ndarray, min_events: int, rejects: str
+    plan: Plan,
+    spill: Buckets,
+    rejected: np.ndarray,
+    counts: np.ndarray,
+    min_events: int,
+    rejects: str,
 ) -> Encoded:
-    """Decide whose events are kept; `counts` (user codes,) are accepted events. Raises DataError if nobody is left."""
+    """Decide whose events are kept; `counts` (user codes,) are accepted events. Raises DataError if
+    nobody is left."""
     accepted = int(counts.sum())
     rows_read = accepted + int(rejected.sum())
     if not rows_read:
@@ -106,23 +127,31 @@ def keep_users(
     kept = counts >= max(1, min_events)
     if accepted and not kept.any():
         raise DataError(
-            f"{plan.source.name}: no user has {min_events} events (the most is {counts.max()}); lower --min-events."
+            f"{plan.source.name}: no user has {min_events} events (the most is {counts.max()}); "
+            "lower --min-events."
         )
     encoded = Encoded(plan, spill, rows_read, rejected, counts, kept, 0, 0, rejects)
     spans = [(int(times.min()), int(times.max())) for times in encoded.times() if len(times)]
     if not spans:
         return encoded
-    return replace(encoded, first=min(s[0] for s in spans) // MICROS, last=max(s[1] for s in spans) // MICROS)
+    return replace(
+        encoded, first=min(s[0] for s in spans) // MICROS, last=max(s[1] for s in spans) // MICROS
+    )
 
 
 def make_splitter(encoded: Encoded, text: str) -> Splitter:
     """The split of the kept events by the rule `text`; dates are of the schema's zone."""
     rule = parse_split(text, encoded.plan.schema.tz)
     events = int(encoded.counts[encoded.kept].sum())
-    boundaries = time_boundaries(rule, encoded.times, encoded.first, encoded.last, events, per_second=MICROS)
+    boundaries = time_boundaries(
+        rule, encoded.times, encoded.first, encoded.last, events, per_second=MICROS
+    )
     of_user = None
     if rule.kind == "user":
-        query = f"SELECT md5_number_upper(label) AS hash FROM {encoded.plan.dictionary('user')} ORDER BY code"
+        query = (
+            f"SELECT md5_number_upper(label) AS hash FROM {encoded.plan.dictionary('user')} ORDER "
+            "BY code"
+        )
         hashes = encoded.plan.con.sql(query).fetchnumpy()["hash"].astype(np.uint64)
         of_user = np.concatenate([np.zeros(1, np.uint8), split_by_user(rule, hashes)])
     return Splitter(rule, boundaries, of_user)
@@ -131,28 +160,36 @@ def make_splitter(encoded: Encoded, text: str) -> Splitter:
 def fit_vocabularies(
     encoded: Encoded, splitter: Splitter, min_count: int, max_vocabulary: int | None
 ) -> dict[str, Vocabulary]:
-    """Vocabularies of all label fields from the training split alone. Raises DataError when there is nothing in it."""
+    """Vocabularies of all label fields from the training split alone. Raises DataError when there
+    is nothing in it."""
     plan = encoded.plan
     labels = {field: plan.labels(field) for field in plan.fields}
     counts = {field: np.zeros(len(labels[field]), np.int64) for field in plan.fields}
     for columns in encoded.scan("time", *plan.fields):
         train = splitter(columns) == 0
         for field in plan.fields:
-            # Later events count for code 0, which is no label: three times as fast as picking the training events.
+            # Later events count for code 0, which is no label: three times as fast as picking the
+            # training events.
             np.add.at(counts[field], columns[field] * train, 1)
     if not counts["event"][1:].any():
-        raise DataError(f"--split {splitter.rule.text!r}: no event falls into the training split; change the rule.")
+        raise DataError(
+            f"--split {splitter.rule.text!r}: no event falls into the training split; change the "
+            "rule."
+        )
     result = {f: _fit(labels[f], counts[f], min_count, max_vocabulary) for f in plan.fields}
     for field in {"event", "behavior"}.intersection(result):
         if not result[field].classes:
             raise DataError(
-                f"{plan.source.name}: column {plan.columns[field]!r} ({field}) has no label with {min_count} training "
+                f"{plan.source.name}: column {plan.columns[field]!r} ({field}) has no label with "
+                f"{min_count} training "
                 "events; lower --min-count or name another column."
             )
     return result
 
 
-def _fit(labels: pa.StringArray, counts: np.ndarray, min_count: int, limit: int | None) -> Vocabulary:
+def _fit(
+    labels: pa.StringArray, counts: np.ndarray, min_count: int, limit: int | None
+) -> Vocabulary:
     """The vocabulary of labels (codes,) and their training counts (codes,); code 0 is null."""
     known = counts >= max(1, min_count)
     known[0] = False

@@ -1,4 +1,5 @@
-"""Logs that fit in memory as a normalised table, and the order of events that every reader shares."""
+"""Logs that fit in memory as a normalised table, and the order of events that every reader
+shares."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Events(NamedTuple):
     """What `read_events` returns."""
 
     table: pa.Table
-    """user (text), time (int64 microseconds), weekday (uint8), slot, and the label fields as text, nulls kept;
-    sorted by user, time and order, simultaneous events as `prepare` shuffles them."""
+    """user (text), time (int64 microseconds), weekday (uint8), slot, and the label fields as text,
+    nulls kept; sorted by user, time and order, simultaneous events as `prepare` shuffles them."""
     rejects: pa.Table
     """file, the original values as text (one column per role), reason."""
 
@@ -34,13 +35,16 @@ def read_events(
     time_range: tuple[str, str] = TIME_RANGE,
     threads: int | None = None,
 ) -> Events:
-    """Normalise logs that fit in memory: files, a DataFrame, an Arrow table or a dict of columns. Raises DataError."""
+    """Normalise logs that fit in memory: files, a DataFrame, an Arrow table or a dict of columns.
+    Raises DataError."""
     with temporary_folder() as folder, connect(folder, threads=threads) as con:
         plan = plan_events(con, find_logs(logs), schema, folder, fields, time_range)
         parts = [rows.columns for rows in plan.batches(1_000_000)]
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
         empty = {name: np.zeros(0, np.int64) for name in names}
-        columns = {n: np.concatenate([part[n] for part in parts]) for n in names} if parts else empty
+        columns = (
+            {n: np.concatenate([part[n] for part in parts]) for n in names} if parts else empty
+        )
         index = sort_events(columns, plan.hashes())
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
@@ -52,11 +56,13 @@ def read_events(
 
 
 def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -> np.ndarray:
-    """Index (N,) int64 that sorts events by user code, time and order; what is still tied is shuffled.
+    """Index (N,) int64 that sorts events by user code, time and order; what is still tied is
+    shuffled.
 
-    `hashes` holds, for the user and every label field, a stable hash (codes,) uint64 by code. The shuffle depends on
-    the user, the time and the labels, never on the order of the input. A key of the labels alone would put a before b
-    in every tie of every user, which a model learns and nobody can know in advance.
+    `hashes` holds, for the user and every label field, a stable hash (codes,) uint64 by code. The
+    shuffle depends on the user, the time and the labels, never on the order of the input. A key of
+    the labels alone would put a before b in every tie of every user, which a model learns and
+    nobody can know in advance.
     """
     user, seconds = columns["user"].astype(np.uint64), columns["time"] // MICROS
     if not len(user):
@@ -65,7 +71,8 @@ def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -
     seconds = (seconds - seconds.min()).astype(np.uint64)
     time_bits = int(seconds.max()).bit_length()
     key = (user << np.uint64(time_bits)) | seconds
-    # Radix sort, 16 bits at a time: numpy's stable argsort of 16 bits takes linear time, its other sorts do not.
+    # Radix sort, 16 bits at a time: numpy's stable argsort of 16 bits takes linear time, its other
+    # sorts do not.
     index = np.argsort(key.astype(np.uint16), kind="stable")
     for shift in range(16, int(key.max()).bit_length(), 16):
         digit = (key >> np.uint64(shift)).astype(np.uint16)
@@ -86,9 +93,12 @@ def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -
 
 
 def _apart(draw: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
-    """Draws (N,) in which equal ones of equal keys, the same event twice, differ: side by side they would be a hint."""
+    """Draws (N,) in which equal ones of equal keys, the same event twice, differ: side by side they
+    would be a hint."""
     index = np.lexsort([draw, *keys])
-    same = np.insert(np.logical_and.reduce([v[index][1:] == v[index][:-1] for v in (draw, *keys)]), 0, False)
+    same = np.insert(
+        np.logical_and.reduce([v[index][1:] == v[index][:-1] for v in (draw, *keys)]), 0, False
+    )
     place = np.arange(len(draw))
     copy = np.empty_like(draw)
     copy[index] = (place - np.maximum.accumulate(np.where(same, 0, place))).astype(np.uint64)

@@ -1,6 +1,8 @@
-"""One log file looked at: what it is by its content, how it is written, and the names of its columns.
+"""One log file looked at: what it is by its content, how it is written, and the names of its
+columns.
 
-Text files may be compressed (gzip, zstd, bzip2, xz) and in any encoding; the ending only tells CSV from JSON.
+Text files may be compressed (gzip, zstd, bzip2, xz) and in any encoding; the ending only tells CSV
+from JSON.
 """
 
 from __future__ import annotations
@@ -65,10 +67,12 @@ class LogFile:
     kind: str  # csv, json, parquet or arrow
     names: tuple[str, ...] = ()  # its columns
     nested: tuple[str, ...] = ()  # dotted paths below them, those that are seen
-    parts: tuple[tuple[str, str], ...] = ()  # columns that its folders' names tell: (date, 2024-03-01)
+    # columns that its folders' names tell: (date, 2024-03-01)
+    parts: tuple[tuple[str, str], ...] = ()
     compression: str = "none"
     encoding: str = "utf-8"
-    strict: bool = True  # lines that the encoding cannot read are an error, not a reject: nobody named the encoding
+    # lines that the encoding cannot read are an error, not a reject: nobody named the encoding
+    strict: bool = True
     csv: CsvLayout = field(default_factory=CsvLayout)
     mixed: bool = False  # lines of a CSV file end in more than one way, which DuckDB refuses
     layout: str = "newline_delimited"  # of JSON: as DuckDB's read_json names it
@@ -82,7 +86,8 @@ class LogFile:
 
 
 def look_at(path: Path, encoding: str | None = None) -> LogFile:
-    """The kind, layout and columns of a file; `encoding` of its text, by default UTF-8. Raises DataError."""
+    """The kind, layout and columns of a file; `encoding` of its text, by default UTF-8. Raises
+    DataError."""
     with reading(str(path), [path]):
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes); remove it or write it again.")
@@ -95,7 +100,8 @@ def look_at(path: Path, encoding: str | None = None) -> LogFile:
             file = _look_at_text(replace(file, compression=content), encoding)
     if not file.names:
         raise DataError(
-            f"{path}: no column names; a CSV file begins with a line of names, a JSONL file with an object."
+            f"{path}: no column names; a CSV file begins with a line of names, a JSONL file with "
+            "an object."
         )
     check_distinct(str(path), file.names)
     return file
@@ -113,14 +119,16 @@ def open_text(file: LogFile) -> io.TextIOWrapper:
 
 
 def write_utf8(file: LogFile, target: Path) -> None:
-    """A copy of a text file that DuckDB reads: not compressed, UTF-8, one kind of line end. Raises DataError."""
+    """A copy of a text file that DuckDB reads: not compressed, UTF-8, one kind of line end. Raises
+    DataError."""
     try:
         with open_text(file) as source, target.open("w", encoding="utf-8", newline="") as copy:
             pieces = iter(partial(source.read, 1 << 22), "")
             copy.writelines(_one_line_end(pieces) if file.mixed else pieces)
     except UnicodeError as error:
         raise DataError(
-            f"{file.path}: cannot be read as {file.encoding} ({error}); name the right one with --encoding."
+            f"{file.path}: cannot be read as {file.encoding} ({error}); name the right one with "
+            "--encoding."
         ) from None
 
 
@@ -143,7 +151,8 @@ def _is_mixed(head: str) -> bool:
 
 
 def check_distinct(where: str, names: tuple[str, ...] | list[str]) -> None:
-    """Raise DataError for a name that occurs twice; DuckDB takes names that differ only in case for the same."""
+    """Raise DataError for a name that occurs twice; DuckDB takes names that differ only in case for
+    the same."""
     seen: dict[str, str] = {}
     for name in names:
         first = seen.get(name.lower())
@@ -169,10 +178,12 @@ def ipc_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Rec
 
 
 def encoding_error(path: Path, where: str = "") -> DataError:
-    """The error for text that is not UTF-8, with the likeliest encoding by what the first bytes look like."""
+    """The error for text that is not UTF-8, with the likeliest encoding by what the first bytes
+    look like."""
     guess = _guess_encoding(path)
     return DataError(
-        f"{path}{where}: cannot be read as UTF-8; it looks like {guess}. Pass --encoding {guess} if that is right, "
+        f"{path}{where}: cannot be read as UTF-8; it looks like {guess}. Pass --encoding {guess} "
+        "if that is right, "
         "write the file again in UTF-8, or pass --encoding utf-8 to reject such lines."
     )
 
@@ -183,7 +194,8 @@ def _guess_encoding(path: Path) -> str:
     zeros = [sample[i::2].count(0) for i in (0, 1)]
     if max(zeros) * 4 > len(sample):
         return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-    # Codes 80 to 9f are control characters in Latin-1 and quotes, dashes and the euro in Windows' superset of it.
+    # Codes 80 to 9f are control characters in Latin-1 and quotes, dashes and the euro in Windows'
+    # superset of it.
     return "cp1252" if re.search(rb"[\x80-\x9f]", sample) else "latin-1"
 
 
@@ -201,7 +213,9 @@ def _content(path: Path) -> str:
         head = stream.read(16)
     for magic, what in _REFUSED.items():
         if head.startswith(magic):
-            raise DataError(f"{path}: {what}. Known: {', '.join((*TEXT_FORMATS, *BINARY_FORMATS))}.")
+            raise DataError(
+                f"{path}: {what}. Known: {', '.join((*TEXT_FORMATS, *BINARY_FORMATS))}."
+            )
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "none")
 
 
@@ -216,14 +230,16 @@ def _kind(path: Path, content: str) -> str:
     if kind is None:
         known = ", ".join((*TEXT_FORMATS, *BINARY_FORMATS))
         raise DataError(
-            f"{path}: unknown extension; rename or convert the file. Known: {known}; text also with "
+            f"{path}: unknown extension; rename or convert the file. Known: {known}; text also "
+            "with "
             f"{', '.join(COMPRESSED)} behind it."
         )
     return kind
 
 
 def _parts(path: Path) -> tuple[tuple[str, str], ...]:
-    """Columns that folders name as KEY=VALUE, the way Hive and Spark write them; the innermost wins."""
+    """Columns that folders name as KEY=VALUE, the way Hive and Spark write them; the innermost
+    wins."""
     matches = (_PART.fullmatch(folder) for folder in path.parent.parts)
     return tuple({unquote(match[1]): match[2] for match in matches if match}.items())
 
@@ -240,7 +256,10 @@ def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
         start = stream.read(16)
     inside = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
     if file.compression != "none" and inside and inside != "arrow":
-        raise DataError(f"{file.path}: {inside} inside {file.compression}; unpack it once, and name what is in it.")
+        raise DataError(
+            f"{file.path}: {inside} inside {file.compression}; unpack it once, and name what is "
+            "in it."
+        )
     if encoding is None:
         marked = next((name for mark, name in _BOMS.items() if start.startswith(mark)), "utf-8")
         file = replace(file, encoding=marked)
@@ -255,7 +274,9 @@ def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
     except UnicodeError as error:
         if encoding is None:
             raise encoding_error(file.path) from None
-        raise DataError(f"{file.path}: cannot be read as {file.encoding} ({error}); name another --encoding.") from None
+        raise DataError(
+            f"{file.path}: cannot be read as {file.encoding} ({error}); name another --encoding."
+        ) from None
     if file.kind == "csv":
         layout = csv_layout(str(file.path), head, whole)
         return replace(file, csv=layout, names=layout.names, mixed=_is_mixed(head))
@@ -271,7 +292,9 @@ def _known_encoding(encoding: str) -> str:
         io.TextIOWrapper(io.BytesIO(), encoding=name)  # some are no encodings of text, as base64
         return name
     except LookupError:
-        raise DataError(f"--encoding {encoding!r}: not known; try utf-8, latin-1, cp1252 or utf-16.") from None
+        raise DataError(
+            f"--encoding {encoding!r}: not known; try utf-8, latin-1, cp1252 or utf-16."
+        ) from None
 
 
 def _json_layout(path: Path, head: str) -> str:
@@ -288,7 +311,8 @@ def _json_layout(path: Path, head: str) -> str:
 
 
 def json_objects(where: str, head: str, layout: str, whole: bool) -> Iterator[dict[str, Any]]:
-    """The first objects of the text of a JSON file. Raises DataError for what is no object, or has a key twice."""
+    """The first objects of the text of a JSON file. Raises DataError for what is no object, or has
+    a key twice."""
 
     def keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
@@ -309,7 +333,11 @@ def json_objects(where: str, head: str, layout: str, whole: bool) -> Iterator[di
         except (ValueError, RecursionError) as error:
             if not whole and (layout != "newline_delimited" or "\n" not in head[place:]):
                 return  # the object goes on behind what was looked at
-            raise DataError(f"{where}, line {line}: not JSON ({error}); write one object per line.") from None
+            raise DataError(
+                f"{where}, line {line}: not JSON ({error}); write one object per line."
+            ) from None
         if not isinstance(value, dict):
-            raise DataError(f"{where}, line {line}: {type(value).__name__} found; write one object per line.")
+            raise DataError(
+                f"{where}, line {line}: {type(value).__name__} found; write one object per line."
+            )
         yield value

@@ -1,4 +1,5 @@
-"""Frames in memory and `datasets` names: columns that are made Arrow arrays only when they are asked for."""
+"""Frames in memory and `datasets` names: columns that are made Arrow arrays only when they are
+asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _TEXTS = {"str", "int", "float", "bool", "NoneType", "NAType"}
 
 
 class Frame:
-    """A table by columns. Those that nobody asks for are never converted, so that nothing in them can be wrong."""
+    """A table by columns. Those that nobody asks for are never converted, so that nothing in them
+    can be wrong."""
 
     def __init__(self, columns: Mapping[str, Maker]) -> None:
         self._columns = dict(columns)
@@ -40,7 +42,10 @@ class Frame:
         arrays = [plain_array(name, self._columns[name](None)) for name in names]
         lengths = {len(array) for array in arrays}
         if len(lengths) > 1:
-            raise DataError(f"the columns differ in length ({sorted(lengths)}); pass one value per event in each.")
+            raise DataError(
+                f"the columns differ in length ({sorted(lengths)}); pass one value per event in "
+                "each."
+            )
         return pa.Table.from_arrays(arrays, names=list(names))
 
     def sample(self, rows: int) -> pa.Table:
@@ -56,7 +61,8 @@ class Frame:
 
 
 def as_frame(frame: Any) -> Frame:
-    """A pandas, polars or Arrow table, a `datasets.Dataset`, or a mapping of columns. Raises DataError."""
+    """A pandas, polars or Arrow table, a `datasets.Dataset`, or a mapping of columns. Raises
+    DataError."""
     if isinstance(frame, Frame):
         return frame
     if isinstance(frame, pa.Table):
@@ -72,28 +78,40 @@ def as_frame(frame: Any) -> Frame:
         return as_frame(frame.to_arrow())
     if hasattr(frame, "iloc") and hasattr(frame, "columns"):  # no Series
         _check_names([str(name) for name in frame.columns])
-        return Frame({str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)})
-    raise DataError(f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns.")
+        return Frame(
+            {str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)}
+        )
+    raise DataError(
+        f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns."
+    )
 
 
 def _dataset_table(dataset: Any) -> pa.Table:
-    """The table of a `datasets.Dataset`. Raises DataError for a DatasetDict, which holds several."""
+    """The table of a `datasets.Dataset`. Raises DataError for a DatasetDict, which holds
+    several."""
     if isinstance(dataset, Mapping):
-        raise DataError(f"a DatasetDict holds several data sets ({', '.join(dataset)}); pass one of them.")
+        raise DataError(
+            f"a DatasetDict holds several data sets ({', '.join(dataset)}); pass one of them."
+        )
     return dataset.with_format("arrow")[:]
 
 
 def hub_table(names: Sequence[str]) -> pa.Table:
-    """The table of `hf:NAME[:split]` (split `train` by default), loaded by `datasets`. Raises DataError."""
+    """The table of `hf:NAME[:split]` (split `train` by default), loaded by `datasets`. Raises
+    DataError."""
     if len(names) > 1:
-        raise DataError(f"{names[1]}: a {HUB} data set cannot be mixed with other logs; name it alone.")
+        raise DataError(
+            f"{names[1]}: a {HUB} data set cannot be mixed with other logs; name it alone."
+        )
     import datasets
 
     name, _, split = names[0].removeprefix(HUB).partition(":")
     try:
         return datasets.load_dataset(name, split=split or "train").with_format("arrow")[:]
     except Exception as error:  # the library raises whatever its back ends raise
-        raise DataError(f"{names[0]}: datasets cannot load it ({first_line(error)}); check name and split.") from None
+        raise DataError(
+            f"{names[0]}: datasets cannot load it ({first_line(error)}); check name and split."
+        ) from None
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -110,7 +128,10 @@ def _made(name: str, values: Any) -> Maker:
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
 
         def refuse(rows: int | None) -> Array:
-            raise DataError(f"column {name!r}: a {type(values).__name__} is not a column; pass one value per event.")
+            raise DataError(
+                f"column {name!r}: a {type(values).__name__} is not a column; pass one value per "
+                "event."
+            )
 
         return refuse
     return lambda rows: _array(name, values if rows is None else values[:rows])
@@ -130,7 +151,8 @@ def _array(name: str, values: Any) -> Array:
     dtype = str(getattr(values, "dtype", ""))
     if dtype.startswith(("period", "interval")):
         raise DataError(
-            f"column {name!r}: a pandas {dtype.split('[')[0]} is a span, not a moment or a label; convert it with "
+            f"column {name!r}: a pandas {dtype.split('[')[0]} is a span, not a moment or a label; "
+            "convert it with "
             ".dt.start_time or .astype(str)."
         )
     try:
@@ -145,29 +167,42 @@ def _array(name: str, values: Any) -> Array:
         # A column of ints and strings is common after joins in pandas; labels are text anyway.
         if kinds <= _TEXTS or all(_is_scalar(value) for value in values):
             return as_text(values)
-        if kinds <= {"dict", "list", "NoneType", "float"}:  # objects whose fields differ in type, as in JSON
+        # objects whose fields differ in type, as in JSON
+        if kinds <= {"dict", "list", "NoneType", "float"}:
             return pa.array(
                 [
-                    json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, (dict, list)) else None
+                    json.dumps(v, ensure_ascii=False, default=str)
+                    if isinstance(v, (dict, list))
+                    else None
                     for v in values
                 ]
             )
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         kinds.add("text that is not Unicode")
-    raise DataError(f"column {name!r}: values of the types {', '.join(sorted(kinds))}; make them all text.")
+    raise DataError(
+        f"column {name!r}: values of the types {', '.join(sorted(kinds))}; make them all text."
+    )
 
 
 def _check_moments(name: str, values: Any) -> None:
-    """Raise DataError for Python times of two kinds, which Arrow makes one: the hour of some would be another."""
+    """Raise DataError for Python times of two kinds, which Arrow makes one: the hour of some would
+    be another."""
     rows: dict[str, int] = {}
     for row, value in enumerate(values, 1):
         if isinstance(value, date) and value == value:  # NaT is neither
-            kind = "a date" if not isinstance(value, datetime) else "with a zone" if value.tzinfo else "without a zone"
+            kind = (
+                "a date"
+                if not isinstance(value, datetime)
+                else "with a zone"
+                if value.tzinfo
+                else "without a zone"
+            )
             rows.setdefault(kind, row)
     if len(rows) > 1:
         (one, first), (two, second) = list(rows.items())[:2]
         raise DataError(
-            f"column {name!r}: the time in row {first} is {one}, in row {second} it is {two}; make them all alike, "
+            f"column {name!r}: the time in row {first} is {one}, in row {second} it is {two}; "
+            "make them all alike, "
             "for example with pd.to_datetime(..., utc=True)."
         )
 
@@ -180,11 +215,15 @@ def _is_scalar(value: Any) -> bool:
 
 
 def plain_array(name: str, array: Array) -> Array:
-    """The array in a type that DuckDB reads and joins: categories as their values, null columns as text."""
+    """The array in a type that DuckDB reads and joins: categories as their values, null columns as
+    text."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name.startswith("pandas."):
-            raise DataError(f"column {name!r}: {kind.extension_name} is a span, not a moment or a label; make it text.")
+            raise DataError(
+                f"column {name!r}: {kind.extension_name} is a span, not a moment or a label; make "
+                "it text."
+            )
         if kind.extension_name == "arrow.uuid":
             return array
         array = array.cast(kind.storage_type)
@@ -212,4 +251,6 @@ def _shown(name: str, array: Array) -> Array:
     array = plain_array(name, array)
     if any(test(array.type) for test in _SHOWN):
         return array
-    return pa.array([None if value is None else str(value)[:200] for value in array.to_pylist()], pa.string())
+    return pa.array(
+        [None if value is None else str(value)[:200] for value in array.to_pylist()], pa.string()
+    )

@@ -22,7 +22,8 @@ from behavegpt.io import temporary_folder
 
 _REQUIRED = ("user", "time", "event")
 _SAMPLE = 100_000
-_FULL = 0.99  # share of rows with a value, or with a time that can be read, that makes a column good
+# share of rows with a value, or with a time that can be read, that makes a column good
+_FULL = 0.99
 _UNIQUE = 0.9  # share of distinct values beyond which a column numbers the rows; from _FEW rows on
 _FEW = 20
 _ADDED = ("behavegpt_file", "behavegpt_wrong")  # by json_files.py
@@ -53,9 +54,11 @@ class _Sample:
 
 
 def guess_schema(logs: Any, given: Mapping[str, Any]) -> tuple[EventSchema, list[ColumnGuess]]:
-    """Roles of the columns of `logs`; `given` holds settings of EventSchema that win, None where none is given.
+    """Roles of the columns of `logs`; `given` holds settings of EventSchema that win, None where
+    none is given.
 
-    An empty text for an optional role means that the logs have none. Raises DataError naming the option to pass.
+    An empty text for an optional role means that the logs have none. Raises DataError naming the
+    option to pass.
     """
     found = find_logs(logs)
     settings = {name: value for name, value in given.items() if value is not None}
@@ -87,24 +90,32 @@ def _columns_of(role: str, settings: Mapping[str, Any], logs: Logs) -> tuple[str
 
 def _validated(name: str, settings: Mapping[str, Any]) -> EventSchema:
     try:
-        return EventSchema.model_validate({name: value for name, value in settings.items() if value not in ("", None)})
+        return EventSchema.model_validate(
+            {name: value for name, value in settings.items() if value not in ("", None)}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
-            f"{name}: {'.'.join(map(str, first['loc'])) or 'columns'} = {first['input']!r}: {first['msg']}."
+            f"{name}: {'.'.join(map(str, first['loc'])) or 'columns'} = {first['input']!r}: "
+            f"{first['msg']}."
         ) from None
 
 
 def _sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> _Sample:
     with reading(logs.name, logs.files):
-        con.execute(f"CREATE TABLE sample AS SELECT * FROM {open_sample(con, logs)} LIMIT {_SAMPLE}")
+        con.execute(
+            f"CREATE TABLE sample AS SELECT * FROM {open_sample(con, logs)} LIMIT {_SAMPLE}"
+        )
         described = con.execute("DESCRIBE sample").fetchall()
         types = {row[0]: row[1] for row in described if row[0] not in _ADDED}
         rows = one_row(con, "SELECT count(*) FROM sample")[0]
         filled, distinct = {}, {}
-        for column, kind in types.items():  # one by one: hundreds of distinct counts at once take gigabytes
+        # one by one: hundreds of distinct counts at once take gigabytes
+        for column, kind in types.items():
             value = _value(column, kind)
-            count, distinct[column] = one_row(con, f"SELECT count({value}), count(DISTINCT {value}) FROM sample")
+            count, distinct[column] = one_row(
+                con, f"SELECT count({value}), count(DISTINCT {value}) FROM sample"
+            )
             filled[column] = count / max(1, rows)
     return _Sample(con, logs, types, rows, filled, distinct)
 
@@ -120,7 +131,9 @@ def _free(sample: _Sample, settings: Mapping[str, Any]) -> list[str]:
     """Columns without a role that could be a label or a time."""
     taken = {column for role in ROLES for column in _columns_of(role, settings, sample.logs)}
     taken |= set(settings.get("extra", ()))
-    return [c for c, kind in sample.types.items() if c not in taken and is_label_type(_element(kind))]
+    return [
+        c for c, kind in sample.types.items() if c not in taken and is_label_type(_element(kind))
+    ]
 
 
 def _element(kind: str) -> str:
@@ -131,7 +144,9 @@ def _element(kind: str) -> str:
 def _guess(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
     """The column of a label: of those with values the one whose name comes first."""
     free = _free(sample, settings)
-    ranks = {column: rank for column in free if (rank := name_rank(column, NAMES[role])) is not None}
+    ranks = {
+        column: rank for column in free if (rank := name_rank(column, NAMES[role])) is not None
+    }
     if role in PARTS and all(_tier(sample, role, column) > 1 for column in ranks):
         parts, behind = set(PARTS[role].split()), len(NAMES[role])
         ranks = {column: behind for column in free if name_parts(column) & parts} | ranks
@@ -158,7 +173,8 @@ def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> 
     best = sorted(ranks, key=lambda column: ranks[column])
     if len(best) > 1 and ranks[best[0]] == ranks[best[1]]:
         raise DataError(
-            f"{sample.logs.name}: {best[0]!r} and {best[1]!r} could both be the {role}; name one with --{role} COLUMN."
+            f"{sample.logs.name}: {best[0]!r} and {best[1]!r} could both be the {role}; name one "
+            f"with --{role} COLUMN."
         )
     if best:
         return best[0]
@@ -171,12 +187,17 @@ def _first(sample: _Sample, role: str, ranks: Mapping[str, tuple[Any, ...]]) -> 
 
 
 def _passed_over(sample: _Sample, role: str) -> str:
-    """What to say of columns that are called like the role, but are not in every file, or are no text or number."""
+    """What to say of columns that are called like the role, but are not in every file, or are no
+    text or number."""
     told = ""
     for member in sample.logs.members:
         for name in member.names:
             lacking = next((m.path for m in sample.logs.members if name not in m.names), None)
-            if lacking and name not in sample.logs.columns and name_rank(name, NAMES[role]) is not None:
+            if (
+                lacking
+                and name not in sample.logs.columns
+                and name_rank(name, NAMES[role]) is not None
+            ):
                 return f" {name!r} is missing from {lacking}."
     for column, kind in sample.types.items():
         usable = is_label_type(_element(kind)) or is_time_type(_element(kind))
@@ -186,20 +207,30 @@ def _passed_over(sample: _Sample, role: str) -> str:
 
 
 def _guess_time(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str | None:
-    """The column whose values can be read as times, those with a time of day before dates; a date with its clock."""
-    free = [column for column in _free(sample, settings) if is_time_type(_element(sample.types[column]))]
-    ranks = {column: rank for column in free if (rank := name_rank(column, NAMES["time"])) is not None}
+    """The column whose values can be read as times, those with a time of day before dates; a date
+    with its clock."""
+    free = [
+        column for column in _free(sample, settings) if is_time_type(_element(sample.types[column]))
+    ]
+    ranks = {
+        column: rank for column in free if (rank := name_rank(column, NAMES["time"])) is not None
+    }
     typed = [column for column in free if sample.types[column].startswith(("TIMESTAMP", "DATE"))]
     if not ranks:
         named = [column for column in free if name_parts(column) & set(PARTS["time"].split())]
         ranks = dict.fromkeys(typed or named, 0)
     read = {column: _read_times(sample, column, settings) for column in ranks}
-    keys = {c: (int(read[c][0] < _FULL) + int(read[c][0] < 0.5), int(not read[c][1]), r) for c, r in ranks.items()}
+    keys = {
+        c: (int(read[c][0] < _FULL) + int(read[c][0] < 0.5), int(not read[c][1]), r)
+        for c, r in ranks.items()
+    }
     date = _first(sample, role, keys)
     if date is None or read[date][1]:
         return date
     clocks = {
-        column: rank for column in _clocks(sample, settings, date) if (rank := name_rank(column, CLOCKS)) is not None
+        column: rank
+        for column in _clocks(sample, settings, date)
+        if (rank := name_rank(column, CLOCKS)) is not None
     }
     for clock in sorted(clocks, key=lambda column: clocks[column]):
         readable, tells_clock = _read_times(sample, f"{date}{PLUS}{clock}", settings)
@@ -209,7 +240,10 @@ def _guess_time(sample: _Sample, role: str, settings: Mapping[str, Any]) -> str 
 
 
 def _clocks(sample: _Sample, settings: Mapping[str, Any], date: str) -> list[str]:
-    taken = {date, *(column for role in ROLES for column in _columns_of(role, settings, sample.logs))}
+    taken = {
+        date,
+        *(column for role in ROLES for column in _columns_of(role, settings, sample.logs)),
+    }
     return [column for column in sample.types if column not in taken]
 
 
@@ -217,7 +251,9 @@ def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tupl
     """Share of the rows with a readable time, and whether any of them is not at midnight."""
     names = ("tz", "naive_time", "time_unit", "time_format")
     given = {name: settings[name] for name in names if name in settings}
-    schema = _validated(sample.logs.name, given | {"user": " user", "time": time, "event": " event"})
+    schema = _validated(
+        sample.logs.name, given | {"user": " user", "time": time, "event": " event"}
+    )
     source = Source(sample.logs.name, (), "sample", sample.types, "''")
     if sample.types.get(time, "").endswith("]"):
         rows = f"(SELECT unnest({quoted(time)}) AS {quoted(time)} FROM sample)"
@@ -232,8 +268,10 @@ def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tupl
             return 1.0, True
         rows, good, clocks = one_row(
             sample.con,
-            f"SELECT count(*), count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < {bounds[1] * MICROS}), "
-            f"count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT {read.stamp} AS stamp FROM {source.sql})",
+            f"SELECT count(*), count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < "
+            f"{bounds[1] * MICROS}), "
+            f"count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT {read.stamp} AS stamp "
+            f"FROM {source.sql})",
         )
     return good / max(1, rows), clocks > 0
 
@@ -248,7 +286,14 @@ def _table(sample: _Sample, schema: EventSchema) -> list[ColumnGuess]:
     result = []
     for column, kind in sample.types.items():
         name = quoted(column)
-        query = f"SELECT count(*) - count({name}), count(DISTINCT {name}), min({name}::VARCHAR) FROM sample"
+        query = (
+            f"SELECT count(*) - count({name}), count(DISTINCT {name}), min({name}::VARCHAR) FROM "
+            "sample"
+        )
         nulls, distinct, example = one_row(sample.con, query)
-        result.append(ColumnGuess(column, kind, ", ".join(roles.get(column, [])) or None, nulls, distinct, example))
+        result.append(
+            ColumnGuess(
+                column, kind, ", ".join(roles.get(column, [])) or None, nulls, distinct, example
+            )
+        )
     return result

@@ -1,4 +1,5 @@
-"""What callers may pass as the events of their users -> what the readers take: files, or a table with every column."""
+"""What callers may pass as the events of their users -> what the readers take: files, or a table
+with every column."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ ONLY_USER = "0"  # the label of the user of a list of events that names none
 def as_logs(events: EventData, schema: EventSchema) -> EventData:
     """Paths as they are; a frame, a mapping of columns or a list of event dicts as an Arrow table.
 
-    Only a list of event dicts may come without the user's column: it is one history. Raises DataError where a frame
-    has no such column, naming the nearest one.
+    Only a list of event dicts may come without the user's column: it is one history. Raises
+    DataError where a frame has no such column, naming the nearest one.
     """
     if isinstance(events, (str, Path, Logs)):
         return events
@@ -55,10 +56,14 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
     if schema.user not in frame.names:
         names = frame.names
         near = _nearest(schema.user, names)
-        columns = f"Did you mean {near!r}? " if near else f"Columns: {', '.join(map(repr, names[:30]))}. "
+        columns = (
+            f"Did you mean {near!r}? " if near else f"Columns: {', '.join(map(repr, names[:30]))}. "
+        )
         raise DataError(
-            f"the frame has no column {schema.user!r} (the user), so nothing tells whose the events are. {columns}"
-            f"Rename it to {schema.user!r}; only a list of event dicts may come without it, as one user's history."
+            f"the frame has no column {schema.user!r} (the user), so nothing tells whose the "
+            f"events are. {columns}"
+            f"Rename it to {schema.user!r}; only a list of event dicts may come without it, as "
+            "one user's history."
         )
     return frame
 
@@ -69,7 +74,9 @@ def encode_histories(tokenizer: EventTokenizer, events: Any) -> EncodedHistories
         return events
     encoded = tokenizer.encode(as_logs(events, tokenizer.event_schema))
     if len(encoded.users) == 0:
-        reasons = ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
+        reasons = (
+            ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
+        )
         raise DataError(f"no usable event to predict from ({reasons}).")
     return encoded
 
@@ -78,14 +85,18 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
     """A list of event dicts, absent keys as null."""
     other = next((row for row in rows if not isinstance(row, Mapping)), None)
     if other is not None:
-        raise DataError(f"a {type(other).__name__} stands among the events; write each one as a dict of its columns.")
+        raise DataError(
+            f"a {type(other).__name__} stands among the events; write each one as a dict of its "
+            "columns."
+        )
     names = list({name: None for row in rows for name in row})
     columns = {name: [row.get(name) for row in rows] for name in names}
     if schema.user not in columns:
         near = _nearest(schema.user, [str(name) for name in names])
         if near:
             raise DataError(
-                f"the events have no {schema.user!r} (the user), but {near!r}; rename it to {schema.user!r}, or leave "
+                f"the events have no {schema.user!r} (the user), but {near!r}; rename it to "
+                f"{schema.user!r}, or leave "
                 "it out if all events are one user's."
             )
         columns[schema.user] = [ONLY_USER] * len(rows)
@@ -94,11 +105,18 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
 
 def _refuse_index(frame: Any, schema: EventSchema) -> None:
     """pandas: a column that was made the index is no column of the table."""
-    index = [str(name) for name in getattr(getattr(frame, "index", None), "names", None) or () if name is not None]
+    index = [
+        str(name)
+        for name in getattr(getattr(frame, "index", None), "names", None) or ()
+        if name is not None
+    ]
     roles = {"user": schema.user, "time": schema.time} | schema.label_columns
     for role, column in roles.items():
         if column in index and column not in frame.columns:
-            raise DataError(f"{column!r} (the {role}) is the frame's index, not a column; pass frame.reset_index().")
+            raise DataError(
+                f"{column!r} (the {role}) is the frame's index, not a column; pass "
+                "frame.reset_index()."
+            )
 
 
 def _nearest(column: str, names: Sequence[str]) -> str | None:
@@ -109,5 +127,7 @@ def _nearest(column: str, names: Sequence[str]) -> str | None:
 
     users = {plain(column), *NAMES["user"].split()}
     exact = next((name for name in names if plain(name) in users), None)
-    close = difflib.get_close_matches(column.lower(), [name.lower() for name in names], n=1, cutoff=0.8)
+    close = difflib.get_close_matches(
+        column.lower(), [name.lower() for name in names], n=1, cutoff=0.8
+    )
     return exact or next((name for name in names if close and name.lower() == close[0]), None)

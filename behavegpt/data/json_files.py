@@ -1,4 +1,5 @@
-"""JSON files in DuckDB: lines, arrays and single objects, values below them, and rows that hold a history."""
+"""JSON files in DuckDB: lines, arrays and single objects, values below them, and rows that hold a
+history."""
 
 from __future__ import annotations
 
@@ -22,9 +23,14 @@ _SHAPES = 200  # rows by whose shape the paths are read
 
 
 def json_query(
-    con: duckdb.DuckDBPyConnection, logs: Logs, columns: Sequence[str], folder: Path, time: str | None
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    columns: Sequence[str],
+    folder: Path,
+    time: str | None,
 ) -> str:
-    """Query of the columns as text, one row per event, with the file and a mark for lists and objects.
+    """Query of the columns as text, one row per event, with the file and a mark for lists and
+    objects.
 
     Raises DataError for lists of different lengths in one row.
     """
@@ -38,7 +44,9 @@ def json_query(
     for column, where in found.items():
         value = _value(where, shapes, many)
         if value.many:
-            lists[column] = json_list(value.sql) if not value.sql.startswith("list_transform") else value.sql
+            lists[column] = (
+                json_list(value.sql) if not value.sql.startswith("list_transform") else value.sql
+            )
             inner.append(f"unnest({lists[column]}) AS {quoted(column)}")
         else:
             inner.append(f"{value.sql} AS {quoted(column)}")
@@ -54,7 +62,9 @@ def json_sample(con: duckdb.DuckDBPyConnection, logs: Logs, folder: Path) -> str
     shapes = _shapes(con, base, own)
     columns = [*logs.columns, *(path for path in logs.nested if path not in logs.columns)]
     found = {column: split_path(column, own) for column in columns if column not in logs.parts}
-    inner = [f"{_value(where, shapes, False).sql} AS {quoted(column)}" for column, where in found.items()]
+    inner = [
+        f"{_value(where, shapes, False).sql} AS {quoted(column)}" for column, where in found.items()
+    ]
     return _texts(columns, logs, f"(SELECT {', '.join([*inner, 'behavegpt_file'])} FROM {base})")
 
 
@@ -62,7 +72,9 @@ def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str
     kinds = ", ".join(f"{literal(column)}: 'JSON'" for column in columns)
     groups: dict[tuple[object, ...], list[LogFile]] = {}
     for file in files:
-        groups.setdefault((file.layout, file.compression, file.path if file.converted else None), []).append(file)
+        groups.setdefault(
+            (file.layout, file.compression, file.path if file.converted else None), []
+        ).append(file)
     parts = []
     for group in groups.values():
         first = group[0]
@@ -73,40 +85,58 @@ def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str
             values = f"* REPLACE ({literal(first.path)} AS behavegpt_file)"
         listed = "[" + ", ".join(literal(glob.escape(str(path))) for path in paths) + "]"
         parts.append(
-            f"SELECT {values} FROM read_json({listed}, format={literal(first.layout)}, columns={{{kinds}}}, "
-            f"filename='behavegpt_file', hive_partitioning=false, compression={literal(compression)}, "
+            f"SELECT {values} FROM read_json({listed}, format={literal(first.layout)}, "
+            f"columns={{{kinds}}}, "
+            "filename='behavegpt_file', hive_partitioning=false, "
+            f"compression={literal(compression)}, "
             f"maximum_object_size={LONGEST_LINE})"
         )
     return " UNION ALL ".join(parts)
 
 
-def _shapes(con: duckdb.DuckDBPyConnection, base: str, columns: Sequence[str]) -> dict[str, list[Any]]:
+def _shapes(
+    con: duckdb.DuckDBPyConnection, base: str, columns: Sequence[str]
+) -> dict[str, list[Any]]:
     """Parsed values of the columns in the first rows."""
     values = ", ".join(f"{quoted(column)}::VARCHAR" for column in columns)
     rows = con.execute(f"SELECT {values} FROM {base} LIMIT {_SHAPES}").fetchall()
-    return {column: [json.loads(row[i]) for row in rows if row[i] is not None] for i, column in enumerate(columns)}
+    return {
+        column: [json.loads(row[i]) for row in rows if row[i] is not None]
+        for i, column in enumerate(columns)
+    }
 
 
-def _value(where: tuple[str, list[str]] | None, shapes: Mapping[str, list[Any]], many: bool) -> Value:
+def _value(
+    where: tuple[str, list[str]] | None, shapes: Mapping[str, list[Any]], many: bool
+) -> Value:
     assert where is not None  # check_columns
     return json_value(where[0], shapes[where[0]], where[1], many)
 
 
 def _texts(columns: Sequence[str], logs: Logs, base: str) -> str:
     names = [quoted(column) for column in columns if column not in logs.parts]
-    values = [part_sql(column) if column in logs.parts else _text(quoted(column)) for column in columns]
-    shown = ", ".join(f"{value} AS {quoted(column)}" for value, column in zip(values, columns, strict=True))
+    values = [
+        part_sql(column) if column in logs.parts else _text(quoted(column)) for column in columns
+    ]
+    shown = ", ".join(
+        f"{value} AS {quoted(column)}" for value, column in zip(values, columns, strict=True)
+    )
     nested = " OR ".join(f"json_type({name}) IN ('ARRAY', 'OBJECT')" for name in names) or "false"
-    return f"SELECT {shown}, behavegpt_file, CASE WHEN {nested} THEN true END AS behavegpt_wrong FROM {base}"
+    return (
+        f"SELECT {shown}, behavegpt_file, CASE WHEN {nested} THEN true END AS behavegpt_wrong "
+        f"FROM {base}"
+    )
 
 
 def _text(name: str) -> str:
-    """SQL of a JSON value as text: NaN, which Python writes, is null; whole floats are integers, as in every format."""
+    """SQL of a JSON value as text: NaN, which Python writes, is null; whole floats are integers, as
+    in every format."""
     text = f"({name}->>'$')"
     number = (
         f"CASE WHEN {text} = 'NaN' THEN NULL "
         f"WHEN ends_with({text}, 'Infinity') THEN replace({text}, 'Infinity', 'inf') "
-        f"WHEN ends_with({text}, '.0') AND abs({text}::DOUBLE) < {EXACT['DOUBLE']} THEN split_part({text}, '.', 1) "
+        f"WHEN ends_with({text}, '.0') AND abs({text}::DOUBLE) < {EXACT['DOUBLE']} THEN "
+        f"split_part({text}, '.', 1) "
         f"ELSE {text} END"
     )
     return f"CASE WHEN json_type({name}) = 'DOUBLE' THEN {number} ELSE {text} END"

@@ -1,9 +1,11 @@
-"""What a value is called: the rule by which a column's values become labels, fixed when the data are prepared.
+"""What a value is called: the rule by which a column's values become labels, fixed when the data
+are prepared.
 
-A number written as `1`, `1.0` or `1.50` is one value with three spellings, and which one arrives depends on the format
-and on the rows beside it (one null makes a column of integers floats). The rule is found once, from all labels of the
-log that is prepared, is stored in the schema (`label_rules`), and holds for every later reader of the model: the same
-value has the same label from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
+A number written as `1`, `1.0` or `1.50` is one value with three spellings, and which one arrives
+depends on the format and on the rows beside it (one null makes a column of integers floats). The
+rule is found once, from all labels of the log that is prepared, is stored in the schema
+(`label_rules`), and holds for every later reader of the model: the same value has the same label
+from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _SAMPLE = 1000  # labels that rule out most rules before all labels are looked a
 
 
 class Rule(NamedTuple):
-    """SQL over a column `label`: whether all labels of a column may be written so, when, and how."""
+    """SQL over a column `label`: whether all labels of a column may be written so, when, and
+    how."""
 
     fits: str
     applies: str
@@ -47,7 +50,8 @@ def _full(pattern: str) -> str:
 
 
 def _decimal(scale: int) -> Rule:
-    """A fixed number of decimals: 1.5 is written 1.50; digit by digit, for a decimal may be longer than a double."""
+    """A fixed number of decimals: 1.5 is written 1.50; digit by digit, for a decimal may be longer
+    than a double."""
     decimals = "rtrim(split_part(label, '.', 2), '0')"
     return Rule(
         _full(f"{_INTEGER}[.][0-9]{{{scale}}}"),
@@ -58,7 +62,10 @@ def _decimal(scale: int) -> Rule:
 
 _DOUBLE = "TRY_CAST(label AS DOUBLE)"
 _SMALL = f"coalesce(abs({_DOUBLE}) < {EXACT['DOUBLE']}, false)"
-_CUT = r"regexp_replace(regexp_replace(replace(label, 'T', ' '), '([.][0-9]*[1-9])0+$', '\1'), '[.]0+$', '')"
+_CUT = (
+    r"regexp_replace(regexp_replace(replace(label, 'T', ' '), '([.][0-9]*[1-9])0+$', '\1'), "
+    r"'[.]0+$', '')"
+)
 _WITH_CLOCK = f"CASE WHEN length(label) = 10 THEN label || ' 00:00:00' ELSE {_CUT} END"
 # The most particular first; a column follows the first rule that all its labels fit.
 RULES: dict[str, Rule] = {
@@ -73,13 +80,17 @@ RULES: dict[str, Rule] = {
         f"({_DOUBLE} + 0)::VARCHAR",
     ),
     **{f"decimal:{scale}": _decimal(scale) for scale in _SCALES},
-    "boolean": Rule("lower(label) IN ('true', 'false')", "lower(label) IN ('true', 'false')", "lower(label)"),
+    "boolean": Rule((
+        "lower(label) IN ('true', "
+        "'false')"
+    ), "lower(label) IN ('true', 'false')", "lower(label)"),
     "date": Rule(_full(_MIDNIGHT), _full(_MIDNIGHT), "left(label, 10)"),
     "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), _WITH_CLOCK),
     TEXT: Rule("true", "false", "label"),
 }  # fmt: skip
 
-_NO_VALUE = re.compile("(?!-?[0-9]|-?inf|(?i:true|false)$).*", re.DOTALL)  # neither number, date nor truth value
+# neither number, date nor truth value
+_NO_VALUE = re.compile("(?!-?[0-9]|-?inf|(?i:true|false)$).*", re.DOTALL)
 # Labels that a rule leaves as they are, for readers without a database.
 _SETTLED = {
     "integer": re.compile(r"(?!-?[0-9]+[.]0+$|-0$).*", re.DOTALL),
@@ -92,7 +103,8 @@ _SETTLED = {
 
 
 def settled(rule: str, label: str) -> bool:
-    """Whether a text is its own label under a rule, under any for ""; False where only `Rule.sql` knows."""
+    """Whether a text is its own label under a rule, under any for ""; False where only `Rule.sql`
+    knows."""
     pattern = _SETTLED.get(rule, _NO_VALUE)
     return pattern.fullmatch(label) is not None
 
@@ -106,7 +118,8 @@ def text_sql(value: str, kind: str) -> str:
 
 
 def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list[str] | None:
-    """Rules that all labels of a table (column `label`) of values of a DuckDB type fit; None without any label."""
+    """Rules that all labels of a table (column `label`) of values of a DuckDB type fit; None
+    without any label."""
     if kind.endswith(("INT", "INTEGER")):
         return ["integer", TEXT] if one_row(con, f"SELECT count(*) FROM {table}")[0] else None
     rules: list[str] | None = list(RULES)
@@ -133,38 +146,56 @@ def choose_rule(fitting: Collection[str] | None) -> str:
 
 
 def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
-    """Rules of fields whose labels were written before rules were stored: those that leave every label as it is."""
+    """Rules of fields whose labels were written before rules were stored: those that leave every
+    label as it is."""
     con = duckdb.connect()
     try:
         rules = {}
         for field, labels in vocabularies.items():
             con.register("labels", pa.table({"label": labels.cast(pa.string())}))
-            tests = ", ".join(f"bool_and({rule.fits} AND label = {rule.sql})" for rule in RULES.values())
+            tests = ", ".join(
+                f"bool_and({rule.fits} AND label = {rule.sql})" for rule in RULES.values()
+            )
             found = one_row(con, f"SELECT {tests} FROM labels")
-            rules[field] = next((name for name, fits in zip(RULES, found, strict=True) if fits), TEXT)
+            rules[field] = next(
+                (name for name, fits in zip(RULES, found, strict=True) if fits), TEXT
+            )
         return rules
     finally:
         con.close()
 
 
-def create_values(con: duckdb.DuckDBPyConnection, name: str, table: str, column: str, kind: str) -> None:
-    """Make the table `name` of the values of a column of a DuckDB type: raw, label (before any rule), events."""
+def create_values(
+    con: duckdb.DuckDBPyConnection, name: str, table: str, column: str, kind: str
+) -> None:
+    """Make the table `name` of the values of a column of a DuckDB type: raw, label (before any
+    rule), events."""
     raw, where = quoted(column), ""
     if kind in EXACT:
-        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of pandas.
+        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of
+        # pandas.
         raw, where = f"{raw} + 0::{kind}", f"WHERE NOT isnan({raw})"
-    # Null is tested before the text is made: making text of every single number would take longer than the rest.
+    # Null is tested before the text is made: making text of every single number would take longer
+    # than the rest.
     filled = "label <> ''" if kind == "VARCHAR" else "raw IS NOT NULL"
     con.execute(
-        f"CREATE TABLE {name} AS SELECT raw, label, events FROM (SELECT raw, {text_sql('raw', kind)} AS label, events "
-        f"FROM (SELECT {raw} AS raw, count(*) AS events FROM {table} {where} GROUP BY ALL)) WHERE {filled}"
+        f"CREATE TABLE {name} AS SELECT raw, label, events FROM (SELECT raw, "
+        f"{text_sql('raw', kind)} AS label, events "
+        f"FROM (SELECT {raw} AS raw, count(*) AS events FROM {table} {where} GROUP BY ALL)) WHERE "
+        f"{filled}"
     )
 
 
 def check_exact(
-    con: duckdb.DuckDBPyConnection, where: str, column: str, values: str, kind: str, rule: str | None
+    con: duckdb.DuckDBPyConnection,
+    where: str,
+    column: str,
+    values: str,
+    kind: str,
+    rule: str | None,
 ) -> None:
-    """Raise DataError where an integer came through a float that cannot hold it: different ids would be one label.
+    """Raise DataError where an integer came through a float that cannot hold it: different ids
+    would be one label.
 
     `values` is a table of `create_values`; `rule` is the stored one, None where there is none yet.
     """
@@ -179,14 +210,17 @@ def check_exact(
     if found:
         bits = EXACT.get(kind, EXACT["DOUBLE"]).bit_length() - 1
         raise DataError(
-            f"{where}: column {column!r} holds {found[0]} as a floating-point number; from 2^{bits} on different "
-            "integers become the same float. Write the column as text or as 64-bit integers (in pandas: dtype "
+            f"{where}: column {column!r} holds {found[0]} as a floating-point number; from "
+            f"2^{bits} on different "
+            "integers become the same float. Write the column as text or as 64-bit integers (in "
+            "pandas: dtype "
             "'string' or 'Int64' when the file is read)."
         )
 
 
 def _is_numeric(con: duckdb.DuckDBPyConnection, values: str, rule: str | None) -> bool:
-    """Whether all texts are numbers: a text such as 12e45 beside others may be the name of anything."""
+    """Whether all texts are numbers: a text such as 12e45 beside others may be the name of
+    anything."""
     if rule is not None:
         return rule in ("integer", "number")
     parts = (f"(SELECT label FROM {values} LIMIT {_SAMPLE})", values)

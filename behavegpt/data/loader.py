@@ -1,7 +1,7 @@
 """Batches of a prepared folder for one rank: training by (seed, step), evaluation in order.
 
-There is no iterator state: which rows a step trains on is a pure function of (seed, step), whatever the number of
-ranks and micro-batches, so that a resumed run sees exactly what it would have seen.
+There is no iterator state: which rows a step trains on is a pure function of (seed, step), whatever
+the number of ranks and micro-batches, so that a resumed run sees exactly what it would have seen.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ def _worker() -> ThreadPoolExecutor:
 
 
 def row_length_for(max_length: int) -> int:
-    """Positions of a row: the length cap rounded up to a multiple of 64, so that short windows fill the rest."""
+    """Positions of a row: the length cap rounded up to a multiple of 64, so that short windows fill
+    the rest."""
     return -(-max_length // 64) * 64
 
 
 class TrainingBatches:
     """Training rows of a store, step by step.
 
-    A step trains on `rows_per_step` rows of one epoch's plan; the epoch's last step is filled up with empty rows, so
-    that shapes never change. Rows are dealt to micro-batches and ranks in a fixed order.
+    A step trains on `rows_per_step` rows of one epoch's plan; the epoch's last step is filled up
+    with empty rows, so that shapes never change. Rows are dealt to micro-batches and ranks in a
+    fixed order.
     """
 
     def __init__(
@@ -68,22 +70,31 @@ class TrainingBatches:
         self.steps_per_epoch = max(1, -(-self._plan(0).rows // rows_per_step))
 
     def rows(self, step: int) -> tuple[RowPlan, np.ndarray]:
-        """The epoch's plan and the rows (rows_per_step,) of a global step; -1 where an empty row fills up."""
+        """The epoch's plan and the rows (rows_per_step,) of a global step; -1 where an empty row
+        fills up."""
         epoch, index = divmod(step, self.steps_per_epoch)
         plan = self._plan(epoch)
         rows = np.arange(index * self.rows_per_step, (index + 1) * self.rows_per_step)
         return plan, np.where(rows < plan.rows, rows, -1)
 
-    def micro_batches(self, step: int, micro: int = 1, rank: int = 0, world: int = 1) -> Iterator[PackedBatch]:
-        """This rank's `micro` batches of a step; empty rows fill up the last ones, so that all have one shape.
+    def micro_batches(
+        self, step: int, micro: int = 1, rank: int = 0, world: int = 1
+    ) -> Iterator[PackedBatch]:
+        """This rank's `micro` batches of a step; empty rows fill up the last ones, so that all have
+        one shape.
 
-        With memory the next step's are made meanwhile in another thread, where counting holds no lock.
+        With memory the next step's are made meanwhile in another thread, where counting holds no
+        lock.
         """
         if self.memory is None:
             return self._batches(step, micro, rank, world)
         ready = self._ahead.pop((step, micro, rank, world), None)
         batches = ready.result() if ready else list(self._batches(step, micro, rank, world))
-        self._ahead = {(step + 1, micro, rank, world): _worker().submit(self._listed, step + 1, micro, rank, world)}
+        self._ahead = {
+            (step + 1, micro, rank, world): _worker().submit(
+                self._listed, step + 1, micro, rank, world
+            )
+        }
         return iter(batches)
 
     def _listed(self, *of: int) -> list[PackedBatch]:
@@ -93,7 +104,15 @@ class TrainingBatches:
         plan, rows = self.rows(step)
         rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
         for part in rows.reshape(micro, world, -1)[:, rank]:
-            yield collate(self._columns, plan, part, self.row_length, self.fields, self.next_fields, memory=self.memory)
+            yield collate(
+                self._columns,
+                plan,
+                part,
+                self.row_length,
+                self.fields,
+                self.next_fields,
+                memory=self.memory,
+            )
 
     def _make_plan(self, epoch: int) -> RowPlan:
         rng = np.random.default_rng([self.seed, epoch])
@@ -120,4 +139,11 @@ def evaluation_batches(
     memory = None if counts is None else memory_of(store, counts)
     mine = np.arange(rank, plan.rows, world)
     for at in range(0, len(mine), rows_per_batch):
-        yield collate(columns, plan, mine[at : at + rows_per_batch], row_length_for(max_length), fields, memory=memory)
+        yield collate(
+            columns,
+            plan,
+            mine[at : at + rows_per_batch],
+            row_length_for(max_length),
+            fields,
+            memory=memory,
+        )

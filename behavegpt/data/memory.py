@@ -1,4 +1,5 @@
-"""What counting says about the next behavior: a distribution in each of many contexts, over a user's whole past.
+"""What counting says about the next behavior: a distribution in each of many contexts, over a
+user's whole past.
 
 Every expert is a count in one context c, smoothed towards a shorter one:
 
@@ -22,7 +23,8 @@ from behavegpt.data.memory_past import EXPERTS, WEIGHTS, clear, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_tables import Columns, Tables
 
-JUDGED = 512  # events before a reading that reliability looks back on: of older ones .92 ** 512 would be left
+# events before a reading that reliability looks back on: of older ones .92 ** 512 would be left
+JUDGED = 512
 
 
 def read_memory(
@@ -36,17 +38,21 @@ def read_memory(
     eras: np.ndarray | None = None,
     weights: np.ndarray = WEIGHTS,
 ) -> Readings:
-    """Replay histories (h,) and read the experts at positions low .. high - 1 of each, in that order.
+    """Replay histories (h,) and read the experts at positions low .. high - 1 of each, in that
+    order.
 
     `begin`, `low`, `high` are flat indices: position t knows the events begin .. t. `folds` (h,):
-    whose events the global tables leave out, as they must at training positions; None: none. `eras` (events,): what
-    they leave out where the experts are judged by an event; None: as where they are read.
+    whose events the global tables leave out, as they must at training positions; None: none. `eras`
+    (events,): what they leave out where the experts are judged by an event; None: as where they are
+    read.
     """
     readings = new_readings(int((high - low).sum()))
     left_out = np.full(len(begin), -1, np.int64) if folds is None else folds.astype(np.int64)
     judging = np.empty(0, np.int8) if eras is None else eras
     longest = int((high - begin).max(initial=1))
-    _replay(columns, tables, begin, low, high, left_out, judging, weights, readings, new_past(longest))
+    _replay(
+        columns, tables, begin, low, high, left_out, judging, weights, readings, new_past(longest)
+    )
     return filled(readings)
 
 

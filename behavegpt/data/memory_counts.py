@@ -1,4 +1,5 @@
-"""What was counted from a training split, and how a model's positions read it: tensors beside a packed batch.
+"""What was counted from a training split, and how a model's positions read it: tensors beside a
+packed batch.
 
 MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes
 
@@ -22,7 +23,14 @@ from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
-from behavegpt.data.memory_tables import FOLDS, Columns, Tables, fit_tables, memory_columns, store_columns
+from behavegpt.data.memory_tables import (
+    FOLDS,
+    Columns,
+    Tables,
+    fit_tables,
+    memory_columns,
+    store_columns,
+)
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
 
@@ -33,12 +41,16 @@ class Counts(NamedTuple):
     """What was counted from the training split of a log."""
 
     tables: Tables
-    shares: np.ndarray  # (B, J) float32 of the experts in their mixture, by the length of the history
-    edges: np.ndarray  # (FOLDS,) int64 epoch seconds: where the eras of the split begin after the first, and end
+    # (B, J) float32 of the experts in their mixture, by the length of the history
+    shares: np.ndarray
+    # (FOLDS,) int64 epoch seconds: where the eras of the split begin after the first, and end
+    edges: np.ndarray
     slot_minutes: int  # of the schema
 
 
-def count_events(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, slot_minutes: int) -> Counts:
+def count_events(
+    columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, slot_minutes: int
+) -> Counts:
     """Count the `used` (events,) bool events; user u owns offsets[u] .. offsets[u + 1] - 1."""
     time = columns.time[used & (columns.behavior >= 0)]
     parts = np.arange(1, FOLDS + 1) / FOLDS
@@ -49,7 +61,8 @@ def count_events(columns: Columns, offsets: np.ndarray, used: np.ndarray, classe
 
 
 def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Era (n,) int8 of epoch seconds (n,): the tables without it and the later ones know what was before; -1: all."""
+    """Era (n,) int8 of epoch seconds (n,): the tables without it and the later ones know what was
+    before; -1: all."""
     era = np.searchsorted(edges, time, side="right").astype(np.int8)
     era[era == FOLDS] = -1
     return era
@@ -70,31 +83,43 @@ def dated_columns(store: EventStore) -> Columns:
 
 def save_counts(counts: Counts, folder: Path) -> None:
     """Write FOLDER/memory.safetensors."""
-    numbers = {"shares": counts.shares, "edges": counts.edges, "slot_minutes": np.array([counts.slot_minutes])}
-    save_file({name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()}, folder / FILE)
+    numbers = {
+        "shares": counts.shares,
+        "edges": counts.edges,
+        "slot_minutes": np.array([counts.slot_minutes]),
+    }
+    save_file(
+        {name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()},
+        folder / FILE,
+    )
 
 
 def load_counts(folder: Path) -> Counts:
     """What `save_counts` wrote. Raises CheckpointError when it is missing or damaged."""
     try:
         stored = load_file(folder / FILE)
-        shares, edges, slot_minutes = (stored.pop(name) for name in ("shares", "edges", "slot_minutes"))
+        shares, edges, slot_minutes = (
+            stored.pop(name) for name in ("shares", "edges", "slot_minutes")
+        )
         return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]))
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder / FILE}: the counts of a model with memory are missing or damaged ({error}); restore the folder "
+            f"{folder / FILE}: the counts of a model with memory are missing or damaged "
+            f"({error}); restore the folder "
             "as it was written."
         ) from None
 
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Reads what the count experts say at events of histories; user u owns offsets[u] .. offsets[u + 1] - 1."""
+    """Reads what the count experts say at events of histories; user u owns offsets[u] .. offsets[u
+    + 1] - 1."""
 
     columns: Columns
     offsets: np.ndarray  # (users + 1,) int64
     counts: Counts
-    leave_out: bool = False  # the tables hold what follows: read them as they were before the era of each position
+    # the tables hold what follows: read them as they were before the era of each position
+    leave_out: bool = False
 
     @cached_property
     def eras(self) -> np.ndarray:
@@ -102,7 +127,8 @@ class MemorySource:
         return eras_of(self.columns.time, self.counts.edges)
 
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
-        """Tensors of model/mixer.py's Memory for flat positions (N,), in this order; each knows the events up to it."""
+        """Tensors of model/mixer.py's Memory for flat positions (N,), in this order; each knows the
+        events up to it."""
         order = np.argsort(positions, kind="stable")
         ascending = positions[order]
         user = np.searchsorted(self.offsets, ascending, side="right") - 1
@@ -113,15 +139,24 @@ class MemorySource:
         high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
         user = user[first]
         readings = read_memory(
-            self.columns, self.counts.tables, self.offsets[user], low, high, folds=fold[first], eras=self.eras
+            self.columns,
+            self.counts.tables,
+            self.offsets[user],
+            low,
+            high,
+            folds=fold[first],
+            eras=self.eras,
         )
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
         return memory_tensors(readings, index, self.counts.shares)
 
 
-def history_source(columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts) -> MemorySource:
-    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be known to them."""
+def history_source(
+    columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts
+) -> MemorySource:
+    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be
+    known to them."""
     return MemorySource(counted_columns(columns, counts), offsets, counts)
 
 
@@ -133,8 +168,11 @@ def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Column
     return read
 
 
-def memory_tensors(readings: Readings, index: np.ndarray, shares: np.ndarray) -> dict[str, torch.Tensor]:
-    """The readings of some positions (N,), with the mixture of the experts as the last one; fields of Memory."""
+def memory_tensors(
+    readings: Readings, index: np.ndarray, shares: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """The readings of some positions (N,), with the mixture of the experts as the last one; fields
+    of Memory."""
     count = readings.start[index + 1] - readings.start[index]
     begin = np.cumsum(count) - count
     total, experts = int(count.sum()), readings.rest.shape[1] + 1

@@ -1,8 +1,9 @@
-"""What the counts of the memory say about every class: the exact distributions of the count baselines.
+"""What the counts of the memory say about every class: the exact distributions of the count
+baselines.
 
-The memory reads its experts at a few candidates, for a network. Here the same counts of a user's past
-(`memory_past.py`) and of the training split (`memory_tables.py`) give all K classes. A chain of contexts starts from
-the prior, and each context is smoothed towards the distribution so far:
+The memory reads its experts at a few candidates, for a network. Here the same counts of a user's
+past (`memory_past.py`) and of the training split (`memory_tables.py`) give all K classes. A chain
+of contexts starts from the prior, and each context is smoothed towards the distribution so far:
 
     P(b) <- (n(b|context) + w P(b)) / (n(context) + w)
 
@@ -22,7 +23,13 @@ from behavegpt.data.memory_past import OWN, Past, clear, new_past
 from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, find
 
 RECENT = "user_recent"
-READ = (*(f"global_{name}" for name in CONTEXTS), "user", *(f"user_{name}" for name in OWN), "user_last", RECENT)
+READ = (
+    *(f"global_{name}" for name in CONTEXTS),
+    "user",
+    *(f"user_{name}" for name in OWN),
+    "user_last",
+    RECENT,
+)
 _USER = READ.index("user")
 _LAST = READ.index("user_last")
 _RECENT = READ.index(RECENT)  # with the first decay; the others follow
@@ -40,33 +47,47 @@ Chain = tuple[Level, ...]  # from the shortest context to the longest; the empty
 
 
 class Replay:
-    """Asks chains about rows in ascending order, each event of a history being read once however often it is asked."""
+    """Asks chains about rows in ascending order, each event of a history being read once however
+    often it is asked."""
 
-    def __init__(self, columns: Columns, offsets: np.ndarray, tables: Tables, chains: Sequence[Chain]) -> None:
+    def __init__(
+        self, columns: Columns, offsets: np.ndarray, tables: Tables, chains: Sequence[Chain]
+    ) -> None:
         self.columns, self.offsets, self.tables = columns, offsets, tables
-        self.decays = sorted({level.decay for chain in chains for level in chain if level.context == RECENT}) or [1.0]
+        self.decays = sorted(
+            {level.decay for chain in chains for level in chain if level.context == RECENT}
+        ) or [1.0]
         longest = max(map(len, chains))
         self.contexts = np.full((len(chains), longest), -1)
         self.weights = np.zeros((len(chains), longest))
         for i, chain in enumerate(chains):
             for k, level in enumerate(chain):
                 recent = self.decays.index(level.decay) if level.context == RECENT else 0
-                self.contexts[i, k], self.weights[i, k] = READ.index(level.context) + recent, level.weight
+                self.contexts[i, k], self.weights[i, k] = (
+                    READ.index(level.context) + recent,
+                    level.weight,
+                )
         self.past: Past | None = None
-        self.at = np.full(2, -1)  # first event of the user whose past is held, and the next event to take up
+        # first event of the user whose past is held, and the next event to take up
+        self.at = np.full(2, -1)
 
     def scores(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Mix the chains by shares (P,): probabilities (N, K) float32 of the behavior at each row (N,)."""
+        """Mix the chains by shares (P,): probabilities (N, K) float32 of the behavior at each row
+        (N,)."""
         scores = np.empty((len(rows), len(self.tables.prior)), np.float32)
         past, begin = self._histories(rows)
         asked = (self.columns, self.tables, past, self.at, begin, rows, self.contexts, self.weights)
         _scores(*asked, shares.astype(np.float32), scores)
         return scores
 
-    def judge(self, rows: np.ndarray, shares: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Rank and probability (N, Q) of the truth at rows (N,) of known behavior under Q mixtures of shares (Q, P).
+    def judge(
+        self, rows: np.ndarray, shares: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank and probability (N, Q) of the truth at rows (N,) of known behavior under Q mixtures
+        of shares (Q, P).
 
-        Without shares under each chain alone. Ranks are int32 from 0; of equal classes the first stands first.
+        Without shares under each chain alone. Ranks are int32 from 0; of equal classes the first
+        stands first.
         """
         shares = (np.eye(len(self.contexts)) if shares is None else shares).astype(np.float32)
         rank = np.empty((len(rows), len(shares)), np.int32)
@@ -77,7 +98,8 @@ class Replay:
         return rank, probability
 
     def _histories(self, rows: np.ndarray) -> tuple[Past, np.ndarray]:
-        """A past with room for the histories of these rows, and the first event (N,) of each row's user."""
+        """A past with room for the histories of these rows, and the first event (N,) of each row's
+        user."""
         begin = self.offsets[np.searchsorted(self.offsets, rows, side="right") - 1]
         room = int((rows - begin).max(initial=0)) + 1
         if self.past is None or len(self.past.slot_class) < room:
@@ -136,7 +158,8 @@ def _advance(columns, tables, past, at, begin, row):  # type: ignore[no-untyped-
 
 @inner
 def _distributions(past, tables, contexts, weights, chains):  # type: ignore[no-untyped-def]
-    """Probabilities (P, K) of all chains: what each context adds, times what the longer ones leave to it."""
+    """Probabilities (P, K) of all chains: what each context adds, times what the longer ones leave
+    to it."""
     for p in range(len(contexts)):
         out, left = chains[p], 1.0
         out[:] = 0
@@ -191,6 +214,8 @@ def _add_own(past, own, weight, left, out):  # type: ignore[no-untyped-def]
     total = past.total[own, row]
     entry = past.head[own, row]
     while entry >= 0:
-        out[past.slot_class[past.entry_slot[entry]]] += left * past.entry_count[entry] / (total + weight)
+        out[past.slot_class[past.entry_slot[entry]]] += (
+            left * past.entry_count[entry] / (total + weight)
+        )
         entry = past.entry_next[entry]
     return total

@@ -23,7 +23,12 @@ class LiveMemory:
     """The pasts of N histories, as `MemorySource` reads them, one event after the other."""
 
     def __init__(
-        self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray, counts: Counts, steps: int
+        self,
+        columns: Mapping[str, np.ndarray],
+        begin: np.ndarray,
+        end: np.ndarray,
+        counts: Counts,
+        steps: int,
     ) -> None:
         """Take up the events begin .. end - 1 (N,) of each, with room for `steps` more."""
         self.counts = counts
@@ -43,7 +48,8 @@ class LiveMemory:
         self.pasts = List(self.pasts[row] for row in rows.tolist())
 
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """What is known of the next event of the histories rows (n,): fields of model/mixer.py's Memory."""
+        """What is known of the next event of the histories rows (n,): fields of model/mixer.py's
+        Memory."""
         readings = new_readings(len(rows))
         _read(self.pasts, self.counts.tables, WEIGHTS, rows, readings)
         return memory_tensors(filled(readings), np.arange(len(rows)), self.counts.shares)

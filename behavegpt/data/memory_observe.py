@@ -123,7 +123,9 @@ def _stand(past, tables, t, columns):  # type: ignore[no-untyped-def]
     past.waiting[3] = location if location >= 2 else -1
     past.waiting[4] = weekday * 8 + slot // 6
     rows = past.waiting_row
-    global_keys(rows, last, before, columns.event[t], location, slot, weekday, classes, tables.locations[0])
+    global_keys(
+        rows, last, before, columns.event[t], location, slot, weekday, classes, tables.locations[0]
+    )
     for g in range(len(rows)):
         if rows[g] >= 0:
             at = find(tables.key, rows[g])
@@ -165,7 +167,8 @@ def _chances(past, tables, weights, fold, known, chance):  # type: ignore[no-unt
 
 @inner
 def _followed(past, o, slot):  # type: ignore[no-untyped-def]
-    """How often a class, by its slot, followed the own context o that waits, and how often any did."""
+    """How often a class, by its slot, followed the own context o that waits, and how often any
+    did."""
     if past.waiting[o] < 0:
         return 0.0, 0.0
     at = find(past.key[o], past.waiting[o])

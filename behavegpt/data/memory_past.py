@@ -1,7 +1,8 @@
-"""What one user's past has been so far, in every context that an expert counts in: the state of the memory.
+"""What one user's past has been so far, in every context that an expert counts in: the state of the
+memory.
 
-Shapes: J experts; of one user's past: S classes, O own contexts in hash tables of size H, E list entries, T decays;
-G global contexts.
+Shapes: J experts; of one user's past: S classes, O own contexts in hash tables of size H, E list
+entries, T decays; G global contexts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ EXPERTS = (
 )
 FORGET = 0.92  # an event: reliability is the decayed mean log-probability of what came
 WORST = -8.0  # of a log-probability that counts for reliability
-WEIGHTS = np.array([0.0, *[5.0] * 5, 3.0, *[2.0] * 5, *[0.5] * 4, 1.0])  # of the shorter context, in events, by expert
+# of the shorter context, in events, by expert
+WEIGHTS = np.array([0.0, *[5.0] * 5, 3.0, *[2.0] * 5, *[0.5] * 4, 1.0])
 
 USER = EXPERTS.index("user")  # the own contexts follow it, then the decays, then `last`
 CLASS_ROW = len(OWN)  # of the hash tables: the one that finds classes
@@ -39,12 +41,15 @@ _G, _O, _J = len(GLOBAL), len(OWN), len(EXPERTS)
 class Past(NamedTuple):
     """One user's counts so far. What followed an own context is a linked list of (slot, count)."""
 
-    number: np.ndarray  # (5,) int64: known events, classes, list entries, time of the last event and of the one before
+    # (5,) int64: known events, classes, list entries, time of the last event and of the one before
+    number: np.ndarray
     clock: np.ndarray  # (2,) int64 half hour and weekday of the last event
     last: np.ndarray  # (2,) int64 the last two known classes, -1 for none
-    waiting: np.ndarray  # (O,) int64 keys of the own contexts that the next behavior follows, -1 for none
+    # (O,) int64 keys of the own contexts that the next behavior follows, -1 for none
+    waiting: np.ndarray
     waiting_row: np.ndarray  # (G,) int64 rows of the global ones
-    judged: np.ndarray  # (J + 1,) float64 decayed sums of log-probabilities of what came, and of ones
+    # (J + 1,) float64 decayed sums of log-probabilities of what came, and of ones
+    judged: np.ndarray
     slot_class: np.ndarray  # (S,) int32 classes in the order of their first occurrence
     slot_count: np.ndarray  # (S,) float64
     slot_recent: np.ndarray  # (S, T) float64 decayed counts when the class last occurred

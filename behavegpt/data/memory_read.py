@@ -1,6 +1,7 @@
 """What the experts say of the next behavior of a user: their probabilities at a few candidates.
 
-Shapes: N positions that are read, M candidate classes of all of them, D of one, J experts; G global contexts, O own.
+Shapes: N positions that are read, M candidate classes of all of them, D of one, J experts; G global
+contexts, O own.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ class Readings(NamedTuple):
     start: np.ndarray  # (N + 1,) int64: position n has the candidates start[n] .. start[n + 1] - 1
     classes: np.ndarray  # (M,) int32 candidate classes, each once a position
     probability: np.ndarray  # (M, J) float32 of the candidates
-    age: np.ndarray  # (M, 2) float32 known events and seconds since the class last occurred, -1 for never
-    rest: np.ndarray  # (N, J) float32: an expert gives any other class b the probability rest * prior(b)
+    # (M, 2) float32 known events and seconds since the class last occurred, -1 for never
+    age: np.ndarray
+    # (N, J) float32: an expert gives any other class b the probability rest * prior(b)
+    rest: np.ndarray
     evidence: np.ndarray  # (N, J) float32 events behind each expert
     reliability: (
         np.ndarray
-    )  # (N, J + 1) float32 mean log-probability of what came so far; last: events that judge, <= 12.5
-    context: np.ndarray  # (N, 5) float32: known events, classes, half hour, weekday, seconds since the event before
+        # (N, J + 1) float32 mean log-probability of what came so far; last: events that judge, <=
+        # 12.5
+    )
+    # (N, 5) float32: known events, classes, half hour, weekday, seconds since the event before
+    context: np.ndarray
 
 
 def new_readings(count: int) -> Readings:
@@ -63,7 +69,8 @@ def filled(readings: Readings) -> Readings:
 
 @inner
 def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-untyped-def]
-    """Write what the experts say of the next behavior into row `row`; `place` (K,) is -1 and is left so."""
+    """Write what the experts say of the next behavior into row `row`; `place` (K,) is -1 and is
+    left so."""
     begin = readings.start[row]
     classes = readings.classes[begin : begin + CANDIDATES]
     number = _candidates(past, tables, fold, place, classes)
@@ -91,7 +98,9 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
             user += of_count[USER] * np.float32(past.slot_count[slot])
         out[USER] = user
         for o in range(_O):
-            out[USER + 1 + o] = of_count[USER + 1 + o] * count[_G + o] + of_shorter[USER + 1 + o] * user
+            out[USER + 1 + o] = (
+                of_count[USER + 1 + o] * count[_G + o] + of_shorter[USER + 1 + o] * user
+            )
         for j in range(_RECENT, _RECENT + _T):
             out[j] = of_shorter[j] * user
         age[0] = age[1] = -1
@@ -105,7 +114,8 @@ def read(past, tables, weights, fold, place, readings, row):  # type: ignore[no-
 
 @inner
 def _slot_of(past, known):  # type: ignore[no-untyped-def]
-    """Where a class stands in a user's past; -1 if it never came. All of few classes are candidates already."""
+    """Where a class stands in a user's past; -1 if it never came. All of few classes are candidates
+    already."""
     if past.number[1] <= OWN_CANDIDATES:
         return np.int64(-1)
     at = find(past.key[CLASS_ROW], known)
@@ -114,9 +124,11 @@ def _slot_of(past, known):  # type: ignore[no-untyped-def]
 
 @inner
 def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-def]
-    """The user's most recent classes, then the most frequent followers of each global context; returns how many.
+    """The user's most recent classes, then the most frequent followers of each global context;
+    returns how many.
 
-    Followers are ranked without the fold: one that only the fold's users showed would give the target away.
+    Followers are ranked without the fold: one that only the fold's users showed would give the
+    target away.
     """
     best = np.empty(GLOBAL_CANDIDATES, np.int64)
     events = np.empty(GLOBAL_CANDIDATES)
@@ -139,7 +151,8 @@ def _candidates(past, tables, fold, place, classes):  # type: ignore[no-untyped-
 
 @inner
 def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-def]
-    """Entries of the followers of a row with the most events without a fold, into `best`; returns how many."""
+    """Entries of the followers of a row with the most events without a fold, into `best`; returns
+    how many."""
     number, most = 0, len(best)
     for entry in range(tables.start[row], tables.start[row + 1]):
         if number == most and tables.counts[entry, tables.counts.shape[1] - 1] < events[most - 1]:
@@ -161,7 +174,8 @@ def _most_frequent(tables, row, fold, best, events):  # type: ignore[no-untyped-
 
 @inner
 def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def]
-    """Whether a follower comes before another: by events, then by frequency, for their order may know the fold."""
+    """Whether a follower comes before another: by events, then by frequency, for their order may
+    know the fold."""
     if found != most:
         return found > most
     return tables.prior[tables.follower[entry]] > tables.prior[tables.follower[other]]
@@ -169,7 +183,8 @@ def _is_ahead(tables, entry, found, other, most):  # type: ignore[no-untyped-def
 
 @inner
 def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-untyped-def]
-    """Counts (D, G + O) of the candidates in the global and own contexts; the contexts' events into total (J,)."""
+    """Counts (D, G + O) of the candidates in the global and own contexts; the contexts' events into
+    total (J,)."""
     total[:] = 0
     for g in range(_G):
         row = past.waiting_row[g]
@@ -199,7 +214,8 @@ def _gather(past, tables, fold, place, followed, total):  # type: ignore[no-unty
 def _evidence(past, weights, share, readings, row):  # type: ignore[no-untyped-def]
     """What depends on no candidate: evidence, the rest that is left, reliability, the moment.
 
-    `share` (2, J) holds the events of the global and own contexts, and becomes 1 / (n + w) and w / (n + w).
+    `share` (2, J) holds the events of the global and own contexts, and becomes 1 / (n + w) and w /
+    (n + w).
     """
     evidence, rest = readings.evidence[row], readings.rest[row]
     total, left = share[0], share[1]

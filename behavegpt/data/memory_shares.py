@@ -1,4 +1,5 @@
-"""The linear mixture of the count experts that fits a log best: shares by the length of the history, found by EM.
+"""The linear mixture of the count experts that fits a log best: shares by the length of the
+history, found by EM.
 
 It is what counting alone can do on a log, and the expert from which the mixer starts.
 """
@@ -15,7 +16,8 @@ LENGTHS = np.array([3, 10, 30, 100])  # known events at which the next shares be
 USERS, EVENTS = 1500, 60  # that are looked at, and how many of the latest events of each
 ITERATIONS = 60
 PSEUDO_ROWS = 100  # with which shares lean to those of all lengths, and these to equal ones
-EARLY, LATE = 0.7, 0.85  # shares of the events before which tables are counted, and from which shares are fitted
+# shares of the events before which tables are counted, and from which shares are fitted
+EARLY, LATE = 0.7, 0.85
 
 
 def fold_of(user: np.ndarray) -> np.ndarray:
@@ -26,8 +28,8 @@ def fold_of(user: np.ndarray) -> np.ndarray:
 def fit_shares(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> np.ndarray:
     """Shares (B, J) float32 that make the latest of the `used` (events,) bool events most probable.
 
-    Tables for them are counted on events of some time before, as they are when something is predicted: what was
-    popular last month is worth less than what all users did in the same weeks.
+    Tables for them are counted on events of some time before, as they are when something is
+    predicted: what was popular last month is worth less than what all users did in the same weeks.
     """
     early, late = np.quantile(columns.time[used], [EARLY, LATE]) if used.any() else (0, 0)
     folds = fold_of(np.arange(len(offsets) - 1))
@@ -62,7 +64,8 @@ def _leaning(chance: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def chance_of(readings: Readings, target: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Probability (N, J) that each expert gave to the targets (N,); those of targets below 0 mean nothing."""
+    """Probability (N, J) that each expert gave to the targets (N,); those of targets below 0 mean
+    nothing."""
     chance = readings.rest * prior[np.maximum(target, 0)][:, None]
     owner = np.repeat(np.arange(len(target)), np.diff(readings.start))
     match = readings.classes == target[owner]
@@ -71,7 +74,8 @@ def chance_of(readings: Readings, target: np.ndarray, prior: np.ndarray) -> np.n
 
 
 def _expectation_maximization(chance: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Shares (J,) of a mixture with component likelihoods `chance` (n, J); the start where there is no row."""
+    """Shares (J,) of a mixture with component likelihoods `chance` (n, J); the start where there is
+    no row."""
     for _ in range(ITERATIONS if len(chance) else 0):
         weighted = chance * share
         share = (weighted / weighted.sum(axis=1, keepdims=True)).mean(axis=0)

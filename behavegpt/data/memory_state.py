@@ -1,9 +1,10 @@
-"""One user's past that grows event by event, is read without its history, and is kept in a compact form.
+"""One user's past that grows event by event, is read without its history, and is kept in a compact
+form.
 
 What is kept does not depend on how the past grew, so equal histories give equal bytes.
 
-Shapes: N states that are read, K classes, J experts; of one past as it is kept: S classes, C contexts of all tables, E
-list entries.
+Shapes: N states that are read, K classes, J experts; of one past as it is kept: S classes, C
+contexts of all tables, E list entries.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from behavegpt.data.memory_tables import Columns, Tables, find
 
 ROOM = 8  # events of a new past; doubled when it is full
 FIXED = ("number", "clock", "last", "waiting", "waiting_row", "judged", "recent_total")
-BY_CLASS = ("slot_class", "slot_count", "slot_recent", "slot_event", "slot_time", "newest")  # (S, ...)
+# (S, ...)
+BY_CLASS = ("slot_class", "slot_count", "slot_recent", "slot_event", "slot_time", "newest")
 BY_ENTRY = ("entry_slot", "entry_count", "entry_next")  # (E,)
 CONTEXTS = ("key", "head", "total")  # (C,), table by table; table o has `contexts`[o]
 _J = len(EXPERTS)
 
 
 def extend(past: Past, tables: Tables, columns: Columns) -> Past:
-    """Take up events in their order: one of O(experts) each. Returns the past, a larger one where it was full."""
+    """Take up events in their order: one of O(experts) each. Returns the past, a larger one where
+    it was full."""
     needed = _used(past) + len(columns.behavior)
     if needed > len(past.slot_class):
         past = unpack(pack(past), max(needed, 2 * len(past.slot_class)))
@@ -61,19 +64,29 @@ def _read(past, tables, weights, place, readings, row):  # type: ignore[no-untyp
 
 
 def pack(past: Past) -> dict[str, np.ndarray]:
-    """The arrays to keep: FIXED, BY_CLASS (S, ...), BY_ENTRY (E,), CONTEXTS (C,), and `contexts` (O + 1,)."""
+    """The arrays to keep: FIXED, BY_CLASS (S, ...), BY_ENTRY (E,), CONTEXTS (C,), and `contexts` (O
+    + 1,)."""
     classes, entries = int(past.number[1]), int(past.number[2])
     kept = {name: getattr(past, name) for name in FIXED}
     kept |= {name: getattr(past, name)[:classes] for name in BY_CLASS}
     kept |= {name: getattr(past, name)[:entries] for name in BY_ENTRY}
     tables = [(o, past.taken[o, :number]) for o, number in enumerate(past.taken_number)]
-    kept |= {name: np.concatenate([getattr(past, name)[o, at] for o, at in tables]) for name in CONTEXTS}
-    return {name: array.copy() for name, array in kept.items()} | {"contexts": past.taken_number.copy()}
+    kept |= {
+        name: np.concatenate([getattr(past, name)[o, at] for o, at in tables]) for name in CONTEXTS
+    }
+    return {name: array.copy() for name, array in kept.items()} | {
+        "contexts": past.taken_number.copy()
+    }
 
 
 def unpack(kept: dict[str, np.ndarray], room: int = 0) -> Past:
-    """The past that `pack` kept, with room for events like `room` in all, or a little more than it needs."""
-    needed = max(len(kept["slot_class"]), int(kept["contexts"].max()), -(-len(kept["entry_slot"]) // len(OWN)))
+    """The past that `pack` kept, with room for events like `room` in all, or a little more than it
+    needs."""
+    needed = max(
+        len(kept["slot_class"]),
+        int(kept["contexts"].max()),
+        -(-len(kept["entry_slot"]) // len(OWN)),
+    )
     past = new_past(max(room, needed + ROOM))
     for name in (*FIXED, *BY_CLASS, *BY_ENTRY):
         array = kept[name]

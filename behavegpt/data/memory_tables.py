@@ -1,8 +1,10 @@
-"""Global tables of the memory: what followed in the training split, in contexts that all users share.
+"""Global tables of the memory: what followed in the training split, in contexts that all users
+share.
 
-A context is a row of a compressed table: its most frequent followers, and how many events it had. Counts are kept for
-each of eight folds of users, so that a training position can leave out its own user's events: a table that contains the
-target of the position it is asked at would be trusted far too much.
+A context is a row of a compressed table: its most frequent followers, and how many events it had.
+Counts are kept for each of eight folds of users, so that a training position can leave out its own
+user's events: a table that contains the target of the position it is asked at would be trusted far
+too much.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from behavegpt.data.compiled import inner, kernel
 from behavegpt.data.store import EventStore
 from behavegpt.data.vocabulary import FIRST
 
-GLOBAL = ("after_behavior", "after_two", "at_weekend_hour", "after_event_and_place", "after_behavior_at_hour")
+GLOBAL = (
+    "after_behavior",
+    "after_two",
+    "at_weekend_hour",
+    "after_event_and_place",
+    "after_behavior_at_hour",
+)
 CONTEXTS = (*GLOBAL, "at_place")  # with those that only the count baselines read
 FOLDS = 8
 FOLLOWERS = 128  # of a context that are kept, the most frequent ones
@@ -42,14 +50,16 @@ class Tables(NamedTuple):
     locations: np.ndarray  # (1,) int64 ids of locations
     key: np.ndarray  # (H,) int64 hash table of contexts, -1 where free
     row: np.ndarray  # (H,) int32 row of a context
-    start: np.ndarray  # (C + 1,) int64 followers of row c: start[c] .. start[c + 1] - 1, the most frequent first
+    # (C + 1,) int64 followers of row c: start[c] .. start[c + 1] - 1, the most frequent first
+    start: np.ndarray
     follower: np.ndarray  # (E,) int32 classes
     counts: np.ndarray  # (E, FOLDS + 1) float32 events by fold, all of them last
     total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
 
 
 def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
-    """What is counted, of vocabulary ids (`behavior`, `event`, maybe `location`), `slot`, `weekday` and `time`.
+    """What is counted, of vocabulary ids (`behavior`, `event`, maybe `location`), `slot`, `weekday`
+    and `time`.
 
     A log without places has place 0 everywhere.
     """
@@ -58,7 +68,9 @@ def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Colu
         behavior=np.maximum(np.asarray(columns["behavior"]).astype(np.int32) - FIRST, -1),
         event=np.asarray(columns["event"]).astype(np.int32),
         location=np.asarray(location).astype(np.int32),
-        slot=(np.asarray(columns["slot"]).astype(np.int32) * slot_minutes * SLOTS // DAY).astype(np.int16),
+        slot=(np.asarray(columns["slot"]).astype(np.int32) * slot_minutes * SLOTS // DAY).astype(
+            np.int16
+        ),
         weekday=np.asarray(columns["weekday"]).astype(np.int16),
         time=np.asarray(columns["time"]).astype(np.int64),
     )
@@ -66,7 +78,9 @@ def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Colu
 
 def store_columns(store: EventStore) -> Columns:
     """The columns of a prepared folder, in memory."""
-    return memory_columns({**store.columns, "behavior": store.column("behavior")}, store.schema.slot_minutes)
+    return memory_columns(
+        {**store.columns, "behavior": store.column("behavior")}, store.schema.slot_minutes
+    )
 
 
 def fit_tables(
@@ -80,10 +94,12 @@ def fit_tables(
     followers: int = FOLLOWERS,
     by_time: bool = False,
 ) -> Tables:
-    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of fold folds[u].
+    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of
+    fold folds[u].
 
     `by_time`: the folds (events,) are eras, and who leaves one out leaves out the later ones too.
-    `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent ones.
+    `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent
+    ones.
     """
     behavior = columns.behavior
     counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
@@ -93,10 +109,15 @@ def fit_tables(
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
     target = np.flatnonzero(wanted)
     locations = int(columns.location.max(initial=1)) + 1
-    keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]  # (targets, G)
+    # (targets, G)
+    keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]
     follower, fold = behavior[target], fold[target]
-    parts = [_followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))]
-    key, total, kept, followed, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    parts = [
+        _followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))
+    ]
+    key, total, kept, followed, counts = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     if by_time:
         for held in (total, counts):
             held[:, :FOLDS] = held[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
@@ -116,9 +137,11 @@ def fit_tables(
 def _followers(
     key: np.ndarray, follower: np.ndarray, fold: np.ndarray, classes: int, most: int
 ) -> tuple[np.ndarray, ...]:
-    """One kind of context: keys (C,), events (C, FOLDS + 1), followers kept of each (C,), and those with their counts.
+    """One kind of context: keys (C,), events (C, FOLDS + 1), followers kept of each (C,), and those
+    with their counts.
 
-    The followers (E,) stand by context, the most frequent first. Targets with key -1 are in no context.
+    The followers (E,) stand by context, the most frequent first. Targets with key -1 are in no
+    context.
     """
     known = key >= 0
     context, of_context = np.unique(key[known], return_inverse=True)
@@ -138,13 +161,16 @@ def _followers(
 
 def _by_fold(row: np.ndarray, fold: np.ndarray, rows: int) -> np.ndarray:
     """Events (rows, FOLDS + 1) float32 of each fold, and of all last."""
-    counts = np.bincount(row * (FOLDS + 1) + fold, minlength=rows * (FOLDS + 1)).reshape(rows, FOLDS + 1)
+    counts = np.bincount(row * (FOLDS + 1) + fold, minlength=rows * (FOLDS + 1)).reshape(
+        rows, FOLDS + 1
+    )
     counts[:, -1] = counts.sum(axis=1)
     return counts.astype(np.float32)
 
 
 def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Open addressing at a load of a half at most: keys (H,) and the place of each in `keys` (H,) int32."""
+    """Open addressing at a load of a half at most: keys (H,) and the place of each in `keys` (H,)
+    int32."""
     room = 1 << max(4, int(2 * len(keys)).bit_length())
     table, place = np.full(room, -1, np.int64), np.full(room, -1, np.int32)
     _fill(table, place, keys)
@@ -160,7 +186,8 @@ def _fill(table: np.ndarray, place: np.ndarray, keys: np.ndarray) -> None:
 
 @inner
 def find(table, key):  # type: ignore[no-untyped-def]
-    """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would be put if absent."""
+    """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would
+    be put if absent."""
     mask = len(table) - 1
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     at = np.int64(mixed >> np.uint64(32)) & mask
@@ -171,7 +198,8 @@ def find(table, key):  # type: ignore[no-untyped-def]
 
 @inner
 def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
-    """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none) and last event."""
+    """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none)
+    and last event."""
     keys[:] = -1
     if last >= 0:
         keys[0] = last * 8
@@ -201,4 +229,14 @@ def _keys_of_positions(keys, behavior, event, location, slot, weekday, offsets, 
         for t in range(offsets[user], offsets[user + 1]):
             if behavior[t] >= 0:
                 last, before = behavior[t], last
-            global_keys(keys[t], last, before, event[t], location[t], slot[t], weekday[t], classes, locations)
+            global_keys(
+                keys[t],
+                last,
+                before,
+                event[t],
+                location[t],
+                slot[t],
+                weekday[t],
+                classes,
+                locations,
+            )

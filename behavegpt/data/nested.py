@@ -1,8 +1,9 @@
-"""Values below a column by a dotted path (`geo.city`), and lists that hold one user's events in one row.
+"""Values below a column by a dotted path (`geo.city`), and lists that hold one user's events in one
+row.
 
-A step of a path is a field of a struct or JSON object, a key of a map, a number in a list, or the `key` of a list of
-key-value pairs (the `event_params` of Google Analytics). Of a list of structs the first is meant, or, where a row holds
-a whole history, every one.
+A step of a path is a field of a struct or JSON object, a key of a map, a number in a list, or the
+`key` of a list of key-value pairs (the `event_params` of Google Analytics). Of a list of structs
+the first is meant, or, where a row holds a whole history, every one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from behavegpt.data.database import literal, quoted
 from behavegpt.errors import DataError
 
 _DEPTH = 4
-_ALTERNATIVES = ("string_value", "int_value", "double_value", "float_value", "bool_value")  # of one value, of any type
+# of one value, of any type
+_ALTERNATIVES = ("string_value", "int_value", "double_value", "float_value", "bool_value")
 
 
 class Value(NamedTuple):
@@ -40,7 +42,8 @@ def split_path(path: str, names: Collection[str]) -> tuple[str, list[str]] | Non
 
 
 def typed_value(name: str, kind: Any, steps: Sequence[str], many: bool) -> Value:
-    """The value at `steps` below a column of a DuckDB type; `many`: rows may be histories. Raises DataError."""
+    """The value at `steps` below a column of a DuckDB type; `many`: rows may be histories. Raises
+    DataError."""
     return _typed(quoted(name), kind, list(steps), many, name)
 
 
@@ -52,18 +55,27 @@ def json_value(name: str, samples: Sequence[Any], steps: Sequence[str], many: bo
 def part_sql(name: str) -> str:
     """SQL of the value that a folder called NAME=VALUE gives to the rows of its files."""
     pattern = f"(?:.*[/\\\\]|^){re.escape(name)}=([^/\\\\]*)[/\\\\]"
-    return f"nullif(url_decode(regexp_extract(behavegpt_file, {literal(pattern)}, 1)), '__HIVE_DEFAULT_PARTITION__')"
+    return (
+        f"nullif(url_decode(regexp_extract(behavegpt_file, {literal(pattern)}, 1)), "
+        "'__HIVE_DEFAULT_PARTITION__')"
+    )
 
 
-def check_lengths(con: duckdb.DuckDBPyConnection, where: str, base: str, lists: Mapping[str, str]) -> None:
+def check_lengths(
+    con: duckdb.DuckDBPyConnection, where: str, base: str, lists: Mapping[str, str]
+) -> None:
     """Raise DataError where the lists (column -> SQL) of a row differ in length."""
     first, *others = lists.items()
     for column, sql in others:
-        query = f"SELECT len({first[1]}), len({sql}) FROM {base} WHERE len({first[1]}) <> len({sql}) LIMIT 1"
+        query = (
+            f"SELECT len({first[1]}), len({sql}) FROM {base} WHERE len({first[1]}) <> len({sql}) "
+            "LIMIT 1"
+        )
         found = con.execute(query).fetchone()
         if found:
             raise DataError(
-                f"{where}: each row is a history, but in one {first[0]!r} has {found[0]} elements and {column!r} "
+                f"{where}: each row is a history, but in one {first[0]!r} has {found[0]} elements "
+                f"and {column!r} "
                 f"{found[1]}; write one element per event in each list."
             )
 
@@ -89,13 +101,24 @@ def _typed(sql: str, kind: Any, steps: list[str], many: bool, where: str) -> Val
     step, rest = steps[0], steps[1:]
     if kind.id == "struct":
         fields = dict(kind.children)
-        name = next((f for f in fields if f == step), next((f for f in fields if f.lower() == step.lower()), None))
+        name = next(
+            (f for f in fields if f == step),
+            next((f for f in fields if f.lower() == step.lower()), None),
+        )
         if name is None:
-            raise DataError(f"column {where!r} has no field {step!r}. Fields: {', '.join(list(fields)[:30])}.")
-        return _typed(f"struct_extract({sql}, {literal(name)})", fields[name], rest, many, f"{where}.{name}")
+            raise DataError(
+                f"column {where!r} has no field {step!r}. Fields: {', '.join(list(fields)[:30])}."
+            )
+        return _typed(
+            f"struct_extract({sql}, {literal(name)})", fields[name], rest, many, f"{where}.{name}"
+        )
     if kind.id == "map":
         return _typed(
-            f"map_extract({sql}, {literal(step)})[1]", dict(kind.children)["value"], rest, many, f"{where}.{step}"
+            f"map_extract({sql}, {literal(step)})[1]",
+            dict(kind.children)["value"],
+            rest,
+            many,
+            f"{where}.{step}",
         )
     if kind.id in ("list", "array"):
         element = kind.children[0][1]
@@ -124,17 +147,24 @@ def _whole(sql: str, kind: Any, many: bool) -> Value:
 def _json(sql: str, samples: list[Any], steps: list[str], many: bool) -> Value:
     lists = bool(samples) and all(isinstance(sample, list) for sample in samples)
     if not steps:
-        if samples and all(isinstance(s, dict) and s and s.keys() <= set(_ALTERNATIVES) for s in samples):
+        if samples and all(
+            isinstance(s, dict) and s and s.keys() <= set(_ALTERNATIVES) for s in samples
+        ):
             texts = (f"json_extract_string({sql}, '$.{name}')" for name in _ALTERNATIVES)
             return Value(f"to_json(coalesce({', '.join(texts)}))")
         return Value(sql, many and lists)
     step, rest = steps[0], steps[1:]
     if not lists:
         below = [s.get(step) for s in samples if isinstance(s, dict)]
-        return _json(f"json_extract({sql}, {literal(_json_path([step]))})", _there(below), rest, many)
+        return _json(
+            f"json_extract({sql}, {literal(_json_path([step]))})", _there(below), rest, many
+        )
     elements = [element for sample in samples for element in sample]
     if elements and all(isinstance(e, dict) and {"key", "value"} <= e.keys() for e in elements):
-        pairs = f"list_filter({json_list(sql)}, lambda x: json_extract_string(x, '$.key') = {literal(step)})"
+        pairs = (
+            f"list_filter({json_list(sql)}, lambda x: json_extract_string(x, '$.key') = "
+            f"{literal(step)})"
+        )
         below = [e["value"] for e in elements if e["key"] == step]
         return _json(f"json_extract({pairs}[1], '$.value')", _there(below), rest, many)
     if step.isdecimal():
@@ -148,11 +178,15 @@ def _json(sql: str, samples: list[Any], steps: list[str], many: bool) -> Value:
 
 def json_list(sql: str) -> str:
     """SQL of a JSON array as a list of JSON; a single value is a list of one."""
-    return f"CASE WHEN json_type({sql}) = 'ARRAY' THEN from_json({sql}, '[\"JSON\"]') ELSE [{sql}] END"
+    return (
+        f"CASE WHEN json_type({sql}) = 'ARRAY' THEN from_json({sql}, '[\"JSON\"]') ELSE [{sql}] END"
+    )
 
 
 def _json_path(steps: Sequence[str]) -> str:
-    return "$" + "".join('."' + step.replace("\\", "\\\\").replace('"', '\\"') + '"' for step in steps)
+    return "$" + "".join(
+        '."' + step.replace("\\", "\\\\").replace('"', '\\"') + '"' for step in steps
+    )
 
 
 def _there(values: Sequence[Any]) -> list[Any]:

@@ -1,9 +1,10 @@
 """From a prepared folder to packed batches: windows of histories, rows of windows, tensors of rows.
 
-A window of n events starting at flat index s feeds events s .. s+n-1 and asks, at each, for the behavior of the
-next event: targets s+1 .. s+n. This is the one place where a target is made.
+A window of n events starting at flat index s feeds events s .. s+n-1 and asks, at each, for the
+behavior of the next event: targets s+1 .. s+n. This is the one place where a target is made.
 
-Everything here is a pure function of the data and (seed, epoch). Shapes: W windows, R positions a row, B rows.
+Everything here is a pure function of the data and (seed, epoch). Shapes: W windows, R positions a
+row, B rows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Windows:
 
     start: np.ndarray  # flat index of the first input event
     length: np.ndarray  # number of input events
-    score_from: np.ndarray  # first position whose target is asked for; the ones before are context only
+    # first position whose target is asked for; the ones before are context only
+    score_from: np.ndarray
 
     def __len__(self) -> int:
         return len(self.start)
@@ -56,11 +58,14 @@ def target_rows(store: EventStore, split: int) -> np.ndarray:
 
     Left out: each user's first event (nothing is known before it) and unknown or missing behaviors.
     """
-    return np.flatnonzero(_followers(store, split) & (np.asarray(store.column("behavior")) >= FIRST))
+    return np.flatnonzero(
+        _followers(store, split) & (np.asarray(store.column("behavior")) >= FIRST)
+    )
 
 
 def count_unseen(store: EventStore, split: int) -> int:
-    """Events of a split that `target_rows` leaves out although something precedes them: the label is unknown."""
+    """Events of a split that `target_rows` leaves out although something precedes them: the label
+    is unknown."""
     return int((_followers(store, split) & (np.asarray(store.column("behavior")) < FIRST)).sum())
 
 
@@ -72,10 +77,11 @@ def _followers(store: EventStore, split: int) -> np.ndarray:
 
 
 def training_windows(store: EventStore, max_length: int, rng: np.random.Generator) -> Windows:
-    """All training targets exactly once, long histories cut into windows of at most `max_length` events.
+    """All training targets exactly once, long histories cut into windows of at most `max_length`
+    events.
 
-    The remainder of a cut history stands at a random place, so that epochs cut it differently while the number of
-    windows of each length, and so the number of rows, stays the same.
+    The remainder of a cut history stands at a random place, so that epochs cut it differently while
+    the number of windows of each length, and so the number of rows, stays the same.
     """
     first, events = _range_of(store, TRAIN)
     tokens = np.maximum(events - 1, 0)
@@ -92,10 +98,11 @@ def training_windows(store: EventStore, max_length: int, rng: np.random.Generato
 
 
 def evaluation_windows(store: EventStore, split: int, max_length: int) -> Windows:
-    """Every target of a split once, with the user's earlier events of any split as context, never later ones.
+    """Every target of a split once, with the user's earlier events of any split as context, never
+    later ones.
 
-    Histories longer than `max_length` are read in windows that overlap by half, so that every target sees at least
-    `max_length // 2` earlier events, or all there are.
+    Histories longer than `max_length` are read in windows that overlap by half, so that every
+    target sees at least `max_length // 2` earlier events, or all there are.
     """
     first, events = _range_of(store, split)
     begin = store.offsets[:-1]
@@ -113,13 +120,17 @@ def evaluation_windows(store: EventStore, split: int, max_length: int) -> Window
 
 
 def pack_rows(windows: Windows, row_length: int, rng: np.random.Generator | None = None) -> RowPlan:
-    """Lay windows side by side into rows of `row_length` positions: best fit on the histogram of lengths.
+    """Lay windows side by side into rows of `row_length` positions: best fit on the histogram of
+    lengths.
 
-    With `rng`, windows of equal length and the rows are shuffled. Raises ValueError for a window longer than a row.
+    With `rng`, windows of equal length and the rows are shuffled. Raises ValueError for a window
+    longer than a row.
     """
     count = len(windows)
     if count and int(windows.length.max()) > row_length:
-        raise ValueError(f"a window of {int(windows.length.max())} events does not fit a row of {row_length}")
+        raise ValueError(
+            f"a window of {int(windows.length.max())} events does not fit a row of {row_length}"
+        )
     shuffled = rng.permutation(count) if rng is not None else np.arange(count)
     queue = shuffled[np.argsort(windows.length[shuffled], kind="stable")]
     histogram = np.bincount(windows.length, minlength=row_length + 1)
@@ -158,8 +169,8 @@ def collate(
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
 
-    `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`, `event` as `input_ids`.
-    `memory` tells what the counts say at the positions with a target.
+    `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
+    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
     """
     source, place, position, document, scored = _layout(plan, rows, row_length)
     shape = (len(rows), row_length)
@@ -196,12 +207,14 @@ def collate(
 
 
 def argument_name(field: str) -> str:
-    """The model's argument for a field: `input_ids` for the event (transformers' main input), else `FIELD_ids`."""
+    """The model's argument for a field: `input_ids` for the event (transformers' main input), else
+    `FIELD_ids`."""
     return "input_ids" if field == "event" else f"{field}_ids"
 
 
 def _range_of(store: EventStore, split: int) -> tuple[np.ndarray, np.ndarray]:
-    """First flat index and number of events of each user in a split; a user's events of a split are contiguous."""
+    """First flat index and number of events of each user in a split; a user's events of a split are
+    contiguous."""
     inside = np.concatenate([[0], np.cumsum(np.asarray(store.columns["split"]) == split)])
     earlier = np.concatenate([[0], np.cumsum(np.asarray(store.columns["split"]) < split)])
     begin, end = store.offsets[:-1], store.offsets[1:]
@@ -219,14 +232,16 @@ def _fill(histogram: np.ndarray, row_length: int) -> list[tuple[int, int]]:
         copies = min(int(histogram[length]), left // length)
         pattern.append((length, copies))
         left -= length * copies
-        if left >= length:  # all windows of this length are in the row already: look at shorter ones
+        # all windows of this length are in the row already: look at shorter ones
+        if left >= length:
             histogram = histogram.copy()
             histogram[length] = 0
     return pattern
 
 
 def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarray, ...]:
-    """For each event of the rows: flat index, place in the batch, position, document, whether it is scored."""
+    """For each event of the rows: flat index, place in the batch, position, document, whether it is
+    scored."""
     real = np.flatnonzero(rows >= 0)
     held = plan.pointer[rows[real] + 1] - plan.pointer[rows[real]]
     window = ranges(plan.pointer[rows[real]], held)
@@ -240,10 +255,12 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarra
 
 
 def gap_buckets(seconds: np.ndarray) -> np.ndarray:
-    """Buckets, int64 in [0, GAP_BUCKETS), of times between events in seconds (padding may make them negative)."""
+    """Buckets, int64 in [0, GAP_BUCKETS), of times between events in seconds (padding may make them
+    negative)."""
     return half_octaves(seconds, GAP_BUCKETS)
 
 
 def half_octaves(values: np.ndarray, buckets: int) -> np.ndarray:
-    """Buckets of equal width on a logarithmic scale, two for each doubling of 1 + value; int64 in [0, buckets)."""
+    """Buckets of equal width on a logarithmic scale, two for each doubling of 1 + value; int64 in
+    [0, buckets)."""
     return np.minimum((2 * np.log2(1 + np.maximum(values, 0))).astype(np.int64), buckets - 1)

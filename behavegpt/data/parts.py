@@ -1,7 +1,9 @@
-"""Events coded and sorted in several places, part by part, and put together as if one place had done it.
+"""Events coded and sorted in several places, part by part, and put together as if one place had
+done it.
 
-DIR/c0.parquet, c1.parquet ...    labels of the user and the other fields in text order, and the events of each
-DIR/c0.npy, c1.npy ..., time.npy  codes of the part's own labels (0 = null), and microseconds; sorted by user and time
+DIR/c0.parquet, c1.parquet ...    labels of the user and the other fields in text order, and the
+events of each DIR/c0.npy, c1.npy ..., time.npy  codes of the part's own labels (0 = null), and
+microseconds; sorted by user and time
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from behavegpt.data.plan import Plan, shrink_codes
 from behavegpt.user_embeddings import write_array
 
 
-def save_part(con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[str], folder: Path) -> None:
-    """Code, sort and save all rows of some users: `time`, maybe `order_key`, and the labels of `fields` as c0, c1 ...
+def save_part(
+    con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[str], folder: Path
+) -> None:
+    """Code, sort and save all rows of some users: `time`, maybe `order_key`, and the labels of
+    `fields` as c0, c1 ...
 
     The first field is the user.
     """
@@ -45,7 +50,8 @@ def save_part(con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[
 
 
 class Parts:
-    """Events that workers have coded and sorted; part p holds the users after those of part p - 1. See encode.Buckets.
+    """Events that workers have coded and sorted; part p holds the users after those of part p - 1.
+    See encode.Buckets.
 
     Makes the plan's dictionaries of all labels from those of the parts.
     """
@@ -56,10 +62,14 @@ class Parts:
         self.buckets, self._folders = len(folders), folders
         self._codes: dict[str, list[np.ndarray]] = {}
         for i, field in enumerate(plan.columns):
-            self._codes[field] = _join_dictionaries(plan.con, i, [folder / f"c{i}.parquet" for folder in folders])
+            self._codes[field] = _join_dictionaries(
+                plan.con, i, [folder / f"c{i}.parquet" for folder in folders]
+            )
         self._files = {field: f"c{i}" for i, field in enumerate(plan.columns)}
         ends = [codes[[1, -1]] for codes in self._codes["user"]]
-        assert np.all(np.diff(np.ravel(ends).astype(np.int64)) >= 0), "parts must hold ascending ranges of users"
+        assert np.all(np.diff(np.ravel(ends).astype(np.int64)) >= 0), (
+            "parts must hold ascending ranges of users"
+        )
 
     def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns (N,) of a part, codes of all parts together."""
@@ -70,29 +80,40 @@ class Parts:
         for part in range(self.buckets):
             rows = len(self._open(part, "time"))
             for start in range(0, rows, PIECE):
-                yield {name: self._column(part, name, slice(start, start + PIECE)) for name in names}
+                yield {
+                    name: self._column(part, name, slice(start, start + PIECE)) for name in names
+                }
 
     def _column(self, part: int, name: str, rows: slice) -> np.ndarray:
         values = np.asarray(self._open(part, self._files.get(name, name))[rows])
         return self._codes[name][part][values] if name in self._codes else values
 
     def _open(self, part: int, file: str) -> np.ndarray:
-        column: np.ndarray = np.load(self._folders[part] / f"{file}.npy", mmap_mode="r", allow_pickle=False)
+        column: np.ndarray = np.load(
+            self._folders[part] / f"{file}.npy", mmap_mode="r", allow_pickle=False
+        )
         return column
 
 
-def _join_dictionaries(con: duckdb.DuckDBPyConnection, number: int, files: list[Path]) -> list[np.ndarray]:
-    """Make `dictionary_{number}` from the parts' labels; returns for each part its codes as codes of all parts."""
+def _join_dictionaries(
+    con: duckdb.DuckDBPyConnection, number: int, files: list[Path]
+) -> list[np.ndarray]:
+    """Make `dictionary_{number}` from the parts' labels; returns for each part its codes as codes
+    of all parts."""
     name, empty = f"dictionary_{number}", "(SELECT ''::VARCHAR AS label, 0 AS events WHERE false)"
     table = f"read_parquet([{', '.join(literal(file) for file in files)}])" if files else empty
     con.execute(
-        f"CREATE TABLE {name} AS SELECT label, (row_number() OVER (ORDER BY label))::UINTEGER AS code, events FROM "
+        f"CREATE TABLE {name} AS SELECT label, (row_number() OVER (ORDER BY label))::UINTEGER AS "
+        "code, events FROM "
         f"(SELECT label, sum(events)::BIGINT AS events FROM {table} GROUP BY label) ORDER BY code"
     )
     shrink_codes(con, number, one_row(con, f"SELECT count(*) FROM {name}")[0])
     found = []
     for file in files:
-        query = f"SELECT d.code FROM read_parquet({literal(file)}) p JOIN {name} d USING (label) ORDER BY d.code"
+        query = (
+            f"SELECT d.code FROM read_parquet({literal(file)}) p JOIN {name} d USING (label) "
+            "ORDER BY d.code"
+        )
         codes = con.sql(query).fetchnumpy()["code"]
         found.append(np.concatenate([np.zeros(1, codes.dtype), np.asarray(codes)]))
     return found

@@ -1,7 +1,8 @@
-"""How to read logs: what is a label, a time, a bad row. The one implementation for prepare and predict.
+"""How to read logs: what is a label, a time, a bad row. The one implementation for prepare and
+predict.
 
-Every label column gets a dictionary (codes 1... in text order, 0 = null); events then travel as integers. How values
-are written as labels is decided once, in labels.py.
+Every label column gets a dictionary (codes 1... in text order, 0 = null); events then travel as
+integers. How values are written as labels is decided once, in labels.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from behavegpt.data.database import literal, one_row, quoted, reading
-from behavegpt.data.labels import RULES, TEXT, check_exact, choose_rule, create_values, fitting_rules
+from behavegpt.data.labels import (
+    RULES,
+    TEXT,
+    check_exact,
+    choose_rule,
+    create_values,
+    fitting_rules,
+)
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.survey import Survey, order_is_whole, survey_times
@@ -38,7 +46,9 @@ REASONS = (
     "order is not a number",
     "line cannot be cut into columns",
 )
-WRONG_TYPE, NO_USER, NO_TIME, BAD_TIME, LATE, NO_EVENT, BAD_ORDER, MALFORMED = range(1, len(REASONS))
+WRONG_TYPE, NO_USER, NO_TIME, BAD_TIME, LATE, NO_EVENT, BAD_ORDER, MALFORMED = range(
+    1, len(REASONS)
+)
 _NO_LABELS = ("BLOB", "BIT", "STRUCT", "MAP", "UNION", "INTERVAL", "GEOMETRY", "VARIANT")
 _LONGEST = 2**32 - 4 * 86_400  # seconds that a stored time can hold, less what a zone may move it
 
@@ -47,8 +57,8 @@ class Rows(NamedTuple):
     """Accepted events of one batch as arrays of equal length."""
 
     columns: dict[str, np.ndarray]
-    """user and label fields: codes in the smallest unsigned type; time: int64 microseconds; order: int64 or float64,
-    only if the schema names it."""
+    """user and label fields: codes in the smallest unsigned type; time: int64 microseconds; order:
+    int64 or float64, only if the schema names it."""
     rejected: np.ndarray
     """Rows per reason (len(REASONS),) int64."""
     rejected_users: np.ndarray
@@ -57,7 +67,8 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to read one source by one schema; dictionary i of `columns` is the table `dictionary_i`."""
+    """How to read one source by one schema; dictionary i of `columns` is the table
+    `dictionary_i`."""
 
     con: duckdb.DuckDBPyConnection
     source: Source
@@ -79,27 +90,42 @@ class Plan:
 
     def labels(self, field: str) -> pa.StringArray:
         """Labels (codes,) of a field by code; null for code 0."""
-        column = self.con.sql(f"SELECT label FROM {self.dictionary(field)} ORDER BY code").to_arrow_table()["label"]
+        column = self.con.sql(
+            f"SELECT label FROM {self.dictionary(field)} ORDER BY code"
+        ).to_arrow_table()["label"]
         return pa.concat_arrays([pa.nulls(1, pa.string()), *column.cast(pa.string()).chunks])
 
     def events(self, field: str) -> np.ndarray:
         """Rows (codes,) int64 of every label of a field, bad ones included; 0 for null."""
-        found = self.con.sql(f"SELECT events FROM {self.dictionary(field)} ORDER BY code").fetchnumpy()["events"]
+        found = self.con.sql(
+            f"SELECT events FROM {self.dictionary(field)} ORDER BY code"
+        ).fetchnumpy()["events"]
         return np.concatenate([np.zeros(1, np.int64), found])
 
     def hashes(self) -> dict[str, np.ndarray]:
         """A stable 64-bit hash (codes,) uint64 of every user and label by field; 0 for null."""
         query = "SELECT md5_number_lower(label) AS hash FROM {} ORDER BY code"
-        found = {f: self.con.sql(query.format(self.dictionary(f))).fetchnumpy()["hash"] for f in self.columns}
-        return {f: np.concatenate([np.zeros(1, np.uint64), np.asarray(h, np.uint64)]) for f, h in found.items()}
+        found = {
+            f: self.con.sql(query.format(self.dictionary(f))).fetchnumpy()["hash"]
+            for f in self.columns
+        }
+        return {
+            f: np.concatenate([np.zeros(1, np.uint64), np.asarray(h, np.uint64)])
+            for f, h in found.items()
+        }
 
     def batches(self, rows: int) -> Iterator[Rows]:
         """All accepted events as integers in batches of about `rows`, in no order."""
         codes = ", ".join(f"coalesce(d{i}.code, 0) AS c{i}" for i in range(len(self.columns)))
         order = f", coalesce({', '.join(self.order)}) AS order_key" if self.order else ""
-        select = f"{codes}, behavegpt_stamp AS stamp, behavegpt_wall AS wall, {self._reason()} AS reason{order}"
+        select = (
+            f"{codes}, behavegpt_stamp AS stamp, behavegpt_wall AS wall, {self._reason()} AS "
+            f"reason{order}"
+        )
         with reading(self.source.name, self.source.files):
-            for batch in self.con.sql(f"SELECT {select} FROM {self._joined()}").to_arrow_reader(rows):
+            for batch in self.con.sql(f"SELECT {select} FROM {self._joined()}").to_arrow_reader(
+                rows
+            ):
                 yield self._rows(batch)
 
     def rejects(self) -> str:
@@ -107,22 +133,29 @@ class Plan:
         roles = needed_columns(self.schema, self.columns)
         names = reject_columns(self.schema, self.columns)[1:-1]
         values = ", ".join(
-            f"s.{quoted(column)}::VARCHAR AS {quoted(name)}" for name, column in zip(names, roles.values(), strict=True)
+            f"s.{quoted(column)}::VARCHAR AS {quoted(name)}"
+            for name, column in zip(names, roles.values(), strict=True)
         )
         texts = " ".join(f"WHEN {i} THEN {literal(text)}" for i, text in enumerate(REASONS))
         query = (
-            f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS reason "
+            f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS "
+            "reason "
             f"FROM {self._joined()} WHERE {self._reason()} > 0"
         )
         if self.source.malformed:
             rest = ", NULL" * (len(roles) - 1)
-            query += f" UNION ALL SELECT file, line{rest}, {literal(REASONS[MALFORMED])} FROM {self.source.malformed}"
+            query += (
+                f" UNION ALL SELECT file, line{rest}, {literal(REASONS[MALFORMED])} FROM "
+                f"{self.source.malformed}"
+            )
         return f"SELECT * FROM ({query}) ORDER BY ALL"
 
     def malformed(self) -> int:
         """Number of CSV lines that could not be cut into columns; a record may have several."""
         return (
-            one_row(self.con, f"SELECT coalesce(sum(lines), 0)::BIGINT FROM {self.source.malformed}")[0]
+            one_row(
+                self.con, f"SELECT coalesce(sum(lines), 0)::BIGINT FROM {self.source.malformed}"
+            )[0]
             if self.source.malformed
             else 0
         )
@@ -135,7 +168,8 @@ class Plan:
             batch = batch.filter(pc.equal(batch["reason"], 0))
         columns = {name: np.from_dlpack(batch[f"c{i}"]) for i, name in enumerate(self.columns)}
         stamps = np.from_dlpack(batch["stamp"])
-        # The common case is a column that is all walls or all instants: no array of flags is needed.
+        # The common case is a column that is all walls or all instants: no array of flags is
+        # needed.
         wall = {"true": True, "false": False}.get(self.time.wall)
         walls = np.from_dlpack(batch["wall"]).astype(bool) if wall is None else wall
         columns["time"] = instants(stamps, walls, self.schema)
@@ -145,8 +179,12 @@ class Plan:
 
     def _joined(self) -> str:
         """SQL of the rows as `s`, with stamp and wall, and of the dictionaries as d0, d1, ..."""
-        stamp, wall = f"{self.time.stamp} AS behavegpt_stamp", f"({self.time.wall})::UTINYINT AS behavegpt_wall"
-        # The user's dictionary is the largest: joined last, so that the others still see the file's own dictionaries.
+        stamp, wall = (
+            f"{self.time.stamp} AS behavegpt_stamp",
+            f"({self.time.wall})::UTINYINT AS behavegpt_wall",
+        )
+        # The user's dictionary is the largest: joined last, so that the others still see the file's
+        # own dictionaries.
         names = [quoted(column) for column in self.columns.values()]
         # An inner join is the same where every row has a label, and cheaper.
         kinds = ["LEFT JOIN" if nulls else "JOIN" for nulls in self.nulls]
@@ -170,7 +208,9 @@ class Plan:
             cases = {WRONG_TYPE: f"{self.source.wrong} IS NOT NULL", **cases}
         if self.order:
             name = f"s.{quoted(str(self.schema.order))}"
-            cases[BAD_ORDER] = f"{self.order[0]} IS NULL AND {name} IS NOT NULL AND {name}::VARCHAR <> ''"
+            cases[BAD_ORDER] = (
+                f"{self.order[0]} IS NULL AND {name} IS NOT NULL AND {name}::VARCHAR <> ''"
+            )
         whens = " ".join(f"WHEN {test} THEN {reason}" for reason, test in cases.items())
         return f"(CASE {whens} ELSE 0 END)::UTINYINT"
 
@@ -185,12 +225,15 @@ def plan_events(
 ) -> Plan:
     """Open the logs, decide how to read them, and build the dictionaries.
 
-    `fields` limits the label fields (the event is always read); `folder` takes temporary files. Raises DataError.
+    `fields` limits the label fields (the event is always read); `folder` takes temporary files.
+    Raises DataError.
     """
     columns = label_columns(schema, fields)
     needed = needed_columns(schema, columns)
     bounds = parse_range(time_range)
-    source = open_source(con, logs, part_columns(logs, needed), folder, time_parts(schema.time, logs)[0])
+    source = open_source(
+        con, logs, part_columns(logs, needed), folder, time_parts(schema.time, logs)[0]
+    )
     return make_plan(con, join_times(source, logs, schema.time), schema, columns, bounds)
 
 
@@ -202,7 +245,8 @@ def make_plan(
     bounds: tuple[int, int],
     survey: Survey | None = None,
 ) -> Plan:
-    """The plan of an open source; `survey` is what was found of all rows where the source is only a part of them."""
+    """The plan of an open source; `survey` is what was found of all rows where the source is only a
+    part of them."""
     check_types(source, schema, columns)
     with reading(source.name, source.files):
         time, kind = quoted(schema.time), source.types[schema.time]
@@ -217,13 +261,20 @@ def make_plan(
         for i, (field, column) in enumerate(columns.items()):
             rules[field], labeled = _build_dictionary(con, source, column, i, rules.get(field))
             nulls.append(labeled < rows)
-    schema = schema.model_copy(update={"time_unit": read.unit, "time_format": read.formats, "label_rules": rules})
+    schema = schema.model_copy(
+        update={"time_unit": read.unit, "time_format": read.formats, "label_rules": rules}
+    )
     return Plan(con, source, schema, columns, tuple(nulls), read, order, bounds)
 
 
 def label_columns(schema: EventSchema, fields: Collection[str] | None = None) -> dict[str, str]:
-    """user, event and the other label fields (those of `fields`, the event always) -> source column."""
-    labels = {f: c for f, c in schema.label_columns.items() if fields is None or f == "event" or f in fields}
+    """user, event and the other label fields (those of `fields`, the event always) -> source
+    column."""
+    labels = {
+        f: c
+        for f, c in schema.label_columns.items()
+        if fields is None or f == "event" or f in fields
+    }
     return {"user": schema.user, **labels}
 
 
@@ -235,14 +286,21 @@ def needed_columns(schema: EventSchema, columns: dict[str, str]) -> dict[str, st
 def reject_columns(schema: EventSchema, columns: dict[str, str]) -> list[str]:
     """Names of the columns of rejects.parquet."""
     roles = needed_columns(schema, columns)
-    return ["file", *(f"{role} (extra)" if role in ("file", "reason") else role for role in roles), "reason"]
+    return [
+        "file",
+        *(f"{role} (extra)" if role in ("file", "reason") else role for role in roles),
+        "reason",
+    ]
 
 
 def parse_range(time_range: tuple[str, str]) -> tuple[int, int]:
     """Epoch seconds of the two dates. Raises DataError."""
     bounds = (parse_date(time_range[0]), parse_date(time_range[1]))
     if not 0 < bounds[1] - bounds[0] <= _LONGEST:
-        raise DataError(f"time range {time_range[0]} to {time_range[1]}: must be ascending and at most 136 years.")
+        raise DataError(
+            f"time range {time_range[0]} to {time_range[1]}: must be ascending and at most 136 "
+            "years."
+        )
     return bounds
 
 
@@ -270,10 +328,16 @@ def _check_type(source: Source, role: str, column: str) -> None:
         bad, what = not is_time_type(kind), "a time"
         remedy = "use a timestamp, ISO text or an epoch number"
     if role == "order":
-        bad, what = bad or not (kind == "VARCHAR" or kind.startswith((*INTEGERS, *FLOATS))), "an order"
+        bad, what = (
+            bad or not (kind == "VARCHAR" or kind.startswith((*INTEGERS, *FLOATS))),
+            "an order",
+        )
         remedy = "use a numeric column"
     if bad:
-        raise DataError(f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; {remedy}.")
+        raise DataError(
+            f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; "
+            f"{remedy}."
+        )
 
 
 def _build_dictionary(
@@ -281,7 +345,8 @@ def _build_dictionary(
 ) -> tuple[str, int]:
     """Make the tables `dictionary_{number}` (label, code, events) and `raw_{number}` (raw, code).
 
-    Returns the column's rule, which is found out where none is given, and the number of rows with a label.
+    Returns the column's rule, which is found out where none is given, and the number of rows with a
+    label.
     """
     values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
     create_values(con, values, source.sql, column, kind)
@@ -289,20 +354,30 @@ def _build_dictionary(
     if rule is None:
         rule = choose_rule(fitting_rules(con, values, kind))
     # Where every value has a label of its own, one table is both.
-    own = rule == TEXT or (rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL"))
+    own = rule == TEXT or (
+        rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")
+    )
     written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
-    labels = written if own else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
+    labels = (
+        written
+        if own
+        else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
+    )
     con.execute(
-        f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY label))::UINTEGER AS "
+        f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY "
+        "label))::UINTEGER AS "
         f"code, events FROM {labels} ORDER BY code"
     )
-    count, rows = one_row(con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}")
+    count, rows = one_row(
+        con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}"
+    )
     shrink_codes(con, number, count)
     if own:
         con.execute(f"CREATE VIEW raw_{number} AS SELECT raw, code FROM {dictionary}")
     else:
         con.execute(
-            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN {dictionary} d USING (label)"
+            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN "
+            f"{dictionary} d USING (label)"
         )
     con.execute(f"DROP TABLE {values}")
     return rule, int(rows)
@@ -311,7 +386,10 @@ def _build_dictionary(
 def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:
     """Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less."""
     if labels < 1 << 16:
-        con.execute(f"ALTER TABLE dictionary_{number} ALTER code TYPE {'UTINYINT' if labels < 256 else 'USMALLINT'}")
+        con.execute(
+            f"ALTER TABLE dictionary_{number} ALTER code TYPE "
+            f"{'UTINYINT' if labels < 256 else 'USMALLINT'}"
+        )
 
 
 def _order_key(source: Source, column: str, whole: bool) -> tuple[str, str]:

@@ -1,8 +1,9 @@
-"""Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order, files and format.
+"""Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order,
+files and format.
 
-rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (buckets.py) -> who is kept, where
-the splits lie -> vocabularies of the training split -> each bucket sorted and appended to the .npy columns
--> os.replace.
+rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (buckets.py) ->
+who is kept, where the splits lie -> vocabularies of the training split -> each bucket sorted and
+appended to the .npy columns -> os.replace.
 """
 
 from __future__ import annotations
@@ -102,33 +103,50 @@ def prepare(
     progress: Callable[[str], None] | None = None,
     encoding: str | None = None,
 ) -> EventStore:
-    """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises DataError.
+    """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises
+    DataError.
 
-    Users with fewer than `min_events` events are left out before anything is counted; labels with fewer than
-    `min_count` training events, or beyond the `max_vocabulary` most frequent, become unknown. Both engines write the
-    same bytes; with Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
-    `encoding` is that of text files, UTF-8 by default.
+    Users with fewer than `min_events` events are left out before anything is counted; labels with
+    fewer than `min_count` training events, or beyond the `max_vocabulary` most frequent, become
+    unknown. Both engines write the same bytes; with Spark the logs and `out` must be seen by all
+    workers under the same path (docs/clusters.md). `encoding` is that of text files, UTF-8 by
+    default.
     """
     tell = progress or (lambda line: None)
-    budget = _checked(split, memory, min_events, min_count, max_vocabulary, max_reject_share, threads)
+    budget = _checked(
+        split, memory, min_events, min_count, max_vocabulary, max_reject_share, threads
+    )
     out = target(local_path(out))
     with _workspace(out, overwrite) as (folder, work), connect(work, budget // 2, threads) as con:
         found = find_logs(logs, encoding)
         tell(f"reading {found.name} ({found.format})")
         schema = schema or guess_schema(found, {})[0]
-        encoded = _encode(con, found, schema, work, time_range, min_events, budget, engine, spark_master, tell)
+        encoded = _encode(
+            con, found, schema, work, time_range, min_events, budget, engine, spark_master, tell
+        )
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
         _write_rejects(encoded, folder, max_reject_share, out)
         read = _fit(encoded, found, split, min_count, max_vocabulary)
-        tell("vocabularies: " + ", ".join(f"{f} {v.classes:,}" for f, v in read.vocabularies.items()))
+        tell(
+            "vocabularies: " + ", ".join(f"{f} {v.classes:,}" for f, v in read.vocabularies.items())
+        )
         for remark in read.remarks:
             tell(f"note: {remark}")
         facts = write_folder(read.encoded, read.splitter, read.vocabularies, folder)
-        write_card(folder / "data_card.md", facts, min_events=min_events, min_count=min_count, remarks=read.remarks)
+        write_card(
+            folder / "data_card.md",
+            facts,
+            min_events=min_events,
+            min_count=min_count,
+            remarks=read.remarks,
+        )
         ties = describe_ties(facts.manifest, MANY)
         if ties:
             tell(f"note: {ties}")
-        tell(f"{facts.manifest.events:,} events of {facts.manifest.users:,} users, hash {facts.manifest.content_hash}")
+        tell(
+            f"{facts.manifest.events:,} events of {facts.manifest.users:,} users, hash "
+            f"{facts.manifest.content_hash}"
+        )
     return open_store(out)
 
 
@@ -154,19 +172,34 @@ def preview(
 
     Raises the DataError that `prepare` with the same arguments would raise.
     """
-    budget = _checked(split, memory, min_events, min_count, max_vocabulary, max_reject_share, threads)
+    budget = _checked(
+        split, memory, min_events, min_count, max_vocabulary, max_reject_share, threads
+    )
     if out is not None:
         _check_free(Path(out), overwrite)
     with temporary_folder() as work, connect(work, budget // 2, threads) as con:
         found = find_logs(logs, encoding)
         schema = schema or guess_schema(found, {})[0]
         encoded = _encode(
-            con, found, schema, work, time_range, min_events, budget, engine, spark_master, lambda line: None
+            con,
+            found,
+            schema,
+            work,
+            time_range,
+            min_events,
+            budget,
+            engine,
+            spark_master,
+            lambda line: None,
         )
         _write_rejects(encoded, work, max_reject_share, None)
-        encoded, splitter, vocabularies, remarks = _fit(encoded, found, split, min_count, max_vocabulary)
+        encoded, splitter, vocabularies, remarks = _fit(
+            encoded, found, split, min_count, max_vocabulary
+        )
         sizes = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
-        ties = tell_ties(_count_ties(encoded), int(encoded.counts[encoded.kept].sum()), encoded.plan.schema, MANY)
+        ties = tell_ties(
+            _count_ties(encoded), int(encoded.counts[encoded.kept].sum()), encoded.plan.schema, MANY
+        )
         return Preview(
             guess_columns(found, encoded.plan.schema),
             encoded.plan.schema,
@@ -183,7 +216,9 @@ def preview(
 def _checked(split: str, memory: str, *numbers: float | None) -> int:
     """Bytes of `memory`, when all options make sense. Raises ConfigError and DataError."""
     parse_split(split)
-    check_settings(PrepareOptions, dict(zip(PrepareOptions.model_fields, numbers, strict=True)), "prepare")
+    check_settings(
+        PrepareOptions, dict(zip(PrepareOptions.model_fields, numbers, strict=True)), "prepare"
+    )
     return _bytes(memory)
 
 
@@ -211,22 +246,32 @@ def _encode(
     if engine == "spark":
         from behavegpt.data.spark import encode_on_spark
 
-        return encode_on_spark(con, logs, schema, work, time_range, min_events, budget, spark_master, tell)
+        return encode_on_spark(
+            con, logs, schema, work, time_range, min_events, budget, spark_master, tell
+        )
     plan = plan_events(con, logs, schema, work, time_range=time_range)
     return encode(plan, work, _batch_rows(budget), budget // 8, min_events)
 
 
-def _fit(encoded: Encoded, logs: Logs, split: str, min_count: int, max_vocabulary: int | None) -> _Read:
+def _fit(
+    encoded: Encoded, logs: Logs, split: str, min_count: int, max_vocabulary: int | None
+) -> _Read:
     """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
     encoded, clock = without_clock(encoded, logs)
     splitter = make_splitter(encoded, split)
     vocabularies = fit_vocabularies(encoded, splitter, min_count, max_vocabulary)
-    told = (encoded.plan.time.remark, early_times(encoded), clock, one_label(vocabularies, encoded.plan.schema))
+    told = (
+        encoded.plan.time.remark,
+        early_times(encoded),
+        clock,
+        one_label(vocabularies, encoded.plan.schema),
+    )
     return _Read(encoded, splitter, vocabularies, tuple(filter(None, told)))
 
 
 def _write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | None) -> None:
-    """Write rejects.parquet if there are any; raise DataError when they are too many, leaving them beside `out`."""
+    """Write rejects.parquet if there are any; raise DataError when they are too many, leaving them
+    beside `out`."""
     bad = int(encoded.rejected.sum())
     if not bad:
         return
@@ -237,7 +282,11 @@ def _write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path |
         text = pa.schema([(name, pa.string()) for name in rows.schema.names])
         with pq.ParquetWriter(file, text) as writer:
             for batch in rows:
-                writer.write_batch(pa.record_batch([column.cast(pa.string()) for column in batch.columns], schema=text))
+                writer.write_batch(
+                    pa.record_batch(
+                        [column.cast(pa.string()) for column in batch.columns], schema=text
+                    )
+                )
     if bad <= max_share * encoded.rows and encoded.kept.any():
         return
     lines = [
@@ -250,13 +299,15 @@ def _write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path |
         os.replace(file, beside)
         where = f" They are in {beside}."
     raise DataError(
-        f"{encoded.plan.source.name}: {bad:,} of {encoded.rows:,} rows cannot be used ({bad / encoded.rows:.1%}, "
+        f"{encoded.plan.source.name}: {bad:,} of {encoded.rows:,} rows cannot be used "
+        f"({bad / encoded.rows:.1%}, "
         f"allowed {max_share:.1%}): {'; '.join(lines)}.{where} {_remedy(encoded)}"
     )
 
 
 def _remedy(encoded: Encoded) -> str:
-    """What to do about too many rejected rows: allowing more helps only where most rows are good."""
+    """What to do about too many rejected rows: allowing more helps only where most rows are
+    good."""
     schema, share = encoded.plan.schema, encoded.rejected.sum() / encoded.rows
     most = int(np.argmax(encoded.rejected))
     remedies = {
@@ -264,12 +315,19 @@ def _remedy(encoded: Encoded) -> str:
         NO_TIME: f"Name another column than {schema.time!r} with --time",
         BAD_TIME: f"Name the form of the times in {schema.time!r} with --time-format, such as '%d/%m/%Y %H:%M', or "
         "another column with --time",
-        LATE: f"Name the unit of the times in {schema.time!r} with --time-unit, or another column with --time",
+        LATE: (
+            f"Name the unit of the times in {schema.time!r} with --time-unit, or another column "
+            "with --time"
+        ),
         NO_EVENT: f"Name another column than {schema.event!r} with --event",
         BAD_ORDER: f"Name another column than {schema.order!r} with --order",
     }
     remedy = remedies.get(most, "Mend the rows")
-    return f"{remedy}, or mend the rows, or allow more with --max-reject-share." if share <= _MOST_BAD else f"{remedy}."
+    return (
+        f"{remedy}, or mend the rows, or allow more with --max-reject-share."
+        if share <= _MOST_BAD
+        else f"{remedy}."
+    )
 
 
 def _example(encoded: Encoded, file: Path, reason: str) -> str:
@@ -277,9 +335,13 @@ def _example(encoded: Encoded, file: Path, reason: str) -> str:
     names = [name for name in pq.read_schema(file).names if name not in ("file", "reason")]
     values = ", ".join(f'"{name}"' for name in names)
     row = one_row(
-        encoded.plan.con, f"SELECT file, {values} FROM read_parquet({literal(file)}) WHERE reason = {literal(reason)}"
+        encoded.plan.con,
+        f"SELECT file, {values} FROM read_parquet({literal(file)}) WHERE reason = "
+        f"{literal(reason)}",
     )
-    shown = ", ".join(f"{name} = {str(value)[:60]!r}" for name, value in zip(names, row[1:], strict=True))
+    shown = ", ".join(
+        f"{name} = {str(value)[:60]!r}" for name, value in zip(names, row[1:], strict=True)
+    )
     return f"{shown} in {row[0]}"
 
 
@@ -299,7 +361,8 @@ def _bytes(memory: str) -> int:
 
 @contextmanager
 def _workspace(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch folder in it."""
+    """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch
+    folder in it."""
     check_output(out, "whole")
     with scratch(out) as folder:
         _check_free(out, overwrite)
@@ -316,4 +379,6 @@ def _check_free(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or not (out / "dataset.json").is_file():
         raise DataError(f"{out}: exists and is not a prepared folder; name another one with --out.")
     if not overwrite:
-        raise DataError(f"{out}: holds prepared data already; name another folder or pass --overwrite.")
+        raise DataError(
+            f"{out}: holds prepared data already; name another folder or pass --overwrite."
+        )

@@ -1,7 +1,8 @@
-"""A prepared folder read with another vocabulary: ids are mapped by label when the columns are opened.
+"""A prepared folder read with another vocabulary: ids are mapped by label when the columns are
+opened.
 
-The folder stays as it is, and so serves any number of models. Labels that the other vocabulary does not hold become
-unknown; a field that the folder lacks is constantly unknown, without taking memory.
+The folder stays as it is, and so serves any number of models. Labels that the other vocabulary does
+not hold become unknown; a field that the folder lacks is constantly unknown, without taking memory.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ def reencode(store: EventStore, vocabulary: Mapping[str, Vocabulary]) -> EventSt
             continue
         if ids.hash != target.hash:
             lookup = np.concatenate([[PAD, UNKNOWN], target.encode(ids.values)])
-            columns[field] = lookup.astype(np.min_scalar_type(len(target) - 1))[store.columns[field]]
-        counted[field] = replace_counts(target, training_counts(columns[field], columns["split"], len(target)))
+            columns[field] = lookup.astype(np.min_scalar_type(len(target) - 1))[
+                store.columns[field]
+            ]
+        counted[field] = replace_counts(
+            target, training_counts(columns[field], columns["split"], len(target))
+        )
     manifest = store.manifest.model_copy(
         update={
             "vocabulary": {field: v.hash for field, v in counted.items()},
@@ -64,7 +69,9 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
     for field, ours in store.vocabulary.items():
         known = tokenizer.vocabulary.get(field)
         if known is not None and (new := new_labels(known, ours)):
-            lines.append(f"{field}: {_examples(new)} unknown to the model, which knows {known.classes:,}")
+            lines.append(
+                f"{field}: {_examples(new)} unknown to the model, which knows {known.classes:,}"
+            )
     lines += [
         f"{field}: {known.classes:,} labels in the model, none in the data"
         for field, known in tokenizer.vocabulary.items()
@@ -72,11 +79,16 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
     ]
     if lines:
         raise CheckpointError(
-            f"{store.path} is not the kind of data this model was trained for: {'; '.join(lines)}. Adapt the model: "
-            f"behavegpt finetune configs/adapt/new_behavior.yaml base=MODEL data.path={store.path} out=RUN "
-            "(cross_domain.yaml for another domain); or predict from raw logs with `behavegpt predict`."
+            f"{store.path} is not the kind of data this model was trained for: "
+            f"{'; '.join(lines)}. Adapt the model: "
+            "behavegpt finetune configs/adapt/new_behavior.yaml base=MODEL "
+            f"data.path={store.path} out=RUN "
+            "(cross_domain.yaml for another domain); or predict from raw logs with `behavegpt "
+            "predict`."
         )
-    same = {field: v.hash for field, v in tokenizer.vocabulary.items()} == dict(store.manifest.vocabulary)
+    same = {field: v.hash for field, v in tokenizer.vocabulary.items()} == dict(
+        store.manifest.vocabulary
+    )
     return store if same else reencode(store, tokenizer.vocabulary)
 
 
@@ -91,7 +103,9 @@ def schema_difference(ours: EventSchema, theirs: EventSchema) -> list[str]:
 
 def new_labels(known: Vocabulary, found: Vocabulary) -> list[str]:
     """Labels of `found`, in its order, that `known` does not hold."""
-    return found.values.filter(pc.invert(pc.is_in(found.values, value_set=known.values))).to_pylist()
+    return found.values.filter(
+        pc.invert(pc.is_in(found.values, value_set=known.values))
+    ).to_pylist()
 
 
 def empty_vocabulary() -> Vocabulary:

@@ -1,4 +1,5 @@
-"""What people should know of a log before they train on it: dates without a clock, one label only."""
+"""What people should know of a log before they train on it: dates without a clock, one label
+only."""
 
 from __future__ import annotations
 
@@ -17,18 +18,23 @@ from behavegpt.data.vocabulary import Vocabulary
 
 _EARLY = 315_532_800  # 1980, in seconds
 _NEVER = 2**63 - 1
-_ALL, _MANY = 0.99, 0.3  # shares of events at midnight: the log tells no time of day, or not of all events
+# shares of events at midnight: the log tells no time of day, or not of all events
+_ALL, _MANY = 0.99, 0.3
 
 
 def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
     """The events with one slot a day where the log tells no time of day, and what to say about it.
 
-    Slots of half an hour would put every event into the first one. Another column of `logs` may hold it.
+    Slots of half an hour would put every event into the first one. Another column of `logs` may
+    hold it.
     """
     schema, share = encoded.plan.schema, _share_at_midnight(encoded)
     if share < _MANY or schema.slots == 1:
         return encoded, None
-    told = f"{share:.0%} of the times in {schema.time!r} are at midnight, as dates without a time of day are"
+    told = (
+        f"{share:.0%} of the times in {schema.time!r} are at midnight, as dates without a time of "
+        "day are"
+    )
     join = f"--time {schema.time}{PLUS}{_clock(schema, logs)}"
     remedy = f"if a column holds the hour or the time of day, join it: {join}"
     if share < _ALL:
@@ -43,7 +49,8 @@ def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
 
 
 def early_times(encoded: Encoded) -> str | None:
-    """What to say when all times are before the logs of our days: numbers may count something else than seconds."""
+    """What to say when all times are before the logs of our days: numbers may count something else
+    than seconds."""
     first, last = _NEVER, -_NEVER
     for times in encoded.times():
         first, last = int(times.min(initial=first)), int(times.max(initial=last))
@@ -51,8 +58,10 @@ def early_times(encoded: Encoded) -> str | None:
             return None
     begin, end = (str(np.datetime64(time // MICROS, "s")) for time in (first, last))
     return (
-        f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers that count days, or the "
-        "time since something else than 1970, look so: write them as dates, or weekdays and slots mean nothing"
+        f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers "
+        "that count days, or the "
+        "time since something else than 1970, look so: write them as dates, or weekdays and slots "
+        "mean nothing"
     )
 
 
@@ -63,13 +72,16 @@ def one_label(vocabularies: Mapping[str, Vocabulary], schema: EventSchema) -> st
         return None
     column, label = schema.label_columns[role], vocabularies[role].values[0].as_py()
     return (
-        f"every {role} of the training split is {label!r} (column {column!r}): a constant predictor is enough, it is "
-        f"right wherever a model is; name a column with more labels with --{role} if there is more to predict"
+        f"every {role} of the training split is {label!r} (column {column!r}): a constant "
+        "predictor is enough, it is "
+        f"right wherever a model is; name a column with more labels with --{role} if there is "
+        "more to predict"
     )
 
 
 def _share_at_midnight(encoded: Encoded) -> float:
-    """Share of the kept events at midnight, on the zone's clock or in UTC; 0 if it is small in the first piece."""
+    """Share of the kept events at midnight, on the zone's clock or in UTC; 0 if it is small in the
+    first piece."""
     local = zone(encoded.plan.schema.tz)
     on_clock = in_utc = events = 0
     for times in encoded.times():
@@ -85,5 +97,9 @@ def _share_at_midnight(encoded: Encoded) -> float:
 def _clock(schema: EventSchema, logs: Logs) -> str:
     """The column that could be the time of day, `hour` if there is none."""
     taken = {*time_parts(schema.time, logs), schema.user, *schema.label_columns.values()}
-    ranks = {c: rank for c in logs.columns if c not in taken and (rank := name_rank(c, CLOCKS)) is not None}
+    ranks = {
+        c: rank
+        for c in logs.columns
+        if c not in taken and (rank := name_rank(c, CLOCKS)) is not None
+    }
     return min(ranks, key=lambda column: ranks[column]) if ranks else "hour"

@@ -1,9 +1,10 @@
-"""Prepared folders on any file system that fsspec knows (s3://, gs://, https://, ...), read through a local copy.
+"""Prepared folders on any file system that fsspec knows (s3://, gs://, https://, ...), read through
+a local copy.
 
-A folder is fetched once for a machine into CACHE/CONTENT_HASH, checked against its content hash, and put in place in
-one rename; from then on it is memory-mapped like any other. So a run's rows and its resumption do not depend on where
-the data lie, and data that were replaced under the same name are other data.
-CACHE is $BEHAVEGPT_CACHE, else ~/.cache/behavegpt.
+A folder is fetched once for a machine into CACHE/CONTENT_HASH, checked against its content hash,
+and put in place in one rename; from then on it is memory-mapped like any other. So a run's rows and
+its resumption do not depend on where the data lie, and data that were replaced under the same name
+are other data. CACHE is $BEHAVEGPT_CACHE, else ~/.cache/behavegpt.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{url}: {error}; install the library for this kind of address, or copy the folder.") from None
+        raise DataError(
+            f"{url}: {error}; install the library for this kind of address, or copy the folder."
+        ) from None
     return files, root.rstrip("/")
 
 
@@ -83,13 +86,19 @@ def _manifest(files: Any, root: str, url: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(json.loads(files.cat_file(f"{root}/dataset.json")))
     except FileNotFoundError:
-        raise DataError(f"{url}: not a prepared folder (no dataset.json); check the address.") from None
+        raise DataError(
+            f"{url}: not a prepared folder (no dataset.json); check the address."
+        ) from None
     except (ValidationError, ValueError) as error:
         raise DataError(f"{url}/dataset.json: damaged ({error}); copy the folder anew.") from None
     except Exception as error:  # whatever the file system's library raises
-        raise DataError(f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access.") from None
+        raise DataError(
+            f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access."
+        ) from None
     if not manifest.content_hash.isalnum():
-        raise DataError(f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew.")
+        raise DataError(
+            f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew."
+        )
     return manifest
 
 
@@ -98,19 +107,30 @@ def _copy(files: Any, source: str, target: Path, shown: str) -> None:
     try:
         files.get_file(source, str(target))
     except Exception as error:  # whatever the file system's library raises
-        raise DataError(f"{shown}: cannot be fetched ({type(error).__name__}: {error}); try again.") from None
+        raise DataError(
+            f"{shown}: cannot be fetched ({type(error).__name__}: {error}); try again."
+        ) from None
 
 
 def _check(folder: Path, manifest: Manifest, url: str) -> None:
     """Raise DataError unless the folder holds what its content hash says."""
     try:
-        same = json.loads((folder / "dataset.json").read_bytes()) == manifest.model_dump(mode="json")
-        vocabulary = {f: Vocabulary.load(folder / "vocabulary" / f"{f}.parquet").hash for f in manifest.vocabulary}
+        same = json.loads((folder / "dataset.json").read_bytes()) == manifest.model_dump(
+            mode="json"
+        )
+        vocabulary = {
+            f: Vocabulary.load(folder / "vocabulary" / f"{f}.parquet").hash
+            for f in manifest.vocabulary
+        }
         found = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
     except (DataError, OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{url}: damaged ({error}); copy the folder anew from where it was prepared.") from None
+        raise DataError(
+            f"{url}: damaged ({error}); copy the folder anew from where it was prepared."
+        ) from None
     if not same or found != manifest.content_hash:
         raise DataError(
-            f"{url}: what was fetched has another content hash than dataset.json says ({found[:12]}…, not "
-            f"{manifest.content_hash[:12]}…): damaged, or replaced meanwhile. Try again, or copy the folder anew."
+            f"{url}: what was fetched has another content hash than dataset.json says "
+            f"({found[:12]}…, not "
+            f"{manifest.content_hash[:12]}…): damaged, or replaced meanwhile. Try again, or copy "
+            "the folder anew."
         )

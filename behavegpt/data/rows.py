@@ -1,7 +1,9 @@
-"""A few rows read without a database, which takes tens of milliseconds to start: what `read_events` gives.
+"""A few rows read without a database, which takes tens of milliseconds to start: what `read_events`
+gives.
 
-Only the plain case: labels that are all text or all integers, times like 2024-05-01 08:10:00, no row that would be
-rejected. Anything else is left to `read_events` itself (None); tests compare the two.
+Only the plain case: labels that are all text or all integers, times like 2024-05-01 08:10:00, no
+row that would be rejected. Anything else is left to `read_events` itself (None); tests compare the
+two.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ LARGEST = 2**63
 
 
 def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.Table | None:
-    """The table of `read_events`, None where that must decide. The users' labels ascend, row by row."""
+    """The table of `read_events`, None where that must decide. The users' labels ascend, row by
+    row."""
     labels: dict[str, list[str | None]] = {}
     for field, column in schema.label_columns.items():
         if column not in columns:
@@ -46,19 +49,25 @@ def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.T
         texts_by_field = {field: pa.array(texts, pa.string()) for field, texts in labels.items()}
     except UnicodeEncodeError:  # half a character
         return None
-    coded = {"user": _codes(columns[schema.user])} | {field: _codes(texts) for field, texts in labels.items()}
+    coded = {"user": _codes(columns[schema.user])} | {
+        field: _codes(texts) for field, texts in labels.items()
+    }
     keys = {"time": time} | order | {field: codes for field, (codes, _) in coded.items()}
     index = sort_events(keys, {field: hashes for field, (_, hashes) in coded.items()})
     weekday, slot = calendar(time[index] // MICROS, schema)
     table = {"user": users.take(pa.array(index))}
     table |= {"time": pa.array(time[index]), "weekday": pa.array(weekday), "slot": pa.array(slot)}
-    return pa.table(table | {field: texts.take(pa.array(index)) for field, texts in texts_by_field.items()})
+    return pa.table(
+        table | {field: texts.take(pa.array(index)) for field, texts in texts_by_field.items()}
+    )
 
 
 def _texts(values: Sequence[Any], rule: str | None) -> list[str | None] | None:
-    """Labels as text, None for null; None where the column's rule would write one of them in another way.
+    """Labels as text, None for null; None where the column's rule would write one of them in
+    another way.
 
-    Without a stored rule, a single text that is neither number, date nor truth value tells that the rule is `text`.
+    Without a stored rule, a single text that is neither number, date nor truth value tells that the
+    rule is `text`.
     """
     kinds = {type(value) for value in values} - {type(None)}
     if kinds == {int} and all(value is None or -LARGEST <= value < LARGEST for value in values):
@@ -89,7 +98,9 @@ def _times(values: Sequence[Any], schema: EventSchema) -> np.ndarray | None:
     return instants(stamps, schema.naive_time == "local", schema)
 
 
-def _orders(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> dict[str, np.ndarray] | None:
+def _orders(
+    columns: Mapping[str, Sequence[Any]], schema: EventSchema
+) -> dict[str, np.ndarray] | None:
     """The order column as `sort_events` takes it; empty without one."""
     if schema.order is None:
         return {}
@@ -101,7 +112,11 @@ def _orders(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> dict[s
 
 def _codes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
     """Codes (N,) of labels, 0 for null, and the hash of each code as `Plan.hashes` makes it."""
-    known = {text: code for code, text in enumerate(dict.fromkeys(t for t in texts if t is not None), 1)}
+    known = {
+        text: code for code, text in enumerate(dict.fromkeys(t for t in texts if t is not None), 1)
+    }
     codes = np.array([0 if text is None else known[text] for text in texts], np.int64)
     digests = (hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:] for text in known)
-    return codes, np.array([0, *(int.from_bytes(digest, "little") for digest in digests)], np.uint64)
+    return codes, np.array(
+        [0, *(int.from_bytes(digest, "little") for digest in digests)], np.uint64
+    )

@@ -1,4 +1,5 @@
-"""EventSchema: which columns of a log are the user, the time, the location, the event and the behavior."""
+"""EventSchema: which columns of a log are the user, the time, the location, the event and the
+behavior."""
 
 from __future__ import annotations
 
@@ -22,28 +23,44 @@ RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "positi
 
 
 class EventSchema(Settings):
-    """Columns and time rules of an event log: x = (weekday, time slot, location, event) of section 2.2.
+    """Columns and time rules of an event log: x = (weekday, time slot, location, event) of section
+    2.2.
 
-    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another one. So are 7 and 7.0
-    where all labels of the column are numbers: `label_rules` says how each column's values are written.
+    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another
+    one. So are 7 and 7.0 where all labels of the column are numbers: `label_rules` says how each
+    column's values are written.
     """
 
     user: str = Field(description="column of the user id")
-    time: str = Field(description="column of the event's time, or two joined by +: the date's and the hour's")
+    time: str = Field(
+        description="column of the event's time, or two joined by +: the date's and the hour's"
+    )
     event: str = Field(description="column of the event")
     location: str | None = Field(None, description="column of the location; null: the log has none")
-    behavior: str | None = Field(None, description="column of the behavior to predict; null: the event itself")
-    extra: tuple[str, ...] = Field((), description="further categorical input columns")
-    order: str | None = Field(None, description="numeric column that orders events with the same time")
-    tz: str = Field("UTC", description="IANA zone in which weekday and slot are told")
-    naive_time: Literal["local", "utc"] = Field("local", description="what a time without zone means")
-    time_unit: Literal["auto", "s", "ms", "us", "ns", "excel"] = Field(
-        "auto", description="unit of numbers: of an epoch since 1970, or excel: days since 1899-12-30"
+    behavior: str | None = Field(
+        None, description="column of the behavior to predict; null: the event itself"
     )
-    time_format: tuple[str, ...] = Field((), description="strptime formats; none: ISO times and numbers, or guessed")
+    extra: tuple[str, ...] = Field((), description="further categorical input columns")
+    order: str | None = Field(
+        None, description="numeric column that orders events with the same time"
+    )
+    tz: str = Field("UTC", description="IANA zone in which weekday and slot are told")
+    naive_time: Literal["local", "utc"] = Field(
+        "local", description="what a time without zone means"
+    )
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "excel"] = Field(
+        "auto",
+        description="unit of numbers: of an epoch since 1970, or excel: days since 1899-12-30",
+    )
+    time_format: tuple[str, ...] = Field(
+        (), description="strptime formats; none: ISO times and numbers, or guessed"
+    )
     slot_minutes: int = Field(30, ge=1, le=1440, description="length of a time slot in minutes")
     label_rules: dict[str, str] = Field(
-        {}, description="field -> how its values are written as labels (data/labels.py); found out by prepare"
+        {},
+        description=(
+            "field -> how its values are written as labels (data/labels.py); found out by prepare"
+        ),
     )
 
     @field_validator("tz")
@@ -71,7 +88,9 @@ class EventSchema(Settings):
     @classmethod
     def _whole_slots(cls, value: int) -> int:
         if 1440 % value:
-            raise ValueError("a day of 1440 minutes must hold a whole number of slots; try 30 or 60")
+            raise ValueError(
+                "a day of 1440 minutes must hold a whole number of slots; try 30 or 60"
+            )
         return value
 
     @field_validator("label_rules")
@@ -89,7 +108,9 @@ class EventSchema(Settings):
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
         for name in self.extra:
             if not is_file_name(name):
-                raise ValueError(f"extra column {name!r} cannot be the name of a file; rename the column")
+                raise ValueError(
+                    f"extra column {name!r} cannot be the name of a file; rename the column"
+                )
         if len(set(self.extra)) < len(self.extra):
             raise ValueError("an extra column is named twice")
         if len({self.user, self.time, self.event}) < 3:
@@ -108,7 +129,8 @@ class EventSchema(Settings):
 
     @property
     def label_columns(self) -> dict[str, str]:
-        """Vocabulary field -> source column, in a fixed order; `behavior` only when it is not the event."""
+        """Vocabulary field -> source column, in a fixed order; `behavior` only when it is not the
+        event."""
         columns = {"event": self.event}
         if self.location is not None:
             columns["location"] = self.location
@@ -123,21 +145,29 @@ class EventSchema(Settings):
 
     @property
     def input_fields(self) -> tuple[str, ...]:
-        """Fields the model embeds, in the order of eq. 2: location, weekday, slot, event, then the extra ones."""
+        """Fields the model embeds, in the order of eq. 2: location, weekday, slot, event, then the
+        extra ones."""
         location = () if self.location is None else ("location",)
         return (*location, *TIME_FIELDS, "event", *self.extra)
 
 
 def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
-    """The schema for a log with other column names, or times in another form, than the one that it was made for.
+    """The schema for a log with other column names, or times in another form, than the one that it
+    was made for.
 
-    `changes` holds columns by role, `time_format`, `time_unit` or `naive_time`. Raises ConfigError for another setting,
-    and for a role that the schema does not have.
+    `changes` holds columns by role, `time_format`, `time_unit` or `naive_time`. Raises ConfigError
+    for another setting, and for a role that the schema does not have.
     """
     for name in changes:
         if name not in READING:
-            raise ConfigError(f"{name} is part of the model; only {', '.join(READING)} may differ in another log.")
-        absent = schema.behavior_is_event if name == "behavior" else name in ROLES and getattr(schema, name) is None
+            raise ConfigError(
+                f"{name} is part of the model; only {', '.join(READING)} may differ in another log."
+            )
+        absent = (
+            schema.behavior_is_event
+            if name == "behavior"
+            else name in ROLES and getattr(schema, name) is None
+        )
         if absent:
             raise ConfigError(f"the model has no {name}; leave --{name} out.")
     settings = {**schema.model_dump(), **changes}

@@ -1,7 +1,9 @@
-"""Logs -> one DuckDB table expression: text, parquet and Arrow files, folders, globs, `datasets` names, and frames.
+"""Logs -> one DuckDB table expression: text, parquet and Arrow files, folders, globs, `datasets`
+names, and frames.
 
-Text formats are read as text, so that no sniffer can change a label, and copied once to a parquet file of text. Only
-the columns that are asked for are read; dotted names reach below them (nested.py).
+Text formats are read as text, so that no sniffer can change a label, and copied once to a parquet
+file of text. Only the columns that are asked for are read; dotted names reach below them
+(nested.py).
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from behavegpt.data.database import literal, quoted, reading, scratch
 from behavegpt.data.files import LogFile, ipc_batches, look_at
 from behavegpt.data.frames import HUB, Frame, as_frame, hub_table, plain_array
 from behavegpt.data.json_files import json_query, json_sample
-from behavegpt.data.nested import Value, arrow_paths, check_lengths, part_sql, split_path, typed_value
+from behavegpt.data.nested import (
+    Value,
+    arrow_paths,
+    check_lengths,
+    part_sql,
+    split_path,
+    typed_value,
+)
 from behavegpt.data.schema import ROLES
 from behavegpt.errors import DataError
 from behavegpt.paths import check_unicode
@@ -40,7 +49,8 @@ class Logs:
     name: str
     format: str  # csv, json, parquet, arrow or table
     members: tuple[LogFile, ...]
-    columns: tuple[str, ...]  # those that all files have, and those that the names of all their folders tell
+    # those that all files have, and those that the names of all their folders tell
+    columns: tuple[str, ...]
     parts: tuple[str, ...] = ()  # the latter
     frame: Frame | None = None
 
@@ -71,15 +81,18 @@ class Source:
     types: dict[str, str]
     file: str  # SQL of the file a row came from
     wrong: str | None = None  # SQL, not null where a value of the row is a JSON list or object
-    malformed: str | None = None  # table (file, line, number, lines) of CSV records that could not be cut into columns
-    wall: str | None = None  # SQL of whether a row's time is a wall clock, where its type does not tell
+    # table (file, line, number, lines) of CSV records that could not be cut into columns
+    malformed: str | None = None
+    # SQL of whether a row's time is a wall clock, where its type does not tell
+    wall: str | None = None
 
 
 def find_logs(logs: Any, encoding: str | None = None) -> Logs:
-    """Files of paths, globs and folders, a `hf:NAME[:split]` data set, or a frame. Raises DataError.
+    """Files of paths, globs and folders, a `hf:NAME[:split]` data set, or a frame. Raises
+    DataError.
 
-    A frame is a pyarrow Table, a pandas or polars DataFrame, or a mapping of column name to values. `encoding` is that
-    of text files; UTF-8, or UTF-16 with a byte order mark, need none.
+    A frame is a pyarrow Table, a pandas or polars DataFrame, or a mapping of column name to values.
+    `encoding` is that of text files; UTF-8, or UTF-16 with a byte order mark, need none.
     """
     if isinstance(logs, Logs):
         return logs
@@ -89,7 +102,9 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
         frame = as_frame(logs)
         return Logs("frame", "table", (), frame.names, (), frame)
     if not logs:
-        raise DataError("no logs were named; name a CSV, JSONL or parquet file, a folder or a glob.")
+        raise DataError(
+            "no logs were named; name a CSV, JSONL or parquet file, a folder or a glob."
+        )
     if str(logs[0]).startswith(HUB):
         frame = as_frame(hub_table([str(log) for log in logs]))
         return Logs(str(logs[0]), "table", (), frame.names, (), frame)
@@ -104,7 +119,9 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
     kind = next(iter(formats))
     shared = set.intersection(*(set(member.names) for member in members))
     # A column that is missing from the first thousand objects of one JSONL file is null there.
-    names = dict.fromkeys(name for member in members for name in member.names if kind == "json" or name in shared)
+    names = dict.fromkeys(
+        name for member in members for name in member.names if kind == "json" or name in shared
+    )
     # What a file says of itself wins over the name of the folder in which it lies.
     own = {name.lower() for member in members for name in member.names}
     told = set.intersection(*({name for name, _ in member.parts} for member in members))
@@ -117,8 +134,11 @@ def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
     """Raise DataError when a column of `needed` (role -> column) is missing from any file."""
     for role, column in needed.items():
         found = split_path(column, logs.columns)
-        # Fields of typed columns are looked up in their types when they are read; those of JSON are known by example.
-        if found and (not found[1] or logs.format != "json" or column in logs.nested or _by_position(found[1])):
+        # Fields of typed columns are looked up in their types when they are read; those of JSON are
+        # known by example.
+        if found and (
+            not found[1] or logs.format != "json" or column in logs.nested or _by_position(found[1])
+        ):
             continue
         missing = (m for m in logs.members if split_path(column, m.names) is None)
         where, names = next(((m.path, m.names) for m in missing), (logs.name, logs.columns))
@@ -127,19 +147,28 @@ def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
         hint = closest(column, names)
         known = "" if hint.startswith("Known") else f" Columns: {listed}."
         option = f"--{role}" if role in ROLES else "--extra"
-        headless = ", or put a line of names first if the file has none" if logs.format == "csv" else ""
+        headless = (
+            ", or put a line of names first if the file has none" if logs.format == "csv" else ""
+        )
         raise DataError(
-            f"{where}: no column {column!r} (the {role}). {hint.replace('Known', 'Columns')}{known} "
+            f"{where}: no column {column!r} (the {role}). "
+            f"{hint.replace('Known', 'Columns')}{known} "
             f"Name the right one with {option} COLUMN{headless}."
         )
 
 
 def open_source(
-    con: duckdb.DuckDBPyConnection, logs: Logs, columns: Sequence[str], folder: Path, time: str | None = None
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    columns: Sequence[str],
+    folder: Path,
+    time: str | None = None,
 ) -> Source:
-    """The `columns` of the logs as a table expression; text formats are copied to parquet inside `folder`.
+    """The `columns` of the logs as a table expression; text formats are copied to parquet inside
+    `folder`.
 
-    Where `time` is a list in each row, a row is a history: lists give one event per element, other values go with all.
+    Where `time` is a list in each row, a row is a history: lists give one event per element, other
+    values go with all.
     """
     columns = list(dict.fromkeys(columns))
     with reading(logs.name, logs.files):
@@ -148,7 +177,9 @@ def open_source(
             query = json_query(con, logs, columns, folder, time)
             con.execute(f"COPY ({query}) TO {literal(copy)} (FORMAT parquet)")
             sql = _from_start(con, f"read_parquet({literal(copy)})", time)
-            return Source(logs.name, logs.files, sql, _types(con, sql), "behavegpt_file", "behavegpt_wrong")
+            return Source(
+                logs.name, logs.files, sql, _types(con, sql), "behavegpt_file", "behavegpt_wrong"
+            )
         malformed = "behavegpt_malformed" if logs.format == "csv" else None
         file = literal(logs.name) if logs.frame is not None else "behavegpt_file"
         base = _base(con, logs, _owned(logs, columns), folder)
@@ -195,38 +226,59 @@ def _base(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], folder
         try:
             _types(con, _parquet(logs))
             return _parquet(logs)
-        except duckdb.Error:  # another column has a type that it cannot read, or that differs between the files
+        # another column has a type that it cannot read, or that differs between the files
+        except duckdb.Error:
             pass
-    copies = [_copy(member, columns, folder / f"copy-{i}.parquet") for i, member in enumerate(logs.members)]
+    copies = [
+        _copy(member, columns, folder / f"copy-{i}.parquet")
+        for i, member in enumerate(logs.members)
+    ]
     return f"read_parquet({_listed(copies)}, union_by_name=true, hive_partitioning=false)"
 
 
 def _values(
-    con: duckdb.DuckDBPyConnection, logs: Logs, base: str, columns: list[str], folder: Path, time: str | None
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    base: str,
+    columns: list[str],
+    folder: Path,
+    time: str | None,
 ) -> str:
     """A table expression of the columns by their dotted names, one row per event."""
     kinds = _kinds(con, base)
     _check_texts(con, logs, base, columns, kinds)
-    many = time is not None and _is_many(con, base, _value(logs, kinds, time, True), kinds.get(time))
+    many = time is not None and _is_many(
+        con, base, _value(logs, kinds, time, True), kinds.get(time)
+    )
     if not many and all(column in kinds and column not in logs.parts for column in columns):
         return base
     file = "" if logs.frame is not None else ", behavegpt_file"
     if not many:
-        values = (f"{_value(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns)
+        values = (
+            f"{_value(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns
+        )
         return f"(SELECT {', '.join(values)}{file} FROM {base})"
-    lists = {column: _list(con, base, _value(logs, kinds, column, True), kinds.get(column)) for column in columns}
+    lists = {
+        column: _list(con, base, _value(logs, kinds, column, True), kinds.get(column))
+        for column in columns
+    }
     check_lengths(con, logs.name, base, {column: sql for column, sql in lists.items() if sql})
     values = (
-        f"unnest({sql}) AS {quoted(column)}" if sql else f"{_value(logs, kinds, column, True).sql} AS {quoted(column)}"
+        f"unnest({sql}) AS {quoted(column)}"
+        if sql
+        else f"{_value(logs, kinds, column, True).sql} AS {quoted(column)}"
         for column, sql in lists.items()
     )
     copy = folder / "events.parquet"
-    con.execute(f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)")
+    con.execute(
+        f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)"
+    )
     return f"read_parquet({literal(copy)})"
 
 
 def _from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
-    """The table with EasyTPP's times, which count from the start of each history, as seconds since `_START`."""
+    """The table with EasyTPP's times, which count from the start of each history, as seconds since
+    `_START`."""
     if time is None or time.rpartition(".")[2] != _SINCE_START:
         return sql
     name, kind = quoted(time), _types(con, sql)[time]
@@ -239,15 +291,22 @@ def _from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> s
 
 
 def _check_texts(
-    con: duckdb.DuckDBPyConnection, logs: Logs, base: str, columns: Sequence[str], kinds: Mapping[str, Any]
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    base: str,
+    columns: Sequence[str],
+    kinds: Mapping[str, Any],
 ) -> None:
-    """Raise DataError for a path below a column of text in which no row holds such a value as JSON."""
+    """Raise DataError for a path below a column of text in which no row holds such a value as
+    JSON."""
     for column in columns:
         found = None if column in logs.parts else split_path(column, kinds.keys())
         if found is None or not found[1] or kinds[found[0]].id != "varchar":
             continue
         value = _value(logs, kinds, column, False).sql
-        counts = con.execute(f"SELECT count({quoted(found[0])}), count({value}) FROM {base}").fetchall()[0]
+        counts = con.execute(
+            f"SELECT count({quoted(found[0])}), count({value}) FROM {base}"
+        ).fetchall()[0]
         if counts[0] and not counts[1]:
             raise DataError(
                 f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
@@ -274,10 +333,14 @@ def _list(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) ->
 
 
 def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> bool:
-    """Whether a value is a list, or text that looks like one in all of the first rows: ['a', 'b']."""
+    """Whether a value is a list, or text that looks like one in all of the first rows: ['a',
+    'b']."""
     if value.many or kind is None or kind.id != "varchar":
         return value.many
-    rows = f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT {_LISTS}"
+    rows = (
+        f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT "
+        f"{_LISTS}"
+    )
     found = con.execute(f"SELECT bool_and(value LIKE '[%]') FROM ({rows})").fetchone()
     return bool(found and found[0])
 
@@ -294,12 +357,14 @@ def _kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
 
 def _parquet(logs: Logs) -> str:
     return (
-        f"read_parquet({_listed(logs.files)}, union_by_name=true, filename='behavegpt_file', hive_partitioning=false)"
+        f"read_parquet({_listed(logs.files)}, union_by_name=true, filename='behavegpt_file', "
+        "hive_partitioning=false)"
     )
 
 
 def _copy(member: LogFile, columns: list[str], target: Path) -> Path:
-    """Some columns of a parquet or Arrow file, with its name, as a parquet file that DuckDB reads."""
+    """Some columns of a parquet or Arrow file, with its name, as a parquet file that DuckDB
+    reads."""
     writer = None
     with reading(str(member.path), [member.path]):
         if member.kind == "parquet":
@@ -357,13 +422,16 @@ def _listed(files: Sequence[Path]) -> str:
 def _expand(log: str) -> list[Path]:
     if not log.strip():
         raise DataError(
-            "an empty path was named as a log (is a variable of your shell not set?); name a file or folder."
+            "an empty path was named as a log (is a variable of your shell not set?); name a file "
+            "or folder."
         )
     path = Path(os.path.expanduser(log))
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
+        found = sorted(
+            p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
+        )
     else:
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
@@ -375,15 +443,24 @@ def _why_nothing(log: str, path: Path) -> str:
     if path.is_dir():
         return "the folder holds no files; check the path"
     if "://" in log:
-        return "logs are not read from addresses; download the files, or name a data set of the Hub as hf:NAME"
+        return (
+            "logs are not read from addresses; download the files, or name a data set of the Hub "
+            "as hf:NAME"
+        )
     if log == "-" or path.exists():  # a pipe is read once, logs are read several times
         return "no file on a disk, but a pipe or a device; write the log to a file and name that"
-    return f"{'the glob matches no file' if glob.has_magic(log) else 'no such file or folder'}; check the path"
+    return (
+        f"{'the glob matches no file' if glob.has_magic(log) else 'no such file or folder'}; "
+        "check the path"
+    )
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether a file below a log's folder is no part of the log: what editors and Spark keep in .NAME and _NAME."""
-    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.parts)
+    """Whether a file below a log's folder is no part of the log: what editors and Spark keep in
+    .NAME and _NAME."""
+    return any(
+        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.parts
+    )
 
 
 def _once(members: list[LogFile]) -> tuple[LogFile, ...]:

@@ -1,8 +1,10 @@
-"""Preparation on Spark: reading and sorting on the workers by the local engine's code; the result is the same bytes.
+"""Preparation on Spark: reading and sorting on the workers by the local engine's code; the result
+is the same bytes.
 
-files -> survey.py on each file, added up -> plan.py on each file: text rows -> repartition by ranges of users -> each
-part coded, sorted and saved beside the output -> the driver puts the parts together as if they were its own spill.
-The driver holds what the local engine holds for users and labels, and streams the events once to write them.
+files -> survey.py on each file, added up -> plan.py on each file: text rows -> repartition by
+ranges of users -> each part coded, sorted and saved beside the output -> the driver puts the parts
+together as if they were its own spill. The driver holds what the local engine holds for users and
+labels, and streams the events once to write them.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Job(NamedTuple):
     def spark_schema(self) -> str:
         """Columns of the rows that travel: text, so that no worker needs another's codes.
 
-        A row of a reason above 0 is no event: it tells how many rows of a file were `rejected` for it.
+        A row of a reason above 0 is no event: it tells how many rows of a file were `rejected` for
+        it.
         """
         order = {None: "", True: ", order_key long", False: ", order_key double"}
         labels = ", ".join(f"c{i} string" for i in range(len(self.columns)))
@@ -92,27 +95,46 @@ def encode_on_spark(
     master: str | None,
     tell: Tell,
 ) -> Encoded:
-    """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises DataError."""
+    """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises
+    DataError."""
     if logs.frame is not None:
-        raise DataError(f"{logs.name}: --engine spark reads files; write the table as parquet, or take --engine local.")
+        raise DataError(
+            f"{logs.name}: --engine spark reads files; write the table as parquet, or take "
+            "--engine local."
+        )
     columns = label_columns(schema)
     bounds = parse_range(time_range)
     needed = part_columns(logs, needed_columns(schema, columns))
-    source = join_times(_whole_source(con, logs, needed, work, time_parts(schema.time, logs)[0]), logs, schema.time)
+    source = join_times(
+        _whole_source(con, logs, needed, work, time_parts(schema.time, logs)[0]), logs, schema.time
+    )
     check_types(source, schema, columns)
-    absolute = replace(logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members))
+    absolute = replace(
+        logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members)
+    )
     job = Job(absolute, tuple(map(str, logs.files)), schema, columns, source.types, bounds, memory)
     with _session(master) as spark, _errors_of_workers():
-        tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files")
+        tell(
+            f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files"
+        )
         found = _over_files(spark, job, _survey, "survey string").collect()
         survey = add_up([_survey_of(row.survey) for row in found])
-        rules = {field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)}
+        rules = {
+            field: choose_rule(fitting)
+            for field, fitting in zip(columns, survey.rules, strict=True)
+        }
         schema = schema.model_copy(update={"label_rules": rules | schema.label_rules})
         job = job._replace(schema=schema, survey=survey)
         rejected, parts = _make_parts(spark, job, work / "parts")
-        rejects = _over_files(spark, job, _rejects, _reject_schema(job)).toArrow() if rejected.any() else None
+        rejects = (
+            _over_files(spark, job, _rejects, _reject_schema(job)).toArrow()
+            if rejected.any()
+            else None
+        )
     assert job.survey is not None
-    time = time_column(quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds, logs.name)
+    time = time_column(
+        quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds, logs.name
+    )
     resolved = schema.model_copy(update={"time_unit": time.unit, "time_format": time.formats})
     plan = Plan(con, source, resolved, columns, (False,) * len(columns), time, None, bounds)
     tell(f"{len(parts)} parts")
@@ -124,7 +146,9 @@ def encode_on_spark(
     return keep_users(plan, rows, rejected, plan.events("user"), min_events, query)
 
 
-def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path, time: str) -> Source:
+def _whole_source(
+    con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], work: Path, time: str
+) -> Source:
     """The logs for the driver: names and types, without reading a row."""
     if logs.format in ("parquet", "arrow"):
         return open_source(con, logs, columns, work, time)
@@ -132,7 +156,8 @@ def _whole_source(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str]
 
 
 def _make_parts(spark: Any, job: Job, folder: Path) -> tuple[np.ndarray, list[Path]]:
-    """Read, repartition and sort; returns the rejected rows per reason and the folders of the parts in order."""
+    """Read, repartition and sort; returns the rejected rows per reason and the folders of the parts
+    in order."""
     from pyspark import StorageLevel
 
     assert job.survey is not None
@@ -161,7 +186,8 @@ def _over_files(spark: Any, job: Job, work: Callable[[Job, Batches], Batches], s
 
 @contextmanager
 def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, Source]]:
-    """A file of the logs on a worker, its columns of the types that they have in all files together."""
+    """A file of the logs on a worker, its columns of the types that they have in all files
+    together."""
     file = job.logs.files[number]
     with temporary_folder() as work, connect(work, job.memory, 1) as con:
         needed = part_columns(job.logs, needed_columns(job.schema, job.columns))
@@ -174,11 +200,18 @@ def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, 
         )
         if casts:
             types = {column: job.types[column] for column in needed}
-            source = replace(source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=types)
+            source = replace(
+                source, sql=f"(SELECT * REPLACE ({casts}) FROM {source.sql})", types=types
+            )
         if source.malformed:
             con.execute(f"UPDATE {source.malformed} SET file = {literal(job.shown[number])}")
         with reading(job.logs.name, [file]):
-            yield con, join_times(replace(source, file=literal(job.shown[number])), alone, job.schema.time)
+            yield (
+                con,
+                join_times(
+                    replace(source, file=literal(job.shown[number])), alone, job.schema.time
+                ),
+            )
 
 
 def _survey(job: Job, numbers: Batches) -> Batches:
@@ -205,16 +238,25 @@ def _read(job: Job, numbers: Batches) -> Batches:
                 time = rows.columns["time"]
                 values: dict[str, Any] = {"time": time, "reason": np.zeros(len(time), np.int32)}
                 values["rejected"] = np.zeros(len(time), np.int64)
-                values |= {f"c{i}": labels[f].take(pa.array(rows.columns[f])) for i, f in enumerate(job.columns)}
+                values |= {
+                    f"c{i}": labels[f].take(pa.array(rows.columns[f]))
+                    for i, f in enumerate(job.columns)
+                }
                 if job.schema.order:
                     values["order_key"] = rows.columns["order"]
-                yield pa.record_batch([pa.array(values[name]) for name in schema.names], schema=schema)
+                yield pa.record_batch(
+                    [pa.array(values[name]) for name in schema.names], schema=schema
+                )
             rejected[MALFORMED] = plan.malformed()
             reasons = np.flatnonzero(rejected)
             tally = pa.table({"reason": reasons.astype(np.int32), "rejected": rejected[reasons]})
             nothing = pa.nulls(len(reasons))
             yield from pa.table(
-                [tally[f.name] if f.name in tally.column_names else nothing.cast(f.type) for f in schema], schema=schema
+                [
+                    tally[f.name] if f.name in tally.column_names else nothing.cast(f.type)
+                    for f in schema
+                ],
+                schema=schema,
             ).to_batches()
 
 
@@ -223,11 +265,14 @@ def _rejects(job: Job, numbers: Batches) -> Batches:
         with _opened(job, number) as (con, source):
             plan = make_plan(con, source, job.schema, job.columns, job.bounds, job.survey)
             for batch in con.sql(plan.rejects()).to_arrow_reader(PIECE):
-                yield pa.record_batch({f"r{i}": column.cast(pa.string()) for i, column in enumerate(batch.columns)})
+                yield pa.record_batch(
+                    {f"r{i}": column.cast(pa.string()) for i, column in enumerate(batch.columns)}
+                )
 
 
 def _save_part(job: Job, folder: Path, batches: Batches) -> Batches:
-    """Code, sort and save the rows of a range of users as folder/PART; yields its number, nothing if it is empty."""
+    """Code, sort and save the rows of a range of users as folder/PART; yields its number, nothing
+    if it is empty."""
     from pyspark import TaskContext
 
     held = list(batches)
@@ -262,7 +307,8 @@ def _numbers(batches: Batches) -> Iterator[int]:
 
 @contextmanager
 def _session(master: str | None) -> Iterator[Any]:
-    """The active Spark session, or one of our own, stopped afterwards. Raises MissingExtraError and DataError."""
+    """The active Spark session, or one of our own, stopped afterwards. Raises MissingExtraError and
+    DataError."""
     try:
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
@@ -284,13 +330,15 @@ def _session(master: str | None) -> Iterator[Any]:
         spark = builder.getOrCreate()
     except (PySparkException, OSError) as error:
         raise DataError(
-            f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17 or later (JAVA_HOME) and a "
+            f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17 or later "
+            "(JAVA_HOME) and a "
             "reachable --spark-master."
         ) from None
     spark.sparkContext.setLogLevel("ERROR")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")  # which is not used
+            # which is not used
+            warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
             yield spark
     finally:
         if active is None:

@@ -1,9 +1,10 @@
-"""Splits: which events are for training, validation and test. Pure functions on times and user hashes.
+"""Splits: which events are for training, validation and test. Pure functions on times and user
+hashes.
 
     time:0.7,0.15,0.15            by share of events, in the order of time
     span:0.7,0.15,0.15            by share of the calendar span
-    date:2013-05-01,2013-07-01    validation from the first date on, test from the second (dates of the schema's zone)
-    user:0.7,0.15,0.15            whole histories, by a stable hash of the user
+    date:2013-05-01,2013-07-01    validation from the first date on, test from the second (dates of
+    the schema's zone) user:0.7,0.15,0.15            whole histories, by a stable hash of the user
 
 An event at a boundary belongs to the later split, so events of the same second never straddle.
 """
@@ -27,7 +28,8 @@ _BINS = 1 << 16
 
 @dataclass(frozen=True)
 class SplitRule:
-    """A parsed rule: for `date` the two boundaries, else the cumulative shares where training and validation end."""
+    """A parsed rule: for `date` the two boundaries, else the cumulative shares where training and
+    validation end."""
 
     text: str
     kind: Kind
@@ -54,7 +56,9 @@ def parse_split(text: str, tz: str = "UTC") -> SplitRule:
     except (ValueError, ZeroDivisionError):
         raise DataError(f"--split {text!r}: three shares are needed; write {FORMS}.") from None
     if min(valid, test) < 0 or train <= 0 or abs(train + valid + test - 1) > Fraction(1, 10**6):
-        raise DataError(f"--split {text!r}: the shares must sum to 1, the first above 0; write {FORMS}.")
+        raise DataError(
+            f"--split {text!r}: the shares must sum to 1, the first above 0; write {FORMS}."
+        )
     whole = train + valid + test
     return SplitRule(text.strip(), kind, ends=(train / whole, (train + valid) / whole))  # type: ignore[arg-type]
 
@@ -67,10 +71,11 @@ def time_boundaries(
     events: int,
     per_second: int = 1,
 ) -> tuple[int, int]:
-    """Epoch seconds from which on events are validation and test; `times()` iterates over all times, in pieces.
+    """Epoch seconds from which on events are validation and test; `times()` iterates over all
+    times, in pieces.
 
-    Times are in units of 1 / `per_second`; `first` and `last` are the smallest and largest in whole seconds. A `user`
-    rule has no boundaries: all is before them.
+    Times are in units of 1 / `per_second`; `first` and `last` are the smallest and largest in whole
+    seconds. A `user` rule has no boundaries: all is before them.
     """
     if rule.kind == "date":
         return rule.dates
@@ -80,7 +85,9 @@ def time_boundaries(
     if rule.kind == "user":
         return last + 1, last + 1
     ranks = [int(end * events) for end in rule.ends]
-    found = _order_statistics(times, {rank for rank in ranks if rank < events}, first, last + 1, per_second)
+    found = _order_statistics(
+        times, {rank for rank in ranks if rank < events}, first, last + 1, per_second
+    )
     start, stop = (found.get(rank, last + 1) for rank in ranks)
     return start, stop
 
@@ -99,11 +106,16 @@ def split_by_user(rule: SplitRule, hashes: np.ndarray) -> np.ndarray:
 
 
 def _order_statistics(
-    times: Callable[[], Iterable[np.ndarray]], ranks: set[int], first: int, end: int, per_second: int
+    times: Callable[[], Iterable[np.ndarray]],
+    ranks: set[int],
+    first: int,
+    end: int,
+    per_second: int,
 ) -> dict[int, int]:
     """The seconds at 0-based ranks of all times, which lie in first..end, without holding them.
 
-    Counts in 2^16 bins, then again inside the bins that hold the ranks: two passes for a span of 2^32 seconds.
+    Counts in 2^16 bins, then again inside the bins that hold the ranks: two passes for a span of
+    2^32 seconds.
     """
     spans, below = dict.fromkeys(ranks, (first, end)), dict.fromkeys(ranks, 0)
     while any(stop - start > 1 for start, stop in spans.values()):
@@ -112,8 +124,14 @@ def _order_statistics(
         for piece in times():
             for (start, stop), count in counts.items():
                 low, high = start * per_second, stop * per_second
-                inside = piece if (start, stop) == (first, end) else piece[(piece >= low) & (piece < high)]
-                count += np.bincount((inside - low) // (widths[start, stop] * per_second), minlength=_BINS)
+                inside = (
+                    piece
+                    if (start, stop) == (first, end)
+                    else piece[(piece >= low) & (piece < high)]
+                )
+                count += np.bincount(
+                    (inside - low) // (widths[start, stop] * per_second), minlength=_BINS
+                )
         for rank, (start, stop) in spans.items():
             total = below[rank] + np.cumsum(counts[start, stop])
             bin_, width = int(np.searchsorted(total, rank, side="right")), widths[start, stop]

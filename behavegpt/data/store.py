@@ -1,9 +1,10 @@
-"""EventStore: a prepared folder opened for reading; flat memory-mapped columns sorted by user and time.
+"""EventStore: a prepared folder opened for reading; flat memory-mapped columns sorted by user and
+time.
 
 DIR/dataset.json          what is in the folder (`Manifest`)
 DIR/data_card.md          the same for people
-DIR/users.parquet         column `user`: labels, sorted; row u owns events offsets[u] .. offsets[u+1]
-DIR/vocabulary/FIELD.parquet
+DIR/users.parquet         column `user`: labels, sorted; row u owns events offsets[u] ..
+offsets[u+1] DIR/vocabulary/FIELD.parquet
 DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field
 DIR/rejects.parquet       rows that could not be used, with the reason (only if there were any)
 DIR/MANIFEST.json         size and SHA-256 of all of them (checksums.py)
@@ -57,7 +58,8 @@ class Manifest(Settings):
     columns: dict[str, str]  # name -> dtype
     vocabulary: dict[str, str]  # field -> hash of its labels
     rejected: dict[str, int]  # reason -> rows
-    ties: int | None = None  # events that share user and time with another, None: sorted by their labels (0.1)
+    # events that share user and time with another, None: sorted by their labels (0.1)
+    ties: int | None = None
     content_hash: str  # SHA-256 of schema, vocabularies, users and columns
 
     @field_validator("columns", "vocabulary")
@@ -71,7 +73,8 @@ class Manifest(Settings):
 
 @dataclass(frozen=True)
 class EventStore:
-    """Columns by name, each (events,) and memory-mapped; user u owns `offsets[u]:offsets[u + 1]`."""
+    """Columns by name, each (events,) and memory-mapped; user u owns
+    `offsets[u]:offsets[u + 1]`."""
 
     path: Path
     manifest: Manifest
@@ -90,7 +93,9 @@ class EventStore:
 
     def column(self, name: str) -> np.ndarray:
         """A column by name; `behavior` is the event column when the schema says so."""
-        return self.columns["event" if name == "behavior" and self.schema.behavior_is_event else name]
+        return self.columns[
+            "event" if name == "behavior" and self.schema.behavior_is_event else name
+        ]
 
     def users(self) -> pa.StringArray:
         """Labels of all users (users,), in the order of `offsets`."""
@@ -98,18 +103,26 @@ class EventStore:
         try:
             users = pq.read_table(path, columns=["user"])["user"].cast(pa.string()).combine_chunks()
         except (OSError, KeyError, pa.ArrowException) as error:
-            raise DataError(f"{path}: cannot be read ({first_line(error)}); prepare the data again.") from None
+            raise DataError(
+                f"{path}: cannot be read ({first_line(error)}); prepare the data again."
+            ) from None
         if len(users) != self.manifest.users:
-            raise DataError(f"{path}: {len(users):,} users, {self.manifest.users:,} in dataset.json; {DAMAGE.remedy}.")
+            raise DataError(
+                f"{path}: {len(users):,} users, {self.manifest.users:,} in dataset.json; "
+                f"{DAMAGE.remedy}."
+            )
         return users
 
     def field_sizes(self) -> dict[str, int]:
         """Input field -> number of ids, in the model's order."""
         fixed = {"weekday": 7, "slot": self.schema.slots}
-        return {f: fixed[f] if f in fixed else len(self.vocabulary[f]) for f in self.schema.input_fields}
+        return {
+            f: fixed[f] if f in fixed else len(self.vocabulary[f]) for f in self.schema.input_fields
+        }
 
     def as_dataset(self) -> datasets.Dataset:
-        """The events as a Hugging Face dataset, one row per event, ids as stored plus the user's index."""
+        """The events as a Hugging Face dataset, one row per event, ids as stored plus the user's
+        index."""
         import datasets
 
         table = {name: np.asarray(column) for name, column in self.columns.items()}
@@ -122,14 +135,24 @@ class EventStore:
 
     def _repr_html_(self) -> str:
         facts = self.manifest
-        labels = {f"labels of {field}": vocabulary.classes for field, vocabulary in self.vocabulary.items()}
+        labels = {
+            f"labels of {field}": vocabulary.classes
+            for field, vocabulary in self.vocabulary.items()
+        }
         columns = ", ".join(f"{role}={column}" for role, column in self.schema.roles.items())
-        shown = {"events": facts.events, "users": facts.users, **labels, "columns": columns, "zone": self.schema.tz}
+        shown = {
+            "events": facts.events,
+            "users": facts.users,
+            **labels,
+            "columns": columns,
+            "zone": self.schema.tz,
+        }
         return html_facts(f"EventStore {self.path}", shown)
 
 
 def open_store(path: str | Path) -> EventStore:
-    """Open a folder written by `prepare`, here or at an address like s3://bucket/folder (remote.py).
+    """Open a folder written by `prepare`, here or at an address like s3://bucket/folder
+    (remote.py).
 
     Raises DataError when it is not one, or is damaged.
     """
@@ -144,13 +167,18 @@ def open_store(path: str | Path) -> EventStore:
     wrong = [name for name, column in columns.items() if len(column) != manifest.events]
     if wrong or len(offsets) != manifest.users + 1 or offsets[-1] != manifest.events:
         raise DataError(
-            f"{path}/columns/{(wrong or ['offsets'])[0]}.npy: length differs from dataset.json; prepare the data again."
+            f"{path}/columns/{(wrong or ['offsets'])[0]}.npy: length differs from dataset.json; "
+            "prepare the data again."
         )
-    vocabulary = {field: Vocabulary.load(path / "vocabulary" / f"{field}.parquet") for field in manifest.vocabulary}
+    vocabulary = {
+        field: Vocabulary.load(path / "vocabulary" / f"{field}.parquet")
+        for field in manifest.vocabulary
+    }
     for field, digest in manifest.vocabulary.items():
         if vocabulary[field].hash != digest:
             raise DataError(
-                f"{path}/vocabulary/{field}.parquet: not the one dataset.json names; prepare the data again."
+                f"{path}/vocabulary/{field}.parquet: not the one dataset.json names; prepare the "
+                "data again."
             )
     store = EventStore(path, manifest, vocabulary, columns, offsets)
     warn_of_ties(store)
@@ -160,19 +188,32 @@ def open_store(path: str | Path) -> EventStore:
 def files_of(manifest: Manifest) -> list[str]:
     """The files that a store is read from, as paths within its folder."""
     columns = (f"columns/{name}.npy" for name in manifest.columns)
-    return ["dataset.json", "users.parquet", *columns, *(f"vocabulary/{f}.parquet" for f in manifest.vocabulary)]
+    return [
+        "dataset.json",
+        "users.parquet",
+        *columns,
+        *(f"vocabulary/{f}.parquet" for f in manifest.vocabulary),
+    ]
 
 
 def _read_manifest(path: Path) -> Manifest:
     if not (path / "dataset.json").is_file():
-        raise DataError(f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out {path}")
+        raise DataError(
+            f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out "
+            f"{path}"
+        )
     try:
         plain = json.loads((path / "dataset.json").read_bytes())
         manifest = Manifest.model_validate(plain)
     except (OSError, ValidationError, ValueError, RecursionError) as error:
-        raise DataError(f"{path / 'dataset.json'}: damaged ({error}); prepare the data again.") from None
+        raise DataError(
+            f"{path / 'dataset.json'}: damaged ({error}); prepare the data again."
+        ) from None
     if manifest.format != FORMAT:
-        raise DataError(f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare the data again.")
+        raise DataError(
+            f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare the data "
+            "again."
+        )
     return manifest
 
 
@@ -181,20 +222,26 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     for name in files_of(manifest):
         if not (path / name).resolve().is_relative_to(root):
-            raise DataError(f"{path / name}: a link that leads out of the folder; put the file itself there.")
+            raise DataError(
+                f"{path / name}: a link that leads out of the folder; put the file itself there."
+            )
     if is_sealed(path):
         verify(path, DAMAGE, files_of(manifest))
     else:
-        log.warning("%s: no %s (an earlier version wrote it), so damage would go unnoticed", path, MANIFEST)
+        log.warning(
+            "%s: no %s (an earlier version wrote it), so damage would go unnoticed", path, MANIFEST
+        )
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a result as parquet, CSV or JSONL by its ending, in one rename. Raises DataError for another ending."""
+    """Write a result as parquet, CSV or JSONL by its ending, in one rename. Raises DataError for
+    another ending."""
     import pyarrow.csv
 
     if path.suffix not in TABLES:
         raise DataError(
-            f"{path}: cannot tell the format from {path.suffix!r}; end the name in .parquet, .csv or .jsonl."
+            f"{path}: cannot tell the format from {path.suffix!r}; end the name in .parquet, .csv "
+            "or .jsonl."
         )
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
@@ -216,5 +263,7 @@ def _load_column(path: Path, name: str, dtype: str) -> np.ndarray:
     file = path / "columns" / f"{name}.npy"
     column = open_array(file)
     if column.dtype != np.dtype(dtype) or column.ndim != 1:
-        raise DataError(f"{file}: holds {column.dtype}, dataset.json says {dtype}; prepare the data again.")
+        raise DataError(
+            f"{file}: holds {column.dtype}, dataset.json says {dtype}; prepare the data again."
+        )
     return column

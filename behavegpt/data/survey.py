@@ -1,6 +1,8 @@
-"""What has to be known of all rows before any row can be read: how times, order keys and labels are written.
+"""What has to be known of all rows before any row can be read: how times, order keys and labels are
+written.
 
-Parts of a log that are read in different places (spark.py) are surveyed apart and their findings added up.
+Parts of a log that are read in different places (spark.py) are surveyed apart and their findings
+added up.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ class Survey(NamedTuple):
     rows: int
     times: TimeSurvey | None
     order: bool | None  # all order keys are integers
-    rules: tuple[list[str] | None, ...]  # per label column, the user first: rules of labels.py that all labels fit
+    # per label column, the user first: rules of labels.py that all labels fit
+    rules: tuple[list[str] | None, ...]
 
 
-def survey_rows(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema, columns: dict[str, str]) -> Survey:
+def survey_rows(
+    con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema, columns: dict[str, str]
+) -> Survey:
     """The findings of an open source; `columns` are those of the labels."""
     order = order_is_whole(con, source, schema.order) if schema.order else None
     rules = tuple(_label_rules(con, source, column) for column in columns.values())
@@ -40,17 +45,23 @@ def add_up(surveys: Sequence[Survey]) -> Survey:
         sum(survey.rows for survey in surveys),
         add_surveys([survey.times for survey in surveys]),
         _all([survey.order for survey in surveys]),
-        tuple(common_rules(column) for column in zip(*(survey.rules for survey in surveys), strict=True)),
+        tuple(
+            common_rules(column)
+            for column in zip(*(survey.rules for survey in surveys), strict=True)
+        ),
     )
 
 
-def survey_times(con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema) -> TimeSurvey | None:
+def survey_times(
+    con: duckdb.DuckDBPyConnection, source: Source, schema: EventSchema
+) -> TimeSurvey | None:
     """What `time_column` decides by; None where the type alone decides."""
     return survey_column(con, quoted(schema.time), source.types[schema.time], source.sql)
 
 
 def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> bool | None:
-    """Whether the keys of the order column are integers of 64 bits; None for text without any key."""
+    """Whether the keys of the order column are integers of 64 bits; None for text without any
+    key."""
     name, kind = quoted(column), source.types[column]
     if kind != "VARCHAR":
         return kind in INTEGERS and kind not in ("HUGEINT", "UHUGEINT", "UBIGINT")

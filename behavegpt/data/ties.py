@@ -1,8 +1,10 @@
-"""Simultaneous events: what is said of them, and prepared folders whose order of them gives labels away.
+"""Simultaneous events: what is said of them, and prepared folders whose order of them gives labels
+away.
 
-Up to version 0.1 events of one moment were sorted by a hash of their labels, the same for every user: after "bread" at
-one moment came "milk" and never the reverse. Models and count baselines learn such an order, and nobody knows it in
-advance. `prepare` now shuffles them (`sort_events`); `reorder` does it to a folder that was prepared before.
+Up to version 0.1 events of one moment were sorted by a hash of their labels, the same for every
+user: after "bread" at one moment came "milk" and never the reverse. Models and count baselines
+learn such an order, and nobody knows it in advance. `prepare` now shuffles them (`sort_events`);
+`reorder` does it to a folder that was prepared before.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ MANY = 0.01  # share of simultaneous events from which on `prepare` warns
 def describe_ties(manifest: Manifest, least: float = 0) -> str | None:
     """One sentence on the simultaneous events of a folder.
 
-    None where an order column settles how they stand, or where at most a share `least` of the events are such.
+    None where an order column settles how they stand, or where at most a share `least` of the
+    events are such.
     """
     return tell_ties(manifest.ties or 0, manifest.events, manifest.event_schema, least)
 
@@ -53,21 +56,27 @@ def warn_of_ties(store: EventStore) -> None:
     ties = count_ties(_owners(store))
     if ties:
         warnings.warn(
-            f"{store.path}: {ties / store.manifest.events:.1%} of the events share user and time with another and "
-            "stand in an order by label, from which models learn what nobody can know; prepare the data again, or run: "
+            f"{store.path}: {ties / store.manifest.events:.1%} of the events share user and time "
+            "with another and "
+            "stand in an order by label, from which models learn what nobody can know; prepare "
+            "the data again, or run: "
             f"behavegpt doctor --reorder {store.path}",
             stacklevel=3,
         )
 
 
 def reorder(store: EventStore) -> int:
-    """Shuffle the simultaneous events of a prepared folder in place, as `prepare` would; returns how many there are.
+    """Shuffle the simultaneous events of a prepared folder in place, as `prepare` would; returns
+    how many there are.
 
-    Times are kept to the second, so events of one second are shuffled. Raises DataError when an order column says
-    how simultaneous events stand.
+    Times are kept to the second, so events of one second are shuffled. Raises DataError when an
+    order column says how simultaneous events stand.
     """
     if store.schema.order is not None:
-        raise DataError(f"{store.path}: column {store.schema.order!r} orders simultaneous events; nothing to shuffle.")
+        raise DataError(
+            f"{store.path}: column {store.schema.order!r} orders simultaneous events; nothing to "
+            "shuffle."
+        )
     columns = _owners(store)
     with duckdb.connect() as con:
         hashes = {"user": hash_labels(con, store.users())}
@@ -89,12 +98,17 @@ def _owners(store: EventStore) -> dict[str, np.ndarray]:
 
 
 def _rewrite(store: EventStore, index: np.ndarray, manifest: Manifest) -> None:
-    """Replace the folder, in one step, by a sealed one whose events stand in the order `index` (events,)."""
+    """Replace the folder, in one step, by a sealed one whose events stand in the order `index`
+    (events,)."""
     with scratch(store.path) as folder:
-        shutil.copytree(store.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+        shutil.copytree(
+            store.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
+        )
         for name, column in store.columns.items():
             write_array(folder / "columns" / f"{name}.npy", np.asarray(column)[index])
-        digest = hash_folder(folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns])
+        digest = hash_folder(
+            folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns]
+        )
         manifest = manifest.model_copy(update={"content_hash": digest})
         write_json(folder / "dataset.json", manifest.model_dump(mode="json"))
         seal(folder)

@@ -1,7 +1,7 @@
 """How a column of times is written: surveyed over all rows, then read by one SQL expression.
 
-ISO times and epoch numbers are read row by row; other forms (time_formats.py) and the unit of numbers are decided once
-for the column, and stay in the schema for whatever is read by it later.
+ISO times and epoch numbers are read row by row; other forms (time_formats.py) and the unit of
+numbers are decided once for the column, and stay in the schema for whatever is read by it later.
 """
 
 from __future__ import annotations
@@ -30,23 +30,36 @@ from behavegpt.data.time_formats import (
 from behavegpt.data.times import MICROS
 from behavegpt.errors import DataError
 
-INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+INTEGERS = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+)
 FLOATS = ("FLOAT", "DOUBLE", "DECIMAL")
 SERIAL = "excel"  # days since 1899-12-30 on a wall clock
 _SERIAL_EPOCH = 25_569  # of 1970-01-01
 _SERIALS = (30_000, 60_000)  # 1982 to 2064: told without being named
-_UNITS = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}  # unit of epoch numbers below this magnitude
+# unit of epoch numbers below this magnitude
+_UNITS = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
 _LEAST_NS = 9e17  # 1998: nobody wrote nanoseconds before
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DATES = (19_000_101, 21_001_231)
 _PLAIN = "{0} LIKE '____-__-_____:__:__'"  # no room for a zone
 _BEYOND = -(2**63) + 1  # stamp of a number too large for a time: read, but out of range
-_LONGEST, _MOST_SHAPES = 60, 5000  # characters of a text that may be a time; shapes that are looked at
+# characters of a text that may be a time; shapes that are looked at
+_LONGEST, _MOST_SHAPES = 60, 5000
 
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """SQL of a time column: `stamp` BIGINT microseconds or null, `wall` whether it is a wall-clock time."""
+    """SQL of a time column: `stamp` BIGINT microseconds or null, `wall` whether it is a wall-clock
+    time."""
 
     stamp: str
     wall: str
@@ -56,13 +69,15 @@ class TimeColumn:
 
 
 class TimeSurvey(NamedTuple):
-    """Counts of the values of a column that is not of a type for times; they add up over parts of a log."""
+    """Counts of the values of a column that is not of a type for times; they add up over parts of a
+    log."""
 
     values: int
     plain: int  # ISO times without a zone
     odd: int  # texts that are neither ISO times nor numbers
     numbers: int
-    below: tuple[int, ...]  # numbers below the limits of all units but the last, in the order of _UNITS
+    # numbers below the limits of all units but the last, in the order of _UNITS
+    below: tuple[int, ...]
     below_ns: int  # numbers below _LEAST_NS
     serials: int  # numbers that may be serial days of a spreadsheet
     dates: int  # numbers that may be YYYYMMDD
@@ -72,10 +87,16 @@ class TimeSurvey(NamedTuple):
 
 def is_time_type(sql_type: str) -> bool:
     """Whether values of a DuckDB type can be times."""
-    return sql_type.startswith(("TIMESTAMP", "ENUM", *FLOATS)) or sql_type in ("DATE", "VARCHAR", *INTEGERS)
+    return sql_type.startswith(("TIMESTAMP", "ENUM", *FLOATS)) or sql_type in (
+        "DATE",
+        "VARCHAR",
+        *INTEGERS,
+    )
 
 
-def survey_column(con: duckdb.DuckDBPyConnection, column: str, sql_type: str, table: str) -> TimeSurvey | None:
+def survey_column(
+    con: duckdb.DuckDBPyConnection, column: str, sql_type: str, table: str
+) -> TimeSurvey | None:
     """The survey of a quoted column; None where the type alone decides how to read it."""
     if not is_text(sql_type) and not is_number(sql_type):
         return None
@@ -105,7 +126,8 @@ def time_column(
     where: str = "",
     wall: str | None = None,
 ) -> TimeColumn:
-    """How to read a quoted column of a DuckDB type; `bounds` are seconds, `where` names the logs in errors.
+    """How to read a quoted column of a DuckDB type; `bounds` are seconds, `where` names the logs in
+    errors.
 
     `wall` is SQL of whether a time is a wall clock, where the type does not tell (Source.wall).
 
@@ -121,7 +143,9 @@ def time_column(
     formats = schema.time_format or _formats(schema, survey, where)
     if formats:
         stamp, wall = _by_formats(column, sql_type, formats, local)
-        return TimeColumn(stamp, wall, schema.time_unit, formats, _remark_of_formats(schema, survey, formats))
+        return TimeColumn(
+            stamp, wall, schema.time_unit, formats, _remark_of_formats(schema, survey, formats)
+        )
     unit = _resolve_unit(schema, survey, where)
     stamp, wall = _by_unit(column, sql_type, survey, unit, bounds, local)
     return TimeColumn(stamp, wall, unit, (), _remark_of_unit(schema, unit))
@@ -142,10 +166,13 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
     plain = _PLAIN.format(column) if text else "false"
     number = _as_float(column) if text else f"{column}::DOUBLE"
     odd = f"CASE WHEN number IS NULL AND NOT plain THEN {_is_odd(column)} END" if text else "false"
-    below = ", ".join(f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1])
+    below = ", ".join(
+        f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1]
+    )
     # CASE, not AND: DuckDB would evaluate both sides for all rows.
     digits = ", ".join(
-        f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND {_DATES[1] + 1}e{length - 8} "
+        f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND "
+        f"{_DATES[1] + 1}e{length - 8} "
         f"THEN try_strptime(number::BIGINT::VARCHAR, {literal(form)}) END)"
         for length, form in DIGITS.items()
     )
@@ -166,10 +193,16 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
 
 
 def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str, Shape]:
-    """The most frequent shapes of the odd texts: digits become 9, and the first three numbers are looked at."""
+    """The most frequent shapes of the odd texts: digits become 9, and the first three numbers are
+    looked at."""
     numbers = "'^[^0-9]*([0-9]+)[^0-9]+([0-9]+)[^0-9]+([0-9]+)', ['first', 'second', 'third']"
-    first, second, third = (f"coalesce(TRY_CAST(number.{name} AS INTEGER), 0)" for name in ("first", "second", "third"))
-    odd = f"CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN {_is_odd(column)} END"
+    first, second, third = (
+        f"coalesce(TRY_CAST(number.{name} AS INTEGER), 0)" for name in ("first", "second", "third")
+    )
+    odd = (
+        f"CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN "
+        f"{_is_odd(column)} END"
+    )
     query = f"""
         SELECT
             shape,
@@ -213,21 +246,33 @@ def _by_formats(column: str, sql_type: str, formats: Sequence[str], local: str) 
     if is_number(sql_type):
         text = f"(CASE WHEN {column} BETWEEN 0 AND 1e15 THEN {column}::BIGINT::VARCHAR END)"
     formats = sort_formats(form.strip("[] ") for form in formats)
-    # Offsets apart from zones in words: in one list, DuckDB takes an offset over to the next row without one.
+    # Offsets apart from zones in words: in one list, DuckDB takes an offset over to the next row
+    # without one.
     offset, named, naive = (
         _parsed(text, [form for form in formats if test(form)])
-        for test in (has_offset, lambda f: has_zone(f) and not has_offset(f), lambda f: not has_zone(f))
+        for test in (
+            has_offset,
+            lambda f: has_zone(f) and not has_offset(f),
+            lambda f: not has_zone(f),
+        )
     )
     zoned = f"coalesce({offset}, {named})"
     if is_number(sql_type) or not reads_iso(formats):
         return f"coalesce({zoned}, {naive})", f"({local} AND {zoned} IS NULL)"
-    iso = f"CASE WHEN regexp_matches({text}, '^[0-9]{{4}}[-/]') THEN epoch_us(TRY_CAST({text} AS TIMESTAMPTZ)) END"
+    iso = (
+        f"CASE WHEN regexp_matches({text}, '^[0-9]{{4}}[-/]') THEN epoch_us(TRY_CAST({text} AS "
+        "TIMESTAMPTZ)) END"
+    )
     wall = f"({local} AND {zoned} IS NULL AND ({naive} IS NOT NULL OR NOT {_names_zone(text)}))"
     return f"coalesce({zoned}, {naive}, {iso})", wall
 
 
 def _parsed(text: str, formats: Sequence[str]) -> str:
-    return f"epoch_us(try_strptime({text}, [{', '.join(map(literal, formats))}]))" if formats else "NULL::BIGINT"
+    return (
+        f"epoch_us(try_strptime({text}, [{', '.join(map(literal, formats))}]))"
+        if formats
+        else "NULL::BIGINT"
+    )
 
 
 def _by_unit(
@@ -241,38 +286,57 @@ def _by_unit(
     if survey.plain == survey.values:
         return fast, local
     text, is_plain = f"trim({column})", _PLAIN.format(column)
-    # The session's zone is UTC: a naive text becomes its own wall clock, a zoned one the instant, `10:00 PM` null.
+    # The session's zone is UTC: a naive text becomes its own wall clock, a zoned one the instant,
+    # `10:00 PM` null.
     stamp = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
     wall = f"({local} AND NOT {_names_zone(text)})"
     if survey.numbers:
         as_float, as_int = _as_float(column), f"TRY_CAST({text} AS BIGINT)"
         # Integers stay integers: a nanosecond epoch does not fit a double.
         stamp = (
-            f"CASE WHEN {as_float} IS NULL THEN {stamp} WHEN {as_int} IS NOT NULL AND NOT contains({text}, '.') "
-            f"THEN {_epoch(as_int, False, unit, bounds)} ELSE {_epoch(as_float, True, unit, bounds)} END"
+            f"CASE WHEN {as_float} IS NULL THEN {stamp} WHEN {as_int} IS NOT NULL AND NOT "
+            f"contains({text}, '.') "
+            f"THEN {_epoch(as_int, False, unit, bounds)} ELSE "
+            f"{_epoch(as_float, True, unit, bounds)} END"
         )
         wall = f"CASE WHEN {as_float} IS NULL THEN {wall} ELSE {wall_of_number} END"
-    return f"CASE WHEN {is_plain} THEN {fast} ELSE {stamp} END", f"CASE WHEN {is_plain} THEN {local} ELSE {wall} END"
+    return (
+        f"CASE WHEN {is_plain} THEN {fast} ELSE {stamp} END",
+        f"CASE WHEN {is_plain} THEN {local} ELSE {wall} END",
+    )
 
 
 def _epoch(value: str, is_float: bool, unit: str, bounds: tuple[int, int]) -> str:
-    """SQL of the microseconds of a number in `unit`; numbers outside `bounds` (seconds) become `_BEYOND`."""
+    """SQL of the microseconds of a number in `unit`; numbers outside `bounds` (seconds) become
+    `_BEYOND`."""
     if unit == SERIAL:
         # A serial has some ten decimals: to the millisecond, or 13:00 would be 12:59:59.999999.
-        days, low, high = f"({value}::DOUBLE - {_SERIAL_EPOCH})", bounds[0] / 86_400, bounds[1] / 86_400
+        days, low, high = (
+            f"({value}::DOUBLE - {_SERIAL_EPOCH})",
+            bounds[0] / 86_400,
+            bounds[1] / 86_400,
+        )
         exact, readable = f"round({days} * 86400000)::BIGINT * 1000", f"isfinite({value}::DOUBLE)"
         return (
-            f"CASE WHEN NOT ({readable}) THEN NULL WHEN {days} BETWEEN {low} AND {high} THEN {exact} ELSE {_BEYOND} END"
+            f"CASE WHEN NOT ({readable}) THEN NULL WHEN {days} BETWEEN {low} AND {high} THEN "
+            f"{exact} ELSE {_BEYOND} END"
         )
-    per_second = _PER_SECOND["s" if unit == "auto" else unit]  # auto: the column has no number at all
+    # auto: the column has no number at all
+    per_second = _PER_SECOND["s" if unit == "auto" else unit]
     low, high = bounds[0] * per_second, bounds[1] * per_second
     if is_float:
-        exact, readable = f"round({value}::DOUBLE * {MICROS / per_second!r})::BIGINT", f"isfinite({value}::DOUBLE)"
+        exact, readable = (
+            f"round({value}::DOUBLE * {MICROS / per_second!r})::BIGINT",
+            f"isfinite({value}::DOUBLE)",
+        )
     elif per_second <= MICROS:
         exact, readable = f"{value}::BIGINT * {MICROS // per_second}", f"{value} IS NOT NULL"
     else:
         exact, readable = f"{value}::BIGINT // {per_second // MICROS}", f"{value} IS NOT NULL"
-    return f"CASE WHEN NOT ({readable}) THEN NULL WHEN {value} BETWEEN {low} AND {high} THEN {exact} ELSE {_BEYOND} END"
+    return (
+        f"CASE WHEN NOT ({readable}) THEN NULL WHEN {value} BETWEEN {low} AND {high} THEN {exact} "
+        f"ELSE {_BEYOND} END"
+    )
 
 
 def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
@@ -283,46 +347,67 @@ def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
         return SERIAL
     if survey.dates * 2 > survey.numbers:
         raise DataError(
-            f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are days of the calendar; "
-            "say so with --time-format %Y%m%d, or name the unit if they are epoch numbers: --time-unit s."
+            f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are "
+            "days of the calendar; "
+            "say so with --time-format %Y%m%d, or name the unit if they are epoch numbers: "
+            "--time-unit s."
         )
     below = (*survey.below, survey.numbers)
-    unit = next(unit for unit, count in zip(_UNITS, below, strict=True) if count * 2 >= survey.numbers)
+    unit = next(
+        unit for unit, count in zip(_UNITS, below, strict=True) if count * 2 >= survey.numbers
+    )
     if unit == "ns" and survey.below_ns * 2 >= survey.numbers:
         raise DataError(
-            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 ns since the year 1) "
-            "and of Windows (since 1601) look so: write them as timestamps, or name the unit with --time-unit ns."
+            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 "
+            "ns since the year 1) "
+            "and of Windows (since 1601) look so: write them as timestamps, or name the unit with "
+            "--time-unit ns."
         )
     return unit
 
 
-def _remark_of_formats(schema: EventSchema, survey: TimeSurvey, formats: tuple[str, ...]) -> str | None:
+def _remark_of_formats(
+    schema: EventSchema, survey: TimeSurvey, formats: tuple[str, ...]
+) -> str | None:
     if schema.time_format:
         return None
     example = shown(formats, survey.shapes)
-    return f"times of {schema.time!r} are read as {' or '.join(formats)}" + (f": {example}" if example else "")
+    return f"times of {schema.time!r} are read as {' or '.join(formats)}" + (
+        f": {example}" if example else ""
+    )
 
 
 def _remark_of_unit(schema: EventSchema, unit: str) -> str | None:
     if unit != SERIAL or schema.time_unit != "auto":
         return None
     return (
-        f"times of {schema.time!r} are read as serial days of a spreadsheet (45383.5 is 2024-04-01 12:00); "
+        f"times of {schema.time!r} are read as serial days of a spreadsheet (45383.5 is "
+        "2024-04-01 12:00); "
         "if they are seconds, say --time-unit s"
     )
 
 
 def _clean(column: str) -> str:
-    """SQL of a text of a time without what formats cannot name: brackets, non-breaking spaces, a zone in words."""
-    plain = f"trim(replace(replace(replace({column}, chr(160), ' '), chr(8239), ' '), chr(9), ' '), ' []')"
+    """SQL of a text of a time without what formats cannot name: brackets, non-breaking spaces, a
+    zone in words."""
+    plain = (
+        f"trim(replace(replace(replace({column}, chr(160), ' '), chr(8239), ' '), chr(9), ' '), ' "
+        "[]')"
+    )
     short = f"replace(replace({plain}, '.m.', 'm'), '.M.', 'M')"
-    return f"CASE WHEN contains({column}, '(') THEN regexp_replace({short}, ' [(][^()]*[)]$', '') ELSE {short} END"
+    return (
+        f"CASE WHEN contains({column}, '(') THEN regexp_replace({short}, ' [(][^()]*[)]$', '') "
+        f"ELSE {short} END"
+    )
 
 
 def _is_odd(column: str) -> str:
     """SQL of whether a text that is no number is no ISO time either."""
     iso = f"regexp_matches({column}, '^ *[0-9]{{4}}[-/]')"
-    return f"CASE WHEN {iso} THEN TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NULL ELSE trim({column}) <> '' END"
+    return (
+        f"CASE WHEN {iso} THEN TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NULL ELSE "
+        f"trim({column}) <> '' END"
+    )
 
 
 def _as_float(column: str) -> str:
@@ -331,6 +416,7 @@ def _as_float(column: str) -> str:
 
 
 def _names_zone(text: str) -> str:
-    """SQL: a readable ISO time that ends in Z, a zone's name or an offset; the date's hyphens come before the 11th."""
+    """SQL: a readable ISO time that ends in Z, a zone's name or an offset; the date's hyphens come
+    before the 11th."""
     letter = f"upper(right({text}, 1)) BETWEEN 'A' AND 'Z'"
     return f"({letter} OR contains({text}, '+') OR contains(substr({text}, 11), '-'))"

@@ -1,7 +1,8 @@
 """The strptime formats that a column of times is written in, told from the shapes of its texts.
 
-A shape is a text with 9 for each digit: `01/Apr/2024:13:05:22 +0000` is `99/Apr/9999:99:99:99 +9999`. Shapes are
-counted over all rows, so that neither the order of rows nor that of files decides.
+A shape is a text with 9 for each digit: `01/Apr/2024:13:05:22 +0000` is
+`99/Apr/9999:99:99:99 +9999`. Shapes are counted over all rows, so that neither the order of rows
+nor that of files decides.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from behavegpt.errors import DataError
 
 ENOUGH = 0.99  # share of the values that must be of one form before it is the column's
 DIRECTIVES = frozenset("aAbBdHIjmMfpSyYzZ%")
-DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H", 8: "%Y%m%d"}  # times written as numbers, by length
+# times written as numbers, by length
+DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H", 8: "%Y%m%d"}
 _DAYS = "mon|tue|wed|thu|fri|sat|sun"
 _LONG_DAYS = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _LONG_MONTHS = "january|february|march|april|june|july|august|september|october|november|december"
-# Rewritten one after the other: a shape becomes a format, with {1} and {2} where day and month could be either.
+# Rewritten one after the other: a shape becomes a format, with {1} and {2} where day and month
+# could be either.
 _RULES = [
     (rf"(?i)\b(?:{_LONG_DAYS})\b", "%A"),
     (rf"(?i)\b(?:{_DAYS})\b", "%a"),
@@ -49,7 +52,8 @@ _LITERALS = re.compile(r"(?: at |T|Z|GMT|UTC|[ /.,:_-])*")
 
 
 class Shape(NamedTuple):
-    """What is known of all texts of one shape; the first and third numbers are bounded, 0 without them."""
+    """What is known of all texts of one shape; the first and third numbers are bounded, 0 without
+    them."""
 
     rows: int
     first_is_day: int  # rows whose first number is 13 to 31
@@ -80,7 +84,8 @@ def add_shapes(parts: list[dict[str, Shape]]) -> dict[str, Shape]:
 
 
 def choose_formats(shapes: Mapping[str, Shape], values: int, where: str) -> tuple[str, ...]:
-    """Formats of the texts that are no ISO times; empty if they are too few of `values`, or of no known form.
+    """Formats of the texts that are no ISO times; empty if they are too few of `values`, or of no
+    known form.
 
     Raises DataError, which names both readings, where day and month cannot be told apart.
     """
@@ -91,19 +96,25 @@ def choose_formats(shapes: Mapping[str, Shape], values: int, where: str) -> tupl
     for shape, form in forms.items():
         if "{1}" in form:
             by_separator.setdefault(form[form.index("{1}") + 3], {})[shape] = shapes[shape]
-    orders = {separator: _order(separator, group, forms, where) for separator, group in by_separator.items()}
+    orders = {
+        separator: _order(separator, group, forms, where)
+        for separator, group in by_separator.items()
+    }
     return sort_formats(
-        _ordered(form, orders[form[form.index("{1}") + 3]]) if "{1}" in form else form for form in forms.values()
+        _ordered(form, orders[form[form.index("{1}") + 3]]) if "{1}" in form else form
+        for form in forms.values()
     )
 
 
 def sort_formats(formats: object) -> tuple[str, ...]:
-    """Formats without duplicates in the order to try them: years of two digits first, `%Y` takes those too."""
+    """Formats without duplicates in the order to try them: years of two digits first, `%Y` takes
+    those too."""
     return tuple(sorted(set(formats), key=lambda text: ("%Y" in text, text)))  # type: ignore[call-overload]
 
 
 def form_of(shape: str) -> str | None:
-    """The format of a shape, `{1}` and `{2}` for day and month in the order yet to be told; None for no time."""
+    """The format of a shape, `{1}` and `{2}` for day and month in the order yet to be told; None
+    for no time."""
     form = re.sub(r"\s+", " ", shape)
     for pattern, replacement in _RULES:
         form = re.sub(pattern, replacement, form, count=1)
@@ -120,7 +131,10 @@ def check_format(text: str) -> str | None:
     directives = re.findall("%(.?)", text)
     unknown = [name for name in directives if name not in DIRECTIVES]
     if unknown:
-        return f"%{unknown[0]} is not a directive of times; known: {', '.join(f'%{d}' for d in sorted(DIRECTIVES))}"
+        return (
+            f"%{unknown[0]} is not a directive of times; known: "
+            f"{', '.join(f'%{d}' for d in sorted(DIRECTIVES))}"
+        )
     year, month, day = ({*names} & {*directives} for names in ("yY", "mbB", "d"))
     if not year or not ((month and day) or "j" in directives):
         return "year, month and day must be in it, for example %d/%m/%Y %H:%M"
@@ -138,16 +152,20 @@ def has_offset(form: str) -> bool:
 
 
 def reads_iso(formats: Sequence[str]) -> bool:
-    """Whether ISO times may stand beside times in these formats: none of them has the day before the month there."""
+    """Whether ISO times may stand beside times in these formats: none of them has the day before
+    the month there."""
     return not any(re.search("%Y.*%d.*%m", form) for form in formats)
 
 
 def shown(formats: tuple[str, ...], shapes: Mapping[str, Shape]) -> str:
-    """`'13/04/2024 08:00' is 2024-04-13 08:00:00` of the most frequent shape that a format can read."""
+    """`'13/04/2024 08:00' is 2024-04-13 08:00:00` of the most frequent shape that a format can
+    read."""
     for shape in sorted(shapes.values(), key=lambda shape: -shape.rows):
         for form in formats:
             try:
-                return f"{shape.example!r} is {datetime.strptime(shape.example, form).isoformat(' ')}"
+                return (
+                    f"{shape.example!r} is {datetime.strptime(shape.example, form).isoformat(' ')}"
+                )
             except ValueError:
                 continue
     return ""
@@ -162,19 +180,22 @@ def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], wh
     remedy = f"name the form with --time-format {either[0]!r} or --time-format {either[1]!r}"
     if min(day_first, month_first) > (1 - ENOUGH) * rows:
         raise DataError(
-            f"{where} holds both {_DAY_FIRST.words} ({day_first:,} rows) and {_MONTH_FIRST.words} ({month_first:,} "
+            f"{where} holds both {_DAY_FIRST.words} ({day_first:,} rows) and {_MONTH_FIRST.words} "
+            f"({month_first:,} "
             f"rows); write all times in one form, or {remedy}."
         )
     if not day_first and not month_first and separator != ".":
         raise DataError(
-            f"{where}: {most.example!r} fits {_DAY_FIRST.words} and {_MONTH_FIRST.words}, and no other row tells "
+            f"{where}: {most.example!r} fits {_DAY_FIRST.words} and {_MONTH_FIRST.words}, and no "
+            "other row tells "
             f"which; {remedy}."
         )
     year_first = [s for s in group if "%y" in forms[s] and _looks_year_first(group[s])]
     if year_first:
         example, sep = group[year_first[0]].example, separator
         raise DataError(
-            f"{where}: {example!r} may begin with the day or with the year; name the form with --time-format "
+            f"{where}: {example!r} may begin with the day or with the year; name the form with "
+            "--time-format "
             f"'%d{sep}%m{sep}%y' or '%y{sep}%m{sep}%d', and the clock after it."
         )
     return _MONTH_FIRST if month_first > day_first else _DAY_FIRST
@@ -182,7 +203,9 @@ def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], wh
 
 def _looks_year_first(shape: Shape) -> bool:
     """Whether the third number could be the day, and spreads wider than the first."""
-    return shape.third[1] <= 31 and shape.third[1] - shape.third[0] > shape.first[1] - shape.first[0]
+    return (
+        shape.third[1] <= 31 and shape.third[1] - shape.third[0] > shape.first[1] - shape.first[0]
+    )
 
 
 def _ordered(form: str, order: _Order) -> str:

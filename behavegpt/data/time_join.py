@@ -1,4 +1,5 @@
-"""Times in more than one place: date and time of day in two columns, zones in some files and not in others."""
+"""Times in more than one place: date and time of day in two columns, zones in some files and not in
+others."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ PLUS = "+"  # between the columns of the date and of the time of day
 
 
 def time_parts(time: str, logs: Logs | Collection[str]) -> tuple[str, ...]:
-    """The columns of a schema's time: itself if the logs have such a column, else the two that a `+` joins."""
+    """The columns of a schema's time: itself if the logs have such a column, else the two that a
+    `+` joins."""
     date, plus, clock = time.partition(PLUS)
     known = logs.has(time) if isinstance(logs, Logs) else time in logs
     return (date.strip(), clock.strip()) if plus and not known else (time,)
 
 
 def part_columns(logs: Logs, needed: Mapping[str, str]) -> list[str]:
-    """The columns to read for roles (role -> column). Raises DataError for one that the logs lack."""
+    """The columns to read for roles (role -> column). Raises DataError for one that the logs
+    lack."""
     parts = time_parts(needed["time"], logs)
     for part in parts:
         check_columns(logs, {**needed, "time": part})
@@ -33,7 +36,8 @@ def part_columns(logs: Logs, needed: Mapping[str, str]) -> list[str]:
 
 
 def join_times(source: Source, logs: Logs, time: str) -> Source:
-    """The source with one column of times: date and time of day joined as text, zones told apart by file.
+    """The source with one column of times: date and time of day joined as text, zones told apart by
+    file.
 
     Raises DataError when some files hold times and others numbers.
     """
@@ -48,7 +52,8 @@ def join_times(source: Source, logs: Logs, time: str) -> Source:
 
 
 def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
-    """SQL of whether a row's file tells wall clocks, where some files do and others tell instants."""
+    """SQL of whether a row's file tells wall clocks, where some files do and others tell
+    instants."""
     kind = source.types[time]
     if not kind.startswith(("TIMESTAMP", "DATE")) or not logs.members:
         return None
@@ -56,17 +61,24 @@ def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
     for file, type_ in types.items():
         if type_ is not None and not pa.types.is_temporal(type_):
             raise DataError(
-                f"{file}: column {time!r} (the time) is {type_}, in other files it is {kind}; write it as one type in "
+                f"{file}: column {time!r} (the time) is {type_}, in other files it is {kind}; "
+                "write it as one type in "
                 "all files."
             )
-    naive = [file for file, type_ in types.items() if type_ is not None and getattr(type_, "tz", None) is None]
+    naive = [
+        file
+        for file, type_ in types.items()
+        if type_ is not None and getattr(type_, "tz", None) is None
+    ]
     if len(naive) < len(types):
         return f"behavegpt_file IN ({', '.join(map(literal, naive))})" if naive else None
-    return "true" if "TIME ZONE" in kind else None  # a worker's only file, read as the type of all files
+    # a worker's only file, read as the type of all files
+    return "true" if "TIME ZONE" in kind else None
 
 
 def _type_in(schema: pa.Schema, column: str) -> pa.DataType | None:
-    """The type of a column or of what a dotted name reaches; None if it is not in the file, or known by its rows."""
+    """The type of a column or of what a dotted name reaches; None if it is not in the file, or
+    known by its rows."""
     found = split_path(column, schema.names)
     if found is None:
         return None

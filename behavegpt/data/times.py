@@ -1,8 +1,9 @@
 """Times: raw values -> instants -> local weekday and slot, right through daylight-saving changes.
 
-A naive time is a wall clock of the schema's zone. A wall time that happens twice (clocks go back) is the earlier
-instant; one that never happens (clocks go forward) is moved forward by the gap: 02:30 becomes 03:30.
-Seconds and microseconds are int64 since 1970-01-01 UTC; a wall time is counted the same way as if it were UTC.
+A naive time is a wall clock of the schema's zone. A wall time that happens twice (clocks go back)
+is the earlier instant; one that never happens (clocks go forward) is moved forward by the gap:
+02:30 becomes 03:30. Seconds and microseconds are int64 since 1970-01-01 UTC; a wall time is counted
+the same way as if it were UTC.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from behavegpt.errors import DataError
 MICROS = 1_000_000
 DAY = 86_400
 DST_RULE = (
-    "A wall time that occurs twice is read as the earlier instant; one that never occurs is moved forward by the gap."
+    "A wall time that occurs twice is read as the earlier instant; one that never occurs is moved "
+    "forward by the gap."
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STEP = 5 * DAY  # no zone has changed its offset and changed it back within five days since 1969
@@ -28,7 +30,8 @@ _STEP = 5 * DAY  # no zone has changed its offset and changed it back within fiv
 
 @dataclass(frozen=True)
 class Zone:
-    """UTC offsets in seconds: `offsets[i]` holds before `changes[i]` (ascending instants), the last one after all."""
+    """UTC offsets in seconds: `offsets[i]` holds before `changes[i]` (ascending instants), the last
+    one after all."""
 
     changes: np.ndarray  # (C,) int64
     offsets: np.ndarray  # (C + 1,) int64
@@ -38,8 +41,10 @@ class Zone:
         return instant + self.offsets[np.searchsorted(self.changes, instant, side="right")]
 
     def instant(self, wall: np.ndarray) -> np.ndarray:
-        """Instants in seconds (N,) int64 of wall-clock seconds (N,), by the rule in the module's head."""
-        # The old offset holds until both clocks have passed the change: later of the two readings of it.
+        """Instants in seconds (N,) int64 of wall-clock seconds (N,), by the rule in the module's
+        head."""
+        # The old offset holds until both clocks have passed the change: later of the two readings
+        # of it.
         thresholds = self.changes + np.maximum(self.offsets[:-1], self.offsets[1:])
         return wall - self.offsets[np.searchsorted(thresholds, wall, side="right")]
 
@@ -55,7 +60,10 @@ def zone(name: str, first_year: int = 1969, last_year: int = 2101) -> Zone:
         local = (_EPOCH + timedelta(seconds=second)).astimezone(info).utcoffset()
         return int((local or timedelta()).total_seconds())
 
-    start, stop = (int((datetime(y, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds()) for y in (first_year, last_year))
+    start, stop = (
+        int((datetime(y, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds())
+        for y in (first_year, last_year)
+    )
     changes, offsets = [], [offset(start)]
     for low in range(start, stop, _STEP):
         high = low + _STEP
@@ -70,15 +78,19 @@ def zone(name: str, first_year: int = 1969, last_year: int = 2101) -> Zone:
 
 
 def calendar(seconds: np.ndarray, schema: EventSchema) -> tuple[np.ndarray, np.ndarray]:
-    """Local weekday (N,) uint8, 0 = Monday, and slot of the day (N,) uint8/uint16 of instants in seconds (N,)."""
+    """Local weekday (N,) uint8, 0 = Monday, and slot of the day (N,) uint8/uint16 of instants in
+    seconds (N,)."""
     local = zone(schema.tz).wall(seconds)
     day = local // DAY
     slot = (local - day * DAY) // (60 * schema.slot_minutes)
-    return ((day + 3) % 7).astype(np.uint8), slot.astype(np.uint8 if schema.slots <= 256 else np.uint16)
+    return ((day + 3) % 7).astype(np.uint8), slot.astype(
+        np.uint8 if schema.slots <= 256 else np.uint16
+    )
 
 
 def instants(stamps: np.ndarray, is_wall: np.ndarray | bool, schema: EventSchema) -> np.ndarray:
-    """Microsecond instants (N,) int64 of stamps (N,) int64, wall-clock times where `is_wall` (scalar or (N,)) holds."""
+    """Microsecond instants (N,) int64 of stamps (N,) int64, wall-clock times where `is_wall`
+    (scalar or (N,)) holds."""
     if schema.tz == "UTC" or is_wall is False:
         return stamps
     seconds = stamps // MICROS
@@ -86,11 +98,14 @@ def instants(stamps: np.ndarray, is_wall: np.ndarray | bool, schema: EventSchema
 
 
 def parse_date(text: str, tz: str = "UTC") -> int:
-    """Epoch seconds of an ISO date or time; a naive one is a wall time of `tz`. Raises DataError."""
+    """Epoch seconds of an ISO date or time; a naive one is a wall time of `tz`. Raises
+    DataError."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise DataError(f"{text!r} is not a date; write one like 2013-05-01 or 2013-05-01T12:00.") from None
+        raise DataError(
+            f"{text!r} is not a date; write one like 2013-05-01 or 2013-05-01T12:00."
+        ) from None
     naive = moment.tzinfo is None
     seconds = int((moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // timedelta(seconds=1))
     return int(zone(tz).instant(np.array([seconds]))[0]) if naive else seconds

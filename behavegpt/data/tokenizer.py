@@ -1,4 +1,5 @@
-"""EventTokenizer: schema and vocabularies that travel with a model, from raw labels to ids and back."""
+"""EventTokenizer: schema and vocabularies that travel with a model, from raw labels to ids and
+back."""
 
 from __future__ import annotations
 
@@ -33,13 +34,15 @@ class EncodedHistories:
 
     users: pa.StringArray  # (U,) labels, sorted
     offsets: np.ndarray  # (U + 1,) int64
-    columns: dict[str, np.ndarray]  # field ids, `behavior`, `time` (epoch seconds), each (events,) int64
+    # field ids, `behavior`, `time` (epoch seconds), each (events,) int64
+    columns: dict[str, np.ndarray]
     unknown: dict[str, int]  # field -> events whose label the vocabulary does not hold
     rejected: dict[str, int]  # reason -> rows left out
 
 
 class EventTokenizer(FeatureExtractionMixin):
-    """Schema + vocabulary in the checkpoint folder (preprocessor_config.json), found by AutoFeatureExtractor."""
+    """Schema + vocabulary in the checkpoint folder (preprocessor_config.json), found by
+    AutoFeatureExtractor."""
 
     model_input_names = ["input_ids", "weekday_ids", "slot_ids", "location_ids", "attention_mask"]
 
@@ -50,11 +53,14 @@ class EventTokenizer(FeatureExtractionMixin):
         max_length: int = 90,
         **kwargs: Any,
     ) -> None:
-        """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in id order."""
+        """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in
+        id order."""
         kwargs.pop("feature_extractor_type", None)
         super().__init__(**kwargs)
         self.event_schema = (
-            event_schema if isinstance(event_schema, EventSchema) else EventSchema.model_validate(event_schema)
+            event_schema
+            if isinstance(event_schema, EventSchema)
+            else EventSchema.model_validate(event_schema)
         )
         self.vocabulary = {
             name: v
@@ -75,11 +81,13 @@ class EventTokenizer(FeatureExtractionMixin):
         return cls(store.schema, dict(store.vocabulary), max_length)
 
     def reading(self, changes: Mapping[str, Any]) -> EventTokenizer:
-        """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see `renamed`."""
+        """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see
+        `renamed`."""
         return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
 
     def by_name(self) -> EventTokenizer:
-        """The tokenizer that takes users' names as they are, where the model's log wrote 1.0 as 1, say."""
+        """The tokenizer that takes users' names as they are, where the model's log wrote 1.0 as 1,
+        say."""
         rules = {**self.event_schema.label_rules, "user": TEXT}
         schema = self.event_schema.model_copy(update={"label_rules": rules})
         return EventTokenizer(schema, self.vocabulary, self.max_length)
@@ -91,25 +99,38 @@ class EventTokenizer(FeatureExtractionMixin):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what gives ids their meaning: fields, slot length, zone and the labels in id order."""
+        """SHA-256 of what gives ids their meaning: fields, slot length, zone and the labels in id
+        order."""
         schema = self.event_schema
-        parts = [schema.input_fields, schema.slot_minutes, schema.tz, {n: v.hash for n, v in self.vocabulary.items()}]
+        parts = [
+            schema.input_fields,
+            schema.slot_minutes,
+            schema.tz,
+            {n: v.hash for n, v in self.vocabulary.items()},
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, events: Any) -> EncodedHistories:
-        """Ids of raw events: a pandas or Arrow table, a mapping of columns, or files, with the schema's columns.
+        """Ids of raw events: a pandas or Arrow table, a mapping of columns, or files, with the
+        schema's columns.
 
-        Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and counted.
+        Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and
+        counted.
         """
         logs = find_logs(events)
-        present = {field for field, column in self.event_schema.label_columns.items() if logs.has(column)}
-        needed = self.vocabulary.keys() - present - {"event", "behavior"}  # a log need not tell the behavior
+        present = {
+            field for field, column in self.event_schema.label_columns.items() if logs.has(column)
+        }
+        # a log need not tell the behavior
+        needed = self.vocabulary.keys() - present - {"event", "behavior"}
         for name in sorted(needed):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
         read = read_events(logs, self.event_schema, fields=present)
         self._warn_of_dates(logs, read.table)
-        return self.encode_table(read.table, collections.Counter(read.rejects["reason"].to_pylist()))
+        return self.encode_table(
+            read.table, collections.Counter(read.rejects["reason"].to_pylist())
+        )
 
     def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
         """Warn where a log of dates alone would put all events into the first slot of the day."""
@@ -117,19 +138,28 @@ class EventTokenizer(FeatureExtractionMixin):
         walls = zone(self.event_schema.tz).wall(seconds)
         if self.event_schema.slots > 1 and len(table) >= _DATES and not (walls % DAY).any():
             warnings.warn(
-                f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots of the day apart; "
-                f"if a column holds the time of day, join it: --time {self.event_schema.time}+COLUMN.",
+                f"{logs.name}: all {len(table):,} times are at midnight, but the model tells "
+                "slots of the day apart; "
+                "if a column holds the time of day, join it: --time "
+                f"{self.event_schema.time}+COLUMN.",
                 stacklevel=3,
             )
 
-    def encode_table(self, table: pa.Table, rejected: Mapping[str, int] | None = None) -> EncodedHistories:
+    def encode_table(
+        self, table: pa.Table, rejected: Mapping[str, int] | None = None
+    ) -> EncodedHistories:
         """Ids of what `read_events` gives; a field without a column is unknown throughout."""
         columns: dict[str, np.ndarray] = {}
         unknown = {}
         for name, vocabulary in self.vocabulary.items():
             present = name in table.column_names
-            columns[name] = vocabulary.encode(table[name]) if present else np.full(len(table), UNKNOWN, np.int64)
-            if name in self.event_schema.label_columns:  # else a field of the model's that this domain lacks
+            columns[name] = (
+                vocabulary.encode(table[name])
+                if present
+                else np.full(len(table), UNKNOWN, np.int64)
+            )
+            # else a field of the model's that this domain lacks
+            if name in self.event_schema.label_columns:
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
         columns.setdefault("behavior", columns["event"])
         for name in ("weekday", "slot"):
@@ -137,7 +167,9 @@ class EventTokenizer(FeatureExtractionMixin):
         columns["time"] = table["time"].to_numpy() // 1_000_000
         users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
         offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)
-        return EncodedHistories(users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {}))
+        return EncodedHistories(
+            users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {})
+        )
 
     def labels(self, classes: np.ndarray) -> np.ndarray:
         """Behavior labels (object array of the same shape) of classes."""
@@ -149,7 +181,10 @@ class EventTokenizer(FeatureExtractionMixin):
             "feature_extractor_type": type(self).__name__,
             "event_schema": self.event_schema.model_dump(mode="json"),
             "vocabulary": {
-                name: {"values": vocabulary.values.to_pylist(), "counts": vocabulary.counts.tolist()}
+                name: {
+                    "values": vocabulary.values.to_pylist(),
+                    "counts": vocabulary.counts.tolist(),
+                }
                 for name, vocabulary in self.vocabulary.items()
             },
             "max_length": self.max_length,

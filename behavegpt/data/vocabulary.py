@@ -1,7 +1,7 @@
 """Vocabulary of one field: labels <-> ids, with the training counts that the DRO loss needs.
 
-Ids: 0 padding, 1 unknown (never seen in training, or null), 2... by falling training count, ties by label.
-Ids are never renumbered; `grow` appends.
+Ids: 0 padding, 1 unknown (never seen in training, or null), 2... by falling training count, ties by
+label. Ids are never renumbered; `grow` appends.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ MANY = 1_000_000  # of a vocabulary that is hashed for good
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Labels of one field in id order (without padding and unknown) and how often each was seen in training."""
+    """Labels of one field in id order (without padding and unknown) and how often each was seen in
+    training."""
 
     values: pa.StringArray
     counts: np.ndarray = field(repr=False)  # (len(values),) int64
 
     @classmethod
-    def from_counts(cls, values: Sequence[str] | pa.Array, counts: Sequence[int] | np.ndarray) -> Vocabulary:
+    def from_counts(
+        cls, values: Sequence[str] | pa.Array, counts: Sequence[int] | np.ndarray
+    ) -> Vocabulary:
         """Order labels by falling count, ties by label."""
-        table = pa.table({"value": pa.array(values, pa.string()), "count": pa.array(counts, pa.int64())})
+        table = pa.table(
+            {"value": pa.array(values, pa.string()), "count": pa.array(counts, pa.int64())}
+        )
         table = table.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks()
         return cls(_flat(table["value"]), table["count"].to_numpy())
 
@@ -60,11 +65,21 @@ class Vocabulary:
         """Ids (N,) int64 of N labels; null and unseen labels become UNKNOWN."""
         array = labels if isinstance(labels, (pa.Array, pa.ChunkedArray)) else as_text(labels)
         if len(array) <= FEW and len(self.values) <= MANY:
-            return np.array([self._ids.get(label, UNKNOWN) for label in array.cast(pa.string()).to_pylist()], np.int64)
+            return np.array(
+                [self._ids.get(label, UNKNOWN) for label in array.cast(pa.string()).to_pylist()],
+                np.int64,
+            )
         if not pa.types.is_string(array.type):
             array = array.cast(pa.string())
-        found = pc.fill_null(pc.index_in(array, value_set=self.values, skip_nulls=True), UNKNOWN - FIRST)
-        return np.asarray(found.to_numpy() if isinstance(found, pa.ChunkedArray) else found, dtype=np.int64) + FIRST
+        found = pc.fill_null(
+            pc.index_in(array, value_set=self.values, skip_nulls=True), UNKNOWN - FIRST
+        )
+        return (
+            np.asarray(
+                found.to_numpy() if isinstance(found, pa.ChunkedArray) else found, dtype=np.int64
+            )
+            + FIRST
+        )
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -80,17 +95,23 @@ class Vocabulary:
         return self.values.take(pa.array(index, mask=index < 0))
 
     def grow(self, labels: Iterable[str], counts: Iterable[int] | None = None) -> Vocabulary:
-        """A vocabulary with the unseen ones of `labels` appended in the given order; known ids stay."""
+        """A vocabulary with the unseen ones of `labels` appended in the given order; known ids
+        stay."""
         labels = list(dict.fromkeys(labels))
         known = set(self.values.to_pylist())
         given = dict(zip(labels, counts, strict=True)) if counts is not None else {}
         new = [label for label in labels if label not in known]
         values = pa.concat_arrays([self.values, pa.array(new, pa.string())])
-        return Vocabulary(values, np.concatenate([self.counts, np.array([given.get(x, 0) for x in new], np.int64)]))
+        return Vocabulary(
+            values,
+            np.concatenate([self.counts, np.array([given.get(x, 0) for x in new], np.int64)]),
+        )
 
     def save(self, path: Path) -> None:
         """Write as parquet with the columns `value` and `count`."""
-        pq.write_table(pa.table({"value": self.values, "count": pa.array(self.counts, pa.int64())}), path)
+        pq.write_table(
+            pa.table({"value": self.values, "count": pa.array(self.counts, pa.int64())}), path
+        )
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
@@ -99,11 +120,14 @@ class Vocabulary:
             table = pq.read_table(path, columns=["value", "count"])
             return cls(_flat(table["value"].cast(pa.string())), table["count"].to_numpy())
         except (OSError, ValueError, pa.ArrowException, KeyError) as error:
-            raise DataError(f"{path}: not a vocabulary file ({error}); prepare the data again.") from None
+            raise DataError(
+                f"{path}: not a vocabulary file ({error}); prepare the data again."
+            ) from None
 
 
 def as_text(labels: Iterable[object]) -> pa.StringArray:
-    """Raw Python or numpy labels as text, the way `prepare` reads them: None and NaN become null, 7.0 is 7."""
+    """Raw Python or numpy labels as text, the way `prepare` reads them: None and NaN become null,
+    7.0 is 7."""
     return pa.array([_text(label) for label in labels], pa.string())
 
 
@@ -112,10 +136,18 @@ def _text(label: object) -> str | None:
         return None
     if isinstance(label, (bool, np.bool_)):
         return "true" if label else "false"
-    if isinstance(label, (float, np.floating)) and abs(float(label)) < EXACT["DOUBLE"] and label == int(label):
+    if (
+        isinstance(label, (float, np.floating))
+        and abs(float(label)) < EXACT["DOUBLE"]
+        and label == int(label)
+    ):
         return str(int(label))
     return str(label)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.StringArray:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], pa.string())])
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.array([], pa.string())])
+    )

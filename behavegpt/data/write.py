@@ -22,8 +22,11 @@ from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 USERS_HELD = 1 << 20
 
 
-def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], folder: Path) -> CardFacts:
-    """Sort each bucket, append it to the columns, and write users, vocabularies and the manifest."""
+def write_folder(
+    encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], folder: Path
+) -> CardFacts:
+    """Sort each bucket, append it to the columns, and write users, vocabularies and the
+    manifest."""
     schema, counts = encoded.plan.schema, encoded.counts[encoded.kept]
     writers = _open_columns(folder / "columns", schema, vocabularies, counts)
     sizes, unknown, ties = _write_events(encoded, splitter, vocabularies, writers)
@@ -47,23 +50,41 @@ def write_folder(encoded: Encoded, splitter: Splitter, vocabularies: dict[str, V
         vocabulary={field: vocabulary.hash for field, vocabulary in vocabularies.items()},
         rejected=named_rejects(encoded.rejected),
         ties=ties,
-        content_hash=content_hash(schema, {field: v.hash for field, v in vocabularies.items()}, digests),
+        content_hash=content_hash(
+            schema, {field: v.hash for field, v in vocabularies.items()}, digests
+        ),
     )
-    (folder / "dataset.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / "dataset.json").write_text(
+        manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+    )
     return CardFacts(
-        encoded.plan.source.name, manifest, vocabularies, unknown, encoded.counts, encoded.kept, encoded.last
+        encoded.plan.source.name,
+        manifest,
+        vocabularies,
+        unknown,
+        encoded.counts,
+        encoded.kept,
+        encoded.last,
     )
 
 
 def _open_columns(
     folder: Path, schema: EventSchema, vocabularies: dict[str, Vocabulary], counts: np.ndarray
 ) -> dict[str, ColumnWriter]:
-    """Writers of all columns; `counts` (users,) are the events per user, `offsets` is written from them."""
+    """Writers of all columns; `counts` (users,) are the events per user, `offsets` is written from
+    them."""
     folder.mkdir()
     dtypes = {field: smallest_dtype(len(vocabulary)) for field, vocabulary in vocabularies.items()}
-    dtypes |= {"time": np.dtype(np.uint32), "weekday": np.dtype(np.uint8), "split": np.dtype(np.uint8)}
+    dtypes |= {
+        "time": np.dtype(np.uint32),
+        "weekday": np.dtype(np.uint8),
+        "split": np.dtype(np.uint8),
+    }
     dtypes["slot"] = smallest_dtype(schema.slots)
-    writers = {name: ColumnWriter(folder / f"{name}.npy", dtype, int(counts.sum())) for name, dtype in dtypes.items()}
+    writers = {
+        name: ColumnWriter(folder / f"{name}.npy", dtype, int(counts.sum()))
+        for name, dtype in dtypes.items()
+    }
     offsets = np.concatenate([[0], np.cumsum(counts)])
     writers["offsets"] = ColumnWriter(folder / "offsets.npy", np.dtype(np.int64), len(offsets))
     writers["offsets"].write(offsets)
@@ -71,9 +92,13 @@ def _open_columns(
 
 
 def _write_events(
-    encoded: Encoded, splitter: Splitter, vocabularies: dict[str, Vocabulary], writers: dict[str, ColumnWriter]
+    encoded: Encoded,
+    splitter: Splitter,
+    vocabularies: dict[str, Vocabulary],
+    writers: dict[str, ColumnWriter],
 ) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
-    """Write all events; returns events per split (3,), per field those with an unknown label (3,), and ties."""
+    """Write all events; returns events per split (3,), per field those with an unknown label (3,),
+    and ties."""
     plan = encoded.plan
     ids = {f: v.encode(plan.labels(f)).astype(writers[f].dtype) for f, v in vocabularies.items()}
     order = ("order",) if plan.schema.order and not encoded.spill.sorted else ()
@@ -104,7 +129,11 @@ def _write_users(encoded: Encoded, path: Path) -> str:
     start, waiting = 1, pa.table({"user": pa.array([], pa.string())})
     with pq.ParquetWriter(path, waiting.schema) as writer:
         for batch in encoded.plan.con.sql(query).to_arrow_reader(USERS_HELD):
-            users = batch["user"].cast(pa.string()).filter(pa.array(encoded.kept[start : start + len(batch)]))
+            users = (
+                batch["user"]
+                .cast(pa.string())
+                .filter(pa.array(encoded.kept[start : start + len(batch)]))
+            )
             start += len(batch)
             waiting = pa.concat_tables([waiting, pa.table({"user": users})])
             while len(waiting) >= USERS_HELD:  # row groups that depend on the kept users alone

@@ -1,1 +1,2 @@
-"""Logs by name: published ones and their converters, commit histories of clones, and generated worlds."""
+"""Logs by name: published ones and their converters, commit histories of clones, and generated
+worlds."""

@@ -1,7 +1,9 @@
-"""A log that lets a model see time pass: an event `tick` at regular moments, and the time since the previous event.
+"""A log that lets a model see time pass: an event `tick` at regular moments, and the time since the
+previous event.
 
-Weekday and slot alone do not tell how long ago something was. With ticks, silence is an event like any other: what
-follows a tick tells how active a user still is, and the last tick of every user stands at the end of the log.
+Weekday and slot alone do not tell how long ago something was. With ticks, silence is an event like
+any other: what follows a tick tells how active a user still is, and the last tick of every user
+stands at the end of the log.
 """
 
 from __future__ import annotations
@@ -18,23 +20,34 @@ GAP = "gap"
 
 
 def add_clock(
-    con: duckdb.DuckDBPyConnection, log: Path, out: Path, schema: EventSchema, days: float, end: str | None = None
+    con: duckdb.DuckDBPyConnection,
+    log: Path,
+    out: Path,
+    schema: EventSchema,
+    days: float,
+    end: str | None = None,
 ) -> EventSchema:
-    """Write the parquet `log` with ticks every `days` days, and the column `gap`, to `out`; the schema with `gap`.
+    """Write the parquet `log` with ticks every `days` days, and the column `gap`, to `out`; the
+    schema with `gap`.
 
-    Ticks stand at the end of the log (a second after its last event, or after the moment `end`) and whole periods
-    before it, for each user as far back as the first event. `gap`: half octaves of 1 + seconds since the user's
-    previous moment; null for the first. Events of one moment have the same gap, whatever their order.
+    Ticks stand at the end of the log (a second after its last event, or after the moment `end`) and
+    whole periods before it, for each user as far back as the first event. `gap`: half octaves of 1
+    + seconds since the user's previous moment; null for the first. Events of one moment have the
+    same gap, whatever their order.
     """
     user, time = quoted(schema.user), quoted(schema.time)
-    labels = ", ".join(f"{literal(TICK)} as {quoted(c)}" for c in {schema.event, schema.behavior or schema.event})
+    labels = ", ".join(
+        f"{literal(TICK)} as {quoted(c)}" for c in {schema.event, schema.behavior or schema.event}
+    )
     period = f"to_seconds({days * 86400})"
     last = f"max({time})" if end is None else f"timestamp {literal(end)}"
     ticks = (
         f"select {user}, stop - i * {period} as {time}, {labels} from "
-        f"(select {user}, min({time}) as start from {literal(log)} where {user} is not null group by {user}), "
+        f"(select {user}, min({time}) as start from {literal(log)} where {user} is not null group "
+        f"by {user}), "
         f"(select {last} + interval 1 second as stop, "
-        f"ceil(epoch({last} - min({time})) / epoch({period}))::bigint as most from {literal(log)}), "
+        f"ceil(epoch({last} - min({time})) / epoch({period}))::bigint as most from "
+        f"{literal(log)}), "
         f"lateral (select unnest(range(most + 1)) as i) where stop - i * {period} > start"
     )
     before = (

@@ -1,6 +1,8 @@
-"""Known public logs, by name: the downloaded file -> a parquet log and its schema, as `public_logs.py` describes them.
+"""Known public logs, by name: the downloaded file -> a parquet log and its schema, as
+`public_logs.py` describes them.
 
-Labels stay text and are not renumbered. Cells that cannot be read become null; `prepare` rejects and counts them.
+Labels stay text and are not renumbered. Cells that cannot be read become null; `prepare` rejects
+and counts them.
 """
 
 from __future__ import annotations
@@ -23,29 +25,41 @@ from behavegpt.errors import DataError, first_line
 from behavegpt.io import target, workspace, write_text
 from behavegpt.paths import local_path
 
-ELSEWHERE = ("git", "easytpp", "mbd", "massive_steps", "yambda", "carat")  # known too, made by behavegpt.datasets
-MAX_UNREAD = 0.01  # share of null users, times or events above which the file is not what its name says
-EARLIEST = "timestamp '2000-01-01'"  # all these logs are later; ids mistaken for epoch seconds are not
+# known too, made by behavegpt.datasets
+ELSEWHERE = ("git", "easytpp", "mbd", "massive_steps", "yambda", "carat")
+# share of null users, times or events above which the file is not what its name says
+MAX_UNREAD = 0.01
+# all these logs are later; ids mistaken for epoch seconds are not
+EARLIEST = "timestamp '2000-01-01'"
 
 
-def convert(name: str, source: str | Path, out: str | Path, clock: float | None = None) -> EventSchema:
-    """Write the log `source`, a download of the public data set `name`, as parquet to `out`; return its schema.
+def convert(
+    name: str, source: str | Path, out: str | Path, clock: float | None = None
+) -> EventSchema:
+    """Write the log `source`, a download of the public data set `name`, as parquet to `out`; return
+    its schema.
 
-    The schema also goes beside it as NAME.schema.yaml. `source` is the file or the folder it is in. `clock`: days
-    between the ticks of `clock.py`, none without it. Raises DataError.
+    The schema also goes beside it as NAME.schema.yaml. `source` is the file or the folder it is in.
+    `clock`: days between the ticks of `clock.py`, none without it. Raises DataError.
     """
     if name not in CONVERTERS:
-        raise DataError(f"{name!r} is no known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}")
+        raise DataError(
+            f"{name!r} is no known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}"
+        )
     converter, out = CONVERTERS[name], local_path(out)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     with workspace(out) as work, connect(work) as con:
-        con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the file
+        # or row numbers would not follow the file
+        con.execute("SET preserve_insertion_order = true")
         source = _find(local_path(source), converter)
         categories = _beside(source, converter)
         select, schema = dict(converter.select), converter.schema
         if categories:
-            select["behavior"], schema = "category", schema.model_copy(update={"behavior": "behavior"})
+            select["behavior"], schema = (
+                "category",
+                schema.model_copy(update={"behavior": "behavior"}),
+            )
         if name == "recsys2025":
             table, codes = shop_table(con, source.parent)
             select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
@@ -74,7 +88,9 @@ def _find(source: Path, converter: Converter) -> Path:
     found = sorted(source.glob(converter.file)) if source.is_dir() else []
     if len(found) != 1:
         seen = f"{len(found)} files" if source.is_dir() else "no such file or folder"
-        raise DataError(f"{source}: {seen} with the name {converter.file}; give the path of that one file.")
+        raise DataError(
+            f"{source}: {seen} with the name {converter.file}; give the path of that one file."
+        )
     return found[0]
 
 
@@ -85,7 +101,8 @@ def _beside(source: Path, converter: Converter) -> Path | None:
 
 
 def _text_table(source: Path, converter: Converter, categories: Path | None) -> str:
-    """A delimited text file as SQL: the converter's columns as text, the number of the line, and the category."""
+    """A delimited text file as SQL: the converter's columns as text, the number of the line, and
+    the category."""
     fields = _first_line(source, converter.encoding)
     separator = next((s for s in converter.separators if s in fields), converter.separators[0])
     names = fields.split(separator)
@@ -102,14 +119,16 @@ def _text_table(source: Path, converter: Converter, categories: Path | None) -> 
     tab = "\t" if "\t" in _first_line(categories, "utf-8") else " "
     kinds = _read_csv(categories, ["label", "kind"], tab, False, "utf-8")
     label = converter.categories[1]
-    known = f"(select label, any_value(kind) as category from {kinds} group by label)"  # never doubles an event
+    # never doubles an event
+    known = f"(select label, any_value(kind) as category from {kinds} group by label)"
     return f"(select log.*, category from {table} log left join {known} on {label} = label)"
 
 
 def _read_csv(path: Path, columns: list[str], separator: str, header: bool, encoding: str) -> str:
     types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in columns)
     return (
-        f"read_csv({literal(path)}, auto_detect = false, columns = {{{types}}}, delim = {literal(separator)}, "
+        f"read_csv({literal(path)}, auto_detect = false, columns = {{{types}}}, delim = "
+        f"{literal(separator)}, "
         f"header = {header}, quote = '', escape = '', encoding = {literal(encoding)})"
     )
 
@@ -120,9 +139,13 @@ def _first_line(path: Path, encoding: str) -> str:
             line = file.readline(1 << 20)
         text = line.decode(encoding).strip("\r\n")
     except (OSError, EOFError, UnicodeError) as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); download it again or unpack it.") from None
+        raise DataError(
+            f"{path}: cannot be read ({first_line(error)}); download it again or unpack it."
+        ) from None
     if not text or "\0" in text:
-        raise DataError(f"{path}: {'an archive' if text else 'empty'}; give the unpacked text file.")
+        raise DataError(
+            f"{path}: {'an archive' if text else 'empty'}; give the unpacked text file."
+        )
     return text
 
 
@@ -131,14 +154,26 @@ def _explained(name: str, source: Path, converter: Converter) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise DataError(f"{source}: not a {name} log ({first_line(error)}). {converter.about}") from None
+        raise DataError(
+            f"{source}: not a {name} log ({first_line(error)}). {converter.about}"
+        ) from None
 
 
 def _check(
-    con: duckdb.DuckDBPyConnection, name: str, source: Path, converter: Converter, table: str, part: Path
+    con: duckdb.DuckDBPyConnection,
+    name: str,
+    source: Path,
+    converter: Converter,
+    table: str,
+    part: Path,
 ) -> None:
-    """Raise DataError with an example when more than MAX_UNREAD of the users, times or events make no sense."""
-    sane = {"user_id": "{} is not null", "timestamp": f"coalesce({{}} >= {EARLIEST}, false)", "event": "{} is not null"}
+    """Raise DataError with an example when more than MAX_UNREAD of the users, times or events make
+    no sense."""
+    sane = {
+        "user_id": "{} is not null",
+        "timestamp": f"coalesce({{}} >= {EARLIEST}, false)",
+        "event": "{} is not null",
+    }
     counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in sane.items())
     rows, *read = one_row(con, f"select count(*), {counts} from {literal(part)}")
     if not rows:
@@ -147,9 +182,12 @@ def _check(
         if 1 - sound / rows > MAX_UNREAD:
             names = ", ".join(map(quoted, converter.columns))
             bad = f"not {test.format(f'({converter.select[column]})')}"
-            row = one_row(con, f"select {names} from {table} where {converter.where} and {bad} limit 1")
+            row = one_row(
+                con, f"select {names} from {table} where {converter.where} and {bad} limit 1"
+            )
             example = dict(zip(converter.columns, row, strict=True))
             raise DataError(
-                f"{source}: {column} cannot be read in {1 - sound / rows:.0%} of the rows, for example in {example}. "
+                f"{source}: {column} cannot be read in {1 - sound / rows:.0%} of the rows, for "
+                f"example in {example}. "
                 f"{converter.about}"
             )

@@ -1,7 +1,9 @@
-"""An event log from the commit histories of local clones: who changed what, where and when, without names.
+"""An event log from the commit histories of local clones: who changed what, where and when, without
+names.
 
-One event per commit. The author is a salted hash of the mail, so that the log can be shared without addresses; times
-are the author's wall clock. `git_words.yaml` says what becomes of subjects and who is a bot.
+One event per commit. The author is a salted hash of the mail, so that the log can be shared without
+addresses; times are the author's wall clock. `git_words.yaml` says what becomes of subjects and who
+is a bot.
 """
 
 from __future__ import annotations
@@ -30,14 +32,20 @@ from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
 SCHEMA = EventSchema(
-    user="user_id", time="timestamp", event="activity", location="area", extra=("file_type",), order="order"
+    user="user_id",
+    time="timestamp",
+    event="activity",
+    location="area",
+    extra=("file_type",),
+    order="order",
 )
 DAY = 86_400  # seconds; a commit before the second day of 1970 or after tomorrow has no valid time
 MAX_SUBJECT = 200  # characters that are looked at for the activity
 MAX_FILES = 65_535
 MIN_SALT = 8  # characters
 
-# Before the first word: tags in brackets, components with a colon, issue keys and numbers, punctuation.
+# Before the first word: tags in brackets, components with a colon, issue keys and numbers,
+# punctuation.
 SKIPPED = r"^(?:\s+|\[[^\]]*\]|\([^)]*\)|[^\s:]+:\s+|[a-z][a-z0-9_]*-\d+\S*|#?\d+\S*|[^a-z\s]+)+"
 TYPE = r"^\s*([a-z0-9]+)(?:\([^()]*\))?!?:(?:\s|$)"  # of a conventional commit
 WORD = r"[a-z]+(?:-[a-z]+)*"
@@ -54,8 +62,10 @@ from (select commit, position, string_split(path, '/') as parts from files)
 def _most(column: str) -> str:
     """SQL of each commit's most frequent `column`, the first of equally frequent ones."""
     return (
-        f"(select commit, arg_max({column}, many * 4294967296 - first) as {column} from (select commit, {column}, "
-        f"count(*) as many, min(position) as first from per_file group by commit, {column}) group by commit)"
+        f"(select commit, arg_max({column}, many * 4294967296 - first) as {column} from (select "
+        f"commit, {column}, "
+        f"count(*) as many, min(position) as first from per_file group by commit, {column}) group "
+        "by commit)"
     )
 
 
@@ -119,24 +129,31 @@ order by user_id, "order"
 
 
 def convert_git(
-    sources: Sequence[str | Path], out: str | Path, salt: str | None = None, clock: float | None = None
+    sources: Sequence[str | Path],
+    out: str | Path,
+    salt: str | None = None,
+    clock: float | None = None,
 ) -> EventSchema:
     """Write the commits of the clones `sources` as a parquet log to `out`; return its schema.
 
-    NAME.schema.yaml and a data card, NAME.card.md, go beside it. Equal `salt` and mail give the same user_id in every
-    log; by default the salt is random and forgotten. `clock`: days between the ticks of `clock.py`, none without
-    it. Raises DataError.
+    NAME.schema.yaml and a data card, NAME.card.md, go beside it. Equal `salt` and mail give the
+    same user_id in every log; by default the salt is random and forgotten. `clock`: days between
+    the ticks of `clock.py`, none without it. Raises DataError.
     """
     out = local_path(out)
     if salt is not None and len(salt) < MIN_SALT:
-        raise DataError(f"the salt has {len(salt)} characters and can be guessed; give at least {MIN_SALT}, or none.")
+        raise DataError(
+            f"the salt has {len(salt)} characters and can be guessed; give at least {MIN_SALT}, "
+            "or none."
+        )
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     repositories = _distinct([open_repository(local_path(source)) for source in sources])
     for repository in repositories:
         if repository.shallow:
             say(
-                f"warning: {repository.folder} is a shallow clone: its history was cut off, and its oldest commits "
+                f"warning: {repository.folder} is a shallow clone: its history was cut off, and "
+                "its oldest commits "
                 "seem to add every file; run git fetch --unshallow there first."
             )
 
@@ -162,7 +179,8 @@ def convert_git(
 
 
 def _distinct(repositories: list[Repository]) -> list[Repository]:
-    """Each repository once, those of one name told apart by the folder they are in. Raises DataError."""
+    """Each repository once, those of one name told apart by the folder they are in. Raises
+    DataError."""
     for folder, times in Counter(repository.folder for repository in repositories).items():
         if times > 1:
             raise DataError(f"{folder}: given {times} times; name every repository once.")
@@ -175,17 +193,33 @@ def _distinct(repositories: list[Repository]) -> list[Repository]:
     ]
     for name, times in Counter(repository.name for repository in longer).items():
         if times > 1:
-            raise DataError(f"{times} of the repositories are called {name}; rename the folder of one of them.")
+            raise DataError(
+                f"{times} of the repositories are called {name}; rename the folder of one of them."
+            )
     return longer
 
 
 def _read(con: duckdb.DuckDBPyConnection, repositories: list[Repository]) -> None:
     """Fill the table `commits`."""
-    words = yaml.safe_load(files("behavegpt.datasets").joinpath("git_words.yaml").read_text(encoding="utf-8"))
-    con.register("types", pa.table({"word": list(words["prefixes"]), "activity": list(words["prefixes"].values())}))
-    pairs = [(word, activity) for activity, more in words["activities"].items() for word in [activity, *more.split()]]
-    con.register("words", pa.table(dict(zip(("word", "activity"), map(list, zip(*pairs, strict=True)), strict=True))))
-    either, names = ("|".join(f"(?:{rule})" for rule in words[key]) for key in ("bots", "bot_names"))
+    words = yaml.safe_load(
+        files("behavegpt.datasets").joinpath("git_words.yaml").read_text(encoding="utf-8")
+    )
+    con.register(
+        "types",
+        pa.table({"word": list(words["prefixes"]), "activity": list(words["prefixes"].values())}),
+    )
+    pairs = [
+        (word, activity)
+        for activity, more in words["activities"].items()
+        for word in [activity, *more.split()]
+    ]
+    con.register(
+        "words",
+        pa.table(dict(zip(("word", "activity"), map(list, zip(*pairs, strict=True)), strict=True))),
+    )
+    either, names = (
+        "|".join(f"(?:{rule})" for rule in words[key]) for key in ("bots", "bot_names")
+    )
     fixed = {"bots": either, "bot_names": f"{either}|{names}", "latest": int(time.time()) + DAY}
     con.execute(TABLE)
     for number, repository in enumerate(repositories):

@@ -14,7 +14,10 @@ from behavegpt.errors import DataError
 
 SALTS = {
     False: "with a random salt that was not kept: the numbers mean nothing outside this log",
-    True: "with the salt given: whoever has it can test whether a mail is in the log, so keep it secret",
+    True: (
+        "with the salt given: whoever has it can test whether a mail is in the log, so keep it "
+        "secret"
+    ),
 }
 
 CARD = """# Data card: commits of {number} {repositories}
@@ -44,9 +47,15 @@ after the log was made. Merges are not read at all.
 
 
 def write_card(
-    con: duckdb.DuckDBPyConnection, path: Path, log: Path, repositories: Sequence[Repository], *, salted: bool
+    con: duckdb.DuckDBPyConnection,
+    path: Path,
+    log: Path,
+    repositories: Sequence[Repository],
+    *,
+    salted: bool,
 ) -> None:
-    """Write the card of `log` as Markdown to `path`, from the table `judged`. Raises DataError for an empty log."""
+    """Write the card of `log` as Markdown to `path`, from the table `judged`. Raises DataError for
+    an empty log."""
     rows, users, first, last = one_row(
         con,
         "select count(*), count(distinct user_id), min(timestamp)::timestamp(0)::varchar, "
@@ -58,7 +67,10 @@ def write_card(
     ).fetchall()
     if not rows:
         told = ", ".join(f"{reason}: {count:,}" for reason, count, _ in reasons) or "only merges"
-        raise DataError(f"no commit is left for the log ({told}); give repositories that people committed files to.")
+        raise DataError(
+            f"no commit is left for the log ({told}); give repositories that people committed "
+            "files to."
+        )
     text = CARD.format(
         number=len(repositories),
         repositories="repository" if len(repositories) == 1 else "repositories",
@@ -69,7 +81,8 @@ def write_card(
         salt=SALTS[salted],
         table=_repositories(con, repositories),
         dropped=markdown_table(
-            ("reason", "commits", "authors"), [(r, f"{n:,}", f"{a:,}") for r, n, a in reasons] or [("none", "0", "0")]
+            ("reason", "commits", "authors"),
+            [(r, f"{n:,}", f"{a:,}") for r, n, a in reasons] or [("none", "0", "0")],
         ),
     )
     path.write_text(text, encoding="utf-8")
@@ -79,8 +92,10 @@ def _repositories(con: duckdb.DuckDBPyConnection, repositories: Sequence[Reposit
     counted = con.execute(
         "select number, count(*), count(*) filter (dropped is null), "
         "count(distinct author) filter (dropped is null), "
-        "coalesce(min(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, '-'), "
-        "coalesce(max(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, '-') "
+        "coalesce(min(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, "
+        "'-'), "
+        "coalesce(max(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, "
+        "'-') "
         "from judged group by number order by number"
     ).fetchall()
     rows = [
@@ -94,4 +109,6 @@ def _repositories(con: duckdb.DuckDBPyConnection, repositories: Sequence[Reposit
         )
         for number, read, kept, users, first, last in counted
     ]
-    return markdown_table(("repository", "commits read", "kept", "users", "first", "last (UTC)"), rows)
+    return markdown_table(
+        ("repository", "commits read", "kept", "users", "first", "last (UTC)"), rows
+    )

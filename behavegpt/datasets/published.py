@@ -1,6 +1,8 @@
-"""Published benchmark logs in parquet or JSON: how each download looks, what becomes of it, terms and paper.
+"""Published benchmark logs in parquet or JSON: how each download looks, what becomes of it, terms
+and paper.
 
-None of these data sets comes with the package. `tables.convert_published` does what this table says.
+None of these data sets comes with the package. `tables.convert_published` does what this table
+says.
 """
 
 from __future__ import annotations
@@ -17,20 +19,26 @@ class PublishedLog:
     """One data set. A column that holds lists, one row per user, becomes one row per event."""
 
     about: str  # format, terms, citation
-    files: dict[str, tuple[str, ...]]  # part -> names inside the download; the first that match are read
+    # part -> names inside the download; the first that match are read
+    files: dict[str, tuple[str, ...]]
     columns: dict[str, tuple[str, ...]]  # name used in `select` -> names that it has in the files
     select: dict[
         str, str
-    ]  # output column -> SQL over `columns`, `part`, `file` and `line`, the place in the list or file
+        # output column -> SQL over `columns`, `part`, `file` and `line`, the place in the list or
+        # file
+    ]
     schema: EventSchema
     optional: tuple[str, ...] = ()  # columns that may be absent, then null
-    rows: str = "{table}"  # SQL that makes rows of the table with `columns`, where `columns` are no events yet
-    types: dict[str, str] = field(default_factory=dict)  # of JSON columns, where guessing would not do
+    # SQL that makes rows of the table with `columns`, where `columns` are no events yet
+    rows: str = "{table}"
+    # of JSON columns, where guessing would not do
+    types: dict[str, str] = field(default_factory=dict)
     split: str | None = None  # --split that keeps the published parts apart
 
 
 EASYTPP_START = (
-    "case part when 'train' then timestamp '2000-01-01' when 'validation' then timestamp '2010-01-01' "
+    "case part when 'train' then timestamp '2000-01-01' when 'validation' then timestamp "
+    "'2010-01-01' "
     "else timestamp '2020-01-01' end"
 )
 MBD_LABELS = ("currency", "src_type11", "dst_type11", "src_type21", "src_type31")
@@ -49,16 +57,23 @@ CARAT_ROWS = """(
   where not list_contains(before, app))"""
 
 
-def _schema(event: str = "event", slot_minutes: int = 30, **columns: str | tuple[str, ...]) -> EventSchema:
-    return EventSchema(user="user_id", time="timestamp", event=event, slot_minutes=slot_minutes, **columns)
+def _schema(
+    event: str = "event", slot_minutes: int = 30, **columns: str | tuple[str, ...]
+) -> EventSchema:
+    return EventSchema(
+        user="user_id", time="timestamp", event=event, slot_minutes=slot_minutes, **columns
+    )
 
 
 PUBLISHED = {
     "easytpp": PublishedLog(
         about="EasyTPP and HoTPP, for example Stack Overflow: the folder with train, dev (or validation, val) and test "
-        "as JSON (time_since_start, type_event, seq_idx) or parquet (also HoTPP's timestamps, labels, id), one row and "
-        "lists per sequence. Times are relative: training starts in 2000, validation in 2010, test in 2020, a second "
-        "to the unit; weekday and slot say nothing and `gap` holds half octaves of a thousandth of the time between "
+        "as JSON (time_since_start, type_event, seq_idx) or parquet (also HoTPP's timestamps, "
+        "labels, id), one row and "
+        "lists per sequence. Times are relative: training starts in 2000, validation in 2010, "
+        "test in 2020, a second "
+        "to the unit; weekday and slot say nothing and `gap` holds half octaves of a thousandth "
+        "of the time between "
         "events. Cite Xue et al., EasyTPP, ICLR 2024, and Karpukhin et al., HoTPP, 2024.",
         files={
             "train": ("train*.json", "train*.parquet", "train.parquet/*.parquet"),
@@ -90,7 +105,8 @@ PUBLISHED = {
     ),
     "mbd": PublishedLog(
         about="MBD and MBD-mini, transactions of bank clients: the folder detail/trx (one row per transaction) or "
-        "ptls/trx (lists per client), with parquet files below fold=0 … 4. The event is type:subtype, the behavior the "
+        "ptls/trx (lists per client), with parquet files below fold=0 … 4. The event is "
+        "type:subtype, the behavior the "
         "type; `amount` is the octave. For research, see its card; cite Mollaev et al., MBD, 2024.",
         files={WHOLE: ("fold=*/*.parquet", "*.parquet")},
         columns={
@@ -115,7 +131,8 @@ PUBLISHED = {
     ),
     "massive_steps": PublishedLog(
         about="Massive-STEPS, check-ins of one city: the folder with CITY_checkins.csv, or the parquet files of the "
-        "configuration `tabular`. The event is the venue's category, the location the venue; times are local. Apache "
+        "configuration `tabular`. The event is the venue's category, the location the venue; "
+        "times are local. Apache "
         "2.0; cite Wongso, Xue, Salim, Massive-STEPS, 2025.",
         files={WHOLE: ("*_checkins.csv", "tabular/*.parquet", "*.parquet")},
         columns={
@@ -139,8 +156,10 @@ PUBLISHED = {
     ),
     "yambda": PublishedLog(
         about="Yambda, music: flat/50m (or 500m, 5b) with multi_event.parquet, or one of its files alone. The behavior "
-        "is the action, a listen below half of the track is a `skip`; the event is action:track. Times count from an "
-        "unpublished start, here 2024: the clock is shifted. Apache 2.0; cite Ploshkin et al., Yambda-5B, 2025.",
+        "is the action, a listen below half of the track is a `skip`; the event is action:track. "
+        "Times count from an "
+        "unpublished start, here 2024: the clock is shifted. Apache 2.0; cite Ploshkin et al., "
+        "Yambda-5B, 2025.",
         files={WHOLE: ("multi_event.parquet", "listens.parquet")},
         columns={
             "user": ("uid",),
@@ -165,11 +184,18 @@ PUBLISHED = {
     ),
     "carat": PublishedLog(
         about="Carat Top 1000 Users Long-Term App Usage: the folder with part-*.gz, unpacked from the zip; a JSON "
-        "object per line with uuid, timestamp (epoch seconds), timeZone and apps (processName, priority). An event is "
-        "an app that is in the foreground and was not in the user's previous sample; times are told in the sample's "
+        "object per line with uuid, timestamp (epoch seconds), timeZone and apps (processName, "
+        "priority). An event is "
+        "an app that is in the foreground and was not in the user's previous sample; times are "
+        "told in the sample's "
         "zone. For research only; name the data set and cite Oliner et al., Carat, SenSys 2013.",
         files={WHOLE: ("*/part-*.gz", "part-*.gz", "part-*")},
-        columns={"uuid": ("uuid",), "timestamp": ("timestamp",), "timezone": ("timeZone",), "apps": ("apps",)},
+        columns={
+            "uuid": ("uuid",),
+            "timestamp": ("timestamp",),
+            "timezone": ("timeZone",),
+            "apps": ("apps",),
+        },
         types={
             "uuid": "VARCHAR",
             "timestamp": "BIGINT",

@@ -1,4 +1,5 @@
-"""The event files of the RecSys Challenge 2025 as one SQL table; works on the download and on its `input` folder."""
+"""The event files of the RecSys Challenge 2025 as one SQL table; works on the download and on its
+`input` folder."""
 
 from __future__ import annotations
 
@@ -24,18 +25,28 @@ LATER_NAME = "embedding"  # of the columns `query` and `name` in the later publi
 
 
 def shop_table(con: duckdb.DuckDBPyConnection, folder: Path) -> tuple[str, int]:
-    """SQL of all events as text columns client_id, timestamp, kind, sku, url, category, price and a list `codes`.
+    """SQL of all events as text columns client_id, timestamp, kind, sku, url, category, price and a
+    list `codes`.
 
-    Products get what product_properties.parquet, in the folder or the one above it, knows of them. Also returns the
-    number of codes of a query or name. Raises DataError.
+    Products get what product_properties.parquet, in the folder or the one above it, knows of them.
+    Also returns the number of codes of a query or name. Raises DataError.
     """
-    missing = [f"{kind}.parquet" for kind in SHOP_FILES if not (folder / f"{kind}.parquet").is_file()]
+    missing = [
+        f"{kind}.parquet" for kind in SHOP_FILES if not (folder / f"{kind}.parquet").is_file()
+    ]
     if missing:
-        raise DataError(f"{folder}: {', '.join(missing)} missing; give the folder with all five event files.")
-    products = next((p for p in (folder / PROPERTIES, folder.parent / PROPERTIES) if p.is_file()), None)
+        raise DataError(
+            f"{folder}: {', '.join(missing)} missing; give the folder with all five event files."
+        )
+    products = next(
+        (p for p in (folder / PROPERTIES, folder.parent / PROPERTIES) if p.is_file()), None
+    )
     if products is not None:
         _need(products, {"sku", "category", "price"})
-    parts = [_events(folder / f"{kind}.parquet", kind, column, products) for kind, column in SHOP_FILES.items()]
+    parts = [
+        _events(folder / f"{kind}.parquet", kind, column, products)
+        for kind, column in SHOP_FILES.items()
+    ]
     codes = _codes(folder / "search_query.parquet", "query")
     first = f"(select * from read_parquet({literal(folder / 'search_query.parquet')}) limit 1000)"
     width = one_row(con, f"select max(len({codes})) from {first}")[0]
@@ -53,17 +64,22 @@ def _events(path: Path, kind: str, column: str | None, products: Path | None) ->
         codes = _codes(path, "query", log)
     if column == "sku" and products is not None:
         files += f" left join read_parquet({literal(products)}) as product on log.sku = product.sku"
-        columns |= {"category": "coalesce(product.category::varchar, 'unknown')", "price": "product.price::varchar"}
+        columns |= {
+            "category": "coalesce(product.category::varchar, 'unknown')",
+            "price": "product.price::varchar",
+        }
         codes = _codes(products, "name", "product")
     told = ", ".join(f"({sql})::varchar as {name}" for name, sql in columns.items())
     return (
-        f"select log.client_id::varchar as client_id, log.timestamp::varchar as timestamp, {literal(kind)} as kind, "
+        "select log.client_id::varchar as client_id, log.timestamp::varchar as timestamp, "
+        f"{literal(kind)} as kind, "
         f"{told}, {codes} as codes from {files}"
     )
 
 
 def _codes(path: Path, column: str, table: str | None = None) -> str:
-    """SQL of the codes of a file, a list of texts; they are stored as text "[ 1 22 ...]" or as a list."""
+    """SQL of the codes of a file, a list of texts; they are stored as text "[ 1 22 ...]" or as a
+    list."""
     names = pq.read_schema(path).names
     found = next((name for name in (column, LATER_NAME) if name in names), None)
     where = f"{table}." if table else ""
@@ -74,6 +90,10 @@ def _need(path: Path, columns: set[str]) -> None:
     try:
         missing = sorted(columns - set(pq.read_schema(path).names))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a parquet file ({first_line(error)}); download it again.") from None
+        raise DataError(
+            f"{path}: not a parquet file ({first_line(error)}); download it again."
+        ) from None
     if missing:
-        raise DataError(f"{path}: column {missing[0]!r} is missing; give the file as it was downloaded.")
+        raise DataError(
+            f"{path}: column {missing[0]!r} is missing; give the file as it was downloaded."
+        )

@@ -1,4 +1,5 @@
-"""Phone-log-like events with known structure, 10^3 to 10^9 of them, for tests, scaling and throughput.
+"""Phone-log-like events with known structure, 10^3 to 10^9 of them, for tests, scaling and
+throughput.
 
 The structure is that of synthetic_world.py.
 """
@@ -31,7 +32,12 @@ from behavegpt.options import SynthesizeOptions
 from behavegpt.paths import local_path
 
 SYNTHETIC_SCHEMA = EventSchema(
-    user="user_id", time="timestamp", event="event", location="location", behavior="behavior", tz="Asia/Shanghai"
+    user="user_id",
+    time="timestamp",
+    event="event",
+    location="location",
+    behavior="behavior",
+    tz="Asia/Shanghai",
 )
 EVENTS_PER_USER = 30
 HAUNTS = 8  # places a user goes out to
@@ -47,18 +53,22 @@ def generate(
     world: World | None = None,
     by_time: bool = False,
 ) -> EventSchema:
-    """Write `events` events as parquet in bounded memory: user_id, timestamp (naive local), location, event, behavior.
+    """Write `events` events as parquet in bounded memory: user_id, timestamp (naive local),
+    location, event, behavior.
 
-    `users`: about how many (default: one per 30 events). Same seed, same file; the first users are the same whatever
-    the total if the events per user are. Rows are sorted by user and time, or with `by_time` each row group by time,
-    which mixes some 10,000 users. The file gets its name when it is complete.
+    `users`: about how many (default: one per 30 events). Same seed, same file; the first users are
+    the same whatever the total if the events per user are. Rows are sorted by user and time, or
+    with `by_time` each row group by time, which mixes some 10,000 users. The file gets its name
+    when it is complete.
     """
     out = local_path(out)
     per_user = _per_user(events, users, seed)
     blocks = _blocks(world or make_world(seed), events, per_user, seed)
     with replacing(out) as part, _writer(part) as writer:
         for table in _row_groups(blocks):
-            writer.write_table(table.sort_by("timestamp") if by_time else table, row_group_size=ROW_GROUP)
+            writer.write_table(
+                table.sort_by("timestamp") if by_time else table, row_group_size=ROW_GROUP
+            )
     return SYNTHETIC_SCHEMA
 
 
@@ -73,12 +83,17 @@ def _writer(path: Path) -> pq.ParquetWriter:
     )
 
 
-def small_log(events: int = 5000, users: int | None = None, seed: int = 0, world: World | None = None) -> pa.Table:
+def small_log(
+    events: int = 5000, users: int | None = None, seed: int = 0, world: World | None = None
+) -> pa.Table:
     """What `generate` would write, in memory and with text columns, sorted by user and time."""
     per_user = _per_user(events, users, seed)
     blocks = _blocks(world or make_world(seed), events, per_user, seed)
     text = pa.schema(
-        [field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field for field in _ARROW]
+        [
+            field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field
+            for field in _ARROW
+        ]
     )
     return pa.concat_tables(blocks).cast(text).combine_chunks()
 
@@ -96,7 +111,9 @@ _ARROW = pa.schema(
 
 
 def _per_user(events: int, users: int | None, seed: int) -> float:
-    check_settings(SynthesizeOptions, {"events": events, "users": users, "seed": seed}, "synthetic log")
+    check_settings(
+        SynthesizeOptions, {"events": events, "users": users, "seed": seed}, "synthetic log"
+    )
     if users is not None and users > events:
         raise DataError(f"synthetic log: events={events}, users={users}; each user needs an event.")
     return events / users if users else EVENTS_PER_USER
@@ -114,7 +131,8 @@ def _row_groups(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _blocks(world: World, events: int, per_user: float, seed: int) -> Iterator[pa.Table]:
-    """Tables of whole users, the last one cut, `events` rows in all; each block has a random stream of its own."""
+    """Tables of whole users, the last one cut, `events` rows in all; each block has a random stream
+    of its own."""
     draw = _Draw(world)
     users = max(1, round(BLOCK_EVENTS / per_user))
     block, left = 0, events
@@ -130,17 +148,23 @@ class _Draw:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.behavior = _outcomes(np.concatenate([world.transition, world.preference, world.routine]))
+        self.behavior = _outcomes(
+            np.concatenate([world.transition, world.preference, world.routine])
+        )
         self.event = _outcomes(world.event)
         self.kind = _outcomes(world.kind)
 
-    def block(self, rng: np.random.Generator, users: int, per_user: float, first_user: int) -> pa.Table:
-        """All events of `users` users, log-normal in number (mean about `per_user`, at most ten times as many)."""
+    def block(
+        self, rng: np.random.Generator, users: int, per_user: float, first_user: int
+    ) -> pa.Table:
+        """All events of `users` users, log-normal in number (mean about `per_user`, at most ten
+        times as many)."""
         drawn = rng.lognormal(np.log(per_user) - 0.5, 1.0, users).round()
         length = np.clip(drawn, 1, np.ceil(10 * per_user)).astype(np.int64)
         user = np.repeat(np.arange(users), length)
         first = np.cumsum(length) - length
-        bits = rng.integers(0, 1 << 64, len(user), dtype=np.uint64)  # cut up by `_take`: one number per event is enough
+        # cut up by `_take`: one number per event is enough
+        bits = rng.integers(0, 1 << 64, len(user), dtype=np.uint64)
         hours = self._hours(rng, bits, first, length)
         kind = _pick(self.kind, hours.astype(np.int64) % HOURS, _take(bits, 2))
         behavior = self._behaviors(rng, bits, user, first, kind)
@@ -159,39 +183,59 @@ class _Draw:
             schema=_ARROW,
         )
 
-    def _hours(self, rng: np.random.Generator, bits: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    def _hours(
+        self, rng: np.random.Generator, bits: np.ndarray, first: np.ndarray, length: np.ndarray
+    ) -> np.ndarray:
         """Hours since ORIGIN (N,): gaps summed on the users' clock, then read off the wall's."""
         gap = rng.standard_exponential(len(bits))
         gap *= np.where((bits & np.uint64(3)) < 4 * BURST_SHARE, BURST_HOURS, PAUSE_HOURS)
         clock = np.cumsum(gap)
         clock -= np.repeat(clock[first] - rng.uniform(0, 4 * HOURS, len(first)), length)
         week = clock // HOURS
-        return week * HOURS + np.interp(clock - week * HOURS, self.world.clock, np.arange(HOURS + 1))
+        return week * HOURS + np.interp(
+            clock - week * HOURS, self.world.clock, np.arange(HOURS + 1)
+        )
 
     def _behaviors(
-        self, rng: np.random.Generator, bits: np.ndarray, user: np.ndarray, first: np.ndarray, kind: np.ndarray
+        self,
+        rng: np.random.Generator,
+        bits: np.ndarray,
+        user: np.ndarray,
+        first: np.ndarray,
+        kind: np.ndarray,
     ) -> np.ndarray:
-        """Behaviors (N,): first all that do not depend on the one before, then those that follow them, and so on."""
+        """Behaviors (N,): first all that do not depend on the one before, then those that follow
+        them, and so on."""
         world, chance = self.world, _take(bits, 30)
         group = rng.integers(0, len(world.preference), len(first))
         edge = np.cumsum(world.habit) * SHARES
         habit = np.searchsorted(edge[:2], _take(bits, 44), side="right")
-        habit[first] = np.where(rng.random(len(first)) < world.habit[1] / world.habit[1:].sum(), 1, 2)
-        row = np.where(habit == 1, world.behaviors + group[user], world.behaviors + len(world.preference) + kind)
+        habit[first] = np.where(
+            rng.random(len(first)) < world.habit[1] / world.habit[1:].sum(), 1, 2
+        )
+        row = np.where(
+            habit == 1,
+            world.behaviors + group[user],
+            world.behaviors + len(world.preference) + kind,
+        )
         behavior = _pick(self.behavior, row, chance)
         at = np.arange(len(user))
         depth = at - np.maximum.accumulate(np.where(habit > 0, at, 0))
         follow = np.flatnonzero(depth)
-        follow = follow[np.argsort(depth[follow].astype(np.uint16), kind="stable")]  # 16 bits: a radix sort
+        # 16 bits: a radix sort
+        follow = follow[np.argsort(depth[follow].astype(np.uint16), kind="stable")]
         for now in np.split(follow, np.cumsum(np.bincount(depth[follow]))[1:-1]):
             behavior[now] = _pick(self.behavior, behavior[now - 1], chance[now])
         return behavior
 
     def _places(self, rng: np.random.Generator, users: int) -> np.ndarray:
-        """Home, work and HAUNTS places to go out to of each user (users, 2 + HAUNTS); low cells are busier."""
+        """Home, work and HAUNTS places to go out to of each user (users, 2 + HAUNTS); low cells are
+        busier."""
         start, stop = self.world.cells[:-1], self.world.cells[1:]
         kind = np.array([0, 1, *[OUT] * HAUNTS])
-        return start[kind] + (rng.random((users, len(kind))) ** 3 * (stop - start)[kind]).astype(np.int64)
+        return start[kind] + (rng.random((users, len(kind))) ** 3 * (stop - start)[kind]).astype(
+            np.int64
+        )
 
 
 def _take(bits: np.ndarray, shift: int) -> np.ndarray:
@@ -206,7 +250,9 @@ def _pick(outcomes: np.ndarray, row: np.ndarray, chance: np.ndarray) -> np.ndarr
 def _outcomes(probability: np.ndarray) -> np.ndarray:
     """(R * SHARES,) int32: in row r, outcome i stands P(i | r) * SHARES times."""
     counts = np.rint(probability * SHARES).astype(np.int64)
-    return np.repeat(np.tile(np.arange(counts.shape[1], dtype=np.int32), len(counts)), counts.ravel())
+    return np.repeat(
+        np.tile(np.arange(counts.shape[1], dtype=np.int32), len(counts)), counts.ravel()
+    )
 
 
 def _column(numbers: np.ndarray, labels: pa.StringArray) -> pa.DictionaryArray:

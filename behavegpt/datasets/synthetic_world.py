@@ -1,15 +1,19 @@
 """The laws behind synthetic logs, and the best prediction they allow.
 
-A user belongs to a group g (never written down) and lives between a home cell, a work cell and places to go out. Gaps
-between events are a mixture of two exponentials (bursts and pauses) on a clock that runs fast by day and slow by night.
-The hour of the week h draws the kind of place k: home, work or out. The next behavior mixes three habits,
+A user belongs to a group g (never written down) and lives between a home cell, a work cell and
+places to go out. Gaps between events are a mixture of two exponentials (bursts and pauses) on a
+clock that runs fast by day and slow by night. The hour of the week h draws the kind of place k:
+home, work or out. The next behavior mixes three habits,
 
-    P(b | before, g, k) = w0 transition[before, b] + w1 preference[g, b] + w2 routine[k, b]      (first event: w0 = 0)
+    P(b | before, g, k) = w0 transition[before, b] + w1 preference[g, b] + w2 routine[k, b]
+    (first event: w0 = 0)
 
-each with a Zipf tail; the event is drawn from the behavior's own events. Groups, times and places follow from nothing
-else, so the best prediction from the past can be computed: `World.next_behavior_probabilities`.
+each with a Zipf tail; the event is drawn from the behavior's own events. Groups, times and places
+follow from nothing else, so the best prediction from the past can be computed:
+`World.next_behavior_probabilities`.
 
-Shape letters: N events, B behaviors, E labels of events, G groups, K = 3 kinds of place, H = 168 hours of the week.
+Shape letters: N events, B behaviors, E labels of events, G groups, K = 3 kinds of place, H = 168
+hours of the week.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import pyarrow.compute as pc
 
 from behavegpt.errors import DataError
 
-SHARES = 1 << 14  # all probabilities are whole multiples of 1 / SHARES, so that drawing is one look-up and exact
+# all probabilities are whole multiples of 1 / SHARES, so that drawing is one look-up and exact
+SHARES = 1 << 14
 OUT = 2  # kind of a place; 0 is home, 1 is work
 KINDS, HOURS = 3, 168
 HABITS = (0.45, 0.30, 0.25)  # transition, preference, routine
@@ -52,16 +57,27 @@ class World:
     @functools.cached_property
     def labels(self) -> dict[str, pa.StringArray]:
         """Labels of location, event and behavior in the order of their numbers."""
-        sizes = {"location": int(self.cells[-1]), "event": self.event.shape[1], "behavior": self.behaviors}
+        sizes = {
+            "location": int(self.cells[-1]),
+            "event": self.event.shape[1],
+            "behavior": self.behaviors,
+        }
         names = {"location": "cell", "event": "app", "behavior": "behavior"}
-        return {field: pa.array([f"{names[field]}_{i:04d}" for i in range(n)]) for field, n in sizes.items()}
+        return {
+            field: pa.array([f"{names[field]}_{i:04d}" for i in range(n)])
+            for field, n in sizes.items()
+        }
 
     def next_behavior_probabilities(self, log: pa.Table) -> np.ndarray:
-        """Best prediction (N, B) from the past: row n is P(behavior n + 1 | events 0 .. n of the user).
+        """Best prediction (N, B) from the past: row n is P(behavior n + 1 | events 0 .. n of the
+        user).
 
-        `log` holds the columns of `generate`, sorted by user and time. Exact but for times cut to whole milliseconds.
+        `log` holds the columns of `generate`, sorted by user and time. Exact but for times cut to
+        whole milliseconds.
         """
-        behavior, location = (_numbers(log, field, self.labels[field]) for field in ("behavior", "location"))
+        behavior, location = (
+            _numbers(log, field, self.labels[field]) for field in ("behavior", "location")
+        )
         kind = np.searchsorted(self.cells, location, side="right") - 1
         user = log["user_id"].to_numpy()
         first = np.concatenate([[True], user[1:] != user[:-1]])
@@ -72,9 +88,13 @@ class World:
         return w[0] * self.transition[behavior] + w[1] * preference + w[2] * routine
 
     def cross_entropy(self, log: pa.Table) -> float:
-        """Mean -ln P(actual next behavior | past), over all events but each user's first: the floor of any model."""
+        """Mean -ln P(actual next behavior | past), over all events but each user's first: the floor
+        of any model."""
         probability = self.next_behavior_probabilities(log)
-        user, behavior = log["user_id"].to_numpy(), _numbers(log, "behavior", self.labels["behavior"])
+        user, behavior = (
+            log["user_id"].to_numpy(),
+            _numbers(log, "behavior", self.labels["behavior"]),
+        )
         row = np.flatnonzero(user[1:] == user[:-1])
         return float(-np.log(probability[row, behavior[row + 1]]).mean())
 
@@ -83,8 +103,12 @@ class World:
         before = np.concatenate([[0], behavior[:-1]])
         later, start = self.habit, np.array([0, *self.habit[1:]]) / self.habit[1:].sum()
         w = np.where(first[:, None], start, later)
-        common = w[:, 0] * self.transition[before, behavior] + w[:, 2] * self.routine[kind, behavior]
-        total = np.cumsum(np.log(common[:, None] + w[:, 1:2] * self.preference[:, behavior].T), axis=0)
+        common = (
+            w[:, 0] * self.transition[before, behavior] + w[:, 2] * self.routine[kind, behavior]
+        )
+        total = np.cumsum(
+            np.log(common[:, None] + w[:, 1:2] * self.preference[:, behavior].T), axis=0
+        )
         begin = np.flatnonzero(first)
         earlier = np.concatenate([np.zeros_like(total[:1]), total])[begin]
         total -= np.repeat(earlier, np.diff(np.append(begin, len(first))), axis=0)
@@ -92,9 +116,11 @@ class World:
         return likely / likely.sum(axis=1, keepdims=True)
 
     def _next_hour(self, hour: np.ndarray) -> np.ndarray:
-        """P(hour of the week of the next event | time of this one) (N, H), summed over all weeks to come."""
+        """P(hour of the week of the next event | time of this one) (N, H), summed over all weeks to
+        come."""
         now = np.interp(hour, np.arange(HOURS + 1), self.clock)
-        ahead = HOURS - (now[:, None] - self.clock[None, :-1]) % HOURS  # to the next start of each hour, never 0
+        # to the next start of each hour, never 0
+        ahead = HOURS - (now[:, None] - self.clock[None, :-1]) % HOURS
         passed = sum(
             share * np.exp(-ahead / mean) / -np.expm1(-HOURS / mean)
             for share, mean in ((BURST_SHARE, BURST_HOURS), (1 - BURST_SHARE, PAUSE_HOURS))
@@ -106,19 +132,26 @@ class World:
         return chance
 
 
-def make_world(seed: int = 0, behaviors: int = 39, events: int = 114, groups: int = 8, cells: int = 2000) -> World:
+def make_world(
+    seed: int = 0, behaviors: int = 39, events: int = 114, groups: int = 8, cells: int = 2000
+) -> World:
     """Draw the laws of a world. Raises DataError for sizes that its tables cannot hold."""
     if not (2 <= behaviors <= events <= SHARES // 4 and groups >= 1 and cells >= 8):
         raise DataError(
-            f"synthetic world: behaviors={behaviors}, events={events}, groups={groups}, cells={cells}; "
+            f"synthetic world: behaviors={behaviors}, events={events}, groups={groups}, "
+            f"cells={cells}; "
             f"2 <= behaviors <= events <= {SHARES // 4}, groups >= 1 and cells >= 8 are needed."
         )
     rng = np.random.default_rng([seed, 0])
     zipf = np.arange(1, behaviors + 1) ** -1.1
     transition = np.tile(0.25 * zipf / zipf.sum(), (behaviors, 1))
     for share in (0.45, 0.2, 0.1):  # the usual successors of each behavior
-        transition[np.arange(behaviors), rng.choice(behaviors, behaviors, p=zipf / zipf.sum())] += share
-    owner = np.concatenate([np.arange(behaviors), rng.choice(behaviors, events - behaviors, p=zipf / zipf.sum())])
+        transition[np.arange(behaviors), rng.choice(behaviors, behaviors, p=zipf / zipf.sum())] += (
+            share
+        )
+    owner = np.concatenate(
+        [np.arange(behaviors), rng.choice(behaviors, events - behaviors, p=zipf / zipf.sum())]
+    )
     rank = np.where(owner == np.arange(behaviors)[:, None], rng.permutation(events) + 1.0, np.inf)
     clock = np.concatenate([[0], np.cumsum(_activity())])
     return World(
@@ -134,7 +167,8 @@ def make_world(seed: int = 0, behaviors: int = 39, events: int = 114, groups: in
 
 
 def _activity() -> np.ndarray:
-    """Events per hour (H,) on no scale: little at night, peaks at noon and in the evening, later at weekends."""
+    """Events per hour (H,) on no scale: little at night, peaks at noon and in the evening, later at
+    weekends."""
     hour = np.arange(24)
     noon, evening = np.exp(-(((hour - 12.5) / 3) ** 2)), np.exp(-(((hour - 20) / 2.5) ** 2))
     workday = 0.06 + 0.5 * np.exp(-(((hour - 8) / 1.5) ** 2)) + 0.7 * noon + evening
@@ -146,7 +180,11 @@ def _places() -> np.ndarray:
     """P(home, work, out | hour of the week) (H, K)."""
     hour = np.arange(24)
     night, office = (hour < 7) | (hour >= 22), (hour >= 9) & (hour < 18)
-    workday = np.select([night[:, None], office[:, None]], [[0.96, 0.01, 0.03], [0.08, 0.78, 0.14]], [0.6, 0.05, 0.35])
+    workday = np.select(
+        [night[:, None], office[:, None]],
+        [[0.96, 0.01, 0.03], [0.08, 0.78, 0.14]],
+        [0.6, 0.05, 0.35],
+    )
     weekend = np.where(night[:, None], [0.9, 0.01, 0.09], [0.45, 0.05, 0.5])
     return np.concatenate([np.tile(workday, (5, 1)), np.tile(weekend, (2, 1))])
 
@@ -162,5 +200,8 @@ def _shares(weights: np.ndarray) -> np.ndarray:
 def _numbers(log: pa.Table, field: str, labels: pa.StringArray) -> np.ndarray:
     numbers = pc.index_in(log[field].cast(pa.string()), value_set=labels)
     if numbers.null_count:
-        raise DataError(f"column {field!r} holds a label that this synthetic world does not have; use its own log.")
+        raise DataError(
+            f"column {field!r} holds a label that this synthetic world does not have; use its own "
+            "log."
+        )
     return numbers.to_numpy()

@@ -1,4 +1,5 @@
-"""Published benchmark logs -> a parquet log and its schema, as `published.py` describes them. Labels stay text."""
+"""Published benchmark logs -> a parquet log and its schema, as `published.py` describes them.
+Labels stay text."""
 
 from __future__ import annotations
 
@@ -20,10 +21,14 @@ from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
 
-def convert_published(name: str, source: str | Path, out: str | Path, clock: float | None = None) -> EventSchema:
-    """Write the published log `name`, downloaded to `source`, as parquet to `out`; return its schema.
+def convert_published(
+    name: str, source: str | Path, out: str | Path, clock: float | None = None
+) -> EventSchema:
+    """Write the published log `name`, downloaded to `source`, as parquet to `out`; return its
+    schema.
 
-    The schema also goes beside it as NAME.schema.yaml. `source` is a folder, or a file where the log is one. `clock`:
+    The schema also goes beside it as NAME.schema.yaml. `source` is a folder, or a file where the
+    log is one. `clock`:
     days between the ticks of `datasets/clock.py`, none without it. Raises DataError.
     """
     log, source, out = PUBLISHED[name], local_path(source), local_path(out)
@@ -31,12 +36,19 @@ def convert_published(name: str, source: str | Path, out: str | Path, clock: flo
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
     parts = _find(source, log)
     with workspace(out) as work, connect(work) as con:
-        con.execute("SET preserve_insertion_order = true")  # or row numbers would not follow the files
+        # or row numbers would not follow the files
+        con.execute("SET preserve_insertion_order = true")
         part, schema = work / "log.parquet", log.schema
         with _explained(name, source, log):
             rows, time = _rows(con, source, log, parts)
-            columns = ", ".join(f"{sql.replace('{time}', time)} as {quoted(name)}" for name, sql in log.select.items())
-            con.execute(f"copy (select {columns} from {rows}) to {literal(part)} (format parquet, compression zstd)")
+            columns = ", ".join(
+                f"{sql.replace('{time}', time)} as {quoted(name)}"
+                for name, sql in log.select.items()
+            )
+            con.execute(
+                f"copy (select {columns} from {rows}) to {literal(part)} (format parquet, "
+                "compression zstd)"
+            )
             _check(con, name, source, log, part)
             if clock is not None:
                 plain, part = part, work / "ticking.parquet"
@@ -67,40 +79,66 @@ def _find(source: Path, log: PublishedLog) -> dict[str, list[Path]]:
 def _rows(
     con: duckdb.DuckDBPyConnection, source: Path, log: PublishedLog, parts: dict[str, list[Path]]
 ) -> tuple[str, str]:
-    """SQL of one row per event with the columns of `log`, and SQL of its column `time` as a timestamp."""
-    reads = [f"select *, {literal(part)} as part from {_reader(files, log)}" for part, files in parts.items()]
+    """SQL of one row per event with the columns of `log`, and SQL of its column `time` as a
+    timestamp."""
+    reads = [
+        f"select *, {literal(part)} as part from {_reader(files, log)}"
+        for part, files in parts.items()
+    ]
     con.execute(f"create view raw as {' union all by name '.join(reads)}")
     types = {row[0]: row[1] for row in con.execute("describe raw").fetchall()}
     known = {}
     for column, names in log.columns.items():
         actual = next((name for name in names if name in types), None)
         if actual is None and column not in log.optional:
-            raise DataError(f"{source}: no column {' or '.join(names)}, but {', '.join(types)}. {log.about}")
+            raise DataError(
+                f"{source}: no column {' or '.join(names)}, but {', '.join(types)}. {log.about}"
+            )
         known[column] = actual
-    named = ", ".join(f"{quoted(actual) if actual else 'null'} as {quoted(c)}" for c, actual in known.items())
+    named = ", ".join(
+        f"{quoted(actual) if actual else 'null'} as {quoted(c)}" for c, actual in known.items()
+    )
     con.execute(f"create view named as select part, filename as file, {named} from raw")
 
     kinds = {column: types[actual] if actual else "NULL" for column, actual in known.items()}
-    lists = [column for column, kind in kinds.items() if kind.endswith("[]") and "STRUCT" not in kind]
+    lists = [
+        column for column, kind in kinds.items() if kind.endswith("[]") and "STRUCT" not in kind
+    ]
     time = kinds.get("time", "").removesuffix("[]")
-    instant = "time::timestamp" if time.startswith(("TIMESTAMP", "DATE")) else "try_cast(time as timestamp)"
+    instant = (
+        "time::timestamp"
+        if time.startswith(("TIMESTAMP", "DATE"))
+        else "try_cast(time as timestamp)"
+    )
     if time not in ("VARCHAR", "") and not time.startswith(("TIMESTAMP", "DATE")):
         instant = "make_timestamp((time * 1000000)::bigint)"
     return log.rows.format(table=_flat(con, source, list(known), lists)), instant
 
 
-def _flat(con: duckdb.DuckDBPyConnection, source: Path, columns: list[str], lists: list[str]) -> str:
-    """SQL of the view `named` with its lists unpacked and with `line`. Raises DataError for lists of unequal length."""
+def _flat(
+    con: duckdb.DuckDBPyConnection, source: Path, columns: list[str], lists: list[str]
+) -> str:
+    """SQL of the view `named` with its lists unpacked and with `line`. Raises DataError for lists
+    of unequal length."""
     if not lists:
         return "(select *, row_number() over () as line from named)"
     sizes = [f"len({quoted(column)})" for column in lists]
     unequal = " or ".join(f"{size} <> {sizes[0]}" for size in sizes) or "false"
-    bad = con.execute(f"select file, {', '.join(sizes)} from named where {unequal} limit 1").fetchone()
+    bad = con.execute(
+        f"select file, {', '.join(sizes)} from named where {unequal} limit 1"
+    ).fetchone()
     if bad:
         told = ", ".join(f"{column} {size}" for column, size in zip(lists, bad[1:], strict=True))
-        raise DataError(f"{bad[0]}: the lists of a row differ in length ({told}); download {source} again.")
-    taken = ", ".join(f"unnest({quoted(c)}) as {quoted(c)}" if c in lists else quoted(c) for c in columns)
-    return f"(select part, file, {taken}, generate_subscripts({quoted(lists[0])}, 1) as line from named)"
+        raise DataError(
+            f"{bad[0]}: the lists of a row differ in length ({told}); download {source} again."
+        )
+    taken = ", ".join(
+        f"unnest({quoted(c)}) as {quoted(c)}" if c in lists else quoted(c) for c in columns
+    )
+    return (
+        f"(select part, file, {taken}, generate_subscripts({quoted(lists[0])}, 1) as line from "
+        "named)"
+    )
 
 
 def _reader(files: list[Path], log: PublishedLog) -> str:
@@ -108,7 +146,10 @@ def _reader(files: list[Path], log: PublishedLog) -> str:
     if files[0].suffix == ".parquet":
         return f"read_parquet({listed}, union_by_name = true, filename = true)"
     if files[0].suffix == ".csv":
-        return f"read_csv({listed}, header = true, all_varchar = true, quote = '\"', escape = '\"', filename = true)"
+        return (
+            f"read_csv({listed}, header = true, all_varchar = true, quote = '\"', escape = '\"', "
+            "filename = true)"
+        )
     types = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in log.types.items())
     guess = f"columns = {{{types}}}" if types else "sample_size = -1"
     return f"read_json({listed}, {guess}, filename = true)"
@@ -119,16 +160,27 @@ def _explained(name: str, source: Path, log: PublishedLog) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise DataError(f"{source}: cannot be read as {name} ({first_line(error)}). {log.about}") from None
+        raise DataError(
+            f"{source}: cannot be read as {name} ({first_line(error)}). {log.about}"
+        ) from None
 
 
-def _check(con: duckdb.DuckDBPyConnection, name: str, source: Path, log: PublishedLog, part: Path) -> None:
+def _check(
+    con: duckdb.DuckDBPyConnection, name: str, source: Path, log: PublishedLog, part: Path
+) -> None:
     """Raise DataError when more than MAX_UNREAD of the users, times or events make no sense."""
-    sane = {"user_id": "{} is not null", "timestamp": f"coalesce({{}} >= {EARLIEST}, false)", "event": "{} <> ''"}
+    sane = {
+        "user_id": "{} is not null",
+        "timestamp": f"coalesce({{}} >= {EARLIEST}, false)",
+        "event": "{} <> ''",
+    }
     counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in sane.items())
     rows, *sound = one_row(con, f"select count(*), {counts} from {literal(part)}")
     if not rows:
         raise DataError(f"{source}: no events of {name} in it. {log.about}")
     for column, count in zip(sane, sound, strict=True):
         if 1 - count / rows > MAX_UNREAD:
-            raise DataError(f"{source}: {column} cannot be read in {1 - count / rows:.0%} of the rows. {log.about}")
+            raise DataError(
+                f"{source}: {column} cannot be read in {1 - count / rows:.0%} of the rows. "
+                f"{log.about}"
+            )

@@ -1,4 +1,5 @@
-"""The demo's log: purchases of a British gift shop, Online Retail (UCI, CC BY 4.0); see README.md in this folder."""
+"""The demo's log: purchases of a British gift shop, Online Retail (UCI, CC BY 4.0); see README.md
+in this folder."""
 
 from __future__ import annotations
 
@@ -18,5 +19,6 @@ DEMO_SCHEMA = EventSchema(
 
 
 def online_retail() -> Path:
-    """The parquet file of the demo: columns user_id, timestamp, location, event, family, line; see `DEMO_SCHEMA`."""
+    """The parquet file of the demo: columns user_id, timestamp, location, event, family, line; see
+    `DEMO_SCHEMA`."""
     return Path(__file__).parent / "online_retail.parquet"

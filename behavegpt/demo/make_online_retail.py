@@ -1,14 +1,17 @@
-"""Make the demo's data from the UCI Online Retail log: online_retail.parquet and product_families.csv.
+"""Make the demo's data from the UCI Online Retail log: online_retail.parquet and
+product_families.csv.
 
     python make_online_retail.py SOURCE.parquet [--out FOLDER]
 
-SOURCE holds one row per invoice line with the columns user_id, timestamp, location, event (stock code), behavior (buy
-or cancel), invoice and description. Kept are purchases of products: cancellations and the codes of `NOT_PRODUCTS` go.
+SOURCE holds one row per invoice line with the columns user_id, timestamp, location, event (stock
+code), behavior (buy or cancel), invoice and description. Kept are purchases of products:
+cancellations and the codes of `NOT_PRODUCTS` go.
 
-A product's family is the head noun of its description. English puts it last ("t-light holder"), this shop often first
-("lunch bag red retrospot"), so family_rules.csv lists known nouns (whole words of the description in lower case without
-punctuation, singular or plural, separated by |): the first row with a match wins. Compounds therefore stand above the
-nouns they are made of. `OVERRIDES` names the few products whose description no noun tells.
+A product's family is the head noun of its description. English puts it last ("t-light holder"),
+this shop often first ("lunch bag red retrospot"), so family_rules.csv lists known nouns (whole
+words of the description in lower case without punctuation, singular or plural, separated by |): the
+first row with a match wins. Compounds therefore stand above the nouns they are made of. `OVERRIDES`
+names the few products whose description no noun tells.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# Postage, carriage, fees and manual corrections; then next day carriage, packing charge, high resolution image.
+# Postage, carriage, fees and manual corrections; then next day carriage, packing charge, high
+# resolution image.
 NOT_PRODUCTS = ("POST", "DOT", "C2", "M", "BANK CHARGES", "23444", "23574", "23702")
 OTHER = "other"
 
@@ -45,7 +49,10 @@ OVERRIDES = {
 def read_rules(path: Path) -> list[tuple[str, re.Pattern[str]]]:
     """family_rules.csv as (family, pattern), in order."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [(row["family"], re.compile(rf"\b(?:{row['nouns']})(?:s|es)?\b")) for row in csv.DictReader(file)]
+        return [
+            (row["family"], re.compile(rf"\b(?:{row['nouns']})(?:s|es)?\b"))
+            for row in csv.DictReader(file)
+        ]
 
 
 def family(product: str, description: str, rules: list[tuple[str, re.Pattern[str]]]) -> str:
@@ -57,13 +64,18 @@ def family(product: str, description: str, rules: list[tuple[str, re.Pattern[str
 
 
 def purchases(source: Path) -> pa.Table:
-    """Purchased products in the order of user, time, invoice and line of the invoice, with that order as `line`."""
+    """Purchased products in the order of user, time, invoice and line of the invoice, with that
+    order as `line`."""
     columns = ["user_id", "timestamp", "location", "event", "behavior", "invoice", "description"]
     table = pq.read_table(source, columns=columns)
     table = table.append_column("row", pa.array(np.arange(len(table))))
-    product = pc.invert(pc.is_in(table["event"], value_set=pa.array(NOT_PRODUCTS, table["event"].type)))
+    product = pc.invert(
+        pc.is_in(table["event"], value_set=pa.array(NOT_PRODUCTS, table["event"].type))
+    )
     table = table.filter(pc.and_(pc.equal(table["behavior"], "buy"), product))
-    table = table.sort_by([(name, "ascending") for name in ("user_id", "timestamp", "invoice", "row")])
+    table = table.sort_by(
+        [(name, "ascending") for name in ("user_id", "timestamp", "invoice", "row")]
+    )
     return table.append_column("line", pa.array(np.arange(len(table), dtype=np.int32)))
 
 
@@ -78,7 +90,8 @@ def families(table: pa.Table) -> pa.Table:
 
 
 def events(table: pa.Table, products: pa.Table) -> pa.Table:
-    """The demo's log: user_id, timestamp (UK time), location (country), event (product), family, line."""
+    """The demo's log: user_id, timestamp (UK time), location (country), event (product), family,
+    line."""
     index = pc.index_in(table["event"], value_set=products["product"].cast(table["event"].type))
     return pa.table(
         {
@@ -93,7 +106,8 @@ def events(table: pa.Table, products: pa.Table) -> pa.Table:
 
 
 def write_events(table: pa.Table, path: Path) -> None:
-    """As small as parquet gets: dictionaries for labels, differences for the sorted numbers, zstd over both."""
+    """As small as parquet gets: dictionaries for labels, differences for the sorted numbers, zstd
+    over both."""
     pq.write_table(
         table,
         path,
@@ -107,9 +121,13 @@ def write_events(table: pa.Table, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Write both files, each under a temporary name first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="the Online Retail log as parquet")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write to"
+    )
     args = parser.parse_args(argv)
     lines = purchases(args.source)
     products = families(lines)

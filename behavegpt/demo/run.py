@@ -29,17 +29,29 @@ from behavegpt.universal.model import load_universal
 
 STAGES = 7
 NOT_HELD_OUT = (
-    "the universal model's weights come with the package; this shop was among the logs they were trained on. "
+    "the universal model's weights come with the package; this shop was among the logs they were "
+    "trained on. "
     "Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
 MARK = ".behavegpt-demo"
-WRITTEN = ("data", "ckpt", "model", "eval", "figs", "report.html", "run.json", "config.yaml", "log.jsonl")
+WRITTEN = (
+    "data",
+    "ckpt",
+    "model",
+    "eval",
+    "figs",
+    "report.html",
+    "run.json",
+    "config.yaml",
+    "log.jsonl",
+)
 
 
 def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
-    """Run all stages into `out`, replacing an earlier demo there. Raises BehaveGPTError if `out` is something else."""
+    """Run all stages into `out`, replacing an earlier demo there. Raises BehaveGPTError if `out` is
+    something else."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock(out):
         return _run_demo(out, steps)
@@ -62,11 +74,22 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
         f"{store.vocabulary['event'].classes:,} products in {store.behaviors.classes} families"
     )
     stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
-    universal = evaluate_universal(load_universal(), store, out / "eval" / "universal.json", baselines=False)
+    universal = evaluate_universal(
+        load_universal(), store, out / "eval" / "universal.json", baselines=False
+    )
     table(*metrics_table(universal))
-    overrides = [f"data.path={out / 'data'}", f"out={out}", *([f"train.steps={steps}"] if steps is not None else [])]
+    overrides = [
+        f"data.path={out / 'data'}",
+        f"out={out}",
+        *([f"train.steps={steps}"] if steps is not None else []),
+    ]
     settings = read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
-    stage(4, STAGES, "pretrain", f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps")
+    stage(
+        4,
+        STAGES,
+        "pretrain",
+        f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps",
+    )
     pretrain(settings)
     stage(5, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
     predictor = load(out / "model")
@@ -94,7 +117,12 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     stage(7, STAGES, "report", f"{report} · {seconds:.0f} s in all")
     say(_next_steps(out))
-    return {"report": str(report), "model": str(out / "model"), "seconds": round(seconds, 1), "metrics": result}
+    return {
+        "report": str(report),
+        "model": str(out / "model"),
+        "seconds": round(seconds, 1),
+        "metrics": result,
+    }
 
 
 def _next_steps(out: Path) -> str:
@@ -112,12 +140,20 @@ def _clear(out: Path) -> None:
     """Make `out` empty; only what a demo wrote is removed, and only where a demo left its mark."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).exists():
-            raise BehaveGPTError(f"{out} is not empty and not an earlier demo; choose another folder with --out.")
+            raise BehaveGPTError(
+                f"{out} is not empty and not an earlier demo; choose another folder with --out."
+            )
         for name in WRITTEN:
-            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(
+                missing_ok=True
+            )
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
 
 
 def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {os.cpu_count()} cores"
+    )

@@ -1,1 +1,2 @@
-"""User vectors: pooled from hidden states, exported for any number of users, put into the asked order."""
+"""User vectors: pooled from hidden states, exported for any number of users, put into the asked
+order."""

@@ -1,4 +1,5 @@
-"""Blocks of raw vectors -> one folder of UserEmbeddings: scaled, in the asked order, the absent users filled.
+"""Blocks of raw vectors -> one folder of UserEmbeddings: scaled, in the asked order, the absent
+users filled.
 
 Shapes: N vectors asked for, U users with events among them, n of a block, D vector width.
 """
@@ -16,7 +17,15 @@ import pyarrow.parquet as pq
 
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
-from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, open_array, pairing_sum, seal, write_array
+from behavegpt.user_embeddings import (
+    CLIENT_IDS,
+    EMBEDDINGS,
+    MISSING,
+    open_array,
+    pairing_sum,
+    seal,
+    write_array,
+)
 
 USERS = "users.parquet"  # labels by row, where they are no whole numbers
 FACTS = "export.json"
@@ -36,11 +45,13 @@ class Asked:
         return self.row < 0
 
 
-def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty: np.ndarray, folder: Path) -> None:
+def assemble(
+    blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty: np.ndarray, folder: Path
+) -> None:
     """Write the folder from blocks (n, D) float32 of `asked.users`; one block is held at a time.
 
-    `facts["parts"]`: name -> dimensions from, to; `facts["settings"]`: scale, fill, dtype, block_users.
-    `empty` (D,): the raw vector of a user without events.
+    `facts["parts"]`: name -> dimensions from, to; `facts["settings"]`: scale, fill, dtype,
+    block_users. `empty` (D,): the raw vector of a user without events.
     """
     folder.mkdir()
     settings, parts = facts["settings"], [slice(*bounds) for bounds in facts["parts"].values()]
@@ -57,7 +68,11 @@ def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty:
         rows_of.write(place[first : first + len(vectors)], vectors)
         first += len(vectors)
     if asked.missing.any():
-        fills = {"zeros": np.zeros(shape[1]), "mean": total / max(first, 1), "empty-history": scale(empty[None])[0]}
+        fills = {
+            "zeros": np.zeros(shape[1]),
+            "mean": total / max(first, 1),
+            "empty-history": scale(empty[None])[0],
+        }
         filling = fills[settings["fill"]].astype(np.float32)
         absent = np.flatnonzero(asked.missing)
         for start in range(0, len(absent), settings["block_users"]):
@@ -68,41 +83,57 @@ def assemble(blocks: Sequence[Path], asked: Asked, facts: dict[str, Any], empty:
     seal(folder, rows_of.written())
 
 
-def _scaling(blocks: Sequence[Path], parts: Sequence[slice], rule: str) -> Callable[[np.ndarray], np.ndarray]:
+def _scaling(
+    blocks: Sequence[Path], parts: Sequence[slice], rule: str
+) -> Callable[[np.ndarray], np.ndarray]:
     """The rule as a function of raw vectors (n, D) float32."""
     if rule == "none":
         return lambda vectors: vectors
     if rule == "unit":
         return lambda vectors: np.hstack(
-            [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (vectors[:, p] for p in parts)]
+            [
+                v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
+                for v in (vectors[:, p] for p in parts)
+            ]
         )
     count, total, square = 0, np.zeros(parts[-1].stop), np.zeros(parts[-1].stop)
     for path in blocks:
         vectors = np.asarray(open_array(path), np.float64)
-        count, total, square = count + len(vectors), total + vectors.sum(0), square + (vectors**2).sum(0)
+        count, total, square = (
+            count + len(vectors),
+            total + vectors.sum(0),
+            square + (vectors**2).sum(0),
+        )
     mean = total / max(count, 1)
     deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0))
-    factor = np.where(deviation > 1e-6 * np.maximum(1, np.abs(mean)), 1 / np.maximum(deviation, 1e-30), 0)
+    factor = np.where(
+        deviation > 1e-6 * np.maximum(1, np.abs(mean)), 1 / np.maximum(deviation, 1e-30), 0
+    )
     return lambda vectors: ((vectors - mean) * factor).astype(np.float32)
 
 
 class _Rows:
-    """The rows of embeddings.npy, with a sum of what was written, by which the file is checked in the end."""
+    """The rows of embeddings.npy, with a sum of what was written, by which the file is checked in
+    the end."""
 
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, int], ids: np.ndarray, labels: pa.Array) -> None:
+    def __init__(
+        self, path: Path, dtype: str, shape: tuple[int, int], ids: np.ndarray, labels: pa.Array
+    ) -> None:
         self._path, self._ids, self._labels = path, ids, labels
         self._sum, self._done = 0, np.zeros(shape[0], bool)
         np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
     def write(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Put vectors (n, D) into rows (n,); mapped anew each time, so that no page stays in memory."""
+        """Put vectors (n, D) into rows (n,); mapped anew each time, so that no page stays in
+        memory."""
         target = np.load(self._path, mmap_mode="r+", allow_pickle=False)
         with np.errstate(over="ignore"):
             values = vectors.astype(target.dtype)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise DataError(
-                f"user {self._labels[int(rows[bad[0]])]}: the vector holds values beyond {target.dtype}; take --scale "
+                f"user {self._labels[int(rows[bad[0]])]}: the vector holds values beyond "
+                f"{target.dtype}; take --scale "
                 "standard or unit, or --dtype float32; if that does not help, the model is damaged."
             )
         target[rows] = values
@@ -116,7 +147,8 @@ class _Rows:
 
 
 def _write_ids(labels: pa.Array, folder: Path) -> np.ndarray:
-    """Write client_ids.npy (N,) and return it: int64 labels, or row numbers beside users.parquet for any others."""
+    """Write client_ids.npy (N,) and return it: int64 labels, or row numbers beside users.parquet
+    for any others."""
     try:
         ids = labels.cast(pa.int64())
         whole = ids.cast(pa.string()).equals(labels)

@@ -1,10 +1,13 @@
-"""User vectors for any number of users: a model and events -> a folder of UserEmbeddings, in bounded memory.
+"""User vectors for any number of users: a model and events -> a folder of UserEmbeddings, in
+bounded memory.
 
-events (a prepared folder, or raw logs, which are prepared first) -> the users asked for, in blocks -> pooling.py
--> OUT.work/block_000012.npy -> one pass that scales the blocks and puts them into the asked order -> OUT, renamed.
+events (a prepared folder, or raw logs, which are prepared first) -> the users asked for, in blocks
+-> pooling.py -> OUT.work/block_000012.npy -> one pass that scales the blocks and puts them into the
+asked order -> OUT, renamed.
 
-A block is a pure function of its users: a run that was killed, or that ran as several processes, ends with the bytes
-of any other. Shapes: N vectors asked for, U users with events among them, D vector width.
+A block is a pure function of its users: a run that was killed, or that ran as several processes,
+ends with the bytes of any other. Shapes: N vectors asked for, U users with events among them, D
+vector width.
 """
 
 from __future__ import annotations
@@ -35,7 +38,16 @@ from behavegpt.embeddings.assemble import Asked, assemble
 from behavegpt.embeddings.pooling import BEHAVIORS, NAMES, user_vectors, widths
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.history_batches import memory_columns_of
-from behavegpt.io import check_output, discard, lock, put_in_place, read_json, remove_stale, target, write_json
+from behavegpt.io import (
+    check_output,
+    discard,
+    lock,
+    put_in_place,
+    read_json,
+    remove_stale,
+    target,
+    write_json,
+)
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import Real
 from behavegpt.paths import local_path
@@ -50,7 +62,9 @@ Advance = Callable[[int, int], None]  # users done, of how many
 class ExportSettings(Settings):
     """What a vector is made of; part of the fingerprint by which a run is continued."""
 
-    pool: tuple[str, ...] = Field(("last", "mean"), min_length=1, description="parts of a vector: " + ", ".join(NAMES))
+    pool: tuple[str, ...] = Field(
+        ("last", "mean"), min_length=1, description="parts of a vector: " + ", ".join(NAMES)
+    )
     half_life: Annotated[Real, Field(gt=0)] = Field(
         7.0, description="days after which an event counts half, for the decayed parts"
     )
@@ -61,10 +75,17 @@ class ExportSettings(Settings):
     )
     fill: Literal["mean", "zeros", "empty-history"] = Field(
         "mean",
-        description="users without events: the mean vector, zeros, or what the model makes of one unknown event",
+        description=(
+            "users without events: the mean vector, zeros, or what the model makes of one unknown "
+            "event"
+        ),
     )
-    dtype: Literal["float16", "float32"] = Field("float16", description="of embeddings.npy; an entry has float16")
-    block_users: int = Field(8192, ge=1, description="users worked on, and kept when the run is killed, at a time")
+    dtype: Literal["float16", "float32"] = Field(
+        "float16", description="of embeddings.npy; an entry has float16"
+    )
+    block_users: int = Field(
+        8192, ge=1, description="users worked on, and kept when the run is killed, at a time"
+    )
 
 
 def export(
@@ -80,20 +101,28 @@ def export(
     progress: Advance | None = None,
     encoding: str | None = None,
 ) -> dict[str, Any]:
-    """Write the vectors of `clients` (default: all users, in the store's order) to the folder `out`.
+    """Write the vectors of `clients` (default: all users, in the store's order) to the folder
+    `out`.
 
-    `events`: a prepared folder, or raw logs with the training log's columns. Continues what a killed run left in
-    OUT.work. `encoding` is that of raw logs that are text. Returns what export.json tells. Raises BehaveGPTError.
+    `events`: a prepared folder, or raw logs with the training log's columns. Continues what a
+    killed run left in OUT.work. `encoding` is that of raw logs that are text. Returns what
+    export.json tells. Raises BehaveGPTError.
     """
-    settings, out, state = settings or ExportSettings(), target(local_path(out)), state or PartialState(cpu=True)
+    settings, out, state = (
+        settings or ExportSettings(),
+        target(local_path(out)),
+        state or PartialState(cpu=True),
+    )
     if sum(widths(model, settings.pool)) > MOST_DIMENSIONS:
         raise ConfigError(
-            f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, an entry has at most "
+            f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, "
+            "an entry has at most "
             f"{MOST_DIMENSIONS:,}; name fewer parts."
         )
     check_output(out, "whole")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with lock(out) if state.is_main_process else nullcontext():  # a second export would write into the same OUT.work
+    # a second export would write into the same OUT.work
+    with lock(out) if state.is_main_process else nullcontext():
         work = _work_folder(out, overwrite, state)
         store = _open(events, tokenizer, work, state, encoding)
         asked = _ask(store, clients)
@@ -119,7 +148,9 @@ def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
         for path in (out, work):
             remove_stale(path.parent, path.name)
     if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists already; choose another folder, or replace it with --overwrite.")
+        raise ConfigError(
+            f"{out} exists already; choose another folder, or replace it with --overwrite."
+        )
     work.mkdir(exist_ok=True)
     return work
 
@@ -127,7 +158,8 @@ def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
 def _write_blocks(
     reader: _Reader, asked: Asked, work: Path, state: PartialState, progress: Advance | None
 ) -> list[Path]:
-    """Write this process's share of the blocks that are not there yet; returns all of them once everyone is done."""
+    """Write this process's share of the blocks that are not there yet; returns all of them once
+    everyone is done."""
     size = reader.settings.block_users
     starts = range(0, len(asked.users), size)
     blocks = [work / f"block_{first:012d}.npy" for first in starts]
@@ -141,9 +173,14 @@ def _write_blocks(
 
 
 def _open(
-    events: Sequence[str | Path], tokenizer: EventTokenizer, work: Path, state: PartialState, encoding: str | None
+    events: Sequence[str | Path],
+    tokenizer: EventTokenizer,
+    work: Path,
+    state: PartialState,
+    encoding: str | None,
 ) -> EventStore:
-    """The prepared folder `events`, or raw logs prepared by the model's schema; they need not tell the behavior."""
+    """The prepared folder `events`, or raw logs prepared by the model's schema; they need not tell
+    the behavior."""
     schema = tokenizer.event_schema
     first = local_path(events[0])
     prepared = first if len(events) == 1 and (first / "dataset.json").is_file() else None
@@ -156,11 +193,13 @@ def _open(
             prepare(logs, prepared, schema, split="time:1,0,0")
         state.wait_for_everyone()
     store = open_store(prepared)
-    classes = {name: getattr(store.schema, name) for name in ("event", "behavior")}  # of no matter to a vector
+    # of no matter to a vector
+    classes = {name: getattr(store.schema, name) for name in ("event", "behavior")}
     lines = schema_difference(schema.model_copy(update=classes), store.schema)
     if lines:
         raise CheckpointError(
-            f"{prepared}: not the kind of data this model reads: {'; '.join(lines)}. Prepare the logs by the model's "
+            f"{prepared}: not the kind of data this model reads: {'; '.join(lines)}. Prepare the "
+            "logs by the model's "
             "schema (event_schema in its preprocessor_config.json), or give the raw logs."
         )
     return store
@@ -174,8 +213,12 @@ def _ask(store: EventStore, clients: pa.Array | np.ndarray | None) -> Asked:
         return Asked(users, every, every)
     labels = pa.array(clients).cast(pa.string())
     if len(labels) != len(pc.unique(labels)):
-        twice = pc.value_counts(labels).filter(pc.greater(pc.value_counts(labels).field("counts"), 1))
-        raise DataError(f"--clients: client {twice[0]['values'].as_py()} is listed twice; list each one once.")
+        twice = pc.value_counts(labels).filter(
+            pc.greater(pc.value_counts(labels).field("counts"), 1)
+        )
+        raise DataError(
+            f"--clients: client {twice[0]['values'].as_py()} is listed twice; list each one once."
+        )
     found = np.asarray(pc.fill_null(pc.index_in(labels, value_set=users), -1), np.int64)
     chosen = np.unique(found[found >= 0])
     return Asked(labels, np.where(found >= 0, np.searchsorted(chosen, found), -1), chosen)
@@ -188,7 +231,8 @@ def _facts(
     asked: Asked,
     settings: ExportSettings,
 ) -> dict[str, Any]:
-    """What the vectors are made of: export.json, and what must be the same for a killed run to be continued."""
+    """What the vectors are made of: export.json, and what must be the same for a killed run to be
+    continued."""
     weights, who = hashlib.sha256(), hashlib.sha256(asked.row.tobytes())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
@@ -211,8 +255,11 @@ def _facts(
     }
 
 
-def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState, overwrite: bool) -> None:
-    """Leave a manifest in the work folder; blocks of another export are refused, or with `overwrite` deleted."""
+def _begin_or_continue(
+    work: Path, facts: dict[str, Any], state: PartialState, overwrite: bool
+) -> None:
+    """Leave a manifest in the work folder; blocks of another export are refused, or with
+    `overwrite` deleted."""
     manifest = work / "manifest.json"
     if state.is_main_process and overwrite and manifest.exists() and _differences(manifest, facts):
         for block in work.glob("block_*.npy"):
@@ -224,7 +271,8 @@ def _begin_or_continue(work: Path, facts: dict[str, Any], state: PartialState, o
     different = _differences(manifest, facts)
     if different:
         raise ConfigError(
-            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or begin anew with "
+            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or "
+            "begin anew with "
             "--overwrite."
         )
 
@@ -236,7 +284,11 @@ def _differences(manifest: Path, facts: dict[str, Any]) -> list[str]:
 
 def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarray]:
     """For each field whose ids differ: the model's id of each of the store's, by label."""
-    shared = {f: (v, store.vocabulary[f]) for f, v in tokenizer.vocabulary.items() if f in store.vocabulary}
+    shared = {
+        f: (v, store.vocabulary[f])
+        for f, v in tokenizer.vocabulary.items()
+        if f in store.vocabulary
+    }
     return {
         field: np.concatenate([[PAD, UNKNOWN], ours.encode(theirs.values)])
         for field, (ours, theirs) in shared.items()
@@ -250,7 +302,8 @@ class _Reader:
 
     model: BehaveGPTForBehaviorPrediction
     store: EventStore
-    lookup: Mapping[str, np.ndarray]  # field -> the model's id of each of the store's, where they differ
+    # field -> the model's id of each of the store's, where they differ
+    lookup: Mapping[str, np.ndarray]
     settings: ExportSettings
 
     @property
@@ -260,11 +313,13 @@ class _Reader:
 
     @property
     def reads_all(self) -> bool:
-        """Whether a vector depends on events before the window: the probabilities of a model with memory do."""
+        """Whether a vector depends on events before the window: the probabilities of a model with
+        memory do."""
         return self.model.counts is not None and BEHAVIORS in self.settings.pool
 
     def vectors(self, users: np.ndarray) -> np.ndarray:
-        """Vectors (n, D) float32 of users (n,); only the events that the model reads are taken up."""
+        """Vectors (n, D) float32 of users (n,); only the events that the model reads are taken
+        up."""
         store = self.store
         end = store.offsets[users + 1]
         length = end - store.offsets[users]
@@ -288,10 +343,14 @@ class _Reader:
         held = self.store.columns
         last = int(np.argmax(held["time"]))
         known = ("time", "weekday", "slot")
-        columns = {n: held[n][last : last + 1] if n in known else np.full(1, UNKNOWN) for n in self.columns}
+        columns = {
+            n: held[n][last : last + 1] if n in known else np.full(1, UNKNOWN) for n in self.columns
+        }
         one = np.ones(1, np.int64)
         return self._pooled(columns, one - 1, one)[0]
 
-    def _pooled(self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    def _pooled(
+        self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
+    ) -> np.ndarray:
         settings = self.settings
         return user_vectors(self.model, columns, begin, end, settings.pool, settings.half_life)

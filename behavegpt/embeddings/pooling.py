@@ -1,4 +1,5 @@
-"""Pooling: from a model and histories to one vector for each user; what a vector is made of is a row of `POOLS`.
+"""Pooling: from a model and histories to one vector for each user; what a vector is made of is a
+row of `POOLS`.
 
 Shape letters: U users, B rows, R positions, S histories of a row, C hidden width, D vector width.
 """
@@ -32,7 +33,8 @@ class Histories(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A weighted mean of one layer's states; `weight` gives (B, S, R), which is then scaled to sum 1 over R."""
+    """A weighted mean of one layer's states; `weight` gives (B, S, R), which is then scaled to sum
+    1 over R."""
 
     layer: int
     weight: Callable[[Histories, float], torch.Tensor]
@@ -62,9 +64,13 @@ NAMES = (*POOLS, BEHAVIORS)
 
 
 def widths(model: BehaveGPTForBehaviorPrediction, pool: Sequence[str]) -> list[int]:
-    """Dimensions of each part of a vector. Raises ConfigError unless `pool` names one part or more, each once."""
+    """Dimensions of each part of a vector. Raises ConfigError unless `pool` names one part or more,
+    each once."""
     config, pool = model.config, check_settings(EmbedOptions, {"pool": pool}, "vector").pool
-    return [min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size for name in pool]
+    return [
+        min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size
+        for name in pool
+    ]
 
 
 @torch.no_grad()
@@ -77,18 +83,27 @@ def user_vectors(
     half_life: float = 7.0,
     interrupt: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Vectors (U, D) float32 of users whose events are `begin:end` (U,) of the columns, none empty, ascending.
+    """Vectors (U, D) float32 of users whose events are `begin:end` (U,) of the columns, none empty,
+    ascending.
 
-    The last `max_length` events of a history are read. `columns` are the model's, and `time` in seconds.
-    A user's vector does not depend on who else is in the call, up to rounding. `half_life` in days.
-    `interrupt` is called before each batch; what it raises stops the work.
+    The last `max_length` events of a history are read. `columns` are the model's, and `time` in
+    seconds. A user's vector does not depend on who else is in the call, up to rounding. `half_life`
+    in days. `interrupt` is called before each batch; what it raises stops the work.
     """
     vectors = np.zeros((len(begin), sum(widths(model, pool))), np.float32)
     layers = {POOLS[name].layer for name in pool if name in POOLS}
     # a row's weights are (S, R) beside the logits of its S users
-    cells = row_length_for(model.config.max_length) + (model.config.num_behaviors if BEHAVIORS in pool else 0)
+    cells = row_length_for(model.config.max_length) + (
+        model.config.num_behaviors if BEHAVIORS in pool else 0
+    )
     batches = history_batches(
-        model, columns, begin, end, cells_per_user=cells, with_time=True, with_memory=BEHAVIORS in pool
+        model,
+        columns,
+        begin,
+        end,
+        cells_per_user=cells,
+        with_time=True,
+        with_memory=BEHAVIORS in pool,
     )
     for users, batch, _, time in batches:
         interrupt()
@@ -101,7 +116,11 @@ def user_vectors(
             if name == BEHAVIORS:
                 parts.append(output.logits.float().log_softmax(-1)[:, :MOST_BEHAVIORS])
                 continue
-            states = output.last_hidden_state if POOLS[name].layer == FINAL else output.hidden_states[INPUT]
+            states = (
+                output.last_hidden_state
+                if POOLS[name].layer == FINAL
+                else output.hidden_states[INPUT]
+            )
             weight = POOLS[name].weight(at, half_life).to(states.dtype)
             weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
             parts.append((weight @ states)[kept].float())
@@ -119,7 +138,11 @@ def _histories(batch: PackedBatch, time: torch.Tensor) -> Histories:
 
 
 def _run(
-    model: BehaveGPTForBehaviorPrediction, batch: PackedBatch, at: Histories, layers: set[int], logits: bool
+    model: BehaveGPTForBehaviorPrediction,
+    batch: PackedBatch,
+    at: Histories,
+    layers: set[int],
+    logits: bool,
 ) -> Any:
     """The model's output; the prediction layer is left out unless its logits are asked for."""
     layout = {"document": batch.document, "position": batch.position}
@@ -127,6 +150,10 @@ def _run(
     with autocast(model.device):
         if logits:
             return model(
-                **batch.inputs, **layout, output_hidden_states=embedded, select=at.last.any(1), memory=batch.memory
+                **batch.inputs,
+                **layout,
+                output_hidden_states=embedded,
+                select=at.last.any(1),
+                memory=batch.memory,
             )
         return model.model(**batch.inputs, **layout, output_hidden_states=embedded)

@@ -1,13 +1,15 @@
 """Time gaps set right where the gap head is known to be wrong: by the hour, and for each user.
 
-A head trained for a few epochs blurs how the gap depends on the hour (whoever checks in at noon is seldom asleep five
-hours later), and the model sees weekdays and slots, not how long a user waits between events. So the odds of a gap
-bucket b are multiplied, once for the slot of the last event and once for the user, by
+A head trained for a few epochs blurs how the gap depends on the hour (whoever checks in at noon is
+seldom asleep five hours later), and the model sees weekdays and slots, not how long a user waits
+between events. So the odds of a gap bucket b are multiplied, once for the slot of the last event
+and once for the user, by
 
     (observed(b) + w * expected(b)) / ((n + w) * expected(b))
 
-over n events: of training with that slot, then of the user's window. `observed` counts how often b happened, `expected`
-is its mean predicted probability at those events. Few events change little (w = 5). No weight is trained.
+over n events: of training with that slot, then of the user's window. `observed` counts how often b
+happened, `expected` is its mean predicted probability at those events. Few events change little (w
+= 5). No weight is trained.
 
 Shapes: N rows, R events, V buckets.
 """
@@ -29,13 +31,18 @@ ROWS = 64  # at once
 
 
 def log_odds(happened: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """What is added to the logits (N, V), from how often each bucket happened (N, V) and was expected (N, V)."""
+    """What is added to the logits (N, V), from how often each bucket happened (N, V) and was
+    expected (N, V)."""
     count = happened.sum(1, keepdim=True)
     share = (expected / count.clamp(min=1)).clamp(min=1e-6)
-    return torch.where(count > 0, (happened + WEIGHT * share) / ((count + WEIGHT) * share), 1.0).log()
+    return torch.where(
+        count > 0, (happened + WEIGHT * share) / ((count + WEIGHT) * share), 1.0
+    ).log()
 
 
-def log_odds_of_users(probability: torch.Tensor, observed: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+def log_odds_of_users(
+    probability: torch.Tensor, observed: torch.Tensor, real: torch.Tensor
+) -> torch.Tensor:
     """(N, V) from predictions (N, R, V), what followed (N, R) and where that is known (N, R)."""
     weight = real.to(probability)
     expected = (probability * weight[..., None]).sum(1)
@@ -54,11 +61,17 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
     expected = torch.zeros_like(happened)
     for at in range(0, plan.rows, ROWS):
         rows = np.arange(at, min(at + ROWS, plan.rows))
-        batch = to_device(collate(columns_of(store), plan, rows, row, config.columns, ("gap",)), device)
+        batch = to_device(
+            collate(columns_of(store), plan, rows, row, config.columns, ("gap",)), device
+        )
         followed = batch.next_fields["gap"]
         known = followed >= 0
-        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state[known]
+        state = model.model(
+            **batch.inputs, document=batch.document, position=batch.position
+        ).last_hidden_state[known]
         slot = batch.inputs["slot_ids"][known]
         expected.index_add_(0, slot, model.next_heads["gap"](state).float().softmax(-1))
-        happened.index_put_((slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True)
+        happened.index_put_(
+            (slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True
+        )
     return log_odds(happened, expected).cpu()

@@ -1,7 +1,8 @@
 """Which ids go together in training: the events of a behavior, the places of an event.
 
-The heads predict behavior, event and place side by side from one hidden state; drawn apart they would contradict each
-other (behavior Food at a gym). So each is drawn among the ids that training saw together with the one before.
+The heads predict behavior, event and place side by side from one hidden state; drawn apart they
+would contradict each other (behavior Food at a gym). So each is drawn among the ids that training
+saw together with the one before.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ PAIRS = (("behavior", "event"), ("event", "location"))  # given -> drawn
 
 @dataclass(frozen=True)
 class Link:
-    """Ids of one field that occur with each id of another: entries pointer[id] : pointer[id + 1] of `ids`."""
+    """Ids of one field that occur with each id of another: entries pointer[id] : pointer[id + 1] of
+    `ids`."""
 
     pointer: np.ndarray  # (given ids + 1,) int64
     ids: np.ndarray  # (pairs,) int64
@@ -46,19 +48,28 @@ class Link:
         mask[torch.from_numpy(low == high)] = True
         return mask.to(given.device)
 
-    def scores(self, head: nn.Linear, hidden: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, M) of hidden states (N, C) at the ids (N, M) that occur with `given` (N,), minus infinity behind.
+    def scores(
+        self, head: nn.Linear, hidden: torch.Tensor, given: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, M) of hidden states (N, C) at the ids (N, M) that occur with `given` (N,),
+        minus infinity behind.
 
-        For a field of many thousand ids: only those M are computed, at most. All but padding where none occurs.
+        For a field of many thousand ids: only those M are computed, at most. All but padding where
+        none occurs.
         """
         values, place = given.unique(return_inverse=True)
         ids = [self.ids[self.pointer[v] : self.pointer[v + 1]] for v in values.tolist()]
         ids = [found if len(found) else np.arange(PAD + 1, head.out_features) for found in ids]
         width = max(len(found) for found in ids)
-        scores, allowed = hidden.new_full((len(given), width), -torch.inf), given.new_zeros(len(given), width)
+        scores, allowed = (
+            hidden.new_full((len(given), width), -torch.inf),
+            given.new_zeros(len(given), width),
+        )
         for index, found in enumerate(ids):
             rows, columns = place == index, torch.from_numpy(found).to(given.device)
-            scores[rows, : len(found)] = F.linear(hidden[rows], head.weight[columns], head.bias[columns])
+            scores[rows, : len(found)] = F.linear(
+                hidden[rows], head.weight[columns], head.bias[columns]
+            )
             allowed[rows, : len(found)] = columns
         return scores, allowed
 
@@ -72,13 +83,15 @@ class Link:
 
 
 class Links(dict[tuple[str, str], Link]):
-    """Pairs of fields -> which of their ids go together; and, if it was measured, how gaps depend on the slot."""
+    """Pairs of fields -> which of their ids go together; and, if it was measured, how gaps depend
+    on the slot."""
 
     gap_odds: torch.Tensor | None = None  # (slots, buckets), see rates.log_odds_of_slots
 
 
 def learn_links(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Links:
-    """All that generation takes from the training data: pairs, and the gap head's corrections by slot."""
+    """All that generation takes from the training data: pairs, and the gap head's corrections by
+    slot."""
     links = count_links(store)
     if "gap" in (model.config.next_heads or ()):
         links.gap_odds = log_odds_of_slots(model, store)
@@ -93,31 +106,43 @@ def count_links(store: EventStore) -> Links:
     for given, drawn in PAIRS:
         if drawn in columns and not (given == "behavior" and store.schema.behavior_is_event):
             size = len(store.behaviors if given == "behavior" else store.vocabulary[given])
-            least = FIRST if drawn == "event" else UNKNOWN  # a place may be unknown, an event may not
-            links[given, drawn] = count_link(columns[given][train], columns[drawn][train], size, least)
+            # a place may be unknown, an event may not
+            least = FIRST if drawn == "event" else UNKNOWN
+            links[given, drawn] = count_link(
+                columns[given][train], columns[drawn][train], size, least
+            )
     return links
 
 
 def count_link(given: np.ndarray, drawn: np.ndarray, size: int, least: int = FIRST) -> Link:
-    """Link of two columns (N,) of ids; `given` has `size` ids, and `least` is the smallest id of `drawn` to count."""
+    """Link of two columns (N,) of ids; `given` has `size` ids, and `least` is the smallest id of
+    `drawn` to count."""
     known = (given >= FIRST) & (drawn >= least)
-    pairs, counts = np.unique(np.stack([given[known], drawn[known]]).astype(np.int64), axis=1, return_counts=True)
+    pairs, counts = np.unique(
+        np.stack([given[known], drawn[known]]).astype(np.int64), axis=1, return_counts=True
+    )
     pointer = np.searchsorted(pairs[0], np.arange(size + 1))
-    return Link(pointer, np.ascontiguousarray(pairs[1]), counts.astype(np.int64))  # safetensors ignores strides
+    # safetensors ignores strides
+    return Link(pointer, np.ascontiguousarray(pairs[1]), counts.astype(np.int64))
 
 
 def save_links(links: Links, folder: Path) -> None:
     """Write FOLDER/links.safetensors, beside a model's weights."""
     from safetensors.numpy import save_file
 
-    parts = {f"{given}.{drawn}.{k}": v for (given, drawn), link in links.items() for k, v in vars(link).items()}
+    parts = {
+        f"{given}.{drawn}.{k}": v
+        for (given, drawn), link in links.items()
+        for k, v in vars(link).items()
+    }
     if links.gap_odds is not None:
         parts[GAP_ODDS] = links.gap_odds.numpy()
     save_file(parts, folder / FILE)
 
 
 def links_of(store: EventStore) -> Callable[[BehaveGPTForBehaviorPrediction, Path], None]:
-    """Learns the links of a trained model on its prepared folder and writes them; nothing without second heads."""
+    """Learns the links of a trained model on its prepared folder and writes them; nothing without
+    second heads."""
 
     def write(model: BehaveGPTForBehaviorPrediction, folder: Path) -> None:
         if model.config.next_heads:
@@ -129,7 +154,8 @@ def links_of(store: EventStore) -> Callable[[BehaveGPTForBehaviorPrediction, Pat
 
 
 def load_links(folder: Path) -> Links:
-    """What `save_links` wrote; nothing where there is no such file. Raises CheckpointError when it is damaged."""
+    """What `save_links` wrote; nothing where there is no such file. Raises CheckpointError when it
+    is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -139,8 +165,15 @@ def load_links(folder: Path) -> Links:
         parts = load_file(folder / FILE)
         odds = parts.pop(GAP_ODDS, None)
         pairs = dict.fromkeys((name.split(".")[0], name.split(".")[1]) for name in parts)
-        links = Links({(g, d): Link(*(parts[f"{g}.{d}.{k}"] for k in ("pointer", "ids", "counts"))) for g, d in pairs})
+        links = Links(
+            {
+                (g, d): Link(*(parts[f"{g}.{d}.{k}"] for k in ("pointer", "ids", "counts")))
+                for g, d in pairs
+            }
+        )
         links.gap_odds = None if odds is None else torch.from_numpy(odds)
         return links
     except (SafetensorError, KeyError, IndexError, OSError) as error:
-        raise CheckpointError(f"{folder / FILE}: damaged ({error}); delete it, or train again.") from None
+        raise CheckpointError(
+            f"{folder / FILE}: damaged ({error}); delete it, or train again."
+        ) from None

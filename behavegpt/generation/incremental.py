@@ -1,7 +1,8 @@
-"""Incremental inference: what the model says of each row's next event, from a KV cache of the windows.
+"""Incremental inference: what the model says of each row's next event, from a KV cache of the
+windows.
 
-A window that restarts is read again as a whole. So what a hidden state has seen depends on the row's own events alone,
-and the cache gives the logits of running every prefix again.
+A window that restarts is read again as a whole. So what a hidden state has seen depends on the
+row's own events alone, and the cache gives the logits of running every prefix again.
 Shapes: N rows, R events read, K behaviors, C width.
 """
 
@@ -47,7 +48,8 @@ class IncrementalModel:
         self.model, self.use_cache = model, use_cache
         self.cache: EventCache | None = None
         self.personal = personal and "gap" in model.next_heads
-        self.rates: Tensor | None = None  # (N, buckets) log odds of the users' gaps, made by the first forward
+        # (N, buckets) log odds of the users' gaps, made by the first forward
+        self.rates: Tensor | None = None
         self.gap_odds = None if gap_odds is None else gap_odds.to(model.device)
 
     def following(self, state: RowState, heads: Collection[str]) -> Next:
@@ -77,7 +79,10 @@ class IncrementalModel:
         device = self.model.device
         restarted = state.restarted.to(device)
         cache.forget(restarted)
-        new = {argument_name(name): state.last(name)[:, None].to(device) for name in self.model.config.columns}
+        new = {
+            argument_name(name): state.last(name)[:, None].to(device)
+            for name in self.model.config.columns
+        }
         told = self._told(state, torch.ones_like(state.restarted))
         out = self.model(**new, past_key_values=cache, heads=heads, memory=told)
         following = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
@@ -89,12 +94,16 @@ class IncrementalModel:
                 stale[restarted] = right
         return following
 
-    def _read(self, state: RowState, rows: Tensor, heads: Collection[str]) -> tuple[Next, EventCache]:
+    def _read(
+        self, state: RowState, rows: Tensor, heads: Collection[str]
+    ) -> tuple[Next, EventCache]:
         """Read the whole windows of the rows (N,) bool into a new cache."""
         cache = EventCache(self.model.config)
         inputs, mask = self._window(state, rows)
         told = self._told(state, rows)
-        out = self.model(**inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=told)
+        out = self.model(
+            **inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=told
+        )
         self._learn_rates(state, out.last_hidden_state)
         hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
         return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
@@ -110,7 +119,8 @@ class IncrementalModel:
         return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
 
     def _told(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
-        """What the counts of the whole past say at the last events of the rows (N,) bool, with memory."""
+        """What the counts of the whole past say at the last events of the rows (N,) bool, with
+        memory."""
         if state.memory is None:
             return None
         told = state.memory.tensors(np.flatnonzero(rows.numpy()))
@@ -121,19 +131,30 @@ class IncrementalModel:
         length = state.length[rows]
         width = int(length.max())
         device = self.model.device
-        inputs = {argument_name(c): state.ids[c][rows, :width].to(device) for c in self.model.config.columns}
+        inputs = {
+            argument_name(c): state.ids[c][rows, :width].to(device)
+            for c in self.model.config.columns
+        }
         return inputs, (torch.arange(width) < length[:, None]).long().to(device)
 
     def _learn_rates(self, state: RowState, states: Tensor) -> None:
-        """At the first forward, from hidden states (N, R, C): how the users' gaps differ from what the head expects."""
+        """At the first forward, from hidden states (N, R, C): how the users' gaps differ from what
+        the head expects."""
         if not self.personal or self.rates is not None:
             return
         before = states.shape[1] - 1
         real = (torch.arange(before) < state.length[:, None] - 1).to(states.device)
-        logits = self._gap_logits(self.model.next_heads["gap"](states[:, :before]), state.ids["slot"][:, :before])
+        logits = self._gap_logits(
+            self.model.next_heads["gap"](states[:, :before]), state.ids["slot"][:, :before]
+        )
         followed = torch.from_numpy(state.gaps[:, :before]).to(states.device)
         self.rates = log_odds_of_users(logits.softmax(-1), followed, real)
 
     def _gap_logits(self, logits: Tensor, slot: Tensor) -> Tensor:
-        """The gap head's logits (..., buckets), corrected for the slot (...) of the event before."""
-        return logits.float() if self.gap_odds is None else logits.float() + self.gap_odds[slot.to(logits.device)]
+        """The gap head's logits (..., buckets), corrected for the slot (...) of the event
+        before."""
+        return (
+            logits.float()
+            if self.gap_odds is None
+            else logits.float() + self.gap_odds[slot.to(logits.device)]
+        )

@@ -1,9 +1,11 @@
 """When and where without a head: from what each user was observed to do, not from the model.
 
-    observed   a random one of the user's own time gaps; the place of a random own event like the one drawn
-    typical    the user's median time gap; the user's most frequent place of events like the one drawn
+    observed   a random one of the user's own time gaps; the place of a random own event like the
+    one drawn typical    the user's median time gap; the user's most frequent place of events like
+    the one drawn
 
-"Like" means the same event label, or the whole history if the user never did that. The history is the one given:
+"Like" means the same event label, or the whole history if the user never did that. The history is
+the one given:
 generated events add nothing to it. A user with one event has no gap: a day is taken.
 """
 
@@ -21,14 +23,19 @@ LONGEST = 2048  # own events looked back on
 
 
 class OwnPast:
-    """The given histories of N rows, padded to H events; row n owns events begin[n] : end[n] of flat columns."""
+    """The given histories of N rows, padded to H events; row n owns events begin[n] : end[n] of
+    flat columns."""
 
-    def __init__(self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray) -> None:
+    def __init__(
+        self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
+    ) -> None:
         length = np.minimum(end - begin, LONGEST)
         index = (end - length)[:, None] + np.arange(int(length.max()))
         self.real = index < end[:, None]  # (N, H)
         index = np.minimum(index, end[:, None] - 1)
-        self.ids = {name: np.asarray(column)[index].astype(np.int64) for name, column in columns.items()}
+        self.ids = {
+            name: np.asarray(column)[index].astype(np.int64) for name, column in columns.items()
+        }
         self.gap = np.diff(self.ids.pop("time"), axis=1)  # (N, H - 1)
         self.has_gap = self.real[:, 1:]
 
@@ -38,7 +45,8 @@ class OwnPast:
         self.ids = {name: ids[rows] for name, ids in self.ids.items()}
 
     def time_gap(self, u: np.ndarray | None) -> np.ndarray:
-        """Seconds (N,) to the next event: a random own gap by uniform numbers (N,), the median without them."""
+        """Seconds (N,) to the next event: a random own gap by uniform numbers (N,), the median
+        without them."""
         alone = ~self.has_gap.any(axis=1)
         if alone.all():
             return np.full(len(alone), DAY)
@@ -46,13 +54,21 @@ class OwnPast:
             gaps = np.where(self.has_gap, self.gap, np.nan)
             gaps[alone] = DAY
             return np.floor(np.nanmedian(gaps, axis=1)).astype(np.int64)
-        chosen = pick(torch.from_numpy(self.has_gap.astype(np.float32)), torch.from_numpy(u)).numpy()
-        return np.where(alone, DAY, self.gap[np.arange(len(u)), np.minimum(chosen, self.gap.shape[1] - 1)])
+        chosen = pick(
+            torch.from_numpy(self.has_gap.astype(np.float32)), torch.from_numpy(u)
+        ).numpy()
+        return np.where(
+            alone, DAY, self.gap[np.arange(len(u)), np.minimum(chosen, self.gap.shape[1] - 1)]
+        )
 
-    def like(self, field: str, given: str, ids: np.ndarray, u: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (N,) of `field` at own events whose `given` is `ids` (N,), and whether there was one, (N,) bool.
+    def like(
+        self, field: str, given: str, ids: np.ndarray, u: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N,) of `field` at own events whose `given` is `ids` (N,), and whether there was one,
+        (N,) bool.
 
-        A random one by uniform numbers (N,), the most frequent one without them; from all own events if none is like.
+        A random one by uniform numbers (N,), the most frequent one without them; from all own
+        events if none is like.
         """
         match = self.real & (self.ids[given] == ids[:, None])
         found = match.any(axis=1)

@@ -1,4 +1,5 @@
-"""Where each field of a drawn event comes from: a head of the model, or a fallback where it has none."""
+"""Where each field of a drawn event comes from: a head of the model, or a fallback where it has
+none."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ class Policies:
 
     @property
     def needs_own_past(self) -> bool:
-        return any(source.is_own_past for source in (self.time, self.location, self.event) if source)
+        return any(
+            source.is_own_past for source in (self.time, self.location, self.event) if source
+        )
 
     def describe(self) -> dict[str, str]:
         """Field -> how it is drawn, in words, for the result."""
@@ -63,16 +66,27 @@ class Policies:
 
 
 def choose_policies(
-    model: BehaveGPTForBehaviorPrediction, tokenizer: EventTokenizer, settings: GenerationSettings, links: Links
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    settings: GenerationSettings,
+    links: Links,
 ) -> Policies:
-    """The policies that the settings ask for. Raises ConfigError when the model lacks a head for one."""
+    """The policies that the settings ask for. Raises ConfigError when the model lacks a head for
+    one."""
     heads, schema = model.config.next_heads or [], tokenizer.event_schema
     time = _source("time", settings.time, "gap", heads)
-    location = _source("location", settings.place, "location", heads) if schema.location is not None else None
-    event = None if schema.behavior_is_event else Source.HEAD if "event" in heads else Source.TYPICAL
+    location = (
+        _source("location", settings.place, "location", heads)
+        if schema.location is not None
+        else None
+    )
+    event = (
+        None if schema.behavior_is_event else Source.HEAD if "event" in heads else Source.TYPICAL
+    )
     if event is Source.TYPICAL and ("behavior", "event") not in links:
         raise ConfigError(
-            f"the model has no event head, so nothing tells the event of a drawn behavior; train with {TRAIN_HEADS}, "
+            "the model has no event head, so nothing tells the event of a drawn behavior; train "
+            f"with {TRAIN_HEADS}, "
             "or give the prepared training data: --data DIR."
         )
 
@@ -93,7 +107,8 @@ def _source(field: str, policy: Policy, head: str, heads: list[str]) -> Source:
         return Source.HEAD if head in heads else Source.OBSERVED
     if policy == "head" and head not in heads:
         raise ConfigError(
-            f"the model has no {head} head; choose the policy observed or typical for the {field}, or train with "
+            f"the model has no {head} head; choose the policy observed or typical for the "
+            f"{field}, or train with "
             f"{TRAIN_HEADS}."
         )
     return Source(policy)

@@ -18,7 +18,8 @@ class Generated(Tabular):
     """R drawn events of U users, sorted by user, sample and step; each column (R,)."""
 
     users: pa.StringArray  # (U,) labels
-    columns: dict[str, np.ndarray]  # user (index), sample, step, time (epoch seconds), gap (seconds), ids of the fields
+    # user (index), sample, step, time (epoch seconds), gap (seconds), ids of the fields
+    columns: dict[str, np.ndarray]
     top: np.ndarray  # (R, n) the most probable behaviors (classes), best first; n as asked for
     probability: np.ndarray  # (R, n) float32
     policies: dict[str, str]  # field -> how it was drawn
@@ -44,7 +45,10 @@ class Generated(Tabular):
         order = np.lexsort((merged["step"], merged["sample"], merged["user"]))
         columns = {name: values[order] for name, values in merged.items()}
         none = np.zeros((len(order), 0))
-        top, probability = columns.pop("top", none).astype(np.int64), columns.pop("probability", none)
+        top, probability = (
+            columns.pop("top", none).astype(np.int64),
+            columns.pop("probability", none),
+        )
         return cls(
             encoded.users,
             columns,
@@ -58,9 +62,12 @@ class Generated(Tabular):
         )
 
     def to_table(self) -> pa.Table:
-        """The events with the log's own column names, ready for `prepare`; `sample` too if there are several."""
+        """The events with the log's own column names, ready for `prepare`; `sample` too if there
+        are several."""
         schema, columns = self.tokenizer.event_schema, self.columns
-        times = pa.array(columns["time"] * 1_000_000, pa.int64()).cast(pa.timestamp("us", tz=schema.tz))
+        times = pa.array(columns["time"] * 1_000_000, pa.int64()).cast(
+            pa.timestamp("us", tz=schema.tz)
+        )
         table: dict[str, Any] = {schema.user: self._users(), schema.time: times}
         for field, column in schema.label_columns.items():
             table[column] = self.tokenizer.vocabulary[field].decode_array(columns[field])
@@ -69,10 +76,13 @@ class Generated(Tabular):
         if self.settings["samples"] > 1:
             table["sample"] = columns["sample"]
         notes = {"policies": self.policies, "settings": self.settings}
-        return pa.table(table).replace_schema_metadata({f"behavegpt.{k}": str(v) for k, v in notes.items()})
+        return pa.table(table).replace_schema_metadata(
+            {f"behavegpt.{k}": str(v) for k, v in notes.items()}
+        )
 
     def probabilities_table(self) -> pa.Table:
-        """Columns user, sample, step, rank (from 1), behavior, probability, before temperature and top-p."""
+        """Columns user, sample, step, rank (from 1), behavior, probability, before temperature and
+        top-p."""
         count = self.top.shape[1]
         labels = self.tokenizer.labels(self.top).ravel()
         return pa.table(

@@ -1,8 +1,10 @@
-"""Long-term generation (section 4.4): autoregressive rollouts, event by event, all fields of an event together.
+"""Long-term generation (section 4.4): autoregressive rollouts, event by event, all fields of an
+event together.
 
-For each step and user, from the hidden state at the last event: the time gap, hence weekday and slot in the schema's
-zone; the behavior; an event of this behavior; a place of this event (constraints.py says which go together). The drawn
-event is the next input. Fields without a head follow a fallback (policies.py), and the result names it.
+For each step and user, from the hidden state at the last event: the time gap, hence weekday and
+slot in the schema's zone; the behavior; an event of this behavior; a place of this event
+(constraints.py says which go together). The drawn event is the next input. Fields without a head
+follow a fallback (policies.py), and the result names it.
 
 When a user's window is full, it restarts from its last `keep` events (state.py).
 
@@ -36,7 +38,8 @@ LOGIT_BYTES = 1 << 28
 
 
 class Draws(NamedTuple):
-    """Uniform numbers (N,) of a step, a column for each decision; the spare one keeps older futures as they were."""
+    """Uniform numbers (N,) of a step, a column for each decision; the spare one keeps older futures
+    as they were."""
 
     gap: np.ndarray
     day: np.ndarray
@@ -58,10 +61,11 @@ def roll_out(
     on_rows: Callable[[int, int], None] | None = None,
     interrupt: Callable[[], None] = lambda: None,
 ) -> Generated:
-    """The futures of all users of `encoded`. The same user, seed and sample give the same future in any batch.
+    """The futures of all users of `encoded`. The same user, seed and sample give the same future in
+    any batch.
 
-    `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when the model lacks a head
-    that the settings ask for.
+    `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when
+    the model lacks a head that the settings ask for.
     """
     links = Links() if links is None else links
     policies = choose_policies(model, tokenizer, settings, links)
@@ -78,14 +82,20 @@ def roll_out(
         rows = user[first : first + size], sample[first : first + size]
         schema = tokenizer.event_schema
         own_past = policies.needs_own_past
-        state = RowState.start(model.config, schema, encoded, rows, settings, own_past, model.counts)
-        reader = IncrementalModel(model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds)
+        state = RowState.start(
+            model.config, schema, encoded, rows, settings, own_past, model.counts
+        )
+        reader = IncrementalModel(
+            model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds
+        )
         for part in Rollout(reader, state, policies, links, settings).steps():
             interrupt()
             parts.append(part)
         if on_rows:
             on_rows(min(first + size, len(user)), len(user))
-    return Generated.join(parts, encoded, tokenizer, policies.describe(), settings.model_dump(exclude_none=True))
+    return Generated.join(
+        parts, encoded, tokenizer, policies.describe(), settings.model_dump(exclude_none=True)
+    )
 
 
 class Rollout:
@@ -102,8 +112,8 @@ class Rollout:
         self.reader, self.state, self.policies, self.links = reader, state, policies, links
         self.settings = settings
 
-        # A constrained place is drawn from a few of its ids, so that its head is not evaluated whole;
-        # an adapter's layer has more than weight and bias.
+        # A constrained place is drawn from a few of its ids, so that its head is not evaluated
+        # whole; an adapter's layer has more than weight and bias.
         head = getattr(reader.model.next_heads, "location", None)
         self.few_places = policies.location is Source.CONSTRAINED_HEAD and type(head) is nn.Linear
 
@@ -139,7 +149,10 @@ class Rollout:
         part["step"] = np.full(int(rows.sum()), step)
         if self.settings.probabilities:
             top = logits.float().softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
-            part["top"], part["probability"] = top.indices.cpu().numpy()[rows], top.values.cpu().numpy()[rows]
+            part["top"], part["probability"] = (
+                top.indices.cpu().numpy()[rows],
+                top.values.cpu().numpy()[rows],
+            )
         return part
 
     def _heads(self) -> set[str]:
@@ -167,7 +180,8 @@ class Rollout:
         return {"gap": gap, "weekday": weekday, "slot": slot}
 
     def _hours(self, heads: Mapping[str, Tensor]) -> np.ndarray:
-        """Weights (N, slots) of the time of day: the slot head's, or what the user's window shows."""
+        """Weights (N, slots) of the time of day: the slot head's, or what the user's window
+        shows."""
         if "slot" not in heads:
             return self.state.own_hours()
         gaps, slots = heads["gap"].float().softmax(-1), heads["slot"].float().softmax(-1)
@@ -175,7 +189,8 @@ class Rollout:
         return agree(gaps, slots, now).cpu().numpy().astype(np.float64)
 
     def _what(self, following: Next, draws: Draws) -> dict[str, np.ndarray]:
-        """Ids (N,) of the next behavior, event, place and further fields, each given the one before."""
+        """Ids (N,) of the next behavior, event, place and further fields, each given the one
+        before."""
         state = self.state
         behavior = self._choose(following.logits, draws.behavior) + FIRST
         event = self._event(following, draws, behavior)
@@ -192,7 +207,9 @@ class Rollout:
             return behavior
         link = self.links.get(("behavior", "event"))
         if source.is_head:
-            return self._choose(_among(following.heads["event"], FIRST, link, behavior), draws.event)
+            return self._choose(
+                _among(following.heads["event"], FIRST, link, behavior), draws.event
+            )
 
         assert self.state.own is not None and link is not None
         given = behavior.cpu().numpy()
@@ -218,17 +235,24 @@ class Rollout:
 
     def _choose(self, scores: Tensor, numbers: np.ndarray) -> Tensor:
         """One id (N,) for each row of scores (N, ids) by uniform numbers (N,)."""
-        return choose(scores, self._on_device(numbers), self.settings.temperature, self.settings.top_p)
+        return choose(
+            scores, self._on_device(numbers), self.settings.temperature, self.settings.top_p
+        )
 
     def _on_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.reader.model.device)
 
 
 def _among(scores: Tensor, least: int, link: Link | None, given: Tensor) -> Tensor:
-    """Scores (N, ids), minus infinity below the id `least` and at ids that do not go with `given` (N,)."""
+    """Scores (N, ids), minus infinity below the id `least` and at ids that do not go with `given`
+    (N,)."""
     scores = scores.clone()
     scores[:, :least] = -torch.inf
-    return scores if link is None else scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
+    return (
+        scores
+        if link is None
+        else scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
+    )
 
 
 def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSettings) -> int:

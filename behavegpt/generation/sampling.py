@@ -1,4 +1,5 @@
-"""Random draws of generation: a pure function of (seed, user, sample, step), whatever else is in the batch.
+"""Random draws of generation: a pure function of (seed, user, sample, step), whatever else is in
+the batch.
 
 Shapes: N rows (a user's sample each), V ids, M pieces of a time bucket.
 """
@@ -20,11 +21,18 @@ GRIDS = (DAY, 3600, 60)  # seconds
 
 
 class Uniforms:
-    """Counter-based uniform numbers (Philox) for N rows; the key is a hash of seed, user and sample."""
+    """Counter-based uniform numbers (Philox) for N rows; the key is a hash of seed, user and
+    sample."""
 
     def __init__(self, seed: int, users: list[str], samples: np.ndarray) -> None:
-        texts = [f"{seed}\0{sample}\0{user}" for user, sample in zip(users, samples.tolist(), strict=True)]
-        digests = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=16).digest() for t in texts]
+        texts = [
+            f"{seed}\0{sample}\0{user}"
+            for user, sample in zip(users, samples.tolist(), strict=True)
+        ]
+        digests = [
+            hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            for t in texts
+        ]
         self.keys = [np.frombuffer(digest, np.uint64) for digest in digests]
         self._block = (-1, np.empty(0))
 
@@ -32,8 +40,14 @@ class Uniforms:
         """`width` numbers in [0, 1) for each row at a step, (N, width) float64."""
         index, inside = divmod(step, BLOCK)
         if self._block[0] != index:
-            generators = (np.random.Generator(np.random.Philox(key=k, counter=[0, index, 0, 0])) for k in self.keys)
-            self._block = index, np.stack([generator.random((BLOCK, width)) for generator in generators])
+            generators = (
+                np.random.Generator(np.random.Philox(key=k, counter=[0, index, 0, 0]))
+                for k in self.keys
+            )
+            self._block = (
+                index,
+                np.stack([generator.random((BLOCK, width)) for generator in generators]),
+            )
         return self._block[1][:, inside]
 
     def take(self, rows: np.ndarray) -> None:
@@ -42,10 +56,14 @@ class Uniforms:
         self._block = self._block[0], self._block[1][rows]
 
 
-def choose(logits: torch.Tensor, u: torch.Tensor, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
-    """One id (N,) for each row of logits (N, V) by uniform numbers (N,); temperature 0 takes the most probable.
+def choose(
+    logits: torch.Tensor, u: torch.Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> torch.Tensor:
+    """One id (N,) for each row of logits (N, V) by uniform numbers (N,); temperature 0 takes the
+    most probable.
 
-    `top_p` < 1 draws from the smallest set of ids that holds at least this probability (nucleus sampling).
+    `top_p` < 1 draws from the smallest set of ids that holds at least this probability (nucleus
+    sampling).
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -58,7 +76,8 @@ def choose(logits: torch.Tensor, u: torch.Tensor, temperature: float = 1.0, top_
 
 
 def pick(weight: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The first index (N,) where the running share of weights (N, V) >= 0 exceeds u (N,); never one of weight 0.
+    """The first index (N,) where the running share of weights (N, V) >= 0 exceeds u (N,); never one
+    of weight 0.
 
     In two stages, over blocks and inside one: many times faster than a running sum of V.
     """
@@ -73,30 +92,39 @@ def pick(weight: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 def _locate(running: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where target (N,) falls in running sums (N, V): the index, and how far inside its part."""
     target = torch.minimum(target, running[:, -1] * (1 - 1e-12))[:, None]
-    index = torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)  # where all weights are 0
+    # where all weights are 0
+    index = torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)
     before = torch.where(index > 0, running.gather(1, (index - 1).clamp(min=0)), 0.0)
     return index[:, 0], (target - before)[:, 0]
 
 
 def time_grid(seconds: np.ndarray, schema: EventSchema) -> int:
-    """The coarsest of day, hour, minute and second that all wall-clock times (N,) of a history stand on."""
+    """The coarsest of day, hour, minute and second that all wall-clock times (N,) of a history
+    stand on."""
     wall = zone(schema.tz).wall(seconds)
     return next((grid for grid in GRIDS if not (wall % grid).any()), 1)
 
 
 def bucket_edges(bucket: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First second of buckets (N,) of 2 * log2(1 + seconds), and the first one behind them, each (N,) int64."""
+    """First second of buckets (N,) of 2 * log2(1 + seconds), and the first one behind them, each
+    (N,) int64."""
     low = np.ceil(np.exp2(bucket / 2) - 1).astype(np.int64)
     return low, np.maximum(np.ceil(np.exp2((bucket + 1) / 2) - 1).astype(np.int64), low + 1)
 
 
 def time_in_bucket(
-    bucket: np.ndarray, after: np.ndarray, grid: np.ndarray, slots: np.ndarray, u: np.ndarray, schema: EventSchema
+    bucket: np.ndarray,
+    after: np.ndarray,
+    grid: np.ndarray,
+    slots: np.ndarray,
+    u: np.ndarray,
+    schema: EventSchema,
 ) -> np.ndarray:
     """Seconds (N,) int64 from the instants `after` (N,) to the next event, inside its bucket (N,).
 
-    A bucket of many hours is a coarse clock, so the day is drawn evenly and the time of the day by the weights
-    `slots` (N, slots of a day); the result stands on the user's `grid` (N,) in seconds. `u` (N, 3).
+    A bucket of many hours is a coarse clock, so the day is drawn evenly and the time of the day by
+    the weights `slots` (N, slots of a day); the result stands on the user's `grid` (N,) in seconds.
+    `u` (N, 3).
     """
     low, high = bucket_edges(bucket)
     width = np.minimum(high - low, DAY)
@@ -111,12 +139,16 @@ def time_in_bucket(
     return _on_grid(seconds, low, high, after, grid, schema)
 
 
-def agree(gap: torch.Tensor, slot: torch.Tensor, now: torch.Tensor, rounds: int = 12) -> torch.Tensor:
-    """Weights (N, slots) of the time of day inside a gap bucket, such that gap and slot both keep their probabilities.
+def agree(
+    gap: torch.Tensor, slot: torch.Tensor, now: torch.Tensor, rounds: int = 12
+) -> torch.Tensor:
+    """Weights (N, slots) of the time of day inside a gap bucket, such that gap and slot both keep
+    their probabilities.
 
-    `gap` (N, buckets) and `slot` (N, slots): what two heads say of the same next event; `now` (N,): the present slot.
-    A gap of an hour settles the slot, a gap of a day hardly: so the slots that short gaps reach anyway must weigh
-    less within long ones. Iterative proportional fitting (Sinkhorn) of the joint distribution.
+    `gap` (N, buckets) and `slot` (N, slots): what two heads say of the same next event; `now` (N,):
+    the present slot. A gap of an hour settles the slot, a gap of a day hardly: so the slots that
+    short gaps reach anyway must weigh less within long ones. Iterative proportional fitting
+    (Sinkhorn) of the joint distribution.
     """
     overlap = _overlap(gap.shape[1], slot.shape[1]).to(gap)  # (buckets, slots ahead)
     ahead = torch.arange(slot.shape[1], device=gap.device)
@@ -131,7 +163,8 @@ def agree(gap: torch.Tensor, slot: torch.Tensor, now: torch.Tensor, rounds: int 
 
 @lru_cache(maxsize=4)
 def _overlap(buckets: int, slots: int) -> torch.Tensor:
-    """(buckets, slots) float32: the share of a bucket's time that lies so many slots ahead, around the clock."""
+    """(buckets, slots) float32: the share of a bucket's time that lies so many slots ahead, around
+    the clock."""
     low, high = bucket_edges(np.arange(buckets))
     length = DAY / slots
     edges = np.stack([low, high]) / length  # in slots from the middle of the present one
@@ -144,11 +177,24 @@ def _overlap(buckets: int, slots: int) -> torch.Tensor:
 
 
 def _on_grid(
-    seconds: np.ndarray, low: np.ndarray, high: np.ndarray, after: np.ndarray, grid: np.ndarray, schema: EventSchema
+    seconds: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    after: np.ndarray,
+    grid: np.ndarray,
+    schema: EventSchema,
 ) -> np.ndarray:
-    """The nearest time of the grid on the wall clock, in [low, high) seconds from `after` if there is one."""
+    """The nearest time of the grid on the wall clock, in [low, high) seconds from `after` if there
+    is one."""
     clock = zone(schema.tz)
-    wall = np.floor(clock.wall(after + np.floor(seconds).astype(np.int64)) / grid + 0.5).astype(np.int64) * grid
+    wall = (
+        np.floor(clock.wall(after + np.floor(seconds).astype(np.int64)) / grid + 0.5).astype(
+            np.int64
+        )
+        * grid
+    )
     nearest = clock.instant(wall) - after
-    beside = clock.instant(wall + grid * ((nearest < low).astype(np.int64) - (nearest >= high))) - after
+    beside = (
+        clock.instant(wall + grid * ((nearest < low).astype(np.int64) - (nearest >= high))) - after
+    )
     return np.where((beside >= low) & (beside < high), beside, np.maximum(nearest, 0))

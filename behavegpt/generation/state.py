@@ -56,16 +56,20 @@ class RowState:
         needs_own_past: bool,
         counts: Counts | None = None,
     ) -> RowState:
-        """The state before the first step; `rows`: user and sample of each, (N,); `counts`: a memory's tables."""
+        """The state before the first step; `rows`: user and sample of each, (N,); `counts`: a
+        memory's tables."""
         user, sample = rows
         begin, end = encoded.offsets[user], encoded.offsets[user + 1]
         limit = config.max_length
         names = dict.fromkeys((*config.columns, *schema.input_fields, "behavior"))
 
-        # (N, L): the newest events first to last; behind them the last one again, which nobody reads
+        # (N, L): the newest events first to last; behind them the last one again, which nobody
+        # reads
         length = np.minimum(end - begin, limit)
         index = np.minimum((end - length)[:, None] + np.arange(limit), end[:, None] - 1)
-        ids = {name: torch.from_numpy(encoded.columns[name].astype(np.int64)[index]) for name in names}
+        ids = {
+            name: torch.from_numpy(encoded.columns[name].astype(np.int64)[index]) for name in names
+        }
 
         times = encoded.columns["time"]
         now = times[end - 1].astype(np.int64)
@@ -84,10 +88,14 @@ class RowState:
             sample=sample,
             time=now,
             horizon=horizon,
-            grid=np.array([time_grid(times[low:high], schema) for low, high in zip(begin, end, strict=True)]),
+            grid=np.array(
+                [time_grid(times[low:high], schema) for low, high in zip(begin, end, strict=True)]
+            ),
             uniforms=Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample),
             own=OwnPast(columns, begin, end) if needs_own_past else None,
-            memory=None if counts is None else LiveMemory(encoded.columns, begin, end, counts, settings.steps),
+            memory=None
+            if counts is None
+            else LiveMemory(encoded.columns, begin, end, counts, settings.steps),
         )
 
     @property
@@ -100,17 +108,21 @@ class RowState:
         return self.ids[field].gather(1, (self.length - 1)[:, None])[:, 0]
 
     def own_hours(self) -> np.ndarray:
-        """Weights (N, slots) of the time of day: how often the row's window shows each slot or one beside it."""
+        """Weights (N, slots) of the time of day: how often the row's window shows each slot or one
+        beside it."""
         real = (torch.arange(self.limit) < self.length[:, None]).double()
         counts = real.new_zeros(len(real), self.schema.slots).scatter_add(1, self.ids["slot"], real)
         return (counts + 0.5 * (counts.roll(1, 1) + counts.roll(-1, 1)) + 0.1).numpy()
 
     def append(self, new: Mapping[str, np.ndarray]) -> None:
-        """Add one event (N,) a row; a full window keeps its last `keep` events, the new one included."""
+        """Add one event (N,) a row; a full window keeps its last `keep` events, the new one
+        included."""
         self.restarted = self.length == self.limit
         if self.restarted.any():
             for ids in self.ids.values():
-                ids[self.restarted, : self.keep - 1] = ids[self.restarted, self.limit - self.keep + 1 :]
+                ids[self.restarted, : self.keep - 1] = ids[
+                    self.restarted, self.limit - self.keep + 1 :
+                ]
         self.length = torch.where(self.restarted, self.keep - 1, self.length)
 
         rows = torch.arange(len(self.length))

@@ -1,6 +1,8 @@
-"""What every loss offers: weights known before the forward pass, a sum over events, state frozen within a step.
+"""What every loss offers: weights known before the forward pass, a sum over events, state frozen
+within a step.
 
-N events, K behavior classes. The training loop divides the sum by the total weight of the whole step.
+N events, K behavior classes. The training loop divides the sum by the total weight of the whole
+step.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from behavegpt.errors import CheckpointError
 
 
 class Loss:
-    """Cross-entropy with a weight per class; subclasses change the weights, the loss of an event, or both.
+    """Cross-entropy with a weight per class; subclasses change the weights, the loss of an event,
+    or both.
 
-    `class_weight` (K,) float32 is constant within an optimizer step, so `total` is additive over any split of a batch.
-    `start` is the share of training after which the loss takes its final form; before it the weights are 1.
+    `class_weight` (K,) float32 is constant within an optimizer step, so `total` is additive over
+    any split of a batch. `start` is the share of training after which the loss takes its final
+    form; before it the weights are 1.
     """
 
     def __init__(self, counts: torch.Tensor, start: float = 0.0) -> None:
@@ -41,7 +45,8 @@ class Loss:
         return self.class_weight[target.clamp(min=0)] * (target != IGNORED)
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Unweighted loss of each event in nats, float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED."""
+        """Unweighted loss of each event in nats, float32: logits (N, K), target (N,) -> (N,); 0
+        where IGNORED."""
         return cross_entropy(logits, target)
 
     def total(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -55,26 +60,30 @@ class Loss:
             self._set_weights()
 
     def update(self, class_loss: torch.Tensor, class_count: torch.Tensor) -> None:
-        """Learn from a finished step: summed loss (K,) and events (K,) per class over all micro-batches and ranks."""
+        """Learn from a finished step: summed loss (K,) and events (K,) per class over all
+        micro-batches and ranks."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Tensors that belong into a training checkpoint; never part of the model's weights."""
         return {"progress": torch.tensor(self.progress, dtype=torch.float64)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore `state_dict()`; CheckpointError if it is the state of another loss or of other classes."""
+        """Restore `state_dict()`; CheckpointError if it is the state of another loss or of other
+        classes."""
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if shapes != expected:
             raise CheckpointError(
-                f"the checkpoint holds the loss state {shapes}, {type(self).__name__} needs {expected}; "
+                f"the checkpoint holds the loss state {shapes}, {type(self).__name__} needs "
+                f"{expected}; "
                 "resume with the loss settings and the data of the first run, or start anew."
             )
         self._load(state)
         self._set_weights()
 
     def inherit(self, state: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
-        """Start from another run's `state_dict()`: class k was class rows[k] (K,) there, or is new where that is -1."""
+        """Start from another run's `state_dict()`: class k was class rows[k] (K,) there, or is new
+        where that is -1."""
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         self.progress = float(state["progress"])
@@ -89,18 +98,22 @@ class Loss:
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-log softmax(logits)[target], float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED. Differentiable once.
+    """-log softmax(logits)[target], float32: logits (N, K), target (N,) -> (N,); 0 where IGNORED.
+    Differentiable once.
 
-    torch's own makes three more (N, K) tensors by the end of the backward and takes twice as many exponentials.
+    torch's own makes three more (N, K) tensors by the end of the backward and takes twice as many
+    exponentials.
     """
     loss: torch.Tensor = _CrossEntropy.apply(logits.float(), target)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """One exponential per logit: the loss is read off the probabilities, whose memory the gradient then takes.
+    """One exponential per logit: the loss is read off the probabilities, whose memory the gradient
+    then takes.
 
-    With m the largest logit and p its probability, -log softmax(x)[t] = m - x_t - log p; p >= 1/K cannot underflow.
+    With m the largest logit and p its probability, -log softmax(x)[t] = m - x_t - log p; p >= 1/K
+    cannot underflow.
     """
 
     @staticmethod
@@ -114,10 +127,12 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        probability, true, counted = ctx.saved_tensors  # torch refuses a second backward: these have changed by then
+        # torch refuses a second backward: these have changed by then
+        probability, true, counted = ctx.saved_tensors
         scale = (gradient * counted)[:, None]
         return probability.mul_(scale).scatter_add_(1, true, -scale), None
 
 
 class CrossEntropy(Loss):
-    """Plain cross-entropy, every event counts alike: -log softmax(logits)[target], all weights 1; no state."""
+    """Plain cross-entropy, every event counts alike: -log softmax(logits)[target], all weights 1;
+    no state."""

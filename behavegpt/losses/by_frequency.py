@@ -8,14 +8,19 @@ from behavegpt.losses.base import Loss
 
 
 class TanhFrequency(Loss):
-    """CAT-SR's weights (KDD 2024): w_b = alpha - tanh(beta f_b - beta), on cross-entropy; sum(w CE) / sum w.
+    """CAT-SR's weights (KDD 2024): w_b = alpha - tanh(beta f_b - beta), on cross-entropy; sum(w CE)
+    / sum w.
 
-    `tanh_unit` 0 takes f_b = n_b, as printed: then all classes with more than a few events weigh alpha - 1. With unit
-    u, f_b = n_b / (u times the mean count): ours, free of scale.
+    `tanh_unit` 0 takes f_b = n_b, as printed: then all classes with more than a few events weigh
+    alpha - 1. With unit u, f_b = n_b / (u times the mean count): ours, free of scale.
     """
 
     def __init__(
-        self, counts: torch.Tensor, tanh_alpha: float = 1.2, tanh_beta: float = 0.99, tanh_unit: float = 0.0
+        self,
+        counts: torch.Tensor,
+        tanh_alpha: float = 1.2,
+        tanh_beta: float = 0.99,
+        tanh_unit: float = 0.0,
     ) -> None:
         super().__init__(counts)
         frequency = self.counts / (tanh_unit * self.counts.mean() if tanh_unit else 1.0)
@@ -27,17 +32,21 @@ class TanhFrequency(Loss):
 
 
 class TwoDistributions(Loss):
-    """CDN's co-training (KDD 2023): a_t CE on the data + (1 - a_t) CE on class-balanced data, a_t = 1 - (t / (gT))^2.
+    """CDN's co-training (KDD 2023): a_t CE on the data + (1 - a_t) CE on class-balanced data, a_t =
+    1 - (t / (gT))^2.
 
-    The second draw is replaced by its expectation: an event of class b stands for N / (K' n_b) balanced ones, K' the
-    classes with training events. So w_b = a_t + (1 - a_t) N / (K' n_b), which averages to 1; `spread` is g > 1.
+    The second draw is replaced by its expectation: an event of class b stands for N / (K' n_b)
+    balanced ones, K' the classes with training events. So w_b = a_t + (1 - a_t) N / (K' n_b), which
+    averages to 1; `spread` is g > 1.
     """
 
     def __init__(self, counts: torch.Tensor, spread: float = 2.0) -> None:
         super().__init__(counts)
         self.spread = spread
         seen = self.counts > 0
-        self.balanced = torch.where(seen, self.counts.sum() / (seen.sum() * self.counts.clamp(min=1)), 0.0)
+        self.balanced = torch.where(
+            seen, self.counts.sum() / (seen.sum() * self.counts.clamp(min=1)), 0.0
+        )
 
     def set_progress(self, fraction: float) -> None:
         """The balanced share grows with each step."""

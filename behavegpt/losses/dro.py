@@ -1,9 +1,10 @@
 """Distributionally robust loss over behavior classes (eq. 4).
 
-The adversary picks the class distribution p that hurts most within {p : eps_b p(b) <= pi_b}, pi the training
-distribution. With cap_b = 1/eps_b, and a floor that keeps p(b) >= floor * pi_b, it is a fractional knapsack: the
-classes with the largest losses are filled up to cap_b * pi_b until the mass is spent. The gradient of the supremum is
-that of cross-entropy with weight w_b = p(b) / pi_b (envelope theorem), so the loss stays a sum over events.
+The adversary picks the class distribution p that hurts most within {p : eps_b p(b) <= pi_b}, pi the
+training distribution. With cap_b = 1/eps_b, and a floor that keeps p(b) >= floor * pi_b, it is a
+fractional knapsack: the classes with the largest losses are filled up to cap_b * pi_b until the
+mass is spent. The gradient of the supremum is that of cross-entropy with weight w_b = p(b) / pi_b
+(envelope theorem), so the loss stays a sum over events.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ _ROUNDING = 1e-12  # mass that float64 sums over classes may lose; a class short
 _MOST_EVENTS = 20  # events of a class in one step beyond which its average follows no faster
 
 
-def worst_case(class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-    """argmax of sum_b p_b class_loss_b over floor * prior <= p <= cap * prior, sum p = 1; all (K,), p in float64.
+def worst_case(
+    class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor, floor: float = 0.0
+) -> torch.Tensor:
+    """argmax of sum_b p_b class_loss_b over floor * prior <= p <= cap * prior, sum p = 1; all (K,),
+    p in float64.
 
-    Exact, O(K log K). Classes with equal losses share in proportion to their room, so the answer does not depend on
-    the order of the classes; one with prior 0 gets 0. `prior` may be counts: it is divided by its sum.
-    ValueError unless floor <= cap and sum(cap * prior) >= 1, which any eps <= 1 ensures.
+    Exact, O(K log K). Classes with equal losses share in proportion to their room, so the answer
+    does not depend on the order of the classes; one with prior 0 gets 0. `prior` may be counts: it
+    is divided by its sum. ValueError unless floor <= cap and sum(cap * prior) >= 1, which any eps
+    <= 1 ensures.
 
     >>> loss, prior = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0.6, 0.1, 0.3])
     >>> p = worst_case(loss, prior, torch.full((3,), 2.0))  # classes 1 and 2 to their caps, the rest for class 0
@@ -35,19 +40,27 @@ def worst_case(class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor,
     room = (cap - floor) * prior
     budget = 1.0 - floor
     if bool((room < 0).any()) or float(room.sum()) < budget - 1e-9:
-        raise ValueError(f"no distribution fits: caps must be at least the floor {floor} and leave room for mass 1")
+        raise ValueError(
+            f"no distribution fits: caps must be at least the floor {floor} and leave room for "
+            "mass 1"
+        )
     ordered, order = loss.sort(descending=True)
     spent = room[order].cumsum(0)
     last = int(torch.searchsorted(spent, budget).clamp(max=len(loss) - 1))
     threshold = ordered[last]  # the dual variable: the loss at which the mass runs out
     above, level = loss > threshold, loss == threshold
     left, level_room = budget - room[above].sum(), room[level].sum()
-    share = torch.where(left >= level_room - _ROUNDING, 1.0, left / level_room.clamp(min=_ROUNDING)).clamp(0, 1)
+    share = torch.where(
+        left >= level_room - _ROUNDING, 1.0, left / level_room.clamp(min=_ROUNDING)
+    ).clamp(0, 1)
     return prior * (floor + (above + level * share) * (cap - floor))
 
 
-def dual_value(class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-    """min over eta of (1-floor) eta + sum_b (cap_b-floor) prior_b max(loss_b-eta, 0), plus floor * mean loss -> ().
+def dual_value(
+    class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor, floor: float = 0.0
+) -> torch.Tensor:
+    """min over eta of (1-floor) eta + sum_b (cap_b-floor) prior_b max(loss_b-eta, 0), plus floor *
+    mean loss -> ().
 
     Equal to the worst-case expected loss (strong duality). The minimum lies at one of the losses.
 
@@ -67,13 +80,17 @@ def dual_value(class_loss: torch.Tensor, prior: torch.Tensor, cap: torch.Tensor,
 
 
 def effective_number_cap(counts: torch.Tensor, n0: float) -> torch.Tensor:
-    """1 / (1 - exp(-n_b / (n0 N/K))): free of scale; classes well above n0 times the mean count have eps near 1."""
+    """1 / (1 - exp(-n_b / (n0 N/K))): free of scale; classes well above n0 times the mean count
+    have eps near 1."""
     return 1.0 / -torch.expm1(-counts.clamp(min=1) / (n0 * counts.mean()))
 
 
 def effective_number_beta_cap(counts: torch.Tensor, beta: float) -> torch.Tensor:
-    """(1 - beta^n_max) / (1 - beta^n_b): effective number of samples (Cui et al. 2019), 1 at the largest class."""
-    return torch.expm1(counts.max() * math.log(beta)) / torch.expm1(counts.clamp(min=1) * math.log(beta))
+    """(1 - beta^n_max) / (1 - beta^n_b): effective number of samples (Cui et al. 2019), 1 at the
+    largest class."""
+    return torch.expm1(counts.max() * math.log(beta)) / torch.expm1(
+        counts.clamp(min=1) * math.log(beta)
+    )
 
 
 def power_cap(counts: torch.Tensor, gamma: float, max_cap: float) -> torch.Tensor:
@@ -94,14 +111,20 @@ def uniform_cap(counts: torch.Tensor, epsilon: float) -> torch.Tensor:
 class DROLoss(Loss):
     """Cross-entropy weighted by the worst case over classes (eq. 4), from `start` of training on.
 
-    Class losses are moving averages over the events seen, from log K; they are tracked before `start` too, while the
-    weights are 1. Weights average to 1 over the training events and are at most `cap`; a class that was never seen
-    in training gets weight 0. The state stays on the CPU: all ranks must find the same weights to the last bit, GPU
-    sums may differ between runs, and not every GPU has float64.
+    Class losses are moving averages over the events seen, from log K; they are tracked before
+    `start` too, while the weights are 1. Weights average to 1 over the training events and are at
+    most `cap`; a class that was never seen in training gets weight 0. The state stays on the CPU:
+    all ranks must find the same weights to the last bit, GPU sums may differ between runs, and not
+    every GPU has float64.
     """
 
     def __init__(
-        self, counts: torch.Tensor, cap: torch.Tensor, floor: float = 0.8, start: float = 0.8, momentum: float = 0.1
+        self,
+        counts: torch.Tensor,
+        cap: torch.Tensor,
+        floor: float = 0.8,
+        start: float = 0.8,
+        momentum: float = 0.1,
     ) -> None:
         super().__init__(counts, start)
         self.prior = self.counts / self.counts.sum()
@@ -112,10 +135,12 @@ class DROLoss(Loss):
         self._set_weights()
 
     def update(self, class_loss: torch.Tensor, class_count: torch.Tensor) -> None:
-        """Average the step's mean losses into the classes that were seen, at a rate that grows with their events."""
+        """Average the step's mean losses into the classes that were seen, at a rate that grows with
+        their events."""
         count = class_count.cpu().double()
         mean = class_loss.cpu().double() / count.clamp(min=1)
-        rate = 1.0 - (1.0 - self.momentum) ** count.clamp(max=_MOST_EVENTS)  # 0 for a class not seen
+        # 0 for a class not seen
+        rate = 1.0 - (1.0 - self.momentum) ** count.clamp(max=_MOST_EVENTS)
         self.class_loss = self.class_loss + rate * (mean - self.class_loss)
         if self.active:
             self._set_weights()
@@ -137,4 +162,6 @@ class DROLoss(Loss):
 
     def _active_weight(self) -> torch.Tensor:
         p = worst_case(self.class_loss, self.prior, self.cap, self.floor)
-        return torch.where(self.prior > 0, p / self.prior.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        return torch.where(
+            self.prior > 0, p / self.prior.clamp(min=torch.finfo(torch.float64).tiny), 0.0
+        )

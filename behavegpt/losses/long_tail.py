@@ -1,6 +1,7 @@
 """Losses for long-tailed classes that DRO is compared with, each from its paper's formula.
 
-N events, K classes, n_b training events of class b. Counts below 1 are read as 1, which keeps every loss finite.
+N events, K classes, n_b training events of class b. Counts below 1 are read as 1, which keeps every
+loss finite.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from behavegpt.losses.base import Loss
 
 
 def class_balanced_weight(counts: torch.Tensor, beta: float) -> torch.Tensor:
-    """1 / (1 - beta^n_b) (Cui et al. 2019), scaled to average 1 over the training events: (K,) -> (K,) float64.
+    """1 / (1 - beta^n_b) (Cui et al. 2019), scaled to average 1 over the training events: (K,) ->
+    (K,) float64.
 
     A class without training events has weight 0.
 
@@ -27,9 +29,11 @@ def class_balanced_weight(counts: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 class LogitAdjustment(Loss):
-    """Cross-entropy of logits + tau log pi (Menon et al. 2021); tau = 1 is balanced softmax (Ren et al. 2020).
+    """Cross-entropy of logits + tau log pi (Menon et al. 2021); tau = 1 is balanced softmax (Ren et
+    al. 2020).
 
-    Only the loss sees the shift: predictions use the logits as they are, and so favor the classes less by frequency.
+    Only the loss sees the shift: predictions use the logits as they are, and so favor the classes
+    less by frequency.
     """
 
     def __init__(self, counts: torch.Tensor, tau: float = 1.0) -> None:
@@ -48,9 +52,12 @@ class LogitAdjustment(Loss):
 
 
 class ClassBalanced(Loss):
-    """Cross-entropy weighted by 1 - mix + mix * class-balanced weight, from `start` of training on."""
+    """Cross-entropy weighted by 1 - mix + mix * class-balanced weight, from `start` of training
+    on."""
 
-    def __init__(self, counts: torch.Tensor, beta: float = 0.999, mix: float = 0.2, start: float = 0.8) -> None:
+    def __init__(
+        self, counts: torch.Tensor, beta: float = 0.999, mix: float = 0.2, start: float = 0.8
+    ) -> None:
         super().__init__(counts, start)
         self.balanced = 1 - mix + mix * class_balanced_weight(self.counts, beta)
         self._set_weights()
@@ -60,14 +67,21 @@ class ClassBalanced(Loss):
 
 
 class LDAM(ClassBalanced):
-    """Label-distribution-aware margin (Cao et al. 2019): cross-entropy of scale * (logits - margin of the true class).
+    """Label-distribution-aware margin (Cao et al. 2019): cross-entropy of scale * (logits - margin
+    of the true class).
 
-    The margin is max_m at the rarest class and falls with n_b^(-1/4). From `start` on the events are re-weighted by
-    class-balanced weights (the paper's deferred re-weighting). The paper's scale of 30 is for cosine logits.
+    The margin is max_m at the rarest class and falls with n_b^(-1/4). From `start` on the events
+    are re-weighted by class-balanced weights (the paper's deferred re-weighting). The paper's scale
+    of 30 is for cosine logits.
     """
 
     def __init__(
-        self, counts: torch.Tensor, max_m: float = 0.5, scale: float = 1.0, beta: float = 0.999, start: float = 0.8
+        self,
+        counts: torch.Tensor,
+        max_m: float = 0.5,
+        scale: float = 1.0,
+        beta: float = 0.999,
+        start: float = 0.8,
     ) -> None:
         super().__init__(counts, beta, mix=1.0, start=start)
         spread = self.counts.clamp(min=1).pow(-0.25)
@@ -87,7 +101,8 @@ class LDAM(ClassBalanced):
 
 
 class ClassBalancedFocal(Loss):
-    """(1 - p)^gamma * cross-entropy with class-balanced weights (Cui et al. 2019; Lin et al. 2017), over a softmax."""
+    """(1 - p)^gamma * cross-entropy with class-balanced weights (Cui et al. 2019; Lin et al. 2017),
+    over a softmax."""
 
     def __init__(self, counts: torch.Tensor, beta: float = 0.999, gamma: float = 0.5) -> None:
         super().__init__(counts)

@@ -1,7 +1,8 @@
 """Losses of recommenders that score a few drawn classes instead of all.
 
-N events, K classes, M negatives, drawn uniformly from the K - 1 other classes, with replacement. They are chosen among
-logits that the project's head makes anyway: the loss is the original's, its saving is not.
+N events, K classes, M negatives, drawn uniformly from the K - 1 other classes, with replacement.
+They are chosen among logits that the project's head makes anyway: the loss is the original's, its
+saving is not.
 """
 
 from __future__ import annotations
@@ -14,22 +15,29 @@ from behavegpt.losses.base import Loss
 
 
 class _Sampled(Loss):
-    """Draws the negatives from torch's generator, which the training loop seeds for each part of a step."""
+    """Draws the negatives from torch's generator, which the training loop seeds for each part of a
+    step."""
 
     def __init__(self, counts: torch.Tensor, negatives: int) -> None:
         super().__init__(counts)
         self.negatives = negatives
 
-    def drawn(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's logit (N,) and the negatives' (N, M), float32, of logits (N, K); target (N,)."""
+    def drawn(
+        self, logits: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's logit (N,) and the negatives' (N, M), float32, of logits (N, K); target
+        (N,)."""
         true = target.clamp(min=0)[:, None]
-        other = torch.randint(logits.shape[1] - 1, (len(target), self.negatives), device=logits.device)
+        other = torch.randint(
+            logits.shape[1] - 1, (len(target), self.negatives), device=logits.device
+        )
         other = other + (other >= true)
         return logits.gather(1, true)[:, 0].float(), logits.gather(1, other).float()
 
 
 class BinaryNegatives(_Sampled):
-    """-log sigmoid(s_target) - sum over negatives of log sigmoid(-s): SASRec's loss, which draws one negative."""
+    """-log sigmoid(s_target) - sum over negatives of log sigmoid(-s): SASRec's loss, which draws
+    one negative."""
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32; 0 where IGNORED."""
@@ -38,7 +46,8 @@ class BinaryNegatives(_Sampled):
 
 
 class SampledSoftmax(_Sampled):
-    """Cross-entropy among the target and the drawn negatives alone; no correction, as the draw is uniform."""
+    """Cross-entropy among the target and the drawn negatives alone; no correction, as the draw is
+    uniform."""
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32; 0 where IGNORED."""

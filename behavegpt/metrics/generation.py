@@ -1,15 +1,17 @@
 """How close generated futures are to real ones (appendix B), and whether they are copies.
 
-Distributions are pooled over all events of all sequences, for three quantities: the behavior (by class, most frequent
-in training first), the hour of the day, and the time gap in doublings, log2(1 + seconds).
+Distributions are pooled over all events of all sequences, for three quantities: the behavior (by
+class, most frequent in training first), the hour of the day, and the time gap in doublings, log2(1
++ seconds).
 
     ks      greatest distance of the cumulative distributions                      0: equal
     wd      Wasserstein distance: in classes, hours, doublings                      0: equal
-    jsd     Jensen-Shannon divergence in bits, of classes, hours, half doublings    0: equal, 1: disjoint
-    user_jsd        mean over users of the jsd of their own behaviors
-    bleu            corpus BLEU-4 of generated sequences, the user's real future as reference (Papineni et al. 2002)
-    distinct2       different pairs of neighbors / pairs, mean over sequences: to be compared with the real one
-    transition_tv   total variation distance of the distributions of neighboring behaviors
+    jsd     Jensen-Shannon divergence in bits, of classes, hours, half doublings    0: equal, 1:
+    disjoint user_jsd        mean over users of the jsd of their own behaviors
+    bleu            corpus BLEU-4 of generated sequences, the user's real future as reference
+    (Papineni et al. 2002) distinct2       different pairs of neighbors / pairs, mean over
+    sequences: to be compared with the real one transition_tv   total variation distance of the
+        distributions of neighboring behaviors
 
 Shapes: R events of S sequences, K classes.
 """
@@ -61,7 +63,8 @@ def doublings(gap: np.ndarray) -> np.ndarray:
 
 
 def distances(real: np.ndarray, generated: np.ndarray, edges: np.ndarray) -> dict[str, float]:
-    """ks, wd and jsd of two samples (R,) and (G,) of a number; jsd over the bins between `edges`."""
+    """ks, wd and jsd of two samples (R,) and (G,) of a number; jsd over the bins between
+    `edges`."""
     from scipy.stats import ks_2samp, wasserstein_distance
 
     p, q = np.histogram(real, edges)[0], np.histogram(generated, edges)[0]
@@ -85,11 +88,14 @@ def user_jsd(real: Sequences, generated: Sequences, classes: int) -> float:
     for table, part in zip(counts, (real, generated), strict=True):
         np.add.at(table, (_owners(part), part.behavior), 1)
     both = (counts[0].sum(1) > 0) & (counts[1].sum(1) > 0)
-    return float(np.mean([jsd(p, q) for p, q in zip(counts[0][both], counts[1][both], strict=True)]))
+    return float(
+        np.mean([jsd(p, q) for p, q in zip(counts[0][both], counts[1][both], strict=True)])
+    )
 
 
 def bleu(generated: Sequences, real: Sequences, order: int = 4) -> float:
-    """Corpus BLEU without smoothing: geometric mean of clipped n-gram precisions times the brevity penalty."""
+    """Corpus BLEU without smoothing: geometric mean of clipped n-gram precisions times the brevity
+    penalty."""
     logs = []
     for n in range(1, order + 1):
         (theirs, ours) = ngrams([generated, real], n)
@@ -106,7 +112,8 @@ def bleu(generated: Sequences, real: Sequences, order: int = 4) -> float:
 
 
 def distinct(sequences: Sequences, n: int = 2) -> float:
-    """Share of different n-grams among the n-grams of a sequence, mean over those that have one (Li et al. 2016)."""
+    """Share of different n-grams among the n-grams of a sequence, mean over those that have one (Li
+    et al. 2016)."""
     [(owner, code)] = ngrams([sequences], n)
     total = np.bincount(owner, minlength=len(sequences))
     different = np.bincount(np.unique(np.stack([owner, code]), axis=1)[0], minlength=len(sequences))
@@ -128,7 +135,8 @@ def memorized(generated: Sequences, training: Sequences, n: int) -> float:
 
 
 def ngrams(parts: Sequence[Sequences], n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each part: the sequence (M,) of every n-gram inside one, and its code (M,), the same in all parts."""
+    """For each part: the sequence (M,) of every n-gram inside one, and its code (M,), the same in
+    all parts."""
     owners = np.concatenate([_owners(part) for part in parts])
     source = np.repeat(np.arange(len(parts)), [len(part.behavior) for part in parts])
     behavior = np.concatenate([part.behavior for part in parts]).astype(np.int64)
@@ -140,7 +148,9 @@ def ngrams(parts: Sequence[Sequences], n: int) -> list[tuple[np.ndarray, np.ndar
             source[at[inside] + step] == source[at[inside]]
         )
         at = at[inside]
-        code = np.unique(code[inside] * classes + behavior[at + step], return_inverse=True)[1].ravel()
+        code = np.unique(code[inside] * classes + behavior[at + step], return_inverse=True)[
+            1
+        ].ravel()
     return [(owners[at][source[at] == k], code[source[at] == k]) for k in range(len(parts))]
 
 

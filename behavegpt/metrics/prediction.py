@@ -1,13 +1,15 @@
-"""Metrics of next-behavior prediction (Appendix B), streamed: integer counts that add up over batches and ranks.
+"""Metrics of next-behavior prediction (Appendix B), streamed: integer counts that add up over
+batches and ranks.
 
-N scored rows, K behavior classes. `b` runs over classes, TP_b are the rows of class b that were predicted as b,
-support_b = TP_b + FN_b its rows, predicted_b = TP_b + FP_b the rows predicted as b.
+N scored rows, K behavior classes. `b` runs over classes, TP_b are the rows of class b that were
+predicted as b, support_b = TP_b + FN_b its rows, predicted_b = TP_b + FP_b the rows predicted as b.
 
-Which averages: the weighted figures weight each class by its support, as sklearn does; they are what the names mean.
-Equations 6 and 7 as printed weight it by TP_b instead, so that a perfect model scores 1 but the rest is not a mean;
-they are given too, as `prec_w_eq6` and `rec_w_eq7`. Macro figures average over the classes with support in the scored
-rows; over all |B| classes, as equations 8 and 9 read, they are `prec_m_all` and `rec_m_all`. `f1_m` is the mean over
-the same classes of each one's F1, which is not the F1 of the two means. 0/0 counts as 0.
+Which averages: the weighted figures weight each class by its support, as sklearn does; they are
+what the names mean. Equations 6 and 7 as printed weight it by TP_b instead, so that a perfect model
+scores 1 but the rest is not a mean; they are given too, as `prec_w_eq6` and `rec_w_eq7`. Macro
+figures average over the classes with support in the scored rows; over all |B| classes, as equations
+8 and 9 read, they are `prec_m_all` and `rec_m_all`. `f1_m` is the mean over the same classes of
+each one's F1, which is not the F1 of the two means. 0/0 counts as 0.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ import torch
 from behavegpt.errors import BehaveGPTError
 
 
-def predicted_and_rank(scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def predicted_and_rank(
+    scores: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Best class and 0-based rank of the target: scores (N, K), target (N,) -> two (N,) int64.
 
-    rank = #{j : s_j > s_t} + #{j < t : s_j = s_t}; equal scores go to the lower class index, which is the more
-    frequent class. BehaveGPTError if a score is NaN.
+    rank = #{j : s_j > s_t} + #{j < t : s_j = s_t}; equal scores go to the lower class index, which
+    is the more frequent class. BehaveGPTError if a score is NaN.
 
     >>> best, rank = predicted_and_rank(torch.tensor([[0.2, 0.5, 0.5], [0.1, 0.9, 0.3]]), torch.tensor([2, 0]))
     >>> best.tolist(), rank.tolist()
@@ -35,19 +39,22 @@ def predicted_and_rank(scores: torch.Tensor, target: torch.Tensor) -> tuple[torc
     missing = int(scores.gather(1, best[:, None]).isnan().sum())
     if missing:
         raise BehaveGPTError(
-            f"the scores of {missing} of {len(scores)} rows are not numbers (NaN): training has diverged or the "
+            f"the scores of {missing} of {len(scores)} rows are not numbers (NaN): training has "
+            "diverged or the "
             "weights are damaged; train again with a lower train.lr or use an earlier checkpoint."
         )
     own = scores.gather(1, target[:, None])
     before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
     ahead = (scores > own) | ((scores == own) & before)
-    return best, ahead.sum(1, dtype=torch.int32).long()  # torch sums booleans into int64 seven times slower
+    # torch sums booleans into int64 seven times slower
+    return best, ahead.sum(1, dtype=torch.int32).long()
 
 
 class PredictionMetrics:
     """Counts of a stream of scored rows, and the figures made of them.
 
-    Holds 3 K integers, a histogram of ranks up to max(ks) and, with `confusion`, K x K integers: nothing per row.
+    Holds 3 K integers, a histogram of ranks up to max(ks) and, with `confusion`, K x K integers:
+    nothing per row.
 
     >>> metrics = PredictionMetrics(3).update(torch.eye(3), torch.tensor([0, 1, 1]))
     >>> figures = metrics.compute()
@@ -55,13 +62,17 @@ class PredictionMetrics:
     (0.6667, 0.75, 1.0)
     """
 
-    def __init__(self, classes: int, ks: Sequence[int] = (1, 3, 5), confusion: bool = False) -> None:
+    def __init__(
+        self, classes: int, ks: Sequence[int] = (1, 3, 5), confusion: bool = False
+    ) -> None:
         self.classes = classes
         self.ks = tuple(sorted(set(ks)))
         sizes = [classes, classes, classes, self.ks[-1] + 1, classes * classes if confusion else 0]
         self._state = torch.zeros(sum(sizes), dtype=torch.int64)
         # views into the state; the last rank collects all that lie beyond max(ks)
-        self.true_positive, self.predicted, self.support, self.ranks, self._pairs = self._state.split(sizes)
+        self.true_positive, self.predicted, self.support, self.ranks, self._pairs = (
+            self._state.split(sizes)
+        )
 
     @property
     def rows(self) -> int:
@@ -81,7 +92,8 @@ class PredictionMetrics:
         return self
 
     def state(self) -> torch.Tensor:
-        """All counts as one flat int64 tensor on the CPU; states add up, so all-reduce it with a sum.
+        """All counts as one flat int64 tensor on the CPU; states add up, so all-reduce it with a
+        sum.
 
         >>> PredictionMetrics(2, ks=(1,)).update(torch.eye(2), torch.tensor([0, 0])).state().tolist()
         [1, 0, 1, 1, 2, 0, 1, 1]
@@ -91,7 +103,9 @@ class PredictionMetrics:
     def load_state(self, state: torch.Tensor) -> Self:
         """Take over the counts of `state()`; ValueError if it has another length."""
         if state.shape != self._state.shape:
-            raise ValueError(f"a state of {tuple(self._state.shape)} counts is needed, got {tuple(state.shape)}")
+            raise ValueError(
+                f"a state of {tuple(self._state.shape)} counts is needed, got {tuple(state.shape)}"
+            )
         self._state.copy_(state)
         return self
 
@@ -100,7 +114,8 @@ class PredictionMetrics:
         return self.load_state(self._state + other._state)
 
     def with_unseen(self, number: int) -> PredictionMetrics:
-        """The same counts, and `number` rows whose label no model could name: all misses, of one more, last class.
+        """The same counts, and `number` rows whose label no model could name: all misses, of one
+        more, last class.
 
         >>> metrics = PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 1])).with_unseen(2)
         >>> metrics.hit_rate(5), round(metrics.compute()["rec_m"], 4)
@@ -117,12 +132,16 @@ class PredictionMetrics:
         return more
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """(K,) arrays: support, predicted, true_positive, recall TP/(TP+FN), precision TP/(TP+FP), f1 2TP/(2TP+FN+FP).
+        """(K,) arrays: support, predicted, true_positive, recall TP/(TP+FN), precision TP/(TP+FP),
+        f1 2TP/(2TP+FN+FP).
 
         >>> PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 0])).per_class()["recall"].tolist()
         [0.5, 0.0]
         """
-        counts = {name: getattr(self, name).numpy().copy() for name in ("support", "predicted", "true_positive")}
+        counts = {
+            name: getattr(self, name).numpy().copy()
+            for name in ("support", "predicted", "true_positive")
+        }
         hit = counts["true_positive"]
         return {
             **counts,
@@ -132,7 +151,8 @@ class PredictionMetrics:
         }
 
     def hit_rate(self, k: int) -> float:
-        """HR@k = rows whose target is among the k best / N, for k <= max(ks); HR@1 is weighted recall.
+        """HR@k = rows whose target is among the k best / N, for k <= max(ks); HR@1 is weighted
+        recall.
 
         >>> PredictionMetrics(3).update(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])).hit_rate(3)
         1.0
@@ -140,7 +160,8 @@ class PredictionMetrics:
         return float(self.ranks[:k].sum()) / max(self.rows, 1)
 
     def ndcg(self, k: int) -> float:
-        """NDCG@k = sum over rows with rank < k of 1/log2(rank + 2), divided by N: one relevant class per row.
+        """NDCG@k = sum over rows with rank < k of 1/log2(rank + 2), divided by N: one relevant
+        class per row.
 
         >>> round(PredictionMetrics(3).update(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])).ndcg(3), 4)
         0.6309
@@ -149,10 +170,11 @@ class PredictionMetrics:
         return float(gain @ self.ranks[:k].numpy()) / max(self.rows, 1)
 
     def compute(self, train_counts: torch.Tensor | np.ndarray | None = None) -> dict[str, Any]:
-        """All figures; with training counts (K,) also macro recall of head, mid, tail and of ten frequency groups.
+        """All figures; with training counts (K,) also macro recall of head, mid, tail and of ten
+        frequency groups.
 
-        The groups cut the classes, sorted by training count, into equal numbers of classes; a group none of whose
-        classes has support is None.
+        The groups cut the classes, sorted by training count, into equal numbers of classes; a group
+        none of whose classes has support is None.
 
         >>> figures = PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 0])).compute(np.array([5, 1]))
         >>> figures["prec_w"], figures["rec_m_all"], figures["head"], figures["tail"]
@@ -166,20 +188,27 @@ class PredictionMetrics:
             return figures
         thirds = self._recall_by_group(np.asarray(train_counts), 3)
         deciles = self._recall_by_group(np.asarray(train_counts), 10)
-        return {**figures, **dict(zip(("head", "mid", "tail"), thirds, strict=True)), "recall_by_decile": deciles}
+        return {
+            **figures,
+            **dict(zip(("head", "mid", "tail"), thirds, strict=True)),
+            "recall_by_decile": deciles,
+        }
 
     def confusion(self, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """The classes with most support (T,), T = min(top, K), and their counts true x predicted (T+1, T+1) int64.
+        """The classes with most support (T,), T = min(top, K), and their counts true x predicted
+        (T+1, T+1) int64.
 
-        The last row and column gather all other classes; they are left out when there are none. ValueError without
-        `confusion=True`.
+        The last row and column gather all other classes; they are left out when there are none.
+        ValueError without `confusion=True`.
 
         >>> metrics = PredictionMetrics(3, confusion=True).update(torch.eye(3), torch.tensor([0, 0, 2]))
         >>> [part.tolist() for part in metrics.confusion(1)]
         [[0], [[1, 1], [0, 1]]]
         """
         if not len(self._pairs):
-            raise ValueError("confusion counts were not kept; construct PredictionMetrics(..., confusion=True)")
+            raise ValueError(
+                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
+            )
         counts = self._pairs.view(self.classes, self.classes).numpy()
         labels = np.argsort(-self.support.numpy(), kind="stable")[:top]
         group = np.full(self.classes, len(labels))
@@ -193,7 +222,10 @@ class PredictionMetrics:
         support, hits = table["support"], table["true_positive"]
         present, rows = support > 0, max(self.rows, 1)
         figures: dict[str, float] = {}
-        for short, name, printed in (("rec", "recall", "rec_w_eq7"), ("prec", "precision", "prec_w_eq6")):
+        for short, name, printed in (
+            ("rec", "recall", "rec_w_eq7"),
+            ("prec", "precision", "prec_w_eq6"),
+        ):
             values = table[name]
             figures[f"{short}_w"] = float(support @ values) / rows
             figures[f"{short}_m"] = float(values[present].mean()) if present.any() else 0.0

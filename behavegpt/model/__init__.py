@@ -1,6 +1,8 @@
-"""The BehaveGPT model. `import behavegpt` registers it with transformers' Auto classes: see `behavegpt/auto.py`.
+"""The BehaveGPT model. `import behavegpt` registers it with transformers' Auto classes: see
+`behavegpt/auto.py`.
 
-Its names are imported when first used: the Auto classes ask for the config while transformers itself is half imported.
+Its names are imported when first used: the Auto classes ask for the config while transformers
+itself is half imported.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel, BehaviorOutput
+    from behavegpt.model.behavegpt import (
+        BehaveGPTForBehaviorPrediction,
+        BehaveGPTModel,
+        BehaviorOutput,
+    )
     from behavegpt.model.cache import EventCache
     from behavegpt.model.config import BehaveGPTConfig
 
@@ -20,7 +26,13 @@ _HOMES = {
     "BehaviorOutput": "behavegpt",
     "EventCache": "cache",
 }
-__all__ = ["BehaveGPTConfig", "BehaveGPTForBehaviorPrediction", "BehaveGPTModel", "BehaviorOutput", "EventCache"]
+__all__ = [
+    "BehaveGPTConfig",
+    "BehaveGPTForBehaviorPrediction",
+    "BehaveGPTModel",
+    "BehaviorOutput",
+    "EventCache",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,10 @@
 
 Shape letters: B rows, R positions a row, T = B * R tokens, H heads, D head width.
 
-`plan_attention` turns the documents of a batch into what the chosen back end needs, once per forward; `attend` runs
-it. All back ends give the same numbers (tests/model/test_attention.py). Packed input has no key-value cache: it would
-let histories see each other; cache.py serves one history a row.
+`plan_attention` turns the documents of a batch into what the chosen back end needs, once per
+forward; `attend` runs it. All back ends give the same numbers (tests/model/test_attention.py).
+Packed input has no key-value cache: it would let histories see each other; cache.py serves one
+history a row.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 TILE = 128  # queries that a varlen kernel works on at once
-BOUNDARY_BLOCK = 256  # boundaries come in multiples of it: a compiled kernel that saw every count would be made anew
+# boundaries come in multiples of it: a compiled kernel that saw every count would be made anew
+BOUNDARY_BLOCK = 256
 
 
 class AttentionPlan(NamedTuple):
@@ -27,7 +29,8 @@ class AttentionPlan(NamedTuple):
 
     backend: str
     mask: torch.Tensor | None = None  # (B, 1, R, R) bool, True where a query may look
-    boundaries: torch.Tensor | None = None  # (histories + 1,) int32 token index where each begins, then T again
+    # (histories + 1,) int32 token index where each begins, then T again
+    boundaries: torch.Tensor | None = None
     longest: int = 0  # no history has more events
     block_mask: Any = None  # FlexAttention's
 
@@ -35,9 +38,10 @@ class AttentionPlan(NamedTuple):
 def choose_backend(device: torch.device, half: bool, window: int) -> str:
     """The fastest back end that works here: flash-attn, else torch's varlen kernel, else SDPA.
 
-    `half`: whether attention runs in fp16 or bf16; the varlen kernels take nothing else. They work in tiles of 128
-    queries, of which a short history fills a part: up to that `window`, SDPA on whole rows is faster (on an H200, with
-    windows of 90: 422 against 343 thousand events a second; benchmarks/results/gpu_pass.jsonl).
+    `half`: whether attention runs in fp16 or bf16; the varlen kernels take nothing else. They work
+    in tiles of 128 queries, of which a short history fills a part: up to that `window`, SDPA on
+    whole rows is faster (on an H200, with windows of 90: 422 against 343 thousand events a second;
+    benchmarks/results/gpu_pass.jsonl).
     """
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     if ampere and half and window > TILE:
@@ -49,12 +53,14 @@ def choose_backend(device: torch.device, half: bool, window: int) -> str:
 
 
 def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
-    """Plan for documents (B, R) int64; equal neighbors in a row are one history, each row starts a new one."""
+    """Plan for documents (B, R) int64; equal neighbors in a row are one history, each row starts a
+    new one."""
     if backend in ("flash_attention_2", "varlen"):
         begins = torch.ones_like(document, dtype=torch.bool)
         begins[:, 1:] = document[:, 1:] != document[:, :-1]
         starts = begins.flatten().nonzero().flatten()
-        empty = BOUNDARY_BLOCK - len(starts) % BOUNDARY_BLOCK  # at least one: the end of the last history
+        # at least one: the end of the last history
+        empty = BOUNDARY_BLOCK - len(starts) % BOUNDARY_BLOCK
         boundaries = torch.cat([starts, starts.new_full((empty,), document.numel())])
         return AttentionPlan(backend, boundaries=boundaries.int(), longest=document.shape[1])
     if backend == "flex_attention":
@@ -66,23 +72,29 @@ def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
 
 
 def usable(backend: str, x: torch.Tensor) -> str:
-    """`backend`, or SDPA where x is computed in full precision and the back end is for half precision alone."""
+    """`backend`, or SDPA where x is computed in full precision and the back end is for half
+    precision alone."""
     half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
     return backend if half or backend not in ("flash_attention_2", "varlen") else "sdpa"
 
 
 def plan_cached(mask: torch.Tensor, backend: str) -> AttentionPlan:
     """Plan for queries (B, H, R, D) that look at S cached keys by a mask (B, 1, R, S) bool."""
-    one_query_on_a_cpu = mask.shape[2] == 1 and mask.device.type == "cpu"  # there the formula is twice as fast
+    # there the formula is twice as fast
+    one_query_on_a_cpu = mask.shape[2] == 1 and mask.device.type == "cpu"
     return AttentionPlan("eager" if backend == "eager" or one_query_on_a_cpu else "sdpa", mask=mask)
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
     """Softmax attention of (B, H, R, D) queries, keys and values -> (B, H, R, D)."""
     return BACKENDS[plan.backend](query, key, value, plan)
 
 
-def _eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+def _eager(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
     """The formula, for reference: softmax(q k' / sqrt(D)) v."""
     scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
     assert plan.mask is not None
@@ -90,16 +102,22 @@ def _eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: At
     return scores.float().softmax(-1).to(value.dtype) @ value
 
 
-def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+def _sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=plan.mask)
 
 
-def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
     """torch's own variable-length Flash Attention (CUDA, fp16 or bf16)."""
     from torch.nn.attention.varlen import varlen_attn
 
     # 2.10 had `is_causal`, 2.11 replaced it by a window of (all before, none after)
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
+    causal: dict[str, Any] = (
+        {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
+    )
     q, k, v = (_tokens(x) for x in (query, key, value))
     ends = plan.boundaries
     assert ends is not None
@@ -108,16 +126,22 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: A
     return _rows(out, query)
 
 
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
     """flash-attn's variable-length kernel (CUDA, fp16 or bf16)."""
     from flash_attn import flash_attn_varlen_func
 
     q, k, v = (_tokens(x) for x in (query, key, value))
     ends = plan.boundaries
-    return _rows(flash_attn_varlen_func(q, k, v, ends, ends, plan.longest, plan.longest, causal=True), query)
+    return _rows(
+        flash_attn_varlen_func(q, k, v, ends, ends, plan.longest, plan.longest, causal=True), query
+    )
 
 
-def _flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+def _flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
     """FlexAttention with a block mask (CUDA; on a CPU it has no backward)."""
     out = _flex_kernel(query.device.type)(query, key, value, block_mask=plan.block_mask)
     assert isinstance(out, torch.Tensor)
@@ -162,5 +186,6 @@ BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "flex_attention": _flex,
 }
 
-# transformers knows the other names; this one makes `set_attn_implementation("varlen")` a valid choice
+# transformers knows the other names; this one makes `set_attn_implementation("varlen")` a valid
+# choice
 AttentionInterface.register("varlen", _varlen)

@@ -1,9 +1,10 @@
-"""BehaveGPT (section 3.1): embeddings -> transformer blocks -> prediction layer, on packed or plain batches.
+"""BehaveGPT (section 3.1): embeddings -> transformer blocks -> prediction layer, on packed or plain
+batches.
 
 Shape letters: B rows, R positions, C hidden width, N predicted positions, K behaviors.
 
-This folder imports nothing but torch and transformers, so that it can be saved with a checkpoint and run alone.
-Importing this module registers the classes with transformers' Auto classes.
+This folder imports nothing but torch and transformers, so that it can be saved with a checkpoint
+and run alone. Importing this module registers the classes with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForTokenClassification, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -26,7 +32,15 @@ from behavegpt.model.cache import EventCache
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
-from behavegpt.model.head import History, HistoryFeatures, HistoryGate, MemoryHead, Past, PredictionHead, head_loss
+from behavegpt.model.head import (
+    History,
+    HistoryFeatures,
+    HistoryGate,
+    MemoryHead,
+    Past,
+    PredictionHead,
+    head_loss,
+)
 from behavegpt.model.mixer import Memory, Mixer
 
 IGNORED = -100
@@ -36,14 +50,18 @@ IGNORED = -100
 class BehaviorOutput(ModelOutput):
     """What the models return; absent parts are None."""
 
-    loss: torch.Tensor | None = None  # () sum under a criterion; mean cross-entropy with `labels` alone
-    side_loss: torch.Tensor | None = None  # () unweighted sum, under a criterion, of second heads and auxiliary losses
-    logits: torch.Tensor | None = None  # (N, K) at selected positions, (B, R, K) without selection, (B, 1, K) cached
+    # () sum under a criterion; mean cross-entropy with `labels` alone
+    loss: torch.Tensor | None = None
+    # () unweighted sum, under a criterion, of second heads and auxiliary losses
+    side_loss: torch.Tensor | None = None
+    # (N, K) at selected positions, (B, R, K) without selection, (B, 1, K) cached
+    logits: torch.Tensor | None = None
     class_loss: torch.Tensor | None = None  # (K,) summed loss per class, detached
     class_count: torch.Tensor | None = None  # (K,)
     next_logits: dict[str, torch.Tensor] | None = None  # second heads, each (N, ids)
     last_hidden_state: torch.Tensor | None = None  # (B, R, C)
-    hidden_states: tuple[torch.Tensor, ...] | None = None  # embeddings and each block's output, (B, R, C)
+    # embeddings and each block's output, (B, R, C)
+    hidden_states: tuple[torch.Tensor, ...] | None = None
     past_key_values: EventCache | None = None  # the cache that was given
 
 
@@ -58,15 +76,20 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["BehaveGPTBlock"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # the history head and the variable-length plan depend on the data
+    # the history head and the variable-length plan depend on the data
+    _can_compile_fullgraph = False
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^next_heads\."]
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Refused: ids belong to the vocabulary in the folder, and classes and heads go with them."""
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Refused: ids belong to the vocabulary in the folder, and classes and heads go with
+        them."""
         if new_num_tokens in (None, (self.config.field_sizes or {})["event"]):
             return self.get_input_embeddings()
         raise ValueError(
-            "resize_token_embeddings is not supported: event vocabulary, classes and heads change together; "
+            "resize_token_embeddings is not supported: event vocabulary, classes and heads change "
+            "together; "
             "use `behavegpt finetune --mode new_behavior` (behavegpt.adapt)"
         )
 
@@ -85,7 +108,9 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))
             init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
         if isinstance(module, Mixer):
-            for parameter, start in zip(module.parameters(), module.fresh().parameters(), strict=True):
+            for parameter, start in zip(
+                module.parameters(), module.fresh().parameters(), strict=True
+            ):
                 init.copy_(parameter, start)
         if isinstance(module, MemoryHead):
             init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
@@ -97,9 +122,12 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__(config)
         self.embedding = EventEmbedding(config)
-        self.blocks = nn.ModuleList([BehaveGPTBlock(config) for _ in range(config.num_hidden_layers)])
+        self.blocks = nn.ModuleList(
+            [BehaveGPTBlock(config) for _ in range(config.num_hidden_layers)]
+        )
         self.norm: nn.Module = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if not config.num_hidden_layers:  # no sum of branches whose scale would have to be taken out again
+        # no sum of branches whose scale would have to be taken out again
+        if not config.num_hidden_layers:
             self.norm = nn.Identity()
         self.post_init()
 
@@ -128,12 +156,13 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
     ) -> BehaviorOutput:
         """Hidden states (B, R, C) of events.
 
-        `input_ids` (B, R): event ids; the other fields as `weekday_ids`, `slot_ids`, `location_ids`, ...
-        `document` (B, R): which history of its row each position belongs to, for packed rows; without it each row
-        is one history, with `attention_mask` (B, R) 0 where it is padded.
-        `position` (B, R): index within the history; made from the mask when absent.
-        `past_key_values`: an EventCache of earlier events of the same rows, not packed; it takes up the new ones.
-        `fields`: ids of the config's further fields. Raises ValueError for arguments that the model does not know.
+        `input_ids` (B, R): event ids; the other fields as `weekday_ids`, `slot_ids`,
+        `location_ids`, ... `document` (B, R): which history of its row each position belongs to,
+        for packed rows; without it each row is one history, with `attention_mask` (B, R) 0 where it
+        is padded. `position` (B, R): index within the history; made from the mask when absent.
+        `past_key_values`: an EventCache of earlier events of the same rows, not packed; it takes up
+        the new ones. `fields`: ids of the config's further fields. Raises ValueError for arguments
+        that the model does not know.
         """
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
@@ -143,28 +172,46 @@ class BehaveGPTModel(BehaveGPTPreTrainedModel):
         if cache is not None or use_cache:
             _refuse_cache(cache, document)
         if document is None:
-            document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+            document = (
+                torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+            )
         if cache is not None:
             position = cache.begin(input_ids, attention_mask).position
         elif position is None:
             position = _positions(document)
-        by_name = {n: input_ids if n == "event" else fields.get(f"{n}_ids") for n in self.embedding.tables}
+        by_name = {
+            n: input_ids if n == "event" else fields.get(f"{n}_ids") for n in self.embedding.tables
+        }
         x = self.embedding(by_name, position)
         rope = None
         if self.config.position_encoding == "rope":
-            rope = rope_tables(position, self.config.hidden_size // self.config.num_attention_heads, x.dtype)
+            rope = rope_tables(
+                position, self.config.hidden_size // self.config.num_attention_heads, x.dtype
+            )
         backend = self.config._attn_implementation or "sdpa"
         if backend not in BACKENDS:
-            raise ValueError(f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}")
+            raise ValueError(
+                f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}"
+            )
         backend = usable(backend, x)
-        plan = plan_attention(document, backend) if cache is None else plan_cached(cache.step.mask, backend)
+        plan = (
+            plan_attention(document, backend)
+            if cache is None
+            else plan_cached(cache.step.mask, backend)
+        )
         states = [x]
         for index, block in enumerate(self.blocks):
             x = block(x, plan, rope) if cache is None else block(x, plan, rope, cache.writer(index))
             states.append(x)
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        keep = (
+            self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states
+        )
         output = BehaviorOutput(
-            last_hidden_state=self.norm(x), hidden_states=tuple(states) if keep else None, past_key_values=cache
+            last_hidden_state=self.norm(x),
+            hidden_states=tuple(states) if keep else None,
+            past_key_values=cache,
         )
         return as_asked(output, return_dict)
 
@@ -185,7 +232,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
         )
-        # transformers would choose a loss by a pattern on the class name, and take our window for a wish
+        # transformers would choose a loss by a pattern on the class name, and take our window for a
+        # wish
         self.loss_function = mean_cross_entropy
         self.generation_config = GenerationConfig(pad_token_id=config.pad_token_id)
         self.post_init()
@@ -215,18 +263,20 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
-        """Logits, or a loss, of the next behavior at each event; inputs as in BehaveGPTModel.forward.
+        """Logits, or a loss, of the next behavior at each event; inputs as in
+        BehaveGPTModel.forward.
 
         `labels` (B, R): class of the next behavior, -100 where it is not asked for.
-        With `criterion` (behavegpt.losses.Loss): the loss *sum* over the labels and the class statistics, no logits;
-        divide `loss` by the sum of the criterion's weights and `side_loss`, which has none, by the number of labels.
-        With `labels` alone, as transformers' Trainer calls it: mean cross-entropy and logits (B, R, K).
-        With `select` (B, R) bool: logits (N, K) of those positions, row by row.
-        `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
-        With `past_key_values`, an EventCache: logits (B, 1, K) after each row's last event, and next_logits (B, ids);
-        `event_logits` makes them logits (B, 1, ids) of the next event, as transformers' generate wants them.
-        `memory`: what the counts say at the predicted positions, row by row; the fields of mixer.Memory.
-        `heads`: the second heads to evaluate, all by default.
+        With `criterion` (behavegpt.losses.Loss): the loss *sum* over the labels and the class
+        statistics, no logits; divide `loss` by the sum of the criterion's weights and `side_loss`,
+        which has none, by the number of labels. With `labels` alone, as transformers' Trainer calls
+        it: mean cross-entropy and logits (B, R, K). With `select` (B, R) bool: logits (N, K) of
+        those positions, row by row. `behavior_ids` (B, R): vocabulary ids of the past behaviors,
+        for the history head. With `past_key_values`, an EventCache: logits (B, 1, K) after each
+        row's last event, and next_logits (B, ids); `event_logits` makes them logits (B, 1, ids) of
+        the next event, as transformers' generate wants them. `memory`: what the counts say at the
+        predicted positions, row by row; the fields of mixer.Memory. `heads`: the second heads to
+        evaluate, all by default.
         """
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
@@ -244,7 +294,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         )
         if past_key_values is not None:
             past = self._history_at_last(input_ids, past_key_values, fields, memory)
-            return as_asked(self._continue(body, past, past_key_values, event_logits, heads), return_dict)
+            return as_asked(
+                self._continue(body, past, past_key_values, event_logits, heads), return_dict
+            )
         hidden = body.last_hidden_state
         if labels is not None and criterion is not None:
             select = labels != IGNORED
@@ -262,14 +314,19 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
                 past,
                 self.config.num_behaviors,
             )
-            output.loss, output.side_loss = parts.total, self._next_loss(picked, next_fields, chosen)
+            output.loss, output.side_loss = (
+                parts.total,
+                self._next_loss(picked, next_fields, chosen),
+            )
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
             return as_asked(output, return_dict)
         logits = self.head(picked, past, self._tied_embedding())
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
         output.next_logits = self._next_logits(picked, heads)
         if labels is not None:
-            output.loss = self.loss_function(output.logits, labels, num_items_in_batch=num_items_in_batch)
+            output.loss = self.loss_function(
+                output.logits, labels, num_items_in_batch=num_items_in_batch
+            )
         return as_asked(output, return_dict)
 
     def _continue(
@@ -286,12 +343,20 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         hidden = body.last_hidden_state[torch.arange(len(last), device=last.device), last]
         logits = self.head(hidden, past, self._tied_embedding())
         body.next_logits = self._next_logits(hidden, heads)
-        body.logits = (next_event_logits(self.config, logits, body.next_logits) if of_events else logits)[:, None]
+        body.logits = (
+            next_event_logits(self.config, logits, body.next_logits) if of_events else logits
+        )[:, None]
         return body
 
-    def _next_logits(self, hidden: torch.Tensor, heads: Collection[str] | None) -> dict[str, torch.Tensor] | None:
+    def _next_logits(
+        self, hidden: torch.Tensor, heads: Collection[str] | None
+    ) -> dict[str, torch.Tensor] | None:
         """Second heads of hidden states (N, C), each (N, ids)."""
-        return {name: head(hidden) for name, head in self.next_heads.items() if heads is None or name in heads} or None
+        return {
+            name: head(hidden)
+            for name, head in self.next_heads.items()
+            if heads is None or name in heads
+        } or None
 
     def _tied_embedding(self) -> torch.Tensor | None:
         """(ids, d), if the event embedding enters the logits."""
@@ -312,9 +377,13 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         if self.history is None:
             return None
         if document is None:
-            document = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+            document = (
+                torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long() - 1
+            )
         slots = (self.config.field_sizes or {})["slot"]
-        return self.history(Past(**self._past_ids(input_ids, fields), document=document, slots=slots), chosen)
+        return self.history(
+            Past(**self._past_ids(input_ids, fields), document=document, slots=slots), chosen
+        )
 
     def _history_at_last(
         self,
@@ -328,14 +397,17 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             return Memory(**memory)
         if self.history is None:
             return None
-        return self.history.at_last(*cache.remember(**self._past_ids(input_ids, fields)), cache.lengths - 1)
+        return self.history.at_last(
+            *cache.remember(**self._past_ids(input_ids, fields)), cache.lengths - 1
+        )
 
     def _past_ids(self, input_ids: torch.Tensor, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
         """What the history head reads of the events, each (B, R)."""
         behavior = input_ids if self.config.behavior_is_event else fields.get("behavior_ids")
         if behavior is None:
             raise ValueError(
-                "the history head needs behavior_ids: vocabulary ids of the past behaviors, (rows, positions)"
+                "the history head needs behavior_ids: vocabulary ids of the past behaviors, "
+                "(rows, positions)"
             )
         location = fields.get("location_ids")
         return {
@@ -346,14 +418,21 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         }
 
     def _next_loss(
-        self, picked: torch.Tensor, next_fields: dict[str, torch.Tensor] | None, chosen: torch.Tensor
+        self,
+        picked: torch.Tensor,
+        next_fields: dict[str, torch.Tensor] | None,
+        chosen: torch.Tensor,
     ) -> torch.Tensor:
         """Sum of the second heads' cross-entropies; 0 without them."""
         loss = picked.new_zeros((), dtype=torch.float32)
         for name, head in self.next_heads.items():
             if next_fields is None or name not in next_fields:
-                raise ValueError(f"the second head {name!r} needs next_fields[{name!r}], (rows, positions)")
-            loss = loss + F.cross_entropy(head(picked).float(), next_fields[name][chosen], reduction="sum")
+                raise ValueError(
+                    f"the second head {name!r} needs next_fields[{name!r}], (rows, positions)"
+                )
+            loss = loss + F.cross_entropy(
+                head(picked).float(), next_fields[name][chosen], reduction="sum"
+            )
         return loss
 
 
@@ -361,7 +440,11 @@ def as_asked(output: BehaviorOutput, return_dict: bool | None) -> Any:
     """The output, or its present parts as a tuple in the order of BehaviorOutput."""
     if return_dict is not False:
         return output
-    return tuple(part for field in dataclasses.fields(output) if (part := getattr(output, field.name)) is not None)
+    return tuple(
+        part
+        for field in dataclasses.fields(output)
+        if (part := getattr(output, field.name)) is not None
+    )
 
 
 def named_fields(
@@ -370,38 +453,62 @@ def named_fields(
     location: torch.Tensor | None,
     behavior: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """The ids that forward takes by name, so that transformers' Trainer keeps their columns; absent ones left out."""
-    given = {"weekday_ids": weekday, "slot_ids": slot, "location_ids": location, "behavior_ids": behavior}
+    """The ids that forward takes by name, so that transformers' Trainer keeps their columns; absent
+    ones left out."""
+    given = {
+        "weekday_ids": weekday,
+        "slot_ids": slot,
+        "location_ids": location,
+        "behavior_ids": behavior,
+    }
     return {name: ids for name, ids in given.items() if ids is not None}
 
 
-def refuse_unknown(config: BehaveGPTConfig, output_attentions: bool | None, fields: dict[str, Any]) -> None:
+def refuse_unknown(
+    config: BehaveGPTConfig, output_attentions: bool | None, fields: dict[str, Any]
+) -> None:
     """Raise ValueError for what other models of transformers take and this one would ignore."""
     if output_attentions or config.output_attentions:
-        raise ValueError("output_attentions is not supported: the attention kernels keep no weights; leave it out")
+        raise ValueError(
+            "output_attentions is not supported: the attention kernels keep no weights; leave it "
+            "out"
+        )
     known = {f"{name}_ids" for name in (*(config.field_sizes or ()), "event", "time")}
-    unknown = sorted(name for name, value in fields.items() if value is not None and name not in known)
+    unknown = sorted(
+        name for name, value in fields.items() if value is not None and name not in known
+    )
     if unknown:
         raise ValueError(
-            f"the model does not know the argument {unknown[0]!r}; it takes input_ids, attention_mask and "
+            f"the model does not know the argument {unknown[0]!r}; it takes input_ids, "
+            "attention_mask and "
             f"{', '.join(sorted(known - {'event_ids', 'time_ids'}))}"
         )
 
 
 def mean_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, **_: Any
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **_: Any,
 ) -> torch.Tensor:
-    """Cross-entropy of logits (..., K) and labels (...), divided by the given count or the number of labels."""
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    """Cross-entropy of logits (..., K) and labels (...), divided by the given count or the number
+    of labels."""
+    total = F.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return total / count
 
 
 def _refuse_cache(cache: EventCache | None, document: torch.Tensor | None) -> None:
     if document is not None:
-        raise ValueError("no key-value cache on packed input: it would let packed histories see each other")
+        raise ValueError(
+            "no key-value cache on packed input: it would let packed histories see each other"
+        )
     if not isinstance(cache, EventCache):
-        raise ValueError("use_cache needs a key-value cache: give past_key_values=EventCache(model.config)")
+        raise ValueError(
+            "use_cache needs a key-value cache: give past_key_values=EventCache(model.config)"
+        )
 
 
 def _positions(document: torch.Tensor) -> torch.Tensor:
@@ -413,4 +520,6 @@ def _positions(document: torch.Tensor) -> torch.Tensor:
 
 
 AutoModel.register(BehaveGPTConfig, BehaveGPTModel, exist_ok=True)
-AutoModelForTokenClassification.register(BehaveGPTConfig, BehaveGPTForBehaviorPrediction, exist_ok=True)
+AutoModelForTokenClassification.register(
+    BehaveGPTConfig, BehaveGPTForBehaviorPrediction, exist_ok=True
+)

@@ -1,4 +1,5 @@
-"""One transformer block: pre-norm causal self-attention and MLP, GPT-2's arithmetic (Radford et al. 2019).
+"""One transformer block: pre-norm causal self-attention and MLP, GPT-2's arithmetic (Radford et al.
+2019).
 
 Shape letters: B rows, R positions, C hidden width, H heads, D = C / H.
 """
@@ -32,17 +33,24 @@ class BehaveGPTAttention(nn.Module):
         self.o_proj = ResidualLinear(width, width)
 
     def forward(
-        self, x: torch.Tensor, plan: AttentionPlan, rope: Pair | None, remember: Callable[..., Pair] | None = None
+        self,
+        x: torch.Tensor,
+        plan: AttentionPlan,
+        rope: Pair | None,
+        remember: Callable[..., Pair] | None = None,
     ) -> torch.Tensor:
         """x (B, R, C) -> (B, R, C); `rope` = cos, sin of the positions, each (B, 1, R, D).
 
-        `remember` takes the new keys and values (B, H, R, D) and returns those to attend to, (B, H, S, D).
+        `remember` takes the new keys and values (B, H, R, D) and returns those to attend to, (B, H,
+        S, D).
         """
         q, k, v = (
-            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rope is not None:
-            cos, sin = (table.to(q.dtype) for table in rope)  # under autocast the tables are wider than q
+            # under autocast the tables are wider than q
+            cos, sin = (table.to(q.dtype) for table in rope)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if remember is not None:
             k, v = remember(k, v)
@@ -64,7 +72,11 @@ class BehaveGPTBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, plan: AttentionPlan, rope: Pair | None, remember: Callable[..., Pair] | None = None
+        self,
+        x: torch.Tensor,
+        plan: AttentionPlan,
+        rope: Pair | None,
+        remember: Callable[..., Pair] | None = None,
     ) -> torch.Tensor:
         """x (B, R, C) -> (B, R, C)"""
         x = x + self.dropout(self.attention(self.attention_norm(x), plan, rope, remember))
@@ -72,9 +84,11 @@ class BehaveGPTBlock(GradientCheckpointingLayer):
 
 
 def rope_tables(position: torch.Tensor, width: int, dtype: torch.dtype) -> Pair:
-    """cos and sin, each (B, 1, R, D), of rotary position encoding (Su et al. 2021) for positions (B, R).
+    """cos and sin, each (B, 1, R, D), of rotary position encoding (Su et al. 2021) for positions
+    (B, R).
 
-    Made anew in each forward: a buffer that is not saved would come back from `from_pretrained` uninitialised.
+    Made anew in each forward: a buffer that is not saved would come back from `from_pretrained`
+    uninitialised.
     """
     index = torch.arange(0, width, 2, device=position.device, dtype=torch.float32)
     angle = position[..., None].float() * 10000.0 ** (-index / width)

@@ -1,9 +1,12 @@
-"""EventCache: keys and values of past events, for inference: a further event costs one position, not the whole history.
+"""EventCache: keys and values of past events, for inference: a further event costs one position,
+not the whole history.
 
-Shape letters: B histories, R new positions, L slots (the model's max_length), S slots in use, H heads, D head width.
+Shape letters: B histories, R new positions, L slots (the model's max_length), S slots in use, H
+heads, D head width.
 
-History b keeps its events in slots 0 .. length[b] - 1, whatever the padding of the batches that brought them, so
-histories of different lengths stand side by side and each row's slot is its position.
+History b keeps its events in slots 0 .. length[b] - 1, whatever the padding of the batches that
+brought them, so histories of different lengths stand side by side and each row's slot is its
+position.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ class Step(NamedTuple):
     """Where the new events of one forward go."""
 
     slot: torch.Tensor  # (B, R) int64; L for padding: a slot that nobody reads
-    position: torch.Tensor  # (B, R) int64 index within the history; of padding: that of its neighbor
+    # (B, R) int64 index within the history; of padding: that of its neighbor
+    position: torch.Tensor
     last: torch.Tensor  # (B,) column of each history's last new event
     mask: torch.Tensor  # (B, 1, R, S) bool, True where a query may look
 
 
 class EventCache:
-    """The past of B histories; the first forward fixes B. Given to the model as `past_key_values`."""
+    """The past of B histories; the first forward fixes B. Given to the model as
+    `past_key_values`."""
 
     is_compileable = is_croppable = False  # transformers' generate asks
 
@@ -36,7 +41,8 @@ class EventCache:
         self.slots_of_day = (config.field_sizes or {}).get("slot", 1)
         self.columns = 0  # of the batches so far, padding included
         self._lengths: torch.Tensor | None = None
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values, each (B, H, L + 1, D)
+        # keys and values, each (B, H, L + 1, D)
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.ids: dict[str, torch.Tensor] = {}  # (B, L + 1) int64, what the history head reads
         self.step: Step  # of the forward that runs, or ran last
 
@@ -51,7 +57,8 @@ class EventCache:
         return self._lengths
 
     def begin(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Step:
-        """Make room for events (B, R). `attention_mask` (B, R or more; the last R count) is 0 at padding.
+        """Make room for events (B, R). `attention_mask` (B, R or more; the last R count) is 0 at
+        padding.
 
         Raises ValueError when a history would outgrow the model's window.
         """
@@ -78,7 +85,8 @@ class EventCache:
         return self.step
 
     def writer(self, layer: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-        """A function that stores the new keys and values (B, H, R, D) of a layer and returns all, (B, H, S, D)."""
+        """A function that stores the new keys and values (B, H, R, D) of a layer and returns all,
+        (B, H, S, D)."""
 
         def write(*new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if layer == len(self.layers):
@@ -94,8 +102,8 @@ class EventCache:
         return write
 
     def remember(self, **ids: torch.Tensor) -> tuple[Past, torch.Tensor]:
-        """Store new ids (B, R) of event, behavior, location and slot; returns all (B, S) and where, for each event,
-        its behavior first occurs (B, S)."""
+        """Store new ids (B, R) of event, behavior, location and slot; returns all (B, S) and where,
+        for each event, its behavior first occurs (B, S)."""
         slot, used = self.step.slot, self.step.mask.shape[-1]
         if not self.ids:
             empty = ids["event"].new_zeros(len(slot), self.slots + 1)

@@ -11,22 +11,32 @@ GAP_BUCKETS = 56  # outputs of the gap head, as data/pack.py cuts the time to th
 
 @strict
 class BehaveGPTConfig(PreTrainedConfig):
-    """Shape of a BehaveGPT. The defaults are the paper's (section 4.1.4) where it states them; see docs/paper.md.
+    """Shape of a BehaveGPT. The defaults are the paper's (section 4.1.4) where it states them; see
+    docs/paper.md.
 
-    `field_sizes` maps each input field to its number of ids, in the order of concatenation (eq. 2); the width of
-    the transformer is `len(field_sizes) * embedding_size`, 4d for the paper's four fields.
+    `field_sizes` maps each input field to its number of ids, in the order of concatenation (eq. 2);
+    the width of the transformer is `len(field_sizes) * embedding_size`, 4d for the paper's four
+    fields.
     """
 
     model_type = "behavegpt"
-    keys_to_ignore_at_inference = ["hidden_states", "last_hidden_state", "next_logits", "past_key_values"]
+    keys_to_ignore_at_inference = [
+        "hidden_states",
+        "last_hidden_state",
+        "next_logits",
+        "past_key_values",
+    ]
     attribute_map = {"num_labels": "num_behaviors"}
 
     field_sizes: dict[str, int] | None = None
-    field_order: list[str] | None = None  # of concatenation; null: as in field_sizes (JSON sorts a mapping's keys)
+    # of concatenation; null: as in field_sizes (JSON sorts a mapping's keys)
+    field_order: list[str] | None = None
     num_behaviors: int = 2
-    behavior_is_event: bool = False  # the classes are the events themselves, in the order of their ids
+    # the classes are the events themselves, in the order of their ids
+    behavior_is_event: bool = False
     embedding_size: int = 256  # d
-    num_hidden_layers: int = 12  # 0: the event at hand alone, without the past but for the history head's counts
+    # 0: the event at hand alone, without the past but for the history head's counts
+    num_hidden_layers: int = 12
     num_attention_heads: int = 16
     intermediate_size: int | None = None  # of the blocks' MLP; null: 4 * hidden_size
     head_size: int | None = None  # hidden units of the prediction MLP (eq. 3); null: hidden_size
@@ -36,7 +46,8 @@ class BehaveGPTConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float | None = None  # of new weights; null: 0.02 * sqrt(1024 / hidden_size)
     history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
-    memory: bool = False  # counts of the whole past, mixed with the logits by mixer.Mixer; instead of history_head
+    # counts of the whole past, mixed with the logits by mixer.Mixer; instead of history_head
+    memory: bool = False
     memory_experts: list[str] | None = None  # that are mixed; data/memory_past.py's EXPERTS
     tied_head: bool = False  # the event embedding enters the logits
     next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
@@ -49,16 +60,23 @@ class BehaveGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: object) -> None:
         # configs of earlier versions name the gap head's size, which could not be chosen
         if kwargs.pop("gap_buckets", GAP_BUCKETS) != GAP_BUCKETS:
-            raise ValueError(f"BehaveGPTConfig: gap_buckets is {GAP_BUCKETS}, as the data are cut; remove it.")
-        self.field_sizes = dict(self.field_sizes or {"location": 3, "weekday": 7, "slot": 48, "event": 3})
+            raise ValueError(
+                f"BehaveGPTConfig: gap_buckets is {GAP_BUCKETS}, as the data are cut; remove it."
+            )
+        self.field_sizes = dict(
+            self.field_sizes or {"location": 3, "weekday": 7, "slot": 48, "event": 3}
+        )
         self.field_order = list(self.field_order or self.field_sizes)
         if sorted(self.field_order) == sorted(self.field_sizes):
             self.field_sizes = {name: self.field_sizes[name] for name in self.field_order}
         self.next_heads = list(self.next_heads or [])
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.head_size = self.head_size or self.hidden_size
-        # GPT-2's 0.02 suits widths about 1024; a narrow network begins on a plateau with it (docs/baselines.md)
-        self.initializer_range = self.initializer_range or round(0.02 * (1024 / self.hidden_size) ** 0.5, 4)
+        # GPT-2's 0.02 suits widths about 1024; a narrow network begins on a plateau with it
+        # (docs/baselines.md)
+        self.initializer_range = self.initializer_range or round(
+            0.02 * (1024 / self.hidden_size) ** 0.5, 4
+        )
         super().__post_init__(**kwargs)
 
     @property
@@ -68,7 +86,8 @@ class BehaveGPTConfig(PreTrainedConfig):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of a prepared log that the model reads: its fields, and past behaviors for the history head."""
+        """Columns of a prepared log that the model reads: its fields, and past behaviors for the
+        history head."""
         extra = ("behavior",) if self.history_head and not self.behavior_is_event else ()
         return tuple(dict.fromkeys((*(self.field_order or ()), *extra)))
 
@@ -77,21 +96,28 @@ class BehaveGPTConfig(PreTrainedConfig):
         fields = self.field_sizes or {}
         checks = {
             "field_sizes must contain 'event'": "event" in fields,
-            "field_order must name each of field_sizes once": sorted(self.field_order or ()) == sorted(fields),
-            f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size {self.embedding_size}) must be a "
+            "field_order must name each of field_sizes once": sorted(self.field_order or ())
+            == sorted(fields),
+            f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size "
+            f"{self.embedding_size}) must be a "
             f"multiple of 2 * num_attention_heads {self.num_attention_heads}": (
-                self.num_attention_heads < 1 or self.hidden_size % (2 * self.num_attention_heads) == 0
+                self.num_attention_heads < 1
+                or self.hidden_size % (2 * self.num_attention_heads) == 0
             ),
             "max_length, num_attention_heads and embedding_size must be at least 1": (
                 min(self.max_length, self.num_attention_heads, self.embedding_size) >= 1
             ),
-            f"num_hidden_layers must be at least 0, not {self.num_hidden_layers}": self.num_hidden_layers >= 0,
+            "num_hidden_layers must be at least 0, not "
+            f"{self.num_hidden_layers}": self.num_hidden_layers >= 0,
             f"dropout must be in [0, 1), not {self.dropout}": 0 <= self.dropout < 1,
-            "position_encoding must be rope, learned or none": self.position_encoding in ("rope", "learned", "none"),
+            "position_encoding must be rope, learned or none": self.position_encoding
+            in ("rope", "learned", "none"),
             "tied_head needs behavior_is_event: the classes must be the events": (
                 not self.tied_head or self.behavior_is_event
             ),
-            "memory replaces history_head; set one of them": not (self.memory and self.history_head),
+            "memory replaces history_head; set one of them": not (
+                self.memory and self.history_head
+            ),
             "memory needs memory_experts, the names in behavegpt.data.memory_past.EXPERTS": (
                 not self.memory or bool(self.memory_experts)
             ),
@@ -99,7 +125,8 @@ class BehaveGPTConfig(PreTrainedConfig):
                 not self.history_head or "slot" in fields
             ),
             "behavior_is_event needs num_behaviors = events without padding and unknown": (
-                not self.behavior_is_event or self.num_behaviors == fields.get("event", 0) - SPECIAL_IDS
+                not self.behavior_is_event
+                or self.num_behaviors == fields.get("event", 0) - SPECIAL_IDS
             ),
             "next_heads may name event, location (if the model has it), gap and slot": all(
                 name == "gap" or (name in ("event", "location", "slot") and name in fields)

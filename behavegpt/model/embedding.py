@@ -14,9 +14,13 @@ class EventEmbedding(nn.Module):
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__()
         sizes = config.field_sizes or {}
-        self.tables = nn.ModuleDict({name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()})
+        self.tables = nn.ModuleDict(
+            {name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()}
+        )
         self.position = (
-            nn.Embedding(config.max_length, config.hidden_size) if config.position_encoding == "learned" else None
+            nn.Embedding(config.max_length, config.hidden_size)
+            if config.position_encoding == "learned"
+            else None
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -26,8 +30,10 @@ class EventEmbedding(nn.Module):
         if missing:
             given = ", ".join(name for name, ids in fields.items() if ids is not None)
             raise ValueError(
-                f"the model also needs the field {missing[0]!r} as {missing[0]}_ids; given: {given}. transformers' "
-                "Trainer drops columns of further fields unless TrainingArguments has remove_unused_columns=False"
+                f"the model also needs the field {missing[0]!r} as {missing[0]}_ids; given: "
+                f"{given}. transformers' "
+                "Trainer drops columns of further fields unless TrainingArguments has "
+                "remove_unused_columns=False"
             )
         embedded = torch.cat([table(fields[name]) for name, table in self.tables.items()], dim=-1)
         if self.position is not None:

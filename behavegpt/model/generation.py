@@ -1,4 +1,5 @@
-"""What transformers' `generate` needs to know of events: several fields, a cache by history, no beams."""
+"""What transformers' `generate` needs to know of events: several fields, a cache by history, no
+beams."""
 
 from __future__ import annotations
 
@@ -30,9 +31,10 @@ REFUSED = {  # options of transformers' generate that would be wrong here
 class EventGenerationMixin(GenerationMixin):
     """`generate(input_ids=..., weekday_ids=..., ..., max_new_tokens=n)` draws the next events.
 
-    A field that is longer than `input_ids` tells the time or place of the events to come; one that ends earlier
-    repeats its last value. Logits processors and stopping criteria see event ids. For times and places drawn with the
-    events, and for histories beyond the model's window, see `Predictor.generate`.
+    A field that is longer than `input_ids` tells the time or place of the events to come; one that
+    ends earlier repeats its last value. Logits processors and stopping criteria see event ids. For
+    times and places drawn with the events, and for histories beyond the model's window, see
+    `Predictor.generate`.
     """
 
     config: Any  # BehaveGPTConfig
@@ -40,11 +42,13 @@ class EventGenerationMixin(GenerationMixin):
     def generate(  # type: ignore[override]
         self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any
     ) -> Any:
-        """As transformers' generate. Raises ValueError for beams, and where the model cannot draw events alone."""
+        """As transformers' generate. Raises ValueError for beams, and where the model cannot draw
+        events alone."""
         defaults = generation_config or self.generation_config
         if (kwargs.get("num_beams") or defaults.num_beams or 1) > 1:
             raise ValueError(
-                "num_beams must be 1: beam search moves events between beams but not their times and places; "
+                "num_beams must be 1: beam search moves events between beams but not their times "
+                "and places; "
                 "draw several samples instead: do_sample=True, num_return_sequences=n"
             )
         for name, why in REFUSED.items():
@@ -61,14 +65,18 @@ class EventGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """The new columns of every field; without a cache all columns."""
         parent: Any = super()
-        chosen = parent.prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        chosen = parent.prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, **kwargs
+        )
         end = input_ids.shape[1]
         begin = end - chosen["input_ids"].shape[1]
         for name in self._field_arguments():
             if chosen.get(name) is not None:
                 known = chosen[name]
                 missing = max(0, end - known.shape[1])
-                chosen[name] = torch.cat([known, known[:, -1:].expand(-1, missing)], dim=1)[:, begin:end]
+                chosen[name] = torch.cat([known, known[:, -1:].expand(-1, missing)], dim=1)[
+                    :, begin:end
+                ]
         if not kwargs.get("use_cache", True):  # the whole prefix again, through the same path
             chosen["past_key_values"] = EventCache(self.config)
         return {**chosen, "use_cache": True, "event_logits": True}
@@ -76,7 +84,9 @@ class EventGenerationMixin(GenerationMixin):
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = self._field_arguments()
         parent: Any = super()
-        parent._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
+        parent._validate_model_kwargs(
+            {name: value for name, value in model_kwargs.items() if name not in known}
+        )
 
     def _field_arguments(self) -> set[str]:
         return {f"{name}_ids" for name in self.config.field_order or () if name != "event"}
@@ -89,12 +99,14 @@ class EventGenerationMixin(GenerationMixin):
             return
         if "event" not in (config.next_heads or ()):
             raise ValueError(
-                "this model predicts behaviors, not events: train it with next_heads=[event, location, gap], or use "
+                "this model predicts behaviors, not events: train it with next_heads=[event, "
+                "location, gap], or use "
                 "Predictor.generate with a policy for events"
             )
         if config.history_head:
             raise ValueError(
-                "the history head needs the behavior of each drawn event, which generate() does not draw; "
+                "the history head needs the behavior of each drawn event, which generate() does "
+                "not draw; "
                 "use Predictor.generate"
             )
 
@@ -102,7 +114,8 @@ class EventGenerationMixin(GenerationMixin):
 def next_event_logits(
     config: BehaveGPTConfig, logits: torch.Tensor, next_logits: dict[str, torch.Tensor] | None
 ) -> torch.Tensor:
-    """Logits (B, ids) of the next event, minus infinity at padding and unknown, from behaviors (B, K) or the head."""
+    """Logits (B, ids) of the next event, minus infinity at padding and unknown, from behaviors (B,
+    K) or the head."""
     if config.behavior_is_event:
         return F.pad(logits, (SPECIAL_IDS, 0), value=-torch.inf)
     return F.pad((next_logits or {})["event"][:, SPECIAL_IDS:], (SPECIAL_IDS, 0), value=-torch.inf)

@@ -1,13 +1,15 @@
-"""Mixer: decides at each position how much each count expert is to be believed, for all classes alike.
+"""Mixer: decides at each position how much each count expert is to be believed, for all classes
+alike.
 
     logit(b) = sum_j (w_j + g_j(c)) log P_j(b) + phi(x(b), psi(c))
 
-c is what is known of the position (evidence behind each expert, its reliability so far, the moment),
-x(b) what the experts say of class b. No parameter belongs to a class: permuting the classes permutes
-the logits, and any number of them works, so that weights trained on one log can be asked about
-another. The idea is context mixing, from data compression.
+c is what is known of the position (evidence behind each expert, its reliability so far, the
+moment), x(b) what the experts say of class b. No parameter belongs to a class: permuting the
+classes permutes the logits, and any number of them works, so that weights trained on one log can be
+asked about another. The idea is context mixing, from data compression.
 
-Shapes: N positions, M candidate classes of all of them, J experts, K classes, C context features, H hidden units.
+Shapes: N positions, M candidate classes of all of them, J experts, K classes, C context features, H
+hidden units.
 """
 
 from __future__ import annotations
@@ -23,22 +25,27 @@ FLOOR = 1e-9  # of a probability
 
 
 class Memory(NamedTuple):
-    """What the count experts say at N positions; see data/memory_read.py, whose Readings these are as tensors."""
+    """What the count experts say at N positions; see data/memory_read.py, whose Readings these are
+    as tensors."""
 
     owner: torch.Tensor  # (M,) int64 position of each candidate, ascending
     classes: torch.Tensor  # (M,) int64
     probability: torch.Tensor  # (M, J) float32; the last expert is the mixture of the others
-    age: torch.Tensor  # (M, 2) float32 events and seconds since the class last occurred, -1 for never
+    # (M, 2) float32 events and seconds since the class last occurred, -1 for never
+    age: torch.Tensor
     rest: torch.Tensor  # (N, J) float32: any other class b has the probability rest * prior(b)
     evidence: torch.Tensor  # (N, J - 1) float32
     reliability: torch.Tensor  # (N, J) float32
-    context: torch.Tensor  # (N, 5) float32: events, classes, half hour, weekday, seconds since the event before
+    # (N, 5) float32: events, classes, half hour, weekday, seconds since the event before
+    context: torch.Tensor
 
 
 class Mixer(nn.Module):
-    """Logits (N, K) from what the experts say; `state_size` > 0 lets hidden states (N, state_size) steer the gates.
+    """Logits (N, K) from what the experts say; `state_size` > 0 lets hidden states (N, state_size)
+    steer the gates.
 
-    It starts as the last expert, the mixture whose shares were fitted to the log, and learns where that errs.
+    It starts as the last expert, the mixture whose shares were fitted to the log, and learns where
+    that errs.
     """
 
     MOMENT = 8  # context features beside evidence and reliability
@@ -80,7 +87,8 @@ class Mixer(nn.Module):
         state: torch.Tensor | None = None,
         told: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`log_prior` (K,); hidden states (N, C) and logits `told` (N, K) of the network, if it is an expert.
+        """`log_prior` (K,); hidden states (N, C) and logits `told` (N, K) of the network, if it is
+        an expert.
 
         Returns logits (N, K) float32.
         """
@@ -90,29 +98,39 @@ class Mixer(nn.Module):
         owner, classes = memory.owner, memory.classes
         log_rest = torch.log(memory.rest + FLOOR)
         typical = log_rest + _typical(memory, log_prior.expand(len(log_rest), -1))[1][:, None]
-        others = gate.sum(1, keepdim=True) * log_prior  # (N, K), of the classes that are no candidates
+        # (N, K), of the classes that are no candidates
+        others = gate.sum(1, keepdim=True) * log_prior
         already = others[owner, classes]  # (M,) what stands there of the candidates
         of_typical, of_candidate = summary, summary.index_select(0, owner)
         if self.network is not None and told is not None:
             heard = self.network.hear(context, memory, told)
             others = others + heard.logits
             already = already + heard.apart
-            of_typical, of_candidate = of_typical + heard.of_typical, of_candidate + heard.of_candidate
+            of_typical, of_candidate = (
+                of_typical + heard.of_typical,
+                of_candidate + heard.of_candidate,
+            )
         never = torch.full((len(typical), 2), -1.0, device=typical.device)
         unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
         log_chance = torch.log(memory.probability + FLOOR)
-        seen = (gate.index_select(0, owner) * log_chance).sum(1) + self._judge(log_chance, memory.age, of_candidate)
+        seen = (gate.index_select(0, owner) * log_chance).sum(1) + self._judge(
+            log_chance, memory.age, of_candidate
+        )
         change = seen - already - unseen.index_select(0, owner)
         return (others + unseen[:, None]).index_put((owner, classes), change, accumulate=True)
 
-    def situation(self, memory: Memory, classes: int, state: torch.Tensor | None = None) -> torch.Tensor:
+    def situation(
+        self, memory: Memory, classes: int, state: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The hidden units (N, H) that decide which experts are believed; they know no label."""
         context: torch.Tensor = self.context(context_features(memory, classes))
         if self.network is not None:
             context = context + self.network.state(state)
         return F.gelu(context, approximate="tanh")
 
-    def _judge(self, log_chance: torch.Tensor, age: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
+    def _judge(
+        self, log_chance: torch.Tensor, age: torch.Tensor, summary: torch.Tensor
+    ) -> torch.Tensor:
         """phi: (n, J), (n, 2) and (n, H) -> (n,)."""
         never = (age[:, :1] < 0).float()
         since = torch.log1p(age.clamp(min=0)) / torch.tensor([4.0, 16.0], device=age.device)
@@ -133,10 +151,12 @@ class Heard(NamedTuple):
 
 
 class Network(nn.Module):
-    """A network as one more expert, by its log-probabilities relative to even ones: at first it says nothing.
+    """A network as one more expert, by its log-probabilities relative to even ones: at first it
+    says nothing.
 
-    It tells the classes that are no candidates from each other, and how probable the candidates are together. Which
-    candidate it is, it tells only as far as phi learns to listen: there its logits are mostly noise beside the counts.
+    It tells the classes that are no candidates from each other, and how probable the candidates are
+    together. Which candidate it is, it tells only as far as phi learns to listen: there its logits
+    are mostly noise beside the counts.
     """
 
     def __init__(self, state_size: int, hidden_size: int) -> None:
@@ -157,8 +177,15 @@ class Network(nn.Module):
         together, typical = _typical(memory, told)
         of_candidate = told[memory.owner, memory.classes]
         trust = self.gate(context)
-        apart = trust[:, 0].index_select(0, memory.owner) * (of_candidate - together.index_select(0, memory.owner))
-        return Heard(trust * (told + even), apart, self._opinion(typical + even), self._opinion(of_candidate + even))
+        apart = trust[:, 0].index_select(0, memory.owner) * (
+            of_candidate - together.index_select(0, memory.owner)
+        )
+        return Heard(
+            trust * (told + even),
+            apart,
+            self._opinion(typical + even),
+            self._opinion(of_candidate + even),
+        )
 
     def _opinion(self, told: torch.Tensor) -> torch.Tensor:
         """Relative log-probabilities (n,) -> (n, H)."""
@@ -167,19 +194,24 @@ class Network(nn.Module):
 
 
 def _typical(memory: Memory, log_probability: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of log-probabilities (N, K) the log of the mean probability (N,) of the candidates, and of the other classes."""
+    """Of log-probabilities (N, K) the log of the mean probability (N,) of the candidates, and of
+    the other classes."""
     classes = log_probability.shape[1]
     zero = torch.zeros(len(memory.rest), device=log_probability.device)
     held = zero.index_add(0, memory.owner, log_probability[memory.owner, memory.classes].exp())
     number = zero.index_add(0, memory.owner, torch.ones_like(memory.owner, dtype=zero.dtype))
     of_others = (1 - held) / (classes - number).clamp(min=1)
-    return torch.log((held / number.clamp(min=1)).clamp(min=FLOOR)), torch.log(of_others.clamp(min=FLOOR))
+    return torch.log((held / number.clamp(min=1)).clamp(min=FLOOR)), torch.log(
+        of_others.clamp(min=FLOOR)
+    )
 
 
 def part_of(memory: Memory, rows: slice) -> Memory:
     """The memory of some positions, those of a slice without step."""
     first, stop, _ = rows.indices(len(memory.rest))
-    ends = torch.searchsorted(memory.owner, torch.tensor([first, stop], device=memory.owner.device)).tolist()
+    ends = torch.searchsorted(
+        memory.owner, torch.tensor([first, stop], device=memory.owner.device)
+    ).tolist()
     of_candidates = {"owner", "classes", "probability", "age"}
     pieces = {
         name: values[slice(*ends)] if name in of_candidates else values[first:stop]

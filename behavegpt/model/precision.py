@@ -1,4 +1,5 @@
-"""In which precision a device computes: fp32 weights everywhere, bf16 autocast where the hardware has it."""
+"""In which precision a device computes: fp32 weights everywhere, bf16 autocast where the hardware
+has it."""
 
 from __future__ import annotations
 

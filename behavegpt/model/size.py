@@ -6,9 +6,11 @@ from torch import nn
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of embeddings, blocks (with the final norm), prediction layer and second heads, and the total.
+    """Parameters of embeddings, blocks (with the final norm), prediction layer and second heads,
+    and the total.
 
-    `without_embeddings` leaves out the embedding tables, as Kaplan et al. count; a shared tensor counts once.
+    `without_embeddings` leaves out the embedding tables, as Kaplan et al. count; a shared tensor
+    counts once.
     """
     parts = {"embeddings": 0, "blocks": 0, "head": 0, "next_heads": 0}
     for name, parameter in model.named_parameters():

@@ -1,1 +1,2 @@
-"""Universal behavioral profiles: members (each ends in UserEmbeddings) and their ensemble, from one YAML file."""
+"""Universal behavioral profiles: members (each ends in UserEmbeddings) and their ensemble, from one
+YAML file."""

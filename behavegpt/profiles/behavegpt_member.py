@@ -1,11 +1,14 @@
-"""BehaveGPT's own vector: the main model pretrained on the clients' stream of events, or a checkpoint of it.
+"""BehaveGPT's own vector: the main model pretrained on the clients' stream of events, or a
+checkpoint of it.
 
-    behavegpt: {kind: behavegpt, model: {embedding_size: 24, num_hidden_layers: 2}, train: {epochs: 3, lr: 2e-3}}
+    behavegpt: {kind: behavegpt, model: {embedding_size: 24, num_hidden_layers: 2}, train: {epochs:
+        3, lr: 2e-3}}
     behavegpt: {kind: behavegpt, checkpoint: runs/challenge/model}
 
-The stream is that of `behavegpt convert recsys2025`, so a checkpoint trained by configs/challenge.yaml fits: an event
-is its type and category, a behavior also tells the url, and every `clock` days stands a tick, which lets the model see
-time pass. The vector is made by `pooling`: the state at the last event and the mean of all states.
+The stream is that of `behavegpt convert recsys2025`, so a checkpoint trained by
+configs/challenge.yaml fits: an event is its type and category, a behavior also tells the url, and
+every `clock` days stands a tick, which lets the model see time pass. The vector is made by
+`pooling`: the state at the last event and the mean of all states.
 """
 
 from __future__ import annotations
@@ -49,7 +52,12 @@ BLOCK = 20_000  # clients whose streams are in memory at a time
 MODEL, FACTS = "model", "stream.json"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 SCHEMA = EventSchema(
-    user="user_id", time="timestamp", event="event", behavior="behavior", extra=("item", "price"), tz="UTC"
+    user="user_id",
+    time="timestamp",
+    event="event",
+    behavior="behavior",
+    extra=("item", "price"),
+    tz="UTC",
 )
 
 
@@ -57,21 +65,32 @@ class BehaviorSettings(MemberSettings):
     """How BehaveGPT is pretrained, or where it is."""
 
     kind: Literal["behavegpt"] = "behavegpt"
-    checkpoint: PathText | None = Field(None, description="model folder of a run on such a stream; null: pretrain here")
-    clients: Literal["asked", "all"] = Field("asked", description="whose streams it is pretrained on")
+    checkpoint: PathText | None = Field(
+        None, description="model folder of a run on such a stream; null: pretrain here"
+    )
+    clients: Literal["asked", "all"] = Field(
+        "asked", description="whose streams it is pretrained on"
+    )
     clock: float | None = Field(7, gt=0, description="days between ticks; null: none")
-    model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig, as `model` in a training config")
+    model: dict[str, Any] = Field(
+        default_factory=dict, description="BehaveGPTConfig, as `model` in a training config"
+    )
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     min_count: int = Field(3, ge=1, description="events of a label below which it is unknown")
-    most_labels: int | None = Field(20_000, ge=1, description="labels of a field; the most frequent are kept")
-    pool: tuple[str, ...] = Field(("last", "mean"), min_length=1, description="parts of the vector, see `export`")
+    most_labels: int | None = Field(
+        20_000, ge=1, description="labels of a field; the most frequent are kept"
+    )
+    pool: tuple[str, ...] = Field(
+        ("last", "mean"), min_length=1, description="parts of the vector, see `export`"
+    )
     half_life: float = Field(7.0, gt=0, description="days, for decayed parts")
 
     @field_validator("model")
     @classmethod
     def _known_shape(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:  # transformers accepts any name, and a misspelled width would be the paper's
+        # transformers accepts any name, and a misspelled width would be the paper's
+        for name in value:
             if name not in SHAPE:
                 raise ValueError(f"unknown setting {name!r}. {closest(name, SHAPE)}")
         return value
@@ -84,14 +103,16 @@ class BehaviorSettings(MemberSettings):
                 shaping["checkpoint"] = manifest_of(Path(self.checkpoint), MODEL_FILES, {})["files"]
             except OSError as error:
                 raise ConfigError(
-                    f"checkpoint {self.checkpoint}: no model folder ({first_line(error)}); give the `model` folder "
+                    f"checkpoint {self.checkpoint}: no model folder ({first_line(error)}); give "
+                    "the `model` folder "
                     "of a run."
                 ) from None
         return shaping
 
 
 def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
-    """Pretrain, or take the checkpoint; writes model/ and the moment that the last ticks stand at."""
+    """Pretrain, or take the checkpoint; writes model/ and the moment that the last ticks stand
+    at."""
     with context.connect() as con:
         end: datetime.datetime = con.execute("SELECT max(moment) FROM events").fetchall()[0][0]
     write_json(folder / FACTS, {"end": end.isoformat(sep=" ")})
@@ -101,7 +122,9 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
         return
     with workspace(context.cache / "stream") as work:
         with context.connect() as con:
-            whose = "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
+            whose = (
+                "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
+            )
             log, schema = _write_stream(con, work, whose, end.isoformat(sep=" "), settings.clock)
         store = prepare(
             log,
@@ -119,7 +142,9 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
             loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
             trainer = Trainer(model, loss, store, train, run)
             trainer.fit()
-            run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length))
+            run.save(
+                trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length)
+            )
         shutil.move(run.path / "model", folder / MODEL)
         shutil.copy(run.path / "run.json", folder / "run.json")
 
@@ -134,12 +159,19 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     with context.connect() as con, workspace(context.cache / "stream") as work:
         for start in range(0, len(context.clients), BLOCK):
             some = f"(FROM clients WHERE row >= {start} AND row < {start + BLOCK})"
-            log, _ = _write_stream(con, work, f"SEMI JOIN {some} c ON c.client = e.client", end, clock)
+            log, _ = _write_stream(
+                con, work, f"SEMI JOIN {some} c ON c.client = e.client", end, clock
+            )
             encoded = tokenizer.encode(log)
             bounds = encoded.offsets[:-1], encoded.offsets[1:]
             ids.append(encoded.users.cast("int64").to_numpy())
-            vectors.append(user_vectors(model, encoded.columns, *bounds, settings.pool, settings.half_life))
-            say(f"      embedding {min(start + BLOCK, len(context.clients)):,}/{len(context.clients):,} clients")
+            vectors.append(
+                user_vectors(model, encoded.columns, *bounds, settings.pool, settings.half_life)
+            )
+            say(
+                "      embedding "
+                f"{min(start + BLOCK, len(context.clients)):,}/{len(context.clients):,} clients"
+            )
     return UserEmbeddings(np.concatenate(ids), np.concatenate(vectors))
 
 
@@ -163,7 +195,8 @@ def _build_model(store: EventStore, settings: BehaviorSettings) -> BehaveGPTForB
 def _write_stream(
     con: duckdb.DuckDBPyConnection, folder: Path, whose: str, end: str, clock: float | None
 ) -> tuple[Path, EventSchema]:
-    """Write the events of some clients (`whose`: a join on `e.client`) as one log; ticks go back from `end`."""
+    """Write the events of some clients (`whose`: a join on `e.client`) as one log; ticks go back
+    from `end`."""
     kinds = f"list_extract({list(EVENTS)!r}, e.event + 1)"
     plain, ticking = folder / "plain.parquet", folder / "ticking.parquet"
     con.execute(f"""COPY (
@@ -179,5 +212,6 @@ def _write_stream(
 
 
 def _category() -> str:
-    """SQL: a product's category as text, `unknown` where its properties lack it, null where there is no product."""
+    """SQL: a product's category as text, `unknown` where its properties lack it, null where there
+    is no product."""
     return "CASE WHEN e.sku IS NOT NULL THEN coalesce(p.category::VARCHAR, 'unknown') END"

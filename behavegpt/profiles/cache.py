@@ -25,5 +25,8 @@ def peak_memory() -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii", errors="replace").splitlines())
+    lines = dict(
+        line.split(":", 1)
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines()
+    )
     return int(lines["VmHWM"].split()[0]) * 1024

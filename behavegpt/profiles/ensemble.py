@@ -1,8 +1,9 @@
 """The ensemble: each member's steps, outer join on the clients, imputation, concatenation, float16.
 
-DIR/client_ids.npy, embeddings.npy, missing.npy, entry.json   the entry (see behavegpt.user_embeddings)
-DIR/ensemble.json                                             members, columns, row order, how many were imputed
-DIR/state.safetensors                                         everything fitted, to embed new clients the same way
+DIR/client_ids.npy, embeddings.npy, missing.npy, entry.json   the entry (see
+behavegpt.user_embeddings) DIR/ensemble.json                                             members,
+columns, row order, how many were imputed DIR/state.safetensors
+everything fitted, to embed new clients the same way
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.profiles.members import Step
 from behavegpt.profiles.transforms import BLOCK, State, fit_steps, transformed, width_after
-from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal, write_array
+from behavegpt.user_embeddings import (
+    CLIENT_IDS,
+    EMBEDDINGS,
+    MISSING,
+    UserEmbeddings,
+    seal,
+    write_array,
+)
 
 WIDEST = 2048  # columns the challenge takes
 STATE, FACTS = "state.safetensors", "ensemble.json"
@@ -29,33 +37,46 @@ class EnsembleSettings(Settings):
 
     members: tuple[str, ...] | None = Field(None, description="in this order; all by default")
     without: tuple[str, ...] = Field((), description="members left out, for ablations")
-    impute: Literal["mean", "zero"] = Field("mean", description="columns of a member that has no vector of a client")
-    post: tuple[Step, ...] | None = Field(None, description="steps for every member instead of its own")
+    impute: Literal["mean", "zero"] = Field(
+        "mean", description="columns of a member that has no vector of a client"
+    )
+    post: tuple[Step, ...] | None = Field(
+        None, description="steps for every member instead of its own"
+    )
 
     def chosen(self, names: list[str]) -> list[str]:
         """The members by name. Raises ConfigError for one that is not there."""
         for name in (*(self.members or ()), *self.without):
             if name not in names:
-                raise ConfigError(f"ensembles: {name!r} is no member; there are {', '.join(names)}.")
+                raise ConfigError(
+                    f"ensembles: {name!r} is no member; there are {', '.join(names)}."
+                )
         chosen = [name for name in self.members or names if name not in self.without]
         if not chosen:
             raise ConfigError("ensembles: no member is left; name at least one.")
         return chosen
 
 
-Fitted = dict[str, tuple[tuple[Step, ...], list[State], np.ndarray]]  # member -> steps, their states, imputed row (D,)
+# member -> steps, their states, imputed row (D,)
+Fitted = dict[str, tuple[tuple[Step, ...], list[State], np.ndarray]]
 
 
-def fit_ensemble(members: Mapping[str, tuple[tuple[Step, ...], UserEmbeddings]], impute: str) -> Fitted:
-    """Fit the steps of each member and the row that stands for clients without it, in the members' order.
+def fit_ensemble(
+    members: Mapping[str, tuple[tuple[Step, ...], UserEmbeddings]], impute: str
+) -> Fitted:
+    """Fit the steps of each member and the row that stands for clients without it, in the members'
+    order.
 
     Raises ConfigError when the columns are more than the challenge takes.
     """
-    widths = {name: width_after(steps, of.vectors.shape[1]) for name, (steps, of) in members.items()}
+    widths = {
+        name: width_after(steps, of.vectors.shape[1]) for name, (steps, of) in members.items()
+    }
     if sum(widths.values()) > WIDEST:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ConfigError(
-            f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members with {{pca: N}}."
+            f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members with "
+            f"{{pca: N}}."
         )
     fitted: Fitted = {}
     for name, (steps, embeddings) in members.items():
@@ -71,7 +92,8 @@ def write_ensemble(
 ) -> dict[str, Any]:
     """Write the entry of the clients `order` (U,), member by member; returns its facts.
 
-    Raises DataError for values beyond float16. Clients that no member has are `missing`: all their columns are imputed.
+    Raises DataError for values beyond float16. Clients that no member has are `missing`: all their
+    columns are imputed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     width = sum(len(row) for _, _, row in fitted.values())
@@ -86,7 +108,10 @@ def write_ensemble(
             stop = start + len(fitted[name][2])
             _write_columns(out[:, start:stop], fitted[name], of.vectors, rows, name)
             missing[rows[rows >= 0]] = False
-            columns[name] = {"columns": [start, stop], "imputed_clients": len(order) - int(np.count_nonzero(rows >= 0))}
+            columns[name] = {
+                "columns": [start, stop],
+                "imputed_clients": len(order) - int(np.count_nonzero(rows >= 0)),
+            }
             start = stop
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -99,7 +124,12 @@ def write_ensemble(
     if missing.any():
         write_array(folder / MISSING, missing)
     seal(folder)
-    return {"clients": len(order), "dimensions": width, "missing": int(missing.sum()), "members": columns}
+    return {
+        "clients": len(order),
+        "dimensions": width,
+        "missing": int(missing.sum()),
+        "members": columns,
+    }
 
 
 def _write_columns(
@@ -109,7 +139,8 @@ def _write_columns(
     rows: np.ndarray,
     name: str,
 ) -> None:
-    """Fill a member's columns (U, D'): its vectors (M, D) in `rows` (M,), elsewhere what stands for absent ones."""
+    """Fill a member's columns (U, D'): its vectors (M, D) in `rows` (M,), elsewhere what stands for
+    absent ones."""
     steps, states, imputed = fitted
     out[:] = _half(imputed, name)
     for number, block in enumerate(transformed(steps, states, vectors)):
@@ -125,7 +156,9 @@ def save_fitted(fitted: Fitted, folder: Path) -> None:
     for name, (_, states, _) in fitted.items():
         for number, state in enumerate(states):
             arrays |= {f"{name}/{number}/{array}": values for array, values in state.items()}
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / STATE)
+    save_file(
+        {name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / STATE
+    )
 
 
 def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
@@ -136,7 +169,9 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
     try:
         arrays = load_file(folder / STATE)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{folder / STATE}: cannot be read ({error}); build the ensemble again.") from None
+        raise DataError(
+            f"{folder / STATE}: cannot be read ({error}); build the ensemble again."
+        ) from None
     fitted: Fitted = {}
     for name, post in steps.items():
         states: list[State] = [{} for _ in post]
@@ -163,6 +198,7 @@ def _half(values: np.ndarray, name: str) -> np.ndarray:
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
         raise DataError(
-            f"member {name!r} has values beyond float16 (65,504); end its `post` with l2 or {{quantile: uniform}}."
+            f"member {name!r} has values beyond float16 (65,504); end its `post` with l2 or "
+            f"{{quantile: uniform}}."
         )
     return half

@@ -1,7 +1,9 @@
-"""Events as text: one line for each event, the newest of each client, in an Arrow file sorted by client.
+"""Events as text: one line for each event, the newest of each client, in an Arrow file sorted by
+client.
 
-layout lines   event type: add to cart; timestamp: 2022-08-01 10:33; item: 12; category: 3; price: 40; name: 12 200 7;
-layout table   2022-08-01 10:33 | 12 200 7                 under the header   timestamp | query
+layout lines   event type: add to cart; timestamp: 2022-08-01 10:33; item: 12; category: 3; price:
+40; name: 12 200 7; layout table   2022-08-01 10:33 | 12 200 7                 under the header
+timestamp | query
 
 What an event does not have is left out of its line, or an empty cell.
 """
@@ -42,11 +44,11 @@ def write_lines(
     repeats: bool,
     path: Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write the last `last` lines of each client of the view `clients`, the newest first; without `repeats`, of events
-    that are alike but for their time the newest alone.
+    """Write the last `last` lines of each client of the view `clients`, the newest first; without
+    `repeats`, of events that are alike but for their time the newest alone.
 
-    Returns the clients with an event (U,) int64 and offsets (U + 1,) of their lines. Equal times are sorted by event
-    type and text, so the order of rows in a file never matters.
+    Returns the clients with an event (U,) int64 and offsets (U + 1,) of their lines. Equal times
+    are sorted by event type and text, so the order of rows in a file never matters.
     """
     timeless = _line([field for field in fields if field != "time"], layout)
     found = f"""
@@ -59,7 +61,10 @@ def write_lines(
         QUALIFY row_number() OVER (PARTITION BY row ORDER BY moment DESC, event DESC, line DESC) <= {last}
         ORDER BY row, moment DESC, event DESC, line DESC"""
     counts = np.zeros(int(columns(con, "SELECT count(*) AS n FROM clients")["n"][0]), np.int64)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pa.schema([("line", pa.string())])) as writer:
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, pa.schema([("line", pa.string())])) as writer,
+    ):
         for batch in con.sql(query).to_arrow_reader(BATCH):
             counts += np.bincount(batch.column("row").to_numpy(), minlength=len(counts))
             writer.write_batch(pa.record_batch([batch.column("line")], names=["line"]))
@@ -82,5 +87,9 @@ def _line(fields: Sequence[str], layout: Layout) -> str:
     """SQL of one event as text."""
     parts = [PARTS[field] for field in fields]
     if layout == "table":
-        return "concat_ws(' | ', {})".format(", ".join(f"coalesce({value}, '')" for _, value in parts))
-    return "concat_ws(' ', {})".format(", ".join(f"'{name}: ' || {value} || ';'" for name, value in parts))
+        return "concat_ws(' | ', {})".format(
+            ", ".join(f"coalesce({value}, '')" for _, value in parts)
+        )
+    return "concat_ws(' ', {})".format(
+        ", ".join(f"'{name}: ' || {value} || ';'" for name, value in parts)
+    )

@@ -1,8 +1,9 @@
 """The one place that reads a challenge directory: all event types as one DuckDB relation.
 
-DIR/input/{product_buy,add_to_cart,remove_from_cart,page_visit,search_query}.parquet   the history (any of them)
-DIR/input/relevant_clients.npy                                                         whose vectors are asked for
-DIR/product_properties.parquet                                                         sku, category, price, name
+DIR/input/{product_buy,add_to_cart,remove_from_cart,page_visit,search_query}.parquet   the history
+(any of them) DIR/input/relevant_clients.npy
+whose vectors are asked for DIR/product_properties.parquet
+sku, category, price, name
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from behavegpt.paths import PathText
 from behavegpt.user_embeddings import open_array
 
 EventName = Literal["product_buy", "add_to_cart", "remove_from_cart", "page_visit", "search_query"]
-EVENTS: tuple[EventName, ...] = ("product_buy", "add_to_cart", "remove_from_cart", "page_visit", "search_query")
+EVENTS: tuple[EventName, ...] = (
+    "product_buy",
+    "add_to_cart",
+    "remove_from_cart",
+    "page_visit",
+    "search_query",
+)
 PRODUCT: tuple[EventName, ...] = EVENTS[:3]
 _ITEM = {"product_buy": "sku", "add_to_cart": "sku", "remove_from_cart": "sku", "page_visit": "url"}
 _ITEM["search_query"] = "query"
@@ -40,9 +47,13 @@ class DataSettings(Settings):
     """Where the events are and whose vectors are asked for."""
 
     path: PathText = Field(description="challenge directory after `behavegpt challenge split`")
-    clients: str = Field("relevant", description="relevant, all (with an event), or a .npy file of int64 ids")
+    clients: str = Field(
+        "relevant", description="relevant, all (with an event), or a .npy file of int64 ids"
+    )
     memory_gb: float = Field(2.0, gt=0, description="memory of the query engine; it spills beyond")
-    threads: int | None = Field(None, ge=1, description="threads of the query engine; all cores by default")
+    threads: int | None = Field(
+        None, ge=1, description="threads of the query engine; all cores by default"
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,8 @@ class EventTables:
     def connect(self, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection with the views
 
-        events      client BIGINT, moment TIMESTAMP, event UTINYINT (index into EVENTS), sku, url BIGINT,
+        events      client BIGINT, moment TIMESTAMP, event UTINYINT (index into EVENTS), sku, url
+        BIGINT,
                     query SMALLINT[]
         properties  sku, category, price BIGINT, name SMALLINT[]
         clients     client BIGINT, row UINTEGER: position in `self.clients`
@@ -86,33 +98,51 @@ class EventTables:
         """
         files = [*self.files.values(), self.properties]
         with reading(str(self.path), files), connect(spill, self.memory, self.threads) as con:
-            con.execute("SET preserve_insertion_order = true")  # a sorted result must arrive in its order
+            # a sorted result must arrive in its order
+            con.execute("SET preserve_insertion_order = true")
             selects = " UNION ALL ".join(_select(event, path) for event, path in self.files.items())
             con.execute(f"CREATE VIEW events AS {selects}")
             name = codes_sql(_column(self.properties, "name"))
             con.execute(
-                f"CREATE VIEW properties AS SELECT sku::BIGINT AS sku, category::BIGINT AS category, "
-                f"price::BIGINT AS price, {name} AS name FROM read_parquet({literal(self.properties)})"
+                "CREATE VIEW properties AS SELECT sku::BIGINT AS sku, category::BIGINT AS "
+                "category, "
+                f"price::BIGINT AS price, {name} AS name FROM "
+                f"read_parquet({literal(self.properties)})"
             )
-            register(con, "clients", client=self.clients, row=np.arange(len(self.clients), dtype=np.uint32))
+            register(
+                con,
+                "clients",
+                client=self.clients,
+                row=np.arange(len(self.clients), dtype=np.uint32),
+            )
             yield con
 
 
 def open_events(settings: DataSettings) -> EventTables:
-    """Check a directory and choose its clients. Raises DataError naming the file and what is wrong with it."""
+    """Check a directory and choose its clients. Raises DataError naming the file and what is wrong
+    with it."""
     path = Path(settings.path)
-    tables = EventTables(path, np.zeros(0, np.int64), int(settings.memory_gb * 2**30), settings.threads)
+    tables = EventTables(
+        path, np.zeros(0, np.int64), int(settings.memory_gb * 2**30), settings.threads
+    )
     if not tables.files:
-        raise DataError(f"{path}/input holds no event files; run `behavegpt challenge split {path}` first.")
+        raise DataError(
+            f"{path}/input holds no event files; run `behavegpt challenge split {path}` first."
+        )
     if not tables.properties.is_file():
-        raise DataError(f"{tables.properties} is missing; it must have the columns sku, category, price and name.")
+        raise DataError(
+            f"{tables.properties} is missing; it must have the columns sku, category, price and "
+            "name."
+        )
     for event, file in tables.files.items():
         for column in ("client_id", "timestamp", _ITEM[event]):
             _column(file, column)
     _check_properties(tables)
     clients = _chosen(tables, settings.clients)
     if not len(clients):
-        raise DataError(f"{path}: no clients are asked for; check data.clients = {settings.clients!r}.")
+        raise DataError(
+            f"{path}: no clients are asked for; check data.clients = {settings.clients!r}."
+        )
     return EventTables(path, clients, tables.memory, tables.threads)
 
 
@@ -134,7 +164,8 @@ def among(events: Sequence[EventName]) -> str:
 
 
 def codes_sql(column: tuple[str, pa.DataType]) -> str:
-    """SQL: text "[ 1 22 ...]" or a list of numbers as SMALLINT[]; linear in the length of the text."""
+    """SQL: text "[ 1 22 ...]" or a list of numbers as SMALLINT[]; linear in the length of the
+    text."""
     name, kind = column
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return f"CAST(regexp_extract_all({name}, '[0-9]+') AS SMALLINT[])"
@@ -155,7 +186,8 @@ def _select(event: EventName, path: Path) -> str:
 
 
 def _column(path: Path, name: str) -> tuple[str, pa.DataType]:
-    """Name and type of a column; codes may have their later name. Raises DataError when it is missing."""
+    """Name and type of a column; codes may have their later name. Raises DataError when it is
+    missing."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -172,21 +204,35 @@ def _check_properties(tables: EventTables) -> None:
     file = tables.properties
     for name in ("sku", "category", "price", "name"):
         _column(file, name)
-    query = f"SELECT sku FROM read_parquet({literal(file)}) GROUP BY sku HAVING count(*) > 1 LIMIT 1"
+    query = (
+        f"SELECT sku FROM read_parquet({literal(file)}) GROUP BY sku HAVING count(*) > 1 LIMIT 1"
+    )
     with reading(str(file), [file]), temporary_folder() as work, connect(work) as con:
         twice = con.execute(query).fetchall()
     if twice:
-        raise DataError(f"{file}: sku {twice[0][0]} has more than one line; keep one for each product.")
+        raise DataError(
+            f"{file}: sku {twice[0][0]} has more than one line; keep one for each product."
+        )
 
 
 def _chosen(tables: EventTables, clients: str) -> np.ndarray:
     """The clients by name or file, ascending, each once (U,) int64."""
     if clients == "all":
-        selects = " UNION ".join(f"SELECT client_id FROM read_parquet({literal(f)})" for f in tables.files.values())
-        with reading(str(tables.path), list(tables.files.values())), temporary_folder() as work, connect(work) as con:
+        selects = " UNION ".join(
+            f"SELECT client_id FROM read_parquet({literal(f)})" for f in tables.files.values()
+        )
+        with (
+            reading(str(tables.path), list(tables.files.values())),
+            temporary_folder() as work,
+            connect(work) as con,
+        ):
             return np.sort(columns(con, selects)["client_id"].astype(np.int64))
-    path = tables.path / "input" / "relevant_clients.npy" if clients == "relevant" else Path(clients)
+    path = (
+        tables.path / "input" / "relevant_clients.npy" if clients == "relevant" else Path(clients)
+    )
     ids = np.array(open_array(path))
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise DataError(f"{path}: holds {ids.dtype} of shape {ids.shape}; save a list of whole client ids.")
+        raise DataError(
+            f"{path}: holds {ids.dtype} of shape {ids.shape}; save a list of whole client ids."
+        )
     return np.unique(ids.astype(np.int64))

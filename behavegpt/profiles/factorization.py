@@ -1,21 +1,26 @@
-"""Hybrid factorization in LightFM's role (Kula 2015; Klenitskiy et al. 2025, section 3.2.2): WARP or BPR.
+"""Hybrid factorization in LightFM's role (Kula 2015; Klenitskiy et al. 2025, section 3.2.2): WARP
+or BPR.
 
     item       v_i = sum over its features of their embeddings, b_i likewise
-    client     u   = mean over the client's products of the sum of their features' embeddings (a table of its own)
+    client     u   = mean over the client's products of the sum of their features' embeddings (a
+    table of its own)
                    + mean over the searches + mean over the visits
     score      u . v_i + b_i
 
-A client has no embedding of its own, so a new client gets a vector from what it did. The product that is to be ranked
-is left out of the client's own products while training, else the two tables would only learn to recognize it.
+A client has no embedding of its own, so a new client gets a vector from what it did. The product
+that is to be ranked is left out of the client's own products while training, else the two tables
+would only learn to recognize it.
 
-WARP draws products until one that the client does not have comes within 1 of the true one; the loss of that pair is
-log(floor((I - 1) / draws)) * (1 - score + other score). BPR takes the first, with -log sigmoid(score - other score).
+WARP draws products until one that the client does not have comes within 1 of the true one; the loss
+of that pair is log(floor((I - 1) / draws)) * (1 - score + other score). BPR takes the first, with
+-log sigmoid(score - other score).
 
-Where paper and public code differ from each other or from this: the code passes the 16 raw codes as 16 numbers and no
-identities, exports the feature table in place of the clients, and swaps ids and vectors when it saves; codes here count
-by position. The paper's features alone are `user_features: [query]`, `item_features: [name]`. The weights of a pair add
-up as in both; a pair with a sum of 0 or less (removed) is no positive, and may be drawn as a negative. Adagrad, 0.05
-and 30 epochs are LightFM's, steps of many pairs at a time and the early stop are ours.
+Where paper and public code differ from each other or from this: the code passes the 16 raw codes as
+16 numbers and no identities, exports the feature table in place of the clients, and swaps ids and
+vectors when it saves; codes here count by position. The paper's features alone are
+`user_features: [query]`, `item_features: [name]`. The weights of a pair add up as in both; a pair
+with a sum of 0 or less (removed) is no positive, and may be drawn as a negative. Adagrad, 0.05 and
+30 epochs are LightFM's, steps of many pairs at a time and the early stop are ours.
 
 Shape letters: B pairs, F factors, I products, U clients, M draws.
 """
@@ -57,16 +62,21 @@ class FactorizationSettings(MemberSettings):
 
     kind: Literal["factorization"] = "factorization"
     weights: dict[EventName, float] = Field(
-        {"product_buy": 1.0, "add_to_cart": 0.7, "remove_from_cart": -0.5}, description="event type -> weight of one"
+        {"product_buy": 1.0, "add_to_cart": 0.7, "remove_from_cart": -0.5},
+        description="event type -> weight of one",
     )
     item_features: tuple[str, ...] = Field(("sku", "category", "price", "name"), min_length=1)
     user_features: tuple[str, ...] = Field(
-        ("sku", "category", "price", "name", "query", "url:5000"), min_length=1, description="name, name:TOP, name:minN"
+        ("sku", "category", "price", "name", "query", "url:5000"),
+        min_length=1,
+        description="name, name:TOP, name:minN",
     )
     clients: Literal["asked", "all"] = Field("asked", description="whose events are learned from")
     factors: int = Field(64, ge=1, description="width of the vectors")
     loss: Literal["warp", "bpr"] = "warp"
-    draws: int = Field(10, ge=1, description="products drawn in search of one that is ranked too high")
+    draws: int = Field(
+        10, ge=1, description="products drawn in search of one that is ranked too high"
+    )
     training: TrainingSettings = TrainingSettings(epochs=30, batch=1024, lr=0.05)
 
     @model_validator(mode="after")
@@ -76,12 +86,17 @@ class FactorizationSettings(MemberSettings):
             raise ValueError(f"{wrong[0]} has no product to rank")
         if max(self.weights.values(), default=0) <= 0:
             raise ValueError("at least one weight must be above 0")
-        for names, known in ((self.item_features, tuple(ITEM_VALUES)), (self.user_features, FAMILIES)):
+        for names, known in (
+            (self.item_features, tuple(ITEM_VALUES)),
+            (self.user_features, FAMILIES),
+        ):
             for text in names:
                 if parse_field(text).name not in known:
                     raise ValueError(f"{text!r} is no feature here; use {', '.join(known)}")
         if self.training.weight_decay or self.training.clip:
-            raise ValueError("training.weight_decay and training.clip do not go with sparse gradients")
+            raise ValueError(
+                "training.weight_decay and training.clip do not go with sparse gradients"
+            )
         return self
 
     @property
@@ -100,9 +115,13 @@ class Factorization(nn.Module):
         self.bias = nn.Parameter(torch.zeros(item_features, 1))
 
     def clients(
-        self, features: ClientFeatures, rows: np.ndarray, without: tuple[np.ndarray, np.ndarray] | None = None
+        self,
+        features: ClientFeatures,
+        rows: np.ndarray,
+        without: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Tensor:
-        """Vectors (B, F) of clients `rows`; `without`: a product of each and its count, which are left out."""
+        """Vectors (B, F) of clients `rows`; `without`: a product of each and its count, which are
+        left out."""
         history = features.history.take(rows)
         asked = history.items if without is None else np.concatenate([history.items, without[0]])
         products, place = np.unique(asked, return_inverse=True)
@@ -113,7 +132,9 @@ class Factorization(nn.Module):
             left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)
             summed = summed - _like(vectors, without[1])[:, None] * F.embedding(left_out, vectors)
             total = total - without[1]
-        return summed / _like(summed, total.clip(min=1))[:, None] + _sum(self.user, features.other.take(rows))
+        return summed / _like(summed, total.clip(min=1))[:, None] + _sum(
+            self.user, features.other.take(rows)
+        )
 
     def items(self, features: ClientFeatures, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """Vectors (N, F) and biases (N, 1) of products."""
@@ -125,8 +146,12 @@ class Factorization(nn.Module):
         products, place = np.unique(numbers, return_inverse=True)
         vectors, biases = self.items(features, products)
         where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)
-        # F.embedding and not [where]: its gradient is summed in the same order whatever the threads do
-        return torch.einsum("bf,bmf->bm", clients, F.embedding(where, vectors)) + F.embedding(where, biases)[..., 0]
+        # F.embedding and not [where]: its gradient is summed in the same order whatever the threads
+        # do
+        return (
+            torch.einsum("bf,bmf->bm", clients, F.embedding(where, vectors))
+            + F.embedding(where, biases)[..., 0]
+        )
 
 
 def ranking_loss(
@@ -136,7 +161,8 @@ def ranking_loss(
     rows: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[Tensor, float]:
-    """Weighted sum () of the losses of pairs `rows` (B,), and the sum of their weights; `rng` draws the products."""
+    """Weighted sum () of the losses of pairs `rows` (B,), and the sum of their weights; `rng` draws
+    the products."""
     products = len(features.as_item.offsets) - 1
     _, client, item, weight, count = (column[rows] for column in features.pairs)
     vectors = network.clients(features, client, (item, count))
@@ -144,7 +170,11 @@ def ranking_loss(
     chosen = ~_among(features.pairs.key, client[:, None] * products + drawn)
     if settings.loss == "warp":
         with torch.no_grad():
-            found = network.scores(features, vectors, np.concatenate([item[:, None], drawn], axis=1)).cpu().numpy()
+            found = (
+                network.scores(features, vectors, np.concatenate([item[:, None], drawn], axis=1))
+                .cpu()
+                .numpy()
+            )
         chosen &= found[:, 1:] > found[:, :1] - MARGIN
     used = np.flatnonzero(chosen.any(axis=1))
     first = chosen.argmax(axis=1)[used]  # of what was drawn
@@ -158,18 +188,24 @@ def ranking_loss(
 
 
 def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None:
-    """Train; writes network.safetensors, user_features.npy and item_features.npy (K, 2) int64, and training.json."""
+    """Train; writes network.safetensors, user_features.npy and item_features.npy (K, 2) int64, and
+    training.json."""
     with context.connect() as con:
         if settings.clients == "all":
             found = columns(con, "SELECT DISTINCT client FROM events ORDER BY client")["client"]
             register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
         features = read_features(con, settings.weights, settings.names)
     if not len(features.pairs.client):
-        raise DataError(f"no client has a product by {', '.join(settings.weights)}; choose other weights.")
+        raise DataError(
+            f"no client has a product by {', '.join(settings.weights)}; choose other weights."
+        )
     device = choose_device(context.device)
     with seeded(context.seed):
-        network = Factorization(len(features.kept[0]), len(features.kept[1]), settings.factors).to(device)
-    with torch.sparse.check_sparse_tensor_invariants(False):  # Adagrad warns while nobody has chosen
+        network = Factorization(len(features.kept[0]), len(features.kept[1]), settings.factors).to(
+            device
+        )
+    # Adagrad warns while nobody has chosen
+    with torch.sparse.check_sparse_tensor_invariants(False):
         result = train(
             network,
             lambda rows, rng: ranking_loss(network, features, settings, rows, rng),
@@ -177,7 +213,9 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
             settings.training,
             context.seed,
             "factorization",
-            make_optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=settings.training.lr),
+            make_optimizer=lambda parameters: torch.optim.Adagrad(
+                parameters, lr=settings.training.lr
+            ),
         )
     save_network(network, folder)
     write_array(folder / "user_features.npy", features.kept[0])
@@ -187,7 +225,10 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
 
 def embed(context: Context, settings: FactorizationSettings, folder: Path) -> UserEmbeddings:
     """(U, F) float32 of the asked clients with a known feature."""
-    kept = np.array(open_array(folder / "user_features.npy")), np.array(open_array(folder / "item_features.npy"))
+    kept = (
+        np.array(open_array(folder / "user_features.npy")),
+        np.array(open_array(folder / "item_features.npy")),
+    )
     with context.connect() as con:
         features = read_features(con, settings.weights, settings.names, kept)
     network = Factorization(len(kept[0]), len(kept[1]), settings.factors)
@@ -195,7 +236,9 @@ def embed(context: Context, settings: FactorizationSettings, folder: Path) -> Us
     network.to(choose_device(context.device))
     lengths = np.diff(features.history.offsets) + np.diff(features.other.offsets)
     present = np.flatnonzero(lengths)
-    vectors = embed_rows(lambda rows: network.clients(features, rows), present, lengths[present], BATCH, "vectors")
+    vectors = embed_rows(
+        lambda rows: network.clients(features, rows), present, lengths[present], BATCH, "vectors"
+    )
     return UserEmbeddings(features.clients[present], vectors)
 
 
@@ -203,7 +246,13 @@ def _sum(table: Tensor, chosen: Bags) -> Tensor:
     """Weighted sums (B, F) of rows of `table` (K, F); the gradient of a parameter is sparse."""
     offsets, index, weight = (torch.from_numpy(part).to(table.device) for part in chosen)
     return F.embedding_bag(
-        index, table, offsets, mode="sum", sparse=table.is_leaf, per_sample_weights=weight, include_last_offset=True
+        index,
+        table,
+        offsets,
+        mode="sum",
+        sparse=table.is_leaf,
+        per_sample_weights=weight,
+        include_last_offset=True,
     )
 
 

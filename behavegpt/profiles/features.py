@@ -1,8 +1,10 @@
-"""Bags of weighted features of products and clients, for models that add up what each feature means.
+"""Bags of weighted features of products and clients, for models that add up what each feature
+means.
 
-A feature is (family, value): a product's identity, category, price or a code of its name, a visited URL, a code of a
-query. A code counts together with its position in the text, as quantized texts mean something else in each place: raw
-codes as 16 numbers, which the public code of the paper uses, span 16 dimensions at most.
+A feature is (family, value): a product's identity, category, price or a code of its name, a visited
+URL, a code of a query. A code counts together with its position in the text, as quantized texts
+mean something else in each place: raw codes as 16 numbers, which the public code of the paper uses,
+span 16 dimensions at most.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Bags(NamedTuple):
 
 
 def spans(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """New offsets (B + 1,), and where the entries of `rows` (B,) lie in a flat column with these offsets (R + 1,)."""
+    """New offsets (B + 1,), and where the entries of `rows` (B,) lie in a flat column with these
+    offsets (R + 1,)."""
     counts = np.diff(offsets)[rows]
     return np.concatenate([[0], np.cumsum(counts)]), ranges(offsets[rows], counts)
 
@@ -108,9 +111,11 @@ def read_features(
     names: tuple[Sequence[str], Sequence[str]],
     kept: tuple[Features, Features] | None = None,
 ) -> ClientFeatures:
-    """Read the events of the view `clients`; `names` and `kept` are features of clients and of products.
+    """Read the events of the view `clients`; `names` and `kept` are features of clients and of
+    products.
 
-    The features are chosen here unless they are given. A product that has none in the clients' table is in no history.
+    The features are chosen here unless they are given. A product that has none in the clients'
+    table is in no history.
     """
     clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
     skus = _number_products(con, weights)
@@ -122,7 +127,10 @@ def read_features(
     items = _read_families(con, of_items)
     if kept is None:
         events = np.bincount(counts.item, counts.events, minlength=len(skus))
-        kept = choose_features(_by_events(products, events) + others), choose_features(_by_events(items, events))
+        kept = (
+            choose_features(_by_events(products, events) + others),
+            choose_features(_by_events(items, events)),
+        )
 
     as_history = feature_bags(products, kept[0], len(skus))
     in_history = (counts.events > 0) & (np.diff(as_history.offsets) > 0)[counts.item]
@@ -138,9 +146,14 @@ def read_features(
     )
 
 
-def _number_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, float]) -> np.ndarray:
-    """The products (I,) int64 of the clients' weighted events, ascending; makes the table `items` (number, sku)."""
-    query = f"SELECT DISTINCT sku FROM ({_weighted_events(weights)}) WHERE sku IS NOT NULL ORDER BY sku"
+def _number_products(
+    con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, float]
+) -> np.ndarray:
+    """The products (I,) int64 of the clients' weighted events, ascending; makes the table `items`
+    (number, sku)."""
+    query = (
+        f"SELECT DISTINCT sku FROM ({_weighted_events(weights)}) WHERE sku IS NOT NULL ORDER BY sku"
+    )
     skus = columns(con, query)["sku"].astype(np.int64)
     register(con, "items", sku=skus, number=np.arange(len(skus), dtype=np.int64))
     return skus
@@ -148,7 +161,9 @@ def _number_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName,
 
 def _count_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, float]) -> _Counts:
     """Count each client's events by product; needs the table `items`."""
-    counts = ", ".join(f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in weights)
+    counts = ", ".join(
+        f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in weights
+    )
     table = columns(
         con,
         f"""SELECT row::BIGINT AS row, number, {counts}
@@ -165,32 +180,41 @@ def _count_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, 
 
 def _weighted_events(weights: Mapping[EventName, float]) -> str:
     """SQL: the clients' events that have a weight."""
-    return f"SELECT row, event, sku FROM events JOIN clients USING (client) WHERE event IN ({among(tuple(weights))})"
+    return (
+        "SELECT row, event, sku FROM events JOIN clients USING (client) WHERE event IN "
+        f"({among(tuple(weights))})"
+    )
 
 
 def _pairs(counts: _Counts, in_history: np.ndarray, products: int) -> Pairs:
     """The pairs of a positive weight."""
     key = counts.row * products + counts.item
-    pairs = Pairs(key, counts.row, counts.item, counts.weight, (counts.events * in_history).astype(np.float32))
+    pairs = Pairs(
+        key, counts.row, counts.item, counts.weight, (counts.events * in_history).astype(np.float32)
+    )
     return Pairs(*(column[counts.weight > 0] for column in pairs))
 
 
 def bags(rows: np.ndarray, index: np.ndarray, weight: np.ndarray, size: int) -> Bags:
-    """`size` bags of the entries (N,): entry n lies in bag rows[n]. The order of the entries does not matter."""
+    """`size` bags of the entries (N,): entry n lies in bag rows[n]. The order of the entries does
+    not matter."""
     order = np.lexsort((index, rows))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=size))])
     return Bags(offsets, index[order].astype(np.int64), weight[order].astype(np.float32))
 
 
 def choose_features(families: Sequence[Family]) -> Features:
-    """The features that are kept: all, the most frequent, or those seen often enough, as each family's spec says."""
+    """The features that are kept: all, the most frequent, or those seen often enough, as each
+    family's spec says."""
     kept = [np.zeros((0, 2), np.int64)]
     for family in families:
         values, place = np.unique(family.value, return_inverse=True)
         total = np.bincount(place, family.times, minlength=len(values))
         order = np.lexsort((values, -total))[: family.spec.top]
         chosen = np.sort(values[order[total[order] >= family.spec.least]])
-        kept.append(np.stack([np.full(len(chosen), FAMILIES.index(family.spec.name)), chosen], axis=1))
+        kept.append(
+            np.stack([np.full(len(chosen), FAMILIES.index(family.spec.name)), chosen], axis=1)
+        )
     features = np.concatenate(kept)
     return features[np.lexsort(features.T[::-1])]
 
@@ -199,7 +223,9 @@ def feature_bags(families: Sequence[Family], features: Features, size: int) -> B
     """`size` bags in which each family's known values have weights that add up to 1."""
     rows, index, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for family in families:
-        first, last = np.searchsorted(features[:, 0], FAMILIES.index(family.spec.name) + np.arange(2))
+        first, last = np.searchsorted(
+            features[:, 0], FAMILIES.index(family.spec.name) + np.arange(2)
+        )
         values = features[first:last, 1]
         place = np.searchsorted(values, family.value)
         known = (place < len(values)) & (np.append(values, 0)[place] == family.value)

@@ -1,7 +1,7 @@
 """Declared fields of a sequence, their SQL, and the vocabularies that are fitted on them.
 
-Ids of every field: 0 pad, 1 start, 2 end, 3 missing (the event has no such thing), 4 rare (not in the vocabulary),
-5... values by frequency. Values never share an id with these five.
+Ids of every field: 0 pad, 1 start, 2 end, 3 missing (the event has no such thing), 4 rare (not in
+the vocabulary), 5... values by frequency. Values never share an id with these five.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ FIELD_NAMES = (*VALUES, *CODES)
 
 
 class FieldSpec(NamedTuple):
-    """`sku:5000` keeps the 5,000 most frequent values, `url:min10` those seen at least 10 times, `url` all."""
+    """`sku:5000` keeps the 5,000 most frequent values, `url:min10` those seen at least 10 times,
+    `url` all."""
 
     name: str
     top: int | None = None
@@ -55,10 +56,16 @@ class FieldSpec(NamedTuple):
 class SequenceSettings(Settings):
     """Which events and fields make up a sequence."""
 
-    fields: tuple[str, ...] = Field(description="name, name:TOP or name:minN, for example [week, event, sku:5000]")
+    fields: tuple[str, ...] = Field(
+        description="name, name:TOP or name:minN, for example [week, event, sku:5000]"
+    )
     events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    last: int | None = Field(None, ge=1, description="events (or code tokens) kept for each client, the newest")
-    clients: Literal["asked", "all"] = Field("asked", description="whose events: those of data.clients, or everybody's")
+    last: int | None = Field(
+        None, ge=1, description="events (or code tokens) kept for each client, the newest"
+    )
+    clients: Literal["asked", "all"] = Field(
+        "asked", description="whose events: those of data.clients, or everybody's"
+    )
 
     @field_validator("fields")
     @classmethod
@@ -100,7 +107,9 @@ class Vocabularies:
 
         names = json.dumps(list(self.values))  # safetensors sorts the arrays by name
         save_file(
-            {n: np.ascontiguousarray(v) for n, v in self.values.items()}, path, {"anchor": self.anchor, "names": names}
+            {n: np.ascontiguousarray(v) for n, v in self.values.items()},
+            path,
+            {"anchor": self.anchor, "names": names},
         )
 
     @classmethod
@@ -110,7 +119,10 @@ class Vocabularies:
 
         with safe_open(path, "numpy") as file:
             facts = file.metadata()
-            return cls({name: file.get_tensor(name) for name in json.loads(facts["names"])}, facts["anchor"])
+            return cls(
+                {name: file.get_tensor(name) for name in json.loads(facts["names"])},
+                facts["anchor"],
+            )
 
 
 def parse_field(text: str) -> FieldSpec:
@@ -122,37 +134,59 @@ def parse_field(text: str) -> FieldSpec:
         return FieldSpec(name)
     found = re.fullmatch(r"(min)?([1-9]\d*)", limit)
     if not found:
-        raise ValueError(f"{text!r}: write {name}:5000 (most frequent) or {name}:min10 (seen at least 10 times)")
+        raise ValueError(
+            f"{text!r}: write {name}:5000 (most frequent) or {name}:min10 (seen at least 10 times)"
+        )
     return FieldSpec(name, least=int(found[2])) if found[1] else FieldSpec(name, top=int(found[2]))
 
 
 def fit_vocabularies(tables: EventTables, settings: SequenceSettings, spill: Path) -> Vocabularies:
-    """Count the values of each field in the chosen events. Missing values take no place of `top`."""
+    """Count the values of each field in the chosen events. Missing values take no place of
+    `top`."""
     with tables.connect(spill) as con:
         first, days = _calendar(con, settings)
         values = {
-            spec.name: _values(con, settings, spec, first, days) for spec in settings.specs if spec.name not in RAW
+            spec.name: _values(con, settings, spec, first, days)
+            for spec in settings.specs
+            if spec.name not in RAW
         }
     return Vocabularies(values, first.isoformat())
 
 
-def _calendar(con: duckdb.DuckDBPyConnection, settings: SequenceSettings) -> tuple[datetime.date, int]:
-    """First day of the chosen events and the number of days up to the last. Raises DataError when there are none."""
-    query = f"SELECT min(moment)::DATE, max(moment)::DATE FROM events WHERE event IN ({among(settings.events)})"
+def _calendar(
+    con: duckdb.DuckDBPyConnection, settings: SequenceSettings
+) -> tuple[datetime.date, int]:
+    """First day of the chosen events and the number of days up to the last. Raises DataError when
+    there are none."""
+    query = (
+        "SELECT min(moment)::DATE, max(moment)::DATE FROM events WHERE event IN "
+        f"({among(settings.events)})"
+    )
     first, last = con.execute(query).fetchall()[0]
     if first is None:
-        raise DataError(f"no events of the types {', '.join(settings.events)}; choose others in `events`.")
+        raise DataError(
+            f"no events of the types {', '.join(settings.events)}; choose others in `events`."
+        )
     return first, (last - first).days + 1
 
 
 def _values(
-    con: duckdb.DuckDBPyConnection, settings: SequenceSettings, spec: FieldSpec, first: datetime.date, days: int
+    con: duckdb.DuckDBPyConnection,
+    settings: SequenceSettings,
+    spec: FieldSpec,
+    first: datetime.date,
+    days: int,
 ) -> np.ndarray:
-    """Values (V,) int64 of one field: a fixed range, or what occurs, by frequency and then by value."""
+    """Values (V,) int64 of one field: a fixed range, or what occurs, by frequency and then by
+    value."""
     ranges = FIXED | {"day": days, "week": (days + 6) // 7}
     if spec.name in ranges:
         return np.arange(ranges[spec.name], dtype=np.int64)
-    value = f"unnest({CODES[spec.name]})" if spec.name in CODES else value_sql(spec.name, first.isoformat())
+    value = (
+        f"unnest({CODES[spec.name]})"
+        if spec.name in CODES
+        else value_sql(spec.name, first.isoformat())
+    )
     query = f"""
         SELECT value::BIGINT AS value FROM (SELECT {value} AS value FROM {source_sql(settings, [spec.name])})
         WHERE value IS NOT NULL GROUP BY value HAVING count(*) >= {spec.least}
@@ -166,8 +200,13 @@ def value_sql(name: str, anchor: str) -> str:
 
 
 def source_sql(settings: SequenceSettings, names: Sequence[str]) -> str:
-    """SQL: the chosen events `e`, with the properties `p` of their product where a field needs them."""
+    """SQL: the chosen events `e`, with the properties `p` of their product where a field needs
+    them."""
     whose = "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
-    products = "LEFT JOIN properties p ON p.sku = e.sku" if {"category", "price", "name"} & set(names) else ""
+    products = (
+        "LEFT JOIN properties p ON p.sku = e.sku"
+        if {"category", "price", "name"} & set(names)
+        else ""
+    )
     chosen = f"(SELECT e.* FROM events e {whose} WHERE e.event IN ({among(settings.events)}))"
     return f"{chosen} e {products}"

@@ -1,13 +1,18 @@
-"""Handcrafted features (section 3.2.5 of the paper): closed forms in DuckDB, one row of numbers for each client.
+"""Handcrafted features (section 3.2.5 of the paper): closed forms in DuckDB, one row of numbers for
+each client.
 
-    activity     events ever, in the last week and month; changes against the week and month before; mean interval
-                 (last - first) / (n - 1); days since the first and the last event; distinct days, weeks, months
-    sku, category, url   diversity (distinct, entropy), popularity of what is interacted with, abandonment of carts
-    prices       sum, mean, spread, lowest and highest price bucket of what was bought and carted
+    activity     events ever, in the last week and month; changes against the week and month before;
+    mean interval
+                 (last - first) / (n - 1); days since the first and the last event; distinct days,
+                 weeks, months
+    sku, category, url   diversity (distinct, entropy), popularity of what is interacted with,
+    abandonment of carts prices       sum, mean, spread, lowest and highest price bucket of what was
+    bought and carted
 
-`now` is the midnight after the fitted history; a month is 30 days. What is undefined is not 0: the mean price of a
-client without purchases is the fitted mean, a time that never came the length of the history. Sums are sums of whole
-numbers (logarithms in millionths), so that threads cannot change a bit.
+`now` is the midnight after the fitted history; a month is 30 days. What is undefined is not 0: the
+mean price of a client without purchases is the fitted mean, a time that never came the length of
+the history. Sums are sums of whole numbers (logarithms in millionths), so that threads cannot
+change a bit.
 """
 
 from __future__ import annotations
@@ -29,9 +34,15 @@ Family = Literal["activity", "sku", "category", "url", "prices"]
 Features = dict[str, np.ndarray]  # name -> (U,) float64, NaN where undefined
 DAY = 86_400
 MILLION = 1_000_000  # logarithms are added up in millionths
-SHORT = {"product_buy": "buy", "add_to_cart": "cart", "remove_from_cart": "remove", "page_visit": "visit"}
+SHORT = {
+    "product_buy": "buy",
+    "add_to_cart": "cart",
+    "remove_from_cart": "remove",
+    "page_visit": "visit",
+}
 SHORT["search_query"] = "search"
-ITEMS = {"sku": PRODUCT, "category": PRODUCT, "url": ("page_visit",)}  # item -> event types that have one
+# item -> event types that have one
+ITEMS = {"sku": PRODUCT, "category": PRODUCT, "url": ("page_visit",)}
 STATE = "handcrafted.json"
 
 
@@ -40,11 +51,14 @@ class HandcraftedSettings(MemberSettings):
 
     kind: Literal["handcrafted"] = "handcrafted"
     post: tuple[Step, ...] = (Quantile(quantile="uniform"),)
-    families: tuple[Family, ...] = Field(get_args(Family), min_length=1, description="groups of features")
+    families: tuple[Family, ...] = Field(
+        get_args(Family), min_length=1, description="groups of features"
+    )
 
 
 def fit(context: Context, settings: HandcraftedSettings, folder: Path) -> None:
-    """Fit the time frame, how often each item occurs among all clients, and what undefined values become."""
+    """Fit the time frame, how often each item occurs among all clients, and what undefined values
+    become."""
     with context.connect() as con:
         first, last = con.execute(
             "SELECT epoch(min(moment))::BIGINT, epoch(max(moment))::BIGINT FROM events"
@@ -60,7 +74,8 @@ def fit(context: Context, settings: HandcraftedSettings, folder: Path) -> None:
 
 
 def embed(context: Context, settings: HandcraftedSettings, folder: Path) -> UserEmbeddings:
-    """(U, D) float32 for the clients with an event; the columns are named by the keys of `fill` in handcrafted.json."""
+    """(U, D) float32 for the clients with an event; the columns are named by the keys of `fill` in
+    handcrafted.json."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     with context.connect() as con:
         features, present = _features(con, settings, state["frame"], folder, len(context.clients))
@@ -71,7 +86,11 @@ def embed(context: Context, settings: HandcraftedSettings, folder: Path) -> User
 
 
 def _features(
-    con: duckdb.DuckDBPyConnection, settings: HandcraftedSettings, frame: dict[str, int], folder: Path, clients: int
+    con: duckdb.DuckDBPyConnection,
+    settings: HandcraftedSettings,
+    frame: dict[str, int],
+    folder: Path,
+    clients: int,
 ) -> tuple[Features, np.ndarray]:
     """The features of the chosen families, and which clients (U,) have an event at all."""
     activity, present = _activity(con, frame, clients)
@@ -84,7 +103,9 @@ def _features(
     return features, present
 
 
-def _activity(con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: int) -> tuple[Features, np.ndarray]:
+def _activity(
+    con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: int
+) -> tuple[Features, np.ndarray]:
     """When and how often, by event type and for all together."""
     windows = {"week": (0, 7), "week_before": (7, 14), "month": (0, 30), "month_before": (30, 60)}
     counts = ", ".join(
@@ -115,7 +136,8 @@ def _activity(con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: in
 
 
 def _rhythm(name: str, of: Features) -> Features:
-    """Windows, changes, interval and recency from counts and the ages (days) of the newest and the oldest event."""
+    """Windows, changes, interval and recency from counts and the ages (days) of the newest and the
+    oldest event."""
     features = {f"count_{name}": of["ever"]}
     for window in ("week", "month"):
         now, before = of[window], of[f"{window}_before"]
@@ -123,13 +145,17 @@ def _rhythm(name: str, of: Features) -> Features:
         features[f"{window}_change_{name}"] = now - before
         features[f"{window}_relative_{name}"] = (now - before) / np.maximum(now + before, 1)
     span = of["oldest"] - of["newest"]
-    features[f"days_between_{name}"] = np.where(of["ever"] > 1, span / np.maximum(of["ever"] - 1, 1), np.nan)
+    features[f"days_between_{name}"] = np.where(
+        of["ever"] > 1, span / np.maximum(of["ever"] - 1, 1), np.nan
+    )
     features[f"days_since_last_{name}"] = of["newest"]
     features[f"days_since_first_{name}"] = of["oldest"]
     return features
 
 
-def _distinct_times(con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: int) -> Features:
+def _distinct_times(
+    con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: int
+) -> Features:
     """Days, weeks and months with an event."""
     rows = columns(
         con,
@@ -138,14 +164,20 @@ def _distinct_times(con: duckdb.DuckDBPyConnection, frame: dict[str, int], clien
         FROM (SELECT DISTINCT row, ({frame["now"]} - epoch(moment)::BIGINT) // {DAY} AS day
               FROM events JOIN clients USING (client)) GROUP BY row""",
     )
-    return {f"active_{name}": _spread(rows, rows[name], clients, 0.0) for name in ("days", "weeks", "months")}
+    return {
+        f"active_{name}": _spread(rows, rows[name], clients, 0.0)
+        for name in ("days", "weeks", "months")
+    }
 
 
 def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int) -> Features:
-    """Distinct items, entropy and popularity by event type; for carts the share that was never bought, or removed."""
+    """Distinct items, entropy and popularity by event type; for carts the share that was never
+    bought, or removed."""
     types = {SHORT[event]: EVENTS.index(event) for event in ITEMS[item]}
     _register_popularity(con, item, folder)
-    pairs = ", ".join(f"count(*) FILTER (event = {number}) AS {name}" for name, number in types.items())
+    pairs = ", ".join(
+        f"count(*) FILTER (event = {number}) AS {name}" for name, number in types.items()
+    )
     sums = ", ".join(
         f"""sum({name}) AS n_{name}, count(*) FILTER ({name} > 0) AS distinct_{name},
         sum(CASE WHEN {name} > 1 THEN round({MILLION} * {name} * ln({name}))::BIGINT ELSE 0 END) AS log_{name},
@@ -153,7 +185,10 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
         for name in types
     )
     if "cart" in types:
-        sums += ", count(*) FILTER (cart > 0 AND buy = 0) AS left, count(*) FILTER (cart > 0 AND remove > 0) AS removed"
+        sums += (
+            ", count(*) FILTER (cart > 0 AND buy = 0) AS left, count(*) FILTER (cart > 0 AND "
+            "remove > 0) AS removed"
+        )
     rows = columns(
         con,
         f"""
@@ -161,14 +196,19 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
             SELECT row, {item} AS item, {pairs} FROM {_with_item(item)} JOIN clients USING (client) GROUP BY row, item)
         LEFT JOIN popular_{item} USING (item) GROUP BY row""",
     )
-    rows = {name: np.asarray(column, np.float64) if name != "row" else column for name, column in rows.items()}
+    rows = {
+        name: np.asarray(column, np.float64) if name != "row" else column
+        for name, column in rows.items()
+    }
     features: Features = {}
     for name in types:
         n = np.where(rows[f"n_{name}"] > 0, rows[f"n_{name}"], np.nan)
         features[f"distinct_{item}_{name}"] = _spread(rows, rows[f"distinct_{name}"], clients, 0.0)
         entropy = np.log(n) - rows[f"log_{name}"] / MILLION / n
         features[f"entropy_{item}_{name}"] = _spread(rows, entropy, clients)
-        features[f"popularity_{item}_{name}"] = _spread(rows, rows[f"popularity_{name}"] / MILLION / n, clients)
+        features[f"popularity_{item}_{name}"] = _spread(
+            rows, rows[f"popularity_{name}"] / MILLION / n, clients
+        )
     if "cart" in types:
         carted = np.where(rows["distinct_cart"] > 0, rows["distinct_cart"], np.nan)
         features[f"abandoned_{item}"] = _spread(rows, rows["left"] / carted, clients)
@@ -207,15 +247,21 @@ def _with_item(item: str) -> str:
 
 
 def _fit_popularity(con: duckdb.DuckDBPyConnection, item: str, folder: Path) -> None:
-    """Items (V,) and how often all clients interact with them; what occurs once is not kept, it is the default."""
-    query = f"SELECT {item} AS item, count(*) AS n FROM {_with_item(item)} GROUP BY 1 HAVING n > 1 ORDER BY 1"
+    """Items (V,) and how often all clients interact with them; what occurs once is not kept, it is
+    the default."""
+    query = (
+        f"SELECT {item} AS item, count(*) AS n FROM {_with_item(item)} GROUP BY 1 HAVING n > 1 "
+        "ORDER BY 1"
+    )
     rows = columns(con, query)
     write_array(folder / f"{item}_items.npy", rows["item"].astype(np.int64))
     write_array(folder / f"{item}_counts.npy", rows["n"].astype(np.int64))
 
 
 def _register_popularity(con: duckdb.DuckDBPyConnection, item: str, folder: Path) -> None:
-    items, counts = (np.array(open_array(folder / f"{item}_{part}.npy")) for part in ("items", "counts"))
+    items, counts = (
+        np.array(open_array(folder / f"{item}_{part}.npy")) for part in ("items", "counts")
+    )
     register(con, f"popular_{item}", item=items, popularity=_popularity(counts))
 
 
@@ -224,7 +270,9 @@ def _popularity(counts: np.ndarray) -> np.ndarray:
     return np.rint(MILLION * np.log1p(counts)).astype(np.int64)
 
 
-def _spread(rows: dict[str, np.ndarray], values: np.ndarray, clients: int, absent: float = np.nan) -> np.ndarray:
+def _spread(
+    rows: dict[str, np.ndarray], values: np.ndarray, clients: int, absent: float = np.nan
+) -> np.ndarray:
     """Values of the rows of a query as one for each client (U,)."""
     column = np.full(clients, absent)
     column[rows["row"]] = values
@@ -232,7 +280,8 @@ def _spread(rows: dict[str, np.ndarray], values: np.ndarray, clients: int, absen
 
 
 def _fill(name: str, values: np.ndarray, length: float) -> float:
-    """What NaN becomes: for days the length of the history, else the mean of the clients that have a value."""
+    """What NaN becomes: for days the length of the history, else the mean of the clients that have
+    a value."""
     if name.startswith("days_"):
         return float(length)
     known = values[~np.isnan(values)]

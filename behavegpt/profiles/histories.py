@@ -1,4 +1,5 @@
-"""Histories as BehaveGPT's transformer reads them: packed into rows, and back to one stretch of states for each.
+"""Histories as BehaveGPT's transformer reads them: packed into rows, and back to one stretch of
+states for each.
 
 Shape letters: N histories, T events of them all, B rows of R positions, C hidden width.
 """
@@ -30,7 +31,9 @@ class Shape(Settings):
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    positions: Literal["learned", "rope"] = Field("learned", description="GPT-2's also tell how long a history is")
+    positions: Literal["learned", "rope"] = Field(
+        "learned", description="GPT-2's also tell how long a history is"
+    )
     longest: int = Field(128, ge=2, description="newest events of a history that are read")
 
 
@@ -50,14 +53,17 @@ class Packed(NamedTuple):
 
 
 def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -> Packed:
-    """Histories of `lengths` (N,), from 1 to `longest`, one after the other in columns (T,) named as the model does.
+    """Histories of `lengths` (N,), from 1 to `longest`, one after the other in columns (T,) named
+    as the model does.
 
     A pure function: the columns of a history do not depend on what it is packed with.
     """
     row_length, bounds = row_length_for(longest), np.concatenate([[0], np.cumsum(lengths)])
-    plan = pack_rows(Windows(bounds[:-1], lengths, np.zeros_like(lengths)), row_length)  # nothing is scored here
+    # nothing is scored here
+    plan = pack_rows(Windows(bounds[:-1], lengths, np.zeros_like(lengths)), row_length)
     row = owners(np.diff(plan.pointer))
-    history = np.searchsorted(bounds[:-1], plan.windows.start)  # of each window: they are packed in another order
+    # of each window: they are packed in another order
+    history = np.searchsorted(bounds[:-1], plan.windows.start)
     base, document = np.empty((2, len(lengths)), np.int64)
     base[history] = row * row_length + plan.offset
     document[history] = np.arange(len(lengths)) - plan.pointer[row]
@@ -79,22 +85,26 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
 
 
 def model_names(fields: Sequence[str]) -> dict[str, str]:
-    """Field of a store -> field of the model, which needs one called `event`: the first, where there is none."""
+    """Field of a store -> field of the model, which needs one called `event`: the first, where
+    there is none."""
     first = "event" if "event" in fields else fields[0]
     return {name: "event" if name == first else name for name in fields}
 
 
 class Body(nn.Module):
-    """BehaveGPT without its prediction layer, over any fields: packed histories -> states (T, C)."""
+    """BehaveGPT without its prediction layer, over any fields: packed histories -> states (T,
+    C)."""
 
     def __init__(self, sizes: Mapping[str, int], shape: Shape) -> None:
-        """`sizes`: number of ids of each field, by the store's names. Raises ConfigError for an odd width."""
+        """`sizes`: number of ids of each field, by the store's names. Raises ConfigError for an odd
+        width."""
         super().__init__()
         self.names = model_names(tuple(sizes))
         width = len(sizes) * shape.embedding_size
         if width % (2 * shape.heads):
             raise ConfigError(
-                f"{len(sizes)} fields x embedding_size {shape.embedding_size} = {width} must be a multiple of "
+                f"{len(sizes)} fields x embedding_size {shape.embedding_size} = {width} must be a "
+                "multiple of "
                 f"2 x heads = {2 * shape.heads}."
             )
         self.model = BehaveGPTModel(

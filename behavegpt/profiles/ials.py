@@ -1,9 +1,10 @@
 """iALS (Hu, Koren and Volinsky 2008) on client x item counts, with the library `implicit`.
 
-What is kept are the item factors Y (I, F). A client's vector solves the closed form for its own row of confidences c
-(clicks times weights times alpha) and preferences p = [c > 0],
+What is kept are the item factors Y (I, F). A client's vector solves the closed form for its own row
+of confidences c (clicks times weights times alpha) and preferences p = [c > 0],
 
-    (Y'Y + Y'(C - 1)Y + regularization 1) x = Y'C p        C_ii = c_i, 1 where the client has no such item
+    (Y'Y + Y'(C - 1)Y + regularization 1) x = Y'C p        C_ii = c_i, 1 where the client has no
+    such item
 
 so it depends on that client's events alone: new clients fold in the same way.
 """
@@ -33,9 +34,15 @@ class IalsSettings(MemberSettings):
     """Which items, and how much an event of each type says."""
 
     kind: Literal["ials"] = "ials"
-    item: Literal["sku", "category", "url"] = Field(description="what the columns of the matrix are")
-    weights: dict[EventName, float] = Field(min_length=1, description="event type -> weight of one event, above 0")
-    clients: Literal["asked", "all"] = Field("all", description="whose events the item factors are fitted on")
+    item: Literal["sku", "category", "url"] = Field(
+        description="what the columns of the matrix are"
+    )
+    weights: dict[EventName, float] = Field(
+        min_length=1, description="event type -> weight of one event, above 0"
+    )
+    clients: Literal["asked", "all"] = Field(
+        "all", description="whose events the item factors are fitted on"
+    )
     factors: int = Field(64, gt=0, description="width of the vectors")
     regularization: float = Field(0.01, ge=0)
     alpha: float = Field(1.0, gt=0, description="confidence of a weight of 1")
@@ -55,7 +62,10 @@ def fit(context: Context, settings: IalsSettings, folder: Path) -> None:
     """Fit the item factors; writes items.npy (I,) int64 and factors.npy (I, F) float32."""
     matrix, items = _matrix(context, settings, None, settings.clients == "asked")
     if not matrix.nnz:
-        raise DataError(f"no event of {', '.join(settings.weights)} has a {settings.item}; choose other weights.")
+        raise DataError(
+            f"no event of {', '.join(settings.weights)} has a {settings.item}; choose other "
+            "weights."
+        )
     with _one_blas_thread():
         model = _model(settings, context.seed)
         model.fit(matrix, show_progress=False)
@@ -79,7 +89,8 @@ def embed(context: Context, settings: IalsSettings, folder: Path) -> UserEmbeddi
 
 
 def _model(settings: IalsSettings, seed: int) -> Any:
-    """The CPU model of `implicit`: the same bytes for the same seed, whatever the number of threads."""
+    """The CPU model of `implicit`: the same bytes for the same seed, whatever the number of
+    threads."""
     try:
         from implicit.cpu.als import AlternatingLeastSquares
     except ImportError:
@@ -105,16 +116,23 @@ def _one_blas_thread() -> Iterator[None]:
 def _matrix(
     context: Context, settings: IalsSettings, items: np.ndarray | None, asked: bool
 ) -> tuple[csr_matrix, np.ndarray]:
-    """Weights (clients, I) and the items (I,) of its columns: those given, or all that occur, ascending.
+    """Weights (clients, I) and the items (I,) of its columns: those given, or all that occur,
+    ascending.
 
     The rows are the asked clients in their order, or everybody.
     """
     from scipy.sparse import csr_matrix
 
-    # counted by event type and weighted here: adding up fractions in SQL would depend on the order of its threads
-    counts = ", ".join(f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in settings.weights)
+    # counted by event type and weighted here: adding up fractions in SQL would depend on the order
+    # of its threads
+    counts = ", ".join(
+        f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in settings.weights
+    )
     products = "JOIN properties USING (sku)" if settings.item == "category" else ""
-    chosen = f"events {products} WHERE event IN ({among(tuple(settings.weights))}) AND {settings.item} IS NOT NULL"
+    chosen = (
+        f"events {products} WHERE event IN ({among(tuple(settings.weights))}) AND {settings.item} "
+        "IS NOT NULL"
+    )
     with context.connect() as con:
         if not asked:
             found = columns(con, "SELECT DISTINCT client FROM events ORDER BY client")["client"]
@@ -131,7 +149,10 @@ def _matrix(
             SELECT row, number, {counts} FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
             JOIN clients USING (client) JOIN items USING (item) GROUP BY row, number""",
         )
-    weight = sum((table[event] * np.float32(value) for event, value in settings.weights.items()), np.float32(0))
+    weight = sum(
+        (table[event] * np.float32(value) for event, value in settings.weights.items()),
+        np.float32(0),
+    )
     shape = (rows, len(items))
     matrix = csr_matrix((np.asarray(weight, np.float32), (table["row"], table["number"])), shape)
     matrix.sort_indices()

@@ -38,7 +38,9 @@ class Pca(Settings):
 
 
 class Quantile(Settings):
-    quantile: Literal["uniform"] = Field(description="each column is mapped to its quantiles, 0 to 1")
+    quantile: Literal["uniform"] = Field(
+        description="each column is mapped to its quantiles, 0 to 1"
+    )
 
 
 Step = Literal["l2", "zscore"] | Pca | Quantile
@@ -84,7 +86,9 @@ class Context:
         self.cache.mkdir(parents=True, exist_ok=True)
         return fit_vocabularies(self.tables, settings, self.cache)
 
-    def sequences(self, settings: SequenceSettings, vocabularies: Vocabularies, asked: bool = False) -> SequenceStore:
+    def sequences(
+        self, settings: SequenceSettings, vocabularies: Vocabularies, asked: bool = False
+    ) -> SequenceStore:
         """The sequence store, built once for each (data, settings, vocabularies).
 
         `asked` leaves out clients whose vectors are not asked for, also where the settings train on all: for `embed`.

@@ -1,12 +1,17 @@
-"""Next-event transformers: BehaveGPT's body over any fields of a sequence store, each predicted by a head of its own.
+"""Next-event transformers: BehaveGPT's body over any fields of a sequence store, each predicted by
+a head of its own.
 
-    next_url:      {kind: next_event, fields: ["url:min10"], events: [page_visit], shape: {embedding_size: 192, ...}}
-    next_product:  {kind: next_event, fields: [category, event, price], events: [product_buy, ...], ...}
+    next_url:      {kind: next_event, fields: ["url:min10"], events: [page_visit], shape:
+        {embedding_size: 192, ...}}
+    next_product:  {kind: next_event, fields: [category, event, price], events: [product_buy, ...],
+        ...}
 
-The logit of id v is e_v . (W h) + b_v with the embedding e_v that the input has too (tied). The loss is the sum over
-fields of the mean cross-entropy over the events that have such a thing. Above `negatives` ids the softmax is sampled:
-each batch draws n of the V ids, and a drawn id counts V / n times, so that the sum over all others is met on average.
-The client's vector is the state at the last event, as in the paper, or the mean of all states, or both.
+The logit of id v is e_v . (W h) + b_v with the embedding e_v that the input has too (tied). The
+loss is the sum over fields of the mean cross-entropy over the events that have such a thing. Above
+`negatives` ids the softmax is sampled:
+each batch draws n of the V ids, and a drawn id counts V / n times, so that the sum over all others
+is met on average. The client's vector is the state at the last event, as in the paper, or the mean
+of all states, or both.
 
 Shape letters: N histories, T events, M predicted events, C width, V ids, n drawn ids.
 """
@@ -29,7 +34,15 @@ from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import RARE, SequenceSettings, Vocabularies, parse_field
-from behavegpt.profiles.histories import Body, Packed, Shape, last_states, mean_states, model_names, pack
+from behavegpt.profiles.histories import (
+    Body,
+    Packed,
+    Shape,
+    last_states,
+    mean_states,
+    model_names,
+    pack,
+)
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.sequences import SequenceStore
 from behavegpt.profiles.training import (
@@ -45,18 +58,27 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 POOLS = {"last": last_states, "mean": mean_states}
 VOCABULARIES = "vocabularies.safetensors"
-CANDIDATES = RARE  # the first id that can be predicted: nobody is asked for padding or for what an event does not have
+# the first id that can be predicted: nobody is asked for padding or for what an event does not have
+CANDIDATES = RARE
 
 
 class NextEventSettings(MemberSettings):
     """Which events are read, and what is predicted of the next one."""
 
     kind: Literal["next_event"] = "next_event"
-    fields: tuple[str, ...] = Field(description="read and, unless `predict` says otherwise, predicted")
+    fields: tuple[str, ...] = Field(
+        description="read and, unless `predict` says otherwise, predicted"
+    )
     events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    clients: Literal["asked", "all"] = Field("asked", description="whose histories it is trained on")
-    predict: tuple[str, ...] | None = Field(None, description="names of the fields to predict; all by default")
-    negatives: int = Field(10_000, ge=1, description="ids drawn for the softmax of a field that has more of them")
+    clients: Literal["asked", "all"] = Field(
+        "asked", description="whose histories it is trained on"
+    )
+    predict: tuple[str, ...] | None = Field(
+        None, description="names of the fields to predict; all by default"
+    )
+    negatives: int = Field(
+        10_000, ge=1, description="ids drawn for the softmax of a field that has more of them"
+    )
     pool: tuple[Literal["last", "mean"], ...] = Field(
         ("last",), min_length=1, description="states that the vector holds"
     )
@@ -67,7 +89,9 @@ class NextEventSettings(MemberSettings):
     def _known(self) -> NextEventSettings:
         unknown = set(self.predict or ()) - set(self.names)
         if unknown:
-            raise ValueError(f"predict: {sorted(unknown)[0]} is not among the fields {', '.join(self.names)}")
+            raise ValueError(
+                f"predict: {sorted(unknown)[0]} is not among the fields {', '.join(self.names)}"
+            )
         return self
 
     @property
@@ -79,7 +103,10 @@ class NextEventSettings(MemberSettings):
         """One event more than is read: the last one of a full window is a target alone."""
         time = () if "time" in self.names else ("time",)  # tells which events are of one moment
         return SequenceSettings(
-            fields=(*self.fields, *time), events=self.events, last=self.shape.longest + 1, clients=self.clients
+            fields=(*self.fields, *time),
+            events=self.events,
+            last=self.shape.longest + 1,
+            clients=self.clients,
         )
 
 
@@ -89,7 +116,9 @@ def fit(context: Context, settings: NextEventSettings, folder: Path) -> None:
     store = context.sequences(settings.sequence, vocabularies)
     rows, device = np.flatnonzero(store.lengths > 1), choose_device(context.device)
     if not len(rows):
-        raise DataError(f"no client has two events of {', '.join(settings.events)}; choose others in `events`.")
+        raise DataError(
+            f"no client has two events of {', '.join(settings.events)}; choose others in `events`."
+        )
     with seeded(context.seed):
         network = _network(settings, vocabularies).to(device)
 
@@ -98,7 +127,9 @@ def fit(context: Context, settings: NextEventSettings, folder: Path) -> None:
         loss = network(packed.to(device), {name: ids.to(device) for name, ids in targets.items()})
         return loss * len(packed.place), len(packed.place)
 
-    facts = train(network, objective, rows, settings.training, context.seed, "next event", store.lengths[rows])
+    facts = train(
+        network, objective, rows, settings.training, context.seed, "next event", store.lengths[rows]
+    )
     vocabularies.save(folder / VOCABULARIES)
     save_network(network, folder)
     write_json(folder / "training.json", facts)
@@ -116,15 +147,22 @@ def embed(context: Context, settings: NextEventSettings, folder: Path) -> UserEm
         return network.encode(batch(store, rows, settings)[0].to(device), settings.pool)
 
     rows = np.arange(len(store.clients))
-    return UserEmbeddings(store.clients, embed_rows(encode, rows, store.lengths, settings.training.batch, "embedding"))
+    return UserEmbeddings(
+        store.clients, embed_rows(encode, rows, store.lengths, settings.training.batch, "embedding")
+    )
 
 
 def batch(
-    store: SequenceStore, rows: np.ndarray, settings: NextEventSettings, rng: np.random.Generator | None = None
+    store: SequenceStore,
+    rows: np.ndarray,
+    settings: NextEventSettings,
+    rng: np.random.Generator | None = None,
 ) -> tuple[Packed, dict[str, Tensor]]:
-    """The newest events of clients `rows`, and field -> ids (T,) of the events after them, in training.
+    """The newest events of clients `rows`, and field -> ids (T,) of the events after them, in
+    training.
 
-    Without `rng`, for vectors: up to the last event, in an order of equal times that is always the same; no targets.
+    Without `rng`, for vectors: up to the last event, in an order of equal times that is always the
+    same; no targets.
     """
     training = rng is not None
     lengths = np.minimum(store.lengths[rows], settings.shape.longest + training)
@@ -135,10 +173,16 @@ def batch(
         inputs, after = np.delete(source, ends - 1), np.delete(source, ends - lengths)
         lengths = lengths - 1
     names, wanted = model_names(settings.names), settings.predict or settings.names
-    packed = pack({names[name]: store.columns[name][inputs] for name in names}, lengths, settings.shape.longest)
+    packed = pack(
+        {names[name]: store.columns[name][inputs] for name in names},
+        lengths,
+        settings.shape.longest,
+    )
     if not training:
         return packed, {}
-    return packed, {name: torch.from_numpy(store.columns[name][after].astype(np.int64)) for name in wanted}
+    return packed, {
+        name: torch.from_numpy(store.columns[name][after].astype(np.int64)) for name in wanted
+    }
 
 
 def _ordered(
@@ -146,8 +190,9 @@ def _ordered(
 ) -> np.ndarray:
     """Flat indices (T,) of the newest events in time order, those of one moment in any order.
 
-    A store sorts them by their ids. Where a moment has many events, as an invoice does, the next one would follow from
-    that order, and nothing would be learned of the client. Without `rng` the order depends on the place alone.
+    A store sorts them by their ids. Where a moment has many events, as an invoice does, the next
+    one would follow from that order, and nothing would be learned of the client. Without `rng` the
+    order depends on the place alone.
     """
     source = ranges(store.offsets[rows + 1] - lengths, lengths)
     back = np.repeat(store.offsets[rows + 1], lengths) - source  # 1 is the newest
@@ -163,22 +208,33 @@ def _network(settings: NextEventSettings, vocabularies: Vocabularies) -> NextEve
 class NextEvent(nn.Module):
     """Body and tied heads."""
 
-    def __init__(self, sizes: dict[str, int], predict: tuple[str, ...], negatives: int, shape: Shape) -> None:
+    def __init__(
+        self, sizes: dict[str, int], predict: tuple[str, ...], negatives: int, shape: Shape
+    ) -> None:
         super().__init__()
         self.body = Body(sizes, shape)
         self.negatives = negatives
-        self.heads = nn.ModuleDict({name: nn.Linear(self.body.width, shape.embedding_size) for name in predict})
-        self.biases = nn.ParameterDict({name: nn.Parameter(torch.zeros(sizes[name])) for name in predict})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(self.body.width, shape.embedding_size) for name in predict}
+        )
+        self.biases = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(sizes[name])) for name in predict}
+        )
 
     def forward(self, packed: Packed, targets: dict[str, Tensor]) -> Tensor:
-        """The loss of packed histories; `targets`: field -> id of the next event, (T,), 0 where there is none."""
+        """The loss of packed histories; `targets`: field -> id of the next event, (T,), 0 where
+        there is none."""
         states = self.body(packed)
         losses = []
         for name, head in self.heads.items():
             asked = targets[name] >= CANDIDATES
             if asked.any():
                 table, bias = self.body.table(name), self.biases[name]
-                losses.append(softmax_loss(head(states[asked]), targets[name][asked], table, bias, self.negatives))
+                losses.append(
+                    softmax_loss(
+                        head(states[asked]), targets[name][asked], table, bias, self.negatives
+                    )
+                )
         return torch.stack(losses).sum() if losses else states.sum() * 0
 
     def encode(self, packed: Packed, pool: Sequence[str]) -> Tensor:
@@ -188,9 +244,11 @@ class NextEvent(nn.Module):
 
 
 def softmax_loss(x: Tensor, target: Tensor, table: Tensor, bias: Tensor, negatives: int) -> Tensor:
-    """Mean cross-entropy of x (M, d) with logits x . table + bias over the ids from CANDIDATES on (V of them).
+    """Mean cross-entropy of x (M, d) with logits x . table + bias over the ids from CANDIDATES on
+    (V of them).
 
-    With more than `negatives` ids, over the target and as many drawn ones; these come from torch's generator.
+    With more than `negatives` ids, over the target and as many drawn ones; these come from torch's
+    generator.
     """
     table, bias, target = table[CANDIDATES:], bias[CANDIDATES:], target - CANDIDATES
     if len(table) <= negatives:

@@ -10,14 +10,14 @@
       zero: {impute: zero}
 
 OUT/profile.yaml               the resolved settings
-OUT/members/NAME/              the member's vectors as an entry, float32, for the clients that have data
-OUT/members/NAME/state/        what it fitted       OUT/members/NAME/member.json   hash, time, memory
-OUT/ensembles/NAME/            entry for all clients that are asked for, float16; fitted state, ensemble.json
-OUT/alone/NAME/                the same for one member, to score it alone
+OUT/members/NAME/              the member's vectors as an entry, float32, for the clients that have
+data OUT/members/NAME/state/        what it fitted       OUT/members/NAME/member.json   hash, time,
+memory OUT/ensembles/NAME/            entry for all clients that are asked for, float16; fitted
+state, ensemble.json OUT/alone/NAME/                the same for one member, to score it alone
 OUT/cache/                     sequence stores, shared by members; may be deleted
 
-A member runs again only when its hash changes: settings that shape its vectors (weights it starts from by their own
-hash), data, seed, version of this package. A member that fails,
+A member runs again only when its hash changes: settings that shape its vectors (weights it starts
+from by their own hash), data, seed, version of this package. A member that fails,
 or lacks its library, does not lose the others' work.
 """
 
@@ -76,10 +76,16 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 # What YAML calls each kind of member; see members.py for what a kind is.
 KINDS: dict[str, Kind] = {
-    "behavegpt": Kind(behavegpt_member.BehaviorSettings, behavegpt_member.fit, behavegpt_member.embed),
+    "behavegpt": Kind(
+        behavegpt_member.BehaviorSettings, behavegpt_member.fit, behavegpt_member.embed
+    ),
     "entry": Kind(precomputed.EntrySettings, precomputed.fit, precomputed.embed),
-    "factorization": Kind(factorization.FactorizationSettings, factorization.fit, factorization.embed),
-    "gru_autoencoder": Kind(gru_autoencoder.GruSettings, gru_autoencoder.fit, gru_autoencoder.embed),
+    "factorization": Kind(
+        factorization.FactorizationSettings, factorization.fit, factorization.embed
+    ),
+    "gru_autoencoder": Kind(
+        gru_autoencoder.GruSettings, gru_autoencoder.fit, gru_autoencoder.embed
+    ),
     "handcrafted": Kind(handcrafted.HandcraftedSettings, handcrafted.fit, handcrafted.embed),
     "ials": Kind(ials.IalsSettings, ials.fit, ials.embed),
     "contrastive": Kind(contrastive.ContrastiveSettings, contrastive.fit, contrastive.embed),
@@ -91,7 +97,9 @@ KINDS: dict[str, Kind] = {
 if TYPE_CHECKING:
     AnyMember = MemberSettings
 else:  # a member's YAML block is checked as the settings of its `kind`
-    AnyMember = Annotated[reduce(or_, (kind.settings for kind in KINDS.values())), Field(discriminator="kind")]
+    AnyMember = Annotated[
+        reduce(or_, (kind.settings for kind in KINDS.values())), Field(discriminator="kind")
+    ]
 
 Facts = dict[str, Any]
 MEMBER, ENSEMBLE = "member.json", "ensemble.json"
@@ -103,9 +111,12 @@ class ProfileSettings(Settings):
     data: DataSettings
     out: PathText = Field(description="run folder")
     seed: int = 0
-    device: str = Field("auto", description="for members that train a network: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        "auto", description="for members that train a network: auto, cpu, cuda, cuda:1, ..."
+    )
     row_seed: int = Field(
-        0, description="order of the rows of every entry (the challenge's evaluator does not shuffle)"
+        0,
+        description="order of the rows of every entry (the challenge's evaluator does not shuffle)",
     )
     members: dict[str, AnyMember] = Field(min_length=1)
     ensembles: dict[str, EnsembleSettings] = {"all": EnsembleSettings()}
@@ -120,14 +131,17 @@ class ProfileSettings(Settings):
 
 
 def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Facts:
-    """Build the members (or those named in `only`, without ensembles) and the ensembles; what is there is kept.
+    """Build the members (or those named in `only`, without ensembles) and the ensembles; what is
+    there is kept.
 
     Returns {"ok": no member failed, "members": {name: facts}, "ensembles": {name: facts}}.
     """
     for name in only:
         if name not in settings.members:
             raise ConfigError(f"{name!r} is no member. {closest(name, list(settings.members))}")
-    chosen = {name: block.chosen(list(settings.members)) for name, block in settings.ensembles.items()}
+    chosen = {
+        name: block.chosen(list(settings.members)) for name, block in settings.ensembles.items()
+    }
     out = Path(settings.out)
     check_output(out, "into")
     out.mkdir(parents=True, exist_ok=True)
@@ -154,15 +168,23 @@ def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[
     return {"ok": not failed, "out": str(out), "members": members, "ensembles": ensembles}
 
 
-def embed_new(run_folder: str | Path, data: DataSettings, out: str | Path, ensemble: str = "all") -> Facts:
-    """Embed the clients of another directory with what a run has fitted, and write their entry into `out`."""
+def embed_new(
+    run_folder: str | Path, data: DataSettings, out: str | Path, ensemble: str = "all"
+) -> Facts:
+    """Embed the clients of another directory with what a run has fitted, and write their entry into
+    `out`."""
     run_folder, out = local_path(run_folder), local_path(out)
     settings = read_settings(ProfileSettings, run_folder / "profile.yaml")
     folder = run_folder / "ensembles" / ensemble
     if not (folder / ENSEMBLE).is_file():
-        raise ConfigError(f"{folder} holds no ensemble; {closest(ensemble, list(settings.ensembles))}")
+        raise ConfigError(
+            f"{folder} holds no ensemble; {closest(ensemble, list(settings.ensembles))}"
+        )
     facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
-    steps = {name: TypeAdapter(tuple[Step, ...]).validate_python(plain) for name, plain in facts["steps"].items()}
+    steps = {
+        name: TypeAdapter(tuple[Step, ...]).validate_python(plain)
+        for name, plain in facts["steps"].items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     with workspace(out / "embed") as cache:
         context = Context(open_events(data), cache, settings.seed, settings.device)
@@ -171,7 +193,10 @@ def embed_new(run_folder: str | Path, data: DataSettings, out: str | Path, ensem
             member = run_folder / "members" / name
             made: Facts = json.loads((member / MEMBER).read_text(encoding="utf-8"))
             if made["hash"] != key:
-                raise DataError(f"{member} was built again after {folder}; run the profile, which renews the ensemble.")
+                raise DataError(
+                    f"{member} was built again after {folder}; run the profile, which renews the "
+                    "ensemble."
+                )
             kind = KINDS[made["settings"]["kind"]]
             block = kind.settings.model_validate(made["settings"])
             embeddings[name] = kind.embed(context, block, member / "state")
@@ -181,7 +206,8 @@ def embed_new(run_folder: str | Path, data: DataSettings, out: str | Path, ensem
 
 
 def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
-    """The clients (U,) in an order that depends on the seed and on who they are, not on their order."""
+    """The clients (U,) in an order that depends on the seed and on who they are, not on their
+    order."""
     return np.sort(clients)[np.random.default_rng(seed).permutation(len(clients))]
 
 
@@ -209,14 +235,22 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
             return {"kind": block.kind, "status": "failed", "reason": str(error)}
         fault = environment_fault(error)  # else our bug: told in full, and the others go on
         say(f"{name} failed: {fault or traceback.format_exc()}")
-        return {"kind": block.kind, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        return {
+            "kind": block.kind,
+            "status": "failed",
+            "reason": f"{type(error).__name__}: {error}",
+        }
     write_json(folder / MEMBER, facts)
-    say(f"{name}: {facts['clients']:,} clients x {facts['dimensions']} in {facts['fit_s'] + facts['embed_s']:.1f} s")
+    say(
+        f"{name}: {facts['clients']:,} clients x {facts['dimensions']} in "
+        f"{facts['fit_s'] + facts['embed_s']:.1f} s"
+    )
     return facts | {"status": "built"}
 
 
 def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int) -> Facts:
-    """Fit and embed beside `folder` and put the result in its place; returns time, memory and sizes."""
+    """Fit and embed beside `folder` and put the result in its place; returns time, memory and
+    sizes."""
     kind = KINDS[block.kind]
     with scratch(folder) as temporary:
         (temporary / "state").mkdir()
@@ -227,7 +261,9 @@ def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int)
         embeddings = kind.embed(context, block, temporary / "state")
         ended = time.perf_counter()
         chosen = _chosen_rows(block, embeddings, row_order(context.clients, row_seed))
-        UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(temporary, "float32")
+        UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(
+            temporary, "float32"
+        )
     return {
         "kind": block.kind,
         "clients": len(chosen),
@@ -238,13 +274,18 @@ def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int)
     }
 
 
-def _chosen_rows(block: MemberSettings, embeddings: UserEmbeddings, order: np.ndarray) -> np.ndarray:
+def _chosen_rows(
+    block: MemberSettings, embeddings: UserEmbeddings, order: np.ndarray
+) -> np.ndarray:
     """Indices (M,) that bring the vectors into the order of the clients (U,)."""
     rows = rows_of(order, embeddings.client_ids)
     if not len(rows):
         raise DataError("no client that is asked for has data for it; check its events and fields.")
     if (rows < 0).any() or len(np.unique(rows)) < len(rows):
-        raise ValueError(f"kind {block.kind!r} gave vectors of clients that were not asked for, or two of one client")
+        raise ValueError(
+            f"kind {block.kind!r} gave vectors of clients that were not asked for, or two of one "
+            "client"
+        )
     return np.argsort(rows)
 
 
@@ -259,7 +300,8 @@ def _ensemble(
     """Fit and write an ensemble of members, or keep the one that is there."""
     steps = {member: _steps(settings, block, member) for member in names}
     plain = {
-        member: [step if isinstance(step, str) else step.model_dump() for step in s] for member, s in steps.items()
+        member: [step if isinstance(step, str) else step.model_dump() for step in s]
+        for member, s in steps.items()
     }
     hashes = {member: built[member]["hash"] for member in names}
     key = digest(plain, hashes, block.impute, settings.row_seed, __version__)
@@ -268,11 +310,23 @@ def _ensemble(
         if facts["hash"] == key:
             return facts | {"status": "kept"}
     (folder / ENSEMBLE).unlink(missing_ok=True)
-    embeddings = {member: UserEmbeddings.load(Path(settings.out) / "members" / member) for member in names}
-    fitted = fit_ensemble({member: (steps[member], embeddings[member]) for member in names}, block.impute)
-    facts = write_ensemble(fitted, embeddings, row_order(context.clients, settings.row_seed), folder)
+    embeddings = {
+        member: UserEmbeddings.load(Path(settings.out) / "members" / member) for member in names
+    }
+    fitted = fit_ensemble(
+        {member: (steps[member], embeddings[member]) for member in names}, block.impute
+    )
+    facts = write_ensemble(
+        fitted, embeddings, row_order(context.clients, settings.row_seed), folder
+    )
     save_fitted(fitted, folder)
-    facts |= {"row_seed": settings.row_seed, "impute": block.impute, "steps": plain, "hashes": hashes, "hash": key}
+    facts |= {
+        "row_seed": settings.row_seed,
+        "impute": block.impute,
+        "steps": plain,
+        "hashes": hashes,
+        "hash": key,
+    }
     write_json(folder / ENSEMBLE, facts)
     return facts | {"status": "built"}
 

@@ -1,4 +1,5 @@
-"""Vectors that something else has made, as a member: BehaveGPT's export, a baseline, another team's entry."""
+"""Vectors that something else has made, as a member: BehaveGPT's export, a baseline, another team's
+entry."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ class EntrySettings(MemberSettings):
     """A folder with client_ids.npy and embeddings.npy."""
 
     kind: Literal["entry"] = "entry"
-    path: PathText = Field(description="the folder; clients that were `missing` there are absent here too")
+    path: PathText = Field(
+        description="the folder; clients that were `missing` there are absent here too"
+    )
 
     def shaping(self) -> dict[str, Any]:
         """The vectors themselves, wherever they lie."""

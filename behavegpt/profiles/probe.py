@@ -1,6 +1,8 @@
-"""A quick look at what user vectors know: ridge regression from one window, AUROC in the next, for the same clients.
+"""A quick look at what user vectors know: ridge regression from one window, AUROC in the next, for
+the same clients.
 
-Seconds instead of the evaluator's minutes; to compare members with each other and with noise, not with a leaderboard.
+Seconds instead of the evaluator's minutes; to compare members with each other and with noise, not
+with a leaderboard.
 """
 
 from __future__ import annotations
@@ -8,25 +10,36 @@ from __future__ import annotations
 import numpy as np
 
 
-def probe(vectors: np.ndarray, train: np.ndarray, validation: np.ndarray, ridge: float = 1.0) -> float:
-    """Mean AUROC over the labels that occur in both windows; vectors (N, D), targets (N, O) of 0 and 1.
+def probe(
+    vectors: np.ndarray, train: np.ndarray, validation: np.ndarray, ridge: float = 1.0
+) -> float:
+    """Mean AUROC over the labels that occur in both windows; vectors (N, D), targets (N, O) of 0
+    and 1.
 
-    One linear map W = (X'X + ridge N 1)^-1 X'Y on standardized columns, fitted on `train`. NaN when no label occurs.
+    One linear map W = (X'X + ridge N 1)^-1 X'Y on standardized columns, fitted on `train`. NaN when
+    no label occurs.
     """
     x = vectors.astype(np.float32)
     x -= x.mean(axis=0)
     deviation = np.sqrt(np.einsum("nd,nd->d", x, x) / len(x))
     x /= np.where(deviation > 0, deviation, 1)
-    used = [column for column in range(train.shape[1]) if _both(train[:, column]) and _both(validation[:, column])]
+    used = [
+        column
+        for column in range(train.shape[1])
+        if _both(train[:, column]) and _both(validation[:, column])
+    ]
     if not used:
         return float("nan")
     y = train[:, used] - train[:, used].mean(axis=0, dtype=np.float32)
-    weights = np.linalg.solve(x.T @ x + ridge * len(x) * np.eye(x.shape[1], dtype=np.float32), x.T @ y)
+    weights = np.linalg.solve(
+        x.T @ x + ridge * len(x) * np.eye(x.shape[1], dtype=np.float32), x.T @ y
+    )
     return float(np.mean(auroc(x @ weights, validation[:, used] > 0)))
 
 
 def auroc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each column (O,) from scores (N, O) and bool targets (N, O); ties count half."""
+    """Area under the ROC curve of each column (O,) from scores (N, O) and bool targets (N, O); ties
+    count half."""
     from scipy.stats import rankdata
 
     positives = targets.sum(axis=0, dtype=np.float64)
@@ -35,7 +48,8 @@ def auroc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def noise(clients: int, dimensions: int = 64, seed: int = 0) -> np.ndarray:
-    """Gaussian vectors (N, D) float32. They score above 0.5: the clients of both windows are the same."""
+    """Gaussian vectors (N, D) float32. They score above 0.5: the clients of both windows are the
+    same."""
     return np.random.default_rng(seed).standard_normal((clients, dimensions), np.float32)
 
 

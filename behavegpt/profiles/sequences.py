@@ -1,7 +1,8 @@
-"""The sequence store: chosen event types merged in time order, one flat column for each declared field.
+"""The sequence store: chosen event types merged in time order, one flat column for each declared
+field.
 
-DIR/clients.npy   (U,) int64, ascending: clients with an event; client u owns offsets[u] .. offsets[u + 1]
-DIR/offsets.npy   (U + 1,) int64
+DIR/clients.npy   (U,) int64, ascending: clients with an event; client u owns offsets[u] ..
+offsets[u + 1] DIR/offsets.npy   (U + 1,) int64
 DIR/FIELD.npy     (E,) ids in the smallest dtype that holds the vocabulary
 DIR/vocabularies.safetensors, DIR/store.json
 
@@ -47,7 +48,8 @@ MIX = 0x9E3779B1  # odd, near 2^32 over the golden ratio
 
 @dataclass(frozen=True)
 class SequenceStore:
-    """Flat columns by field, each (E,) and memory-mapped; client u owns `offsets[u]:offsets[u + 1]`."""
+    """Flat columns by field, each (E,) and memory-mapped; client u owns
+    `offsets[u]:offsets[u + 1]`."""
 
     path: Path
     clients: np.ndarray  # (U,) int64
@@ -66,7 +68,8 @@ class SequenceStore:
         return np.diff(self.offsets)
 
     def stops_before(self, moment: int) -> np.ndarray:
-        """(U,) for each client the index of its first event at or after `moment` (epoch seconds); needs field `time`.
+        """(U,) for each client the index of its first event at or after `moment` (epoch seconds);
+        needs field `time`.
 
         What is before it is a past, what comes from there on a future to learn from.
         """
@@ -76,11 +79,12 @@ class SequenceStore:
     def padded(
         self, rows: np.ndarray, longest: int, ends: bool = True, stops: np.ndarray | None = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The newest events of clients `rows` (B,) as field -> ids (B, L) int64, padded at the right, and lengths (B,).
+        """The newest events of clients `rows` (B,) as field -> ids (B, L) int64, padded at the
+        right, and lengths (B,).
 
-        With `ends`, START and END surround the events; `longest` counts them too. `stops` (B,) are the indices before
-        which each history ends, its last event by default. A pure function: the same rows give the same arrays,
-        whatever was asked before.
+        With `ends`, START and END surround the events; `longest` counts them too. `stops` (B,) are
+        the indices before which each history ends, its last event by default. A pure function: the
+        same rows give the same arrays, whatever was asked before.
         """
         stops = self.offsets[rows + 1] if stops is None else stops
         counts = np.minimum(stops - self.offsets[rows], longest - 2 * ends)
@@ -102,8 +106,11 @@ class SequenceStore:
 def build_store(
     tables: EventTables, settings: SequenceSettings, vocabularies: Vocabularies, cache: Path
 ) -> SequenceStore:
-    """Build the store in `cache` under the hash of what it is made from, or open the one that is there."""
-    key = json.dumps([__version__, tables.digest, settings.model_dump(mode="json"), vocabularies.digest])
+    """Build the store in `cache` under the hash of what it is made from, or open the one that is
+    there."""
+    key = json.dumps(
+        [__version__, tables.digest, settings.model_dump(mode="json"), vocabularies.digest]
+    )
     folder = cache / "sequences" / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not (folder / "store.json").is_file():
         with scratch(folder) as temporary:
@@ -114,17 +121,28 @@ def build_store(
 def open_store(folder: Path) -> SequenceStore:
     """Open a folder that `build_store` wrote."""
     facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-    arrays = {name: open_array(folder / f"{name}.npy") for name in ("clients", "offsets", *facts["fields"])}
+    arrays = {
+        name: open_array(folder / f"{name}.npy")
+        for name in ("clients", "offsets", *facts["fields"])
+    }
     clients, offsets = np.array(arrays.pop("clients")), np.array(arrays.pop("offsets"))
-    return SequenceStore(folder, clients, offsets, arrays, Vocabularies.load(folder / "vocabularies.safetensors"))
+    return SequenceStore(
+        folder, clients, offsets, arrays, Vocabularies.load(folder / "vocabularies.safetensors")
+    )
 
 
-def _write(tables: EventTables, settings: SequenceSettings, vocabularies: Vocabularies, folder: Path) -> None:
-    """Stream the sorted, encoded events into columns, keeping the last `settings.last` of each client."""
+def _write(
+    tables: EventTables, settings: SequenceSettings, vocabularies: Vocabularies, folder: Path
+) -> None:
+    """Stream the sorted, encoded events into columns, keeping the last `settings.last` of each
+    client."""
     names = [spec.name for spec in settings.specs]
     with tables.connect(folder) as con:
         if settings.clients == "all":
-            everybody = f"SELECT DISTINCT client FROM events WHERE event IN ({among(settings.events)}) ORDER BY client"
+            everybody = (
+                f"SELECT DISTINCT client FROM events WHERE event IN ({among(settings.events)}) "
+                "ORDER BY client"
+            )
             found = columns(con, everybody)["client"]
             register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
         clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
@@ -132,7 +150,8 @@ def _write(tables: EventTables, settings: SequenceSettings, vocabularies: Vocabu
         kept = np.minimum(counts, settings.last or counts.max(initial=0))
         stops = np.cumsum(counts)
         writers = {
-            name: ColumnWriter(folder / f"{name}.npy", _dtype(name, vocabularies), int(kept.sum())) for name in names
+            name: ColumnWriter(folder / f"{name}.npy", _dtype(name, vocabularies), int(kept.sum()))
+            for name in names
         }
         done = 0
         for batch in _encoded(con, settings, vocabularies):
@@ -148,7 +167,9 @@ def _write(tables: EventTables, settings: SequenceSettings, vocabularies: Vocabu
     write_array(folder / "offsets.npy", np.concatenate([[0], np.cumsum(kept[present])]))
     vocabularies.save(folder / "vocabularies.safetensors")
     shutil.rmtree(folder / "spill", ignore_errors=True)
-    write_json(folder / "store.json", {"fields": names, "events": int(kept.sum()), "digests": digests})
+    write_json(
+        folder / "store.json", {"fields": names, "events": int(kept.sum()), "digests": digests}
+    )
 
 
 def _counts(con: duckdb.DuckDBPyConnection, settings: SequenceSettings, clients: int) -> np.ndarray:
@@ -169,17 +190,24 @@ def _encoded(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `row` and ids by field, sorted by client and time.
 
-    Events of equal times stand by event type and then in an order of chance that their ids decide: the order of rows
-    in a file never matters, and no member learns a sorting (an invoice has dozens of lines of one time).
+    Events of equal times stand by event type and then in an order of chance that their ids decide:
+    the order of rows in a file never matters, and no member learns a sorting (an invoice has dozens
+    of lines of one time).
     """
     names = [spec.name for spec in settings.specs]
     codes = next((name for name in names if name in CODES), None)
     plain = [name for name in names if name != codes]
     values = [f"{value_sql(name, vocabularies.anchor)} AS v_{name}" for name in plain]
-    ids, joins = zip(*(_id_sql(con, name, vocabularies) for name in plain), strict=True) if plain else ((), ())
+    ids, joins = (
+        zip(*(_id_sql(con, name, vocabularies) for name in plain), strict=True)
+        if plain
+        else ((), ())
+    )
     if codes:  # an event without codes is one token, `missing`
         listed = CODES[codes]
-        values.append(f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL::SMALLINT] END AS {codes}")
+        values.append(
+            f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL::SMALLINT] END AS {codes}"
+        )
     ties = names if codes else [_chance_sql(plain), *names]
     query = f"""
         SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
@@ -187,16 +215,21 @@ def _encoded(
               FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s {" ".join(joins)}
         ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
     for batch in con.sql(query).to_arrow_reader(BATCH):
-        columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)}
+        columns = {
+            name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)
+        }
         if codes:
             tokens = batch.column(codes)
-            columns = {name: column.repeat(np.diff(tokens.offsets)) for name, column in columns.items()}
+            columns = {
+                name: column.repeat(np.diff(tokens.offsets)) for name, column in columns.items()
+            }
             columns[codes] = _code_ids(tokens.flatten(), vocabularies.values[codes])
         yield columns
 
 
 def _chance_sql(names: Sequence[str]) -> str:
-    """SQL of a number below 2^32 that a client and its ids decide, each times a power of an odd constant."""
+    """SQL of a number below 2^32 that a client and its ids decide, each times a power of an odd
+    constant."""
     terms = [f"{name}::BIGINT * {pow(MIX, power, 2**32)}" for power, name in enumerate(names, 2)]
     return f"({' + '.join([f'(client % {2**31}) * {MIX}', *terms])}) % {2**32}"
 
@@ -212,17 +245,31 @@ def _code_ids(codes: pa.Array, values: np.ndarray) -> np.ndarray:
     return np.where(codes.is_null().to_numpy(zero_copy_only=False), MISSING, ids)
 
 
-def _id_sql(con: duckdb.DuckDBPyConnection, name: str, vocabularies: Vocabularies) -> tuple[str, str]:
+def _id_sql(
+    con: duckdb.DuckDBPyConnection, name: str, vocabularies: Vocabularies
+) -> tuple[str, str]:
     """SQL of a field's id from its value `v_NAME`, and the join that it needs."""
     if name in RAW:
         return f"v_{name}::UINTEGER AS {name}", ""
     values = vocabularies.values[name]
     if np.array_equal(values, np.arange(len(values))):
-        known, join = f"CASE WHEN v_{name} BETWEEN 0 AND {len(values) - 1} THEN v_{name} + {FIRST} END", ""
+        known, join = (
+            f"CASE WHEN v_{name} BETWEEN 0 AND {len(values) - 1} THEN v_{name} + {FIRST} END",
+            "",
+        )
     else:
-        register(con, f"ids_{name}", value=values, id=np.arange(FIRST, FIRST + len(values), dtype=np.uint32))
+        register(
+            con,
+            f"ids_{name}",
+            value=values,
+            id=np.arange(FIRST, FIRST + len(values), dtype=np.uint32),
+        )
         known, join = f"ids_{name}.id", f"LEFT JOIN ids_{name} ON ids_{name}.value = s.v_{name}"
-    return f"CASE WHEN v_{name} IS NULL THEN {MISSING} ELSE coalesce({known}, {RARE}) END::UINTEGER AS {name}", join
+    return (
+        f"CASE WHEN v_{name} IS NULL THEN {MISSING} ELSE coalesce({known}, {RARE}) END::UINTEGER "
+        f"AS {name}",
+        join,
+    )
 
 
 def _dtype(name: str, vocabularies: Vocabularies) -> np.dtype:

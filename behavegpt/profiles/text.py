@@ -1,14 +1,18 @@
-"""Language-model features (Klenitskiy et al. 2025, section 3.2.4): a history as text, read by a frozen causal model.
+"""Language-model features (Klenitskiy et al. 2025, section 3.2.4): a history as text, read by a
+frozen causal model.
 
     smollm_all:    {kind: text, model: HuggingFaceTB/SmolLM2-135M, post: [{pca: 128}, l2]}
-    smollm_search: {kind: text, model: ..., events: [search_query], fields: [time, query], layout: table, last: 90}
+    smollm_search: {kind: text, model: ..., events: [search_query], fields: [time, query], layout:
+        table, last: 90}
 
-events -> lines (see `lines`) -> tokens -> the model's last hidden states -> the state at the last token, or their mean.
-Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2, Llama 3) the same as those of the whole text.
-A text that is too long loses its oldest events, whole; the paper's code lets its tokenizer cut off the left side, which
-with the newest event first is the newest. Newest first, without repeats, last token and 8,192 tokens are that code's.
+events -> lines (see `lines`) -> tokens -> the model's last hidden states -> the state at the last
+token, or their mean. Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2,
+Llama 3) the same as those of the whole text. A text that is too long loses its oldest events,
+whole; the paper's code lets its tokenizer cut off the left side, which with the newest event first
+is the newest. Newest first, without repeats, last token and 8,192 tokens are that code's.
 
-A run that was stopped goes on with the blocks of clients that are in the cache. What is kept of the model is its hash:
+A run that was stopped goes on with the blocks of clients that are in the cache. What is kept of the
+model is its hash:
 new clients need the same one.
 """
 
@@ -39,7 +43,8 @@ from behavegpt.profiles.features import spans
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
 
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what makes up a model; weights as pickles are never opened
+# what makes up a model; weights as pickles are never opened
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
 class MissingModelError(MissingExtraError):
@@ -48,7 +53,8 @@ class MissingModelError(MissingExtraError):
     def __init__(self, model: str, why: str) -> None:
         Exception.__init__(
             self,
-            f"{model} is no folder, and the Hub did not give it ({why}); run `hf download {model}` where there is a "
+            f"{model} is no folder, and the Hub did not give it ({why}); run `hf download "
+            f"{model}` where there is a "
             "network, or set `model` to a folder in Hugging Face format.",
         )
 
@@ -57,18 +63,32 @@ class TextSettings(MemberSettings):
     """What the model reads, and which of its states is the vector."""
 
     kind: Literal["text"] = "text"
-    model: str = Field(description="folder, or name on the Hugging Face Hub, of any causal language model")
-    fields: tuple[str, ...] = Field(tuple(PARTS), min_length=1, description="parts of a line: " + ", ".join(PARTS))
+    model: str = Field(
+        description="folder, or name on the Hugging Face Hub, of any causal language model"
+    )
+    fields: tuple[str, ...] = Field(
+        tuple(PARTS), min_length=1, description="parts of a line: " + ", ".join(PARTS)
+    )
     events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    layout: Layout = Field("lines", description="lines: every part with its name; table: under a header")
+    layout: Layout = Field(
+        "lines", description="lines: every part with its name; table: under a header"
+    )
     last: int = Field(64, ge=1, description="newest events of a client")
-    repeats: bool = Field(False, description="keep events that are alike but for their time, not the newest alone")
+    repeats: bool = Field(
+        False, description="keep events that are alike but for their time, not the newest alone"
+    )
     order: Literal["newest", "oldest"] = Field("newest", description="which event comes first")
-    pool: Literal["last", "mean"] = Field("last", description="state at the last token, or mean over all")
-    tokens: int = Field(8192, ge=8, description="longest text; the model's own limit if that is less")
+    pool: Literal["last", "mean"] = Field(
+        "last", description="state at the last token, or mean over all"
+    )
+    tokens: int = Field(
+        8192, ge=8, description="longest text; the model's own limit if that is less"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: int = Field(2**15, ge=1, description="tokens, with padding, read at a time")
-    block: int = Field(4096, ge=1, description="clients that are kept together when the run is stopped")
+    block: int = Field(
+        4096, ge=1, description="clients that are kept together when the run is stopped"
+    )
 
     @field_validator("fields")
     @classmethod
@@ -94,7 +114,8 @@ class Texts(NamedTuple):
 
 
 def model_folder(model: str) -> Path:
-    """The folder `model`, or that of the Hub's cache, downloaded if need be. Raises MissingModelError."""
+    """The folder `model`, or that of the Hub's cache, downloaded if need be. Raises
+    MissingModelError."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
@@ -117,7 +138,10 @@ def model_digest(folder: Path) -> str:
 
 def fit(context: Context, settings: TextSettings, folder: Path) -> None:
     """Nothing is fitted; writes model.json, which says what the vectors come from."""
-    write_json(folder / "model.json", {"model": settings.model, "digest": model_digest(model_folder(settings.model))})
+    write_json(
+        folder / "model.json",
+        {"model": settings.model, "digest": model_digest(model_folder(settings.model))},
+    )
 
 
 def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddings:
@@ -125,12 +149,18 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
     wanted = json.loads((folder / "model.json").read_text(encoding="utf-8"))["digest"]
     source = model_folder(settings.model)
     if model_digest(source) != wanted:
-        raise CheckpointError(f"{source} is not the model that the profile was made with; put that one back.")
-    work = context.cache / "text" / digest(settings.shaping(), context.tables.digest, __version__)[:20]
+        raise CheckpointError(
+            f"{source} is not the model that the profile was made with; put that one back."
+        )
+    work = (
+        context.cache / "text" / digest(settings.shaping(), context.tables.digest, __version__)[:20]
+    )
     work.mkdir(parents=True, exist_ok=True)
     with context.connect() as con:
         s = settings
-        clients, offsets = write_lines(con, s.fields, s.events, s.layout, s.last, s.repeats, work / "lines.arrow")
+        clients, offsets = write_lines(
+            con, s.fields, s.events, s.layout, s.last, s.repeats, work / "lines.arrow"
+        )
     lines = open_lines(work / "lines.arrow")
     reader = Reader(settings, source, choose_device(context.device))
     blocks = []
@@ -139,7 +169,9 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
             path = work / f"block_{start:012d}_{settings.block}.npy"
             bounds = offsets[start : start + settings.block + 1]
             if not path.exists():
-                texts = reader.texts(lines.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0])
+                texts = reader.texts(
+                    lines.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0]
+                )
                 write_array(path, reader.vectors(texts))
             blocks.append(np.array(open_array(path)))
             tell(start + len(bounds) - 1, "")
@@ -164,7 +196,9 @@ class Reader:
             self.model: Any = model.base_model.to(device).eval()  # without the head
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{folder}: no language model in Hugging Face format ({first}).") from None
+            raise CheckpointError(
+                f"{folder}: no language model in Hugging Face format ({first})."
+            ) from None
         self.settings, self.device = settings, device
         limit = getattr(self.model.config, "max_position_embeddings", None) or settings.tokens
         top = header(settings.fields, settings.layout)
@@ -173,16 +207,23 @@ class Reader:
         self.start = start + (self._ids(top) + self.between if top else [])
         self.room = min(settings.tokens, limit) - len(self.start)
         if self.room < 1:
-            raise ConfigError(f"tokens={settings.tokens} does not even hold the header of the table; raise it.")
+            raise ConfigError(
+                f"tokens={settings.tokens} does not even hold the header of the table; raise it."
+            )
 
     def texts(self, lines: pa.ChunkedArray, offsets: np.ndarray) -> Texts:
         """Tokens of N texts; text n has the lines `offsets[n]:offsets[n + 1]`, the newest first.
 
-        Only whole events are kept, as many of the newest as there is room for, but at least a part of the newest.
+        Only whole events are kept, as many of the newest as there is room for, but at least a part
+        of the newest.
         """
         coded = lines.combine_chunks().dictionary_encode()
-        place, different = coded.indices.to_numpy(), coded.dictionary.to_pylist()  # each line is tokenized once
-        tokens = [ids + self.between for ids in self.tokenizer(different, add_special_tokens=False).input_ids]
+        # each line is tokenized once
+        place, different = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+        tokens = [
+            ids + self.between
+            for ids in self.tokenizer(different, add_special_tokens=False).input_ids
+        ]
         ends = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens])])
         flat = np.concatenate([np.asarray(ids, np.int64) for ids in tokens])
         sizes = np.diff(ends)[place]
@@ -199,12 +240,15 @@ class Reader:
         return self._framed(ids, np.searchsorted(owner, np.arange(len(offsets))))
 
     def _framed(self, ids: np.ndarray, bounds: np.ndarray) -> Texts:
-        """Texts with the start before them, without the line break at the end, and no longer than there is room."""
+        """Texts with the start before them, without the line break at the end, and no longer than
+        there is room."""
         found = [
             np.concatenate([self.start, ids[first:last][: self.room]]).astype(np.int64)
             for first, last in zip(bounds[:-1], bounds[1:] - len(self.between), strict=True)
         ]
-        return Texts(np.concatenate([[0], np.cumsum([len(text) for text in found])]), np.concatenate(found))
+        return Texts(
+            np.concatenate([[0], np.cumsum([len(text) for text in found])]), np.concatenate(found)
+        )
 
     @torch.inference_mode()
     def vectors(self, texts: Texts) -> np.ndarray:
@@ -218,9 +262,13 @@ class Reader:
             ids[inside] = texts.ids[spans(texts.offsets, rows)[1]]
             mask = torch.from_numpy(inside).to(self.device)
             states = self.model(
-                input_ids=torch.from_numpy(ids).to(self.device), attention_mask=mask.long(), use_cache=False
+                input_ids=torch.from_numpy(ids).to(self.device),
+                attention_mask=mask.long(),
+                use_cache=False,
             )
-            out[rows] = pool(states.last_hidden_state.float(), mask, self.settings.pool).cpu().numpy()
+            out[rows] = (
+                pool(states.last_hidden_state.float(), mask, self.settings.pool).cpu().numpy()
+            )
         return out
 
     def _ids(self, text: str) -> list[int]:
@@ -236,7 +284,8 @@ def pool(states: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows (B,) of like length, the longest first, with at most `tokens` tokens when padded, but at least one row."""
+    """Rows (B,) of like length, the longest first, with at most `tokens` tokens when padded, but at
+    least one row."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):

@@ -1,13 +1,15 @@
-"""Training of a member's network: seeded batches, early stopping on its own objective, the best state kept.
+"""Training of a member's network: seeded batches, early stopping on its own objective, the best
+state kept.
 
     with seeded(context.seed):
         network = MyNetwork(...).to(device)
     facts = train(network, objective, rows, settings.training, context.seed, "week_all")
     save_network(network, folder)
 
-The paper's public code stops early by another loss than the one it trains on (its decoder runs freely in validation),
-and exports the last state of some members. Here both are the same objective, without dropout, on clients held out of
-training, and what `train` leaves in the network is the best state.
+The paper's public code stops early by another loss than the one it trains on (its decoder runs
+freely in validation), and exports the last state of some members. Here both are the same objective,
+without dropout, on clients held out of training, and what `train` leaves in the network is the best
+state.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from behavegpt.config import Settings
 from behavegpt.console import progress
 from behavegpt.errors import ConfigError
 
-# rows (B,), a seeded generator for what is drawn -> the sum of the batch's losses and what it is divided by
+# rows (B,), a seeded generator for what is drawn -> the sum of the batch's losses and what it is
+# divided by
 Objective = Callable[[np.ndarray, np.random.Generator], tuple[Tensor, float]]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -46,13 +49,16 @@ class TrainingSettings(Settings):
     warmup: int = Field(0, ge=0, description="steps in which the rate grows to lr")
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    held_out: float = Field(0.02, ge=0, lt=1, description="share of clients whose loss decides when to stop")
+    held_out: float = Field(
+        0.02, ge=0, lt=1, description="share of clients whose loss decides when to stop"
+    )
     patience: int = Field(3, ge=1, description="epochs without a better loss after which it stops")
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers from `seed` on; those of everybody else go on afterwards as if nothing had been drawn."""
+    """Torch's random numbers from `seed` on; those of everybody else go on afterwards as if nothing
+    had been drawn."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -68,14 +74,20 @@ def train(
     lengths: np.ndarray | None = None,
     make_optimizer: MakeOptimizer | None = None,
 ) -> dict[str, Any]:
-    """Train on `rows` (N,) until the objective of those held out gets no better, and leave the best state in `network`.
+    """Train on `rows` (N,) until the objective of those held out gets no better, and leave the best
+    state in `network`.
 
-    `lengths` (N,) brings clients of like length together. Returns steps, epochs, the best of them and the losses of
-    each; without held-out rows the training loss decides. Raises ConfigError when the loss is no number.
+    `lengths` (N,) brings clients of like length together. Returns steps, epochs, the best of them
+    and the losses of each; without held-out rows the training loss decides. Raises ConfigError when
+    the loss is no number.
     """
     fitted, held_out = _divide(len(rows), settings.held_out, seed)
-    optimizer = make_optimizer(network.parameters()) if make_optimizer else _adamw(network, settings)
-    warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
+    optimizer = (
+        make_optimizer(network.parameters()) if make_optimizer else _adamw(network, settings)
+    )
+    warm = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1))
+    )
     each = -(-len(fitted) // settings.batch)
     total = settings.steps or each * settings.epochs
     among = None if lengths is None else lengths[fitted]
@@ -88,17 +100,28 @@ def train(
             order = epoch_batches(len(fitted), settings.batch, seed, epoch, among)
             summed, count = torch.zeros(()), 0.0
             for number, batch in enumerate(islice(order, total - step)):
-                loss, weight = objective(rows[fitted[batch]], np.random.default_rng((seed, epoch, number)))
+                loss, weight = objective(
+                    rows[fitted[batch]], np.random.default_rng((seed, epoch, number))
+                )
                 _step(network, optimizer, loss / weight, settings.clip)
                 warm.step()
-                step, summed, count = step + 1, summed.to(loss.device) + loss.detach(), count + weight
+                step, summed, count = (
+                    step + 1,
+                    summed.to(loss.device) + loss.detach(),
+                    count + weight,
+                )
                 tell(step, f"epoch {epoch + 1}")
             facts = {"epoch": epoch + 1, "steps": step, "loss": float(summed) / count}
             if len(held_out):
-                facts["held_out"] = mean_objective(network, objective, rows[held_out], settings.batch, seed)
+                facts["held_out"] = mean_objective(
+                    network, objective, rows[held_out], settings.batch, seed
+                )
             now = facts.get("held_out", facts["loss"])
             if not math.isfinite(now):
-                raise ConfigError(f"{label}: the loss became {now} by step {step}; lower training.lr or set a clip.")
+                raise ConfigError(
+                    f"{label}: the loss became {now} by step {step}; lower training.lr or set a "
+                    "clip."
+                )
             history.append({name: round(value, 6) for name, value in facts.items()})
             if now < best:
                 best, best_epoch, best_state = now, epoch + 1, _copy(network)
@@ -108,7 +131,9 @@ def train(
 
 
 @torch.no_grad()
-def mean_objective(network: nn.Module, objective: Objective, rows: np.ndarray, batch: int, seed: int) -> float:
+def mean_objective(
+    network: nn.Module, objective: Objective, rows: np.ndarray, batch: int, seed: int
+) -> float:
     """The objective over `rows` without dropout; what it draws is the same each time."""
     network.eval()
     found = [
@@ -123,7 +148,8 @@ def epoch_batches(
 ) -> Iterator[np.ndarray]:
     """Every number below `size` once, in batches: a pure function of its arguments.
 
-    With `lengths` (size,), each pool of shuffled batches is sorted by length, and then the batches are shuffled.
+    With `lengths` (size,), each pool of shuffled batches is sorted by length, and then the batches
+    are shuffled.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(size)
@@ -138,10 +164,16 @@ def epoch_batches(
 
 @torch.no_grad()
 def embed_rows(
-    encode: Callable[[np.ndarray], Tensor], rows: np.ndarray, lengths: np.ndarray, batch: int, label: str
+    encode: Callable[[np.ndarray], Tensor],
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    batch: int,
+    label: str,
 ) -> np.ndarray:
-    """Vectors (N, D) float32 of `rows` (N,) by `encode(rows) -> (B, D)`, in batches of like length."""
-    order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: what does not fit fails at once
+    """Vectors (N, D) float32 of `rows` (N,) by `encode(rows) -> (B, D)`, in batches of like
+    length."""
+    # the longest first: what does not fit fails at once
+    order = np.argsort(lengths, kind="stable")[::-1]
     vectors: np.ndarray | None = None
     with progress(label, len(rows)) as tell:
         for start in range(0, len(rows), batch):
@@ -158,7 +190,9 @@ def save_network(network: nn.Module, folder: Path) -> None:
     """Write the weights, network.safetensors."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in _copy(network).items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in _copy(network).items()}, folder / WEIGHTS
+    )
 
 
 def load_network(network: nn.Module, folder: Path) -> None:
@@ -176,7 +210,9 @@ def _divide(size: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None) -> None:
+def _step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None
+) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if clip:
@@ -185,7 +221,9 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, cl
 
 
 def _adamw(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Steps between a member's vectors and the ensemble: PCA, standard scores, unit length, quantiles.
 
-Everything goes in blocks of rows, so that a memory-mapped matrix (U, D) is never in memory as a whole.
+Everything goes in blocks of rows, so that a memory-mapped matrix (U, D) is never in memory as a
+whole.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
     return states
 
 
-def transformed(steps: Sequence[Step], states: Sequence[State], vectors: np.ndarray) -> Iterator[np.ndarray]:
+def transformed(
+    steps: Sequence[Step], states: Sequence[State], vectors: np.ndarray
+) -> Iterator[np.ndarray]:
     """`vectors` (U, D) after the steps, in blocks (B, D') float64."""
     for start in range(0, len(vectors), BLOCK):
         block = vectors[start : start + BLOCK].astype(np.float64)
@@ -53,7 +56,8 @@ def _mean(blocks: Blocks) -> tuple[np.ndarray, int]:
 
 
 def _fit_pca(step: Pca, blocks: Blocks) -> State:
-    """Mean (D,) and the first components (D, K) of the covariance; as many as there are columns at most."""
+    """Mean (D,) and the first components (D, K) of the covariance; as many as there are columns at
+    most."""
     mean, rows = _mean(blocks)
     covariance = sum((block - mean).T @ (block - mean) for block in blocks()) / max(rows - 1, 1)
     components = np.linalg.eigh(covariance)[1][:, ::-1][:, : step.pca]  # eigenvalues come ascending
@@ -92,13 +96,16 @@ def _fit_quantiles(step: Quantile, blocks: Blocks) -> State:
 
 
 def _to_quantiles(state: State, block: np.ndarray) -> np.ndarray:
-    """Position among the quantiles as scikit-learn defines it: the lowest value is 0, the highest 1, and a value that
-    spans several quantiles is put in their middle."""
+    """Position among the quantiles as scikit-learn defines it: the lowest value is 0, the highest
+    1, and a value that spans several quantiles is put in their middle."""
     place = np.linspace(0, 1, QUANTILES)
     out = np.empty_like(block)
     for column, points in enumerate(state["quantiles"].T):
         values = block[:, column]
-        from_below, from_above = np.interp(values, points, place), -np.interp(-values, -points[::-1], -place[::-1])
+        from_below, from_above = (
+            np.interp(values, points, place),
+            -np.interp(-values, -points[::-1], -place[::-1]),
+        )
         middle = np.where(values >= points[-1], 1.0, (from_below + from_above) / 2)
         out[:, column] = np.where(values <= points[0], 0.0, middle)
     return out

@@ -1,4 +1,5 @@
-"""What the rows of a sweep cannot tell, and why: nothing is planned on figures that they leave open."""
+"""What the rows of a sweep cannot tell, and why: nothing is planned on figures that they leave
+open."""
 
 from __future__ import annotations
 
@@ -6,14 +7,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from behavegpt.scaling.law import LARGEST_EXPONENT, SMALLEST_EXPONENT, Law, P, Runs, condition, log_residuals
+from behavegpt.scaling.law import (
+    LARGEST_EXPONENT,
+    SMALLEST_EXPONENT,
+    Law,
+    P,
+    Runs,
+    condition,
+    log_residuals,
+)
 
 if TYPE_CHECKING:
     from behavegpt.scaling.fit import Interval
 
-FEWEST = 3  # different sizes, or data sizes, below which an exponent and L_0 are one equation for two unknowns
+# different sizes, or data sizes, below which an exponent and L_0 are one equation for two unknowns
+FEWEST = 3
 COLLINEAR = 0.99  # correlation of log N and log D from which on their two terms may change places
-LARGEST_CONDITION = 1e5  # of the Jacobian: 10 to 3,000 over grids that determine the law, 1e7 and more otherwise
+# of the Jacobian: 10 to 3,000 over grids that determine the law, 1e7 and more otherwise
+LARGEST_CONDITION = 1e5
 # what counts as not identified: an interval wider than this many times the value
 WIDEST = {"alpha": 1.0, "beta": 1.0, "L_0": 0.5}
 MOST_RATIO = 10.0  # high over low
@@ -21,7 +32,8 @@ OF_N, OF_D = ("alpha", "C_N", "ratio", "share"), ("beta", "C_D", "ratio", "share
 
 
 def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
-    """Sentence -> figures of the fit about which these rows say nothing, by their design or for lack of an effect."""
+    """Sentence -> figures of the fit about which these rows say nothing, by their design or for
+    lack of an effect."""
     found: dict[str, tuple[str, ...]] = {}
     axes = {"N": ("sizes", runs.n, OF_N), "D": ("data sizes", runs.d, OF_D)}
     noise = float(np.sqrt(np.mean(log_residuals(runs, law) ** 2) * len(runs.n) / (len(runs.n) - P)))
@@ -30,24 +42,41 @@ def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
         different = len(np.unique(values.round(1)))
         if different < FEWEST:
             named = what if different > 1 else what.removesuffix("s")
-            text = f"only {different} different {named}: {exponent} and L_0 cannot be told apart; run more."
+            text = (
+                f"only {different} different {named}: {exponent} and L_0 cannot be told apart; "
+                "run more."
+            )
             found[text] = (*figures, "L_0")
-        low, high = (float(factor * np.exp(-getattr(law, exponent) * v)) for v in (values.max(), values.min()))
+        low, high = (
+            float(factor * np.exp(-getattr(law, exponent) * v))
+            for v in (values.max(), values.min())
+        )
         if np.log1p((high - low) / float(np.exp(runs.loss).mean())) < max(2 * noise, 1e-6):
-            text = f"the loss hardly depends on {axis} over these rows (less than twice the noise of {noise:.1%})."
+            text = (
+                f"the loss hardly depends on {axis} over these rows (less than twice the noise of "
+                f"{noise:.1%})."
+            )
             found[text] = figures
     if min(np.ptp(runs.n), np.ptp(runs.d)) > 0 and np.corrcoef(runs.n, runs.d)[0, 1] > COLLINEAR:
-        text = "N and D grow together in these rows: the terms of alpha and beta can change places; vary D at each N."
+        text = (
+            "N and D grow together in these rows: the terms of alpha and beta can change places; "
+            "vary D at each N."
+        )
         found[text] = (*OF_N, *OF_D)
     if not found and condition(runs, law) > LARGEST_CONDITION:
-        text = "many laws fit these rows alike (the fit is singular); widen the range of sizes and data."
+        text = (
+            "many laws fit these rows alike (the fit is singular); widen the range of sizes and "
+            "data."
+        )
         found[text] = (*OF_N, *OF_D, "L_0")
     return found
 
 
 def whole_range(name: str, runs: Runs) -> tuple[float, float]:
-    """Lowest and highest value that a figure could have: its interval where the rows say nothing about it."""
-    product = float((runs.n + runs.d).max())  # log N D of the largest run, which `ratio` is meant for
+    """Lowest and highest value that a figure could have: its interval where the rows say nothing
+    about it."""
+    # log N D of the largest run, which `ratio` is meant for
+    product = float((runs.n + runs.d).max())
     lowest, highest = float(np.exp(runs.loss.min())), float(np.exp(runs.loss.max()))
     ranges = {
         "alpha": (SMALLEST_EXPONENT, LARGEST_EXPONENT),
@@ -62,14 +91,20 @@ def whole_range(name: str, runs: Runs) -> tuple[float, float]:
 
 
 def doubts(intervals: dict[str, Interval], open_figures: set[str]) -> list[str]:
-    """Figures that are known too roughly, one sentence each; those that are open have been named already."""
+    """Figures that are known too roughly, one sentence each; those that are open have been named
+    already."""
     found = []
     for name, widest in WIDEST.items():
         one = intervals[name]
         wide = one.high - one.low > widest * one.value or one.high > 0.99 * LARGEST_EXPONENT
         if wide and name not in open_figures:
-            found.append(f"{name} is not identified by these rows: {one}; widen the range of sizes and data.")
+            found.append(
+                f"{name} is not identified by these rows: {one}; widen the range of sizes and data."
+            )
     ratio = intervals["ratio"]
     if ratio.high > MOST_RATIO * ratio.low and "ratio" not in open_figures:
-        found.append(f"the ratio D_opt / N_opt is known to a factor of {ratio.high / ratio.low:.0f} only: {ratio}.")
+        found.append(
+            f"the ratio D_opt / N_opt is known to a factor of {ratio.high / ratio.low:.0f} only: "
+            f"{ratio}."
+        )
     return found

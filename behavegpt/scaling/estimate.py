@@ -1,4 +1,5 @@
-"""What a sweep would take, before anything is trained: parameters by part, operations, memory and hours."""
+"""What a sweep would take, before anything is trained: parameters by part, operations, memory and
+hours."""
 
 from __future__ import annotations
 
@@ -21,13 +22,16 @@ from behavegpt.training.optimizer import build_optimizer
 from behavegpt.training.setup import training_batches
 
 TRIAL_EVENTS = 256  # of a measured step on a CPU
-LARGEST_TRIAL = 1e11  # operations of one; the speed of larger models follows from that of the largest measured one
-OVERHEAD = 3.0  # seconds to open the data, write checkpoints and score, beside training; measured on small runs
+# operations of one; the speed of larger models follows from that of the largest measured one
+LARGEST_TRIAL = 1e11
+# seconds to open the data, write checkpoints and score, beside training; measured on small runs
+OVERHEAD = 3.0
 
 
 @dataclass(frozen=True)
 class Device:
-    """Another device, by its speed on paper and the share of it that training is assumed to reach."""
+    """Another device, by its speed on paper and the share of it that training is assumed to
+    reach."""
 
     tflops: float
     utilization: float
@@ -43,17 +47,22 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
     """
     store = open_store(settings.data.path) if settings.data.path else None
     if store is None and settings.task is None:
-        raise ConfigError("give data.path, or task.fields and task.behaviors for a dry run without data.")
+        raise ConfigError(
+            "give data.path, or task.fields and task.behaviors for a dry run without data."
+        )
     task = Task.of(store) if store is not None else settings.task
     jobs = list_jobs(settings, task)  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = []
-    rate = 0.0  # operations per second of the largest model measured so far; the sizes come in ascending order
+    # operations per second of the largest model measured so far; the sizes come in ascending order
+    rate = 0.0
     for name in dict.fromkeys(job.rung.name for job in jobs):
         same = [job for job in jobs if job.rung.name == name]
         row = _row(settings, same)
         if store is not None:
             flops = same[0].rung.flops_per_event
-            row["measured"] = torch.cuda.is_available() or not rate or flops * TRIAL_EVENTS < LARGEST_TRIAL
+            row["measured"] = (
+                torch.cuda.is_available() or not rate or flops * TRIAL_EVENTS < LARGEST_TRIAL
+            )
             speed = _measure_speed(settings, same[-1], store) if row["measured"] else rate / flops
             rate = flops * speed
             row["events_per_second"] = speed
@@ -65,11 +74,17 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
 
 
 def _row(settings: SweepSettings, jobs: list[Job]) -> dict[str, Any]:
-    rung, batches = jobs[0].rung, [run_settings(settings, job, ".", ".").train.batch_events or 0 for job in jobs]
+    rung, batches = (
+        jobs[0].rung,
+        [run_settings(settings, job, ".", ".").train.batch_events or 0 for job in jobs],
+    )
     return {
         "size": rung.name,
         "params": rung.params,
-        **{part: rung.parameters[part] for part in ("embeddings", "blocks", "head", "without_embeddings")},
+        **{
+            part: rung.parameters[part]
+            for part in ("embeddings", "blocks", "head", "without_embeddings")
+        },
         "runs": len(jobs),
         "events": sum(job.events for job in jobs),
         "flops": sum(job.flops for job in jobs),
@@ -90,7 +105,8 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> float:
-    """Events per second of real optimizer steps on this machine: one to warm up, then as many as fit in a second."""
+    """Events per second of real optimizer steps on this machine: one to warm up, then as many as
+    fit in a second."""
     chosen: PretrainSettings = run_settings(settings, job, str(store.path), ".")
     config = model_config(chosen, store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

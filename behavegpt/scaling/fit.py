@@ -1,9 +1,10 @@
 """From rows to fit.json: the law, intervals by a bootstrap, and what the rows cannot tell.
 
-Each of alpha, beta, C_N, C_D, L_0, `ratio` (D_opt / N_opt at the largest run's operations) and `share` (N_opt grows as
-operations ** share) has `value`, `low`, `high`. Intervals are expanded percentiles of refits to the fitted losses times
-resampled residuals: all sizes and data stay in every draw, as resampled rows of so small a grid would not. A figure
-about which the rows say nothing has its whole range for an interval.
+Each of alpha, beta, C_N, C_D, L_0, `ratio` (D_opt / N_opt at the largest run's operations) and
+`share` (N_opt grows as operations ** share) has `value`, `low`, `high`. Intervals are expanded
+percentiles of refits to the fitted losses times resampled residuals: all sizes and data stay in
+every draw, as resampled rows of so small a grid would not. A figure about which the rows say
+nothing has its whole range for an interval.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from behavegpt.grid import Row
 from behavegpt.io import write_text
 from behavegpt.options import FitOptions
 from behavegpt.scaling.doubts import doubts, unidentified, whole_range
-from behavegpt.scaling.law import DELTA, Law, P, Runs, fit_law, leverage, log_residuals, minima, refit
+from behavegpt.scaling.law import (
+    DELTA,
+    Law,
+    P,
+    Runs,
+    fit_law,
+    leverage,
+    log_residuals,
+    minima,
+    refit,
+)
 
 DRAWS, CONFIDENCE = 400, 0.95
 FLOPS_PER_PARAM = 6.0  # of training with one event, where the rows do not say
@@ -58,7 +69,8 @@ class Fit(Settings):
     error: float  # median of |observed / expected - 1|
     flops_per_param: float
     flops_per_second: float | None  # that the largest runs reached
-    range: dict[str, tuple[float, float]]  # lowest and highest params, events, loss and flops of the rows
+    # lowest and highest params, events, loss and flops of the rows
+    range: dict[str, tuple[float, float]]
     warnings: list[str]
     unidentified: dict[str, list[str]] = {}  # why -> figures about which the rows say nothing
     draws: list[list[float]]  # bootstrap: C_N, C_D, L_0, alpha, beta each
@@ -82,12 +94,24 @@ class Bootstrap:
     seed: int = 0
 
 
-def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, how: Bootstrap = Bootstrap()) -> Fit:
-    """Fit eq. 5 to rows with params, events and loss. DataError for fewer rows than parameters plus one."""
-    check_settings(FitOptions, {"delta": delta, "draws": how.draws, "confidence": how.confidence}, "scaling law")
+def fit_rows(
+    rows: Sequence[Row], count: str = "total", delta: float = DELTA, how: Bootstrap = Bootstrap()
+) -> Fit:
+    """Fit eq. 5 to rows with params, events and loss. DataError for fewer rows than parameters plus
+    one."""
+    check_settings(
+        FitOptions,
+        {"delta": delta, "draws": how.draws, "confidence": how.confidence},
+        "scaling law",
+    )
     if len(rows) <= P:
-        raise DataError(f"{len(rows)} finished runs: a law of {P} parameters needs at least {P + 1}; run more sizes.")
-    params, events, loss = (np.array([row[name] for row in rows], float) for name in ("params", "events", "loss"))
+        raise DataError(
+            f"{len(rows)} finished runs: a law of {P} parameters needs at least {P + 1}; run more "
+            "sizes."
+        )
+    params, events, loss = (
+        np.array([row[name] for row in rows], float) for name in ("params", "events", "loss")
+    )
     flops_per_param = _flops_per_param(rows)
     flops = flops_per_param * params * events
     runs = Runs.of(params, events, loss)
@@ -125,10 +149,11 @@ def fit_rows(rows: Sequence[Row], count: str = "total", delta: float = DELTA, ho
 
 
 def tail_share(confidence: float, freedom: int) -> float:
-    """Share of the draws to leave out at each end, fewer for small samples: the expanded percentile interval.
+    """Share of the draws to leave out at each end, fewer for small samples: the expanded percentile
+    interval.
 
-    Percentiles alone are as narrow as normal quantiles where Student's are due (Hesterberg 2015, "What teachers should
-    know about the bootstrap", section 4.4).
+    Percentiles alone are as narrow as normal quantiles where Student's are due (Hesterberg 2015,
+    "What teachers should know about the bootstrap", section 4.4).
     """
     from scipy.stats import norm, t
 
@@ -136,28 +161,33 @@ def tail_share(confidence: float, freedom: int) -> float:
 
 
 def interval(value: Any, draws: np.ndarray, edge: float) -> Interval:
-    """A value with the range of its draws (S,) without the share `edge` at each end; the value lies inside."""
+    """A value with the range of its draws (S,) without the share `edge` at each end; the value lies
+    inside."""
     # where rows leave several minima, refits may gather around another one than the value's
     low, high = np.quantile(draws, [edge, 1 - edge])
     return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value)))
 
 
 def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
-    """Laws (S,) refitted to the fitted losses with residuals drawn anew, and a little noise (smoothed bootstrap).
+    """Laws (S,) refitted to the fitted losses with residuals drawn anew, and a little noise
+    (smoothed bootstrap).
 
-    The Huber loss with a small delta is nearly that of absolute errors: the fit passes through P of the points, and
-    without the noise those zeros are drawn as if errors were more often small than they are, which makes intervals
-    too narrow (docs/scaling.md).
+    The Huber loss with a small delta is nearly that of absolute errors: the fit passes through P of
+    the points, and without the noise those zeros are drawn as if errors were more often small than
+    they are, which makes intervals too narrow (docs/scaling.md).
     """
     residual = log_residuals(runs, law)
     n = len(residual)
-    # the fit makes residuals smaller than errors, most at the corners of the grid (as in HC3 standard errors)
+    # the fit makes residuals smaller than errors, most at the corners of the grid (as in HC3
+    # standard errors)
     spread = residual / (1 - leverage(runs, law))
     spread -= np.median(spread)
     width = min(spread.std(), float(np.subtract(*np.quantile(spread, [0.75, 0.25]))) / 1.349)
     rng = np.random.default_rng(how.seed)
     # 0.9 width n^-1/5: Silverman's bandwidth
-    drawn = rng.choice(spread, (how.draws, n)) + 0.9 * width * n**-0.2 * rng.standard_normal((how.draws, n))
+    drawn = rng.choice(spread, (how.draws, n)) + 0.9 * width * n**-0.2 * rng.standard_normal(
+        (how.draws, n)
+    )
     return refit(runs, runs.loss - residual + drawn, minima(runs, law, delta), delta)
 
 
@@ -171,16 +201,22 @@ def read_fit(path: Path) -> Fit:
     try:
         return Fit.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, ValueError) as error:
-        raise DataError(f"{path}: not a fit ({error}); write one with: behavegpt scale fit ROWS --out {path}") from None
+        raise DataError(
+            f"{path}: not a fit ({error}); write one with: behavegpt scale fit ROWS --out {path}"
+        ) from None
 
 
 def _flops_per_param(rows: Sequence[Row]) -> float:
     """Operations per event and parameter: the median of what the rows say."""
-    said: list[Any] = [row["flops"] / (row["params"] * row["events"]) for row in rows if row.get("flops")]
+    said: list[Any] = [
+        row["flops"] / (row["params"] * row["events"]) for row in rows if row.get("flops")
+    ]
     return float(np.median(said)) if said else FLOPS_PER_PARAM
 
 
 def _flops_per_second(rows: Sequence[Row]) -> float | None:
     """Speed of the run with the most operations, if the rows say."""
     timed = [row for row in rows if row.get("flops") and row.get("seconds")]
-    return max(((row["flops"], row["flops"] / row["seconds"]) for row in timed), default=(0, None))[1]
+    return max(((row["flops"], row["flops"] / row["seconds"]) for row in timed), default=(0, None))[
+        1
+    ]

@@ -1,10 +1,12 @@
 """The scaling law (eq. 5) and how it is fitted: L(N, D) = C_N N^-alpha + C_D D^-beta + L_0.
 
-As in Hoffmann et al. (2022, section 3.3): the logarithm of the law is a log-sum-exp of three terms, and the Huber loss
-of the residuals of log L is minimized from many starts, since outliers are common and minima are several.
+As in Hoffmann et al. (2022, section 3.3): the logarithm of the law is a log-sum-exp of three terms,
+and the Huber loss of the residuals of log L is minimized from many starts, since outliers are
+common and minima are several.
 
-Shape letters: n runs, S starts or bootstrap draws, P = 5 parameters (a, b, e, alpha, beta) with C_N = exp(a),
-C_D = exp(b), L_0 = exp(e). Inside the search log N and log D are centered, which frees a from alpha and b from beta.
+Shape letters: n runs, S starts or bootstrap draws, P = 5 parameters (a, b, e, alpha, beta) with C_N
+= exp(a), C_D = exp(b), L_0 = exp(e). Inside the search log N and log D are centered, which frees a
+from alpha and b from beta.
 """
 
 from __future__ import annotations
@@ -35,21 +37,25 @@ class Law(NamedTuple):
     beta: np.ndarray
 
     def loss(self, params: ArrayLike, events: ArrayLike) -> np.ndarray:
-        """Expected loss of models with `params` parameters trained on `events` events; broadcasts."""
+        """Expected loss of models with `params` parameters trained on `events` events;
+        broadcasts."""
         return (
             self.C_N * np.asarray(params, float) ** -self.alpha
             + self.C_D * np.asarray(events, float) ** -self.beta
             + self.L_0
         )
 
-    def optimum(self, flops: ArrayLike, flops_per_param: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    def optimum(
+        self, flops: ArrayLike, flops_per_param: float = 6.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Parameters and events of the lowest loss for flops = flops_per_param * N * D.
 
         There both terms fall equally fast: alpha C_N N^-alpha = beta C_D D^-beta.
         """
         product = np.log(np.asarray(flops, float) / flops_per_param)
         params = (self._balance() + self.beta * product) / (self.alpha + self.beta)
-        params = np.clip(params, 0, product)  # a law that rows do not pin down may ask for less than one event
+        # a law that rows do not pin down may ask for less than one event
+        params = np.clip(params, 0, product)
         return np.exp(params), np.exp(product - params)
 
     def size_for(self, events: ArrayLike) -> np.ndarray:
@@ -59,7 +65,8 @@ class Law(NamedTuple):
 
     def _balance(self) -> np.ndarray:
         """log N * alpha - log D * beta at the optimum."""
-        with np.errstate(divide="ignore"):  # a term that the rows leave at 0 is never balanced: an infinity, clipped
+        # a term that the rows leave at 0 is never balanced: an infinity, clipped
+        with np.errstate(divide="ignore"):
             return np.log(self.alpha * self.C_N) - np.log(self.beta * self.C_D)
 
 
@@ -76,7 +83,8 @@ class Runs(NamedTuple):
 
 
 def fit_law(runs: Runs, delta: float = DELTA) -> Law:
-    """The law with the least Huber loss over all starts; the best of them are polished by scipy's L-BFGS-B."""
+    """The law with the least Huber loss over all starts; the best of them are polished by scipy's
+    L-BFGS-B."""
     from scipy.optimize import minimize
 
     center = (runs.n.mean(), runs.d.mean())
@@ -88,20 +96,32 @@ def fit_law(runs: Runs, delta: float = DELTA) -> Law:
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
         predicted, jacobian = _predict(point[None], n, d)
         residual = runs.loss - predicted[0]
-        return float(_huber(residual, delta).sum()), -jacobian[0].T @ np.clip(residual, -delta, delta)
+        return float(_huber(residual, delta).sum()), -jacobian[0].T @ np.clip(
+            residual, -delta, delta
+        )
 
     found = [
-        minimize(objective, theta[i], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000})
+        minimize(
+            objective,
+            theta[i],
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 2000},
+        )
         for i in np.argsort(value)[:POLISHED]
     ]
     return _law(min(found, key=lambda result: result.fun).x[None], *center, single=True)
 
 
 def fit_factors(runs: Runs, alpha: float, beta: float) -> Law:
-    """The law with given exponents: factors and floor, none negative, by least squares of relative errors."""
+    """The law with given exponents: factors and floor, none negative, by least squares of relative
+    errors."""
     from scipy.optimize import nnls
 
-    terms = np.stack([np.exp(-alpha * runs.n), np.exp(-beta * runs.d), np.ones_like(runs.n)], axis=1)
+    terms = np.stack(
+        [np.exp(-alpha * runs.n), np.exp(-beta * runs.d), np.ones_like(runs.n)], axis=1
+    )
     scale = terms.mean(axis=0)
     factors = nnls(terms / scale * np.exp(-runs.loss)[:, None], np.ones(len(runs.n)))[0] / scale
     c_n, c_d, floor = factors
@@ -109,9 +129,11 @@ def fit_factors(runs: Runs, alpha: float, beta: float) -> Law:
 
 
 def minima(runs: Runs, law: Law, delta: float = DELTA) -> Law:
-    """(S,) laws to begin refits from: the fitted one, and others that the starts lead to and that fit nearly as well.
+    """(S,) laws to begin refits from: the fitted one, and others that the starts lead to and that
+    fit nearly as well.
 
-    Beside them a flatter one with a lower floor: the other end of the valley that the minimum lies in.
+    Beside them a flatter one with a lower floor: the other end of the valley that the minimum lies
+    in.
     """
     center = (runs.n.mean(), runs.d.mean())
     n, d = runs.n - center[0], runs.d - center[1]
@@ -120,22 +142,25 @@ def minima(runs: Runs, law: Law, delta: float = DELTA) -> Law:
     theta, value = _descend(starts, n, d, np.broadcast_to(runs.loss, (len(starts), len(n))), delta)
     near = theta[np.argsort(value)][np.sort(value) <= NEAR * value.min() + _floor_of(runs, delta)]
     near = np.vstack([begin, near])
-    _, first = np.unique(near[:, 3:].round(1), axis=0, return_index=True)  # minima with other exponents
+    # minima with other exponents
+    _, first = np.unique(near[:, 3:].round(1), axis=0, return_index=True)
     flat = begin * [1, 1, 1, 0.6, 0.6] + [0, 0, np.log(0.7), 0, 0]
     return _law(np.vstack([near[np.sort(first)[:MOST_MINIMA]], flat]), *center)
 
 
 def refit(runs: Runs, losses: np.ndarray, starts: Law, delta: float = DELTA) -> Law:
-    """The laws (S,) of S other log losses (S, n) of the same runs, all at once, each the best from all `starts`.
+    """The laws (S,) of S other log losses (S, n) of the same runs, all at once, each the best from
+    all `starts`.
 
-    Of starts that end equally well each draw takes one at random: where rows do not determine the law, the draws must
-    not all stand where the first start happened to lead.
+    Of starts that end equally well each draw takes one at random: where rows do not determine the
+    law, the draws must not all stand where the first start happened to lead.
     """
     center = (runs.n.mean(), runs.d.mean())
     n, d = runs.n - center[0], runs.d - center[1]
     points = [_theta(Law(*parts), *center) for parts in zip(*starts, strict=True)]
     results = [_descend(np.tile(point, (len(losses), 1)), n, d, losses, delta) for point in points]
-    theta, value = (np.stack(parts) for parts in zip(*results, strict=True))  # (starts, S, P), (starts, S)
+    # (starts, S, P), (starts, S)
+    theta, value = (np.stack(parts) for parts in zip(*results, strict=True))
     alike = value <= value.min(axis=0) * ALIKE + _floor_of(runs, delta)
     chance = np.random.default_rng(0).random(value.shape)
     chosen = np.where(alike, chance, -1.0).argmax(axis=0)
@@ -143,7 +168,8 @@ def refit(runs: Runs, losses: np.ndarray, starts: Law, delta: float = DELTA) -> 
 
 
 def condition(runs: Runs, law: Law) -> float:
-    """Condition number of the law's Jacobian with columns of length 1; infinite where a parameter has no effect."""
+    """Condition number of the law's Jacobian with columns of length 1; infinite where a parameter
+    has no effect."""
     singular = np.linalg.svd(_unit_jacobian(runs, law), compute_uv=False)
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
 
@@ -168,7 +194,8 @@ def _unit_jacobian(runs: Runs, law: Law) -> np.ndarray:
 
 
 def _floor_of(runs: Runs, delta: float) -> float:
-    """A difference of Huber losses below which fits are alike: residuals of a thousandth of a percent."""
+    """A difference of Huber losses below which fits are alike: residuals of a thousandth of a
+    percent."""
     return len(runs.n) * 0.5 * min(delta, 1e-5) ** 2
 
 
@@ -185,7 +212,8 @@ def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> Iterator[np.ndarr
 
 
 def _bounds(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest parameters (..., P) for log losses (..., n); the factors are those of centered logarithms."""
+    """Lowest and highest parameters (..., P) for log losses (..., n); the factors are those of
+    centered logarithms."""
     low, high = losses.min(axis=-1), losses.max(axis=-1)
     steepest, flattest = np.full_like(low, LARGEST_EXPONENT), np.full_like(low, SMALLEST_EXPONENT)
     return (
@@ -214,9 +242,11 @@ def _huber(residual: np.ndarray, delta: float) -> np.ndarray:
 def _descend(
     theta: np.ndarray, n: np.ndarray, d: np.ndarray, losses: np.ndarray, delta: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimize S Huber losses side by side from theta (S, P) for log losses (S, n); returns parameters and values (S,).
+    """Minimize S Huber losses side by side from theta (S, P) for log losses (S, n); returns
+    parameters and values (S,).
 
-    Levenberg-Marquardt on iteratively re-weighted squares: the weight of a residual r is min(1, delta / |r|).
+    Levenberg-Marquardt on iteratively re-weighted squares: the weight of a residual r is min(1,
+    delta / |r|).
     """
     low, high = _bounds(losses)
     theta = np.clip(theta, low, high)
@@ -252,5 +282,11 @@ def _law(theta: np.ndarray, n0: float, d0: float, single: bool = False) -> Law:
 def _theta(law: Law, n0: float, d0: float) -> np.ndarray:
     """The centered parameters (P,) of one law."""
     return np.array(
-        [np.log(law.C_N) - law.alpha * n0, np.log(law.C_D) - law.beta * d0, np.log(law.L_0), law.alpha, law.beta]
+        [
+            np.log(law.C_N) - law.alpha * n0,
+            np.log(law.C_D) - law.beta * d0,
+            np.log(law.L_0),
+            law.alpha,
+            law.beta,
+        ]
     )

@@ -30,11 +30,14 @@ def plan_events(fit: Fit, events: float) -> dict[str, Any]:
     """The model for which one pass over so many events is the optimal use of compute."""
     check_settings(PlanOptions, {"events": events}, "plan")
     _refuse_unidentified(fit)
-    return _plan(fit, float(fit.law.size_for(events)), events, fit.laws.size_for(events), np.array(events))
+    return _plan(
+        fit, float(fit.law.size_for(events)), events, fit.laws.size_for(events), np.array(events)
+    )
 
 
 def plan_hours(fit: Fit, hours: float, flops_per_second: float) -> dict[str, Any]:
-    """As `plan_compute`, for a time on devices of a given total speed, as reached and not as on paper."""
+    """As `plan_compute`, for a time on devices of a given total speed, as reached and not as on
+    paper."""
     return plan_compute(fit, hours * 3600 * flops_per_second)
 
 
@@ -42,12 +45,16 @@ def _refuse_unidentified(fit: Fit) -> None:
     if fit.unidentified:
         figures = dict.fromkeys(name for names in fit.unidentified.values() for name in names)
         raise DataError(
-            f"nothing can be planned from rows that leave {', '.join(figures)} open: {' '.join(fit.unidentified)}"
+            f"nothing can be planned from rows that leave {', '.join(figures)} open: "
+            f"{' '.join(fit.unidentified)}"
         )
 
 
-def _plan(fit: Fit, size: float, data: float, sizes: np.ndarray, events: np.ndarray) -> dict[str, Any]:
-    """The expected loss is that of the planned model; its interval is over the laws, not over runs."""
+def _plan(
+    fit: Fit, size: float, data: float, sizes: np.ndarray, events: np.ndarray
+) -> dict[str, Any]:
+    """The expected loss is that of the planned model; its interval is over the laws, not over
+    runs."""
     flops = fit.flops_per_param * size * data
     values = {
         "params": interval(size, sizes, fit.edge),
@@ -70,5 +77,8 @@ def _beyond(fit: Fit, planned: dict[str, float]) -> list[str]:
         factor = max(value / high, low / value)
         if factor > 1:
             trust = "a guess" if factor > FAR else "an extrapolation"
-            found.append(f"{name} {value:.3g} is {factor:.1f} times outside {low:.3g} to {high:.3g}: {trust}.")
+            found.append(
+                f"{name} {value:.3g} is {factor:.1f} times outside {low:.3g} to {high:.3g}: "
+                f"{trust}."
+            )
     return found

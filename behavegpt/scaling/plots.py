@@ -1,6 +1,8 @@
-"""Figures of a sweep and its fit, as Fig. 7 and 8 of the paper: one function per figure, each writes one PNG.
+"""Figures of a sweep and its fit, as Fig. 7 and 8 of the paper: one function per figure, each
+writes one PNG.
 
-Rows of several names (other starts, other models) go on the same axes; the curves are those of the fitted law.
+Rows of several names (other starts, other models) go on the same axes; the curves are those of the
+fitted law.
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ POINTS = 60  # of a curve
 BAND = 0.18  # opacity
 
 
-def draw_sweep(rows: Sequence[Row], fit: Fit, folder: Path, floor: float | None = None) -> list[Path]:
-    """Draw every figure into a folder; `floor` is the loss of the best possible prediction, where it is known."""
+def draw_sweep(
+    rows: Sequence[Row], fit: Fit, folder: Path, floor: float | None = None
+) -> list[Path]:
+    """Draw every figure into a folder; `floor` is the loss of the best possible prediction, where
+    it is known."""
     figures: dict[str, Callable[[Sequence[Row], Fit, Path, float | None], Path]] = {
         "loss_by_events.png": loss_by_events,
         "loss_by_params.png": loss_by_params,
@@ -37,7 +42,16 @@ def draw_sweep(rows: Sequence[Row], fit: Fit, folder: Path, floor: float | None 
 
 def loss_by_events(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
     """Loss against training events, a line for each size (Fig. 7a and 8)."""
-    return _loss_by(rows, fit, out, floor, "events", "params", "training events D (one pass)", "Loss against data")
+    return _loss_by(
+        rows,
+        fit,
+        out,
+        floor,
+        "events",
+        "params",
+        "training events D (one pass)",
+        "Loss against data",
+    )
 
 
 def loss_by_params(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
@@ -47,22 +61,37 @@ def loss_by_params(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None
 
 
 def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
-    """Loss against operations with the fitted frontier (left); the optimal ratio of events to parameters (right)."""
+    """Loss against operations with the fitted frontier (left); the optimal ratio of events to
+    parameters (right)."""
     low, high = fit.range["flops"]
     flops = np.geomspace(low, high * 10, POINTS)
     with figure(out, (11, 4.2), columns=2) as (_, (left, right)):
         for _, marker, color, same in _series(rows, "params"):
             spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
-            left.plot(spent, [row["loss"] for row in same], marker=marker, color=color, markersize=4, linewidth=1)
+            left.plot(
+                spent,
+                [row["loss"] for row in same],
+                marker=marker,
+                color=color,
+                markersize=4,
+                linewidth=1,
+            )
         best = [fit.law.loss(*fit.law.optimum(flops, fit.flops_per_param))]
         laws = _column(fit.laws)
         band = laws.loss(*laws.optimum(flops, fit.flops_per_param))
         left.plot(flops, best[0], color=INK, linestyle="--", label="fitted frontier")
         _band(left, fit, flops, band, INK)
         _floor(left, floor)
-        left.set(title="Loss against operations", xlabel="training operations (FLOP)", ylabel="nats per event")
+        left.set(
+            title="Loss against operations",
+            xlabel="training operations (FLOP)",
+            ylabel="nats per event",
+        )
         left.legend(loc="upper right")
-        for law, color, label in ((fit.law, BLUE, "these rows"), (_papers(rows), ORANGE, "the paper's exponents")):
+        for law, color, label in (
+            (fit.law, BLUE, "these rows"),
+            (_papers(rows), ORANGE, "the paper's exponents"),
+        ):
             params, events = law.optimum(flops, fit.flops_per_param)
             right.plot(flops, events / params, color=color, label=label)
         params, events = laws.optimum(flops, fit.flops_per_param)
@@ -72,7 +101,10 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
         middle = events / params
         right.set_ylim(np.quantile(middle, 0.01) / 3, np.quantile(middle, 0.99) * 3)
         _log(right.set_yscale, right.yaxis)
-        right.set(title="Optimal events per parameter", xlabel="training operations (gray: beyond the rows)")
+        right.set(
+            title="Optimal events per parameter",
+            xlabel="training operations (gray: beyond the rows)",
+        )
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
         for axes in (left, right):
             _log(axes.set_xscale, axes.xaxis)
@@ -80,12 +112,20 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
 
 
 def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
-    """Observed over expected loss, by events (left) and parameters (right): a pattern means the law does not hold."""
+    """Observed over expected loss, by events (left) and parameters (right): a pattern means the law
+    does not hold."""
     with figure(out, (10, 3.8), columns=2) as (_, panels):
         for axes, by, other in zip(panels, ("events", "params"), ("params", "events"), strict=True):
             for _, marker, color, same in _series(rows, other):
                 off = 100 * np.expm1(log_residuals(_runs(same), fit.law))
-                axes.plot([row[by] for row in same], off, marker=marker, color=color, markersize=4, linewidth=0.8)
+                axes.plot(
+                    [row[by] for row in same],
+                    off,
+                    marker=marker,
+                    color=color,
+                    markersize=4,
+                    linewidth=0.8,
+                )
             axes.axhline(0, color=INK, linewidth=1)
             _log(axes.set_xscale, axes.xaxis)
             axes.set(xlabel={"events": "training events D", "params": "parameters N"}[by])
@@ -94,26 +134,51 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
 
 
 def _loss_by(
-    rows: Sequence[Row], fit: Fit, out: Path, floor: float | None, by: str, other: str, label: str, title: str
+    rows: Sequence[Row],
+    fit: Fit,
+    out: Path,
+    floor: float | None,
+    by: str,
+    other: str,
+    label: str,
+    title: str,
 ) -> Path:
     papers = _papers(rows)
     with figure(out, (8.6, 4.6)) as (_, (axes,)):
         for name, marker, color, same in _series(rows, other):
-            x, fixed = np.array([row[by] for row in same]), float(np.mean([row[other] for row in same]))
+            x, fixed = (
+                np.array([row[by] for row in same]),
+                float(np.mean([row[other] for row in same])),
+            )
             y = [row["loss"] for row in same]
-            text = f"{_short(fixed)} {other}" if other == "events" else f"{_short(fixed)} parameters"
-            axes.plot(x, y, marker=marker, color=color, markersize=5, linewidth=0, label=f"{text}{name}")
+            text = (
+                f"{_short(fixed)} {other}" if other == "events" else f"{_short(fixed)} parameters"
+            )
+            axes.plot(
+                x, y, marker=marker, color=color, markersize=5, linewidth=0, label=f"{text}{name}"
+            )
             grid = np.geomspace(x.min(), x.max(), POINTS)
             for law, style in ((fit.law, "-"), (papers, ":")):
                 curve = law.loss(grid, fixed) if by == "params" else law.loss(fixed, grid)
                 axes.plot(grid, curve, color=color, linestyle=style, linewidth=1.2)
-        axes.plot([], [], color=INK, label=f"fit: alpha {fit.alpha.value:.2f}, beta {fit.beta.value:.2f}")
-        axes.plot([], [], color=INK, linestyle=":", label=f"alpha {PAPER['alpha']}, beta {PAPER['beta']} (the paper's)")
+        axes.plot(
+            [], [], color=INK, label=f"fit: alpha {fit.alpha.value:.2f}, beta {fit.beta.value:.2f}"
+        )
+        axes.plot(
+            [],
+            [],
+            color=INK,
+            linestyle=":",
+            label=f"alpha {PAPER['alpha']}, beta {PAPER['beta']} (the paper's)",
+        )
         axes.axhspan(fit.L_0.low, fit.L_0.high, color=BLUE, alpha=BAND / 2, linewidth=0)
-        axes.axhline(fit.L_0.value, color=BLUE, linewidth=1, label=f"fitted L_0 {fit.L_0.value:.3f}")
+        axes.axhline(
+            fit.L_0.value, color=BLUE, linewidth=1, label=f"fitted L_0 {fit.L_0.value:.3f}"
+        )
         _floor(axes, floor)
         losses = np.array([row["loss"] for row in rows])
-        span = max(np.ptp(losses), 1e-3 * losses.max())  # a floor far below the points would press them together
+        # a floor far below the points would press them together
+        span = max(np.ptp(losses), 1e-3 * losses.max())
         near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
         axes.set_ylim(min([losses.min(), *near]) - 0.05 * span, losses.max() + 0.05 * span)
         _log(axes.set_xscale, axes.xaxis)
@@ -123,7 +188,8 @@ def _loss_by(
 
 
 def _series(rows: Sequence[Row], by: str) -> list[tuple[str, str, Any, list[Row]]]:
-    """(name to add to a label, marker, color, rows in order) of the rows that share a name and a size or data size."""
+    """(name to add to a label, marker, color, rows in order) of the rows that share a name and a
+    size or data size."""
     from matplotlib import colormaps
 
     names = list(dict.fromkeys(str(row.get("name", "")) for row in rows))
@@ -131,7 +197,9 @@ def _series(rows: Sequence[Row], by: str) -> list[tuple[str, str, Any, list[Row]
     found = []
     for number, name in enumerate(names):
         for place, key in enumerate(keys):
-            same = [row for row in rows if str(row.get("name", "")) == name and _group(row, by) == key]
+            same = [
+                row for row in rows if str(row.get("name", "")) == name and _group(row, by) == key
+            ]
             color = colormaps["viridis"](0.9 * place / max(1, len(keys) - 1))
             same.sort(key=lambda row: (row["events"], row["params"]))
             if same:
@@ -166,7 +234,9 @@ def _band(axes: Axes, fit: Fit, x: np.ndarray, values: np.ndarray, color: str) -
 
 def _floor(axes: Axes, floor: float | None) -> None:
     if floor is not None:
-        axes.axhline(floor, color=VERMILION, linestyle="--", linewidth=1, label=f"best possible {floor:.3f}")
+        axes.axhline(
+            floor, color=VERMILION, linestyle="--", linewidth=1, label=f"best possible {floor:.3f}"
+        )
 
 
 def _log(set_scale: Callable[[str], None], axis: Axis) -> None:

@@ -1,7 +1,8 @@
 """Rows of a sweep, as the fit reads them.
 
-A finished run has `status` "done" and `params`, `events`, `loss` (nats per held-out target); a failed one has `status`
-"failed" and a `reason`, and no loss. Rows of other programs need `params`, `events` and `loss` alone.
+A finished run has `status` "done" and `params`, `events`, `loss` (nats per held-out target); a
+failed one has `status` "failed" and a `reason`, and no loss. Rows of other programs need `params`,
+`events` and `loss` alone.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any
 from behavegpt.errors import DataError
 from behavegpt.grid import Row, read_rows
 
-COUNTS = {"total": "params", "without_embeddings": "params_without_embeddings"}  # which parameters N counts -> key
+# which parameters N counts -> key
+COUNTS = {"total": "params", "without_embeddings": "params_without_embeddings"}
 
 
 def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
-    """The finished rows of some files with `params` counted as asked, the best learning rate of each run alone.
+    """The finished rows of some files with `params` counted as asked, the best learning rate of
+    each run alone.
 
-    Raises DataError naming the file and row for a figure that is missing, not finite or not positive.
+    Raises DataError naming the file and row for a figure that is missing, not finite or not
+    positive.
     """
     rows = []
     for path in paths:
@@ -37,12 +41,17 @@ def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
 def best_rates(rows: Sequence[Row]) -> list[Row]:
     """Of runs that differ in the learning rate alone, the one with the lowest `choice_loss`.
 
-    That is the loss on the validation split, so that the choice does not flatter the loss that is fitted.
+    That is the loss on the validation split, so that the choice does not flatter the loss that is
+    fitted.
     """
     best: dict[tuple[Any, ...], Row] = {}
     for number, row in enumerate(rows):
         rated = row.get("choice_loss") is not None
-        cell = tuple(row.get(k) for k in ("name", "shape", "params", "events", "seed")) if rated else (number,)
+        cell = (
+            tuple(row.get(k) for k in ("name", "shape", "params", "events", "seed"))
+            if rated
+            else (number,)
+        )
         if cell not in best or row["choice_loss"] < best[cell]["choice_loss"]:
             best[cell] = row
     return list(best.values())
@@ -50,9 +59,14 @@ def best_rates(rows: Sequence[Row]) -> list[Row]:
 
 def figure(path: Path, number: int, row: Row, name: str) -> float:
     value = row.get(name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not (math.isfinite(value) and value > 0)
+    ):
         raise DataError(
-            f"{path}, row {number}: {name!r} is {value!r}, not a positive number; a row needs params, events and loss. "
+            f"{path}, row {number}: {name!r} is {value!r}, not a positive number; a row needs "
+            "params, events and loss. "
             "Remove the row, or run the sweep again."
         )
     return value

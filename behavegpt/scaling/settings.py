@@ -1,4 +1,5 @@
-"""What a sweep is: its settings, the runs they ask for, and each run as a pretraining of its own."""
+"""What a sweep is: its settings, the runs they ask for, and each run as a pretraining of its
+own."""
 
 from __future__ import annotations
 
@@ -15,31 +16,42 @@ from behavegpt.pretrain import PretrainSettings
 from behavegpt.scaling.ladder import Rung, Task, make_rung
 
 SET_HERE = ("steps", "epochs", "batch_events", "lr", "seed", "select", "patience", "valid_every")
-GROWS = ("out", "sizes", "events", "events_per_parameter", "seeds", "keep_models")  # may change in a used folder
+# may change in a used folder
+GROWS = ("out", "sizes", "events", "events_per_parameter", "seeds", "keep_models")
 
 
 class SweepData(Settings):
     """The log, and what of it the runs are scored on."""
 
-    path: PathText | None = Field(None, description="folder written by `behavegpt prepare`; a dry run may do without")
+    path: PathText | None = Field(
+        None, description="folder written by `behavegpt prepare`; a dry run may do without"
+    )
     split: Literal["valid", "test"] = Field("test", description="split whose loss is fitted")
-    heldout_events: int = Field(20_000, ge=1, description="targets of the split that every run is scored on, at least")
-    seed: int = Field(0, ge=0, description="order of the users: who is held out, who is in the smaller subsets")
+    heldout_events: int = Field(
+        20_000, ge=1, description="targets of the split that every run is scored on, at least"
+    )
+    seed: int = Field(
+        0, ge=0, description="order of the users: who is held out, who is in the smaller subsets"
+    )
 
 
 class RateRule(Settings):
     """Learning rate of a model: value * (width / its width) ** power."""
 
-    values: list[float] = Field([4e-3], min_length=1, description="at `width`; each is run, validation chooses")
+    values: list[float] = Field(
+        [4e-3], min_length=1, description="at `width`; each is run, validation chooses"
+    )
     width: int = Field(64, ge=1, description="width that the values are for")
-    power: float = Field(1.0, description="1: as mu-parametrization scales hidden layers; 0: the same for all")
+    power: float = Field(
+        1.0, description="1: as mu-parametrization scales hidden layers; 0: the same for all"
+    )
 
 
 class BatchRule(Settings):
     """Events of a step: events * (D / at) ** power, within bounds.
 
-    The step that data can make use of grows with the data and hardly with the model (Zhang et al. 2024, "How does
-    critical batch size scale in pre-training?").
+    The step that data can make use of grows with the data and hardly with the model (Zhang et al.
+    2024, "How does critical batch size scale in pre-training?").
     """
 
     events: int = Field(512, ge=1, description="at `at` training events")
@@ -56,14 +68,22 @@ class SweepSettings(Settings):
     name: str = Field("BehaveGPT", description="what the plots call these runs")
     data: SweepData = Field(default_factory=SweepData)
     task: Task | None = Field(None, description="sizes of vocabularies, for a dry run without data")
-    sizes: list[float | dict[str, int]] = Field(min_length=1, description="parameters wanted, or shapes")
-    count: Literal["total", "without_embeddings"] = Field("total", description="what N counts in the settings")
+    sizes: list[float | dict[str, int]] = Field(
+        min_length=1, description="parameters wanted, or shapes"
+    )
+    count: Literal["total", "without_embeddings"] = Field(
+        "total", description="what N counts in the settings"
+    )
     events: list[float] | None = Field(None, description="training events, the same for every size")
-    events_per_parameter: list[float] | None = Field(None, description="training events as multiples of N")
+    events_per_parameter: list[float] | None = Field(
+        None, description="training events as multiples of N"
+    )
     seeds: list[int] = Field([0], min_length=1)
     lr: RateRule = Field(default_factory=RateRule)
     batch: BatchRule = Field(default_factory=BatchRule)
-    model: dict[str, Any] = Field(default_factory=dict, description="BehaveGPTConfig: what all sizes share")
+    model: dict[str, Any] = Field(
+        default_factory=dict, description="BehaveGPTConfig: what all sizes share"
+    )
     language_model: PathText | None = Field(
         None, description="GPT-2 folder that every run starts from; sizes of its shape"
     )
@@ -71,7 +91,9 @@ class SweepSettings(Settings):
         default_factory=lambda: LossSettings(name="cross_entropy"),
         description="the training loss; what is fitted is always the cross-entropy",
     )
-    train: dict[str, Any] = Field(default_factory=dict, description="TrainSettings that the sweep does not set")
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="TrainSettings that the sweep does not set"
+    )
     keep_models: bool = Field(False, description="keep the trained weights")
 
     @field_validator("train")
@@ -79,7 +101,9 @@ class SweepSettings(Settings):
     def _left_to_the_sweep(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name in SET_HERE:
-                raise ValueError(f"{name!r} is set by the sweep (lr, batch, events, seeds); remove it")
+                raise ValueError(
+                    f"{name!r} is set by the sweep (lr, batch, events, seeds); remove it"
+                )
         return value
 
     @model_validator(mode="after")
@@ -108,11 +132,14 @@ class Job:
 
 
 def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
-    """All runs, the cheapest first, so that mistakes show soon. ConfigError when two sizes come to one shape."""
+    """All runs, the cheapest first, so that mistakes show soon. ConfigError when two sizes come to
+    one shape."""
     rungs = [make_rung(size, settings.count, task, settings.model) for size in settings.sizes]
     twice = {rung.name for rung in rungs if sum(other.model == rung.model for other in rungs) > 1}
     if twice:
-        raise ConfigError(f"sizes: {', '.join(sorted(twice))} comes out twice for this data; ask for fewer sizes.")
+        raise ConfigError(
+            f"sizes: {', '.join(sorted(twice))} comes out twice for this data; ask for fewer sizes."
+        )
     jobs = []
     for rung in rungs:
         multiples = settings.events_per_parameter or []
@@ -127,6 +154,19 @@ def run_settings(settings: SweepSettings, job: Job, data: str, out: str) -> Pret
     """The run as a pretraining of its own: one pass, the last weights."""
     rule = settings.batch
     batch = int(min(rule.most, max(rule.least, rule.events * (job.events / rule.at) ** rule.power)))
-    train = {**settings.train, "epochs": 1, "batch_events": batch, "lr": job.lr, "seed": job.seed, "select": "last"}
-    tree = {"out": out, "data": {"path": data}, "model": job.rung.model, "loss": settings.loss, "train": train}
+    train = {
+        **settings.train,
+        "epochs": 1,
+        "batch_events": batch,
+        "lr": job.lr,
+        "seed": job.seed,
+        "select": "last",
+    }
+    tree = {
+        "out": out,
+        "data": {"path": data},
+        "model": job.rung.model,
+        "loss": settings.loss,
+        "train": train,
+    }
     return PretrainSettings.model_validate({**tree, "language_model": settings.language_model})

@@ -1,10 +1,11 @@
 """Nested subsets of a log by users, and the held-out users on which every run is scored.
 
-The users are put into one order by a seed. From its end the held-out users are taken, with all their events, until they
-hold enough targets of the held-out split; no run trains on them. From its start each run takes whole users, with
-their training events alone, until it has its number of targets: so a smaller subset lies inside every larger one, and
-all losses are means over the same targets. A subset keeps the ids of the whole log (as many classes for each run) but
-has the label counts of its own events, which are the model's prior.
+The users are put into one order by a seed. From its end the held-out users are taken, with all
+their events, until they hold enough targets of the held-out split; no run trains on them. From its
+start each run takes whole users, with their training events alone, until it has its number of
+targets: so a smaller subset lies inside every larger one, and all losses are means over the same
+targets. A subset keeps the ids of the whole log (as many classes for each run) but has the label
+counts of its own events, which are the model's prior.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Division:
 
     store: EventStore
     heldout: np.ndarray  # (H,) ascending
-    order: np.ndarray  # (T,) users that have training targets, in the order in which subsets take them
+    # (T,) users that have training targets, in the order in which subsets take them
+    order: np.ndarray
     total: np.ndarray  # (T,) training targets of the users up to and with each
     seed: int
 
@@ -50,19 +52,25 @@ class Division:
         """The first users of the order that together have `events` training targets, ascending."""
         if events > self.events:
             raise DataError(
-                f"{self.store.path}: {events:,.0f} events asked for in one pass, {self.events:,} training targets "
+                f"{self.store.path}: {events:,.0f} events asked for in one pass, {self.events:,} "
+                "training targets "
                 "there are beside the held-out users; ask for fewer, or prepare a longer log."
             )
         return np.sort(self.order[: 1 + int(np.searchsorted(self.total, events))])
 
 
 def divide(store: EventStore, split: str, heldout_events: int, seed: int) -> Division:
-    """Choose the held-out users and the order of the others. DataError when the held-out split has no target."""
+    """Choose the held-out users and the order of the others. DataError when the held-out split has
+    no target."""
     order = np.random.default_rng(seed).permutation(store.manifest.users)
     asked = _targets(store, SPLITS[split])[order]
     if not asked.any():
-        raise DataError(f"{store.path}: no targets in the split {split!r}; prepare the data with another --split.")
-    needed = np.cumsum(asked[::-1])[::-1] - asked < heldout_events  # fewer behind this user than wanted
+        raise DataError(
+            f"{store.path}: no targets in the split {split!r}; prepare the data with another "
+            "--split."
+        )
+    # fewer behind this user than wanted
+    needed = np.cumsum(asked[::-1])[::-1] - asked < heldout_events
     heldout = needed & (asked > 0)
     trained = _targets(store, TRAIN)[order]
     trained[heldout] = 0
@@ -72,7 +80,9 @@ def divide(store: EventStore, split: str, heldout_events: int, seed: int) -> Div
 
 def heldout_store(division: Division, folder: Path) -> EventStore:
     """The held-out users' events, all splits, written once."""
-    return _write(division.store, division.heldout, folder, f"held out, seed {division.seed}", TRAIN + 2)
+    return _write(
+        division.store, division.heldout, folder, f"held out, seed {division.seed}", TRAIN + 2
+    )
 
 
 def training_store(division: Division, events: float, folder: Path) -> EventStore:
@@ -84,13 +94,20 @@ def training_store(division: Division, events: float, folder: Path) -> EventStor
 def _targets(store: EventStore, split: int) -> np.ndarray:
     """Targets of each user (users,) in a split."""
     rows = target_rows(store, split)
-    return np.bincount(np.searchsorted(store.offsets, rows, side="right") - 1, minlength=store.manifest.users)
+    return np.bincount(
+        np.searchsorted(store.offsets, rows, side="right") - 1, minlength=store.manifest.users
+    )
 
 
-def _write(store: EventStore, users: np.ndarray, folder: Path, what: str, last_split: int) -> EventStore:
-    """A prepared folder of these users' events up to a split; an existing one is opened, whoever wrote it."""
+def _write(
+    store: EventStore, users: np.ndarray, folder: Path, what: str, last_split: int
+) -> EventStore:
+    """A prepared folder of these users' events up to a split; an existing one is opened, whoever
+    wrote it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(f"{store.manifest.content_hash} {what}".encode() + users.tobytes()).hexdigest()
+    digest = hashlib.sha256(
+        f"{store.manifest.content_hash} {what}".encode() + users.tobytes()
+    ).hexdigest()
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             with suppress(DataError):  # a damaged one is written anew
@@ -112,7 +129,9 @@ def _count_ties(columns: dict[str, np.ndarray], lengths: np.ndarray) -> int:
     return count_ties({"user": owners(lengths), "time": columns["time"]})
 
 
-def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str, last_split: int) -> None:
+def _write_files(
+    store: EventStore, users: np.ndarray, folder: Path, digest: str, last_split: int
+) -> None:
     (folder / "columns").mkdir(parents=True)
     (folder / "vocabulary").mkdir()
     lengths = np.diff(store.offsets)[users]
@@ -129,7 +148,9 @@ def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str
     columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     for name, column in columns.items():
         write_array(folder / "columns" / f"{name}.npy", column)
-    pq.write_table(pa.table({"user": store.users().take(pa.array(users))}), folder / "users.parquet")
+    pq.write_table(
+        pa.table({"user": store.users().take(pa.array(users))}), folder / "users.parquet"
+    )
     sizes = np.bincount(columns["split"], minlength=3).tolist()
     manifest = store.manifest.model_copy(
         update={
@@ -141,4 +162,6 @@ def _write_files(store: EventStore, users: np.ndarray, folder: Path, digest: str
             "content_hash": digest,
         }
     )
-    (folder / "dataset.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / "dataset.json").write_text(
+        manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+    )

@@ -1,13 +1,15 @@
-"""The sweep: sizes x data x seeds (x learning rates), each trained by one pass and scored on held-out users.
+"""The sweep: sizes x data x seeds (x learning rates), each trained by one pass and scored on
+held-out users.
 
-OUT/sweep.yaml        the settings        OUT/rows.jsonl   one row a run, written when it ends; see rows.py
-OUT/data/             held-out users and nested training subsets, see subsets.py
+OUT/sweep.yaml        the settings        OUT/rows.jsonl   one row a run, written when it ends; see
+rows.py OUT/data/             held-out users and nested training subsets, see subsets.py
 OUT/runs/NAME/        the run's folder; its checkpoints go when its row is written
 
-Any number of processes may work on one OUT, on one machine or many: a run is claimed by a file lock, which the system
-frees however the process ends. Done runs are skipped, a killed one goes on from its last checkpoint.
-The last weights are scored: the learning rate has come down by then and no event was seen twice, so there is nothing to
-select, and a best-of-many-validations loss would be biased downwards the more the longer the run.
+Any number of processes may work on one OUT, on one machine or many: a run is claimed by a file
+lock, which the system frees however the process ends. Done runs are skipped, a killed one goes on
+from its last checkpoint. The last weights are scored: the learning rate has come down by then and
+no event was seen twice, so there is nothing to select, and a best-of-many-validations loss would be
+biased downwards the more the longer the run.
 """
 
 from __future__ import annotations
@@ -37,10 +39,14 @@ from behavegpt.training.evaluate import evaluate
 from behavegpt.training.model_folder import open_model
 
 
-def sweep(settings: SweepSettings, worker: tuple[int, int] = (0, 1), retry_failed: bool = False) -> list[Row]:
-    """Run what is not done yet, this worker's share first and then what nobody works on; returns all rows.
+def sweep(
+    settings: SweepSettings, worker: tuple[int, int] = (0, 1), retry_failed: bool = False
+) -> list[Row]:
+    """Run what is not done yet, this worker's share first and then what nobody works on; returns
+    all rows.
 
-    Raises BehaveGPTError for bad settings or data; a run that fails is recorded and the sweep goes on.
+    Raises BehaveGPTError for bad settings or data; a run that fails is recorded and the sweep goes
+    on.
     """
     out = Path(settings.out)
     check_output(out, "into")
@@ -135,12 +141,15 @@ def _key(settings: SweepSettings, job: Job, division: Division) -> str:
 
 def _needed_path(settings: SweepSettings) -> str:
     if settings.data.path is None:
-        raise ConfigError("data.path is missing: only a dry run can do without; pass data.path=FOLDER.")
+        raise ConfigError(
+            "data.path is missing: only a dry run can do without; pass data.path=FOLDER."
+        )
     return settings.data.path
 
 
 def _claim_folder(settings: SweepSettings, out: Path) -> None:
-    """Keep rows of different settings apart: a folder may get more sizes, events and seeds, but no other training."""
+    """Keep rows of different settings apart: a folder may get more sizes, events and seeds, but no
+    other training."""
     file = out / "sweep.yaml"
     if file.exists():
         before = read_settings(SweepSettings, file)
@@ -148,7 +157,8 @@ def _claim_folder(settings: SweepSettings, out: Path) -> None:
         changed = [n for n in sorted(fixed) if getattr(before, n) != getattr(settings, n)]
         if changed:
             raise ConfigError(
-                f"{out}: its rows were made with other settings of {', '.join(changed)} (see {file}); choose another "
+                f"{out}: its rows were made with other settings of {', '.join(changed)} (see "
+                f"{file}); choose another "
                 "out=FOLDER, so that one law is not fitted to two kinds of runs."
             )
     write_text(file, dump_settings(settings))

@@ -1,7 +1,7 @@
 """Requests -> answers, several at a time, each the one that the Predictor gives to it alone.
 
-Requests are put together only where no rule of reading looks at more than one row: whether labels like `7.0` are
-integers, and the unit of numbers that are times, are decided by all rows of a log.
+Requests are put together only where no rule of reading looks at more than one row: whether labels
+like `7.0` are integers, and the unit of numbers that are times, are decided by all rows of a log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.predictor import Predictor
-from behavegpt.serving.requests import EmbedRequest, GenerateRequest, History, PredictRequest, Request
+from behavegpt.serving.requests import (
+    EmbedRequest,
+    GenerateRequest,
+    History,
+    PredictRequest,
+    Request,
+)
 from behavegpt.zero_shot import UniversalPredictor
 
 Answer = dict[str, Any]
@@ -33,7 +39,8 @@ AnyPredictor = Predictor | UniversalPredictor
 def answer_all(
     predictor: AnyPredictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
 ) -> list[Answer | BehaveGPTError]:
-    """An answer, or the error to tell, for each request; requests of one kind with the same options, see `key`.
+    """An answer, or the error to tell, for each request; requests of one kind with the same
+    options, see `key`.
 
     `interrupt` is called between pieces of the work; what it raises stops it.
     """
@@ -50,7 +57,8 @@ def answer_all(
 def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     """Requests with the same key may be answered together; None: alone."""
     columns = columns_of(schema)
-    if len(time_parts(schema.time, _named(request))) > 1:  # how a clock is written is told from all rows
+    # how a clock is written is told from all rows
+    if len(time_parts(schema.time, _named(request))) > 1:
         return None
     kinds = []
     for role, column in columns.items():
@@ -66,12 +74,20 @@ def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
         named = any(column in row for user in request.users for row in user.events)
         kinds.append((column, kind, named))
     options = request.model_dump(exclude={"users"})
-    return type(request), tuple(kinds), tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in options.items())
+    return (
+        type(request),
+        tuple(kinds),
+        tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in options.items()),
+    )
 
 
 def columns_of(schema: EventSchema) -> dict[str, str]:
     """Role -> column of an event, the user left out."""
-    return schema.label_columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
+    return (
+        schema.label_columns
+        | {"time": schema.time}
+        | ({"order": schema.order} if schema.order else {})
+    )
 
 
 def _named(request: Request) -> set[str]:
@@ -84,7 +100,9 @@ def _depends_on_others(role: str, value: str) -> bool:
     return role == "order" or value.endswith(".0")
 
 
-def _answer_one(predictor: AnyPredictor, request: Request, interrupt: Interrupt) -> Answer | BehaveGPTError:
+def _answer_one(
+    predictor: AnyPredictor, request: Request, interrupt: Interrupt
+) -> Answer | BehaveGPTError:
     interrupt()
     try:
         return next(iter(_answers(predictor, [request], _encode(predictor, [request]), interrupt)))
@@ -95,7 +113,8 @@ def _answer_one(predictor: AnyPredictor, request: Request, interrupt: Interrupt)
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError.
 
-    A name decides how simultaneous events of its user are shuffled, so users of one name are read apart.
+    A name decides how simultaneous events of its user are shuffled, so users of one name are read
+    apart.
     """
     users = [user for request in requests for user in request.users]
     names = set.union(*map(_named, requests))
@@ -106,11 +125,15 @@ def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHist
         rounds.setdefault(seen[_name(user)], []).append(number)
         seen[_name(user)] += 1
     members = [sorted(part, key=lambda number: _name(users[number])) for part in rounds.values()]
-    parts = [_encode_distinct(predictor, [users[number] for number in part], names) for part in members]
+    parts = [
+        _encode_distinct(predictor, [users[number] for number in part], names) for part in members
+    ]
     return _in_order(parts, np.argsort(np.concatenate(members)), [str(user.id) for user in users])
 
 
-def _encode_distinct(predictor: AnyPredictor, users: Sequence[History], names: set[str]) -> EncodedHistories:
+def _encode_distinct(
+    predictor: AnyPredictor, users: Sequence[History], names: set[str]
+) -> EncodedHistories:
     """The histories of users whose names differ and ascend."""
     schema = predictor.tokenizer.event_schema
     columns = [column for role, column in columns_of(schema).items() if role != "time"]
@@ -138,14 +161,19 @@ def _name(user: History) -> str:
     return str(user.id) or "0"  # an empty name would be a null
 
 
-def _in_order(parts: Sequence[EncodedHistories], order: np.ndarray, ids: list[str]) -> EncodedHistories:
+def _in_order(
+    parts: Sequence[EncodedHistories], order: np.ndarray, ids: list[str]
+) -> EncodedHistories:
     """Users of all parts, one after the other, taken in `order` (U,)."""
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     begin = (np.cumsum(lengths) - lengths)[order]
     lengths = lengths[order]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     event = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
-    columns = {name: np.concatenate([part.columns[name] for part in parts])[event] for name in parts[0].columns}
+    columns = {
+        name: np.concatenate([part.columns[name] for part in parts])[event]
+        for name in parts[0].columns
+    }
     unknown, rejected = (
         dict(sum((Counter(counts) for counts in found), Counter()))
         for found in ([part.unknown for part in parts], [part.rejected for part in parts])
@@ -156,18 +184,26 @@ def _in_order(parts: Sequence[EncodedHistories], order: np.ndarray, ids: list[st
 
 def _check_columns(names: set[str], schema: EventSchema) -> None:
     """Raise DataError when no event tells one of the columns; a behavior need not be told."""
-    roles = [(role, column) for role, column in columns_of(schema).items() if role not in ("behavior", "time")]
+    roles = [
+        (role, column)
+        for role, column in columns_of(schema).items()
+        if role not in ("behavior", "time")
+    ]
     for role, column in [*roles, *(("time", part) for part in time_parts(schema.time, names))]:
         if column not in names:
             hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
             raise DataError(
-                f"no column {column!r} (the {role}) in the events. {hint} Events have the column names of the "
+                f"no column {column!r} (the {role}) in the events. {hint} Events have the column "
+                "names of the "
                 "training log; GET /v1/model tells them."
             )
 
 
 def _answers(
-    predictor: AnyPredictor, requests: Sequence[Request], encoded: EncodedHistories, interrupt: Interrupt
+    predictor: AnyPredictor,
+    requests: Sequence[Request],
+    encoded: EncodedHistories,
+    interrupt: Interrupt,
 ) -> list[Answer]:
     ends = np.cumsum([len(request.users) for request in requests])
     whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded, interrupt)
@@ -175,26 +211,45 @@ def _answers(
     for request, end in zip(requests, ends, strict=True):
         begin = end - len(request.users)
         events = slice(encoded.offsets[begin], encoded.offsets[end])
-        unknown = {field: int((encoded.columns[field][events] == UNKNOWN).sum()) for field in encoded.unknown}
+        unknown = {
+            field: int((encoded.columns[field][events] == UNKNOWN).sum())
+            for field in encoded.unknown
+        }
         ids = [user.id for user in request.users]
         users = [{"id": id_} | answer for id_, answer in zip(ids, whole[begin:end], strict=True)]
         found.append({"users": users, "unknown": unknown, "rejected": encoded.rejected})
     return found
 
 
-def _predict(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+def _predict(
+    predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
     found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
     return [
-        {"behaviors": [{"behavior": b, "probability": p} for b, p in zip(labels, probabilities, strict=True)]}
-        for labels, probabilities in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
+        {
+            "behaviors": [
+                {"behavior": b, "probability": p}
+                for b, p in zip(labels, probabilities, strict=True)
+            ]
+        }
+        for labels, probabilities in zip(
+            found.labels.tolist(), found.probabilities.tolist(), strict=True
+        )
     ]
 
 
-def _embed(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
-    return [{"vector": vector} for vector in predictor.embed(encoded, request.pool, interrupt).vectors.tolist()]
+def _embed(
+    predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
+    return [
+        {"vector": vector}
+        for vector in predictor.embed(encoded, request.pool, interrupt).vectors.tolist()
+    ]
 
 
-def _generate(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt) -> list[Answer]:
+def _generate(
+    predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
     options = request.model_dump(exclude={"users", "steps"})
     found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema
@@ -203,7 +258,10 @@ def _generate(predictor: AnyPredictor, request: Any, encoded: EncodedHistories, 
     texts = [time.isoformat() for time in table[schema.time].to_pylist()]
     rows = table.set_column(place, schema.time, pa.array(texts, pa.string())).to_pylist()
     bounds = np.searchsorted(found.columns["user"], np.arange(len(encoded.users) + 1))
-    return [{"events": rows[bounds[i] : bounds[i + 1]], "policies": found.policies} for i in range(len(encoded.users))]
+    return [
+        {"events": rows[bounds[i] : bounds[i + 1]], "policies": found.policies}
+        for i in range(len(encoded.users))
+    ]
 
 
 _ANSWERS = {PredictRequest: _predict, EmbedRequest: _embed, GenerateRequest: _generate}

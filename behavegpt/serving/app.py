@@ -1,8 +1,8 @@
 """The HTTP service: POST to what `endpoints.py` lists; GET /health, /metrics, /v1/model, /docs.
 
-Errors are JSON: {"error": {"type", "message"}}. 400 no JSON, 408 too slow a body, 413 too long, 415 not plain JSON,
-422 what the model cannot use, with the message of the command line, 503 too busy, 504 too slow. Shutdown answers what
-was accepted.
+Errors are JSON: {"error": {"type", "message"}}. 400 no JSON, 408 too slow a body, 413 too long, 415
+not plain JSON, 422 what the model cannot use, with the message of the command line, 503 too busy,
+504 too slow. Shutdown answers what was accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from behavegpt.serving.endpoints import ENDPOINTS, Counted
 from behavegpt.serving.errors import Late, Refused, add_errors
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
-from behavegpt.serving.requests import AnyRequest, GenerateRequest, Request, ServeSettings, UserRequest
+from behavegpt.serving.requests import (
+    AnyRequest,
+    GenerateRequest,
+    Request,
+    ServeSettings,
+    UserRequest,
+)
 from behavegpt.serving.users import Users
 from behavegpt.zero_shot import UniversalPredictor
 
@@ -47,15 +53,21 @@ class Job:
 
 
 class Service:
-    """Two lanes, each with a thread that runs the model, so that long work never holds up short requests."""
+    """Two lanes, each with a thread that runs the model, so that long work never holds up short
+    requests."""
 
     def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
         self.predictor, self.settings, self.numbers = predictor, settings, Numbers()
-        self.users = Users(predictor, settings) if isinstance(predictor, UniversalPredictor) else None
+        self.users = (
+            Users(predictor, settings) if isinstance(predictor, UniversalPredictor) else None
+        )
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
         self.quick, self.long = (
             Batcher(
-                self._work, most=settings.batch_users, wait=settings.wait_ms / 1000, most_waiting=settings.most_waiting
+                self._work,
+                most=settings.batch_users,
+                wait=settings.wait_ms / 1000,
+                most_waiting=settings.most_waiting,
             )
             for _ in range(2)
         )
@@ -89,12 +101,15 @@ class Service:
     async def _ask(self, job: Job, gone: asyncio.Future[None]) -> Any:
         """The model's answer. Raises Busy, and Late when the client has gone."""
         request = job.request
-        if isinstance(request, UserRequest):  # all in one lane and under one key: their order counts
+        # all in one lane and under one key: their order counts
+        if isinstance(request, UserRequest):
             submitted = self.quick.submit(UserRequest, 1, job)
         else:
             together = key(request, self.predictor.tokenizer.event_schema)
             long = isinstance(request, GenerateRequest) or request.events > QUICK_EVENTS
-            submitted = (self.long if long else self.quick).submit(together, len(request.users), job)
+            submitted = (self.long if long else self.quick).submit(
+                together, len(request.users), job
+            )
         result = asyncio.wrap_future(submitted)
         try:
             await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +128,8 @@ class Service:
                 raise Late
 
         asked = [job.request for job in jobs if isinstance(job.request, Request)]
-        about = [job.request for job in jobs if isinstance(job.request, UserRequest)]  # of a batch all or none
+        # of a batch all or none
+        about = [job.request for job in jobs if isinstance(job.request, UserRequest)]
         answers: Sequence[Any] = []
         if asked:
             answers = answer_all(self.predictor, asked, interrupt)
@@ -129,7 +145,10 @@ class Service:
             return request
         assert isinstance(request, UserRequest)
         if self.users is None:
-            text = "a trained model reads whole histories; states of users are the universal model's: serve universal."
+            text = (
+                "a trained model reads whole histories; states of users are the universal "
+                "model's: serve universal."
+            )
             raise Refused(404, "NotFound", text)
         return request.of(http.path_params["id"])
 
@@ -180,12 +199,18 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Any:
-        held = {} if service.users is None else {"users": len(service.users), "state_bytes": service.users.nbytes}
+        held = (
+            {}
+            if service.users is None
+            else {"users": len(service.users), "state_bytes": service.users.nbytes}
+        )
         return {"status": "ok", "waiting": service.waiting} | held
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return PlainTextResponse(service.numbers.text(service.waiting), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            service.numbers.text(service.waiting), media_type="text/plain; version=0.0.4"
+        )
 
     @app.get("/v1/model")
     async def model() -> Any:
@@ -199,11 +224,20 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
 
 def _shape(predictor: AnyPredictor) -> dict[str, Any]:
-    """How many events back the model looks (null: all), the width of a vector, and where it runs."""
+    """How many events back the model looks (null: all), the width of a vector, and where it
+    runs."""
     if isinstance(predictor, UniversalPredictor):
-        return {"looks_back": None, "width": predictor.model.mixer.gate.in_features, "device": "cpu"}
+        return {
+            "looks_back": None,
+            "width": predictor.model.mixer.gate.in_features,
+            "device": "cpu",
+        }
     config = predictor.model.config
-    return {"looks_back": config.max_length, "width": config.hidden_size, "device": str(predictor.model.device)}
+    return {
+        "looks_back": config.max_length,
+        "width": config.hidden_size,
+        "device": str(predictor.model.device),
+    }
 
 
 async def _gone(http: HttpRequest) -> None:

@@ -1,4 +1,5 @@
-"""Dynamic batching: one thread runs the model, on all requests that came while it was busy or within a few ms."""
+"""Dynamic batching: one thread runs the model, on all requests that came while it was busy or
+within a few ms."""
 
 from __future__ import annotations
 
@@ -24,10 +25,16 @@ class Waiting(NamedTuple):
 
 
 class Batcher:
-    """Calls `work` with lists of payloads of the same key, of `most` in size, from one thread of its own."""
+    """Calls `work` with lists of payloads of the same key, of `most` in size, from one thread of
+    its own."""
 
     def __init__(
-        self, work: Callable[[Sequence[Any]], Sequence[Any]], *, most: int, wait: float, most_waiting: int
+        self,
+        work: Callable[[Sequence[Any]], Sequence[Any]],
+        *,
+        most: int,
+        wait: float,
+        most_waiting: int,
     ) -> None:
         """`wait` in seconds; `work` gives a result or an exception for each payload."""
         self._work, self._most, self._wait, self._limit = work, most, wait, most_waiting
@@ -74,7 +81,8 @@ class Batcher:
                     item.result.set_result(result)
 
     def _take(self, open_: bool) -> bool:
-        """Move requests from the queue to the held ones until a batch is full or has waited; False once closed."""
+        """Move requests from the queue to the held ones until a batch is full or has waited; False
+        once closed."""
         until = time.monotonic() + self._wait
         while open_ and sum(item.size for item in self._held) < self._most:
             left = until - time.monotonic()

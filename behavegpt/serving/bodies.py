@@ -1,4 +1,5 @@
-"""Bodies of requests: read with a deadline and a bound on memory, measured before they are parsed."""
+"""Bodies of requests: read with a deadline and a bound on memory, measured before they are
+parsed."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class Bodies:
 
     def _too_long(self) -> Refused:
         return Refused(
-            413, "ConfigError", f"the body is longer than {self._limits.most_bytes} bytes; send fewer users at a time."
+            413,
+            "ConfigError",
+            f"the body is longer than {self._limits.most_bytes} bytes; send fewer users at a time.",
         )
 
     def holder(self) -> Holder:
@@ -103,8 +106,13 @@ class Holder:
     def hold(self, size: int) -> None:
         """Take `size` bytes in all. Raises Refused when the service holds too many."""
         bodies = self._bodies
-        if size > self._mine and bodies._held + size - self._mine > HELD * bodies._limits.most_bytes:
-            raise Refused(503, "Busy", "too many large requests at a time; try again.", {"Retry-After": "1"})
+        if (
+            size > self._mine
+            and bodies._held + size - self._mine > HELD * bodies._limits.most_bytes
+        ):
+            raise Refused(
+                503, "Busy", "too many large requests at a time; try again.", {"Retry-After": "1"}
+            )
         bodies._held += size - self._mine
         self._mine = size
 
@@ -119,13 +127,19 @@ def parse(kind: type[R], body: bytes, limits: ServeSettings, schema: EventSchema
     """A request from its JSON. Raises Refused where it is none, ConfigError and DataError."""
     values = 1 + sum(body.count(mark) for mark in b",[{")  # at most: some marks may stand in labels
     if values > limits.most_values:
-        raise Refused(413, "ConfigError", f"the body has more than {limits.most_values} values; send fewer at a time.")
+        raise Refused(
+            413,
+            "ConfigError",
+            f"the body has more than {limits.most_values} values; send fewer at a time.",
+        )
     try:
         tree = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         reason = str(error)[:200]
         raise Refused(
-            400, "ConfigError", f"the body is not JSON in UTF-8 ({reason}); send an object with {_named(kind)}."
+            400,
+            "ConfigError",
+            f"the body is not JSON in UTF-8 ({reason}); send an object with {_named(kind)}.",
         ) from None
     check_lengths(tree, limits)
     try:
@@ -137,14 +151,19 @@ def parse(kind: type[R], body: bytes, limits: ServeSettings, schema: EventSchema
 
 
 def _named(kind: type[AnyRequest]) -> str:
-    return next((f"`{name}`" for name in ("users", "events") if name in kind.model_fields), "options, or {}")
+    return next(
+        (f"`{name}`" for name in ("users", "events") if name in kind.model_fields), "options, or {}"
+    )
 
 
 def _told(error: ValidationError) -> str:
     """The first mistakes, each with where it stands."""
-    items = error.errors(include_url=False, include_context=False, include_input=False)[: 4 * MOST_TOLD]
+    items = error.errors(include_url=False, include_context=False, include_input=False)[
+        : 4 * MOST_TOLD
+    ]
     told = dict.fromkeys(
-        f"{'.'.join(map(str, item['loc'])) or 'the body'}: {item['msg'].removeprefix('Value error, ')}"[:300]
+        f"{'.'.join(map(str, item['loc'])) or 'the body'}: "
+        f"{item['msg'].removeprefix('Value error, ')}"[:300]
         for item in items
     )
     return "; ".join(list(told)[:MOST_TOLD]) + "."
@@ -153,14 +172,30 @@ def _told(error: ValidationError) -> str:
 def _check_headers(request: HttpRequest) -> None:
     """Refuse what is said not to be plain JSON, and options that stand where nobody reads them."""
     if request.url.query:
-        raise Refused(400, "ConfigError", "options behind ? are not read; write them into the body, beside `users`.")
+        raise Refused(
+            400,
+            "ConfigError",
+            "options behind ? are not read; write them into the body, beside `users`.",
+        )
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
-        raise Refused(415, "ConfigError", f"content-encoding {coding[:40]!r} is not read; send the body as it is.")
-    kind, _, options = request.headers.get("content-type", "application/json").lower().partition(";")
+        raise Refused(
+            415,
+            "ConfigError",
+            f"content-encoding {coding[:40]!r} is not read; send the body as it is.",
+        )
+    kind, _, options = (
+        request.headers.get("content-type", "application/json").lower().partition(";")
+    )
     kind = kind.strip()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise Refused(415, "ConfigError", f"content-type {kind[:40]!r} is not read; send application/json.")
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise Refused(
+            415, "ConfigError", f"content-type {kind[:40]!r} is not read; send application/json."
+        )
     charset = options.partition("charset=")[2].partition(";")[0].strip(' "')
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
-        raise Refused(415, "ConfigError", f"charset {charset[:40]!r} is not read; send JSON in UTF-8.")
+        raise Refused(
+            415, "ConfigError", f"charset {charset[:40]!r} is not read; send JSON in UTF-8."
+        )

@@ -26,7 +26,9 @@ _SENTENCE = re.compile(r"(?<=[.;?])\s+")
 class Refused(Exception):
     """A request that is refused with an HTTP status of its own."""
 
-    def __init__(self, code: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, code: int, kind: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.code, self.kind, self.headers = code, kind, headers
 
@@ -35,14 +37,17 @@ class Late(Exception):
     """Work that nobody waits for any more."""
 
 
-def error_response(code: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(
+    code: int, kind: str, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
     """The documented shape of an error."""
     body = {"error": {"type": kind, "message": message.encode("utf-8", "replace").decode()}}
     return JSONResponse(body, code, dict(headers or {}))
 
 
 def over_http(message: str) -> str:
-    """A message without the sentences that advise options of the command line, which a client does not have.
+    """A message without the sentences that advise options of the command line, which a client does
+    not have.
 
     >>> over_http("no column 't' (the time). Did you mean 'T'? Name the right one with --time COLUMN.")
     "no column 't' (the time). Did you mean 'T'? GET /v1/model tells the columns and the limits."
@@ -70,7 +75,9 @@ def add_errors(app: FastAPI) -> None:
         return error_response(503, "Busy", text, {"Retry-After": "1"})
 
     async def slow(request: HttpRequest, error: Exception) -> Response:
-        return error_response(504, "Timeout", "not answered in time; ask for fewer users or steps, or try again.")
+        return error_response(
+            504, "Timeout", "not answered in time; ask for fewer users or steps, or try again."
+        )
 
     async def routing(request: HttpRequest, error: HTTPException) -> Response:
         kinds = {404: ("NotFound", f"there is no {request.url.path[:100]!r} here; try {PATHS}.")}
@@ -80,7 +87,9 @@ def add_errors(app: FastAPI) -> None:
 
     async def bug(request: HttpRequest, error: Exception) -> Response:
         logging.getLogger("uvicorn.error").error("%s", request.url.path, exc_info=error)
-        return error_response(500, "InternalError", "our mistake; the service's log has the details.")
+        return error_response(
+            500, "InternalError", "our mistake; the service's log has the details."
+        )
 
     table = {Refused: refused, BehaveGPTError: ours, Busy: busy, TimeoutError: slow, Late: slow}
     table |= {HTTPException: routing, Exception: bug}

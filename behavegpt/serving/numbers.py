@@ -36,9 +36,13 @@ class Numbers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, int], int] = {}
-        self._seconds = Histogram("behavegpt_request_seconds", "time from request to answer", SECONDS)
+        self._seconds = Histogram(
+            "behavegpt_request_seconds", "time from request to answer", SECONDS
+        )
         self._batch = Histogram("behavegpt_batch_users", "users answered together", SIZES)
-        self._work = Histogram("behavegpt_batch_seconds", "time of a batch in the model's thread", SECONDS)
+        self._work = Histogram(
+            "behavegpt_batch_seconds", "time of a batch in the model's thread", SECONDS
+        )
 
     def request(self, path: str, code: int, seconds: float) -> None:
         """Count an answered or refused request."""
@@ -57,7 +61,18 @@ class Numbers:
         name = "behavegpt_requests_total"
         with self._lock:
             lines = [f"# HELP {name} answered and refused requests", f"# TYPE {name} counter"]
-            lines += [f'{name}{{path="{p}",code="{c}"}} {n}' for (p, c), n in sorted(self._requests.items())]
-            lines += ["# HELP behavegpt_waiting requests in the queue", "# TYPE behavegpt_waiting gauge"]
+            lines += [
+                f'{name}{{path="{p}",code="{c}"}} {n}'
+                for (p, c), n in sorted(self._requests.items())
+            ]
+            lines += [
+                "# HELP behavegpt_waiting requests in the queue",
+                "# TYPE behavegpt_waiting gauge",
+            ]
             lines += [f"behavegpt_waiting {waiting}"]
-            return "\n".join([*lines, *self._seconds.lines(), *self._batch.lines(), *self._work.lines()]) + "\n"
+            return (
+                "\n".join(
+                    [*lines, *self._seconds.lines(), *self._batch.lines(), *self._work.lines()]
+                )
+                + "\n"
+            )

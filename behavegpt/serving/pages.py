@@ -1,4 +1,5 @@
-"""/docs as one plain page that needs no other server, and what /openapi.json says of the endpoints."""
+"""/docs as one plain page that needs no other server, and what /openapi.json says of the
+endpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ EXAMPLES = {
 }
 
 
-def add_pages(app: FastAPI, settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> None:
+def add_pages(
+    app: FastAPI, settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]
+) -> None:
     """GET /docs; app.openapi's components for the requests."""
     page = _page(settings, endpoints)
     made = app.openapi
@@ -55,7 +58,13 @@ def request_schema(path: str, kind: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI's description of a request whose path and body we read ourselves."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-    user = {"name": "id", "in": "path", "required": True, "description": "user", "schema": {"type": "string"}}
+    user = {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "user",
+        "schema": {"type": "string"},
+    }
     return body | ({"parameters": [user]} if "{id}" in path else {})
 
 
@@ -70,7 +79,8 @@ def _page(settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]) -> 
         example = next(text for name, text in EXAMPLES.items() if name in kind.model_fields)
         command = f"curl {path.format(id=7)} -H 'content-type: application/json' -d '{example}'"
         parts.append(
-            f"<h2>POST {path}</h2><p>{html.escape(kind.__doc__ or '')}</p><pre>{html.escape(command)}</pre>"
+            "<h2>POST "
+            f"{path}</h2><p>{html.escape(kind.__doc__ or '')}</p><pre>{html.escape(command)}</pre>"
             f"<table><tr><th>option</th><th>default</th><th></th></tr>{options}</table>"
         )
     limits = "".join(

@@ -1,10 +1,21 @@
-"""What may be asked over HTTP, and the limits of it; anything else is refused before the model is touched."""
+"""What may be asked over HTTP, and the limits of it; anything else is refused before the model is
+touched."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, PrivateAttr, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
@@ -25,21 +36,36 @@ class ServeSettings(Settings):
     """Limits and batching of the service."""
 
     most_bytes: Count = Field(8 << 20, ge=1024, description="bytes of a request's body")
-    most_values: Count = Field(1_000_000, description="values of a request's body, lists and objects included")
+    most_values: Count = Field(
+        1_000_000, description="values of a request's body, lists and objects included"
+    )
     most_users: Count = Field(256, description="users of a request")
-    most_events: Count = Field(2000, description="events of a history; the model looks back on its last ones")
+    most_events: Count = Field(
+        2000, description="events of a history; the model looks back on its last ones"
+    )
     most_top_k: Count = Field(1000, description="`top_k` of a prediction")
     most_steps: Count = Field(1000, description="`steps` of a generation")
     most_samples: Count = Field(1000, description="`samples` of a generation")
-    most_generated: Count = Field(20_000, description="events a request may have drawn: users x samples x steps")
-    state_bytes: Annotated[Whole, Field(ge=1 << 16)] = Field(
-        1 << 30, description="memory of the states of users; beyond, the least recently used are dropped"
+    most_generated: Count = Field(
+        20_000, description="events a request may have drawn: users x samples x steps"
     )
-    most_waiting: Count = Field(512, description="requests that wait for the model; more are refused with 503")
-    most_connections: Count = Field(512, description="open connections; beyond, those that ask nothing are closed")
+    state_bytes: Annotated[Whole, Field(ge=1 << 16)] = Field(
+        1 << 30,
+        description="memory of the states of users; beyond, the least recently used are dropped",
+    )
+    most_waiting: Count = Field(
+        512, description="requests that wait for the model; more are refused with 503"
+    )
+    most_connections: Count = Field(
+        512, description="open connections; beyond, those that ask nothing are closed"
+    )
     body_timeout_s: Seconds = Field(10.0, description="a body that is not here by then gets 408")
-    idle_timeout_s: Seconds = Field(10.0, description="a connection without a whole request for so long is closed")
-    timeout_s: Seconds = Field(30.0, description="a request that is not answered by then gets 504 and is given up")
+    idle_timeout_s: Seconds = Field(
+        10.0, description="a connection without a whole request for so long is closed"
+    )
+    timeout_s: Seconds = Field(
+        30.0, description="a request that is not answered by then gets 504 and is given up"
+    )
     batch_users: Count = Field(256, description="users that are answered together")
     wait_ms: Annotated[Real, Field(ge=0, le=10_000)] = Field(
         5.0, description="how long the first request of a batch waits for others"
@@ -51,9 +77,12 @@ class _Asked(BaseModel):
 
 
 class History(_Asked):
-    """A user and the events that are known of them, by the column names of the training log, in any order."""
+    """A user and the events that are known of them, by the column names of the training log, in any
+    order."""
 
-    id: Label | Integer = Field("0", description="comes back with the answer; a future's random draws depend on it")
+    id: Label | Integer = Field(
+        "0", description="comes back with the answer; a future's random draws depend on it"
+    )
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
 
 
@@ -77,11 +106,14 @@ class Request(AnyRequest):
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         """Raise ConfigError beyond a limit, DataError where the events of one user name several."""
         for user in self.users:
-            named = {str(row[schema.user]) for row in user.events if row.get(schema.user) is not None}
+            named = {
+                str(row[schema.user]) for row in user.events if row.get(schema.user) is not None
+            }
             if len(named | ({str(user.id)} if "id" in user.model_fields_set else set())) > 1:
                 raise DataError(
                     f"user {str(user.id)[:100]!r}: the events' {schema.user!r} names other users "
-                    f"({', '.join(sorted(named)[:3])[:100]}); send each user's events apart, with the user as `id`."
+                    f"({', '.join(sorted(named)[:3])[:100]}); send each user's events apart, with "
+                    "the user as `id`."
                 )
 
 
@@ -109,7 +141,8 @@ class GenerateRequest(Request, DrawOptions):
         drawn = len(self.users) * self.samples * self.steps
         if drawn > limits.most_generated:
             raise ConfigError(
-                f"{len(self.users)} users x {self.samples} samples x {self.steps} steps = {drawn} events to draw; "
+                f"{len(self.users)} users x {self.samples} samples x {self.steps} steps = {drawn} "
+                "events to draw; "
                 f"ask for at most {limits.most_generated}."
             )
 
@@ -137,7 +170,8 @@ class EventsRequest(UserRequest):
     """Events of a user that come after those that the service knows."""
 
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(
-        min_length=1, description="by the column names of the counted log; of one request in any order"
+        min_length=1,
+        description="by the column names of the counted log; of one request in any order",
     )
     new: StrictBool = Field(False, description="begin anew: what is known of the user is forgotten")
 
@@ -150,14 +184,17 @@ class StateRequest(UserRequest, PredictOptions):
 
 
 def check_lengths(tree: Any, limits: ServeSettings) -> None:
-    """Raise ConfigError where lists or objects are too long, before anything looks at each of their items."""
+    """Raise ConfigError where lists or objects are too long, before anything looks at each of their
+    items."""
     _check_keys(tree, "the request")
     _check_events(tree, limits, "the request")
     users = tree.get("users") if isinstance(tree, dict) else None
     if not isinstance(users, list):
         return
     if len(users) > limits.most_users:
-        raise ConfigError(f"{len(users)} users in a request; send at most {limits.most_users} at a time.")
+        raise ConfigError(
+            f"{len(users)} users in a request; send at most {limits.most_users} at a time."
+        )
     for number, user in enumerate(users):
         _check_keys(user, f"users.{number}")
         _check_events(user, limits, f"users.{number}")
@@ -168,7 +205,9 @@ def _check_events(user: Any, limits: ServeSettings, where: str) -> None:
     if not isinstance(events, list):
         return
     if len(events) > limits.most_events:
-        raise ConfigError(f"{where}: {len(events)} events; send the last {limits.most_events} at most.")
+        raise ConfigError(
+            f"{where}: {len(events)} events; send the last {limits.most_events} at most."
+        )
     for event in events:
         _check_keys(event, f"{where}.events")
 
@@ -182,5 +221,6 @@ def _at_most(limits: ServeSettings, name: str, value: int) -> None:
     limit = getattr(limits, f"most_{name}")
     if value > limit:
         raise ConfigError(
-            f"{name} = {value if value < HUGE else 'a huge number'}: this service allows {limit} at most."
+            f"{name} = {value if value < HUGE else 'a huge number'}: this service allows {limit} "
+            "at most."
         )

@@ -1,4 +1,5 @@
-"""The service under uvicorn, with what it lacks: bounds and time-outs of connections, and errors in our shape."""
+"""The service under uvicorn, with what it lacks: bounds and time-outs of connections, and errors in
+our shape."""
 
 from __future__ import annotations
 
@@ -23,15 +24,24 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         body = json.dumps({"error": {"type": "BadRequest", "message": msg}}).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            events = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+            events = (
+                h11.Response(status_code=400, headers=headers),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            )
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
 
 
 class Server(uvicorn.Server):
-    """Closes connections that ask nothing, read no answer, or are too many; uvicorn itself waits for ever."""
+    """Closes connections that ask nothing, read no answer, or are too many; uvicorn itself waits
+    for ever."""
 
     def __init__(self, app: Any, settings: ServeSettings, **options: Any) -> None:
         """`options` of uvicorn.Config, such as log_level."""
@@ -45,7 +55,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._settings = settings
-        self._seen: dict[Any, tuple[Any, bool, float]] = {}  # connection -> its request, whether it runs, since when
+        # connection -> its request, whether it runs, since when
+        self._seen: dict[Any, tuple[Any, bool, float]] = {}
 
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_EVERY == 0:
@@ -77,7 +88,11 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: ports are 0 to 65535.")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
-        raise ConfigError(f"{host}:{port}: {error.strerror or error}; choose another --host or --port.") from None
+        raise ConfigError(
+            f"{host}:{port}: {error.strerror or error}; choose another --host or --port."
+        ) from None

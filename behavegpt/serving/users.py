@@ -46,7 +46,11 @@ class Users:
         """Those that are held, and those of the counted log that are as it tells them."""
         for held in self._held.values():
             yield held.state
-        known = (user for user in self._predictor.log.users if user not in self._held and user not in self._dropped)
+        known = (
+            user
+            for user in self._predictor.log.users
+            if user not in self._held and user not in self._dropped
+        )
         yield from map(self._predictor.state, known)
 
     def answer_all(
@@ -80,8 +84,14 @@ class Users:
         log.update(held.state, encoded)
         held.changed = True
         self._hold(user, held)
-        unknown = {field: int((encoded.columns[field] == UNKNOWN).sum()) for field in encoded.unknown}
-        return {"users": [{"id": user, "events": held.state.events}], "unknown": unknown, "rejected": {}}
+        unknown = {
+            field: int((encoded.columns[field] == UNKNOWN).sum()) for field in encoded.unknown
+        }
+        return {
+            "users": [{"id": user, "events": held.state.events}],
+            "unknown": unknown,
+            "rejected": {},
+        }
 
     def _predict(self, request: StateRequest) -> Answer:
         user = request.user
@@ -89,7 +99,8 @@ class Users:
             raise Refused(
                 404,
                 "UnknownUser",
-                f"no state of user {user[:100]!r}; send their events to POST /v1/users/ID/events, or the whole history "
+                f"no state of user {user[:100]!r}; send their events to POST /v1/users/ID/events, "
+                "or the whole history "
                 "to POST /v1/predict.",
             )
         held = self._find(user)
@@ -97,13 +108,17 @@ class Users:
         found = self._predictor.predict(held.state, request.top_k, request.prior_correction)
         behaviors = [
             {"behavior": label, "probability": probability}
-            for label, probability in zip(found.labels[0].tolist(), found.probabilities[0].tolist(), strict=True)
+            for label, probability in zip(
+                found.labels[0].tolist(), found.probabilities[0].tolist(), strict=True
+            )
         ]
         told = {"id": user, "events": held.state.events, "behaviors": behaviors}
         return {"users": [told], "unknown": {}, "rejected": {}}
 
     def _is_unknown(self, user: str) -> bool:
-        return user not in self._held and user not in self._dropped and user not in self._predictor.log
+        return (
+            user not in self._held and user not in self._dropped and user not in self._predictor.log
+        )
 
     def _find(self, user: str) -> Held:
         """The state of a user that is known. Raises Refused where it was dropped."""
@@ -113,13 +128,15 @@ class Users:
             raise Refused(
                 404,
                 "UnknownUser",
-                f"the state of user {user[:100]!r} was dropped, as those of others were used since; send the whole "
+                f"the state of user {user[:100]!r} was dropped, as those of others were used "
+                "since; send the whole "
                 'history to POST /v1/users/ID/events with "new": true.',
             )
         return Held(self._predictor.state(user))
 
     def _hold(self, user: str, held: Held) -> None:
-        """Make it the most recently used one, and drop others beyond the limit. Raises ConfigError."""
+        """Make it the most recently used one, and drop others beyond the limit. Raises
+        ConfigError."""
         self.nbytes -= self._held.pop(user).nbytes if user in self._held else 0
         self._dropped.pop(user, None)
         held.nbytes = held.state.nbytes

@@ -1,1 +1,2 @@
-"""The training loop, its checkpoints and run folders, evaluation, and what they need of a device."""
+"""The training loop, its checkpoints and run folders, evaluation, and what they need of a
+device."""

@@ -7,8 +7,8 @@ FOLDER/step_00000100/
     trainer.json           progress, and the fingerprint of data and settings
     MANIFEST.json          the step, and size and SHA-256 of the other files
 
-Of weights that are cut over ranks (sharding.py), shards/ takes the place of the first two: a file for each rank. Either
-kind is read whole, so a run goes on with any number of ranks, cut or not.
+Of weights that are cut over ranks (sharding.py), shards/ takes the place of the first two: a file
+for each rank. Either kind is read whole, so a run goes on with any number of ranks, cut or not.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step_XXXXXXXX` so that a crash leaves all of it or none; returns its path.
 
-    Once it is complete, those older than the latest `keep` are deleted, except the steps in `protect`.
-    Raises CheckpointError with the reason (say a full disk); the earlier checkpoints are then untouched.
+    Once it is complete, those older than the latest `keep` are deleted, except the steps in
+    `protect`. Raises CheckpointError with the reason (say a full disk); the earlier checkpoints are
+    then untouched.
     """
     final = folder / f"step_{step:08d}"
     temporary = temporary_name(final, "new")
@@ -98,7 +99,8 @@ def save_sharded(
     keep: int = 2,
     protect: Collection[int] = (),
 ) -> None:
-    """As `save_checkpoint`, of tensors that are cut over the ranks; called by all of them, `folder` is seen by all."""
+    """As `save_checkpoint`, of tensors that are cut over the ranks; called by all of them, `folder`
+    is seen by all."""
     final = folder / f"step_{step:08d}"
     main = dist.get_rank() == 0
     temporary = temporary_name(final, "new")
@@ -112,7 +114,8 @@ def save_sharded(
         temporary = Path(names[0])
         parts = {"model": model, "optimizer": optimizer}
         write_shards(
-            temporary / SHARDS, {f"{part}/{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
+            temporary / SHARDS,
+            {f"{part}/{n}": t for part, tensors in parts.items() for n, t in tensors.items()},
         )
         if main:
             write_tensors(temporary / "loss.safetensors", loss)
@@ -131,7 +134,8 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
     folder = final.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
     return CheckpointError(
-        f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make room, or move "
+        f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make "
+        "room, or move "
         "the run folder, and go on with --resume: the earlier checkpoints are intact."
     )
 
@@ -143,7 +147,8 @@ def _shard_files(path: Path) -> tuple[str, ...]:
 
 
 def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> None:
-    """Delete what crashes left behind, and of the checkpoints up to `step` all but the latest `keep` and `protect`."""
+    """Delete what crashes left behind, and of the checkpoints up to `step` all but the latest
+    `keep` and `protect`."""
     remove_stale(folder)
     for path in [path for path in _checkpoints(folder) if _step(path) <= step][:-keep]:
         if _step(path) not in protect:
@@ -151,7 +156,8 @@ def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> N
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint of a folder, or None; warns in one line of each damaged one it passes over."""
+    """The newest intact checkpoint of a folder, or None; warns in one line of each damaged one it
+    passes over."""
     for path in reversed(_checkpoints(folder)):
         try:
             return load_checkpoint(path)
@@ -161,13 +167,19 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; raises CheckpointError naming the file that is missing, damaged or not ours."""
+    """Read a checkpoint; raises CheckpointError naming the file that is missing, damaged or not
+    ours."""
     path = local_path(path)
     if not NAME.fullmatch(path.name):
-        raise CheckpointError(f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder.")
+        raise CheckpointError(
+            f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder."
+        )
     cut = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()
     verify_exactly(path, DAMAGE, _shard_files(path) if cut else FILES, step=_step(path))
-    loss, trainer = read_tensors(path / "loss.safetensors"), read_json(path / TRAINER, CheckpointError, REMEDY)
+    loss, trainer = (
+        read_tensors(path / "loss.safetensors"),
+        read_json(path / TRAINER, CheckpointError, REMEDY),
+    )
     if cut:
         held: dict[str, Tensors] = {"model": {}, "optimizer": {}}
         for name, tensor in read_shards(path / SHARDS).items():
@@ -179,7 +191,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Tensors:
-    """The optimizer's state by name: `exp_avg/PARAMETER`, `exp_avg_sq/PARAMETER`, `step/PARAMETER`."""
+    """The optimizer's state by name: `exp_avg/PARAMETER`, `exp_avg_sq/PARAMETER`,
+    `step/PARAMETER`."""
     return {
         f"{key}/{name}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
@@ -191,9 +204,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Give an optimizer over `model` the state that `optimizer_tensors` saved, whatever the order of its parameters.
+    """Give an optimizer over `model` the state that `optimizer_tensors` saved, whatever the order
+    of its parameters.
 
-    Raises CheckpointError for a parameter that the optimizer does not have, or has in another shape.
+    Raises CheckpointError for a parameter that the optimizer does not have, or has in another
+    shape.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = {name: parameter for parameter, name in names.items()}
@@ -209,7 +224,8 @@ def restore_optimizer(
         if shape is None or (tensor.ndim and tensor.shape != shape):
             here = "not trained here" if shape is None else f"{list(shape)} here"
             raise CheckpointError(
-                f"optimizer state {full!r} of shape {list(tensor.shape)}: {name!r} is {here}; resume with the model "
+                f"optimizer state {full!r} of shape {list(tensor.shape)}: {name!r} is {here}; "
+                "resume with the model "
                 "settings of the checkpoint, or start a new run with another out=."
             )
         state.setdefault(number, {})[key] = part_like(tensor, parameters[name])
@@ -217,11 +233,20 @@ def restore_optimizer(
 
 
 def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings) are the same."""
-    lines = [f"{name}: checkpoint {was}, now {becomes}" for name, (was, becomes) in changes(saved, current).items()]
+    """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings)
+    are the same."""
+    lines = [
+        f"{name}: checkpoint {was}, now {becomes}"
+        for name, (was, becomes) in changes(saved, current).items()
+    ]
     if lines:
-        remedy = "Resume with the data and settings of the checkpoint, or start a new run with another out=."
-        raise CheckpointError("\n  ".join(["the checkpoint belongs to another run:", *lines]) + f"\n{remedy}")
+        remedy = (
+            "Resume with the data and settings of the checkpoint, or start a new run with another "
+            "out=."
+        )
+        raise CheckpointError(
+            "\n  ".join(["the checkpoint belongs to another run:", *lines]) + f"\n{remedy}"
+        )
 
 
 def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -236,7 +261,9 @@ def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, t
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    found = (
+        [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    )
     return sorted(found, key=_step)
 
 
@@ -248,7 +275,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 

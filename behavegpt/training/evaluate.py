@@ -42,7 +42,8 @@ def score(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[ScoredBatch]:
-    """Float32 logits of this rank's share of a split's targets, in evaluation mode; the mode is restored after."""
+    """Float32 logits of this rank's share of a split's targets, in evaluation mode; the mode is
+    restored after."""
     device = device or next(model.parameters()).device
     positions = min(positions_per_batch, LOGITS // store.behaviors.classes)
     batches = evaluation_batches(
@@ -81,13 +82,16 @@ def evaluate(
     world: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> tuple[PredictionMetrics, float]:
-    """Metrics over a split and the mean cross-entropy in nats; on several ranks every rank gets the whole result.
+    """Metrics over a split and the mean cross-entropy in nats; on several ranks every rank gets the
+    whole result.
 
-    `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit adjustment).
-    Raises AssertionError unless the ranks together saw each target exactly once.
+    `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit
+    adjustment). Raises AssertionError unless the ranks together saw each target exactly once.
     """
     device = next(model.parameters()).device
-    metrics = PredictionMetrics(store.behaviors.classes, confusion=store.behaviors.classes <= CONFUSION_CLASSES)
+    metrics = PredictionMetrics(
+        store.behaviors.classes, confusion=store.behaviors.classes <= CONFUSION_CLASSES
+    )
     shift = torch.zeros(store.behaviors.classes, device=device)
     if prior_correction:
         counts = torch.tensor(store.behaviors.counts, dtype=torch.float32, device=device)
@@ -95,7 +99,14 @@ def evaluate(
     loss = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids
     for part in score(
-        model, store, split, max_length=max_length, fields=fields, precision=precision, rank=rank, world=world
+        model,
+        store,
+        split,
+        max_length=max_length,
+        fields=fields,
+        precision=precision,
+        rank=rank,
+        world=world,
     ):
         logits = part.logits - shift
         metrics.update(logits, part.target)
@@ -131,5 +142,7 @@ def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
         target=moved(batch.target),
         row=moved(batch.row),
         next_fields={name: moved(ids) for name, ids in batch.next_fields.items()},
-        memory=None if batch.memory is None else {name: moved(values) for name, values in batch.memory.items()},
+        memory=None
+        if batch.memory is None
+        else {name: moved(values) for name, values in batch.memory.items()},
     )

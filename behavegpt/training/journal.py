@@ -1,4 +1,5 @@
-"""The journal of a run, one JSON record a line, and the lock that keeps a second run out of its folder."""
+"""The journal of a run, one JSON record a line, and the lock that keeps a second run out of its
+folder."""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ LOCK = ".lock"
 
 
 class Journal:
-    """A JSON-lines file that is only appended to; what a crash tore is dropped when the run goes on."""
+    """A JSON-lines file that is only appended to; what a crash tore is dropped when the run goes
+    on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one record, in one write; its floats are read back exactly. Raises BehaveGPTError on a full disk."""
+        """Add one record, in one write; its floats are read back exactly. Raises BehaveGPTError on
+        a full disk."""
         try:
             with open(self.path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")
@@ -30,7 +33,8 @@ class Journal:
             raise self._unwritable(error) from error
 
     def truncate_after(self, step: int) -> None:
-        """Forget, in one rename, the records of later steps and a torn last line; records without `step` stay."""
+        """Forget, in one rename, the records of later steps and a torn last line; records without
+        `step` stay."""
         if not self.path.exists():
             return
         kept = [line for line, record in _records(self.path) if record.get("step", step) <= step]
@@ -45,17 +49,21 @@ class Journal:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> BehaveGPTError:
-        return BehaveGPTError(f"{self.path}: cannot be written ({error}); make room there and go on with --resume.")
+        return BehaveGPTError(
+            f"{self.path}: cannot be written ({error}); make room there and go on with --resume."
+        )
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records of a journal, without a torn last line. Raises BehaveGPTError for damage further up."""
+    """The records of a journal, without a torn last line. Raises BehaveGPTError for damage further
+    up."""
     return [record for _, record in _records(path)]
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system frees it when the process ends, however it ends.
+    """Hold a run folder for this process; the system frees it when the process ends, however it
+    ends.
 
     Raises BehaveGPTError naming the process and host of the run that holds it.
     """
@@ -68,7 +76,9 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise BehaveGPTError(f"{path}: no journal to read ({error}); give the folder of a run.") from None
+        raise BehaveGPTError(
+            f"{path}: no journal to read ({error}); give the folder of a run."
+        ) from None
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -78,7 +88,8 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if number == len(lines):
                 return
             raise BehaveGPTError(
-                f"{path}, line {number}: not a record of the journal ({error}); remove the line, or start a new run "
+                f"{path}, line {number}: not a record of the journal ({error}); remove the line, "
+                "or start a new run "
                 "with another out=."
             ) from None
         yield line, record

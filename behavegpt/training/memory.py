@@ -11,10 +11,11 @@ LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; glibc takes no more
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed instead of returning it to the kernel; does nothing outside glibc.
+    """Have the C library keep what is freed instead of returning it to the kernel; does nothing
+    outside glibc.
 
-    A step frees its activations and the next one asks for them again: clearing fresh pages took 5 % of a step
-    (benchmarks/train.py). The process stays as large as its largest step.
+    A step frees its activations and the next one asks for them again: clearing fresh pages took 5 %
+    of a step (benchmarks/train.py). The process stays as large as its largest step.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library

@@ -20,7 +20,9 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 if TYPE_CHECKING:
     pass
 
-DAMAGED = f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
+DAMAGED = (
+    f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ WEIGHTS, SHARDED = "model.safetensors", "model.safetensors.index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder's weights: one, or the shards that `save_pretrained` makes of large models."""
+    """The files of a model folder's weights: one, or the shards that `save_pretrained` makes of
+    large models."""
     return sorted(folder.glob("model-*-of-*.safetensors")) or [folder / WEIGHTS]
 
 
@@ -38,7 +41,8 @@ def save_model(
     folder: Path,
     beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None,
 ) -> None:
-    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced at the end.
+    """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced
+    at the end.
 
     `beside(model, folder)` adds files before the folder gets its name.
     """
@@ -53,7 +57,8 @@ def save_model(
 
 
 def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
-    """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model, or is damaged."""
+    """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model,
+    or is damaged."""
     sharded = (folder / SHARDED).is_file()
     check_files(
         folder,
@@ -65,26 +70,37 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
     try:
         # the class by the folder's model_type: BehaveGPT, or a baseline where those are imported
         model, loaded = AutoModelForTokenClassification.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever a strange config leads to
-        raise CheckpointError(f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}.") from None
+        raise CheckpointError(
+            f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}."
+        ) from None
     if model.config.memory:
         model.counts = load_counts(folder)
     if loaded["missing_keys"]:
         names = ", ".join(sorted(loaded["missing_keys"])[:3])
-        raise CheckpointError(f"{folder}: model.safetensors lacks {names}, which config.json asks for; {DAMAGED}.")
+        raise CheckpointError(
+            f"{folder}: model.safetensors lacks {names}, which config.json asks for; {DAMAGED}."
+        )
     if model.config.tokenizer_hash not in (None, tokenizer.hash):
         raise CheckpointError(
-            "the model's config.json and preprocessor_config.json do not belong together (vocabulary hash "
-            f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was written."
+            "the model's config.json and preprocessor_config.json do not belong together "
+            "(vocabulary hash "
+            f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was "
+            "written."
         )
     return model, tokenizer
 
 
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:
-    """Raise CheckpointError unless a folder has these files, and all that its manifest names as they were written."""
+    """Raise CheckpointError unless a folder has these files, and all that its manifest names as
+    they were written."""
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: not {what} ({name} is missing).")
@@ -100,6 +116,7 @@ def _refuse_foreign_type(folder: Path) -> None:
     ours = isinstance(named, str) and named in CONFIG_MAPPING
     if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a folder is never run. "
+            f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a "
+            "folder is never run. "
             "Give the `model` folder of a run."
         )

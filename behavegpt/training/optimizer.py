@@ -11,7 +11,8 @@ from torch import nn
 def build_optimizer(
     model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool
 ) -> torch.optim.AdamW:
-    """AdamW (Adam, as in the paper, when weight_decay is 0); decay on matrices only, not on biases and norms."""
+    """AdamW (Adam, as in the paper, when weight_decay is 0); decay on matrices only, not on biases
+    and norms."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -20,8 +21,11 @@ def build_optimizer(
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
 
-def learning_rate(step: int, steps: int, *, lr: float, warmup: float, floor: float, schedule: str) -> float:
-    """Learning rate of a step in [0, steps): linear warm-up over a share of the steps, then down to floor * lr."""
+def learning_rate(
+    step: int, steps: int, *, lr: float, warmup: float, floor: float, schedule: str
+) -> float:
+    """Learning rate of a step in [0, steps): linear warm-up over a share of the steps, then down to
+    floor * lr."""
     warm = max(1, round(warmup * steps))
     if step < warm:
         return lr * (step + 1) / warm

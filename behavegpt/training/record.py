@@ -25,7 +25,9 @@ from behavegpt.training.checkpoint import changes
 from behavegpt.training.settings import SHAPE, RunSettings
 
 
-def fingerprint_of(settings: RunSettings, store: EventStore, config: BehaveGPTConfig) -> dict[str, Any]:
+def fingerprint_of(
+    settings: RunSettings, store: EventStore, config: BehaveGPTConfig
+) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
     return {
         "data": {
@@ -40,7 +42,8 @@ def fingerprint_of(settings: RunSettings, store: EventStore, config: BehaveGPTCo
 
 
 def targets_of(store: EventStore) -> dict[str, dict[str, int]]:
-    """Split -> targets that are trained on or scored, and those left out because their label is unknown."""
+    """Split -> targets that are trained on or scored, and those left out because their label is
+    unknown."""
     return {
         name: {"known": len(target_rows(store, split)), "unseen": count_unseen(store, split)}
         for name, split in SPLITS.items()
@@ -51,14 +54,20 @@ def tell_unseen(valid: Mapping[str, int]) -> None:
     """Say how many validation targets are left out."""
     if valid["unseen"]:
         say(
-            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior that training never "
+            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior "
+            "that training never "
             "saw, or none; its figures leave them out."
         )
 
 
 def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator) -> dict[str, Any]:
     """What run.json tells of the command, the machine and the data."""
-    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate, "numpy": np}
+    libraries = {
+        "torch": torch,
+        "transformers": transformers,
+        "accelerate": accelerate,
+        "numpy": np,
+    }
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": settings.model_dump(mode="json"),
@@ -87,7 +96,8 @@ def _device_name(accelerator: Accelerator) -> str:
 
 
 def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:
-    """One line with the settings that a resumed run was begun with otherwise: they need not be meant."""
+    """One line with the settings that a resumed run was begun with otherwise: they need not be
+    meant."""
     try:
         before = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):

@@ -32,23 +32,35 @@ from behavegpt.training.record import record_of, tell_changes
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.setup import leave, make_accelerator
 
-Files = Callable[[BehaveGPTForBehaviorPrediction, Path], None]  # writes further files of a model folder
+# writes further files of a model folder
+Files = Callable[[BehaveGPTForBehaviorPrediction, Path], None]
 
 
 class RunFolder:
-    """A run folder that this process, as one of `accelerator`'s ranks, works on; without `settings` nothing is kept."""
+    """A run folder that this process, as one of `accelerator`'s ranks, works on; without `settings`
+    nothing is kept."""
 
     def __init__(
-        self, accelerator: Accelerator, settings: RunSettings | None = None, name: str = "", resume: bool = False
+        self,
+        accelerator: Accelerator,
+        settings: RunSettings | None = None,
+        name: str = "",
+        resume: bool = False,
     ) -> None:
-        self.accelerator, self.settings, self.name, self.resume = accelerator, settings, name, resume
+        self.accelerator, self.settings, self.name, self.resume = (
+            accelerator,
+            settings,
+            name,
+            resume,
+        )
         self.path = Path(settings.out) if settings else Path(os.devnull)
         self.checkpoints = self.path / "ckpt"
         self.journal = Journal(self.path / "log.jsonl" if settings else self.path)
         self.record: dict[str, Any] = {}  # run.json, once the run has begun
 
     def latest(self, fingerprint: Mapping[str, Any]) -> Checkpoint | None:
-        """The checkpoint to go on from: None without `resume`, or if the run never reached its first.
+        """The checkpoint to go on from: None without `resume`, or if the run never reached its
+        first.
 
         Raises CheckpointError when it is damaged, or its fingerprint is another one.
         """
@@ -58,11 +70,14 @@ class RunFolder:
         if checkpoint is not None:
             refuse_mismatch(checkpoint.trainer["fingerprint"], fingerprint)
         elif any(self.checkpoints.glob("step_*")):
-            raise CheckpointError(f"{self.checkpoints}: no checkpoint is sound; move the folder away to start anew.")
+            raise CheckpointError(
+                f"{self.checkpoints}: no checkpoint is sound; move the folder away to start anew."
+            )
         return checkpoint
 
     def begin(self, store: EventStore, facts: Mapping[str, Any], resumed: bool) -> None:
-        """Write run.json and config.yaml; `facts`: what run.json tells beside the machine and the data."""
+        """Write run.json and config.yaml; `facts`: what run.json tells beside the machine and the
+        data."""
         if self.settings is None or not self.accelerator.is_main_process:
             return
         self.record = record_of(self.settings, store, self.accelerator) | dict(facts)
@@ -102,7 +117,9 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
             path.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock(path))
         if not resume and any((path / "ckpt").glob("step_*")):
-            raise CheckpointError(f"{path} holds a run already; go on with --resume, or choose another out=FOLDER.")
+            raise CheckpointError(
+                f"{path} holds a run already; go on with --resume, or choose another out=FOLDER."
+            )
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

@@ -10,7 +10,8 @@ from behavegpt.config import Settings
 from behavegpt.losses import LossSettings
 from behavegpt.paths import PathText
 
-# what `model` in a configuration may set, and what a checkpoint must share with the run that goes on from it
+# what `model` in a configuration may set, and what a checkpoint must share with the run that goes
+# on from it
 SHAPE = (
     "embedding_size",
     "num_hidden_layers",
@@ -31,35 +32,66 @@ SHAPE = (
 class TrainSettings(Settings):
     """Settings of the training loop."""
 
-    steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data")
-    epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null")
+    steps: int | None = Field(
+        None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data"
+    )
+    epochs: float = Field(
+        3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null"
+    )
     batch_events: int | None = Field(
         None,
         ge=64,
         le=2**31,
-        description="positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192",
+        description=(
+            "positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192"
+        ),
     )
-    micro_batches: int = Field(1, ge=1, le=2**16, description="parts of a step that are accumulated, to save memory")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)")
+    micro_batches: int = Field(
+        1, ge=1, le=2**16, description="parts of a step that are accumulated, to save memory"
+    )
+    lr: float = Field(
+        1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)"
+    )
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after warm-up")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    lr_floor: float = Field(0.1, ge=0, le=1, description="final learning rate as a share of the peak")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="shape after warm-up"
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    )
+    lr_floor: float = Field(
+        0.1, ge=0, le=1, description="final learning rate as a share of the peak"
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
-    compile: bool | None = Field(None, description="torch.compile the transformer's blocks; null: on a GPU alone")
-    activation_checkpointing: bool = Field(False, description="recompute activations to save memory")
-    deterministic: bool = Field(False, description="only deterministic kernels; a CPU run always is")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device has it"
+    )
+    compile: bool | None = Field(
+        None, description="torch.compile the transformer's blocks; null: on a GPU alone"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations to save memory"
+    )
+    deterministic: bool = Field(
+        False, description="only deterministic kernels; a CPU run always is"
+    )
     log_every: int = Field(10, ge=1, description="steps between records of the journal")
-    valid_every: int | None = Field(None, ge=1, description="steps between validations; null: ten in a run")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: as validation")
+    valid_every: int | None = Field(
+        None, ge=1, description="steps between validations; null: ten in a run"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: as validation"
+    )
     keep: int = Field(2, ge=1, description="latest checkpoints kept, beside the best one")
     select: Literal["rec_mean", "rec_w", "rec_m", "ndcg@3", "cross_entropy", "last"] = Field(
-        "rec_mean", description="validation figure of the best checkpoint; rec_mean = (rec_w + rec_m) / 2"
+        "rec_mean",
+        description="validation figure of the best checkpoint; rec_mean = (rec_w + rec_m) / 2",
     )
-    patience: int | None = Field(None, ge=1, description="validations without a better figure before stopping early")
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better figure before stopping early"
+    )
     wandb: str | None = Field(None, description="Weights & Biases project; null: the journal alone")
 
 

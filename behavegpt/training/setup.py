@@ -26,21 +26,29 @@ from behavegpt.training.ranks import tell_ranks
 from behavegpt.training.settings import TrainSettings
 from behavegpt.training.sharding import sharding_asked
 
-STRATEGIES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
+STRATEGIES = (
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_CPU,
+    DistributedType.FSDP,
+)
 
 
 def make_accelerator(train: TrainSettings) -> Accelerator:
-    """This process among the ranks, with the trackers asked for. ConfigError for a strategy that is not supported."""
+    """This process among the ranks, with the trackers asked for. ConfigError for a strategy that is
+    not supported."""
     if train.wandb:
         _need_wandb()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision="no",  # train.precision decides, whatever the user's accelerate profile says
+        # train.precision decides, whatever the user's accelerate profile says
+        mixed_precision="no",
         log_with="wandb" if train.wandb else None,
     )
     if accelerator.distributed_type not in STRATEGIES:
         raise ConfigError(
-            f"accelerate's {accelerator.distributed_type.value} is not supported; launch with MULTI_GPU or FSDP, for "
+            f"accelerate's {accelerator.distributed_type.value} is not supported; launch with "
+            "MULTI_GPU or FSDP, for "
             "example --config_file configs/accelerate/multi_gpu.yaml."
         )
     sharding_asked()
@@ -53,8 +61,9 @@ def make_accelerator(train: TrainSettings) -> Accelerator:
 def leave(accelerator: Accelerator) -> None:
     """End trackers and process group, once no rank waits for another one any more.
 
-    gloo resets its connections when a group is destroyed, so a rank may only do that when all have come out of the last
-    barrier: they say so through the store, whose host (rank 0) hears everybody before it goes.
+    gloo resets its connections when a group is destroyed, so a rank may only do that when all have
+    come out of the last barrier: they say so through the store, whose host (rank 0) hears everybody
+    before it goes.
     """
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
@@ -73,22 +82,35 @@ def _need_wandb() -> None:
     if importlib.util.find_spec("wandb") is None:
         raise MissingExtraError("wandb", "wandb")
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    if not os.environ.get("WANDB_API_KEY") and "WANDB_MODE" not in os.environ and not netrc.exists():
+    if (
+        not os.environ.get("WANDB_API_KEY")
+        and "WANDB_MODE" not in os.environ
+        and not netrc.exists()
+    ):
         os.environ["WANDB_MODE"] = "offline"
-        say("wandb: no key found, logging offline; send it later with: wandb sync wandb/offline-run-*")
+        say(
+            "wandb: no key found, logging offline; send it later with: wandb sync "
+            "wandb/offline-run-*"
+        )
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile makes faster kernels here: with Triton, on a GPU that it knows (1.5 x on an H200)."""
+    """Whether torch.compile makes faster kernels here: with Triton, on a GPU that it knows (1.5 x
+    on an H200)."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def choose_kernels(
-    model: BehaveGPTForBehaviorPrediction, attention: str, train: TrainSettings, device: torch.device, precision: str
+    model: BehaveGPTForBehaviorPrediction,
+    attention: str,
+    train: TrainSettings,
+    device: torch.device,
+    precision: str,
 ) -> None:
-    """Attention back end, activation checkpointing and compilation of a model. ConfigError where it has no blocks."""
+    """Attention back end, activation checkpointing and compilation of a model. ConfigError where it
+    has no blocks."""
     best = choose_backend(device, precision == "bf16", model.config.max_length)
     model.set_attn_implementation(best if attention == "auto" else attention)
     if train.activation_checkpointing:
@@ -101,9 +123,12 @@ def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:
     try:
         model.activation_checkpointing_enable()
     except ValueError:  # transformers found no layer that recomputes its activations
-        kind = getattr(model.config, "architecture", f"model of {model.config.num_hidden_layers} blocks")
+        kind = getattr(
+            model.config, "architecture", f"model of {model.config.num_hidden_layers} blocks"
+        )
         raise ConfigError(
-            f"train.activation_checkpointing: a {kind} has no transformer blocks whose activations could be recomputed;"
+            f"train.activation_checkpointing: a {kind} has no transformer blocks whose "
+            "activations could be recomputed;"
             " set it to false."
         ) from None
 
@@ -111,8 +136,8 @@ def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:
 def compile_blocks(model: PreTrainedModel) -> None:
     """torch.compile each transformer block in place, or the whole of a model that has none.
 
-    The blocks are alike, so that one compilation serves all; the prediction layer, whose shapes depend on the data,
-    stays out. Names of weights do not change.
+    The blocks are alike, so that one compilation serves all; the prediction layer, whose shapes
+    depend on the data, stays out. Names of weights do not change.
     """
     names = set(model._no_split_modules or ())
     blocks = [module for module in model.modules() if type(module).__name__ in names]
@@ -123,16 +148,20 @@ def compile_blocks(model: PreTrainedModel) -> None:
 def training_batches(
     store: EventStore, config: BehaveGPTConfig, train: TrainSettings, counts: Counts | None = None
 ) -> TrainingBatches:
-    """The training rows of a prepared folder for a model's window and fields. DataError if there is no target.
+    """The training rows of a prepared folder for a model's window and fields. DataError if there is
+    no target.
 
     `counts`: of a model with memory.
     """
     events = int(np.asarray(store.manifest.split["events"])[TRAIN])
     if not events:
-        raise DataError(f"{store.path}: no training events; prepare the data again with another --split.")
+        raise DataError(
+            f"{store.path}: no training events; prepare the data again with another --split."
+        )
     if not len(target_rows(store, TRAIN)):
         raise DataError(
-            f"{store.path}: nothing to learn from: every history has 0 or 1 training events with a known behavior, and "
+            f"{store.path}: nothing to learn from: every history has 0 or 1 training events with "
+            "a known behavior, and "
             "a prediction needs one before it. Give longer histories, or another --split."
         )
     wanted = train.batch_events or min(8192, max(1024, events // 32))

@@ -1,8 +1,10 @@
-"""FSDP2: weights, gradients and AdamW's moments cut over the ranks, where accelerate's profile asks for it.
+"""FSDP2: weights, gradients and AdamW's moments cut over the ranks, where accelerate's profile asks
+for it.
 
-accelerate's own `prepare` for FSDP2 wants model and optimizer together and does nothing on a CPU, so `fully_shard` is
-applied here, on GPUs and on gloo alike: each block by itself, and the rest of the model as the root.
-A checkpoint's shards are written by torch.distributed.checkpoint as safetensors files, never as pickles.
+accelerate's own `prepare` for FSDP2 wants model and optimizer together and does nothing on a CPU,
+so `fully_shard` is applied here, on GPUs and on gloo alike: each block by itself, and the rest of
+the model as the root. A checkpoint's shards are written by torch.distributed.checkpoint as
+safetensors files, never as pickles.
 """
 
 from __future__ import annotations
@@ -33,15 +35,18 @@ def sharding_asked() -> bool:
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
-            "accelerate's profile asks for the first version of FSDP; launch with fsdp_version: 2, for example "
+            "accelerate's profile asks for the first version of FSDP; launch with fsdp_version: "
+            "2, for example "
             "--config_file configs/accelerate/fsdp2.yaml."
         )
     return True
 
 
 def spread(model: Model, accelerator: Accelerator) -> tuple[torch.nn.Module, Model]:
-    """The model as it is trained on the ranks, and one that can be saved: the same, or rank 0's copy of a cut one."""
-    if not (sharding_asked() and dist.is_initialized()):  # a single process may be launched as one rank
+    """The model as it is trained on the ranks, and one that can be saved: the same, or rank 0's
+    copy of a cut one."""
+    # a single process may be launched as one rank
+    if not (sharding_asked() and dist.is_initialized()):
         prepared: torch.nn.Module = accelerator.prepare_model(model)
         return prepared, model
     from torch.distributed.device_mesh import init_device_mesh
@@ -75,13 +80,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A copy of a whole tensor on the CPU; of it, this rank's part if `like` is cut. No rank waits for another."""
+    """A copy of a whole tensor on the CPU; of it, this rank's part if `like` is cut. No rank waits
+    for another."""
     if not is_cut(like) or not tensor.ndim:
         return tensor.clone()  # the one read from a file is a window into it
     from torch.distributed.tensor import distribute_tensor
 
     cut: Any = like
-    return distribute_tensor(tensor.to(cut.device), cut.device_mesh, cut.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(cut.device), cut.device_mesh, cut.placements, src_data_rank=None
+    )
 
 
 def whole_state(model: torch.nn.Module) -> Tensors:
@@ -91,7 +99,11 @@ def whole_state(model: torch.nn.Module) -> Tensors:
 
 def no_sync(model: torch.nn.Module, accelerator: Accelerator) -> AbstractContextManager[Any]:
     """Gradients stay on their rank: for all micro-batches of a step but the last."""
-    return _no_reduction(model) if hasattr(model, "set_requires_gradient_sync") else accelerator.no_sync(model)
+    return (
+        _no_reduction(model)
+        if hasattr(model, "set_requires_gradient_sync")
+        else accelerator.no_sync(model)
+    )
 
 
 @contextmanager
@@ -117,11 +129,14 @@ def _gathered(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in cut:
             module.reshard()
-        root.set_reshard_after_forward(os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true")
+        root.set_reshard_after_forward(
+            os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+        )
 
 
 def gathered(model: torch.nn.Module) -> AbstractContextManager[None]:
-    """Whole weights on every rank, so that ranks may run the model on different numbers of batches."""
+    """Whole weights on every rank, so that ranks may run the model on different numbers of
+    batches."""
     return _gathered(model) if is_sharded(model) else nullcontext()
 
 
@@ -135,15 +150,24 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_shards(folder: Path) -> Tensors:
-    """The whole tensors of shards that any number of ranks wrote, on the CPU. Raises CheckpointError."""
+    """The whole tensors of shards that any number of ranks wrote, on the CPU. Raises
+    CheckpointError."""
     import torch.distributed.checkpoint as dcp
 
     try:
-        found: Mapping[str, Any] = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-        tensors = {n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in found.items()}
+        found: Mapping[str, Any] = (
+            dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        )
+        tensors = {
+            n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in found.items()
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a single process loads
-            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+            dcp.load(
+                tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True
+            )
     except Exception as error:  # torch raises whatever its parts raise
-        raise CheckpointError(f"{folder}: not shards of ours ({str(error).splitlines()[0]}); {REMEDY}.") from None
+        raise CheckpointError(
+            f"{folder}: not shards of ours ({str(error).splitlines()[0]}); {REMEDY}."
+        ) from None
     return tensors

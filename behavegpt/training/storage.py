@@ -21,7 +21,8 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors by name; names of the same memory (tied weights) are stored once, the others as `shared`."""
+    """Write tensors by name; names of the same memory (tied weights) are stored once, the others as
+    `shared`."""
     stored: Tensors = {}
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -44,5 +45,15 @@ def read_tensors(path: Path) -> Tensors:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             shared = json.loads((file.metadata() or {})["shared"])
         return tensors | {name: tensors[kept] for name, kept in shared.items()}
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file of ours ({error}); {REMEDY}.") from None
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+    ) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file of ours ({error}); {REMEDY}."
+        ) from None

@@ -1,9 +1,11 @@
-"""The training loop on accelerate: one optimizer step is one global batch, whatever ranks and micro-batches.
+"""The training loop on accelerate: one optimizer step is one global batch, whatever ranks and
+micro-batches.
 
-The loss is a weighted sum. It is divided once, by the weight of the whole step over all micro-batches and ranks,
-which is known before the first forward; so 8 x 1, 1 x 8 and two ranks give the same gradient. Auxiliary heads have no
-weights: their sum is divided by the number of targets.
-Data order, learning rate and dropout are pure functions of (seed, step): a resumed run equals an uninterrupted one.
+The loss is a weighted sum. It is divided once, by the weight of the whole step over all
+micro-batches and ranks, which is known before the first forward; so 8 x 1, 1 x 8 and two ranks give
+the same gradient. Auxiliary heads have no weights: their sum is divided by the number of targets.
+Data order, learning rate and dropout are pure functions of (seed, step): a resumed run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -48,9 +50,18 @@ from behavegpt.training.record import fingerprint_of, targets_of, tell_unseen
 from behavegpt.training.run import RunFolder
 from behavegpt.training.settings import TrainSettings
 from behavegpt.training.setup import choose_kernels, leave, reporter, training_batches
-from behavegpt.training.sharding import gathered, is_sharded, no_sync, part_like, spread, whole, whole_state
+from behavegpt.training.sharding import (
+    gathered,
+    is_sharded,
+    no_sync,
+    part_like,
+    spread,
+    whole,
+    whole_state,
+)
 
-FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")  # of a validation
+# of a validation
+FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 
 
 @dataclass
@@ -61,7 +72,8 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     worse: int = 0  # validations since the best one
-    stopped: str | None = None  # why it was best to end before the last step; a signal is no state of the training
+    # why it was best to end before the last step; a signal is no state of the training
+    stopped: str | None = None
 
 
 class Trainer:
@@ -79,11 +91,16 @@ class Trainer:
         batches: TrainingBatches | None = None,
         judge_start: bool = False,
     ) -> None:
-        """`model`: on the CPU; parameters without gradient stay as they are. `attention`: a back end of
-        model/attention.py. `batches`: instead of those of the store. `judge_start`: the model as it is may be the best
-        one. Raises DataError when there is nothing to learn.
+        """`model`: on the CPU; parameters without gradient stay as they are. `attention`: a back
+        end of model/attention.py. `batches`: instead of those of the store. `judge_start`: the
+        model as it is may be the best one. Raises DataError when there is nothing to learn.
         """
-        self.store, self.settings, self.run, self.accelerator = store, settings, run, run.accelerator
+        self.store, self.settings, self.run, self.accelerator = (
+            store,
+            settings,
+            run,
+            run.accelerator,
+        )
         device = self.accelerator.device
         self.precision = choose_precision(settings.precision, device)
         choose_kernels(model, attention, settings, device, self.precision)
@@ -92,9 +109,12 @@ class Trainer:
 
         self.bare = model
         self.loss = loss.to(device)
-        self.model, self.saved = spread(model, self.accelerator)  # what is trained, and what can be saved
+        # what is trained, and what can be saved
+        self.model, self.saved = spread(model, self.accelerator)
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = build_optimizer(model, settings.lr, settings.weight_decay, settings.betas, fused=fused)
+        self.optimizer = build_optimizer(
+            model, settings.lr, settings.weight_decay, settings.betas, fused=fused
+        )
 
         self.judge_start = judge_start
         self.progress = Progress()
@@ -105,17 +125,27 @@ class Trainer:
         if device.type == "cpu":
             keep_freed_memory()
 
-    def fit(self, origin: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        """Train to the last step or an early stop, from the run's latest checkpoint if it is resumed.
+    def fit(
+        self, origin: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Train to the last step or an early stop, from the run's latest checkpoint if it is
+        resumed.
 
-        `origin`: what else must be the same for a run to go on; `facts`: what else run.json tells. Raises
-        BehaveGPTError on a non-finite loss or a checkpoint of another run; SystemExit, once all is saved, on a signal.
+        `origin`: what else must be the same for a run to go on; `facts`: what else run.json tells.
+        Raises BehaveGPTError on a non-finite loss or a checkpoint of another run; SystemExit, once
+        all is saved, on a signal.
         """
         assert self.run.settings is not None, "a run without a folder keeps nothing to go on from"
-        self.fingerprint = fingerprint_of(self.run.settings, self.store, self.bare.config) | dict(origin or {})
+        self.fingerprint = fingerprint_of(self.run.settings, self.store, self.bare.config) | dict(
+            origin or {}
+        )
         checkpoint = self.run.latest(self.fingerprint)
         parameters, targets = count_parameters(self.saved), targets_of(self.store)
-        known = {"parameters": parameters["total"], "parameters_by_part": parameters, "steps": self.steps}
+        known = {
+            "parameters": parameters["total"],
+            "parameters_by_part": parameters,
+            "steps": self.steps,
+        }
         known |= {"targets": targets, **(facts or {})}
         self.run.begin(self.store, known, resumed=checkpoint is not None)
         if self.accelerator.is_main_process:
@@ -135,7 +165,8 @@ class Trainer:
         raise SystemExit(128 + (self.signal if self.signal == signal.SIGINT else signal.SIGTERM))
 
     def best_model(self) -> BehaveGPTForBehaviorPrediction:
-        """The model with the weights of the best validation, or the last ones; whole on rank 0. All ranks ask."""
+        """The model with the weights of the best validation, or the last ones; whole on rank 0. All
+        ranks ask."""
         state = whole_state(self.bare) if is_sharded(self.bare) else None
         progress = self.progress
         if self.accelerator.is_main_process:
@@ -153,9 +184,17 @@ class Trainer:
         began, events = time.perf_counter(), 0
         self.model.train()
         with stop_signals() as stop:
-            if self.judge_start and self.progress.best_step is None and self._validate(self.progress.step):
+            if (
+                self.judge_start
+                and self.progress.best_step is None
+                and self._validate(self.progress.step)
+            ):
                 self.save()
-            while self.progress.step < self.steps and not self.progress.stopped and self.signal is None:
+            while (
+                self.progress.step < self.steps
+                and not self.progress.stopped
+                and self.signal is None
+            ):
                 record = self.step(self.progress.step)
                 self.progress.step += 1
                 step, events = self.progress.step, events + int(record.pop("events"))
@@ -177,9 +216,14 @@ class Trainer:
                     self.save()
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step; returns loss, cross_entropy, lr, grad_norm and events of the global batch."""
+        """One optimizer step; returns loss, cross_entropy, lr, grad_norm and events of the global
+        batch."""
         settings, accelerator = self.settings, self.accelerator
-        rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        rank, world, device = (
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.device,
+        )
         self.loss.set_progress(step / self.steps)
         micro = [to_device(batch, device) for batch in self._micro_batches(step)]
         normalizer, targets = self._sum(self._mass(micro)).clamp(min=1e-12)
@@ -189,7 +233,10 @@ class Trainer:
         for index, batch in enumerate(micro):
             torch.manual_seed(_mix(settings.seed, step, index, rank))
             last = index == len(micro) - 1
-            with nullcontext() if last else no_sync(self.model, accelerator), autocast(device, self.precision):
+            with (
+                nullcontext() if last else no_sync(self.model, accelerator),
+                autocast(device, self.precision),
+            ):
                 output = self.model(
                     **batch.arguments,
                     labels=batch.target,
@@ -197,7 +244,8 @@ class Trainer:
                     next_fields=batch.next_fields or None,
                 )
                 mean = output.loss / normalizer + output.side_loss / targets
-                (mean * world).backward()  # DDP averages the ranks' gradients; the sum over ranks is wanted
+                # DDP averages the ranks' gradients; the sum over ranks is wanted
+                (mean * world).backward()
             total += mean.detach()
             statistics += torch.stack([output.class_loss, output.class_count])
         statistics, total = self._sum(statistics), self._sum(total)
@@ -228,11 +276,17 @@ class Trainer:
         }
 
     def _micro_batches(self, step: int) -> list[PackedBatch]:
-        """This rank's batches of a step. While a GPU works on them, a thread makes those of the next step."""
+        """This rank's batches of a step. While a GPU works on them, a thread makes those of the
+        next step."""
 
         def make(step: int) -> list[PackedBatch]:
             accelerator = self.accelerator
-            asked = step, self.settings.micro_batches, accelerator.process_index, accelerator.num_processes
+            asked = (
+                step,
+                self.settings.micro_batches,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
             return list(self.batches.micro_batches(*asked))
 
         if self.accelerator.device.type == "cpu":
@@ -259,7 +313,9 @@ class Trainer:
         if not metrics.rows:
             return {}
         figures = metrics.compute(self.store.behaviors.counts)
-        return {n: figures[n] for n in FIGURES if figures[n] is not None} | {"cross_entropy": cross_entropy}
+        return {n: figures[n] for n in FIGURES if figures[n] is not None} | {
+            "cross_entropy": cross_entropy
+        }
 
     def save(self) -> None:
         """Write a checkpoint: rank 0, or all ranks where the weights are cut over them."""
@@ -282,11 +338,17 @@ class Trainer:
         """Continue from a checkpoint; the journal forgets what came after it."""
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         current = bare.state_dict()
-        bare.load_state_dict({n: part_like(t, current[n]) if n in current else t for n, t in checkpoint.model.items()})
+        bare.load_state_dict(
+            {
+                n: part_like(t, current[n]) if n in current else t
+                for n, t in checkpoint.model.items()
+            }
+        )
         restore_optimizer(self.optimizer, bare, checkpoint.optimizer)
         self.loss.load_state_dict(checkpoint.loss)
         self.progress = Progress(**checkpoint.trainer["progress"])
-        if self.progress.stopped == "signal":  # in checkpoints of earlier versions; an early stop stays one
+        # in checkpoints of earlier versions; an early stop stays one
+        if self.progress.stopped == "signal":
             self.progress.stopped = None
         if self.accelerator.is_main_process:
             self.run.journal.truncate_after(self.progress.step)
@@ -302,7 +364,8 @@ class Trainer:
             return False
         self._log({"kind": "valid", "step": step, **figures})
         settled = step / self.steps > self.loss.start or (step == 0 and self.judge_start)
-        if self.settings.select == "last" or not settled:  # before, the loss is not yet what it will be
+        # before, the loss is not yet what it will be
+        if self.settings.select == "last" or not settled:
             return False
         value = selection_value(figures, self.settings.select)
         if self.progress.best_value is None or value > self.progress.best_value:
@@ -310,11 +373,14 @@ class Trainer:
             return True
         self.progress.worse += 1
         if self.settings.patience and self.progress.worse >= self.settings.patience:
-            self.progress.stopped = f"no better {self.settings.select} in {self.progress.worse} validations"
+            self.progress.stopped = (
+                f"no better {self.settings.select} in {self.progress.worse} validations"
+            )
         return False
 
     def _mass(self, micro: list[PackedBatch]) -> torch.Tensor:
-        """(2,) what this rank's sums are divided by: the weight of its targets, and their number for side losses."""
+        """(2,) what this rank's sums are divided by: the weight of its targets, and their number
+        for side losses."""
         asked = [batch.target[batch.target != IGNORED] for batch in micro]
         weight = torch.stack([self.loss.weight(target).sum() for target in asked]).sum().float()
         return torch.stack([weight, weight.new_tensor(sum(len(target) for target in asked))])
@@ -342,14 +408,17 @@ class Trainer:
         epoch = step // self.batches.steps_per_epoch
         held = rows[rows >= 0]
         raise BehaveGPTError(
-            f"step {step + 1}: the loss is {value} and the gradient's norm {norm}; the weights were not changed. The "
-            f"batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed {self.settings.seed}). Lower train.lr, or "
+            f"step {step + 1}: the loss is {value} and the gradient's norm {norm}; the weights "
+            "were not changed. The "
+            f"batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed "
+            f"{self.settings.seed}). Lower train.lr, or "
             f"resume from the last checkpoint in {self.run.checkpoints} with --resume "
             f"train.lr={self.settings.lr / 3:.1e}."
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint; without one, drop what a run wrote that never reached its first."""
+        """Go on from a checkpoint; without one, drop what a run wrote that never reached its
+        first."""
         if checkpoint is not None:
             self.restore(checkpoint)
         if not self.accelerator.is_main_process:
@@ -369,7 +438,8 @@ def selection_value(figures: dict[str, float], select: str) -> float:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM, SIGINT and SIGUSR1 so that the run can save and end at a step; a second SIGINT interrupts."""
+    """Collects SIGTERM, SIGINT and SIGUSR1 so that the run can save and end at a step; a second
+    SIGINT interrupts."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,1 +1,2 @@
-"""The universal model: count experts and a pretrained mixer. No vocabulary, no training on the log."""
+"""The universal model: count experts and a pretrained mixer. No vocabulary, no training on the
+log."""

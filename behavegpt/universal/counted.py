@@ -1,4 +1,5 @@
-"""What is counted from a log for the universal model: labels, tables, and the histories or states of its users.
+"""What is counted from a log for the universal model: labels, tables, and the histories or states
+of its users.
 
 FOLDER/preprocessor_config.json   columns and labels
 FOLDER/tables.safetensors         the global tables, and the shares of the experts in their mixture
@@ -31,10 +32,19 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import CheckpointError, DataError
 from behavegpt.universal.reader import MemoryBatch, MemoryReader, make_reader
-from behavegpt.universal.state import REMEDY, KeptStates, UserState, new_state, read_states, write_states
+from behavegpt.universal.state import (
+    REMEDY,
+    KeptStates,
+    UserState,
+    new_state,
+    read_states,
+    write_states,
+)
 
 TABLES = "tables.safetensors"
-NO_COLUMNS = Columns(*(np.zeros(0, kind) for kind in (np.int32, np.int32, np.int32, np.int16, np.int16, np.int64)))
+NO_COLUMNS = Columns(
+    *(np.zeros(0, kind) for kind in (np.int32, np.int32, np.int32, np.int16, np.int16, np.int64))
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,16 @@ class Asked:
     """Users whose next behavior is asked for."""
 
     users: pa.StringArray  # (U,)
-    batches: Callable[[Callable[[], None]], Iterator[MemoryBatch]]  # of an interrupt; positions are indices of users
+    # of an interrupt; positions are indices of users
+    batches: Callable[[Callable[[], None]], Iterator[MemoryBatch]]
     unknown: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CountedLog:
-    """A counted log: of a log itself with its histories, from a folder with the states of its users."""
+    """A counted log: of a log itself with its histories, from a folder with the states of its
+    users."""
 
     tokenizer: EventTokenizer
     tables: Tables
@@ -64,7 +76,9 @@ class CountedLog:
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
             for batch in reader.batches(encoded.offsets[1:] - 1):
                 interrupt()
-                yield batch._replace(position=np.searchsorted(encoded.offsets, batch.position, side="right") - 1)
+                yield batch._replace(
+                    position=np.searchsorted(encoded.offsets, batch.position, side="right") - 1
+                )
 
         return Asked(encoded.users, batches, encoded.unknown, encoded.rejected)
 
@@ -81,7 +95,11 @@ class CountedLog:
 
     def everyone(self) -> Asked:
         """Ask about all users of the log."""
-        return self.asked(self.histories) if self.histories is not None else self.asked_of_states(list(self.states()))
+        return (
+            self.asked(self.histories)
+            if self.histories is not None
+            else self.asked_of_states(list(self.states()))
+        )
 
     def states(self) -> Iterator[UserState]:
         """The states of all users of the log."""
@@ -102,26 +120,34 @@ class CountedLog:
         place = self._places.get(user)
         if place is None or self.histories is None:
             raise DataError(
-                f"no user {user[:100]!r} in the counted log; state(..., new=True) is that of a user without events."
+                f"no user {user[:100]!r} in the counted log; state(..., new=True) is that of a "
+                "user without events."
             )
         begin, end = self.histories.offsets[place : place + 2]
         state = new_state(user, int(end - begin))
-        state.take_up(self.tables, Columns(*(column[begin:end] for column in self._history_columns)))
+        state.take_up(
+            self.tables, Columns(*(column[begin:end] for column in self._history_columns))
+        )
         return state
 
     def update(self, state: UserState, encoded: EncodedHistories) -> None:
         """Take up the events of one user, later than all that the state knows. Raises DataError."""
         first = int(encoded.columns["time"][0])
         if state.time is not None and first < state.time:
-            before, last = (datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat() for t in (first, state.time))
+            before, last = (
+                datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat()
+                for t in (first, state.time)
+            )
             raise DataError(
-                f"user {state.user[:100]!r}: an event at {before} comes after one at {last}; a state takes events in "
+                f"user {state.user[:100]!r}: an event at {before} comes after one at {last}; a "
+                "state takes events in "
                 "their order, so read the user's whole history again."
             )
         state.take_up(self.tables, self._columns(encoded))
 
     def encode_of_user(self, user: str, events: Any) -> EncodedHistories:
-        """Events of one user in ids: one mapping of values, a list of them, or a table. Raises DataError."""
+        """Events of one user in ids: one mapping of values, a list of them, or a table. Raises
+        DataError."""
         if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
             events = [events]
         if not isinstance(events, (list, tuple)):
@@ -138,13 +164,22 @@ class CountedLog:
             raise DataError(f"events of {min(named)[:100]!r} for the state of user {user[:100]!r}.")
         columns[schema.user] = [user or "0"] * len(events)
         read = read_rows(columns, schema)
-        encoded = self.tokenizer.by_name().encode(columns) if read is None else self.tokenizer.encode_table(read)
+        encoded = (
+            self.tokenizer.by_name().encode(columns)
+            if read is None
+            else self.tokenizer.encode_table(read)
+        )
         return self._alone(user, encoded)
 
     def _alone(self, user: str, encoded: EncodedHistories) -> EncodedHistories:
         if encoded.rejected or len(encoded.users) != 1:
-            reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
-            raise DataError(f"user {user[:100]!r}: events that cannot be used ({reasons or 'of several users'}).")
+            reasons = ", ".join(
+                f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items()
+            )
+            raise DataError(
+                f"user {user[:100]!r}: events that cannot be used "
+                f"({reasons or 'of several users'})."
+            )
         return encoded
 
     def _reader(self, columns: Columns, offsets: np.ndarray) -> MemoryReader:

@@ -38,8 +38,11 @@ class UniversalModel:
     record: dict[str, Any] = field(default_factory=dict)  # how it was trained
 
     @torch.no_grad()
-    def score(self, reader: MemoryReader, positions: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield (positions (N,), logits (N, K)) of what follows; `positions` are flat indices, ascending."""
+    def score(
+        self, reader: MemoryReader, positions: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield (positions (N,), logits (N, K)) of what follows; `positions` are flat indices,
+        ascending."""
         for batch in reader.batches(positions):
             yield batch.position, self.logits(batch.memory, reader.tables)
 
@@ -51,7 +54,8 @@ class UniversalModel:
 
     @torch.no_grad()
     def vectors(self, memory: Memory, tables: Tables, part: str) -> torch.Tensor:
-        """Vectors (N, D): `last`, the mixer's hidden units, or `behaviors`, log-probabilities of what follows."""
+        """Vectors (N, D): `last`, the mixer's hidden units, or `behaviors`, log-probabilities of
+        what follows."""
         if part == "last":
             return self.mixer.situation(memory, len(tables.prior))
         return self.logits(memory, tables).log_softmax(1)
@@ -70,31 +74,50 @@ def save_universal(model: UniversalModel, folder: Path) -> None:
 
 def write_universal(model: UniversalModel, folder: Path) -> None:
     """Write weights and description into a folder that is sealed afterwards."""
-    shape = {"hidden_size": model.mixer.gate.in_features, "summary_size": model.mixer.summary.out_features}
-    save_file({name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()}, folder / WEIGHTS)
-    write_json(folder / DESCRIPTION, {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | model.record)
+    shape = {
+        "hidden_size": model.mixer.gate.in_features,
+        "summary_size": model.mixer.summary.out_features,
+    }
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()},
+        folder / WEIGHTS,
+    )
+    write_json(
+        folder / DESCRIPTION,
+        {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | model.record,
+    )
 
 
 def refuse_used(folder: Path) -> None:
     """Raise ConfigError for a folder that holds anything but a universal model."""
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if (
+        folder.exists()
+        and not (folder / DESCRIPTION).is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
         raise ConfigError(f"{folder}: exists and is no universal model; name another out=FOLDER.")
 
 
 def load_universal(folder: Path = SHIPPED) -> UniversalModel:
-    """Open the shipped weights, or others. Raises CheckpointError when the folder holds none, or of other experts."""
+    """Open the shipped weights, or others. Raises CheckpointError when the folder holds none, or of
+    other experts."""
     if is_sealed(folder):
         verify(folder, Damage(CheckpointError, "put the folder's files back as they were written"))
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if described["format"] != FORMAT or described["experts"] != list(EXPERTS):
             raise CheckpointError(
-                f"{folder}: a universal model of other experts; use the version of behavegpt that made it, or train it "
+                f"{folder}: a universal model of other experts; use the version of behavegpt that "
+                "made it, or train it "
                 "again with: behavegpt pretrain-universal"
             )
         mixer = Mixer(len(EXPERTS) + 1, **described["shape"])
         mixer.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no universal model ({error}).") from None
-    record = {name: value for name, value in described.items() if name not in ("format", "experts", "shape")}
+    record = {
+        name: value
+        for name, value in described.items()
+        if name not in ("format", "experts", "shape")
+    }
     return UniversalModel(mixer.eval(), record)

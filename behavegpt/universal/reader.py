@@ -35,12 +35,14 @@ class MemoryBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryReader:
-    """Histories with their global tables; user u owns the events offsets[u] .. offsets[u + 1] - 1."""
+    """Histories with their global tables; user u owns the events offsets[u] .. offsets[u + 1] -
+    1."""
 
     columns: Columns
     offsets: np.ndarray  # (users + 1,) int64
     tables: Tables
-    shares: np.ndarray  # (B, J) float32 of the experts in their mixture, by the length of the history
+    # (B, J) float32 of the experts in their mixture, by the length of the history
+    shares: np.ndarray
 
     @property
     def classes(self) -> int:
@@ -52,7 +54,8 @@ class MemoryReader:
         return torch.from_numpy(self.columns.behavior[position + 1].astype(np.int64))
 
     def batches(self, positions: np.ndarray, *, training: bool = False) -> Iterator[MemoryBatch]:
-        """Batches of positions (flat indices of events, ascending), each of which knows the events up to itself.
+        """Batches of positions (flat indices of events, ascending), each of which knows the events
+        up to itself.
 
         `training`: what follows them is in the tables, so each leaves out its user's fold.
         """
@@ -67,7 +70,9 @@ class MemoryReader:
             part = np.flatnonzero(chunk == number)
             folds = fold_of(user[part]) if training else None
             begin = self.offsets[user[part]]
-            readings = read_memory(self.columns, self.tables, begin, low[part], high[part], folds=folds)
+            readings = read_memory(
+                self.columns, self.tables, begin, low[part], high[part], folds=folds
+            )
             spans = [np.arange(a, b) for a, b in zip(low[part], high[part], strict=True)]
             position = np.concatenate(spans)
             asked = np.flatnonzero(np.isin(position, positions))
@@ -80,24 +85,31 @@ class MemoryReader:
         for begin in range(0, len(pasts), most):
             part = pasts[begin : begin + most]
             index = np.arange(len(part))
-            yield MemoryBatch(take(read_pasts(part, self.tables), index, self.shares), begin + index)
+            yield MemoryBatch(
+                take(read_pasts(part, self.tables), index, self.shares), begin + index
+            )
 
 
-def make_reader(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int) -> MemoryReader:
-    """The reader of histories, with tables of the `used` (events,) bool events: a split by time, or all of them."""
+def make_reader(
+    columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int
+) -> MemoryReader:
+    """The reader of histories, with tables of the `used` (events,) bool events: a split by time, or
+    all of them."""
     tables = fit_tables(columns, offsets, used, classes, fold_of(np.arange(len(offsets) - 1)))
     return MemoryReader(columns, offsets, tables, fit_shares(columns, offsets, used, classes))
 
 
 def take(readings: Readings, index: np.ndarray, shares: np.ndarray) -> Memory:
-    """The readings of some positions (N,), as tensors, with the mixture of the experts as the last one."""
+    """The readings of some positions (N,), as tensors, with the mixture of the experts as the last
+    one."""
     return Memory(**memory_tensors(readings, index, shares))
 
 
 def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> MemoryReader:
     """The reader of a prepared folder, with tables of its training split.
 
-    `roles` gives another column as `behavior`, `event` or `location`: another question to the same log.
+    `roles` gives another column as `behavior`, `event` or `location`: another question to the same
+    log.
     """
     roles = dict(roles or {})
     named = {role: store.column(roles.get(role, role)) for role in ("behavior", "event")}
@@ -106,6 +118,10 @@ def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> M
         named["location"] = store.columns[place]
     clock = {name: store.columns[name] for name in ("slot", "weekday", "time")}
     columns = memory_columns(named | clock, store.schema.slot_minutes)
-    classes = store.behaviors.classes if "behavior" not in roles else store.vocabulary[roles["behavior"]].classes
+    classes = (
+        store.behaviors.classes
+        if "behavior" not in roles
+        else store.vocabulary[roles["behavior"]].classes
+    )
     trained = np.asarray(store.columns["split"]) == TRAIN
     return make_reader(columns, store.offsets, trained, classes)

@@ -1,4 +1,5 @@
-"""The states of users: their pasts as counts, enough to predict what follows, kept on disk without their events.
+"""The states of users: their pasts as counts, enough to predict what follows, kept on disk without
+their events.
 
 FOLDER/users.safetensors   the pasts of U users, each array one after the other
 FOLDER/users.json          the users, in that order, and what the states belong to
@@ -15,7 +16,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.memory_past import EXPERTS, Past, new_past
-from behavegpt.data.memory_state import BY_CLASS, BY_ENTRY, CONTEXTS, FIXED, ROOM, extend, pack, unpack
+from behavegpt.data.memory_state import (
+    BY_CLASS,
+    BY_ENTRY,
+    CONTEXTS,
+    FIXED,
+    ROOM,
+    extend,
+    pack,
+    unpack,
+)
 from behavegpt.data.memory_tables import Columns, Tables
 from behavegpt.errors import CheckpointError
 from behavegpt.io import read_json, write_json
@@ -55,7 +65,8 @@ def new_state(user: str, events: int = 0) -> UserState:
 
 
 class KeptStates(Mapping[str, UserState]):
-    """The states of a folder by user; each is made when it is asked for, and changes nothing that is kept."""
+    """The states of a folder by user; each is made when it is asked for, and changes nothing that
+    is kept."""
 
     def __init__(self, users: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
         self._place = {user: i for i, user in enumerate(users)}
@@ -68,7 +79,9 @@ class KeptStates(Mapping[str, UserState]):
     def __getitem__(self, user: str) -> UserState:
         i = self._place[user]
         kept = {name: self._arrays[name][i] for name in (*FIXED, "contexts")}
-        kept |= {name: self._arrays[name][ends[i] : ends[i + 1]] for name, ends in self._offsets.items()}
+        kept |= {
+            name: self._arrays[name][ends[i] : ends[i + 1]] for name, ends in self._offsets.items()
+        }
         return UserState(user, unpack(kept), int(self._arrays["events"][i]))
 
     def __iter__(self) -> Iterator[str]:
@@ -79,24 +92,32 @@ class KeptStates(Mapping[str, UserState]):
 
 
 def write_states(folder: Path, states: Sequence[UserState], belongs_to: str) -> None:
-    """Write the states of distinct users into a folder that is sealed afterwards; `belongs_to` names their tables."""
+    """Write the states of distinct users into a folder that is sealed afterwards; `belongs_to`
+    names their tables."""
     packed = [pack(state.past) for state in states] or [pack(new_past(ROOM))]
     arrays = {name: np.stack([kept[name] for kept in packed]) for name in (*FIXED, "contexts")}
-    arrays |= {name: np.concatenate([kept[name] for kept in packed]) for name in (*BY_CLASS, *BY_ENTRY, *CONTEXTS)}
+    arrays |= {
+        name: np.concatenate([kept[name] for kept in packed])
+        for name in (*BY_CLASS, *BY_ENTRY, *CONTEXTS)
+    }
     arrays["events"] = np.array([state.events for state in states], np.int64)
     save_file(arrays, folder / ARRAYS)
     users = [state.user for state in states]
     write_json(
-        folder / DESCRIPTION, {"format": FORMAT, "experts": list(EXPERTS), "belongs_to": belongs_to, "users": users}
+        folder / DESCRIPTION,
+        {"format": FORMAT, "experts": list(EXPERTS), "belongs_to": belongs_to, "users": users},
     )
 
 
 def read_states(folder: Path, belongs_to: str) -> KeptStates:
-    """The states of a folder whose sums are right. Raises CheckpointError where they belong to other tables."""
+    """The states of a folder whose sums are right. Raises CheckpointError where they belong to
+    other tables."""
     described = read_json(folder / DESCRIPTION, CheckpointError, REMEDY)
     expected = {"format": FORMAT, "experts": list(EXPERTS), "belongs_to": belongs_to}
     if {name: described.get(name) for name in expected} != expected:
-        raise CheckpointError(f"{folder}: states of other tables or experts; read the users' histories again.")
+        raise CheckpointError(
+            f"{folder}: states of other tables or experts; read the users' histories again."
+        )
     try:
         return KeptStates(described["users"], load_file(folder / ARRAYS))
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:

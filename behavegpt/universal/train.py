@@ -1,4 +1,5 @@
-"""Pretrain the universal mixer on many questions to a few logs: the same weights must answer all of them.
+"""Pretrain the universal mixer on many questions to a few logs: the same weights must answer all of
+them.
 
 A question says which column is the behavior, the event and the place. Variants make more kinds of
 logs out of one: random unions of classes, a random part of the users, no place. Tables are counted
@@ -38,10 +39,14 @@ class QuestionSettings(Settings):
 
     path: str = Field(description="folder written by `behavegpt prepare`")
     roles: dict[str, str] = Field(
-        default_factory=dict, description="column that is taken as behavior, event or location, where not its own"
+        default_factory=dict,
+        description="column that is taken as behavior, event or location, where not its own",
     )
     variants: tuple[str, ...] = Field(
-        ("whole",), description="whole, merged (random unions of classes), part (of the users), nowhere (no place)"
+        ("whole",),
+        description=(
+            "whole, merged (random unions of classes), part (of the users), nowhere (no place)"
+        ),
     )
     rows: int = Field(20_000, ge=100, description="events asked for in each variant")
 
@@ -73,7 +78,8 @@ class View:
 
 
 def pretrain_universal(settings: UniversalSettings) -> Path:
-    """Train the mixer and write it to OUT; returns OUT. Raises DataError for folders that hold nothing to ask."""
+    """Train the mixer and write it to OUT; returns OUT. Raises DataError for folders that hold
+    nothing to ask."""
     out = local_path(settings.out)
     refuse_used(out)
     rng = np.random.default_rng(settings.seed)
@@ -95,7 +101,9 @@ def read_views(settings: UniversalSettings, rng: np.random.Generator) -> Iterato
             for split in ("valid", "train"):
                 asked = np.asarray(store.columns["split"]) == SPLITS[split]
                 half, training = question.rows // 2, split == "train"
-                view = read_rows(f"{name}/{variant}/{split}", reader, users, asked, half, rng, training=training)
+                view = read_rows(
+                    f"{name}/{variant}/{split}", reader, users, asked, half, rng, training=training
+                )
                 say(f"{view.name}: {len(view.position):,} rows, {len(view.log_prior):,} classes")
                 yield view
     for number in range(settings.worlds):
@@ -103,12 +111,15 @@ def read_views(settings: UniversalSettings, rng: np.random.Generator) -> Iterato
 
 
 def _read_world(seed: int, rows: int, rng: np.random.Generator) -> View:
-    """Rows of the last fifth of a random world, whose tables are counted on the first two thirds."""
+    """Rows of the last fifth of a random world, whose tables are counted on the first two
+    thirds."""
     world = random_world(seed)
     columns = world.columns
     early, late = np.quantile(columns.time, [2 / 3, 0.8])
     reader = make_reader(columns, world.offsets, columns.time < early, world.classes)
-    return read_rows(f"world {seed}", reader, np.arange(len(world.offsets) - 1), columns.time >= late, rows, rng)
+    return read_rows(
+        f"world {seed}", reader, np.arange(len(world.offsets) - 1), columns.time >= late, rows, rng
+    )
 
 
 def _vary(
@@ -145,7 +156,8 @@ def read_rows(
     *,
     training: bool = False,
 ) -> View:
-    """Read about `rows` of the `asked` (events,) bool: those of random `users` (n,), at most a tenth of one user's."""
+    """Read about `rows` of the `asked` (events,) bool: those of random `users` (n,), at most a
+    tenth of one user's."""
     offsets = reader.offsets
     wanted = asked & (reader.columns.behavior >= 0)
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False
@@ -166,10 +178,19 @@ def read_rows(
     begin = np.cumsum(high - low) - (high - low)
     position = np.concatenate([p - 1 - a + b for p, a, b in zip(pieces, low, begin, strict=True)])
     log_prior = torch.log(torch.from_numpy(reader.tables.prior))
-    return View(name, readings, reader.shares, position, reader.target(np.concatenate(pieces) - 1), log_prior)
+    return View(
+        name,
+        readings,
+        reader.shares,
+        position,
+        reader.target(np.concatenate(pieces) - 1),
+        log_prior,
+    )
 
 
-def fit_mixer(mixer: Mixer, views: list[View], settings: UniversalSettings, rng: np.random.Generator) -> None:
+def fit_mixer(
+    mixer: Mixer, views: list[View], settings: UniversalSettings, rng: np.random.Generator
+) -> None:
     """Cross-entropy over batches of one view each, in random order."""
     batches = sum(_parts(view, settings.batch) for view in views)
     steps = settings.epochs * batches
@@ -182,11 +203,15 @@ def fit_mixer(mixer: Mixer, views: list[View], settings: UniversalSettings, rng:
             pieces = [
                 (view, piece)
                 for view in views
-                for piece in np.array_split(rng.permutation(len(view.position)), _parts(view, settings.batch))
+                for piece in np.array_split(
+                    rng.permutation(len(view.position)), _parts(view, settings.batch)
+                )
             ]
             for place in rng.permutation(len(pieces)):
                 view, piece = pieces[place]
-                logits = mixer(take(view.readings, view.position[piece], view.shares), view.log_prior)
+                logits = mixer(
+                    take(view.readings, view.position[piece], view.shares), view.log_prior
+                )
                 loss = F.cross_entropy(logits, view.target[piece])
                 optimizer.zero_grad()
                 loss.backward()

@@ -16,7 +16,16 @@ from numba import njit
 from behavegpt.data.memory_tables import Columns
 from behavegpt.data.vocabulary import FIRST
 
-HABITS = ("popular", "recent", "frequent", "last", "what follows", "own sequence", "same hour", "same place")
+HABITS = (
+    "popular",
+    "recent",
+    "frequent",
+    "last",
+    "what follows",
+    "own sequence",
+    "same hour",
+    "same place",
+)
 SUCCESSORS = 6
 DAY = 86_400
 LOOK_BACK = 400  # events
@@ -34,7 +43,11 @@ def random_world(seed: int, events: int = 60_000) -> World:
     """A world of about that many events; the same seed gives the same one."""
     rng = np.random.default_rng([seed, 7])
     classes = int(np.exp(rng.uniform(np.log(4), np.log(600))))
-    length = np.exp(rng.normal(rng.uniform(2.5, 5.0), rng.uniform(0.3, 1.2), events)).astype(np.int64).clip(3, 3_000)
+    length = (
+        np.exp(rng.normal(rng.uniform(2.5, 5.0), rng.uniform(0.3, 1.2), events))
+        .astype(np.int64)
+        .clip(3, 3_000)
+    )
     length = length[: max(8, int(np.searchsorted(np.cumsum(length), events)))]
     offsets = np.concatenate([[0], np.cumsum(length)])
     popularity = (1 + rng.permutation(classes)) ** -rng.uniform(0.3, 1.6)
@@ -60,7 +73,8 @@ def random_world(seed: int, events: int = 60_000) -> World:
         rng.integers(0, classes, (classes, SUCCESSORS)),
         np.exp(rng.uniform(np.log(1.5), np.log(80))),
         rng.uniform(0, 1),
-        int(rng.integers(2, 60) if rng.random() < 0.5 else 10_000) * DAY,  # how long what is popular stays so
+        # how long what is popular stays so
+        int(rng.integers(2, 60) if rng.random() < 0.5 else 10_000) * DAY,
         gap,
         rng.uniform(0, 0.7),
         grain,
@@ -71,7 +85,21 @@ def random_world(seed: int, events: int = 60_000) -> World:
 
 
 @njit(cache=True)
-def _live(columns, offsets, popularity, own, successors, memory, steepness, fashion, gap, burst, grain, places, rng):  # type: ignore[no-untyped-def]
+def _live(
+    columns,
+    offsets,
+    popularity,
+    own,
+    successors,
+    memory,
+    steepness,
+    fashion,
+    gap,
+    burst,
+    grain,
+    places,
+    rng,
+):  # type: ignore[no-untyped-def]
     behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
     for user in range(len(offsets) - 1):
         begin = offsets[user]
@@ -86,10 +114,13 @@ def _live(columns, offsets, popularity, own, successors, memory, steepness, fash
             slot[t] = time[t] % DAY // 1800
             columns.weekday[t] = time[t] // DAY % 7
             habit = np.searchsorted(own[user], rng.random())
-            known = _copied(habit, t, begin, behavior, slot, place, successors, memory, steepness, rng)
+            known = _copied(
+                habit, t, begin, behavior, slot, place, successors, memory, steepness, rng
+            )
             if known < 0:
                 rank = min(np.searchsorted(popularity, rng.random()), len(popularity) - 1)
-                known = (rank + now // fashion * 7919) % len(popularity)  # what is popular may change
+                # what is popular may change
+                known = (rank + now // fashion * 7919) % len(popularity)
             behavior[t] = known
             kept = rng.random() < 0.7  # the usual place of this behavior, for this person
             place[t] = 2 + ((home + known * 7919) % places if kept else rng.integers(0, places))

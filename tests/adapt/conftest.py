@@ -22,7 +22,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_store(random_store(0), folder / "known")
     save_store(random_store(1, events=15, behaviors=7, locations=6), folder / "new")
     settings = tiny_settings(folder / "known", folder / "base", steps=4)
-    settings["model"] |= {"history_head": True, "next_heads": ["event", "gap"], "position_encoding": "learned"}
+    settings["model"] |= {
+        "history_head": True,
+        "next_heads": ["event", "gap"],
+        "position_encoding": "learned",
+    }
     pretrain(PretrainSettings.model_validate(settings))
     return folder
 
@@ -32,9 +36,13 @@ def settings_for(place: Path, tmp_path: Path) -> Callable[..., FinetuneSettings]
     """Settings of a fine-tuning run of some steps on the new data; overrides by top-level name."""
 
     def make(mode: str, steps: int = 3, **changed: Any) -> FinetuneSettings:
-        tiny = tiny_settings(place / "new", tmp_path / "run", steps=steps, **changed.pop("train", {}))
+        tiny = tiny_settings(
+            place / "new", tmp_path / "run", steps=steps, **changed.pop("train", {})
+        )
         tree = {name: tiny[name] for name in ("out", "data", "loss", "train")}
-        return FinetuneSettings.model_validate(tree | {"base": str(place / "base/model"), "mode": mode} | changed)
+        return FinetuneSettings.model_validate(
+            tree | {"base": str(place / "base/model"), "mode": mode} | changed
+        )
 
     return make
 

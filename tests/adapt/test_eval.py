@@ -44,16 +44,18 @@ def protocol_of(name, tmp_path, **changed):
     return tmp_path / "protocol.yaml"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/adapt").glob("eval_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/adapt").glob("eval_*.yaml")), ids=lambda path: path.stem
+)
 def test_the_shipped_protocol_loads(path):
     module = script("new_behavior" if "new_behavior" in path.stem else "cross_domain")
     protocol = read_settings(module.Protocol, path)
     rows = list(module.grid(protocol))
     assert len(rows) > 50
     for row in rows:  # every row's settings are valid
-        if row.get("mode") not in getattr(module, "COUNTED", ()) and row.get("method") not in getattr(
-            module, "UNTRAINED", ()
-        ):
+        if row.get("mode") not in getattr(module, "COUNTED", ()) and row.get(
+            "method"
+        ) not in getattr(module, "UNTRAINED", ()):
             assert module.settings_of(protocol, row, path, path, path).train.seed == row["seed"]
 
 
@@ -103,8 +105,15 @@ def test_a_share_of_the_users_trains_and_all_are_tested(logs, tmp_path):
         assert kept.tolist() == [row for row in target_rows(store, split) if owner[row] in chosen]
     assert target_rows(part, 2).tolist() == target_rows(store, 2).tolist()
     trained = np.asarray(part.columns["split"]) == 0
-    assert part.vocabulary["event"].counts.sum() <= trained.sum() < (np.asarray(store.columns["split"]) == 0).sum()
-    plan, row = module.share_of_users(store, 0.25, seed=3), module.share_of_users(store, 0.25, seed=4)
+    assert (
+        part.vocabulary["event"].counts.sum()
+        <= trained.sum()
+        < (np.asarray(store.columns["split"]) == 0).sum()
+    )
+    plan, row = (
+        module.share_of_users(store, 0.25, seed=3),
+        module.share_of_users(store, 0.25, seed=4),
+    )
     assert np.array_equal(plan.columns["split"], part.columns["split"])
     assert not np.array_equal(row.columns["split"], part.columns["split"])
 
@@ -120,14 +129,22 @@ def test_new_behavior(tmp_path, capsys):
     name = max(set(before), key=before.count)
     names = pa.array([None if i % 50 == 0 and e != name else e for i, e in enumerate(events)])
     log = log.append_column("event_name", names).set_column(
-        log.column_names.index("event"), "event", pa.array([sorted(set(events)).index(e) for e in events])
+        log.column_names.index("event"),
+        "event",
+        pa.array([sorted(set(events)).index(e) for e in events]),
     )
     pq.write_table(log, tmp_path / "log.parquet")
     config = protocol_of(
         "new_behavior",
         tmp_path,
         file="log.parquet",
-        schema={"user": "user_id", "time": "timestamp", "location": "location", "event": "event", "tz": "UTC"},
+        schema={
+            "user": "user_id",
+            "time": "timestamp",
+            "location": "location",
+            "event": "event",
+            "tz": "UTC",
+        },
         split=f"date:{split[0]},{split[1]}",
         new=[name],
         users=20,
@@ -142,7 +159,9 @@ def test_new_behavior(tmp_path, capsys):
     assert module.main([*run, "--only", "base", "new rows", *module.UNTRAINED[1:]]) == 0
     rows = {row["method"]: row for row in module.read_rows(tmp_path / "rows.jsonl")}
     assert rows["base"]["recall_new"] == 0 and rows["base"]["rows_new"] == 0
-    assert len({row["rows_known"] for row in rows.values()}) == 1, "all are scored on the same known rows"
+    assert len({row["rows_known"] for row in rows.values()}) == 1, (
+        "all are scored on the same known rows"
+    )
     assert rows["new rows"]["rows_new"] > 0 and rows["new rows"]["examples"] > 0
     held = module.prepared(read_settings(module.Protocol, config), tmp_path, tmp_path / "work")
     assert name not in held.behaviors.values.to_pylist()

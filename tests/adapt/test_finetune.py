@@ -34,14 +34,23 @@ from tests.conftest import ROOT
     "mode,adapt", [("new_behavior", {"rows": "new"}), ("lora", {"vocabulary": "grow"}), ("ofa", {})]
 )
 def test_a_resumed_run_ends_with_the_same_bytes(settings_for, tmp_path, mode, adapt):
-    settings = settings_for(mode, steps=8, adapt=adapt, train={"keep": 9, "checkpoint_every": 2, "valid_every": 8})
+    settings = settings_for(
+        mode, steps=8, adapt=adapt, train={"keep": 9, "checkpoint_every": 2, "valid_every": 8}
+    )
     whole = finetune(settings)
     shutil.copytree(whole, tmp_path / "stopped")
     for made in ("ckpt/step_00000006", "ckpt/step_00000008", "model", "adapter", "base"):
         shutil.rmtree(tmp_path / "stopped" / made, ignore_errors=True)
     again = finetune(settings.model_copy(update={"out": str(tmp_path / "stopped")}), resume=True)
     files = ["model/model.safetensors", "model/config.json", "model/preprocessor_config.json"]
-    for name in [*files, *(["adapter/adapter_model.safetensors", "base/model.safetensors"] if mode == "lora" else [])]:
+    for name in [
+        *files,
+        *(
+            ["adapter/adapter_model.safetensors", "base/model.safetensors"]
+            if mode == "lora"
+            else []
+        ),
+    ]:
         assert (whole / name).read_bytes() == (again / name).read_bytes(), name
 
 
@@ -75,7 +84,9 @@ def test_the_run_folder_is_that_of_pretraining(place, settings_for):
 
 def test_an_unknown_label_is_refused_with_the_difference_and_the_remedy(place, settings_for):
     predictor = behavegpt.load(place / "base/model")
-    with pytest.raises(CheckpointError, match=r"behavior: 2 labels \('behavior5', 'behavior6'\).*finetune"):
+    with pytest.raises(
+        CheckpointError, match=r"behavior: 2 labels \('behavior5', 'behavior6'\).*finetune"
+    ):
         fit_store(open_store(place / "new"), predictor.tokenizer)
 
 
@@ -92,21 +103,29 @@ def test_data_with_fewer_labels_in_another_order_are_evaluated(place):
     assert not np.array_equal(other.columns["event"], known.columns["event"])
     figures = []
     for store in (known, fit_store(other, predictor.tokenizer)):
-        metrics, loss = evaluate(predictor.model, store, 2, max_length=16, fields=predictor.model.config.columns)
+        metrics, loss = evaluate(
+            predictor.model, store, 2, max_length=16, fields=predictor.model.config.columns
+        )
         figures.append((loss, metrics.compute(store.behaviors.counts)))
     assert figures[0] == figures[1]
 
 
 def test_reencoding_makes_unseen_labels_unknown_and_keeps_the_rest(place):
     store = open_store(place / "new")
-    fewer = {"event": Vocabulary(store.vocabulary["event"].values.slice(3, 5), np.zeros(5, np.int64))}
+    fewer = {
+        "event": Vocabulary(store.vocabulary["event"].values.slice(3, 5), np.zeros(5, np.int64))
+    }
     found = reencode(store, fewer)
     before = store.vocabulary["event"].decode(store.columns["event"])
     after = found.vocabulary["event"].decode(found.columns["event"])
     kept = set(fewer["event"].values.to_pylist())
     assert after == [label if label in kept else None for label in before]
-    trained = [label for label, split in zip(before, store.columns["split"], strict=True) if split == 0]
-    assert found.vocabulary["event"].counts.tolist() == [trained.count(x) for x in fewer["event"].values.to_pylist()]
+    trained = [
+        label for label, split in zip(before, store.columns["split"], strict=True) if split == 0
+    ]
+    assert found.vocabulary["event"].counts.tolist() == [
+        trained.count(x) for x in fewer["event"].values.to_pylist()
+    ]
 
 
 def test_class_losses_of_the_base_are_taken_over_by_name(place, settings_for):
@@ -114,7 +133,9 @@ def test_class_losses_of_the_base_are_taken_over_by_name(place, settings_for):
     old = open_store(place / "known").behaviors.values.to_pylist()
     last = sorted((place / "base/ckpt").glob("step_*"))[-1]
     state = load_checkpoint(last).loss["class_loss"]
-    loss = build_loss(LossSettings(name="dro", start=0.0), torch.tensor(work.store.behaviors.counts))
+    loss = build_loss(
+        LossSettings(name="dro", start=0.0), torch.tensor(work.store.behaviors.counts)
+    )
     before = loss.class_weight.clone()
     work.inherit(loss)
     for label, value in zip(work.store.behaviors.values.to_pylist(), loss.class_loss, strict=True):
@@ -129,23 +150,32 @@ def test_class_losses_of_the_base_are_taken_over_by_name(place, settings_for):
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """The same shape of log thrice: without location, with a further field, with slots of an hour."""
+    """The same shape of log thrice: without location, with a further field, with slots of an
+    hour."""
     folder = tmp_path_factory.mktemp("schemas")
     log = small_log(users=30, events=1500, seed=3)
-    log = log.append_column("device", pa.array(["phone", "watch", "watch"] * (len(log) // 3 + 1)).slice(0, len(log)))
+    log = log.append_column(
+        "device", pa.array(["phone", "watch", "watch"] * (len(log) // 3 + 1)).slice(0, len(log))
+    )
     pq.write_table(log, folder / "log.parquet")
     columns = {"user": "user_id", "time": "timestamp", "event": "event"}
     schemas = {
         "no location": EventSchema(**columns),
         "more fields": EventSchema(**columns, location="location", extra=("device",)),
-        "longer slots": EventSchema(**columns, location="location", slot_minutes=60, behavior="behavior"),
+        "longer slots": EventSchema(
+            **columns, location="location", slot_minutes=60, behavior="behavior"
+        ),
     }
     for name, schema in schemas.items():
         prepare([folder / "log.parquet"], folder / name, schema)
     return folder
 
 
-REMARKS = {"no location": "no location", "more fields": "no field device", "longer slots": "60 instead of 30 minutes"}
+REMARKS = {
+    "no location": "no location",
+    "more fields": "no field device",
+    "longer slots": "60 instead of 30 minutes",
+}
 
 
 @pytest.mark.parametrize("name", REMARKS)
@@ -179,21 +209,43 @@ def short_histories(store):
     starts = store.offsets[:-1]
     columns = {name: np.asarray(column)[starts] for name, column in store.columns.items()}
     columns["split"] = np.zeros(len(starts), np.uint8)
-    manifest = store.manifest.model_copy(update={"events": len(starts), "split": {"events": [len(starts), 0, 0]}})
+    manifest = store.manifest.model_copy(
+        update={"events": len(starts), "split": {"events": [len(starts), 0, 0]}}
+    )
     return replace(store, columns=columns, offsets=np.arange(len(starts) + 1), manifest=manifest)
 
 
 @pytest.mark.parametrize(
     "mode,adapt,change,error,message",
     [
-        ("new_behavior", {"new": ["behavior1"]}, None, ConfigError, "knows the behavior 'behavior1' already"),
-        ("new_behavior", {"new": ["jogging"]}, None, DataError, "no training event of the behavior 'jogging'"),
+        (
+            "new_behavior",
+            {"new": ["behavior1"]},
+            None,
+            ConfigError,
+            "knows the behavior 'behavior1' already",
+        ),
+        (
+            "new_behavior",
+            {"new": ["jogging"]},
+            None,
+            DataError,
+            "no training event of the behavior 'jogging'",
+        ),
         ("full", {"new": ["behavior6"]}, None, ConfigError, "mode=new_behavior"),
         ("cross_domain", {}, one_class, DataError, "1 behavior, so there is nothing to predict"),
-        ("cross_domain", {}, short_histories, DataError, "every history has 0 or 1 training events"),
+        (
+            "cross_domain",
+            {},
+            short_histories,
+            DataError,
+            "every history has 0 or 1 training events",
+        ),
     ],
 )
-def test_a_mistake_is_one_error_with_a_remedy(place, settings_for, mode, adapt, change, error, message):
+def test_a_mistake_is_one_error_with_a_remedy(
+    place, settings_for, mode, adapt, change, error, message
+):
     store = open_store(place / "new")
     with pytest.raises(error, match=message):
         finetune(settings_for(mode, adapt=adapt), store=change(store) if change else store)
@@ -206,14 +258,19 @@ def test_data_without_a_new_behavior_are_refused(place, settings_for):
 
 def test_only_the_named_behaviors_are_added(place, settings_for):
     work = adapt_model(settings_for("new_behavior", adapt={"new": ["behavior6"]}))
-    assert work.tokenizer.behaviors.values.to_pylist()[-1] == "behavior6" and work.tokenizer.behaviors.classes == 6
+    assert (
+        work.tokenizer.behaviors.values.to_pylist()[-1] == "behavior6"
+        and work.tokenizer.behaviors.classes == 6
+    )
     raw = open_store(place / "new")
     other = raw.behaviors.encode(["behavior5"])[0]
     assert (work.store.column("behavior")[raw.column("behavior") == other] == 1).all()
 
 
 def test_behaviors_that_are_events_cannot_be_appended_to_a_column_of_behaviors(logs, settings_for):
-    with pytest.raises(ConfigError, match=r"a column of their own.*the events themselves.*cross_domain"):
+    with pytest.raises(
+        ConfigError, match=r"a column of their own.*the events themselves.*cross_domain"
+    ):
         adapt_model(settings_for("new_behavior", data={"path": str(logs / "no location")}))
 
 
@@ -234,11 +291,19 @@ def test_a_base_that_is_none_and_a_tied_base(place, settings_for, tmp_path, logs
 
 
 def test_a_base_that_reads_behaviors_beside_the_events(place, settings_for, tmp_path, logs):
-    line = ["train", str(ROOT / "configs/tiny.yaml"), f"data.path={place / 'known'}", f"out={tmp_path / 'base'}"]
+    line = [
+        "train",
+        str(ROOT / "configs/tiny.yaml"),
+        f"data.path={place / 'known'}",
+        f"out={tmp_path / 'base'}",
+    ]
     assert main([*line, "train.steps=2", "model.inputs=with_behavior"]) == 0
     base = str(tmp_path / "base" / "model")
     known = behavegpt.load(base)
-    assert known.model.config.field_order[-1] == "behavior" and known.model.config.columns.count("behavior") == 1
+    assert (
+        known.model.config.field_order[-1] == "behavior"
+        and known.model.config.columns.count("behavior") == 1
+    )
     before = known.model.model.embedding.tables["behavior"].weight
     for mode, same in {"new_behavior": True, "full": True, "cross_domain": False}.items():
         work = adapt_model(settings_for(mode, base=base))
@@ -246,8 +311,12 @@ def test_a_base_that_reads_behaviors_beside_the_events(place, settings_for, tmp_
         assert len(grown) == len(work.tokenizer.behaviors) > len(before)
         rows = work.tokenizer.behaviors.encode(known.tokenizer.behaviors.values)
         assert torch.equal(grown[rows], before[2:]) is same, mode
-    with pytest.raises(ConfigError, match=r"reads behaviors beside the events .inputs: with_behavior.*inputs=all"):
-        adapt_model(settings_for("cross_domain", base=base, data={"path": str(logs / "no location")}))
+    with pytest.raises(
+        ConfigError, match=r"reads behaviors beside the events .inputs: with_behavior.*inputs=all"
+    ):
+        adapt_model(
+            settings_for("cross_domain", base=base, data={"path": str(logs / "no location")})
+        )
 
 
 def test_errors_are_of_the_kind_the_command_line_explains(settings_for):
@@ -257,12 +326,20 @@ def test_errors_are_of_the_kind_the_command_line_explains(settings_for):
 
 # ---- the command
 
-CONFIGS = [p for p in sorted((ROOT / "configs/adapt").glob("*.yaml")) if not p.stem.startswith("eval_")]
+CONFIGS = [
+    p for p in sorted((ROOT / "configs/adapt").glob("*.yaml")) if not p.stem.startswith("eval_")
+]
 
 
 def test_the_command_adapts_and_a_mistake_is_one_paragraph(place, tmp_path, capsys):
     config = str(ROOT / "configs/adapt/cross_domain.yaml")
-    line = ["finetune", config, f"base={place / 'base/model'}", f"data.path={place / 'new'}", f"out={tmp_path / 'run'}"]
+    line = [
+        "finetune",
+        config,
+        f"base={place / 'base/model'}",
+        f"data.path={place / 'new'}",
+        f"out={tmp_path / 'run'}",
+    ]
     assert main([*line, "train.steps=2", "--mode", "head_only", "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["config"]["mode"] == "head_only"
@@ -278,5 +355,10 @@ def test_a_shipped_config_loads_and_says_how_to_run_it(path):
 
 
 def test_the_script_shows_its_help():
-    ran = subprocess.run([sys.executable, ROOT / "finetune.py", "--help"], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, ROOT / "finetune.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0 and "--mode" in ran.stdout

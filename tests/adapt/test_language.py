@@ -18,7 +18,8 @@ FIELDS = {"location": 5, "weekday": 7, "slot": 48, "event": 9}
 
 
 def small_gpt2(folder, head=False, **changed):
-    """A randomly initialised GPT-2 with biases and norms that are not trivial, saved as Hugging Face does."""
+    """A randomly initialised GPT-2 with biases and norms that are not trivial, saved as Hugging
+    Face does."""
     torch.manual_seed(1)
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": 11} | changed
     gpt2 = (GPT2LMHeadModel if head else GPT2Model)(GPT2Config(**shape))
@@ -30,8 +31,15 @@ def small_gpt2(folder, head=False, **changed):
 
 
 def our_model(**changed):
-    shape = {"embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "max_length": 16} | changed
-    return BehaveGPTForBehaviorPrediction(BehaveGPTConfig(field_sizes=FIELDS, num_behaviors=6, **shape)).eval()
+    shape = {
+        "embedding_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_length": 16,
+    } | changed
+    return BehaveGPTForBehaviorPrediction(
+        BehaveGPTConfig(field_sizes=FIELDS, num_behaviors=6, **shape)
+    ).eval()
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -46,7 +54,9 @@ def test_hidden_states_are_gpt2s(tmp_path, head):
         gpt2.wpe.weight.zero_()
         theirs = gpt2(inputs_embeds=ours.hidden_states[0], output_hidden_states=True)
     torch.testing.assert_close(ours.hidden_states[1], theirs.hidden_states[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.last_hidden_state, theirs.last_hidden_state, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_learned_positions_come_along(tmp_path):
@@ -58,9 +68,13 @@ def test_learned_positions_come_along(tmp_path):
     with torch.no_grad():
         ours = model.model(**ids)
         tables = model.model.embedding.tables
-        embedded = torch.cat([tables[n](ids["input_ids"] if n == "event" else ids[f"{n}_ids"]) for n in FIELDS], -1)
+        embedded = torch.cat(
+            [tables[n](ids["input_ids"] if n == "event" else ids[f"{n}_ids"]) for n in FIELDS], -1
+        )
         theirs = gpt2(inputs_embeds=embedded)
-    torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.last_hidden_state, theirs.last_hidden_state, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_embeddings_and_head_stay_as_they_were(tmp_path):
@@ -68,14 +82,20 @@ def test_embeddings_and_head_stay_as_they_were(tmp_path):
     model = our_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     start_from_gpt2(model, tmp_path / "gpt2")
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {name for name in before if name.startswith(("model.blocks.", "model.norm."))}
 
 
 @pytest.mark.parametrize(
     "theirs,ours,message",
     [
-        ({}, {"embedding_size": 16}, "hidden width: 64 here, 32 in GPT-2 .*embedding_size = 32 / number of fields"),
+        (
+            {},
+            {"embedding_size": 16},
+            "hidden width: 64 here, 32 in GPT-2 .*embedding_size = 32 / number of fields",
+        ),
         ({"n_layer": 3}, {}, "num_hidden_layers=3"),
         ({"n_head": 2}, {}, "num_attention_heads=2"),
         ({"n_inner": 50}, {}, "inner width: 128 here, 50"),
@@ -100,6 +120,11 @@ def test_a_folder_that_is_no_gpt2_is_refused(tmp_path):
 def test_pretraining_can_start_from_a_language_model(tmp_path):
     small_gpt2(tmp_path / "gpt2", n_layer=1, n_head=2)
     save_store(random_store(0), tmp_path / "data")
-    line = ["train", str(ROOT / "configs/tiny.yaml"), f"data.path={tmp_path / 'data'}", f"out={tmp_path / 'run'}"]
+    line = [
+        "train",
+        str(ROOT / "configs/tiny.yaml"),
+        f"data.path={tmp_path / 'data'}",
+        f"out={tmp_path / 'run'}",
+    ]
     assert main([*line, "train.steps=1", f"language_model={tmp_path / 'gpt2'}"]) == 0
     assert main([*line, "train.steps=1", "--resume"]) == 2, "another start is another run"

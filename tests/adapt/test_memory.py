@@ -1,4 +1,5 @@
-"""A base with memory adapted to other data: its mixer comes along, the counts are those of the new data."""
+"""A base with memory adapted to other data: its mixer comes along, the counts are those of the new
+data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Adapters through PEFT's own files: saved, loaded, merged, on grown models; and those of another base."""
+"""Adapters through PEFT's own files: saved, loaded, merged, on grown models; and those of another
+base."""
 
 from __future__ import annotations
 
@@ -30,7 +31,14 @@ KINDS = {
 def logits(model, store):
     model.eval()
     config = model.config
-    parts = score(model, store, 2, max_length=config.max_length, fields=config.columns, device=torch.device("cpu"))
+    parts = score(
+        model,
+        store,
+        2,
+        max_length=config.max_length,
+        fields=config.columns,
+        device=torch.device("cpu"),
+    )
     return torch.cat([part.logits for part in parts])
 
 
@@ -44,35 +52,50 @@ def test_merged_equals_pefts_own_loading(place, settings_for, kind):
     start = BehaveGPTForBehaviorPrediction.from_pretrained(run / "base")
     before = logits(start, store)
     adapted = PeftModel.from_pretrained(start, run / "adapter")
-    torch.testing.assert_close(logits(adapted, store), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        logits(adapted, store), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max())
+    )
     assert (before - wanted).abs().max() > 1e-3, "the adapter does something"
     ours = behavegpt.load(run / "adapter")
-    torch.testing.assert_close(logits(ours.model, store), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        logits(ours.model, store), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max())
+    )
     assert ours.tokenizer.hash == merged.tokenizer.hash
     assert json.loads((run / "adapter/adapter_config.json").read_text())["r"] in (4, 8)
 
 
 def test_an_adapter_on_known_labels_needs_no_base_of_its_own(place, settings_for):
     """With `grow` and no new label the start is the base itself: PEFT's files go on top of it."""
-    run = finetune(settings_for("lora", adapt={"vocabulary": "grow"}, data={"path": str(place / "known")}))
+    run = finetune(
+        settings_for("lora", adapt={"vocabulary": "grow"}, data={"path": str(place / "known")})
+    )
     assert not (run / "base").exists()
     store = open_store(place / "known")
     base = BehaveGPTForBehaviorPrediction.from_pretrained(place / "base/model")
     adapted = PeftModel.from_pretrained(base, run / "adapter")
     wanted = logits(behavegpt.load(run / "model").model, store)
-    torch.testing.assert_close(logits(adapted, store), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        logits(adapted, store), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max())
+    )
 
 
 def test_a_merged_model_can_grow_again(place, settings_for, tmp_path):
     first = finetune(settings_for("lora", adapt={"vocabulary": "grow", "new": ["behavior5"]}))
-    second = finetune(settings_for("new_behavior", base=str(first / "model"), out=str(tmp_path / "second")))
-    behaviors = [behavegpt.load(run / "model").tokenizer.behaviors.values.to_pylist() for run in (first, second)]
+    second = finetune(
+        settings_for("new_behavior", base=str(first / "model"), out=str(tmp_path / "second"))
+    )
+    behaviors = [
+        behavegpt.load(run / "model").tokenizer.behaviors.values.to_pylist()
+        for run in (first, second)
+    ]
     assert behaviors[1] == [*behaviors[0], "behavior6"]
 
 
 def test_an_adapter_for_another_base_is_refused(place, settings_for, tmp_path):
     run = finetune(settings_for("lora"))
-    with pytest.raises(CheckpointError, match=r"those in .* are others; give the base it belongs to"):
+    with pytest.raises(
+        CheckpointError, match=r"those in .* are others; give the base it belongs to"
+    ):
         open_adapter(run / "adapter", place / "base/model")
     shutil.copytree(run / "adapter", tmp_path / "bare")
     (tmp_path / "bare/behavegpt.json").unlink()

@@ -1,4 +1,5 @@
-"""Every tensor of an adapted model is exactly what its cell of the table says, before and after training."""
+"""Every tensor of an adapted model is exactly what its cell of the table says, before and after
+training."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ CASES = [
     ("full", {"gate": "fresh"}),
     ("lora", {"vocabulary": "grow"}),
 ]
-GROWN = [("head.projection", "weight"), ("head.projection", "bias"), ("model.embedding.tables.event", "weight")]
+GROWN = [
+    ("head.projection", "weight"),
+    ("head.projection", "bias"),
+    ("model.embedding.tables.event", "weight"),
+]
 NAMES = [f"{mode} {' '.join(map(str, options.values()))}".strip() for mode, options in CASES]
 BY_CLASS = ("head.projection.weight", "head.projection.bias", "head.history_gate.log_prior")
 
@@ -39,7 +44,13 @@ def labels_of(name, tokenizer):
     if name in BY_CLASS:
         return tokenizer.behaviors.values.to_pylist()
     parts = name.split(".")
-    field = parts[3] if name.startswith("model.embedding.tables") else parts[1] if parts[0] == "next_heads" else None
+    field = (
+        parts[3]
+        if name.startswith("model.embedding.tables")
+        else parts[1]
+        if parts[0] == "next_heads"
+        else None
+    )
     if field not in tokenizer.vocabulary:
         return None
     return ["<pad>", "<unknown>", *tokenizer.vocabulary[field].values.to_pylist()]
@@ -56,17 +67,24 @@ def check_rows(name, tensor, old, new, base, fresh, same_labels, grow):
         wanted = base[theirs.index(label)] if known else fresh[row]
         if known and shifted:  # the bias holds the log frequency, which is the data's
             shares = [
-                (float(v.counts[v.values.to_pylist().index(label)]) + 0.5) / float((v.counts + 0.5).sum())
+                (float(v.counts[v.values.to_pylist().index(label)]) + 0.5)
+                / float((v.counts + 0.5).sum())
                 for v in (new.behaviors, old.behaviors)
             ]
-            assert float(tensor[row] - wanted) == pytest.approx(np.log(shares[0] / shares[1]), abs=1e-5)
+            assert float(tensor[row] - wanted) == pytest.approx(
+                np.log(shares[0] / shares[1]), abs=1e-5
+            )
             continue
         assert torch.equal(tensor[row], wanted), (name, label)
 
 
 def plain(work):
     """The state and the names of trained tensors, adapters left out and other names put back."""
-    names = {".base_layer.": ".", ".modules_to_save.default.": ".", ".original_module.": ".<frozen copy>."}
+    names = {
+        ".base_layer.": ".",
+        ".modules_to_save.default.": ".",
+        ".original_module.": ".<frozen copy>.",
+    }
     state, trained = {}, set()
     from behavegpt.adapt.new_behavior import merge_new_rows
 
@@ -107,7 +125,9 @@ def test_every_tensor_is_what_its_cell_says(place, settings_for, mode, options):
         if cell == "fresh":
             assert torch.equal(tensor, other), name
         elif cell in ("grown", "rows"):
-            check_rows(name, tensor, old, work.tokenizer, source, other, settings.adapt.same_labels, grow)
+            check_rows(
+                name, tensor, old, work.tokenizer, source, other, settings.adapt.same_labels, grow
+            )
         else:
             assert torch.equal(tensor, source), name
         if name != "head.history_gate.log_prior":
@@ -124,7 +144,9 @@ def test_training_changes_what_is_trained_and_nothing_else(place, settings_for, 
     start = {name: tensor.clone() for name, tensor in start.items()}
     run = finetune(settings)
     end = behavegpt.load(run / "model").model.state_dict()
-    adapted = {name for name in start if cells(mode, settings.adapt, False)[part_of(name)] == "adapted"}
+    adapted = {
+        name for name in start if cells(mode, settings.adapt, False)[part_of(name)] == "adapted"
+    }
     old = open_model(place / "base/model")[1]
     for name, tensor in end.items():
         same = torch.equal(tensor, start[name])
@@ -132,9 +154,15 @@ def test_training_changes_what_is_trained_and_nothing_else(place, settings_for, 
             assert not same, name
         elif name in rows:
             known = [label in labels_of(name, old) for label in labels_of(name, work.tokenizer)]
-            assert torch.equal(tensor[known], start[name][known]), "old rows are the same, bit for bit"
+            assert torch.equal(tensor[known], start[name][known]), (
+                "old rows are the same, bit for bit"
+            )
             new = ~torch.tensor(known)
-            assert (tensor[new] != start[name][new]).flatten(1).any(1).all() if tensor.ndim > 1 else True, name
+            assert (
+                (tensor[new] != start[name][new]).flatten(1).any(1).all()
+                if tensor.ndim > 1
+                else True
+            ), name
         elif name in adapted:
             assert same == name.endswith("bias"), name
         else:
@@ -150,7 +178,13 @@ def test_the_papers_rows():
     assert grows["fields"] == grows["projection"] == "grown" and "frozen" not in grows.values()
     assert set(MODES["scratch"].values()) == {"fresh"}
     only = MODES["transformer_only"]
-    assert {p for p, cell in only.items() if cell != "fresh"} == {"position", "qk", "vo", "mlp", "norms"}
+    assert {p for p, cell in only.items() if cell != "fresh"} == {
+        "position",
+        "qk",
+        "vo",
+        "mlp",
+        "norms",
+    }
     assert {p for p, cell in MODES["ofa"].items() if cell == "frozen"} == {"qk", "vo", "mlp"}
     assert {p for p, cell in MODES["qk_only"].items() if cell != "fresh"} == {"qk"}
     assert all(set(row) | {"prior"} == set(PARTS) for row in MODES.values())
@@ -163,10 +197,18 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
     works = dict.fromkeys(("all", "new"))
     for rows in works:
         torch.manual_seed(0)
-        works[rows] = adapt_model(settings_for("new_behavior", adapt={"rows": rows, "dropout": 0.0}))
+        works[rows] = adapt_model(
+            settings_for("new_behavior", adapt={"rows": rows, "dropout": 0.0})
+        )
     whole, part = works["all"], works["new"]
-    batch = next(training_batches(whole.store, whole.model.config, settings_for("full").train).micro_batches(0))
-    loss = build_loss(LossSettings(name="cross_entropy"), torch.tensor(whole.store.behaviors.counts))
+    batch = next(
+        training_batches(whole.store, whole.model.config, settings_for("full").train).micro_batches(
+            0
+        )
+    )
+    loss = build_loss(
+        LossSettings(name="cross_entropy"), torch.tensor(whole.store.behaviors.counts)
+    )
     found = []
     chunks = dict(head.CHUNK_ELEMENTS)
     for elements in (chunks, {"cpu": 64, "cuda": 64}):
@@ -189,7 +231,8 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
             found.append(float(gradient.abs().sum()))
     head.CHUNK_ELEMENTS.update(chunks)
     assert min(found) > 0
-    assert sum(p.requires_grad for p in part.model.parameters()) == 6  # event, location, projection x 2, next event x 2
+    # event, location, projection x 2, next event x 2
+    assert sum(p.requires_grad for p in part.model.parameters()) == 6
 
 
 def test_fresh_embeddings_can_have_the_bases_mean_and_spread(place, settings_for):
@@ -212,9 +255,13 @@ def test_known_ids_are_never_renumbered(place, settings_for):
         assert grown.classes > vocabulary.classes
     raw, mine = open_store(place / "new"), work.store
     for field in raw.vocabulary:
-        assert mine.vocabulary[field].decode(mine.columns[field]) == raw.vocabulary[field].decode(raw.columns[field])
+        assert mine.vocabulary[field].decode(mine.columns[field]) == raw.vocabulary[field].decode(
+            raw.columns[field]
+        )
         counts = [
-            dict(zip(s.vocabulary[field].values.to_pylist(), s.vocabulary[field].counts, strict=True))
+            dict(
+                zip(s.vocabulary[field].values.to_pylist(), s.vocabulary[field].counts, strict=True)
+            )
             for s in (raw, mine)
         ]
         assert counts[0] == counts[1]
@@ -223,7 +270,9 @@ def test_known_ids_are_never_renumbered(place, settings_for):
 def test_slots_of_another_length_are_averages():
     table = torch.arange(48.0)[:, None]
     assert torch.allclose(slot_mix(48, 24) @ table, torch.arange(0.5, 48, 2)[:, None])
-    assert torch.allclose(slot_mix(24, 48) @ table[:24], torch.arange(24.0).repeat_interleave(2)[:, None])
+    assert torch.allclose(
+        slot_mix(24, 48) @ table[:24], torch.arange(24.0).repeat_interleave(2)[:, None]
+    )
     assert torch.allclose(slot_mix(48, 9).sum(1), torch.ones(9))
     assert torch.equal(slot_mix(48, 48), torch.eye(48))
 

@@ -1,4 +1,5 @@
-"""Count baselines against dictionaries filled one event at a time, and against perturbed futures."""
+"""Count baselines against dictionaries filled one event at a time, and against perturbed
+futures."""
 
 from __future__ import annotations
 
@@ -21,7 +22,15 @@ from behavegpt.data.store import TEST, TRAIN, VALID, EventStore, Manifest
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 
 NAMES = (
-    *("most_frequent", "by_hour", "by_place", "markov", "global_markov2", "repeat_last", "user_most_frequent"),
+    *(
+        "most_frequent",
+        "by_hour",
+        "by_place",
+        "markov",
+        "global_markov2",
+        "repeat_last",
+        "user_most_frequent",
+    ),
     *("user_recent", "user_by_hour", "user_by_place", "user_markov", "mixture"),
 )
 
@@ -38,13 +47,17 @@ def make_store(
 ) -> EventStore:
     """A store in memory whose behaviors are its events; `behavior` and `location` hold ids (M,)."""
     seen = np.bincount(behavior[split == TRAIN], minlength=classes + FIRST)[FIRST:]
-    vocabulary = Vocabulary(pd.array([f"b{i}" for i in range(classes)], "string[pyarrow]").__arrow_array__(), seen)
+    vocabulary = Vocabulary(
+        pd.array([f"b{i}" for i in range(classes)], "string[pyarrow]").__arrow_array__(), seen
+    )
     columns = {"event": behavior, "split": split, "weekday": weekday, "slot": slot}
     columns["time"] = np.arange(len(behavior)) * 60
     columns |= {} if location is None else {"location": location}
     manifest = Manifest(
         format=1,
-        event_schema=EventSchema.model_validate({"user": "u", "time": "t", "event": "e", "slot_minutes": slot_minutes}),
+        event_schema=EventSchema.model_validate(
+            {"user": "u", "time": "t", "event": "e", "slot_minutes": slot_minutes}
+        ),
         events=len(behavior),
         users=len(offsets) - 1,
         time_origin=0,
@@ -58,14 +71,17 @@ def make_store(
 
 
 def random_store(seed: int, users: int = 30, longest: int = 40, classes: int = 6) -> EventStore:
-    """Skewed behaviors, unknown ones, empty users, splits by time within each user and users of one split."""
+    """Skewed behaviors, unknown ones, empty users, splits by time within each user and users of one
+    split."""
     rng = np.random.default_rng(seed)
     length = rng.integers(0, longest, users)
     offsets = np.concatenate([[0], np.cumsum(length)])
     total = int(offsets[-1])
     behavior = np.minimum(rng.geometric(0.35, total), classes) + FIRST - 1
     behavior[rng.random(total) < 0.15] = rng.integers(0, FIRST)
-    split = np.concatenate([np.sort(rng.integers(0, 3, n) if n % 4 else np.full(n, n % 3)) for n in length])
+    split = np.concatenate(
+        [np.sort(rng.integers(0, 3, n) if n % 4 else np.full(n, n % 3)) for n in length]
+    )
     return make_store(
         behavior.astype(np.uint8),
         offsets,
@@ -77,9 +93,13 @@ def random_store(seed: int, users: int = 30, longest: int = 40, classes: int = 6
     )
 
 
-def collected(model: counts.CountModel, store: EventStore, rows: np.ndarray, cells: int = 997) -> np.ndarray:
+def collected(
+    model: counts.CountModel, store: EventStore, rows: np.ndarray, cells: int = 997
+) -> np.ndarray:
     parts = list(counts.scores(model, store, rows, cells))
-    assert all(score.dtype == np.float32 and score.size <= max(cells, score.shape[1]) for _, score in parts)
+    assert all(
+        score.dtype == np.float32 and score.size <= max(cells, score.shape[1]) for _, score in parts
+    )
     assert np.array_equal(np.concatenate([part for part, _ in parts]), rows)
     return np.concatenate([score for _, score in parts])
 
@@ -90,7 +110,9 @@ class Reference:
     def __init__(self, store: EventStore) -> None:
         self.columns, self.classes = store.columns, store.behaviors.classes
         self.behavior = [int(b) - FIRST for b in store.column("behavior")]
-        self.user = [u for u in range(len(store.offsets) - 1) for _ in range(*store.offsets[u : u + 2])]
+        self.user = [
+            u for u in range(len(store.offsets) - 1) for _ in range(*store.offsets[u : u + 2])
+        ]
         self.train = [i for i, s in enumerate(store.columns["split"]) if s == TRAIN]
         seen = Counter(self.behavior[i] for i in self.train)
         raw = [seen[c] + 0.5 for c in range(self.classes)]
@@ -151,7 +173,9 @@ class Reference:
         found = {name: self.scores(name, models[name].chains[0], row) for name in counts.BASELINES}
         columns = zip(*found.values(), strict=True)
         shares = models["mixture"].shares
-        return found | {"mixture": [sum(s * p for s, p in zip(shares, c, strict=True)) for c in columns]}
+        return found | {
+            "mixture": [sum(s * p for s, p in zip(shares, c, strict=True)) for c in columns]
+        }
 
 
 @pytest.mark.parametrize(("seed", "tuned"), [(0, False), (1, False), (2, True), (3, True)])
@@ -164,7 +188,9 @@ def test_scores_equal_counting_with_dictionaries(seed: int, tuned: bool) -> None
     expected = [reference.all_scores(models, row) for row in rows.tolist()]
     for name, model in models.items():
         wanted = [scores[name] for scores in expected]
-        np.testing.assert_allclose(collected(model, store, rows), wanted, rtol=3e-6, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            collected(model, store, rows), wanted, rtol=3e-6, atol=1e-9, err_msg=name
+        )
 
 
 def test_contexts_with_many_followers_are_exact() -> None:
@@ -176,7 +202,9 @@ def test_contexts_with_many_followers_are_exact() -> None:
     model = counts.fit(store)["markov"]
     after_zero = collected(model, store, np.array([len(behavior) - 1]), counts.CELLS)[0]
     followed = np.bincount(behavior[1:][behavior[:-1] == 0], minlength=classes)
-    np.testing.assert_allclose(after_zero, (followed + model.tables.prior) / (followed.sum() + 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        after_zero, (followed + model.tables.prior) / (followed.sum() + 1), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -206,7 +234,9 @@ def test_nothing_at_or_after_the_row_is_seen(name: str) -> None:
     for i in range(0, len(rows), 5):
         future = slice(int(rows[i]), None)
         columns = {name: column.copy() for name, column in store.columns.items()}
-        columns["event"][future] = rng.integers(0, len(store.behaviors), len(columns["event"][future]))
+        columns["event"][future] = rng.integers(
+            0, len(store.behaviors), len(columns["event"][future])
+        )
         columns["weekday"][future], columns["slot"][future], columns["location"][future] = 6, 47, 3
         changed = collected(model, replace(store, columns=columns), rows)
         np.testing.assert_array_equal(changed[: i + 1], clean[: i + 1])
@@ -240,7 +270,9 @@ def test_rows_out_of_order_are_refused() -> None:
 def test_no_rows_and_no_training_events() -> None:
     store = random_store(3)
     assert list(counts.scores(counts.fit(store)["markov"], store, np.empty(0, np.int64))) == []
-    empty = replace(store, columns=store.columns | {"split": np.full_like(store.columns["split"], TEST)})
+    empty = replace(
+        store, columns=store.columns | {"split": np.full_like(store.columns["split"], TEST)}
+    )
     for model in counts.fit(empty).values():
         assert np.isfinite(collected(model, empty, target_rows(empty, TEST))).all()
 
@@ -290,12 +322,16 @@ def test_tuning_picks_the_best_on_validation_only() -> None:
         assert reached[name] == pytest.approx(best), name
     assert reached["mixture"] == max(reached.values())
     assert sum(tuned["mixture"].shares) == pytest.approx(1) and min(tuned["mixture"].shares) >= 0
-    assert all(tuned[name].chains == models[name].chains for name in ("most_frequent", "repeat_last"))
+    assert all(
+        tuned[name].chains == models[name].chains for name in ("most_frequent", "repeat_last")
+    )
     hidden = store.columns["event"].copy()
     hidden[store.columns["split"] == TEST] = FIRST
     without_test = counts.tune(models, replace(store, columns=store.columns | {"event": hidden}))
     assert settings_of(without_test) == settings_of(tuned)
-    train_only = replace(store, columns=store.columns | {"split": np.zeros_like(store.columns["split"])})
+    train_only = replace(
+        store, columns=store.columns | {"split": np.zeros_like(store.columns["split"])}
+    )
     assert counts.tune(models, train_only) is models
 
 
@@ -309,7 +345,12 @@ def test_shares_are_the_likeliest_ones() -> None:
         weights = np.exp(logits) / np.exp(logits).sum()
         return -float(np.log(probability @ weights).mean())
 
-    found = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12, "maxiter": 5000})
+    found = minimize(
+        loss,
+        np.zeros(3),
+        method="Nelder-Mead",
+        options={"xatol": 1e-8, "fatol": 1e-12, "maxiter": 5000},
+    )
     assert -np.log(probability @ shares).mean() == pytest.approx(found.fun, abs=1e-5)
     assert shares[2] < 1e-3 and shares.sum() == pytest.approx(1)
 
@@ -337,19 +378,25 @@ def test_many_classes_and_events_take_seconds() -> None:
     )
     begin = time.perf_counter()
     for model in counts.fit(store).values():
-        assert sum(len(part) for part, _ in counts.scores(model, store, target_rows(store, TEST))) == 40_000
+        assert (
+            sum(len(part) for part, _ in counts.scores(model, store, target_rows(store, TEST)))
+            == 40_000
+        )
     assert time.perf_counter() - begin < 30
 
 
 def last_fifth(path: Path, target: str) -> EventStore:
-    """The protocol of the published table: users with at least 10 events, the last 20 % of each are the test."""
+    """The protocol of the published table: users with at least 10 events, the last 20 % of each are
+    the test."""
     frame = pd.read_parquet(path).sort_values(["user_id", "timestamp"], kind="stable")
     frame = frame[frame.groupby("user_id")["user_id"].transform("size") >= 10]
     size = frame.groupby("user_id").size().to_numpy()
     place = frame.groupby("user_id").cumcount().to_numpy()
     test = place >= np.repeat((size * 0.8).astype(int), size)
     order = frame.loc[~test, target].value_counts().index
-    ids = pd.Series(range(len(order)), order).reindex(frame[target]).fillna(-1).to_numpy(int) + FIRST
+    ids = (
+        pd.Series(range(len(order)), order).reindex(frame[target]).fillna(-1).to_numpy(int) + FIRST
+    )
     when = pd.to_datetime(frame["timestamp"])
     return make_store(
         np.maximum(ids, 1).astype(np.uint16),
@@ -364,8 +411,24 @@ def last_fifth(path: Path, target: str) -> EventStore:
 @pytest.mark.parametrize(
     ("target", "published"),
     [
-        ("behavior", {"most_frequent": 0.266, "user_most_frequent": 0.377, "repeat_last": 0.324, "markov": 0.332}),
-        ("event", {"most_frequent": 0.187, "user_most_frequent": 0.268, "repeat_last": 0.180, "markov": 0.238}),
+        (
+            "behavior",
+            {
+                "most_frequent": 0.266,
+                "user_most_frequent": 0.377,
+                "repeat_last": 0.324,
+                "markov": 0.332,
+            },
+        ),
+        (
+            "event",
+            {
+                "most_frequent": 0.187,
+                "user_most_frequent": 0.268,
+                "repeat_last": 0.180,
+                "markov": 0.238,
+            },
+        ),
     ],
 )
 def test_jakarta_gives_the_known_accuracies(

@@ -1,4 +1,5 @@
-"""DiffuSeq: schedule and posterior against Gaussian algebra, loss by hand, history kept clean, seeds, no future."""
+"""DiffuSeq: schedule and posterior against Gaussian algebra, loss by hand, history kept clean,
+seeds, no future."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from behavegpt.baselines.approximate.diffuseq import (
 from tests.baselines.test_seqgan import check_seeds_and_leaks
 from tests.helpers import random_store
 
-TINY = DiffuSeqSettings(events=400, filled=0.2, past=12, embedding=4, hidden=8, layers=1, heads=2, levels=40, draws=5)
+TINY = DiffuSeqSettings(
+    events=400, filled=0.2, past=12, embedding=4, hidden=8, layers=1, heads=2, levels=40, draws=5
+)
 
 
 def test_posterior_is_the_conditional_of_a_joint_gaussian():
@@ -34,13 +37,18 @@ def test_posterior_is_the_conditional_of_a_joint_gaussian():
         var_t, cov = ratio**2 * var_s + (1 - ratio**2), ratio * var_s
         assert var_t.item() == pytest.approx((1 - a_t).item())
         mean = mean_s + cov / var_t * (xt - ratio * mean_s)
-        found = posterior(torch.tensor(x0, dtype=a.dtype), torch.tensor(xt, dtype=a.dtype), a_t, a_s)
+        found = posterior(
+            torch.tensor(x0, dtype=a.dtype), torch.tensor(xt, dtype=a.dtype), a_t, a_s
+        )
         assert found[0].item() == pytest.approx(mean.item(), rel=1e-9)
-        assert found[1].item() == pytest.approx((var_s - cov**2 / var_t).item(), rel=1e-9, abs=1e-12)
+        assert found[1].item() == pytest.approx(
+            (var_s - cov**2 / var_t).item(), rel=1e-9, abs=1e-12
+        )
 
 
 def test_sampling_with_the_true_denoiser_gives_the_data():
-    """One step of two classes, p = .8: E[x_0 | x_t] is known, so the classes must come out at 80 to 20."""
+    """One step of two classes, p = .8: E[x_0 | x_t] is known, so the classes must come out at 80 to
+    20."""
 
     class Exact(torch.nn.Module):
         embed = torch.nn.Embedding(2, 1, _weight=torch.tensor([[1.0], [-1.0]]))
@@ -70,7 +78,11 @@ def test_loss_by_hand():
     for b in range(3):
         table = network.embed.weight.detach()
         real = [i for i in range(6) if future[b, i] < 5]
-        clean = table[future[b].clamp_max(4)] if len(real) == 6 else table[future[b].where(future[b] < 5, 0)]
+        clean = (
+            table[future[b].clamp_max(4)]
+            if len(real) == 6
+            else table[future[b].where(future[b] < 5, 0)]
+        )
         start = clean + (1 - a[1]) ** 0.5 * noises[0][b]
         noisy = a[t[b]] ** 0.5 * start + (1 - a[t[b]]) ** 0.5 * noises[1][b]
         mask = (future[b] < 5)[None]
@@ -92,7 +104,9 @@ def test_padding_of_history_and_future_changes_nothing():
     out = network(x, torch.tensor([0.5]), history, real)
     moved = x.clone()
     moved[0, 4:] += 5
-    assert torch.allclose(network(moved, torch.tensor([0.5]), history, real)[:, :4], out[:, :4], atol=1e-6)
+    assert torch.allclose(
+        network(moved, torch.tensor([0.5]), history, real)[:, :4], out[:, :4], atol=1e-6
+    )
     longer = history.clone()
     longer[0, 3] = 0
     assert not torch.allclose(network(x, torch.tensor([0.5]), longer, real), out, atol=1e-4)
@@ -104,7 +118,9 @@ def test_padding_of_history_and_future_changes_nothing():
 
 def test_it_learns_who_repeats():
     store = random_store(users=40, behaviors=None, events=4, split=(0.8, 0.9))
-    store.columns["event"] = np.repeat(np.arange(40) % 4 + 2, np.diff(store.offsets)).astype(np.uint8)
+    store.columns["event"] = np.repeat(np.arange(40) % 4 + 2, np.diff(store.offsets)).astype(
+        np.uint8
+    )
     torch.manual_seed(0)
     settings = DiffuSeqSettings(events=15_000, past=8, hidden=32, layers=1, levels=100, lr=5e-3)
     network, a = learn(store, 8, settings, np.random.default_rng(0))

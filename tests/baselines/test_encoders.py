@@ -1,4 +1,5 @@
-"""Each baseline's encoder and head against the formulas of its docstring, written as loops over one history."""
+"""Each baseline's encoder and head against the formulas of its docstring, written as loops over one
+history."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def history():
 def embedded(model, history: dict[str, torch.Tensor]) -> torch.Tensor:
     """(T, C) the inputs, from the tables."""
     tables = model.model.embedding.tables
-    x = torch.cat([tables[f](history["input_ids" if f == "event" else f"{f}_ids"][0]) for f in tables], -1)
+    x = torch.cat(
+        [tables[f](history["input_ids" if f == "event" else f"{f}_ids"][0]) for f in tables], -1
+    )
     if model.config.scale_inputs:
         x = x * math.sqrt(32)
     if model.model.embedding.position is not None:
@@ -54,7 +57,9 @@ def loop_attention(attention, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     for head in range(attention.heads):
         part = slice(head * width, (head + 1) * width)
         for t in range(len(x)):
-            weight = torch.stack([query[t, part] @ key[j, part] / math.sqrt(width) for j in range(t + 1)]).softmax(0)
+            weight = torch.stack(
+                [query[t, part] @ key[j, part] / math.sqrt(width) for j in range(t + 1)]
+            ).softmax(0)
             out[t, part] = sum(weight[j] * value[j, part] for j in range(t + 1))
     return out
 
@@ -64,7 +69,8 @@ def test_gru_is_the_recurrence_history_by_history():
     parts = histories([5, 1, 9], seed=2)
     inputs, document = packed(parts, 20)
     w_ih, w_hh, b_ih, b_hh = (
-        getattr(model.model.encoder.gru, f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        getattr(model.model.encoder.gru, f"{n}_l0")
+        for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     wanted = []
     for part in parts:
@@ -87,7 +93,9 @@ def test_sasrec_block_by_block(history):
         z = norm(q + loop_attention(block.attention, q, x), block.mlp_norm)
         x = z + block.mlp_out(block.mlp_in(z).clamp(min=0))
     close(states(model, history), norm(x, model.model.encoder.norm))
-    assert model.model.encoder.blocks[0].mlp_in.out_features == 32, "inner width C, as in the original"
+    assert model.model.encoder.blocks[0].mlp_in.out_features == 32, (
+        "inner width C, as in the original"
+    )
 
 
 def test_sasrec_scores_with_the_events_own_embeddings(history):
@@ -97,9 +105,14 @@ def test_sasrec_scores_with_the_events_own_embeddings(history):
     close(narrow(**history).logits[0], states(narrow, history) @ table[2:].T)
     wide = make("sasrec")
     table = wide.model.embedding.tables["event"].weight
-    close(wide(**history).logits[0], states(wide, history) @ wide.head.to_event.weight.T @ table[2:].T + wide.head.bias)
+    close(
+        wide(**history).logits[0],
+        states(wide, history) @ wide.head.to_event.weight.T @ table[2:].T + wide.head.bias,
+    )
     apart = make("sasrec", is_event=False)
-    assert apart.head.classes.weight.shape == (5, 32), "behaviors that are no events have vectors of their own"
+    assert apart.head.classes.weight.shape == (5, 32), (
+        "behaviors that are no events have vectors of their own"
+    )
 
 
 def test_esasrec_gates_both_branches(history):
@@ -107,10 +120,14 @@ def test_esasrec_gates_both_branches(history):
     x = embedded(model, history)
     for block in model.model.encoder.blocks:
         normed = norm(x, block.attention_norm)
-        y = x + block.attention_gate(x).sigmoid() * block.attention_out(loop_attention(block.attention, normed, normed))
+        y = x + block.attention_gate(x).sigmoid() * block.attention_out(
+            loop_attention(block.attention, normed, normed)
+        )
         normed = norm(y, block.mlp_norm)
         a = block.mlp_in(normed)
-        x = y + block.mlp_gate(y).sigmoid() * block.mlp_out(a / (1 + (-a).exp()) * block.mlp_side(normed))
+        x = y + block.mlp_gate(y).sigmoid() * block.mlp_out(
+            a / (1 + (-a).exp()) * block.mlp_side(normed)
+        )
     close(states(model, history), norm(x, model.model.encoder.norm))
 
 
@@ -150,8 +167,11 @@ def test_wukong_machine_by_machine(history):
     model = make("wukong", options={"events": 3, "rows": 4, "rank": 5, "inner": 6})
     x, encoder = embedded(model, history), model.model.encoder
     for t in range(LENGTH):
-        events = [x[t - ago] if t >= ago else torch.zeros(32) for ago in range(3)] + [x[: t + 1].mean(0)]
-        state = torch.stack([event[8 * f : 8 * f + 8] for event in events for f in range(4)])  # (16, 8)
+        events = [x[t - ago] if t >= ago else torch.zeros(32) for ago in range(3)] + [
+            x[: t + 1].mean(0)
+        ]
+        # (16, 8)
+        state = torch.stack([event[8 * f : 8 * f + 8] for event in events for f in range(4)])
         for layer in encoder.layers:
             pairs = (state @ state.T) @ layer.compress.weight.T  # X X' Y, as printed
             machines = layer.mlp(norm(pairs.flatten(), layer.norm)).view(4, 8)
@@ -266,7 +286,9 @@ def test_esr_draws_users_to_those_like_them():
     wanted = torch.zeros(30)
     ends = np.cumsum([4, 7, 3, 9]) - 1
     for u, end in enumerate(ends):
-        others = sorted((v for v in range(4) if v != u), key=lambda v: -float(mean[u] @ mean[v]))[:2]
+        others = sorted((v for v in range(4) if v != u), key=lambda v: -float(mean[u] @ mean[v]))[
+            :2
+        ]
         target = torch.stack([last[v] for v in others]).mean(0)
         wanted[end] = 0.5 * (last[u] - target).square().mean() * len(parts[u]["input_ids"][0])
     close(encoded.auxiliary[0], wanted)
@@ -275,7 +297,13 @@ def test_esr_draws_users_to_those_like_them():
 def network_layout(model, inputs, document):
     from behavegpt.baselines.network import layout_of
 
-    return layout_of(inputs["input_ids"], document, None, None, {k: v for k, v in inputs.items() if k != "input_ids"})
+    return layout_of(
+        inputs["input_ids"],
+        document,
+        None,
+        None,
+        {k: v for k, v in inputs.items() if k != "input_ids"},
+    )
 
 
 def test_pituning_adds_log_transitions_that_begin_at_the_counts(history):
@@ -284,20 +312,25 @@ def test_pituning_adds_log_transitions_that_begin_at_the_counts(history):
     from tests.baselines.makers import SHAPE
 
     store = STORES[True]
-    model = start_baseline(baseline_config({"architecture": "pituning_like", **SHAPE}, store), store).eval()
+    model = start_baseline(
+        baseline_config({"architecture": "pituning_like", **SHAPE}, store), store
+    ).eval()
     event, split = store.columns["event"].astype(int), store.columns["split"]
     followed = np.zeros((14, 12))
     for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
         for at in range(begin + 1, end):
             if split[at] == TRAIN and event[at] >= 2:
                 followed[event[at - 1], event[at] - 2] += 1
-    prior = (store.vocabulary["event"].counts + 0.5) / (store.vocabulary["event"].counts + 0.5).sum()
+    prior = (store.vocabulary["event"].counts + 0.5) / (
+        store.vocabulary["event"].counts + 0.5
+    ).sum()
     wanted = np.log((followed + 10 * prior) / (followed.sum(1, keepdims=True) + 10))
     np.testing.assert_allclose(model.head.transitions.weight.detach().numpy(), wanted, atol=1e-5)
     state = F.gelu(model.head.dense(states(model, history)))
     close(
         model(**history).logits[0],
-        state @ model.head.classes.weight.T + model.head.transitions.weight[history["input_ids"][0]],
+        state @ model.head.classes.weight.T
+        + model.head.transitions.weight[history["input_ids"][0]],
     )
     assert model.config.next_heads == ["location", "slot"] and model.config.next_weight == 0.5
 
@@ -315,12 +348,15 @@ def test_pair_counts_and_vectors_against_counting():
     found = cooccurrence.pair_counts(store, "event", 12).to_dense().numpy()
     np.testing.assert_array_equal(found, wanted)
     margin = wanted.sum(1)
-    ppmi = np.maximum(0, np.log(np.maximum(wanted, 1e-300) * wanted.sum() / np.outer(margin, margin)))
+    ppmi = np.maximum(
+        0, np.log(np.maximum(wanted, 1e-300) * wanted.sum() / np.outer(margin, margin))
+    )
     vectors = cooccurrence.label_vectors(store, "event", 12).numpy()
     spectrum = np.linalg.svd(ppmi, compute_uv=False)
     np.testing.assert_allclose(np.sort((vectors**2).sum(0))[::-1], spectrum, rtol=1e-4, atol=1e-4)
     assert torch.equal(
-        cooccurrence.label_vectors(store, "event", 12), cooccurrence.label_vectors(store, "event", 12)
+        cooccurrence.label_vectors(store, "event", 12),
+        cooccurrence.label_vectors(store, "event", 12),
     ), "the same log gives the same vectors"
 
 
@@ -328,7 +364,9 @@ def test_clusters_find_separate_clouds():
     generator = torch.Generator().manual_seed(1)
     centers = 10 * torch.eye(3)
     member = torch.arange(30) % 3
-    found = cooccurrence.clusters(centers[member] + 0.1 * torch.randn(30, 3, generator=generator), 3)
+    found = cooccurrence.clusters(
+        centers[member] + 0.1 * torch.randn(30, 3, generator=generator), 3
+    )
     if len(found.unique()) == 3:  # two starts in one cloud may merge others
         assert all(len(found[member == c].unique()) == 1 for c in range(3))
     assert found.max() < 3
@@ -338,7 +376,13 @@ def test_looking_back_stays_in_the_history():
     document = torch.tensor([[0, 0, 0, 1, 1]])
     at = layout(5)._replace(document=document, position=torch.tensor([[0, 1, 2, 0, 1]]))
     values = torch.arange(1.0, 6.0)[None, :, None]
-    assert at.back(values, 3)[0, :, :, 0].tolist() == [[1, 0, 0], [2, 1, 0], [3, 2, 1], [4, 0, 0], [5, 4, 0]]
+    assert at.back(values, 3)[0, :, :, 0].tolist() == [
+        [1, 0, 0],
+        [2, 1, 0],
+        [3, 2, 1],
+        [4, 0, 0],
+        [5, 4, 0],
+    ]
     assert at.visible()[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],

@@ -19,7 +19,9 @@ def setting(seed=3):
     known = np.unique(owner[early & (np.asarray(columns["behavior"]) >= 2)])
     keep = np.flatnonzero(early & np.isin(owner, known))
     offsets = np.searchsorted(owner[keep], [*known, 99])
-    return store, Histories({n: np.asarray(c)[keep] for n, c in columns.items()}, offsets, store.schema)
+    return store, Histories(
+        {n: np.asarray(c)[keep] for n, c in columns.items()}, offsets, store.schema
+    )
 
 
 def own(histories, user):
@@ -39,9 +41,14 @@ def test_shapes_seeds_and_whole_events(name):
     again, _ = generate(name, histories, store, 30, seed=1)
     assert np.array_equal(columns["event"], again["event"])
     events = set(
-        zip(*(np.asarray(columns_of(store)[n]).tolist() for n in ("event", "location", "behavior")), strict=True)
+        zip(
+            *(np.asarray(columns_of(store)[n]).tolist() for n in ("event", "location", "behavior")),
+            strict=True,
+        )
     )
-    drawn = zip(*(columns[n].ravel().tolist() for n in ("event", "location", "behavior")), strict=True)
+    drawn = zip(
+        *(columns[n].ravel().tolist() for n in ("event", "location", "behavior")), strict=True
+    )
     assert set(drawn) <= events, "fields of an event stay together"
 
 
@@ -82,10 +89,14 @@ def test_markov_pairs_stand_in_training():
         for row in range(store.offsets[user] + 1, store.offsets[user + 1]):
             if train[row] and min(behavior[row], behavior[row - 1]) >= 2:
                 followed.add((behavior[row - 1], behavior[row], time[row] - time[row - 1]))
-    before = np.array([own(histories, user)["behavior"][-1] for user in range(len(columns["behavior"]))])
+    before = np.array(
+        [own(histories, user)["behavior"][-1] for user in range(len(columns["behavior"]))]
+    )
     for step in range(40):
         now = columns["behavior"][:, step]
-        assert set(zip(before.tolist(), now.tolist(), gap[:, step].tolist(), strict=True)) <= followed
+        assert (
+            set(zip(before.tolist(), now.tolist(), gap[:, step].tolist(), strict=True)) <= followed
+        )
         before = now
 
 

@@ -54,11 +54,18 @@ def test_additive_over_parts_of_a_batch(name: str) -> None:
     loss = loss_of(name)
     whole = total(loss, logits, target)
     torch.manual_seed(7)  # the draws of the parts, one after the other, are those of the whole
-    parts = [loss.total(x, t) for x, t in zip(logits.split([1, 20, 39]), target.split([1, 20, 39]), strict=True)]
+    parts = [
+        loss.total(x, t)
+        for x, t in zip(logits.split([1, 20, 39]), target.split([1, 20, 39]), strict=True)
+    ]
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
     weights = (loss.weight(target) * loss.per_event(logits, target)).sum()
     assert bool(weights.isfinite())
-    assert loss.per_event(logits.bfloat16(), target).dtype == loss.weight(target).dtype == torch.float32
+    assert (
+        loss.per_event(logits.bfloat16(), target).dtype
+        == loss.weight(target).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("name", ["binary_negatives", "sampled_softmax"])
@@ -84,7 +91,8 @@ def test_the_mean_over_draws_is_the_formula(name: str) -> None:
 def test_a_negative_is_never_the_target() -> None:
     loss = loss_of("sampled_softmax", negatives=200)
     logits = torch.full((CLASSES, CLASSES), 0.0)
-    logits[torch.arange(CLASSES), torch.arange(CLASSES)] = 50.0  # its own class as a negative would cost log 2
+    # its own class as a negative would cost log 2
+    logits[torch.arange(CLASSES), torch.arange(CLASSES)] = 50.0
     assert float(loss.per_event(logits, torch.arange(CLASSES)).max()) < 1e-6
 
 
@@ -103,11 +111,15 @@ def test_tanh_weights_as_printed_and_free_of_scale() -> None:
     mean = float(COUNTS.double().mean())
     scaled = loss_of("tanh_frequency", tanh_unit=0.5).weight(torch.arange(CLASSES))
     np.testing.assert_allclose(
-        scaled.numpy(), [1.2 - math.tanh(0.99 * (n / (0.5 * mean) - 1)) for n in COUNTS.tolist()], rtol=1e-6
+        scaled.numpy(),
+        [1.2 - math.tanh(0.99 * (n / (0.5 * mean) - 1)) for n in COUNTS.tolist()],
+        rtol=1e-6,
     )
     logits, target = batch()
     loss = loss_of("tanh_frequency")
-    torch.testing.assert_close(loss.per_event(logits, target), F.cross_entropy(logits, target, reduction="none"))
+    torch.testing.assert_close(
+        loss.per_event(logits, target), F.cross_entropy(logits, target, reduction="none")
+    )
 
 
 def test_two_distributions_move_from_the_data_to_balanced() -> None:
@@ -116,8 +128,12 @@ def test_two_distributions_move_from_the_data_to_balanced() -> None:
     for progress, own in ((0.0, 1.0), (0.5, 0.9375), (1.0, 0.75)):
         loss.set_progress(progress)
         mass = loss.class_weight.double() * share  # of each class in the loss
-        np.testing.assert_allclose(mass[:8].numpy(), own * share[:8].numpy() + (1 - own) / 8, rtol=1e-5)
-        assert float(mass.sum()) == pytest.approx(1, abs=1e-6), "the scale of the loss does not change"
+        np.testing.assert_allclose(
+            mass[:8].numpy(), own * share[:8].numpy() + (1 - own) / 8, rtol=1e-5
+        )
+        assert float(mass.sum()) == pytest.approx(1, abs=1e-6), (
+            "the scale of the loss does not change"
+        )
     fresh = build_loss(LossSettings(name="two_distributions"), COUNTS)
     fresh.load_state_dict(loss.state_dict())
     assert torch.equal(fresh.class_weight, loss.class_weight)

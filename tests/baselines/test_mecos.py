@@ -1,4 +1,5 @@
-"""Matching of new behaviors: the recurrence, and that meta-training carries over to classes it never saw."""
+"""Matching of new behaviors: the recurrence, and that meta-training carries over to classes it
+never saw."""
 
 from __future__ import annotations
 
@@ -19,9 +20,16 @@ def test_matching_pair_by_pair(monkeypatch):
     supports = head.supports(examples, member, 4)
     assert not supports[3].any()
     for c in range(3):
-        own = torch.stack([head.project(x) for x, m in zip(examples, member, strict=True) if m == c])
+        own = torch.stack(
+            [head.project(x) for x, m in zip(examples, member, strict=True) if m == c]
+        )
         torch.testing.assert_close(supports[c], own.mean(0))
-    w, b, u, v = head.of_query.weight, head.of_query.bias, head.of_memory.weight, head.of_support.weight
+    w, b, u, v = (
+        head.of_query.weight,
+        head.of_query.bias,
+        head.of_memory.weight,
+        head.of_support.weight,
+    )
     wanted = torch.zeros(4, 3)
     for i, query in enumerate(queries):
         for c in range(3):
@@ -32,7 +40,9 @@ def test_matching_pair_by_pair(monkeypatch):
                 forget, write, read, new = gates[:5], gates[5:10], gates[10:15], gates[15:]
                 cell = forget.sigmoid() * cell + write.sigmoid() * new.tanh()
                 h = read.sigmoid() * cell.tanh() + q
-            wanted[i, c] = head.log_scale.exp() * (h @ supports[c]) / (h.norm() * supports[c].norm())
+            wanted[i, c] = (
+                head.log_scale.exp() * (h @ supports[c]) / (h.norm() * supports[c].norm())
+            )
     torch.testing.assert_close(head(queries, supports[:3]), wanted, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(mecos, "PAIRS", 3)  # one query at a time
     torch.testing.assert_close(head(queries, supports[:3]), wanted, atol=1e-5, rtol=1e-4)
@@ -58,11 +68,16 @@ def test_it_learns_to_match_classes_it_never_saw():
     right, by_mean = ((guess == new.repeat(30)).float().mean() for guess in (found, nearest))
     assert right > by_mean + 0.1, (right, by_mean)
     batches = [(queries[at : at + 90], new.repeat(30)[at : at + 90]) for at in range(0, 300, 90)]
-    metrics = mecos.match(head, examples, new.repeat(5), batches, classes=12)  # two of them without examples
-    assert metrics.compute()["rec_w"] == pytest.approx(float(right)) and not metrics.per_class()["predicted"][10:].any()
+    # two of them without examples
+    metrics = mecos.match(head, examples, new.repeat(5), batches, classes=12)
+    assert (
+        metrics.compute()["rec_w"] == pytest.approx(float(right))
+        and not metrics.per_class()["predicted"][10:].any()
+    )
     again = meta_train(draw(known), known, MecosSettings(episodes=1, seed=3))
     assert not torch.equal(
-        again.project.weight, meta_train(draw(known), known, MecosSettings(episodes=1)).project.weight
+        again.project.weight,
+        meta_train(draw(known), known, MecosSettings(episodes=1)).project.weight,
     )
 
 

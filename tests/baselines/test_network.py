@@ -1,4 +1,5 @@
-"""Every baseline: packed = one history at a time, nothing from the future, saved = loaded, all of it learns."""
+"""Every baseline: packed = one history at a time, nothing from the future, saved = loaded, all of
+it learns."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def bases(tmp_path_factory):
             **SHAPE,
         )
         folders[is_event] = tmp_path_factory.mktemp("base") / "model"
-        save_model(BehaveGPTForBehaviorPrediction(config), EventTokenizer.from_store(store, 64), folders[is_event])
+        save_model(
+            BehaveGPTForBehaviorPrediction(config),
+            EventTokenizer.from_store(store, 64),
+            folders[is_event],
+        )
     return folders
 
 
@@ -72,17 +77,25 @@ def test_packed_equals_one_history_at_a_time(build, variant, is_event):
     alone = torch.cat([model(**p).logits for p in parts], 1)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     said = alone.detach()
-    assert float(said.std(-1).min()) > 1e-3 and float(said.std(1).max()) > 1e-3, "the scores must say something"
+    assert float(said.std(-1).min()) > 1e-3 and float(said.std(1).max()) > 1e-3, (
+        "the scores must say something"
+    )
     probe = torch.randn_like(alone)
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and "next_heads" not in n]
-    first, second = (torch.autograd.grad((logits * probe).sum(), [p for _, p in named]) for logits in (together, alone))
+    named = [
+        (n, p) for n, p in model.named_parameters() if p.requires_grad and "next_heads" not in n
+    ]
+    first, second = (
+        torch.autograd.grad((logits * probe).sum(), [p for _, p in named])
+        for logits in (together, alone)
+    )
     for (name, _), a, b in zip(named, first, second, strict=True):
         assert (a - b).abs().max() <= 2e-5 * (1 + b.abs().max()), name
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "hstu, known"])
 def test_the_future_changes_no_past_logit(build, variant):
-    """A later event, its time included, changes nothing before it; and it does change what comes after."""
+    """A later event, its time included, changes nothing before it; and it does change what comes
+    after."""
     model = build(variant, is_event=False)
     [mine] = histories([30], seed=3, is_event=False)
     before = model(**mine).logits
@@ -91,7 +104,8 @@ def test_the_future_changes_no_past_logit(build, variant):
         for n, v in histories([30], seed=100 + position, is_event=False)[0].items():
             changed[n][:, position:] = v[:, position:]
         after = model(**changed).logits
-        # not bit for bit: how many different behaviors a row shows decides the shape of the history head's products
+        # not bit for bit: how many different behaviors a row shows decides the shape of the history
+        # head's products
         torch.testing.assert_close(after[:, :position], before[:, :position], atol=1e-6, rtol=0)
         assert (after[:, position:] - before[:, position:]).abs().max() > 1e-3
 
@@ -102,12 +116,16 @@ def test_the_known_target_time_leaks_the_next_events_time_and_nothing_else(build
     before = model(**mine).logits
     for position in range(1, 30):
         [other] = histories([30], seed=100 + position)
-        changed = {n: torch.cat([v[:, :position], other[n][:, position:]], 1) for n, v in mine.items()}
+        changed = {
+            n: torch.cat([v[:, :position], other[n][:, position:]], 1) for n, v in mine.items()
+        }
         after = model(**changed).logits
         assert torch.equal(after[:, : position - 1], before[:, : position - 1])
         changed["time_ids"] = mine["time_ids"]
         assert torch.equal(model(**changed).logits[:, :position], before[:, :position])
-    assert not torch.equal(after[:, position - 1], before[:, position - 1]), "the option has an effect"
+    assert not torch.equal(after[:, position - 1], before[:, position - 1]), (
+        "the option has an effect"
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -126,14 +144,20 @@ def test_saved_and_loaded_is_the_same_class_and_number(build, variant, tmp_path)
     save_model(model, EventTokenizer.from_store(STORES[True], 64), tmp_path / "model")
     again, _ = open_model(tmp_path / "model")
     assert type(again) is BaselineForBehaviorPrediction
-    for (name, a), (other, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+    for (name, a), (other, b) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
         assert name == other and torch.equal(a, b), name
     assert {name for name, _ in model.named_buffers()} <= set(model.state_dict())
     [mine] = histories([20])
-    torch.testing.assert_close(model(**mine).logits, again.eval()(**mine).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(**mine).logits, again.eval()(**mine).logits, atol=1e-5, rtol=1e-5
+    )
     body = AutoModel.from_pretrained(tmp_path / "model").eval()
     assert isinstance(body, BaselineModel)
-    torch.testing.assert_close(body(**mine).last_hidden_state, model(**mine).last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        body(**mine).last_hidden_state, model(**mine).last_hidden_state, atol=1e-5, rtol=1e-5
+    )
     assert "/" not in json.dumps(model.config.options), "no path of the base stays in the config"
 
 
@@ -148,7 +172,9 @@ def test_the_gradient_reaches_every_parameter(build, variant):
     following = {n: torch.randint(sizes[n], document.shape) for n in model.config.next_heads}
     criterion = build_loss(LossSettings(name="two_distributions"), torch.arange(1, classes + 1))
     criterion.set_progress(0.5)
-    out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
+    out = model(
+        **inputs, document=document, labels=labels, criterion=criterion, next_fields=following
+    )
     (out.loss + out.side_loss).backward()
     assert float(out.class_count.sum()) == 62
     for name, parameter in model.named_parameters():
@@ -167,12 +193,16 @@ def test_a_loss_in_pieces_equals_the_whole(build, variant, monkeypatch):
     labels = torch.randint(classes, document.shape)
     labels[:, ::5] = IGNORED
     following = {n: torch.randint(6, document.shape) for n in model.config.next_heads}
-    criterion = build_loss(LossSettings(name="sampled_softmax", negatives=4), torch.arange(1, classes + 1))
+    criterion = build_loss(
+        LossSettings(name="sampled_softmax", negatives=4), torch.arange(1, classes + 1)
+    )
 
     def run():
         torch.manual_seed(5)
         model.zero_grad()
-        out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
+        out = model(
+            **inputs, document=document, labels=labels, criterion=criterion, next_fields=following
+        )
         (out.loss + out.side_loss).backward()
         return out, [p.grad.clone() for p in model.parameters()]
 
@@ -190,7 +220,9 @@ def test_selected_positions_and_labels_alone_as_in_the_model(build):
     inputs, document = packed(histories([30, 20]), 64)
     select = torch.rand(document.shape) < 0.3
     whole = model(**inputs, document=document).logits
-    torch.testing.assert_close(model(**inputs, document=document, select=select).logits, whole[select])
+    torch.testing.assert_close(
+        model(**inputs, document=document, select=select).logits, whole[select]
+    )
     labels = torch.where(select, torch.randint(12, document.shape), IGNORED)
     found = model(**inputs, document=document, labels=labels)
     torch.testing.assert_close(found.loss, F.cross_entropy(whole[select], labels[select]))
@@ -223,21 +255,33 @@ def test_lift_starts_as_the_frozen_base_with_class_means(bases):
     base_state = base.eval().model(**mine).last_hidden_state
     torch.testing.assert_close(model(**mine).last_hidden_state, base_state)
     classes = F.normalize(model.head.classes.weight, dim=-1)
-    torch.testing.assert_close(model(**mine).logits, 25 * F.normalize(base_state, dim=-1) @ classes.T)
+    torch.testing.assert_close(
+        model(**mine).logits, 25 * F.normalize(base_state, dim=-1) @ classes.T
+    )
     # the mean unit state before class 0 in training, event by event
     total = torch.zeros(32)
     for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
-        ids = {n: torch.from_numpy(store.columns[n][begin:end].astype(int))[None] for n in store.field_sizes()}
+        ids = {
+            n: torch.from_numpy(store.columns[n][begin:end].astype(int))[None]
+            for n in store.field_sizes()
+        }
         ids["input_ids"] = ids.pop("event")
-        state = base.model(**{n if n == "input_ids" else f"{n}_ids": v for n, v in ids.items()}).last_hidden_state[0]
+        state = base.model(
+            **{n if n == "input_ids" else f"{n}_ids": v for n, v in ids.items()}
+        ).last_hidden_state[0]
         for at in range(begin + 1, end):
             if store.columns["split"][at] == 0 and store.columns["event"][at] == 2:
                 total += F.normalize(state[at - begin - 1], dim=-1).detach()
-    torch.testing.assert_close(model.head.classes.weight[0], F.normalize(total, dim=-1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model.head.classes.weight[0], F.normalize(total, dim=-1), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_auto_class_restores_the_model_itself_too(bases):
-    assert type(AutoModelForTokenClassification.from_pretrained(bases[True])) is BehaveGPTForBehaviorPrediction
+    assert (
+        type(AutoModelForTokenClassification.from_pretrained(bases[True]))
+        is BehaveGPTForBehaviorPrediction
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,4 +1,5 @@
-"""SeqGAN: rewards and policy gradient against enumeration, blocks of the training split alone, seeds, no future."""
+"""SeqGAN: rewards and policy gradient against enumeration, blocks of the training split alone,
+seeds, no future."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from behavegpt.baselines.generators import blocks, known, last_classes
 from tests.baselines.test_generators import setting
 from tests.helpers import random_store
 
-TINY = SeqGANSettings(events=600, past=12, hidden=8, batch=16, rounds=2, completions=2, policy_batch=4, judge_steps=2)
+TINY = SeqGANSettings(
+    events=600, past=12, hidden=8, batch=16, rounds=2, completions=2, policy_batch=4, judge_steps=2
+)
 
 
 def tiny_policy(classes=2):
@@ -55,7 +58,9 @@ def test_rewards_are_expected_values_of_completions():
     policy, history = tiny_policy(), torch.tensor([[2, 0, 1]])
     futures, p = enumerate_futures(policy, history, 3)
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    found = rewards(policy, lambda h, f: worth_of(f), history, torch.tensor([[1, 0, 1]]), many=20_000)
+    found = rewards(
+        policy, lambda h, f: worth_of(f), history, torch.tensor([[1, 0, 1]]), many=20_000
+    )
     for step in range(3):
         same = (futures[:, : step + 1] == torch.tensor([1, 0, 1])[: step + 1]).all(1)
         expected = (p[same] * worth_of(futures[same])).sum() / p[same].sum()
@@ -68,12 +73,15 @@ def test_policy_gradient_is_that_of_the_expected_reward():
     futures, p = enumerate_futures(policy, history, 3)
     exact = torch.autograd.grad((p * worth_of(futures)).sum(), policy.parameters())
     p, total = p.detach(), 0.0
-    for future, share in zip(futures, p, strict=True):  # the expectation over drawn futures, with exact Q
+    # the expectation over drawn futures, with exact Q
+    for future, share in zip(futures, p, strict=True):
         q = []
         for step in range(3):
             same = (futures[:, : step + 1] == future[: step + 1]).all(1)
             q.append((p[same] * worth_of(futures[same])).sum() / p[same].sum())
-        total = total + share * policy_loss(policy.score(history, future[None]), future[None], torch.stack(q)[None])
+        total = total + share * policy_loss(
+            policy.score(history, future[None]), future[None], torch.stack(q)[None]
+        )
     found = torch.autograd.grad(total, policy.parameters())
     for ours, theirs in zip(found, exact, strict=True):
         assert torch.allclose(-ours, theirs, atol=2e-6)
@@ -82,7 +90,8 @@ def test_policy_gradient_is_that_of_the_expected_reward():
 
 def test_gradient_of_the_loss_by_hand():
     logits = torch.tensor(
-        [[[0.3, -1.0, 0.2], [1.0, 0.0, -0.5]], [[0.0, 0.0, 0.0], [2.0, 1.0, 0.0]]], requires_grad=True
+        [[[0.3, -1.0, 0.2], [1.0, 0.0, -0.5]], [[0.0, 0.0, 0.0], [2.0, 1.0, 0.0]]],
+        requires_grad=True,
     )
     future, worth = torch.tensor([[0, 2], [1, 0]]), torch.tensor([[0.5, -0.2], [1.0, 0.25]])
     policy_loss(logits.log_softmax(2), future, worth).backward()
@@ -96,7 +105,12 @@ def test_draws_follow_the_scored_probabilities():
     policy, history = tiny_policy(), torch.tensor([[2, 0, 1]])
     futures, p = enumerate_futures(policy, history, 3)
     with torch.no_grad():
-        scored = policy.score(history.expand(8, -1), futures).gather(2, futures[..., None]).sum((1, 2)).exp()
+        scored = (
+            policy.score(history.expand(8, -1), futures)
+            .gather(2, futures[..., None])
+            .sum((1, 2))
+            .exp()
+        )
         drawn = policy.draw(history.expand(20_000, -1), 3)
     assert torch.allclose(scored, p, atol=1e-6)
     share = torch.bincount((drawn * torch.tensor([4, 2, 1])).sum(1), minlength=8) / 20_000
@@ -127,7 +141,10 @@ def test_pretraining_learns_who_repeats():
 
 def test_blocks_hold_each_training_event_once_after_its_own_past():
     store = random_store(seed=4, users=25, split=(0.5, 0.6))
-    behavior, split = np.asarray(store.column("behavior")).astype(int), np.asarray(store.columns["split"])
+    behavior, split = (
+        np.asarray(store.column("behavior")).astype(int),
+        np.asarray(store.columns["split"]),
+    )
     wanted = []
     for user in range(25):
         mine = np.arange(*store.offsets[user : user + 2])
@@ -149,7 +166,9 @@ def test_histories_are_padded_on_the_left():
     _, histories = setting()
     rows = last_classes(histories, 9, 5)
     for user, row in enumerate(rows.tolist()):
-        mine = (histories.columns["behavior"][slice(*histories.offsets[user : user + 2])] - 2)[-9:].tolist()
+        mine = (histories.columns["behavior"][slice(*histories.offsets[user : user + 2])] - 2)[
+            -9:
+        ].tolist()
         assert row == [5] * (9 - len(mine)) + mine
 
 
@@ -176,6 +195,12 @@ def check_seeds_and_leaks(generator, settings):
     again, gap_again = generator(histories, store, 8, np.random.default_rng(5), settings)
     assert all(np.array_equal(columns[name], again[name]) for name in columns)
     assert np.array_equal(gap, gap_again)
-    events = set(zip(*(np.asarray(store.column(n)).tolist() for n in ("event", "behavior")), strict=True))
-    drawn = set(zip(columns["event"].ravel().tolist(), columns["behavior"].ravel().tolist(), strict=True))
-    assert drawn <= events | set(zip(*(histories.columns[n].tolist() for n in ("event", "behavior")), strict=True))
+    events = set(
+        zip(*(np.asarray(store.column(n)).tolist() for n in ("event", "behavior")), strict=True)
+    )
+    drawn = set(
+        zip(columns["event"].ravel().tolist(), columns["behavior"].ravel().tolist(), strict=True)
+    )
+    assert drawn <= events | set(
+        zip(*(histories.columns[n].tolist() for n in ("event", "behavior")), strict=True)
+    )

@@ -1,4 +1,5 @@
-"""UPC-SDG-style perturbation: factors and loss by hand, both knobs, what stays, seeds, no future."""
+"""UPC-SDG-style perturbation: factors and loss by hand, both knobs, what stays, seeds, no
+future."""
 
 from __future__ import annotations
 
@@ -48,14 +49,17 @@ def test_factors_rebuild_the_table():
 def test_a_table_too_large_to_be_dense_is_factorized():
     rng = np.random.default_rng(0)
     owner = np.sort(rng.integers(200_000, size=300_000))
-    table = count_table(owner, rng.zipf(1.3, size=len(owner)) % 50_000, 200_000, 50_000)  # 40 GB if it were
+    # 40 GB if it were
+    table = count_table(owner, rng.zipf(1.3, size=len(owner)) % 50_000, 200_000, 50_000)
     vectors = factorize(table, 8)
     assert vectors.shape == (50_000, 8) and bool(user_vectors(table, vectors).isfinite().all())
 
 
 def test_loss_by_hand():
     torch.manual_seed(0)
-    model = Perturber(torch.nn.functional.normalize(torch.randn(6, 4)), torch.ones(6, dtype=torch.bool))
+    model = Perturber(
+        torch.nn.functional.normalize(torch.randn(6, 4)), torch.ones(6, dtype=torch.bool)
+    )
     user, events = torch.randn(2, 4), torch.tensor([[0, 3, 3], [5, 1, 2]])
     new, privacy = torch.tensor([[1, 3, 0], [2, 2, 4]]), torch.tensor([0.2, 0.9])
     drawn = torch.nn.functional.one_hot(new, 6).float()
@@ -69,10 +73,17 @@ def test_loss_by_hand():
             similar.append(max(0.0, cosine - privacy[b].item()))
         mean = (np.exp(c) / np.exp(c).sum()) @ e[events[b]]
         rebuilt.append(
-            (model.transform.weight.detach().numpy() @ mean + model.transform.bias.detach().numpy() - u[b]) ** 2
+            (
+                model.transform.weight.detach().numpy() @ mean
+                + model.transform.bias.detach().numpy()
+                - u[b]
+            )
+            ** 2
         )
     found = perturbation_loss(model, user, events, privacy, drawn)
-    assert found.item() == pytest.approx(np.mean(utility) + 3 * np.mean(similar) + np.mean(rebuilt), rel=1e-5)
+    assert found.item() == pytest.approx(
+        np.mean(utility) + 3 * np.mean(similar) + np.mean(rebuilt), rel=1e-5
+    )
 
 
 def test_privacy_and_share_are_obeyed():
@@ -88,10 +99,14 @@ def test_privacy_and_share_are_obeyed():
     for privacy in (0.0, 0.5, 1.0):
         new = perturb(model, user, own, 0.2, privacy)
         moved = perturb(model, user, own, 1.0, privacy)
-        similarity[privacy] = torch.cosine_similarity(vectors[moved], vectors[own], dim=2).mean().item()
+        similarity[privacy] = (
+            torch.cosine_similarity(vectors[moved], vectors[own], dim=2).mean().item()
+        )
         kept[privacy] = (moved // 5 == own // 5).float().mean().item()
         assert ((new != own).sum(1) <= 6).all(), "a fifth of thirty events at most"
-    assert similarity[0.0] < similarity[0.5] - 0.02 and similarity[0.5] < similarity[1.0] - 0.02, similarity
+    assert similarity[0.0] < similarity[0.5] - 0.02 and similarity[0.5] < similarity[1.0] - 0.02, (
+        similarity
+    )
     assert kept[1.0] > kept[0.0], "less privacy, more utility: the user's own group"
     assert torch.equal(perturb(model, user, own, 0.0, 0.5), own)
 
@@ -111,15 +126,25 @@ def test_what_is_not_replaced_is_the_window_again():
     histories = known(histories)
     window, gaps = GENERATORS["repeat_window"](histories, store, 10, np.random.default_rng(0))
     for rho, most in ((0.0, 0), (0.2, 2), (0.5, 5)):
-        columns, gap = upc_sdg(histories, store, 10, np.random.default_rng(1), replace(TINY, rho=rho))
+        columns, gap = upc_sdg(
+            histories, store, 10, np.random.default_rng(1), replace(TINY, rho=rho)
+        )
         assert np.array_equal(gap, gaps)
         other = columns["event"] != window["event"]
         assert (other.sum(1) <= most).all() and other.any() == (rho > 0)
         for name, column in columns.items():
             assert np.array_equal(column[~other], window[name][~other])
     trained = np.asarray(store.columns["split"]) == 0
-    events = set(zip(*(np.asarray(store.column(n))[trained] for n in ("event", "location", "behavior")), strict=True))
-    assert set(zip(*(columns[n][other] for n in ("event", "location", "behavior")), strict=True)) <= events
+    events = set(
+        zip(
+            *(np.asarray(store.column(n))[trained] for n in ("event", "location", "behavior")),
+            strict=True,
+        )
+    )
+    assert (
+        set(zip(*(columns[n][other] for n in ("event", "location", "behavior")), strict=True))
+        <= events
+    )
 
 
 def test_seeds_and_no_look_at_the_future():

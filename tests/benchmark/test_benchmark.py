@@ -1,4 +1,5 @@
-"""`behavegpt benchmark`: tuned on validation, finals of all seeds, nothing done twice, tables from the rows."""
+"""`behavegpt benchmark`: tuned on validation, finals of all seeds, nothing done twice, tables from
+the rows."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ from tests.conftest import ROOT
 from tests.helpers import random_store
 from tests.runs import save_store
 
-PLAIN = "model: {embedding_size: 4, num_hidden_layers: 1, num_attention_heads: 2, max_length: 16, dropout: 0.0}\n"
+PLAIN = (
+    "model: {embedding_size: 4, num_hidden_layers: 1, num_attention_heads: 2, max_length: 16, "
+    "dropout: 0.0}\n"
+)
 LOSS = "loss: {name: cross_entropy}\n"
 
 
@@ -40,7 +44,9 @@ def folder(tmp_path_factory) -> Path:
     save_store(store, folder / "log")
     (folder / "plain.yaml").write_text(PLAIN + LOSS)
     (folder / "gru.yaml").write_text(f"base: plain.yaml\nmodel: {{architecture: gru}}\n{LOSS}")
-    (folder / "lift.yaml").write_text("model: {architecture: lift}\nloss: {name: logit_adjustment}\n")
+    (folder / "lift.yaml").write_text(
+        "model: {architecture: lift}\nloss: {name: logit_adjustment}\n"
+    )
     (folder / "benchmark.yaml").write_text(
         json.dumps(
             {
@@ -49,7 +55,10 @@ def folder(tmp_path_factory) -> Path:
                 "models": {
                     "lift": {"config": str(folder / "lift.yaml"), "base": "plain"},
                     "plain": {"config": str(folder / "plain.yaml")},
-                    "gru": {"config": str(folder / "gru.yaml"), "set": {"model.initializer_range": 0.3}},
+                    "gru": {
+                        "config": str(folder / "gru.yaml"),
+                        "set": {"model.initializer_range": 0.3},
+                    },
                 },
                 "seeds": [0, 1],
                 "train": {"steps": 99, "batch_events": 256, "valid_every": 4, "log_every": 2},
@@ -81,15 +90,28 @@ def test_every_model_is_tuned_alike_and_run_with_all_seeds(rows, folder):
         assert [row["point"] for row in tuned] == [{"train.lr": 1e-6}, {"train.lr": 0.03}]
         assert all("test" not in row for row in tuned), "tuning does not look at the test split"
         best = max(tuned, key=lambda row: row["valid"]["ndcg@3"])
-        assert [(row["seed"], row["point"]) for row in finals] == [(0, best["point"]), (1, best["point"])]
-        assert finals[0]["key"] == best["key"] and finals[0]["valid"] == best["valid"], "not trained again"
+        assert [(row["seed"], row["point"]) for row in finals] == [
+            (0, best["point"]),
+            (1, best["point"]),
+        ]
+        assert finals[0]["key"] == best["key"] and finals[0]["valid"] == best["valid"], (
+            "not trained again"
+        )
         assert {row["steps"] for row in tuned + finals} == {8}, "the log's own budget"
         assert all(row["parameters"] > 0 and row["epoch_seconds"] > 0 for row in finals)
     assert len({row["protocol_hash"] for row in trained}) == 1
-    bases = {row["key"]: row["seed"] for row in trained if row["model"] == "plain" and row["kind"] == "final"}
+    bases = {
+        row["key"]: row["seed"]
+        for row in trained
+        if row["model"] == "plain" and row["kind"] == "final"
+    }
     lift = [row for row in trained if row["model"] == "lift"]
-    assert all(bases[row["base"]] == row["seed"] for row in lift), "each seed on the base of the same seed"
-    assert not list((folder / "out" / "runs").glob("*/ckpt")) and not list((folder / "out" / "runs").glob("*/model"))
+    assert all(bases[row["base"]] == row["seed"] for row in lift), (
+        "each seed on the base of the same seed"
+    )
+    assert not list((folder / "out" / "runs").glob("*/ckpt")) and not list(
+        (folder / "out" / "runs").glob("*/model")
+    )
 
 
 def test_the_ranks_give_the_figures_again(rows, folder):
@@ -121,8 +143,14 @@ def test_nothing_is_done_twice(rows, settings, monkeypatch):
 
 
 def test_a_model_added_later_finds_its_base_again(settings, rows, tmp_path):
-    """The weights of a finished benchmark are removed; the base is then trained again, to the same figures."""
-    alone = {"out": str(tmp_path), "counts": False, "seeds": [0], "models": {"plain": settings.models["plain"]}}
+    """The weights of a finished benchmark are removed; the base is then trained again, to the same
+    figures."""
+    alone = {
+        "out": str(tmp_path),
+        "counts": False,
+        "seeds": [0],
+        "models": {"plain": settings.models["plain"]},
+    }
     benchmark(settings.model_copy(update=alone))
     assert not list((tmp_path / "runs").glob("*/model"))
     models = {name: settings.models[name] for name in ("plain", "lift")}
@@ -130,7 +158,9 @@ def test_a_model_added_later_finds_its_base_again(settings, rows, tmp_path):
     wanted = [row for row in rows if row["model"] == "lift" and row["seed"] == 0]
     got = [row for row in found if row["model"] == "lift"]
     assert [row["status"] for row in got] == ["done"] * 3
-    assert [(row["key"], row["valid"]) for row in got] == [(row["key"], row["valid"]) for row in wanted]
+    assert [(row["key"], row["valid"]) for row in got] == [
+        (row["key"], row["valid"]) for row in wanted
+    ]
 
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(rows, settings, monkeypatch, capsys):
@@ -140,7 +170,10 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(rows, settings, monkeypatch,
     monkeypatch.setattr(benchmark_run, "pretrain", fail)
     other = settings.model_copy(update={"train": {**settings.train, "batch_events": 128}})
     found = [row for row in benchmark(other) if row["seed"] is not None]
-    assert {(row["model"], row["status"]) for row in found} == {("plain", "failed"), ("gru", "failed")}
+    assert {(row["model"], row["status"]) for row in found} == {
+        ("plain", "failed"),
+        ("gru", "failed"),
+    }
     assert "out of memory" in found[0]["reason"] and "4 runs failed" in capsys.readouterr().err
 
 
@@ -153,17 +186,23 @@ def test_tables_and_figures_of_the_rows(rows, settings, folder, capsys):
     assert f"| 2 | {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} |" in text
     assert "minus the others" in text and text.count("| most frequent |") == 2
     compared = json.loads((folder / "out" / "comparison.json").read_text())["data"]["log"]
-    plain = [row["test"]["rec_m"] for row in rows if row["model"] == "plain" and row["kind"] == "final"]
+    plain = [
+        row["test"]["rec_m"] for row in rows if row["model"] == "plain" and row["kind"] == "final"
+    ]
     wanted = np.mean([row["test"]["rec_m"] for row in gru]) - np.mean(plain)
     assert compared["plain"]["rec_m"]["mean"] == pytest.approx(wanted)
     for name in ("log_frontier.png", "log_groups.png"):
         assert (folder / "out" / name).stat().st_size > 10_000
     elsewhere = settings.model_copy(update={"tables": str(folder / "docs")})
     assert write_tables(elsewhere).read_text() == (folder / "out" / "tables.md").read_text()
-    assert [json.loads(line) for line in (folder / "docs" / "rows.jsonl").read_text().splitlines()] == rows
+    assert [
+        json.loads(line) for line in (folder / "docs" / "rows.jsonl").read_text().splitlines()
+    ] == rows
     with pytest.raises(DataError, match="no finished row"):
         write_tables(
-            settings.model_copy(update={"train": {"steps": 1}, "data": settings.data, "counts": False, "seeds": [7]})
+            settings.model_copy(
+                update={"train": {"steps": 1}, "data": settings.data, "counts": False, "seeds": [7]}
+            )
         )
 
 
@@ -188,7 +227,9 @@ def test_mistakes_are_named(folder, overrides, message):
         read_settings(BenchmarkSettings, folder / "benchmark.yaml", overrides)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_shipped_configs_name_files_that_load(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith("#") and "behavegpt benchmark" in path.read_text()
@@ -198,7 +239,12 @@ def test_shipped_configs_name_files_that_load(path, monkeypatch):
 
 
 def test_the_shipped_benchmarks_name_their_own_logs_alone():
-    logs = {"newyork": ["newyork"], "public": ["jakarta", "retail"], "globo": ["globo"], "small": ["mine"]}
+    logs = {
+        "newyork": ["newyork"],
+        "public": ["jakarta", "retail"],
+        "globo": ["globo"],
+        "small": ["mine"],
+    }
     for name, expected in logs.items():
         settings = read_settings(BenchmarkSettings, ROOT / "configs" / "benchmark" / f"{name}.yaml")
         assert sorted(settings.data) == expected

@@ -13,9 +13,13 @@ from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 def test_the_means_are_the_differences_of_the_metrics():
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(7, (400,), generator=generator)
-    scores = [torch.randn(400, 7, generator=generator) + k * torch.eye(7)[target] for k in (0.0, 0.5, 1.0)]
+    scores = [
+        torch.randn(400, 7, generator=generator) + k * torch.eye(7)[target] for k in (0.0, 0.5, 1.0)
+    ]
     ranks = [predicted_and_rank(s, target)[1].numpy() for s in scores]
-    found = compare_ranks(np.stack(ranks[1:]), np.stack(ranks[:1]), target.numpy(), np.arange(400) // 4, draws=20)
+    found = compare_ranks(
+        np.stack(ranks[1:]), np.stack(ranks[:1]), target.numpy(), np.arange(400) // 4, draws=20
+    )
     figures = [PredictionMetrics(7).update(s, target).compute() for s in scores]
     for name, difference in found.items():
         wanted = (figures[1][name] + figures[2][name]) / 2 - figures[0][name]
@@ -30,7 +34,8 @@ def test_equal_models_tie():
 
 
 def test_the_interval_is_that_of_independent_users():
-    """Ten rows a user that hit or miss together: the standard error is that of the users, not of the rows."""
+    """Ten rows a user that hit or miss together: the standard error is that of the users, not of
+    the rows."""
     rng = np.random.default_rng(1)
     users, rows = 400, 10
     a, b = (rng.random((1, users)) < p for p in (0.6, 0.5))
@@ -39,13 +44,19 @@ def test_the_interval_is_that_of_independent_users():
     found = compare_ranks(*ranks, np.zeros(users * rows, int), member, draws=2000)["rec_w"]
     error = (a.astype(float) - b).std() / users**0.5
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.08)
-    apart = compare_ranks(*ranks, np.zeros(users * rows, int), np.arange(users * rows), draws=300)["rec_w"]
+    apart = compare_ranks(*ranks, np.zeros(users * rows, int), np.arange(users * rows), draws=300)[
+        "rec_w"
+    ]
     assert apart.high - apart.low < 0.5 * (found.high - found.low)
 
 
 def test_seeds_that_disagree_widen_the_interval():
     target, user = np.zeros(2000, int), np.arange(2000)
     good, bad = np.zeros(2000, int), np.where(np.arange(2000) % 2, 0, 5)
-    steady = compare_ranks(np.stack([good, good]), np.stack([bad, bad]), target, user, draws=200)["rec_w"]
-    shaky = compare_ranks(np.stack([good, bad]), np.stack([bad, bad]), target, user, draws=200)["rec_w"]
+    steady = compare_ranks(np.stack([good, good]), np.stack([bad, bad]), target, user, draws=200)[
+        "rec_w"
+    ]
+    shaky = compare_ranks(np.stack([good, bad]), np.stack([bad, bad]), target, user, draws=200)[
+        "rec_w"
+    ]
     assert steady.low > 0.4 and shaky.low <= 0.0 < shaky.high

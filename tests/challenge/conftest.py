@@ -1,4 +1,5 @@
-"""One thread: the small products and sorts of these tests wait for each other's threads longer than they take."""
+"""One thread: the small products and sorts of these tests wait for each other's threads longer than
+they take."""
 
 from __future__ import annotations
 

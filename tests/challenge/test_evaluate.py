@@ -1,4 +1,5 @@
-"""The evaluator: its loop against one written from the specification, its files, its scores against the organizers'."""
+"""The evaluator: its loop against one written from the specification, its files, its scores against
+the organizers'."""
 
 from __future__ import annotations
 
@@ -54,18 +55,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_entry(data: Path, folder: Path, seed: int = 0, dimensions: int = 6) -> Path:
     ids = open_directory(data).relevant_clients
     rng = np.random.default_rng(seed)
-    return UserEmbeddings(rng.permutation(ids), rng.standard_normal((len(ids), dimensions), np.float32)).save(folder)
+    return UserEmbeddings(
+        rng.permutation(ids), rng.standard_normal((len(ids), dimensions), np.float32)
+    ).save(folder)
 
 
-def reference_epochs(vectors: np.ndarray, targets: Targets, width: int, wide: int) -> Iterator[dict[str, float]]:
-    """The specification in plain torch: batches of 128 in order, AdamW, torchmetrics, batch by batch."""
+def reference_epochs(
+    vectors: np.ndarray, targets: Targets, width: int, wide: int
+) -> Iterator[dict[str, float]]:
+    """The specification in plain torch: batches of 128 in order, AdamW, torchmetrics, batch by
+    batch."""
     x, rows = torch.from_numpy(vectors[targets.rows]), targets.rows
-    train, validation = (torch.from_numpy(m[rows].astype(np.float32)) for m in (targets.train, targets.validation))
+    train, validation = (
+        torch.from_numpy(m[rows].astype(np.float32)) for m in (targets.train, targets.validation)
+    )
     outputs = train.shape[1]
     torch.manual_seed(1278)
     first, norm = nn.Linear(x.shape[1], width), nn.LayerNorm(width)
     norms = [nn.LayerNorm(width) for _ in range(3)]
-    blocks = [nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width)) for _ in range(3)]
+    blocks = [
+        nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width)) for _ in range(3)
+    ]
     last_norm, last = nn.LayerNorm(width), nn.Linear(width, outputs)
     layers = [first, norm, *norms, *blocks, last_norm, last]
     optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=1e-3)
@@ -78,11 +88,15 @@ def reference_epochs(vectors: np.ndarray, targets: Targets, width: int, wide: in
 
     for _ in range(3):
         for start in range(0, len(x), 128):
-            loss = F.binary_cross_entropy_with_logits(forward(x[start : start + 128]), train[start : start + 128])
+            loss = F.binary_cross_entropy_with_logits(
+                forward(x[start : start + 128]), train[start : start + 128]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        kind: dict[str, Any] = {"task": "binary"} if outputs == 1 else {"task": "multilabel", "num_labels": outputs}
+        kind: dict[str, Any] = (
+            {"task": "binary"} if outputs == 1 else {"task": "multilabel", "num_labels": outputs}
+        )
         metric, entropy, novelty = AUROC(**kind), 0.0, 0.0
         for start in range(0, len(x), 128):
             with torch.no_grad():
@@ -94,7 +108,9 @@ def reference_epochs(vectors: np.ndarray, targets: Targets, width: int, wide: in
                 entropy -= float((q * (q + 1e-9).log2()).sum()) / np.log2(outputs)
                 weight = targets.popularity / np.sort(targets.popularity)[-10:].sum()
                 order = p.argsort(1, descending=True)[:, :10].numpy()
-                novelty += sum(float(p[i, order[i]].numpy() @ weight[order[i]]) for i in range(len(p)))
+                novelty += sum(
+                    float(p[i, order[i]].numpy() @ weight[order[i]]) for i in range(len(p))
+                )
         found = {"auroc": metric.compute().item()}
         if targets.popularity is not None:
             found |= {"diversity": entropy / len(x), "novelty": (1 - novelty / len(x)) ** 100}
@@ -103,29 +119,44 @@ def reference_epochs(vectors: np.ndarray, targets: Targets, width: int, wide: in
 
 @pytest.mark.filterwarnings("ignore:No (positive|negative) samples:UserWarning")
 @pytest.mark.parametrize("task", ["churn", "conversion", "propensity_sku", "propensity_new_sku"])
-def test_three_epochs_of_the_specification(data: Path, tmp_path: Path, narrow: None, task: str) -> None:
-    """Every metric of every epoch; 300 clients make two batches and a short one, churn takes some of them."""
+def test_three_epochs_of_the_specification(
+    data: Path, tmp_path: Path, narrow: None, task: str
+) -> None:
+    """Every metric of every epoch; 300 clients make two batches and a short one, churn takes some
+    of them."""
     entry = UserEmbeddings.load(make_entry(data, tmp_path / "entry"))
     targets = load_targets(open_directory(data), entry.client_ids, task)
     assert targets.rows.all() == (task != "churn")
     ours = train_and_score(entry.vectors, targets, 1278)
     for epoch, expected in zip(ours, reference_epochs(entry.vectors, targets, 32, 48), strict=True):
         assert {key: epoch[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-        weights = {"auroc": 0.8, "diversity": 0.1, "novelty": 0.1} if len(expected) > 1 else {"auroc": 1}
-        assert epoch["score"] == pytest.approx(sum(w * expected[k] for k, w in weights.items()), abs=1e-5)
+        weights = (
+            {"auroc": 0.8, "diversity": 0.1, "novelty": 0.1} if len(expected) > 1 else {"auroc": 1}
+        )
+        assert epoch["score"] == pytest.approx(
+            sum(w * expected[k] for k, w in weights.items()), abs=1e-5
+        )
 
 
 @pytest.mark.filterwarnings("ignore:No (positive|negative) samples:UserWarning")
-def test_the_real_network_on_real_vectors(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_real_network_on_real_vectors(
+    shared_data: Callable[[str], Path], tmp_path: Path
+) -> None:
     """One short batch of the strong vectors at full width, against the plain loop."""
     mini = shared_data("challenge_mini")
     entry = UserEmbeddings.load(mini / "embeddings" / "strong")
     expected = np.load(mini / "expected" / "targets.npz")
     popularity = np.load(mini / "target" / "popularity_propensity_category.npy").astype(np.float64)
-    train, validation = (expected[f"propensity_category_{window}"][:100] for window in ("train", "validation"))
-    targets = Targets("x", train, validation, popularity, np.ones(100, bool), np.arange(train.shape[1]))
+    train, validation = (
+        expected[f"propensity_category_{window}"][:100] for window in ("train", "validation")
+    )
+    targets = Targets(
+        "x", train, validation, popularity, np.ones(100, bool), np.arange(train.shape[1])
+    )
     ours = train_and_score(entry.vectors[:100], targets, 1278)
-    for epoch, reference in zip(ours, reference_epochs(entry.vectors[:100], targets, 2048, 4096), strict=True):
+    for epoch, reference in zip(
+        ours, reference_epochs(entry.vectors[:100], targets, 2048, 4096), strict=True
+    ):
         assert {key: epoch[key] for key in reference} == pytest.approx(reference, abs=1e-4)
 
 
@@ -140,7 +171,9 @@ def test_the_result_and_its_files(data: Path, tmp_path: Path, narrow: None) -> N
         found = result["tasks"][task]
         best = [max(epoch["score"] for epoch in epochs) for epochs in found["epochs"]]
         assert found["scores"] == best
-        assert [e[b]["score"] for e, b in zip(found["epochs"], found["best_epochs"], strict=True)] == best
+        assert [
+            e[b]["score"] for e, b in zip(found["epochs"], found["best_epochs"], strict=True)
+        ] == best
         assert found["mean"] == pytest.approx(sum(best) / 3)
         assert found["std"] == pytest.approx(np.std(best, ddof=1))
         assert len({str(epochs) for epochs in found["epochs"]}) == 3  # seeds differ
@@ -151,7 +184,9 @@ def test_the_result_and_its_files(data: Path, tmp_path: Path, narrow: None) -> N
         known = floors(torch.from_numpy(targets.validation[targets.rows]), targets.popularity)
         assert {key: result["floors"][task][key] for key in known} == known
     theirs = json.loads((out / "ours" / "scores.json").read_text())
-    assert theirs == {t: round(result["tasks"][t]["scores"][0], 4) for t in tasks} | {"placeholder": -1}
+    assert theirs == {t: round(result["tasks"][t]["scores"][0], 4) for t in tasks} | {
+        "placeholder": -1
+    }
     epochs = json.loads((out / "ours" / "epochs.json").read_text())
     assert epochs == {t: result["tasks"][t]["best_epochs"][0] for t in tasks}
     read = read_result(out / "ours.json")
@@ -160,7 +195,11 @@ def test_the_result_and_its_files(data: Path, tmp_path: Path, narrow: None) -> N
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(
-    data: Path, tmp_path: Path, narrow: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    tmp_path: Path,
+    narrow: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     entry, out = make_entry(data, tmp_path / "entry"), tmp_path / "out"
     whole = evaluate(entry, data, tmp_path / "whole", seeds=[1278, 1])
@@ -185,7 +224,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         assert result["tasks"][task]["epochs"] == found["epochs"]
 
 
-def test_results_of_something_else_are_not_taken_over(data: Path, tmp_path: Path, narrow: None) -> None:
+def test_results_of_something_else_are_not_taken_over(
+    data: Path, tmp_path: Path, narrow: None
+) -> None:
     entry, out = make_entry(data, tmp_path / "entry"), tmp_path / "out"
     evaluate(entry, data, out, tasks=["churn"])
     make_entry(data, entry, seed=1)
@@ -193,7 +234,8 @@ def test_results_of_something_else_are_not_taken_over(data: Path, tmp_path: Path
         evaluate(entry, data, out, tasks=["churn"])
     ids, vectors = (np.load(entry / f"{name}.npy") for name in ("client_ids", "embeddings"))
     evaluate(entry, data, tmp_path / "again", tasks=["churn"])
-    UserEmbeddings(ids[::-1].copy(), vectors[::-1].copy()).save(entry)  # the same pairs in another order
+    # the same pairs in another order
+    UserEmbeddings(ids[::-1].copy(), vectors[::-1].copy()).save(entry)
     with pytest.raises(DataError, match="another order of clients"):
         evaluate(entry, data, tmp_path / "again", tasks=["churn"])
     (tmp_path / "again" / "entry" / "churn.1278.json").write_text("{")
@@ -230,9 +272,19 @@ def test_a_part_of_the_clients_on_request(
     assert "40 of 300 relevant clients are missing" in capsys.readouterr().err
 
 
-def test_the_verb(data: Path, tmp_path: Path, narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb(
+    data: Path, tmp_path: Path, narrow: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = make_entry(data, tmp_path / "entry")
-    arguments = ["challenge", "evaluate", str(entry), "--data", str(data), "--out", str(tmp_path / "out")]
+    arguments = [
+        "challenge",
+        "evaluate",
+        str(entry),
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--tasks", "all", "--devices", "cpu", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result["tasks"]) == [
@@ -245,7 +297,8 @@ def test_the_verb(data: Path, tmp_path: Path, narrow: None, capsys: pytest.Captu
     ]
     assert main([*arguments, "--tasks", "churn", "--seeds", "2", "--devices", "cpu"]) == 0
     printed = capsys.readouterr()
-    assert f"{result['tasks']['churn']['scores'][0]:.4f}" not in printed.out  # the mean of two seeds
+    # the mean of two seeds
+    assert f"{result['tasks']['churn']['scores'][0]:.4f}" not in printed.out
     assert "± " in printed.out
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert "1 of 2 runs were finished before" in printed.err
@@ -260,7 +313,17 @@ def test_the_script_that_compares_entries(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     entries = [str(make_entry(data, tmp_path / f"entry {k}", seed=k)) for k in range(2)]
-    line = [str(data), *entries, "--out", str(tmp_path / "out"), "--seeds", "2", "--tasks", "churn", "conversion"]
+    line = [
+        str(data),
+        *entries,
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "2",
+        "--tasks",
+        "churn",
+        "conversion",
+    ]
     assert script.main([*line, "--devices", "cpu"]) == 0
     rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows[2:]] == [
@@ -281,13 +344,16 @@ def test_the_script_that_compares_entries(
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path) -> None:
-    """One device twice, at full width since the processes are fresh; also an error in one of them."""
+    """One device twice, at full width since the processes are fresh; also an error in one of
+    them."""
     entry = make_entry(data, tmp_path / "entry")
     tasks = ("churn", "propensity_category")
     one = evaluate(entry, data, tmp_path / "one", tasks=tasks)
     two = evaluate(entry, data, tmp_path / "two", tasks=tasks, devices=["cpu", "cpu"])
     for task in tasks:
-        for epochs in zip(one["tasks"][task]["epochs"][0], two["tasks"][task]["epochs"][0], strict=True):
+        for epochs in zip(
+            one["tasks"][task]["epochs"][0], two["tasks"][task]["epochs"][0], strict=True
+        ):
             assert epochs[0] == pytest.approx(epochs[1], abs=1e-6)
     shutil.copytree(data, tmp_path / "idle")
     np.save(tmp_path / "idle" / "target" / "active_clients.npy", np.array([-1]))
@@ -308,9 +374,10 @@ def test_a_gpu_scores_as_the_cpu_does(data: Path, tmp_path: Path, narrow: None) 
 def test_the_organizers_scores(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
     """Every epoch of their run on `strong`.
 
-    Training amplifies rounding: relative noise of 1e-7 in the initial weights moves the AUROC of churn by 1e-3 after
-    one epoch and 5e-3 after two, so on another processor, BLAS or number of threads than theirs the figures can agree
-    no better. With theirs (torch 2.5.0, MKL for Intel's AVX-512, two threads) they agree to 1e-6; see docs/log.md.
+    Training amplifies rounding: relative noise of 1e-7 in the initial weights moves the AUROC of
+    churn by 1e-3 after one epoch and 5e-3 after two, so on another processor, BLAS or number of
+    threads than theirs the figures can agree no better. With theirs (torch 2.5.0, MKL for Intel's
+    AVX-512, two threads) they agree to 1e-6; see docs/log.md.
     """
     mini = shared_data("challenge_mini")
     split(mini, tmp_path / "data")
@@ -319,4 +386,7 @@ def test_the_organizers_scores(shared_data: Callable[[str], Path], tmp_path: Pat
     for task, epochs in expected.items():
         for ours, theirs in zip(result["tasks"][task]["epochs"][0], epochs, strict=True):
             for key, value in theirs.items():
-                assert ours[key.removeprefix("val_")] == pytest.approx(value, abs=CHAOS[task]), (task, key)
+                assert ours[key.removeprefix("val_")] == pytest.approx(value, abs=CHAOS[task]), (
+                    task,
+                    key,
+                )

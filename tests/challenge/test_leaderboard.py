@@ -57,10 +57,14 @@ def test_the_board(tmp_path: Path) -> None:
     ]
     board = leaderboard([read_result(file) for file in files])
     assert board["tasks"] == ["churn", "propensity_sku", "propensity_new_sku"]
-    points = {entry["name"]: {t: s["points"] for t, s in entry["tasks"].items()} for entry in board["entries"]}
+    points = {
+        entry["name"]: {t: s["points"] for t, s in entry["tasks"].items()}
+        for entry in board["entries"]
+    }
     assert points == {
         "ours": {"churn": 2, "propensity_sku": 2, "propensity_new_sku": 0},
-        "theirs": {"churn": 0, "propensity_sku": 0.5, "propensity_new_sku": 1},  # .60004 is .6000: a tie
+        # .60004 is .6000: a tie
+        "theirs": {"churn": 0, "propensity_sku": 0.5, "propensity_new_sku": 1},
         "counts": {"churn": 1, "propensity_sku": 0.5},
     }
     places = [(entry["place"], entry["name"], entry["borda"]) for entry in board["entries"]]
@@ -69,7 +73,10 @@ def test_the_board(tmp_path: Path) -> None:
 
 
 def test_places_after_a_tie_are_skipped() -> None:
-    results = [Result(name, {"churn": Score(s)}) for name, s in (("a", 0.5), ("b", 0.7), ("c", 0.7), ("d", 0.9))]
+    results = [
+        Result(name, {"churn": Score(s)})
+        for name, s in (("a", 0.5), ("b", 0.7), ("c", 0.7), ("d", 0.9))
+    ]
     assert [(e["place"], e["name"]) for e in leaderboard(results)["entries"]] == [
         (1, "d"),
         (2, "b"),
@@ -121,7 +128,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def with_protocol(name: str, **protocol: Any) -> dict[str, Any]:
-    return {**OURS, "name": name, "width": None, "tf32": False, "vectors": {"clients": 500}} | protocol
+    return {
+        **OURS,
+        "name": name,
+        "width": None,
+        "tf32": False,
+        "vectors": {"clients": 500},
+    } | protocol
 
 
 @pytest.mark.parametrize(
@@ -132,9 +145,15 @@ def with_protocol(name: str, **protocol: Any) -> dict[str, Any]:
         ({"vectors": {"clients": 400}}, "clients differ (500 and 400)"),
     ],
 )
-def test_what_cannot_be_compared_is_not_ranked(other: dict[str, Any], told: str, tmp_path: Path) -> None:
-    files = [write(tmp_path / "a.json", with_protocol("a")), write(tmp_path / "b.json", with_protocol("b", **other))]
-    files.append(write(tmp_path / "theirs" / "scores.json", THEIRS))  # tells nothing, so goes with all
+def test_what_cannot_be_compared_is_not_ranked(
+    other: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    files = [
+        write(tmp_path / "a.json", with_protocol("a")),
+        write(tmp_path / "b.json", with_protocol("b", **other)),
+    ]
+    # tells nothing, so goes with all
+    files.append(write(tmp_path / "theirs" / "scores.json", THEIRS))
     with pytest.raises(DataError, match="'a' and 'b' cannot be ranked together") as error:
         leaderboard([read_result(file) for file in files])
     assert told in str(error.value)
@@ -143,13 +162,19 @@ def test_what_cannot_be_compared_is_not_ranked(other: dict[str, Any], told: str,
 
 @pytest.mark.parametrize("seeds", [None, 0, -1, "three", [], {}, True])
 def test_seeds_that_are_none_are_refused(seeds: Any, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.json", {"tasks": {"churn": {"mean": 0.7, "std": None, "seeds": seeds}}})
+    file = write(
+        tmp_path / "a.json", {"tasks": {"churn": {"mean": 0.7, "std": None, "seeds": seeds}}}
+    )
     with pytest.raises(DataError, match="the seeds of churn are"):
         read_result(file)
 
 
 def test_the_organizers_names_of_hidden_tasks(tmp_path: Path) -> None:
-    result = read_result(write(tmp_path / "a.json", {"hidden1": 0.5, "hidden2": 0.6, "hidden3": 0.7}))
+    result = read_result(
+        write(tmp_path / "a.json", {"hidden1": 0.5, "hidden2": 0.6, "hidden3": 0.7})
+    )
     assert list(result.scores) == ["conversion", "propensity_new_sku", "propensity_price"]
-    with pytest.raises(ConfigError, match="no task of the challenge but the organizers' name of 'conversion'"):
+    with pytest.raises(
+        ConfigError, match="no task of the challenge but the organizers' name of 'conversion'"
+    ):
         task_named("hidden1")

@@ -1,4 +1,5 @@
-"""The network and its training step against the same in plain torch, written from the specification."""
+"""The network and its training step against the same in plain torch, written from the
+specification."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def forward(layers: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
     return last(norm_out(x))
 
 
-def batches(dimensions: int, outputs: int, sizes: list[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    dimensions: int, outputs: int, sizes: list[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(3)
     for size in sizes:
         vectors = torch.randn(size, dimensions, generator=generator)
@@ -57,7 +60,12 @@ def test_parameters_and_initial_weights_are_the_organizers() -> None:
     assert sum(p.numel() for p in model.parameters()) == 51_222_628
     assert same_bits(model, reference(315, 100, 2048, 4096, 1278))
     names = [name for name, _ in model.named_parameters()]
-    assert names[:4] == ["input_projection.weight", "input_projection.bias", "ln_input.weight", "ln_input.bias"]
+    assert names[:4] == [
+        "input_projection.weight",
+        "input_projection.bias",
+        "ln_input.weight",
+        "ln_input.bias",
+    ]
     assert names[-2:] == ["linear_output.weight", "linear_output.bias"]
 
 
@@ -71,7 +79,8 @@ def test_building_leaves_the_callers_random_numbers_alone(narrow: None) -> None:
 
 @pytest.mark.parametrize("outputs", [1, 7])
 def test_training_on_a_cpu_is_plain_adamw(narrow: None, outputs: int) -> None:
-    """Weights after steps with a short last batch: bit for bit where torch's products come from MKL, else closely."""
+    """Weights after steps with a short last batch: bit for bit where torch's products come from
+    MKL, else closely."""
     layers = reference(10, outputs, 80, 300, 4)
     model = UniversalModel(10, outputs, seed=4)
     step = training_step(model)
@@ -84,23 +93,29 @@ def test_training_on_a_cpu_is_plain_adamw(narrow: None, outputs: int) -> None:
         loss = step(vectors, targets)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert same_bits(model, layers) or not torch.backends.mkl.is_available()
-    for ours, theirs in zip(model.parameters(), (p for layer in layers for p in layer.parameters()), strict=True):
+    for ours, theirs in zip(
+        model.parameters(), (p for layer in layers for p in layer.parameters()), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-4)
         assert ours.grad is None
 
 
 def test_the_step_of_other_devices_learns_the_same(narrow: None) -> None:
-    """The way of GPUs, run on the CPU: AdamW after the backward pass; its fused form rounds differently."""
+    """The way of GPUs, run on the CPU: AdamW after the backward pass; its fused form rounds
+    differently."""
     here, there = UniversalModel(10, 3), UniversalModel(10, 3)
     steps = training_step(here), _update_after_backward(there)
     for vectors, targets in batches(10, 3, [128, 44]):
         losses = [step(vectors, targets).item() for step in steps]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    torch.testing.assert_close(here.linear_output.weight, there.linear_output.weight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        here.linear_output.weight, there.linear_output.weight, rtol=0, atol=1e-4
+    )
 
 
 def test_a_piece_is_updated_as_torch_updates_the_whole() -> None:
-    """Given the gradient there is no room for rounding: equal bits after many steps, gradients of zero included."""
+    """Given the gradient there is no room for rounding: equal bits after many steps, gradients of
+    zero included."""
     weight = nn.Linear(33, 700)
     copy = nn.Linear(33, 700)
     copy.load_state_dict(weight.state_dict())
@@ -115,7 +130,8 @@ def test_a_piece_is_updated_as_torch_updates_the_whole() -> None:
         optimizer.step()
         adam.steps += 1
         with torch.no_grad():
-            adam.update_weight(weight.weight, gradient.t(), identity)  # g' x with x = 1: the gradient itself
+            # g' x with x = 1: the gradient itself
+            adam.update_weight(weight.weight, gradient.t(), identity)
         assert torch.equal(weight.weight, copy.weight)
 
 
@@ -141,5 +157,10 @@ def test_operations_are_counted_once_per_product(narrow: None) -> None:
 
 def test_a_narrower_network_keeps_the_shape() -> None:
     model = UniversalModel(10, 3, seed=1, width=16)
-    assert [tuple(p.shape) for p in model.bottlenecks[0].parameters()] == [(32, 16), (32,), (16, 32), (16,)]
+    assert [tuple(p.shape) for p in model.bottlenecks[0].parameters()] == [
+        (32, 16),
+        (32,),
+        (16, 32),
+        (16,),
+    ]
     assert model(torch.zeros(4, 10)).shape == (4, 3)

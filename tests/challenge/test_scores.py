@@ -10,11 +10,21 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torchmetrics import AUROC
 
-from behavegpt.challenge.scores import auroc, diversity, floors, novelty, probabilities, score, weigh
+from behavegpt.challenge.scores import (
+    auroc,
+    diversity,
+    floors,
+    novelty,
+    probabilities,
+    score,
+    weigh,
+)
 from behavegpt.errors import DataError
 
 
-def drawn(clients: int, labels: int, seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(
+    clients: int, labels: int, seed: int = 0, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits with many ties, and rare positives."""
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(clients, labels, generator=generator) * scale).mul(20).round() / 20
@@ -26,13 +36,20 @@ def test_auroc_is_sklearns(scale: float) -> None:
     logits, targets = drawn(1000, 7, scale=scale)
     ours = auroc(logits, targets).numpy()
     for label in range(7):
-        assert ours[label] == pytest.approx(roc_auc_score(targets[:, label], logits[:, label]), abs=1e-12)
+        assert ours[label] == pytest.approx(
+            roc_auc_score(targets[:, label], logits[:, label]), abs=1e-12
+        )
 
 
 @pytest.mark.filterwarnings("ignore:No (positive|negative) samples:UserWarning")
-@pytest.mark.parametrize(("labels", "shift", "scale"), [(1, 0.5, 0.2), (5, 0.5, 0.13), (5, 0.0, 1.0), (3, 9.0, 12.0)])
-def test_the_auroc_of_torchmetrics_fed_batches_of_128(labels: int, shift: float, scale: float) -> None:
-    """Around 0.5 some batches are squashed and others not; wide logits tie at 1 after the float32 sigmoid."""
+@pytest.mark.parametrize(
+    ("labels", "shift", "scale"), [(1, 0.5, 0.2), (5, 0.5, 0.13), (5, 0.0, 1.0), (3, 9.0, 12.0)]
+)
+def test_the_auroc_of_torchmetrics_fed_batches_of_128(
+    labels: int, shift: float, scale: float
+) -> None:
+    """Around 0.5 some batches are squashed and others not; wide logits tie at 1 after the float32
+    sigmoid."""
     logits, targets = drawn(1000, labels, scale=scale)
     logits += shift
     targets[:, 1:2] = 0  # a label that nobody has
@@ -73,9 +90,11 @@ def test_diversity_by_hand() -> None:
 
 
 def test_novelty_by_hand() -> None:
-    """Of twelve labels the ten strongest count; popularity is divided by the ten largest values, which add to 20."""
+    """Of twelve labels the ten strongest count; popularity is divided by the ten largest values,
+    which add to 20."""
     popularity = np.array([5.0, 0, 0, 4, 3, 2, 1, 1, 1, 1, 1, 1])
-    first = np.array([0.1, 0.5, 0.01, 0.2, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.02])  # 2 and 11 are left out
+    # 2 and 11 are left out
+    first = np.array([0.1, 0.5, 0.01, 0.2, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.02])
     second = np.full(12, 1e-30)
     second[0] = 0.4
     of_first = (0.1 * 5 + 0.2 * 4 + 0.03 * 3 + 0.04 * 2 + 0.05 + 0.06 + 0.07 + 0.08 + 0.09) / 20
@@ -88,10 +107,13 @@ def test_novelty_by_hand() -> None:
 
 
 def test_novelty_of_constant_logits() -> None:
-    """sigmoid(0) is a half, sigmoid(-10) 4.54e-5, and ten of a hundred equally popular labels share 1."""
+    """sigmoid(0) is a half, sigmoid(-10) 4.54e-5, and ten of a hundred equally popular labels share
+    1."""
     popularity = np.full(100, 3.0)
     assert novelty(torch.zeros(4, 100), popularity) == pytest.approx(0.5**100, rel=1e-3)
-    assert novelty(torch.full((4, 100), -10.0), popularity) == pytest.approx((1 - 4.53979e-5) ** 100, abs=1e-6)
+    assert novelty(torch.full((4, 100), -10.0), popularity) == pytest.approx(
+        (1 - 4.53979e-5) ** 100, abs=1e-6
+    )
 
 
 def test_the_score_of_a_task() -> None:
@@ -108,7 +130,9 @@ def test_floors_are_what_uninformed_logits_get() -> None:
     targets[:, :10] = 0
     popularity = np.arange(1.0, 41.0)
     found = floors(targets, popularity)
-    assert found["constant"] == pytest.approx(score(torch.full((2000, 40), -20.0), targets, popularity)["score"])
+    assert found["constant"] == pytest.approx(
+        score(torch.full((2000, 40), -20.0), targets, popularity)["score"]
+    )
     assert found["constant"] == pytest.approx(0.8 * 0.5 * 30 / 40 + 0.2, abs=1e-5)
     assert found["ceiling"] == pytest.approx(0.8 * 30 / 40 + 0.2)
     assert (found["absent_labels"], found["labels"], found["clients"]) == (10, 40, 2000)
@@ -122,7 +146,8 @@ def test_floors_are_what_uninformed_logits_get() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -200.0])
 def test_what_cannot_be_scored_is_refused(value: float) -> None:
-    """NaN would stay the best epoch in the organizers' program; -200 makes the diversity 0/0 there."""
+    """NaN would stay the best epoch in the organizers' program; -200 makes the diversity 0/0
+    there."""
     logits, targets = drawn(300, 4)
     logits[5] = value
     with pytest.raises(DataError, match="scale them"):

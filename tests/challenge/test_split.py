@@ -22,7 +22,11 @@ from tests.challenge.makers import make_directory, peak_of_command, split_by_pan
 
 
 def files_of(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
 
 
 def assert_same_rows(out: Path, expected: dict[str, pd.DataFrame]) -> None:
@@ -40,17 +44,27 @@ def test_the_organizers_rows(shared_data: Callable[[str], Path], tmp_path: Path)
         table = pd.read_parquet(tmp_path / "out" / name)
         assert list(table.columns) == wanted["columns"]
         assert table["timestamp"].dtype == "datetime64[ns]"
-        assert [str(table["timestamp"].min()), str(table["timestamp"].max())] == [wanted["min"], wanted["max"]]
+        assert [str(table["timestamp"].min()), str(table["timestamp"].max())] == [
+            wanted["min"],
+            wanted["max"],
+        ]
         assert (len(table), table["client_id"].nunique()) == (wanted["rows"], wanted["clients"])
         assert table["client_id"].sum() == wanted["client_id_sum"]
         file = facts["files"][name]
-        assert (file["rows"], file["first"], file["last"]) == (wanted["rows"], wanted["min"], wanted["max"])
+        assert (file["rows"], file["first"], file["last"]) == (
+            wanted["rows"],
+            wanted["min"],
+            wanted["max"],
+        )
     assert facts["boundaries"]["train"] == "2022-10-13 00:00:00"
 
 
-@pytest.mark.parametrize("last", ["2022-11-09 23:33:24", "2022-03-28 00:00:00", "2022-11-09 23:33:24.250000"])
+@pytest.mark.parametrize(
+    "last", ["2022-11-09 23:33:24", "2022-03-28 00:00:00", "2022-11-09 23:33:24.250000"]
+)
 def test_every_row_in_its_order(tmp_path: Path, last: str) -> None:
-    """Against the specification in pandas; a fraction of a second in the last purchase moves the boundaries."""
+    """Against the specification in pandas; a fraction of a second in the last purchase moves the
+    boundaries."""
     data = make_directory(tmp_path / "data", last=last)
     if "." in last:
         table = pd.read_parquet(data / "product_buy.parquet")
@@ -68,7 +82,11 @@ def test_timestamps_of_any_type(tmp_path: Path, unit: str) -> None:
     for event in EVENTS:
         table = pd.read_parquet(data / f"{event}.parquet")
         moments = pd.to_datetime(table["timestamp"])
-        moments = moments.dt.tz_localize("UTC") if unit == "zoned" else moments.astype(f"datetime64[{unit}]")
+        moments = (
+            moments.dt.tz_localize("UTC")
+            if unit == "zoned"
+            else moments.astype(f"datetime64[{unit}]")
+        )
         table.assign(timestamp=moments).to_parquet(data / f"{event}.parquet", index=False)
     split(data)
     assert_same_rows(data, expected)
@@ -94,7 +112,9 @@ def test_boundaries_count_back_from_midnight() -> None:
         np.datetime64("2022-10-27", "ns"),
         np.datetime64("2022-11-09T23:33:24", "ns"),
     )
-    assert boundaries(np.datetime64("2022-03-28T00:00:00.5", "ns")).train == np.datetime64("2022-03-01T00:00:00.5")
+    assert boundaries(np.datetime64("2022-03-28T00:00:00.5", "ns")).train == np.datetime64(
+        "2022-03-01T00:00:00.5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,20 +123,53 @@ def test_boundaries_count_back_from_midnight() -> None:
         (lambda d: shutil.rmtree(d), "does not exist"),
         (lambda d: shutil.rmtree(d / "input"), "The 'input' subdirectory"),
         (lambda d: shutil.rmtree(d / "target"), "The 'target' subdirectory"),
-        (lambda d: (d / "product_properties.parquet").unlink(), "product_properties.parquet file is missing"),
+        (
+            lambda d: (d / "product_properties.parquet").unlink(),
+            "product_properties.parquet file is missing",
+        ),
         (lambda d: (d / "page_visit.parquet").unlink(), "page_visit.parquet is missing"),
-        (lambda d: (d / "page_visit.parquet").write_bytes(b"PAR1"), "page_visit.parquet: no readable parquet"),
-        (lambda d: _change(d, "add_to_cart", lambda t: t.drop(columns="sku")), "needs one column 'sku'"),
-        (lambda d: _change(d, "add_to_cart", lambda t: t.astype({"sku": str})), "column 'sku' is .*string"),
-        (lambda d: _change(d, "page_visit", lambda t: t.assign(timestamp=1)), "column 'timestamp' is int64"),
-        (lambda d: _change(d, "search_query", lambda t: t.assign(query=1)), "column 'query' is int64"),
-        (lambda d: _change(d, "page_visit", _spoil("timestamp", "soon")), r"page_visit.*row 7 .*'soon'"),
-        (lambda d: _change(d, "product_buy", _spoil("timestamp", None)), r"product_buy.*1 rows.*row 7 "),
-        (lambda d: _change(d, "product_buy", _spoil("timestamp", "infinity")), r"product_buy.*row 7 .*'infinity'"),
+        (
+            lambda d: (d / "page_visit.parquet").write_bytes(b"PAR1"),
+            "page_visit.parquet: no readable parquet",
+        ),
+        (
+            lambda d: _change(d, "add_to_cart", lambda t: t.drop(columns="sku")),
+            "needs one column 'sku'",
+        ),
+        (
+            lambda d: _change(d, "add_to_cart", lambda t: t.astype({"sku": str})),
+            "column 'sku' is .*string",
+        ),
+        (
+            lambda d: _change(d, "page_visit", lambda t: t.assign(timestamp=1)),
+            "column 'timestamp' is int64",
+        ),
+        (
+            lambda d: _change(d, "search_query", lambda t: t.assign(query=1)),
+            "column 'query' is int64",
+        ),
+        (
+            lambda d: _change(d, "page_visit", _spoil("timestamp", "soon")),
+            r"page_visit.*row 7 .*'soon'",
+        ),
+        (
+            lambda d: _change(d, "product_buy", _spoil("timestamp", None)),
+            r"product_buy.*1 rows.*row 7 ",
+        ),
+        (
+            lambda d: _change(d, "product_buy", _spoil("timestamp", "infinity")),
+            r"product_buy.*row 7 .*'infinity'",
+        ),
         (lambda d: _change(d, "search_query", _no_client), r"search_query.*row 7 \(client_id None"),
         (lambda d: _change(d, "product_buy", lambda t: t.iloc[:0]), "holds no purchase"),
-        (lambda d: _change(d, "product_properties", lambda t: pd.concat([t, t[:1]])), "sku 100 has 2 lines"),
-        (lambda d: _change(d, "product_properties", lambda t: t[1:]), r"'category' is missing for 1 products.*sku 100"),
+        (
+            lambda d: _change(d, "product_properties", lambda t: pd.concat([t, t[:1]])),
+            "sku 100 has 2 lines",
+        ),
+        (
+            lambda d: _change(d, "product_properties", lambda t: t[1:]),
+            r"'category' is missing for 1 products.*sku 100",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_changes(
@@ -151,7 +204,9 @@ def _no_client(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(client_id=table["client_id"].astype("Int64").where(table.index != 7))
 
 
-def test_an_interrupted_split_leaves_the_directory_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_split_leaves_the_directory_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = make_directory(tmp_path / "data")
     before = files_of(data)
 
@@ -200,7 +255,12 @@ def test_strict_looks_at_the_input_alone(tmp_path: Path) -> None:
     bought = split_by_pandas(data)["input/product_buy.parquet"]
     relevant = theirs.relevant_clients
     assert np.array_equal(strict.active_clients, relevant[np.isin(relevant, bought["client_id"])])
-    counts = bought["sku"].value_counts().reset_index().sort_values(["count", "sku"], ascending=[False, True])
+    counts = (
+        bought["sku"]
+        .value_counts()
+        .reset_index()
+        .sort_values(["count", "sku"], ascending=[False, True])
+    )
     labels = np.load(strict.array("propensity_sku"))
     assert labels.tolist() == counts["sku"].head(20).tolist()
     shares = np.load(strict.array("popularity_propensity_sku"))
@@ -227,11 +287,17 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     data = make_directory(tmp_path / "data")
     rng = np.random.default_rng(0)
     rows = 4_000_000
-    moments = np.datetime64("2022-06-23") + rng.integers(0, 140 * 86_400, rows).astype("timedelta64[s]")
+    moments = np.datetime64("2022-06-23") + rng.integers(0, 140 * 86_400, rows).astype(
+        "timedelta64[s]"
+    )
     text = np.char.replace(np.datetime_as_string(moments), "T", " ")
-    visits = pd.DataFrame({"client_id": rng.integers(0, 10**6, rows), "timestamp": text, "url": np.arange(rows)})
+    visits = pd.DataFrame(
+        {"client_id": rng.integers(0, 10**6, rows), "timestamp": text, "url": np.arange(rows)}
+    )
     visits.to_parquet(data / "page_visit.parquet", index=False)
-    peak = peak_of_command(["challenge", "split", str(data), "--memory", "200MiB", "--threads", "2"])
+    peak = peak_of_command(
+        ["challenge", "split", str(data), "--memory", "200MiB", "--threads", "2"]
+    )
     assert peak < 500 * 2**20, f"{peak:,} bytes"
     kept = pd.read_parquet(data / "input" / "page_visit.parquet")
     assert np.array_equal(kept["url"], visits["url"][visits["timestamp"] < "2022-10-13"])

@@ -12,7 +12,13 @@ import pytest
 
 from behavegpt.challenge.files import WINDOWS, open_directory
 from behavegpt.challenge.split import split
-from behavegpt.challenge.targets import OPEN_TASKS, TASKS, available_tasks, load_targets, write_targets
+from behavegpt.challenge.targets import (
+    OPEN_TASKS,
+    TASKS,
+    available_tasks,
+    load_targets,
+    write_targets,
+)
 from behavegpt.cli import main
 from behavegpt.errors import ConfigError, DataError
 from tests.challenge.makers import make_directory
@@ -44,7 +50,8 @@ def test_the_organizers_matrices(shared_data: Callable[[str], Path], tmp_path: P
         assert np.array_equal(written["active"], expected["active"])
         for task in TASKS:
             for window in WINDOWS:
-                name = f"{'conversion' if task == 'churn' else task}_{window}"  # churn: the same, on active clients
+                # churn: the same, on active clients
+                name = f"{'conversion' if task == 'churn' else task}_{window}"
                 ours = written[f"{task}_{window}"]
                 assert ours.dtype == np.uint8
                 assert np.array_equal(ours, expected[name]), name
@@ -56,15 +63,23 @@ def test_against_one_client_after_the_other(data: Path, task: str) -> None:
     directory = open_directory(data)
     bought = {window: pd.read_parquet(directory.target(window)) for window in WINDOWS}
     rng = np.random.default_rng(0)
-    clients = rng.permutation(np.r_[directory.relevant_clients, -5, 10**12, np.repeat(directory.active_clients[:1], 3)])
+    clients = rng.permutation(
+        np.r_[directory.relevant_clients, -5, 10**12, np.repeat(directory.active_clients[:1], 3)]
+    )
     targets = load_targets(directory, clients, task)
     labels = np.load(directory.array(task)) if TASKS[task].column else np.empty(0)
     assert np.array_equal(targets.labels, labels)
     for window, matrix in zip(WINDOWS, (targets.train, targets.validation), strict=True):
-        expected = np.stack([one_row(bought[window], c, TASKS[task].column, labels) for c in clients])
+        expected = np.stack(
+            [one_row(bought[window], c, TASKS[task].column, labels) for c in clients]
+        )
         assert expected.any()
         assert np.array_equal(matrix, expected.astype(np.uint8))
-    taking_part = np.isin(clients, directory.active_clients) if task == "churn" else np.ones(len(clients), bool)
+    taking_part = (
+        np.isin(clients, directory.active_clients)
+        if task == "churn"
+        else np.ones(len(clients), bool)
+    )
     assert np.array_equal(targets.rows, taking_part)
 
 
@@ -75,7 +90,9 @@ def test_labels_may_be_whole_floats_but_nothing_else(data: Path, tmp_path: Path)
     labels = np.load(path)
     expected = load_targets(copy, copy.relevant_clients, "propensity_sku").train
     np.save(path, labels.astype(float))
-    assert np.array_equal(load_targets(copy, copy.relevant_clients, "propensity_sku").train, expected)
+    assert np.array_equal(
+        load_targets(copy, copy.relevant_clients, "propensity_sku").train, expected
+    )
     wrong = {
         "no whole number": labels + 0.5,
         "holds <U": labels.astype(str),
@@ -92,7 +109,13 @@ def test_popularity_must_belong_to_the_labels(tmp_path: Path) -> None:
     data = open_directory(make_directory(tmp_path / "data"))
     split(data.path)
     path = data.array("popularity_propensity_price")
-    for array in (np.ones(3), np.full(100, np.nan), np.zeros(100), -np.ones(100), np.array(["1"] * 100)):
+    for array in (
+        np.ones(3),
+        np.full(100, np.nan),
+        np.zeros(100),
+        -np.ones(100),
+        np.array(["1"] * 100),
+    ):
         np.save(path, array)
         with pytest.raises(DataError, match="popularity_propensity_price"):
             load_targets(data, data.relevant_clients, "propensity_price")
@@ -114,7 +137,9 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [fact["task"] for fact in facts] == list(TASKS)
     for fact in facts:
         matrix = np.load(out / f"{fact['task']}_validation.npy")
-        rows = np.load(out / "active.npy") if fact["task"] == "churn" else np.ones(len(matrix), bool)
+        rows = (
+            np.load(out / "active.npy") if fact["task"] == "churn" else np.ones(len(matrix), bool)
+        )
         assert fact["validation_positives"] == matrix[rows].sum()
         assert fact["labels_absent_in_validation"] == (matrix[rows].sum(axis=0) == 0).sum()
     assert main(["challenge", "targets", str(data), "--out", str(out), "--tasks", "chrun"]) == 2
@@ -134,5 +159,7 @@ def test_hidden_tasks_without_labels_are_left_out(tmp_path: Path) -> None:
 
 def test_before_the_split_the_remedy_is_named(tmp_path: Path) -> None:
     data = open_directory(make_directory(tmp_path / "data"))
-    with pytest.raises(DataError, match=r"train_target\.parquet is missing; run `behavegpt challenge split`"):
+    with pytest.raises(
+        DataError, match=r"train_target\.parquet is missing; run `behavegpt challenge split`"
+    ):
         load_targets(data, data.relevant_clients, "churn")

@@ -1,4 +1,5 @@
-"""The 50 submissions that were tried on the organizers' validator, and what they let pass or crashed on."""
+"""The 50 submissions that were tried on the organizers' validator, and what they let pass or
+crashed on."""
 
 from __future__ import annotations
 
@@ -116,7 +117,9 @@ def header(shape: str, held: int, dtype: str = "<f2") -> Callable[[Entry], objec
     """A file whose header says `shape` and `dtype`, followed by `held` zero bytes."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
-    return lambda e: e.paths[1].write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(held))
+    return lambda e: e.paths[1].write_bytes(
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(held)
+    )
 
 
 def version_three(e: Entry) -> None:
@@ -163,7 +166,11 @@ CASES = [
     Case("03 float32", vectors_as("float32"), "holds float32, should be float16"),
     Case("04 float64", vectors_as("float64"), "holds float64, should be float16"),
     Case("05 int8", vectors_as("int8"), "holds int8, should be float16"),
-    Case("06 big-endian float16", vectors_as(">f2"), "float16 in foreign byte order.*should be float16"),
+    Case(
+        "06 big-endian float16",
+        vectors_as(">f2"),
+        "float16 in foreign byte order.*should be float16",
+    ),
     Case("07 ids int32", ids_as("int32"), "holds int32, should be int64"),
     Case("08 ids float64", ids_as("float64"), "holds float64, should be int64"),
     Case("09 ids text", ids_as("str"), "holds <U21, should be int64"),
@@ -179,7 +186,11 @@ CASES = [
         r"1 values are infinite.*row 29 \(client ID29\), c",
     ),
     Case("13 overflow", overflow, r"values are infinite; .*scale the vectors"),
-    Case("14 repeated id", lambda e: e.save(np.r_[e.ids[:-1], e.ids[:1]]), r"index 29 \(client ID0, also at index 0\)"),
+    Case(
+        "14 repeated id",
+        lambda e: e.save(np.r_[e.ids[:-1], e.ids[:1]]),
+        r"index 29 \(client ID0, also at index 0\)",
+    ),
     Case(
         "15 repeated rows appended",
         lambda e: e.save(np.r_[e.ids, e.ids[3:5]], np.r_[e.vectors, e.vectors[3:5]]),
@@ -195,25 +206,47 @@ CASES = [
         lambda e: e.save(np.r_[e.ids, OUTSIDER], np.r_[e.vectors, e.vectors[:1]]),
         r"1 clients are not among the relevant.*index 30 \(client 1000000000\)",
     ),
-    Case("18 id replaced", lambda e: e.save(np.r_[OUTSIDER, e.ids[1:]]), r"index 0 \(client 1000000000\)"),
+    Case(
+        "18 id replaced",
+        lambda e: e.save(np.r_[OUTSIDER, e.ids[1:]]),
+        r"index 0 \(client 1000000000\)",
+    ),
     Case("19 more vectors", vectors_of(N + 1, D), "has 30 clients but embeddings.npy has 31 rows"),
     Case("20 fewer vectors", vectors_of(N - 1, D), "has 30 clients but embeddings.npy has 29 rows"),
     Case("21 2049 dimensions", vectors_of(N, 2049), "2,049 dimensions, 2048 is the most"),
     Case("22 2048 dimensions", vectors_of(N, 2048), None),
     Case("23 0 dimensions", vectors_of(N, 0), "0 dimensions"),
-    Case("24 one-dimensional", vectors_of(N), r"1-dimensional \(shape \(30,\)\), should be a matrix"),
+    Case(
+        "24 one-dimensional", vectors_of(N), r"1-dimensional \(shape \(30,\)\), should be a matrix"
+    ),
     Case("25 three-dimensional", vectors_of(N, 2, 2), r"3-dimensional \(shape \(30, 2, 2\)\)"),
-    Case("26 ids (N, 1)", lambda e: e.save(e.ids[:, None]), r"2-dimensional \(shape \(30, 1\)\), should be one-dim"),
+    Case(
+        "26 ids (N, 1)",
+        lambda e: e.save(e.ids[:, None]),
+        r"2-dimensional \(shape \(30, 1\)\), should be one-dim",
+    ),
     Case("27 ids scalar", lambda e: e.save(np.int64(5)), "client_ids.npy is 0-dimensional"),  # type: ignore[arg-type]
     Case("28 embeddings scalar", vectors_of(), "embeddings.npy is 0-dimensional"),
     Case("29 object array", vectors_as("object"), r"Python objects \(a pickle\)"),
-    Case("30 raw pickle", lambda e: e.paths[1].write_bytes(pickle.dumps(e.vectors)), "it is a pickle"),
-    Case("31 npz embeddings", zipped(1), r"embeddings\.npy is no \.npy file: it is an \.npz archive"),
+    Case(
+        "30 raw pickle", lambda e: e.paths[1].write_bytes(pickle.dumps(e.vectors)), "it is a pickle"
+    ),
+    Case(
+        "31 npz embeddings", zipped(1), r"embeddings\.npy is no \.npy file: it is an \.npz archive"
+    ),
     Case("32 npz ids", zipped(0), r"client_ids\.npy is no \.npy file: it is an \.npz archive"),
     Case("33 empty file", bytes_of(1, lambda b: b""), "no .npy file: it is empty"),
-    Case("34 truncated", bytes_of(1, lambda b: b[:-10]), r"promises 960 bytes .* the file holds 950: it was cut off"),
+    Case(
+        "34 truncated",
+        bytes_of(1, lambda b: b[:-10]),
+        r"promises 960 bytes .* the file holds 950: it was cut off",
+    ),
     Case("34b truncated header", bytes_of(1, lambda b: b[:50]), "header cannot be read"),
-    Case("35 trailing bytes", bytes_of(1, lambda b: b + b"garbage"), "holds 967: something was appended"),
+    Case(
+        "35 trailing bytes",
+        bytes_of(1, lambda b: b + b"garbage"),
+        "holds 967: something was appended",
+    ),
     Case("36 csv", bytes_of(1, lambda b: b"1,2\n3,4\n"), "does not begin like one"),
     Case("37 a folder", folder_instead, r"embeddings\.npy is a folder"),
     Case("38 Fortran order", lambda e: e.save(vectors=np.asfortranarray(e.vectors)), None),
@@ -221,7 +254,11 @@ CASES = [
     Case("40 complex", vectors_as("complex64"), "holds complex64, should be float16"),
     Case("40b bool", vectors_as("bool"), "holds bool, should be float16"),
     Case("41 all zero", lambda e: e.save(vectors=e.vectors * 0), "all 30 vectors are zero"),
-    Case("41b all the same", lambda e: e.save(vectors=np.tile(e.vectors[:1], (N, 1))), "all 30 vectors are the same"),
+    Case(
+        "41b all the same",
+        lambda e: e.save(vectors=np.tile(e.vectors[:1], (N, 1))),
+        "all 30 vectors are the same",
+    ),
     Case("42 rows shuffled against ids", shuffled, "rows are in another order than their ids"),
     Case("42b and nobody can know", resealed, None),
     Case("43 empty arrays", lambda e: e.save(e.ids[:0], e.vectors[:0]), "client_ids.npy is empty"),
@@ -233,18 +270,38 @@ CASES = [
     Case("44b negative shape", header("(-30, -16)", 960), "header cannot be read"),
     Case("44c shape of booleans", header("(True, 480)", 960), "header cannot be read"),
     Case("44d a hundred axes", header(f"({'1,' * 100})", 2), "header cannot be read"),
-    Case("44e no rows of more bytes than there are", header(f"(0, {10**24})", 0), "header cannot be read"),
+    Case(
+        "44e no rows of more bytes than there are",
+        header(f"(0, {10**24})", 0),
+        "header cannot be read",
+    ),
     Case("44f values of no bytes", header("(30, 16)", 0, "|V0"), "holds .V0, should be float16"),
     Case("45 npy format 3.0", version_three, None),
     Case("46 symlink to text", symlink_to_text, "does not begin like one"),
     Case("47 masked array", masked, "it is a pickle"),
     Case("48 no folder", no_folder, r"client_ids\.npy is missing"),
     Case("49 files swapped", swapped, "the two files are swapped; rename them"),
-    Case("50 transposed", lambda e: e.save(vectors=e.vectors.T), r"16 x 30 for 30 clients: .* save vectors\.T"),
-    Case("51 bits as integers", lambda e: e.save(vectors=e.vectors.view("uint16")), r"save vectors\.view\('float16'\)"),
-    Case("52 torch.save", torch_saved, r"it is a file of torch\.save, a pickle, .* save tensor\.numpy\(\)"),
+    Case(
+        "50 transposed",
+        lambda e: e.save(vectors=e.vectors.T),
+        r"16 x 30 for 30 clients: .* save vectors\.T",
+    ),
+    Case(
+        "51 bits as integers",
+        lambda e: e.save(vectors=e.vectors.view("uint16")),
+        r"save vectors\.view\('float16'\)",
+    ),
+    Case(
+        "52 torch.save",
+        torch_saved,
+        r"it is a file of torch\.save, a pickle, .* save tensor\.numpy\(\)",
+    ),
     Case("53 .npy.npy", doubled, r"embeddings\.npy\.npy lies beside it; rename it"),
-    Case("54 entry.json a folder", lambda e: (e.folder / "entry.json").mkdir(), r"entry\.json is a folder"),
+    Case(
+        "54 entry.json a folder",
+        lambda e: (e.folder / "entry.json").mkdir(),
+        r"entry\.json is a folder",
+    ),
 ]
 
 
@@ -286,28 +343,44 @@ def test_every_problem_is_told_at_once(data: ChallengeDirectory, tmp_path: Path)
     entry = Entry(tmp_path / "entry", data.relevant_clients)
     vectors = entry.with_value(4, 1, np.nan)
     vectors[2, 5] = vectors[9, 0] = -np.inf
-    entry.save(np.r_[entry.ids[:-2], OUTSIDER, entry.ids[0]].astype(np.int32), np.asfortranarray(vectors))
+    entry.save(
+        np.r_[entry.ids[:-2], OUTSIDER, entry.ids[0]].astype(np.int32), np.asfortranarray(vectors)
+    )
     problems = validate(entry.folder, data)["problems"]
-    starts = ("holds int32", "more than once", "not among", "are missing", "1 values are NaN", "2 values are infinite")
+    starts = (
+        "holds int32",
+        "more than once",
+        "not among",
+        "are missing",
+        "1 values are NaN",
+        "2 values are infinite",
+    )
     assert len(problems) == len(starts)
     for says, problem in zip(starts, problems, strict=True):
         assert says in problem
     assert "row 2 (client" in problems[-1]
 
 
-def test_zeros_and_missing_checksums_are_worth_a_word(data: ChallengeDirectory, tmp_path: Path) -> None:
+def test_zeros_and_missing_checksums_are_worth_a_word(
+    data: ChallengeDirectory, tmp_path: Path
+) -> None:
     entry = Entry(tmp_path / "entry", data.relevant_clients)
     entry.vectors[11:13] = -0.0
     entry.save()
     result = validate(entry.folder, data)
     assert result["ok"]
-    assert re.search(rf"2 of 30 vectors are all zero, .* row 11 \(client {entry.ids[11]}\)", result["warnings"][0])
+    assert re.search(
+        rf"2 of 30 vectors are all zero, .* row 11 \(client {entry.ids[11]}\)",
+        result["warnings"][0],
+    )
     assert "no entry.json" in result["warnings"][1]
     (entry.folder / "entry.json").write_text("{}")
     assert "users differs" in validate(entry.folder, data)["problems"][0]
 
 
-def test_the_command(data: ChallengeDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    data: ChallengeDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = Entry(tmp_path / "entry", data.relevant_clients)
     command = ["challenge", "validate", str(entry.folder), "--data", str(data.path)]
     assert main(command) == 0
@@ -331,7 +404,9 @@ def test_peak_memory_is_far_below_the_file(tmp_path: Path, order: str) -> None:
     )
     for start in range(0, rows if order == "C" else width, 1000):
         part = np.s_[start : start + 1000] if order == "C" else np.s_[:, start : start + 1000]
-        vectors[part] = np.random.default_rng(start).normal(size=width if order == "C" else (rows, 1))
+        vectors[part] = np.random.default_rng(start).normal(
+            size=width if order == "C" else (rows, 1)
+        )
     vectors.flush()
     del vectors
     seal(tmp_path)

@@ -30,7 +30,9 @@ def test_buckets_hold_their_rows_in_order(tmp_path: Path, buckets: int, limit: i
     for bucket in range(buckets):
         found = spill.read(bucket, ("row", "user"))
         assert np.array_equal(found["row"], np.flatnonzero(bucket_of_user[user] == bucket))
-        assert np.array_equal(found["user"], user[found["row"]]) and found["user"].dtype == np.uint16
+        assert (
+            np.array_equal(found["user"], user[found["row"]]) and found["user"].dtype == np.uint16
+        )
     scanned = np.concatenate([piece["row"] for piece in spill.scan(("row",))])
     assert np.array_equal(np.sort(scanned), np.arange(9000))
 
@@ -40,15 +42,20 @@ def test_a_scan_comes_in_pieces(tmp_path: Path, limit: int) -> None:
     spill = SpilledBuckets(tmp_path / "spill", np.zeros(1, np.uint8), limit)
     spill.append({"user": np.zeros(2 * PIECE + 5, np.uint8)})
     assert [len(piece["user"]) for piece in spill.scan(("user",))] == [PIECE, PIECE, 5]
-    assert list(SpilledBuckets(tmp_path / "empty", np.zeros(1, np.uint8), limit).scan(("user",))) == []
+    assert (
+        list(SpilledBuckets(tmp_path / "empty", np.zeros(1, np.uint8), limit).scan(("user",))) == []
+    )
 
 
-@pytest.mark.parametrize(("users", "seconds"), [(1, 1), (3, 5), (200, 2**17), (2**32 - 1, 2), (2**32 - 1, 2**32 - 1)])
+@pytest.mark.parametrize(
+    ("users", "seconds"), [(1, 1), (3, 5), (200, 2**17), (2**32 - 1, 2), (2**32 - 1, 2**32 - 1)]
+)
 def test_sorting_agrees_with_lexsort(users: int, seconds: int) -> None:
     rng = np.random.default_rng(0)
     columns = {
         "user": rng.integers(0, users, 5000, endpoint=True).astype(np.uint32),
-        "time": rng.integers(0, seconds, 5000, endpoint=True) * MICROS + rng.integers(0, MICROS, 5000),
+        "time": rng.integers(0, seconds, 5000, endpoint=True) * MICROS
+        + rng.integers(0, MICROS, 5000),
         "event": rng.integers(0, 3, 5000).astype(np.uint8),
     }
     index = sort_events(columns, {"event": np.arange(4, dtype=np.uint64)})
@@ -62,11 +69,16 @@ def test_sorting_agrees_with_lexsort(users: int, seconds: int) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_peak_memory_stays_below_the_setting(tmp_path: Path) -> None:
-    generate(tmp_path / "log.parquet", 10_000_000, seed=0)  # more than twice of what 512 MiB lets stay in memory
+    # more than twice of what 512 MiB lets stay in memory
+    generate(tmp_path / "log.parquet", 10_000_000, seed=0)
     program = (
         "from pathlib import Path; from behavegpt.data.prepare import prepare\n"
-        f"prepare({str(tmp_path / 'log.parquet')!r}, {str(tmp_path / 'out')!r}, memory='512MiB', threads=1)\n"
-        "print(next(line.split()[1] for line in Path('/proc/self/status').open() if line.startswith('VmHWM')))"
+        f"prepare({str(tmp_path / 'log.parquet')!r}, {str(tmp_path / 'out')!r}, memory='512MiB', "
+        "threads=1)\n"
+        "print(next(line.split()[1] for line in Path('/proc/self/status').open() if "
+        "line.startswith('VmHWM')))"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert int(done.stdout) < 512 * 1024  # KiB

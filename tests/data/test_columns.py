@@ -28,7 +28,9 @@ TIMES = ["2024-03-01 10:00:00", "2024-03-02 11:00:00", "2024-03-03 12:00:00"]
 WRITERS: dict[str, Callable[[pa.Table, Path], object]] = {
     "parquet": pq.write_table,
     "csv": lambda table, path: table.to_pandas().to_csv(path, index=False),
-    "jsonl": lambda table, path: path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist())),
+    "jsonl": lambda table, path: path.write_text(
+        "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+    ),
     "json": lambda table, path: path.write_text(json.dumps(table.to_pylist())),
     "feather": pyarrow.feather.write_feather,
 }
@@ -44,7 +46,12 @@ def write(rows: Any, folder: Path, kind: str) -> Path:
 
 def events(logs: Any, schema: EventSchema = SCHEMA) -> list[tuple[Any, ...]]:
     table = read_events(logs, schema).table
-    names = ["user", "time", "event", *(name for name in table.column_names if name in ("location", *schema.extra))]
+    names = [
+        "user",
+        "time",
+        "event",
+        *(name for name in table.column_names if name in ("location", *schema.extra)),
+    ]
     return [tuple(row.values()) for row in table.select(names).to_pylist()]
 
 
@@ -78,7 +85,12 @@ def test_a_column_that_only_folders_tell_is_used_by_its_name(kind: str, tmp_path
     guessed, guesses = guess_schema(tmp_path, {})
     assert (guessed.user, guessed.location) == ("user", "place")
     assert {"user", "place"} <= {guess.column for guess in guesses}
-    assert prepare(tmp_path, tmp_path.parent / f"{tmp_path.name} out", schema, split="time:1,0,0").manifest.users == 2
+    assert (
+        prepare(
+            tmp_path, tmp_path.parent / f"{tmp_path.name} out", schema, split="time:1,0,0"
+        ).manifest.users
+        == 2
+    )
 
 
 def test_a_folder_that_not_all_files_have_tells_nothing(tmp_path: Path) -> None:
@@ -89,7 +101,9 @@ def test_a_folder_that_not_all_files_have_tells_nothing(tmp_path: Path) -> None:
         read_events(tmp_path, SCHEMA)
 
 
-def test_the_innermost_folder_wins_and_relative_paths_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_innermost_folder_wins_and_relative_paths_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write([{"time": TIMES[0], "event": "x"}], tmp_path / "user=a" / "user=b", "csv")
     monkeypatch.chdir(tmp_path)
     assert events("user=a/user=b/log.csv")[0][0] == events("*/*/*.csv")[0][0] == "b"
@@ -124,7 +138,9 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "feather", "arrow frame", "pandas", "polars", "dict"])
+@pytest.mark.parametrize(
+    "kind", ["parquet", "jsonl", "json", "feather", "arrow frame", "pandas", "polars", "dict"]
+)
 def test_values_below_a_column(kind: str, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(NESTED)
     if kind in FORMATS:
@@ -140,7 +156,12 @@ def test_values_below_a_column(kind: str, tmp_path: Path) -> None:
     }
 
 
-GIVEN = {"user": "properties.distinct_id", "time": "properties.time", "event": "event", "location": ""}
+GIVEN = {
+    "user": "properties.distinct_id",
+    "time": "properties.time",
+    "event": "event",
+    "location": "",
+}
 
 
 def test_a_prepared_folder_of_nested_columns_predicts_from_any_form(tmp_path: Path) -> None:
@@ -164,20 +185,36 @@ def test_json_in_a_column_of_text(kind: str, tmp_path: Path) -> None:
     if kind == "csv":
         frame.to_csv(tmp_path / "a.csv", index=False)
         log = tmp_path / "a.csv"
-    assert [row[3:] for row in events(log, schema)] == [("Rome", "1"), (None, None), ('Oslo, "N"', None)]
+    assert [row[3:] for row in events(log, schema)] == [
+        ("Rome", "1"),
+        (None, None),
+        ('Oslo, "N"', None),
+    ]
 
 
 def test_objects_whose_fields_differ_in_type() -> None:
     """As rows of a request: one value is a number, the next a text."""
-    columns = {"user": ["a", "b"], "time": TIMES[:2], "event": ["x", "y"], "geo": [{"id": 1}, {"id": "two"}]}
-    assert [row[3] for row in events(columns, SCHEMA.model_copy(update={"location": "geo.id"}))] == ["1", "two"]
+    columns = {
+        "user": ["a", "b"],
+        "time": TIMES[:2],
+        "event": ["x", "y"],
+        "geo": [{"id": 1}, {"id": "two"}],
+    }
+    assert [
+        row[3] for row in events(columns, SCHEMA.model_copy(update={"location": "geo.id"}))
+    ] == ["1", "two"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "feather"])
 def test_a_path_that_leads_nowhere_is_told(kind: str, tmp_path: Path) -> None:
     log = write(NESTED, tmp_path, kind)
-    for path, hint in (("properties.distinct_idd", "distinct_id"), ("propertees.time", "properties")):
-        with pytest.raises(DataError, match=f"{path.rpartition('.')[2] if kind != 'jsonl' else path}.*{hint}"):
+    for path, hint in (
+        ("properties.distinct_idd", "distinct_id"),
+        ("propertees.time", "properties"),
+    ):
+        with pytest.raises(
+            DataError, match=f"{path.rpartition('.')[2] if kind != 'jsonl' else path}.*{hint}"
+        ):
             read_events(log, DEEP.model_copy(update={"user": path}))
     with pytest.raises(DataError, match=r"event\.user"):
         read_events(log, DEEP.model_copy(update={"location": "event.user"}))
@@ -193,7 +230,9 @@ HISTORIES = [
 FLAT = [("a", "x", "home"), ("a", "y", "home"), ("b", "it's, z", None)]
 
 
-@pytest.mark.parametrize("kind", [*FORMATS, "json text csv", "arrow frame", "pandas", "polars", "dict", "list text"])
+@pytest.mark.parametrize(
+    "kind", [*FORMATS, "json text csv", "arrow frame", "pandas", "polars", "dict", "list text"]
+)
 def test_one_row_per_user(kind: str, tmp_path: Path) -> None:
     schema = SCHEMA.model_copy(update={"location": "place"})
     table = pa.Table.from_pylist(HISTORIES)
@@ -202,13 +241,17 @@ def test_one_row_per_user(kind: str, tmp_path: Path) -> None:
         log: Any = write(HISTORIES, tmp_path, kind)
     elif kind.endswith("csv"):
         how = repr if kind == "csv" else json.dumps
-        frame = pd.DataFrame(columns).assign(time=lambda f: f["time"].map(how), event=lambda f: f["event"].map(how))
+        frame = pd.DataFrame(columns).assign(
+            time=lambda f: f["time"].map(how), event=lambda f: f["event"].map(how)
+        )
         frame.to_csv(tmp_path / "a.csv", index=False)
         log = tmp_path / "a.csv"
     elif kind == "polars":
         log = pytest.importorskip("polars").from_arrow(table)
     elif kind == "list text":
-        log = columns | {name: [json.dumps(value) for value in columns[name]] for name in ("time", "event")}
+        log = columns | {
+            name: [json.dumps(value) for value in columns[name]] for name in ("time", "event")
+        }
     else:
         log = {"arrow frame": table, "pandas": pd.DataFrame(columns), "dict": columns}[kind]
     assert [(row[0], *row[2:]) for row in events(log, schema)] == FLAT
@@ -230,7 +273,9 @@ def test_histories_as_lists_of_objects_and_as_objects_of_lists(kind: str, tmp_pa
     schema = EventSchema(user="user", time="events.at", event="events.what")
     for number, rows in enumerate((objects, lists)):
         log: Any = (
-            pa.Table.from_pylist(rows).to_pydict() if kind == "dict" else write(rows, tmp_path / str(number), kind)
+            pa.Table.from_pylist(rows).to_pydict()
+            if kind == "dict"
+            else write(rows, tmp_path / str(number), kind)
         )
         found = read_events(log, schema)
         assert list(zip(*(found.table[n].to_pylist() for n in ("user", "event")), strict=True)) == [
@@ -244,12 +289,17 @@ def test_histories_as_lists_of_objects_and_as_objects_of_lists(kind: str, tmp_pa
 def test_lists_that_differ_in_length_are_refused(kind: str, tmp_path: Path) -> None:
     rows = [{"user": "a", "time": TIMES[:2], "event": ["x"]}]
     log = pa.Table.from_pylist(rows).to_pydict() if kind == "dict" else write(rows, tmp_path, kind)
-    with pytest.raises(DataError, match=r"'time' has 2 elements and 'event' 1|'event' has 1 elements and 'time' 2"):
+    with pytest.raises(
+        DataError, match=r"'time' has 2 elements and 'event' 1|'event' has 1 elements and 'time' 2"
+    ):
         read_events(log, SCHEMA)
 
 
 def test_a_row_without_lists_among_histories_is_a_reject(tmp_path: Path) -> None:
-    rows = [{"user": "a", "time": TIMES[:2], "event": ["x", "y"]}, {"user": "b", "time": None, "event": None}]
+    rows = [
+        {"user": "a", "time": TIMES[:2], "event": ["x", "y"]},
+        {"user": "b", "time": None, "event": None},
+    ]
     for kind in ("parquet", "jsonl"):
         found = read_events(write(rows, tmp_path / kind, kind), SCHEMA)
         assert (len(found.table), found.rejects["reason"].to_pylist()) == (2, ["time is null"])

@@ -38,7 +38,9 @@ ROWS = pd.DataFrame(
 )
 
 
-def events(logs: Any, schema: EventSchema = SCHEMA, encoding: str | None = None) -> list[tuple[Any, ...]]:
+def events(
+    logs: Any, schema: EventSchema = SCHEMA, encoding: str | None = None
+) -> list[tuple[Any, ...]]:
     table = read_events(find_logs(logs, encoding), schema).table
     return [tuple(row.values()) for row in table.select(["user", "time", "event"]).to_pylist()]
 
@@ -120,10 +122,14 @@ def test_other_encodings(encoding: str, kind: str, tmp_path: Path) -> None:
     file = tmp_path / f"a.{kind}"
     file.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
     assert events(file, encoding=encoding) == events(ROWS)
-    assert prepare(file, tmp_path / "out", SCHEMA, encoding=encoding, split="time:1,0,0").manifest.events == len(ROWS)
+    assert prepare(
+        file, tmp_path / "out", SCHEMA, encoding=encoding, split="time:1,0,0"
+    ).manifest.events == len(ROWS)
     if encoding != "utf-16":  # which says so itself
         guess = "latin-1" if encoding == "cp1252" else encoding
-        with pytest.raises(DataError, match=f"looks like {guess}. Pass --encoding {guess}") as error:
+        with pytest.raises(
+            DataError, match=f"looks like {guess}. Pass --encoding {guess}"
+        ) as error:
             events(file)
         assert str(file) in str(error.value)
 
@@ -151,7 +157,9 @@ def test_a_line_that_is_not_utf8_is_told_with_its_number(tmp_path: Path) -> None
 # --- quotes ---
 
 
-def quotes(folder: Path, changes: dict[int, str], rows: int = 5000, names: str = "user,time,event,note") -> Path:
+def quotes(
+    folder: Path, changes: dict[int, str], rows: int = 5000, names: str = "user,time,event,note"
+) -> Path:
     lines = [f"u{i % 7},2024-03-01 10:00:00,e{i % 3},n{i}" for i in range(rows)]
     for number, line in changes.items():
         lines[number] = line
@@ -166,16 +174,29 @@ WITH_NOTE = EventSchema(user="user", time="time", event="event")
     "changes",
     [
         {1000: 'u1,2024-03-01 10:00:00,"oops,n'},  # to the end of the file
-        {1000: 'u1,2024-03-01 10:00:00,"oops,n', 3000: 'u1,2024-03-01 10:00:00,"fine",n'},  # to the next quoted field
-        {1000: 'u1,2024-03-01 10:00:00,"oops,n', 3000: 'u1,2024-03-01 10:00:00,fine",n'},  # as if it were a field
-        {1000: 'u1,2024-03-01 10:00:00,e,"oops', 3000: 'u1,2024-03-01 10:00:00,e,fine"'},  # in a column nobody reads
+        {
+            1000: 'u1,2024-03-01 10:00:00,"oops,n',
+            3000: 'u1,2024-03-01 10:00:00,"fine",n',
+        },  # to the next quoted field
+        {
+            1000: 'u1,2024-03-01 10:00:00,"oops,n',
+            3000: 'u1,2024-03-01 10:00:00,fine",n',
+        },  # as if it were a field
+        {
+            1000: 'u1,2024-03-01 10:00:00,e,"oops',
+            3000: 'u1,2024-03-01 10:00:00,e,fine"',
+        },  # in a column nobody reads
         {1000: 'u1,2024-03-01 10:00:00,e,"oops', 1002: 'u1,2024-03-01 10:00:00,e,fine"'},
         {1000: '"u1,2024-03-01 10:00:00,e,n', 3000: 'u1",2024-03-01 10:00:00,e,n'},
         {1000: 'u1,2024-03-01 10:00:00,e,"'},
-        {4999: 'u1,2024-03-01 10:00:00,e,"oops'},  # the last line swallows nothing, and is not whole either
+        {
+            4999: 'u1,2024-03-01 10:00:00,e,"oops'
+        },  # the last line swallows nothing, and is not whole either
     ],
 )
-def test_a_quote_that_is_not_closed_is_refused_with_its_line(changes: dict[int, str], tmp_path: Path) -> None:
+def test_a_quote_that_is_not_closed_is_refused_with_its_line(
+    changes: dict[int, str], tmp_path: Path
+) -> None:
     file = quotes(tmp_path, changes)
     if changes.keys() == {4999}:
         assert len(read_events(file, WITH_NOTE).rejects) == 1
@@ -197,7 +218,9 @@ def test_ninety_thousand_rows_behind_a_quote(tmp_path: Path) -> None:
      '"Main St 1\n10115 Berlin\nGermany"'],
 )  # fmt: skip
 def test_fields_of_several_lines_are_read(field: str, tmp_path: Path) -> None:
-    file = quotes(tmp_path, {10: f"u1,2024-03-01 10:00:00,e,{field}", 20: f"u1,2024-03-01 10:00:00,{field},n"})
+    file = quotes(
+        tmp_path, {10: f"u1,2024-03-01 10:00:00,e,{field}", 20: f"u1,2024-03-01 10:00:00,{field},n"}
+    )
     found = read_events(file, WITH_NOTE)
     assert (len(found.table), len(found.rejects)) == (5000, 0)
     expected = next(csv.reader(io.StringIO(field)))[0] if "\n" not in field else field[1:-1]
@@ -206,7 +229,9 @@ def test_fields_of_several_lines_are_read(field: str, tmp_path: Path) -> None:
 
 def test_the_share_of_rejects_is_of_lines(tmp_path: Path) -> None:
     """Records of three lines with a column too many: each counts for three."""
-    file = quotes(tmp_path, dict.fromkeys(range(100, 140), 'u1,2024-03-01 10:00:00,e,n,"one\ntwo\nthree"'))
+    file = quotes(
+        tmp_path, dict.fromkeys(range(100, 140), 'u1,2024-03-01 10:00:00,e,n,"one\ntwo\nthree"')
+    )
     with pytest.raises(DataError, match="120 of 5,080 rows cannot be used"):
         prepare(file, tmp_path / "out", WITH_NOTE)
     store = prepare(file, tmp_path / "out", WITH_NOTE, max_reject_share=0.03, split="time:1,0,0")
@@ -225,13 +250,20 @@ def test_the_share_of_rejects_is_of_lines(tmp_path: Path) -> None:
 def test_a_missing_header_is_said(text: str, ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"a{ending}"
     file.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
-    with pytest.raises(DataError, match=r"looks like data, not like names of columns; put a line of names before"):
+    with pytest.raises(
+        DataError, match=r"looks like data, not like names of columns; put a line of names before"
+    ):
         find_logs(file)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["0,1,2\nann,2024-03-01,tea\n", "user,2024,2025\nann,1,2\n", "user,time,event\n", "2024-03-01,2024-03-02\na,b\n"],
+    [
+        "0,1,2\nann,2024-03-01,tea\n",
+        "user,2024,2025\nann,1,2\n",
+        "user,time,event\n",
+        "2024-03-01,2024-03-02\na,b\n",
+    ],
 )
 def test_odd_headers_are_headers(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text)
@@ -247,7 +279,9 @@ def test_odd_headers_are_headers(text: str, tmp_path: Path) -> None:
      ("a.orc", b"ORC" + bytes(9), "ORC"), ("a.avro", b"Obj\x01" + bytes(9), "Avro"),
      ("a.feather", b"hello", "cannot be read"), ("a.arrow", b"ARROW1\0\0" + bytes(9), "cannot be read")],
 )  # fmt: skip
-def test_files_of_another_kind_say_what_to_do(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+def test_files_of_another_kind_say_what_to_do(
+    name: str, data: bytes, message: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         read_events(tmp_path / name, SCHEMA)
@@ -257,10 +291,15 @@ def test_line_ends_inside_quotes_stay_as_they_are(tmp_path: Path) -> None:
     """Also where they are cut by the pieces that are copied."""
     text = 'user,time,event\r\na,2024-01-01,"x\r\ny"\nb,2024-01-01,"say ""\r\n"" z"\r\n'
     (tmp_path / "a.csv").write_bytes(text.encode())
-    assert read_events(tmp_path / "a.csv", SCHEMA).table["event"].to_pylist() == ["x\r\ny", 'say "\r\n" z']
+    assert read_events(tmp_path / "a.csv", SCHEMA).table["event"].to_pylist() == [
+        "x\r\ny",
+        'say "\r\n" z',
+    ]
     for size in range(1, 9):
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        assert "".join(_one_line_end(pieces)) == text.replace("event\r\n", "event\n").replace('z"\r\n', 'z"\n')
+        assert "".join(_one_line_end(pieces)) == text.replace("event\r\n", "event\n").replace(
+            'z"\r\n', 'z"\n'
+        )
 
 
 def test_line_ends_that_change_late_are_told(tmp_path: Path) -> None:
@@ -282,7 +321,15 @@ def test_nan_in_json_is_null(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(lines))
     for name in ("a.jsonl", "a.json"):
         found = read_events(tmp_path / name, schema)
-        assert sorted(found.table["location"].to_pylist(), key=str) == ["-inf", "1.5", "2", "NaN", None, None, "inf"]
+        assert sorted(found.table["location"].to_pylist(), key=str) == [
+            "-inf",
+            "1.5",
+            "2",
+            "NaN",
+            None,
+            None,
+            "inf",
+        ]
         assert sorted(found.rejects["reason"].to_pylist()) == ["time is null", "user is null"]
 
 
@@ -314,7 +361,9 @@ def test_unused_columns_of_frames_cannot_fail(values: Any) -> None:
 
 def test_unused_columns_of_polars_and_arrow() -> None:
     polars = pytest.importorskip("polars")
-    frame = polars.DataFrame(ROWS.to_dict("list")).with_columns(polars.Series("odd", [Odd()] * 5, dtype=polars.Object))
+    frame = polars.DataFrame(ROWS.to_dict("list")).with_columns(
+        polars.Series("odd", [Odd()] * 5, dtype=polars.Object)
+    )
     assert events(frame) == events(ROWS)
     table = pa.Table.from_pandas(ROWS, preserve_index=False)
     kinds = [
@@ -346,7 +395,9 @@ def test_a_period_is_refused() -> None:
 
 
 @pytest.mark.parametrize("nothing", ["", " ", ["logs.csv", ""]])
-def test_an_empty_path_is_refused(nothing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_path_is_refused(
+    nothing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs.csv").write_text(CSV)
     with pytest.raises(DataError, match="an empty path"):

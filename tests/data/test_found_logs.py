@@ -1,4 +1,5 @@
-"""Logs as tools write them: the dry run guesses their columns, says what the run will do, and the run does it."""
+"""Logs as tools write them: the dry run guesses their columns, says what the run will do, and the
+run does it."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ from behavegpt.errors import DataError
 ROWS = 400
 RNG = np.random.default_rng(0)
 USERS = [f"u{i:02}" for i in RNG.integers(0, 25, ROWS)]
-TIMES = pd.Series(pd.Timestamp("2024-03-01 06:00") + pd.to_timedelta(np.sort(RNG.integers(0, 60 * 86_400, ROWS)), "s"))
+TIMES = pd.Series(
+    pd.Timestamp("2024-03-01 06:00")
+    + pd.to_timedelta(np.sort(RNG.integers(0, 60 * 86_400, ROWS)), "s")
+)
 UNIQUE = [f"{i:08x}-aa" for i in range(ROWS)]
 
 
@@ -61,7 +65,12 @@ LOGS: dict[str, tuple[str, dict[str, Any], dict[str, str | None]]] = {
             "domain_userid": USERS,
             "geo_country": pick("DE", "US"),
         },
-        {"user": "domain_userid", "time": "collector_tstamp", "event": "event", "location": "geo_country"},
+        {
+            "user": "domain_userid",
+            "time": "collector_tstamp",
+            "event": "event",
+            "location": "geo_country",
+        },
     ),
     "mixpanel": (
         "log.jsonl",
@@ -179,11 +188,21 @@ LOGS: dict[str, tuple[str, dict[str, Any], dict[str, str | None]]] = {
             "Menge": pick("1,5", "2,0"),
             "Filiale": pick("Köln", "Bonn"),
         },
-        {"user": "Kundennummer", "time": "Datum+Uhrzeit", "event": "Artikel", "location": "Filiale"},
+        {
+            "user": "Kundennummer",
+            "time": "Datum+Uhrzeit",
+            "event": "Artikel",
+            "location": "Filiale",
+        },
     ),
     "date and hour": (
         "log.parquet",
-        {"uid": USERS, "date": TIMES.dt.date.tolist(), "hour": TIMES.dt.hour.tolist(), "app": pick("a", "b")},
+        {
+            "uid": USERS,
+            "date": TIMES.dt.date.tolist(),
+            "hour": TIMES.dt.hour.tolist(),
+            "app": pick("a", "b"),
+        },
         {"user": "uid", "time": "date+hour", "event": "app"},
     ),
 }
@@ -216,12 +235,17 @@ def test_the_dry_run_guesses_right_and_says_what_the_run_does(tmp_path: Path, na
     assert (seen.rows, seen.rejected, seen.users) == (ROWS, {}, store.manifest.users)
     assert list(seen.split.values()) == store.manifest.split["events"]
     assert seen.schema == store.schema
-    assert seen.labels == {field: vocabulary.classes for field, vocabulary in store.vocabulary.items()}
-    assert [f"note: {remark}" for remark in seen.remarks] == [line for line in told if line.startswith("note: ")]
+    assert seen.labels == {
+        field: vocabulary.classes for field, vocabulary in store.vocabulary.items()
+    }
+    assert [f"note: {remark}" for remark in seen.remarks] == [
+        line for line in told if line.startswith("note: ")
+    ]
     card = (store.path / "data_card.md").read_text()
     assert all(" ".join(remark.split()).replace("|", "\\|") in card for remark in seen.remarks)
     exact = 0 if name in DATES_ALONE else SECONDS[0] % 86_400
-    assert abs(store.manifest.time_origin % 86_400 - exact) < 7201  # to the hour, or with an offset of two
+    # to the hour, or with an offset of two
+    assert abs(store.manifest.time_origin % 86_400 - exact) < 7201
     assert store.schema.slots == (1 if name in DATES_ALONE else 48)
 
 
@@ -231,7 +255,11 @@ BAD: dict[str, tuple[dict[str, list[Any]], dict[str, Any], str]] = {
     "seconds since a start": ({"time": list(range(9))}, {}, "--time-unit"),
     "no user": ({"user": [None] * 9}, {}, "--user"),
     "no event": ({"event": [""] * 9}, {}, "--event"),
-    "some bad times": ({"time": ["2024-01-01 10:00:00"] * 90 + ["soon"] * 10}, {}, "--max-reject-share"),
+    "some bad times": (
+        {"time": ["2024-01-01 10:00:00"] * 90 + ["soon"] * 10},
+        {},
+        "--max-reject-share",
+    ),
     "few events of a user": ({}, {"min_events": 99}, "--min-events"),
     "rare labels": ({}, {"min_count": 99}, "--min-count"),
     "split": ({}, {"split": "date:2001-01-01,2002-01-01"}, "--split"),
@@ -250,7 +278,10 @@ def test_the_dry_run_refuses_what_the_run_refuses(tmp_path: Path, name: str) -> 
     } | changed
     schema = EventSchema(user="user", time="time", event="event")
     errors = []
-    for verb in (preview, lambda *args, **more: prepare(args[0], tmp_path / "out", *args[1:], **more)):
+    for verb in (
+        preview,
+        lambda *args, **more: prepare(args[0], tmp_path / "out", *args[1:], **more),
+    ):
         with pytest.raises(DataError) as caught:
             verb(columns, schema, **options)  # type: ignore[operator]
         errors.append(str(caught.value))
@@ -265,8 +296,15 @@ def test_the_dry_run_refuses_what_the_run_refuses(tmp_path: Path, name: str) -> 
 
 
 def test_dates_without_a_clock_are_told_and_have_one_slot(tmp_path: Path) -> None:
-    columns = {"user": USERS, "event": pick("a", "b"), "date": written("%Y-%m-%d"), "wie spät": written("%H")}
-    seen = preview(columns, EventSchema(user="user", time="date", event="event", tz="Europe/Berlin"))
+    columns = {
+        "user": USERS,
+        "event": pick("a", "b"),
+        "date": written("%Y-%m-%d"),
+        "wie spät": written("%H"),
+    }
+    seen = preview(
+        columns, EventSchema(user="user", time="date", event="event", tz="Europe/Berlin")
+    )
     assert seen.schema.slots == 1
     assert any("100% of the times" in r and "--time date+hour" in r for r in seen.remarks)
     asked = preview(columns, EventSchema(user="user", time="date", event="event", slot_minutes=30))
@@ -275,7 +313,9 @@ def test_dates_without_a_clock_are_told_and_have_one_slot(tmp_path: Path) -> Non
     joined = preview(columns, EventSchema(user="user", time="date+wie spät", event="event"))
     assert joined.schema.slots == 48
     assert all("share user and time" in remark for remark in joined.remarks)
-    half = dict(columns, date=[t if i % 2 else t[:10] for i, t in enumerate(written("%Y-%m-%d %H:%M:%S"))])
+    half = dict(
+        columns, date=[t if i % 2 else t[:10] for i, t in enumerate(written("%Y-%m-%d %H:%M:%S"))]
+    )
     mixed = preview(half, EventSchema(user="user", time="date", event="event"))
     assert mixed.schema.slots == 48
     assert any("50% of the times" in remark for remark in mixed.remarks)
@@ -285,9 +325,13 @@ def test_dates_without_a_clock_are_told_and_have_one_slot(tmp_path: Path) -> Non
 def test_one_label_needs_no_model(tmp_path: Path, role: str) -> None:
     columns = {"user": USERS, "time": SECONDS, "event": pick("a", "b"), "kind": pick("x", "y")}
     columns["event" if role == "event" else "kind"] = ["same"] * ROWS
-    schema = EventSchema(user="user", time="time", event="event", behavior=None if role == "event" else "kind")
+    schema = EventSchema(
+        user="user", time="time", event="event", behavior=None if role == "event" else "kind"
+    )
     store = prepare(columns, tmp_path / "out", schema)
-    assert any("a constant predictor is enough" in remark for remark in preview(columns, schema).remarks)
+    assert any(
+        "a constant predictor is enough" in remark for remark in preview(columns, schema).remarks
+    )
     assert "a constant predictor is enough" in (store.path / "data_card.md").read_text()
 
 
@@ -295,13 +339,21 @@ def test_numbers_that_would_be_times_of_1970_are_told() -> None:
     """Day numbers, as of Matlab and of astronomers, look like seconds."""
     schema = EventSchema(user="user", time="time", event="event")
     for day, told in ((739_312, True), (2_460_370, True), (1_709_251_200, False)):
-        columns = {"user": USERS, "time": [day + i * 0.25 for i in range(ROWS)], "event": pick("a", "b")}
-        assert any("are before 1980: 1970-01-" in r for r in preview(columns, schema).remarks) == told
+        columns = {
+            "user": USERS,
+            "time": [day + i * 0.25 for i in range(ROWS)],
+            "event": pick("a", "b"),
+        }
+        assert (
+            any("are before 1980: 1970-01-" in r for r in preview(columns, schema).remarks) == told
+        )
 
 
 def test_a_wide_log_is_looked_at_column_by_column(tmp_path: Path) -> None:
     """Hundreds of counts of distinct values at once take gigabytes."""
-    columns = {"user_id": USERS, "time": SECONDS, "event": pick("a", "b")} | {f"x{i}": USERS for i in range(400)}
+    columns = {"user_id": USERS, "time": SECONDS, "event": pick("a", "b")} | {
+        f"x{i}": USERS for i in range(400)
+    }
     pd.DataFrame(columns).head(50).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
     schema, guesses = guess_schema(tmp_path / "a.jsonl", {})
     assert (schema.user, schema.time, schema.event) == ("user_id", "time", "event")
@@ -317,7 +369,10 @@ CHOICES: dict[str, tuple[dict[str, list[Any]], dict[str, str]]] = {
         {"user_id": [""], "distinct_id": ["a"], "ts": [1.7e9], "event": ["x"]}, {"user": "distinct_id"},
     ),
     "a time of day is no time": (
-        {"uid": ["a"], "time": ["10:00"], "created_at": ["2024-01-01 10:00:00"], "app": ["x"]}, {"time": "created_at"},
+        {"uid": ["a"], "time": ["10:00"], "created_at": [(
+            "2024-01-01 "
+            "10:00:00"
+        )], "app": ["x"]}, {"time": "created_at"},
     ),
     "type before product": (
         {"uid": ["a"], "ts": [1.7e9], "product_id": ["1"], "event_type": ["view"]}, {"event": "event_type"},

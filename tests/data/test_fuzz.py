@@ -1,6 +1,7 @@
 """10,000 tables of hostile values: each is read or refused with one clear error, never a traceback.
 
-Tables with the same types are read together, as one log of many: the reader decides by column type, not by table.
+Tables with the same types are read together, as one log of many: the reader decides by column type,
+not by table.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from behavegpt.errors import DataError
 from tests.runs import quick_folder
 
 TABLES, SIGNATURES, PREPARED = 10_000, 100, 100
-SCHEMA = EventSchema(user="user", time="time", event="event", location="place", order="n", tz="Australia/Lord_Howe")
+SCHEMA = EventSchema(
+    user="user", time="time", event="event", location="place", order="n", tz="Australia/Lord_Howe"
+)
 TEXTS = [
     "a", "b", "", " ", "\x00", "a\x00b", "\u202eabc\u202c", "ش", "שלום", "👩\u200d👧", "e\u0301", "\ufeff", "\u2028",
     "\n", "\r\n", '"', "'", "\\", "%", "{}", "NULL", "None", "nan", "NaN", "inf", "-inf", "true", "0", "-0", "-0.0",
@@ -30,15 +33,50 @@ TEXTS = [
     "2020-01-01", "🕐",
 ]  # fmt: skip
 MOMENTS = [
-    "2020-01-01", "2020-01-01 10:00:00", "2020-01-01T10:00:00Z", "2020-04-05 01:45:00", "2020-10-04T02:15:00",
+    "2020-01-01", (
+        "2020-01-01 "
+        "10:00:00"
+    ), "2020-01-01T10:00:00Z", "2020-04-05 01:45:00", "2020-10-04T02:15:00",
     "1577874600",
-    "1577874600.5", "1577874600000", "2020-02-30", "2020-01-01 25:00:00", "0000-00-00 00:00:00", "9999-12-31 23:59:59",
-    "294247-01-10 04:00:54.775807", "290309-12-22 (BC) 00:00:00", "infinity", "-infinity", "epoch", "now",
+    "1577874600.5", "1577874600000", "2020-02-30", (
+        "2020-01-01 "
+        "25:00:00"
+    ), "0000-00-00 00:00:00", "9999-12-31 23:59:59",
+    "294247-01-10 "
+    "04:00:54.775807", "290309-12-22 (BC) 00:00:00", "infinity", "-infinity", "epoch", "now",
     "2020-01-01 10:00:00+99:99",
-    "2020-01-01 10:00:00 PM", "2020-01-01 10:00:00 Mars/Base", "1e400", "-1", "0x10", "NaN", "١٢", *TEXTS[:20],
+    "2020-01-01 10:00:00 PM", (
+        "2020-01-01 10:00:00 "
+        "Mars/Base"
+    ), "1e400", "-1", "0x10", "NaN", "١٢", *TEXTS[:20],
 ]  # fmt: skip
-WHOLE = [0, 1, -1, 7, 10**9, 1_577_874_600, 1_577_874_600_000, 1_577_874_600_000_000, 2**63 - 1, -(2**63), None]
-REAL = [0.0, -0.0, 1.5, 1e300, -1e300, 5e-324, float("nan"), float("inf"), float("-inf"), 1_577_874_600.25, 7.0, None]
+WHOLE = [
+    0,
+    1,
+    -1,
+    7,
+    10**9,
+    1_577_874_600,
+    1_577_874_600_000,
+    1_577_874_600_000_000,
+    2**63 - 1,
+    -(2**63),
+    None,
+]
+REAL = [
+    0.0,
+    -0.0,
+    1.5,
+    1e300,
+    -1e300,
+    5e-324,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    1_577_874_600.25,
+    7.0,
+    None,
+]
 KINDS: dict[str, tuple[pa.DataType, list[object]]] = {
     "text": (pa.string(), [*TEXTS, None]),
     "moment": (pa.string(), [*MOMENTS, None]),
@@ -73,9 +111,13 @@ def column(rng: np.random.Generator, kind: str, rows: int) -> pa.Array:
 
 
 def signature(rng: np.random.Generator) -> dict[str, str]:
-    """A type per column: each second column the usual one, so that most tables get past the first check."""
+    """A type per column: each second column the usual one, so that most tables get past the first
+    check."""
     kinds = list(KINDS)
-    return {name: LIKELY[name] if rng.random() < 0.6 else kinds[rng.integers(len(kinds))] for name in COLUMNS}
+    return {
+        name: LIKELY[name] if rng.random() < 0.6 else kinds[rng.integers(len(kinds))]
+        for name in COLUMNS
+    }
 
 
 def check(table: pa.Table) -> bool:
@@ -134,7 +176,9 @@ def test_python_objects(seed: int) -> None:
         "\ud800",
     ]
     rows = int(rng.integers(0, 6))
-    columns: dict[str, list[object]] = {name: column(rng, LIKELY[name], rows).to_pylist() for name in COLUMNS}
+    columns: dict[str, list[object]] = {
+        name: column(rng, LIKELY[name], rows).to_pylist() for name in COLUMNS
+    }
     for name in COLUMNS:
         if rng.random() < 0.3:
             columns[name] = [things[i] for i in rng.integers(0, len(things), rows)]

@@ -39,26 +39,37 @@ ENCODINGS = ("utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "cp1251", "
 
 def texts(rng: np.random.Generator, rows: int) -> dict[str, list[str]]:
     names = [NAMES[i] for i in range(len(NAMES)) if i < 3 or rng.random() < 0.4]
-    pools = {"time": MOMENTS[:12] if rng.random() < 0.7 else MOMENTS, "user": ["a", "b", "7", "7.0", "é"]}
+    pools = {
+        "time": MOMENTS[:12] if rng.random() < 0.7 else MOMENTS,
+        "user": ["a", "b", "7", "7.0", "é"],
+    }
     odd = rng.random() < 0.3
     return {
         name: [str(pool[i])[:300] for i in rng.integers(0, len(pool), rows)]
         for name in names
-        for pool in [TEXTS if odd else pools.get(name, ["x", "y", "1", "1.5", 'q"', "a,b", "two\nlines", ""])]
+        for pool in [
+            TEXTS if odd else pools.get(name, ["x", "y", "1", "1.5", 'q"', "a,b", "two\nlines", ""])
+        ]
     }
 
 
 def objects(rng: np.random.Generator, rows: int) -> list[dict[str, Any]]:
     wild = rng.random() < 0.4
     table = texts(rng, rows)
-    lines: list[dict[str, Any]] = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    lines: list[dict[str, Any]] = [
+        dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)
+    ]
     for line in lines:
         for name in line:
             if rng.random() < (0.5 if wild else 0.05):
                 line[name] = VALUES[rng.integers(len(VALUES))]
     if rng.random() < 0.2:  # histories
         lines = [
-            {"user": str(i), "time": list(table["time"]), "event": list(table["event"])[: None if wild else 10]}
+            {
+                "user": str(i),
+                "time": list(table["time"]),
+                "event": list(table["event"])[: None if wild else 10],
+            }
             for i in range(2)
         ]
     return lines
@@ -68,7 +79,10 @@ def write_csv(rng: np.random.Generator, rows: int) -> tuple[str, bytes]:
     frame = pd.DataFrame(texts(rng, rows))
     separator = str(rng.choice([",", ";", "\t", "|"]))
     text = frame.to_csv(
-        index=bool(rng.random() < 0.2), header=bool(rng.random() < 0.9), sep=separator, quoting=int(rng.integers(0, 2))
+        index=bool(rng.random() < 0.2),
+        header=bool(rng.random() < 0.9),
+        sep=separator,
+        quoting=int(rng.integers(0, 2)),
     )
     if rng.random() < 0.1:
         text = f"sep={separator}\n{text}"
@@ -100,7 +114,8 @@ def encoded(rng: np.random.Generator, text: str) -> bytes:
 def write_table(rng: np.random.Generator, rows: int) -> tuple[str, bytes]:
     kinds = list(KINDS)
     table = {
-        name: column(rng, "text" if rng.random() < 0.4 else kinds[rng.integers(len(kinds))], rows) for name in NAMES[:6]
+        name: column(rng, "text" if rng.random() < 0.4 else kinds[rng.integers(len(kinds))], rows)
+        for name in NAMES[:6]
     }
     if rng.random() < 0.6:
         table["time"] = column(rng, "moment", rows)
@@ -108,7 +123,9 @@ def write_table(rng: np.random.Generator, rows: int) -> tuple[str, bytes]:
     if rng.random() < 0.5:
         pq.write_table(made, sink)
         return ".parquet", sink.getvalue().to_pybytes()
-    with (pa.ipc.new_file if rng.random() < 0.5 else pa.ipc.new_stream)(sink, made.schema) as writer:
+    with (pa.ipc.new_file if rng.random() < 0.5 else pa.ipc.new_stream)(
+        sink, made.schema
+    ) as writer:
         writer.write_table(made)
     return str(rng.choice([".feather", ".arrow"])), sink.getvalue().to_pybytes()
 
@@ -138,9 +155,11 @@ def packed(rng: np.random.Generator, name: str, data: bytes) -> tuple[str, bytes
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
-    ending, packer = [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", lambda _: sink.getvalue().to_pybytes())][
-        rng.integers(3)
-    ]
+    ending, packer = [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".zst", lambda _: sink.getvalue().to_pybytes()),
+    ][rng.integers(3)]
     return name + (ending if rng.random() < 0.7 else ""), packer(data)
 
 
@@ -169,7 +188,9 @@ def trial(seed: int, folder: Path) -> bool:
     ]
     if rng.random() < 0.2:
         out = folder.parent / f"{folder.name} out"
-        steps.append(lambda: prepare(folder, out, schema, max_reject_share=1.0, threads=1, encoding=encoding))
+        steps.append(
+            lambda: prepare(folder, out, schema, max_reject_share=1.0, threads=1, encoding=encoding)
+        )
     done = False
     for step in steps:
         try:
@@ -200,4 +221,6 @@ def test_random_files(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
 def test_three_thousand_random_files(part: int, tmp_path: Path) -> None:
-    assert run(range(QUICK + part * LONG // 6, QUICK + (part + 1) * LONG // 6), tmp_path) > LONG // 30
+    assert (
+        run(range(QUICK + part * LONG // 6, QUICK + (part + 1) * LONG // 6), tmp_path) > LONG // 30
+    )

@@ -84,7 +84,9 @@ def test_every_format_gives_the_same_labels_and_rule(kind: str, tmp_path: Path) 
     for form in ("csv", "parquet", "frame", "dict"):
         log = saved(frame(kind, values * 2), form, tmp_path / form)
         if form in ("frame", "dict"):
-            assert read_events(log, SCHEMA).table["event"].to_pylist()[: len(labels)] == labels, form
+            assert read_events(log, SCHEMA).table["event"].to_pylist()[: len(labels)] == labels, (
+                form
+            )
             continue
         store = prepare(log, tmp_path / form / "out", SCHEMA, split="time:1,0,0")
         assert sorted(store.vocabulary["event"].values.to_pylist()) == sorted(labels), form
@@ -93,7 +95,9 @@ def test_every_format_gives_the_same_labels_and_rule(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("trained", ["csv", "parquet", "jsonl"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_value_alone_has_the_label_it_has_in_company(kind: str, trained: str, tmp_path: Path) -> None:
+def test_a_value_alone_has_the_label_it_has_in_company(
+    kind: str, trained: str, tmp_path: Path
+) -> None:
     values, _, _, spellings = KINDS[kind]
     if (kind, trained) in (("decimal", "jsonl"), ("timestamp", "jsonl")):
         spellings = spellings[:2]  # JSON has no decimals: 1.50 was 1.5 in training
@@ -101,7 +105,9 @@ def test_a_value_alone_has_the_label_it_has_in_company(kind: str, trained: str, 
     store = prepare(log, tmp_path / "out", SCHEMA, split="time:1,0,0")
     tokenizer = EventTokenizer.from_store(store, 9)
     for form in FORMATS:
-        together = ids(tokenizer, saved(frame(kind, values), form, tmp_path / f"{form} together"), form)
+        together = ids(
+            tokenizer, saved(frame(kind, values), form, tmp_path / f"{form} together"), form
+        )
         assert UNKNOWN not in together, form
         for value, expected in zip(values, together, strict=True):
             alone = saved(frame(kind, [value]), form, tmp_path / f"{form} alone")
@@ -122,7 +128,10 @@ def ids(tokenizer: EventTokenizer, log: Any, form: str) -> list[int]:
 
 def test_the_rule_travels_with_the_tokenizer_and_is_inferred_for_old_ones(tmp_path: Path) -> None:
     store = prepare(
-        saved(frame("", [1.0, 1.5, 2.0]), "parquet", tmp_path / "log"), tmp_path / "out", SCHEMA, split="time:1,0,0"
+        saved(frame("", [1.0, 1.5, 2.0]), "parquet", tmp_path / "log"),
+        tmp_path / "out",
+        SCHEMA,
+        split="time:1,0,0",
     )
     tokenizer = EventTokenizer.from_store(store, 9)
     tokenizer.save(tmp_path / "model")
@@ -159,7 +168,9 @@ def test_old_labels_are_never_written_anew(labels: list[str], rule: str) -> None
         (["inf", "1.5"], ["inf", "1.5"]),
     ],
 )
-def test_texts_keep_what_tells_them_apart(values: list[str], labels: list[str], tmp_path: Path) -> None:
+def test_texts_keep_what_tells_them_apart(
+    values: list[str], labels: list[str], tmp_path: Path
+) -> None:
     for form in ("csv", "frame"):
         table = read_events(saved(frame("", values), form, tmp_path / form), SCHEMA).table
         assert table["event"].to_pylist() == labels
@@ -167,14 +178,30 @@ def test_texts_keep_what_tells_them_apart(values: list[str], labels: list[str], 
 
 @pytest.mark.parametrize("column", ["u", "e"])
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "frame", "dict"])
-def test_ids_beyond_the_precision_of_a_float_are_refused(column: str, form: str, tmp_path: Path) -> None:
+def test_ids_beyond_the_precision_of_a_float_are_refused(
+    column: str, form: str, tmp_path: Path
+) -> None:
     table = frame("", ["x", "y", "z"]).assign(**{column: [2.0**53, 2.0**53 + 2, None]})
-    with pytest.raises(DataError, match=f"column '{column}' holds 9[0-9.e+]* as a floating-point number"):
+    with pytest.raises(
+        DataError, match=f"column '{column}' holds 9[0-9.e+]* as a floating-point number"
+    ):
         read_events(saved(table, form, tmp_path), SCHEMA)
     small = frame("", ["x", "y", "z"]).assign(**{column: [2.0**53 - 1, 4.0, None]})
-    assert str(2**53 - 1) in read_events(saved(small, form, tmp_path), SCHEMA).table[SCHEMA_FIELD[column]].to_pylist()
+    assert (
+        str(2**53 - 1)
+        in read_events(saved(small, form, tmp_path), SCHEMA).table[SCHEMA_FIELD[column]].to_pylist()
+    )
     exact = frame("", ["x", "y"]).assign(**{column: [2**53, 2**53 + 1]})
-    assert len(set(read_events(saved(exact, form, tmp_path), SCHEMA).table[SCHEMA_FIELD[column]].to_pylist())) == 2
+    assert (
+        len(
+            set(
+                read_events(saved(exact, form, tmp_path), SCHEMA)
+                .table[SCHEMA_FIELD[column]]
+                .to_pylist()
+            )
+        )
+        == 2
+    )
 
 
 SCHEMA_FIELD = {"u": "user", "e": "event"}
@@ -206,14 +233,18 @@ def test_settled_texts_are_what_the_rule_writes() -> None:
 
 
 def test_parts_of_a_log_agree_on_a_rule() -> None:
-    assert choose_rule(common_rules([["integer", "number", "text"], None, ["number", "text"]])) == "number"
+    assert (
+        choose_rule(common_rules([["integer", "number", "text"], None, ["number", "text"]]))
+        == "number"
+    )
     assert choose_rule(common_rules([None])) == choose_rule(None) == "text"
 
 
 def test_a_given_rule_wins(tmp_path: Path) -> None:
     schema = SCHEMA.model_copy(update={"label_rules": {"event": "text"}})
     pq.write_table(
-        pa.table({"u": ["a"] * 2, "t": ["2024-01-01", "2024-01-02"], "e": ["1.0", "2.0"]}), tmp_path / "a.parquet"
+        pa.table({"u": ["a"] * 2, "t": ["2024-01-01", "2024-01-02"], "e": ["1.0", "2.0"]}),
+        tmp_path / "a.parquet",
     )
     assert read_events(tmp_path / "a.parquet", schema).table["event"].to_pylist() == ["1.0", "2.0"]
     with pytest.raises(ValueError, match="no rule of labels"):
@@ -222,4 +253,12 @@ def test_a_given_rule_wins(tmp_path: Path) -> None:
 
 def test_vocabulary_takes_python_values_as_prepare_does() -> None:
     vocabulary = Vocabulary.from_counts(["7", "true", "1.5"], [3, 2, 1])
-    assert vocabulary.encode([7, 7.0, "7", True, 1.5, float("nan"), None]).tolist() == [2, 2, 2, 3, 4, UNKNOWN, UNKNOWN]
+    assert vocabulary.encode([7, 7.0, "7", True, 1.5, float("nan"), None]).tolist() == [
+        2,
+        2,
+        2,
+        3,
+        4,
+        UNKNOWN,
+        UNKNOWN,
+    ]

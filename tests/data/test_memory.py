@@ -41,14 +41,18 @@ def tables_of(columns: Columns, offsets: np.ndarray, used: np.ndarray) -> Tables
     return fit_tables(columns, offsets, used, CLASSES, np.arange(len(offsets) - 1) % FOLDS)
 
 
-def read_all(columns: Columns, offsets: np.ndarray, tables: Tables, **options: np.ndarray) -> Readings:
+def read_all(
+    columns: Columns, offsets: np.ndarray, tables: Tables, **options: np.ndarray
+) -> Readings:
     return read_memory(columns, tables, offsets[:-1], offsets[:-1], offsets[1:], **options)
 
 
 class Plain:
     """The same by dictionaries and definitions, one class at a time."""
 
-    def __init__(self, columns: Columns, offsets: np.ndarray, used: np.ndarray, fold: int | None = None) -> None:
+    def __init__(
+        self, columns: Columns, offsets: np.ndarray, used: np.ndarray, fold: int | None = None
+    ) -> None:
         self.columns = columns
         trained = columns.behavior[used & (columns.behavior >= 0)]
         counts = np.bincount(trained, minlength=CLASSES) + 0.5
@@ -105,7 +109,11 @@ class Plain:
         for number, key in enumerate(self.own_contexts(begin, t)):
             found = np.zeros(CLASSES)
             for s in range(begin + 1, t + 1):
-                if key is not None and c.behavior[s] >= 0 and self.own_contexts(begin, s - 1)[number] == key:
+                if (
+                    key is not None
+                    and c.behavior[s] >= 0
+                    and self.own_contexts(begin, s - 1)[number] == key
+                ):
                     found[c.behavior[s]] += 1
             add(EXPERTS[len(rows)], found, user)
         for decay in DECAYS:
@@ -135,21 +143,30 @@ def test_experts_are_what_they_say(fold: int | None) -> None:
             assert set(plain.known(offsets[u], t)) <= set(classes.tolist())
             assert np.allclose(readings.probability[candidates].T, expected[:, classes], atol=1e-5)
             held = readings.reliability[t, :-1] * max(judged[-1], 1)
-            assert np.allclose(held, judged[:-1], atol=1e-3) and np.isclose(readings.reliability[t, -1], judged[-1])
-            if t + 1 < offsets[u + 1] and columns.behavior[t + 1] >= 0 and plain.known(offsets[u], t):
+            assert np.allclose(held, judged[:-1], atol=1e-3) and np.isclose(
+                readings.reliability[t, -1], judged[-1]
+            )
+            if (
+                t + 1 < offsets[u + 1]
+                and columns.behavior[t + 1] >= 0
+                and plain.known(offsets[u], t)
+            ):
                 came = np.maximum(np.log(expected[:, columns.behavior[t + 1]]), WORST)
                 judged = FORGET * judged + np.append(came, 1)
 
 
 def test_the_rest_is_a_share_of_the_prior() -> None:
     columns, offsets, used = log(1)
-    columns = columns._replace(behavior=np.where(columns.behavior == 7, -1, columns.behavior))  # a class nobody showed
+    # a class nobody showed
+    columns = columns._replace(behavior=np.where(columns.behavior == 7, -1, columns.behavior))
     tables = tables_of(columns, offsets, used)
     readings = read_all(columns, offsets, tables)
     plain = Plain(columns, offsets, used)
     for u in range(len(offsets) - 1):
         for t in range(offsets[u], offsets[u + 1]):
-            assert np.allclose(readings.rest[t] * tables.prior[7], plain.chances(offsets[u], t)[:, 7], atol=1e-6)
+            assert np.allclose(
+                readings.rest[t] * tables.prior[7], plain.chances(offsets[u], t)[:, 7], atol=1e-6
+            )
 
 
 def test_nothing_later_is_known() -> None:
@@ -194,14 +211,21 @@ def test_a_fold_leaves_out_the_users_own_events() -> None:
         others = used.copy()
         others[offsets[u] : offsets[u + 1]] = False
         alone = tables_of(columns, offsets, others)._replace(prior=tables.prior)
-        part = read_memory(columns, alone, offsets[u : u + 1], offsets[u : u + 1], offsets[u + 1 : u + 2])
+        part = read_memory(
+            columns, alone, offsets[u : u + 1], offsets[u : u + 1], offsets[u + 1 : u + 2]
+        )
         shared = slice(1, 1 + len(GLOBAL))
-        assert np.allclose(part.evidence[:, shared], folded.evidence[offsets[u] : offsets[u + 1], shared])
-        assert np.allclose(part.reliability, folded.reliability[offsets[u] : offsets[u + 1]], atol=1e-6)
+        assert np.allclose(
+            part.evidence[:, shared], folded.evidence[offsets[u] : offsets[u + 1], shared]
+        )
+        assert np.allclose(
+            part.reliability, folded.reliability[offsets[u] : offsets[u + 1]], atol=1e-6
+        )
 
 
 def test_code_older_than_the_loops_is_dropped() -> None:
-    """numba's cache knows of changes in the file of a function alone, and the loops stand in several."""
+    """numba's cache knows of changes in the file of a function alone, and the loops stand in
+    several."""
     compiled = memory._replay
     columns, offsets, used = log(0)
     read_all(columns, offsets, tables_of(columns, offsets, used))

@@ -1,4 +1,5 @@
-"""What a model's positions read of the counts: nothing later, the same alone and together, and as events go on."""
+"""What a model's positions read of the counts: nothing later, the same alone and together, and as
+events go on."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def trained(world: World) -> np.ndarray:
 
 def same(one: Told, other: Told, tolerance: float = 0.0) -> bool:
     return all(
-        one[name].shape == other[name].shape and torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
+        one[name].shape == other[name].shape
+        and torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
         for name in one
     )
 
@@ -55,7 +57,8 @@ def ordered(told: Told) -> Told:
 
 
 def test_nothing_later_is_known(world: World, counts: Counts) -> None:
-    """Behaviors of all events from a position's era on are shuffled, those that follow it included."""
+    """Behaviors of all events from a position's era on are shuffled, those that follow it
+    included."""
     rng = np.random.default_rng(0)
     eras = eras_of(world.columns.time, counts.edges)
     for era in (2, 5):
@@ -70,7 +73,9 @@ def test_nothing_later_is_known(world: World, counts: Counts) -> None:
         columns = world.columns._replace(behavior=behavior, event=behavior + FIRST)
         changed = count_events(columns, world.offsets, trained(world), world.classes, 30)
         before = MemorySource(world.columns, world.offsets, counts, leave_out=True).at(position)
-        after = MemorySource(columns, world.offsets, changed._replace(shares=counts.shares), leave_out=True)
+        after = MemorySource(
+            columns, world.offsets, changed._replace(shares=counts.shares), leave_out=True
+        )
         assert (behavior != world.columns.behavior).mean() > 0.1
         assert same(ordered(before), ordered(after.at(position)), 1e-6)
 
@@ -83,7 +88,9 @@ def test_together_is_as_alone(world: World, counts: Counts, leave_out: bool) -> 
     for n in (0, 17, 299):
         alone, held = source.at(position[n : n + 1]), together["owner"] == n
         rows = {
-            name: x[held] if len(x) == len(held) else x[n : n + 1] for name, x in together.items() if name != "owner"
+            name: x[held] if len(x) == len(held) else x[n : n + 1]
+            for name, x in together.items()
+            if name != "owner"
         }
         assert same(rows, alone, 1e-6)
 
@@ -94,7 +101,8 @@ def test_no_position_gives_no_rows(world: World, counts: Counts) -> None:
 
 
 def test_histories_that_go_on_know_what_was_appended(world: World, counts: Counts) -> None:
-    """One event after the other, some histories dropped on the way, as reading the whole at each."""
+    """One event after the other, some histories dropped on the way, as reading the whole at
+    each."""
     length = np.diff(world.offsets)
     users = np.flatnonzero(length > 12)[[4, 0, 2, 1]]
     begin, steps = world.offsets[users], 6
@@ -120,7 +128,9 @@ def test_counts_are_saved_whole(counts: Counts, tmp_path: Path) -> None:
     save_counts(counts, tmp_path)
     again = load_counts(tmp_path)
     assert again.slot_minutes == counts.slot_minutes
-    for one, other in zip((*counts.tables, *counts[1:3]), (*again.tables, *again[1:3]), strict=True):
+    for one, other in zip(
+        (*counts.tables, *counts[1:3]), (*again.tables, *again[1:3]), strict=True
+    ):
         assert np.array_equal(one, other) and one.dtype == other.dtype
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:100])
     with pytest.raises(CheckpointError, match="counts of a model with memory"):
@@ -129,6 +139,8 @@ def test_counts_are_saved_whole(counts: Counts, tmp_path: Path) -> None:
 
 def test_eras_split_the_counted_time(world: World, counts: Counts) -> None:
     eras = eras_of(world.columns.time, counts.edges)
-    assert set(eras[trained(world)].tolist()) == set(range(FOLDS)) and set(eras[~trained(world)].tolist()) == {-1}
+    assert set(eras[trained(world)].tolist()) == set(range(FOLDS)) and set(
+        eras[~trained(world)].tolist()
+    ) == {-1}
     share = np.bincount(eras[trained(world)], minlength=FOLDS) / trained(world).sum()
     assert share.min() > 0.5 / FOLDS

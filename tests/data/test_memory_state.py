@@ -1,4 +1,5 @@
-"""A past that grows event by event: the same bytes as reading the whole history, however it was cut."""
+"""A past that grows event by event: the same bytes as reading the whole history, however it was
+cut."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def part(columns: Columns, begin: int, end: int) -> Columns:
 
 
 def test_random_interleavings_equal_whole_histories() -> None:
-    """Ten thousand events of many users, in 10,000 random turns: after each the state answers as the history does."""
+    """Ten thousand events of many users, in 10,000 random turns: after each the state answers as
+    the history does."""
     columns, offsets, used = log(0, users=400, longest=60)
     tables = tables_of(columns, offsets, used)
     whole = read_memory(columns, tables, offsets[:-1], offsets[:-1], offsets[1:])
@@ -44,7 +46,9 @@ def test_random_interleavings_equal_whole_histories() -> None:
         turns += 1
     for field in ("classes", "probability", "age"):
         found = np.concatenate([getattr(readings, field) for readings, _ in checked])
-        expected = [getattr(whole, field)[whole.start[row] : whole.start[row + 1]] for _, row in checked]
+        expected = [
+            getattr(whole, field)[whole.start[row] : whole.start[row + 1]] for _, row in checked
+        ]
         assert found.tobytes() == np.concatenate(expected).tobytes(), field
     rows = np.array([row for _, row in checked])
     for field in ("rest", "evidence", "reliability", "context"):

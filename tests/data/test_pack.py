@@ -1,4 +1,5 @@
-"""Windows, rows and tensors: every target once, histories intact, no event later than the target."""
+"""Windows, rows and tensors: every target once, histories intact, no event later than the
+target."""
 
 from __future__ import annotations
 
@@ -38,9 +39,15 @@ def test_target_rows_against_a_loop(split):
 @pytest.mark.parametrize("split", [TRAIN, VALID, TEST])
 def test_unseen_targets_are_all_others_that_something_precedes(split):
     store = random_store(2)
-    store.columns["behavior"] = np.where(np.arange(store.offsets[-1]) % 3 == 0, 1, store.column("behavior"))
+    store.columns["behavior"] = np.where(
+        np.arange(store.offsets[-1]) % 3 == 0, 1, store.column("behavior")
+    )
     first = set(store.offsets[:-1].tolist())
-    asked = [row for row in np.flatnonzero(np.asarray(store.columns["split"]) == split).tolist() if row not in first]
+    asked = [
+        row
+        for row in np.flatnonzero(np.asarray(store.columns["split"]) == split).tolist()
+        if row not in first
+    ]
     assert 0 < count_unseen(store, split) == len(asked) - len(slow_target_rows(store, split))
 
 
@@ -48,10 +55,14 @@ def test_unseen_targets_are_all_others_that_something_precedes(split):
 @pytest.mark.parametrize("seed", range(5))
 def test_every_training_target_once(seed, max_length):
     store = random_store(seed, users=30, longest=100)
-    batches = TrainingBatches(store, max_length=max_length, rows_per_step=4, seed=seed, fields=FIELDS)
+    batches = TrainingBatches(
+        store, max_length=max_length, rows_per_step=4, seed=seed, fields=FIELDS
+    )
     for epoch in range(3):
         steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
-        rows = np.concatenate([b.row.flatten().numpy() for s in steps for b in batches.micro_batches(s)])
+        rows = np.concatenate(
+            [b.row.flatten().numpy() for s in steps for b in batches.micro_batches(s)]
+        )
         assert sorted(rows[rows >= 0]) == slow_target_rows(store, TRAIN)
 
 
@@ -87,7 +98,13 @@ def test_every_evaluation_target_once_with_enough_context(max_length, world):
                 b.row.flatten().numpy()
                 for rank in range(world)
                 for b in evaluation_batches(
-                    store, split, max_length=max_length, rows_per_batch=3, fields=FIELDS, rank=rank, world=world
+                    store,
+                    split,
+                    max_length=max_length,
+                    rows_per_batch=3,
+                    fields=FIELDS,
+                    rank=rank,
+                    world=world,
                 )
             ]
         )

@@ -1,4 +1,5 @@
-"""prepare: the same bytes however the rows come, nothing half written, nothing of the future in the vocabularies."""
+"""prepare: the same bytes however the rows come, nothing half written, nothing of the future in the
+vocabularies."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import ConfigError, DataError
 
 SCHEMA = EventSchema(
-    user="user", time="time", event="event", location="place", behavior="kind", extra=("price",), tz="Europe/London"
+    user="user",
+    time="time",
+    event="event",
+    location="place",
+    behavior="kind",
+    extra=("price",),
+    tz="Europe/London",
 )
 
 
@@ -34,7 +41,8 @@ def log(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "user": [f"u{i}" for i in rng.integers(0, 60, rows)],
-            "time": pd.Timestamp("2020-02-01") + pd.to_timedelta(day * 1440 + rng.integers(0, 48, rows) * 30, "min"),
+            "time": pd.Timestamp("2020-02-01")
+            + pd.to_timedelta(day * 1440 + rng.integers(0, 48, rows) * 30, "min"),
             "event": event.astype(str),
             "place": np.where(rng.random(rows) < 0.1, None, rng.integers(0, 9, rows).astype(str)),
             "kind": (event % 7).astype(str),
@@ -80,7 +88,10 @@ BAD_NUMBERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", BAD_NUMBERS, ids=str)
 def test_numbers_without_sense_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     name = next(iter(options))
-    for run in (lambda: prepare(log(), tmp_path / "out", SCHEMA, **options), lambda: preview(log(), SCHEMA, **options)):
+    for run in (
+        lambda: prepare(log(), tmp_path / "out", SCHEMA, **options),
+        lambda: preview(log(), SCHEMA, **options),
+    ):
         with pytest.raises(ConfigError, match=f"prepare: {name} = "):
             run()
     assert not list(tmp_path.iterdir())
@@ -101,7 +112,10 @@ VARIANTS: dict[str, tuple[Callable[[Path], Path], dict[str, object]]] = {
     "two threads": (lambda d: saved(log(), d / "a.parquet"), {"threads": 2}),
     "little memory": (lambda d: saved(log(), d / "a.parquet"), {"memory": "256MiB"}),
     "small row groups": (lambda d: _row_groups(d / "a.parquet"), {}),
-    "timestamps": (lambda d: saved(log().assign(time=pd.to_datetime(log()["time"])), d / "a.parquet"), {}),
+    "timestamps": (
+        lambda d: saved(log().assign(time=pd.to_datetime(log()["time"])), d / "a.parquet"),
+        {},
+    ),
     "integers": (lambda d: saved(log().astype({"event": int, "kind": int}), d / "a.parquet"), {}),
     "floats": (lambda d: saved(log().astype({"place": float, "event": float}), d / "a.csv"), {}),
 }
@@ -120,7 +134,9 @@ def test_same_rows_same_bytes(tmp_path: Path, reference: EventStore, name: str) 
     assert files(store.path) == files(reference.path)
 
 
-def test_buckets_change_nothing(tmp_path: Path, reference: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_change_nothing(
+    tmp_path: Path, reference: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_batch_rows", lambda budget: 200)
     store = prepare(saved(log(), tmp_path / "a.parquet"), tmp_path / "out", SCHEMA)
     assert files(store.path) == files(reference.path)
@@ -129,25 +145,40 @@ def test_buckets_change_nothing(tmp_path: Path, reference: EventStore, monkeypat
 def test_columns_agree_with_pandas(reference: EventStore) -> None:
     frame = log()
     wall = pd.to_datetime(frame["time"])
-    frame["at"] = wall.dt.tz_localize("Europe/London", nonexistent="shift_forward", ambiguous=np.ones(len(wall), bool))
+    frame["at"] = wall.dt.tz_localize(
+        "Europe/London", nonexistent="shift_forward", ambiguous=np.ones(len(wall), bool)
+    )
     frame = frame.sort_values(["user", "at"], kind="stable")
     assert reference.users().to_pylist() == sorted(frame["user"].unique())
     assert np.array_equal(np.diff(reference.offsets), frame.groupby("user").size())
-    seconds = frame["at"].astype("int64").to_numpy() // 10 ** (9 if "[ns" in str(frame["at"].dtype) else 6)
-    assert np.array_equal(reference.columns["time"] + np.int64(reference.manifest.time_origin), seconds)
+    seconds = frame["at"].astype("int64").to_numpy() // 10 ** (
+        9 if "[ns" in str(frame["at"].dtype) else 6
+    )
+    assert np.array_equal(
+        reference.columns["time"] + np.int64(reference.manifest.time_origin), seconds
+    )
     assert np.array_equal(reference.columns["weekday"], frame["at"].dt.weekday)
-    assert np.array_equal(reference.columns["slot"], frame["at"].dt.hour * 2 + frame["at"].dt.minute // 30)
+    assert np.array_equal(
+        reference.columns["slot"], frame["at"].dt.hour * 2 + frame["at"].dt.minute // 30
+    )
     # Within a tie our order differs from that of pandas: compare rows as a multiset.
-    ours = pd.DataFrame({f: reference.vocabulary[f].decode(reference.columns[f]) for f in reference.vocabulary})
+    ours = pd.DataFrame(
+        {f: reference.vocabulary[f].decode(reference.columns[f]) for f in reference.vocabulary}
+    )
     ours["user"] = np.repeat(reference.users().to_pylist(), np.diff(reference.offsets))
     train = reference.columns["split"] == 0
-    theirs = frame.rename(columns={"place": "location", "kind": "behavior"}).astype({"price": str})[list(ours)]
+    theirs = frame.rename(columns={"place": "location", "kind": "behavior"}).astype({"price": str})[
+        list(ours)
+    ]
     pairs = (table[train].fillna("-").to_numpy().tolist() for table in (ours, theirs))
     assert sorted(next(pairs)) == sorted(next(pairs))
     for field in reference.vocabulary:
         vocabulary = reference.vocabulary[field]
         counted = theirs[train][field].value_counts()
-        assert dict(zip(vocabulary.values.to_pylist(), vocabulary.counts.tolist(), strict=True)) == counted.to_dict()
+        assert (
+            dict(zip(vocabulary.values.to_pylist(), vocabulary.counts.tolist(), strict=True))
+            == counted.to_dict()
+        )
 
 
 def test_types_are_the_smallest(reference: EventStore) -> None:
@@ -162,10 +193,17 @@ def test_types_are_the_smallest(reference: EventStore) -> None:
 def test_wide_vocabularies(tmp_path: Path) -> None:
     events = [f"e{i}" for i in range(70_000)]
     frame = pd.DataFrame(
-        {"user": "a", "time": "2020-01-01", "event": events, "place": [str(i % 300) for i in range(70_000)]}
+        {
+            "user": "a",
+            "time": "2020-01-01",
+            "event": events,
+            "place": [str(i % 300) for i in range(70_000)],
+        }
     )
     schema = EventSchema(user="user", time="time", event="event", location="place", slot_minutes=1)
-    store = prepare(saved(frame, tmp_path / "a.parquet"), tmp_path / "out", schema, split="user:1,0,0")
+    store = prepare(
+        saved(frame, tmp_path / "a.parquet"), tmp_path / "out", schema, split="user:1,0,0"
+    )
     kinds = [str(store.columns[name].dtype) for name in ("event", "location", "slot")]
     assert kinds == ["uint32", "uint16", "uint16"]
     assert sorted(store.vocabulary["event"].decode(store.columns["event"])) == sorted(events)  # type: ignore[type-var]
@@ -188,10 +226,14 @@ def test_later_rows_do_not_leak(tmp_path: Path, reference: EventStore) -> None:
 
 def test_splits(tmp_path: Path) -> None:
     file = saved(log(), tmp_path / "a.parquet")
-    day = {"date:2020-05-01,2020-06-01": ["2020-04-30T23:00:00", "2020-05-31T23:00:00"]}  # London is an hour ahead
+    # London is an hour ahead
+    day = {"date:2020-05-01,2020-06-01": ["2020-04-30T23:00:00", "2020-05-31T23:00:00"]}
     for i, rule in enumerate(["time:0.6,0.1,0.3", "span:0.6,0.1,0.3", *day, "user:0.6,0.1,0.3"]):
         store = prepare(file, tmp_path / str(i), SCHEMA, split=rule)
-        split, seconds = store.columns["split"], store.columns["time"] + np.int64(store.manifest.time_origin)
+        split, seconds = (
+            store.columns["split"],
+            store.columns["time"] + np.int64(store.manifest.time_origin),
+        )
         assert np.array_equal(np.bincount(split, minlength=3), store.manifest.split["events"])
         if rule.startswith("user"):
             users = np.repeat(np.arange(store.manifest.users), np.diff(store.offsets))
@@ -204,14 +246,18 @@ def test_splits(tmp_path: Path) -> None:
 
 
 def test_few_events_and_rare_labels(tmp_path: Path) -> None:
-    frame = log().assign(user=lambda f: np.where(np.arange(len(f)) % 100 == 0, "rare" + f["event"], f["user"]))
+    frame = log().assign(
+        user=lambda f: np.where(np.arange(len(f)) % 100 == 0, "rare" + f["event"], f["user"])
+    )
     file = saved(frame, tmp_path / "a.parquet")
     sizes = frame.groupby("user").size()
     store = prepare(file, tmp_path / "a", SCHEMA, min_events=20, min_count=5, max_vocabulary=10)
     assert store.users().to_pylist() == sorted(sizes[sizes >= 20].index)
     assert all(v.classes <= 10 and v.counts.min() >= 5 for v in store.vocabulary.values())
     kept = frame[frame["user"].map(sizes) >= 20]
-    alone = prepare(saved(kept, tmp_path / "b.parquet"), tmp_path / "b", SCHEMA, min_count=5, max_vocabulary=10)
+    alone = prepare(
+        saved(kept, tmp_path / "b.parquet"), tmp_path / "b", SCHEMA, min_count=5, max_vocabulary=10
+    )
     assert alone.manifest.content_hash == store.manifest.content_hash
     with pytest.raises(DataError, match="min-events"):
         prepare(file, tmp_path / "c", SCHEMA, min_events=10**6)
@@ -219,13 +265,19 @@ def test_few_events_and_rare_labels(tmp_path: Path) -> None:
         prepare(file, tmp_path / "c", SCHEMA, min_count=10**6)
 
 
-def test_users_of_one_event_and_of_a_hundred_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_of_one_event_and_of_a_hundred_thousand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_batch_rows", lambda budget: 10_000)
     rng = np.random.default_rng(0)
     users = np.array(["big"] * 100_000 + [f"one{i}" for i in range(2000)])
-    frame = pd.DataFrame({"user": users, "time": rng.integers(1_500_000_000, 1_500_100_000, len(users))})
+    frame = pd.DataFrame(
+        {"user": users, "time": rng.integers(1_500_000_000, 1_500_100_000, len(users))}
+    )
     frame["event"] = rng.integers(0, 50, len(users)).astype(str)
-    store = prepare(saved(frame.sample(frac=1, random_state=0), tmp_path / "a.parquet"), tmp_path / "out")
+    store = prepare(
+        saved(frame.sample(frac=1, random_state=0), tmp_path / "a.parquet"), tmp_path / "out"
+    )
     assert store.manifest.users == 2001 and np.diff(store.offsets).max() == 100_000
     assert (np.diff(store.columns["time"][:100_000].astype(np.int64)) >= 0).all()
     assert store.schema.time_unit == "s"
@@ -237,14 +289,21 @@ def test_rejects_are_written_counted_and_limited(tmp_path: Path) -> None:
     frame.loc[10:12, "time"] = ["", "never", "1901-01-01 00:00:00"]
     file = saved(frame, tmp_path / "a.csv")
     store = prepare(file, tmp_path / "out", SCHEMA)
-    expected = {"user is null": 5, "time is null": 1, "time cannot be read": 1, "time is out of range": 1}
+    expected = {
+        "user is null": 5,
+        "time is null": 1,
+        "time cannot be read": 1,
+        "time is out of range": 1,
+    }
     assert store.manifest.rejected == expected
     assert store.manifest.events == len(frame) - 8
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pandas()
     assert rejects["reason"].value_counts().to_dict() == expected
     assert set(rejects["file"]) == {str(file)}
     assert "never" in set(rejects["time"])
-    with pytest.raises(DataError, match=r"time cannot be read: 1 rows.*'never'.*--max-reject-share"):
+    with pytest.raises(
+        DataError, match=r"time cannot be read: 1 rows.*'never'.*--max-reject-share"
+    ):
         prepare(file, tmp_path / "strict", SCHEMA, max_reject_share=0.001)
     assert not (tmp_path / "strict").exists()
     assert pq.read_table(tmp_path / "strict.rejects.parquet").num_rows == 8
@@ -255,7 +314,9 @@ def test_rejected_rows_do_not_count_for_a_user(tmp_path: Path) -> None:
     few = np.flatnonzero(frame["user"] == "few")
     frame.loc[few[:3], "time"] = "never"
     file = saved(frame, tmp_path / "a.csv")
-    assert "few" in prepare(file, tmp_path / "a", SCHEMA, min_events=len(few) - 3).users().to_pylist()
+    assert (
+        "few" in prepare(file, tmp_path / "a", SCHEMA, min_events=len(few) - 3).users().to_pylist()
+    )
     store = prepare(file, tmp_path / "b", SCHEMA, min_events=len(few) - 2)
     assert "few" not in store.users().to_pylist()
     sizes = frame[frame["time"] != "never"].groupby("user").size()
@@ -265,32 +326,53 @@ def test_rejected_rows_do_not_count_for_a_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [255, 256, 65_535, 65_536])
 def test_any_number_of_labels(tmp_path: Path, labels: int) -> None:
     event = np.random.default_rng(0).permutation(labels)
-    columns = {"user": event, "time": 1_500_000_000 + event, "event": event, "place": np.where(event % 9, event, None)}
-    store = prepare(pa.table(columns), tmp_path / "out", SCHEMA.model_copy(update={"behavior": None, "extra": ()}))
+    columns = {
+        "user": event,
+        "time": 1_500_000_000 + event,
+        "event": event,
+        "place": np.where(event % 9, event, None),
+    }
+    store = prepare(
+        pa.table(columns),
+        tmp_path / "out",
+        SCHEMA.model_copy(update={"behavior": None, "extra": ()}),
+    )
     users = [int(user) for user in store.users().to_pylist()]
     assert sorted(users) == list(range(labels))
     assert np.array_equal(store.columns["time"], np.array(users))
     train = store.columns["split"] == 0
     for field, known in (("event", train), ("location", train & (np.array(users) % 9 > 0))):
         decoded = store.vocabulary[field].decode(store.columns[field])
-        assert decoded == [str(user) if seen else None for user, seen in zip(users, known, strict=True)]
+        assert decoded == [
+            str(user) if seen else None for user, seen in zip(users, known, strict=True)
+        ]
 
 
 def test_an_empty_category_is_no_label(tmp_path: Path) -> None:
     frame = log().assign(place=lambda f: f["place"].fillna("").astype("category"))
     store = prepare(frame, tmp_path / "out", SCHEMA)
     assert "" not in store.vocabulary["location"].values.to_pylist()
-    assert store.manifest.content_hash == prepare(log(), tmp_path / "text", SCHEMA).manifest.content_hash
+    assert (
+        store.manifest.content_hash
+        == prepare(log(), tmp_path / "text", SCHEMA).manifest.content_hash
+    )
 
 
 def test_all_rows_rejected_and_no_rows(tmp_path: Path) -> None:
     frame = log(10).assign(event=None)
     with pytest.raises(DataError, match="event is null: 20 rows"):
-        prepare(saved(frame, tmp_path / "a.parquet"), tmp_path / "out", SCHEMA, max_reject_share=1.0)
+        prepare(
+            saved(frame, tmp_path / "a.parquet"), tmp_path / "out", SCHEMA, max_reject_share=1.0
+        )
     with pytest.raises(DataError, match="no rows"):
         prepare(saved(log().iloc[:0], tmp_path / "b.parquet"), tmp_path / "out", SCHEMA)
     with pytest.raises(DataError, match="training split"):
-        prepare(saved(log(), tmp_path / "c.parquet"), tmp_path / "out", SCHEMA, split="date:2000-01-01,2000-02-01")
+        prepare(
+            saved(log(), tmp_path / "c.parquet"),
+            tmp_path / "out",
+            SCHEMA,
+            split="date:2000-01-01,2000-02-01",
+        )
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out") and p.is_dir()]
 
 
@@ -315,8 +397,13 @@ def test_overwriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(file, tmp_path / "out", SCHEMA)
     with pytest.raises(DataError, match="share"):
         prepare(file, tmp_path / "out", SCHEMA, split="time:9,9,9", overwrite=True)
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["content_hash"] == first.content_hash
-    second = prepare(file, tmp_path / "out", SCHEMA, split="user:0.5,0.5,0", overwrite=True).manifest
+    assert (
+        json.loads((tmp_path / "out" / "dataset.json").read_text())["content_hash"]
+        == first.content_hash
+    )
+    second = prepare(
+        file, tmp_path / "out", SCHEMA, split="user:0.5,0.5,0", overwrite=True
+    ).manifest
     assert second.content_hash != first.content_hash
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -356,18 +443,25 @@ def test_the_data_card_says_what_helps_with_new_events(tmp_path: Path) -> None:
     for name, rows, said in (("known", frame, False), ("new", new, True)):
         prepare(saved(rows, tmp_path / f"{name}.parquet"), tmp_path / name, SCHEMA)
         card = (tmp_path / name / "data_card.md").read_text()
-        assert ("100% of the test events" in card and "`model.inputs=with_behavior`" in card) is said
+        assert (
+            "100% of the test events" in card and "`model.inputs=with_behavior`" in card
+        ) is said
 
 
 def test_the_data_card_counts_behaviors_that_training_never_saw(tmp_path: Path) -> None:
     frame = log()
     frame.loc[frame["time"] > sorted(frame["time"])[-300], "kind"] = "new"
     store = prepare(saved(frame, tmp_path / "log.parquet"), tmp_path / "out", SCHEMA)
-    unknown, split = np.asarray(store.column("behavior")) == UNKNOWN, np.asarray(store.columns["split"])
+    unknown, split = (
+        np.asarray(store.column("behavior")) == UNKNOWN,
+        np.asarray(store.columns["split"]),
+    )
     card = (tmp_path / "out" / "data_card.md").read_text()
     for name, number in (("Test", 2), ("Validation", 1)):
         missed, events = int(unknown[split == number].sum()), int((split == number).sum())
-        assert (f"{name}: the behavior of {missed:,} of {events:,} events" in card) == bool(missed), name
+        assert (f"{name}: the behavior of {missed:,} of {events:,} events" in card) == bool(
+            missed
+        ), name
     assert unknown[split == 2].any()
 
 
@@ -375,7 +469,12 @@ def test_imbalance() -> None:
     from behavegpt.data.card import imbalance
 
     even, single = imbalance(np.full(10, 7)), imbalance(np.array([5]))
-    assert (round(even.gini, 9), round(even.effective, 9), even.top5, even.rarest) == (0, 10, 0.5, 7)
+    assert (round(even.gini, 9), round(even.effective, 9), even.top5, even.rarest) == (
+        0,
+        10,
+        0.5,
+        7,
+    )
     assert (single.gini, single.effective, single.top5) == (0, 1, 1)
     counts = np.random.default_rng(0).zipf(1.6, 50)
     pairs = np.abs(counts[:, None] - counts[None]).sum() / (2 * len(counts) ** 2 * counts.mean())
@@ -404,7 +503,12 @@ def test_damaged_parquet_is_one_clear_error(tmp_path: Path) -> None:
             prepare(file, tmp_path / "out", SCHEMA, overwrite=True)
         except DataError as error:
             assert "bad.parquet" in str(error)
-    assert {p.name for p in tmp_path.iterdir()} <= {"whole.parquet", "bad.parquet", "out", "out.rejects.parquet"}
+    assert {p.name for p in tmp_path.iterdir()} <= {
+        "whole.parquet",
+        "bad.parquet",
+        "out",
+        "out.rejects.parquet",
+    }
 
 
 def test_a_corrupt_file_among_many_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Prepared folders behind fsspec: fetched once, checked, and the same rows and runs as from a local folder."""
+"""Prepared folders behind fsspec: fetched once, checked, and the same rows and runs as from a local
+folder."""
 
 from __future__ import annotations
 
@@ -54,29 +55,36 @@ def test_the_same_store_from_anywhere(local: EventStore, address: str, tmp_path:
     far = open_store(address)
     assert same(far, local) and isinstance(far.columns["event"], np.memmap)
     assert far.path == tmp_path / "cache" / "data" / local.manifest.content_hash
-    for name in (f"file://{local.path}", Path(f"file://{local.path}"), Path(address)):  # Path takes a slash away
+    # Path takes a slash away
+    for name in (f"file://{local.path}", Path(f"file://{local.path}"), Path(address)):
         assert same(open_store(name), local)
-    assert [p.name for p in (tmp_path / "cache" / "data").iterdir() if not p.name.endswith(".lock")] == [
-        local.manifest.content_hash
-    ]
+    assert [
+        p.name for p in (tmp_path / "cache" / "data").iterdir() if not p.name.endswith(".lock")
+    ] == [local.manifest.content_hash]
 
 
 def test_the_hash_is_that_of_prepare(local: EventStore, tmp_path: Path) -> None:
     manifest = local.manifest
     columns, vocabulary = list(manifest.columns), dict(manifest.vocabulary)
-    assert hash_folder(local.path, manifest.event_schema, vocabulary, columns) == manifest.content_hash
+    assert (
+        hash_folder(local.path, manifest.event_schema, vocabulary, columns) == manifest.content_hash
+    )
     copy = shutil.copytree(local.path, tmp_path / "copy")
     for name in columns:
         values = np.load(copy / "columns" / f"{name}.npy")
         changed = values.copy()
         changed[-1] ^= 1
         np.save(copy / "columns" / f"{name}.npy", changed)
-        assert hash_folder(copy, manifest.event_schema, vocabulary, columns) != manifest.content_hash, name
+        assert (
+            hash_folder(copy, manifest.event_schema, vocabulary, columns) != manifest.content_hash
+        ), name
         np.save(copy / "columns" / f"{name}.npy", values)
     assert hash_folder(copy, manifest.event_schema, vocabulary, columns) == manifest.content_hash
 
 
-def test_it_is_fetched_once(local: EventStore, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_fetched_once(
+    local: EventStore, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By several ranks at a time, and never again."""
     fetched: list[str] = []
     lock, get_file = threading.Lock(), MemoryFileSystem.get_file
@@ -90,15 +98,25 @@ def test_it_is_fetched_once(local: EventStore, address: str, monkeypatch: pytest
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(open_store, [address] * 4))
     assert all(same(store, local) for store in stores)
-    assert len(fetched) == len(set(fetched)) == 2 + len(local.manifest.columns) + len(local.manifest.vocabulary)
-
-
-@pytest.mark.parametrize("what", ["column", "cut", "users", "vocabulary", "missing", "manifest", "path"])
-def test_damaged_data_are_refused_and_nothing_stays(address: str, tmp_path: Path, what: str) -> None:
-    files = fsspec.filesystem("memory")
-    name = {"users": "users.parquet", "vocabulary": "vocabulary/event.parquet", "missing": "columns/time.npy"}.get(
-        what, "dataset.json" if what in ("manifest", "path") else "columns/event.npy"
+    assert (
+        len(fetched)
+        == len(set(fetched))
+        == 2 + len(local.manifest.columns) + len(local.manifest.vocabulary)
     )
+
+
+@pytest.mark.parametrize(
+    "what", ["column", "cut", "users", "vocabulary", "missing", "manifest", "path"]
+)
+def test_damaged_data_are_refused_and_nothing_stays(
+    address: str, tmp_path: Path, what: str
+) -> None:
+    files = fsspec.filesystem("memory")
+    name = {
+        "users": "users.parquet",
+        "vocabulary": "vocabulary/event.parquet",
+        "missing": "columns/time.npy",
+    }.get(what, "dataset.json" if what in ("manifest", "path") else "columns/event.npy")
     data = bytearray(files.cat_file(f"/bucket/data/{name}"))
     if what == "missing":
         files.rm_file(f"/bucket/data/{name}")
@@ -112,10 +130,15 @@ def test_damaged_data_are_refused_and_nothing_stays(address: str, tmp_path: Path
     with pytest.raises(DataError, match="memory://bucket/data"):
         open_store(address)
     cache = tmp_path / "cache" / "data"
-    assert not cache.exists() or [p.name for p in cache.iterdir() if not p.name.endswith(".lock")] == []
+    assert (
+        not cache.exists()
+        or [p.name for p in cache.iterdir() if not p.name.endswith(".lock")] == []
+    )
 
 
-def test_a_fetch_that_was_killed_is_begun_again(local: EventStore, address: str, tmp_path: Path) -> None:
+def test_a_fetch_that_was_killed_is_begun_again(
+    local: EventStore, address: str, tmp_path: Path
+) -> None:
     half = tmp_path / "cache" / "data" / f".{local.manifest.content_hash}.part" / "columns"
     half.mkdir(parents=True)
     (half / "event.npy").write_bytes(b"half")
@@ -132,8 +155,11 @@ def test_bad_addresses_are_named(address: str) -> None:
         open_store("C:/data")
 
 
-def test_training_and_resuming_are_the_same(local: EventStore, address: str, tmp_path: Path) -> None:
-    """A run from the local folder; one from memory://, stopped half way and resumed with an empty cache."""
+def test_training_and_resuming_are_the_same(
+    local: EventStore, address: str, tmp_path: Path
+) -> None:
+    """A run from the local folder; one from memory://, stopped half way and resumed with an empty
+    cache."""
     straight = tiny_settings(local.path, tmp_path / "straight", select="last", keep=3)
     pretrain(PretrainSettings.model_validate(straight))
     far = tiny_settings(Path("unused"), tmp_path / "far", select="last", keep=3)
@@ -144,7 +170,9 @@ def test_training_and_resuming_are_the_same(local: EventStore, address: str, tmp
     assert ckpt.is_dir() and any(ckpt.iterdir())
     shutil.rmtree(tmp_path / "cache")
     pretrain(PretrainSettings.model_validate(far), resume=True)
-    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("straight", "far"))
+    one, two = (
+        load_file(tmp_path / run / "model" / "model.safetensors") for run in ("straight", "far")
+    )
     assert all(np.array_equal(one[name], two[name]) for name in one)
     logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("straight", "far")]
     losses = [[json.loads(line).get("loss") for line in lines] for lines in logs]

@@ -36,7 +36,9 @@ def spark() -> Iterator[Any]:
 
 def everything(folder: Path) -> dict[str, str]:
     """Digest of every file."""
-    return {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def _digest(path: Path) -> str:
@@ -48,7 +50,9 @@ def _hostile() -> pd.DataFrame:
     frame = log().assign(order=lambda f: np.arange(len(f)) % 3)
     frame.loc[::200, "user"] = None
     frame.loc[1::300, "time"] = "never"
-    frame.loc[2::50, "event"] = ['say "hi", now', "שלום", "two\nlines", "~", "007", "7"] * 10 + ["z"] * 1
+    frame.loc[2::50, "event"] = ['say "hi", now', "שלום", "two\nlines", "~", "007", "7"] * 10 + [
+        "z"
+    ] * 1
     frame.loc[3::500, "order"] = None
     return frame
 
@@ -56,16 +60,33 @@ def _hostile() -> pd.DataFrame:
 WITH_ORDER = SCHEMA.model_copy(update={"order": "order"})
 CASES: dict[str, tuple[Callable[[Path], Path], EventSchema | None, dict[str, Any]]] = {
     "three files": (lambda d: split_files(log(), d / "parts"), SCHEMA, {}),
-    "csv with bad rows": (lambda d: saved(_hostile(), d / "a.csv"), WITH_ORDER, {"max_reject_share": 0.1}),
-    "users split": (lambda d: split_files(log(), d / "parts"), SCHEMA, {"split": "user:0.6,0.2,0.2", "min_events": 50}),
-    "types that differ between files": (lambda d: _mixed(d / "parts"), None, {"min_count": 2, "max_vocabulary": 9}),
+    "csv with bad rows": (
+        lambda d: saved(_hostile(), d / "a.csv"),
+        WITH_ORDER,
+        {"max_reject_share": 0.1},
+    ),
+    "users split": (
+        lambda d: split_files(log(), d / "parts"),
+        SCHEMA,
+        {"split": "user:0.6,0.2,0.2", "min_events": 50},
+    ),
+    "types that differ between files": (
+        lambda d: _mixed(d / "parts"),
+        None,
+        {"min_count": 2, "max_vocabulary": 9},
+    ),
     "folders named after columns": (lambda d: partitioned(log(), d / "parts"), SCHEMA, {}),
-    "folders named after columns, csv": (lambda d: partitioned(log(), d / "parts", "csv"), SCHEMA, {}),
+    "folders named after columns, csv": (
+        lambda d: partitioned(log(), d / "parts", "csv"),
+        SCHEMA,
+        {},
+    ),
 }
 
 
 def partitioned(frame: pd.DataFrame, folder: Path, ending: str = "parquet") -> Path:
-    """place=PLACE/kind=wrong/0.parquet: the place is in the path alone; the file's own kind wins."""
+    """place=PLACE/kind=wrong/0.parquet: the place is in the path alone; the file's own kind
+    wins."""
     for place, rows in frame.groupby("place", dropna=False):
         name = "__HIVE_DEFAULT_PARTITION__" if pd.isna(place) else str(place)
         part = folder / f"place={name}" / "kind=wrong" / f"0.{ending}"
@@ -76,7 +97,9 @@ def partitioned(frame: pd.DataFrame, folder: Path, ending: str = "parquet") -> P
 
 def _mixed(folder: Path) -> Path:
     """Integers in one file, floats with nulls in another; the guess of the time unit needs both."""
-    frame = log()[["user", "time", "event"]].assign(time=lambda f: pd.to_datetime(f["time"]).astype("int64") // 10**9)
+    frame = log()[["user", "time", "event"]].assign(
+        time=lambda f: pd.to_datetime(f["time"]).astype("int64") // 10**9
+    )
     folder.mkdir()
     half = len(frame) // 2
     frame.iloc[:half].astype({"event": int}).to_parquet(folder / "a.parquet")
@@ -89,14 +112,18 @@ def _mixed(folder: Path) -> Path:
 QUICK = "csv with bad rows"  # Spark takes seconds for each job, and ten to start
 
 
-@pytest.mark.parametrize("name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_same_bytes_as_the_local_engine(tmp_path: Path, name: str, spark: Any) -> None:
     write, schema, settings = CASES[name]
     logs = write(tmp_path)
     settings = {"max_reject_share": 0.05} | settings
     local = prepare(logs, tmp_path / "local", schema, **settings)
     told: list[str] = []
-    there = prepare(logs, tmp_path / "spark", schema, engine="spark", progress=told.append, **settings)
+    there = prepare(
+        logs, tmp_path / "spark", schema, engine="spark", progress=told.append, **settings
+    )
     assert there.manifest.content_hash == local.manifest.content_hash
     assert everything(tmp_path / "spark") == everything(tmp_path / "local")
     assert "5 parts" in told  # rows / 700: the test is of several parts
@@ -104,7 +131,8 @@ def test_same_bytes_as_the_local_engine(tmp_path: Path, name: str, spark: Any) -
 
 @pytest.mark.slow
 def test_what_spark_itself_partitions_is_the_flat_log(tmp_path: Path, spark: Any) -> None:
-    """`partitionBy` leaves a column in the path alone, nulls under a name of its own, and files beside the data."""
+    """`partitionBy` leaves a column in the path alone, nulls under a name of its own, and files
+    beside the data."""
     flat = prepare(saved(log(), tmp_path / "flat.parquet"), tmp_path / "flat", SCHEMA)
     rows = spark.read.parquet(str(tmp_path / "flat.parquet"))
     rows.write.partitionBy("place", "kind").parquet(str(tmp_path / "parts"))
@@ -131,7 +159,11 @@ def test_what_spark_cannot_read_is_refused(tmp_path: Path, spark: Any) -> None:
         prepare({"user": ["a"], "time": [1], "event": ["b"]}, tmp_path / "out", engine="spark")
     with pytest.raises(DataError, match="cannot be used"):
         prepare(
-            saved(_hostile(), tmp_path / "a.csv"), tmp_path / "out", WITH_ORDER, engine="spark", max_reject_share=0.001
+            saved(_hostile(), tmp_path / "a.csv"),
+            tmp_path / "out",
+            WITH_ORDER,
+            engine="spark",
+            max_reject_share=0.001,
         )
     assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "out.rejects.parquet"}
 
@@ -141,11 +173,26 @@ def test_the_command(tmp_path: Path, spark: Any) -> None:
     logs = split_files(log(), tmp_path / "parts")
     command = ["prepare", str(logs), "--user", "user", "--time", "time", "--event", "event"]
     assert main([*command, "--out", str(tmp_path / "local")]) == 0
-    assert main([*command, "--out", str(tmp_path / "spark"), "--engine", "spark", "--spark-master", "local[2]"]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--out",
+                str(tmp_path / "spark"),
+                "--engine",
+                "spark",
+                "--spark-master",
+                "local[2]",
+            ]
+        )
+        == 0
+    )
     assert everything(tmp_path / "spark") == everything(tmp_path / "local")
 
 
-def test_without_pyspark_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyspark_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = saved(log(), tmp_path / "a.parquet")
     for name in ("pyspark", "pyspark.errors", "pyspark.sql"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -31,7 +31,10 @@ def numbers(count: int) -> Iterator[pa.RecordBatch]:
 def work(folder: Path, schema: EventSchema, scratch: Path) -> list[tuple[Any, ...]]:
     """Accepted rows (user, event, ...) of all files, as `encode_on_spark` has them read."""
     columns = label_columns(schema)
-    return sorted(tuple(str(row[f"c{i}"]) for i in range(len(columns))) for row in accepted(folder, schema, scratch))
+    return sorted(
+        tuple(str(row[f"c{i}"]) for i in range(len(columns)))
+        for row in accepted(folder, schema, scratch)
+    )
 
 
 def accepted(folder: Path, schema: EventSchema, scratch: Path) -> list[dict[str, Any]]:
@@ -40,15 +43,29 @@ def accepted(folder: Path, schema: EventSchema, scratch: Path) -> list[dict[str,
     with connect(scratch) as con:
         time = time_parts(schema.time, logs)[0]
         types = join_times(_whole_source(con, logs, needed, scratch, time), logs, schema.time).types
-    absolute = replace(logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members))
-    job = Job(
-        absolute, tuple(map(str, logs.files)), schema, columns, types, parse_range(("1970-01-02", "2100-01-01")), 2**30
+    absolute = replace(
+        logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members)
     )
-    survey = add_up([_survey_of(b["survey"][0].as_py()) for b in _survey(job, numbers(len(logs.files)))])
-    rules = {field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)}
+    job = Job(
+        absolute,
+        tuple(map(str, logs.files)),
+        schema,
+        columns,
+        types,
+        parse_range(("1970-01-02", "2100-01-01")),
+        2**30,
+    )
+    survey = add_up(
+        [_survey_of(b["survey"][0].as_py()) for b in _survey(job, numbers(len(logs.files)))]
+    )
+    rules = {
+        field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)
+    }
     job = job._replace(survey=survey, schema=schema.model_copy(update={"label_rules": rules}))
     rows = pa.Table.from_batches(_read(job, numbers(len(logs.files)))).to_pylist()
-    assert all((row["rejected"] > 0) == (row["reason"] > 0) == (row["time"] is None) for row in rows)
+    assert all(
+        (row["rejected"] > 0) == (row["reason"] > 0) == (row["time"] is None) for row in rows
+    )
     return [row for row in rows if row["reason"] == 0]
 
 
@@ -58,13 +75,21 @@ def test_files_read_apart_have_the_labels_of_all(kind: str, tmp_path: Path) -> N
     for user, events in (("ann", [1, 2, 3]), ("bob", [1.0, 2.5, None])):
         folder = tmp_path / "logs" / "time=2020-01-01" / f"user={user}"
         folder.mkdir(parents=True)
-        frame = pd.DataFrame({"time": [f"2024-03-0{i} 10:00:00" for i in (1, 2, 3)], "event": events})
+        frame = pd.DataFrame(
+            {"time": [f"2024-03-0{i} 10:00:00" for i in (1, 2, 3)], "event": events}
+        )
         {"parquet": frame.to_parquet, "csv": lambda p, f=frame: f.to_csv(p, index=False),
          "jsonl": lambda p, f=frame: f.to_json(p, orient="records", lines=True)}[kind](folder / f"log.{kind}")  # fmt: skip
     schema = EventSchema(user="user", time="time", event="event")
     table = read_events(tmp_path / "logs", schema).table
     expected = sorted(zip(table["user"].to_pylist(), table["event"].to_pylist(), strict=True))
-    assert expected == [("ann", "1.0"), ("ann", "2.0"), ("ann", "3.0"), ("bob", "1.0"), ("bob", "2.5")]
+    assert expected == [
+        ("ann", "1.0"),
+        ("ann", "2.0"),
+        ("ann", "3.0"),
+        ("bob", "1.0"),
+        ("bob", "2.5"),
+    ]
     assert work(tmp_path / "logs", schema, tmp_path) == expected
 
 
@@ -88,11 +113,16 @@ def test_files_read_apart_have_the_times_of_all(name: str, tmp_path: Path) -> No
     ending, time, files = TIMES[name]
     (tmp_path / "logs").mkdir()
     for number, columns in enumerate(files):
-        frame, file = pd.DataFrame({"user": ["a", "b"], "event": ["x", "y"], **columns}), f"{number}{ending}"
-        frame.to_csv(tmp_path / "logs" / file, index=False) if ending == ".csv" else frame.to_parquet(
-            tmp_path / "logs" / file
+        frame, file = (
+            pd.DataFrame({"user": ["a", "b"], "event": ["x", "y"], **columns}),
+            f"{number}{ending}",
         )
+        frame.to_csv(
+            tmp_path / "logs" / file, index=False
+        ) if ending == ".csv" else frame.to_parquet(tmp_path / "logs" / file)
     schema = EventSchema(user="user", time=time, event="event", tz="Europe/Berlin")
     expected = read_events(tmp_path / "logs", schema).table["time"].to_pylist()
     assert len(expected) == 4
-    assert sorted(row["time"] for row in accepted(tmp_path / "logs", schema, tmp_path)) == sorted(expected)
+    assert sorted(row["time"] for row in accepted(tmp_path / "logs", schema, tmp_path)) == sorted(
+        expected
+    )

@@ -21,7 +21,9 @@ TIMES = {
 
 def boundaries(text: str, times: np.ndarray, pieces: int = 3) -> tuple[int, int]:
     parts = np.array_split(times, pieces)
-    return time_boundaries(parse_split(text), lambda: iter(parts), int(times.min()), int(times.max()), len(times))
+    return time_boundaries(
+        parse_split(text), lambda: iter(parts), int(times.min()), int(times.max()), len(times)
+    )
 
 
 @pytest.mark.parametrize("name", TIMES)
@@ -63,7 +65,9 @@ def test_span_and_date() -> None:
 
 def test_users_are_assigned_by_their_label_alone() -> None:
     labels = [f"user {i}" for i in range(20_000)]
-    hashes = np.array([int(hashlib.md5(label.encode()).hexdigest()[:16], 16) for label in labels], np.uint64)
+    hashes = np.array(
+        [int(hashlib.md5(label.encode()).hexdigest()[:16], 16) for label in labels], np.uint64
+    )
     rule = parse_split("user:0.7,0.15,0.15")
     split = split_by_user(rule, hashes)
     assert np.bincount(split) / len(split) == pytest.approx([0.7, 0.15, 0.15], abs=0.01)

@@ -1,4 +1,5 @@
-"""The order of simultaneous events says nothing: chance data gives chance, for every count and for the model."""
+"""The order of simultaneous events says nothing: chance data gives chance, for every count and for
+the model."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def chance(tmp_path_factory: pytest.TempPathFactory) -> EventStore:
     log = pd.DataFrame(
         {
             "user": np.repeat([f"u{i}" for i in np.arange(moments) % 400], TIED),
-            "time": np.repeat(pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 8_000, moments), "h"), TIED),
+            "time": np.repeat(
+                pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 8_000, moments), "h"),
+                TIED,
+            ),
             "item": [f"item {i}" for i in rng.integers(0, ITEMS, moments * TIED)],
         }
     )
@@ -53,11 +57,20 @@ def test_no_count_beats_chance(chance: EventStore) -> None:
     target = chance.column("behavior")[rows].astype(np.int64) - FIRST
     for name, model in fit(chance).items():
         choice = np.concatenate([score.argmax(axis=1) for _, score in scores(model, chance, rows)])
-        assert is_chance(choice == target), f"{name}: {np.mean(choice == target):.4f} of {len(rows)}"
+        assert is_chance(choice == target), (
+            f"{name}: {np.mean(choice == target):.4f} of {len(rows)}"
+        )
 
 
-def test_the_model_does_not_beat_chance(chance: EventStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shape = {"embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "history_head": True}
+def test_the_model_does_not_beat_chance(
+    chance: EventStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {
+        "embedding_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "history_head": True,
+    }
     train = {"steps": 60, "batch_events": 2048, "lr": 3e-3, "valid_every": 60}
     main(
         ["train", "configs/tiny.yaml", f"data.path={chance.path}", f"out={tmp_path / 'run'}"]
@@ -113,14 +126,16 @@ def test_a_folder_of_before_warns_and_is_reordered(
     (folder / MANIFEST).unlink()
     event = np.load(folder / "columns/event.npy")
     owner = np.repeat(np.arange(manifest["users"]), np.diff(chance.offsets))
-    label = np.lexsort([event, np.asarray(chance.columns["time"]), owner])  # by label inside each moment
+    # by label inside each moment
+    label = np.lexsort([event, np.asarray(chance.columns["time"]), owner])
     np.save(folder / "columns/event.npy", event[label])
     with pytest.warns(UserWarning, match="behavegpt doctor --reorder"):
         open_store(folder)
     assert main(["doctor", "--reorder", str(folder)]) == 0
     assert "28,800 simultaneous events shuffled" in capsys.readouterr().err
     mended = open_store(folder)
-    assert np.array_equal(mended.columns["event"], chance.columns["event"])  # times to the second: prepare's own order
+    # times to the second: prepare's own order
+    assert np.array_equal(mended.columns["event"], chance.columns["event"])
     assert mended.manifest == chance.manifest
     assert is_sealed(folder) and main(["doctor", str(folder)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -1,4 +1,5 @@
-"""Times as people write them: the same instant from CSV, JSONL, parquet and frames, and never a wrong guess."""
+"""Times as people write them: the same instant from CSV, JSONL, parquet and frames, and never a
+wrong guess."""
 
 from __future__ import annotations
 
@@ -52,9 +53,14 @@ def log(times: list[Any], **more: list[Any]) -> dict[str, list[Any]]:
 def read(logs: Any, **settings: object) -> list[str]:
     """ISO times (UTC) by event, `-` for a rejected row."""
     found = read_events(logs, schema(**settings))
-    times = dict(zip(found.table["event"].to_pylist(), found.table["time"].to_pylist(), strict=True))
+    times = dict(
+        zip(found.table["event"].to_pylist(), found.table["time"].to_pylist(), strict=True)
+    )
     rows = len(times) + len(found.rejects)
-    return [str(np.datetime64(times[f"e{i}"], "us"))[:19] if f"e{i}" in times else "-" for i in range(rows)]
+    return [
+        str(np.datetime64(times[f"e{i}"], "us"))[:19] if f"e{i}" in times else "-"
+        for i in range(rows)
+    ]
 
 
 T13 = ["2024-04-13T08:05:00", "2024-04-01T17:30:00"]
@@ -65,12 +71,18 @@ FORMS: dict[str, tuple[list[Any], list[str]]] = {
     "d/m/yyyy": (["13/4/2024 8:05", "1/4/2024 17:30"], T13),
     "m/d/yy AM PM": (["4/13/24 8:05 AM", "4/1/24 5:30 PM"], T13),
     "m/d/yyyy, seconds, am pm": (["4/13/2024, 8:05:09 am", "4/1/2024, 5:30:59 pm"], T13_SECONDS),
-    "narrow space before PM": (["4/13/2024, 8:05:09\u202fAM", "4/1/2024, 5:30:59\u202fPM"], T13_SECONDS),
+    "narrow space before PM": (
+        ["4/13/2024, 8:05:09\u202fAM", "4/1/2024, 5:30:59\u202fPM"],
+        T13_SECONDS,
+    ),
     "a.m. and p.m.": (["13/4/2024 8:05 a.m.", "1/4/2024 5:30 p.m."], T13),
     "dd-mm-yyyy": (["13-04-2024 08:05", "01-04-2024 17:30"], T13),
     "dd.mm.yyyy": (["13.04.2024 08:05", "01.04.2024 17:30"], T13),
     "dd.mm.yy": (["13.04.24 08:05", "01.04.24 17:30"], T13),
-    "dots, no day beyond 12": (["03.04.2024 08:05", "01.04.2024 17:30"], ["2024-04-03T08:05:00", T13[1]]),
+    "dots, no day beyond 12": (
+        ["03.04.2024 08:05", "01.04.2024 17:30"],
+        ["2024-04-03T08:05:00", T13[1]],
+    ),
     "yyyy.mm.dd": (["2024.04.13 08:05", "2024.04.01 17:30"], T13),
     "yyyy/mm/dd": (["2024/04/13 08:05", "2024/04/01 17:30"], T13),
     "Mon dd, yyyy": (["Apr 13, 2024 08:05", "Apr 01, 2024 17:30"], T13),
@@ -83,7 +95,10 @@ FORMS: dict[str, tuple[list[Any], list[str]]] = {
     "10 digits": ([2024041308, 2024040117], ["2024-04-13T08:00:00", "2024-04-01T17:00:00"]),
     "basic ISO": (["20240413T080509", "20240401T173059"], T13_SECONDS),
     "AM PM behind an ISO date": (["2024-04-13 08:05 AM", "2024-04-01 05:30 PM"], T13),
-    "decimal comma of seconds": (["2024-04-13 08:05:09,250", "2024-04-01 17:30:59,750"], T13_SECONDS),
+    "decimal comma of seconds": (
+        ["2024-04-13 08:05:09,250", "2024-04-01 17:30:59,750"],
+        T13_SECONDS,
+    ),
     "ISO beside dd/mm": (["13/04/2024 08:05", "2024-04-01 17:30:00"], T13),
     "Excel serials": ([45395.3368055556, 45383.7291666667], T13),
     "Excel serials as text": (["45395,3368055556", "45383,7291666667"], T13),
@@ -95,7 +110,10 @@ ZONED: dict[str, tuple[list[Any], list[str]]] = {
     "mail": (["Sat, 13 Apr 2024 10:05:09 +0200", "Mon, 01 Apr 2024 17:30:59 GMT"], T13_SECONDS),
     "Twitter": (["Sat Apr 13 08:05:09 +0000 2024", "Mon Apr 01 17:30:59 +0000 2024"], T13_SECONDS),
     "JavaScript": (
-        ["Sat Apr 13 2024 10:05:09 GMT+0200 (Central European Summer Time)", "Mon Apr 01 2024 17:30:59 GMT+0000 (UTC)"],
+        [
+            "Sat Apr 13 2024 10:05:09 GMT+0200 (Central European Summer Time)",
+            "Mon Apr 01 2024 17:30:59 GMT+0000 (UTC)",
+        ],
         T13_SECONDS,
     ),
     "basic ISO with Z": (["20240413T080509Z", "20240401T173059Z"], T13_SECONDS),
@@ -123,7 +141,8 @@ def test_instants(tmp_path: Path, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", [*FORMS, *ZONED])
 def test_the_form_is_kept_in_the_schema_and_decides_alone(tmp_path: Path, name: str) -> None:
-    """One row is read by the schema of a preparation as it was read there, whatever is beside it."""
+    """One row is read by the schema of a preparation as it was read there, whatever is beside
+    it."""
     values, expected = (FORMS | ZONED)[name]
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
@@ -200,10 +219,18 @@ JOINED: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "dd/mm and clock": (["13/04/2024", "01/04/2024"], ["8:05", "17:30"], {}),
     "dd.mm and Uhrzeit": (["13.04.2024", "01.04.2024"], ["08:05", "17:30"], {}),
     "AM and PM": (["4/13/2024", "4/1/2024"], ["8:05 AM", "5:30 PM"], {}),
-    "a spreadsheet's midnight": (["2024-04-13 00:00:00", "2024-04-01 00:00:00"], ["08:05:00", "17:30:00"], {}),
+    "a spreadsheet's midnight": (
+        ["2024-04-13 00:00:00", "2024-04-01 00:00:00"],
+        ["08:05:00", "17:30:00"],
+        {},
+    ),
     "eight digits": ([20240413, 20240401], ["08:05", "17:30"], {}),
     "HHMM": (["20240413", "20240401"], ["0805", "1730"], {}),
-    "named form": (["13/04/2024", "01/04/2024"], ["08:05", "17:30"], {"time_format": "%d/%m/%Y %H:%M"}),
+    "named form": (
+        ["13/04/2024", "01/04/2024"],
+        ["08:05", "17:30"],
+        {"time_format": "%d/%m/%Y %H:%M"},
+    ),
 }
 
 
@@ -218,7 +245,9 @@ def test_date_and_time_of_day_in_two_columns(tmp_path: Path, name: str, kind: st
 
 
 def test_typed_dates_and_clocks_are_joined(tmp_path: Path) -> None:
-    table = pa.table({"u": ["a"], "e": ["e0"], "d": pa.array([date(2024, 4, 13)]), "h": pa.array([time(8, 5)])})
+    table = pa.table(
+        {"u": ["a"], "e": ["e0"], "d": pa.array([date(2024, 4, 13)]), "h": pa.array([time(8, 5)])}
+    )
     assert read(table, time="d+h") == ["2024-04-13T08:05:00"]
     stamps = table.set_column(2, "d", pa.array([datetime(2024, 4, 13)]))
     assert read(stamps, time="d+h") == ["2024-04-13T08:05:00"]
@@ -229,7 +258,9 @@ def test_joined_columns_without_a_value_or_with_a_wrong_one() -> None:
     assert read(logs, time="t+h") == ["2024-04-13T08:00:00", "-", "2024-04-14T00:00:00", "-"]
     with pytest.raises(DataError, match=r"no column 'hour' \(the time\)"):
         read(logs, time="t+hour")
-    assert read({"u": ["a"], "e": ["e0"], "UTC+8": ["2024-04-13"]}, time="UTC+8") == ["2024-04-13T00:00:00"]
+    assert read({"u": ["a"], "e": ["e0"], "UTC+8": ["2024-04-13"]}, time="UTC+8") == [
+        "2024-04-13T00:00:00"
+    ]
 
 
 PARTS: dict[str, pa.Array] = {
@@ -247,7 +278,10 @@ PARTS: dict[str, pa.Array] = {
 def test_naive_and_zoned_files_together(tmp_path: Path, first: str, second: str) -> None:
     """Each file's times mean what they mean alone, in any order of the files."""
     for number, name in enumerate((first, second)):
-        pq.write_table(pa.table({"u": ["a"], "e": [f"e{number}"], "t": PARTS[name]}), tmp_path / f"{number}.parquet")
+        pq.write_table(
+            pa.table({"u": ["a"], "e": [f"e{number}"], "t": PARTS[name]}),
+            tmp_path / f"{number}.parquet",
+        )
     files = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
     assert read(files, **BERLIN) == read(files[::-1], **BERLIN) == ["2024-07-01T10:00:00"] * 2
     assert read(files, **BERLIN, naive_time="utc")[0] == (
@@ -257,12 +291,17 @@ def test_naive_and_zoned_files_together(tmp_path: Path, first: str, second: str)
 
 def test_times_in_one_file_and_numbers_in_another_are_refused(tmp_path: Path) -> None:
     for number, name in enumerate((pa.array([1_719_828_000]), PARTS["naive"])):
-        pq.write_table(pa.table({"u": ["a"], "e": ["x"], "t": name}), tmp_path / f"{number}.parquet")
+        pq.write_table(
+            pa.table({"u": ["a"], "e": ["x"], "t": name}), tmp_path / f"{number}.parquet"
+        )
     with pytest.raises(DataError, match=r"0.parquet: column 't' \(the time\) is int64"):
         read([tmp_path / "0.parquet", tmp_path / "1.parquet"])
 
 
-NAIVE, AWARE = datetime(2024, 7, 1, 12), datetime(2024, 7, 1, 12, tzinfo=timezone(timedelta(hours=2)))
+NAIVE, AWARE = (
+    datetime(2024, 7, 1, 12),
+    datetime(2024, 7, 1, 12, tzinfo=timezone(timedelta(hours=2))),
+)
 MIXED: dict[str, list[Any]] = {
     "naive first": [NAIVE, AWARE],
     "zoned first": [AWARE, NAIVE],
@@ -275,17 +314,22 @@ MIXED: dict[str, list[Any]] = {
 @pytest.mark.parametrize("form", ["list", "objects", "rows"])
 @pytest.mark.parametrize("name", MIXED)
 def test_times_of_two_kinds_in_a_frame_are_refused(name: str, form: str) -> None:
-    """Arrow would make them one kind without a word: the hour of some, or the clock of all, would be lost."""
+    """Arrow would make them one kind without a word: the hour of some, or the clock of all, would
+    be lost."""
     columns = log(MIXED[name])
     if form == "objects":
         columns["t"] = pd.Series(MIXED[name], dtype=object)  # type: ignore[assignment]
     told = r"the time in row \d is .*, in row \d it is|values of the types NoneType, date, datetime"
     with pytest.raises(DataError, match=f"column 't': ({told})"):
-        read(columns if form != "rows" else pd.DataFrame(pd.Series(columns).to_dict(), dtype=object))
+        read(
+            columns if form != "rows" else pd.DataFrame(pd.Series(columns).to_dict(), dtype=object)
+        )
 
 
 def test_times_of_one_kind_in_a_frame_are_read() -> None:
-    assert read(log([AWARE, pd.NaT, None, pd.Timestamp(AWARE)]), **BERLIN)[0] == "2024-07-01T10:00:00"
+    assert (
+        read(log([AWARE, pd.NaT, None, pd.Timestamp(AWARE)]), **BERLIN)[0] == "2024-07-01T10:00:00"
+    )
     assert read(log([NAIVE, pd.NaT]), **BERLIN) == ["2024-07-01T10:00:00", "-"]
 
 

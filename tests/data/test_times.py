@@ -31,7 +31,9 @@ def schema(**settings: object) -> EventSchema:
 def test_weekday_and_slot_agree_with_zoneinfo(name: str) -> None:
     rng = np.random.default_rng(ZONES.index(name))
     changes = zone(name).changes
-    near = (rng.choice(changes, 2000) if len(changes) else np.zeros(2000, np.int64)) + rng.integers(-7200, 7200, 2000)
+    near = (rng.choice(changes, 2000) if len(changes) else np.zeros(2000, np.int64)) + rng.integers(
+        -7200, 7200, 2000
+    )
     seconds = np.concatenate([rng.integers(0, 4_102_444_800, 98_000), np.maximum(near, 0)])
     weekday, slot = calendar(seconds, schema(tz=name, slot_minutes=15))
     info = zoneinfo.ZoneInfo(name)
@@ -43,11 +45,16 @@ def test_weekday_and_slot_agree_with_zoneinfo(name: str) -> None:
 @pytest.mark.parametrize("name", ZONES)
 def test_wall_times_agree_with_zoneinfo_also_in_gaps_and_folds(name: str) -> None:
     rng = np.random.default_rng(ZONES.index(name))
-    around = zone(name).changes + zone(name).offsets[:-1] if len(zone(name).changes) else np.zeros(1, np.int64)
+    around = (
+        zone(name).changes + zone(name).offsets[:-1]
+        if len(zone(name).changes)
+        else np.zeros(1, np.int64)
+    )
     close = rng.choice(around, 5000) + rng.integers(-10_000, 10_000, 5000)
     walls = np.concatenate([rng.integers(10**8, 4_000_000_000, 5000), np.maximum(close, 10**6)])
     info = zoneinfo.ZoneInfo(name)
-    # fold=0 is the earlier of two; in a gap it is the offset from before, which moves the time forward.
+    # fold=0 is the earlier of two; in a gap it is the offset from before, which moves the time
+    # forward.
     naive = [datetime(1970, 1, 1) + timedelta(seconds=wall) for wall in walls.tolist()]
     expected = [int(moment.replace(tzinfo=info).timestamp()) for moment in naive]
     assert np.array_equal(instants(walls * 10**6, True, schema(tz=name)) // 10**6, expected)
@@ -60,7 +67,9 @@ def test_no_zone_changes_its_offset_twice_within_the_scanning_step() -> None:
 
 def read(values: pa.Array | list[object], **settings: object) -> tuple[int, int, int] | str:
     """(epoch microseconds, weekday, slot) of the first value, or why it was rejected."""
-    table, rejects = read_events({"u": ["a"] * len(values), "t": values, "e": ["x"] * len(values)}, schema(**settings))
+    table, rejects = read_events(
+        {"u": ["a"] * len(values), "t": values, "e": ["x"] * len(values)}, schema(**settings)
+    )
     if not table.num_rows:
         return str(rejects["reason"][0])
     return tuple(table[name][0].as_py() for name in ("time", "weekday", "slot"))  # type: ignore[return-value]
@@ -77,23 +86,36 @@ CASES = {
     "T": (["2020-01-01T10:30:00"], {}, "2020-01-01T10:30+00:00", 2, 21),
     "minutes": (["2020-01-01 10:30"], {}, "2020-01-01T10:30+00:00", 2, 21),
     "fraction": (["2020-01-01 10:30:00.25"], {}, "2020-01-01T10:30:00.25+00:00", 2, 21),
-    "nanoseconds": (["2020-01-01 10:30:00.123456789"], {}, "2020-01-01T10:30:00.123456+00:00", 2, 21),
+    "nanoseconds": ([(
+        "2020-01-01 "
+        "10:30:00.123456789"
+    )], {}, "2020-01-01T10:30:00.123456+00:00", 2, 21),
     "blanks": (["  2020-01-01 10:30:00 "], {}, "2020-01-01T10:30+00:00", 2, 21),
     "Z": (["2020-01-01T10:30:00Z"], {}, "2020-01-01T10:30+00:00", 2, 21),
     "z": (["2020-01-01T10:30Z"], {}, "2020-01-01T10:30+00:00", 2, 21),
     "offset": (["2020-01-01T10:30:00+02:00"], {}, "2020-01-01T08:30+00:00", 2, 17),
     "negative offset": (["2020-01-01 22:30:00-0500"], {}, "2020-01-02T03:30+00:00", 3, 7),
     "short offset": (["2020-01-01 10:30+02"], {}, "2020-01-01T08:30+00:00", 2, 17),
-    "zero offset in a zone": (["2020-07-01T10:30:00+00:00"], LONDON, "2020-07-01T10:30+00:00", 2, 23),
+    "zero offset in a "
+    "zone": (["2020-07-01T10:30:00+00:00"], LONDON, "2020-07-01T10:30+00:00", 2, 23),
     "Z in a zone": (["2020-07-01T10:30:00Z"], LONDON, "2020-07-01T10:30+00:00", 2, 23),
     "local summer": (["2020-07-01 10:30:00"], LONDON, "2020-07-01T09:30+00:00", 2, 21),
     "local winter": (["2020-01-01 10:30:00"], LONDON, "2020-01-01T10:30+00:00", 2, 21),
     "gap": (["2020-03-29 01:30:00"], LONDON, "2020-03-29T01:30+00:00", 6, 5),
     "fold": (["2020-10-25 01:30:00"], LONDON, "2020-10-25T00:30+00:00", 6, 3),
     "fold with offset": (["2020-10-25T01:30:00+00:00"], LONDON, "2020-10-25T01:30+00:00", 6, 3),
-    "naive is UTC": (["2020-07-01 10:30:00"], {**LONDON, "naive_time": "utc"}, "2020-07-01T10:30+00:00", 2, 23),
-    "day never was": (["2011-12-30 12:00:00"], {"tz": "Pacific/Apia"}, "2011-12-30T22:00+00:00", 5, 24),
-    "half-hour saving": (["2020-04-05 01:45:00"], {"tz": "Australia/Lord_Howe"}, "2020-04-04T14:45+00:00", 6, 3),
+    "naive is UTC": ([(
+        "2020-07-01 "
+        "10:30:00"
+    )], {**LONDON, "naive_time": "utc"}, "2020-07-01T10:30+00:00", 2, 23),
+    "day never was": ([(
+        "2011-12-30 "
+        "12:00:00"
+    )], {"tz": "Pacific/Apia"}, "2011-12-30T22:00+00:00", 5, 24),
+    "half-hour saving": ([(
+        "2020-04-05 "
+        "01:45:00"
+    )], {"tz": "Australia/Lord_Howe"}, "2020-04-04T14:45+00:00", 6, 3),
     "epoch s": ([1_577_874_600], {}, "2020-01-01T10:30+00:00", 2, 21),
     "epoch ms": ([1_577_874_600_123], {}, "2020-01-01T10:30:00.123+00:00", 2, 21),
     "epoch us": ([1_577_874_600_123_456], {}, "2020-01-01T10:30:00.123456+00:00", 2, 21),
@@ -136,18 +158,32 @@ def test_time(name: str) -> None:
 @pytest.mark.parametrize("name", REJECTED)
 def test_rejected_time(name: str) -> None:
     values, reason = REJECTED[name]
-    _, rejects = read_events({"u": ["a"] * len(values), "t": values, "e": ["x"] * len(values)}, schema())
+    _, rejects = read_events(
+        {"u": ["a"] * len(values), "t": values, "e": ["x"] * len(values)}, schema()
+    )
     assert reason in rejects["reason"].to_pylist()
 
 
 def test_forms_may_be_mixed_row_by_row() -> None:
-    values = ["2020-07-01 10:30:00", "2020-07-01T10:30:00Z", "1593599400", "2020-07-01T10:30:00+02:00"]
+    values = [
+        "2020-07-01 10:30:00",
+        "2020-07-01T10:30:00Z",
+        "1593599400",
+        "2020-07-01T10:30:00+02:00",
+    ]
     table = read_events({"u": list("abcd"), "t": values, "e": ["x"] * 4}, schema(**LONDON)).table
-    expected = ["2020-07-01T09:30+00:00", "2020-07-01T10:30+00:00", "2020-07-01T10:30+00:00", "2020-07-01T08:30+00:00"]
+    expected = [
+        "2020-07-01T09:30+00:00",
+        "2020-07-01T10:30+00:00",
+        "2020-07-01T10:30+00:00",
+        "2020-07-01T08:30+00:00",
+    ]
     assert table["time"].to_pylist() == [at(text) for text in expected]
 
 
-@pytest.mark.parametrize("values", [[20200199, 20209902], [True, False], [{"a": 1}, {"a": 2}], [b"x", b"y"]])
+@pytest.mark.parametrize(
+    "values", [[20200199, 20209902], [True, False], [{"a": 1}, {"a": 2}], [b"x", b"y"]]
+)
 def test_what_is_no_time_column_is_an_error(values: list[object]) -> None:
     with pytest.raises(DataError, match="'t'"):
         read(values)
@@ -155,6 +191,9 @@ def test_what_is_no_time_column_is_an_error(values: list[object]) -> None:
 
 def test_dates_of_a_zone() -> None:
     assert parse_date("2020-07-01", "Europe/London") == at("2020-06-30T23:00+00:00") // 10**6
-    assert parse_date("2020-07-01T00:00:00+00:00", "Europe/London") == at("2020-07-01T00:00+00:00") // 10**6
+    assert (
+        parse_date("2020-07-01T00:00:00+00:00", "Europe/London")
+        == at("2020-07-01T00:00+00:00") // 10**6
+    )
     with pytest.raises(DataError, match="write one like"):
         parse_date("July")

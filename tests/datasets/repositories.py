@@ -1,4 +1,5 @@
-"""Small repositories made by `git fast-import`, which takes any bytes, dates and names in milliseconds."""
+"""Small repositories made by `git fast-import`, which takes any bytes, dates and names in
+milliseconds."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def git(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
 
 
 def repository(folder: Path, commits: Iterable[Commit]) -> Path:
-    """A repository with these commits, oldest first, on its current branch; without a work tree checked out."""
+    """A repository with these commits, oldest first, on its current branch; without a work tree
+    checked out."""
     folder.mkdir(parents=True)
     git(folder, "init", "-q", "-b", "main")
     stream = b"".join(_text(number, commit) for number, commit in enumerate(commits))

@@ -1,4 +1,5 @@
-"""Ticks and gaps of a log, against the same worked out event by event with pandas; and the challenge's event files."""
+"""Ticks and gaps of a log, against the same worked out event by event with pandas; and the
+challenge's event files."""
 
 from __future__ import annotations
 
@@ -27,13 +28,16 @@ def clocked(log: pd.DataFrame, folder: Path, days: float) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("days", [7, 0.5])
-def test_ticks_end_with_the_log_and_gaps_are_those_of_a_plain_loop(tmp_path: Path, days: float) -> None:
+def test_ticks_end_with_the_log_and_gaps_are_those_of_a_plain_loop(
+    tmp_path: Path, days: float
+) -> None:
     rng = np.random.default_rng(0)
     start = pd.Timestamp("2024-02-20")
     log = pd.DataFrame(
         {
             "who": rng.choice(["a", "b", "c"], 60),
-            "at": start + pd.to_timedelta(rng.integers(0, 30 * 86400, 60) // 3000 * 3000, unit="s"),  # with ties
+            # with ties
+            "at": start + pd.to_timedelta(rng.integers(0, 30 * 86400, 60) // 3000 * 3000, unit="s"),
             "what": rng.choice(["x", "y"], 60),
             "class": "k",
             "place": "p",
@@ -64,23 +68,38 @@ def test_ticks_end_with_the_log_and_gaps_are_those_of_a_plain_loop(tmp_path: Pat
 def shop(folder: Path, codes: object) -> Path:
     """A challenge's `input` folder below its properties."""
     (folder / "input").mkdir(parents=True)
-    rows = {"client_id": [1, 2], "timestamp": pd.to_datetime(["2022-06-23 00:33:11", "2022-07-03 00:34:25"])}
+    rows = {
+        "client_id": [1, 2],
+        "timestamp": pd.to_datetime(["2022-06-23 00:33:11", "2022-07-03 00:34:25"]),
+    }
     for kind in ("product_buy", "add_to_cart", "remove_from_cart"):
         pd.DataFrame(rows | {"sku": [10, 11]}).to_parquet(folder / "input" / f"{kind}.parquet")
     pd.DataFrame(rows | {"url": [7, 8]}).to_parquet(folder / "input" / "page_visit.parquet")
-    pd.DataFrame(rows | {"query": [codes, codes]}).to_parquet(folder / "input" / "search_query.parquet")
+    pd.DataFrame(rows | {"query": [codes, codes]}).to_parquet(
+        folder / "input" / "search_query.parquet"
+    )
     properties = {"sku": [10], "category": [5], "price": [42], "name": [codes]}
     pd.DataFrame(properties).to_parquet(folder / "product_properties.parquet")
     return folder / "input"
 
 
 @pytest.mark.parametrize("codes", ["[  7 12\n 255]", [7, 12, 255]], ids=["text", "list"])
-def test_the_challenge_input_becomes_one_stream_that_can_be_prepared(tmp_path: Path, codes: object) -> None:
+def test_the_challenge_input_becomes_one_stream_that_can_be_prepared(
+    tmp_path: Path, codes: object
+) -> None:
     convert("recsys2025", shop(tmp_path / "data", codes), tmp_path / "log.parquet", clock=7)
     log = pd.read_parquet(tmp_path / "log.parquet")
     buy = log[log["event"] == "product_buy:5"].iloc[0]
-    assert (buy["item"], buy["sku"], buy["price"], buy["behavior"]) == ("10", "10", "42", "product_buy:5")
-    assert buy[["code_00", "code_01", "code_02"]].tolist() == ["7", "12", "255"] and "code_03" not in log
+    assert (buy["item"], buy["sku"], buy["price"], buy["behavior"]) == (
+        "10",
+        "10",
+        "42",
+        "product_buy:5",
+    )
+    assert (
+        buy[["code_00", "code_01", "code_02"]].tolist() == ["7", "12", "255"]
+        and "code_03" not in log
+    )
     visit = log[log["url"] == "8"].iloc[0]
     assert (visit["event"], visit["behavior"], visit["item"]) == ("page_visit", "page_visit:8", "8")
     assert visit[["category", "code_00"]].isna().all()

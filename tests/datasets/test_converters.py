@@ -30,7 +30,8 @@ LOGS = {
     ),
     "foursquare_tsmc": (
         "dataset_TSMC2014_NYC.txt",
-        "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts Store\t40.7\t-74.0\t-240\t"
+        "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts "
+        "Store\t40.7\t-74.0\t-240\t"
         "Tue Apr 03 18:00:09 +0000 2012\n"
         "979\t4a43c0aef964a520c6a61fe3\t4bf58dd8d48988d1df941735\tCaf\xe9\t40.6\t-74.0\t-240\t"
         "Wed Apr 04 01:00:25 +0000 2012\n",
@@ -60,7 +61,9 @@ def converted(folder: Path, name: str) -> pd.DataFrame:
     frame = pd.read_parquet(folder / "log.parquet")
     assert set(schema.label_columns.values()) | {schema.user, schema.time} <= set(frame.columns)
     assert schema.order is None or frame[schema.order].is_unique
-    assert sorted(p.name for p in folder.iterdir()) == sorted([LOGS[name][0], "log.parquet", "log.schema.yaml"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [LOGS[name][0], "log.parquet", "log.schema.yaml"]
+    )
     return frame
 
 
@@ -81,25 +84,36 @@ def test_tsinghua_app_with_categories_and_tabs(tmp_path: Path) -> None:
     schema = convert("tsinghua_app", tmp_path, tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet").sort_values("line")
     assert schema.behavior == "behavior" and schema.tz == "Asia/Shanghai"
-    assert frame["event"].tolist() == ["12", "3", "12"] and frame["behavior"].fillna("?").tolist() == ["4", "?", "4"]
+    assert frame["event"].tolist() == ["12", "3", "12"] and frame["behavior"].fillna(
+        "?"
+    ).tolist() == ["4", "?", "4"]
 
 
 def test_lsapp_keeps_opened_apps(tmp_path: Path) -> None:
     frame = converted(tmp_path, "lsapp")
     assert frame["event"].tolist() == ["Minesweeper Classic (Mines)", '"Quoted" App']
-    assert frame["timestamp"].tolist() == [pd.Timestamp("2018-01-16 06:01:05"), pd.Timestamp("2018-01-16 06:02:05")]
+    assert frame["timestamp"].tolist() == [
+        pd.Timestamp("2018-01-16 06:01:05"),
+        pd.Timestamp("2018-01-16 06:02:05"),
+    ]
 
 
 def test_foursquare_tsmc_is_local_and_latin_1(tmp_path: Path) -> None:
     frame = converted(tmp_path, "foursquare_tsmc")
     assert frame["event"].tolist() == ["Arts & Crafts Store", "Café"]
-    assert frame["timestamp"].tolist() == [pd.Timestamp("2012-04-03 14:00:09"), pd.Timestamp("2012-04-03 21:00:25")]
+    assert frame["timestamp"].tolist() == [
+        pd.Timestamp("2012-04-03 14:00:09"),
+        pd.Timestamp("2012-04-03 21:00:25"),
+    ]
     assert frame["location"].iloc[0] == "49bbd6c0f964a520f4531fe3"
 
 
 def test_gowalla_is_newest_first(tmp_path: Path) -> None:
     frame = converted(tmp_path, "gowalla")
-    assert frame["event"].tolist() == ["22847", "420315"] and frame["location"].iloc[0] == "30.24,-97.80"
+    assert (
+        frame["event"].tolist() == ["22847", "420315"]
+        and frame["location"].iloc[0] == "30.24,-97.80"
+    )
     assert frame.sort_values("line")["timestamp"].is_monotonic_increasing
     assert frame["timestamp"].iloc[0] == pd.Timestamp("2010-10-19 23:55:27")
 
@@ -124,7 +138,9 @@ def test_taobao_is_utc_told_in_shanghai(tmp_path: Path) -> None:
         "2268318",
         "2333346",
     ]
-    assert frame["timestamp"].tolist() == [pd.Timestamp(s, unit="s") for s in (1511544070, 1511561733)]
+    assert frame["timestamp"].tolist() == [
+        pd.Timestamp(s, unit="s") for s in (1511544070, 1511561733)
+    ]
     assert read_schema(tmp_path / "log.schema.yaml").naive_time == "utc"
 
 
@@ -142,15 +158,25 @@ def test_recsys2025_without_and_with_properties(tmp_path: Path) -> None:
     folder.mkdir()
     convert("recsys2025", shop(folder), tmp_path / "plain.parquet")
     plain = pd.read_parquet(tmp_path / "plain.parquet")
-    assert len(plain) == 10 and set(plain["event"]) >= {"product_buy:10", "page_visit", "search_query"}
+    assert len(plain) == 10 and set(plain["event"]) >= {
+        "product_buy:10",
+        "page_visit",
+        "search_query",
+    }
     properties = {"sku": [10], "category": [5], "price": [42], "name": ["[1]"]}
     pd.DataFrame(properties).to_parquet(folder / "product_properties.parquet")
     convert("recsys2025", folder, tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet")
     assert len(frame) == 10 and set(frame["kind"]) == set(SHOP_FILES)
-    assert {"page_visit:7", "page_visit:8", "search_query", "product_buy:5"} <= set(frame["behavior"])
-    assert {"add_to_cart:5", "add_to_cart:unknown", "page_visit", "search_query"} <= set(frame["event"])
-    assert frame.loc[frame["event"] == "product_buy:5", ["item", "price"]].to_numpy().tolist() == [["10", "42"]]
+    assert {"page_visit:7", "page_visit:8", "search_query", "product_buy:5"} <= set(
+        frame["behavior"]
+    )
+    assert {"add_to_cart:5", "add_to_cart:unknown", "page_visit", "search_query"} <= set(
+        frame["event"]
+    )
+    assert frame.loc[frame["event"] == "product_buy:5", ["item", "price"]].to_numpy().tolist() == [
+        ["10", "42"]
+    ]
 
 
 def test_recsys2025_on_the_challenge_layout(tmp_path: Path, shared_data) -> None:  # type: ignore[no-untyped-def]
@@ -158,13 +184,16 @@ def test_recsys2025_on_the_challenge_layout(tmp_path: Path, shared_data) -> None
     convert("recsys2025", source, tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet", columns=["timestamp", "kind"])
     for kind in SHOP_FILES:
-        assert (frame["kind"] == kind).sum() == len(pd.read_parquet(source / f"{kind}.parquet", columns=["client_id"]))
+        assert (frame["kind"] == kind).sum() == len(
+            pd.read_parquet(source / f"{kind}.parquet", columns=["client_id"])
+        )
     assert frame["timestamp"].notna().all()
 
 
 @pytest.mark.parametrize("name", list(LOGS))
 def test_wrong_files_are_refused(name: str, tmp_path: Path) -> None:
-    """Another log's file, an empty one, a binary one, columns in another order, a cell missing: DataError."""
+    """Another log's file, an empty one, a binary one, columns in another order, a cell missing:
+    DataError."""
     other = "taobao" if name != "taobao" else "gowalla"
     file, text = LOGS[name]
     lines = text.splitlines()
@@ -175,7 +204,9 @@ def test_wrong_files_are_refused(name: str, tmp_path: Path) -> None:
         "empty": b"",
         "binary": b"\x00\x01\x02\xff" * 100,
         "swapped": "\n".join(swapped).encode(CONVERTERS[name].encoding),
-        "short": "\n".join([*lines, lines[-1].rsplit(separator, 1)[0]]).encode(CONVERTERS[name].encoding),
+        "short": "\n".join([*lines, lines[-1].rsplit(separator, 1)[0]]).encode(
+            CONVERTERS[name].encoding
+        ),
     }
     for kind, content in contents.items():
         folder = tmp_path / kind
@@ -219,7 +250,9 @@ def test_recsys2025_mistakes(tmp_path: Path) -> None:
     (folder / "page_visit.parquet").unlink()
     with pytest.raises(DataError, match=r"page_visit\.parquet missing"):
         convert("recsys2025", folder, tmp_path / "log.parquet")
-    pd.DataFrame({"client_id": [1], "timestamp": ["2022-06-23 00:33:11"]}).to_parquet(folder / "page_visit.parquet")
+    pd.DataFrame({"client_id": [1], "timestamp": ["2022-06-23 00:33:11"]}).to_parquet(
+        folder / "page_visit.parquet"
+    )
     with pytest.raises(DataError, match=r"page_visit\.parquet: column 'url'"):
         convert("recsys2025", folder, tmp_path / "log.parquet")
     (folder / "page_visit.parquet").write_bytes(b"PAR1 no parquet")

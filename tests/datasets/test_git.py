@@ -23,14 +23,26 @@ from tests.datasets.repositories import Commit, git, repository
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 SALT = "any secret"
-COLUMNS = ["user_id", "timestamp", "utc_offset", "repository", "area", "activity", "file_type", "files", "order"]
+COLUMNS = [
+    "user_id",
+    "timestamp",
+    "utc_offset",
+    "repository",
+    "area",
+    "activity",
+    "file_type",
+    "files",
+    "order",
+]
 
 
 def log_of(folder: Path, *commits: Commit, salt: str | None = SALT) -> pd.DataFrame:
     """The log of one repository with these commits, in the order in which they were made."""
     source = repository(folder / "proj", commits)
     convert_git([source], folder / "log.parquet", salt)
-    return pd.read_parquet(folder / "log.parquet").sort_values(["user_id", "order"], ignore_index=True)
+    return pd.read_parquet(folder / "log.parquet").sort_values(
+        ["user_id", "order"], ignore_index=True
+    )
 
 
 def test_columns(tmp_path: Path) -> None:
@@ -47,7 +59,12 @@ def test_columns(tmp_path: Path) -> None:
         ["2023-11-14 23:13:20", "+01:00", "proj", "proj:./", "other", "none", 1, 2],
     ]
     schema = read_schema(tmp_path / "log.schema.yaml")
-    assert (schema.event, schema.location, schema.order, schema.extra) == ("activity", "area", "order", ("file_type",))
+    assert (schema.event, schema.location, schema.order, schema.extra) == (
+        "activity",
+        "area",
+        "order",
+        ("file_type",),
+    )
 
 
 def test_schema_is_that_of_git_activity(tmp_path: Path, shared_data) -> None:  # type: ignore[no-untyped-def]
@@ -57,13 +74,20 @@ def test_schema_is_that_of_git_activity(tmp_path: Path, shared_data) -> None:  #
         for path in (tmp_path / "log.parquet", shared_data("git_activity.parquet"))
     )
     assert list(ours) == list(theirs)
-    assert ours | {"user_id": "INTEGER"} == theirs  # a hash needs 64 bits, a running number does not
+    # a hash needs 64 bits, a running number does not
+    assert ours | {"user_id": "INTEGER"} == theirs
 
 
 ACTIVITIES = {
-    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it", "netty: fixing it",
+    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it", (
+        "netty: fixing "
+        "it"
+    ),
             "[FOO-1] Fix it"),
-    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x", "package/foo: add x",
+    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x", (
+        "package/foo: add "
+        "x"
+    ),
             "(tag) [x] add"),
     "clean": ("clean-up", "Cleanup of x", "#12 cleaned"),
     "update": ("Update x", "x86: mm: Updated it", "  updates", "Update-only"),
@@ -78,16 +102,22 @@ ACTIVITIES = {
 
 
 def test_activities(tmp_path: Path) -> None:
-    cases = [(subject, activity) for activity, subjects in ACTIVITIES.items() for subject in subjects]
+    cases = [
+        (subject, activity) for activity, subjects in ACTIVITIES.items() for subject in subjects
+    ]
     frame = log_of(tmp_path, *(Commit(subject) for subject, _ in cases))
     assert list(zip([subject for subject, _ in cases], frame["activity"], strict=True)) == cases
 
 
 def test_words_are_told_once_and_lead_to_activities() -> None:
-    table = yaml.safe_load(Path(git_module.__file__).with_name("git_words.yaml").read_text(encoding="utf-8"))
+    table = yaml.safe_load(
+        Path(git_module.__file__).with_name("git_words.yaml").read_text(encoding="utf-8")
+    )
     activities = table["activities"]
     words = [word for activity, more in activities.items() for word in [activity, *more.split()]]
-    assert len(words) == len(set(words)) and all(word.isascii() and word.isalpha() for word in words)
+    assert len(words) == len(set(words)) and all(
+        word.isascii() and word.isalpha() for word in words
+    )
     assert set(table["prefixes"].values()) <= set(activities) and "other" not in activities
 
 
@@ -109,10 +139,15 @@ AUTHORS = {
 
 
 def test_bots(tmp_path: Path) -> None:
-    commits = [Commit(str(i), name=name, mail=mail, paths=(f"d{i}/x",)) for i, (name, mail) in enumerate(AUTHORS)]
+    commits = [
+        Commit(str(i), name=name, mail=mail, paths=(f"d{i}/x",))
+        for i, (name, mail) in enumerate(AUTHORS)
+    ]
     frame = log_of(tmp_path, *commits)
     kept = [f"proj:d{i}/" in set(frame["area"]) for i in range(len(AUTHORS))]
-    assert dict(zip(AUTHORS, kept, strict=True)) == {author: not bot for author, bot in AUTHORS.items()}
+    assert dict(zip(AUTHORS, kept, strict=True)) == {
+        author: not bot for author, bot in AUTHORS.items()
+    }
     assert f"| bot | {sum(AUTHORS.values())} | " in (tmp_path / "log.card.md").read_text()
 
 
@@ -139,14 +174,32 @@ def test_dates(tmp_path: Path) -> None:
     inner = git(source, "rev-parse", "HEAD:d").decode().strip()
     for number, date in enumerate(DATES):
         folders = "".join(f"040000 tree {inner}\td{i}\n" for i in range(number + 1))
-        tree = git(source, "mktree", stdin=f"{folders}040000 tree {inner}\td\n".encode()).decode().strip()
+        tree = (
+            git(source, "mktree", stdin=f"{folders}040000 tree {inner}\td\n".encode())
+            .decode()
+            .strip()
+        )
         parent = git(source, "rev-parse", "HEAD").decode().strip()
-        text = f"tree {tree}\nparent {parent}\nauthor A <a@b> {date}\ncommitter C <c@d> 1700000000 +0000\n\nAdd\n"
-        commit = git(source, "hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=text.encode())
+        text = (
+            f"tree {tree}\nparent {parent}\nauthor A <a@b> {date}\ncommitter C <c@d> 1700000000 "
+            "+0000\n\nAdd\n"
+        )
+        commit = git(
+            source,
+            "hash-object",
+            "-t",
+            "commit",
+            "-w",
+            "--stdin",
+            "--literally",
+            stdin=text.encode(),
+        )
         git(source, "update-ref", "HEAD", commit.decode().strip())
     convert_git([source], tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet").astype({"timestamp": str})
-    told = dict(zip(frame["area"], zip(frame["timestamp"], frame["utc_offset"], strict=True), strict=True))
+    told = dict(
+        zip(frame["area"], zip(frame["timestamp"], frame["utc_offset"], strict=True), strict=True)
+    )
     seen = {date: told.get(f"proj:d{i}/") for i, date in enumerate(DATES)}
     assert seen == DATES
     assert "| no valid time | " in (tmp_path / "log.card.md").read_text()
@@ -177,7 +230,8 @@ def test_paths(tmp_path: Path) -> None:
 
 
 def test_odd_commits_do_not_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No files, no subject, no mail, huge or undecodable subjects, many files; also in blocks cut anywhere."""
+    """No files, no subject, no mail, huge or undecodable subjects, many files; also in blocks cut
+    anywhere."""
     commits = [
         Commit("Add nothing", ()),
         Commit(""),
@@ -200,7 +254,12 @@ def test_odd_commits_do_not_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_authors_are_hashed_and_the_mailmap_is_respected(tmp_path: Path) -> None:
     mailmap = b"Ann <ann@example.org> <old@example.org>\n"
-    commits = [Commit(), Commit(mail="old@example.org"), Commit(mail="ANN@example.org"), Commit(mail="bo@example.org")]
+    commits = [
+        Commit(),
+        Commit(mail="old@example.org"),
+        Commit(mail="ANN@example.org"),
+        Commit(mail="bo@example.org"),
+    ]
     source = repository(tmp_path / "proj", commits)
     (source / ".mailmap").write_bytes(mailmap)
 
@@ -208,7 +267,9 @@ def test_authors_are_hashed_and_the_mailmap_is_respected(tmp_path: Path) -> None
         convert_git([source], tmp_path / "log.parquet", salt)
         return sorted(set(pd.read_parquet(tmp_path / "log.parquet")["user_id"]))
 
-    assert len(users("secret a")) == 2 and users("secret a") == users("secret a") != users("secret b")
+    assert len(users("secret a")) == 2 and users("secret a") == users("secret a") != users(
+        "secret b"
+    )
     assert users(None) != users(None)
     for path in tmp_path.glob("log.*"):
         text = path.read_bytes().lower()
@@ -216,27 +277,46 @@ def test_authors_are_hashed_and_the_mailmap_is_respected(tmp_path: Path) -> None
 
 
 def test_several_repositories(tmp_path: Path) -> None:
-    """Names told apart, commits that two clones share once, users over all of them, any kind of repository."""
-    one = repository(tmp_path / "a" / "core", [Commit("Add a", ("x/1",)), Commit("Fix b", ("x/2",), mail="bo@x.y")])
+    """Names told apart, commits that two clones share once, users over all of them, any kind of
+    repository."""
+    one = repository(
+        tmp_path / "a" / "core",
+        [Commit("Add a", ("x/1",)), Commit("Fix b", ("x/2",), mail="bo@x.y")],
+    )
     two = repository(tmp_path / "b" / "core", [Commit("Add c", ("x/3",), "1700000100 +0000")])
     git(tmp_path, "clone", "-q", "--bare", str(one), "fork.git")
     git(one, "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
-    convert_git([one, two / ".git", tmp_path / "fork.git", tmp_path / "tree"], tmp_path / "log.parquet", SALT)
+    convert_git(
+        [one, two / ".git", tmp_path / "fork.git", tmp_path / "tree"],
+        tmp_path / "log.parquet",
+        SALT,
+    )
     frame = pd.read_parquet(tmp_path / "log.parquet").sort_values("timestamp")
-    assert sorted(frame["repository"]) == ["a/core", "a/core", "b/core"] and frame["user_id"].nunique() == 2
+    assert (
+        sorted(frame["repository"]) == ["a/core", "a/core", "b/core"]
+        and frame["user_id"].nunique() == 2
+    )
     card = (tmp_path / "log.card.md").read_text()
     assert "| in an earlier repository too | 4 | 2 |" in card
-    assert "| a/core | 2 | 2 | 2 | 2023-11-14 | 2023-11-14 |" in card and "| fork | 2 | 0 | 0 | - | - |" in card
+    assert (
+        "| a/core | 2 | 2 | 2 | 2023-11-14 | 2023-11-14 |" in card
+        and "| fork | 2 | 0 | 0 | - | - |" in card
+    )
 
 
-def test_settings_of_the_users_git_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_users_git_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = repository(tmp_path / "proj", [Commit("Add", ("é/1.py", "x/b.py"))])
     convert_git([source], tmp_path / "log.parquet", SALT)
     plain = (tmp_path / "log.parquet").read_bytes()
     (tmp_path / "config").write_text(
-        "[log]\n showSignature = true\n showRoot = false\n date = iso\n mailmap = false\n follow = true\n"
-        "[color]\n ui = always\n[diff]\n relative = true\n renames = copies\n orderFile = /dev/null\n"
-        "[format]\n pretty = fuller\n[i18n]\n logOutputEncoding = latin1\n[core]\n quotePath = true\n"
+        "[log]\n showSignature = true\n showRoot = false\n date = iso\n mailmap = false\n follow "
+        "= true\n"
+        "[color]\n ui = always\n[diff]\n relative = true\n renames = copies\n orderFile = "
+        "/dev/null\n"
+        "[format]\n pretty = fuller\n[i18n]\n logOutputEncoding = latin1\n[core]\n quotePath = "
+        "true\n"
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
@@ -273,7 +353,9 @@ def test_mistakes(sources: str, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "empty").mkdir()
     git(tmp_path / "empty", "init", "-q")
-    _remove_object(tmp_path / "damaged", git(tmp_path / "damaged", "rev-parse", "HEAD~1").decode().strip())
+    _remove_object(
+        tmp_path / "damaged", git(tmp_path / "damaged", "rev-parse", "HEAD~1").decode().strip()
+    )
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match=MISTAKES[sources]):
         convert_git([tmp_path / name for name in sources.split()], tmp_path / "log.parquet")
@@ -299,7 +381,9 @@ def test_mistakes_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
         patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-        with pytest.raises(DataError, match=r"dubious ownership .*; run git config --global --add safe.directory /"):
+        with pytest.raises(
+            DataError, match=r"dubious ownership .*; run git config --global --add safe.directory /"
+        ):
             convert_git([source], tmp_path / "log.parquet")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="git was not found on the PATH; install git"):
@@ -307,8 +391,12 @@ def test_mistakes_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """convert, then a dry run that guesses the columns, then prepare with the schema beside the log."""
-    commits = [Commit(("Add", "Fix", "Remove")[i % 3], date=f"{1_600_000_000 + i * 9000} +0100") for i in range(60)]
+    """convert, then a dry run that guesses the columns, then prepare with the schema beside the
+    log."""
+    commits = [
+        Commit(("Add", "Fix", "Remove")[i % 3], date=f"{1_600_000_000 + i * 9000} +0100")
+        for i in range(60)
+    ]
     source, log = repository(tmp_path / "proj", commits), tmp_path / "out" / "log.parquet"
     assert main(["convert", "git", str(source), "--out", str(log), "--salt", SALT]) == 0
     assert main(["prepare", str(log), "--dry-run", "--json"]) == 0
@@ -328,8 +416,14 @@ def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["taobao", "x", "--salt", "s"], "--salt is for git alone"), (["taobao", "x", "y"], "one download, not 2"),
-     (["gitt", "x"], "Did you mean 'git'?"), (["git", "x", "--clock", "0"], "--clock 0.0: give days above 0"),
+    [(["taobao", "x", "--salt", "s"], (
+        "--salt is for git "
+        "alone"
+    )), (["taobao", "x", "y"], "one download, not 2"),
+     (["gitt", "x"], "Did you mean 'git'?"), (["git", "x", "--clock", "0"], (
+         "--clock 0.0: give days above "
+         "0"
+     )),
      (["taobao", "x", "--clock", "nan"], "--clock nan: give days above 0")],
 )  # fmt: skip
 def test_options_of_other_logs(
@@ -344,14 +438,21 @@ def test_own_history(tmp_path: Path) -> None:
         pytest.skip("not run from a clone")
     convert_git([ROOT], tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet")
-    assert len(frame) and frame["area"].str.startswith(f"{ROOT.name}:").all() and frame.notna().all(axis=None)
+    assert (
+        len(frame)
+        and frame["area"].str.startswith(f"{ROOT.name}:").all()
+        and frame.notna().all(axis=None)
+    )
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_commits_in_seconds(tmp_path: Path) -> None:
     """CPU time, git's included, so that a busy machine does not matter."""
     commits = (
-        Commit("Fix it", (f"d{i % 7}/e{i % 11}/f{i % 13}.py", f"d{i % 5}/g.c"), f"{1_300_000_000 + i * 999} +0100",
+        Commit("Fix it", (f"d{i % 7}/e{i % 11}/f{i % 13}.py", f"d{i % 5}/g.c"), (
+            f"{1_300_000_000 + i * 999} "
+            "+0100"
+        ),
                mail=f"u{i % 997}@example.org")
         for i in range(100_000)
     )  # fmt: skip
@@ -359,5 +460,8 @@ def test_a_hundred_thousand_commits_in_seconds(tmp_path: Path) -> None:
     before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     convert_git([source], tmp_path / "log.parquet")
     after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    spent = sum(b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime for a, b in zip(before, after, strict=True))
+    spent = sum(
+        b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime
+        for a, b in zip(before, after, strict=True)
+    )
     assert len(pd.read_parquet(tmp_path / "log.parquet")) == 100_000 and spent < 20, spent

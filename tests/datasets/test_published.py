@@ -29,18 +29,27 @@ def easytpp(folder: Path) -> None:
 
 def hotpp(folder: Path) -> None:
     for file, times in (("train", [0, 0.5, 2.5]), ("val", [0.0, 1.0]), ("test", [0.25, 0.25])):
-        frame = pd.DataFrame({"id": [0, 1], "timestamps": [times] * 2, "labels": [list(range(len(times)))] * 2})
+        frame = pd.DataFrame(
+            {"id": [0, 1], "timestamps": [times] * 2, "labels": [list(range(len(times)))] * 2}
+        )
         (folder / f"{file}.parquet").mkdir()
         frame.to_parquet(folder / f"{file}.parquet" / "part-0.parquet")
 
 
-MBD = {"event_type": [1, 2], "event_subtype": [10, 20], "amount": [1.0, 1000.0], "currency": [11, 11]}
+MBD = {
+    "event_type": [1, 2],
+    "event_subtype": [10, 20],
+    "amount": [1.0, 1000.0],
+    "currency": [11, 11],
+}
 
 
 def mbd_detail(folder: Path) -> None:
     (folder / "fold=0").mkdir()
     times = pd.to_datetime(["2021-05-01 10:00:00", "2021-05-02 11:00:00"])
-    pd.DataFrame({"client_id": ["a", "a"], "event_time": times, **MBD}).to_parquet(folder / "fold=0" / "x.parquet")
+    pd.DataFrame({"client_id": ["a", "a"], "event_time": times, **MBD}).to_parquet(
+        folder / "fold=0" / "x.parquet"
+    )
 
 
 def mbd_lists(folder: Path) -> None:
@@ -70,18 +79,31 @@ YAMBDA = {"uid": [100] * 3, "timestamp": [0, 5, 10], "item_id": [7, 8, 7], "is_o
 
 
 def yambda(folder: Path) -> None:
-    more = {"played_ratio_pct": [100, 10, None], "event_type": pd.Categorical(["listen", "listen", "like"])}
+    more = {
+        "played_ratio_pct": [100, 10, None],
+        "event_type": pd.Categorical(["listen", "listen", "like"]),
+    }
     pd.DataFrame(YAMBDA | more).to_parquet(folder / "multi_event.parquet")
 
 
 def yambda_listens(folder: Path) -> None:
-    pd.DataFrame(YAMBDA | {"played_ratio_pct": [100, 10, 50]}).to_parquet(folder / "listens.parquet")
+    pd.DataFrame(YAMBDA | {"played_ratio_pct": [100, 10, 50]}).to_parquet(
+        folder / "listens.parquet"
+    )
 
 
 def carat(folder: Path) -> None:
     def sample(timestamp: int, zone: str, **apps: str) -> str:
         listed = [{"processName": name, "priority": priority} for name, priority in apps.items()]
-        return json.dumps({"uuid": "u", "timestamp": timestamp, "timeZone": zone, "batteryLevel": 4, "apps": listed})
+        return json.dumps(
+            {
+                "uuid": "u",
+                "timestamp": timestamp,
+                "timeZone": zone,
+                "batteryLevel": 4,
+                "apps": listed,
+            }
+        )
 
     front, back = "Foreground app", "Background process"
     lines = [
@@ -160,8 +182,15 @@ def test_layouts(download: Callable[[Path], None], tmp_path: Path) -> None:
     frame["timestamp"] = frame["timestamp"].dt.strftime("%Y-%m-%d %H:%M:%S.%f")
     frame = frame.sort_values(["user_id", "timestamp", *([schema.order] if schema.order else [])])
     seen = frame[["user_id", "timestamp", "event", *columns]]
-    assert list(seen.astype(object).where(seen.notna(), None).itertuples(index=False, name=None)) == rows
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "log.parquet", "log.schema.yaml"]
+    assert (
+        list(seen.astype(object).where(seen.notna(), None).itertuples(index=False, name=None))
+        == rows
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in",
+        "log.parquet",
+        "log.schema.yaml",
+    ]
 
 
 def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path: Path) -> None:
@@ -169,12 +198,17 @@ def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path: Path) -> Non
     easytpp(tmp_path / "in")
     dead_name(tmp_path / "log.parquet", "new").mkdir()
     convert_published("easytpp", tmp_path / "in", tmp_path / "log.parquet")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "log.parquet", "log.schema.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in",
+        "log.parquet",
+        "log.schema.yaml",
+    ]
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_wrong_downloads_are_refused(name: str, tmp_path: Path) -> None:
-    """Nothing there, no such folder, files that are broken, columns of another log: one DataError, nothing left."""
+    """Nothing there, no such folder, files that are broken, columns of another log: one DataError,
+    nothing left."""
     (tmp_path / "empty").mkdir()
     contents = {"broken": b"\x00no data", "columns": b'{"a": 1}'}
     for kind, content in contents.items():
@@ -203,7 +237,9 @@ def test_lists_of_unequal_length_are_refused(tmp_path: Path) -> None:
     easytpp(tmp_path)
     row = {"seq_idx": 0, "time_since_start": [0.0, 1.0], "type_event": [1]}
     (tmp_path / "dev.json").write_text(json.dumps([row]))
-    with pytest.raises(DataError, match=r"dev\.json: the lists of a row differ in length \(time 2, label 1\)"):
+    with pytest.raises(
+        DataError, match=r"dev\.json: the lists of a row differ in length \(time 2, label 1\)"
+    ):
         convert_published("easytpp", tmp_path, tmp_path / "log.parquet")
 
 

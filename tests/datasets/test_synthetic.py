@@ -1,4 +1,5 @@
-"""Synthetic logs: what is drawn follows the laws of the world, and the best prediction is the best and exact."""
+"""Synthetic logs: what is drawn follows the laws of the world, and the best prediction is the best
+and exact."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def pairs(log: pa.Table) -> np.ndarray:
 
 
 def test_same_seed_same_bytes_and_same_first_users(tmp_path: Path) -> None:
-    small, big, other = (tmp_path / name for name in ("small.parquet", "big.parquet", "other.parquet"))
+    small, big, other = (
+        tmp_path / name for name in ("small.parquet", "big.parquet", "other.parquet")
+    )
     schema = generate(small, 50_000, seed=3)
     generate(tmp_path / "again.parquet", 50_000, seed=3)
     generate(big, 400_000, seed=3)
@@ -58,7 +61,10 @@ def test_same_seed_same_bytes_and_same_first_users(tmp_path: Path) -> None:
     assert not a.equals(pq.read_table(other))
     assert a.equals(small_log(50_000, seed=3).cast(a.schema))
     assert schema == SYNTHETIC_SCHEMA and not list(tmp_path.glob("*.part"))
-    assert a.schema.field("timestamp").type == pa.timestamp("us") and a.schema.field("event").type == pa.string()
+    assert (
+        a.schema.field("timestamp").type == pa.timestamp("us")
+        and a.schema.field("event").type == pa.string()
+    )
 
 
 def test_users_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +79,9 @@ def test_users_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert a.sort_values(keys, ignore_index=True).equals(b.sort_values(keys, ignore_index=True))
     assert pq.ParquetFile(by_time).num_row_groups > 2
     group = pq.ParquetFile(by_time).read_row_group(0).to_pandas()
-    assert group["timestamp"].is_monotonic_increasing and not group["user_id"].is_monotonic_increasing
+    assert (
+        group["timestamp"].is_monotonic_increasing and not group["user_id"].is_monotonic_increasing
+    )
 
 
 def test_draws_follow_the_tables(world: World, log: pa.Table) -> None:
@@ -92,14 +100,27 @@ def test_draws_follow_the_tables(world: World, log: pa.Table) -> None:
     np.add.at(visits, (hour, kind), 1)
     expected = world.kind * visits.sum(axis=1, keepdims=True)
     assert (np.abs(visits - expected) / (np.sqrt(expected) + 1)).max() < 5
-    assert visits.sum(axis=1)[[3, 4]].sum() < 0.2 * visits.sum(axis=1)[[20, 21]].sum()  # people sleep
+    # people sleep
+    assert visits.sum(axis=1)[[3, 4]].sum() < 0.2 * visits.sum(axis=1)[[20, 21]].sum()
 
 
 def test_tables_are_shares_with_a_long_tail() -> None:
     world = make_world()
-    for table in (world.transition, world.preference, world.routine, world.event, world.kind, world.habit[None]):
-        assert np.array_equal(table * SHARES, np.rint(table * SHARES)) and (table.sum(axis=1) == 1).all()
-    counts = np.sort(np.bincount(codes(small_log(100_000, world=world), "behavior"), minlength=world.behaviors))
+    for table in (
+        world.transition,
+        world.preference,
+        world.routine,
+        world.event,
+        world.kind,
+        world.habit[None],
+    ):
+        assert (
+            np.array_equal(table * SHARES, np.rint(table * SHARES))
+            and (table.sum(axis=1) == 1).all()
+        )
+    counts = np.sort(
+        np.bincount(codes(small_log(100_000, world=world), "behavior"), minlength=world.behaviors)
+    )
     assert counts[-3:].sum() > 0.35 * counts.sum() and 0 < counts[0] < 0.01 * counts.sum()
 
 
@@ -115,8 +136,13 @@ def test_next_hour_agrees_with_simulation(world: World) -> None:
 
 
 def test_group_posterior_equals_plain_bayes(world: World, log: pa.Table) -> None:
-    """One user at a time, one event at a time, in plain Python; the time's part is taken from the class."""
-    user, behavior, location = log["user_id"].to_numpy(), codes(log, "behavior"), codes(log, "location")
+    """One user at a time, one event at a time, in plain Python; the time's part is taken from the
+    class."""
+    user, behavior, location = (
+        log["user_id"].to_numpy(),
+        codes(log, "behavior"),
+        codes(log, "location"),
+    )
     hours = (log["timestamp"].to_numpy() - ORIGIN) / np.timedelta64(1, "h")
     routine = world._next_hour(hours[:300] % HOURS) @ world.kind @ world.routine
     got = world.next_behavior_probabilities(log.slice(0, 300))
@@ -128,7 +154,11 @@ def test_group_posterior_equals_plain_bayes(world: World, log: pa.Table) -> None
         for g in range(3):
             if user[n] == last:
                 before = behavior[n - 1]
-                chance = w0 * world.transition[before, b] + w1 * world.preference[g, b] + w2 * world.routine[kind, b]
+                chance = (
+                    w0 * world.transition[before, b]
+                    + w1 * world.preference[g, b]
+                    + w2 * world.routine[kind, b]
+                )
             else:
                 posterior = [1 / 3] * 3 if g == 0 else posterior
                 chance = (w1 * world.preference[g, b] + w2 * world.routine[kind, b]) / (w1 + w2)
@@ -136,11 +166,14 @@ def test_group_posterior_equals_plain_bayes(world: World, log: pa.Table) -> None
         posterior = [p / sum(posterior) for p in posterior]
         last = user[n]
         mixed = sum(p * world.preference[g] for g, p in enumerate(posterior))
-        assert got[n] == pytest.approx(w0 * world.transition[b] + w1 * mixed + w2 * routine[n], abs=1e-12)
+        assert got[n] == pytest.approx(
+            w0 * world.transition[b] + w1 * mixed + w2 * routine[n], abs=1e-12
+        )
 
 
 def test_best_prediction_is_calibrated(world: World, log: pa.Table) -> None:
-    """Sums of its probabilities equal what happened, for every behavior and at every level of confidence."""
+    """Sums of its probabilities equal what happened, for every behavior and at every level of
+    confidence."""
     probability, row = world.next_behavior_probabilities(log), pairs(log)
     assert probability.sum(axis=1) == pytest.approx(1)
     p, target = probability[row], codes(log, "behavior")[row + 1]
@@ -155,7 +188,8 @@ def test_best_prediction_is_calibrated(world: World, log: pa.Table) -> None:
 
 
 def test_cross_entropy_is_the_floor(world: World, log: pa.Table) -> None:
-    """It equals the mean entropy of the best prediction, and no counting on the same log gets below it."""
+    """It equals the mean entropy of the best prediction, and no counting on the same log gets below
+    it."""
     floor, row = world.cross_entropy(log), pairs(log)
     p = world.next_behavior_probabilities(log)[row]
     target, before = codes(log, "behavior")[row + 1], codes(log, "behavior")[row]
@@ -171,7 +205,14 @@ def test_cross_entropy_is_the_floor(world: World, log: pa.Table) -> None:
 def test_mistakes_are_named(world: World, log: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="behaviors=5, events=3"):
         make_world(behaviors=5, events=3)
-    for options in ({"events": 0}, {"events": 2.5}, {"users": 0}, {"users": -1}, {"seed": -1}, {"seed": 0.5}):
+    for options in (
+        {"events": 0},
+        {"events": 2.5},
+        {"users": 0},
+        {"users": -1},
+        {"seed": -1},
+        {"seed": 0.5},
+    ):
         name = next(iter(options))
         with pytest.raises(ConfigError, match=f"synthetic log: {name} = "):
             generate(tmp_path / "log.parquet", **({"events": 10} | options))
@@ -187,5 +228,7 @@ def test_mistakes_are_named(world: World, log: pa.Table, tmp_path: Path) -> None
 def test_one_user_and_one_event() -> None:
     assert len(small_log(1)) == 1
     frame = small_log(5000, users=1, seed=7).to_pandas()
-    assert isinstance(frame, pd.DataFrame) and len(frame) == 5000 and frame["user_id"].nunique() <= 3
+    assert (
+        isinstance(frame, pd.DataFrame) and len(frame) == 5000 and frame["user_id"].nunique() <= 3
+    )
     assert frame["timestamp"].is_monotonic_increasing or frame["user_id"].nunique() > 1

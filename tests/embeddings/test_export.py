@@ -1,4 +1,5 @@
-"""Export: the vectors of one-at-a-time reading, in the asked order, the same bytes however the run went."""
+"""Export: the vectors of one-at-a-time reading, in the asked order, the same bytes however the run
+went."""
 
 from __future__ import annotations
 
@@ -70,14 +71,26 @@ def model(store: EventStore, tokenizer: EventTokenizer) -> BehaveGPTForBehaviorP
     return BehaveGPTForBehaviorPrediction(config).eval()
 
 
-def one_at_a_time(model: BehaveGPTForBehaviorPrediction, store: EventStore, user: int) -> dict[str, np.ndarray]:
-    """All parts of a user's vector from a plain forward pass over the user's own events, pooled with numpy."""
-    rows = slice(max(store.offsets[user], store.offsets[user + 1] - LENGTH), store.offsets[user + 1])
-    ids = {name: torch.from_numpy(store.column(name)[rows].astype(np.int64))[None] for name in model.config.columns}
-    inputs = {("input_ids" if name == "event" else f"{name}_ids"): value for name, value in ids.items()}
+def one_at_a_time(
+    model: BehaveGPTForBehaviorPrediction, store: EventStore, user: int
+) -> dict[str, np.ndarray]:
+    """All parts of a user's vector from a plain forward pass over the user's own events, pooled
+    with numpy."""
+    rows = slice(
+        max(store.offsets[user], store.offsets[user + 1] - LENGTH), store.offsets[user + 1]
+    )
+    ids = {
+        name: torch.from_numpy(store.column(name)[rows].astype(np.int64))[None]
+        for name in model.config.columns
+    }
+    inputs = {
+        ("input_ids" if name == "event" else f"{name}_ids"): value for name, value in ids.items()
+    }
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
-    final, embedded = (state[0].double().numpy() for state in (output.last_hidden_state, output.hidden_states[0]))
+    final, embedded = (
+        state[0].double().numpy() for state in (output.last_hidden_state, output.hidden_states[0])
+    )
     time = store.columns["time"][rows].astype(float)
     weight = 0.5 ** ((time[-1] - time) / 86400 / HALF_LIFE)
     logits = output.logits[0, -1].double().numpy()
@@ -91,36 +104,58 @@ def one_at_a_time(model: BehaveGPTForBehaviorPrediction, store: EventStore, user
     }
 
 
-def test_packed_rows_give_each_user_the_vector_of_reading_it_alone(model, tokenizer, store, work, tmp_path):
-    facts = export(model, tokenizer, [work / "data"], tmp_path / "out", ExportSettings(pool=NAMES, **RAW))
+def test_packed_rows_give_each_user_the_vector_of_reading_it_alone(
+    model, tokenizer, store, work, tmp_path
+):
+    facts = export(
+        model, tokenizer, [work / "data"], tmp_path / "out", ExportSettings(pool=NAMES, **RAW)
+    )
     found = UserEmbeddings.load(tmp_path / "out")
     assert np.diff(store.offsets).max() > LENGTH > np.diff(store.offsets).min()
     for user in range(store.manifest.users):
         alone = one_at_a_time(model, store, user)
         assert set(alone) == set(facts["parts"])
         for name, (begin, end) in facts["parts"].items():
-            np.testing.assert_allclose(found.vectors[user, begin:end], alone[name], atol=1e-5, rtol=1e-5)
-    assert found.client_ids.astype(str).tolist() == store.users().to_pylist() and found.missing is None
+            np.testing.assert_allclose(
+                found.vectors[user, begin:end], alone[name], atol=1e-5, rtol=1e-5
+            )
+    assert (
+        found.client_ids.astype(str).tolist() == store.users().to_pylist() and found.missing is None
+    )
 
 
-def test_clients_come_in_the_asked_order_and_absent_ones_are_told(model, tokenizer, store, work, tmp_path):
+def test_clients_come_in_the_asked_order_and_absent_ones_are_told(
+    model, tokenizer, store, work, tmp_path
+):
     asked = np.random.default_rng(0).permutation(store.users().cast(pa.int64()).to_numpy())[:25]
     asked = np.insert(asked, [3, 20], [-5, 10**12])
     everyone = export(model, tokenizer, [work / "data"], tmp_path / "all", ExportSettings(**RAW))
-    facts = export(model, tokenizer, [work / "data"], tmp_path / "out", ExportSettings(**RAW), clients=asked)
+    facts = export(
+        model, tokenizer, [work / "data"], tmp_path / "out", ExportSettings(**RAW), clients=asked
+    )
     found, whole = UserEmbeddings.load(tmp_path / "out"), UserEmbeddings.load(tmp_path / "all")
     assert found.client_ids.tolist() == asked.tolist()
-    assert np.flatnonzero(found.missing).tolist() == [3, 21] and (everyone["missing"], facts["missing"]) == (0, 2)
+    assert np.flatnonzero(found.missing).tolist() == [3, 21] and (
+        everyone["missing"],
+        facts["missing"],
+    ) == (0, 2)
     place = {client: row for row, client in enumerate(whole.client_ids)}
     rows = [place[client] for client in asked[~found.missing]]
     np.testing.assert_allclose(found.vectors[~found.missing], whole.vectors[rows], atol=1e-5)
-    np.testing.assert_allclose(found.vectors[found.missing], np.tile(whole.vectors[rows].mean(0), (2, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        found.vectors[found.missing], np.tile(whole.vectors[rows].mean(0), (2, 1)), atol=1e-5
+    )
 
 
 def test_scales_and_fills_follow_their_rules(model, tokenizer, store, work, tmp_path):
     asked = [*store.users().to_pylist(), "-1"]
     found = {}
-    for scale, fill in (("none", "zeros"), ("unit", "zeros"), ("standard", "mean"), ("standard", "empty-history")):
+    for scale, fill in (
+        ("none", "zeros"),
+        ("unit", "zeros"),
+        ("standard", "mean"),
+        ("standard", "empty-history"),
+    ):
         settings = ExportSettings(pool=("last", "bag"), **RAW | {"scale": scale, "fill": fill})
         out = tmp_path / f"{scale}-{fill}"
         parts = export(model, tokenizer, [work / "data"], out, settings, clients=asked)["parts"]
@@ -128,19 +163,34 @@ def test_scales_and_fills_follow_their_rules(model, tokenizer, store, work, tmp_
     raw = found["none", "zeros"][:-1]
     pieces = [raw[:, begin:end] for begin, end in parts.values()]
     unit = np.hstack([piece / np.linalg.norm(piece, axis=1, keepdims=True) for piece in pieces])
-    np.testing.assert_allclose(found["unit", "zeros"], np.vstack([unit, np.zeros(raw.shape[1])]), atol=1e-6)
+    np.testing.assert_allclose(
+        found["unit", "zeros"], np.vstack([unit, np.zeros(raw.shape[1])]), atol=1e-6
+    )
     standard = (raw - raw.mean(0)) / raw.std(0)
-    np.testing.assert_allclose(found["standard", "mean"], np.vstack([standard, np.zeros(raw.shape[1])]), atol=1e-4)
-    np.testing.assert_array_equal(found["standard", "mean"][:-1], found["standard", "empty-history"][:-1])
+    np.testing.assert_allclose(
+        found["standard", "mean"], np.vstack([standard, np.zeros(raw.shape[1])]), atol=1e-4
+    )
+    np.testing.assert_array_equal(
+        found["standard", "mean"][:-1], found["standard", "empty-history"][:-1]
+    )
     newest = int(np.argmax(store.columns["time"]))
     ids = {name: torch.ones(1, 1, dtype=torch.long) for name in model.config.columns}
-    ids |= {name: torch.tensor([[int(store.columns[name][newest])]]) for name in ("weekday", "slot")}
-    inputs = {("input_ids" if name == "event" else f"{name}_ids"): value for name, value in ids.items()}
+    ids |= {
+        name: torch.tensor([[int(store.columns[name][newest])]]) for name in ("weekday", "slot")
+    }
+    inputs = {
+        ("input_ids" if name == "event" else f"{name}_ids"): value for name, value in ids.items()
+    }
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
-    unknown = np.concatenate([output.last_hidden_state[0, 0].numpy(), output.hidden_states[0][0, 0].numpy()])
+    unknown = np.concatenate(
+        [output.last_hidden_state[0, 0].numpy(), output.hidden_states[0][0, 0].numpy()]
+    )
     np.testing.assert_allclose(
-        found["standard", "empty-history"][-1], (unknown - raw.mean(0)) / raw.std(0), atol=1e-3, rtol=1e-3
+        found["standard", "empty-history"][-1],
+        (unknown - raw.mean(0)) / raw.std(0),
+        atol=1e-3,
+        rtol=1e-3,
     )
 
 
@@ -155,14 +205,21 @@ export(*open_model(pathlib.Path("model")), [sys.argv[2]], "killed", settings, pr
 """
 
 
-def test_a_run_killed_between_blocks_goes_on_and_ends_with_the_same_bytes(model, tokenizer, work, tmp_path):
+def test_a_run_killed_between_blocks_goes_on_and_ends_with_the_same_bytes(
+    model, tokenizer, work, tmp_path
+):
     settings = ExportSettings(**RAW | {"scale": "standard", "dtype": "float16"})
     export(model, tokenizer, [work / "data"], tmp_path / "whole", settings)
     save_model(model, tokenizer, tmp_path / "model")
     killed = [sys.executable, "-c", KILLED, settings.model_dump_json(), str(work / "data")]
-    assert subprocess.run(killed, cwd=tmp_path, env=os.environ | ONE_THREAD, timeout=120).returncode == 9
+    assert (
+        subprocess.run(killed, cwd=tmp_path, env=os.environ | ONE_THREAD, timeout=120).returncode
+        == 9
+    )
     assert not (tmp_path / "killed").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed.work").glob("block_*.npy")}
+    kept = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "killed.work").glob("block_*.npy")
+    }
     assert len(kept) == 3
     (tmp_path / "killed.work" / ".block_000000000021.npy.tmp").write_bytes(b"half a block")
     with pytest.raises(ConfigError, match="differs in its settings"):
@@ -178,13 +235,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_raw_logs_and_folders_with_other_ids_give_the_same_vectors(model, tokenizer, work, tmp_path):
+def test_raw_logs_and_folders_with_other_ids_give_the_same_vectors(
+    model, tokenizer, work, tmp_path
+):
     settings = ExportSettings(**RAW, pool=("last", "behaviors"))
     prepare(work / "log.parquet", tmp_path / "other", SYNTHETIC_SCHEMA, split="time:1,0,0")
     assert dict(open_store(tmp_path / "other").manifest.vocabulary) != dict(
         open_store(work / "data").manifest.vocabulary
     )
-    for name, events in {"a": work / "data", "b": tmp_path / "other", "c": work / "log.parquet"}.items():
+    for name, events in {
+        "a": work / "data",
+        "b": tmp_path / "other",
+        "c": work / "log.parquet",
+    }.items():
         export(model, tokenizer, [events], tmp_path / name, settings)
     a, b, c = (UserEmbeddings.load(tmp_path / name).vectors for name in "abc")
     np.testing.assert_allclose(a, b, atol=1e-5)
@@ -192,7 +255,8 @@ def test_raw_logs_and_folders_with_other_ids_give_the_same_vectors(model, tokeni
 
 
 def test_labels_that_are_no_numbers_stand_beside_row_numbers(model, tokenizer, work, tmp_path):
-    log = pq.read_table(work / "log.parquet").drop_columns("behavior")  # nor need a log tell the behavior
+    # nor need a log tell the behavior
+    log = pq.read_table(work / "log.parquet").drop_columns("behavior")
     names = pc.binary_join_element_wise("u", log["user_id"].cast(pa.string()), "")
     pq.write_table(log.set_column(0, "user_id", names), tmp_path / "log.parquet")
     export(model, tokenizer, [tmp_path / "log.parquet"], tmp_path / "out", ExportSettings(**RAW))
@@ -205,12 +269,21 @@ MISTAKES = [
     ({"pool": ("lst",)}, {}, ConfigError, "unknown part 'lst'. Did you mean 'last'"),
     ({}, {"clients": ["7", "8", "7"]}, DataError, "client 7 is listed twice"),
     ({"pool": ("last", "bag", "last")}, {}, ConfigError, "'last' is named twice"),
-    ({"scale": "none", "dtype": "float16"}, {"huge": True}, DataError, "beyond float16; take --scale standard"),
+    (
+        {"scale": "none", "dtype": "float16"},
+        {"huge": True},
+        DataError,
+        "beyond float16; take --scale standard",
+    ),
 ]
 
 
-@pytest.mark.parametrize("settings,given,error,message", MISTAKES, ids=lambda value: str(value)[:30])
-def test_mistakes_are_told_with_a_remedy(model, tokenizer, work, tmp_path, settings, given, error, message):
+@pytest.mark.parametrize(
+    "settings,given,error,message", MISTAKES, ids=lambda value: str(value)[:30]
+)
+def test_mistakes_are_told_with_a_remedy(
+    model, tokenizer, work, tmp_path, settings, given, error, message
+):
     from behavegpt.config import read_settings
 
     huge = given.pop("huge", False)
@@ -218,7 +291,9 @@ def test_mistakes_are_told_with_a_remedy(model, tokenizer, work, tmp_path, setti
         model = BehaveGPTForBehaviorPrediction(model.config).eval()
         torch.nn.init.constant_(model.model.norm.weight, 1e6)
     with pytest.raises(error, match=message.replace("(", r"\(")):
-        chosen = read_settings(ExportSettings, None, [f"{name}={list_text(value)}" for name, value in settings.items()])
+        chosen = read_settings(
+            ExportSettings, None, [f"{name}={list_text(value)}" for name, value in settings.items()]
+        )
         export(model, tokenizer, [work / "data"], tmp_path / "out", chosen, **given)
     assert not (tmp_path / "out").exists()
 
@@ -227,7 +302,9 @@ def list_text(value: object) -> str:
     return json.dumps(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def test_data_of_another_schema_and_an_existing_folder_are_refused(model, tokenizer, work, tmp_path):
+def test_data_of_another_schema_and_an_existing_folder_are_refused(
+    model, tokenizer, work, tmp_path
+):
     other = SYNTHETIC_SCHEMA.model_copy(update={"slot_minutes": 60})
     prepare(work / "log.parquet", tmp_path / "hours", other)
     with pytest.raises(CheckpointError, match="slot_minutes: 30 in the model, 60 in the data"):
@@ -254,10 +331,17 @@ def test_two_processes_write_the_bytes_of_one(model, tokenizer, work, tmp_path):
         "7",
     ]
     alone = os.environ | ONE_THREAD
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     ranks = [alone | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
     runs = [
-        subprocess.Popen([*command, out], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, out], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
         for out, environment in (("one", alone), ("two", ranks[0]), ("two", ranks[1]))
     ]
     said = [run.communicate(timeout=120)[1] for run in runs]

@@ -28,7 +28,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path, dtype: str) -> None:
     loaded = UserEmbeddings.load(tmp_path)
     assert isinstance(loaded.vectors, np.memmap)
     assert loaded.missing is not None
-    for ours, saved in ((loaded.client_ids, ids), (loaded.vectors, vectors), (loaded.missing, missing)):
+    for ours, saved in (
+        (loaded.client_ids, ids),
+        (loaded.vectors, vectors),
+        (loaded.missing, missing),
+    ):
         assert ours.dtype == saved.dtype
         assert np.array_equal(ours, saved)
     facts = json.loads((tmp_path / "entry.json").read_text())
@@ -43,7 +47,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path, dtype: str) -> None:
     assert np.array_equal(np.load(tmp_path / "embeddings.npy"), vectors)
     UserEmbeddings(ids, vectors).save(tmp_path)
     assert UserEmbeddings.load(tmp_path).missing is None
-    assert {file.name for file in tmp_path.iterdir()} == {"client_ids.npy", "embeddings.npy", "entry.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "client_ids.npy",
+        "embeddings.npy",
+        "entry.json",
+    }
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -71,7 +79,9 @@ def test_pairing_knows_which_row_is_whose() -> None:
     changed.view(np.uint16)[3, 4] ^= 1
     swapped = vectors[np.r_[1, 0, 2 : len(ids)]]
     mirrored = vectors[:, ::-1]
-    assert len({same, *(pairing(ids, v) for v in (vectors[order], changed, swapped, mirrored))}) == 5
+    assert (
+        len({same, *(pairing(ids, v) for v in (vectors[order], changed, swapped, mirrored))}) == 5
+    )
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -102,17 +112,28 @@ class Bomb:
 def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     bomb = Bomb(tmp_path / "exploded")
     np.save(tmp_path / "object.npy", np.array([bomb], object), allow_pickle=True)
-    np.save(tmp_path / "field.npy", np.array([(1, bomb)], [("a", int), ("b", object)]), allow_pickle=True)
+    np.save(
+        tmp_path / "field.npy",
+        np.array([(1, bomb)], [("a", int), ("b", object)]),
+        allow_pickle=True,
+    )
     (tmp_path / "raw.npy").write_bytes(pickle.dumps(bomb))
     np.savez(tmp_path / "zip.npz", allow_pickle=True, a=np.array([bomb], object))
     (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
-    for name, says in (("object", "Python objects"), ("field", "Python objects"), ("raw", "pickle"), ("zip", "npz")):
+    for name, says in (
+        ("object", "Python objects"),
+        ("field", "Python objects"),
+        ("raw", "pickle"),
+        ("zip", "npz"),
+    ):
         with pytest.raises(DataError, match=says):
             open_array(tmp_path / f"{name}.npy")
     assert not bomb.file.exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones(3))
     (tmp_path / "a.npy").chmod(0)

@@ -25,7 +25,9 @@ def place() -> Iterator[Path]:
 def run(place: Path, name: str, *, world: int = 1, resume: bool = False, **train: Any) -> Path:
     """The run's folder; what it recorded lies beside it."""
     out = place / name
-    settings = tiny_settings(place / "data", out, **{"steps": 6, "select": "last", "clip": 1e9} | train)
+    settings = tiny_settings(
+        place / "data", out, **{"steps": 6, "select": "last", "clip": 1e9} | train
+    )
     settings["model"] |= {"memory": True, "dropout": 0.0}
     settings["loss"] = {"name": "cross_entropy"}  # which depends on no share of the steps
     result = shared_runs().run(settings, world=world, resume=resume, record=f"{out}.record")
@@ -36,7 +38,10 @@ def run(place: Path, name: str, *, world: int = 1, resume: bool = False, **train
 def test_ranks_and_pieces_change_nothing(place: Path) -> None:
     whole = load_file(f"{run(place, 'whole', micro_batches=1)}.record/gradients-0.safetensors")
     assert "head.memory.mixer.gate.weight" in whole
-    for name, cut in {"pieces": {"micro_batches": 4}, "ranks": {"micro_batches": 1, "world": 2}}.items():
+    for name, cut in {
+        "pieces": {"micro_batches": 4},
+        "ranks": {"micro_batches": 1, "world": 2},
+    }.items():
         out = run(place, name, **cut)
         for rank in range(cut.get("world", 1)):
             found = load_file(f"{out}.record/gradients-{rank}.safetensors")

@@ -1,4 +1,5 @@
-"""FSDP2 on gloo: weights cut over two ranks train as one rank does, and go on with another number of ranks."""
+"""FSDP2 on gloo: weights cut over two ranks train as one rank does, and go on with another number
+of ranks."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def runs(place: Path) -> dict[int, Path]:
     for world in (1, 2):
         outputs[world] = place / f"whole-{world}"
         environment = FSDP2 if world > 1 else {}
-        result = shared_runs().run(settings(place, outputs[world], micro=world), world=world, environment=environment)
+        result = shared_runs().run(
+            settings(place, outputs[world], micro=world), world=world, environment=environment
+        )
         assert result.status == 0, result.output
     return outputs
 
@@ -53,9 +56,14 @@ def runs(place: Path) -> dict[int, Path]:
 def test_two_cut_ranks_train_as_one(runs: dict[int, Path]) -> None:
     one, two = (train_losses(runs[world]) for world in (1, 2))
     assert np.abs(one - two)[0] <= 1e-6 and np.abs(one - two).max() <= 1e-5
-    norms = [[r["grad_norm"] for r in read_journal(runs[w] / "log.jsonl") if r["kind"] == "train"] for w in (1, 2)]
+    norms = [
+        [r["grad_norm"] for r in read_journal(runs[w] / "log.jsonl") if r["kind"] == "train"]
+        for w in (1, 2)
+    ]
     assert abs(norms[1][0] / norms[0][0] - 1) <= 1e-6
-    valid = [[r for r in read_journal(runs[w] / "log.jsonl") if r["kind"] == "valid"][-1] for w in (1, 2)]
+    valid = [
+        [r for r in read_journal(runs[w] / "log.jsonl") if r["kind"] == "valid"][-1] for w in (1, 2)
+    ]
     assert abs(valid[0]["cross_entropy"] - valid[1]["cross_entropy"]) <= 1e-5
     first, second = (load_file(runs[world] / "model" / "model.safetensors") for world in (1, 2))
     assert first.keys() == second.keys()
@@ -68,16 +76,23 @@ def test_the_first_update_is_the_same_to_the_last_bits(place: Path) -> None:
     held = {}
     for world, environment in ((1, {}), (2, FSDP2)):
         out = place / f"one-step-{world}"
-        result = shared_runs().run(settings(place, out, steps=1, valid_every=1), world=world, environment=environment)
+        result = shared_runs().run(
+            settings(place, out, steps=1, valid_every=1), world=world, environment=environment
+        )
         assert result.status == 0, result.output
         held[world] = load_checkpoint(out / "ckpt" / "step_00000001")
-    assert held[1].optimizer.keys() == held[2].optimizer.keys() and held[1].model.keys() == held[2].model.keys()
+    assert (
+        held[1].optimizer.keys() == held[2].optimizer.keys()
+        and held[1].model.keys() == held[2].model.keys()
+    )
     for name, one in held[1].optimizer.items():
         difference = (one - held[2].optimizer[name]).norm()
         assert difference <= 1e-6 * max(1.0, float(one.norm())), name
 
 
-def test_a_cut_checkpoint_has_a_file_of_each_rank_and_is_checked(runs: dict[int, Path], tmp_path: Path) -> None:
+def test_a_cut_checkpoint_has_a_file_of_each_rank_and_is_checked(
+    runs: dict[int, Path], tmp_path: Path
+) -> None:
     latest = load_latest(runs[2] / "ckpt")
     assert latest is not None
     names = sorted(path.name for path in (latest.path / SHARDS).iterdir())
@@ -100,7 +115,8 @@ def test_a_cut_checkpoint_has_a_file_of_each_rank_and_is_checked(runs: dict[int,
 
 
 def test_resume_with_another_number_of_ranks(runs: dict[int, Path], place: Path) -> None:
-    """Cut on 2 -> 1 rank -> cut on 2 -> 2 ranks of DDP -> 1, each ended by a signal: the rows and losses of one run."""
+    """Cut on 2 -> 1 rank -> cut on 2 -> 2 ranks of DDP -> 1, each ended by a signal: the rows and
+    losses of one run."""
     whole = place / "uncut"
     assert shared_runs().run(settings(place, whole), record=f"{whole}.record").status == 0
     out = place / "recut"
@@ -109,7 +125,12 @@ def test_resume_with_another_number_of_ranks(runs: dict[int, Path], place: Path)
         last = part == len(legs) - 1
         order = {} if last else {"signal": [signal.SIGTERM, 4 * (part + 1), world - 1]}
         result = shared_runs().run(
-            settings(place, out), resume=part > 0, world=world, environment=environment, record=f"{out}.record", **order
+            settings(place, out),
+            resume=part > 0,
+            world=world,
+            environment=environment,
+            record=f"{out}.record",
+            **order,
         )
         assert set(result.statuses) == {0 if last else 143}, result.output
     assert rows_by_step(out) == rows_by_step(whole)
@@ -129,7 +150,12 @@ def test_a_cut_run_that_stops_equals_one_that_does_not(place: Path) -> None:
             assert set(result.statuses) == {143}, result.output
         result = shared_runs().run(tree, world=2, environment=FSDP2, resume=stops)
         assert result.status == 0, result.output
-        losses.append((train_losses(place / name).tolist(), load_file(place / name / "model" / "model.safetensors")))
+        losses.append(
+            (
+                train_losses(place / name).tolist(),
+                load_file(place / name / "model" / "model.safetensors"),
+            )
+        )
     assert losses[0][0] == losses[1][0]
     assert all(torch.equal(losses[0][1][name], losses[1][1][name]) for name in losses[0][1])
 
@@ -143,5 +169,7 @@ def test_a_full_disk_is_told_by_a_cut_run(place: Path) -> None:
 
 
 def test_the_first_version_of_fsdp_is_refused(place: Path) -> None:
-    result = shared_runs().run(settings(place, place / "old"), environment=FSDP2 | {"FSDP_VERSION": "1"})
+    result = shared_runs().run(
+        settings(place, place / "old"), environment=FSDP2 | {"FSDP_VERSION": "1"}
+    )
     assert result.status == 2 and "fsdp2.yaml" in result.output

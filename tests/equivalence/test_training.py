@@ -1,4 +1,5 @@
-"""Runs that must agree: one optimizer step is one global batch, however it is cut over micro-batches and ranks.
+"""Runs that must agree: one optimizer step is one global batch, however it is cut over
+micro-batches and ranks.
 
 Ranks are processes joined by gloo, as torchrun would start them (tests/runs.py).
 """
@@ -29,7 +30,8 @@ from behavegpt.training.journal import read_journal
 from tests.helpers import random_store
 from tests.runs import ROOT, quick_folder, save_store, shared_runs, tiny_settings
 
-CUTS = [(1, 1), (8, 1), (1, 2), (3, 1), (5, 2)]  # micro-batches, ranks; 8 rows do not divide by 3 or 10
+# micro-batches, ranks; 8 rows do not divide by 3 or 10
+CUTS = [(1, 1), (8, 1), (1, 2), (3, 1), (5, 2)]
 STEPS = 20
 Outputs = dict[tuple[int, int], Path]
 
@@ -37,13 +39,21 @@ Outputs = dict[tuple[int, int], Path]
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     with quick_folder() as folder:
-        save_store(random_store(users=100, longest=16, behaviors=9), folder / "data")  # every history in one window
+        # every history in one window
+        save_store(random_store(users=100, longest=16, behaviors=9), folder / "data")
         yield folder
 
 
 def settings_for(place: Path, out: Path, loss: str, micro: int, **train: Any) -> dict[str, Any]:
-    """Eight rows a step; no dropout, whose masks depend on the cut; the DRO weights count from the first step."""
-    train = {"steps": STEPS, "batch_events": 512, "micro_batches": micro, "clip": 1e9, "valid_every": STEPS} | train
+    """Eight rows a step; no dropout, whose masks depend on the cut; the DRO weights count from the
+    first step."""
+    train = {
+        "steps": STEPS,
+        "batch_events": 512,
+        "micro_batches": micro,
+        "clip": 1e9,
+        "valid_every": STEPS,
+    } | train
     settings = tiny_settings(place / "data", out, **train)
     settings["model"]["dropout"] = 0.0
     settings["loss"] = {"name": loss} | (
@@ -59,7 +69,9 @@ def runs_of(request: pytest.FixtureRequest, place: Path) -> tuple[str, Outputs]:
     outputs: Outputs = {}
     for micro, world in CUTS:
         out = place / f"{loss}-{micro}x{world}"
-        result = shared_runs().run(settings_for(place, out, loss, micro), world=world, record=f"{out}.record")
+        result = shared_runs().run(
+            settings_for(place, out, loss, micro), world=world, record=f"{out}.record"
+        )
         assert result.status == 0, result.output
         outputs[micro, world] = out
     return loss, outputs
@@ -82,14 +94,20 @@ def train_losses(out: Path) -> np.ndarray:
 def relative(gradients: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
     """Norm of the difference over the norm, all parameters together."""
     assert gradients.keys() == reference.keys()
-    difference = sum(float((gradients[n].double() - reference[n].double()).square().sum()) for n in reference)
-    return float((difference / sum(float(g.double().square().sum()) for g in reference.values())) ** 0.5)
+    difference = sum(
+        float((gradients[n].double() - reference[n].double()).square().sum()) for n in reference
+    )
+    return float(
+        (difference / sum(float(g.double().square().sum()) for g in reference.values())) ** 0.5
+    )
 
 
 def test_every_cut_trains_on_the_same_rows(runs_of: tuple[str, Outputs]) -> None:
     _, outputs = runs_of
     whole = rows_by_step(outputs[1, 1])
-    assert sorted(whole) == list(range(STEPS)) and all(max(rows.values()) == 1 for rows in whole.values())
+    assert sorted(whole) == list(range(STEPS)) and all(
+        max(rows.values()) == 1 for rows in whole.values()
+    )
     for cut, out in outputs.items():
         assert rows_by_step(out) == whole, cut
 
@@ -106,7 +124,9 @@ def test_every_cut_has_the_gradient_of_the_whole_batch(
             assert error <= 1e-6, (micro, world, rank, error)
 
 
-def test_the_gradient_is_that_of_the_weighted_mean(runs_of: tuple[str, Outputs], place: Path) -> None:
+def test_the_gradient_is_that_of_the_weighted_mean(
+    runs_of: tuple[str, Outputs], place: Path
+) -> None:
     """In float64, one history at a time, with the weights of loss.md written out."""
     loss, outputs = runs_of
     out = outputs[1, 1]
@@ -131,18 +151,24 @@ def test_the_gradient_is_that_of_the_weighted_mean(runs_of: tuple[str, Outputs],
     assert abs(mean.item() - train_losses(out)[0]) <= 1e-6
 
 
-def next_behavior_logits(model: BehaveGPTForBehaviorPrediction, store: EventStore, row: int) -> torch.Tensor:
+def next_behavior_logits(
+    model: BehaveGPTForBehaviorPrediction, store: EventStore, row: int
+) -> torch.Tensor:
     """Logits (K,) of the event at `row`, from the same user's events before it."""
     begin = int(store.offsets[np.searchsorted(store.offsets, row, side="right") - 1])
     columns = {"event": "input_ids"} | {f: f"{f}_ids" for f in ("location", "weekday", "slot")}
-    past = {ids: torch.tensor(np.asarray(store.columns[f][begin:row], np.int64))[None] for f, ids in columns.items()}
+    past = {
+        ids: torch.tensor(np.asarray(store.columns[f][begin:row], np.int64))[None]
+        for f, ids in columns.items()
+    }
     logits = model(**past).logits
     assert logits is not None
     return logits[0, -1]
 
 
 def first_dro_weights(counts: torch.Tensor) -> torch.Tensor:
-    """p*(b) / pi(b) while all class losses are equal: the room between floor 1/2 and cap is filled evenly."""
+    """p*(b) / pi(b) while all class losses are equal: the room between floor 1/2 and cap is filled
+    evenly."""
     prior = counts / counts.sum()
     cap = 1 / (1 - torch.exp(-counts.clamp(min=1) / (2 * counts.mean())))
     room = (cap - 0.5) * prior
@@ -162,7 +188,8 @@ def test_every_cut_has_the_same_losses(
 
 
 def test_validation_is_the_same_on_two_ranks(runs_of: tuple[str, Outputs]) -> None:
-    """Weights differ in the last bits by then, so the figures may differ by an event that changes its rank."""
+    """Weights differ in the last bits by then, so the figures may differ by an event that changes
+    its rank."""
     _, outputs = runs_of
     one, two = (read_journal(outputs[cut] / "log.jsonl")[-1] for cut in ((1, 1), (1, 2)))
     assert one["kind"] == two["kind"] == "valid" and one.keys() == two.keys()
@@ -172,7 +199,8 @@ def test_validation_is_the_same_on_two_ranks(runs_of: tuple[str, Outputs]) -> No
 
 
 def test_resume_with_another_cut_goes_on_with_the_same_rows(place: Path) -> None:
-    """1 rank x 2 -> 2 ranks x 1 -> 1 rank x 3 -> 2 ranks x 5, each ended by a signal to one rank."""
+    """1 rank x 2 -> 2 ranks x 1 -> 1 rank x 3 -> 2 ranks x 5, each ended by a signal to one
+    rank."""
     whole = place / "uncut"
     result = shared_runs().run(settings_for(place, whole, "dro", 1), record=f"{whole}.record")
     assert result.status == 0, result.output
@@ -180,7 +208,9 @@ def test_resume_with_another_cut_goes_on_with_the_same_rows(place: Path) -> None
     for part, (micro, world) in enumerate([(2, 1), (1, 2), (3, 1), (5, 2)]):
         order = {"signal": [signal.SIGTERM, 4 * (part + 1), world - 1]} if part < 3 else {}
         settings = settings_for(place, out, "dro", micro)
-        result = shared_runs().run(settings, resume=part > 0, world=world, record=f"{out}.record", **order)
+        result = shared_runs().run(
+            settings, resume=part > 0, world=world, record=f"{out}.record", **order
+        )
         assert set(result.statuses) == {143 if part < 3 else 0}, result.output
     assert rows_by_step(out) == rows_by_step(whole)
     assert np.abs(train_losses(out) - train_losses(whole)).max() <= 1e-5
@@ -206,9 +236,18 @@ def test_torchrun_agrees(place: Path) -> None:
     settings = settings_for(place, out, "dro", 4)
     config = place / "torchrun.yaml"
     config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, str(ROOT / "train.py"), str(config)], check=True, cwd=ROOT, env=environment)
+    subprocess.run(
+        [*command, str(ROOT / "train.py"), str(config)], check=True, cwd=ROOT, env=environment
+    )
     other = place / "forked"
     result = shared_runs().run(settings_for(place, other, "dro", 4), world=2)
     assert result.status == 0, result.output

@@ -1,8 +1,10 @@
-"""What earlier versions wrote opens, and gives the predictions that they recorded (docs/formats.md).
+"""What earlier versions wrote opens, and gives the predictions that they recorded
+(docs/formats.md).
 
-Each folder here holds, as that version wrote them: log.csv and `prepare log.csv --event app --location place
---tz Europe/London` as data/; model/ of `train configs/tiny.yaml train.steps=20 train.valid_every=10`;
-predictions.csv of `predict --top-k 4` and vectors.parquet of `embed`.
+Each folder here holds, as that version wrote them: log.csv and
+`prepare log.csv --event app --location place --tz Europe/London` as data/; model/ of
+`train configs/tiny.yaml train.steps=20 train.valid_every=10`; predictions.csv of
+`predict --top-k 4` and vectors.parquet of `embed`.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ def predictor(folder: Path) -> Predictor:
     return load(folder / "model")
 
 
-def test_predictions_are_those_of_the_version_that_wrote_the_model(folder: Path, predictor: Predictor) -> None:
+def test_predictions_are_those_of_the_version_that_wrote_the_model(
+    folder: Path, predictor: Predictor
+) -> None:
     recorded = pd.read_csv(folder / "predictions.csv", dtype={"user": str})
     found = predictor.predict(str(folder / "log.csv"), top_k=4).to_pandas()
     assert found[["user", "rank", "behavior"]].equals(recorded[["user", "rank", "behavior"]])
     np.testing.assert_allclose(found["probability"], recorded["probability"], atol=1e-5)
 
 
-def test_vectors_are_those_of_the_version_that_wrote_the_model(folder: Path, predictor: Predictor) -> None:
+def test_vectors_are_those_of_the_version_that_wrote_the_model(
+    folder: Path, predictor: Predictor
+) -> None:
     recorded = pd.read_parquet(folder / "vectors.parquet")
     found = predictor.embed(str(folder / "log.csv")).to_pandas()
     assert found["user"].equals(recorded["user"])

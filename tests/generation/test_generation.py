@@ -1,4 +1,5 @@
-"""Long-term generation: cache = no cache, nobody's future depends on others, all fields agree with each other."""
+"""Long-term generation: cache = no cache, nobody's future depends on others, all fields agree with
+each other."""
 
 from __future__ import annotations
 
@@ -22,11 +23,25 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.generation.calibration import WEIGHT, log_odds_of_slots, log_odds_of_users
-from behavegpt.generation.constraints import count_link, count_links, learn_links, load_links, save_links
+from behavegpt.generation.constraints import (
+    count_link,
+    count_links,
+    learn_links,
+    load_links,
+    save_links,
+)
 from behavegpt.generation.own_past import OwnPast
 from behavegpt.generation.policies import choose_policies
 from behavegpt.generation.rollout import roll_out
-from behavegpt.generation.sampling import Uniforms, agree, bucket_edges, choose, pick, time_grid, time_in_bucket
+from behavegpt.generation.sampling import (
+    Uniforms,
+    agree,
+    bucket_edges,
+    choose,
+    pick,
+    time_grid,
+    time_in_bucket,
+)
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.options import span_seconds
@@ -47,7 +62,14 @@ SHAPES = {
 
 
 def network(
-    store, *, behaviors=None, next_heads=HEADS, max_length=12, with_behavior=False, num_hidden_layers=2, **shape
+    store,
+    *,
+    behaviors=None,
+    next_heads=HEADS,
+    max_length=12,
+    with_behavior=False,
+    num_hidden_layers=2,
+    **shape,
 ):
     """A model with random weights, large enough that every input matters."""
     torch.manual_seed(0)
@@ -60,7 +82,9 @@ def network(
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=2,
         max_length=max_length,
-        next_heads=[name for name in next_heads if not (name == "event" and store.schema.behavior_is_event)],
+        next_heads=[
+            name for name in next_heads if not (name == "event" and store.schema.behavior_is_event)
+        ],
         **shape,
     )
     model = BehaveGPTForBehaviorPrediction(config).eval()
@@ -82,7 +106,11 @@ def encoded(store, users=None):
     users = np.arange(store.manifest.users) if users is None else np.asarray(users)
     begin, length = store.offsets[users], np.diff(store.offsets)[users]
     index = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, length, strict=True)])
-    columns = {n: np.asarray(c)[index].astype(np.int64) for n, c in columns_of(store).items() if n != "split"}
+    columns = {
+        n: np.asarray(c)[index].astype(np.int64)
+        for n, c in columns_of(store).items()
+        if n != "split"
+    }
     labels = pa.array([f"user {u}" for u in users])
     return EncodedHistories(labels, np.concatenate([[0], np.cumsum(length)]), columns, {}, {})
 
@@ -99,11 +127,14 @@ def same(a, b):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("keep", [None, 1, 12])
 def test_cached_equals_rerun_token_for_token(name, keep):
-    """Histories of 1 to 40 events, a window of 12 and 40 steps: every row starts its window anew several times."""
+    """Histories of 1 to 40 events, a window of 12 and 40 steps: every row starts its window anew
+    several times."""
     store, model, tokenizer, histories = setting(name)
     links = learn_links(model, store)
     found = [
-        roll_out(model, tokenizer, histories, GenerationSettings(steps=40, keep=keep, cache=cache), links)
+        roll_out(
+            model, tokenizer, histories, GenerationSettings(steps=40, keep=keep, cache=cache), links
+        )
         for cache in (True, False)
     ]
     assert len(found[0]) == 17 * 40
@@ -113,7 +144,12 @@ def test_cached_equals_rerun_token_for_token(name, keep):
 def test_a_future_does_not_depend_on_the_batch():
     store, model, tokenizer, histories = setting()
     whole = roll_out(model, tokenizer, histories, GenerationSettings(steps=25, samples=2, seed=5))
-    same(whole, roll_out(model, tokenizer, histories, GenerationSettings(steps=25, samples=2, seed=5, rows=3)))
+    same(
+        whole,
+        roll_out(
+            model, tokenizer, histories, GenerationSettings(steps=25, samples=2, seed=5, rows=3)
+        ),
+    )
     some = [4, 9, 11]
     fewer = roll_out(model, tokenizer, encoded(store, some), GenerationSettings(steps=25, seed=5))
     mine = np.isin(whole.columns["user"], some) & (whole.columns["sample"] == 0)
@@ -129,7 +165,8 @@ def test_a_future_does_not_depend_on_the_batch():
 
 
 def test_temperature_zero_is_a_naive_loop():
-    """The most probable behavior, event and place again and again, with the time of the policy `typical`."""
+    """The most probable behavior, event and place again and again, with the time of the policy
+    `typical`."""
     store, model, tokenizer, histories = setting("rope", max_length=60)
     options = GenerationSettings(steps=12, temperature=0, time="typical")
     found = roll_out(model, tokenizer, histories, options, count_links(store))
@@ -140,14 +177,28 @@ def test_temperature_zero_is_a_naive_loop():
         gap = int(np.median(np.diff(events["time"]))) if high - low > 1 else 86400
         mine = found.columns["user"] == user
         for step in range(12):
-            inputs = {("input_ids" if n == "event" else f"{n}_ids"): torch.tensor([events[n]]) for n in events}
+            inputs = {
+                ("input_ids" if n == "event" else f"{n}_ids"): torch.tensor([events[n]])
+                for n in events
+            }
             with torch.no_grad():
                 out = model(**{n: v for n, v in inputs.items() if n != "time_ids"})
             behavior = int(out.logits[0, -1].argmax()) + 2
-            scores = {n: v.view(1, len(events["event"]), -1)[0, -1].clone() for n, v in out.next_logits.items()}
+            scores = {
+                n: v.view(1, len(events["event"]), -1)[0, -1].clone()
+                for n, v in out.next_logits.items()
+            }
             scores["event"][:2] = scores["location"][:1] = -torch.inf
-            event = int(scores["event"].masked_fill(~allowed(links, "behavior", behavior, "event", 14), -1e9).argmax())
-            place = int(scores["location"].masked_fill(~allowed(links, "event", event, "location", 6), -1e9).argmax())
+            event = int(
+                scores["event"]
+                .masked_fill(~allowed(links, "behavior", behavior, "event", 14), -1e9)
+                .argmax()
+            )
+            place = int(
+                scores["location"]
+                .masked_fill(~allowed(links, "event", event, "location", 6), -1e9)
+                .argmax()
+            )
             now = events["time"][-1] + gap
             drawn = {"behavior": behavior, "event": event, "location": place, "time": now}
             for name, value in drawn.items():
@@ -160,7 +211,11 @@ def test_temperature_zero_is_a_naive_loop():
 def allowed(links, given, value, drawn, size):
     link = links[given, drawn]
     ids = link.ids[link.pointer[value] : link.pointer[value + 1]]
-    return torch.isin(torch.arange(size), torch.from_numpy(ids)) if len(ids) else torch.ones(size, dtype=torch.bool)
+    return (
+        torch.isin(torch.arange(size), torch.from_numpy(ids))
+        if len(ids)
+        else torch.ones(size, dtype=torch.bool)
+    )
 
 
 # ---- what is drawn
@@ -183,9 +238,13 @@ def test_fields_go_together_as_in_training():
     assert linked.policies["event"] == "head, among those of the behavior in training"
     alone = roll_out(model, tokenizer, histories, settings)
     drawn = zip(alone.columns["behavior"].tolist(), alone.columns["event"].tolist(), strict=True)
-    assert not all(pair in pairs["behavior", "event"] for pair in drawn), "without links they contradict each other"
+    assert not all(pair in pairs["behavior", "event"] for pair in drawn), (
+        "without links they contradict each other"
+    )
     assert alone.policies["event"] == "head, whatever the behavior"
-    assert min(linked.columns["event"].min(), linked.columns["behavior"].min()) >= 2, "never padding or unknown"
+    assert min(linked.columns["event"].min(), linked.columns["behavior"].min()) >= 2, (
+        "never padding or unknown"
+    )
 
 
 def test_links_are_counted_and_saved(tmp_path):
@@ -203,7 +262,10 @@ def test_links_are_counted_and_saved(tmp_path):
     assert torch.equal(again.gap_odds, links.gap_odds)
     assert again.keys() == links.keys() == {("behavior", "event"), ("event", "location")}
     for pair, link in links.items():
-        assert all(np.array_equal(a, b) for a, b in zip(vars(link).values(), vars(again[pair]).values(), strict=True))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(vars(link).values(), vars(again[pair]).values(), strict=True)
+        )
     (tmp_path / "links.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="damaged"):
         load_links(tmp_path)
@@ -223,14 +285,18 @@ def test_few_scores_are_those_of_the_whole_head():
         dense[row, ids[row][real]] = scores[row][real]
     allowed = link.allowed(given, 30)
     allowed[:, 0] = False
-    torch.testing.assert_close(dense, head(hidden).masked_fill(~allowed, -torch.inf), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        dense, head(hidden).masked_fill(~allowed, -torch.inf), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_choices_follow_the_probabilities():
     logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)) * 2
     u = torch.from_numpy(np.random.default_rng(0).random(40_000))
     for temperature in (1.0, 0.5):
-        drawn = torch.bincount(choose(logits.expand(len(u), -1), u, temperature), minlength=200) / len(u)
+        drawn = torch.bincount(
+            choose(logits.expand(len(u), -1), u, temperature), minlength=200
+        ) / len(u)
         expected = (logits[0] / temperature).softmax(-1)
         assert (drawn - expected).abs().sum() < 0.06
     nucleus = choose(logits.expand(len(u), -1), u, top_p=0.6)
@@ -282,7 +348,10 @@ def test_drawn_times_lie_in_their_bucket_and_on_the_grid(tz, grid):
     gap = time_in_bucket(bucket, after, np.full(4000, grid), slots, u, schema)
     again = gap_buckets(gap)
     zone = ZoneInfo(tz)
-    walls = [datetime.fromtimestamp(t, UTC).astimezone(zone).replace(tzinfo=UTC) for t in (after + gap).tolist()]
+    walls = [
+        datetime.fromtimestamp(t, UTC).astimezone(zone).replace(tzinfo=UTC)
+        for t in (after + gap).tolist()
+    ]
     on_grid = np.array([w.timestamp() % grid == 0 for w in walls])
     # a change of the clocks by an hour may leave a narrow bucket without a time on the grid
     assert on_grid.all()
@@ -303,27 +372,41 @@ def test_the_time_of_day_follows_the_weights():
     slots[:, 16] = 1  # 8:00 to 8:30
     u = np.random.default_rng(0).random((3000, 3))
     for bucket in (33, 36, 40):
-        gap = time_in_bucket(np.full(3000, bucket), after, np.ones(3000, np.int64), slots, u, schema)
-        walls = [datetime.fromtimestamp(t, ZoneInfo("Europe/Paris")) for t in (after + gap).tolist()]
-        near = [abs((w - w.replace(hour=8, minute=15, second=0)).total_seconds()) < 3000 for w in walls]
+        gap = time_in_bucket(
+            np.full(3000, bucket), after, np.ones(3000, np.int64), slots, u, schema
+        )
+        walls = [
+            datetime.fromtimestamp(t, ZoneInfo("Europe/Paris")) for t in (after + gap).tolist()
+        ]
+        near = [
+            abs((w - w.replace(hour=8, minute=15, second=0)).total_seconds()) < 3000 for w in walls
+        ]
         assert np.mean(near) > 0.95
         if bucket == 40:  # 12 to 17 days ahead: every day is met
             assert len({w.date() for w in walls}) >= 5
 
 
 def test_own_rates_by_hand():
-    """Two events: what happened is weighed against what was expected; an unknown past changes nothing."""
-    expected = torch.tensor([[[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], [[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]]])
+    """Two events: what happened is weighed against what was expected; an unknown past changes
+    nothing."""
+    expected = torch.tensor(
+        [[[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], [[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]]]
+    )
     known = torch.tensor([[True, True], [False, False]])
     odds = log_odds_of_users(expected, torch.tensor([[1, 1], [0, 0]]), known).exp()
     mean = torch.tensor([0.7, 0.3])
-    torch.testing.assert_close(odds[0, :2], (torch.tensor([0.0, 2.0]) + WEIGHT * mean) / ((2 + WEIGHT) * mean))
+    torch.testing.assert_close(
+        odds[0, :2], (torch.tensor([0.0, 2.0]) + WEIGHT * mean) / ((2 + WEIGHT) * mean)
+    )
     assert odds[1].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("split,same", [(0, False), (1, True), (2, True)], ids=["train", "valid", "test"])
+@pytest.mark.parametrize(
+    "split,same", [(0, False), (1, True), (2, True)], ids=["train", "valid", "test"]
+)
 def test_generation_learns_from_training_events_alone(split, same):
-    """What goes together, how often, and the gaps by slot: other labels and times in another split change nothing."""
+    """What goes together, how often, and the gaps by slot: other labels and times in another split
+    change nothing."""
     store = random_store(seed=2, users=30, longest=40)
     model = network(store)
     before = learn_links(model, store)
@@ -340,7 +423,8 @@ def test_generation_learns_from_training_events_alone(split, same):
 
 
 def test_gaps_by_slot_are_those_of_training():
-    """With the correction, the mean predicted gap at events of a slot is what training observed after that slot."""
+    """With the correction, the mean predicted gap at events of a slot is what training observed
+    after that slot."""
     store = random_store(seed=1, users=60, longest=40)
     model = network(store, max_length=40)
     odds = log_odds_of_slots(model, store)
@@ -353,9 +437,14 @@ def test_gaps_by_slot_are_those_of_training():
         known = store.column("behavior")[rows + 1] >= 2
         if not known.any():
             continue
-        fields = {n: torch.from_numpy(store.columns[n][rows].astype(np.int64))[None] for n in model.config.columns}
+        fields = {
+            n: torch.from_numpy(store.columns[n][rows].astype(np.int64))[None]
+            for n in model.config.columns
+        }
         with torch.no_grad():
-            out = model(**{("input_ids" if n == "event" else f"{n}_ids"): v for n, v in fields.items()})
+            out = model(
+                **{("input_ids" if n == "event" else f"{n}_ids"): v for n, v in fields.items()}
+            )
         slot = fields["slot"][0]
         logits = out.next_logits["gap"].view(len(rows), -1)
         corrected, head = ((logits + more).softmax(-1).numpy() for more in (odds[slot], 0))
@@ -366,19 +455,24 @@ def test_gaps_by_slot_are_those_of_training():
             seen[slot[k], int(2 * np.log2(1 + time[rows[k] + 1] - time[rows[k]]))] += 1
     often = seen.sum(1) > 15
     assert often.sum() > 3
-    error, before = (np.abs(table - seen)[often].sum() / seen[often].sum() for table in (mean, plain))
+    error, before = (
+        np.abs(table - seen)[often].sum() / seen[often].sum() for table in (mean, plain)
+    )
     assert error < 0.45 < 0.9 < before, "five pseudo-events keep some of the head's own"
 
 
 def test_a_user_keeps_its_own_pace():
-    """A model that expects the same gaps of all: the slow user's get longer, the quick one's shorter."""
+    """A model that expects the same gaps of all: the slow user's get longer, the quick one's
+    shorter."""
     _, model, tokenizer, histories = setting()
     columns = {n: np.tile(c[:1], 80) for n, c in histories.columns.items()}
     columns["time"] = np.concatenate([np.arange(40) * 600, np.arange(40) * 6 * 86400])
     two = EncodedHistories(pa.array(["quick", "slow"]), np.array([0, 40, 80]), columns, {}, {})
 
     def median(personal):
-        found = roll_out(model, tokenizer, two, GenerationSettings(steps=200, personal=personal)).columns
+        found = roll_out(
+            model, tokenizer, two, GenerationSettings(steps=200, personal=personal)
+        ).columns
         return [np.median(found["gap"][found["user"] == user]) for user in (0, 1)]
 
     plain, own = median(False), median(True)
@@ -422,14 +516,18 @@ def test_the_grid_of_a_history_is_told_on_the_wall_clock():
 def test_weekday_and_slot_follow_the_local_clock():
     store, model, tokenizer, histories = setting()
     tokenizer.event_schema = store.schema.model_copy(update={"tz": "America/New_York"})
-    found = roll_out(model, tokenizer, histories, GenerationSettings(steps=30, time="observed")).columns
+    found = roll_out(
+        model, tokenizer, histories, GenerationSettings(steps=30, time="observed")
+    ).columns
     zone = ZoneInfo("America/New_York")
     for time, weekday, slot in zip(found["time"], found["weekday"], found["slot"], strict=True):
         local = datetime.fromtimestamp(int(time), zone)
         assert (local.weekday(), (local.hour * 60 + local.minute) // 30) == (weekday, slot)
 
 
-@pytest.mark.parametrize("text,seconds", [("2 days", 172800), ("36 hours", 129600), ("90 min", 5400), ("1.5h", 5400)])
+@pytest.mark.parametrize(
+    "text,seconds", [("2 days", 172800), ("36 hours", 129600), ("90 min", 5400), ("1.5h", 5400)]
+)
 def test_time_spans(text, seconds):
     assert span_seconds(text) == seconds
 
@@ -437,7 +535,9 @@ def test_time_spans(text, seconds):
 def test_until_cuts_each_user_at_its_own_end():
     _, model, tokenizer, histories = setting()
     whole = roll_out(model, tokenizer, histories, GenerationSettings(steps=40)).columns
-    cut = roll_out(model, tokenizer, histories, GenerationSettings(steps=40, until="9 days", rows=5)).columns
+    cut = roll_out(
+        model, tokenizer, histories, GenerationSettings(steps=40, until="9 days", rows=5)
+    ).columns
     ends = histories.columns["time"][histories.offsets[1:] - 1] + 9 * 86400
     late = whole["time"] > ends[whole["user"]]
     gone = np.zeros(len(late), bool)
@@ -458,7 +558,12 @@ def test_policies_without_heads():
     for policy in ("observed", "typical"):
         settings = GenerationSettings(steps=20, time=policy, place=policy)
         found = roll_out(model, tokenizer, histories, settings, links)
-        assert found.policies == {"behavior": "head", "time": policy, "location": policy, "event": "typical"}
+        assert found.policies == {
+            "behavior": "head",
+            "time": policy,
+            "location": policy,
+            "event": "typical",
+        }
         for user in range(17):
             low, high = histories.offsets[user : user + 2]
             mine = found.columns["user"] == user
@@ -470,7 +575,9 @@ def test_policies_without_heads():
                 assert set(drawn) <= set(gaps) and (len(set(gaps)) < 5 or len(set(drawn)) > 1)
             else:
                 assert set(drawn) == {int(np.median(gaps))}
-            assert set(found.columns["location"][mine]) <= set(histories.columns["location"][low:high])
+            assert set(found.columns["location"][mine]) <= set(
+                histories.columns["location"][low:high]
+            )
     policies = choose_policies(model, tokenizer, GenerationSettings(), links)
     assert policies.describe()["time"] == "observed", "named in the output"
 
@@ -484,7 +591,10 @@ def test_places_are_those_of_like_events():
     own = OwnPast(columns, np.array([0, 5]), np.array([5, 8]))
     place, found = own.like("location", "event", np.array([2, 3]), None)
     assert place.tolist() == [5, 8] and found.tolist() == [True, False]
-    drawn = [own.like("location", "event", np.array([2, 9]), np.array([u, u]))[0] for u in np.linspace(0, 0.999, 60)]
+    drawn = [
+        own.like("location", "event", np.array([2, 9]), np.array([u, u]))[0]
+        for u in np.linspace(0, 0.999, 60)
+    ]
     assert {tuple(d) for d in drawn} == {(5, 8), (6, 4)}
     assert own.time_gap(None).tolist() == [10, 10]
 
@@ -515,7 +625,9 @@ def folder(tmp_path_factory):
 
 def test_the_output_can_be_prepared_again(folder):
     predictor = load(folder / "model")
-    found = predictor.generate(folder / "log.parquet", 30, links=count_links(open_store(folder / "data")))
+    found = predictor.generate(
+        folder / "log.parquet", 30, links=count_links(open_store(folder / "data"))
+    )
     table = found.to_table()
     assert table.column_names == ["user_id", "timestamp", "event", "location", "behavior"]
     assert "slot head" in table.schema.metadata[b"behavegpt.policies"].decode()
@@ -533,11 +645,17 @@ def test_the_output_can_be_prepared_again(folder):
 def test_predict_and_the_first_step_agree(folder):
     predictor = load(folder / "model")
     expected = predictor.predict(folder / "log.parquet", top_k=4)
-    found = predictor.generate(folder / "log.parquet", 2, probabilities=4).probabilities_table().to_pylist()
+    found = (
+        predictor.generate(folder / "log.parquet", 2, probabilities=4)
+        .probabilities_table()
+        .to_pylist()
+    )
     first = [row for row in found if row["step"] == 0]
     assert [row["behavior"] for row in first] == expected.labels.ravel().tolist()
     assert [row["rank"] for row in first[:4]] == [1, 2, 3, 4]
-    np.testing.assert_allclose([row["probability"] for row in first], expected.probabilities.ravel(), atol=1e-5)
+    np.testing.assert_allclose(
+        [row["probability"] for row in first], expected.probabilities.ravel(), atol=1e-5
+    )
 
 
 def test_one_event_is_enough_and_none_is_refused(folder):
@@ -579,13 +697,35 @@ def test_missing_heads_are_named():
 
 def test_the_command(folder, capsys):
     log, out = str(folder / "log.parquet"), folder / "out.csv"
-    line = ["generate", str(folder / "model"), log, "--data", str(folder / "data"), "--until", "3 days"]
+    line = [
+        "generate",
+        str(folder / "model"),
+        log,
+        "--data",
+        str(folder / "data"),
+        "--until",
+        "3 days",
+    ]
     assert main([*line, "--samples", "2", "--out", str(out), "--probabilities", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert out.read_text().splitlines()[0].endswith('"sample"')
     assert len(out.read_text().splitlines()) == result["events"] + 1
     assert (folder / "out.probabilities.csv").exists()
-    assert main(["generate", str(folder / "model"), log, "--steps", "1", "--policy", "observed", "place=head"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                str(folder / "model"),
+                log,
+                "--steps",
+                "1",
+                "--policy",
+                "observed",
+                "place=head",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     assert "time: observed" in printed.err and "location: head" in printed.err
     assert main(["generate", str(folder / "model"), log, "--policy", "sleep"]) == 2
@@ -593,8 +733,14 @@ def test_the_command(folder, capsys):
 
 
 def test_pretraining_leaves_the_links_beside_the_model(folder, tmp_path):
-    """So generation knows what goes together without the training data, and draws the same as with them."""
-    shape = {"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 16}
+    """So generation knows what goes together without the training data, and draws the same as with
+    them."""
+    shape = {
+        "embedding_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_length": 16,
+    }
     settings = {
         "out": str(tmp_path / "run"),
         "data": {"path": str(folder / "data")},
@@ -607,7 +753,9 @@ def test_pretraining_leaves_the_links_beside_the_model(folder, tmp_path):
     assert found.policies["event"] == "head, among those of the behavior in training"
     assert found.policies["time"] == "head, by training's hours"
     learned = learn_links(predictor.model, store)
-    assert found.to_table().equals(predictor.generate(folder / "log.parquet", 5, links=learned).to_table())
+    assert found.to_table().equals(
+        predictor.generate(folder / "log.parquet", 5, links=learned).to_table()
+    )
 
 
 @pytest.mark.gpu

@@ -13,8 +13,18 @@ from tests.generation.test_generation import HEADS, setting
 
 ALL, NONE = HEADS, list[str]()
 CASES = [  # heads, settings, whether links are known, field -> words
-    (ALL, {}, True, {"time": "head, slot head", "event": "head, among those of the behavior in training"}),
-    (ALL, {}, False, {"event": "head, whatever the behavior", "location": "head, whatever the event"}),
+    (
+        ALL,
+        {},
+        True,
+        {"time": "head, slot head", "event": "head, among those of the behavior in training"},
+    ),
+    (
+        ALL,
+        {},
+        False,
+        {"event": "head, whatever the behavior", "location": "head, whatever the event"},
+    ),
     (ALL, {"place": "typical"}, True, {"location": "typical", "behavior": "head"}),
     (["gap"], {}, True, {"time": "head", "event": "typical", "location": "observed"}),
     (NONE, {}, True, {"time": "observed", "event": "typical", "location": "observed"}),

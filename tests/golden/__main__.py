@@ -1,4 +1,5 @@
-"""Rewrite the golden files, on purpose: python -m tests.golden [CASE ...]; the commit says why they moved."""
+"""Rewrite the golden files, on purpose: python -m tests.golden [CASE ...]; the commit says why they
+moved."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from pathlib import Path
 from tests.golden.cases import CASES, Workplace, result
 
 FOLDER = Path(__file__).parent
-LIST = re.compile(r"\[\s+([^][{}]*?)\s+\]")  # of plain values, which `indent` would give a line each
+# of plain values, which `indent` would give a line each
+LIST = re.compile(r"\[\s+([^][{}]*?)\s+\]")
 
 
 def on_one_line(match: re.Match[str]) -> str:
@@ -23,7 +25,9 @@ def rewrite(cases: list[str]) -> None:
         place = Workplace(Path(folder))
         for case in cases:
             text = json.dumps(result(case, place), indent=1, sort_keys=True)
-            (FOLDER / f"{case}.json").write_text(LIST.sub(on_one_line, text) + "\n", encoding="utf-8")
+            (FOLDER / f"{case}.json").write_text(
+                LIST.sub(on_one_line, text) + "\n", encoding="utf-8"
+            )
             print(f"wrote {case}.json", file=sys.stderr)
 
 

@@ -1,7 +1,9 @@
-"""What the golden files hold still: each case runs a small part of the library and returns a tree of plain values.
+"""What the golden files hold still: each case runs a small part of the library and returns a tree
+of plain values.
 
-All inputs are made on the spot from fixed seeds, so a case depends on the library and on nothing else. Models are tiny
-and learning rates small: training amplifies rounding, and the values must agree across processors and BLAS libraries.
+All inputs are made on the spot from fixed seeds, so a case depends on the library and on nothing
+else. Models are tiny and learning rates small: training amplifies rounding, and the values must
+agree across processors and BLAS libraries.
 """
 
 from __future__ import annotations
@@ -40,8 +42,21 @@ from tests.challenge.makers import make_directory
 from tests.profiles.makers import make_input
 
 Tree = dict[str, Any]
-SHAPE = {"embedding_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "max_length": 32, "dropout": 0.1}
-TRAIN = {"steps": 20, "batch_events": 256, "micro_batches": 2, "lr": 1e-3, "valid_every": 10, "log_every": 1}
+SHAPE = {
+    "embedding_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_length": 32,
+    "dropout": 0.1,
+}
+TRAIN = {
+    "steps": 20,
+    "batch_events": 256,
+    "micro_batches": 2,
+    "lr": 1e-3,
+    "valid_every": 10,
+    "log_every": 1,
+}
 LOSS = {"name": "dro", "start": 0.4}
 BASE = "history_head"  # the run that predictions, fine-tuning and generation start from
 PRETRAINED: dict[str, Tree] = {
@@ -59,7 +74,8 @@ class Workplace:
         self.folder = folder
 
     def data(self, name: str) -> Path:
-        """A prepared log: `known`, or `other` with a further user base and labels that `known` lacks."""
+        """A prepared log: `known`, or `other` with a further user base and labels that `known`
+        lacks."""
         out = self.folder / name
         if not out.exists():
             seed, rows = {"known": (0, 1500), "other": (1, 900)}[name]
@@ -75,7 +91,12 @@ class Workplace:
         """A pretraining run of PRETRAINED."""
         out = self.folder / "runs" / name
         if not out.exists():
-            tree = {"out": str(out), "data": {"path": str(self.data("known"))}, "loss": LOSS, "train": TRAIN}
+            tree = {
+                "out": str(out),
+                "data": {"path": str(self.data("known"))},
+                "loss": LOSS,
+                "train": TRAIN,
+            }
             if name not in ("plain", BASE):
                 tree["loss"] = {"name": "cross_entropy"}
             pretrain(PretrainSettings.model_validate(tree | {"model": PRETRAINED[name]}))
@@ -112,8 +133,20 @@ def _with_new_behaviors(log: pa.Table) -> pa.Table:
 def prepared_folders(place: Workplace) -> Tree:
     """Content hashes, splits and rejected rows of logs whose times are written in several ways."""
     texts = {
-        "iso": ["2024-03-30 23:30:00", "2024-03-31 02:30:00", "2024-05-01 09:00:00", "2024-07-09 10:15:30", "soon"],
-        "european": ["30.03.2024 23:30", "31.03.2024 02:30", "01.05.2024 09:00", "09.07.2024 10:15", ""],
+        "iso": [
+            "2024-03-30 23:30:00",
+            "2024-03-31 02:30:00",
+            "2024-05-01 09:00:00",
+            "2024-07-09 10:15:30",
+            "soon",
+        ],
+        "european": [
+            "30.03.2024 23:30",
+            "31.03.2024 02:30",
+            "01.05.2024 09:00",
+            "09.07.2024 10:15",
+            "",
+        ],
         "seconds": [1711837800, 1711848600, 1714554000, 1720520130, -(10**15)],
     }
     found: Tree = {"known": _folder(place.data("known")), "other": _folder(place.data("other"))}
@@ -123,14 +156,30 @@ def prepared_folders(place: Workplace) -> Tree:
         pq.write_table(pa.table(rows), log)
         form = {"european": {"time_format": "%d.%m.%Y %H:%M"}}.get(name, {})
         schema = EventSchema(user="who", time="when", event="what", tz="Europe/Berlin", **form)
-        out = prepare(log, place.folder / f"prepared_{name}", schema, split="time:0.5,0.25,0.25", max_reject_share=0.5)
+        out = prepare(
+            log,
+            place.folder / f"prepared_{name}",
+            schema,
+            split="time:0.5,0.25,0.25",
+            max_reject_share=0.5,
+        )
         found[name] = _folder(out.path)
     return found
 
 
 def _folder(path: Path) -> Tree:
     manifest = json.loads((path / "dataset.json").read_text())
-    kept = ("content_hash", "vocabulary", "columns", "split", "rejected", "ties", "events", "users", "time_origin")
+    kept = (
+        "content_hash",
+        "vocabulary",
+        "columns",
+        "split",
+        "rejected",
+        "ties",
+        "events",
+        "users",
+        "time_origin",
+    )
     return {name: manifest[name] for name in kept}
 
 
@@ -144,9 +193,20 @@ def fine_tuning(place: Workplace) -> Tree:
     found: Tree = {}
     for mode in ("new_behavior", "cross_domain", "lora"):
         out = place.folder / "runs" / mode
-        tree = {"out": str(out), "data": {"path": str(place.data("other"))}, "loss": LOSS, "train": TRAIN}
-        finetune(FinetuneSettings.model_validate(tree | {"base": str(place.run(BASE) / "model"), "mode": mode}))
-        found[mode] = _journal(out) | {"transfer": json.loads((out / "run.json").read_text())["transfer"]}
+        tree = {
+            "out": str(out),
+            "data": {"path": str(place.data("other"))},
+            "loss": LOSS,
+            "train": TRAIN,
+        }
+        finetune(
+            FinetuneSettings.model_validate(
+                tree | {"base": str(place.run(BASE) / "model"), "mode": mode}
+            )
+        )
+        found[mode] = _journal(out) | {
+            "transfer": json.loads((out / "run.json").read_text())["transfer"]
+        }
     return found
 
 
@@ -190,7 +250,9 @@ def vectors(place: Workplace) -> Tree:
     chosen = {
         "entry": ExportSettings(dtype="float32"),
         "parts": ExportSettings(
-            pool=("last", "mean", "decayed", "bag", "recent_bag", "behaviors"), scale="none", dtype="float32"
+            pool=("last", "mean", "decayed", "bag", "recent_bag", "behaviors"),
+            scale="none",
+            dtype="float32",
         ),
     }
     for name, settings in chosen.items():
@@ -253,18 +315,31 @@ def profile(place: Workplace) -> Tree:
     training = {"epochs": 2, "batch": 16, "lr": 0.003, "held_out": 0.1}
     members: dict[str, Tree] = {
         "stats": {"kind": "handcrafted"},
-        "day": {"kind": "gru_autoencoder", "fields": ["day", "event", "sku:9"], "hidden": 8, "layers": 1},
+        "day": {
+            "kind": "gru_autoencoder",
+            "fields": ["day", "event", "sku:9"],
+            "hidden": 8,
+            "layers": 1,
+        },
         "next": {
             "kind": "next_event",
             "fields": ["event", "price"],
             "shape": {"embedding_size": 8, "layers": 1, "heads": 1},
         },
-        "warp": {"kind": "factorization", "factors": 4, "user_features": ["sku", "category", "name", "query", "url:9"]},
+        "warp": {
+            "kind": "factorization",
+            "factors": 4,
+            "user_features": ["sku", "category", "name", "query", "url:9"],
+        },
     }
     for name in ("day", "next", "warp"):
         members[name]["training"] = training
     out = place.folder / "profile"
-    tree = {"data": {"path": str(place.clients()), "threads": 1}, "out": str(out), "members": members}
+    tree = {
+        "data": {"path": str(place.clients()), "threads": 1},
+        "out": str(out),
+        "members": members,
+    }
     facts = run_profile(ProfileSettings.model_validate(tree))
     found: Tree = {"ok": facts["ok"]}
     for folder in (*(out / "members" / name for name in members), out / "ensembles" / "all"):
@@ -298,7 +373,9 @@ def challenge(place: Workplace) -> Tree:
     drawn = np.random.default_rng(0).standard_normal((len(ids), 6), np.float32)
     UserEmbeddings(ids, drawn).save(entry)
     with _narrow():
-        result = evaluate_entry(entry, place.challenge(), place.folder / "scores", tasks=list(TASKS))
+        result = evaluate_entry(
+            entry, place.challenge(), place.folder / "scores", tasks=list(TASKS)
+        )
     found["scores"] = {task: said["epochs"][0] for task, said in result["tasks"].items()}
     return found
 

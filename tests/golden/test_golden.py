@@ -1,4 +1,5 @@
-"""Behavior that must not move unnoticed; `make golden` rewrites the files beside this one on purpose."""
+"""Behavior that must not move unnoticed; `make golden` rewrites the files beside this one on
+purpose."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def test_nothing_has_moved(case: str, place: Workplace) -> None:
     expected = json.loads((FOLDER / f"{case}.json").read_text(encoding="utf-8"))
     moved = list(differences(result(case, place), expected, ABSOLUTE.get(case, 1e-6)))
-    assert not moved, f"{len(moved)} values moved: {'; '.join(moved[:5])}. If that is meant: make golden"
+    assert not moved, (
+        f"{len(moved)} values moved: {'; '.join(moved[:5])}. If that is meant: make golden"
+    )
 
 
 def differences(found: Any, expected: Any, absolute: float, where: str = "") -> Iterator[str]:

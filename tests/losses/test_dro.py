@@ -1,4 +1,5 @@
-"""The supremum of eq. 4 against scipy's linear program, and the properties a robust loss must have."""
+"""The supremum of eq. 4 against scipy's linear program, and the properties a robust loss must
+have."""
 
 from __future__ import annotations
 
@@ -34,14 +35,17 @@ def zipf_counts(classes: int, seed: int = 0, empty: int = 0) -> torch.Tensor:
 
 def robust(counts: torch.Tensor, class_loss: torch.Tensor, **options: object) -> Loss:
     """A DRO loss in its last phase whose averaged class losses are exactly `class_loss`."""
-    loss = build_loss(LossSettings(**{"name": "dro", "momentum": 1.0, "start": 0.0, **options}), counts)
+    loss = build_loss(
+        LossSettings(**{"name": "dro", "momentum": 1.0, "start": 0.0, **options}), counts
+    )
     loss.set_progress(1.0)
     loss.update(class_loss, torch.ones(len(counts)))
     return loss
 
 
 def random_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Class losses with ties, a prior with empty classes, caps >= 1 (some 1, some huge) and a floor."""
+    """Class losses with ties, a prior with empty classes, caps >= 1 (some 1, some huge) and a
+    floor."""
     classes = int(rng.integers(1, 30))
     loss = rng.gamma(2.0, 2.0, classes)
     if rng.random() < 0.5:
@@ -49,7 +53,9 @@ def random_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
     prior = rng.dirichlet(np.full(classes, rng.choice([0.1, 1.0, 10.0]))) + 1e-9
     prior[rng.random(classes) < 0.2] = 0
     prior[rng.integers(classes)] += 1e-3
-    cap = 1 + rng.gamma(1.0, rng.choice([0.0, 0.3, 5.0, 1000.0]), classes) * (rng.random(classes) < 0.8)
+    cap = 1 + rng.gamma(1.0, rng.choice([0.0, 0.3, 5.0, 1000.0]), classes) * (
+        rng.random(classes) < 0.8
+    )
     return loss, prior / prior.sum(), cap, float(rng.choice([0.0, 0.0, 0.3, 0.5, 0.9, 1.0]))
 
 
@@ -59,7 +65,9 @@ def test_worst_case_is_the_linear_program_and_its_dual() -> None:
         loss, prior, cap, floor = random_case(rng)
         p = worst_case(*map(torch.as_tensor, (loss, prior, cap)), floor).numpy()
         bounds = np.stack([floor * prior, cap * prior], axis=1)
-        program = linprog(-loss, A_eq=np.ones((1, len(loss))), b_eq=[1.0], bounds=bounds, method="highs")
+        program = linprog(
+            -loss, A_eq=np.ones((1, len(loss))), b_eq=[1.0], bounds=bounds, method="highs"
+        )
         assert program.status == 0
         assert p.sum() == pytest.approx(1, abs=1e-9)
         assert (p >= bounds[:, 0] - 1e-12).all() and (p <= bounds[:, 1] + 1e-12).all()
@@ -84,7 +92,9 @@ def test_worst_case_does_not_depend_on_the_order_of_classes() -> None:
         order = torch.as_tensor(rng.permutation(len(loss)))
         tensors = [torch.as_tensor(x) for x in (loss, prior, cap)]
         there = worst_case(*tensors, floor)[order]
-        torch.testing.assert_close(worst_case(*(x[order] for x in tensors), floor), there, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(
+            worst_case(*(x[order] for x in tensors), floor), there, atol=1e-12, rtol=1e-9
+        )
 
 
 def test_equal_losses_share_alike() -> None:
@@ -98,7 +108,10 @@ def test_value_grows_with_the_caps_and_is_convex_in_the_losses() -> None:
     for _ in range(300):
         loss, prior, cap, floor = (torch.as_tensor(x) for x in random_case(rng))
         other = torch.as_tensor(rng.gamma(2.0, 2.0, len(loss)))
-        low, high = dual_value(loss, prior, cap, float(floor)), dual_value(loss, prior, cap * 1.5, float(floor))
+        low, high = (
+            dual_value(loss, prior, cap, float(floor)),
+            dual_value(loss, prior, cap * 1.5, float(floor)),
+        )
         assert high >= low - 1e-9
         middle = dual_value(0.3 * loss + 0.7 * other, prior, cap, float(floor))
         assert middle <= 0.3 * low + 0.7 * dual_value(other, prior, cap, float(floor)) + 1e-9
@@ -112,7 +125,9 @@ def test_vanishing_uniform_epsilon_is_the_worst_class() -> None:
 
 @pytest.mark.parametrize("caps", CAPS, ids=str)
 @pytest.mark.parametrize("floor", [0.0, 0.5, 0.7])
-def test_weights_average_to_one_and_stay_below_the_caps(caps: dict[str, object], floor: float) -> None:
+def test_weights_average_to_one_and_stay_below_the_caps(
+    caps: dict[str, object], floor: float
+) -> None:
     counts = zipf_counts(291, empty=7)
     prior = counts / counts.sum()
     for seed in range(5):
@@ -149,18 +164,24 @@ def test_caps_follow_their_formulas() -> None:
 
 
 def test_epsilon_one_leaves_the_rarest_class_its_full_weight() -> None:
-    """Rounding of the sum over the head must not be taken from a class with a ten-billionth of the mass."""
+    """Rounding of the sum over the head must not be taken from a class with a ten-billionth of the
+    mass."""
     for seed in range(50):
         counts = torch.cat([zipf_counts(500, seed) * 10_000_000, torch.tensor([1])])
         class_loss = torch.cat([1 + torch.rand(500), torch.zeros(1)])
         assert torch.equal(
-            robust(counts, class_loss, caps="uniform", epsilon=1.0, floor=0.0).class_weight, torch.ones(501)
+            robust(counts, class_loss, caps="uniform", epsilon=1.0, floor=0.0).class_weight,
+            torch.ones(501),
         )
 
 
-@pytest.mark.parametrize("options", [{"caps": "uniform", "epsilon": 1.0, "floor": 0.0}, {"floor": 1.0}, {"floor": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"caps": "uniform", "epsilon": 1.0, "floor": 0.0}, {"floor": 1.0}, {"floor": 0.3}]
+)
 def test_epsilon_one_is_cross_entropy_to_the_bit(options: dict[str, object]) -> None:
-    options = options if options.get("floor") == 1.0 else {"caps": "uniform", "epsilon": 1.0, **options}
+    options = (
+        options if options.get("floor") == 1.0 else {"caps": "uniform", "epsilon": 1.0, **options}
+    )
     torch.manual_seed(0)
     for seed in range(20):
         counts = zipf_counts(50, seed)
@@ -213,7 +234,8 @@ def test_weights_are_frozen_until_the_update() -> None:
 
 
 def test_gradient_is_that_of_weighted_cross_entropy_and_of_the_supremum() -> None:
-    """Envelope theorem: the derivative of the supremum itself, by finite differences, equals the weighted gradient."""
+    """Envelope theorem: the derivative of the supremum itself, by finite differences, equals the
+    weighted gradient."""
     torch.manual_seed(0)
     classes, rows = 6, 60
     target = torch.arange(rows) % classes
@@ -231,11 +253,17 @@ def test_gradient_is_that_of_weighted_cross_entropy_and_of_the_supremum() -> Non
     (gradient,) = torch.autograd.grad(loss.total(leaf, target) / rows, leaf)
 
     again = logits.float().requires_grad_()
-    weighted = (loss.class_weight[target] * F.cross_entropy(again, target, reduction="none")).sum() / rows
-    torch.testing.assert_close(gradient, torch.autograd.grad(weighted, again)[0], rtol=1e-6, atol=1e-8)
+    weighted = (
+        loss.class_weight[target] * F.cross_entropy(again, target, reduction="none")
+    ).sum() / rows
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(weighted, again)[0], rtol=1e-6, atol=1e-8
+    )
 
     direction, step = torch.randn_like(logits), 1e-6
-    up, down = (dual_value(class_losses(logits + s * direction), counts, cap, 0.2) for s in (step, -step))
+    up, down = (
+        dual_value(class_losses(logits + s * direction), counts, cap, 0.2) for s in (step, -step)
+    )
     slope = float(up - down) / (2 * step)
     assert slope == pytest.approx(float((gradient.double() * direction).sum()), rel=1e-4)
 
@@ -245,8 +273,13 @@ def test_statistics_summed_over_parts_give_the_same_state() -> None:
     counts = zipf_counts(15)
     target, per_event = torch.randint(0, 15, (512,)), torch.rand(512)
     whole, parts = (build_loss(LossSettings(start=0.0), counts) for _ in range(2))
-    sums = [torch.zeros(15).index_add(0, t, x) for t, x in zip(target.chunk(8), per_event.chunk(8), strict=True)]
-    whole.update(torch.zeros(15).index_add(0, target, per_event), torch.bincount(target, minlength=15))
+    sums = [
+        torch.zeros(15).index_add(0, t, x)
+        for t, x in zip(target.chunk(8), per_event.chunk(8), strict=True)
+    ]
+    whole.update(
+        torch.zeros(15).index_add(0, target, per_event), torch.bincount(target, minlength=15)
+    )
     parts.update(torch.stack(sums).sum(0), torch.bincount(target, minlength=15))
     torch.testing.assert_close(whole.class_weight, parts.class_weight, rtol=1e-6, atol=1e-7)
 

@@ -37,14 +37,18 @@ def late(name: str, **options: object) -> Loss:
     return loss
 
 
-def batch(rows: int = 300, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    rows: int = 300, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = (3 * torch.randn(rows, CLASSES, generator=generator)).to(dtype).requires_grad_()
     target = torch.randint(0, CLASSES, (rows,), generator=generator)
     return logits, target
 
 
-def value_and_gradient(loss: Loss, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def value_and_gradient(
+    loss: Loss, logits: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     total = loss.total(logits, target)
     return total.detach(), torch.autograd.grad(total, logits)[0]
 
@@ -56,7 +60,9 @@ def test_ignored_positions_change_nothing(name: str) -> None:
     total, gradient = value_and_gradient(loss, logits, target)
     extra, _ = batch(50, seed=1)
     longer = torch.cat([logits.detach(), extra.detach()]).requires_grad_()
-    padded, padded_gradient = value_and_gradient(loss, longer, torch.cat([target, torch.full((50,), IGNORED)]))
+    padded, padded_gradient = value_and_gradient(
+        loss, longer, torch.cat([target, torch.full((50,), IGNORED)])
+    )
     torch.testing.assert_close(padded, total, rtol=1e-6, atol=0)
     assert torch.equal(padded_gradient[:300], gradient)
     assert float(padded_gradient[300:].abs().max()) == 0
@@ -74,7 +80,9 @@ def test_additive_over_any_split_of_a_batch(name: str) -> None:
         value_and_gradient(loss, x.detach().requires_grad_(), t)
         for x, t in zip(logits.split([1, 7, 92, 200]), target.split([1, 7, 92, 200]), strict=True)
     ]
-    torch.testing.assert_close(torch.stack([value for value, _ in parts]).sum(), total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.stack([value for value, _ in parts]).sum(), total, rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(torch.cat([g for _, g in parts]), gradient)
     weights = torch.cat([loss.weight(part) for part in target.split([1, 7, 92, 200])])
     assert torch.equal(weights, loss.weight(target))
@@ -148,7 +156,9 @@ def test_cross_entropy_has_the_gradient_of_torch_once() -> None:
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
     [slope] = torch.autograd.grad((weight * expected).sum(), logits)
     mine = (weight * loss).sum()
-    torch.testing.assert_close(torch.autograd.grad(mine, logits, retain_graph=True)[0], slope, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(mine, logits, retain_graph=True)[0], slope, atol=1e-6, rtol=1e-6
+    )
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(mine, logits)
 
@@ -159,7 +169,9 @@ def softmax_loss(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(target)), target]
 
 
-def in_float64(logits: torch.Tensor, target: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def in_float64(
+    logits: torch.Tensor, target: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, targets and training counts with 0 read as 1."""
     return logits.detach().double().numpy(), target.numpy(), COUNTS.clamp(min=1).double().numpy()
 
@@ -190,7 +202,9 @@ def test_ldam_margin(scale: float) -> None:
     margin = 0.5 * n**-0.25 / (n**-0.25).max()
     z[np.arange(len(y)), y] -= margin[y]
     found = late("ldam", scale=scale).per_event(logits, target)
-    np.testing.assert_allclose(found.detach().numpy(), softmax_loss(scale * z, y), rtol=2e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        found.detach().numpy(), softmax_loss(scale * z, y), rtol=2e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -199,10 +213,14 @@ def test_focal(gamma: float) -> None:
     z, y, _ = in_float64(logits, target)
     loss = softmax_loss(z, y)
     found = late("class_balanced_focal", gamma=gamma).per_event(logits, target)
-    np.testing.assert_allclose(found.detach().numpy(), (1 - np.exp(-loss)) ** gamma * loss, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        found.detach().numpy(), (1 - np.exp(-loss)) ** gamma * loss, rtol=1e-4, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("name", "mix"), [("class_balanced", 0.2), ("class_balanced", 1.0), ("ldam", None)])
+@pytest.mark.parametrize(
+    ("name", "mix"), [("class_balanced", 0.2), ("class_balanced", 1.0), ("ldam", None)]
+)
 def test_deferred_class_balanced_weights(name: str, mix: float | None) -> None:
     options = {} if mix is None else {"mix": mix}
     loss = build_loss(LossSettings(name=name, beta=0.99, start=0.5, **options), COUNTS)  # type: ignore[arg-type]
@@ -218,7 +236,14 @@ def test_deferred_class_balanced_weights(name: str, mix: float | None) -> None:
 
 def test_the_default_is_the_recommended_loss() -> None:
     settings = LossSettings()
-    assert (settings.name, settings.caps, settings.n0, settings.floor, settings.start, settings.momentum) == (
+    assert (
+        settings.name,
+        settings.caps,
+        settings.n0,
+        settings.floor,
+        settings.start,
+        settings.momentum,
+    ) == (
         "dro",
         "effective_number",
         0.12,
@@ -260,5 +285,13 @@ def test_no_training_events_is_refused() -> None:
 
 
 def test_start_is_known_to_the_training_loop() -> None:
-    assert [build_loss(LossSettings(name=name), COUNTS).start for name in NAMES] == [0, 0.8, 0, 0, 0.8, 0, 0.8]  # type: ignore[arg-type]
+    assert [build_loss(LossSettings(name=name), COUNTS).start for name in NAMES] == [
+        0,
+        0.8,
+        0,
+        0,
+        0.8,
+        0,
+        0.8,
+    ]  # type: ignore[arg-type]
     assert math.isclose(build_loss(LossSettings(start=0.3), COUNTS).start, 0.3)

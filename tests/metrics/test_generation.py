@@ -43,21 +43,28 @@ def random_lists(seed, users=30, classes=6, longest=25):
 def test_bleu_is_torchmetrics(seed):
     generated, real = random_lists(seed), random_lists(seed + 100)
     generated[3] = real[3] + [1, 2]
-    expected = bleu_score([" ".join(map(str, x)) for x in generated], [[" ".join(map(str, x))] for x in real])
+    expected = bleu_score(
+        [" ".join(map(str, x)) for x in generated], [[" ".join(map(str, x))] for x in real]
+    )
     assert bleu(sequences(generated), sequences(real)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_bleu_by_hand():
-    """Papineni's clipping: 'the' seven times against 'the cat is on the mat' has a unigram precision of 2/7."""
+    """Papineni's clipping: 'the' seven times against 'the cat is on the mat' has a unigram
+    precision of 2/7."""
     the, cat, is_, on, mat = range(5)
     real = sequences([[the, cat, is_, on, the, mat]])
     assert bleu(sequences([[the] * 7]), real, order=1) == pytest.approx(2 / 7)
-    assert bleu(sequences([[the, cat]]), real, order=2) == pytest.approx(math.exp(1 - 6 / 2)), "brevity penalty"
+    assert bleu(sequences([[the, cat]]), real, order=2) == pytest.approx(math.exp(1 - 6 / 2)), (
+        "brevity penalty"
+    )
     assert bleu(real, real) == pytest.approx(1)
     assert bleu(sequences([[mat, mat]]), real) == 0
     # an n-gram across two users is none
     assert bleu(sequences([[the], [cat]]), sequences([[cat], [the]]), order=1) == 0
-    assert bleu(sequences([[the, cat], [is_, on]]), sequences([[the, cat], [is_, on]]), order=2) == pytest.approx(1)
+    assert bleu(
+        sequences([[the, cat], [is_, on]]), sequences([[the, cat], [is_, on]]), order=2
+    ) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -66,7 +73,9 @@ def test_ngrams_against_a_loop(n):
     found = ngrams([sequences(p) for p in parts], n)
     names = {}
     for lists, (owner, code) in zip(parts, found, strict=True):
-        expected = [(i, tuple(x[k : k + n])) for i, x in enumerate(lists) for k in range(len(x) - n + 1)]
+        expected = [
+            (i, tuple(x[k : k + n])) for i, x in enumerate(lists) for k in range(len(x) - n + 1)
+        ]
         assert len(expected) == len(owner)
         for (i, gram), o, c in zip(expected, owner, code, strict=True):
             assert i == o and names.setdefault(int(c), gram) == gram
@@ -91,7 +100,9 @@ def test_jsd_and_distances_by_their_definitions():
     grid = np.arange(13)
     cdf_x, cdf_y = ((v[:, None] <= grid).mean(0) for v in (x, y))
     assert found["ks"] == pytest.approx(np.abs(cdf_x - cdf_y).max())
-    assert found["wd"] == pytest.approx(np.abs(cdf_x - cdf_y)[:-1].sum()), "the area between the two"
+    assert found["wd"] == pytest.approx(np.abs(cdf_x - cdf_y)[:-1].sum()), (
+        "the area between the two"
+    )
 
 
 def test_transitions_and_users():
@@ -103,15 +114,22 @@ def test_transitions_and_users():
             for left, right in itertools.pairwise(x):
                 table[left, right] += 1
         counts.append(table / table.sum())
-    assert transition_distance(sequences(a), sequences(b)) == pytest.approx(np.abs(counts[0] - counts[1]).sum() / 2)
-    each = [jsd(np.bincount(x, minlength=6), np.bincount(y, minlength=6)) for x, y in zip(a, b, strict=True)]
+    assert transition_distance(sequences(a), sequences(b)) == pytest.approx(
+        np.abs(counts[0] - counts[1]).sum() / 2
+    )
+    each = [
+        jsd(np.bincount(x, minlength=6), np.bincount(y, minlength=6))
+        for x, y in zip(a, b, strict=True)
+    ]
     assert user_jsd(sequences(a), sequences(b), 6) == pytest.approx(np.mean(each))
 
 
 def test_memorized_windows():
     training = sequences([[0, 1, 2, 3], [4, 5]])
     assert memorized(sequences([[0, 1, 2]]), training, 3) == 1
-    assert memorized(sequences([[1, 2, 3, 4, 5]]), training, 3) == pytest.approx(1 / 3), "not across training users"
+    assert memorized(sequences([[1, 2, 3, 4, 5]]), training, 3) == pytest.approx(1 / 3), (
+        "not across training users"
+    )
     assert memorized(sequences([[5, 4]]), training, 2) == 0
 
 

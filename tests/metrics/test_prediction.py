@@ -23,7 +23,9 @@ from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 KINDS = ["random", "tied", "constant", "infinite", "bfloat16"]
 
 
-def case(kind: str, rows: int = 600, classes: int = 23, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def case(
+    kind: str, rows: int = 600, classes: int = 23, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores (N, K) and long-tailed targets (N,); the last classes have no rows."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, classes, generator=generator)
@@ -41,7 +43,8 @@ def case(kind: str, rows: int = 600, classes: int = 23, seed: int = 0) -> tuple[
 
 
 def reference_order(scores: torch.Tensor) -> np.ndarray:
-    """(N, K) classes from best to worst, equal scores by class index: numpy's stable lexicographic sort."""
+    """(N, K) classes from best to worst, equal scores by class index: numpy's stable lexicographic
+    sort."""
     values = scores.double().numpy()
     return np.lexsort((np.broadcast_to(np.arange(values.shape[1]), values.shape), -values), axis=1)
 
@@ -98,15 +101,23 @@ def test_figures_equal_sklearn(kind: str) -> None:
 @pytest.mark.parametrize("unseen", [0, 1, 400])
 def test_unseen_labels_are_what_sklearn_makes_of_a_class_that_nobody_predicts(unseen: int) -> None:
     scores, target = case("random")
-    found = PredictionMetrics(23).update(scores, target).with_unseen(unseen).compute(np.arange(23 + bool(unseen))[::-1])
+    found = (
+        PredictionMetrics(23)
+        .update(scores, target)
+        .with_unseen(unseen)
+        .compute(np.arange(23 + bool(unseen))[::-1])
+    )
     truth = np.append(target.numpy(), np.full(unseen, 23))
     predicted = np.append(reference_order(scores)[:, 0], np.zeros(unseen, int))
-    answered = np.arange(len(truth)) < len(target)  # what the model would have said of the others costs no precision
+    # what the model would have said of the others costs no precision
+    answered = np.arange(len(truth)) < len(target)
     for average, suffix in (("weighted", "w"), ("macro", "m")):
         options = {"labels": np.unique(truth), "average": average, "zero_division": 0}
         recall = precision_recall_fscore_support(truth, predicted, **options)[1]
         assert found[f"rec_{suffix}"] == pytest.approx(recall, abs=1e-12)
-        precision = precision_recall_fscore_support(truth, np.where(answered, predicted, -1), **options)[0]
+        precision = precision_recall_fscore_support(
+            truth, np.where(answered, predicted, -1), **options
+        )[0]
         assert found[f"prec_{suffix}"] == pytest.approx(precision, abs=1e-12)
     plain = PredictionMetrics(23).update(scores, target).compute()
     for name in ("hr@3", "hr@5", "ndcg@3", "ndcg@5", "rec_w", "prec_w_eq6", "rec_w_eq7"):
@@ -119,11 +130,20 @@ def test_per_class_equals_sklearn() -> None:
     table = PredictionMetrics(23).update(scores, target).per_class()
     truth, predicted = target.numpy(), reference_order(scores)[:, 0]
     labels = np.arange(23)
-    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
-    for name, values in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
+    precision, recall, f1, support = precision_recall_fscore_support(
+        truth, predicted, labels=labels, zero_division=0
+    )
+    for name, values in (
+        ("precision", precision),
+        ("recall", recall),
+        ("f1", f1),
+        ("support", support),
+    ):
         np.testing.assert_allclose(table[name], values, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(table["predicted"], np.bincount(predicted, minlength=23))
-    assert f1_score(truth, predicted, average="micro") == pytest.approx(table["true_positive"].sum() / len(truth))
+    assert f1_score(truth, predicted, average="micro") == pytest.approx(
+        table["true_positive"].sum() / len(truth)
+    )
 
 
 @pytest.mark.parametrize("kind", ["random", "tied"])
@@ -132,7 +152,10 @@ def test_figures_equal_torchmetrics(kind: str) -> None:
     classes = scores.shape[1]
     found = PredictionMetrics(classes).update(scores, target)
     figures, table = found.compute(), found.per_class()
-    for name, short, metric in (("recall", "rec", MulticlassRecall), ("precision", "prec", MulticlassPrecision)):
+    for name, short, metric in (
+        ("recall", "rec", MulticlassRecall),
+        ("precision", "prec", MulticlassPrecision),
+    ):
         each = metric(num_classes=classes, average="none")(scores, target)
         np.testing.assert_allclose(table[name], each.numpy(), atol=1e-6)
         weighted = metric(num_classes=classes, average="weighted")(scores, target)
@@ -141,8 +164,12 @@ def test_figures_equal_torchmetrics(kind: str) -> None:
     queries = torch.arange(len(target))[:, None].expand_as(distinct)
     relevant = torch.nn.functional.one_hot(target, classes)
     for k in (3, 5):
-        ndcg = RetrievalNormalizedDCG(top_k=k)(distinct.flatten(), relevant.flatten(), indexes=queries.flatten())
-        hits = RetrievalHitRate(top_k=k)(distinct.flatten(), relevant.flatten(), indexes=queries.flatten())
+        ndcg = RetrievalNormalizedDCG(top_k=k)(
+            distinct.flatten(), relevant.flatten(), indexes=queries.flatten()
+        )
+        hits = RetrievalHitRate(top_k=k)(
+            distinct.flatten(), relevant.flatten(), indexes=queries.flatten()
+        )
         assert figures[f"ndcg@{k}"] == pytest.approx(float(ndcg), abs=1e-6)
         assert figures[f"hr@{k}"] == pytest.approx(float(hits), abs=1e-6)
 
@@ -211,14 +238,19 @@ def test_parts_in_any_order_equal_one_pass(confusion: bool) -> None:
         parts = []
         for low, high in pairwise(bounds):
             rows = shuffled[low:high]
-            parts.append(PredictionMetrics(23, confusion=confusion).update(scores[rows], target[rows]))
+            parts.append(
+                PredictionMetrics(23, confusion=confusion).update(scores[rows], target[rows])
+            )
         merged = PredictionMetrics(23, confusion=confusion)
         for part in rng.permutation(len(parts)):
             merged.merge(parts[part])
         assert torch.equal(merged.state(), whole.state())
         assert merged.compute(np.arange(23)) == whole.compute(np.arange(23))
-        reduced = torch.stack([part.state() for part in parts]).sum(0)  # what an all-reduce over ranks gives
-        assert torch.equal(PredictionMetrics(23, confusion=confusion).load_state(reduced).state(), whole.state())
+        # what an all-reduce over ranks gives
+        reduced = torch.stack([part.state() for part in parts]).sum(0)
+        assert torch.equal(
+            PredictionMetrics(23, confusion=confusion).load_state(reduced).state(), whole.state()
+        )
     with pytest.raises(ValueError, match="counts is needed"):
         whole.load_state(torch.zeros(3, dtype=torch.int64))
 
@@ -233,8 +265,19 @@ def test_state_is_a_copy_and_holds_nothing_per_row() -> None:
 
 
 def test_one_class() -> None:
-    found = PredictionMetrics(1).update(torch.randn(9, 1), torch.zeros(9, dtype=torch.long)).compute([9])
-    assert found["rec_w"] == found["prec_m"] == found["hr@3"] == found["ndcg@5"] == found["tail"] == 1.0
+    found = (
+        PredictionMetrics(1)
+        .update(torch.randn(9, 1), torch.zeros(9, dtype=torch.long))
+        .compute([9])
+    )
+    assert (
+        found["rec_w"]
+        == found["prec_m"]
+        == found["hr@3"]
+        == found["ndcg@5"]
+        == found["tail"]
+        == 1.0
+    )
     assert found["recall_by_decile"] == [1.0] * 10
 
 

@@ -8,12 +8,20 @@ import pytest
 import torch
 
 from behavegpt.batch import PADDING
-from behavegpt.model.attention import BACKENDS, BOUNDARY_BLOCK, attend, choose_backend, plan_attention
+from behavegpt.model.attention import (
+    BACKENDS,
+    BOUNDARY_BLOCK,
+    attend,
+    choose_backend,
+    plan_attention,
+)
 
 DOCUMENT = torch.tensor([[0] * 5 + [1] * 20 + [2] + [PADDING] * 6, [0] * 32])
 
 
-def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
+def formula(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document: torch.Tensor
+) -> torch.Tensor:
     """One query at a time."""
     out = torch.zeros_like(v)
     for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])):

@@ -1,11 +1,17 @@
-"""The key-value cache: the same logits as without, for ragged rows, any padding and every part of the model."""
+"""The key-value cache: the same logits as without, for ragged rows, any padding and every part of
+the model."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from behavegpt.model import EventCache
 from behavegpt.model.generation import next_event_logits
@@ -18,8 +24,13 @@ def padded(parts, side, width=None):
     width = width or max(p["input_ids"].shape[1] for p in parts)
     room = [width - p["input_ids"].shape[1] for p in parts]
     pad = [(r, 0) if side == "left" else (0, r) for r in room]
-    fields = {n: torch.cat([F.pad(p[n], by, value=1) for p, by in zip(parts, pad, strict=True)]) for n in parts[0]}
-    mask = torch.cat([F.pad(torch.ones_like(p["input_ids"]), by) for p, by in zip(parts, pad, strict=True)])
+    fields = {
+        n: torch.cat([F.pad(p[n], by, value=1) for p, by in zip(parts, pad, strict=True)])
+        for n in parts[0]
+    }
+    mask = torch.cat(
+        [F.pad(torch.ones_like(p["input_ids"]), by) for p, by in zip(parts, pad, strict=True)]
+    )
     return fields, mask
 
 
@@ -37,13 +48,18 @@ def test_cached_equals_whole(variant, side, backend):
     cache = EventCache(model.config)
     found = [model(**fields, attention_mask=mask, past_key_values=cache)]
     for step in range(9):
-        new = {n: torch.cat([h[n][:, k + step, None] for h, k in zip(whole, LENGTHS, strict=True)]) for n in fields}
+        new = {
+            n: torch.cat([h[n][:, k + step, None] for h, k in zip(whole, LENGTHS, strict=True)])
+            for n in fields
+        }
         found.append(model(**new, past_key_values=cache))
     assert cache.lengths.tolist() == [n + 9 for n in LENGTHS]
     for row, history in enumerate(whole):
         expected = model(**history)
         logits = torch.stack([out.logits[row, 0] for out in found])
-        torch.testing.assert_close(logits, expected.logits[0, LENGTHS[row] - 1 :], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            logits, expected.logits[0, LENGTHS[row] - 1 :], atol=2e-5, rtol=1e-5
+        )
         for name in model.config.next_heads:
             ours = torch.stack([out.next_logits[name][row] for out in found])
             places = expected.next_logits[name].view(1, len(history["input_ids"][0]), -1)
@@ -91,7 +107,10 @@ def naive(model, history, steps, choose=torch.argmax):
     fields = dict(history)
     for _ in range(steps):
         out = model(**fields)
-        following = {n: head.view(1, -1, head.shape[-1])[:, -1] for n, head in (out.next_logits or {}).items()}
+        following = {
+            n: head.view(1, -1, head.shape[-1])[:, -1]
+            for n, head in (out.next_logits or {}).items()
+        }
         ids = next_event_logits(model.config, out.logits[:, -1], following)
         fields = {n: torch.cat([v, v[:, -1:]], 1) for n, v in fields.items()}
         fields["input_ids"][0, -1] = choose(ids[0])
@@ -103,9 +122,13 @@ def naive(model, history, steps, choose=torch.argmax):
 @torch.no_grad()
 def test_generate_equals_a_naive_loop(variant, use_cache):
     model = make(variant).eval()
-    parts = [{n: v for n, v in h.items() if n != "behavior_ids"} for h in histories(LENGTHS, seed=2)]
+    parts = [
+        {n: v for n, v in h.items() if n != "behavior_ids"} for h in histories(LENGTHS, seed=2)
+    ]
     fields, mask = padded(parts, "left")
-    found = model.generate(**fields, attention_mask=mask, max_new_tokens=12, do_sample=False, use_cache=use_cache)
+    found = model.generate(
+        **fields, attention_mask=mask, max_new_tokens=12, do_sample=False, use_cache=use_cache
+    )
     for row, history in enumerate(parts):
         assert torch.equal(found[row, -12:], naive(model, history, 12)[0, -12:])
 
@@ -136,7 +159,10 @@ def test_processors_stopping_and_observed_fields():
     assert plain.min() >= 2, "neither padding nor unknown"
     banned = int(plain[0])
     found = model.generate(
-        **mine, max_new_tokens=10, do_sample=False, logits_processor=LogitsProcessorList([Never(banned)])
+        **mine,
+        max_new_tokens=10,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([Never(banned)]),
     )
     assert banned not in found[0, 9:]
     stop = StoppingCriteriaList([Until(int(plain[4]))])
@@ -144,9 +170,14 @@ def test_processors_stopping_and_observed_fields():
     end = plain.tolist().index(int(plain[4])) + 1
     assert torch.equal(stopped[0, 9:], plain[:end])
     longer = {n: torch.cat([v, (v + 3) % 7], 1) for n, v in mine.items() if n != "input_ids"}
-    other = model.generate(input_ids=mine["input_ids"], **longer, max_new_tokens=10, do_sample=False)
+    other = model.generate(
+        input_ids=mine["input_ids"], **longer, max_new_tokens=10, do_sample=False
+    )
     cut = model.generate(
-        input_ids=mine["input_ids"], **{n: v[:, :12] for n, v in longer.items()}, max_new_tokens=4, do_sample=False
+        input_ids=mine["input_ids"],
+        **{n: v[:, :12] for n, v in longer.items()},
+        max_new_tokens=4,
+        do_sample=False,
     )
     assert not torch.equal(other[0, 9:], plain)
     assert torch.equal(cut[0], other[0, :13]), "a field given for the future is used"

@@ -1,4 +1,5 @@
-"""A model with memory: the mixture is one distribution over all classes, in which no label matters to the counts."""
+"""A model with memory: the mixture is one distribution over all classes, in which no label matters
+to the counts."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def network(store: EventStore, **shape: Any) -> BehaveGPTForBehaviorPrediction:
 
 def batch_of(store: EventStore, model: BehaveGPTForBehaviorPrediction) -> PackedBatch:
     fields = model.config.columns
-    batches = TrainingBatches(store, max_length=16, rows_per_step=3, seed=0, fields=fields, counts=model.counts)
+    batches = TrainingBatches(
+        store, max_length=16, rows_per_step=3, seed=0, fields=fields, counts=model.counts
+    )
     return next(batches.micro_batches(0))
 
 
@@ -64,10 +67,16 @@ def test_the_loss_is_that_of_one_distribution(store: EventStore, shape: dict[str
     with torch.no_grad():
         logits = call(model, batch, select=asked).logits
         total = call(model, batch, labels=batch.target, criterion=criterion).loss
-    assert logits.shape == (int(asked.sum()), store.behaviors.classes) and bool(logits.isfinite().all())
-    by_class = torch.stack([-logits.log_softmax(1)[torch.arange(len(logits)), c] for c in range(logits.shape[1])])
+    assert logits.shape == (int(asked.sum()), store.behaviors.classes) and bool(
+        logits.isfinite().all()
+    )
+    by_class = torch.stack(
+        [-logits.log_softmax(1)[torch.arange(len(logits)), c] for c in range(logits.shape[1])]
+    )
     assert torch.allclose((-by_class).exp().sum(0), torch.ones(len(logits)), atol=1e-5)
-    assert torch.allclose(by_class[batch.target[asked], torch.arange(len(logits))].sum(), total, rtol=1e-5)
+    assert torch.allclose(
+        by_class[batch.target[asked], torch.arange(len(logits))].sum(), total, rtol=1e-5
+    )
 
 
 def test_without_blocks_the_counts_are_alone(store: EventStore) -> None:
@@ -102,7 +111,11 @@ def test_permuted_classes_permute_the_logits() -> None:
         reliability=-torch.rand(rows, experts),
         context=torch.rand(rows, 5) * 9,
     )
-    log_prior, state, told = torch.randn(classes).log_softmax(0), torch.randn(rows, 5), torch.randn(rows, classes)
+    log_prior, state, told = (
+        torch.randn(classes).log_softmax(0),
+        torch.randn(rows, 5),
+        torch.randn(rows, classes),
+    )
     order = torch.from_numpy(rng.permutation(classes))  # class c becomes order[c]
     renamed = memory._replace(classes=order[held])
     with torch.no_grad():
@@ -119,10 +132,14 @@ def test_a_part_of_the_positions_gets_its_own_logits(store: EventStore) -> None:
     with torch.no_grad():
         whole = model.head(hidden, memory)
         for rows in (slice(0, 3), slice(3, 10), slice(10, None)):
-            assert torch.allclose(model.head(hidden[rows], part_of(memory, rows)), whole[rows], atol=1e-5)
+            assert torch.allclose(
+                model.head(hidden[rows], part_of(memory, rows)), whole[rows], atol=1e-5
+            )
 
 
-def test_a_loss_in_pieces_has_the_same_gradient(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_in_pieces_has_the_same_gradient(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = network(store)
     batch = batch_of(store, model)
     criterion = build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts))
@@ -131,7 +148,9 @@ def test_a_loss_in_pieces_has_the_same_gradient(store: EventStore, monkeypatch: 
         monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", cells)
         model.zero_grad()
         call(model, batch, labels=batch.target, criterion=criterion).loss.backward()
-        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        found.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
     assert found[0].keys() == found[1].keys() and "head.memory.mixer.weight" in found[0]
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], rtol=1e-3, atol=1e-5), name
@@ -159,17 +178,25 @@ def test_contradictions(store: EventStore, shape: dict[str, Any], message: str) 
 
 
 def test_noise_trains_to_its_entropy_and_not_below() -> None:
-    """Training positions, whose targets the tables hold, of places and events that hardly any other user has."""
+    """Training positions, whose targets the tables hold, of places and events that hardly any other
+    user has."""
     store = random_store(users=60, events=200, behaviors=5, locations=150)
     model = network(store, num_hidden_layers=0, dropout=0.0)
     fields, counts = model.config.columns, torch.tensor(store.behaviors.counts)
-    batches = TrainingBatches(store, max_length=16, rows_per_step=6, seed=0, fields=fields, counts=model.counts)
+    batches = TrainingBatches(
+        store, max_length=16, rows_per_step=6, seed=0, fields=fields, counts=model.counts
+    )
     criterion = build_loss(LossSettings(name="cross_entropy"), counts)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     steps, last = 8 * batches.steps_per_epoch, torch.zeros(2)
     seen = torch.zeros(store.behaviors.classes)
     for step in range(steps):
-        output = call(model, (batch := next(batches.micro_batches(step))), labels=batch.target, criterion=criterion)
+        output = call(
+            model,
+            (batch := next(batches.micro_batches(step))),
+            labels=batch.target,
+            criterion=criterion,
+        )
         (output.loss / output.class_count.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -27,8 +27,17 @@ VARIANTS = {
     "learned": {"num_behaviors": 5, "position_encoding": "learned"},
     "history": {"num_behaviors": 5, "history_head": True},
     "tied": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True},
-    "both": {"num_behaviors": 20, "behavior_is_event": True, "tied_head": True, "history_head": True},
-    "behavior as input": {"num_behaviors": 5, "history_head": True, "field_sizes": {**SIZES, "behavior": 7}},
+    "both": {
+        "num_behaviors": 20,
+        "behavior_is_event": True,
+        "tied_head": True,
+        "history_head": True,
+    },
+    "behavior as input": {
+        "num_behaviors": 5,
+        "history_head": True,
+        "field_sizes": {**SIZES, "behavior": 7},
+    },
     "next": {"num_behaviors": 5, "next_heads": ["event", "location", "gap"]},
     "no blocks": {"num_behaviors": 5, "history_head": True, "num_hidden_layers": 0},
 }
@@ -44,7 +53,9 @@ def make(variant: str = "paper", **more: object) -> BehaveGPTForBehaviorPredicti
         "max_length": 64,
         "dropout": 0.0,
     }
-    model = BehaveGPTForBehaviorPrediction(BehaveGPTConfig(**{**shape, **VARIANTS[variant], **more}))
+    model = BehaveGPTForBehaviorPrediction(
+        BehaveGPTConfig(**{**shape, **VARIANTS[variant], **more})
+    )
     with torch.no_grad():  # weights large enough that every part matters
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -53,11 +64,22 @@ def make(variant: str = "paper", **more: object) -> BehaveGPTForBehaviorPredicti
 
 def histories(lengths: list[int], seed: int = 0) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    sizes = {"input_ids": 22, "location_ids": 9, "weekday_ids": 7, "slot_ids": 48, "behavior_ids": 7}
-    return [{n: torch.randint(size, (1, k), generator=generator) for n, size in sizes.items()} for k in lengths]
+    sizes = {
+        "input_ids": 22,
+        "location_ids": 9,
+        "weekday_ids": 7,
+        "slot_ids": 48,
+        "behavior_ids": 7,
+    }
+    return [
+        {n: torch.randint(size, (1, k), generator=generator) for n, size in sizes.items()}
+        for k in lengths
+    ]
 
 
-def packed(parts: list[dict[str, torch.Tensor]], row: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def packed(
+    parts: list[dict[str, torch.Tensor]], row: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """All histories in one row with padding behind."""
     used = sum(p["input_ids"].shape[1] for p in parts)
     inputs = {n: F.pad(torch.cat([p[n] for p in parts], 1), (0, row - used)) for n in parts[0]}
@@ -76,7 +98,9 @@ def test_packed_equals_one_history_at_a_time(variant, backend):
     alone = torch.cat([model(**p).logits for p in parts], 1)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     probe = torch.randn_like(alone)
-    names, weights = zip(*[(n, p) for n, p in model.named_parameters() if "next_heads" not in n], strict=True)
+    names, weights = zip(
+        *[(n, p) for n, p in model.named_parameters() if "next_heads" not in n], strict=True
+    )
     first = torch.autograd.grad((together * probe).sum(), weights)
     second = torch.autograd.grad((alone * probe).sum(), weights)
     for name, a, b in zip(names, first, second, strict=True):
@@ -90,10 +114,14 @@ def test_neighbors_and_padding_change_nothing(variant):
     alone = model(**mine).logits
     for seed in range(5):
         inputs, document = packed([*histories([7, 13], seed=seed + 2), mine], 50 + seed)
-        torch.testing.assert_close(model(**inputs, document=document).logits[:, 20:40], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(**inputs, document=document).logits[:, 20:40], alone, atol=1e-5, rtol=1e-5
+        )
     padded = {n: F.pad(v, (6, 0), value=1) for n, v in mine.items()}
     mask = F.pad(torch.ones_like(mine["input_ids"]), (6, 0))
-    torch.testing.assert_close(model(**padded, attention_mask=mask).logits[:, 6:], alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(**padded, attention_mask=mask).logits[:, 6:], alone, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -109,22 +137,27 @@ def test_the_future_changes_no_past_logit(variant):
 
 
 def test_without_blocks_the_past_counts_only_through_the_history_head():
-    """The ablation that tells what the transformer adds: the event at hand, and the counts of the user's past."""
+    """The ablation that tells what the transformer adds: the event at hand, and the counts of the
+    user's past."""
     [mine], [other] = histories([20], seed=1), histories([20], seed=2)
-    other = {n: torch.cat([v[:, :-1], mine[n][:, -1:]], 1) for n, v in other.items()}  # the same event after others
+    # the same event after others
+    other = {n: torch.cat([v[:, :-1], mine[n][:, -1:]], 1) for n, v in other.items()}
     blind, counting = (make("no blocks", history_head=head).eval() for head in (False, True))
     assert torch.equal(blind(**mine).logits[:, -1], blind(**other).logits[:, -1])
     assert not torch.equal(counting(**mine).logits[:, -1], counting(**other).logits[:, -1])
     changed = {n: v.clone() for n, v in mine.items()}
     changed["location_ids"][:, -1] = (mine["location_ids"][:, -1] + 1) % SIZES["location"]
-    assert not torch.equal(blind(**changed).logits[:, -1], blind(**mine).logits[:, -1])  # but each of its fields
+    # but each of its fields
+    assert not torch.equal(blind(**changed).logits[:, -1], blind(**mine).logits[:, -1])
 
 
 def test_blocks_compute_what_gpt2_computes():
     """With learned positions the transformer is GPT-2's (Radford et al. 2019), to rounding."""
     model = make("learned").model.eval()
     width = model.config.hidden_size
-    gpt2 = GPT2Model(GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=64, vocab_size=3, attn_pdrop=0.0)).eval()
+    gpt2 = GPT2Model(
+        GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=64, vocab_size=3, attn_pdrop=0.0)
+    ).eval()
     state = {"wpe.weight": model.embedding.position.weight, "wte.weight": gpt2.wte.weight}
     for i, b in enumerate(model.blocks):
         a = b.attention
@@ -160,7 +193,12 @@ def test_history_features_against_counting():
     inputs, document = packed(parts, 48)
     select = document >= 0
     past = head.Past(
-        inputs["input_ids"], inputs["behavior_ids"], inputs["location_ids"], inputs["slot_ids"], document, 48
+        inputs["input_ids"],
+        inputs["behavior_ids"],
+        inputs["location_ids"],
+        inputs["slot_ids"],
+        document,
+        48,
     )
     found = model.history(past, select)
     dense = torch.zeros(len(found.counts), 5, 8).scatter_add(
@@ -200,7 +238,9 @@ def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
 
     def run():
         model.zero_grad()
-        out = model(**inputs, document=document, labels=labels, criterion=criterion, next_fields=following)
+        out = model(
+            **inputs, document=document, labels=labels, criterion=criterion, next_fields=following
+        )
         (out.loss + out.side_loss).backward()
         return out, [p.grad.clone() for p in model.parameters()]
 
@@ -220,7 +260,9 @@ def test_save_and_load_keep_every_weight_and_the_field_order(variant, tmp_path):
     model.save_pretrained(tmp_path)
     again = BehaveGPTForBehaviorPrediction.from_pretrained(tmp_path).eval()
     assert list(again.config.field_sizes) == list(VARIANTS[variant].get("field_sizes", SIZES))
-    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
     [mine] = histories([20])
     assert torch.equal(model(**mine).logits, again(**mine).logits)
@@ -264,7 +306,8 @@ def test_initialization_reaches_every_parameter():
         std = float(parameter.float().std())
         if "norm" in name:
             assert torch.equal(
-                parameter, torch.ones_like(parameter) if "weight" in name else torch.zeros_like(parameter)
+                parameter,
+                torch.ones_like(parameter) if "weight" in name else torch.zeros_like(parameter),
             )
         elif name.endswith("history_gate.gate.bias"):
             assert torch.allclose(parameter, torch.tensor(1 / 8))
@@ -278,7 +321,9 @@ def test_initialization_reaches_every_parameter():
             assert std == pytest.approx(wanted / (math.sqrt(24) if small else 1), rel=0.2), name
 
 
-@pytest.mark.parametrize(("given", "width", "deviation"), [(None, 1024, 0.02), (None, 64, 0.08), (0.03, 64, 0.03)])
+@pytest.mark.parametrize(
+    ("given", "width", "deviation"), [(None, 1024, 0.02), (None, 64, 0.08), (0.03, 64, 0.03)]
+)
 def test_new_weights_are_larger_in_narrow_models(given, width, deviation):
     config = BehaveGPTConfig(
         field_sizes=SIZES, embedding_size=width // 4, num_attention_heads=4, initializer_range=given
@@ -287,13 +332,17 @@ def test_new_weights_are_larger_in_narrow_models(given, width, deviation):
 
 
 def test_the_model_folder_stands_alone():
-    """`save_pretrained` with code copies siblings only: nothing else of the package may be imported."""
+    """`save_pretrained` with code copies siblings only: nothing else of the package may be
+    imported."""
     for path in Path(behavegpt.model.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                assert not name.startswith("behavegpt") or name.startswith("behavegpt.model"), (path.name, name)
+                assert not name.startswith("behavegpt") or name.startswith("behavegpt.model"), (
+                    path.name,
+                    name,
+                )
 
 
 @pytest.mark.parametrize(
@@ -347,14 +396,21 @@ def test_bf16_autocast_keeps_fp32_weights_and_gradients():
     with torch.autocast("cpu", torch.bfloat16):
         rough = model(**mine).logits
         rough.float().square().sum().backward()
-    assert {p.dtype for p in model.parameters()} == {torch.float32} == {p.grad.dtype for p in model.parameters()}
+    assert (
+        {p.dtype for p in model.parameters()}
+        == {torch.float32}
+        == {p.grad.dtype for p in model.parameters()}
+    )
     assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 def test_bf16_autocast_rounds_no_count_of_the_history():
-    """bf16 has no odd number between 256 and 512: behavior 0 at all of 300 events counts 1, 2, .., 300."""
+    """bf16 has no odd number between 256 and 512: behavior 0 at all of 300 events counts 1, 2, ..,
+    300."""
     once = torch.zeros(1, 300, dtype=torch.long)
-    past = head.Past(*(once + head.SPECIAL_IDS for _ in range(3)), slot=once, document=once, slots=48)
+    past = head.Past(
+        *(once + head.SPECIAL_IDS for _ in range(3)), slot=once, document=once, slots=48
+    )
     features, everywhere = head.HistoryFeatures(), torch.ones_like(once, dtype=torch.bool)
     exact = features(past, everywhere)
     with torch.autocast("cpu", torch.bfloat16):
@@ -364,7 +420,8 @@ def test_bf16_autocast_rounds_no_count_of_the_history():
 
 
 def test_second_heads_count_in_full_and_apart_from_the_weights_of_the_loss():
-    """Their sum is that of plain cross-entropies, whatever the criterion weights its classes with."""
+    """Their sum is that of plain cross-entropies, whatever the criterion weights its classes
+    with."""
     model = make("next").eval()
     [mine] = histories([30])
     labels = torch.randint(5, (1, 30))
@@ -373,11 +430,16 @@ def test_second_heads_count_in_full_and_apart_from_the_weights_of_the_loss():
     following = {n: torch.randint(9, labels.shape) for n in model.config.next_heads}
     predicted = model(**mine, select=kept).next_logits
     sums = [F.cross_entropy(predicted[n], following[n][kept], reduction="sum") for n in following]
-    for settings in (LossSettings(name="cross_entropy"), LossSettings(name="class_balanced", start=0.0)):
+    for settings in (
+        LossSettings(name="cross_entropy"),
+        LossSettings(name="class_balanced", start=0.0),
+    ):
         criterion = build_loss(settings, torch.tensor([500, 50, 20, 4, 1]))
         out = model(**mine, labels=labels, criterion=criterion, next_fields=following)
         torch.testing.assert_close(out.side_loss, torch.stack(sums).sum())
-        torch.testing.assert_close(out.loss, criterion.total(model(**mine, select=kept).logits, labels[kept]))
+        torch.testing.assert_close(
+            out.loss, criterion.total(model(**mine, select=kept).logits, labels[kept])
+        )
 
 
 def test_configs_of_earlier_versions_load_with_the_gap_heads_size():
@@ -397,7 +459,9 @@ def test_trainer_style_labels_give_the_mean_loss():
     out = model(**mine, labels=labels)
     kept = labels != IGNORED
     torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[kept], labels[kept]))
-    torch.testing.assert_close(model(**mine, labels=labels, num_items_in_batch=22).loss, out.loss * 11 / 22)
+    torch.testing.assert_close(
+        model(**mine, labels=labels, num_items_in_batch=22).loss, out.loss * 11 / 22
+    )
 
 
 def test_selected_positions_are_the_rows_of_the_whole():
@@ -405,7 +469,9 @@ def test_selected_positions_are_the_rows_of_the_whole():
     inputs, document = packed(histories([12, 9]), 32)
     select = torch.rand(document.shape) < 0.4
     whole = model(**inputs, document=document).logits
-    torch.testing.assert_close(model(**inputs, document=document, select=select).logits, whole[select])
+    torch.testing.assert_close(
+        model(**inputs, document=document, select=select).logits, whole[select]
+    )
 
 
 def test_parameters_are_counted_by_part():
@@ -413,7 +479,9 @@ def test_parameters_are_counted_by_part():
     model = make("both")
     assert counts["embeddings"] == sum(SIZES.values()) * 8
     assert counts["total"] == sum(p.numel() for p in model.parameters())
-    paper = BehaveGPTConfig(field_sizes={"location": 2000, "weekday": 7, "slot": 48, "event": 116}, num_behaviors=39)
+    paper = BehaveGPTConfig(
+        field_sizes={"location": 2000, "weekday": 7, "slot": 48, "event": 116}, num_behaviors=39
+    )
     with torch.device("meta"):
         size = count_parameters(BehaveGPTForBehaviorPrediction(paper))
     assert size["blocks"] / 1e6 == pytest.approx(151.2, abs=0.1), "12 layers of width 1024"
@@ -429,11 +497,16 @@ def test_hidden_states_on_request():
 def test_compiled_equals_eager():
     model = make("both").eval()
     [mine] = histories([30])
-    torch.testing.assert_close(torch.compile(model)(**mine).logits, model(**mine).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.compile(model)(**mine).logits, model(**mine).logits, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, behavegpt, behavegpt.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = (
+        "import sys, behavegpt, behavegpt.cli; sys.exit(any(m in sys.modules for m in ('torch', "
+        "'transformers')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,5 @@
-"""A small challenge directory after the split, with what is easily got wrong: ties, a new year, absent items, id 0."""
+"""A small challenge directory after the split, with what is easily got wrong: ties, a new year,
+absent items, id 0."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ SKUS = np.arange(0, 24)  # 0 is a product like any other; 20 .. 23 have no prope
 
 
 def make_input(path: Path, seed: int = 0, clients: int = 30, rows: int = 240) -> Path:
-    """Events of the first `clients - 2` clients; the last two relevant ones have none. Minutes repeat."""
+    """Events of the first `clients - 2` clients; the last two relevant ones have none. Minutes
+    repeat."""
     rng = np.random.default_rng(seed)
     (path / "input").mkdir(parents=True)
     ids = np.sort(rng.choice(10_000, clients + 4, replace=False))
-    relevant, active = ids[:clients], np.r_[ids[: clients - 2], ids[clients:]]  # the last four are not relevant
+    # the last four are not relevant
+    relevant, active = ids[:clients], np.r_[ids[: clients - 2], ids[clients:]]
     for event in EVENTS:
         minutes = rng.integers(0, DAYS * 24 * 60, rows) // 600 * 600
         table: dict[str, Any] = {
@@ -35,7 +38,12 @@ def make_input(path: Path, seed: int = 0, clients: int = 30, rows: int = 240) ->
             table["query"] = codes(rng, rows)
         pd.DataFrame(table).to_parquet(path / "input" / f"{event}.parquet", index=False)
     known = SKUS[:20]
-    properties = {"sku": known, "category": known % 6, "price": known * 5 % 100, "name": codes(rng, len(known))}
+    properties = {
+        "sku": known,
+        "category": known % 6,
+        "price": known * 5 % 100,
+        "name": codes(rng, len(known)),
+    }
     pd.DataFrame(properties).to_parquet(path / "product_properties.parquet", index=False)
     np.save(path / "input" / "relevant_clients.npy", rng.permutation(relevant))
     return path
@@ -43,11 +51,14 @@ def make_input(path: Path, seed: int = 0, clients: int = 30, rows: int = 240) ->
 
 def codes(rng: np.random.Generator, rows: int, width: int = 3) -> list[str]:
     """Quantized texts as the organizers write them."""
-    return [f"[{' '.join(f'{code:>3}' for code in line)}]" for line in rng.integers(0, 9, (rows, width))]
+    return [
+        f"[{' '.join(f'{code:>3}' for code in line)}]" for line in rng.integers(0, 9, (rows, width))
+    ]
 
 
 def read_events(path: Path) -> pd.DataFrame:
-    """All events in plain pandas, with the properties of their products: what the tests compare with."""
+    """All events in plain pandas, with the properties of their products: what the tests compare
+    with."""
     frames = []
     for number, event in enumerate(EVENTS):
         frame = pd.read_parquet(path / "input" / f"{event}.parquet")
@@ -61,7 +72,9 @@ def renamed_clients(path: Path, copy: Path, some: np.ndarray) -> Path:
     shutil.copytree(path, copy)
     for file in (copy / "input").glob("*.parquet"):
         table = pd.read_parquet(file)
-        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
+        table[table["client_id"].isin(some)].assign(
+            client_id=lambda t: t["client_id"] + 10**6
+        ).to_parquet(file)
     np.save(copy / "input" / "relevant_clients.npy", some + 10**6)
     return copy
 

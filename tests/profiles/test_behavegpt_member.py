@@ -1,4 +1,5 @@
-"""BehaveGPT as a member: its stream is the converter's, and a vector is the same for a fitted and a new client."""
+"""BehaveGPT as a member: its stream is the converter's, and a vector is the same for a fitted and a
+new client."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import pytest
 
 from behavegpt.datasets.converters import convert
 from behavegpt.errors import CheckpointError, ConfigError
-from behavegpt.profiles.behavegpt_member import MODEL, MODEL_FILES, BehaviorSettings, _write_stream, embed, fit
+from behavegpt.profiles.behavegpt_member import (
+    MODEL,
+    MODEL_FILES,
+    BehaviorSettings,
+    _write_stream,
+    embed,
+    fit,
+)
 from behavegpt.profiles.members import Context
 from behavegpt.training.settings import TrainSettings
 from tests.profiles.makers import read_events, renamed_clients, without_ties
@@ -24,7 +32,9 @@ SETTINGS = BehaviorSettings(
 )
 
 
-def test_the_stream_is_that_of_the_converter(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_the_stream_is_that_of_the_converter(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     """So that a checkpoint trained on a converted log reads it."""
     schema = convert("recsys2025", small / "input", tmp_path / "log.parquet", clock=5)
     theirs = pd.read_parquet(tmp_path / "log.parquet")
@@ -32,7 +42,8 @@ def test_the_stream_is_that_of_the_converter(small: Path, tmp_path: Path, contex
         log, ours_schema = _write_stream(con, tmp_path, "", f"{theirs['timestamp'].max()}", 5)
         ours = con.sql(f"FROM '{log}'").df()
     assert ours_schema == schema
-    last = ours["timestamp"].max()  # a second after the moment that was given, itself a second after the last event
+    # a second after the moment that was given, itself a second after the last event
+    last = ours["timestamp"].max()
     assert last == theirs["timestamp"].max() + pd.Timedelta(seconds=1)
     columns = ["user_id", "timestamp", "event", "behavior", "kind", "item", "price"]
     plain = [frame[frame["event"] != "tick"][columns].astype(str) for frame in (ours, theirs)]
@@ -43,26 +54,34 @@ def test_the_stream_is_that_of_the_converter(small: Path, tmp_path: Path, contex
 def test_a_new_client_has_the_vector_of_a_fitted_one(
     small: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
-    apart = without_ties(small, tmp_path / "apart")  # simultaneous events stand in an order of the client's own
+    # simultaneous events stand in an order of the client's own
+    apart = without_ties(small, tmp_path / "apart")
     (tmp_path / "state").mkdir()
     fit(context(apart), SETTINGS, tmp_path / "state")
     found = embed(context(apart), SETTINGS, tmp_path / "state")
     relevant = np.load(apart / "input" / "relevant_clients.npy")
     assert sorted(found.client_ids) == sorted(set(read_events(apart)["client_id"]) & set(relevant))
-    assert found.vectors.shape[1] == 2 * 6 * 4  # last and mean; weekday, slot, event, item, price, gap
+    # last and mean; weekday, slot, event, item, price, gap
+    assert found.vectors.shape[1] == 2 * 6 * 4
     some = np.sort(found.client_ids)[::5]
-    new = embed(context(renamed_clients(apart, tmp_path / "new", some)), SETTINGS, tmp_path / "state")
+    new = embed(
+        context(renamed_clients(apart, tmp_path / "new", some)), SETTINGS, tmp_path / "state"
+    )
     rows = [found.client_ids.tolist().index(client - 10**6) for client in new.client_ids]
     assert np.abs(new.vectors - found.vectors[rows]).max() < 1e-5
     # its model folder is a checkpoint like any other, and gives the same vectors
     (tmp_path / "again").mkdir()
     settings = SETTINGS.model_copy(update={"checkpoint": str(tmp_path / "state" / MODEL)})
     fit(context(apart), settings, tmp_path / "again")
-    assert np.array_equal(embed(context(apart), settings, tmp_path / "again").vectors, found.vectors)
+    assert np.array_equal(
+        embed(context(apart), settings, tmp_path / "again").vectors, found.vectors
+    )
     assert json.loads((tmp_path / "state" / "run.json").read_text())["best_step"] > 0
 
 
-def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
@@ -76,7 +95,10 @@ def test_a_checkpoint_counts_by_its_files(tmp_path: Path) -> None:
         (tmp_path / f"of {name}").mkdir()
         for file in MODEL_FILES:
             (tmp_path / f"of {name}" / file).write_bytes(b"2" if file == changed else b"1")
-    shaping = [BehaviorSettings(checkpoint=str(tmp_path / f"of {name}")).shaping() for name in ("a", "b", *MODEL_FILES)]
+    shaping = [
+        BehaviorSettings(checkpoint=str(tmp_path / f"of {name}")).shaping()
+        for name in ("a", "b", *MODEL_FILES)
+    ]
     digests = [one["checkpoint"] for one in shaping]
     assert digests[0] == digests[1]
     assert len({json.dumps(digest) for digest in digests}) == 1 + len(MODEL_FILES)
@@ -84,17 +106,27 @@ def test_a_checkpoint_counts_by_its_files(tmp_path: Path) -> None:
         BehaviorSettings(checkpoint=str(tmp_path)).shaping()
 
 
-def test_a_damaged_checkpoint_is_told_at_once(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_a_damaged_checkpoint_is_told_at_once(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"1")
     (tmp_path / "state").mkdir()
     with pytest.raises(CheckpointError, match=r"not a model folder.*\(config\.json is missing\)"):
-        fit(context(small), BehaviorSettings(checkpoint=str(tmp_path / "broken")), tmp_path / "state")
+        fit(
+            context(small),
+            BehaviorSettings(checkpoint=str(tmp_path / "broken")),
+            tmp_path / "state",
+        )
 
 
-def test_wrong_shapes_are_named(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_wrong_shapes_are_named(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     wrong = SETTINGS.model_copy(update={"model": {"embedding_size": 3, "num_attention_heads": 16}})
     with pytest.raises(ConfigError, match=r"model: .*must be a multiple"):
         fit(context(small), wrong, tmp_path)
-    with pytest.raises(ValueError, match=r"unknown setting 'embeding_size'. Did you mean 'embedding_size'"):
+    with pytest.raises(
+        ValueError, match=r"unknown setting 'embeding_size'. Did you mean 'embedding_size'"
+    ):
         BehaviorSettings(model={"embeding_size": 3})

@@ -9,7 +9,13 @@ import pytest
 
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.profiles import transforms as room
-from behavegpt.profiles.ensemble import EnsembleSettings, fit_ensemble, load_fitted, save_fitted, write_ensemble
+from behavegpt.profiles.ensemble import (
+    EnsembleSettings,
+    fit_ensemble,
+    load_fitted,
+    save_fitted,
+    write_ensemble,
+)
 from behavegpt.profiles.members import Pca, Quantile, Step
 from behavegpt.profiles.probe import auroc, noise, probe
 from behavegpt.profiles.transforms import fit_steps, transformed
@@ -37,7 +43,10 @@ def test_pca_is_that_of_sklearn() -> None:
     from sklearn.decomposition import PCA
 
     matrix = vectors()
-    ours, theirs = after((Pca(pca=5),), matrix), PCA(5, svd_solver="full").fit_transform(matrix.astype(np.float64))
+    ours, theirs = (
+        after((Pca(pca=5),), matrix),
+        PCA(5, svd_solver="full").fit_transform(matrix.astype(np.float64)),
+    )
     assert np.allclose(np.abs(ours), np.abs(theirs), atol=1e-8)
     assert np.array_equal(np.sign(ours[0] * theirs[0]) * np.sign(ours * theirs), np.ones_like(ours))
     assert after((Pca(pca=50),), matrix).shape == (300, 8)
@@ -47,8 +56,13 @@ def test_pca_is_that_of_sklearn() -> None:
 def test_standard_scores_are_those_of_sklearn() -> None:
     from sklearn.preprocessing import StandardScaler
 
-    given = np.column_stack([vectors() * 7 + 3, np.full(len(vectors()), 0.1)])  # a constant column becomes 0
-    assert np.allclose(after(("zscore",), given), StandardScaler().fit_transform(given.astype(np.float64)), atol=1e-6)
+    # a constant column becomes 0
+    given = np.column_stack([vectors() * 7 + 3, np.full(len(vectors()), 0.1)])
+    assert np.allclose(
+        after(("zscore",), given),
+        StandardScaler().fit_transform(given.astype(np.float64)),
+        atol=1e-6,
+    )
 
 
 def test_quantiles_are_those_of_sklearn() -> None:
@@ -89,7 +103,9 @@ def test_outer_join_and_imputation(tmp_path: Path, impute: str) -> None:
     assert np.array_equal(entry.client_ids, order)
     assert (entry.vectors.dtype, entry.vectors.shape) == (np.float16, (61, 8))
     assert facts["members"]["first"] == {"columns": [0, 5], "imputed_clients": 21}
-    unit = members["first"][1].vectors / np.linalg.norm(members["first"][1].vectors, axis=1, keepdims=True)
+    unit = members["first"][1].vectors / np.linalg.norm(
+        members["first"][1].vectors, axis=1, keepdims=True
+    )
     for client in range(60):
         mine = entry.vectors[order == client][0].astype(np.float32)
         wanted = unit[client] if client < 40 else unit.mean(axis=0) * (impute == "mean")
@@ -106,10 +122,15 @@ def test_what_was_fitted_is_saved(tmp_path: Path) -> None:
     write_ensemble(fitted, only, order, tmp_path / "a")
     save_fitted(fitted, tmp_path / "a")
     loaded = load_fitted({name: steps for name, (steps, _) in members.items()}, tmp_path / "a")
-    some = {name: UserEmbeddings(of.client_ids[::3] + 1000, of.vectors[::3]) for name, of in only.items()}
+    some = {
+        name: UserEmbeddings(of.client_ids[::3] + 1000, of.vectors[::3])
+        for name, of in only.items()
+    }
     write_ensemble(loaded, some, order + 1000, tmp_path / "b")
     fitted_ones, new = (UserEmbeddings.load(tmp_path / name).vectors for name in ("a", "b"))
-    kept = np.isin(order, only["first"].client_ids[::3]) & np.isin(order, only["second"].client_ids[::3])
+    kept = np.isin(order, only["first"].client_ids[::3]) & np.isin(
+        order, only["second"].client_ids[::3]
+    )
     assert np.array_equal(fitted_ones[kept], new[kept])
     (tmp_path / "a" / "state.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="build the ensemble again"):
@@ -122,7 +143,9 @@ def test_too_wide_or_too_large_is_refused(tmp_path: Path) -> None:
         fit_ensemble({"a": ((), wide), "b": ((), wide)}, "mean")
     large = UserEmbeddings(np.arange(3), np.full((3, 2), 1e5, np.float32))
     with pytest.raises(DataError, match="'a' has values beyond float16"):
-        write_ensemble(fit_ensemble({"a": ((), large)}, "mean"), {"a": large}, np.arange(3), tmp_path)
+        write_ensemble(
+            fit_ensemble({"a": ((), large)}, "mean"), {"a": large}, np.arange(3), tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -140,7 +163,8 @@ def test_the_probe_finds_what_is_there() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(4000, 5))
     windows = [
-        (hidden @ rng.normal(size=(5, 3)) * 0 + hidden[:, :3] + rng.normal(size=(4000, 3)) > 1) for _ in range(2)
+        (hidden @ rng.normal(size=(5, 3)) * 0 + hidden[:, :3] + rng.normal(size=(4000, 3)) > 1)
+        for _ in range(2)
     ]
     never = np.zeros((4000, 1))
     train, validation = (np.hstack([window, never]).astype(np.uint8) for window in windows)
@@ -154,4 +178,6 @@ def test_auroc_is_that_of_sklearn() -> None:
 
     rng = np.random.default_rng(0)
     scores, targets = rng.integers(0, 30, (500, 4)) / 7, rng.random((500, 4)) < 0.1
-    assert np.allclose(auroc(scores, targets), roc_auc_score(targets, scores, average=None), atol=1e-12)
+    assert np.allclose(
+        auroc(scores, targets), roc_auc_score(targets, scores, average=None), atol=1e-12
+    )

@@ -1,4 +1,5 @@
-"""Hybrid factorization: vectors are sums over features, the losses those of WARP and BPR, and the traps of LightFM."""
+"""Hybrid factorization: vectors are sums over features, the losses those of WARP and BPR, and the
+traps of LightFM."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ import pandas as pd
 import pytest
 import torch
 
-from behavegpt.profiles.factorization import Factorization, FactorizationSettings, embed, fit, ranking_loss
+from behavegpt.profiles.factorization import (
+    Factorization,
+    FactorizationSettings,
+    embed,
+    fit,
+    ranking_loss,
+)
 from behavegpt.profiles.features import FAMILIES, POSITION, ClientFeatures, read_features
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.probe import auroc
@@ -51,13 +58,19 @@ def network(features: tuple[np.ndarray, np.ndarray], factors: int = 8) -> Factor
 
 def codes(text: Any) -> list[int]:
     """Values of a quantized text: position and code in one number."""
-    return [i * POSITION + int(c) for i, c in enumerate(text.strip("[]").split())] if isinstance(text, str) else []
+    return (
+        [i * POSITION + int(c) for i, c in enumerate(text.strip("[]").split())]
+        if isinstance(text, str)
+        else []
+    )
 
 
 class ByHand:
     """The same model by loops over dictionaries."""
 
-    def __init__(self, path: Path, made: Factorization, features: tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(
+        self, path: Path, made: Factorization, features: tuple[np.ndarray, np.ndarray]
+    ) -> None:
         self.table = read_events(path)
         ids = [{(FAMILIES[f], int(v)): n for n, (f, v) in enumerate(side)} for side in features]
         self.user = {key: made.user[n].detach().numpy() for key, n in ids[0].items()}
@@ -67,7 +80,9 @@ class ByHand:
 
     def mean(self, table: dict[Any, Any], family: str, values: list[int]) -> Any:
         counted = Counter(value for value in values if (family, value) in table)
-        return sum(n * table[family, value] for value, n in counted.items()) / max(counted.total(), 1)
+        return sum(n * table[family, value] for value, n in counted.items()) / max(
+            counted.total(), 1
+        )
 
     def product(self, table: dict[Any, Any], sku: int, families: tuple[str, ...]) -> Any:
         line = self.products.loc[sku]
@@ -80,17 +95,23 @@ class ByHand:
         own = self.table[self.table["client_id"] == client]
         bought = own.loc[own["event"].isin([0, 1]), "sku"]
         kept = [int(sku) for sku in bought if sku != without]
-        past = sum(self.product(self.user, sku, ("sku", "category", "name")) for sku in kept) / max(len(kept), 1)
+        past = sum(self.product(self.user, sku, ("sku", "category", "name")) for sku in kept) / max(
+            len(kept), 1
+        )
         searched = [value for text in own["query"].dropna() for value in codes(text)]
         visited = own["url"].dropna().astype(int).tolist()
         return past + self.mean(self.user, "query", searched) + self.mean(self.user, "url", visited)
 
     def score(self, vector: Any, sku: int) -> float:
         families = ("sku", "category", "price", "name")
-        return float(vector @ self.product(self.item, sku, families) + self.product(self.bias, sku, families))
+        return float(
+            vector @ self.product(self.item, sku, families) + self.product(self.bias, sku, families)
+        )
 
 
-def test_vectors_and_pairs_are_those_of_a_loop(small: Path, context: Callable[..., Context]) -> None:
+def test_vectors_and_pairs_are_those_of_a_loop(
+    small: Path, context: Callable[..., Context]
+) -> None:
     facts = read(context(small), settings())
     made = network(facts.kept)
     slow = ByHand(small, made, facts.kept)
@@ -105,17 +126,28 @@ def test_vectors_and_pairs_are_those_of_a_loop(small: Path, context: Callable[..
         for _, client, item, weight, _ in zip(*facts.pairs, strict=True)
     }
     wanted = {(int(c), int(s)): weight for (c, s), weight in summed.items() if weight > 1e-6}
-    assert found.keys() == wanted.keys() and len(wanted) < len(summed)  # some were removed more than they were added
+    # some were removed more than they were added
+    assert found.keys() == wanted.keys() and len(wanted) < len(summed)
     assert np.allclose([found[key] for key in wanted], list(wanted.values()))
     left_out = (
-        made.clients(facts, facts.pairs.client[::7], (facts.pairs.item[::7], facts.pairs.events[::7])).detach().numpy()
+        made.clients(
+            facts, facts.pairs.client[::7], (facts.pairs.item[::7], facts.pairs.events[::7])
+        )
+        .detach()
+        .numpy()
     )
-    for vector, client, item in zip(left_out, facts.pairs.client[::7], facts.pairs.item[::7], strict=True):
-        assert np.allclose(vector, slow.client(facts.clients[client], without=int(skus[item])), atol=1e-4)
+    for vector, client, item in zip(
+        left_out, facts.pairs.client[::7], facts.pairs.item[::7], strict=True
+    ):
+        assert np.allclose(
+            vector, slow.client(facts.clients[client], without=int(skus[item])), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("loss", ["warp", "bpr"])
-def test_the_loss_is_that_of_a_loop(small: Path, context: Callable[..., Context], loss: str) -> None:
+def test_the_loss_is_that_of_a_loop(
+    small: Path, context: Callable[..., Context], loss: str
+) -> None:
     chosen = settings(loss=loss, draws=4)
     facts = read(context(small), chosen)
     made = network(facts.kept)
@@ -138,7 +170,11 @@ def test_the_loss_is_that_of_a_loop(small: Path, context: Callable[..., Context]
             if (client, int(other)) in has or (loss == "warp" and theirs <= mine - 1):
                 continue
             rank = max((len(skus) - 1) // n, 1)
-            one = np.log(rank) * (1 - mine + theirs) if loss == "warp" else np.log1p(np.exp(theirs - mine))
+            one = (
+                np.log(rank) * (1 - mine + theirs)
+                if loss == "warp"
+                else np.log1p(np.exp(theirs - mine))
+            )
             wanted += facts.pairs.weight[row] * one
             tries[n] += 1
             break
@@ -150,14 +186,21 @@ def test_the_loss_is_that_of_a_loop(small: Path, context: Callable[..., Context]
     assert abs(weight - facts.pairs.weight[rows].sum()) < 1e-3
 
 
-def test_it_learns_who_likes_what(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
-    """Clients of two tastes: what each of them has bought is ranked above the rest although it is left out."""
+def test_it_learns_who_likes_what(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    """Clients of two tastes: what each of them has bought is ranked above the rest although it is
+    left out."""
     data = shutil.copytree(small, tmp_path / "data")
     clients = np.arange(200)
     rng = np.random.default_rng(0)
     bought = rng.integers(0, 10, (200, 4)) + 10 * (clients[:, None] % 2)
     table = pd.DataFrame(
-        {"client_id": clients.repeat(4), "sku": bought.ravel(), "timestamp": pd.Timestamp("2023-01-01")}
+        {
+            "client_id": clients.repeat(4),
+            "sku": bought.ravel(),
+            "timestamp": pd.Timestamp("2023-01-01"),
+        }
     )
     table.to_parquet(data / "input" / "product_buy.parquet")
     for event in ("add_to_cart", "remove_from_cart", "page_visit", "search_query"):
@@ -165,19 +208,25 @@ def test_it_learns_who_likes_what(small: Path, tmp_path: Path, context: Callable
     np.save(data / "input" / "relevant_clients.npy", clients)
     for loss in ("warp", "bpr"):
         training = TrainingSettings(epochs=12, batch=64, lr=0.1)
-        chosen = settings(loss=loss, training=training, user_features=("sku",), item_features=("sku",))
+        chosen = settings(
+            loss=loss, training=training, user_features=("sku",), item_features=("sku",)
+        )
         fit(context(data), chosen, tmp_path)
         facts = read(context(data), chosen)
         made = Factorization(len(facts.kept[0]), len(facts.kept[1]), 8)
         load_network(made, tmp_path)
         with torch.no_grad():
-            vectors = made.clients(facts, facts.pairs.client, (facts.pairs.item, facts.pairs.events))
+            vectors = made.clients(
+                facts, facts.pairs.client, (facts.pairs.item, facts.pairs.events)
+            )
             scores = made.scores(facts, vectors, np.tile(np.arange(20), (len(vectors), 1))).numpy()
         same = (np.arange(20) >= 10) == (facts.pairs.item[:, None] >= 10)
         assert auroc(scores.T, same.T).mean() > 0.95
 
 
-def test_vectors_use_all_their_dimensions(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_vectors_use_all_their_dimensions(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     """The public code's vectors have rank 2 or 3, and there are as many of them as features."""
     fit(context(small), settings(), tmp_path)
     found = embed(context(small), settings(), tmp_path)
@@ -190,10 +239,14 @@ def test_vectors_use_all_their_dimensions(small: Path, tmp_path: Path, context: 
     queries = settings(user_features=("query",), item_features=("name",))
     fit(context(small), queries, tmp_path)
     searched = table.loc[table["event"] == 4, "client_id"]
-    assert np.array_equal(embed(context(small), queries, tmp_path).client_ids, np.intersect1d(active, searched))
+    assert np.array_equal(
+        embed(context(small), queries, tmp_path).client_ids, np.intersect1d(active, searched)
+    )
 
 
-def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     found = []
     for name, seed, threads in (("a", 0, 1), ("b", 0, 2), ("c", 1, 2)):
         (tmp_path / name).mkdir()
@@ -232,7 +285,9 @@ def test_new_clients_are_embedded_like_fitted_ones(
     some = fitted.client_ids[::4]
     for file in (other / "input").glob("*.parquet"):
         table = pd.read_parquet(file)
-        table[table["client_id"].isin(some)].assign(client_id=lambda t: t["client_id"] + 10**6).to_parquet(file)
+        table[table["client_id"].isin(some)].assign(
+            client_id=lambda t: t["client_id"] + 10**6
+        ).to_parquet(file)
     unknown = pd.read_parquet(other / "input" / "product_buy.parquet").assign(sku=999)
     bought = pd.concat([pd.read_parquet(other / "input" / "product_buy.parquet"), unknown])
     bought.to_parquet(other / "input" / "product_buy.parquet")
@@ -243,13 +298,17 @@ def test_new_clients_are_embedded_like_fitted_ones(
 
 
 def test_rare_features_are_dropped(small: Path, context: Callable[..., Context]) -> None:
-    chosen = settings(user_features=("url:7", "sku:min30", "category"), item_features=("sku:5", "price"))
+    chosen = settings(
+        user_features=("url:7", "sku:min30", "category"), item_features=("sku:5", "price")
+    )
     facts = read(context(small), chosen)
     user, item = facts.kept
     table = read_events(small)
     own = table[table["client_id"].isin(facts.clients)]
     urls = own["url"].value_counts()
-    assert set(user[user[:, 0] == FAMILIES.index("url"), 1]) <= set(urls[urls >= urls.iloc[6]].index)
+    assert set(user[user[:, 0] == FAMILIES.index("url"), 1]) <= set(
+        urls[urls >= urls.iloc[6]].index
+    )
     assert (user[:, 0] == FAMILIES.index("url")).sum() == 7
     skus = own.loc[own["event"] < 2, "sku"].value_counts()
     assert set(user[user[:, 0] == FAMILIES.index("sku"), 1]) == set(skus[skus >= 30].index)
@@ -257,8 +316,14 @@ def test_rare_features_are_dropped(small: Path, context: Callable[..., Context])
     assert np.array_equal(user, user[np.lexsort(user.T[::-1])])
 
 
-def test_the_best_state_is_what_is_exported(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
-    fit(context(small), settings(training=TRAINING.model_copy(update={"epochs": 12, "lr": 0.5})), tmp_path)
+def test_the_best_state_is_what_is_exported(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    fit(
+        context(small),
+        settings(training=TRAINING.model_copy(update={"epochs": 12, "lr": 0.5})),
+        tmp_path,
+    )
     facts = json.loads((tmp_path / "training.json").read_text())
     losses = [epoch["held_out"] for epoch in facts["epochs"]]
     assert facts["best"] == min(losses) and facts["best_epoch"] == losses.index(min(losses)) + 1
@@ -269,7 +334,10 @@ def test_the_best_state_is_what_is_exported(small: Path, tmp_path: Path, context
     [
         ({"weights": {"page_visit": 1}}, "page_visit has no product"),
         ({"weights": {"product_buy": -1}}, "at least one weight must be above 0"),
-        ({"item_features": ("query",)}, "'query' is no feature here; use sku, category, price, name"),
+        (
+            {"item_features": ("query",)},
+            "'query' is no feature here; use sku, category, price, name",
+        ),
         ({"user_features": ("day",)}, "'day' is no feature here"),
         ({"training": {"clip": 1.0}}, "do not go with sparse gradients"),
     ],

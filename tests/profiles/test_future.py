@@ -1,4 +1,5 @@
-"""Members that learn from a held-out window: what is cut where, what is asked for, and what a vector depends on."""
+"""Members that learn from a held-out window: what is cut where, what is asked for, and what a
+vector depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +20,17 @@ from behavegpt.profiles.future import member as future
 from behavegpt.profiles.future.contrastive import Contrast, ContrastiveSettings, coming, info_nce
 from behavegpt.profiles.future.member import FutureSettings, targets
 from behavegpt.profiles.future.tower import Tower
-from behavegpt.profiles.future.windows import AGES, DAY, RECENT, CutSettings, counts, cut_histories, end_of, past, whole
+from behavegpt.profiles.future.windows import (
+    AGES,
+    DAY,
+    RECENT,
+    CutSettings,
+    counts,
+    cut_histories,
+    end_of,
+    past,
+    whole,
+)
 from behavegpt.profiles.histories import Shape
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.probe import auroc
@@ -44,9 +55,13 @@ def opened(path: Path, context: Callable[..., Context]) -> SequenceStore:
     return ours.sequences(FUTURE.sequence, ours.vocabularies(FUTURE.sequence))
 
 
-def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(small: Path, context: Callable[..., Context]) -> None:
+def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(
+    small: Path, context: Callable[..., Context]
+) -> None:
     store = opened(small, context)
-    table = read_events(small).assign(seconds=lambda t: t["timestamp"].astype("datetime64[s]").astype("int64"))
+    table = read_events(small).assign(
+        seconds=lambda t: t["timestamp"].astype("datetime64[s]").astype("int64")
+    )
     now = end_of(store)
     assert now == table["seconds"].max() + 1
     cuts = cut_histories(store, FUTURE.cut, now)
@@ -58,26 +73,38 @@ def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(small: Path, context: 
         read = past(store, of, FUTURE.names, 20)
         summary = counts(read).exp() - 1
         for n in range(len(of.row)):
-            mine = table[table["client_id"] == store.clients[of.row[n]]].sort_values(["seconds", "event"])
+            mine = table[table["client_id"] == store.clients[of.row[n]]].sort_values(
+                ["seconds", "event"]
+            )
             before = mine[mine["seconds"] < of.cut[n]].tail(20)
             after = mine[(mine["seconds"] >= of.cut[n]) & (mine["seconds"] < of.cut[n] + 7 * DAY)]
-            assert wanted["events"][n].tolist() == [float((after["event"] == kind).any()) for kind in range(5)]
+            assert wanted["events"][n].tolist() == [
+                float((after["event"] == kind).any()) for kind in range(5)
+            ]
             bought = after[after["event"] == 0]
             for field, top in FUTURE.predict.items():
                 values = bought[field].dropna().astype(int).tolist()
-                assert wanted[field][n].tolist() == [float(value in values) for value in known[field][:top]]
+                assert wanted[field][n].tolist() == [
+                    float(value in values) for value in known[field][:top]
+                ]
             ages = (of.cut[n] - before["seconds"]) / DAY
             some = slice(read.packed.bounds[n], read.packed.bounds[n + 1])
             assert np.allclose(read.days[some].numpy(), ages)
             age = read.packed.inputs["age_ids"].flatten()[read.packed.place][some]
             assert age.tolist() == [min(int(2 * np.log2(1 + days * 24)), AGES - 1) for days in ages]
             for index, window in enumerate((*RECENT, np.inf)):
-                wanted_counts = [((before["event"] == kind) & (ages < window)).sum() for kind in range(5)]
-                assert np.allclose(summary[n, 5 * index : 5 * index + 5].numpy(), wanted_counts, atol=1e-4)
+                wanted_counts = [
+                    ((before["event"] == kind) & (ages < window)).sum() for kind in range(5)
+                ]
+                assert np.allclose(
+                    summary[n, 5 * index : 5 * index + 5].numpy(), wanted_counts, atol=1e-4
+                )
             assert np.allclose(summary[n, -2:].numpy(), [ages.iloc[-1], ages.iloc[0]], rtol=1e-4)
 
 
-def test_nothing_after_the_history_is_asked_for(small: Path, context: Callable[..., Context]) -> None:
+def test_nothing_after_the_history_is_asked_for(
+    small: Path, context: Callable[..., Context]
+) -> None:
     """The last future ends with the input; the events of a whole history are all past."""
     store = opened(small, context)
     cuts = cut_histories(store, FUTURE.cut, end_of(store))
@@ -91,7 +118,9 @@ def test_nothing_after_the_history_is_asked_for(small: Path, context: Callable[.
         cut_histories(store, CutSettings(horizon=400), end_of(store))
 
 
-@pytest.mark.parametrize("room,settings", [(future, FUTURE), (contrastive, CONTRASTIVE)], ids=["future", "contrastive"])
+@pytest.mark.parametrize(
+    "room,settings", [(future, FUTURE), (contrastive, CONTRASTIVE)], ids=["future", "contrastive"]
+)
 def test_the_same_seed_and_any_company_give_the_same_vectors(
     room: object, settings: object, small: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
@@ -137,19 +166,27 @@ def test_an_empty_future_is_no_partner(small: Path, context: Callable[..., Conte
     network = Contrast(Tower(sizes, CONTRASTIVE.shape, 8), sizes, CONTRASTIVE).eval()
     read, theirs = past(store, of, CONTRASTIVE.names, 20), coming(store, of, CONTRASTIVE.names)
     vectors = network.tower(read)
-    wanted = 0.3 * F.binary_cross_entropy_with_logits(network.empty(vectors)[:, 0], torch.from_numpy(~there).float())
+    wanted = 0.3 * F.binary_cross_entropy_with_logits(
+        network.empty(vectors)[:, 0], torch.from_numpy(~there).float()
+    )
     means = [
         sum(
-            network.tables[name](ids[theirs.bounds[n] : theirs.bounds[n + 1]]) for name, ids in theirs.ids.items()
+            network.tables[name](ids[theirs.bounds[n] : theirs.bounds[n + 1]])
+            for name, ids in theirs.ids.items()
         ).mean(0)
         for n in np.flatnonzero(there)
     ]
-    wanted = wanted + info_nce(network.project(vectors[there]), network.future(torch.stack(means)), 0.1)
+    wanted = wanted + info_nce(
+        network.project(vectors[there]), network.future(torch.stack(means)), 0.1
+    )
     assert torch.isclose(network(read, theirs), wanted)
 
 
-def test_a_planted_future_is_learned(tmp_path: Path, small: Path, context: Callable[..., Context]) -> None:
-    """Half of the clients buy their favorite every other day, half have stopped: both must be read from the past."""
+def test_a_planted_future_is_learned(
+    tmp_path: Path, small: Path, context: Callable[..., Context]
+) -> None:
+    """Half of the clients buy their favorite every other day, half have stopped: both must be read
+    from the past."""
     other = shutil.copytree(small, tmp_path / "planted")
     rng = np.random.default_rng(0)
     clients, favorite = np.arange(240) + 1, rng.integers(0, 4, 240)
@@ -158,18 +195,31 @@ def test_a_planted_future_is_learned(tmp_path: Path, small: Path, context: Calla
         last = 30 if client % 2 else 60
         days = np.arange(rng.integers(0, 2), last, 2)
         moments = FIRST_DAY + pd.to_timedelta(days * 24 + rng.integers(0, 20, len(days)), unit="h")
-        tables.append(pd.DataFrame({"client_id": client, "timestamp": moments, "sku": favorite[client - 1]}))
+        tables.append(
+            pd.DataFrame({"client_id": client, "timestamp": moments, "sku": favorite[client - 1]})
+        )
     for file in (other / "input").glob("*.parquet"):
         pd.read_parquet(file)[:0].to_parquet(file, index=False)
     everything = pd.concat(tables, ignore_index=True)
     cut = everything["timestamp"].max() - pd.Timedelta(days=7)
-    everything[everything["timestamp"] < cut].to_parquet(other / "input" / "product_buy.parquet", index=False)
+    everything[everything["timestamp"] < cut].to_parquet(
+        other / "input" / "product_buy.parquet", index=False
+    )
     np.save(other / "input" / "relevant_clients.npy", clients)
     later = everything[everything["timestamp"] >= cut]
-    wanted = np.stack([[((later["client_id"] == c) & (later["sku"] == s)).any() for s in range(4)] for c in clients])
+    wanted = np.stack(
+        [
+            [((later["client_id"] == c) & (later["sku"] == s)).any() for s in range(4)]
+            for c in clients
+        ]
+    )
     training = TrainingSettings(epochs=25, batch=30, lr=5e-3, held_out=0.1, patience=10)
-    settings = FUTURE.model_copy(update={"training": training, "predict": {"sku": 4}, "fields": ("event", "sku")})
-    settings = settings.model_copy(update={"shape": Shape(embedding_size=8, layers=1, heads=2, longest=20)})
+    settings = FUTURE.model_copy(
+        update={"training": training, "predict": {"sku": 4}, "fields": ("event", "sku")}
+    )
+    settings = settings.model_copy(
+        update={"shape": Shape(embedding_size=8, layers=1, heads=2, longest=20)}
+    )
     future.fit(context(other), settings, tmp_path)
     vectors = future.embed(context(other), settings, tmp_path).vectors
     x = np.hstack([vectors, np.ones((len(vectors), 1))])

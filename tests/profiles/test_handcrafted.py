@@ -57,14 +57,21 @@ def by_hand(mine: pd.DataFrame, everybody: pd.DataFrame) -> dict[str, float]:
     found["active_months"] = len({day // 30 for day in days})
     for item in ("sku", "category", "url"):
         types = ["visit"] if item == "url" else TYPES[:3]
-        popular = Counter(everybody.loc[everybody["event"].isin([TYPES.index(t) for t in types]), item].dropna())
-        values = {name: mine.loc[mine["event"] == TYPES.index(name), item].dropna().tolist() for name in types}
+        popular = Counter(
+            everybody.loc[everybody["event"].isin([TYPES.index(t) for t in types]), item].dropna()
+        )
+        values = {
+            name: mine.loc[mine["event"] == TYPES.index(name), item].dropna().tolist()
+            for name in types
+        }
         for name, items in values.items():
             shares = np.array(list(Counter(items).values())) / max(len(items), 1)
             found[f"distinct_{item}_{name}"] = len(shares)
             if items:
                 found[f"entropy_{item}_{name}"] = float(-(shares * np.log(shares)).sum())
-                found[f"popularity_{item}_{name}"] = float(np.mean([math.log(1 + popular[i]) for i in items]))
+                found[f"popularity_{item}_{name}"] = float(
+                    np.mean([math.log(1 + popular[i]) for i in items])
+                )
         if item != "url" and values["cart"]:
             carted = set(values["cart"])
             found[f"abandoned_{item}"] = len(carted - set(values["buy"])) / len(carted)
@@ -73,23 +80,36 @@ def by_hand(mine: pd.DataFrame, everybody: pd.DataFrame) -> dict[str, float]:
         prices = mine.loc[mine["event"] == number, "price"].dropna()
         found[f"price_{name}_total"] = float(prices.sum())
         if len(prices):
-            found |= {f"price_{name}_mean": prices.mean(), f"price_{name}_deviation": prices.std(ddof=0)}
+            found |= {
+                f"price_{name}_mean": prices.mean(),
+                f"price_{name}_deviation": prices.std(ddof=0),
+            }
             found |= {f"price_{name}_lowest": prices.min(), f"price_{name}_highest": prices.max()}
     return found
 
 
-def test_every_feature_is_what_a_loop_makes(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_every_feature_is_what_a_loop_makes(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     ours, vectors = made(context(small), tmp_path / "state")
     table = read_events(small)
     relevant = np.load(small / "input" / "relevant_clients.npy")
-    wanted = {int(client): by_hand(mine, table) for client, mine in table.groupby("client_id") if client in relevant}
+    wanted = {
+        int(client): by_hand(mine, table)
+        for client, mine in table.groupby("client_id")
+        if client in relevant
+    }
     assert set(ours) == set(wanted)
-    assert len(ours) == len(relevant) - 2  # two relevant clients have no event: absent, no row of zeros
+    # two relevant clients have no event: absent, no row of zeros
+    assert len(ours) == len(relevant) - 2
     undefined: dict[str, list[float]] = {}
     for client, features in ours.items():
         for name, value in features.items():
             if name in wanted[client]:
-                assert value == pytest.approx(wanted[client][name], rel=1e-5, abs=2e-6), (client, name)
+                assert value == pytest.approx(wanted[client][name], rel=1e-5, abs=2e-6), (
+                    client,
+                    name,
+                )
             else:
                 undefined.setdefault(name, []).append(value)
     # a client without such events gets the mean of the others, never 0
@@ -100,8 +120,12 @@ def test_every_feature_is_what_a_loop_makes(small: Path, tmp_path: Path, context
     assert vectors.dtype == np.float32
 
 
-def test_threads_do_not_change_a_bit(mini: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
-    one, two = (made(context(mini, threads=threads), tmp_path / str(threads))[1] for threads in (1, 2))
+def test_threads_do_not_change_a_bit(
+    mini: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    one, two = (
+        made(context(mini, threads=threads), tmp_path / str(threads))[1] for threads in (1, 2)
+    )
     assert one.shape == (8490, 98)
     assert one.tobytes() == two.tobytes()
 
@@ -109,7 +133,8 @@ def test_threads_do_not_change_a_bit(mini: Path, tmp_path: Path, context: Callab
 def test_new_clients_get_the_vectors_of_fitted_ones(
     small: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
-    """The same events under other ids, among fewer people: popularity, time frame and fills stay the fitted ones."""
+    """The same events under other ids, among fewer people: popularity, time frame and fills stay
+    the fitted ones."""
     fitted, _ = made(context(small), tmp_path / "state")
     other = shutil.copytree(small, tmp_path / "new")
     some = np.array(sorted(fitted))[::3]

@@ -16,7 +16,11 @@ from tests.profiles.makers import read_events
 pytest.importorskip("implicit", reason="needs the extra `profiles`")
 
 SETTINGS = IalsSettings(
-    item="sku", weights={"product_buy": 3, "add_to_cart": 1}, factors=6, alpha=2.0, regularization=0.1
+    item="sku",
+    weights={"product_buy": 3, "add_to_cart": 1},
+    factors=6,
+    alpha=2.0,
+    regularization=0.1,
 )
 
 
@@ -24,19 +28,27 @@ def dense(path: Path, clients: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Confidences (clients, items) by a loop."""
     table = read_events(path)
     matrix = np.zeros((len(clients), len(items)))
-    for client, sku, event in table.loc[table["event"] < 2, ["client_id", "sku", "event"]].itertuples(index=False):
+    for client, sku, event in table.loc[
+        table["event"] < 2, ["client_id", "sku", "event"]
+    ].itertuples(index=False):
         if client in clients:
-            matrix[clients.tolist().index(client), items.tolist().index(sku)] += 2.0 * (3 if event == 0 else 1)
+            matrix[clients.tolist().index(client), items.tolist().index(sku)] += 2.0 * (
+                3 if event == 0 else 1
+            )
     return matrix
 
 
 def objective(confidence: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
     """Hu et al., equation 3, with confidence 1 where there is no event."""
     weight = np.where(confidence > 0, confidence, 1.0)
-    return float((weight * ((confidence > 0) - x @ y.T) ** 2).sum() + 0.1 * ((x**2).sum() + (y**2).sum()))
+    return float(
+        (weight * ((confidence > 0) - x @ y.T) ** 2).sum() + 0.1 * ((x**2).sum() + (y**2).sum())
+    )
 
 
-def test_vectors_are_the_closed_form(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_vectors_are_the_closed_form(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     fit(context(small), SETTINGS, tmp_path)
     ours = embed(context(small), SETTINGS, tmp_path)
     items, y = np.load(tmp_path / "items.npy"), np.load(tmp_path / "factors.npy").astype(np.float64)
@@ -45,7 +57,11 @@ def test_vectors_are_the_closed_form(small: Path, tmp_path: Path, context: Calla
     wanted = []
     for row in confidence:
         weight = np.where(row > 0, row, 1.0)
-        wanted.append(np.linalg.solve(y.T @ (weight[:, None] * y) + 0.1 * np.eye(6), y.T @ (weight * (row > 0))))
+        wanted.append(
+            np.linalg.solve(
+                y.T @ (weight[:, None] * y) + 0.1 * np.eye(6), y.T @ (weight * (row > 0))
+            )
+        )
     assert np.allclose(ours.vectors, wanted, atol=1e-4)
     # a client without purchases and carts is absent
     table = read_events(small)
@@ -57,7 +73,11 @@ def test_vectors_are_the_closed_form(small: Path, tmp_path: Path, context: Calla
 def test_the_fit_reaches_what_dense_alternation_reaches(
     small: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
-    fit(context(small, clients="relevant"), SETTINGS.model_copy(update={"clients": "asked"}), tmp_path)
+    fit(
+        context(small, clients="relevant"),
+        SETTINGS.model_copy(update={"clients": "asked"}),
+        tmp_path,
+    )
     ours = embed(context(small), SETTINGS, tmp_path)
     items, y = np.load(tmp_path / "items.npy"), np.load(tmp_path / "factors.npy")
     confidence = dense(small, ours.client_ids, items)
@@ -79,7 +99,9 @@ def _solve(factors: np.ndarray, weight: np.ndarray, wanted: np.ndarray) -> np.nd
     return np.linalg.solve(left, factors.T @ (weight * wanted))
 
 
-def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     found = []
     for name, seed, threads in (("a", 0, 1), ("b", 0, 2), ("c", 1, 2)):
         (tmp_path / name).mkdir()
@@ -89,7 +111,9 @@ def test_the_same_seed_gives_the_same_bytes(small: Path, tmp_path: Path, context
     assert found[0] == found[1] != found[2]
 
 
-def test_unknown_items_count_for_nothing(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_unknown_items_count_for_nothing(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     import shutil
 
     fit(context(small), SETTINGS, tmp_path)

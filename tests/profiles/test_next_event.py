@@ -17,13 +17,22 @@ from torch.nn import functional as F
 from behavegpt.profiles.fields import MISSING, RARE
 from behavegpt.profiles.histories import Body, Shape, last_states, mean_states, pack
 from behavegpt.profiles.members import Context
-from behavegpt.profiles.next_event import NextEvent, NextEventSettings, batch, embed, fit, softmax_loss
+from behavegpt.profiles.next_event import (
+    NextEvent,
+    NextEventSettings,
+    batch,
+    embed,
+    fit,
+    softmax_loss,
+)
 from behavegpt.profiles.training import TrainingSettings
 from tests.profiles.makers import read_events
 
 SHAPE = Shape(embedding_size=8, layers=1, heads=2, longest=10, dropout=0.0)
 TRAINING = TrainingSettings(epochs=3, batch=8, lr=1e-2)
-VISITS = NextEventSettings(fields=("url:min2",), events=("page_visit",), shape=SHAPE, training=TRAINING)
+VISITS = NextEventSettings(
+    fields=("url:min2",), events=("page_visit",), shape=SHAPE, training=TRAINING
+)
 PRODUCTS = NextEventSettings(
     fields=("category", "event", "price"),
     events=("product_buy", "add_to_cart", "remove_from_cart"),
@@ -42,13 +51,18 @@ def test_a_packed_history_is_read_as_if_alone(rope: bool) -> None:
     body = Body({"url": 30, "hour": 9}, shape).eval()
     rng = np.random.default_rng(0)
     lengths = np.array([3, 10, 1, 7, 10, 2])
-    columns = {"event": rng.integers(3, 30, lengths.sum()), "hour": rng.integers(3, 9, lengths.sum())}
+    columns = {
+        "event": rng.integers(3, 30, lengths.sum()),
+        "hour": rng.integers(3, 9, lengths.sum()),
+    }
     packed = pack(columns, lengths, shape.longest)
     states = body(packed)
     assert packed.document.shape[0] == 1  # 33 events share one row of 64
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        plain = {name: torch.from_numpy(column[None, start:stop]) for name, column in columns.items()}
+        plain = {
+            name: torch.from_numpy(column[None, start:stop]) for name, column in columns.items()
+        }
         alone = body.model(plain["event"], hour_ids=plain["hour"]).last_hidden_state[0]
         assert torch.allclose(states[start:stop], alone, atol=1e-6)
         assert torch.allclose(last_states(states, packed.bounds)[number], alone[-1], atol=1e-6)
@@ -60,7 +74,8 @@ def test_the_sampled_softmax_is_the_full_one_on_average() -> None:
     x, table, bias = torch.randn(5, 4), torch.randn(44, 4), torch.randn(44)
     target = torch.randint(RARE, 44, (5,))
     full = F.cross_entropy((x @ table.T + bias)[:, RARE:], target - RARE)
-    assert torch.isclose(softmax_loss(x, target, table, bias, negatives=40), full)  # enough for all 40 candidates
+    # enough for all 40 candidates
+    assert torch.isclose(softmax_loss(x, target, table, bias, negatives=40), full)
     logits = (x @ table.T + bias)[:, RARE:]
     wanted = torch.zeros_like(logits).scatter(1, target[:, None] - RARE, 1.0).bool()
     others = logits.masked_fill(wanted, -torch.inf).exp().sum(1)
@@ -70,12 +85,15 @@ def test_the_sampled_softmax_is_the_full_one_on_average() -> None:
         found.append(loss.exp() - 1)
     mean, error = torch.stack(found).mean(), torch.stack(found).std() / 1500**0.5
     assert abs(mean - others[0] / logits[wanted][0].exp()) < 4 * error
-    gradient = torch.autograd.grad(softmax_loss(x, target, table.requires_grad_(), bias, negatives=10), table)[0]
+    gradient = torch.autograd.grad(
+        softmax_loss(x, target, table.requires_grad_(), bias, negatives=10), table
+    )[0]
     assert (gradient[:RARE] == 0).all()  # padding and missing are no candidates
 
 
 def test_targets_are_the_next_events(small: Path, context: Callable[..., Context]) -> None:
-    """Field by field, in the order of time; events of one moment are drawn in any order, and all of them are there."""
+    """Field by field, in the order of time; events of one moment are drawn in any order, and all of
+    them are there."""
     ours = context(small)
     store = ours.sequences(PRODUCTS.sequence, ours.vocabularies(PRODUCTS.sequence))
     rows = np.flatnonzero(store.lengths > 2)
@@ -86,7 +104,10 @@ def test_targets_are_the_next_events(small: Path, context: Callable[..., Context
     for number, row in enumerate(rows):
         start, stop = packed.bounds[number].item(), packed.bounds[number + 1].item()
         mine = slice(store.offsets[row], store.offsets[row + 1])
-        categories, times = np.asarray(store.columns["category"][mine]), np.asarray(store.columns["time"][mine])
+        categories, times = (
+            np.asarray(store.columns["category"][mine]),
+            np.asarray(store.columns["time"][mine]),
+        )
         read = np.append(flat[start:stop].numpy(), targets["category"][stop - 1].item())
         assert np.array_equal(targets["category"][start:stop], read[1:])
         newest = slice(max(len(categories) - 11, 0), None)
@@ -113,19 +134,30 @@ def test_the_same_seed_and_any_company_give_the_same_vectors(
     table = read_events(small)
     kinds = [0, 1, 2] if settings is PRODUCTS else [3]
     relevant = np.load(small / "input" / "relevant_clients.npy")
-    assert set(found[0].client_ids) == set(table.loc[table["event"].isin(kinds), "client_id"]) & set(relevant)
+    assert set(found[0].client_ids) == set(
+        table.loc[table["event"].isin(kinds), "client_id"]
+    ) & set(relevant)
     assert found[0].vectors.shape[1] == (24 if settings is PRODUCTS else 8)
 
 
-def test_training_learns_a_rule(tmp_path: Path, small: Path, context: Callable[..., Context]) -> None:
+def test_training_learns_a_rule(
+    tmp_path: Path, small: Path, context: Callable[..., Context]
+) -> None:
     """Each url follows from the one before: the loss falls far below that of the frequencies."""
     other = shutil.copytree(small, tmp_path / "rule")
     clients = np.repeat(np.load(small / "input" / "relevant_clients.npy"), 12)
     start = np.random.default_rng(0).integers(0, 7, len(clients) // 12).repeat(12)
     step = np.tile(np.arange(12), len(clients) // 12)
-    visits = {"client_id": clients, "timestamp": pd.Timestamp("2023-01-01") + pd.to_timedelta(step, unit="h")}
-    pd.DataFrame(visits | {"url": (start + 3 * step) % 7}).to_parquet(other / "input" / "page_visit.parquet")
-    settings = VISITS.model_copy(update={"training": TrainingSettings(epochs=30, batch=8, lr=1e-2, patience=30)})
+    visits = {
+        "client_id": clients,
+        "timestamp": pd.Timestamp("2023-01-01") + pd.to_timedelta(step, unit="h"),
+    }
+    pd.DataFrame(visits | {"url": (start + 3 * step) % 7}).to_parquet(
+        other / "input" / "page_visit.parquet"
+    )
+    settings = VISITS.model_copy(
+        update={"training": TrainingSettings(epochs=30, batch=8, lr=1e-2, patience=30)}
+    )
     fit(context(other), settings, tmp_path)
     assert json.loads((tmp_path / "training.json").read_text())["best"] < 0.2 < np.log(7)
 
@@ -141,7 +173,10 @@ def test_what_is_missing_is_not_predicted(small: Path, context: Callable[..., Co
     there = targets["category"] != MISSING
     assert not there.all()
     states = network.body(packed)[there]
-    logits = network.heads["category"](states) @ network.body.table("category").T + network.biases["category"]
+    logits = (
+        network.heads["category"](states) @ network.body.table("category").T
+        + network.biases["category"]
+    )
     wanted = F.cross_entropy(logits[:, RARE:], targets["category"][there] - RARE)
     assert torch.isclose(network(packed, targets), wanted)
 

@@ -36,7 +36,9 @@ def profile(data: Path, out: Path, **changes: Any) -> ProfileSettings:
 
 
 def status(facts: dict[str, Any]) -> dict[str, str]:
-    return {name: member["status"] for name, member in (facts["members"] | facts["ensembles"]).items()}
+    return {
+        name: member["status"] for name, member in (facts["members"] | facts["ensembles"]).items()
+    }
 
 
 def test_only_what_changed_runs_again(small: Path, tmp_path: Path) -> None:
@@ -46,11 +48,21 @@ def test_only_what_changed_runs_again(small: Path, tmp_path: Path) -> None:
     assert set(status(run(profile(small, out))).values()) == {"kept"}
     # steps after a member do not build it again, the ensemble does
     changed = {"prices": {"kind": "handcrafted", "families": ["prices"], "post": ["l2"]}}
-    assert status(run(profile(small, out, members=changed))) == {"stats": "kept", "prices": "kept", "all": "built"}
+    assert status(run(profile(small, out, members=changed))) == {
+        "stats": "kept",
+        "prices": "kept",
+        "all": "built",
+    }
     changed["prices"]["families"] = ["prices", "url"]
-    assert status(run(profile(small, out, members=changed))) == {"stats": "kept", "prices": "built", "all": "built"}
+    assert status(run(profile(small, out, members=changed))) == {
+        "stats": "kept",
+        "prices": "built",
+        "all": "built",
+    }
     other = shutil.copytree(small, tmp_path / "data")
-    pd.read_parquet(other / "input" / "page_visit.parquet")[1:].to_parquet(other / "input" / "page_visit.parquet")
+    pd.read_parquet(other / "input" / "page_visit.parquet")[1:].to_parquet(
+        other / "input" / "page_visit.parquet"
+    )
     assert set(status(run(profile(other, out))).values()) == {"built"}
     assert set(status(run(profile(small, out, seed=1))).values()) == {"built"}
     run(profile(small, out))
@@ -101,7 +113,9 @@ def test_a_failing_member_does_not_lose_the_others(
 
 def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) -> None:
     pytest.importorskip("implicit", reason="needs the extra `profiles`")
-    members = {"visits": {"kind": "ials", "item": "url", "weights": {"page_visit": 1}, "factors": 4}}
+    members = {
+        "visits": {"kind": "ials", "item": "url", "weights": {"page_visit": 1}, "factors": 4}
+    }
     run(profile(small, tmp_path / "run", members=members))
     fitted = UserEmbeddings.load(tmp_path / "run" / "ensembles" / "all")
     some = np.sort(fitted.client_ids)[::4]
@@ -109,7 +123,10 @@ def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) 
     embed_new(tmp_path / "run", DataSettings(path=str(other)), tmp_path / "entry")
     new = UserEmbeddings.load(tmp_path / "entry")
     assert sorted(new.client_ids - 10**6) == some.tolist()
-    by_id = {int(client): vector.tobytes() for client, vector in zip(fitted.client_ids, fitted.vectors, strict=True)}
+    by_id = {
+        int(client): vector.tobytes()
+        for client, vector in zip(fitted.client_ids, fitted.vectors, strict=True)
+    }
     for client, vector in zip(new.client_ids - 10**6, new.vectors, strict=True):
         assert vector.tobytes() == by_id[int(client)]
     members["visits"]["factors"] = 5
@@ -128,7 +145,9 @@ def test_vectors_from_elsewhere_are_a_member(small: Path, tmp_path: Path) -> Non
     start, stop = facts["ensembles"]["all"]["members"]["mine"]["columns"]
     ensemble = UserEmbeddings.load(tmp_path / "run" / "ensembles" / "all")
     for client, vector in list(zip(clients, vectors, strict=True))[2:]:
-        assert np.array_equal(ensemble.vectors[ensemble.client_ids == client][0, start:stop], vector)
+        assert np.array_equal(
+            ensemble.vectors[ensemble.client_ids == client][0, start:stop], vector
+        )
     assert facts["members"]["mine"]["clients"] == 18
     assert status(run(profile(small, tmp_path / "run", members=members)))["mine"] == "kept"
     UserEmbeddings(clients, -vectors, missing).save(tmp_path / "entry")
@@ -139,7 +158,9 @@ def test_vectors_from_elsewhere_are_a_member(small: Path, tmp_path: Path) -> Non
 
 def test_rows_come_in_one_seeded_order(small: Path, tmp_path: Path) -> None:
     run(profile(small, tmp_path))
-    ids = [UserEmbeddings.load(tmp_path / name).client_ids for name in ("ensembles/all", "alone/stats")]
+    ids = [
+        UserEmbeddings.load(tmp_path / name).client_ids for name in ("ensembles/all", "alone/stats")
+    ]
     assert np.array_equal(ids[0], ids[1])
     assert not np.array_equal(ids[0], np.sort(ids[0]))
     member = UserEmbeddings.load(tmp_path / "members" / "stats")
@@ -161,7 +182,11 @@ def test_rows_come_in_one_seeded_order(small: Path, tmp_path: Path) -> None:
 def test_mistakes_are_named(small: Path, tmp_path: Path, override: str, message: str) -> None:
     (tmp_path / "c.yaml").write_text("members: {stats: {kind: handcrafted}}\n")
     with pytest.raises(ConfigError, match=message):
-        run(read_settings(ProfileSettings, tmp_path / "c.yaml", [f"data.path={small}", "out=x", override]))
+        run(
+            read_settings(
+                ProfileSettings, tmp_path / "c.yaml", [f"data.path={small}", "out=x", override]
+            )
+        )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -172,7 +197,9 @@ def test_shipped_configs_load(path: Path) -> None:
         assert ensemble.chosen(list(settings.members))
 
 
-def test_the_command_on_the_generated_challenge(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_the_generated_challenge(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("implicit", reason="needs the extra `profiles`")
     config = str(ROOT / "configs" / "profiles" / "small.yaml")
     arguments = ["profile", config, f"data.path={mini}", f"out={tmp_path}", "--probe", "--json"]
@@ -181,8 +208,13 @@ def test_the_command_on_the_generated_challenge(mini: Path, tmp_path: Path, caps
     scores = facts["probe"]
     # what each kind of member is for, on data with planted structure; noise knows nothing
     assert scores["stats"]["churn"] > scores["noise"]["churn"] + 0.2
-    assert scores["ials_categories"]["propensity_category"] > scores["noise"]["propensity_category"] + 0.15
-    assert scores["ensemble all"]["propensity_category"] > scores["ials_visits"]["propensity_category"]
+    assert (
+        scores["ials_categories"]["propensity_category"]
+        > scores["noise"]["propensity_category"] + 0.15
+    )
+    assert (
+        scores["ensemble all"]["propensity_category"] > scores["ials_visits"]["propensity_category"]
+    )
     entry = ["challenge", "validate", str(tmp_path / "ensembles" / "all"), "--data", str(mini)]
     assert main(entry) == 0
     assert main([*arguments[:-2], "--embed", str(mini)]) == 2
@@ -191,7 +223,8 @@ def test_the_command_on_the_generated_challenge(mini: Path, tmp_path: Path, caps
 def test_a_signal_inside_a_query_stops_all_members(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DuckDB turns the KeyboardInterrupt of a handler into an error of its own; no member may take it for its own."""
+    """DuckDB turns the KeyboardInterrupt of a handler into an error of its own; no member may take
+    it for its own."""
     from behavegpt.profiles import pipeline
 
     def interrupted(*_: Any) -> None:

@@ -12,22 +12,42 @@ import pytest
 
 from behavegpt.errors import DataError
 from behavegpt.profiles.events import PRODUCT, DataSettings, open_events
-from behavegpt.profiles.fields import END, FIRST, MISSING, PAD, RARE, START, SequenceSettings, Vocabularies
+from behavegpt.profiles.fields import (
+    END,
+    FIRST,
+    MISSING,
+    PAD,
+    RARE,
+    START,
+    SequenceSettings,
+    Vocabularies,
+)
 from behavegpt.profiles.members import Context
 from tests.profiles.makers import FIRST_DAY, read_events
 
 ALL = SequenceSettings(fields=("week", "event", "category", "price", "sku:5", "url:min4"))
 
 
-def by_hand(path: Path, settings: SequenceSettings) -> tuple[dict[int, list[tuple[int, ...]]], dict[str, list[int]]]:
-    """Client -> list of id tuples in order, and the values of each vocabulary; loops over a data frame."""
+def by_hand(
+    path: Path, settings: SequenceSettings
+) -> tuple[dict[int, list[tuple[int, ...]]], dict[str, list[int]]]:
+    """Client -> list of id tuples in order, and the values of each vocabulary; loops over a data
+    frame."""
     table = read_events(path)
     relevant = set(np.load(path / "input" / "relevant_clients.npy"))
     table = table[table["client_id"].isin(relevant)]
     days = (table["timestamp"].dt.normalize() - FIRST_DAY.normalize()).dt.days
     table = table.assign(day=days, week=days // 7)
-    known: dict[str, list[int]] = {"event": list(range(5)), "week": list(range(int(days.max()) // 7 + 1))}
-    for name, top, least in (("category", None, 1), ("price", None, 1), ("sku", 5, 1), ("url", None, 4)):
+    known: dict[str, list[int]] = {
+        "event": list(range(5)),
+        "week": list(range(int(days.max()) // 7 + 1)),
+    }
+    for name, top, least in (
+        ("category", None, 1),
+        ("price", None, 1),
+        ("sku", 5, 1),
+        ("url", None, 4),
+    ):
         counts = table[name].dropna().astype(int).value_counts()
         ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
         known[name] = [int(value) for value, count in ranked if count >= least][:top]
@@ -42,7 +62,9 @@ def by_hand(path: Path, settings: SequenceSettings) -> tuple[dict[int, list[tupl
                 if pd.isna(value):
                     ids.append(MISSING)
                 else:
-                    ids.append(FIRST + known[name].index(int(value)) if int(value) in known[name] else RARE)
+                    ids.append(
+                        FIRST + known[name].index(int(value)) if int(value) in known[name] else RARE
+                    )
             mixed = (int(client) % 2**31) * 0x9E3779B1 + sum(
                 value * pow(0x9E3779B1, power, 2**32) for power, value in enumerate(ids, 2)
             )
@@ -64,7 +86,9 @@ def test_the_store_is_what_pandas_makes(small: Path, context: Callable[..., Cont
         assert [tuple(line) for line in ids.tolist()] == sequences[int(client)]
 
 
-def test_values_never_share_an_id_with_missing_or_rare(small: Path, context: Callable[..., Context]) -> None:
+def test_values_never_share_an_id_with_missing_or_rare(
+    small: Path, context: Callable[..., Context]
+) -> None:
     ours = context(small)
     store = ours.sequences(ALL, ours.vocabularies(ALL))
     table = read_events(small)
@@ -75,7 +99,9 @@ def test_values_never_share_an_id_with_missing_or_rare(small: Path, context: Cal
     assert (columns["url"][~visits] == MISSING).all()
     assert (columns["url"][visits] != MISSING).all()
     # url 0 and sku 0 are values of their own, and `top` counts real values only
-    zero = {name: store.vocabularies.values[name].tolist().index(0) + FIRST for name in ("url", "sku")}
+    zero = {
+        name: store.vocabularies.values[name].tolist().index(0) + FIRST for name in ("url", "sku")
+    }
     for name, column in zero.items():
         assert np.count_nonzero(columns[name] == column) == np.count_nonzero(table[name] == 0)
     assert store.sizes["sku"] == FIRST + 5
@@ -89,7 +115,11 @@ def test_the_order_of_rows_and_threads_do_not_matter(
     other = shutil.copytree(small, tmp_path / "shuffled")
     for file in (other / "input").glob("*.parquet"):
         pd.read_parquet(file).sample(frac=1, random_state=3).to_parquet(file, index=False)
-    settings = [ALL, SequenceSettings(fields=("name", "event"), events=PRODUCT), SequenceSettings(fields=("query",))]
+    settings = [
+        ALL,
+        SequenceSettings(fields=("name", "event"), events=PRODUCT),
+        SequenceSettings(fields=("query",)),
+    ]
     for setting in settings:
         stores = []
         for path, threads in ((small, 2), (other, 1)):
@@ -107,15 +137,20 @@ def test_codes_are_tokens_in_their_order(small: Path, context: Callable[..., Con
     table = read_events(small)
     table = table[table["event"] < 3]
     table["parsed"] = [
-        [-1] if pd.isna(text) else [int(code) for code in text.strip("[]").split()] for text in table["name"]
+        [-1] if pd.isna(text) else [int(code) for code in text.strip("[]").split()]
+        for text in table["name"]
     ]
     values = store.vocabularies.values["name"].tolist()
     for row, client in enumerate(store.clients):
         mine = table[table["client_id"] == client]
         ids = store.columns["name"][store.offsets[row] : store.offsets[row + 1]].tolist()
         tokens = [-1 if token == MISSING else values[token - FIRST] for token in ids]
-        # at equal times by event type, then by the list of codes; a product without properties is one token
-        records = sorted(mine.to_dict("records"), key=lambda r: (r["timestamp"], r["event"], _nulls_last(r["parsed"])))
+        # at equal times by event type, then by the list of codes; a product without properties is
+        # one token
+        records = sorted(
+            mine.to_dict("records"),
+            key=lambda r: (r["timestamp"], r["event"], _nulls_last(r["parsed"])),
+        )
         assert tokens == [code for record in records for code in record["parsed"]][-6:]
 
 
@@ -123,7 +158,9 @@ def _nulls_last(codes: list[int]) -> list[int]:
     return [10**6 if code < 0 else code for code in codes]
 
 
-def test_padding_is_pure_and_the_same_in_any_batch(small: Path, context: Callable[..., Context]) -> None:
+def test_padding_is_pure_and_the_same_in_any_batch(
+    small: Path, context: Callable[..., Context]
+) -> None:
     ours = context(small)
     store = ours.sequences(ALL, ours.vocabularies(ALL))
     longest = np.argsort(store.lengths)[::-1]
@@ -166,14 +203,18 @@ def test_weeks_go_on_over_the_new_year(small: Path, context: Callable[..., Conte
     assert store.columns["time"].dtype == np.uint32
 
 
-def test_new_data_is_read_with_the_old_vocabulary(small: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+def test_new_data_is_read_with_the_old_vocabulary(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
     fitted = context(small).vocabularies(ALL)
     fitted.save(tmp_path / "vocabularies.safetensors")
     loaded = Vocabularies.load(tmp_path / "vocabularies.safetensors")
     assert (loaded.digest, list(loaded.values)) == (fitted.digest, list(fitted.values))
     other = shutil.copytree(small, tmp_path / "later")
     visits = pd.read_parquet(other / "input" / "page_visit.parquet")
-    visits = visits.assign(url=visits["url"] + 1000, timestamp=visits["timestamp"] + pd.Timedelta(days=300))
+    visits = visits.assign(
+        url=visits["url"] + 1000, timestamp=visits["timestamp"] + pd.Timedelta(days=300)
+    )
     visits.to_parquet(other / "input" / "page_visit.parquet", index=False)
     store = context(other).sequences(ALL, loaded)
     visited = np.asarray(store.columns["event"]) == FIRST + 3
@@ -182,16 +223,24 @@ def test_new_data_is_read_with_the_old_vocabulary(small: Path, tmp_path: Path, c
     assert store.sizes == fitted.sizes
 
 
-def test_training_on_all_and_embedding_the_asked(small: Path, context: Callable[..., Context]) -> None:
+def test_training_on_all_and_embedding_the_asked(
+    small: Path, context: Callable[..., Context]
+) -> None:
     settings = SequenceSettings(fields=("event", "sku"), clients="all")
     ours = context(small)
     vocabularies = ours.vocabularies(settings)
-    everybody, asked = ours.sequences(settings, vocabularies), ours.sequences(settings, vocabularies, asked=True)
+    everybody, asked = (
+        ours.sequences(settings, vocabularies),
+        ours.sequences(settings, vocabularies, asked=True),
+    )
     assert set(everybody.clients) == set(read_events(small)["client_id"])
     assert set(asked.clients) == set(everybody.clients) & set(ours.clients)
     assert len(asked.clients) < len(everybody.clients)
     rows = np.searchsorted(everybody.clients, asked.clients)
-    ids = [store.padded(r, 50)[0]["sku"] for store, r in ((everybody, rows), (asked, np.arange(len(rows))))]
+    ids = [
+        store.padded(r, 50)[0]["sku"]
+        for store, r in ((everybody, rows), (asked, np.arange(len(rows))))
+    ]
     assert np.array_equal(*ids)
 
 
@@ -200,25 +249,38 @@ def test_codes_of_the_later_release_are_read_alike(
 ) -> None:
     """Lists in a column `embedding` in place of text in `query` and `name`."""
     other = shutil.copytree(small, tmp_path / "later")
-    for file, name in (("input/search_query.parquet", "query"), ("product_properties.parquet", "name")):
+    for file, name in (
+        ("input/search_query.parquet", "query"),
+        ("product_properties.parquet", "name"),
+    ):
         table = pd.read_parquet(other / file)
-        table["embedding"] = [[int(code) for code in text.strip("[]").split()] for text in table.pop(name)]
+        table["embedding"] = [
+            [int(code) for code in text.strip("[]").split()] for text in table.pop(name)
+        ]
         table.to_parquet(other / file, index=False)
     for field in ("query", "name"):
         settings = SequenceSettings(fields=(field,))
-        stores = [c.sequences(settings, c.vocabularies(settings)) for c in (context(small), context(other))]
+        stores = [
+            c.sequences(settings, c.vocabularies(settings))
+            for c in (context(small), context(other))
+        ]
         assert stores[0].path != stores[1].path
         assert np.array_equal(stores[0].columns[field], stores[1].columns[field])
 
 
-def test_a_store_takes_few_bytes_and_is_built_once(mini: Path, context: Callable[..., Context]) -> None:
-    settings = SequenceSettings(fields=("week", "event", "category", "price", "sku:5000", "url:5000"), last=126)
+def test_a_store_takes_few_bytes_and_is_built_once(
+    mini: Path, context: Callable[..., Context]
+) -> None:
+    settings = SequenceSettings(
+        fields=("week", "event", "category", "price", "sku:5000", "url:5000"), last=126
+    )
     ours = context(mini)
     vocabularies = ours.vocabularies(settings)
     store = ours.sequences(settings, vocabularies)
     size = sum(file.stat().st_size for file in store.path.glob("*.npy"))
     assert size / len(store.columns["sku"]) <= 12
-    assert len(store.clients) == 8490  # the relevant clients with an event, by the organizers' baseline
+    # the relevant clients with an event, by the organizers' baseline
+    assert len(store.clients) == 8490
     written = (store.path / "store.json").stat().st_mtime_ns
     assert ours.sequences(settings, vocabularies).path == store.path
     assert (store.path / "store.json").stat().st_mtime_ns == written
@@ -243,9 +305,9 @@ def test_wrong_directories_are_named(small: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="challenge split"):
         open_events(DataSettings(path=str(tmp_path)))
     other = shutil.copytree(small, tmp_path / "other")
-    pd.read_parquet(small / "input" / "page_visit.parquet").rename(columns={"url": "page"}).to_parquet(
-        other / "input" / "page_visit.parquet"
-    )
+    pd.read_parquet(small / "input" / "page_visit.parquet").rename(
+        columns={"url": "page"}
+    ).to_parquet(other / "input" / "page_visit.parquet")
     with pytest.raises(DataError, match=r"page_visit.parquet: column 'url' is missing"):
         open_events(DataSettings(path=str(other)))
     (other / "input" / "page_visit.parquet").unlink()  # a log without visits is fine

@@ -1,4 +1,5 @@
-"""Language-model features: what a model is given to read, and vectors that depend on nothing else."""
+"""Language-model features: what a model is given to read, and vectors that depend on nothing
+else."""
 
 from __future__ import annotations
 
@@ -14,14 +15,27 @@ import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from behavegpt.errors import CheckpointError
 from behavegpt.profiles.event_text import PARTS, open_lines, write_lines
 from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.pipeline import ProfileSettings, run
-from behavegpt.profiles.text import MissingModelError, Reader, TextSettings, embed, fit, token_batches
+from behavegpt.profiles.text import (
+    MissingModelError,
+    Reader,
+    TextSettings,
+    embed,
+    fit,
+    token_batches,
+)
 from tests.profiles.makers import read_events
 
 NAMES = ["product buy", "add to cart", "remove from cart", "page visit", "search query"]
@@ -37,12 +51,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     text = [
-        f"event type: {name}; timestamp: 2023-01-0{i} 10:00; item: {i}; url: 1{i};" for name in NAMES for i in range(9)
+        f"event type: {name}; timestamp: 2023-01-0{i} 10:00; item: {i}; url: 1{i};"
+        for name in NAMES
+        for i in range(9)
     ]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         text,
-        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False
+        ),
     )
     PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>").save_pretrained(folder)
     torch.manual_seed(0)
@@ -55,7 +73,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(model: Path, **changes: Any) -> TextSettings:
-    return TextSettings.model_validate({"model": str(model), "block": 5, "batch_tokens": 2000, **changes})
+    return TextSettings.model_validate(
+        {"model": str(model), "block": 5, "batch_tokens": 2000, **changes}
+    )
 
 
 @cache
@@ -64,15 +84,25 @@ def events_of(path: Path) -> pd.DataFrame:
 
 
 def by_hand(path: Path, client: int, repeats: bool = False) -> list[str]:
-    """The lines of one client, the newest first, by a loop; times that are equal are sorted by event and text."""
+    """The lines of one client, the newest first, by a loop; times that are equal are sorted by
+    event and text."""
     table = events_of(path)
     found: dict[Any, tuple[Any, ...]] = {}
     for number, event in enumerate(table[table["client_id"] == client].to_dict("records")):
         parts = []
-        for name, column in (("item", "sku"), ("url", "url"), ("category", "category"), ("price", "price")):
+        for name, column in (
+            ("item", "sku"),
+            ("url", "url"),
+            ("category", "category"),
+            ("price", "price"),
+        ):
             if not pd.isna(event[column]):
                 parts.append(f"{name}: {int(event[column])};")
-        codes = [(column, event[column]) for column in ("name", "query") if isinstance(event[column], str)]
+        codes = [
+            (column, event[column])
+            for column in ("name", "query")
+            if isinstance(event[column], str)
+        ]
         parts += [f"{column}: {' '.join(text.strip('[]').split())};" for column, text in codes]
         head = f"event type: {NAMES[event['event']]};"
         line = " ".join([head, f"timestamp: {event['timestamp']:%Y-%m-%d %H:%M};", *parts])
@@ -94,8 +124,15 @@ def test_lines_are_the_newest_events(
     assert np.array_equal(clients, np.intersect1d(relevant, read_events(small)["client_id"]))
 
 
-def test_a_table_has_empty_cells(small: Path, tmp_path: Path, context: Callable[..., Context], model: Path) -> None:
-    chosen = settings(model, fields=("time", "sku", "query"), layout="table", events=("product_buy", "search_query"))
+def test_a_table_has_empty_cells(
+    small: Path, tmp_path: Path, context: Callable[..., Context], model: Path
+) -> None:
+    chosen = settings(
+        model,
+        fields=("time", "sku", "query"),
+        layout="table",
+        events=("product_buy", "search_query"),
+    )
     with context(small).connect() as con:
         write_lines(con, chosen.fields, chosen.events, "table", 64, False, tmp_path / "l.arrow")
     cells = [line.split(" | ") for line in open_lines(tmp_path / "l.arrow").to_pylist()]
@@ -113,29 +150,50 @@ def test_tokens_are_those_of_the_whole_text(
     lines = open_lines(tmp_path / "l.arrow")
     tokenizer = AutoTokenizer.from_pretrained(model)
     for tokens in (8192, 150, 8):
-        texts = Reader(settings(model, order=order, tokens=tokens), model, CPU).texts(lines, offsets)
+        texts = Reader(settings(model, order=order, tokens=tokens), model, CPU).texts(
+            lines, offsets
+        )
         for row, client in list(enumerate(clients))[::5]:
             ids = texts.ids[texts.offsets[row] : texts.offsets[row + 1]].tolist()
             own = by_hand(small, client)
-            # the longest text of whole events that fits, from the newest on; or the beginning of the newest
-            fitting = [n for n in range(1, len(own) + 1) if len(tokenizer("\n".join(own[:n])).input_ids) <= tokens]
+            # the longest text of whole events that fits, from the newest on; or the beginning of
+            # the newest
+            fitting = [
+                n
+                for n in range(1, len(own) + 1)
+                if len(tokenizer("\n".join(own[:n])).input_ids) <= tokens
+            ]
             kept = own[: max(fitting, default=1)]
-            wanted = tokenizer("\n".join(kept if order == "newest" else kept[::-1])).input_ids[:tokens]
+            wanted = tokenizer("\n".join(kept if order == "newest" else kept[::-1])).input_ids[
+                :tokens
+            ]
             assert ids == wanted
 
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
 @pytest.mark.parametrize("start", [False, True])
 def test_vectors_do_not_depend_on_padding_or_on_the_batch(
-    small: Path, tmp_path: Path, context: Callable[..., Context], model: Path, pool: str, start: bool
+    small: Path,
+    tmp_path: Path,
+    context: Callable[..., Context],
+    model: Path,
+    pool: str,
+    start: bool,
 ) -> None:
     """Compared with every text read alone, tokenized as a whole."""
-    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
-    chosen = settings(model, pool=pool, layout="table" if start else "lines", fields=("event", "url", "sku"))
+    tokenizer, network = (
+        AutoTokenizer.from_pretrained(model),
+        AutoModel.from_pretrained(model).eval(),
+    )
+    chosen = settings(
+        model, pool=pool, layout="table" if start else "lines", fields=("event", "url", "sku")
+    )
     fit(context(small), chosen, tmp_path)
     found = embed(context(small), chosen, tmp_path)
     with context(small).connect() as con:
-        _, offsets = write_lines(con, chosen.fields, chosen.events, chosen.layout, 64, False, tmp_path / "l.arrow")
+        _, offsets = write_lines(
+            con, chosen.fields, chosen.events, chosen.layout, 64, False, tmp_path / "l.arrow"
+        )
     lines = open_lines(tmp_path / "l.arrow").to_pylist()
     for row in range(len(found.client_ids)):
         own = lines[offsets[row] : offsets[row + 1]]
@@ -145,11 +203,15 @@ def test_vectors_do_not_depend_on_padding_or_on_the_batch(
         wanted = states[-1] if pool == "last" else states.mean(0)
         assert np.abs(found.vectors[row] - wanted.numpy()).max() < 1e-5
     small_batches = chosen.model_copy(update={"batch_tokens": 1, "block": 3})
-    assert np.abs(embed(context(small), small_batches, tmp_path).vectors - found.vectors).max() < 1e-5
+    assert (
+        np.abs(embed(context(small), small_batches, tmp_path).vectors - found.vectors).max() < 1e-5
+    )
     assert embed(context(small), chosen, tmp_path).vectors.tobytes() == found.vectors.tobytes()
 
 
-def test_half_precision_is_near(small: Path, tmp_path: Path, context: Callable[..., Context], model: Path) -> None:
+def test_half_precision_is_near(
+    small: Path, tmp_path: Path, context: Callable[..., Context], model: Path
+) -> None:
     fit(context(small), settings(model), tmp_path)
     full = embed(context(small), settings(model), tmp_path).vectors
     half = embed(context(small), settings(model, precision="bf16"), tmp_path).vectors
@@ -157,7 +219,11 @@ def test_half_precision_is_near(small: Path, tmp_path: Path, context: Callable[.
 
 
 def test_a_stopped_run_goes_on_with_its_blocks(
-    small: Path, tmp_path: Path, context: Callable[..., Context], model: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path,
+    tmp_path: Path,
+    context: Callable[..., Context],
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen, ours = settings(model), context(small)
     fit(ours, chosen, tmp_path)
@@ -192,12 +258,16 @@ def test_a_missing_model_switches_the_member_off(
     tree = {"data": {"path": str(small)}, "out": str(tmp_path / "run"), "members": members}
     facts = run(ProfileSettings.model_validate(tree))
     found = {name: member["status"] for name, member in facts["members"].items()}
-    assert found == {"stats": "built", "reader": "off", "lost": "off", "tiny": "built"} and facts["ok"]
+    assert (
+        found == {"stats": "built", "reader": "off", "lost": "off", "tiny": "built"} and facts["ok"]
+    )
     told = [line for line in capsys.readouterr().err.splitlines() if "reader is off" in line]
     assert len(told) == 1 and "hf download nobody/has-this-model" in told[0]
 
 
-def test_another_model_is_noticed(small: Path, tmp_path: Path, context: Callable[..., Context], model: Path) -> None:
+def test_another_model_is_noticed(
+    small: Path, tmp_path: Path, context: Callable[..., Context], model: Path
+) -> None:
     other = shutil.copytree(model, tmp_path / "other")
     chosen = settings(other)
     assert chosen.shaping() == settings(model).shaping()  # what it is, not where it lies

@@ -1,4 +1,5 @@
-"""Training of members: batches are a function of the seed, the best state is kept, and the objective decides."""
+"""Training of members: batches are a function of the seed, the best state is kept, and the
+objective decides."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from behavegpt.profiles.training import (
 
 
 class Drift(nn.Module):
-    """One number that training pushes up by the learning rate at each step; held-out rows want it at 0.35."""
+    """One number that training pushes up by the learning rate at each step; held-out rows want it
+    at 0.35."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +56,9 @@ def test_an_epoch_has_every_row_once(lengths: np.ndarray | None) -> None:
     again = list(epoch_batches(1000, 7, 3, 0, lengths))
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
     for seed, epoch in ((4, 0), (3, 1)):
-        assert not np.array_equal(np.concatenate(batches), np.concatenate(list(epoch_batches(1000, 7, seed, epoch))))
+        assert not np.array_equal(
+            np.concatenate(batches), np.concatenate(list(epoch_batches(1000, 7, seed, epoch)))
+        )
     if lengths is not None:
         spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
         shuffled = np.mean([np.ptp(lengths[batch]) for batch in epoch_batches(1000, 7, 3, 0)])
@@ -63,14 +67,22 @@ def test_an_epoch_has_every_row_once(lengths: np.ndarray | None) -> None:
 
 def test_the_best_state_is_kept_and_training_stops() -> None:
     network = Drift()
-    facts = train(network, network.loss, np.arange(20), settings(epochs=50, patience=4), 0, "drift", None, sgd)
-    # one step of 0.1 an epoch: 0.3 and 0.4 are equally far from 0.35, so the first of them is the best
-    assert facts["best_epoch"] in (3, 4) and abs(network.place.item() - 0.1 * facts["best_epoch"]) < 1e-6
+    facts = train(
+        network, network.loss, np.arange(20), settings(epochs=50, patience=4), 0, "drift", None, sgd
+    )
+    # one step of 0.1 an epoch: 0.3 and 0.4 are equally far from 0.35, so the first of them is the
+    # best
+    assert (
+        facts["best_epoch"] in (3, 4)
+        and abs(network.place.item() - 0.1 * facts["best_epoch"]) < 1e-6
+    )
     assert facts["steps"] == facts["best_epoch"] + 4
     assert not network.training
     # without held-out rows the training loss decides, and it only falls
     network = Drift()
-    facts = train(network, network.loss, np.arange(20), settings(held_out=0, epochs=6), 0, "drift", None, sgd)
+    facts = train(
+        network, network.loss, np.arange(20), settings(held_out=0, epochs=6), 0, "drift", None, sgd
+    )
     assert facts["best_epoch"] == 6 and facts["steps"] == 12
 
 
@@ -82,16 +94,34 @@ def test_held_out_rows_are_never_trained_on() -> None:
         seen[network.training].update(rows.tolist())
         return network.loss(rows, rng)
 
-    train(network, objective, np.arange(100, 140), settings(held_out=0.25, epochs=3), 0, "drift", None, sgd)
-    assert len(seen[True]) == 30 and len(seen[False]) == 10 and seen[True] | seen[False] == set(range(100, 140))
+    train(
+        network,
+        objective,
+        np.arange(100, 140),
+        settings(held_out=0.25, epochs=3),
+        0,
+        "drift",
+        None,
+        sgd,
+    )
+    assert (
+        len(seen[True]) == 30
+        and len(seen[False]) == 10
+        and seen[True] | seen[False] == set(range(100, 140))
+    )
 
 
 def test_steps_are_counted_instead_of_epochs() -> None:
     network = Drift()
-    facts = train(network, network.loss, np.arange(100), settings(held_out=0, steps=13), 0, "drift", None, sgd)
+    facts = train(
+        network, network.loss, np.arange(100), settings(held_out=0, steps=13), 0, "drift", None, sgd
+    )
     assert facts["steps"] == 13 and [epoch["steps"] for epoch in facts["epochs"]] == [10, 13]
-    facts = train(network, network.loss, np.arange(10), settings(held_out=0, steps=13), 0, "drift", None, sgd)
-    assert facts["steps"] == len(facts["epochs"]) == 13  # more than the 10 epochs that are the default
+    facts = train(
+        network, network.loss, np.arange(10), settings(held_out=0, steps=13), 0, "drift", None, sgd
+    )
+    # more than the 10 epochs that are the default
+    assert facts["steps"] == len(facts["epochs"]) == 13
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_alone() -> None:
@@ -103,13 +133,18 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_al
         table = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 
         def objective(
-            rows: np.ndarray, rng: np.random.Generator, network: nn.Module = network, table: Tensor = table
+            rows: np.ndarray,
+            rng: np.random.Generator,
+            network: nn.Module = network,
+            table: Tensor = table,
         ) -> tuple[Tensor, float]:
             noise = torch.from_numpy(rng.random((len(rows), 3), np.float32))
             return network(table[rows] + noise).square().sum(), len(rows)
 
         train(network, objective, np.arange(40), settings(epochs=2), seed, "net")
-        found.append(torch.cat([p.detach().flatten() for p in network.parameters()]).numpy().tobytes())
+        found.append(
+            torch.cat([p.detach().flatten() for p in network.parameters()]).numpy().tobytes()
+        )
         assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(7)))
     assert found[0] == found[1] != found[2]
 
@@ -135,7 +170,16 @@ def test_warmup_and_clip() -> None:
         optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
         return optimizer
 
-    train(network, network.loss, np.arange(60), settings(held_out=0, warmup=4, steps=6, clip=0.5), 0, "d", None, adam)
+    train(
+        network,
+        network.loss,
+        np.arange(60),
+        settings(held_out=0, warmup=4, steps=6, clip=0.5),
+        0,
+        "d",
+        None,
+        adam,
+    )
     assert np.allclose(rates, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     assert abs(network.place.item() - 0.5 * sum(rates)) < 1e-6  # the gradient of -1 is cut to -0.5
 
@@ -154,9 +198,13 @@ def test_mistakes_are_named() -> None:
 
 def test_vectors_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:
     lengths = np.random.default_rng(0).integers(1, 9, 23)
-    vectors = embed_rows(lambda rows: torch.from_numpy(np.c_[rows, rows**2]), np.arange(23) + 5, lengths, 4, "v")
+    vectors = embed_rows(
+        lambda rows: torch.from_numpy(np.c_[rows, rows**2]), np.arange(23) + 5, lengths, 4, "v"
+    )
     assert vectors.dtype == np.float32
-    assert np.array_equal(vectors, np.c_[np.arange(23) + 5, (np.arange(23) + 5) ** 2].astype(np.float32))
+    assert np.array_equal(
+        vectors, np.c_[np.arange(23) + 5, (np.arange(23) + 5) ** 2].astype(np.float32)
+    )
     tied = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
     tied[1].weight = tied[0].weight
     save_network(tied, tmp_path)
@@ -167,7 +215,9 @@ def test_vectors_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 40, 1 << 21])
-def test_cross_entropy_in_pieces_is_the_one_of_torch(logits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_entropy_in_pieces_is_the_one_of_torch(
+    logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(softmax.CHUNK, "cpu", logits_at_once)
     rng = torch.Generator().manual_seed(0)
     target = torch.randint(13, (31,), generator=rng)

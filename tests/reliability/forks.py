@@ -1,6 +1,8 @@
-"""The command line in processes of its own that a trial may kill or starve, without seconds of imports for each.
+"""The command line in processes of its own that a trial may kill or starve, without seconds of
+imports for each.
 
-`python -m tests.reliability.forks` imports all of it and forks a child for each order: one JSON line in, one out.
+`python -m tests.reliability.forks` imports all of it and forks a child for each order: one JSON
+line in, one out.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ class Commands:
     """The test's end of the server."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.reliability.forks"],
             stdin=subprocess.PIPE,
@@ -51,8 +57,8 @@ class Commands:
     def run(self, argv: list[str], cwd: Path, **order: Any) -> Ended:
         """Run a command line and wait for its end. What an order may ask for:
 
-        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID: run as that user;
-        temporary=FOLDER: in place of the system's.
+        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID:
+        run as that user; temporary=FOLDER: in place of the system's.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(order | {"argv": argv, "cwd": str(cwd)}) + "\n")
@@ -93,7 +99,8 @@ def serve() -> None:
     import behavegpt.serving.app  # noqa: F401
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    # which a shell's background jobs ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         print(json.dumps(vars(_obey(json.loads(line)))), flush=True)
     os._exit(0)
@@ -126,7 +133,9 @@ def _obey(order: dict[str, Any]) -> Ended:
         time.sleep(0.001)
     _drain(printed, output)
     os.close(printed)
-    return Ended(os.waitstatus_to_exitcode(status), time.monotonic() - began, output.decode(errors="replace"))
+    return Ended(
+        os.waitstatus_to_exitcode(status), time.monotonic() - began, output.decode(errors="replace")
+    )
 
 
 def _drain(pipe: int, output: bytearray) -> None:
@@ -139,14 +148,16 @@ def _drain(pipe: int, output: bytearray) -> None:
 
 
 def _work(order: dict[str, Any], end: int) -> None:
-    """Run the command as `python -m behavegpt.cli` would, and leave without the interpreter's clean-up."""
+    """Run the command as `python -m behavegpt.cli` would, and leave without the interpreter's
+    clean-up."""
     status = 1
     try:
         for stream in (1, 2):
             os.dup2(end, stream)
         os.chdir(order["cwd"])
         if "file_limit" in order:
-            sys.dont_write_bytecode = True  # Python does not notice that a .pyc was cut short, and fails ever after
+            # Python does not notice that a .pyc was cut short, and fails ever after
+            sys.dont_write_bytecode = True
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], hard))
         if "temporary" in order:

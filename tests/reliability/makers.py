@@ -26,25 +26,38 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 
 class Kind(NamedTuple):
-    """How a folder is made, beneath a place that holds what it builds on, and read: a digest of all that comes out."""
+    """How a folder is made, beneath a place that holds what it builds on, and read: a digest of all
+    that comes out."""
 
     make: Callable[[Path], Path]
     read: Callable[[Path], str]
 
 
-SHAPE: dict[str, Any] = {"embedding_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 16}
+SHAPE: dict[str, Any] = {
+    "embedding_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_length": 16,
+}
 SHAPE |= {"history_head": True, "next_heads": ["event", "gap"]}
 
 
 def make_store(place: Path) -> Path:
     log = small_log(users=12, events=400, seed=3)
-    bad = pa.table({**{n: log[n].slice(0, 3) for n in log.column_names}, "user_id": pa.nulls(3, log["user_id"].type)})
+    bad = pa.table(
+        {
+            **{n: log[n].slice(0, 3) for n in log.column_names},
+            "user_id": pa.nulls(3, log["user_id"].type),
+        }
+    )
     place.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.concat_tables([log, bad.cast(log.schema)]), place / "log.parquet")
     return prepare(place / "log.parquet", place / "data", SYNTHETIC_SCHEMA).path
 
 
-def tiny_model(store: EventStore, tokenizer: EventTokenizer, **changed: Any) -> BehaveGPTForBehaviorPrediction:
+def tiny_model(
+    store: EventStore, tokenizer: EventTokenizer, **changed: Any
+) -> BehaveGPTForBehaviorPrediction:
     torch.manual_seed(0)
     config = BehaveGPTConfig(
         field_sizes=store.field_sizes(),
@@ -68,7 +81,11 @@ def make_adapter(place: Path) -> Path:
 
     base = make_model(place / "for-adapter")
     model = load(base, "cpu").model
-    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("model.")]
+    names = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and n.startswith("model.")
+    ]
     adapter = get_peft_model(model, LoraConfig(r=2, target_modules=names, init_lora_weights=False))
     save_adapter(adapter, place / "adapter", base)
     return place / "adapter"
@@ -79,27 +96,43 @@ def make_checkpoint(place: Path) -> Path:
     tensors = {"weight": torch.randn(8, 4), "bias": torch.randn(4)}
     moments = {f"exp_avg/{name}": torch.randn_like(value) for name, value in tensors.items()}
     return save_checkpoint(
-        place / "ckpt", 7, tensors, moments, {"class_loss": torch.rand(5)}, {"progress": {"step": 7}}
+        place / "ckpt",
+        7,
+        tensors,
+        moments,
+        {"class_loss": torch.rand(5)},
+        {"progress": {"step": 7}},
     )
 
 
 def make_entry(place: Path) -> Path:
     rng = np.random.default_rng(0)
     missing = rng.random(40) < 0.2
-    return UserEmbeddings(rng.permutation(1000)[:40], rng.normal(size=(40, 6)), missing).save(place / "entry")
+    return UserEmbeddings(rng.permutation(1000)[:40], rng.normal(size=(40, 6)), missing).save(
+        place / "entry"
+    )
 
 
 def read_store(path: Path) -> str:
     store = open_store(path)
-    columns = {name: np.array(column) for name, column in {**store.columns, "offsets": store.offsets}.items()}
-    labels = {field: (v.values.to_pylist(), v.counts.tolist()) for field, v in store.vocabulary.items()}
-    return digest(store.manifest.model_dump(mode="json"), columns, labels, store.users().to_pylist())
+    columns = {
+        name: np.array(column)
+        for name, column in {**store.columns, "offsets": store.offsets}.items()
+    }
+    labels = {
+        field: (v.values.to_pylist(), v.counts.tolist()) for field, v in store.vocabulary.items()
+    }
+    return digest(
+        store.manifest.model_dump(mode="json"), columns, labels, store.users().to_pylist()
+    )
 
 
 def read_model(path: Path) -> str:
     predictor = load(path, "cpu")
     config = {k: v for k, v in predictor.model.config.to_dict().items() if not k.startswith("_")}
-    links = {} if predictor.links is None else {k: vars(link) for k, link in predictor.links.items()}
+    links = (
+        {} if predictor.links is None else {k: vars(link) for k, link in predictor.links.items()}
+    )
     odds = None if predictor.links is None else predictor.links.gap_odds
     return digest(predictor.model.state_dict(), config, predictor.tokenizer.to_dict(), links, odds)
 
@@ -122,7 +155,9 @@ def digest(*parts: Any) -> str:
         if isinstance(value, torch.Tensor):
             value = value.detach().numpy()
         if isinstance(value, np.ndarray):
-            found.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+            found.update(
+                f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+            )
         elif isinstance(value, dict):
             for key in sorted(value, key=str):
                 found.update(str(key).encode())

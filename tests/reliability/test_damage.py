@@ -43,7 +43,9 @@ DAMAGES = {"flip": flip, "cut": cut, "append": append, "blank": blank}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+def sound(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, str]:
     """A kind's name, a folder of it, and what is read from it."""
     kind = KINDS[request.param]
     folder = kind.make(tmp_path_factory.mktemp(request.param))
@@ -64,7 +66,8 @@ def outcome(name: str, folder: Path, expected: str) -> str:
 def test_damage_is_never_silent(
     sound: tuple[str, Path, str], damage: str, trials: int, tmp_path: Path, record_property: Record
 ) -> None:
-    """Every file in turn, at random places; what a reader does not look at (the data card, say) `doctor` does."""
+    """Every file in turn, at random places; what a reader does not look at (the data card, say)
+    `doctor` does."""
     name, folder, expected = sound
     trials = trials if damage == "flip" else trials // 4
     rng, found = random.Random(trials), collections.Counter[str]()
@@ -81,7 +84,9 @@ def test_damage_is_never_silent(
         found[kind] += 1
         assert kind != "CHANGED", f"{path.name}, trial {number}"
         if name != "entry":
-            assert not check_folders(copy)["ok"], f"{path.name}, trial {number}: doctor sees nothing"
+            assert not check_folders(copy)["ok"], (
+                f"{path.name}, trial {number}: doctor sees nothing"
+            )
         path.write_bytes(content)
     assert outcome(name, copy, expected) == "same" and check_folders(copy)["ok"]
     assert found["refused"] > 0.5 * sum(found.values())
@@ -91,7 +96,9 @@ def test_damage_is_never_silent(
 def test_missing_files_and_links_are_refused(sound: tuple[str, Path, str], tmp_path: Path) -> None:
     name, folder, expected = sound
     copy = shutil.copytree(folder, tmp_path / folder.name)
-    for path in sorted(path for path in copy.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for path in sorted(
+        path for path in copy.rglob("*") if path.is_file() and path.name != MANIFEST
+    ):
         moved = path.rename(tmp_path / "moved")
         if path.name in ("missing.npy", "entry.json", "data_card.md", "rejects.parquet"):
             assert outcome(name, copy, expected) in ("same", "refused")

@@ -1,4 +1,5 @@
-"""Full, read-only and odd places: one paragraph, exit code 2, nothing left; told before the work where it can be."""
+"""Full, read-only and odd places: one paragraph, exit code 2, nothing left; told before the work
+where it can be."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def out(place: Path) -> Iterator[Path]:
 
 def refused(ended: Ended) -> str:
     """The one paragraph of a command that could not write."""
-    member = ended.status == 1 and "failed: " in ended.output  # of a profile, whose other members go on
+    # of a profile, whose other members go on
+    member = ended.status == 1 and "failed: " in ended.output
     assert ended.status == 2 or member, ended.output
     assert "Traceback" not in ended.output, ended.output
     return ended.output
@@ -68,8 +70,11 @@ EVERY = [True, pytest.param(False, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("quick", EVERY)
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_full_disk_is_one_paragraph(verb: str, quick: bool, place: Path, out: Path, record_property: Record) -> None:
-    """Files end at some size: whatever a library (DuckDB, Arrow, safetensors, torch) makes of it is told alike."""
+def test_a_full_disk_is_one_paragraph(
+    verb: str, quick: bool, place: Path, out: Path, record_property: Record
+) -> None:
+    """Files end at some size: whatever a library (DuckDB, Arrow, safetensors, torch) makes of it is
+    told alike."""
     needed(verb, quick)
     told = 0
     for limit in LIMITS[1:3] if quick else LIMITS:
@@ -78,7 +83,9 @@ def test_a_full_disk_is_one_paragraph(verb: str, quick: bool, place: Path, out: 
             shutil.rmtree(out)
             continue
         text = refused(ended)
-        assert any(words in text for words in ("File too large", "grew beyond what is allowed")), text
+        assert any(words in text for words in ("File too large", "grew beyond what is allowed")), (
+            text
+        )
         told += 1
         left = [n for n in (contents(out) if out.exists() else {}) if ".tmp" in n or ".lock" in n]
         assert not left, (limit, left)
@@ -89,13 +96,17 @@ def test_a_full_disk_is_one_paragraph(verb: str, quick: bool, place: Path, out: 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("quick", EVERY)
-def test_a_folder_without_permission_is_told_before_the_work(verb: str, quick: bool, open_place: Path) -> None:
+def test_a_folder_without_permission_is_told_before_the_work(
+    verb: str, quick: bool, open_place: Path
+) -> None:
     """Root, whom no permission stops, becomes another user for it."""
     needed(verb, quick)
     out, root = open_place / "out", os.getuid() == 0
     out.mkdir(mode=0o755 if root else 0o555)
     try:
-        text = refused(commands().run(argv_of(verb, "out"), open_place, **({"user": NOBODY} if root else {})))
+        text = refused(
+            commands().run(argv_of(verb, "out"), open_place, **({"user": NOBODY} if root else {}))
+        )
         assert "no permission" in text or "Permission denied" in text, text
         assert not contents(out)
     finally:
@@ -103,11 +114,17 @@ def test_a_folder_without_permission_is_told_before_the_work(verb: str, quick: b
 
 
 PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a file where a folder must be": (lambda p: _file(p / "file") / "x", "a file, where a folder must be"),
+    "a file where a folder must be": (
+        lambda p: _file(p / "file") / "x",
+        "a file, where a folder must be",
+    ),
     "dangling link": (lambda p: _link(p / "link", "nowhere/x"), "where nothing is"),
     "name too long": (lambda p: p / ("x" * 300), "the name is too long"),
     "folder of a name too long": (lambda p: p / ("x" * 300) / "y", "the name is too long"),
-    "links in a circle": (lambda p: _link(p / "circle", "circle"), "links that lead in a circle|where nothing is"),
+    "links in a circle": (
+        lambda p: _link(p / "circle", "circle"),
+        "links that lead in a circle|where nothing is",
+    ),
     "no disk": (lambda p: Path("/proc/nothing/x"), "no such file or folder"),
 }
 
@@ -136,7 +153,10 @@ OUTPUTS = {
     "demo": (["demo", "--out", "{}"], ""),
     "challenge split": (["challenge", "split", "absent", "--out", "{}"], ""),
     "challenge targets": (["challenge", "targets", "absent", "--out", "{}"], ""),
-    "challenge evaluate": (["challenge", "evaluate", "absent", "--data", "absent", "--out", "{}"], ""),
+    "challenge evaluate": (
+        ["challenge", "evaluate", "absent", "--data", "absent", "--out", "{}"],
+        "",
+    ),
     "challenge leaderboard": (["challenge", "leaderboard", "absent", "--out", "{}"], ""),
     "profile": (["profile", "absent.yaml", "--embed", "absent", "--to", "{}"], ""),
     "scale fit": (["scale", "fit", "absent.jsonl", "--out", "{}"], ".json"),
@@ -146,7 +166,11 @@ OUTPUTS = {
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("verb", OUTPUTS)
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
-    verb: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The inputs do not even exist: they are looked at later."""
     import re
@@ -166,7 +190,9 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
 ENDINGS = [(verb, words, ending) for verb, (words, ending) in OUTPUTS.items() if ending]
 
 
-@pytest.mark.parametrize("verb,words,ending", ENDINGS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "verb,words,ending", ENDINGS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_an_ending_that_no_format_has_is_told_before_anything_is_read(
     verb: str, words: list[str], ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,39 +216,58 @@ def test_folders_and_special_files_are_not_replaced_by_files(tmp_path: Path) -> 
 @pytest.mark.parametrize("code", [*errors._DISK, *errors._PLACE])
 def test_every_fault_of_the_system_has_its_words(code: int) -> None:
     told = environment_fault(OSError(code, os.strerror(code), "runs/x"))
-    assert (told is not None and told.startswith("runs/x: ") and "; " in told) or code == errno.EMFILE
+    assert (
+        told is not None and told.startswith("runs/x: ") and "; " in told
+    ) or code == errno.EMFILE
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 def test_a_librarys_own_error_is_known_by_the_systems_words(kind: type[Exception]) -> None:
-    assert "the disk is full" in (environment_fault(kind("I/O error: No space left on device (os error 28)")) or "")
+    assert "the disk is full" in (
+        environment_fault(kind("I/O error: No space left on device (os error 28)")) or ""
+    )
     assert environment_fault(kind("index out of range")) is None
 
 
 MEMORY = [
     MemoryError("Unable to allocate 28.0 GiB for an array"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 28 GB"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+        "memory: 28 GB"
+    ),
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
 ]
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=lambda error: str(error)[:20])
 def test_too_little_memory_is_one_paragraph(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise error
 
     (tmp_path / "log.csv").write_text("user,time,event\na,2024-01-01,x\n")
     monkeypatch.setattr("behavegpt.data.prepare.find_logs", fails)
-    assert main(["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out"), "--user", "user"]) == 2
+    assert (
+        main(
+            ["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out"), "--user", "user"]
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert "not enough memory; take a smaller model" in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_in_the_middle(
-    code: int, place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: int,
+    place: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
 
@@ -232,5 +277,8 @@ def test_a_disk_that_fails_in_the_middle(
     monkeypatch.setattr("behavegpt.data.prepare.write_folder", fails)
     assert main(argv_of("prepare", "out")) == 2
     told = capsys.readouterr().err
-    assert f"prepare: {environment_fault(OSError(code, '', 'out/data'))}" in told and "Traceback" not in told
+    assert (
+        f"prepare: {environment_fault(OSError(code, '', 'out/data'))}" in told
+        and "Traceback" not in told
+    )
     assert not contents(out)

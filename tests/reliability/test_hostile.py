@@ -1,4 +1,5 @@
-"""Folders of strangers: nothing they hold is run, and nothing outside of them is read or written."""
+"""Folders of strangers: nothing they hold is run, and nothing outside of them is read or
+written."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ from behavegpt.training.model_folder import open_model
 from tests.reliability.makers import make_adapter, make_model, make_store, read_model
 
 CODE = 'import pathlib\npathlib.Path("CANARY").touch()\n\n\nclass Evil:\n    pass\n'
-AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForTokenClassification", "AutoFeatureExtractor")
+AUTO_CLASSES = (
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForTokenClassification",
+    "AutoFeatureExtractor",
+)
 AUTO_MAP = dict.fromkeys(AUTO_CLASSES, "evil.Evil")
 
 
@@ -48,8 +54,12 @@ FOREIGN: dict[str, Callable[[dict[str, Any]], object]] = {
     "no type, but code": lambda c: (c.pop("model_type"), c.update(auto_map=AUTO_MAP)),
     "type is a list": lambda c: c.update(model_type=["behavegpt"]),
     "type is a path": lambda c: c.update(model_type="../evil"),
-    "attention from the Hub": lambda c: c.update(attn_implementation="evil/kernel", _attn_implementation="evil/kernel"),
-    "quantized": lambda c: c.update(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    "attention from the Hub": lambda c: c.update(
+        attn_implementation="evil/kernel", _attn_implementation="evil/kernel"
+    ),
+    "quantized": lambda c: c.update(
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}
+    ),
     "huge": lambda c: c.update(embedding_size=10**9),
     "shape that does not fit": lambda c: c.update(num_hidden_layers=3),
     "width is text": lambda c: c.update(embedding_size="wide"),
@@ -112,7 +122,9 @@ NAMES = ["../../x", "/etc/x", "a/b", "..", ".", ".hidden", "", "a\\b", "a\0b", "
 
 @pytest.mark.parametrize("part", ["columns", "vocabulary"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stores_manifest_names_files_of_its_own_alone(store: Path, tmp_path: Path, part: str, name: str) -> None:
+def test_a_stores_manifest_names_files_of_its_own_alone(
+    store: Path, tmp_path: Path, part: str, name: str
+) -> None:
     folder = shutil.copytree(store, tmp_path / "a" / "b")
     np.save(tmp_path / "x.npy", np.load(store / "columns" / "event.npy", allow_pickle=False))
     changed(folder / "dataset.json", lambda c: c[part].update({name: c[part]["event"]}))
@@ -123,10 +135,20 @@ def test_a_stores_manifest_names_files_of_its_own_alone(store: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", ["columns/event.npy", "vocabulary/event.parquet", "users.parquet", "dataset.json", "columns", "vocabulary"]
+    "name",
+    [
+        "columns/event.npy",
+        "vocabulary/event.parquet",
+        "users.parquet",
+        "dataset.json",
+        "columns",
+        "vocabulary",
+    ],
 )
 @pytest.mark.parametrize("sealed", [False, True])
-def test_links_out_of_a_store_are_refused(store: Path, tmp_path: Path, name: str, sealed: bool) -> None:
+def test_links_out_of_a_store_are_refused(
+    store: Path, tmp_path: Path, name: str, sealed: bool
+) -> None:
     folder = shutil.copytree(store, tmp_path / "data")
     (folder / name).rename(tmp_path / "outside")
     (folder / name).symlink_to(tmp_path / "outside")
@@ -143,7 +165,10 @@ HEADERS = {
     "object": b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
     "shape of 2^60": b"{'descr': '|u1', 'fortran_order': False, 'shape': (1152921504606846976,), }",
     "negative": b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1,), }",
-    "expression": b"{'descr': '|u1', 'fortran_order': False, 'shape': (__import__('os').system('touch CANARY'),), }",
+    "expression": (
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (__import__('os').system('touch "
+        b"CANARY'),), }"
+    ),
     "nested": b"(" * 5000 + b")" * 5000,
 }
 

@@ -1,6 +1,8 @@
-"""Whenever a verb is stopped, the next run into the same place leaves what an undisturbed one leaves, and no more.
+"""Whenever a verb is stopped, the next run into the same place leaves what an undisturbed one
+leaves, and no more.
 
-Training, at every I/O operation: tests/training/test_crash.py. The figures of the long trial: docs/reliability.md.
+Training, at every I/O operation: tests/training/test_crash.py. The figures of the long trial:
+docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def test_a_killed_verb_leaves_nothing_after_the_next_run(
         out = clean(place)
         stop = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
         after = rng.uniform(0, seconds)
-        ended = commands().run(argv_of(verb, "out"), place, signal=int(stop), after=after, temporary=str(temporary))
+        ended = commands().run(
+            argv_of(verb, "out"), place, signal=int(stop), after=after, temporary=str(temporary)
+        )
         assert ended.status in CODES[stop], ended.output
         assert "Traceback" not in ended.output, ended.output
         found[f"{stop.name} {ended.status}"] += 1

@@ -1,4 +1,5 @@
-"""Two runs into one place: the second is refused, whatever the verb, and the first one's work stays whole."""
+"""Two runs into one place: the second is refused, whatever the verb, and the first one's work stays
+whole."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def test_a_second_run_into_the_same_place_is_refused(
 def test_an_export_seals_only_what_it_wrote_itself(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if another program had put its own array under the name: rows of zeros, as an unfinished export has."""
+    """As if another program had put its own array under the name: rows of zeros, as an unfinished
+    export has."""
     monkeypatch.chdir(place)
     write = assemble._Rows.write
 
@@ -71,7 +73,9 @@ def test_an_export_seals_only_what_it_wrote_itself(
 def test_an_export_never_leaves_a_row_out(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    rows = assemble._Rows(tmp_path / "e.npy", "float16", (3, 2), np.arange(3), pa.array(["a", "b", "c"]))
+    rows = assemble._Rows(
+        tmp_path / "e.npy", "float16", (3, 2), np.arange(3), pa.array(["a", "b", "c"])
+    )
     rows.write(np.array([0, 2]), np.ones((2, 2)))
     with pytest.raises(AssertionError, match="row 1 was never written"):
         rows.written()

@@ -1,4 +1,5 @@
-"""Every verb that writes, as a command line on small data: what is made ready for them, and what each writes."""
+"""Every verb that writes, as a command line on small data: what is made ready for them, and what
+each writes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ STEPS = ["train.steps=6", "train.checkpoint_every=2", "train.batch_events=256", 
 # name -> (arguments; OUT is the folder for what it writes, what says that it goes on or replaces)
 VERBS: dict[str, list[str]] = {
     "prepare": ["prepare", "log.parquet", "--out", "OUT/data", "--overwrite"],
-    "convert": ["convert", "recsys2025", "profiles/input", "--clock", "7", "--out", "OUT/stream.parquet"],
+    "convert": [
+        "convert",
+        "recsys2025",
+        "profiles/input",
+        "--clock",
+        "7",
+        "--out",
+        "OUT/stream.parquet",
+    ],
     "synthesize": ["synthesize", "--events", "30000", "--out", "OUT/log.parquet"],
     "train": ["train", TINY, "data.path=data", "out=OUT/run", *STEPS, "--resume"],
     "finetune": [
@@ -34,22 +43,38 @@ VERBS: dict[str, list[str]] = {
     "challenge split": ["challenge", "split", "challenge", "--out", "OUT/split"],
     "challenge targets": ["challenge", "targets", "split", "--out", "OUT/targets"],
     "profile": ["profile", "profile.yaml", "out=OUT/profile"],
-    "profile --embed": ["profile", "profile.yaml", "out=profiled", "--embed", "profiles", "--to", "OUT/new"],
+    "profile --embed": [
+        "profile",
+        "profile.yaml",
+        "out=profiled",
+        "--embed",
+        "profiles",
+        "--to",
+        "OUT/new",
+    ],
     "scale fit": ["scale", "fit", "rows.jsonl", "--out", "OUT/fit.json", "--draws", "20"],
 }
 # files that tell times, and what was kept
 VOLATILE = ("run.json", "log.jsonl", "member.json")
-PROFILE = {"members": {"stats": {"kind": "handcrafted"}, "prices": {"kind": "handcrafted", "families": ["prices"]}}}
+PROFILE = {
+    "members": {
+        "stats": {"kind": "handcrafted"},
+        "prices": {"kind": "handcrafted", "families": ["prices"]},
+    }
+}
 
 
 def make_ready(place: Path) -> Path:
-    """Logs, a prepared folder, a model, challenge directories and a finished profile, for the commands of `VERBS`."""
+    """Logs, a prepared folder, a model, challenge directories and a finished profile, for the
+    commands of `VERBS`."""
     import pyarrow.parquet as pq
 
     pq.write_table(small_log(users=30, events=1500, seed=1), place / "log.parquet")
     make_directory(place / "challenge")
     make_input(place / "profiles")
-    (place / "profile.yaml").write_text(yaml.safe_dump({"data": {"path": "profiles"}, "out": "unused", **PROFILE}))
+    (place / "profile.yaml").write_text(
+        yaml.safe_dump({"data": {"path": "profiles"}, "out": "unused", **PROFILE})
+    )
     sizes = [(n, d) for n in (1e3, 1e4, 1e5) for d in (1e4, 1e5, 1e6)]
     rows = [{"params": n, "events": d, "loss": 1 + 9 * n**-0.3 + 11 * d**-0.3} for n, d in sizes]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

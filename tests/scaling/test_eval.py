@@ -37,7 +37,9 @@ def test_the_floor_is_that_of_the_held_out_targets(script, tmp_path, split):
     by_user: dict[str, list[float]] = {}
     for n in range(len(user) - 1):
         if user[n] == user[n + 1]:
-            by_user.setdefault(str(user[n]), []).append(-np.log(probability[n, names[behavior[n + 1]]]))
+            by_user.setdefault(str(user[n]), []).append(
+                -np.log(probability[n, names[behavior[n + 1]]])
+            )
     expected = []
     for u, label in enumerate(heldout.users().to_pylist()):
         begin, end = heldout.offsets[u], heldout.offsets[u + 1]
@@ -54,7 +56,9 @@ def test_the_script_sweeps_fits_and_compares_with_the_floor(script, tmp_path, ca
     settings += ["events=[1e3, 4e3, 16e3]", "data.heldout_events=500", "lr={values: [1e-2]}"]
     assert script.main(["--synthetic", "40000", "--out", str(tmp_path), "--set", *settings]) == 0
     found = json.loads((tmp_path / "summary.json").read_text())
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()
+    ]
     assert len(losses) == 9 and found["best_possible"] < min(losses)  # nobody beats the law
     assert len(list((tmp_path / "fit_figs").glob("*.png"))) == 4
     assert "lowest possible loss" in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Intervals that cover what was planted, doubts where there is reason to doubt, and the plan that follows."""
+"""Intervals that cover what was planted, doubts where there is reason to doubt, and the plan that
+follows."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from behavegpt.scaling.plots import draw_sweep
 from tests.scaling.planted import EVENTS, SIZES, TRUTH, planted_rows
 
 RATIO = float(np.divide(*TRUTH.optimum(6 * SIZES[-1] * EVENTS[-1])[::-1]))
-PLANTED = {"alpha": 0.51, "beta": 0.23, "L_0": 1.8, "C_N": 110.0, "C_D": 8.3, "ratio": RATIO, "share": 0.23 / 0.74}
+PLANTED = {
+    "alpha": 0.51,
+    "beta": 0.23,
+    "L_0": 1.8,
+    "C_N": 110.0,
+    "C_D": 8.3,
+    "ratio": RATIO,
+    "share": 0.23 / 0.74,
+}
 
 
 def coverage(draws: int, noise: float, outliers: int = 0) -> dict[str, float]:
@@ -51,7 +60,8 @@ def test_intervals_cover_as_often_as_they_say(noise, outliers):
     held = coverage(100, noise, outliers)
     print(f"\ncoverage of 95 % intervals, noise {noise:.1%}, {outliers} outliers: {held}")
     assert min(held.values()) >= 0.88, held
-    assert float(np.mean([held[n] for n in ("alpha", "beta", "L_0")])) <= 0.995, held  # not by being endless
+    # not by being endless
+    assert float(np.mean([held[n] for n in ("alpha", "beta", "L_0")])) <= 0.995, held
 
 
 def test_intervals_shrink_with_the_noise():
@@ -88,24 +98,63 @@ WIDE, LONG = np.geomspace(1e4, 1e6, 12), np.geomspace(1e4, 2e6, 12)
 def rows_at(sizes: np.ndarray, events: np.ndarray, noise: float = 0.005) -> list[dict[str, float]]:
     """One run for each pair (not each combination) of sizes and events, of the planted law."""
     loss = TRUTH.loss(sizes, events) * np.exp(np.random.default_rng(1).normal(0, noise, len(sizes)))
-    return [{"params": n, "events": d, "loss": y} for n, d, y in zip(sizes, events, loss.tolist(), strict=True)]
+    return [
+        {"params": n, "events": d, "loss": y}
+        for n, d, y in zip(sizes, events, loss.tolist(), strict=True)
+    ]
 
 
 NEVER = {"alpha", "C_N", "beta", "C_D", "ratio", "share"}
 # rows -> what is said, figures that are left open
 DEGENERATE = {
-    "one size": (planted_rows(0, sizes=SIZES[:1], events=LONG), "only 1 different size:", {"alpha", "C_N", "L_0"}),
-    "one data size": (planted_rows(0, sizes=WIDE, events=EVENTS[:1]), "only 1 different data size:", {"beta", "L_0"}),
-    "one run over and over": (rows_at(np.full(8, 1e5), np.full(8, 1e5)), "only 1 different size:", NEVER | {"L_0"}),
-    "two sizes, no noise": (planted_rows(0, 0, sizes=SIZES[:2]), "only 2 different sizes", {"alpha", "L_0"}),
-    "two data sizes": (planted_rows(0, events=EVENTS[:2]), "only 2 different data sizes", {"beta", "L_0"}),
+    "one size": (
+        planted_rows(0, sizes=SIZES[:1], events=LONG),
+        "only 1 different size:",
+        {"alpha", "C_N", "L_0"},
+    ),
+    "one data size": (
+        planted_rows(0, sizes=WIDE, events=EVENTS[:1]),
+        "only 1 different data size:",
+        {"beta", "L_0"},
+    ),
+    "one run over and over": (
+        rows_at(np.full(8, 1e5), np.full(8, 1e5)),
+        "only 1 different size:",
+        NEVER | {"L_0"},
+    ),
+    "two sizes, no noise": (
+        planted_rows(0, 0, sizes=SIZES[:2]),
+        "only 2 different sizes",
+        {"alpha", "L_0"},
+    ),
+    "two data sizes": (
+        planted_rows(0, events=EVENTS[:2]),
+        "only 2 different data sizes",
+        {"beta", "L_0"},
+    ),
     "20 events a parameter": (rows_at(WIDE, 20 * WIDE), "N and D grow together", NEVER),
     "the same, no noise": (rows_at(WIDE, 20 * WIDE, 0), "N and D grow together", NEVER),
-    "about 20 events": (rows_at(WIDE, WIDE * np.linspace(19, 21, 12)), "N and D grow together", NEVER),
+    "about 20 events": (
+        rows_at(WIDE, WIDE * np.linspace(19, 21, 12)),
+        "N and D grow together",
+        NEVER,
+    ),
     "data as a power of size": (rows_at(WIDE, WIDE**1.4), "N and D grow together", NEVER),
-    "such that the terms are one": (rows_at(WIDE, WIDE ** (0.51 / 0.23), 0), "N and D grow together", NEVER),
-    "no effect of N": (planted_rows(0, law=TRUTH._replace(C_N=np.array(1e-6))), "hardly depends on N", {"alpha"}),
-    "no effect at all": ([{**row, "loss": 2.0} for row in planted_rows(0)], "hardly depends on D", NEVER),
+    "such that the terms are one": (
+        rows_at(WIDE, WIDE ** (0.51 / 0.23), 0),
+        "N and D grow together",
+        NEVER,
+    ),
+    "no effect of N": (
+        planted_rows(0, law=TRUTH._replace(C_N=np.array(1e-6))),
+        "hardly depends on N",
+        {"alpha"},
+    ),
+    "no effect at all": (
+        [{**row, "loss": 2.0} for row in planted_rows(0)],
+        "hardly depends on D",
+        NEVER,
+    ),
     "no effect but noise": (
         [{**r, "loss": 2 + 0.01 * (i % 3)} for i, r in enumerate(planted_rows(0))],
         "hardly",
@@ -132,7 +181,9 @@ def test_nothing_is_planned_on_what_the_rows_leave_open(case, tmp_path):
             budget()
 
 
-@pytest.mark.parametrize("case", ["one size", "one run over and over", "the same, no noise", "no effect at all"])
+@pytest.mark.parametrize(
+    "case", ["one size", "one run over and over", "the same, no noise", "no effect at all"]
+)
 def test_degenerate_rows_are_drawn(case, tmp_path, recwarn):
     rows = DEGENERATE[case][0]
     assert len(draw_sweep(rows, fit_rows(rows, how=Bootstrap(draws=20)), tmp_path)) == 4
@@ -141,7 +192,10 @@ def test_degenerate_rows_are_drawn(case, tmp_path, recwarn):
 
 @pytest.mark.parametrize(
     "rows",
-    [rows_at(WIDE, 1e11 / WIDE), rows_at(np.repeat(WIDE, 3), np.repeat(WIDE, 3) * np.tile([5, 20, 80], 12))],
+    [
+        rows_at(WIDE, 1e11 / WIDE),
+        rows_at(np.repeat(WIDE, 3), np.repeat(WIDE, 3) * np.tile([5, 20, 80], 12)),
+    ],
     ids=["one budget", "5, 20 and 80 events a parameter"],
 )
 def test_other_designs_than_a_grid_are_no_reason_for_doubt(rows):
@@ -162,7 +216,9 @@ def test_intervals_are_expanded_percentiles(rows):
     for name in ("alpha", "beta", "L_0"):
         drawn = getattr(found.laws, name)
         one = getattr(found, name)
-        assert (one.low, one.high) == pytest.approx(tuple(np.quantile(drawn, [found.edge, 1 - found.edge])), rel=1e-6)
+        assert (one.low, one.high) == pytest.approx(
+            tuple(np.quantile(drawn, [found.edge, 1 - found.edge])), rel=1e-6
+        )
 
 
 NAN, INF = "nan", "inf"
@@ -172,9 +228,16 @@ BAD_NUMBERS = [
     *(("fit", ["--confidence", value]) for value in (NAN, "0", "1", "2", "-1")),
     *(("fit", ["--min-events", value]) for value in (NAN, INF, "-1")),
     *(("fit", ["--floor", value]) for value in (NAN, INF, "0", "-1")),
-    *(("plan", [name, value]) for name in ("--compute", "--events", "--hours") for value in (NAN, "1e400", "0", "-1")),
+    *(
+        ("plan", [name, value])
+        for name in ("--compute", "--events", "--hours")
+        for value in (NAN, "1e400", "0", "-1")
+    ),
     *(("plan", ["--hours", "1", "--tflops", value]) for value in (NAN, "0", "-1")),
-    *(("plan", ["--hours", "1", "--tflops", "1", "--utilization", value]) for value in (NAN, "0", "2")),
+    *(
+        ("plan", ["--hours", "1", "--tflops", "1", "--utilization", value])
+        for value in (NAN, "0", "2")
+    ),
 ]
 
 
@@ -255,4 +318,6 @@ def test_figures_are_drawn_also_for_several_models(fit, tmp_path):
     figures = draw_sweep([*planted_rows(0), *other], fit, tmp_path, floor=1.8)
     names = ["loss_by_events.png", "loss_by_params.png", "frontier.png", "residuals.png"]
     assert [path.name for path in figures] == names
-    assert all(path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 20_000 for path in figures)
+    assert all(
+        path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 20_000 for path in figures
+    )

@@ -21,7 +21,10 @@ COMMON = {"max_length": 64, "dropout": 0.0, "history_head": False}
 @pytest.mark.parametrize("width,layers,millions", [(128, 2, 0.4), (256, 4, 3.1), (512, 8, 25.2)])
 def test_the_papers_sizes_are_widths_of_128_256_and_512(width, layers, millions):
     rung = make_rung(
-        {"embedding_size": width // 4, "num_hidden_layers": layers, "num_attention_heads": 2}, "", TASK, COMMON
+        {"embedding_size": width // 4, "num_hidden_layers": layers, "num_attention_heads": 2},
+        "",
+        TASK,
+        COMMON,
     )
     near = make_rung(rung.parameters["blocks"], "blocks", TASK, COMMON)
     assert (near.width, near.model["num_hidden_layers"]) == (width, layers)
@@ -30,7 +33,12 @@ def test_the_papers_sizes_are_widths_of_128_256_and_512(width, layers, millions)
 
 def test_blocks_have_the_parameters_of_gpt2_of_that_shape():
     rung = make_rung(1e6, "without_embeddings", TASK, COMMON)
-    shape = {"n_embd": rung.width, "n_layer": rung.model["num_hidden_layers"], "n_head": 2, "vocab_size": 8}
+    shape = {
+        "n_embd": rung.width,
+        "n_layer": rung.model["num_hidden_layers"],
+        "n_head": 2,
+        "vocab_size": 8,
+    }
     gpt2 = GPT2Model(GPT2Config(**shape))
     blocks = sum(p.numel() for part in (gpt2.h, gpt2.ln_f) for p in part.parameters())
     assert rung.parameters["blocks"] == pytest.approx(blocks, rel=0.01)
@@ -44,7 +52,9 @@ def test_a_rung_is_near_the_size_and_is_counted_as_built(size, count):
     assert rung.width % (2 * rung.model["num_attention_heads"]) == 0
     if size <= 1e6:
         config = BehaveGPTConfig(field_sizes=TASK.fields, num_behaviors=39, **rung.model)
-        assert rung.params == sum(p.numel() for p in BehaveGPTForBehaviorPrediction(config).parameters())
+        assert rung.params == sum(
+            p.numel() for p in BehaveGPTForBehaviorPrediction(config).parameters()
+        )
 
 
 def test_larger_sizes_are_larger_models_also_with_three_fields():
@@ -55,15 +65,24 @@ def test_larger_sizes_are_larger_models_also_with_three_fields():
 
 
 def test_operations_are_those_torch_counts():
-    rung = make_rung({"embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}, "total", TASK, COMMON)
-    model = BehaveGPTForBehaviorPrediction(BehaveGPTConfig(field_sizes=TASK.fields, num_behaviors=39, **rung.model))
+    rung = make_rung(
+        {"embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "total",
+        TASK,
+        COMMON,
+    )
+    model = BehaveGPTForBehaviorPrediction(
+        BehaveGPTConfig(field_sizes=TASK.fields, num_behaviors=39, **rung.model)
+    )
     model.set_attn_implementation("eager")
     ids = {f"{name}_ids": torch.randint(0, size, (4, 64)) for name, size in TASK.fields.items()}
     ids["input_ids"] = ids.pop("event_ids")
     with FlopCounterMode(display=False) as counter:
         model(**ids, labels=torch.zeros(4, 64, dtype=torch.long)).loss.backward()
     whole_rows = 12 * 2 * 128 * (64 - 1) / 2  # torch counts what the causal mask throws away
-    assert rung.flops_per_event + whole_rows == pytest.approx(counter.get_total_flops() / (4 * 64), rel=0.02)
+    assert rung.flops_per_event + whole_rows == pytest.approx(
+        counter.get_total_flops() / (4 * 64), rel=0.02
+    )
 
 
 def test_memory_is_at_least_that_of_weights_gradients_and_moments():
@@ -85,10 +104,13 @@ def test_a_contradictory_shape_is_named():
 
 
 def test_a_baseline_is_counted_as_it_is_built() -> None:
-    """`model.architecture` in a sweep: the rung's parameters are those of the network that pretraining makes."""
+    """`model.architecture` in a sweep: the rung's parameters are those of the network that
+    pretraining makes."""
     store = random_store(users=8)
     rung = make_rung(2e4, "total", Task.of(store), {"architecture": "gru", "max_length": 16})
-    settings = PretrainSettings.model_validate({"out": "x", "data": {"path": "x"}, "model": rung.model})
+    settings = PretrainSettings.model_validate(
+        {"out": "x", "data": {"path": "x"}, "model": rung.model}
+    )
     network = start_baseline(model_config(settings, store), store)
     assert rung.params == sum(p.numel() for p in network.parameters())
     assert rung.params != make_rung(2e4, "total", Task.of(store), {"max_length": 16}).params

@@ -21,7 +21,10 @@ def one_start(law: Law) -> Law:
 def test_the_law_is_equation_5():
     law = Law(*map(np.array, (100.0, 20.0, 1.5, 0.5, 0.25)))
     assert law.loss(1e4, 1e8) == pytest.approx(100 / 100 + 20 / 100 + 1.5)
-    assert law.loss(np.array([[1.0], [4.0]]), np.array([1.0, 16.0])).tolist() == [[121.5, 111.5], [71.5, 61.5]]
+    assert law.loss(np.array([[1.0], [4.0]]), np.array([1.0, 16.0])).tolist() == [
+        [121.5, 111.5],
+        [71.5, 61.5],
+    ]
 
 
 @pytest.mark.parametrize("flops", [1e9, 1e13, 1e20])
@@ -43,10 +46,14 @@ def test_with_a_wide_huber_loss_it_is_the_least_squares_of_scipy():
     runs = runs_of(planted_rows(1, noise=0.01))
 
     def residual(p):
-        return runs.loss - np.log(np.exp(p[0] - p[3] * runs.n) + np.exp(p[1] - p[4] * runs.d) + np.exp(p[2]))
+        return runs.loss - np.log(
+            np.exp(p[0] - p[3] * runs.n) + np.exp(p[1] - p[4] * runs.d) + np.exp(p[2])
+        )
 
     start = [*np.log(TRUTH[:3]), 0.51, 0.23]
-    expected = least_squares(residual, start, x_scale=[1, 1, 0.1, 0.1, 0.1], xtol=1e-14, ftol=1e-14, gtol=1e-14).x
+    expected = least_squares(
+        residual, start, x_scale=[1, 1, 0.1, 0.1, 0.1], xtol=1e-14, ftol=1e-14, gtol=1e-14
+    ).x
     law = fit_law(runs, delta=10.0)
     np.testing.assert_allclose(
         [law.alpha, law.beta, law.L_0], [expected[3], expected[4], np.exp(expected[2])], rtol=1e-3
@@ -62,13 +69,16 @@ def test_many_refits_at_once_find_what_single_fits_find(seed):
     for i, loss in enumerate(others):
         same = runs._replace(loss=loss)
         one = fit_law(same)
-        found = [np.abs(log_residuals(same, law)).sum() for law in (Law(*(x[i] for x in several)), one)]
+        found = [
+            np.abs(log_residuals(same, law)).sum() for law in (Law(*(x[i] for x in several)), one)
+        ]
         assert found[0] <= found[1] * 1.005  # as good a minimum
         assert several.alpha[i] == pytest.approx(one.alpha, abs=0.01)
 
 
 def test_a_refit_does_not_depend_on_the_other_draws():
-    near = Law(*map(np.array, (300.0, 60.0, 2.65, 1.0, 0.6)))  # lowest loss 2.66: the floor is close to it
+    # lowest loss 2.66: the floor is close to it
+    near = Law(*map(np.array, (300.0, 60.0, 2.65, 1.0, 0.6)))
     runs = runs_of(planted_rows(0, noise=0.001, law=near))
     start = fit_law(runs)
     alone = refit(runs, runs.loss[None], one_start(start))
@@ -98,5 +108,7 @@ def test_leverage_is_the_change_of_the_fitted_value_by_its_own_observation():
         moved = runs.loss.copy()
         moved[i] += 1e-3
         again = fit_law(runs._replace(loss=moved), delta=10.0)
-        before, after = (np.log(one.loss(np.exp(runs.n[i]), np.exp(runs.d[i]))) for one in (law, again))
+        before, after = (
+            np.log(one.loss(np.exp(runs.n[i]), np.exp(runs.d[i]))) for one in (law, again)
+        )
         assert (after - before) / 1e-3 == pytest.approx(found[i], abs=0.02)

@@ -20,13 +20,18 @@ def _write(path: str, worker: int) -> None:
 
 def test_several_processes_append_whole_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
-    processes = [multiprocessing.get_context("fork").Process(target=_write, args=(str(path), w)) for w in range(3)]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_write, args=(str(path), w))
+        for w in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     rows = read_rows(path)
-    assert sorted((row["worker"], row["number"]) for row in rows) == [(w, n) for w in range(3) for n in range(40)]
+    assert sorted((row["worker"], row["number"]) for row in rows) == [
+        (w, n) for w in range(3) for n in range(40)
+    ]
 
 
 def test_a_torn_line_is_cut_off_before_the_next_row(tmp_path):
@@ -47,14 +52,27 @@ def test_a_row_without_a_finite_figure_is_never_written(tmp_path):
 
 def test_failed_runs_are_no_numbers(tmp_path):
     path = tmp_path / "rows.jsonl"
-    append_row(path, {"status": "failed", "reason": "out of memory", "params": 1, "params_without_embeddings": 1})
-    append_row(path, {"status": "done", "params": 10, "params_without_embeddings": 4, "events": 5, "loss": 2.0})
+    append_row(
+        path,
+        {
+            "status": "failed",
+            "reason": "out of memory",
+            "params": 1,
+            "params_without_embeddings": 1,
+        },
+    )
+    append_row(
+        path,
+        {"status": "done", "params": 10, "params_without_embeddings": 4, "events": 5, "loss": 2.0},
+    )
     append_row(path, {"params": 11, "params_without_embeddings": 5, "events": 5, "loss": 1.9})
     assert [row["params"] for row in usable_rows([path])] == [10, 11]
     assert [row["params"] for row in usable_rows([path], "without_embeddings")] == [4, 5]
 
 
-@pytest.mark.parametrize("row", [{"loss": None}, {"loss": 0}, {"events": "many"}, {"params": True}, {"loss": -1.0}])
+@pytest.mark.parametrize(
+    "row", [{"loss": None}, {"loss": 0}, {"events": "many"}, {"params": True}, {"loss": -1.0}]
+)
 def test_a_figure_that_is_none_is_named(tmp_path, row):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"params": 10, "events": 5, "loss": 2.0} | row) + "\n")

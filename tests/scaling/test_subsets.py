@@ -30,7 +30,10 @@ def events_of(store: EventStore, user: str, split: int | None = None) -> list[li
     u = labels(store).index(user)
     rows = range(store.offsets[u], store.offsets[u + 1])
     kept = [i for i in rows if split is None or store.columns["split"][i] == split]
-    return [[int(store.columns[name][i]) for i in kept] for name in ("time", "event", "behavior", "slot")]
+    return [
+        [int(store.columns[name][i]) for i in kept]
+        for name in ("time", "event", "behavior", "slot")
+    ]
 
 
 def test_subsets_are_nested_by_users_and_hold_their_training_events_alone(store, tmp_path):
@@ -77,7 +80,9 @@ def test_a_written_subset_is_opened_and_one_of_other_users_replaced(store, tmp_p
     training_store(divide(store, "test", 100, 0), 300, folder)
     assert (folder / "dataset.json").stat().st_mtime_ns == stamp
     other = training_store(divide(store, "test", 100, 1), 300, folder)
-    assert set(labels(other)) == set(labels(training_store(divide(store, "test", 100, 1), 300, tmp_path / "t")))
+    assert set(labels(other)) == set(
+        labels(training_store(divide(store, "test", 100, 1), 300, tmp_path / "t"))
+    )
 
 
 def test_what_the_log_cannot_give_is_refused(store, tmp_path):

@@ -1,4 +1,5 @@
-"""A sweep from one command: done runs are skipped, failed ones are no numbers, a killed one goes on."""
+"""A sweep from one command: done runs are skipped, failed ones are no numbers, a killed one goes
+on."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ from tests.scaling.planted import planted_rows
 
 CONFIGS = sorted((ROOT / "configs" / "scaling").glob("*.yaml"))
 SMALL = [
-    "sizes=[{embedding_size: 2, num_hidden_layers: 1, num_attention_heads: 2}, {embedding_size: 8}]",
+    "sizes=[{embedding_size: 2, num_hidden_layers: 1, num_attention_heads: 2}, {embedding_size: "
+    "8}]",
     "model={max_length: 32, dropout: 0.0, num_hidden_layers: 1, num_attention_heads: 2}",
     "events=[300, 900]",
     "data.heldout_events=150",
@@ -44,11 +46,16 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return save_store(random_store(seed=5, users=240, longest=40, behaviors=6), tmp_path_factory.mktemp("d") / "data")
+    return save_store(
+        random_store(seed=5, users=240, longest=40, behaviors=6),
+        tmp_path_factory.mktemp("d") / "data",
+    )
 
 
 def small(data: Path, out: Path, *overrides: str) -> SweepSettings:
-    return read_settings(SweepSettings, None, [*SMALL, f"data.path={data}", f"out={out}", *overrides])
+    return read_settings(
+        SweepSettings, None, [*SMALL, f"data.path={data}", f"out={out}", *overrides]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,13 @@ def test_each_run_leaves_one_row_with_its_figures(swept, data):
 def test_the_loss_is_that_of_the_kept_weights_on_the_same_held_out_targets(swept):
     heldout = open_store(swept / "data" / "heldout")
     for row in read_rows(swept / "rows.jsonl")[:2]:
-        model = BehaveGPTForBehaviorPrediction.from_pretrained(swept / "runs" / row["run"] / "model")
+        model = BehaveGPTForBehaviorPrediction.from_pretrained(
+            swept / "runs" / row["run"] / "model"
+        )
         parts = list(score(model, heldout, TEST, max_length=32, fields=model.config.columns))
-        right = torch.cat([p.logits.log_softmax(-1).gather(1, p.target[:, None])[:, 0] for p in parts])
+        right = torch.cat(
+            [p.logits.log_softmax(-1).gather(1, p.target[:, None])[:, 0] for p in parts]
+        )
         assert len(right) == len(target_rows(heldout, TEST))
         assert row["loss"] == pytest.approx(-float(right.mean()), rel=1e-5)
 
@@ -85,7 +96,9 @@ def test_done_runs_are_skipped_and_the_grid_may_grow(swept, data, monkeypatch):
     before = (swept / "rows.jsonl").read_text()
     seen = []
     trained = sweep.pretrain
-    monkeypatch.setattr(sweep, "pretrain", lambda settings, **k: seen.append(settings) or trained(settings, **k))
+    monkeypatch.setattr(
+        sweep, "pretrain", lambda settings, **k: seen.append(settings) or trained(settings, **k)
+    )
     sweep.sweep(small(data, swept, "keep_models=true"))
     assert (swept / "rows.jsonl").read_text() == before and not seen
     sweep.sweep(small(data, swept, "events=[300, 500]"))
@@ -109,7 +122,10 @@ def test_a_failed_run_is_recorded_as_failed_and_the_sweep_goes_on(data, tmp_path
     rows = sweep.sweep(small(data, tmp_path))
     failed = [row for row in rows if row["status"] == "failed"]
     assert len(rows) == 4 and len(failed) == 2
-    assert all("loss is nan" in row["reason"] and "loss" not in row and "events" not in row for row in failed)
+    assert all(
+        "loss is nan" in row["reason"] and "loss" not in row and "events" not in row
+        for row in failed
+    )
     monkeypatch.setattr(sweep, "pretrain", trained)
     assert len(sweep.sweep(small(data, tmp_path))) == 4  # not by itself
     again = sweep.sweep(small(data, tmp_path), retry_failed=True)
@@ -118,12 +134,19 @@ def test_a_failed_run_is_recorded_as_failed_and_the_sweep_goes_on(data, tmp_path
 
 def test_blocks_of_a_language_model_are_a_start_for_the_sizes_of_its_shape(data, tmp_path):
     small_gpt2(tmp_path / "gpt2", n_layer=1, n_head=2)
-    overrides = ["events=[300]", f"language_model={tmp_path / 'gpt2'}", "name=GPT-2 start", "lr.values=[1e-12]"]
+    overrides = [
+        "events=[300]",
+        f"language_model={tmp_path / 'gpt2'}",
+        "name=GPT-2 start",
+        "lr.values=[1e-12]",
+    ]
     sweep.sweep(small(data, tmp_path / "out", "keep_models=true", *overrides))
     narrow, wide = sorted(read_rows(tmp_path / "out" / "rows.jsonl"), key=lambda row: row["width"])
     assert narrow["status"] == "failed" and "GPT-2" in narrow["reason"]  # 8 wide
     assert wide["status"] == "done" and wide["name"] == "GPT-2 start"
-    kept = BehaveGPTForBehaviorPrediction.from_pretrained(tmp_path / "out" / "runs" / wide["run"] / "model")
+    kept = BehaveGPTForBehaviorPrediction.from_pretrained(
+        tmp_path / "out" / "runs" / wide["run"] / "model"
+    )
     gpt2 = GPT2Model.from_pretrained(tmp_path / "gpt2")
     torch.testing.assert_close(kept.model.blocks[0].mlp_in.weight, gpt2.h[0].mlp.c_fc.weight.T)
 
@@ -141,11 +164,14 @@ def test_a_run_that_another_process_holds_is_left_to_it(data, tmp_path):
 
 def test_workers_begin_with_shares_that_together_are_all_runs(data, tmp_path, monkeypatch):
     began: list[str] = []
-    monkeypatch.setattr(sweep, "_row", lambda settings, job, *rest: began.append(job.name) or {"status": "done"})
+    monkeypatch.setattr(
+        sweep, "_row", lambda settings, job, *rest: began.append(job.name) or {"status": "done"}
+    )
     settings = small(data, tmp_path / "a", "events=[300, 400, 500]")
     sweep.sweep(settings, (1, 2))
     jobs = [job.name for job in list_jobs(settings, Task.of(open_store(data)))]
-    assert began == [*jobs[1::2], *jobs[0::2]]  # the other's runs at the end, since nobody works on them
+    # the other's runs at the end, since nobody works on them
+    assert began == [*jobs[1::2], *jobs[0::2]]
 
 
 def test_more_events_than_there_are_is_refused_before_anything_runs(data, tmp_path):
@@ -155,8 +181,16 @@ def test_more_events_than_there_are_is_refused_before_anything_runs(data, tmp_pa
 
 
 def test_rates_and_batches_follow_their_rules(data):
-    overrides = ["sizes=[{embedding_size: 8, num_attention_heads: 2}]", "events=[1e4, 1e6]", "lr.values=[1e-2]"]
-    rules = ["batch={events: 512, at: 1e4, power: 0.5, least: 64, most: 4096}", "lr.width=64", "lr.power=1"]
+    overrides = [
+        "sizes=[{embedding_size: 8, num_attention_heads: 2}]",
+        "events=[1e4, 1e6]",
+        "lr.values=[1e-2]",
+    ]
+    rules = [
+        "batch={events: 512, at: 1e4, power: 0.5, least: 64, most: 4096}",
+        "lr.width=64",
+        "lr.power=1",
+    ]
     settings = small(data, Path("x"), *overrides, *rules)
     jobs = list_jobs(settings, Task.of(open_store(data)))
     chosen = [run_settings(settings, job, "d", "o").train for job in jobs]
@@ -183,7 +217,9 @@ def test_a_mistake_in_the_settings_is_named(data, tmp_path, override, message):
 def test_a_shipped_sweep_loads_and_says_how_to_run_it(path):
     settings = read_settings(SweepSettings, path, ["out=x"])
     assert "Run: behavegpt scale" in path.read_text()
-    task = settings.task or Task(fields={"location": 2000, "weekday": 7, "slot": 48, "event": 116}, behaviors=39)
+    task = settings.task or Task(
+        fields={"location": 2000, "weekday": 7, "slot": 48, "event": 116}, behaviors=39
+    )
     assert len(list_jobs(settings, task)) >= 18
 
 
@@ -191,7 +227,8 @@ def test_the_dry_run_of_the_papers_grid():
     settings = read_settings(SweepSettings, ROOT / "configs" / "scaling" / "paper.yaml")
     *sizes, total = estimate.estimate(settings, estimate.Device(989, 0.4))
     assert [round(row["without_embeddings"] / 1e6, 1) for row in sizes] == [0.4, 2.8, 23.9]
-    assert [row["events"] for row in sizes] == [31 * row["without_embeddings"] for row in sizes]  # 1+2+4+6+8+10
+    # 1+2+4+6+8+10
+    assert [row["events"] for row in sizes] == [31 * row["without_embeddings"] for row in sizes]
     by_hand = sum(6 * 31 * row["without_embeddings"] ** 2 for row in sizes)  # 6 N D
     assert by_hand < total["flops"] < 1.05 * by_hand  # and attention
     assert total["device_hours"] == pytest.approx(total["flops"] / (989e12 * 0.4 * 3600))
@@ -214,14 +251,46 @@ def test_the_command_line_from_sweep_to_plan(swept, data, tmp_path, capsys):
     assert main(["scale", config, *overrides, "events=[300, 600, 900]", "--worker", "0/1"]) == 0
     assert "rows.jsonl" in capsys.readouterr().err
     fit = str(tmp_path / "fit.json")
-    assert main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--draws", "50", "--no-plots"]) == 0
+    assert (
+        main(
+            [
+                "scale",
+                "fit",
+                str(tmp_path / "rows.jsonl"),
+                "--out",
+                fit,
+                "--draws",
+                "50",
+                "--no-plots",
+            ]
+        )
+        == 0
+    )
     assert "only 2 different sizes" in capsys.readouterr().err
-    assert main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--name", "Nobody"]) == 2
+    assert (
+        main(["scale", "fit", str(tmp_path / "rows.jsonl"), "--out", fit, "--name", "Nobody"]) == 2
+    )
     assert main(["scale", "plan", "--compute", "1e9", fit]) == 2
     assert "nothing can be planned" in capsys.readouterr().err
-    rows = [{**row, "flops": 6 * row["params"] * row["events"], "seconds": 9} for row in planted_rows(0)]
+    rows = [
+        {**row, "flops": 6 * row["params"] * row["events"], "seconds": 9} for row in planted_rows(0)
+    ]
     (tmp_path / "planted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["scale", "fit", str(tmp_path / "planted.jsonl"), "--out", fit, "--draws", "50", "--no-plots"]) == 0
+    assert (
+        main(
+            [
+                "scale",
+                "fit",
+                str(tmp_path / "planted.jsonl"),
+                "--out",
+                fit,
+                "--draws",
+                "50",
+                "--no-plots",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     assert main(["scale", "plan", "--compute", "1e9", fit, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(1e9)
@@ -245,7 +314,9 @@ def test_after_kill_9_the_sweep_goes_on_and_ends_with_the_same_losses(data, tmp_
     options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True}
     subprocess.run([*command, f"out={tmp_path / 'whole'}"], check=True, **options)
     killed = tmp_path / "killed"
-    with subprocess.Popen([*command, f"out={killed}"], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [*command, f"out={killed}"], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
         while not any(killed.glob("runs/*e1800*/ckpt/step_*")) and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -254,5 +325,8 @@ def test_after_kill_9_the_sweep_goes_on_and_ends_with_the_same_losses(data, tmp_
     assert 0 < done < 4
     said = subprocess.run([*command, f"out={killed}"], check=True, **options).stderr.decode()
     assert "resumed from step" in said
-    figures = [{row["run"]: row["loss"] for row in read_rows(tmp_path / n / "rows.jsonl")} for n in ("whole", "killed")]
+    figures = [
+        {row["run"]: row["loss"] for row in read_rows(tmp_path / n / "rows.jsonl")}
+        for n in ("whole", "killed")
+    ]
     assert figures[0] == figures[1] and len(figures[0]) == 4

@@ -1,4 +1,5 @@
-"""What strangers may send to the service: bodies, headers and connections made to hurt, each refused at little cost."""
+"""What strangers may send to the service: bodies, headers and connections made to hurt, each
+refused at little cost."""
 
 # ruff: noqa: E402 - what follows a skip
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 for _library in ("fastapi", "uvicorn", "httpx"):
-    pytest.importorskip(_library, reason=f"{_library} is not installed: the extra `serve`, and httpx")
+    pytest.importorskip(
+        _library, reason=f"{_library} is not installed: the extra `serve`, and httpx"
+    )
 
 import httpx
 
@@ -38,7 +41,9 @@ GOOD = {"users": [{"id": "a", "events": [EVENT]}]}
 def client(predictor: Predictor) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
-    with TestClient(make_app(predictor, ServeSettings(wait_ms=0)), raise_server_exceptions=False) as client:
+    with TestClient(
+        make_app(predictor, ServeSettings(wait_ms=0)), raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -59,17 +64,22 @@ BODIES: dict[str, tuple[bytes, set[int]]] = {
     ),
     "events of wrong values": (users(*[{f"c{n}": [n] for n in range(60)}] * 2000), {422}),
     "an event of many names": (users({f"c{n}": n for n in range(200_000)}), {422}),
-    "a user of many names": (json.dumps({"users": [{f"c{n}": n for n in range(200_000)}]}).encode(), {422}),
+    "a user of many "
+    "names": (json.dumps({"users": [{f"c{n}": n for n in range(200_000)}]}).encode(), {422}),
     "a request of many names": (json.dumps({f"c{n}": n for n in range(200_000)}).encode(), {422}),
     "a pool of many parts": (users(EVENT, pool=["last"] * 300_000), {422}),
     "deep lists": (b'{"users":' + b"[" * 500_000, {400, 413}),
     "deep objects": (b'{"users":' * 100_000 + b"1" + b"}" * 100_000, {400}),
     "a deep label": (users({"e": json.loads("[" * 150 + "]" * 150)}), {422}),
     "a label of megabytes": (users({**EVENT, "e": "x" * 7 * MB}), {422}),
-    "an id of megabytes": (json.dumps({"users": [{"id": "x" * 7 * MB, "events": [EVENT]}]}).encode(), {422}),
-    "a number of many digits": (users({**EVENT, "e": 1}).replace(b'"e": 1', b'"e": ' + b"9" * 100_000), {400, 422}),
-    "an id of many digits": (b'{"users":[{"id":' + b"9" * 5000 + b',"events":[{"e":"x"}]}]}', {400, 422}),
-    "a number beyond floats": (users({**EVENT, "e": 1}).replace(b'"e": 1', b'"e": 1e999'), {400, 422}),
+    "an id of "
+    "megabytes": (json.dumps({"users": [{"id": "x" * 7 * MB, "events": [EVENT]}]}).encode(), {422}),
+    "a number of many "
+    "digits": (users({**EVENT, "e": 1}).replace(b'"e": 1', b'"e": ' + b"9" * 100_000), {400, 422}),
+    "an id of many "
+    "digits": (b'{"users":[{"id":' + b"9" * 5000 + b',"events":[{"e":"x"}]}]}', {400, 422}),
+    "a number beyond "
+    "floats": (users({**EVENT, "e": 1}).replace(b'"e": 1', b'"e": 1e999'), {400, 422}),
     "NaN": (users({**EVENT, "e": 1}).replace(b'"e": 1', b'"e": NaN'), {400}),
     "Infinity": (b'{"users": Infinity}', {400}),
     "bad UTF-8": (b'{"users": "\xff\xfe"}', {400}),
@@ -101,7 +111,9 @@ def refusal(answer: Any) -> str:
     assert answer.headers["content-type"] == "application/json" and len(answer.content) < 3000
     error = answer.json()["error"]
     assert set(answer.json()) == {"error"} and set(error) == {"type", "message"}
-    assert not re.search(r"(?<![\w-])--[a-z]", error["message"]), "HTTP has no options of the command line"
+    assert not re.search(r"(?<![\w-])--[a-z]", error["message"]), (
+        "HTTP has no options of the command line"
+    )
     return str(error["message"])
 
 
@@ -109,7 +121,9 @@ def refusal(answer: Any) -> str:
 def test_hostile_bodies_are_refused_at_little_cost(client: Any, name: str) -> None:
     body, codes = BODIES[name]
     began = time.process_time()
-    answer = client.post("/v1/predict" if "pool" not in name else "/v1/embed", content=body, headers=JSON)
+    answer = client.post(
+        "/v1/predict" if "pool" not in name else "/v1/embed", content=body, headers=JSON
+    )
     seconds = time.process_time() - began
     assert answer.status_code in codes, answer.text[:500]
     refusal(answer)
@@ -153,11 +167,27 @@ def test_options_of_a_generation(client: Any, options: dict[str, Any]) -> None:
 
 HEADERS: dict[str, tuple[dict[str, str], bytes, int]] = {
     "no content type": ({}, json.dumps(GOOD).encode(), 200),
-    "a charset": ({"content-type": "application/json; charset=UTF-8"}, json.dumps(GOOD).encode(), 200),
-    "a kind of JSON": ({"content-type": "application/vnd.api+json"}, json.dumps(GOOD).encode(), 200),
-    "a form": ({"content-type": "application/x-www-form-urlencoded"}, json.dumps(GOOD).encode(), 415),
+    "a charset": (
+        {"content-type": "application/json; charset=UTF-8"},
+        json.dumps(GOOD).encode(),
+        200,
+    ),
+    "a kind of JSON": (
+        {"content-type": "application/vnd.api+json"},
+        json.dumps(GOOD).encode(),
+        200,
+    ),
+    "a form": (
+        {"content-type": "application/x-www-form-urlencoded"},
+        json.dumps(GOOD).encode(),
+        415,
+    ),
     "text": ({"content-type": "text/plain"}, json.dumps(GOOD).encode(), 415),
-    "another charset": ({"content-type": "application/json; charset=latin-1"}, json.dumps(GOOD).encode(), 415),
+    "another charset": (
+        {"content-type": "application/json; charset=latin-1"},
+        json.dumps(GOOD).encode(),
+        415,
+    ),
     "gzip": (JSON | {"content-encoding": "gzip"}, gzip.compress(json.dumps(GOOD).encode()), 415),
     "gzip, unsaid": (JSON, gzip.compress(json.dumps(GOOD).encode()), 400),
     "a bomb": (JSON | {"content-encoding": "gzip"}, gzip.compress(b" " * 50 * MB), 415),
@@ -200,11 +230,19 @@ def test_options_behind_a_question_mark_are_refused_not_ignored(client: Any) -> 
 
 
 def test_missing_columns_and_heads_are_told_in_terms_of_http(client: Any) -> None:
-    for event in ({"T": EVENT["t"], "e": "x", "l": "y"}, {"t": EVENT["t"], "l": "y"}, {"t": EVENT["t"], "e": "x"}):
-        assert "GET /v1/model" in refusal(client.post("/v1/predict", json={"users": [{"events": [event]}]}))
+    for event in (
+        {"T": EVENT["t"], "e": "x", "l": "y"},
+        {"t": EVENT["t"], "l": "y"},
+        {"t": EVENT["t"], "e": "x"},
+    ):
+        assert "GET /v1/model" in refusal(
+            client.post("/v1/predict", json={"users": [{"events": [event]}]})
+        )
     for day in ("02/01/2024", "31/31/2024", 10**17):  # the command line would name --time-format
         dates = [{**EVENT, "t": day}]
-        assert "GET /v1/model" in refusal(client.post("/v1/predict", json={"users": [{"events": dates}]}))
+        assert "GET /v1/model" in refusal(
+            client.post("/v1/predict", json={"users": [{"events": dates}]})
+        )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +304,10 @@ def is_closed(one: socket.socket) -> bool:
         return True
 
 
-HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+HEAD = (
+    b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    b"1000\r\n\r\n"
+)
 
 
 def test_slow_and_idle_connections(running: Any) -> None:
@@ -283,7 +324,8 @@ def test_slow_and_idle_connections(running: Any) -> None:
                 drip.sendall(b"G")
                 time.sleep(0.05)
         assert is_closed(half) and is_closed(silent)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:  # one that goes on asking is kept
+        # one that goes on asking is kept
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             for _ in range(8):
                 assert client.post("/v1/predict", json=GOOD).status_code == 200
                 time.sleep(0.3)
@@ -302,11 +344,17 @@ def test_too_many_connections(running: Any) -> None:
 
 def test_broken_http_is_told_in_the_same_shape(running: Any) -> None:
     with running() as port:
-        for text in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET /\r\n\r\n", b"no\r\n\r\n"):
+        for text in (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+            b"GET /\r\n\r\n",
+            b"no\r\n\r\n",
+        ):
             with connect(port) as raw:
                 raw.sendall(text)
                 answer = b"".join(iter(lambda: raw.recv(1000), b""))
-            assert answer.startswith(b"HTTP/1.1 400") and b'"error": {"type": "BadRequest"' in answer
+            assert (
+                answer.startswith(b"HTTP/1.1 400") and b'"error": {"type": "BadRequest"' in answer
+            )
 
 
 def stoppable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -319,7 +367,9 @@ def stoppable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         except Late:
             ends.append("stopped")
             raise
-        ends.append("failed" if any(isinstance(answer, BehaveGPTError) for answer in answers) else "done")
+        ends.append(
+            "failed" if any(isinstance(answer, BehaveGPTError) for answer in answers) else "done"
+        )
         return answers
 
     monkeypatch.setattr("behavegpt.serving.app.answer_all", recorded)
@@ -335,33 +385,45 @@ def wait_for(ends: list[str], number: int) -> None:
 LONG = GOOD | {"steps": 20_000}
 
 
-def test_a_generation_that_timed_out_stops_and_holds_up_nobody(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generation_that_timed_out_stops_and_holds_up_nobody(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = stoppable(monkeypatch)
     with running(timeout_s=1.0, most_steps=20_000, wait_ms=0) as port:
         url = f"http://127.0.0.1:{port}"
         codes: list[int] = []
-        asking = threading.Thread(target=lambda: codes.append(httpx.post(f"{url}/v1/generate", json=LONG).status_code))
+        asking = threading.Thread(
+            target=lambda: codes.append(httpx.post(f"{url}/v1/generate", json=LONG).status_code)
+        )
         asking.start()
         time.sleep(0.3)
-        assert httpx.post(f"{url}/v1/predict", json=GOOD, timeout=0.7).status_code == 200, "in the other lane"
+        assert httpx.post(f"{url}/v1/predict", json=GOOD, timeout=0.7).status_code == 200, (
+            "in the other lane"
+        )
         asking.join()
         wait_for(ends, 2)
         assert codes == [504] and ends == ["done", "stopped"]
 
 
-def test_the_work_of_a_client_that_has_gone_stops(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_work_of_a_client_that_has_gone_stops(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = stoppable(monkeypatch)
     body = json.dumps(LONG).encode()
     with running(most_steps=20_000, wait_ms=0) as port:
         gone = connect(port)
-        gone.sendall(HEAD.replace(b"predict", b"generate").replace(b"1000", b"%d" % len(body)) + body)
+        gone.sendall(
+            HEAD.replace(b"predict", b"generate").replace(b"1000", b"%d" % len(body)) + body
+        )
         time.sleep(0.5)
         gone.close()
         wait_for(ends, 1)
         assert ends == ["stopped"]
 
 
-def test_the_command_refuses_what_cannot_be(predictor: Predictor, tmp_path: Path, capsys: Any) -> None:
+def test_the_command_refuses_what_cannot_be(
+    predictor: Predictor, tmp_path: Path, capsys: Any
+) -> None:
     from behavegpt.cli import main
     from behavegpt.training.model_folder import save_model
 

@@ -36,7 +36,9 @@ def ask(predictor: Predictor, *values: Any) -> list[int]:
         History.model_construct(id=str(i), events=[{"t": "2024-01-01 10:00:00", "e": plain(value)}])
         for i, value in enumerate(values)
     ]
-    return _encode(predictor, [PredictRequest.model_construct(users=users)]).columns["event"].tolist()
+    return (
+        _encode(predictor, [PredictRequest.model_construct(users=users)]).columns["event"].tolist()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,8 +65,12 @@ def test_an_id_beyond_the_precision_of_a_float_is_refused(tmp_path: Path) -> Non
         ask(predictor, float(2**53 + 2))
 
 
-@pytest.mark.parametrize("time", ["2024-01-01 10:00:00", "2024-01-01T10:00:00.5Z"], ids=["plain", "by the database"])
-def test_each_user_has_their_own_answer_however_the_log_writes_its_users(time: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "time", ["2024-01-01 10:00:00", "2024-01-01T10:00:00.5Z"], ids=["plain", "by the database"]
+)
+def test_each_user_has_their_own_answer_however_the_log_writes_its_users(
+    time: str, tmp_path: Path
+) -> None:
     """As labels of a log of whole numbers, -0 would come after -1, and 1.0 would be 1."""
     log = pd.DataFrame({"u": [1, 2, 3], "t": pd.Timestamp("2024-01-01"), "e": ["a", "b", "c"]})
     log.to_parquet(tmp_path / "log.parquet")
@@ -73,7 +79,12 @@ def test_each_user_has_their_own_answer_however_the_log_writes_its_users(time: s
     predictor = Predictor.__new__(Predictor)
     predictor.tokenizer = EventTokenizer.from_store(store, 9)
     events = {"-0": "a", "-1": "b", "1.0": "c", "1": "a"}
-    users = [History.model_construct(id=name, events=[{"t": time, "e": e}]) for name, e in events.items()]
+    users = [
+        History.model_construct(id=name, events=[{"t": time, "e": e}]) for name, e in events.items()
+    ]
     found = _encode(predictor, [PredictRequest.model_construct(users=users)])
     known = store.vocabulary["event"].encode(pa.array(events.values()))
-    assert found.users.to_pylist() == list(events) and found.columns["event"].tolist() == known.tolist()
+    assert (
+        found.users.to_pylist() == list(events)
+        and found.columns["event"].tolist() == known.tolist()
+    )

@@ -38,15 +38,23 @@ def client(predictor: Predictor) -> Iterator[Any]:
         yield client
 
 
-LIMITS = ServeSettings(most_users=40, most_events=100, most_bytes=100_000, most_generated=200, wait_ms=20)
+LIMITS = ServeSettings(
+    most_users=40, most_events=100, most_bytes=100_000, most_generated=200, wait_ms=20
+)
 
 
 def history(seed: int, events: int = 12, **changed: Any) -> list[dict[str, Any]]:
     """Rows with the columns of `random_store`: t, e, l; some labels are unknown to the model."""
     rng = np.random.default_rng(seed)
-    times = np.sort(rng.integers(0, 40 * 86400, events)) + np.datetime64("2020-01-01", "s").astype(int)
+    times = np.sort(rng.integers(0, 40 * 86400, events)) + np.datetime64("2020-01-01", "s").astype(
+        int
+    )
     return [
-        {"t": str(np.datetime64(int(t), "s")), "e": f"event{rng.integers(14)}", "l": f"location{rng.integers(4)}"}
+        {
+            "t": str(np.datetime64(int(t), "s")),
+            "e": f"event{rng.integers(14)}",
+            "l": f"location{rng.integers(4)}",
+        }
         | changed
         for t in times
     ]
@@ -70,7 +78,9 @@ def test_predictions_are_the_predictors(client: Any, predictor: Predictor) -> No
     for user in answer.json()["users"]:
         i = place[user["id"]]
         assert [b["behavior"] for b in user["behaviors"]] == expected.labels[i].tolist()
-        assert np.allclose([b["probability"] for b in user["behaviors"]], expected.probabilities[i], atol=1e-6)
+        assert np.allclose(
+            [b["probability"] for b in user["behaviors"]], expected.probabilities[i], atol=1e-6
+        )
     assert [user["id"] for user in answer.json()["users"]] == ["u3", "u1", "u7"]
     assert answer.json()["unknown"] == expected.unknown and answer.json()["rejected"] == {}
 
@@ -78,8 +88,12 @@ def test_predictions_are_the_predictors(client: Any, predictor: Predictor) -> No
 def test_one_user_gets_the_predictors_bits(client: Any, predictor: Predictor) -> None:
     asked = users([5])
     answer = client.post("/v1/predict", json={"users": asked}).json()["users"][0]["behaviors"]
-    assert [b["probability"] for b in answer] == predictor.predict(as_log(asked)).probabilities[0].tolist()
-    vector = client.post("/v1/embed", json={"users": asked, "pool": ["last", "decayed"]}).json()["users"][0]["vector"]
+    assert [b["probability"] for b in answer] == predictor.predict(as_log(asked)).probabilities[
+        0
+    ].tolist()
+    vector = client.post("/v1/embed", json={"users": asked, "pool": ["last", "decayed"]}).json()[
+        "users"
+    ][0]["vector"]
     assert vector == predictor.embed(as_log(asked), ["last", "decayed"]).vectors[0].tolist()
 
 
@@ -93,8 +107,11 @@ def test_futures_are_the_predictors(client: Any, predictor: Predictor) -> None:
     assert got == [row | {"t": row["t"].isoformat()} for row in expected]
 
 
-def test_requests_of_many_clients_are_answered_together_and_right(client: Any, predictor: Predictor) -> None:
-    """Some are alone: other options, integers, numbers as text; one is wrong and spoils no other."""
+def test_requests_of_many_clients_are_answered_together_and_right(
+    client: Any, predictor: Predictor
+) -> None:
+    """Some are alone: other options, integers, numbers as text; one is wrong and spoils no
+    other."""
     bodies = [{"users": users([n]), "top_k": 3} for n in range(24)]
     bodies[3]["top_k"] = 2
     bodies[5]["users"][0]["events"] = history(5, e=7)
@@ -109,9 +126,14 @@ def test_requests_of_many_clients_are_answered_together_and_right(client: Any, p
         if n != 8:
             same(answer.json(), alone[n])
     text = client.get("/metrics").text
-    counts = {line.split(" ")[0]: float(line.split(" ")[1]) for line in text.splitlines() if line[0] != "#"}
+    counts = {
+        line.split(" ")[0]: float(line.split(" ")[1])
+        for line in text.splitlines()
+        if line[0] != "#"
+    }
     assert counts['behavegpt_requests_total{path="/v1/predict",code="422"}'] == 1
-    assert counts["behavegpt_batch_users_count"] < counts["behavegpt_batch_users_sum"]  # batches of several users
+    # batches of several users
+    assert counts["behavegpt_batch_users_count"] < counts["behavegpt_batch_users_sum"]
     assert counts["behavegpt_waiting"] == 0
 
 
@@ -142,7 +164,10 @@ def test_what_depends_on_other_rows_is_answered_alone(predictor: Predictor) -> N
         }.items()
     }  # fmt: skip
     assert keys["plain"] == keys["other"] == keys["more"] is not None
-    assert keys["integers"] not in (None, keys["plain"]) and keys["null"] not in (None, keys["plain"])
+    assert keys["integers"] not in (None, keys["plain"]) and keys["null"] not in (
+        None,
+        keys["plain"],
+    )
     assert all(keys[name] is None for name in ("floats", "text", "epoch", "epoch as text"))
 
 
@@ -151,10 +176,22 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "no users": ({"users": []}, 422, "users"),
     "no events": ({"users": [{"events": []}]}, 422, "events"),
     "unknown setting": ({"users": users([1]), "topk": 3}, 422, "topk"),
-    "a list as label": ({"users": [{"events": [{"t": "2020-01-01", "e": [1], "l": "x"}]}]}, 422, "events"),
+    "a list as label": (
+        {"users": [{"events": [{"t": "2020-01-01", "e": [1], "l": "x"}]}]},
+        422,
+        "events",
+    ),
     "no time column": ({"users": [{"events": [{"e": "a", "l": "b"}]}]}, 422, "no column 't'"),
-    "no usable time": ({"users": [{"id": "x", "events": history(1, t="never")}]}, 422, "time cannot be read"),
-    "one of two": ({"users": [*users([1]), {"id": "x", "events": history(1, t="never")}]}, 422, "user 'x'"),
+    "no usable time": (
+        {"users": [{"id": "x", "events": history(1, t="never")}]},
+        422,
+        "time cannot be read",
+    ),
+    "one of two": (
+        {"users": [*users([1]), {"id": "x", "events": history(1, t="never")}]},
+        422,
+        "user 'x'",
+    ),
     "half a character": (
         b'{"users": [{"events": [{"t": "2020-01-01 10:00:00", "e": "\\ud800", "l": "x"}]}]}',
         400,
@@ -163,7 +200,11 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "too many users": ({"users": users(range(41))}, 422, "at most 40"),
     "too many events": ({"users": [{"events": history(1, 101)}]}, 422, "the last 100"),
     "a long label": ({"users": [{"events": history(1, e="x" * 1001)}]}, 422, "1000"),
-    "too long": ({"users": [{"events": history(1, 90, e="x" * 990)} for _ in range(2)]}, 413, "100000 bytes"),
+    "too long": (
+        {"users": [{"events": history(1, 90, e="x" * 990)} for _ in range(2)]},
+        413,
+        "100000 bytes",
+    ),
     "top_k 0": ({"users": users([1]), "top_k": 0}, 422, "top_k"),
 }
 
@@ -190,7 +231,12 @@ def test_other_endpoints_refuse_too(client: Any) -> None:
     assert client.get("/v1/predict").status_code == 405
     assert client.get("/nothing").status_code == 404
     assert client.get("/health").json() == {"status": "ok", "waiting": 0}
-    assert client.get("/v1/model").json()["columns"] == {"event": "e", "location": "l", "behavior": "b", "time": "t"}
+    assert client.get("/v1/model").json()["columns"] == {
+        "event": "e",
+        "location": "l",
+        "behavior": "b",
+        "time": "t",
+    }
 
 
 def test_a_body_without_a_length_is_cut_off(client: Any) -> None:
@@ -204,12 +250,16 @@ def test_a_body_without_a_length_is_cut_off(client: Any) -> None:
     assert client.post("/v1/predict", content=chunks(), headers=HEADER).status_code == 413
 
 
-def serving(predictor: Predictor, settings: ServeSettings) -> tuple[uvicorn.Server, threading.Thread, str]:
+def serving(
+    predictor: Predictor, settings: ServeSettings
+) -> tuple[uvicorn.Server, threading.Thread, str]:
     """The service on a free port of this machine, in a thread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = uvicorn.Config(make_app(predictor, settings), port=port, log_level="error", timeout_graceful_shutdown=20)
+    config = uvicorn.Config(
+        make_app(predictor, settings), port=port, log_level="error", timeout_graceful_shutdown=20
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -226,14 +276,21 @@ def slow_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(module, "answer_all", slowly)
 
 
-def test_too_slow_too_many_and_shutdown(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_slow_too_many_and_shutdown(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A request that waits is answered though the service is told to stop meanwhile."""
     slow_answers(monkeypatch, 0.5)
-    server, thread, url = serving(predictor, ServeSettings(timeout_s=0.2, most_waiting=1, wait_ms=0))
+    server, thread, url = serving(
+        predictor, ServeSettings(timeout_s=0.2, most_waiting=1, wait_ms=0)
+    )
     assert httpx.post(f"{url}/v1/predict", json={"users": users([1])}).status_code == 504
     with ThreadPoolExecutor(6) as pool:
         codes = list(
-            pool.map(lambda n: httpx.post(f"{url}/v1/predict", json={"users": users([n])}).status_code, range(6))
+            pool.map(
+                lambda n: httpx.post(f"{url}/v1/predict", json={"users": users([n])}).status_code,
+                range(6),
+            )
         )
     assert set(codes) == {503, 504}
     server.should_exit = True
@@ -242,7 +299,10 @@ def test_too_slow_too_many_and_shutdown(predictor: Predictor, monkeypatch: pytes
     slow_answers(monkeypatch, 2.0)
     server, thread, url = serving(predictor, ServeSettings(wait_ms=0))
     with ThreadPoolExecutor(3) as pool, httpx.Client(timeout=60) as client:
-        answers = [pool.submit(client.post, f"{url}/v1/predict", json={"users": users([n])}) for n in range(3)]
+        answers = [
+            pool.submit(client.post, f"{url}/v1/predict", json={"users": users([n])})
+            for n in range(3)
+        ]
         until = time.monotonic() + 20
         while len(server.server_state.tasks) < 3 and time.monotonic() < until:
             time.sleep(0.01)
@@ -255,7 +315,8 @@ def test_too_slow_too_many_and_shutdown(predictor: Predictor, monkeypatch: pytes
 
 
 def test_batches() -> None:
-    """Same keys together, up to the size; a None alone; cancelled ones left out; a crash reaches its batch only."""
+    """Same keys together, up to the size; a None alone; cancelled ones left out; a crash reaches
+    its batch only."""
     seen: list[list[int]] = []
     go = threading.Event()
 
@@ -270,7 +331,8 @@ def test_batches() -> None:
     first = batcher.submit("a", 1, 0)
     time.sleep(0.1)
     asked = [
-        batcher.submit(k, 1, n) for n, k in [(1, "a"), (2, "b"), (3, "a"), (4, None), (5, None), (6, "a"), (7, "a")]
+        batcher.submit(k, 1, n)
+        for n, k in [(1, "a"), (2, "b"), (3, "a"), (4, None), (5, None), (6, "a"), (7, "a")]
     ]
     bad = batcher.submit("c", 5, 99)
     asked[1].cancel()

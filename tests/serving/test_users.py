@@ -1,4 +1,5 @@
-"""Users whose states the service holds: as good as their whole histories, bounded, refused where they are unknown."""
+"""Users whose states the service holds: as good as their whole histories, bounded, refused where
+they are unknown."""
 
 # ruff: noqa: E402 - what follows a skip
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 for _library in ("fastapi", "uvicorn", "httpx"):
-    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install -e '.[serve]' httpx")
+    pytest.importorskip(
+        _library, reason=f"{_library} is not installed; pip install -e '.[serve]' httpx"
+    )
 
 import httpx
 from fastapi.testclient import TestClient
@@ -39,7 +42,9 @@ def model() -> UniversalPredictor:
 
 
 def serving(model: Any, **limits: Any) -> TestClient:
-    return TestClient(make_app(model, ServeSettings(**{"wait_ms": 1, **limits})), raise_server_exceptions=False)
+    return TestClient(
+        make_app(model, ServeSettings(**{"wait_ms": 1, **limits})), raise_server_exceptions=False
+    )
 
 
 @pytest.fixture
@@ -50,7 +55,10 @@ def client(model: UniversalPredictor) -> Iterator[TestClient]:
 
 def behaviors(answer: Any) -> list[tuple[str, float]]:
     assert answer.status_code == 200, answer.text
-    return [(found["behavior"], found["probability"]) for found in answer.json()["users"][0]["behaviors"]]
+    return [
+        (found["behavior"], found["probability"])
+        for found in answer.json()["users"][0]["behaviors"]
+    ]
 
 
 def rows_of(seed: int, user: str) -> list[dict[str, Any]]:
@@ -72,7 +80,9 @@ def test_states_answer_as_whole_histories(client: TestClient) -> None:
                 "rejected": {},
             }
         found = client.post(f"/v1/users/{user}/predict", json=asked)
-        whole = client.post("/v1/predict", json={"users": [{"id": user, "events": history}]} | asked)
+        whole = client.post(
+            "/v1/predict", json={"users": [{"id": user, "events": history}]} | asked
+        )
         assert behaviors(found) == behaviors(whole)
     assert client.get("/health").json()["users"] == 2
     assert 'path="/v1/users/{id}/events",code="200"' in client.get("/metrics").text
@@ -83,27 +93,56 @@ def test_many_clients_at_a_time(client: TestClient) -> None:
 
     def send(user: str) -> list[tuple[str, float]]:
         for at in range(0, 25, 5):
-            assert client.post(f"/v1/users/{user}/events", json={"events": histories[user][at : at + 5]}).is_success
+            assert client.post(
+                f"/v1/users/{user}/events", json={"events": histories[user][at : at + 5]}
+            ).is_success
         return behaviors(client.post(f"/v1/users/{user}/predict", json={}))
 
     with ThreadPoolExecutor(6) as pool:
         found = dict(zip(histories, pool.map(send, histories), strict=True))
     for user, answer in found.items():
-        again = client.post("/v1/predict", json={"users": [{"id": user, "events": histories[user]}]})
+        again = client.post(
+            "/v1/predict", json={"users": [{"id": user, "events": histories[user]}]}
+        )
         labels, probabilities = zip(*behaviors(again), strict=True)
         assert [label for label, _ in answer] == list(labels)
         assert np.allclose([p for _, p in answer], probabilities, atol=1e-6)
 
 
 REFUSED: dict[str, tuple[str, Any, int, str]] = {
-    "unknown": ("nobody/predict", {}, 404, "no state of user 'nobody'; send their events to POST /v1/users/ID/events"),
-    "older": ("p00/events", {"events": [EVENT | {"when": "2023-01-01 00:00:00"}]}, 422, "comes after one at"),
+    "unknown": (
+        "nobody/predict",
+        {},
+        404,
+        "no state of user 'nobody'; send their events to POST /v1/users/ID/events",
+    ),
+    "older": (
+        "p00/events",
+        {"events": [EVENT | {"when": "2023-01-01 00:00:00"}]},
+        422,
+        "comes after one at",
+    ),
     "unreadable": ("p00/events", {"events": [EVENT, EVENT | {"when": "soon"}]}, 422, "time"),
-    "another's": ("p00/events", {"events": [EVENT | {"who": "p01"}]}, 422, "events of 'p01' for the state"),
+    "another's": (
+        "p00/events",
+        {"events": [EVENT | {"who": "p01"}]},
+        422,
+        "events of 'p01' for the state",
+    ),
     "no events": ("p00/events", {"events": []}, 422, "events: List should have at least 1 item"),
     "no list": ("p00/events", {}, 422, "events: Field required"),
-    "too many": ("p00/events", {"events": [EVENT] * 101}, 422, "101 events; send the last 100 at most"),
-    "wide": ("p00/events", {"events": [{str(i): 1 for i in range(65)}]}, 422, "an object of 65 names"),
+    "too many": (
+        "p00/events",
+        {"events": [EVENT] * 101},
+        422,
+        "101 events; send the last 100 at most",
+    ),
+    "wide": (
+        "p00/events",
+        {"events": [{str(i): 1 for i in range(65)}]},
+        422,
+        "an object of 65 names",
+    ),
     "another option": ("p00/events", {"events": [EVENT], "users": []}, 422, "users: Extra inputs"),
     "top_k": ("p00/predict", {"top_k": 10}, 422, "top_k = 10: this service allows 9 at most"),
     "top_k as text": ("p00/predict", {"top_k": "3"}, 422, "top_k"),
@@ -137,7 +176,8 @@ def test_the_least_recently_used_states_are_dropped(model: UniversalPredictor) -
         answer = client.post("/v1/users/n0/events", json={"events": [EVENT], "new": True})
         assert answer.json()["users"] == [{"id": "n0", "events": 1}]
         behaviors(client.post("/v1/users/n0/predict", json={}))
-        behaviors(client.post("/v1/users/p03/predict", json={}))  # of the log: counted again whenever it was dropped
+        # of the log: counted again whenever it was dropped
+        behaviors(client.post("/v1/users/p03/predict", json={}))
         large = [
             EVENT
             | {
@@ -148,13 +188,23 @@ def test_the_least_recently_used_states_are_dropped(model: UniversalPredictor) -
             for i in range(600)
         ]
         answer = client.post("/v1/users/big/events", json={"events": large})
-        assert answer.status_code == 422 and "this service holds 65536 in all" in answer.json()["error"]["message"]
+        assert (
+            answer.status_code == 422
+            and "this service holds 65536 in all" in answer.json()["error"]["message"]
+        )
 
 
 def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
-    """`serve universal LOG --save FOLDER`, events of a new and of a known user, SIGTERM; the folder knows them."""
+    """`serve universal LOG --save FOLDER`, events of a new and of a known user, SIGTERM; the folder
+    knows them."""
     table(0).to_csv(tmp_path / "log.csv", index=False)
-    words = [str(tmp_path / "log.csv"), "--user=who", "--time=when", "--event=what", "--location=where"]
+    words = [
+        str(tmp_path / "log.csv"),
+        "--user=who",
+        "--time=when",
+        "--event=what",
+        "--location=where",
+    ]
     words += ["--behavior=kind", "--port=0", "--save", str(tmp_path / "counted"), "wait_ms=1"]
     command = [sys.executable, "-m", "behavegpt", "serve", "universal", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as service:
@@ -176,11 +226,16 @@ def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
 
 def test_a_trained_model_has_no_states(predictor: Predictor) -> None:
     with serving(predictor) as client:
-        answer = client.post("/v1/users/7/events", json={"events": [{"t": "2024-01-01 00:00:00", "e": "a", "l": "b"}]})
+        answer = client.post(
+            "/v1/users/7/events",
+            json={"events": [{"t": "2024-01-01 00:00:00", "e": "a", "l": "b"}]},
+        )
     assert answer.status_code == 404 and "universal" in answer.json()["error"]["message"]
 
 
-def test_the_other_endpoints_take_the_universal_model(client: TestClient, model: UniversalPredictor) -> None:
+def test_the_other_endpoints_take_the_universal_model(
+    client: TestClient, model: UniversalPredictor
+) -> None:
     asked = {"users": [{"id": "p07", "events": rows_of(0, "p07")}]}
     vector = client.post("/v1/embed", json=asked | {"pool": ["last"]}).json()["users"][0]["vector"]
     assert np.allclose(vector, model.embed().vectors[7], atol=1e-6)

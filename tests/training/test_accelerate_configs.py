@@ -1,4 +1,5 @@
-"""The shipped accelerate profiles are ones that accelerate reads, and say to FSDP what sharding.py understands."""
+"""The shipped accelerate profiles are ones that accelerate reads, and say to FSDP what sharding.py
+understands."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def launched(profile: Path) -> argparse.Namespace:
 def test_accelerate_reads_a_profile(profile: Path) -> None:
     config = load_config_from_file(str(profile))
     assert config.mixed_precision == "no"
-    assert "accelerate launch" in profile.read_text().splitlines()[0] + profile.read_text().splitlines()[1]
+    assert (
+        "accelerate launch"
+        in profile.read_text().splitlines()[0] + profile.read_text().splitlines()[1]
+    )
 
 
 def test_fsdp2_reaches_our_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,8 @@ def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
     assert all(torch.equal(read.loss[name], view) for name, view in views.items())
     size = (tmp_path / "step_00000001" / "model.safetensors").stat().st_size
     stored = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
-    assert size < stored + model.embedding.weight.nbytes + 1000  # tied weights once: the rest is the header
+    # tied weights once: the rest is the header
+    assert size < stored + model.embedding.weight.nbytes + 1000
     fresh = Tied()
     fresh.load_state_dict(read.model)
     assert fresh.out.weight is fresh.embedding.weight
@@ -187,7 +188,10 @@ def test_empty_or_absent_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "extend"])
 def test_damage_at_200_places_is_found(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture, record_property: Callable[[str, object], None]
+    tmp_path: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+    record_property: Callable[[str, object], None],
 ) -> None:
     rng = random.Random(damage)
     good, victim = save(tmp_path, 5), save(tmp_path, 10)
@@ -202,7 +206,9 @@ def test_damage_at_200_places_is_found(
         if damage == "flip":
             changed[at] ^= 1 << rng.randrange(8)
         (victim / name).write_bytes(
-            {"flip": bytes(changed), "truncate": original[:at], "extend": original + original[at:]}[damage]
+            {"flip": bytes(changed), "truncate": original[:at], "extend": original + original[at:]}[
+                damage
+            ]
         )
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -245,11 +251,20 @@ def file_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 450, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000])
+@pytest.mark.parametrize(
+    "size", [0, 1, 100, 450, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000]
+)
 def test_full_disk_leaves_the_last_good_one(size: int, tmp_path: Path) -> None:
-    state = {"model": {"w": torch.ones(5000)}, "optimizer": {"m": torch.ones(10000)}, "loss": {"l": torch.ones(2500)}}
+    state = {
+        "model": {"w": torch.ones(5000)},
+        "optimizer": {"m": torch.ones(10000)},
+        "loss": {"l": torch.ones(2500)},
+    }
     save_checkpoint(tmp_path / "ckpt", 5, **state, trainer={"text": "x" * 30000}, keep=1)
-    with pytest.raises(CheckpointError, match=r"(?s)could not be written.*File too large"), file_limit(size):
+    with (
+        pytest.raises(CheckpointError, match=r"(?s)could not be written.*File too large"),
+        file_limit(size),
+    ):
         save_checkpoint(tmp_path / "ckpt", 10, **state, trainer={"text": "y" * 30000}, keep=1)
     assert [p.name for p in (tmp_path / "ckpt").iterdir()] == ["step_00000005"]
     assert latest(tmp_path / "ckpt").step == 5
@@ -265,8 +280,13 @@ def test_stale_temporaries_are_cleaned(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = temporary_name(tmp_path / "step_00000004", "new")
-    owners = (f"{dead.pid}-12345", f"{os.getpid()}-1")  # a process that ended, and one that had our number
-    gone = [tmp_path / f".tmp-{what}-step_00000005-{owner}" for what in ("new", "gone") for owner in owners]
+    # a process that ended, and one that had our number
+    owners = (f"{dead.pid}-12345", f"{os.getpid()}-1")
+    gone = [
+        tmp_path / f".tmp-{what}-step_00000005-{owner}"
+        for what in ("new", "gone")
+        for owner in owners
+    ]
     foreign = tmp_path / ".tmp-notes"
     for folder in (living, foreign, *gone):
         folder.mkdir()
@@ -296,7 +316,8 @@ MALICIOUS = {
     "header of 2^63 bytes": header(b"{}", 1 << 63),
     "header of 4 GiB": header(b"{}", 1 << 32),
     "shape of 2^62": header(ENTRY % (b"4611686018427387904", b"4", b"{}")) + b"\0\0\0\0",
-    "overflowing shape": header(ENTRY % (b"4294967296,4294967296,4294967296", b"4", b"{}")) + b"\0\0\0\0",
+    "overflowing shape": header(ENTRY % (b"4294967296,4294967296,4294967296", b"4", b"{}"))
+    + b"\0\0\0\0",
     "negative shape": header(ENTRY % (b"-1", b"4", b"{}")) + b"\0\0\0\0",
     "offsets past the end": header(ENTRY % (b"1000000", b"4000000", b"{}")) + b"\0\0\0\0",
     "deep header": header(DEEP),
@@ -304,13 +325,16 @@ MALICIOUS = {
     "no metadata": header(b"{}"),
     "shared is no JSON": header(ENTRY % (b"1", b"4", b"nonsense")) + b"\0\0\0\0",
     "shared is a list": header(ENTRY % (b"1", b"4", b"[1]")) + b"\0\0\0\0",
-    "shared with what is not there": header(ENTRY % (b"1", b"4", rb"{\"a\":\"../../etc/passwd\"}")) + b"\0\0\0\0",
+    "shared with what is not there": header(ENTRY % (b"1", b"4", rb"{\"a\":\"../../etc/passwd\"}"))
+    + b"\0\0\0\0",
     "shared deep": header(ENTRY % (b"1", b"4", b"[" * 100_000)) + b"\0\0\0\0",
 }
 
 
 @pytest.mark.parametrize("what", MALICIOUS)
-def test_malicious_tensor_files_are_refused(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malicious_tensor_files_are_refused(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a manifest that fits: the attacker made that too."""
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path, 5)
@@ -326,7 +350,9 @@ def test_malicious_tensor_files_are_refused(tmp_path: Path, what: str, monkeypat
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 200_000, pickle.dumps(Canary())], ids=lambda x: x[:8].hex()
+    "content",
+    [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 200_000, pickle.dumps(Canary())],
+    ids=lambda x: x[:8].hex(),
 )
 def test_malicious_trainer_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = save(tmp_path, 5)
@@ -349,7 +375,9 @@ def test_malicious_trainer_file_is_refused(tmp_path: Path, content: bytes) -> No
         lambda m: m.update(more="x" * 1_000_000),
     ],
 )
-def test_malicious_manifest_is_refused(tmp_path: Path, change: Callable[[dict[str, object]], object]) -> None:
+def test_malicious_manifest_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, object]], object]
+) -> None:
     path = save(tmp_path, 5)
     manifest = json.loads((path / MANIFEST).read_text())
     change(manifest)
@@ -378,12 +406,21 @@ def test_linked_checkpoint_is_refused_and_rotation_does_not_follow_it(tmp_path: 
     (folder / path.name).symlink_to(path)
     assert load_latest(folder) is None
     save(folder, 6, keep=1)
-    assert [p.name for p in folder.iterdir()] == ["step_00000006"] and load_checkpoint(path).step == 5
+    assert [p.name for p in folder.iterdir()] == ["step_00000006"] and load_checkpoint(
+        path
+    ).step == 5
 
 
 def test_foreign_names_are_no_checkpoints(tmp_path: Path) -> None:
     path = save(tmp_path / "ckpt", 5)
-    for name in ("step_5", "step_0000000a", "step_٠٠٠٠٠٠٠٩", "step_00000009.bak", ".tmp-new-step_00000009-1", "..step"):
+    for name in (
+        "step_5",
+        "step_0000000a",
+        "step_٠٠٠٠٠٠٠٩",
+        "step_00000009.bak",
+        ".tmp-new-step_00000009-1",
+        "..step",
+    ):
         shutil.copytree(path, path.with_name(name))
     assert latest(tmp_path / "ckpt").step == 5
     for name in ("../ckpt", "..", "step_00000005/..", "/"):
@@ -399,7 +436,11 @@ def test_mismatch_lists_every_difference() -> None:
     same = json.loads(json.dumps(saved))
     refuse_mismatch(saved, same)
     refuse_mismatch({"fields": ["a", "b"]}, {"fields": ("a", "b")})
-    now = {"data": {"content_hash": "c" * 64, "vocabulary": {"event": "b" * 64}}, "model": {"dropout": 0.2}, "seed": 1}
+    now = {
+        "data": {"content_hash": "c" * 64, "vocabulary": {"event": "b" * 64}},
+        "model": {"dropout": 0.2},
+        "seed": 1,
+    }
     with pytest.raises(CheckpointError) as caught:
         refuse_mismatch(saved, now)
     message = str(caught.value)

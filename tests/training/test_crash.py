@@ -1,4 +1,5 @@
-"""Whatever ends a run, `resume` gives the weights, optimizer, journal and model folder of one that was never stopped.
+"""Whatever ends a run, `resume` gives the weights, optimizer, journal and model folder of one that
+was never stopped.
 
 Every run here is a real `pretrain` in a process of its own (tests/runs.py).
 """
@@ -56,7 +57,10 @@ def outcome(out: Path) -> dict[str, Any]:
     """All that a run leaves, to be equal bit for bit; nothing temporary may be among it."""
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     facts = json.loads((out / "run.json").read_text())
-    journal = [{k: v for k, v in r.items() if k != "events_per_second"} for r in read_journal(out / "log.jsonl")]
+    journal = [
+        {k: v for k, v in r.items() if k != "events_per_second"}
+        for r in read_journal(out / "log.jsonl")
+    ]
     state = {n: (out / n).read_bytes() for n in names if n.startswith(("ckpt/", "model/"))}
     return {"names": names, "journal": repr(journal), "best": facts["best_step"], "state": state}
 
@@ -74,10 +78,15 @@ def refused(result: Result) -> str:
     return result.output
 
 
-def operations(settings: dict[str, Any], snapshots: Path | None = None, **order: Any) -> dict[int, str]:
-    """The I/O operations of a run in its folder, numbered from 1; `snapshots` get what a crash at each would leave."""
+def operations(
+    settings: dict[str, Any], snapshots: Path | None = None, **order: Any
+) -> dict[int, str]:
+    """The I/O operations of a run in its folder, numbered from 1; `snapshots` get what a crash at
+    each would leave."""
     trace = Path(settings["out"] + ".trace")
-    result = shared_runs().run(settings, trace=str(trace), snapshots=snapshots and str(snapshots), **order)
+    result = shared_runs().run(
+        settings, trace=str(trace), snapshots=snapshots and str(snapshots), **order
+    )
     assert result.status == 0, result.output
     return dict(enumerate(trace.read_text().splitlines(), 1))
 
@@ -93,7 +102,9 @@ def distinct(points: dict[int, str], snapshots: Path) -> dict[int, str]:
         paths = sorted((snapshots / str(at)).rglob("*"))
         content = (path.read_bytes() if path.is_file() else None for path in paths)
         names = (path.relative_to(snapshots / str(at)) for path in paths)
-        states.setdefault(tuple(zip(names, content, (path.stat().st_mode for path in paths), strict=True)), at)
+        states.setdefault(
+            tuple(zip(names, content, (path.stat().st_mode for path in paths), strict=True)), at
+        )
     return {at: points[at] for at in states.values()}
 
 
@@ -147,10 +158,13 @@ EVERY = [False, pytest.param(True, marks=pytest.mark.slow)]
 def test_crash_at_every_io_operation(
     every: bool, place: Path, whole: Callable[..., dict[str, Any]], record_property: Record
 ) -> None:
-    """At every operation a run really stops dead; the quick trial takes what one run had left by each of them."""
+    """At every operation a run really stops dead; the quick trial takes what one run had left by
+    each of them."""
     train = {"keep": 2, "select": "cross_entropy"} if every else SHORT
     snapshots = None if every else place / "snapshots"
-    points = operations(tiny_settings(place / "data", place / f"traced-{every}", **train), snapshots=snapshots)
+    points = operations(
+        tiny_settings(place / "data", place / f"traced-{every}", **train), snapshots=snapshots
+    )
     assert len(points) > 80 and sum("torn" in point for point in points.values()) >= 7
     chosen = points if snapshots is None else distinct(points, snapshots)
     for at, point in chosen.items():
@@ -165,7 +179,8 @@ def test_crash_at_every_io_operation(
 def test_crash_at_every_io_operation_of_a_resume(
     every: bool, place: Path, whole: Callable[..., dict[str, Any]], record_property: Record
 ) -> None:
-    """From a run that crashed while it wrote its second checkpoint, with a journal that is ahead of the first one."""
+    """From a run that crashed while it wrote its second checkpoint, with a journal that is ahead of
+    the first one."""
     points = operations(tiny_settings(place / "data", place / f"fresh-{every}", **SHORT))
     crashed = tiny_settings(place / "data", place / f"crashed-{every}", **SHORT)
     torn = first(points, "save_file torn", "step_00000003", "optimizer")
@@ -175,10 +190,16 @@ def test_crash_at_every_io_operation_of_a_resume(
     snapshots = None if every else place / "snapshots of a resume"
     points = operations(copy, resume=True, snapshots=snapshots)
     assert any("log.jsonl.tmp" in point for point in points.values())
-    assert any("os.rmdir" in point and ".tmp-new-step_00000003" in point for point in points.values())
+    assert any(
+        "os.rmdir" in point and ".tmp-new-step_00000003" in point for point in points.values()
+    )
     chosen = points
     if snapshots is not None:  # once the first save begins, all is as in a fresh run
-        chosen = {at: point for at, point in distinct(points, snapshots).items() if at <= first(points, "save_file")}
+        chosen = {
+            at: point
+            for at, point in distinct(points, snapshots).items()
+            if at <= first(points, "save_file")
+        }
     for at, point in chosen.items():
         settings = tiny_settings(place / "data", place / f"resumed-{every}-{at}", **SHORT)
         if snapshots is None:
@@ -199,10 +220,14 @@ def test_a_signal_saves_and_tells_by_the_exit_code(
     assert "--resume" in result.output and "Traceback" not in result.output
     checkpoint = load_latest(place / number.name / "ckpt")
     assert checkpoint is not None
-    steps = [r["step"] for r in read_journal(place / number.name / "log.jsonl") if r["kind"] == "train"]
-    assert checkpoint.step == steps[-1] <= 6  # the fifth line is of step 4 or 5; at most the step under way is done
+    steps = [
+        r["step"] for r in read_journal(place / number.name / "log.jsonl") if r["kind"] == "train"
+    ]
+    # the fifth line is of step 4 or 5; at most the step under way is done
+    assert checkpoint.step == steps[-1] <= 6
     assert not (place / number.name / "model").exists()
-    assert checkpoint.trainer["progress"]["stopped"] is None  # else a best step would tell of the signal for ever
+    # else a best step would tell of the signal for ever
+    assert checkpoint.trainer["progress"]["stopped"] is None
     assert finish(settings) == whole()
 
 
@@ -211,7 +236,9 @@ def test_one_of_two_ranks_is_killed(place: Path) -> None:
     assert shared_runs().run(whole, world=2).status == 0
     settings = tiny_settings(place / "data", place / "ranks-killed")
     for rank, lines in ((0, 5), (1, 9)):
-        result = shared_runs().run(settings, world=2, resume=rank > 0, signal=[signal.SIGKILL, lines, rank])
+        result = shared_runs().run(
+            settings, world=2, resume=rank > 0, signal=[signal.SIGKILL, lines, rank]
+        )
         assert result.statuses[rank] == -signal.SIGKILL and 0 not in result.statuses, result.output
     assert shared_runs().run(settings, world=2, resume=True).status == 0
     assert outcome(place / "ranks-killed") == outcome(place / "ranks")
@@ -242,7 +269,9 @@ def test_started_anew_after_a_kill_before_the_first_checkpoint(
 
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "MANIFEST.json"])
-def test_damaged_checkpoint_is_passed_over(name: str, place: Path, whole: Callable[..., dict[str, Any]]) -> None:
+def test_damaged_checkpoint_is_passed_over(
+    name: str, place: Path, whole: Callable[..., dict[str, Any]]
+) -> None:
     settings = tiny_settings(place / "data", place / f"damaged-{name}", keep=2)
     assert shared_runs().run(settings, signal=[signal.SIGTERM, 9, 0]).status == 143
     [older, newest] = sorted((place / f"damaged-{name}" / "ckpt").glob("step_*"))[-2:]
@@ -250,7 +279,9 @@ def test_damaged_checkpoint_is_passed_over(name: str, place: Path, whole: Callab
     content[len(content) // 2] ^= 4
     (newest / name).write_bytes(content)
     result = shared_runs().run(settings, resume=True)
-    assert result.status == 0 and str(newest / name) in result.output.replace("\n", ""), result.output
+    assert result.status == 0 and str(newest / name) in result.output.replace("\n", ""), (
+        result.output
+    )
     assert f"resumed from step {int(older.name[5:])}" in result.output
     assert outcome(place / f"damaged-{name}") == whole(keep=2)
 
@@ -261,13 +292,17 @@ def test_full_disk_stops_with_a_reason(place: Path, whole: Callable[..., dict[st
     before = load_latest(place / "full" / "ckpt")
     size = (before.path / "optimizer.safetensors").stat().st_size if before else 0
     message = refused(shared_runs().run(settings, resume=True, file_limit=size - 1))
-    assert "could not be written" in message and "File too large" in message and "--resume" in message
+    assert (
+        "could not be written" in message and "File too large" in message and "--resume" in message
+    )
     after = load_latest(place / "full" / "ckpt")
     assert before and after and before.path == after.path
     assert finish(settings) == whole(keep=2)
 
 
-@pytest.mark.parametrize(("what", "world"), [("loss", 1), ("hidden", 1), ("gradient", 1), ("loss", 2), ("gradient", 2)])
+@pytest.mark.parametrize(
+    ("what", "world"), [("loss", 1), ("hidden", 1), ("gradient", 1), ("loss", 2), ("gradient", 2)]
+)
 def test_non_finite_stops_before_the_update(
     what: str, world: int, place: Path, whole: Callable[..., dict[str, Any]]
 ) -> None:
@@ -275,11 +310,21 @@ def test_non_finite_stops_before_the_update(
     settings = tiny_settings(place / "data", out)
     message = refused(shared_runs().run(settings, world=world, poison=[what, 5, world - 1]))
     assert message.count("the weights are the same") == world and "HAVE CHANGED" not in message
-    named = re.search(r"step 6: the (loss|gradient).* rows (\d+)-(\d+) of epoch (\d+) \(seed 0\)", message)
+    named = re.search(
+        r"step 6: the (loss|gradient).* rows (\d+)-(\d+) of epoch (\d+) \(seed 0\)", message
+    )
     assert named, message
-    assert [r["step"] for r in read_journal(out / "log.jsonl") if r["kind"] == "train"] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in read_journal(out / "log.jsonl") if r["kind"] == "train"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     checkpoint = load_latest(out / "ckpt")
-    assert checkpoint is not None and all(torch.isfinite(t).all() for t in checkpoint.model.values())
+    assert checkpoint is not None and all(
+        torch.isfinite(t).all() for t in checkpoint.model.values()
+    )
     if world == 1:
         assert finish(settings) == whole()
 
@@ -309,7 +354,11 @@ def test_checkpoint_of_other_data_or_settings_is_refused(place: Path) -> None:
     message = refused(shared_runs().run(tiny_settings(other, out), resume=True))
     assert "data.content_hash: checkpoint random-0, now random-1" in message
     assert "data.vocabulary.event: checkpoint" in message and "another out=" in message
-    for group, name, value in (("model", "dropout", 0.3), ("loss", "floor", 0.1), ("train", "seed", 3)):
+    for group, name, value in (
+        ("model", "dropout", 0.3),
+        ("loss", "floor", 0.1),
+        ("train", "seed", 3),
+    ):
         changed = tiny_settings(place / "data", out)
         changed[group] |= {name: value}
         message = refused(shared_runs().run(changed, resume=True))

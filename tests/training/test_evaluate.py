@@ -34,7 +34,14 @@ def model_for(store, max_length: int = 16) -> BehaveGPTForBehaviorPrediction:
 
 
 def scores_by_row(model, store, split, **options) -> dict[int, np.ndarray]:
-    parts = score(model, store, split, max_length=model.config.max_length, fields=model.config.columns, **options)
+    parts = score(
+        model,
+        store,
+        split,
+        max_length=model.config.max_length,
+        fields=model.config.columns,
+        **options,
+    )
     return {int(r): x.numpy() for part in parts for r, x in zip(part.row, part.logits, strict=True)}
 
 
@@ -57,7 +64,8 @@ def test_ranks_together_count_what_one_counts(users, world):
 
 
 def test_perturbing_the_future_changes_no_earlier_score():
-    """Every event after a target is replaced, position by position: the target's score stays, bit for bit."""
+    """Every event after a target is replaced, position by position: the target's score stays, bit
+    for bit."""
     store = random_store(3, users=12, longest=60)
     model = model_for(store)
     before = {split: scores_by_row(model, store, split) for split in (VALID, TEST)}
@@ -65,8 +73,12 @@ def test_perturbing_the_future_changes_no_earlier_score():
     checked = 0
     for split, scores in before.items():
         for row, expected in scores.items():
-            later = slice(row, int(store.offsets[np.searchsorted(store.offsets, row, side="right")]))
-            kept = {name: store.columns[name][later].copy() for name in ("event", "location", "slot")}
+            later = slice(
+                row, int(store.offsets[np.searchsorted(store.offsets, row, side="right")])
+            )
+            kept = {
+                name: store.columns[name][later].copy() for name in ("event", "location", "slot")
+            }
             for name, high in (("event", 14), ("location", 6), ("slot", 48)):
                 store.columns[name][later] = rng.integers(2, high, later.stop - later.start)
             found = scores_by_row(model, store, split)[row]

@@ -28,7 +28,9 @@ def test_floats_round_trip_exactly(tmp_path: Path) -> None:
         journal.append({"step": step, "loss": value, "note": "é\n\u2028"})
     read = read_journal(journal.path)
     assert [struct.pack("<d", r["loss"]) for r in read] == [struct.pack("<d", v) for v in values]
-    assert {r["note"] for r in read} == {"é\n\u2028"} and len(journal.path.read_text().splitlines()) == len(values)
+    assert {r["note"] for r in read} == {"é\n\u2028"} and len(
+        journal.path.read_text().splitlines()
+    ) == len(values)
 
 
 def test_truncate_drops_later_steps_and_keeps_bytes(tmp_path: Path) -> None:
@@ -57,7 +59,9 @@ def test_a_line_torn_at_any_byte_is_forgotten(tmp_path: Path) -> None:
         assert [r["step"] for r in read_journal(journal.path)] == ([1, 2] if complete else [1])
         journal.truncate_after(2)
         journal.append({"step": 3})
-        assert [r["step"] for r in read_journal(journal.path)] == ([1, 2, 3] if complete else [1, 3])
+        assert [r["step"] for r in read_journal(journal.path)] == (
+            [1, 2, 3] if complete else [1, 3]
+        )
 
 
 def test_damage_further_up_is_named(tmp_path: Path) -> None:

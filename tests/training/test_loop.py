@@ -1,4 +1,5 @@
-"""When the loop validates, which model it holds for the best, when it stops; and what it tells the loss."""
+"""When the loop validates, which model it holds for the best, when it stops; and what it tells the
+loss."""
 
 from __future__ import annotations
 
@@ -38,10 +39,14 @@ class Scripted(Trainer):
         store = random_store(users=4)
         fields = {"field_sizes": store.field_sizes(), "num_behaviors": store.behaviors.classes}
         model = BehaveGPTForBehaviorPrediction(
-            BehaveGPTConfig(**fields, embedding_size=2, num_hidden_layers=1, num_attention_heads=1, max_length=8)
+            BehaveGPTConfig(
+                **fields, embedding_size=2, num_hidden_layers=1, num_attention_heads=1, max_length=8
+            )
         )
         train = TrainSettings(steps=max(1, len(figures)), valid_every=1, select="rec_w", **settings)
-        run = RunFolder(Accelerator(cpu=True), RunSettings(out=str(folder), data=DataSettings(path="nowhere")))
+        run = RunFolder(
+            Accelerator(cpu=True), RunSettings(out=str(folder), data=DataSettings(path="nowhere"))
+        )
         super().__init__(model, Loss(torch.ones(store.behaviors.classes), start), store, train, run)
         self.figures = iter(figures)
         self.checkpointed: list[int] = []
@@ -91,7 +96,9 @@ def test_checkpoints_and_validations_are_as_often_as_asked(tmp_path: Path) -> No
     assert [r["step"] for r in records if r["kind"] == "valid"] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("select,value", [("rec_mean", 0.4), ("rec_m", 0.6), ("ndcg@3", 0.7), ("cross_entropy", -1.5)])
+@pytest.mark.parametrize(
+    "select,value", [("rec_mean", 0.4), ("rec_m", 0.6), ("ndcg@3", 0.7), ("cross_entropy", -1.5)]
+)
 def test_checkpoints_are_compared_by(select: str, value: float) -> None:
     figures = {"rec_w": 0.2, "rec_m": 0.6, "ndcg@3": 0.7, "cross_entropy": 1.5}
     assert selection_value(figures, select) == pytest.approx(value)
@@ -105,7 +112,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     told: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
         true = DROLoss.set_progress
-        patch.setattr(DROLoss, "set_progress", lambda self, share: (told.append(share), true(self, share))[1])
+        patch.setattr(
+            DROLoss, "set_progress", lambda self, share: (told.append(share), true(self, share))[1]
+        )
         settings = tiny_settings(folder / "data", folder / "run", select="last", valid_every=6)
         pretrain(PretrainSettings.model_validate(settings))
     return folder, told
@@ -115,7 +124,9 @@ def test_the_loss_knows_how_much_of_the_training_is_done(run: tuple[Path, list[f
     assert run[1] == [step / 12 for step in range(12)]
 
 
-def test_a_run_says_how_many_targets_it_leaves_out(run: tuple[Path, list[float]], capsys: Any) -> None:
+def test_a_run_says_how_many_targets_it_leaves_out(
+    run: tuple[Path, list[float]], capsys: Any
+) -> None:
     folder, _ = run
     store = open_store(folder / "data")
     targets = json.loads((folder / "run" / "run.json").read_text())["targets"]
@@ -124,10 +135,15 @@ def test_a_run_says_how_many_targets_it_leaves_out(run: tuple[Path, list[float]]
     assert [sum(part.values()) for part in targets.values()] == (events - first).tolist()
     assert targets["valid"]["unseen"] == count_unseen(store, VALID) > 0
     tell_unseen(targets["valid"])
-    assert f"{targets['valid']['unseen']} of {sum(targets['valid'].values())} targets" in capsys.readouterr().err
+    assert (
+        f"{targets['valid']['unseen']} of {sum(targets['valid'].values())} targets"
+        in capsys.readouterr().err
+    )
 
 
-def test_less_than_one_step_of_an_epoch_is_one_step(run: tuple[Path, list[float]], tmp_path: Path) -> None:
+def test_less_than_one_step_of_an_epoch_is_one_step(
+    run: tuple[Path, list[float]], tmp_path: Path
+) -> None:
     settings = tiny_settings(run[0] / "data", tmp_path / "run", steps=None, epochs=1e-6)
     pretrain(PretrainSettings.model_validate(settings))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 1
@@ -137,10 +153,16 @@ def test_validation_is_on_the_validation_split(run: tuple[Path, list[float]]) ->
     folder, _ = run
     store, (model, _) = open_store(folder / "data"), open_model(folder / "run" / "model")
     options = {"max_length": model.config.max_length, "fields": model.config.columns}
-    [last] = [r for r in read_journal(folder / "run" / "log.jsonl") if r["kind"] == "valid" and r["step"] == 12]
+    [last] = [
+        r
+        for r in read_journal(folder / "run" / "log.jsonl")
+        if r["kind"] == "valid" and r["step"] == 12
+    ]
     entropy = {split: evaluate(model, store, split, **options)[1] for split in (VALID, TEST)}
     assert last["cross_entropy"] == pytest.approx(entropy[VALID], rel=1e-5)
-    assert abs(entropy[VALID] - entropy[TEST]) > 1e-3, "the splits must differ for this test to tell"
+    assert abs(entropy[VALID] - entropy[TEST]) > 1e-3, (
+        "the splits must differ for this test to tell"
+    )
 
 
 class Counted(torch.nn.Module):
@@ -155,18 +177,28 @@ class Counted(torch.nn.Module):
         count = torch.bincount(target, minlength=2).float()
         mass = criterion.weight(target).sum()
         return BehaviorOutput(
-            loss=self.main * mass, side_loss=self.side * len(target), class_loss=2 * count, class_count=count
+            loss=self.main * mass,
+            side_loss=self.side * len(target),
+            class_loss=2 * count,
+            class_count=count,
         )
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(micro: int, tmp_path: Path) -> None:
+def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(
+    micro: int, tmp_path: Path
+) -> None:
     target = torch.tensor([[0, 1, 1, -100], [1, -100, -100, -100]])
-    batches = [PackedBatch({}, part, part, part, part, {}) for part in ([target] if micro == 1 else target.split(1))]
+    batches = [
+        PackedBatch({}, part, part, part, part, {})
+        for part in ([target] if micro == 1 else target.split(1))
+    ]
     model = Counted()
     trainer = Scripted([], 0.0, tmp_path)
     trainer.model, trainer.steps = model, 4
-    trainer.settings = TrainSettings(micro_batches=micro, schedule="constant", warmup=0, lr=0.1, clip=100.0)
+    trainer.settings = TrainSettings(
+        micro_batches=micro, schedule="constant", warmup=0, lr=0.1, clip=100.0
+    )
     trainer.loss.class_weight = torch.tensor([0.25, 5.0])
     trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
     store = SimpleNamespace(behaviors=SimpleNamespace(counts=[1, 1]))
@@ -174,7 +206,10 @@ def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(micro: in
     learned: list[list[float]] = []
     trainer.loss.update = lambda *sums: learned.extend(part.tolist() for part in sums)  # type: ignore[method-assign]
     record = Trainer.step(trainer, 0)
-    assert learned == [[2.0, 6.0], [1.0, 3.0]] and (record["cross_entropy"], record["events"]) == (2.0, 4.0)
+    assert learned == [[2.0, 6.0], [1.0, 3.0]] and (record["cross_entropy"], record["events"]) == (
+        2.0,
+        4.0,
+    )
     assert record["loss"] == pytest.approx(5.0)
     assert record["grad_norm"] == pytest.approx(2**0.5)
     assert [p.item() for p in model.parameters()] == pytest.approx([1.9, 2.9])
@@ -185,7 +220,12 @@ def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(micro: in
     [
         ({"num_hidden_layers": 0}, "a model of 0 blocks has no transformer blocks"),
         (
-            {"architecture": "gru", "embedding_size": 4, "num_attention_heads": 2, "max_length": 16},
+            {
+                "architecture": "gru",
+                "embedding_size": 4,
+                "num_attention_heads": 2,
+                "max_length": 16,
+            },
             "a gru has no transformer blocks",
         ),
     ],

@@ -33,7 +33,10 @@ def test_the_learning_rate_of_a_step(schedule: str, step: int) -> None:
 
 @pytest.mark.parametrize("steps,warmup", [(1, 0.0), (1, 0.5), (2, 0.0), (3, 0.9), (7, 0.05)])
 def test_short_runs_start_above_zero_and_reach_the_peak(steps: int, warmup: float) -> None:
-    rates = [learning_rate(s, steps, lr=0.5, warmup=warmup, floor=0.1, schedule="cosine") for s in range(steps)]
+    rates = [
+        learning_rate(s, steps, lr=0.5, warmup=warmup, floor=0.1, schedule="cosine")
+        for s in range(steps)
+    ]
     assert min(rates) > 0 and max(rates) == 0.5
 
 

@@ -47,19 +47,23 @@ def test_batches_give_what_one_position_gives(mixer: Mixer) -> None:
     positions = np.arange(7, len(world.columns.time), 11)
     together = logits_of(mixer, reader, positions)
     for n in (0, 50, len(positions) - 1):
-        assert torch.allclose(together[n], logits_of(mixer, reader, positions[n : n + 1])[0], atol=1e-5)
+        assert torch.allclose(
+            together[n], logits_of(mixer, reader, positions[n : n + 1])[0], atol=1e-5
+        )
     assert torch.allclose(together.logsumexp(1).isfinite().float(), torch.ones(len(positions)))
 
 
 def test_noise_is_not_learned() -> None:
-    """Training positions, whose targets the tables hold, give no more than the entropy of the noise."""
+    """Training positions, whose targets the tables hold, give no more than the entropy of the
+    noise."""
     rng = np.random.default_rng(0)
     world = random_world(1, events=8_000)
     count, classes = len(world.columns.time), 12
     columns = world.columns._replace(
         behavior=rng.integers(0, classes, count).astype(np.int32),
         event=rng.integers(2, 400, count).astype(np.int32),
-        location=rng.integers(2, 300, count).astype(np.int32),  # contexts that hardly any other event has
+        # contexts that hardly any other event has
+        location=rng.integers(2, 300, count).astype(np.int32),
     )
     reader = reader_of(World(columns, world.offsets, classes), np.ones(count, bool))
     users, everything = rng.permutation(len(world.offsets) - 1), np.ones(count, bool)
@@ -69,7 +73,9 @@ def test_noise_is_not_learned() -> None:
     )
     torch.manual_seed(0)
     fresh = Mixer(len(EXPERTS) + 1, hidden_size=8)
-    fit_mixer(fresh, [fitted], UniversalSettings(out="unused", questions={}, epochs=4, batch=250), rng)
+    fit_mixer(
+        fresh, [fitted], UniversalSettings(out="unused", questions={}, epochs=4, batch=250), rng
+    )
     with torch.no_grad():
         logits = fresh(take(held.readings, held.position, held.shares), held.log_prior)
     loss = torch.nn.functional.cross_entropy(logits, held.target, reduction="none")

@@ -1,4 +1,5 @@
-"""States: as good as reading whole histories again, kept in a folder, refused where they do not belong."""
+"""States: as good as reading whole histories again, kept in a folder, refused where they do not
+belong."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ SCHEMA = EventSchema(user="who", time="when", event="what", location="where", be
 def table(seed: int, people: int = 30, each: int = 25) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     rows = people * each
-    seconds = np.sort(rng.choice(50 * 86400, (people, each), replace=True), axis=1) // 60 * 60  # some simultaneous
+    # some simultaneous
+    seconds = np.sort(rng.choice(50 * 86400, (people, each), replace=True), axis=1) // 60 * 60
     return pd.DataFrame(
         {
             "who": np.repeat([f"p{i:02}" for i in range(people)], each),
-            "when": (pd.Timestamp("2024-03-01") + pd.to_timedelta(seconds.ravel(), unit="s")).strftime("%F %T"),
+            "when": (
+                pd.Timestamp("2024-03-01") + pd.to_timedelta(seconds.ravel(), unit="s")
+            ).strftime("%F %T"),
             "what": rng.choice([f"thing {i}" for i in range(20)], rows),
             "where": rng.choice(["home", "work", "shop"], rows),
             "kind": rng.choice([f"kind {i}" for i in range(7)], rows),
@@ -43,7 +47,10 @@ def model() -> UniversalPredictor:
 
 
 def same(one: Predictions, other: Predictions) -> bool:
-    equal = np.array_equal(one.labels, other.labels) and one.users.to_pylist() == other.users.to_pylist()
+    equal = (
+        np.array_equal(one.labels, other.labels)
+        and one.users.to_pylist() == other.users.to_pylist()
+    )
     return equal and one.probabilities.tobytes() == other.probabilities.tobytes()
 
 
@@ -71,7 +78,9 @@ def test_a_saved_model_goes_on_without_the_log(model: UniversalPredictor, tmp_pa
     later = {"when": "2024-06-01 08:10:00", "what": "thing 3", "where": "home", "kind": "kind 2"}
     one, other = (m.update(m.state("p07"), later) for m in (model, again))
     assert same(model.predict(one), again.predict(other))
-    assert not same(model.predict(one), model.predict(model.state("p07"))), "the log's own state is not changed"
+    assert not same(model.predict(one), model.predict(model.state("p07"))), (
+        "the log's own state is not changed"
+    )
     first = (folder / "users.safetensors").read_bytes()
     model.save(folder)  # replaces its own kind
     assert (folder / "users.safetensors").read_bytes() == first
@@ -92,7 +101,9 @@ MISTAKES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("events", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
-def test_events_that_cannot_be_taken_up_change_nothing(model: UniversalPredictor, events: Any, message: str) -> None:
+def test_events_that_cannot_be_taken_up_change_nothing(
+    model: UniversalPredictor, events: Any, message: str
+) -> None:
     state = model.state("p00")
     before = model.predict(state)
     with pytest.raises(DataError, match=message):
@@ -114,7 +125,9 @@ def test_what_is_unknown_is_said(model: UniversalPredictor, tmp_path: Path) -> N
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
 
 
-@pytest.mark.parametrize("name", ["users.safetensors", "users.json", "tables.safetensors", "universal.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["users.safetensors", "users.json", "tables.safetensors", "universal.safetensors"]
+)
 def test_a_damaged_folder_is_refused(model: UniversalPredictor, tmp_path: Path, name: str) -> None:
     folder = model.save(tmp_path / "counted")
     data = bytearray((folder / name).read_bytes())

@@ -1,4 +1,5 @@
-"""Predictions without training: on any table, the same alone and in company, through Python and the commands."""
+"""Predictions without training: on any table, the same alone and in company, through Python and the
+commands."""
 
 from __future__ import annotations
 
@@ -48,9 +49,14 @@ def test_it_predicts_what_nobody_trained(universal: Path, habits: pd.DataFrame) 
     model = load_zero_shot(universal).fit_tables(habits, SCHEMA)
     found = model.predict(top_k=3)
     assert found.users.to_pylist() == sorted(habits.who.unique())
-    assert np.all(np.diff(found.probabilities, axis=1) <= 0) and np.all(found.probabilities.sum(1) <= 1 + 1e-5)
+    assert np.all(np.diff(found.probabilities, axis=1) <= 0) and np.all(
+        found.probabilities.sum(1) <= 1 + 1e-5
+    )
     following = habits.groupby("who").what.nth(-2).to_list()
-    assert np.mean([label == true for label, true in zip(found.labels[:, 0], following, strict=True)]) > 0.9
+    assert (
+        np.mean([label == true for label, true in zip(found.labels[:, 0], following, strict=True)])
+        > 0.9
+    )
     direct = load_zero_shot(universal).predict(
         habits.rename(columns={"who": "user", "when": "time", "what": "event"}), top_k=3
     )
@@ -66,7 +72,9 @@ def test_a_user_alone_gets_the_same_answer(universal: Path, habits: pd.DataFrame
 
 
 def test_evaluate_uses_the_training_split_alone(universal: Path, tmp_path: Path) -> None:
-    schema = EventSchema(user="user_id", time="timestamp", event="event", behavior="family", order="line")
+    schema = EventSchema(
+        user="user_id", time="timestamp", event="event", behavior="family", order="line"
+    )
     log = pd.read_parquet(online_retail())
     people = log.user_id.drop_duplicates().sample(150, random_state=0)
     log[log.user_id.isin(people)].to_parquet(tmp_path / "log.parquet")
@@ -79,7 +87,10 @@ def test_evaluate_uses_the_training_split_alone(universal: Path, tmp_path: Path)
 
 
 def test_the_same_seed_gives_the_same_weights(universal: Path, tmp_path: Path) -> None:
-    assert main(["pretrain-universal", "configs/universal/tiny.yaml", f"out={tmp_path / 'again'}"]) == 0
+    assert (
+        main(["pretrain-universal", "configs/universal/tiny.yaml", f"out={tmp_path / 'again'}"])
+        == 0
+    )
     name = "universal.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (universal / name).read_bytes()
 
@@ -91,27 +102,48 @@ def test_mistakes(universal: Path, habits: pd.DataFrame, tmp_path: Path) -> None
     with pytest.raises(DataError, match="no usable event"):
         model.fit_tables(habits.assign(what=None), SCHEMA)
     (tmp_path / "universal.json").write_text("{}")
-    assert is_universal(tmp_path) and is_universal("universal") and not is_universal(tmp_path / "nothing")
+    assert (
+        is_universal(tmp_path)
+        and is_universal("universal")
+        and not is_universal(tmp_path / "nothing")
+    )
     with pytest.raises(CheckpointError, match="no universal model"):
         load_zero_shot(tmp_path)
 
 
-def test_the_commands_take_the_name(habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_take_the_name(
+    habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the weights that ship."""
     habits.rename(columns={"who": "uid"}).to_csv(tmp_path / "log.csv", index=False)
     columns = ["--user", "uid", "--time", "when", "--event", "what"]
-    assert main(["predict", "universal", str(tmp_path / "log.csv"), *columns, "--top-k", "2", "--json"]) == 0
+    assert (
+        main(
+            ["predict", "universal", str(tmp_path / "log.csv"), *columns, "--top-k", "2", "--json"]
+        )
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 2 * habits.who.nunique() and {row["rank"] for row in rows} == {1, 2}
-    assert main(["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "data"), *columns]) == 0
+    assert (
+        main(["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "data"), *columns]) == 0
+    )
     assert main(["evaluate", "universal", str(tmp_path / "data"), "--json"]) == 0
-    assert json.loads((tmp_path / "data/eval/universal.json").read_text())["models"]["universal"]["rec_w"] > 0.8
+    assert (
+        json.loads((tmp_path / "data/eval/universal.json").read_text())["models"]["universal"][
+            "rec_w"
+        ]
+        > 0.8
+    )
     assert main(["export", "universal", str(tmp_path / "log.csv"), str(tmp_path / "vectors")]) == 2
     assert "needs a trained model" in capsys.readouterr().err
 
 
-def test_the_commands_that_use_counts(habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """embed and generate on a log; what was counted once is a model, with the same answers without the log."""
+def test_the_commands_that_use_counts(
+    habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """embed and generate on a log; what was counted once is a model, with the same answers without
+    the log."""
     log, counted = str(tmp_path / "log.csv"), str(tmp_path / "counted")
     habits.rename(columns={"who": "uid"}).to_csv(log, index=False)
     columns = ["--user", "uid", "--time", "when", "--event", "what"]
@@ -122,8 +154,24 @@ def test_the_commands_that_use_counts(habits: pd.DataFrame, tmp_path: Path, caps
     assert again == first
     habits.to_csv(log, index=False)  # another name of a column
     assert main(["predict", counted, log, "--user", "who", "--json"]) == 0
-    assert [row["behavior"] for row in json.loads(capsys.readouterr().out)] == [row["behavior"] for row in first]
-    assert main(["embed", "universal", log, "--user", "who", *columns[2:], "--out", str(tmp_path / "v.parquet")]) == 0
+    assert [row["behavior"] for row in json.loads(capsys.readouterr().out)] == [
+        row["behavior"] for row in first
+    ]
+    assert (
+        main(
+            [
+                "embed",
+                "universal",
+                log,
+                "--user",
+                "who",
+                *columns[2:],
+                "--out",
+                str(tmp_path / "v.parquet"),
+            ]
+        )
+        == 0
+    )
     assert pd.read_parquet(tmp_path / "v.parquet").vector.map(len).unique().tolist() == [32]
     futures = ["--steps", "4", "--samples", "2", "--temperature", "0", "--json"]
     capsys.readouterr()
@@ -147,11 +195,17 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_of_commands(
-    name: str, habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    habits: pd.DataFrame,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words, message = MISTAKES[name]
-    habits.rename(columns={"who": "user", "when": "time", "what": "event"}).to_csv("LOG", index=False)
+    habits.rename(columns={"who": "user", "when": "time", "what": "event"}).to_csv(
+        "LOG", index=False
+    )
     (tmp_path / "LOG").rename("LOG.csv")
     assert main([word.replace("LOG", "LOG.csv") for word in words]) == 2
     assert message in capsys.readouterr().err
@@ -160,16 +214,28 @@ def test_mistakes_of_commands(
 def test_futures_do_not_depend_on_who_else_is_asked(universal: Path, habits: pd.DataFrame) -> None:
     model = load_zero_shot(universal).fit_tables(habits, SCHEMA)
     everyone = model.generate(steps=6, samples=2, seed=4, rows=7).to_table().to_pandas()
-    alone = model.generate(habits[habits.who == "p07"], steps=6, samples=2, seed=4).to_table().to_pandas()
+    alone = (
+        model.generate(habits[habits.who == "p07"], steps=6, samples=2, seed=4)
+        .to_table()
+        .to_pandas()
+    )
     pd.testing.assert_frame_equal(everyone[everyone.who == "p07"].reset_index(drop=True), alone)
     until = model.generate(until="11 hours", steps=50)  # gaps are of five hours
-    assert until.to_table().num_rows == 80 and until.policies == {"behavior": "head", "time": "observed"}
+    assert until.to_table().num_rows == 80 and until.policies == {
+        "behavior": "head",
+        "time": "observed",
+    }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/universal").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/universal").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_a_shipped_config_loads(path: Path) -> None:
     assert read_settings(UniversalSettings, path).out == "runs/universal"
-    assert path.read_text().startswith("# ") and "# Run: behavegpt pretrain-universal" in path.read_text()
+    assert (
+        path.read_text().startswith("# ")
+        and "# Run: behavegpt pretrain-universal" in path.read_text()
+    )
 
 
 def test_the_shipped_weights_say_how_they_were_made() -> None:

@@ -1,1 +1,2 @@
-"""Baselines written from an abstract or from formulas alone, without the authors' code; each says what is ours."""
+"""Baselines written from an abstract or from formulas alone, without the authors' code; each says
+what is ours."""

@@ -1,13 +1,16 @@
 """CDN (cross decoupling network, KDD 2023), as a head on SASRec's encoder.
 
-    item side   y_i = g_0 MLP_0(id_i) + sum over j of g_j MLP_j(content_i)          g = softmax(W f_i)
-                f_i: log frequency of the class, its square, its rank: frequent ones memorize, rare ones generalize
-    user side   u = a f_main(h) + (1 - a) f_balanced(h)            a = 1 - (t / (spread T))^2, its last value afterwards
-    score_i = u . y_i + b_i
+    item side   y_i = g_0 MLP_0(id_i) + sum over j of g_j MLP_j(content_i)          g = softmax(W
+    f_i)
+                f_i: log frequency of the class, its square, its rank: frequent ones memorize, rare
+                    ones generalize
+    user side   u = a f_main(h) + (1 - a) f_balanced(h)            a = 1 - (t / (spread T))^2, its
+    last value afterwards score_i = u . y_i + b_i
 
-Trained on the data and a class-balanced draw of it (loss.name=two_distributions, same `spread`). Written from the
-abstract and a public configuration. Approximations: `content_i` is the class's cluster by co-occurrence, as logs hold
-no item features; the second draw is its expectation, by weights; b_i.
+Trained on the data and a class-balanced draw of it (loss.name=two_distributions, same `spread`).
+Written from the abstract and a public configuration. Approximations: `content_i` is the class's
+cluster by co-occurrence, as logs hold no item features; the second draw is its expectation, by
+weights; b_i.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ class Options(Settings):
     """CDN's own."""
 
     experts: int = Field(3, ge=1, description="generalization experts")
-    spread: float = Field(2.0, gt=1, description="as loss.spread: the balanced branch ends at 1 / spread^2")
+    spread: float = Field(
+        2.0, gt=1, description="as loss.spread: the balanced branch ends at 1 / spread^2"
+    )
 
 
 class CDNHead(ScoreHead):
@@ -41,10 +46,15 @@ class CDNHead(ScoreHead):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__(config)
-        options, width, classes = Options(**(config.options or {})), config.hidden_size, config.num_behaviors
+        options, width, classes = (
+            Options(**(config.options or {})),
+            config.hidden_size,
+            config.num_behaviors,
+        )
         self.spread = options.spread
         self.content = nn.Embedding(cluster_count(classes), width)
-        self.experts = nn.ModuleList([_mlp(width) for _ in range(1 + options.experts)])  # memorization first
+        # memorization first
+        self.experts = nn.ModuleList([_mlp(width) for _ in range(1 + options.experts)])
         self.gate = nn.Linear(FEATURES, 1 + options.experts)
         self.main, self.balanced = _mlp(width), _mlp(width)
         self.own: torch.Tensor
@@ -64,7 +74,10 @@ class CDNHead(ScoreHead):
         assert self.classes is not None
         content = self.content(self.cluster)
         given = [self.classes.weight, *[content] * (len(self.experts) - 1)]
-        each = torch.stack([expert(x) for expert, x in zip(self.experts, given, strict=True)], dim=1)  # (K, 1+E, C)
+        # (K, 1+E, C)
+        each = torch.stack(
+            [expert(x) for expert, x in zip(self.experts, given, strict=True)], dim=1
+        )
         return (self.gate(self.frequency).softmax(-1)[..., None] * each).sum(1)
 
     def set_progress(self, fraction: float) -> None:
@@ -78,7 +91,9 @@ def start(model: Any, store: EventStore) -> None:
     log = counts.log1p() / counts.max().log1p()
     rank = counts.argsort(descending=True, stable=True).argsort() / len(counts)
     model.head.frequency.copy_(torch.stack([log, log**2, rank], dim=1))
-    model.head.cluster.copy_(clusters(label_vectors(store, "behavior", VECTOR), cluster_count(len(counts))))
+    model.head.cluster.copy_(
+        clusters(label_vectors(store, "behavior", VECTOR), cluster_count(len(counts)))
+    )
 
 
 def cluster_count(classes: int) -> int:

@@ -1,13 +1,15 @@
-"""DiffuSeq (Gong et al., ICLR 2023, arXiv:2210.08933): the whole future at once, by diffusion of its embeddings.
+"""DiffuSeq (Gong et al., ICLR 2023, arXiv:2210.08933): the whole future at once, by diffusion of
+its embeddings.
 
-    forward    q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I),  x_0 = E[y] + N(0, (1 - a_1) I),  a_t = 1 - sqrt(t / N + s)
-    network    f(x_t, t, E[history]) -> x_0 of the future alone, both directions; the history is never noised
-    loss       mean (f - x_0)^2  (at the first step against E[y])  + CE(x_0 E^T, y)  + mean (sqrt(a_N) x_0)^2
-    sampling   x ~ N(0, I), then q(x_s | x_t, x_0 = f) downwards over every (N / draws)-th t; the nearest embedding last
+    forward    q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I),  x_0 = E[y] + N(0, (1 - a_1) I),  a_t =
+    1 - sqrt(t / N + s) network    f(x_t, t, E[history]) -> x_0 of the future alone, both
+    directions; the history is never noised loss       mean (f - x_0)^2  (at the first step against
+    E[y])  + CE(x_0 E^T, y)  + mean (sqrt(a_N) x_0)^2 sampling   x ~ N(0, I), then q(x_s | x_t, x_0
+    = f) downwards over every (N / draws)-th t; the nearest embedding last
 
-Written from the formulas. Ours: small (2 layers of width 64, embeddings of 16, 500 noise levels, 25 steps of sampling),
-uniform t for loss-aware t, no moving average of the weights (the budget is some hundred updates), a final draw
-rounded once instead of clamped at every step.
+Written from the formulas. Ours: small (2 layers of width 64, embeddings of 16, 500 noise levels, 25
+steps of sampling), uniform t for loss-aware t, no moving average of the weights (the budget is some
+hundred updates), a final draw rounded once instead of clamped at every step.
 
 Shapes: B rows, P past, T steps, E embedding, K classes, N noise levels.
 """
@@ -31,7 +33,8 @@ OFFSET = 1e-4  # s of the schedule
 
 @dataclass(frozen=True)
 class DiffuSeqSettings:
-    """`events` are training events in futures; futures filled to less than this share are left out."""
+    """`events` are training events in futures; futures filled to less than this share are left
+    out."""
 
     events: int = 524_288
     filled: float = 0.5
@@ -55,7 +58,8 @@ def schedule(levels: int) -> torch.Tensor:
 def posterior(
     x0: torch.Tensor, xt: torch.Tensor, a_t: torch.Tensor, a_s: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of q(x_s | x_t, x_0) for a lower noise level s, any number of levels away."""
+    """Mean and variance of q(x_s | x_t, x_0) for a lower noise level s, any number of levels
+    away."""
     ratio = a_t / a_s
     mean = (a_s.sqrt() * (1 - ratio) * x0 + ratio.sqrt() * (1 - a_s) * xt) / (1 - a_t)
     return mean, (1 - a_s) * (1 - ratio) / (1 - a_t)
@@ -68,18 +72,28 @@ class Denoiser(nn.Module):
         super().__init__()
         width = settings.hidden
         self.embed = nn.Embedding(classes, settings.embedding)
-        self.into, self.out = nn.Linear(settings.embedding, width), nn.Linear(width, settings.embedding)
+        self.into, self.out = (
+            nn.Linear(settings.embedding, width),
+            nn.Linear(width, settings.embedding),
+        )
         self.position = nn.Parameter(0.02 * torch.randn(settings.past + steps, width))
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         layer = nn.TransformerEncoderLayer(
             width, settings.heads, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, settings.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            layer, settings.layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
 
     def forward(
-        self, x: torch.Tensor, level: torch.Tensor, history: torch.Tensor, real: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        level: torch.Tensor,
+        history: torch.Tensor,
+        real: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x_0 (B, T, E) from x_t (B, T, E), t / N (B,), histories (B, P) and which steps are no padding (B, T)."""
+        """x_0 (B, T, E) from x_t (B, T, E), t / N (B,), histories (B, P) and which steps are no
+        padding (B, T)."""
         before = history < self.embed.num_embeddings
         known = self.embed(history.where(before, 0))
         half = self.position.shape[1] // 2
@@ -94,7 +108,8 @@ class Denoiser(nn.Module):
 def diffusion_loss(
     network: Denoiser, history: torch.Tensor, future: torch.Tensor, a: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
-    """The three terms, means over the known events of futures (B, T), at the noise levels t (B,) of 1 .. N."""
+    """The three terms, means over the known events of futures (B, T), at the noise levels t (B,) of
+    1 .. N."""
     real = future < network.embed.num_embeddings
     embedded = network.embed(future.where(real, 0))
     start = embedded + (1 - a[1]).sqrt() * torch.randn_like(embedded)
@@ -103,11 +118,17 @@ def diffusion_loss(
     found = network(noisy, t / (len(a) - 1), history, real)
     wanted = torch.where((t == 1)[:, None, None], embedded, start)
     rounding = F.cross_entropy((start @ network.embed.weight.T)[real], future[real])
-    return (found - wanted)[real].square().mean() + rounding + (a[-1].sqrt() * start)[real].square().mean()
+    return (
+        (found - wanted)[real].square().mean()
+        + rounding
+        + (a[-1].sqrt() * start)[real].square().mean()
+    )
 
 
 @torch.no_grad()
-def sample(network: Denoiser, history: torch.Tensor, steps: int, a: torch.Tensor, draws: int) -> torch.Tensor:
+def sample(
+    network: Denoiser, history: torch.Tensor, steps: int, a: torch.Tensor, draws: int
+) -> torch.Tensor:
     """Classes (B, steps) after histories (B, P), in `draws` steps of denoising."""
     levels = torch.linspace(len(a) - 1, 0, draws + 1).round().long()
     x = torch.randn(len(history), steps, network.embed.embedding_dim)
@@ -128,10 +149,14 @@ def learn(
     while seen < settings.events:
         history, future = blocks(store, settings.past, steps, rng, least)
         if not len(future):
-            raise ValueError(f"no {least} training events with known behaviors stand in a row after another one")
+            raise ValueError(
+                f"no {least} training events with known behaviors stand in a row after another one"
+            )
         for rows in torch.randperm(len(history)).split(settings.batch):
             done = min(seen / settings.events, 1)
-            optimizer.param_groups[0]["lr"] = settings.lr * min(1, 20 * done + 0.05) * (1 - 0.9 * done)
+            optimizer.param_groups[0]["lr"] = (
+                settings.lr * min(1, 20 * done + 0.05) * (1 - 0.9 * done)
+            )
             t = torch.randint(1, len(a), (len(rows),))
             diffusion_loss(network, history[rows], future[rows], a, t).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -150,10 +175,13 @@ def diffuseq(
     rng: np.random.Generator,
     settings: DiffuSeqSettings | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Train on the training split and continue the histories: columns and gaps (N, steps), see `generators.dress`."""
+    """Train on the training split and continue the histories: columns and gaps (N, steps), see
+    `generators.dress`."""
     settings = settings or DiffuSeqSettings()
     with seeded(rng):
         network, a = learn(store, steps, settings, rng)
         history = last_classes(histories, settings.past, store.behaviors.classes)
-        drawn = torch.cat([sample(network, part, steps, a, settings.draws) for part in history.split(64)])
+        drawn = torch.cat(
+            [sample(network, part, steps, a, settings.draws) for part in history.split(64)]
+        )
     return dress(drawn.numpy(), histories, store, rng)

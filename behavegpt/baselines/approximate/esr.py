@@ -1,17 +1,20 @@
-"""ESR without a language model (after LLM-ESR, NeurIPS 2024); `esr_nollm`, named so because the point of the original
-is missing: its item vectors come from a language model's reading of texts, ours from co-occurrence (cooccurrence.py),
-or from a file (`options.text_vectors`) for those who have such vectors.
+"""ESR without a language model (after LLM-ESR, NeurIPS 2024); `esr_nollm`, named so because the
+point of the original is missing: its item vectors come from a language model's reading of texts,
+ours from co-occurrence (cooccurrence.py), or from a file (`options.text_vectors`) for those who
+have such vectors.
 
-    id view         a_t = W_a x_t             x: embedded fields; the events' table begins at the vectors' first columns
-    meaning view    b_t = W_2 (W_1 z_{e_t})   z: frozen vectors of the events
-    exchange        a' = a + attention(LN a, LN b)       b' = b + attention(LN b, LN a)         2 heads, causal
-    h = [F(a'); F(b')]                     F: the same SASRec blocks for both views
+    id view         a_t = W_a x_t             x: embedded fields; the events' table begins at the
+    vectors' first columns meaning view    b_t = W_2 (W_1 z_{e_t})   z: frozen vectors of the events
+    exchange        a' = a + attention(LN a, LN b)       b' = b + attention(LN b, LN a)         2
+    heads, causal h = [F(a'); F(b')]                     F: the same SASRec blocks for both views
     score_k = h . [id_k; W_4 (W_3 z_k)]
-    self-distillation: alpha |h_u - stopgrad(mean h of similar users)|^2 / C, h at a history's last event; similar: the
-    `similar` nearest histories of the batch by mean z (the original searches all users)
+    self-distillation: alpha |h_u - stopgrad(mean h of similar users)|^2 / C, h at a history's last
+    event; similar: the `similar` nearest histories of the batch by mean z (the original searches
+    all users)
 
-The released exchange masks padding alone, so that training on all positions leaks; ours is causal. Ours: full
-cross-entropy or another loss of the project instead of one negative; the head has layers of its own for z.
+The released exchange masks padding alone, so that training on all positions leaks; ours is causal.
+Ours: full cross-entropy or another loss of the project instead of one negative; the head has layers
+of its own for z.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Options(Settings):
 
     vector: int = Field(64, ge=2, description="width of the frozen vectors")
     text_vectors: str | None = Field(
-        None, description=".npz with `labels` (L,) and `vectors` (L, D >= vector), of events; not saved"
+        None,
+        description=".npz with `labels` (L,) and `vectors` (L, D >= vector), of events; not saved",
     )
     similar: int = Field(10, ge=1, description="users that a user's state is drawn to")
     alpha: float = Field(0.1, ge=0, description="weight of that")
@@ -63,9 +67,13 @@ class ESREncoder(nn.Module):
         self.register_buffer("vectors", torch.zeros((config.field_sizes or {})["event"], vector))
         self.to_half = nn.Linear(config.hidden_size, half)
         self.adapter = nn.Sequential(nn.Linear(vector, vector // 2), nn.Linear(vector // 2, half))
-        self.norms = nn.ModuleList([nn.LayerNorm(half, eps=config.layer_norm_eps) for _ in range(2)])
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(half, eps=config.layer_norm_eps) for _ in range(2)]
+        )
         self.exchange = nn.ModuleList([SASRecAttention(half, HEADS) for _ in range(2)])
-        self.blocks = nn.ModuleList([SASRecBlock(config, half) for _ in range(config.num_hidden_layers)])
+        self.blocks = nn.ModuleList(
+            [SASRecBlock(config, half) for _ in range(config.num_hidden_layers)]
+        )
         self.norm = nn.LayerNorm(half, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
@@ -81,9 +89,13 @@ class ESREncoder(nn.Module):
                 view = block(view, plan)
             found.append(self.norm(view))
         hidden = torch.cat(found, dim=-1)
-        return Encoded(hidden, auxiliary=self._distillation(hidden, frozen, layout) if self.training else None)
+        return Encoded(
+            hidden, auxiliary=self._distillation(hidden, frozen, layout) if self.training else None
+        )
 
-    def _distillation(self, hidden: torch.Tensor, frozen: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def _distillation(
+        self, hidden: torch.Tensor, frozen: torch.Tensor, layout: Layout
+    ) -> torch.Tensor:
         """(B, R): at each history's last event, the squared distance times the history's events."""
         histories = layout.unpack()
         users = len(histories.length)
@@ -97,7 +109,11 @@ class ESREncoder(nn.Module):
         alike = alike.masked_fill(torch.eye(users, dtype=torch.bool, device=alike.device), -2.0)
         target = state.detach()[alike.topk(near).indices].mean(1)
         distance = self.options.alpha * (state - target).square().mean(-1) * histories.length
-        return hidden.new_zeros(layout.document.numel()).index_copy(0, last, distance).view(layout.document.shape)
+        return (
+            hidden.new_zeros(layout.document.numel())
+            .index_copy(0, last, distance)
+            .view(layout.document.shape)
+        )
 
 
 class ESRHead(ScoreHead):
@@ -114,43 +130,61 @@ class ESRHead(ScoreHead):
     def forward(self, hidden: torch.Tensor, side: Side, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K)"""
         assert self.classes is not None
-        return self.biased(hidden @ torch.cat([self.classes.weight, self.adapter(self.vectors)], dim=-1).T)
+        return self.biased(
+            hidden @ torch.cat([self.classes.weight, self.adapter(self.vectors)], dim=-1).T
+        )
 
 
 def start(model: Any, store: EventStore) -> None:
-    """The frozen vectors, at unit mean square; the events' embeddings at their first columns, as wide as usual."""
+    """The frozen vectors, at unit mean square; the events' embeddings at their first columns, as
+    wide as usual."""
     encoder, table = model.model.encoder, model.model.embedding.tables["event"].weight
     given = model.config.options["text_vectors"]
     model.config.options["text_vectors"] = None
-    for target, column in ((encoder.vectors[SPECIAL_IDS:], "event"), (model.head.vectors, "behavior")):
+    for target, column in (
+        (encoder.vectors[SPECIAL_IDS:], "event"),
+        (model.head.vectors, "behavior"),
+    ):
         vocabulary = store.behaviors if column == "behavior" else store.vocabulary["event"]
         found = label_vectors(store, column, target.shape[1])
         if given and (column == "event" or store.schema.behavior_is_event):
             found = read_vectors(Path(given), vocabulary, target.shape[1])
         target.copy_(found / found.square().mean().sqrt().clamp(min=1e-6))
     shared = min(table.shape[1], encoder.vectors.shape[1])
-    table.data[SPECIAL_IDS:, :shared] = model.config.initializer_range * encoder.vectors[SPECIAL_IDS:, :shared]
+    table.data[SPECIAL_IDS:, :shared] = (
+        model.config.initializer_range * encoder.vectors[SPECIAL_IDS:, :shared]
+    )
 
 
 def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor:
-    """(labels, width) principal components of the vectors that a file gives to a vocabulary's labels.
+    """(labels, width) principal components of the vectors that a file gives to a vocabulary's
+    labels.
 
     Labels without a vector get zeros. Raises DataError for a file that does not fit.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            labels, vectors = file["labels"].astype(str).tolist(), torch.from_numpy(file["vectors"]).float()
+            labels, vectors = (
+                file["labels"].astype(str).tolist(),
+                torch.from_numpy(file["vectors"]).float(),
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not an .npz file with `labels` and `vectors` as plain arrays ({error}).") from None
+        raise DataError(
+            f"{path}: not an .npz file with `labels` and `vectors` as plain arrays ({error})."
+        ) from None
     if vectors.ndim != 2 or len(labels) != len(vectors) or vectors.shape[1] < width:
         raise DataError(
-            f"{path}: {len(labels)} labels and vectors of shape {tuple(vectors.shape)}; give one row a label, at least "
+            f"{path}: {len(labels)} labels and vectors of shape {tuple(vectors.shape)}; give one "
+            "row a label, at least "
             f"{width} wide, or lower options.vector."
         )
     ids = torch.from_numpy(vocabulary.encode(labels)) - SPECIAL_IDS
     known = ids >= 0
     if not bool(known.any()):
-        raise DataError(f"{path}: none of its {len(labels)} labels is one of the data's; check how they are written.")
+        raise DataError(
+            f"{path}: none of its {len(labels)} labels is one of the data's; check how they are "
+            "written."
+        )
     centered = vectors[known] - vectors[known].mean(0)
     components = torch.linalg.svd(centered, full_matrices=False).Vh[:width]
     result = torch.zeros(vocabulary.classes, width)

@@ -1,12 +1,14 @@
-"""LIFT (ICML 2024): light fine-tuning of a frozen foundation model with logit-adjusted loss, for long-tailed classes.
+"""LIFT (ICML 2024): light fine-tuning of a frozen foundation model with logit-adjusted loss, for
+long-tailed classes.
 
     frozen backbone, AdaptFormer branch in each block (backbone.py)
     score_k = 25 cos(h, e_k)            e_k begins at the mean of h before behavior k in training
     loss: cross-entropy of score + log frequency (loss.name=logit_adjustment, tau 1)
 
-Written from the paper; its code has no license and was not used. The original's backbones are CLIP and ImageNet
-models, the paper's comparison uses GPT-2; ours is a pretrained BehaveGPT: `options.base`, a model folder of the same
-data. Ours: AdamW for SGD, a stated branch width (the original's rule gives 1 for few classes), no test-time ensemble.
+Written from the paper; its code has no license and was not used. The original's backbones are CLIP
+and ImageNet models, the paper's comparison uses GPT-2; ours is a pretrained BehaveGPT:
+`options.base`, a model folder of the same data. Ours: AdamW for SGD, a stated branch width (the
+original's rule gives 1 for few classes), no test-time ensemble.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ POSITIONS = 8192  # of a batch, where the class means are made
 class Options(Settings):
     """LIFT's own."""
 
-    base: PathText | None = Field(None, description="pretrained model folder, for example runs/mine/model; not saved")
+    base: PathText | None = Field(
+        None, description="pretrained model folder, for example runs/mine/model; not saved"
+    )
     branch: int = Field(16, ge=1, description="inner width of AdaptFormer's branches")
 
 
@@ -58,19 +62,27 @@ def inherit(options: Settings) -> dict[str, Any]:
     path = _base(options.model_dump())
     base, _ = open_model(path)
     if base.config.model_type != "behavegpt":
-        raise ConfigError(f"{path}: options.base must be a BehaveGPT, this is a {base.config.model_type}.")
+        raise ConfigError(
+            f"{path}: options.base must be a BehaveGPT, this is a {base.config.model_type}."
+        )
     return {name: getattr(base.config, name) for name in INHERITED}
 
 
 def start(model: Any, store: EventStore) -> None:
-    """The base's weights, frozen; branches that begin as nothing; class vectors at the class means."""
+    """The base's weights, frozen; branches that begin as nothing; class vectors at the class
+    means."""
     options = model.config.options
     base, tokenizer = open_model(_base(options))
     if tokenizer.hash != model.config.tokenizer_hash:
-        raise ConfigError(f"{options['base']}: was trained on other labels; give a base of the same prepared folder.")
+        raise ConfigError(
+            f"{options['base']}: was trained on other labels; give a base of the same prepared "
+            "folder."
+        )
     encoder = model.model.encoder
     model.model.embedding.load_state_dict(base.model.embedding.state_dict())
-    encoder.load_state_dict({n: t for n, t in base.model.state_dict().items() if "embedding" not in n}, strict=False)
+    encoder.load_state_dict(
+        {n: t for n, t in base.model.state_dict().items() if "embedding" not in n}, strict=False
+    )
     for branch in encoder.branches:
         torch.nn.init.zeros_(branch.up.weight)
     for part in (model.model.embedding, encoder.blocks, encoder.norm):
@@ -81,15 +93,20 @@ def start(model: Any, store: EventStore) -> None:
 
 @torch.no_grad()
 def class_means(model: Any, store: EventStore) -> torch.Tensor:
-    """(K, C) mean unit state before each behavior of the training split; zeros become small random vectors."""
+    """(K, C) mean unit state before each behavior of the training split; zeros become small random
+    vectors."""
     config = model.config
     total = torch.zeros(config.num_behaviors, config.hidden_size)
     rows = max(1, POSITIONS // row_length_for(config.max_length))
-    batches = evaluation_batches(store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=config.columns)
+    batches = evaluation_batches(
+        store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=config.columns
+    )
     model.eval()
     for batch in batches:
         wanted = batch.target != IGNORED
-        state = model.model(**batch.inputs, document=batch.document, position=batch.position).last_hidden_state[wanted]
+        state = model.model(
+            **batch.inputs, document=batch.document, position=batch.position
+        ).last_hidden_state[wanted]
         total.index_add_(0, batch.target[wanted], F.normalize(state, dim=-1))
     model.train()
     random = config.initializer_range * torch.randn_like(total)

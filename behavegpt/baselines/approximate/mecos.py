@@ -1,12 +1,14 @@
 """Mecos-style matching (AAAI 2021) for new behaviors: which few examples does a history look like?
 
     support of class c: s_c = mean of W h over K states before c              query: q = W h
-    T times, for each pair of query and class: (h', m) = LSTM(q, [h; s_c], m), h = h' + q          h, m begin at q, 0
+    T times, for each pair of query and class: (h', m) = LSTM(q, [h; s_c], m), h = h' + q
+        h, m begin at q, 0
     score_c = scale * cos(h_T, s_c);  softmax over the N classes of an episode
 
-The head is meta-trained on episodes of known classes (N classes, K examples and one query of each), on states of a
-frozen encoder, and then takes any class by its examples. "Style": details are from the abstract and figure; the pair
-encoder also sees the item itself there, of which a new behavior has no representation here.
+The head is meta-trained on episodes of known classes (N classes, K examples and one query of each),
+on states of a frozen encoder, and then takes any class by its examples. "Style": details are from
+the abstract and figure; the pair encoder also sees the item itself there, of which a new behavior
+has no representation here.
 
 Shape letters: Q queries, N classes, K examples, C width of the states, D of the head.
 """
@@ -53,18 +55,24 @@ class MatchingHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # a scale of 10
 
     def supports(self, examples: torch.Tensor, member: torch.Tensor, classes: int) -> torch.Tensor:
-        """(N, D) mean projected state of each class, of examples (M, C) with classes (M,); zeros without examples."""
-        total = torch.zeros(classes, self.project.out_features).index_add(0, member, self.project(examples))
+        """(N, D) mean projected state of each class, of examples (M, C) with classes (M,); zeros
+        without examples."""
+        total = torch.zeros(classes, self.project.out_features).index_add(
+            0, member, self.project(examples)
+        )
         return total / torch.bincount(member, minlength=classes).clamp(min=1)[:, None]
 
     def forward(self, queries: torch.Tensor, supports: torch.Tensor) -> torch.Tensor:
         """queries (Q, C), supports (N, D) -> scores (Q, N)"""
         rows = max(1, PAIRS // len(supports))
-        return torch.cat([self._match(self.project(part), supports) for part in queries.split(rows)])
+        return torch.cat(
+            [self._match(self.project(part), supports) for part in queries.split(rows)]
+        )
 
     def _match(self, q: torch.Tensor, supports: torch.Tensor) -> torch.Tensor:
         """q (Q, D), supports (N, D) -> (Q, N)"""
-        of_pair = self.of_query(q)[:, None] + self.of_support(supports)  # (Q, N, 4 D), the same in every refinement
+        # (Q, N, 4 D), the same in every refinement
+        of_pair = self.of_query(q)[:, None] + self.of_support(supports)
         h, cell = q[:, None], q.new_zeros(1)
         for _ in range(self.steps):
             forget, write, read, new = (of_pair + self.of_memory(h)).chunk(4, dim=-1)
@@ -85,7 +93,8 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
     usable = (count > settings.shots).nonzero()[:, 0]
     if len(usable) < 2:
         raise DataError(
-            f"only {len(usable)} behaviors have more than {settings.shots} examples to learn matching from; give more "
+            f"only {len(usable)} behaviors have more than {settings.shots} examples to learn "
+            "matching from; give more "
             "data, or lower shots."
         )
     with torch.random.fork_rng(devices=[]):
@@ -95,10 +104,15 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
     ways = min(settings.ways, len(usable))
     for _ in range(settings.episodes):
         chosen = usable[torch.randperm(len(usable), generator=generator)[:ways]]
-        drawn = [torch.randperm(int(count[c]), generator=generator)[: settings.shots + 1] + begin[c] for c in chosen]
+        drawn = [
+            torch.randperm(int(count[c]), generator=generator)[: settings.shots + 1] + begin[c]
+            for c in chosen
+        ]
         episode = states[order[torch.stack(drawn)]]  # (N, K + 1, C), the last one the query
         examples = episode[:, :-1].flatten(0, 1)
-        supports = head.supports(examples, torch.arange(ways).repeat_interleave(settings.shots), ways)
+        supports = head.supports(
+            examples, torch.arange(ways).repeat_interleave(settings.shots), ways
+        )
         loss = F.cross_entropy(head(episode[:, -1], supports), torch.arange(ways))
         optimizer.zero_grad()
         loss.backward()
@@ -114,7 +128,8 @@ def match(
     queries: Iterable[tuple[torch.Tensor, torch.Tensor]],
     classes: int,
 ) -> PredictionMetrics:
-    """Metrics of batches (states (N, C), targets (N,)) by examples (M, C) of classes (M,); no other class is said."""
+    """Metrics of batches (states (N, C), targets (N,)) by examples (M, C) of classes (M,); no other
+    class is said."""
     seen = torch.bincount(member, minlength=classes).nonzero()[:, 0]
     supports = head.supports(examples, member, classes)[seen]
     metrics = PredictionMetrics(classes)

@@ -1,12 +1,16 @@
-"""PITuning-like (after PITuning, KDD 2024): its first stage; named "like" because only its abstract was at hand.
+"""PITuning-like (after PITuning, KDD 2024): its first stage; named "like" because only its abstract
+was at hand.
 
-    logits = MLP(h)_k + log T[e_t, k]            T: learned transitions from the current event, begun at the counts
+    logits = MLP(h)_k + log T[e_t, k]            T: learned transitions from the current event,
+    begun at the counts
                                                  (n_ek + w p_k) / (n_e + w), w = PSEUDO events
-    loss = CE(behavior) + .5 * sum of CE over the reconstructed fields of the next event (`next_heads`)
+    loss = CE(behavior) + .5 * sum of CE over the reconstructed fields of the next event
+    (`next_heads`)
 
-Not reproduced: the language model's weights (ours are BehaveGPT's blocks from scratch), the distillation to a small
-device model, and the third stage, which unlearns the population's preferences for each user and tunes on the user's own
-data: every model of the table here is one model for all users.
+Not reproduced: the language model's weights (ours are BehaveGPT's blocks from scratch), the
+distillation to a small device model, and the third stage, which unlearns the population's
+preferences for each user and tunes on the user's own data: every model of the table here is one
+model for all users.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from behavegpt.errors import ConfigError
 
 PSEUDO = 10.0
 CELLS = 50_000_000  # of T
-RECONSTRUCTED = ("event", "location", "slot")  # where the data have them and they are not the behavior itself
+# where the data have them and they are not the behavior itself
+RECONSTRUCTED = ("event", "location", "slot")
 WEIGHT = 0.5
 
 
@@ -54,7 +59,8 @@ class PITuningHead(ScoreHead):
         events, width = (config.field_sizes or {})["event"], config.hidden_size
         if events * config.num_behaviors > CELLS:
             raise ConfigError(
-                f"pituning_like keeps a table of {events:,} events x {config.num_behaviors:,} behaviors; the most is "
+                f"pituning_like keeps a table of {events:,} events x {config.num_behaviors:,} "
+                "behaviors; the most is "
                 f"{CELLS:,} cells. Take another baseline, or coarser labels."
             )
         self.dense = nn.Linear(width, width)
@@ -74,7 +80,9 @@ def start(model: Any, store: EventStore) -> None:
     rows = target_rows(store, TRAIN)
     table = model.head.transitions.weight
     events, classes = table.shape
-    key = store.column("event")[rows - 1].astype(np.int64) * classes + store.column("behavior")[rows].astype(np.int64)
+    key = store.column("event")[rows - 1].astype(np.int64) * classes + store.column("behavior")[
+        rows
+    ].astype(np.int64)
     found = np.bincount(key - FIRST, minlength=events * classes).reshape(events, classes)
     counts = torch.tensor(store.behaviors.counts) + 0.5
     prior, seen = counts / counts.sum(), torch.from_numpy(found).float()

@@ -1,16 +1,19 @@
-"""SeqGAN (Yu et al., AAAI 2017, arXiv:1609.05473): a generator rewarded for what a discriminator takes for real.
+"""SeqGAN (Yu et al., AAAI 2017, arXiv:1609.05473): a generator rewarded for what a discriminator
+takes for real.
 
     1  maximum likelihood   an LSTM over behaviors:  pi(y_t | history, y_<t)
-    2  discriminator        D(history, y): convolutions, maximum over time, highway; real futures against drawn ones
-    3  policy gradient      grad J = E sum_t Q(y_<=t) grad log pi(y_t | y_<t),  Q(y_<=t) = mean of D over R completions
+    2  discriminator        D(history, y): convolutions, maximum over time, highway; real futures
+    against drawn ones 3  policy gradient      grad J = E sum_t Q(y_<=t) grad log pi(y_t | y_<t),
+    Q(y_<=t) = mean of D over R completions
                             of y_<=t by the roll-out policy, a moving average of pi; Q(y_<=T) = D(y)
        then D learns again; repeated
 
-Written from the formulas. Ours: conditional (the LSTM reads the user's last behaviors first, and D sees them too,
-pooled apart from the future), Q minus its mean over the batch, 4 completions for 16, fewer rounds, smaller widths. The
-budget of events is that of step 1; steps 2 and 3 come on top.
+Written from the formulas. Ours: conditional (the LSTM reads the user's last behaviors first, and D
+sees them too, pooled apart from the future), Q minus its mean over the batch, 4 completions for 16,
+fewer rounds, smaller widths. The budget of events is that of step 1; steps 2 and 3 come on top.
 
-Shapes: B rows, P past, T steps, K classes, H hidden, M sequences to judge of each row, R completions.
+Shapes: B rows, P past, T steps, K classes, H hidden, M sequences to judge of each row, R
+completions.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ from behavegpt.baselines.generators import Histories, blocks, dress, last_classe
 from behavegpt.data.store import EventStore
 
 State = tuple[torch.Tensor, torch.Tensor]
-Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # history (B, P), futures (B, M, T) -> (B, M) in [0, 1]
+# history (B, P), futures (B, M, T) -> (B, M) in [0, 1]
+Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FILTERS = (1, 2, 3, 5, 8, 12)
 
 
 @dataclass(frozen=True)
 class SeqGANSettings:
-    """`events` are training events in step 1; `judge_steps` batches of D before step 3, `judge_again` in each round."""
+    """`events` are training events in step 1; `judge_steps` batches of D before step 3,
+    `judge_again` in each round."""
 
     events: int = 524_288
     past: int = 90
@@ -61,7 +66,8 @@ class Policy(nn.Module):
         self.out = nn.Linear(hidden, classes)
 
     def read(self, tokens: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
-        """Log-probabilities of the class after the tokens (B, L) so far: (B, L, K), and the state."""
+        """Log-probabilities of the class after the tokens (B, L) so far: (B, L, K), and the
+        state."""
         hidden, state = self.lstm(self.embed(tokens), state)
         return F.log_softmax(self.out(hidden), dim=-1), state
 
@@ -86,16 +92,24 @@ class Discriminator(nn.Module):
     def __init__(self, classes: int, embedding: int = 16, maps: int = 24) -> None:
         super().__init__()
         self.embed = nn.Embedding(classes + 1, embedding)
-        self.filters = nn.ModuleList(nn.Conv1d(embedding, maps, width, padding=width // 2) for width in FILTERS)
+        self.filters = nn.ModuleList(
+            nn.Conv1d(embedding, maps, width, padding=width // 2) for width in FILTERS
+        )
         width = 2 * maps * len(FILTERS)
-        self.gate, self.inner, self.out = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 1)
+        self.gate, self.inner, self.out = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 1),
+        )
         self.dropout = nn.Dropout(0.25)
 
     def forward(self, history: torch.Tensor, futures: torch.Tensor) -> torch.Tensor:
         """Logits (B, M) of futures (B, M, T) after histories (B, P)."""
         rows, many, steps = futures.shape
         before = self.pool(history[:, -steps:])[:, None].expand(-1, many, -1)
-        x = torch.cat([before, self.pool(futures.reshape(rows * many, steps)).view(rows, many, -1)], dim=-1)
+        x = torch.cat(
+            [before, self.pool(futures.reshape(rows * many, steps)).view(rows, many, -1)], dim=-1
+        )
         gate = torch.sigmoid(self.gate(x))
         return self.out(self.dropout(gate * F.relu(self.inner(x)) + (1 - gate) * x))[..., 0]
 
@@ -106,18 +120,29 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def rewards(policy: Policy, judge: Judge, history: torch.Tensor, future: torch.Tensor, many: int) -> torch.Tensor:
-    """Q (B, T): the judge's mean over `many` completions of each beginning of the futures (B, T)."""
+def rewards(
+    policy: Policy, judge: Judge, history: torch.Tensor, future: torch.Tensor, many: int
+) -> torch.Tensor:
+    """Q (B, T): the judge's mean over `many` completions of each beginning of the futures (B,
+    T)."""
     rows, steps = future.shape
-    found = future[:, None, None].expand(rows, steps, many, steps).clone()  # [:, t]: completions of t + 1 steps
+    # [:, t]: completions of t + 1 steps
+    found = future[:, None, None].expand(rows, steps, many, steps).clone()
     _, state = policy.read(history)
     logs, under_way = torch.empty(0), (torch.empty(0), torch.empty(0))
     for step in range(1, steps):
         new, state = policy.read(future[:, step - 1 : step], state)
-        # one beginning more sets out from here; rows under way are ordered (beginning, row, completion)
-        new, *parts = new[:, -1].repeat_interleave(many, 0), *(part.repeat_interleave(many, 1) for part in state)
+        # one beginning more sets out from here; rows under way are ordered (beginning, row,
+        # completion)
+        new, *parts = (
+            new[:, -1].repeat_interleave(many, 0),
+            *(part.repeat_interleave(many, 1) for part in state),
+        )
         if step > 1:
-            new, parts = torch.cat([logs, new]), [torch.cat(pair, 1) for pair in zip(under_way, parts, strict=True)]
+            new, parts = (
+                torch.cat([logs, new]),
+                [torch.cat(pair, 1) for pair in zip(under_way, parts, strict=True)],
+            )
         drawn = torch.multinomial(new.exp(), 1)
         found[:, :step, :, step] = drawn.view(step, rows, many).transpose(0, 1)
         logs, under_way = policy.read(drawn, (parts[0], parts[1]))
@@ -126,18 +151,27 @@ def rewards(policy: Policy, judge: Judge, history: torch.Tensor, future: torch.T
 
 
 def policy_loss(logs: torch.Tensor, future: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
-    """Its gradient is that of -J: log pi (B, T, K) at the drawn classes (B, T), times their worth (B, T)."""
+    """Its gradient is that of -J: log pi (B, T, K) at the drawn classes (B, T), times their worth
+    (B, T)."""
     return -(logs.gather(2, future[..., None])[..., 0] * worth).sum(1).mean()
 
 
-def pretrain(policy: Policy, store: EventStore, steps: int, settings: SeqGANSettings, rng: np.random.Generator) -> None:
+def pretrain(
+    policy: Policy,
+    store: EventStore,
+    steps: int,
+    settings: SeqGANSettings,
+    rng: np.random.Generator,
+) -> None:
     """Step 1: cross-entropy of training futures after their histories."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.lr)
     seen = 0
     while seen < settings.events:
         history, future = blocks(store, settings.past, steps, rng)
         for rows in torch.randperm(len(history)).split(settings.batch):
-            optimizer.param_groups[0]["lr"] = settings.lr * (1 - 0.9 * min(seen / settings.events, 1))
+            optimizer.param_groups[0]["lr"] = settings.lr * (
+                1 - 0.9 * min(seen / settings.events, 1)
+            )
             logs = policy.score(history[rows], future[rows])
             padding = policy.out.out_features
             F.nll_loss(logs.flatten(0, 1), future[rows].flatten(), ignore_index=padding).backward()
@@ -149,7 +183,13 @@ def pretrain(policy: Policy, store: EventStore, steps: int, settings: SeqGANSett
                 break
 
 
-def play(policy: Policy, store: EventStore, steps: int, settings: SeqGANSettings, rng: np.random.Generator) -> None:
+def play(
+    policy: Policy,
+    store: EventStore,
+    steps: int,
+    settings: SeqGANSettings,
+    rng: np.random.Generator,
+) -> None:
     """Steps 2 and 3, on whole futures of the training split; nothing where there are none."""
     history, future = blocks(store, settings.past, steps, rng, least=steps)
     if not settings.rounds or not len(future):
@@ -165,7 +205,9 @@ def play(policy: Policy, store: EventStore, steps: int, settings: SeqGANSettings
             with torch.no_grad():
                 both = torch.stack([future[rows], policy.draw(history[rows], steps)], dim=1)
             logits = judge(history[rows], both)
-            F.binary_cross_entropy_with_logits(logits, torch.tensor([1.0, 0.0]).expand_as(logits)).backward()
+            F.binary_cross_entropy_with_logits(
+                logits, torch.tensor([1.0, 0.0]).expand_as(logits)
+            ).backward()
             teacher.step()
             teacher.zero_grad()
         judge.eval()
@@ -175,7 +217,13 @@ def play(policy: Policy, store: EventStore, steps: int, settings: SeqGANSettings
         rows = torch.randint(len(future), (settings.policy_batch,))
         with torch.no_grad():
             drawn = policy.draw(history[rows], steps)
-        worth = rewards(roller, lambda h, f: torch.sigmoid(judge(h, f)), history[rows], drawn, settings.completions)
+        worth = rewards(
+            roller,
+            lambda h, f: torch.sigmoid(judge(h, f)),
+            history[rows],
+            drawn,
+            settings.completions,
+        )
         policy_loss(policy.score(history[rows], drawn), drawn, worth - worth.mean(0)).backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 5.0)
         optimizer.step()
@@ -193,12 +241,15 @@ def seqgan(
     rng: np.random.Generator,
     settings: SeqGANSettings | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Train on the training split and continue the histories: columns and gaps (N, steps), see `generators.dress`."""
+    """Train on the training split and continue the histories: columns and gaps (N, steps), see
+    `generators.dress`."""
     settings = settings or SeqGANSettings()
     with seeded(rng):
         policy = Policy(store.behaviors.classes, settings.embedding, settings.hidden)
         pretrain(policy, store, steps, settings, rng)
         play(policy, store, steps, settings, rng)
         with torch.no_grad():
-            drawn = policy.draw(last_classes(histories, settings.past, store.behaviors.classes), steps)
+            drawn = policy.draw(
+                last_classes(histories, settings.past, store.behaviors.classes), steps
+            )
     return dress(drawn.numpy(), histories, store, rng)

@@ -1,14 +1,16 @@
-"""TailNet (RecSys 2020): a gate that shifts the scores between head and tail classes, by the user's taste for either.
+"""TailNet (RecSys 2020): a gate that shifts the scores between head and tail classes, by the user's
+taste for either.
 
-    v_1 .. v_t = GRU(x)                 k_j: type embedding of event j, head (top fifth of the classes by count) or tail
-    f_tj = sigmoid(W_1 v_t + W_2 [v_j; k_j] + c)                         j <= t, within the history
-    s = mean over j of (q . f_tj) v_j          R_tail = sigmoid(w . s)          R_head = 1 - R_tail
-    S = W [v_t; mean over j of (q' . f_tj) v_j]
+    v_1 .. v_t = GRU(x)                 k_j: type embedding of event j, head (top fifth of the
+    classes by count) or tail f_tj = sigmoid(W_1 v_t + W_2 [v_j; k_j] + c)                         j
+    <= t, within the history s = mean over j of (q . f_tj) v_j          R_tail = sigmoid(w . s)
+    R_head = 1 - R_tail S = W [v_t; mean over j of (q' . f_tj) v_j]
     score_i = S . e_i * (R_tail if i is tail, else R_head) + b_i         gate: multiply
-    score_i = S . e_i + log(R_tail or R_head) + b_i                      gate: add; ours, as scores may be negative
+    score_i = S . e_i + log(R_tail or R_head) + b_i                      gate: add; ours, as scores
+    may be negative
 
-Written from the abstract and memory of the formulas. Ours: means for sums (histories are longer than sessions), one
-f for both attentions, of a smaller width (`attention`), b_i.
+Written from the abstract and memory of the formulas. Ours: means for sums (histories are longer
+than sessions), one f for both attentions, of a smaller width (`attention`), b_i.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ HEAD_SHARE = 0.2
 class Options(Settings):
     """TailNet's own."""
 
-    gate: Literal["multiply", "add"] = Field("multiply", description="how R enters the scores; multiply: the paper's")
+    gate: Literal["multiply", "add"] = Field(
+        "multiply", description="how R enters the scores; multiply: the paper's"
+    )
     attention: int = Field(16, ge=1, description="width of f")
 
 
@@ -54,7 +58,9 @@ class TailNetEncoder(nn.Module):
         self.out = nn.Linear(2 * width, width)  # W
         self.dropout = nn.Dropout(config.dropout)
         self.tail: torch.Tensor  # of each behavior id; padding and unknown are head
-        self.register_buffer("tail", torch.zeros(config.num_behaviors + SPECIAL_IDS, dtype=torch.long))
+        self.register_buffer(
+            "tail", torch.zeros(config.num_behaviors + SPECIAL_IDS, dtype=torch.long)
+        )
 
     def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
         """x (B, R, C) -> S (B, R, C), and R_tail (B, R, 1) beside it."""
@@ -64,7 +70,9 @@ class TailNetEncoder(nn.Module):
         visible = layout.visible()
         weight = self.weights(features) * visible[..., None] / visible.sum(-1)[:, :, None, None]
         s, session = (weight[..., i] @ v for i in range(2))
-        return Encoded(self.out(torch.cat([v, session], dim=-1)), {"tail": self.preference(s).sigmoid()})
+        return Encoded(
+            self.out(torch.cat([v, session], dim=-1)), {"tail": self.preference(s).sigmoid()}
+        )
 
 
 class TailNetHead(ScoreHead):
@@ -87,6 +95,8 @@ def start(model: Any, store: EventStore) -> None:
     """Tell head from tail by the training counts."""
     counts = torch.tensor(store.behaviors.counts)
     is_tail = torch.ones(len(counts), dtype=torch.bool)
-    is_tail[counts.argsort(descending=True, stable=True)[: max(1, round(HEAD_SHARE * len(counts)))]] = False
+    is_tail[
+        counts.argsort(descending=True, stable=True)[: max(1, round(HEAD_SHARE * len(counts)))]
+    ] = False
     model.head.is_tail.copy_(is_tail)
     model.model.encoder.tail[SPECIAL_IDS:] = is_tail.long()

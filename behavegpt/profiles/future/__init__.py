@@ -1,1 +1,2 @@
-"""Members that are trained on what clients do after a cut: tasks of the future, and contrastive pairs."""
+"""Members that are trained on what clients do after a cut: tasks of the future, and contrastive
+pairs."""

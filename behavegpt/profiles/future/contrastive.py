@@ -1,11 +1,14 @@
-"""Vectors learned by telling one's own future from others': the past's tower against the next window's, InfoNCE.
+"""Vectors learned by telling one's own future from others': the past's tower against the next
+window's, InfoNCE.
 
-    contrastive: {kind: contrastive, fields: [event, category, price, "sku:5000", "url:5000"], cut: {horizon: 14}}
+    contrastive: {kind: contrastive, fields: [event, category, price, "sku:5000", "url:5000"], cut:
+        {horizon: 14}}
 
-In a batch of pasts and futures, cosine(past n, future m) / temperature is the logit that m is n's future; both ways of
-asking count half. The future's tower is the mean of its events' embeddings and an MLP: no times, so that what is
-bought and looked at must tell. A past without a future takes no part in this; whether there is one is a task beside it.
-A batch has each client once, so nobody's other future is a negative.
+In a batch of pasts and futures, cosine(past n, future m) / temperature is the logit that m is n's
+future; both ways of asking count half. The future's tower is the mean of its events' embeddings and
+an MLP: no times, so that what is bought and looked at must tell. A past without a future takes no
+part in this; whether there is one is a task beside it. A batch has each client once, so nobody's
+other future is a negative.
 
 Shape letters: N examples, D dimensions, P of the projections, T events of the futures.
 """
@@ -38,7 +41,9 @@ class ContrastiveSettings(TowerSettings):
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(0.1, gt=0)
-    empty_weight: float = Field(0.3, ge=0, description="of telling whether there is a future at all")
+    empty_weight: float = Field(
+        0.3, ge=0, description="of telling whether there is a future at all"
+    )
 
 
 def fit(context: Context, settings: ContrastiveSettings, folder: Path) -> None:
@@ -50,7 +55,10 @@ def fit(context: Context, settings: ContrastiveSettings, folder: Path) -> None:
 
         def loss(of: Examples) -> Tensor:
             theirs = coming(store, of, settings.names)
-            return network(read_past(store, of, settings.names, settings.shape.longest).to(device), theirs.to(device))
+            return network(
+                read_past(store, of, settings.names, settings.shape.longest).to(device),
+                theirs.to(device),
+            )
 
         return network, loss
 
@@ -70,7 +78,9 @@ class Coming(NamedTuple):
 
     def to(self, device: torch.device) -> Coming:
         """The same on a device."""
-        return Coming({name: ids.to(device) for name, ids in self.ids.items()}, self.bounds.to(device))
+        return Coming(
+            {name: ids.to(device) for name, ids in self.ids.items()}, self.bounds.to(device)
+        )
 
 
 def coming(store: SequenceStore, of: Examples, fields: tuple[str, ...]) -> Coming:
@@ -88,7 +98,9 @@ class Contrast(nn.Module):
         super().__init__()
         dimensions = settings.dimensions
         self.tower = tower
-        self.tables = nn.ModuleDict({name: nn.Embedding(size, dimensions) for name, size in sizes.items()})
+        self.tables = nn.ModuleDict(
+            {name: nn.Embedding(size, dimensions) for name, size in sizes.items()}
+        )
         self.future = nn.Sequential(
             nn.LayerNorm(dimensions),
             nn.Linear(dimensions, 2 * dimensions),
@@ -100,19 +112,25 @@ class Contrast(nn.Module):
         self.temperature, self.empty_weight = settings.temperature, settings.empty_weight
 
     def forward(self, of: Past, future: Coming) -> Tensor:
-        """InfoNCE over the examples with a future, plus the weighted loss of telling which have none."""
+        """InfoNCE over the examples with a future, plus the weighted loss of telling which have
+        none."""
         vectors = self.tower(of)
         there = future.bounds.diff() > 0
-        loss = self.empty_weight * F.binary_cross_entropy_with_logits(self.empty(vectors)[:, 0], (~there).float())
+        loss = self.empty_weight * F.binary_cross_entropy_with_logits(
+            self.empty(vectors)[:, 0], (~there).float()
+        )
         if there.sum() > 1:
-            embedded = torch.stack([table(future.ids[name]) for name, table in self.tables.items()]).sum(0)
+            embedded = torch.stack(
+                [table(future.ids[name]) for name, table in self.tables.items()]
+            ).sum(0)
             theirs = self.future(mean_states(embedded, future.bounds)[there])
             loss = loss + info_nce(self.project(vectors[there]), theirs, self.temperature)
         return loss
 
 
 def info_nce(past: Tensor, future: Tensor, temperature: float) -> Tensor:
-    """Mean of -log softmax of the own pair's cosine over pasts (N, P) and futures (N, P), both ways."""
+    """Mean of -log softmax of the own pair's cosine over pasts (N, P) and futures (N, P), both
+    ways."""
     logits = F.normalize(past, dim=1) @ F.normalize(future, dim=1).T / temperature
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

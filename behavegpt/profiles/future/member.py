@@ -1,11 +1,14 @@
-"""Vectors learned from the next window: a tower reads the past and tells which events, and what, the future holds.
+"""Vectors learned from the next window: a tower reads the past and tells which events, and what,
+the future holds.
 
-    future: {kind: future, fields: [event, category, price, "sku:5000"], predict: {category: 100, sku: 100, price: 100}}
+    future: {kind: future, fields: [event, category, price, "sku:5000"], predict: {category: 100,
+        sku: 100, price: 100}}
 
-One task for the event types that occur (so churn, too) and one for each field of `predict`, whose labels are its most
-frequent values among the future's `bought` events. A task's loss is its binary cross-entropy in units of what its base
-rates alone would give, so that all begin at 1 however many labels they have and however rare these are. Everything is
-cut from the input (see `windows`); the evaluated windows are never seen.
+One task for the event types that occur (so churn, too) and one for each field of `predict`, whose
+labels are its most frequent values among the future's `bought` events. A task's loss is its binary
+cross-entropy in units of what its base rates alone would give, so that all begin at 1 however many
+labels they have and however rare these are. Everything is cut from the input (see `windows`); the
+evaluated windows are never seen.
 
 Shape letters: N examples, K labels of a task, D dimensions.
 """
@@ -37,7 +40,9 @@ class FutureSettings(TowerSettings):
     """The tasks."""
 
     kind: Literal["future"] = "future"
-    predict: dict[str, int] = Field(description="field -> how many of its most frequent values are asked for")
+    predict: dict[str, int] = Field(
+        description="field -> how many of its most frequent values are asked for"
+    )
     bought: tuple[EventName, ...] = Field(
         ("product_buy",), min_length=1, description="events whose values are asked for"
     )
@@ -46,7 +51,9 @@ class FutureSettings(TowerSettings):
     def _known(self) -> FutureSettings:
         unknown = set(self.predict) - set(self.names)
         if unknown:
-            raise ValueError(f"predict: {sorted(unknown)[0]} is not among the fields {', '.join(self.names)}")
+            raise ValueError(
+                f"predict: {sorted(unknown)[0]} is not among the fields {', '.join(self.names)}"
+            )
         return self
 
 
@@ -58,9 +65,12 @@ def fit(context: Context, settings: FutureSettings, folder: Path) -> None:
 
         def loss(of: Examples) -> Tensor:
             wanted = {
-                task: torch.from_numpy(labels).to(device) for task, labels in targets(store, of, settings).items()
+                task: torch.from_numpy(labels).to(device)
+                for task, labels in targets(store, of, settings).items()
             }
-            return network(past(store, of, settings.names, settings.shape.longest).to(device), wanted)
+            return network(
+                past(store, of, settings.names, settings.shape.longest).to(device), wanted
+            )
 
         return network, loss
 
@@ -75,18 +85,26 @@ def embed(context: Context, settings: FutureSettings, folder: Path) -> UserEmbed
 def targets(store: SequenceStore, of: Examples, settings: FutureSettings) -> dict[str, np.ndarray]:
     """Task -> (N, K) float32 of 0 and 1."""
     bought = tuple(EVENTS.index(event) for event in settings.bought)
-    widths = {field: min(top, store.sizes[field] - FIRST) for field, top in settings.predict.items()}
-    return {OCCURS: happens(store, of)} | {f: chosen(store, of, f, width, bought) for f, width in widths.items()}
+    widths = {
+        field: min(top, store.sizes[field] - FIRST) for field, top in settings.predict.items()
+    }
+    return {OCCURS: happens(store, of)} | {
+        f: chosen(store, of, f, width, bought) for f, width in widths.items()
+    }
 
 
-def _base_rates(store: SequenceStore, cuts: Cuts, settings: FutureSettings) -> dict[str, np.ndarray]:
+def _base_rates(
+    store: SequenceStore, cuts: Cuts, settings: FutureSettings
+) -> dict[str, np.ndarray]:
     """Task -> share (K,) of all examples, every client at every moment, that have the label."""
     totals: dict[str, np.ndarray] = {}
     for index in range(len(cuts.moment)):
         rows = np.flatnonzero(cuts.usable > index)
         for start in range(0, len(rows), BLOCK):
             some = rows[start : start + BLOCK]
-            for task, labels in targets(store, cuts.at(np.full(len(some), index), some), settings).items():
+            for task, labels in targets(
+                store, cuts.at(np.full(len(some), index), some), settings
+            ).items():
                 totals[task] = totals.get(task, 0) + labels.sum(axis=0, dtype=np.float64)
     return {task: total / cuts.usable.sum() for task, total in totals.items()}
 
@@ -98,7 +116,9 @@ class Future(nn.Module):
         """`rates`: task -> base rates (K,) among the examples, where the heads start."""
         super().__init__()
         self.tower = tower
-        self.heads = nn.ModuleDict({task: nn.Linear(dimensions, len(rate)) for task, rate in rates.items()})
+        self.heads = nn.ModuleDict(
+            {task: nn.Linear(dimensions, len(rate)) for task, rate in rates.items()}
+        )
         self.units: dict[str, float] = {}
         for task, rate in rates.items():
             head = self.heads[task]

@@ -1,4 +1,5 @@
-"""The tower that turns a past into a vector; what it is trained on is the business of `future` and `contrastive`.
+"""The tower that turns a past into a vector; what it is trained on is the business of `future` and
+`contrastive`.
 
 z = LayerNorm(W2 gelu(W1 [state at the last event, mean of the states, counts]))
 
@@ -54,9 +55,13 @@ COUNTS = len(EVENTS) * (len(RECENT) + 1) + 2
 class TowerSettings(MemberSettings):
     """What the tower reads, and where the history is cut to train it."""
 
-    fields: tuple[str, ...] = Field(description="fields that are read; the age of each event comes with them")
+    fields: tuple[str, ...] = Field(
+        description="fields that are read; the age of each event comes with them"
+    )
     events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    clients: Literal["asked", "all"] = Field("asked", description="whose histories it is trained on")
+    clients: Literal["asked", "all"] = Field(
+        "asked", description="whose histories it is trained on"
+    )
     cut: CutSettings = CutSettings()
     shape: Shape = Shape()
     dimensions: int = Field(128, ge=1, description="width of the vector")
@@ -69,7 +74,8 @@ class TowerSettings(MemberSettings):
         if absolute:
             name = sorted(absolute)[0]
             raise ValueError(
-                f"{name} tells the date, which no later cut shares; leave it out, ages are read in any case"
+                f"{name} tells the date, which no later cut shares; leave it out, ages are read "
+                "in any case"
             )
         return fields
 
@@ -81,7 +87,9 @@ class TowerSettings(MemberSettings):
     def sequence(self) -> SequenceSettings:
         """Whole histories: an early cut must find its past."""
         needed = tuple(name for name in ("event", "time") if name not in self.names)
-        return SequenceSettings(fields=(*self.fields, *needed), events=self.events, clients=self.clients)
+        return SequenceSettings(
+            fields=(*self.fields, *needed), events=self.events, clients=self.clients
+        )
 
 
 class Tower(nn.Module):
@@ -103,17 +111,24 @@ class Tower(nn.Module):
     def forward(self, of: Past) -> Tensor:
         """(N, D)."""
         states, bounds = self.body(of.packed), of.packed.bounds
-        return self.fuse(torch.cat([last_states(states, bounds), mean_states(states, bounds), counts(of)], dim=1))
+        return self.fuse(
+            torch.cat([last_states(states, bounds), mean_states(states, bounds), counts(of)], dim=1)
+        )
 
 
-Trained = tuple[nn.Module, Callable[[Examples], Tensor]]  # the network, and the mean loss of examples
+# the network, and the mean loss of examples
+Trained = tuple[nn.Module, Callable[[Examples], Tensor]]
 Maker = Callable[[Tower, SequenceStore, Cuts, torch.device], Trained]
 
 
 def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Maker) -> None:
-    """Train a tower under what `make` puts on it; writes vocabularies, the tower's weights and the history's end."""
+    """Train a tower under what `make` puts on it; writes vocabularies, the tower's weights and the
+    history's end."""
     vocabularies = context.vocabularies(settings.sequence)
-    store, device = context.sequences(settings.sequence, vocabularies), choose_device(context.device)
+    store, device = (
+        context.sequences(settings.sequence, vocabularies),
+        choose_device(context.device),
+    )
     now = end_of(store)
     cuts = cut_histories(store, settings.cut, now)
     with seeded(context.seed):
@@ -121,18 +136,29 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
         network, loss = make(tower, store, cuts, device)
 
     def objective(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
-        drawn = [cuts.draw(rows, rng)] if network.training else cuts.all_of(rows)  # one draw is too noisy to stop by
+        # one draw is too noisy to stop by
+        drawn = [cuts.draw(rows, rng)] if network.training else cuts.all_of(rows)
         sizes = [len(of.row) for of in drawn]
-        return torch.stack([loss(of) * size for of, size in zip(drawn, sizes, strict=True)]).sum(), sum(sizes)
+        return torch.stack(
+            [loss(of) * size for of, size in zip(drawn, sizes, strict=True)]
+        ).sum(), sum(sizes)
 
-    facts = train(network, objective, np.flatnonzero(cuts.usable), settings.training, context.seed, settings.kind)
+    facts = train(
+        network,
+        objective,
+        np.flatnonzero(cuts.usable),
+        settings.training,
+        context.seed,
+        settings.kind,
+    )
     vocabularies.save(folder / VOCABULARIES)
     save_network(tower, folder)
     write_json(folder / STATE, {"now": now, "training": facts})
 
 
 def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> UserEmbeddings:
-    """(U, D) float32 of the asked clients with an event: their whole histories, aged at the moment of the fit."""
+    """(U, D) float32 of the asked clients with an event: their whole histories, aged at the moment
+    of the fit."""
     vocabularies, device = Vocabularies.load(folder / VOCABULARIES), choose_device(context.device)
     store = context.sequences(settings.sequence, vocabularies, asked=True)
     now = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["now"])
@@ -141,12 +167,22 @@ def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> User
     tower.to(device)
 
     def encode(rows: np.ndarray) -> Tensor:
-        return tower(read_past(store, whole(store, rows, now), settings.names, settings.shape.longest).to(device))
+        return tower(
+            read_past(store, whole(store, rows, now), settings.names, settings.shape.longest).to(
+                device
+            )
+        )
 
     rows = np.arange(len(store.clients))
     lengths = np.minimum(store.lengths, settings.shape.longest)
-    return UserEmbeddings(store.clients, embed_rows(encode, rows, lengths, settings.training.batch, settings.kind))
+    return UserEmbeddings(
+        store.clients, embed_rows(encode, rows, lengths, settings.training.batch, settings.kind)
+    )
 
 
 def _tower(settings: TowerSettings, vocabularies: Vocabularies) -> Tower:
-    return Tower({name: vocabularies.sizes[name] for name in settings.names}, settings.shape, settings.dimensions)
+    return Tower(
+        {name: vocabularies.sizes[name] for name in settings.names},
+        settings.shape,
+        settings.dimensions,
+    )

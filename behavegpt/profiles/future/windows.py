@@ -1,8 +1,10 @@
-"""Examples with a past and a held-out future, cut from the history itself: nothing of a later window is looked at.
+"""Examples with a past and a held-out future, cut from the history itself: nothing of a later
+window is looked at.
 
-A cut is a moment; what is before it is the past of an example, the `horizon` days from it on are its future. The latest
-cut lies one horizon before the history's end, the others in steps before it, so that one client gives several examples.
-Times enter as ages at the cut: a model that is trained at earlier cuts reads the whole history the same way later.
+A cut is a moment; what is before it is the past of an example, the `horizon` days from it on are
+its future. The latest cut lies one horizon before the history's end, the others in steps before it,
+so that one client gives several examples. Times enter as ages at the cut: a model that is trained
+at earlier cuts reads the whole history the same way later.
 
 Shape letters: N examples, T events of their pasts, E events of the store, K labels.
 """
@@ -35,12 +37,15 @@ class CutSettings(Settings):
     """Where the history is cut."""
 
     horizon: float = Field(14, gt=0, description="days of the future")
-    moments: int = Field(4, ge=1, description="how many; each time a client is read, one of them is drawn")
+    moments: int = Field(
+        4, ge=1, description="how many; each time a client is read, one of them is drawn"
+    )
     step: float = Field(7, gt=0, description="days between them")
 
 
 class Examples(NamedTuple):
-    """Pasts and futures of clients `row` (N,) of a store: each array (N,) int64, indices of its flat columns."""
+    """Pasts and futures of clients `row` (N,) of a store: each array (N,) int64, indices of its
+    flat columns."""
 
     row: np.ndarray
     cut: np.ndarray  # epoch seconds
@@ -54,7 +59,8 @@ class Cuts(NamedTuple):
     moment: np.ndarray  # (M,) epoch seconds
     stop: np.ndarray  # (M, U) int64
     end: np.ndarray  # (M, U) int64
-    usable: np.ndarray  # (U,) int64: moments, from the latest on, before which the client has an event
+    # (U,) int64: moments, from the latest on, before which the client has an event
+    usable: np.ndarray
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Examples:
         """An example of each client `rows` (N,), at one of its moments."""
@@ -63,7 +69,11 @@ class Cuts(NamedTuple):
     def all_of(self, rows: np.ndarray) -> list[Examples]:
         """All examples of clients `rows` (N,), moment by moment."""
         found = (rows[self.usable[rows] > index] for index in range(len(self.moment)))
-        return [self.at(np.full(len(some), index), some) for index, some in enumerate(found) if len(some)]
+        return [
+            self.at(np.full(len(some), index), some)
+            for index, some in enumerate(found)
+            if len(some)
+        ]
 
     def at(self, index: np.ndarray, rows: np.ndarray) -> Examples:
         """Examples of clients `rows` (N,) at the moments `index` (N,)."""
@@ -92,11 +102,14 @@ def cut_histories(store: SequenceStore, settings: CutSettings, now: int) -> Cuts
     """The histories at each moment. Raises DataError when no client has an event before one."""
     horizon, step = (round(days * DAY) for days in (settings.horizon, settings.step))
     moment = now - horizon - step * np.arange(settings.moments)
-    stop, end = (np.stack([store.stops_before(int(m) + later) for m in moment]) for later in (0, horizon))
+    stop, end = (
+        np.stack([store.stops_before(int(m) + later) for m in moment]) for later in (0, horizon)
+    )
     usable = (stop > store.offsets[:-1]).sum(axis=0)
     if not usable.any():
         raise DataError(
-            f"no client has an event {settings.horizon:g} days before the history's end, so there is no future to "
+            f"no client has an event {settings.horizon:g} days before the history's end, so there "
+            "is no future to "
             "learn from; choose a smaller cut.horizon."
         )
     return Cuts(moment, stop, end, usable)
@@ -112,18 +125,22 @@ def past(store: SequenceStore, of: Examples, fields: tuple[str, ...], longest: i
     """The newest `longest` events before each cut, with their age as a further field."""
     lengths = np.minimum(of.stop - store.offsets[of.row], longest)
     source = ranges(of.stop - lengths, lengths)
-    seconds = np.maximum(np.repeat(of.cut, lengths) - store.columns["time"][source].astype(np.int64), 0)
+    seconds = np.maximum(
+        np.repeat(of.cut, lengths) - store.columns["time"][source].astype(np.int64), 0
+    )
     names = model_names((*fields, "age"))
     columns = {names[name]: store.columns[name][source] for name in fields}
     columns["age"] = half_octaves(seconds / 3600, AGES)
     packed = pack(columns, lengths, longest)
     event = np.asarray(store.columns["event"])[source].astype(np.int64) - FIRST
-    return Past(packed, torch.from_numpy((seconds / DAY).astype(np.float32)), torch.from_numpy(event))
+    return Past(
+        packed, torch.from_numpy((seconds / DAY).astype(np.float32)), torch.from_numpy(event)
+    )
 
 
 def counts(of: Past) -> Tensor:
-    """(N, S) float32: log(1 + events) of each type in the last days and of all that were read, and the logarithms of
-    1 + days since the newest and the oldest of them."""
+    """(N, S) float32: log(1 + events) of each type in the last days and of all that were read, and
+    the logarithms of 1 + days since the newest and the oldest of them."""
     bounds = of.packed.bounds
     which = torch.arange(len(bounds) - 1, device=bounds.device).repeat_interleave(bounds.diff())
     kind = torch.nn.functional.one_hot(of.event.clamp(0, len(EVENTS) - 1), len(EVENTS)).float()
@@ -144,12 +161,19 @@ def happens(store: SequenceStore, of: Examples) -> np.ndarray:
     return found
 
 
-def chosen(store: SequenceStore, of: Examples, field: str, top: int, events: tuple[int, ...]) -> np.ndarray:
-    """(N, top) float32: which of the `top` most frequent values of a field occur in the future's `events`."""
+def chosen(
+    store: SequenceStore, of: Examples, field: str, top: int, events: tuple[int, ...]
+) -> np.ndarray:
+    """(N, top) float32: which of the `top` most frequent values of a field occur in the future's
+    `events`."""
     lengths = of.end - of.stop
     source = ranges(of.stop, lengths)
     ids = store.columns[field][source].astype(np.int64) - FIRST
-    kept = np.isin(store.columns["event"][source].astype(np.int64) - FIRST, events) & (ids >= 0) & (ids < top)
+    kept = (
+        np.isin(store.columns["event"][source].astype(np.int64) - FIRST, events)
+        & (ids >= 0)
+        & (ids < top)
+    )
     found = np.zeros((len(lengths), top), np.float32)
     found[owners(lengths)[kept], ids[kept]] = 1
     return found
