@@ -185,28 +185,29 @@ def lock(
     owner = file.with_name(f"{file.name}.json")
     temporary = owner.with_name(f"{owner.name}.tmp")
     held = FileLock(file)
-    try:
-        held.acquire(timeout=0)
-        temporary.write_text(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8"
-        )
-        os.replace(temporary, owner)
-    except Timeout:
-        raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
-    except OSError as error:
-        for left in (temporary, file):
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
-        held.release()
-        raise ConfigError(f"{path}: cannot be locked ({first_line(error)}); {remedy}.") from None
-    try:
+    try:  # a signal may come at any line: what is held is let go in one place
+        try:
+            held.acquire(timeout=0)
+            about = {"pid": os.getpid(), "host": socket.gethostname()}
+            temporary.write_text(json.dumps(about), encoding="utf-8")
+            os.replace(temporary, owner)
+        except Timeout:
+            raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
+        except OSError as error:
+            if not held.is_locked:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+            told = f"{path}: cannot be locked ({first_line(error)}); {remedy}."
+            raise ConfigError(told) from None
         yield
     finally:
-        with suppress(OSError):  # on a disk that has become read-only they stay
-            owner.unlink(missing_ok=True)
-            # before its release: who waits for this inode looks for the next one
-            file.unlink(missing_ok=True)
-        held.release()
+        if held.is_locked:
+            with suppress(OSError):  # on a disk that has become read-only they stay
+                temporary.unlink(missing_ok=True)
+                owner.unlink(missing_ok=True)
+                # before its release: who waits for this inode looks for the next one
+                file.unlink(missing_ok=True)
+            held.release()
 
 
 def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) -> None:
@@ -295,12 +296,9 @@ def _open_by_umask(folder: Path) -> None:
 
 def _umask() -> int:
     try:  # asking the system call sets it, for all threads
-        return int(
-            re.search(r"^Umask:\s*([0-7]+)", Path("/proc/self/status").read_text(), re.MULTILINE)[
-                1
-            ],
-            8,
-        )  # type: ignore[index]
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)
+        return int(found[1], 8)  # type: ignore[index]
     except (OSError, TypeError):
         mask = os.umask(0o022)
         os.umask(mask)

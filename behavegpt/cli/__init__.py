@@ -11,16 +11,14 @@ import json
 import os
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 from behavegpt.cli import benchmark, challenge, data, predict, profile, scale, serve, tools, train
 from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
+from behavegpt.signals import interrupting
 
 COMMANDS: dict[str, Command | Group] = {
     "demo": tools.COMMANDS["demo"],
@@ -40,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: `2>&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end of the process
+            # to the end of the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     arguments = _parse(argv)
     warnings.formatwarning = _one_line
-    with _stop_signals() as received:
+    with interrupting() as received:
         try:
             _check_outputs(arguments)
             result = arguments.carry_out(arguments)
@@ -78,30 +77,6 @@ def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> 
         raise error
     print(f"{arguments.command}: {told}", file=sys.stderr)
     return 2
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Makes SIGTERM end a command as Ctrl-C does: what it has begun is cleared away. Yields the
-    signals received."""
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # handlers can only be set in the main thread
-        return
-    numbers = [
-        n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_outputs(arguments: Arguments) -> None:

@@ -11,13 +11,11 @@ uninterrupted one.
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -34,6 +32,7 @@ from behavegpt.losses import Loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.model.size import count_parameters
+from behavegpt.signals import collecting
 from behavegpt.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -183,7 +182,7 @@ class Trainer:
         save_every = settings.checkpoint_every or every
         began, events = time.perf_counter(), 0
         self.model.train()
-        with stop_signals() as stop:
+        with collecting() as stop:
             if (
                 self.judge_start
                 and self.progress.best_step is None
@@ -434,29 +433,6 @@ def selection_value(figures: dict[str, float], select: str) -> float:
     if select == "rec_mean":
         return (figures["rec_w"] + figures["rec_m"]) / 2
     return -figures[select] if select == "cross_entropy" else figures[select]
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM, SIGINT and SIGUSR1 so that the run can save and end at a step; a second
-    SIGINT interrupts."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # handlers can only be set in the main thread
-        return
-    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, handle) for number in names}
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _mix(*parts: int) -> int:

@@ -85,7 +85,7 @@ def random_world(seed: int, events: int = 60_000) -> World:
 
 
 @njit(cache=True)
-def _live(
+def _live(  # type: ignore[no-untyped-def]
     columns,
     offsets,
     popularity,
@@ -99,7 +99,7 @@ def _live(
     grain,
     places,
     rng,
-):  # type: ignore[no-untyped-def]
+):
     behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
     for user in range(len(offsets) - 1):
         begin = offsets[user]

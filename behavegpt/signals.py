@@ -1,0 +1,72 @@
+"""What a process does when it is told to stop: by Ctrl-C, by SIGTERM, or by a cluster's warning."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
+SOON = 0.05  # seconds until a stop is sent again: the callback that dropped it has returned
+
+
+@contextmanager
+def interrupting() -> Iterator[list[int]]:
+    """SIGTERM ends what runs as Ctrl-C does, by a KeyboardInterrupt, so that what was begun is
+    cleared away. Yields the signals received, in their order."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    def dropped(report: sys.UnraisableHookArgs) -> None:
+        """A callback of C code cannot raise: the interrupt would be printed and forgotten."""
+        if received and isinstance(report.exc_value, KeyboardInterrupt):
+            again = threading.Timer(SOON, os.kill, (os.getpid(), received[-1]))
+            again.daemon = True
+            again.start()
+        else:
+            hook(report)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
+    try:
+        with _handled([n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN], stop):
+            yield received
+    finally:
+        sys.unraisablehook = hook
+
+
+@contextmanager
+def collecting() -> Iterator[list[int]]:
+    """SIGTERM, SIGINT and SIGUSR1 are noted, for a run that saves and ends at its next step; a
+    second SIGINT interrupts. Yields the signals received, in their order."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    with _handled((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), note):
+        yield received
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
+    """`handler` for these signals; elsewhere than in the main thread, where none can be set, as
+    before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,75 @@
+"""A signal stops what runs, wherever it comes; nothing else is changed by listening for it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from behavegpt.io import lock
+from behavegpt.signals import collecting, interrupting
+
+CALLBACK = ctypes.CFUNCTYPE(None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_a_callback_of_c_code_drops_comes_again(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compiled code is loaded through such callbacks, which cannot raise."""
+
+    def callback() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(0)
+
+    with interrupting() as received:
+        with pytest.raises(KeyboardInterrupt):
+            CALLBACK(callback)()
+            time.sleep(30)
+        assert received == [number, number]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_another_error_in_a_callback_is_told_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[object] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda report: seen.append(report.exc_type)
+    try:
+        with interrupting():
+            CALLBACK(lambda: [][0])()
+    finally:
+        sys.unraisablehook = before
+    assert seen == [IndexError]
+
+
+@pytest.mark.parametrize("listening", [interrupting, collecting])
+def test_the_handlers_of_before_are_put_back(listening: object) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before, hook = [signal.getsignal(number) for number in numbers], sys.unraisablehook
+    with listening():  # type: ignore[operator]
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert sys.unraisablehook is hook
+
+
+def test_a_second_interrupt_ends_a_run_that_only_notes_the_first() -> None:
+    with collecting() as received, pytest.raises(KeyboardInterrupt):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert received == [signal.SIGTERM, signal.SIGUSR1]
+
+
+def test_a_stop_while_a_lock_is_taken_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt), lock(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
