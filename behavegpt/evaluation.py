@@ -17,6 +17,7 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
+from behavegpt.data.given import check_schema, describe, given_fields
 from behavegpt.data.loader import memory_of
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
@@ -51,6 +52,7 @@ def compare(
     is empty.
     """
     check_settings(PredictOptions, {"prior_correction": prior_correction}, "evaluate")
+    check_schema(predictor.given, store.schema)
     store = fit_store(store, predictor.tokenizer)
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
     if rows == 0:
@@ -76,7 +78,7 @@ def compare(
             on_batch=_cumulative(show),
         )
     if baselines and rank == 0:
-        scored |= score_baselines(store, split)
+        scored |= score_baselines(store, split, predictor.given)
     result = summary(scored, store, split, _protocol(predictor, store, split, prior_correction))
     result["models"]["behavegpt"] |= extra
     if rank == 0:
@@ -179,7 +181,10 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
         rows.append(line(model, figures))
         if unseen:
             rows.append(line("  with unseen", figures["with_unseen"]))
-    title = f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors"
+    protocol = result["protocol"]
+    title = f"{result['rows']:,} rows, {protocol['classes']} behaviors"
+    if protocol.get("given", "nothing") != "nothing":
+        title += f"; given: {protocol['given']}"
     return (
         ("model", *names),
         rows,
@@ -187,11 +192,14 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
     )
 
 
-def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, PredictionMetrics]]:
-    """Metrics of each count baseline on the same rows; they see the user's whole past."""
+def score_baselines(
+    store: EventStore, split: str, given: tuple[str, ...] = ()
+) -> Iterator[tuple[str, PredictionMetrics]]:
+    """Metrics of each count baseline on the same rows; they see the user's whole past, and of the
+    target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
-    fitted = counts.tune(counts.fit(store), store)
+    fitted = counts.tune(counts.fit(store, given), store)
     for name, model in fitted.items():
         metrics = PredictionMetrics(store.behaviors.classes)
         with progress(f"evaluate {name}", len(rows)) as show:
@@ -228,9 +236,13 @@ def examples(
         last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
         last[0, -1] = True
         told = None if memory is None else memory.at(np.array([row - 1]))
+        given = {
+            f: torch.from_numpy(store.columns[f][row : row + 1].astype(np.int64))
+            for f in given_fields(predictor.given)
+        }
         with torch.no_grad():
             probabilities = (
-                predictor.model(**inputs, select=last, memory=told)
+                predictor.model(**inputs, select=last, memory=told, given=given or None)
                 .logits[0]
                 .float()
                 .softmax(-1)
@@ -275,7 +287,8 @@ def _protocol(
 ) -> dict[str, Any]:
     config = predictor.model.config
     return {
-        "task": "next behavior from past events alone; the target's own time and place are hidden",
+        "task": describe(predictor.given),
+        "given": " and ".join(predictor.given) or "nothing",
         "split": split,
         "split_rule": store.manifest.split["rule"],
         "boundaries": store.manifest.split.get("boundaries"),

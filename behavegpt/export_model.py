@@ -113,6 +113,12 @@ def export_model(
             "which a graph does not "
             "hold; serve it (behavegpt serve), or train one with model.memory=false for export."
         )
+    if model.config.given:
+        raise ConfigError(
+            f"a model that is given the {' and '.join(model.config.given)} of the event that it "
+            "predicts cannot be exported: the graph takes histories alone; serve it (behavegpt "
+            "serve), or train one without model.given for export."
+        )
     if model.config.model_type != "behavegpt":
         raise ConfigError(
             f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT."

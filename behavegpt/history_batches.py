@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
 from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
@@ -41,12 +42,14 @@ def history_batches(
     cells_per_user: int,
     with_time: bool = False,
     with_memory: bool = True,
+    asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
     What a model with memory knows at the last events, of the whole histories, stands beside them,
-    row by row. A batch holds at most POSITIONS_PER_BATCH positions, and users times
-    `cells_per_user` up to CELLS_PER_BATCH, but at least one row.
+    row by row, and so does what is given of the events to come, `asked` (U,) by field. A batch
+    holds at most POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to
+    CELLS_PER_BATCH, but at least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
@@ -54,7 +57,7 @@ def history_batches(
     length = np.minimum(end - begin, config.max_length)
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
     user_of = np.searchsorted(end, plan.windows.start, side="right")
-    memory = memory_of_histories(model, columns, begin, end) if with_memory else None
+    memory = memory_of_histories(model, columns, begin, end, asked) if with_memory else None
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
     for first, stop in _pieces(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
@@ -75,8 +78,14 @@ def history_batches(
             told = memory.at((plan.windows.start + plan.windows.length - 1)[held])
             told = {name: values.to(model.device) for name, values in told.items()}
         position = batch.position.to(model.device)
-        moved = batch._replace(inputs=inputs, document=document, position=position, memory=told)
-        yield HistoryBatch(user_of[held], moved, last, time)
+        users = user_of[held]
+        known = None
+        if asked is not None:
+            known = {f: torch.from_numpy(ids[users]).to(model.device) for f, ids in asked.items()}
+        moved = batch._replace(
+            inputs=inputs, document=document, position=position, memory=told, given=known
+        )
+        yield HistoryBatch(users, moved, last, time)
 
 
 def memory_of_histories(
@@ -84,11 +93,12 @@ def memory_of_histories(
     columns: Mapping[str, np.ndarray],
     begin: np.ndarray,
     end: np.ndarray,
+    asked: Moment | None = None,
 ) -> MemorySource | None:
     """Reads what a model's counts say of histories; None for a model without memory."""
     if model.counts is None:
         return None
-    return history_source(columns, np.append(begin, end[-1:]), model.counts)
+    return history_source(columns, np.append(begin, end[-1:]), model.counts, asked)
 
 
 def memory_columns_of(model: BehaveGPTForBehaviorPrediction) -> set[str]:

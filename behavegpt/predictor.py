@@ -17,6 +17,8 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
+from behavegpt.data.asked import check_asked, count_unknown, read_asked
+from behavegpt.data.given import Moment, in_order
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.devices import choose_device
@@ -71,6 +73,11 @@ class Predictor:
             "device": self.model.device,
         }
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What must be told of the event that is predicted: `time`, `location`, both or nothing."""
+        return in_order(getattr(self.model.config, "given", None) or ())
+
     def reading(self, **changes: Any) -> Predictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise
         than in training.
@@ -86,6 +93,9 @@ class Predictor:
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
+        *,
+        at: Any = None,
+        location: Any = None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
@@ -93,14 +103,21 @@ class Predictor:
         columns, a list of such rows, or files; a list of rows without the user column is one user's
         history. `prior_correction` tau > 0 lifts rare behaviors: logits - tau * log(training
         frequency). `interrupt` is called between pieces of the work; what it raises stops it.
-        Raises ConfigError and DataError.
+        `at`, `location`: the time and the place that are asked about, of a model trained with
+        `model.given`: one for all users, or a mapping of user to value; of the time the weekday and
+        the slot count. Raises ConfigError and DataError.
         """
         options = check_settings(
             PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
         )
+        check_asked(self.given, at, location, "this model", "train with model.given")
         encoded = self.encode(events)
+        asked = None
+        if self.given:
+            asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
+            encoded = count_unknown(encoded, unknown)
         counts = torch.tensor(self.tokenizer.behaviors.counts, dtype=torch.float32) + 1
-        pieces = self._logits(encoded, interrupt)
+        pieces = self._logits(encoded, interrupt, asked)
         return most_probable(
             pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user
         )
@@ -155,7 +172,10 @@ class Predictor:
 
     @torch.no_grad()
     def _logits(
-        self, encoded: EncodedHistories, interrupt: Callable[[], None]
+        self,
+        encoded: EncodedHistories,
+        interrupt: Callable[[], None],
+        asked: Moment | None = None,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
         begin, end, classes = (
@@ -164,7 +184,7 @@ class Predictor:
             self.model.config.num_behaviors,
         )
         for users, batch, last, _ in history_batches(
-            self.model, encoded.columns, begin, end, cells_per_user=classes
+            self.model, encoded.columns, begin, end, cells_per_user=classes, asked=asked
         ):
             at = last.nonzero()
             step = max(1, CELLS_PER_BATCH // classes)
@@ -176,6 +196,9 @@ class Predictor:
                 told = batch.memory
                 if told is not None:
                     told = part_of(Memory(**told), slice(first, first + step))._asdict()
+                given = batch.given and {
+                    f: ids[first : first + step] for f, ids in batch.given.items()
+                }
                 with autocast(self.model.device):
                     output: Any = self.model(
                         **batch.inputs,
@@ -183,6 +206,7 @@ class Predictor:
                         position=batch.position,
                         select=select,
                         memory=told,
+                        given=given,
                     )
                 yield users[first : first + step], output.logits.float().cpu()
 

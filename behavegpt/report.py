@@ -79,6 +79,7 @@ def write_report(run: Path) -> Path:
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
+            given=_pick(facts, "config.model.given"),
             figures=figures,
             behaviors=behavior_tables(run / "eval" / "per_behavior.csv"),
             examples=examples.get("examples", []),
@@ -124,6 +125,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
+            given=_pick(facts, "config.model.given"),
             loss=_pick(facts, "config.loss.name"),
             max_length=_pick(facts, "config.model.max_length")
             or metrics.get("protocol", {}).get("max_length"),

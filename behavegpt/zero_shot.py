@@ -14,14 +14,18 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from behavegpt.checksums import seal
 from behavegpt.config import check_settings
+from behavegpt.data.asked import check_asked, count_unknown, named_given, read_asked
+from behavegpt.data.given import check_names
 from behavegpt.data.guess import guess_schema
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
@@ -117,17 +121,26 @@ class UniversalPredictor:
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What must be told of the event that is predicted; empty before anything was counted."""
+        return () if self._log is None else self._log.given
+
     def fit_tables(
-        self, logs: EventData, schema: EventSchema | None = None, **settings: Any
+        self,
+        logs: EventData,
+        schema: EventSchema | None = None,
+        given: Sequence[str] = (),
+        **settings: Any,
     ) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid",
-        tz="Europe/London", ...) name them. Raises DataError.
+        tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
+        asked about a time and a place. Raises ConfigError and DataError.
         """
-        return UniversalPredictor(
-            self.model, count_log(logs, schema or guess_schema(logs, settings)[0])
-        )
+        schema = schema or guess_schema(logs, settings)[0]
+        return UniversalPredictor(self.model, count_log(logs, schema, check_names(given)))
 
     def reading(self, **changes: Any) -> UniversalPredictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise;
@@ -143,22 +156,40 @@ class UniversalPredictor:
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
+        *,
+        at: Any = None,
+        location: Any = None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
 
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
-        `events`. Raises ConfigError and DataError.
+        `events`. `at`, `location`: the time and the place that are asked about, for all users or by
+        user; the log is counted again for it where it was counted with nothing given. Raises
+        ConfigError and DataError.
         """
+        told = named_given(at, location)
         if self._log is None and events is not None:
-            return self.fit_tables(events).predict(
-                None, top_k, prior_correction, on_user, interrupt
+            return self.fit_tables(events, given=told).predict(
+                None, top_k, prior_correction, on_user, interrupt, at=at, location=location
             )
+        if told and not self.given and not _are_states(events):
+            again = UniversalPredictor(self.model, self.log.knowing(told))
+            return again.predict(
+                events, top_k, prior_correction, on_user, interrupt, at=at, location=location
+            )
+        check_asked(
+            self.given,
+            at,
+            location,
+            "this counted log",
+            f"count the log again: fit_tables(log, given={list(told)})",
+        )
         options = check_settings(
             PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
         )
-        asked, tables = self._asked(events), self.log.tables
+        asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
@@ -176,8 +207,14 @@ class UniversalPredictor:
         knows no label.
 
         `behaviors` are log-probabilities of what follows, of the most frequent behaviors. `events`
-        as for `predict`. Raises ConfigError for other parts and DataError.
+        as for `predict`. Raises ConfigError for other parts, and for a log that was counted with a
+        time or a place given, and DataError.
         """
+        if self.given:
+            raise ConfigError(
+                f"this log was counted with the {' and '.join(self.given)} of the event that is "
+                "predicted given, which a vector does not know; count it without: fit_tables(log)."
+            )
         for part in check_settings(EmbedOptions, {"pool": pool}, "embed").pool:
             if part not in VECTORS:
                 raise ConfigError(
@@ -262,16 +299,29 @@ class UniversalPredictor:
             seal(temporary)
         return path
 
-    def _asked(self, events: Any) -> Asked:
-        """Whose next behavior is asked for."""
+    def _asked(self, events: Any, at: Any = None, location: Any = None) -> Asked:
+        """Whose next behavior is asked for, at which time and place."""
+        ask: Callable[..., Asked]
         if events is None:
-            return self.log.everyone()
-        if isinstance(events, UserState):
-            events = [events]
-        if (
-            isinstance(events, (list, tuple))
-            and events
-            and all(isinstance(event, UserState) for event in events)
-        ):
-            return self.log.asked_of_states(events)
-        return self.log.asked(self.encode(events))
+            users, ask = pa.array(self.log.users, pa.string()), self.log.everyone
+        elif _are_states(events):
+            states = [events] if isinstance(events, UserState) else list(events)
+            users = pa.array([state.user for state in states], pa.string())
+            ask = partial(self.log.asked_of_states, states)
+        else:
+            encoded = self.encode(events)
+            users, ask = encoded.users, partial(self.log.asked, encoded)
+        if not self.given:
+            return ask()
+        moments, unknown = read_asked(self.tokenizer, users, at, location)
+        return count_unknown(ask(moments), unknown)
+
+
+def _are_states(events: Any) -> bool:
+    if isinstance(events, UserState):
+        return True
+    return (
+        isinstance(events, (list, tuple))
+        and len(events) > 0
+        and all(isinstance(event, UserState) for event in events)
+    )

@@ -34,6 +34,7 @@ from behavegpt.model.behavegpt import (
     refuse_unknown,
 )
 from behavegpt.model.config import GAP_BUCKETS
+from behavegpt.model.given import make_projection
 from behavegpt.model.head import (
     HeadLoss,
     History,
@@ -121,6 +122,7 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         super(BehaveGPTForBehaviorPrediction, self).__init__(config)
         self.model = BaselineModel(config)
         self.head = ARCHITECTURES[config.architecture].head(config)  # type: ignore[assignment]
+        self.given = make_projection(config)
         self.history = HistoryFeatures() if config.history_head else None
         self.history_gate = HistoryGate(config) if config.history_head else None
         self.memory = MemoryHead(config) if config.memory else None
@@ -163,6 +165,7 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         location_ids: torch.Tensor | None = None,
         behavior_ids: torch.Tensor | None = None,
         memory: dict[str, torch.Tensor] | None = None,
+        given: dict[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -192,7 +195,8 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
             last_hidden_state=hidden, hidden_states=(x, hidden) if output_hidden_states else None
         )
         if labels is not None and criterion is not None:
-            parts = self._criterion_loss(criterion, picked, side, past, labels[chosen])
+            told = self._told(picked, given)
+            parts = self._criterion_loss(criterion, told, side, past, labels[chosen])
             output.loss = parts.total
             output.side_loss = self.config.next_weight * self._next_loss(
                 picked, next_fields, chosen
@@ -201,7 +205,7 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
             if encoded.auxiliary is not None:
                 output.side_loss = output.side_loss + encoded.auxiliary[chosen].sum()
             return output
-        logits = self._scores(picked, side, past)
+        logits = self._scores(self._told(picked, given), side, past)
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
         output.next_logits = self._next_logits(picked, heads)
         if labels is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
-from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
+from behavegpt.cli.models import given_argument, load_trained, load_with_logs, log_arguments
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -36,6 +36,7 @@ def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
     )
+    given_argument(parser, "of `universal`: what is known of the event that is predicted")
 
 
 def _evaluate(arguments: Arguments) -> Any:
@@ -45,6 +46,7 @@ def _evaluate(arguments: Arguments) -> Any:
     from accelerate import PartialState
 
     from behavegpt.data.store import open_store
+    from behavegpt.errors import ConfigError
     from behavegpt.evaluation import compare, metrics_table
     from behavegpt.io import check_output, lock
     from behavegpt.predictor import load, model_folder
@@ -53,6 +55,10 @@ def _evaluate(arguments: Arguments) -> Any:
 
     if is_universal(arguments.model):
         return _evaluate_universal(arguments)
+    if arguments.given:
+        raise ConfigError(
+            "--given is for `universal`; what a trained model is given was fixed by model.given."
+        )
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
     out = arguments.out or model_folder(arguments.model).parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -80,6 +86,7 @@ def _evaluate(arguments: Arguments) -> Any:
 
 
 def _evaluate_universal(arguments: Arguments) -> Any:
+    from behavegpt.data.given import in_order
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
@@ -91,7 +98,9 @@ def _evaluate_universal(arguments: Arguments) -> Any:
         raise ConfigError(
             "--prior-correction is for trained models; leave it out with `universal`."
         )
-    name = "universal.json" if arguments.split == "test" else f"universal.{arguments.split}.json"
+    given = in_order(arguments.given or ())
+    name = "_given_".join(["universal", *(["_".join(given)] if given else [])])
+    name += ".json" if arguments.split == "test" else f".{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
     check_output(out, "file")
     model = load_zero_shot(arguments.model).model
@@ -102,6 +111,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
             out,
             split=arguments.split,
             baselines=arguments.baselines,
+            given=given,
         )
     show(arguments, *metrics_table(result))
     print(f"written: {out}", file=sys.stderr)
@@ -118,6 +128,16 @@ def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     parser.add_argument(
         "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
+    )
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        help="the time that is asked about, for all users: '2026-11-28 18:30', a wall clock of the "
+        "log's zone; its weekday and slot count. For models trained with model.given, and "
+        "`universal`",
+    )
+    parser.add_argument(
+        "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
     )
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
@@ -148,6 +168,8 @@ def _predict(arguments: Arguments) -> Any:
             arguments.top_k,
             arguments.prior_correction,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
+            at=arguments.at,
+            location=arguments.location_now,
         )
     for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
         for name, number in counted.items():
@@ -409,6 +431,7 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
+        "  behavegpt predict universal my_logs.csv --at '2026-11-28 18:30'   # what then?\n"
         "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
         "counted",
         _predict_arguments,

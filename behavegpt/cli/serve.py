@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser
-from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
+from behavegpt.cli.models import given_argument, load_trained, load_with_logs, log_arguments
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -28,6 +28,10 @@ def _serve_arguments(parser: Parser) -> None:
         type=Path,
         metavar="FOLDER",
         help="of `universal`: keep tables and users' states when it stops",
+    )
+    given_argument(
+        parser,
+        "of `universal`: what requests tell of the event that is predicted (`at`, `location`)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
@@ -91,6 +95,11 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
     if universal is not None and not universal.counted:
         arguments.logs = logs
         return load_with_logs(arguments)[0]
+    if arguments.given:
+        raise ConfigError(
+            "--given is for a log that `universal` counts; what a trained model is given was fixed "
+            "by model.given, and a saved folder's by how it was counted."
+        )
     if logs:
         raise ConfigError(
             f"{', '.join(logs)}: only `universal` counts a log; settings are written NAME=VALUE."

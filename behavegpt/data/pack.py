@@ -166,11 +166,13 @@ def collate(
     next_fields: tuple[str, ...] = (),
     with_target: bool = True,
     memory: MemorySource | None = None,
+    given: tuple[str, ...] = (),
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
 
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
-    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
+    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target, and
+    `given` names the fields of the targets that the model may know.
     """
     source, place, position, document, scored = _layout(plan, rows, row_length)
     shape = (len(rows), row_length)
@@ -182,7 +184,7 @@ def collate(
 
     inputs = {argument_name(f): spread(columns[f][source], 0) for f in fields}
     target = row = np.full(len(source), IGNORED, np.int64)
-    told = None
+    told = known = None
     following: dict[str, torch.Tensor] = {}
     if with_target:
         behavior = columns["behavior"][source + 1].astype(np.int64)
@@ -190,6 +192,9 @@ def collate(
         target = np.where(asked, behavior - FIRST, IGNORED)
         row = np.where(asked, source + 1, -1)
         told = memory.at(source[asked]) if memory is not None else None
+        if given:
+            rows_asked = source[asked] + 1
+            known = {f: torch.from_numpy(columns[f][rows_asked].astype(np.int64)) for f in given}
         for name in next_fields:
             values = columns["time" if name == "gap" else name][source + 1].astype(np.int64)
             if name == "gap":
@@ -203,6 +208,7 @@ def collate(
         row=spread(row, -1),
         next_fields=following,
         memory=told,
+        given=known,
     )
 
 

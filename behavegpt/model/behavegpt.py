@@ -32,6 +32,7 @@ from behavegpt.model.cache import EventCache
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
+from behavegpt.model.given import GivenProjection, check_given, make_projection
 from behavegpt.model.head import (
     History,
     HistoryFeatures,
@@ -103,6 +104,8 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
             return
         super()._init_weights(module)
+        if isinstance(module, GivenProjection):  # before training it changes nothing
+            init.zeros_(module.projection.weight)
         if isinstance(module, HistoryGate):
             init.constant_(module.gate.bias, HistoryGate.START)
             init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))
@@ -223,6 +226,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         super().__init__(config)
         self.model = BehaveGPTModel(config)
         self.head = PredictionHead(config)
+        self.given = make_projection(config)
         self.history = HistoryFeatures() if config.history_head else None
         self.counts: Any = None  # of the training log, with memory: data/memory_counts.py's Counts
         if config.memory and not config.num_hidden_layers:  # the counts alone
@@ -260,6 +264,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         location_ids: torch.Tensor | None = None,
         behavior_ids: torch.Tensor | None = None,
         memory: dict[str, torch.Tensor] | None = None,
+        given: dict[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -275,8 +280,10 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         for the history head. With `past_key_values`, an EventCache: logits (B, 1, K) after each
         row's last event, and next_logits (B, ids); `event_logits` makes them logits (B, 1, ids) of
         the next event, as transformers' generate wants them. `memory`: what the counts say at the
-        predicted positions, row by row; the fields of mixer.Memory. `heads`: the second heads to
-        evaluate, all by default.
+        predicted positions, row by row; the fields of mixer.Memory. `given`: ids (N,) of what the
+        config says is given of the events that are predicted, there too; with a cache and without
+        it no logits are made, see `logits_of`. `heads`: the second heads to evaluate, all by
+        default; they know nothing that is given.
         """
         if input_ids is None:
             raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
@@ -293,10 +300,15 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             **fields,
         )
         if past_key_values is not None:
+            if self.config.given and given is None:
+                return as_asked(self._continue(body, past_key_values, heads), return_dict)
             past = self._history_at_last(input_ids, past_key_values, fields, memory)
-            return as_asked(
-                self._continue(body, past, past_key_values, event_logits, heads), return_dict
-            )
+            output = self._continue(body, past_key_values, heads)
+            logits = self.logits_of(self._at_last(body, past_key_values), past, given)
+            if event_logits:
+                logits = next_event_logits(self.config, logits, output.next_logits)
+            output.logits = logits[:, None]
+            return as_asked(output, return_dict)
         hidden = body.last_hidden_state
         if labels is not None and criterion is not None:
             select = labels != IGNORED
@@ -309,7 +321,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
                 self.head,
                 self._tied_embedding(),
                 criterion,
-                picked,
+                self._told(picked, given),
                 labels[chosen],
                 past,
                 self.config.num_behaviors,
@@ -320,7 +332,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             )
             output.class_loss, output.class_count = parts.class_loss, parts.class_count
             return as_asked(output, return_dict)
-        logits = self.head(picked, past, self._tied_embedding())
+        logits = self.logits_of(picked, past, given)
         output.logits = logits if select is not None else logits.view(*hidden.shape[:2], -1)
         output.next_logits = self._next_logits(picked, heads)
         if labels is not None:
@@ -329,23 +341,35 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             )
         return as_asked(output, return_dict)
 
-    def _continue(
+    def logits_of(
         self,
-        body: BehaviorOutput,
+        hidden: torch.Tensor,
         past: History | Memory | None,
-        cache: EventCache,
-        of_events: bool,
-        heads: Collection[str] | None,
-    ) -> BehaviorOutput:
-        """What follows each row's last event, with the cache's past."""
+        given: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Logits (N, K) from hidden states (N, C), what they know of the past, and what is given
+        (N,) of what follows."""
+        logits: torch.Tensor = self.head(self._told(hidden, given), past, self._tied_embedding())
+        return logits
+
+    def _told(self, hidden: torch.Tensor, given: dict[str, torch.Tensor] | None) -> torch.Tensor:
+        """Hidden states (N, C) with what is given of the events that they predict."""
+        check_given(self.given, given, len(hidden))
+        if self.given is None or given is None:
+            return hidden
+        return hidden + self.given(given, self.model.embedding.tables)
+
+    def _at_last(self, body: BehaviorOutput, cache: EventCache) -> torch.Tensor:
+        """Hidden states (B, C) at each row's last event."""
         assert body.last_hidden_state is not None
         last = cache.step.last
-        hidden = body.last_hidden_state[torch.arange(len(last), device=last.device), last]
-        logits = self.head(hidden, past, self._tied_embedding())
-        body.next_logits = self._next_logits(hidden, heads)
-        body.logits = (
-            next_event_logits(self.config, logits, body.next_logits) if of_events else logits
-        )[:, None]
+        return body.last_hidden_state[torch.arange(len(last), device=last.device), last]
+
+    def _continue(
+        self, body: BehaviorOutput, cache: EventCache, heads: Collection[str] | None
+    ) -> BehaviorOutput:
+        """What the second heads say after each row's last event, with the cache's past."""
+        body.next_logits = self._next_logits(self._at_last(body, cache), heads)
         return body
 
     def _next_logits(

@@ -105,7 +105,13 @@ class Users:
             )
         held = self._find(user)
         self._hold(user, held)
-        found = self._predictor.predict(held.state, request.top_k, request.prior_correction)
+        found = self._predictor.predict(
+            held.state,
+            request.top_k,
+            request.prior_correction,
+            at=request.at,
+            location=request.location,
+        )
         behaviors = [
             {"behavior": label, "probability": probability}
             for label, probability in zip(
@@ -113,7 +119,8 @@ class Users:
             )
         ]
         told = {"id": user, "events": held.state.events, "behaviors": behaviors}
-        return {"users": [told], "unknown": {}, "rejected": {}}
+        unknown = {name: count for name, count in found.unknown.items() if count}
+        return {"users": [told], "unknown": unknown, "rejected": {}}
 
     def _is_unknown(self, user: str) -> bool:
         return (

@@ -53,6 +53,7 @@ def score(
         rows_per_batch=max(1, positions // row_length_for(max_length)),
         fields=fields,
         counts=getattr(model, "counts", None),
+        given=tuple(getattr(getattr(model, "config", None), "given", None) or ()),
         rank=rank,
         world=world,
     )
@@ -145,4 +146,7 @@ def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
         memory=None
         if batch.memory is None
         else {name: moved(values) for name, values in batch.memory.items()},
+        given=None
+        if batch.given is None
+        else {name: moved(values) for name, values in batch.given.items()},
     )

@@ -53,9 +53,10 @@ class UserState:
         """Epoch seconds of the last event; None before the first."""
         return int(self.past.number[3]) if self.events else None
 
-    def take_up(self, tables: Tables, columns: Columns) -> None:
-        """Count events that come after all others, in their order."""
-        self.past = extend(self.past, tables, columns)
+    def take_up(self, tables: Tables, columns: Columns, given: Sequence[str] = ()) -> None:
+        """Count events that come after all others, in their order; `given`: known of each before
+        it came."""
+        self.past = extend(self.past, tables, columns, given)
         self.events += len(columns.behavior)
 
 
