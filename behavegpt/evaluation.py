@@ -237,7 +237,9 @@ def examples(
         last[0, -1] = True
         told = None if memory is None else memory.at(np.array([row - 1]))
         given = {
-            f: torch.from_numpy(store.columns[f][row : row + 1].astype(np.int64))
+            f: torch.from_numpy(store.columns[f][row : row + 1].astype(np.int64)).to(
+                predictor.model.device
+            )
             for f in given_fields(predictor.given)
         }
         with torch.no_grad():

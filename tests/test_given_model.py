@@ -35,7 +35,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "both": {"given": BOTH, **HEADS},
     "memory, time": {"given": ["time"], "memory": True, **HEADS},
     "memory, both": {"given": BOTH, "memory": True, **HEADS},
-    "counts alone": {"given": BOTH, "memory": True, "num_hidden_layers": 0, "next_heads": ["event"]},
+    "counts alone": {
+        "given": BOTH,
+        "memory": True,
+        "num_hidden_layers": 0,
+        "next_heads": ["event"],
+    },
     "gru": {"given": ["time"], "architecture": "gru"},
     "sasrec with memory": {"given": ["time"], "architecture": "sasrec", "memory": True},
 }
@@ -140,7 +145,7 @@ def test_prediction_and_evaluation_say_the_same(run: Path, place: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({}, "this model is given the time .* of the event .* at=\"2026-11-28 18:30\""),
+        ({}, 'this model is given the time .* of the event .* at="2026-11-28 18:30"'),
         ({"at": "2026-11-28 18:30", "location": "location1"}, "given the time alone .* location"),
         ({"at": "soon"}, "'soon' is not a time"),
     ],
@@ -197,7 +202,10 @@ def test_times_and_places_are_drawn_first_then_the_behavior_given_them(
     fields = {"weekday", "slot", "location"} & found.columns.keys()
     labels = store.vocabulary["location"].decode(found.columns["location"][first])
     names = [known.users[int(u)].as_py() for u in user]
-    at = {n: np.datetime64(int(t), "s") for n, t in zip(names, found.columns["time"][first])}
+    at = {
+        n: np.datetime64(int(t), "s")
+        for n, t in zip(names, found.columns["time"][first], strict=True)
+    }
     where = {n: label or "elsewhere" for n, label in zip(names, labels, strict=True)}
     told = {"at": at, "location": where}
     told = {k: v for k, v in told.items() if {"at": "time"}.get(k, k) in predictor.given}
@@ -232,12 +240,12 @@ def test_vectors_know_no_target(place: Path) -> None:
 
 def test_what_cannot_be_is_refused_by_name(place: Path, tmp_path: Path) -> None:
     predictor = load(train(place, "time"))
-    with pytest.raises(ConfigError, match="given the time of the event .* cannot be exported"):
+    with pytest.raises(ConfigError, match=r"given the time of the event .* cannot be exported"):
         export_model(predictor, tmp_path / "graph", "torch")
-    with pytest.raises(ValueError, match="Predictor.generate, which draws them first"):
+    with pytest.raises(ValueError, match=r"Predictor\.generate, which draws them first"):
         predictor.model.generate(torch.ones(1, 2, dtype=torch.long))
     ids = torch.ones(1, 3, dtype=torch.long)
-    inputs = {name: ids for name in ("input_ids", "weekday_ids", "slot_ids", "location_ids")}
+    inputs = dict.fromkeys(("input_ids", "weekday_ids", "slot_ids", "location_ids"), ids)
     with pytest.raises(ValueError, match="give ids of 'weekday' at the 3 predicted positions"):
         predictor.model(**inputs)
     cached = predictor.model(**inputs, past_key_values=EventCache(predictor.model.config))
@@ -290,7 +298,7 @@ def test_before_training_a_network_ignores_what_it_is_given() -> None:
     model = BehaveGPTForBehaviorPrediction(BehaveGPTConfig(**shape, given=["time"])).eval()
     model.load_state_dict(plain.state_dict(), strict=False)
     ids = torch.ones(1, 3, dtype=torch.long)
-    inputs = {name: ids for name in ("input_ids", "weekday_ids", "slot_ids", "location_ids")}
+    inputs = dict.fromkeys(("input_ids", "weekday_ids", "slot_ids", "location_ids"), ids)
     given = {"weekday": torch.tensor([1, 2, 3]), "slot": torch.tensor([4, 5, 6])}
     assert torch.equal(plain(**inputs).logits, model(**inputs, given=given).logits)
     assert GIVEN == ("time", "location")

@@ -3,6 +3,7 @@ counts."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_states_answer_as_whole_histories(given: tuple[str, ...], chunk: int) ->
     known = Columns(**moved(columns._asdict(), offsets, given))
     tables = tables_of(known, offsets, used)
     checked = 0
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in itertools.pairwise(offsets):
         if end - begin < 2:
             continue
         past = new_past(4)
@@ -205,7 +206,7 @@ def test_an_expert_of_the_hour_knows_what_happens_then() -> None:
         told = history_source(raw(columns), offsets, counted).at(np.arange(300, 399))
         truth = told["classes"].numpy() == behavior[301:400][told["owner"].numpy()]
         chance = told["probability"].numpy()[truth, expert]
-        assert (chance.min() > 0.95) is sure and (chance.mean() < 0.6) is not sure
+        assert bool(chance.min() > 0.95) is sure and bool(chance.mean() < 0.6) is not sure
 
 
 @pytest.mark.parametrize("given", [(), TIME, BOTH], ids=str)
@@ -248,9 +249,7 @@ def test_baselines_read_what_is_given_of_the_target(
         store.offsets,
     )
     for name, model in counts.fit(store, given).items():
-        before, after = (
-            next(counts.scores(model, kept, row))[1] for kept in (store, moved_store)
-        )
+        before, after = (next(counts.scores(model, kept, row))[1] for kept in (store, moved_store))
         assert np.array_equal(before, after) is (name not in (*reads, *["mixture"][: len(reads)]))
 
 
@@ -283,7 +282,9 @@ USERS = pa.array(["x", "y"])
         (["2026-11-30 00:10", "2026-11-28 18:30"], [0, 5], [0, 37]),
     ],
 )
-def test_times_are_told_for_all_or_for_each(at: object, weekday: list[int], slot: list[int]) -> None:
+def test_times_are_told_for_all_or_for_each(
+    at: object, weekday: list[int], slot: list[int]
+) -> None:
     asked, unknown = read_asked(TOKENIZER, USERS, at)
     assert asked["weekday"].tolist() == weekday and asked["slot"].tolist() == slot
     assert unknown == 0 and "location" not in asked
