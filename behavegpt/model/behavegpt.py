@@ -32,7 +32,7 @@ from behavegpt.model.cache import EventCache
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
-from behavegpt.model.given import GivenProjection, check_given, make_projection
+from behavegpt.model.given import GivenLinear, check_given, make_projection
 from behavegpt.model.head import (
     History,
     HistoryFeatures,
@@ -104,8 +104,8 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
             return
         super()._init_weights(module)
-        if isinstance(module, GivenProjection):  # before training it changes nothing
-            init.zeros_(module.projection.weight)
+        if isinstance(module, GivenLinear):
+            init.zeros_(module.weight)
         if isinstance(module, HistoryGate):
             init.constant_(module.gate.bias, HistoryGate.START)
             init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))

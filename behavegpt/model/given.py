@@ -14,8 +14,13 @@ from torch import nn
 from behavegpt.model.config import GIVEN_FIELDS, BehaveGPTConfig
 
 
+class GivenLinear(nn.Linear):
+    """0 before training, so that a model which starts from other weights is no worse than they
+    are."""
+
+
 class GivenProjection(nn.Module):
-    """The input embeddings of the given fields, projected to the hidden width; 0 before training.
+    """The input embeddings of the given fields, projected to the hidden width.
 
     The tables are those of the inputs: an hour means the same before and after.
     """
@@ -24,7 +29,7 @@ class GivenProjection(nn.Module):
         super().__init__()
         self.fields = fields_of(config)
         width = len(self.fields) * config.embedding_size
-        self.projection = nn.Linear(width, config.hidden_size, bias=False)
+        self.projection = GivenLinear(width, config.hidden_size, bias=False)
 
     def forward(self, given: Mapping[str, torch.Tensor], tables: nn.ModuleDict) -> torch.Tensor:
         """Ids (N,) of the given fields by name -> what is added to hidden states (N, C)."""

@@ -108,9 +108,7 @@ def test_futures_draw_times_first(model: UniversalPredictor) -> None:
     answer = model.predict(top_k=5, **known)
     step = found.columns["step"] == 0
     users = found.columns["user"][step]
-    np.testing.assert_allclose(
-        found.columns["probability"][step], answer.probabilities[users], rtol=1e-4
-    )
+    np.testing.assert_allclose(found.probability[step], answer.probabilities[users], rtol=1e-4)
     assert len(rows) == 3 * log.who.nunique()
     assert same(model.predict(top_k=5, **known), answer)
 
