@@ -55,16 +55,17 @@ def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy
             argument = NAMES[name]
             raise ConfigError(
                 f"{whose} is given the {' and '.join(in_order(given))} of the event that it "
-                f"predicts: say which {name} is asked about, {argument}={EXAMPLES[argument]} "
-                f"({OPTIONS[argument]})."
+                f"predicts: say which {name} is asked about, {argument}={EXAMPLES[argument]}. On the "
+                f"command line: {OPTIONS[argument]}."
             )
     for name in told:
         if name not in given:
             argument = NAMES[name]
             known = f"the {' and '.join(given)} alone" if given else "nothing"
             raise ConfigError(
-                f"{whose} is given {known} of the event that it predicts, so {argument} "
-                f"({OPTIONS[argument]}) would change nothing; leave it out, or {remedy}."
+                f"{whose} is given {known} of the event that it predicts, so `{argument}` would "
+                f"change nothing; leave it out, or {remedy}. On the command line it is "
+                f"{OPTIONS[argument]}."
             )
 
 

@@ -119,7 +119,7 @@ def test_questions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"this counted log is given the time .* say which time"):
         timed.predict()
     with pytest.raises(
-        ConfigError, match=r"given the time alone .* location .* count the log again"
+        ConfigError, match=r"given the time alone .* `location` would .* count the log again"
     ):
         timed.predict(at=EVENING, location="home")
     with pytest.raises(ConfigError, match=r"this counted log is given nothing .* would change"):
