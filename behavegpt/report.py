@@ -79,7 +79,7 @@ def write_report(run: Path) -> Path:
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
-            given=_pick(facts, "config.model.given"),
+            given=given_of(run),
             figures=figures,
             behaviors=behavior_tables(run / "eval" / "per_behavior.csv"),
             examples=examples.get("examples", []),
@@ -125,7 +125,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
-            given=_pick(facts, "config.model.given"),
+            given=given_of(run),
             loss=_pick(facts, "config.loss.name"),
             max_length=_pick(facts, "config.model.max_length")
             or metrics.get("protocol", {}).get("max_length"),
@@ -133,6 +133,11 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
     )
     write_text(run / "model" / "README.md", card)
     return run / "model" / "README.md"
+
+
+def given_of(run: Path) -> list[str]:
+    """What the run's model is given of the event that it predicts."""
+    return _optional_json(run / "model" / "config.json").get("given") or []
 
 
 def read_facts(run: Path) -> dict[str, Any]:
