@@ -55,8 +55,8 @@ def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy
             argument = NAMES[name]
             raise ConfigError(
                 f"{whose} is given the {' and '.join(in_order(given))} of the event that it "
-                f"predicts: say which {name} is asked about, {argument}={EXAMPLES[argument]}. On the "
-                f"command line: {OPTIONS[argument]}."
+                f"predicts: say which {name} is asked about, {argument}={EXAMPLES[argument]}. "
+                f"On the command line: {OPTIONS[argument]}."
             )
     for name in told:
         if name not in given:

@@ -3,7 +3,8 @@
 A position t asks for the behavior of event t + 1. With its time given, everything that looks at the
 weekday and the slot of event t looks at those of event t + 1 instead; with its location given, the
 same holds of the place. So columns in which these fields stand one event earlier are all that
-counting needs: whatever counts them counts what followed at that hour, at that place.
+counting needs: whatever counts them counts what followed at that hour, at that place. The context
+of an event with its place becomes the place alone: the event before was elsewhere.
 
 Shapes: U histories of E events in all.
 """
@@ -16,6 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
 
 Given = Literal["time", "location"]
@@ -76,6 +78,8 @@ def moved(
     columns lack is left out.
     """
     found = dict(columns)
+    if "location" in given:
+        found["event"] = np.full_like(columns["event"], FIRST)
     last = offsets[1:][np.diff(offsets) > 0] - 1
     for field in given_fields(given):
         if field not in columns:

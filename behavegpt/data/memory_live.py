@@ -50,9 +50,11 @@ class LiveMemory:
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Take up one event (N,) of each."""
+        new, index = counted_columns(columns, self.counts), np.arange(len(self.pasts))
         if self.counts.given:
             self.ask(columns)
-        new, index = counted_columns(columns, self.counts), np.arange(len(self.pasts))
+            each = np.arange(len(self.pasts) + 1)
+            new = Columns(**moved(new._asdict(), each, self.counts.given))
         eras = eras_of(new.time, self.counts.edges)
         _take_up(self.pasts, self.counts.tables, WEIGHTS, eras, index, index + 1, new)
 

@@ -209,6 +209,28 @@ def test_an_expert_of_the_hour_knows_what_happens_then() -> None:
         assert bool(chance.min() > 0.95) is sure and bool(chance.mean() < 0.6) is not sure
 
 
+def test_an_expert_of_the_place_knows_what_is_done_there() -> None:
+    """Of all users, whatever they did before: eight places, one behavior at each."""
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 8, 2000)
+    columns = Columns(
+        behavior=place.astype(np.int32),
+        event=rng.integers(2, 300, 2000).astype(np.int32),
+        location=(place + 2).astype(np.int32),
+        slot=rng.integers(0, 48, 2000).astype(np.int16),
+        weekday=np.zeros(2000, np.int16),
+        time=np.arange(2000, dtype=np.int64) * 7200,
+    )
+    offsets, used = np.arange(0, 2001, 10), np.arange(2000) < 1600
+    expert = EXPERTS.index("global_after_event_and_place")
+    for given, sure in ((TIME, False), (BOTH, True)):
+        counted = count_events(columns, offsets, used, 8, 30, given)
+        told = history_source(raw(columns), offsets, counted).at(np.arange(1600, 1999, 10))
+        truth = told["classes"].numpy() == place[1601:2000:10][told["owner"].numpy()]
+        chance = told["probability"].numpy()[truth, expert]
+        assert bool(chance.size and chance.min() > 0.9) is sure
+
+
 @pytest.mark.parametrize("given", [(), TIME, BOTH], ids=str)
 def test_counts_keep_what_was_given(world: World, given: tuple[str, ...], tmp_path: Path) -> None:
     used = trained(world)
