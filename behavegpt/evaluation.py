@@ -24,12 +24,15 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.io import write_json, write_text
+from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
 TOP_BEHAVIORS = 15  # of the confusion table
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+TAKEN_FOR = 3  # behaviors that a behavior is most often taken for
 EXAMPLES = 5
 CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
@@ -63,6 +66,7 @@ def compare(
         )
     scored: dict[str, PredictionMetrics] = {}
     extra: dict[str, float] = {}
+    calibration = Calibration()
     with progress("evaluate behavegpt", rows) as show:
         scored["behavegpt"], extra["cross_entropy"] = evaluate(
             predictor.model,
@@ -74,11 +78,13 @@ def compare(
             rank=rank,
             world=world,
             on_batch=_cumulative(show),
+            calibration=calibration,
         )
     if baselines and rank == 0:
         scored |= score_baselines(store, split)
     result = summary(scored, store, split, _protocol(predictor, store, split, prior_correction))
     result["models"]["behavegpt"] |= extra
+    result["calibration"] = calibration.compute()
     if rank == 0:
         for text in result["remarks"]:
             say(f"note: {text}")
@@ -115,10 +121,22 @@ def _write_results(
     if store.behaviors.classes <= CONFUSION_CLASSES:
         top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
         names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
-        write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
+        found = {"labels": names, "counts": table.tolist()}
+        found["taken_for"] = _taken_for(scored["behavegpt"], _labels(store))
+        write_json(out.parent / "confusion.json", found)
     write_json(
         out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])}
     )
+
+
+def _taken_for(metrics: PredictionMetrics, labels: list[str]) -> dict[str, list[list[Any]]]:
+    """For each behavior the wrong ones that were predicted most often, with their number."""
+    place, number = metrics.taken_for(TAKEN_FOR)
+    return {
+        labels[k]: [[labels[j], n] for j, n in zip(others, numbers, strict=True) if n]
+        for k, (others, numbers) in enumerate(zip(place.tolist(), number.tolist(), strict=True))
+        if numbers[0]
+    }
 
 
 def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
@@ -258,10 +276,18 @@ def examples(
 
 
 def _times(store: EventStore, part: slice) -> list[str]:
-    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    """Local times: `Mon 2012-04-02 18:30`."""
     minutes = store.columns["slot"][part].astype(int) * store.schema.slot_minutes
-    weekdays = store.columns["weekday"][part]
-    return [f"{days[d]} {m // 60:02d}:{m % 60:02d}" for d, m in zip(weekdays, minutes, strict=True)]
+    weekdays = np.asarray(store.columns["weekday"][part]).astype(int)
+    moments = np.asarray(store.columns["time"][part]).astype(np.int64) + store.manifest.time_origin
+    # the local day is the one of the three around that of UTC with this weekday; day 0 was Thursday
+    days = moments // 86_400
+    days += (weekdays - (days + 3) + 1) % 7 - 1
+    dates = days.astype("datetime64[D]").astype(str)
+    return [
+        f"{_DAYS[weekday]} {date} {minute // 60:02d}:{minute % 60:02d}"
+        for weekday, date, minute in zip(weekdays, dates, minutes, strict=True)
+    ]
 
 
 def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@ and returns it.
 
 RUN/log.jsonl -> loss.png        RUN/eval/metrics.json -> recall_by_decile.png
 RUN/eval/confusion.json -> confusion.png        RUN/eval/per_behavior.csv -> per_behavior.png
+RUN/eval/metrics.json -> calibration.png
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ def draw_all(run: Path) -> list[Path]:
         ("log.jsonl", "loss.png", loss_curve),
         ("eval/metrics.json", "recall_by_decile.png", recall_by_decile),
         ("eval/per_behavior.csv", "per_behavior.png", per_behavior),
+        ("eval/metrics.json", "calibration.png", calibration),
         ("eval/confusion.json", "confusion.png", confusion),
     ]
     return [
         draw(run / source, run / "figs" / name)
         for source, name, draw in figures
-        if (run / source).is_file()
+        if (run / source).is_file() and (draw is not calibration or _is_calibrated(run / source))
     ]
 
 
@@ -184,6 +186,33 @@ def recall_by_decile(metrics: Path, out: Path) -> Path:
             xticks=range(1, 11),
         )
         axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return out
+
+
+def _is_calibrated(metrics: Path) -> bool:
+    """Whether an evaluation measured calibration: earlier ones did not."""
+    return bool((read_json(metrics).get("calibration") or {}).get("bins"))
+
+
+def calibration(metrics: Path, out: Path) -> Path:
+    """Share of predictions that came true, by their probability; dots grow with their number."""
+    figures = read_json(metrics, "calibration")["calibration"]
+    said = np.array([part["probability"] for part in figures["bins"]])
+    came = np.array([part["came_true"] for part in figures["bins"]])
+    number = np.array([part["predictions"] for part in figures["bins"]], dtype=np.float64)
+    with figure(out, (8, 4.2)) as (_, (axes,)):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="as it should be")
+        axes.plot(said, came, color=BLUE, linewidth=1.4, zorder=2)
+        size = 24 + 260 * number / number.max()
+        axes.scatter(said, came, s=size, color=BLUE, alpha=0.75, zorder=3, label="predictions")
+        axes.set(
+            title=f"Calibration (expected error {figures['ece']:.3f})",
+            xlabel="probability of the first behavior",
+            ylabel="share that came true",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out
 

@@ -217,6 +217,23 @@ class PredictionMetrics:
         member = np.eye(size, dtype=np.int64)[group]  # (K, size)
         return labels, member.T @ counts @ member
 
+    def taken_for(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each class the wrong classes predicted most often, and how often: (K, most) int64
+        each. ValueError without `confusion=True`.
+
+        >>> metrics = PredictionMetrics(2, confusion=True).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> [part.tolist() for part in metrics.taken_for(1)]
+        [[[1], [0]], [[1], [0]]]
+        """
+        if not len(self._pairs):
+            raise ValueError(
+                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
+            )
+        counts = self._pairs.view(self.classes, self.classes).clone()
+        counts.fill_diagonal_(0)
+        number, place = counts.topk(min(most, self.classes), dim=1)
+        return place.numpy(), number.numpy()
+
     def _averages(self) -> dict[str, float]:
         table = self.per_class()
         support, hits = table["support"], table["true_positive"]

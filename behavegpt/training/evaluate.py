@@ -13,6 +13,7 @@ from behavegpt.batch import IGNORED, PackedBatch
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
+from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model.precision import autocast
 
@@ -81,9 +82,10 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     on_batch: Callable[[int], None] | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[PredictionMetrics, float]:
-    """Metrics over a split and the mean cross-entropy in nats; on several ranks every rank gets the
-    whole result.
+    """Metrics over a split and the mean cross-entropy in nats, and `calibration` taken up; on
+    several ranks every rank gets the whole result.
 
     `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit
     adjustment). Raises AssertionError unless the ranks together saw each target exactly once.
@@ -110,6 +112,8 @@ def evaluate(
     ):
         logits = part.logits - shift
         metrics.update(logits, part.target)
+        if calibration is not None:
+            calibration.update(logits, part.target)
         loss[0] += F.cross_entropy(logits, part.target, reduction="sum").double().cpu()
         loss[1] += len(part.target)
         seen += torch.stack([torch.tensor(len(part.row)), part.row.sum().cpu()])
@@ -118,9 +122,12 @@ def evaluate(
     if world > 1:
         state = metrics.state().to(device)
         reduced = [loss.to(device), seen.to(device)]
-        for tensor in (state, *reduced):
+        sums = [] if calibration is None else [calibration.sums.to(device)]
+        for tensor in (state, *reduced, *sums):
             dist.all_reduce(tensor)
         metrics.load_state(state.cpu())
+        if calibration is not None:
+            calibration.sums = sums[0].cpu()
         loss, seen = (tensor.cpu() for tensor in reduced)
     rows = target_rows(store, split)
     assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"

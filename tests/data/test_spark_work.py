@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables of cases
+
 """What Spark's workers do to a file, without Spark: the rows of the local engine, from parts that were read apart."""
 
 from __future__ import annotations
