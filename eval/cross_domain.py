@@ -228,8 +228,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = [mean_and_deviation(values[f]) for f in ("rec_w", "rec_m")]
         lines.append(
             f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | "
-            f"{' | '.join(cells)} | {gain} | "
-            f"{mean_and_deviation(values['ndcg@3'])} |"
+            f"{' | '.join(cells)} | {gain} | {mean_and_deviation(values['ndcg@3'])} |"
         )
     return "\n".join(lines)
 

@@ -116,8 +116,7 @@ def open_adapter(
     if weights_hash(path) != weights:
         raise CheckpointError(
             f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} "
-            "are others; "
-            "give the base it belongs to, or fine-tune that base anew."
+            "are others; give the base it belongs to, or fine-tune that base anew."
         )
     try:
         with _quietly():

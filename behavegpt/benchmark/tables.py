@@ -187,11 +187,10 @@ def _caption(plan: Plan, rows: Sequence[Row]) -> str:
     devices = sorted({row["device"] for row in rows if "device" in row})
     return (
         f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
-        f"{plan.store.behaviors.classes} behaviors. Budget "
-        f"of every model: {said}. Tuned on validation ({NAMES[plan.settings.tuning.select]}, seed "
-        f"{plan.settings.tuning.seed}): {tuned}. Protocol {plan.protocol_hash}; "
-        f"{', '.join(devices) or 'counts only'}."
-        f"{_unseen(plan.store)}"
+        f"{plan.store.behaviors.classes} behaviors. Budget of every model: {said}. Tuned on "
+        f"validation ({NAMES[plan.settings.tuning.select]}, seed {plan.settings.tuning.seed}): "
+        f"{tuned}. Protocol {plan.protocol_hash}; "
+        f"{', '.join(devices) or 'counts only'}.{_unseen(plan.store)}"
     )
 
 
@@ -204,11 +203,9 @@ def _unseen(store: EventStore) -> str:
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (
-        f" {unseen:,} more test targets have labels that training never saw and are left out; "
-        "with them as misses, "
-        f"weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} times, and macro "
-        "recall "
-        f"{present / (present + 1):.4f} times, what stands here."
+        f" {unseen:,} more test targets have labels that training never saw and are left out; with "
+        f"them as misses, weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} "
+        f"times, and macro recall {present / (present + 1):.4f} times, what stands here."
     )
 
 

@@ -269,9 +269,8 @@ def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tupl
         rows, good, clocks = one_row(
             sample.con,
             f"SELECT count(*), count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < "
-            f"{bounds[1] * MICROS}), "
-            f"count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT {read.stamp} AS stamp "
-            f"FROM {source.sql})",
+            f"{bounds[1] * MICROS}), count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT "
+            f"{read.stamp} AS stamp FROM {source.sql})",
         )
     return good / max(1, rows), clocks > 0
 

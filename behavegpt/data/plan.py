@@ -139,8 +139,7 @@ class Plan:
         texts = " ".join(f"WHEN {i} THEN {literal(text)}" for i, text in enumerate(REASONS))
         query = (
             f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS "
-            "reason "
-            f"FROM {self._joined()} WHERE {self._reason()} > 0"
+            f"reason FROM {self._joined()} WHERE {self._reason()} > 0"
         )
         if self.source.malformed:
             rest = ", NULL" * (len(roles) - 1)
@@ -365,8 +364,7 @@ def _build_dictionary(
     )
     con.execute(
         f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY "
-        "label))::UINTEGER AS "
-        f"code, events FROM {labels} ORDER BY code"
+        f"label))::UINTEGER AS code, events FROM {labels} ORDER BY code"
     )
     count, rows = one_row(
         con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}"

@@ -313,8 +313,8 @@ def _remedy(encoded: Encoded) -> str:
     remedies = {
         NO_USER: f"Name another column than {schema.user!r} with --user",
         NO_TIME: f"Name another column than {schema.time!r} with --time",
-        BAD_TIME: f"Name the form of the times in {schema.time!r} with --time-format, such as '%d/%m/%Y %H:%M', or "
-        "another column with --time",
+        BAD_TIME: f"Name the form of the times in {schema.time!r} with --time-format, such as "
+        "'%d/%m/%Y %H:%M', or another column with --time",
         LATE: (
             f"Name the unit of the times in {schema.time!r} with --time-unit, or another column "
             "with --time"

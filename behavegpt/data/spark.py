@@ -331,8 +331,7 @@ def _session(master: str | None) -> Iterator[Any]:
     except (PySparkException, OSError) as error:
         raise DataError(
             f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17 or later "
-            "(JAVA_HOME) and a "
-            "reachable --spark-master."
+            "(JAVA_HOME) and a reachable --spark-master."
         ) from None
     spark.sparkContext.setLogLevel("ERROR")
     try:

@@ -187,8 +187,15 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
             count(*) FILTER (number BETWEEN {_SERIALS[0]} AND {_SERIALS[1]}) AS serials,
             count(*) FILTER (number BETWEEN {_DATES[0]} AND {_DATES[1]}) AS dates,
             [{digits}] AS digits
-        FROM (SELECT {column}, plain, CASE WHEN isfinite(number) THEN number END AS number FROM
-            (SELECT {column}, {plain} AS plain, CASE WHEN NOT ({plain}) THEN {number} END AS number FROM {table}))
+        FROM (
+            SELECT {column}, plain, CASE WHEN isfinite(number) THEN number END AS number
+            FROM (
+                SELECT
+                    {column}, {plain} AS plain,
+                    CASE WHEN NOT ({plain}) THEN {number} END AS number
+                FROM {table}
+            )
+        )
     """
 
 
@@ -217,7 +224,12 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
                 text,
                 translate(text, '0123456789', '9999999999') AS shape,
                 regexp_extract(text, {numbers}) AS number
-            FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} AND {odd}))
+            FROM (
+                SELECT {_clean(column)} AS text
+                FROM {table}
+                WHERE length({column}) <= {_LONGEST} AND {odd}
+            )
+        )
         WHERE contains(shape, '9')
         GROUP BY shape
         ORDER BY count(*) DESC, shape
@@ -295,8 +307,7 @@ def _by_unit(
         # Integers stay integers: a nanosecond epoch does not fit a double.
         stamp = (
             f"CASE WHEN {as_float} IS NULL THEN {stamp} WHEN {as_int} IS NOT NULL AND NOT "
-            f"contains({text}, '.') "
-            f"THEN {_epoch(as_int, False, unit, bounds)} ELSE "
+            f"contains({text}, '.') THEN {_epoch(as_int, False, unit, bounds)} ELSE "
             f"{_epoch(as_float, True, unit, bounds)} END"
         )
         wall = f"CASE WHEN {as_float} IS NULL THEN {wall} ELSE {wall_of_number} END"
@@ -347,10 +358,9 @@ def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
         return SERIAL
     if survey.dates * 2 > survey.numbers:
         raise DataError(
-            f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are "
-            "days of the calendar; "
-            "say so with --time-format %Y%m%d, or name the unit if they are epoch numbers: "
-            "--time-unit s."
+            f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are days "
+            "of the calendar; say so with --time-format %Y%m%d, or name the unit if they are epoch "
+            "numbers: --time-unit s."
         )
     below = (*survey.below, survey.numbers)
     unit = next(
@@ -358,10 +368,9 @@ def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
     )
     if unit == "ns" and survey.below_ns * 2 >= survey.numbers:
         raise DataError(
-            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 "
-            "ns since the year 1) "
-            "and of Windows (since 1601) look so: write them as timestamps, or name the unit with "
-            "--time-unit ns."
+            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 ns "
+            "since the year 1) and of Windows (since 1601) look so: write them as timestamps, or "
+            "name the unit with --time-unit ns."
         )
     return unit
 
@@ -381,9 +390,8 @@ def _remark_of_unit(schema: EventSchema, unit: str) -> str | None:
     if unit != SERIAL or schema.time_unit != "auto":
         return None
     return (
-        f"times of {schema.time!r} are read as serial days of a spreadsheet (45383.5 is "
-        "2024-04-01 12:00); "
-        "if they are seconds, say --time-unit s"
+        f"times of {schema.time!r} are read as serial days of a spreadsheet (45383.5 is 2024-04-01 "
+        "12:00); if they are seconds, say --time-unit s"
     )
 
 

@@ -62,8 +62,7 @@ def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
         if type_ is not None and not pa.types.is_temporal(type_):
             raise DataError(
                 f"{file}: column {time!r} (the time) is {type_}, in other files it is {kind}; "
-                "write it as one type in "
-                "all files."
+                "write it as one type in all files."
             )
     naive = [
         file

@@ -30,8 +30,7 @@ from behavegpt.universal.model import load_universal
 STAGES = 7
 NOT_HELD_OUT = (
     "the universal model's weights come with the package; this shop was among the logs they were "
-    "trained on. "
-    "Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
+    "trained on. Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
@@ -128,7 +127,8 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
 def _next_steps(out: Path) -> str:
     return f"""
 With your own logs (CSV, JSONL or parquet; columns are guessed, name them if the guess is wrong):
-  behavegpt prepare my_logs.parquet --out data/mine --user user_id --time timestamp --event app --tz Europe/London
+  behavegpt prepare my_logs.parquet --out data/mine \\
+    --user user_id --time timestamp --event app --tz Europe/London
   behavegpt train configs/small.yaml data.path=data/mine out=runs/mine
   behavegpt evaluate runs/mine/model data/mine --baselines
   behavegpt predict runs/mine/model my_logs.parquet --out predictions.parquet

@@ -70,8 +70,8 @@ class ExportSettings(Settings):
     )
     scale: Literal["standard", "unit", "none"] = Field(
         "standard",
-        description="standard: every dimension has mean 0 and variance 1 over the users with events; "
-        "unit: every part of a user's vector has length 1",
+        description="standard: every dimension has mean 0 and variance 1 over the users with "
+        "events; unit: every part of a user's vector has length 1",
     )
     fill: Literal["mean", "zeros", "empty-history"] = Field(
         "mean",
@@ -116,8 +116,7 @@ def export(
     if sum(widths(model, settings.pool)) > MOST_DIMENSIONS:
         raise ConfigError(
             f"--pool {' '.join(settings.pool)}: {sum(widths(model, settings.pool)):,} dimensions, "
-            "an entry has at most "
-            f"{MOST_DIMENSIONS:,}; name fewer parts."
+            f"an entry has at most {MOST_DIMENSIONS:,}; name fewer parts."
         )
     check_output(out, "whole")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -272,8 +271,7 @@ def _begin_or_continue(
     if different:
         raise ConfigError(
             f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or "
-            "begin anew with "
-            "--overwrite."
+            "begin anew with --overwrite."
         )
 
 

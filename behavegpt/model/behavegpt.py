@@ -89,8 +89,7 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             return self.get_input_embeddings()
         raise ValueError(
             "resize_token_embeddings is not supported: event vocabulary, classes and heads change "
-            "together; "
-            "use `behavegpt finetune --mode new_behavior` (behavegpt.adapt)"
+            "together; use `behavegpt finetune --mode new_behavior` (behavegpt.adapt)"
         )
 
     @torch.no_grad()
@@ -480,8 +479,7 @@ def refuse_unknown(
     if unknown:
         raise ValueError(
             f"the model does not know the argument {unknown[0]!r}; it takes input_ids, "
-            "attention_mask and "
-            f"{', '.join(sorted(known - {'event_ids', 'time_ids'}))}"
+            f"attention_mask and {', '.join(sorted(known - {'event_ids', 'time_ids'}))}"
         )
 
 

@@ -194,8 +194,7 @@ def _check_columns(names: set[str], schema: EventSchema) -> None:
             hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
             raise DataError(
                 f"no column {column!r} (the {role}) in the events. {hint} Events have the column "
-                "names of the "
-                "training log; GET /v1/model tells them."
+                "names of the training log; GET /v1/model tells them."
             )
 
 

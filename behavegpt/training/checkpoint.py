@@ -135,8 +135,7 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
     return CheckpointError(
         f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make "
-        "room, or move "
-        "the run folder, and go on with --resume: the earlier checkpoints are intact."
+        "room, or move the run folder, and go on with --resume: the earlier checkpoints are intact."
     )
 
 

@@ -91,9 +91,8 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
     if model.config.tokenizer_hash not in (None, tokenizer.hash):
         raise CheckpointError(
             "the model's config.json and preprocessor_config.json do not belong together "
-            "(vocabulary hash "
-            f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was "
-            "written."
+            f"(vocabulary hash {model.config.tokenizer_hash} and {tokenizer.hash}); restore the "
+            "folder as it was written."
         )
     return model, tokenizer
 
@@ -117,6 +116,5 @@ def _refuse_foreign_type(folder: Path) -> None:
     if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a "
-            "folder is never run. "
-            "Give the `model` folder of a run."
+            "folder is never run. Give the `model` folder of a run."
         )

@@ -408,11 +408,9 @@ class Trainer:
         held = rows[rows >= 0]
         raise BehaveGPTError(
             f"step {step + 1}: the loss is {value} and the gradient's norm {norm}; the weights "
-            "were not changed. The "
-            f"batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed "
-            f"{self.settings.seed}). Lower train.lr, or "
-            f"resume from the last checkpoint in {self.run.checkpoints} with --resume "
-            f"train.lr={self.settings.lr / 3:.1e}."
+            f"were not changed. The batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed "
+            f"{self.settings.seed}). Lower train.lr, or resume from the last checkpoint in "
+            f"{self.run.checkpoints} with --resume train.lr={self.settings.lr / 3:.1e}."
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:

@@ -140,8 +140,7 @@ class CountedLog:
             )
             raise DataError(
                 f"user {state.user[:100]!r}: an event at {before} comes after one at {last}; a "
-                "state takes events in "
-                "their order, so read the user's whole history again."
+                "state takes events in their order, so read the user's whole history again."
             )
         state.take_up(self.tables, self._columns(encoded))
 

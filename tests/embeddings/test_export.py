@@ -200,7 +200,8 @@ import os, pathlib, sys
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.training.model_folder import open_model
 settings, begun = ExportSettings.model_validate_json(sys.argv[1]), iter(range(3))
-dies = lambda done, of: next(begun, None) is None and os._exit(9)  # without any clean-up, when a fourth block is due
+# without any clean-up, when a fourth block is due
+dies = lambda done, of: next(begun, None) is None and os._exit(9)
 export(*open_model(pathlib.Path("model")), [sys.argv[2]], "killed", settings, progress=dies)
 """
 

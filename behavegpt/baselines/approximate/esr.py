@@ -175,8 +175,7 @@ def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor
     if vectors.ndim != 2 or len(labels) != len(vectors) or vectors.shape[1] < width:
         raise DataError(
             f"{path}: {len(labels)} labels and vectors of shape {tuple(vectors.shape)}; give one "
-            "row a label, at least "
-            f"{width} wide, or lower options.vector."
+            f"row a label, at least {width} wide, or lower options.vector."
         )
     ids = torch.from_numpy(vocabulary.encode(labels)) - SPECIAL_IDS
     known = ids >= 0

@@ -60,8 +60,7 @@ class PITuningHead(ScoreHead):
         if events * config.num_behaviors > CELLS:
             raise ConfigError(
                 f"pituning_like keeps a table of {events:,} events x {config.num_behaviors:,} "
-                "behaviors; the most is "
-                f"{CELLS:,} cells. Take another baseline, or coarser labels."
+                f"behaviors; the most is {CELLS:,} cells. Take another baseline, or coarser labels."
             )
         self.dense = nn.Linear(width, width)
         self.transitions = nn.Embedding(events, config.num_behaviors)
