@@ -111,39 +111,27 @@ def frontier(
     Points below `within` times the best weighted recall are left out, so that the others can be
     told apart.
     """
-    groups = {
-        name: [r for r in rows if r[group] == name]
-        for name in dict.fromkeys(r[group] for r in rows)
-    }
-    points = {
-        name: np.array([[r["rec_w"], r["rec_m"]] for r in found]) for name, found in groups.items()
-    }
+    recalls: dict[str, list[list[float]]] = {}
+    for row in rows:
+        recalls.setdefault(row[group], []).append([row["rec_w"], row["rec_m"]])
+    points = {name: np.array(values) for name, values in recalls.items()}
     best = max(values[:, 0].mean() for values in points.values())
     shown = {n: v for n, v in points.items() if v[:, 0].mean() >= within * best}
+    ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
+
     with figure(out, (9, 4.8)) as (_, (axes,)):
-        ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
         for number, (name, values) in enumerate(ordered, 1):
-            (x, y), spread = (
-                values.mean(0),
-                values.std(0, ddof=1) if len(values) > 1 else np.zeros(2),
-            )
-            color = (
-                ORANGE
-                if name.startswith("dro")
-                else BLUE
-                if name.startswith("cross_entropy")
-                else GREEN
-            )
-            label = f"{number}  {title_of(name)}"
+            x, y = values.mean(0)
+            spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
             axes.errorbar(
                 x,
                 y,
                 yerr=spread[1],
                 xerr=spread[0],
                 fmt="o",
-                color=color,
+                color=_color_of_loss(name),
                 elinewidth=1,
-                label=label,
+                label=f"{number}  {title_of(name)}",
             )
             axes.annotate(
                 str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9
@@ -153,6 +141,12 @@ def frontier(
             title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall"
         )
     return out
+
+
+def _color_of_loss(name: str) -> str:
+    if name.startswith("dro"):
+        return ORANGE
+    return BLUE if name.startswith("cross_entropy") else GREEN
 
 
 def recall_by_decile(metrics: Path, out: Path) -> Path:

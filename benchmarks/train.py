@@ -277,7 +277,8 @@ def be_head(chunked: bool) -> None:
 
     from behavegpt.losses import LossSettings, build_loss
     from behavegpt.model.config import BehaveGPTConfig
-    from behavegpt.model.head import PredictionHead, head_loss
+    from behavegpt.model.head import Predicted, PredictionHead
+    from behavegpt.model.head_loss import head_loss
 
     answer = answers()
     torch.manual_seed(0)
@@ -290,7 +291,7 @@ def be_head(chunked: bool) -> None:
     target = torch.randint(HEAD_CLASSES, (HEAD_EVENTS,))
 
     def ours(rows: int) -> torch.Tensor:
-        return head_loss(head, None, loss, hidden[:rows], target[:rows], None, HEAD_CLASSES).total
+        return head_loss(head, Predicted(hidden[:rows]), target[:rows], loss, HEAD_CLASSES).total
 
     def full(rows: int) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(

@@ -176,12 +176,9 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
     model = base(protocol, source, loss, logs, work)
     run = finetune(settings_of(protocol, row, model, target.path, out), store=target)
     predictor = load(run / "model")
-    config = predictor.model.config
     whole = prepared(protocol, protocol.target, logs, work)  # all users are scored
     store = fit_store(whole, predictor.tokenizer)
-    metrics, cross_entropy = evaluate(
-        predictor.model, store, split, max_length=config.max_length, fields=config.columns
-    )
+    metrics, cross_entropy = evaluate(predictor.model, store, split)
     figures = metrics.compute(store.behaviors.counts)
     record = json.loads((run / "run.json").read_text())
     return {

@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
 from behavegpt.baselines.sasrec import SASRecAttention
 from behavegpt.model.attention import AttentionPlan, plan_attention
+from behavegpt.model.output import Encoded
 
 
 class LiGRBlock(nn.Module):

@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
 from behavegpt.config import Settings
+from behavegpt.model.output import Encoded
 
 BUCKETS = 128
 BASE = 0.301

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
+from behavegpt.model.output import Encoded
 
 JITTER = 1e-5
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
 from behavegpt.model.attention import AttentionPlan, attend, plan_attention
+from behavegpt.model.output import Encoded
 
 
 class SASRecAttention(nn.Module):

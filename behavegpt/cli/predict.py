@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
+from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, named_logs, show
 from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _evaluate(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
+    from behavegpt.data.loader import Share
     from behavegpt.data.store import open_store
     from behavegpt.evaluation import compare, metrics_table
     from behavegpt.io import check_output, lock
@@ -66,8 +67,7 @@ def _evaluate(arguments: Arguments) -> Any:
             split=arguments.split,
             baselines=arguments.baselines,
             prior_correction=arguments.prior_correction,
-            rank=state.process_index,
-            world=state.num_processes,
+            share=Share(state.process_index, state.num_processes),
         )
     if not state.is_main_process:
         return None
@@ -357,6 +357,7 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.config import check_settings
     from behavegpt.console import progress, say
     from behavegpt.embeddings.export import ExportSettings, export
+    from behavegpt.training.model_folder import Trained
     from behavegpt.training.ranks import tell_ranks
     from behavegpt.user_embeddings import open_array
 
@@ -371,17 +372,17 @@ def _export(arguments: Arguments) -> Any:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     tell_ranks(state)
     predictor = load_trained(arguments, state.device)
+    events = arguments.events
+    if arguments.encoding:
+        events = named_logs(arguments, events)
     with progress("export", 100) as advance:
         facts = export(
-            predictor.model,
-            predictor.tokenizer,
-            arguments.events,
+            Trained(predictor.model, predictor.tokenizer),
+            events,
             arguments.out,
             settings,
-            encoding=arguments.encoding,
             clients=open_array(arguments.clients) if arguments.clients else None,
             overwrite=arguments.overwrite,
-            state=state,
             progress=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
         )
     if not state.is_main_process:

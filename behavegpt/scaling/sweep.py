@@ -109,9 +109,8 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     torch.nn.Module.to(model, device)
 
     def loss(split: str) -> float:
-        shape, precision = model.config, choose_precision(chosen.train.precision, device)
-        options = {"max_length": shape.max_length, "fields": shape.columns, "precision": precision}
-        value = evaluate(model, heldout, SPLITS[split], **options)[1]
+        precision = choose_precision(chosen.train.precision, device)
+        _, value = evaluate(model, heldout, SPLITS[split], precision=precision)
         if not value > 0 or value == float("inf"):
             raise BehaveGPTError(f"the loss on the held-out users is {value}; lower lr.values.")
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
@@ -56,7 +56,14 @@ def save_model(
         seal(temporary)
 
 
-def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
+class Trained(NamedTuple):
+    """A model and what turns logs into its ids."""
+
+    model: BehaveGPTForBehaviorPrediction
+    tokenizer: EventTokenizer
+
+
+def open_model(folder: Path) -> Trained:
     """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model,
     or is damaged."""
     sharded = (folder / SHARDED).is_file()
@@ -94,7 +101,7 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
             f"(vocabulary hash {model.config.tokenizer_hash} and {tokenizer.hash}); restore the "
             "folder as it was written."
         )
-    return model, tokenizer
+    return Trained(model, tokenizer)
 
 
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:

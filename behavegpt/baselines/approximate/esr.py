@@ -30,7 +30,6 @@ from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.cooccurrence import label_vectors
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.heads import ScoreHead, Side
 from behavegpt.baselines.layout import Layout
 from behavegpt.baselines.sasrec import SASRecAttention, SASRecBlock
@@ -40,6 +39,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 from behavegpt.model.attention import plan_attention
 from behavegpt.model.config import SPECIAL_IDS
+from behavegpt.model.output import Encoded
 
 HEADS = 2  # of the exchange
 

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 
 from behavegpt.baselines.backbone import BackboneEncoder
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.heads import ScoreHead, Side
 from behavegpt.baselines.layout import Layout
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
+from behavegpt.model.output import Encoded
 
 PSEUDO = 10.0
 CELLS = 50_000_000  # of T

@@ -22,13 +22,13 @@ from pydantic import Field
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.gru import run_gru
 from behavegpt.baselines.heads import ScoreHead, Side
 from behavegpt.baselines.layout import Layout
 from behavegpt.config import Settings
 from behavegpt.data.store import EventStore
 from behavegpt.model.config import SPECIAL_IDS
+from behavegpt.model.output import Encoded
 
 HEAD_SHARE = 0.2
 
