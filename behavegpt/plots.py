@@ -78,7 +78,8 @@ def loss_curve(log: Path, out: Path) -> Path:
     """Cross-entropy over training (left) and the validation figures (right), by optimizer step,
     from log.jsonl."""
     records = read_journal(log)
-    train, valid = ([r for r in records if r.get("kind") == kind] for kind in ("train", "valid"))
+    train = [record for record in records if record.get("kind") == "train"]
+    valid = [record for record in records if record.get("kind") == "valid"]
     with figure(out, (8.2, 3.5), columns=2) as (_, (left, right)):
         steps, entropy = _series(train, "cross_entropy")
         left.plot(steps, entropy, color=BLUE, alpha=0.3, linewidth=1)

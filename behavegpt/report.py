@@ -219,20 +219,15 @@ def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str
     columns = [key for key in METRICS if any(_number(m.get(key)) for m in models.values())]
     best = {key: max(m[key] for m in models.values() if _number(m.get(key))) for key in columns}
     order = sorted(models, key=lambda name: -(models[name].get("rec_w") or 0))
-    rows = [
-        {
-            "name": plots.title_of(name),
-            "ours": name == plots.MODEL,
-            "cells": [
-                (decimal(models[name].get(key)), models[name].get(key) == best[key])
-                for key in columns
-            ],
-            "with_unseen": [decimal(models[name]["with_unseen"].get(key)) for key in columns]
-            if unseen
-            else [],
-        }
-        for name in order
-    ]
+    rows = []
+    for name in order:
+        figures = models[name]
+        cells = [(decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns]
+        row = {"name": plots.title_of(name), "ours": name == plots.MODEL, "cells": cells}
+        row["with_unseen"] = []
+        if unseen:
+            row["with_unseen"] = [decimal(figures["with_unseen"].get(key)) for key in columns]
+        rows.append(row)
     return {
         "header": [METRICS[key] for key in columns],
         "rows": rows,

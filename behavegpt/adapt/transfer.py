@@ -27,6 +27,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.history import log_shares
 
 PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern that matches counts
     "time": r"model\.embedding\.tables\.(weekday|slot)\.",
@@ -55,8 +56,8 @@ head_only        rows   frozen frozen   frozen  frozen  frozen  frozen copied  c
 full             grown  copied copied   copied  copied  copied  copied copied  copied grown
 scratch          fresh  fresh  fresh    fresh   fresh   fresh   fresh  fresh   fresh  fresh
 """
-_COLUMNS, *_ROWS = (line.split() for line in _TABLE.strip().splitlines())
-MODES = {mode: dict(zip(_COLUMNS[1:], row, strict=True)) for mode, *row in _ROWS}
+_LINES = [line.split() for line in _TABLE.strip().splitlines()]
+MODES = {mode: dict(zip(_LINES[0][1:], row, strict=True)) for mode, *row in _LINES[1:]}
 for _row in MODES.values():
     _row["next"] = _row["projection"]
 TRAINED = ("copied", "grown", "fresh")
@@ -170,9 +171,9 @@ def _row_map(
 def prior_shift(old: Vocabulary, new: Vocabulary, rows: torch.Tensor | None) -> torch.Tensor:
     """(K,) log frequency in the new data minus that in the old, for classes that are old[rows]: a
     bias holds it."""
-    before, now = (torch.from_numpy(v.counts).float() + 0.5 for v in (old, new))
     assert rows is not None
-    return torch.log(now / now.sum()) - torch.log(before / before.sum())[rows.clamp(min=0)]
+    before = log_shares(torch.from_numpy(old.counts).float())
+    return log_shares(torch.from_numpy(new.counts).float()) - before[rows.clamp(min=0)]
 
 
 def slot_mix(old: int, new: int) -> torch.Tensor:

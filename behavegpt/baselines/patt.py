@@ -45,9 +45,8 @@ class PAttBlock(nn.Module):
         width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
         self.query = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.attention_norm, self.mlp_norm = (
-            nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2)
-        )
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp_in, self.mlp_out = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = nn.Dropout(config.dropout)
 

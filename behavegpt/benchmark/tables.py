@@ -36,7 +36,8 @@ def write_tables(settings: BenchmarkSettings) -> Path:
     DataError without rows."""
     out = Path(settings.tables or settings.out)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
-    parts, compared, used = [], {}, []
+    parts, used = [], []
+    compared: dict[str, dict[str, Any]] = {}
     for plan in plans_of(settings, stores):
         rows = final_rows(plan)
         if not rows:
@@ -46,9 +47,9 @@ def write_tables(settings: BenchmarkSettings) -> Path:
         differences = comparison(settings, plan, rows)
         if differences:
             parts.append(comparison_table(str(settings.versus), differences))
-            compared[plan.data] = {
-                name: {f: d._asdict() for f, d in of.items()} for name, of in differences.items()
-            }
+            told = compared[plan.data] = {}
+            for name, by_figure in differences.items():
+                told[name] = {figure: d._asdict() for figure, d in by_figure.items()}
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
@@ -85,11 +86,7 @@ def figures_table(rows: Sequence[Row]) -> str:
         "chosen",
     )
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    models = {
-        name: [row for row in rows if row["model"] == name]
-        for name in dict.fromkeys(r["model"] for r in rows)
-    }
-    for name, found in sorted(models.items(), key=lambda item: -_mean(item[1], "rec_w")):
+    for name, found in sorted(_by_model(rows).items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
         cells = [mean_and_deviation([row["test"][shown] for row in found]) for shown in SHOWN]
         seconds = mean_and_deviation(
@@ -151,14 +148,12 @@ def truth(store: EventStore) -> tuple[np.ndarray, np.ndarray]:
 def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     """Macro recall of the most frequent, middle and rarest third of the behaviors, a row for each
     model (Fig. 6a)."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
     parts = ("head", "mid", "tail")
-    values = {
-        n: np.array([[row[p] or 0.0 for p in parts] for row in rows if row["model"] == n])
-        for n in models
-    }
-    order = sorted(models, key=lambda name: values[name].mean(0).sum())
-    with figure(out, (9, 1 + 0.34 * len(models)), columns=3) as (_, axes):
+    values = {}
+    for name, same in _by_model(rows).items():
+        values[name] = np.array([[row[part] or 0.0 for part in parts] for row in same])
+    order = sorted(values, key=lambda name: values[name].mean(0).sum())
+    with figure(out, (9, 1 + 0.34 * len(order)), columns=3) as (_, axes):
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
             heights = [values[name][:, index].mean() for name in order]
             spread = [
@@ -207,6 +202,14 @@ def _unseen(store: EventStore) -> str:
         f"them as misses, weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} "
         f"times, and macro recall {present / (present + 1):.4f} times, what stands here."
     )
+
+
+def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each model, in the order in which the models come."""
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        models.setdefault(row["model"], []).append(row)
+    return models
 
 
 def _mean(rows: Sequence[Row], figure: str) -> float:

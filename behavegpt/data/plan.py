@@ -194,7 +194,7 @@ class Plan:
     def _reason(self) -> str:
         """SQL of the index into REASONS; 0 for a good row."""
         time = f"s.{quoted(self.schema.time)}"
-        low, high = (bound * MICROS for bound in self.bounds)
+        low, high = self.bounds[0] * MICROS, self.bounds[1] * MICROS
         is_text = self.source.types[self.schema.time] == "VARCHAR"
         cases = {
             NO_USER: "d0.code IS NULL",

@@ -56,7 +56,7 @@ def early_times(encoded: Encoded) -> str | None:
         first, last = int(times.min(initial=first)), int(times.max(initial=last))
         if last >= _EARLY * MICROS:
             return None
-    begin, end = (str(np.datetime64(time // MICROS, "s")) for time in (first, last))
+    begin, end = np.datetime64(first // MICROS, "s"), np.datetime64(last // MICROS, "s")
     return (
         f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers "
         "that count days, or the time since something else than 1970, look so: write them as "

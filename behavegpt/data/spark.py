@@ -298,7 +298,7 @@ def _save_part(job: Job, folder: Path, batches: Batches) -> Batches:
     table = pa.Table.from_batches(held)
     context: Any = TaskContext.get()
     part = context.partitionId()
-    temporary, final = (folder / name for name in (f".{part}-{context.taskAttemptId()}", str(part)))
+    temporary, final = folder / f".{part}-{context.taskAttemptId()}", folder / str(part)
     with temporary_folder() as work, connect(work, job.memory, 1) as con:
         save_part(con, table, list(job.columns), temporary)
     try:

@@ -45,10 +45,7 @@ def add_up(surveys: Sequence[Survey]) -> Survey:
         sum(survey.rows for survey in surveys),
         add_surveys([survey.times for survey in surveys]),
         _all([survey.order for survey in surveys]),
-        tuple(
-            common_rules(column)
-            for column in zip(*(survey.rules for survey in surveys), strict=True)
-        ),
+        tuple(map(common_rules, zip(*[survey.rules for survey in surveys], strict=True))),
     )
 
 

@@ -203,9 +203,8 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
     """The most frequent shapes of the odd texts: digits become 9, and the first three numbers are
     looked at."""
     numbers = "'^[^0-9]*([0-9]+)[^0-9]+([0-9]+)[^0-9]+([0-9]+)', ['first', 'second', 'third']"
-    first, second, third = (
-        f"coalesce(TRY_CAST(number.{name} AS INTEGER), 0)" for name in ("first", "second", "third")
-    )
+    integer = "coalesce(TRY_CAST(number.{} AS INTEGER), 0)".format
+    first, second, third = integer("first"), integer("second"), integer("third")
     odd = (
         f"CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN "
         f"{_is_odd(column)} END"
@@ -260,14 +259,9 @@ def _by_formats(column: str, sql_type: str, formats: Sequence[str], local: str) 
     formats = sort_formats(form.strip("[] ") for form in formats)
     # Offsets apart from zones in words: in one list, DuckDB takes an offset over to the next row
     # without one.
-    offset, named, naive = (
-        _parsed(text, [form for form in formats if test(form)])
-        for test in (
-            has_offset,
-            lambda f: has_zone(f) and not has_offset(f),
-            lambda f: not has_zone(f),
-        )
-    )
+    offset = _parsed(text, [form for form in formats if has_offset(form)])
+    named = _parsed(text, [form for form in formats if has_zone(form) and not has_offset(form)])
+    naive = _parsed(text, [form for form in formats if not has_zone(form)])
     zoned = f"coalesce({offset}, {named})"
     if is_number(sql_type) or not reads_iso(formats):
         return f"coalesce({zoned}, {naive})", f"({local} AND {zoned} IS NULL)"

@@ -135,8 +135,8 @@ def check_format(text: str) -> str | None:
             f"%{unknown[0]} is not a directive of times; known: "
             f"{', '.join(f'%{d}' for d in sorted(DIRECTIVES))}"
         )
-    year, month, day = ({*names} & {*directives} for names in ("yY", "mbB", "d"))
-    if not year or not ((month and day) or "j" in directives):
+    given = set(directives)
+    if not given & {*"yY"} or not ((given & {*"mbB"} and "d" in given) or "j" in given):
         return "year, month and day must be in it, for example %d/%m/%Y %H:%M"
     return None
 

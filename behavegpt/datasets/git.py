@@ -222,9 +222,8 @@ def _read(con: duckdb.DuckDBPyConnection, repositories: list[Repository]) -> Non
         "words",
         pa.table(dict(zip(("word", "activity"), map(list, zip(*pairs, strict=True)), strict=True))),
     )
-    either, names = (
-        "|".join(f"(?:{rule})" for rule in words[key]) for key in ("bots", "bot_names")
-    )
+    either = "|".join(f"(?:{rule})" for rule in words["bots"])
+    names = "|".join(f"(?:{rule})" for rule in words["bot_names"])
     fixed = {"bots": either, "bot_names": f"{either}|{names}", "latest": int(time.time()) + DAY}
     con.execute(TABLE)
     for number, repository in enumerate(repositories):

@@ -82,8 +82,8 @@ class PredictionMetrics:
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> Self:
         """Count scores (N, K) of any device and float type against target (N,) int64 in [0, K)."""
-        best, rank = (tensor.cpu() for tensor in predicted_and_rank(scores, target))
-        target = target.cpu()
+        best, rank = predicted_and_rank(scores, target)
+        best, rank, target = best.cpu(), rank.cpu(), target.cpu()
         self.true_positive += torch.bincount(target[rank == 0], minlength=self.classes)
         self.predicted += torch.bincount(best, minlength=self.classes)
         self.support += torch.bincount(target, minlength=self.classes)

@@ -133,7 +133,8 @@ def _sink_of(head: PredictionHead, gradients: dict[int, torch.Tensor]) -> Gradie
     an adapter)."""
     if type(head.projection) is not nn.Linear:
         return None
-    weight, bias = (gradients.get(id(p)) for p in head.projection.parameters())
+    weight = gradients.get(id(head.projection.weight))
+    bias = gradients.get(id(head.projection.bias))
     if weight is None or bias is None:
         return None
     return GradientSink(weight, bias)

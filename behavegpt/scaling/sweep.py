@@ -64,11 +64,9 @@ def sweep(
         yield {"key": keys[job.name], **_row(settings, job, division, heldout)}
         _tidy(out / "runs" / job.name, settings.keep_models)  # the row is written
 
+    mine += [job for job in jobs if job not in mine]
     grid.run(
-        [
-            Run({"key": keys[job.name]}, partial(rows_of, job), job.name)
-            for job in [*mine, *(job for job in jobs if job not in mine)]
-        ],
+        [Run({"key": keys[job.name]}, partial(rows_of, job), job.name) for job in mine],
         again=lambda row: retry_failed and row["status"] == "failed",
     )
     rows = [row for row in grid.rows() if row["key"] in keys.values()]

@@ -99,12 +99,11 @@ def evaluate(
             on_batch(len(part.target))
 
     if share.world > 1:
-        state = metrics.state().to(device)
-        reduced = [loss.to(device), seen.to(device)]
-        for tensor in (state, *reduced):
+        state, loss, seen = metrics.state().to(device), loss.to(device), seen.to(device)
+        for tensor in (state, loss, seen):
             dist.all_reduce(tensor)
         metrics.load_state(state.cpu())
-        loss, seen = (tensor.cpu() for tensor in reduced)
+        loss, seen = loss.cpu(), seen.cpu()
     rows = target_rows(store, split)
     assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"
     return metrics, float(loss[0] / loss[1].clamp(min=1))

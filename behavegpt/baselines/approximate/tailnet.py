@@ -69,7 +69,7 @@ class TailNetEncoder(nn.Module):
         features = (self.now(v)[:, :, None] + keys[:, None]).sigmoid()  # (B, R, R, A)
         visible = layout.visible()
         weight = self.weights(features) * visible[..., None] / visible.sum(-1)[:, :, None, None]
-        s, session = (weight[..., i] @ v for i in range(2))
+        s, session = weight[..., 0] @ v, weight[..., 1] @ v
         return Encoded(
             self.out(torch.cat([v, session], dim=-1)), {"tail": self.preference(s).sigmoid()}
         )
