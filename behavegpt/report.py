@@ -19,6 +19,7 @@ import yaml
 from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
+from behavegpt.figures import MODEL, title_of
 from behavegpt.io import write_text
 from behavegpt.markdown import code, plain
 
@@ -223,7 +224,7 @@ def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str
     for name in order:
         figures = models[name]
         cells = [(decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns]
-        row = {"name": plots.title_of(name), "ours": name == plots.MODEL, "cells": cells}
+        row = {"name": title_of(name), "ours": name == MODEL, "cells": cells}
         row["with_unseen"] = []
         if unseen:
             row["with_unseen"] = [decimal(figures["with_unseen"].get(key)) for key in columns]
@@ -245,7 +246,7 @@ def behavior_tables(path: Path) -> list[dict[str, Any]]:
     """The behaviors our model recalls best and worst, beside the best baseline; empty without the
     file."""
     rows = plots.read_per_behavior(path) if path.is_file() else []
-    ours = [row for row in rows if row["model"] == plots.MODEL and row["support"] > 0]
+    ours = [row for row in rows if row["model"] == MODEL and row["support"] > 0]
     frequent = [row for row in ours if row["support"] >= MIN_SUPPORT]
     ours = sorted(frequent or ours, key=lambda row: (-row["recall"], -row["support"]))
     if not ours:
@@ -261,7 +262,7 @@ def behavior_tables(path: Path) -> list[dict[str, Any]]:
         {
             "title": title,
             "note": note,
-            "other": plots.title_of(other) if other else None,
+            "other": title_of(other) if other else None,
             "rows": _lines(part, theirs),
         }
         for title, part in parts
@@ -315,12 +316,12 @@ def decimal(value: Any) -> str:
 def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[str]:
     """Ours against the best of the others in each column, in percent; empty without ours or without
     others."""
-    others = [figures for name, figures in models.items() if name != plots.MODEL]
-    if plots.MODEL not in models or not others:
+    others = [figures for name, figures in models.items() if name != MODEL]
+    if MODEL not in models or not others:
         return []
     gains = []
     for key in columns:
-        ours = models[plots.MODEL].get(key)
+        ours = models[MODEL].get(key)
         best = max((m[key] for m in others if _number(m.get(key))), default=None)
         gains.append(
             f"{100 * (ours / best - 1):+.0f} %".replace("-", "−") if _number(ours) and best else "–"

@@ -109,11 +109,11 @@ def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
         .sort_values("rec_w", ascending=False)
     )
     assert [row["name"] for row in table["rows"]] == [
-        report.plots.title_of(str(name)) for name in frame.index
+        report.title_of(str(name)) for name in frame.index
     ]
     for column, key in enumerate(report.METRICS):
         marked = [row["name"] for row in table["rows"] if row["cells"][column][1]]
-        assert marked == [report.plots.title_of(str(frame[key].idxmax()))]
+        assert marked == [report.title_of(str(frame[key].idxmax()))]
         others = frame.drop("behavegpt")[key].max()
         gain = f"{100 * (frame.loc['behavegpt', key] / others - 1):+.0f} %"
         assert table["gain"][column].replace("−", "-") == gain

@@ -23,9 +23,10 @@ from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.figures import BLUE, GRID, ORANGE, VERMILION, figure, title_of
 from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
-from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, figure, frontier, title_of
+from behavegpt.plots import frontier
 
 SHOWN = ("rec_w", "rec_m", "ndcg@3", "head", "mid", "tail")
 NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}

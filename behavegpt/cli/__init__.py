@@ -15,7 +15,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from behavegpt.cli import benchmark, challenge, data, predict, profile, scale, serve, tools, train
+from behavegpt.cli import (
+    benchmark,
+    challenge,
+    data,
+    export,
+    generate,
+    predict,
+    profile,
+    scale,
+    serve,
+    tools,
+    train,
+)
 from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
 from behavegpt.signals import interrupting
@@ -25,6 +37,8 @@ COMMANDS: dict[str, Command | Group] = {
     **data.COMMANDS,
     **train.COMMANDS,
     **predict.COMMANDS,
+    **generate.COMMANDS,
+    **export.COMMANDS,
     **serve.COMMANDS,
     "challenge": challenge.CHALLENGE,
     **profile.COMMANDS,

@@ -14,8 +14,9 @@ from behavegpt.data.database import connect, one_row, quoted, reading
 from behavegpt.data.plan import TIME_RANGE, is_label_type, parse_range
 from behavegpt.data.schema import ROLES, EventSchema
 from behavegpt.data.sources import Logs, Source, check_columns, find_logs, open_sample
-from behavegpt.data.time_columns import is_time_type, survey_column, time_column
+from behavegpt.data.time_columns import is_time_type, time_column
 from behavegpt.data.time_join import PLUS, join_times, time_parts
+from behavegpt.data.time_survey import survey_column
 from behavegpt.data.times import DAY, MICROS
 from behavegpt.errors import DataError
 from behavegpt.io import temporary_folder

@@ -29,8 +29,9 @@ from behavegpt.data.labels import (
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.survey import Survey, order_is_whole, survey_times
-from behavegpt.data.time_columns import FLOATS, INTEGERS, TimeColumn, is_time_type, time_column
+from behavegpt.data.time_columns import TimeColumn, is_time_type, time_column
 from behavegpt.data.time_join import join_times, part_columns, time_parts
+from behavegpt.data.time_survey import FLOATS, INTEGERS
 from behavegpt.data.times import MICROS, instants, parse_date
 from behavegpt.errors import DataError
 

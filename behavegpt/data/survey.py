@@ -16,7 +16,7 @@ from behavegpt.data.database import one_row, quoted
 from behavegpt.data.labels import check_exact, common_rules, create_values, fitting_rules
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Source
-from behavegpt.data.time_columns import INTEGERS, TimeSurvey, add_surveys, survey_column
+from behavegpt.data.time_survey import INTEGERS, TimeSurvey, add_surveys, survey_column
 
 
 class Survey(NamedTuple):

@@ -12,7 +12,7 @@ from behavegpt.data.database import literal, quoted
 from behavegpt.data.files import arrow_schema
 from behavegpt.data.nested import split_path
 from behavegpt.data.sources import Logs, Source, check_columns
-from behavegpt.data.time_columns import is_number, is_text
+from behavegpt.data.time_survey import is_number, is_text
 from behavegpt.errors import DataError
 
 PLUS = "+"  # between the columns of the date and of the time of day

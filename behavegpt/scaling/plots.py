@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from behavegpt.figures import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, figure
 from behavegpt.grid import Row
-from behavegpt.plots import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, figure
 from behavegpt.scaling.fit import PAPER, Fit
 from behavegpt.scaling.law import Law, Runs, fit_factors, log_residuals
 

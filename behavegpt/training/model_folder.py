@@ -17,9 +17,6 @@ from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
-if TYPE_CHECKING:
-    pass
-
 DAMAGED = (
     f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
 )
