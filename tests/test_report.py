@@ -14,12 +14,13 @@ import pyarrow as pa
 import pytest
 from markdown_it import MarkdownIt
 
-from behavegpt import report
+from behavegpt import report, report_tables
 from behavegpt.data.card import CardFacts, write_card
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import Manifest
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.figures import title_of
 from tests.test_plots import HOSTILE, fake_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -101,19 +102,17 @@ def test_the_page_says_what_was_run(page: str) -> None:
 
 def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
     models = json.loads((run / "eval" / "metrics.json").read_text())["models"]
-    table = report.metric_table(models)
+    table = report_tables.metric_table(models)
     frame = (
         pd.DataFrame(models)
         .T.drop(columns="recall_by_decile")
         .astype(float)
         .sort_values("rec_w", ascending=False)
     )
-    assert [row["name"] for row in table["rows"]] == [
-        report.title_of(str(name)) for name in frame.index
-    ]
-    for column, key in enumerate(report.METRICS):
+    assert [row["name"] for row in table["rows"]] == [title_of(str(name)) for name in frame.index]
+    for column, key in enumerate(report_tables.METRICS):
         marked = [row["name"] for row in table["rows"] if row["cells"][column][1]]
-        assert marked == [report.title_of(str(frame[key].idxmax()))]
+        assert marked == [title_of(str(frame[key].idxmax()))]
         others = frame.drop("behavegpt")[key].max()
         gain = f"{100 * (frame.loc['behavegpt', key] / others - 1):+.0f} %"
         assert table["gain"][column].replace("−", "-") == gain
@@ -122,7 +121,7 @@ def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
 
 
 def test_best_and_worst_behaviors_have_enough_events(run: Path) -> None:
-    best, worst = report.behavior_tables(run / "eval" / "per_behavior.csv")
+    best, worst = report_tables.behavior_tables(run / "eval" / "per_behavior.csv")
     frame = pd.read_csv(run / "eval" / "per_behavior.csv").query(
         "model == 'behavegpt' and support >= 20"
     )
@@ -177,7 +176,7 @@ def test_the_same_files_give_the_same_bytes(run: Path, page: str) -> None:
     [(0.4, "0 s"), (60, "1 min 0 s"), (132.4, "2 min 12 s"), (7260, "2 h 1 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert report_tables.duration(seconds) == text
 
 
 def manifest(content_hash: str) -> Manifest:

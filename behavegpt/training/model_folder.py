@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
