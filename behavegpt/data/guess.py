@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from behavegpt.data.column_names import CLOCKS, NAMES, PARTS, name_parts, name_rank
 from behavegpt.data.database import connect, one_row, quoted, reading
-from behavegpt.data.plan import TIME_RANGE, is_label_type, parse_range
+from behavegpt.data.plan import TIME_RANGE, parse_range
+from behavegpt.data.plan_columns import is_label_type
 from behavegpt.data.schema import ROLES, EventSchema
 from behavegpt.data.sources import Logs, Source, check_columns, find_logs, open_sample
 from behavegpt.data.time_columns import is_time_type, time_column

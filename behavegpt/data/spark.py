@@ -32,17 +32,8 @@ from behavegpt.data.database import connect, literal, quoted, reading
 from behavegpt.data.encode import Encoded, keep_users
 from behavegpt.data.labels import choose_rule
 from behavegpt.data.parts import Parts, save_part
-from behavegpt.data.plan import (
-    MALFORMED,
-    REASONS,
-    Plan,
-    check_types,
-    label_columns,
-    make_plan,
-    needed_columns,
-    parse_range,
-    reject_columns,
-)
+from behavegpt.data.plan import MALFORMED, REASONS, Plan, make_plan, parse_range
+from behavegpt.data.plan_columns import check_types, label_columns, needed_columns, reject_columns
 from behavegpt.data.preparation import Preparation
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, open_source

@@ -16,7 +16,8 @@ import pytest
 from behavegpt.data.database import connect
 from behavegpt.data.events import read_events
 from behavegpt.data.labels import choose_rule
-from behavegpt.data.plan import label_columns, needed_columns, parse_range
+from behavegpt.data.plan import parse_range
+from behavegpt.data.plan_columns import label_columns, needed_columns
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import find_logs
 from behavegpt.data.spark import Job, _read, _survey, _survey_of, _whole_source
