@@ -76,8 +76,8 @@ class Predictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise
         than in training.
 
-        >>> other = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")  # doctest: +SKIP
-        >>> other.predict("logs.csv")  # doctest: +SKIP
+        >>> reader = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")   # doctest: +SKIP
+        >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
         return Predictor(self.model, self.tokenizer.reading(changes), self.links)
 

@@ -54,8 +54,8 @@ SUFFIX = r"[^.]\.([^.\s]+)$"  # of a file's name; `.gitignore` has none
 PER_FILE = f"""
 select commit, position, case len(parts) when 1 then './' when 2 then parts[1] || '/'
   else parts[1] || '/' || parts[2] end as place,
-  coalesce(
-    nullif(left(lower(regexp_extract(parts[-1], {literal(SUFFIX)}, 1)), 8), ''), 'none') as suffix
+  coalesce(nullif(left(lower(regexp_extract(parts[-1], {literal(SUFFIX)}, 1)), 8), ''), 'none')
+    as suffix
 from (select commit, position, string_split(path, '/') as parts from files)
 """
 
@@ -64,8 +64,9 @@ def _most(column: str) -> str:
     """SQL of each commit's most frequent `column`, the first of equally frequent ones."""
     return (
         f"(select commit, arg_max({column}, many * 4294967296 - first) as {column} from (select "
-        f"commit, {column}, count(*) as many, min(position) as first from per_file group by "
-        f"commit, {column}) group by commit)"
+        f"commit, {column}, "
+        f"count(*) as many, min(position) as first from per_file group by commit, {column}) group "
+        "by commit)"
     )
 
 
@@ -120,8 +121,8 @@ from commits
 
 LOG = f"""
 select user_id, timestamp, utc_offset, repository, area, activity, file_type, files,
-  (row_number() over (
-    partition by user_id order by timestamp, epoch, number, commit desc) - 1)::integer as "order"
+  (row_number() over (partition by user_id order by timestamp, epoch, number, commit desc) - 1)
+    ::integer as "order"
 from (
   select ('0x' || left(sha256($salt || author), 15))::bigint as user_id,
     make_timestamp((epoch + minutes * 60) * 1000000)::timestamp_ms as timestamp,
@@ -159,7 +160,8 @@ def convert_git(
         if repository.shallow:
             say(
                 f"warning: {repository.folder} is a shallow clone: its history was cut off, and "
-                "its oldest commits seem to add every file; run git fetch --unshallow there first."
+                "its oldest commits "
+                "seem to add every file; run git fetch --unshallow there first."
             )
 
     with workspace(out) as work, connect(work) as con:
@@ -222,8 +224,9 @@ def _read(con: duckdb.DuckDBPyConnection, repositories: list[Repository]) -> Non
         "words",
         pa.table(dict(zip(("word", "activity"), map(list, zip(*pairs, strict=True)), strict=True))),
     )
-    either = "|".join(f"(?:{rule})" for rule in words["bots"])
-    names = "|".join(f"(?:{rule})" for rule in words["bot_names"])
+    either, names = (
+        "|".join(f"(?:{rule})" for rule in words[key]) for key in ("bots", "bot_names")
+    )
     fixed = {"bots": either, "bot_names": f"{either}|{names}", "latest": int(time.time()) + DAY}
     con.execute(TABLE)
     for number, repository in enumerate(repositories):

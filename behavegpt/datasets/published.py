@@ -38,14 +38,15 @@ class PublishedLog:
 
 EASYTPP_START = (
     "case part when 'train' then timestamp '2000-01-01' when 'validation' then timestamp "
-    "'2010-01-01' else timestamp '2020-01-01' end"
+    "'2010-01-01' "
+    "else timestamp '2020-01-01' end"
 )
 MBD_LABELS = ("currency", "src_type11", "dst_type11", "src_type21", "src_type31")
 # The action is `event_type` or, where a file holds one kind only, the file's name in the singular.
 YAMBDA_ROWS = r"""(
   select * replace (if(action = 'listen' and played < 50, 'skip', action) as action) from (
-    select *,
-      coalesce(kind::varchar, rtrim(regexp_extract(file, '([a-z]+)\.parquet$', 1), 's')) as action
+    select *, coalesce(kind::varchar, rtrim(regexp_extract(file, '([a-z]+)\.parquet$', 1), 's'))
+      as action
     from {table}))"""
 # An app opens when it is in the foreground and was not in the user's previous sample.
 CARAT_ROWS = """(

@@ -157,8 +157,8 @@ class PredictionMetrics:
         """HR@k = rows whose target is among the k best / N, for k <= max(ks); HR@1 is weighted
         recall.
 
-        >>> scores = torch.tensor([[3.0, 2.0, 1.0]])
-        >>> PredictionMetrics(3).update(scores, torch.tensor([1])).hit_rate(3)
+        >>> scores, target = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])
+        >>> PredictionMetrics(3).update(scores, target).hit_rate(3)
         1.0
         """
         return float(self.ranks[:k].sum()) / max(self.rows, 1)
@@ -167,8 +167,8 @@ class PredictionMetrics:
         """NDCG@k = sum over rows with rank < k of 1/log2(rank + 2), divided by N: one relevant
         class per row.
 
-        >>> scores = torch.tensor([[3.0, 2.0, 1.0]])
-        >>> round(PredictionMetrics(3).update(scores, torch.tensor([1])).ndcg(3), 4)
+        >>> scores, target = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])
+        >>> round(PredictionMetrics(3).update(scores, target).ndcg(3), 4)
         0.6309
         """
         gain = 1.0 / np.log2(np.arange(k) + 2.0)
