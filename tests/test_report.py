@@ -22,6 +22,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import Manifest
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.figures import title_of
 from behavegpt.report import facts, tables
 from tests.test_plots import HOSTILE, fake_run
 
@@ -112,12 +113,10 @@ def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
         .astype(float)
         .sort_values("rec_w", ascending=False)
     )
-    assert [row["name"] for row in table["rows"]] == [
-        plots.title_of(str(name)) for name in frame.index
-    ]
+    assert [row["name"] for row in table["rows"]] == [title_of(str(name)) for name in frame.index]
     for column, key in enumerate(tables.METRICS):
         marked = [row["name"] for row in table["rows"] if row["cells"][column][1]]
-        assert marked == [plots.title_of(str(frame[key].idxmax()))]
+        assert marked == [title_of(str(frame[key].idxmax()))]
         others = frame.drop("behavegpt")[key].max()
         gain = f"{100 * (frame.loc['behavegpt', key] / others - 1):+.0f} %"
         assert table["gain"][column].replace("−", "-") == gain

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt import plots
+from behavegpt.figures import MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
 
 METRICS = {
@@ -43,8 +44,8 @@ def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str
     order = sorted(models, key=lambda name: -(models[name].get("rec_w") or 0))
     rows = [
         {
-            "name": plots.title_of(name),
-            "ours": name == plots.MODEL,
+            "name": title_of(name),
+            "ours": name == MODEL,
             "cells": [
                 (decimal(models[name].get(key)), models[name].get(key) == best[key])
                 for key in columns
@@ -72,12 +73,12 @@ def unseen_targets(metrics: dict[str, Any]) -> int:
 def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[str]:
     """Ours against the best of the others in each column, in percent; empty without ours or without
     others."""
-    others = [figures for name, figures in models.items() if name != plots.MODEL]
-    if plots.MODEL not in models or not others:
+    others = [figures for name, figures in models.items() if name != MODEL]
+    if MODEL not in models or not others:
         return []
     gains = []
     for key in columns:
-        ours = models[plots.MODEL].get(key)
+        ours = models[MODEL].get(key)
         best = max((m[key] for m in others if is_number(m.get(key))), default=None)
         gains.append(
             f"{100 * (ours / best - 1):+.0f} %".replace("-", "−")
@@ -97,7 +98,7 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     path = run / "eval" / "per_behavior.csv"
     rows = plots.read_per_behavior(path) if path.is_file() else []
     rows = [row for row in rows if row["support"] > 0]
-    ours = [row for row in rows if row["model"] == plots.MODEL]
+    ours = [row for row in rows if row["model"] == MODEL]
     if not ours:
         return None
     other = plots.best_baseline(rows)
@@ -106,12 +107,12 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
     header = ["to predict", "recall", "precision", "in training"]
     if other:
-        header.insert(2, f"recall, {plots.title_of(other)}")
+        header.insert(2, f"recall, {title_of(other)}")
     return {
         "header": header,
         "rows": [_behavior(row, theirs, taken_for) for row in ours[:LISTED]],
         "left_out": max(0, len(ours) - LISTED),
-        "other": plots.title_of(other) if other else None,
+        "other": title_of(other) if other else None,
     }
 
 
@@ -138,21 +139,21 @@ def _behavior(
 def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
     """What the figures say, in sentences: how often ours is right, and whether it beats the best
     count."""
-    ours = models.get(plots.MODEL)
+    ours = models.get(MODEL)
     if ours is None or not is_number(ours.get("rec_w")):
         return []
     on = f" of {rows:,} events" if rows else " of the events"
     said = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
     if is_number(ours.get("hr@3")):
         said[0] = f"{said[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
-    others = {name: figures for name, figures in models.items() if name != plots.MODEL}
+    others = {name: figures for name, figures in models.items() if name != MODEL}
     if not others:
         return said
     for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
-            said.append(_compared(what, ours[key], known[best], plots.title_of(best)))
+            said.append(_compared(what, ours[key], known[best], title_of(best)))
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - max(m["rec_w"] for m in others.values())) < 2 * spread:
         said.append(

@@ -1,6 +1,5 @@
 """Where a column's values lie: in the file, in the name of its folder, below another column, in lists of a history."""
 
-
 from __future__ import annotations
 
 import json

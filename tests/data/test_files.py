@@ -1,6 +1,5 @@
 """Files as people have them: each way of writing one table gives the same events, or one error with the remedy."""
 
-
 from __future__ import annotations
 
 import bz2
