@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from behavegpt.io import write_text
+from behavegpt.pages import environment
 from behavegpt.report.facts import (
     fact_list,
     optional_json,
@@ -16,7 +17,6 @@ from behavegpt.report.facts import (
     read_manifest,
 )
 from behavegpt.report.tables import metric_table, unseen_targets
-from behavegpt.report.templates import environment
 
 
 def write_model_card(run: Path, data: Path | None = None) -> Path:
