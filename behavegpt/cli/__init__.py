@@ -124,8 +124,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="behavegpt",
         description="Foundation models of user behavior, from event logs.",
-        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a disk that cannot be "
-        "written; 130 stopped by Ctrl-C; 143 by SIGTERM",
+        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a "
+        "disk that cannot be written; 130 stopped by Ctrl-C; 143 by SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
     _add_commands(parser, COMMANDS)

@@ -229,8 +229,8 @@ def _generate_arguments(parser: Parser) -> None:
         nargs="+",
         default=[],
         metavar="[time=|place=]NAME",
-        help="where times and places come from: head, observed (random own ones) or typical (own median gap, most "
-        "frequent place); default: the model's heads, observed where it has none",
+        help="where times and places come from: head, observed (random own ones) or typical (own "
+        "median gap, most frequent place); default: the model's heads, observed where it has none",
     )
     parser.add_argument(
         "--data",

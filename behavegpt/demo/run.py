@@ -128,7 +128,8 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
 def _next_steps(out: Path) -> str:
     return f"""
 With your own logs (CSV, JSONL or parquet; columns are guessed, name them if the guess is wrong):
-  behavegpt prepare my_logs.parquet --out data/mine --user user_id --time timestamp --event app --tz Europe/London
+  behavegpt prepare my_logs.parquet --out data/mine --user user_id --time timestamp --event app \
+--tz Europe/London
   behavegpt train configs/small.yaml data.path=data/mine out=runs/mine
   behavegpt evaluate runs/mine/model data/mine --baselines
   behavegpt predict runs/mine/model my_logs.parquet --out predictions.parquet

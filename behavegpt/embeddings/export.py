@@ -70,8 +70,8 @@ class ExportSettings(Settings):
     )
     scale: Literal["standard", "unit", "none"] = Field(
         "standard",
-        description="standard: every dimension has mean 0 and variance 1 over the users with events; "
-        "unit: every part of a user's vector has length 1",
+        description="standard: every dimension has mean 0 and variance 1 over the users with "
+        "events; unit: every part of a user's vector has length 1",
     )
     fill: Literal["mean", "zeros", "empty-history"] = Field(
         "mean",
