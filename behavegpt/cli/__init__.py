@@ -15,7 +15,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from behavegpt.cli import benchmark, challenge, data, predict, profile, scale, serve, tools, train
+from behavegpt.cli import (
+    benchmark,
+    challenge,
+    data,
+    decision,
+    predict,
+    profile,
+    scale,
+    serve,
+    tools,
+    train,
+)
 from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
 from behavegpt.signals import interrupting
@@ -25,6 +36,7 @@ COMMANDS: dict[str, Command | Group] = {
     **data.COMMANDS,
     **train.COMMANDS,
     **predict.COMMANDS,
+    **decision.COMMANDS,
     **serve.COMMANDS,
     "challenge": challenge.CHALLENGE,
     **profile.COMMANDS,

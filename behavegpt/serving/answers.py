@@ -224,7 +224,13 @@ def _answers(
 def _predict(
     predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
-    found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
+    found = predictor.predict(
+        encoded,
+        request.top_k,
+        request.prior_correction,
+        interrupt=interrupt,
+        thresholds=request.thresholds,
+    )
     return [
         {
             "behaviors": [

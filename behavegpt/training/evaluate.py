@@ -77,7 +77,7 @@ def evaluate(
     max_length: int,
     fields: tuple[str, ...],
     precision: str = "auto",
-    prior_correction: float = 0.0,
+    shift: torch.Tensor | None = None,
     rank: int = 0,
     world: int = 1,
     on_batch: Callable[[int], None] | None = None,
@@ -85,17 +85,15 @@ def evaluate(
     """Metrics over a split and the mean cross-entropy in nats; on several ranks every rank gets the
     whole result.
 
-    `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit
-    adjustment). Raises AssertionError unless the ranks together saw each target exactly once.
+    `shift` (K,) is subtracted from the logits before anything is scored: a rule of decision.py.
+    Raises AssertionError unless the ranks together saw each target exactly once.
     """
     device = next(model.parameters()).device
     metrics = PredictionMetrics(
         store.behaviors.classes, confusion=store.behaviors.classes <= CONFUSION_CLASSES
     )
-    shift = torch.zeros(store.behaviors.classes, device=device)
-    if prior_correction:
-        counts = torch.tensor(store.behaviors.counts, dtype=torch.float32, device=device)
-        shift = prior_correction * torch.log((counts + 1) / (counts + 1).sum())
+    shift = torch.zeros(store.behaviors.classes) if shift is None else shift
+    shift = shift.to(device)
     loss = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids
     for part in score(

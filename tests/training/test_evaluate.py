@@ -8,6 +8,7 @@ import torch
 
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TEST, VALID
+from behavegpt.decision import log_frequency
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.training.evaluate import evaluate, score
@@ -103,7 +104,7 @@ def test_prior_correction_lifts_rare_behaviors():
     model = model_for(store)
     options = {"max_length": 16, "fields": model.config.columns}
     plain, _ = evaluate(model, store, TEST, **options)
-    lifted, _ = evaluate(model, store, TEST, prior_correction=1.0, **options)
+    lifted, _ = evaluate(model, store, TEST, shift=log_frequency(store.behaviors.counts), **options)
     rare = int(np.argmin(store.behaviors.counts))
     assert int(lifted.predicted[rare]) >= int(plain.predicted[rare])
     assert not torch.equal(plain.predicted, lifted.predicted)
