@@ -6,7 +6,8 @@ p_c is multiplied by weight + 1 / (K prior_c): plain argmax for a large weight, 
 That is where the search starts; it then moves the threshold of one group of classes after the other
 along a grid, to whatever is best on the rows. Classes with few targets share a move with their
 neighbors in frequency. Weight, and how much of the moves is kept, are chosen by cross-fitting over
-users: what is learned on one half of them is scored on the other.
+users: what is learned on one half of them is scored on the other, and moves that are not better
+there are left out.
 
 Shape letters: N rows, C candidates of a row, K classes, G groups, J grid points.
 """
@@ -24,9 +25,10 @@ from behavegpt.metrics.prediction import PredictionMetrics
 OBJECTIVES = ("rec_m", "f1_m")
 GRID = np.round(np.arange(-30, 31) * 0.1, 1)  # moves of a group's threshold, in nats
 BY_SIZE = np.argsort(np.abs(GRID), kind="stable")  # among equals the smallest move is taken
-WEIGHTS = (64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
+WEIGHTS = (*(2.0 ** (-power / 4) for power in range(-32, 17)), 0.0)  # 256 to 1/16, and 0
+NEAR = (-2, 0, 2, 4)  # places in WEIGHTS, from the best one on, at which moves are tried
 KEPT = (0.0, 0.5, 1.0)  # shares of the moves
-SWEEPS = 4  # over all groups, at most; most of the gain is in the first
+SWEEPS = 2  # over all groups, at most; most of the gain is in the first
 CANDIDATES = 64  # of a row: half by probability, half by probability / prior
 
 
@@ -91,24 +93,44 @@ def learn(rows: Rows, counts: np.ndarray, search: Search) -> Learned:
     group = groups_of(support, counts, search.min_targets)
     prior = (counts + 1.0) / (counts + 1.0).sum()
     plain = figures_of(rows, np.zeros(classes), classes)
-    best, chosen = plain, None
-    for weight in WEIGHTS:
-        start = start_of(prior, weight)
-        found = _cross_fitted(rows, start, group, weight, search.objective)
-        for kept, figures in zip(KEPT, found, strict=True):
-            allowed = figures["rec_w"] >= search.keep * plain["rec_w"]
-            if allowed and figures[search.objective] > best[search.objective]:
-                best, chosen = figures, (weight, kept)
-    told = {"plain": plain, "cross_fitted": best}
-    if chosen is None:
+
+    def value(trial: Trial) -> float:
+        """The objective; below all others where weighted recall is too low."""
+        allowed = trial.figures["rec_w"] >= search.keep * plain["rec_w"]
+        return float(trial.figures[search.objective]) if allowed else -1.0
+
+    starts = [figures_of(rows, start_of(prior, weight), classes) for weight in WEIGHTS]
+    trials = [Trial(None, 0.0, plain)]
+    trials += [Trial(weight, 0.0, found) for weight, found in zip(WEIGHTS, starts, strict=True)]
+    place = max(range(len(WEIGHTS)), key=lambda number: value(trials[1 + number]))
+    for weight in {WEIGHTS[min(max(place + step, 0), len(WEIGHTS) - 1)]: None for step in NEAR}:
+        found = _cross_fitted(rows, start_of(prior, weight), group, weight, search.objective)
+        # moves count where they are better in what they were learned by
+        trials.append(max(found, key=lambda t: t.total(search.objective)))
+    best = max(trials, key=value)  # the first of equals
+    told = {"plain": plain, "cross_fitted": best.figures}
+    if best.weight is None:
         return Learned(np.zeros(classes, np.float32), None, 0.0, int(group.max()) + 1, told)
-    weight, kept = chosen
-    start = start_of(prior, weight)
-    moves = _Ascent(rows, start, group).run(weight, search.objective)
-    # as many digits as a file keeps
-    thresholds = np.round(start + kept * moves[group], 6).astype(np.float32)
+    thresholds = start_of(prior, best.weight)
+    if best.kept:
+        moves = _Ascent(rows, thresholds, group).run(best.weight, search.objective)
+        thresholds += best.kept * moves[group]
+    thresholds = np.round(thresholds, 6).astype(np.float32)  # as many digits as a file keeps
     told["fitted"] = figures_of(rows, thresholds, classes)
-    return Learned(thresholds, weight, kept, len(moves), told)
+    return Learned(thresholds, best.weight, best.kept, int(group.max()) + 1, told)
+
+
+class Trial(NamedTuple):
+    """Thresholds that may be taken, by how they come about, and their figures."""
+
+    weight: float | None
+    kept: float
+    figures: dict[str, Any]
+
+    def total(self, objective: str) -> float:
+        """What the search makes as large as possible."""
+        assert self.weight is not None
+        return float(self.figures[objective] + self.weight * self.figures["rec_w"])
 
 
 def start_of(prior: np.ndarray, weight: float) -> np.ndarray:
@@ -164,8 +186,8 @@ def _figures(target: np.ndarray, predicted: np.ndarray, classes: int) -> dict[st
 
 def _cross_fitted(
     rows: Rows, start: np.ndarray, group: np.ndarray, weight: float, objective: str
-) -> list[dict[str, Any]]:
-    """Figures for each of KEPT, of moves that were learned on the other half of the users."""
+) -> list[Trial]:
+    """A trial for each of KEPT, of moves that were learned on the other half of the users."""
     second = np.unique(rows.user, return_inverse=True)[1] % 2 == 1
     predicted = np.zeros((len(KEPT), len(rows.target)), np.int64)
     for half in (second, ~second):
@@ -175,7 +197,10 @@ def _cross_fitted(
             scores = own.log_p - (start + kept * moves[group])[own.classes]
             best = scores.argmax(1)[:, None]
             predicted[number, half] = np.take_along_axis(own.classes, best, 1)[:, 0]
-    return [_figures(rows.target, ids, len(start)) for ids in predicted]
+    return [
+        Trial(weight, kept, _figures(rows.target, ids, len(start)))
+        for kept, ids in zip(KEPT, predicted, strict=True)
+    ]
 
 
 class _Ascent:
@@ -185,7 +210,7 @@ class _Ascent:
         self.rows, self.classes = rows, len(start)
         self.groups = int(group.max()) + 1
         self.member = group[rows.classes]  # (N, C)
-        self.value = _best_of_groups(rows.log_p - start[rows.classes], self.member)
+        self.value = _that_may_win(rows.log_p - start[rows.classes], self.member)
         self.moves = np.zeros(self.groups)
         self.support = np.bincount(rows.target, minlength=self.classes)
         # the candidates that may win, by group
@@ -236,8 +261,11 @@ class _Ascent:
         own, rival = (
             self.rows.classes[contest.row, column] for column in (contest.column, contest.rival)
         )
-        touched, index = np.unique(np.concatenate([own, rival]), return_inverse=True)
-        won, lost = np.split(index, 2)
+        changed = np.zeros(self.classes, bool)
+        changed[own] = changed[rival] = True
+        touched = np.flatnonzero(changed)
+        place = np.cumsum(changed) - 1  # of a touched class among them
+        won, lost = place[own], place[rival]
         counted = []
         for total, is_own, is_rival in (
             (self.predicted, np.ones(len(own)), np.ones(len(own))),
@@ -287,17 +315,18 @@ class Contest(NamedTuple):
         for index, values in ((won, own), (lost, -rival.astype(float))):
             entering += np.bincount(self.points * size + index, values, len(entering))
         # a row is won at all points before its own number of them
-        gained = entering.reshape(-1, size)[:0:-1].cumsum(0)[::-1]
+        gained = entering.reshape(len(GRID) + 1, size)[:0:-1].cumsum(0)[::-1]
         return np.asarray(gained + np.bincount(lost, rival, size))
 
 
-def _best_of_groups(value: np.ndarray, member: np.ndarray) -> np.ndarray:
+def _that_may_win(value: np.ndarray, member: np.ndarray) -> np.ndarray:
     """Values (N, C) with minus infinity where another candidate of the same group (N, C) is
-    better."""
+    better, or the best of all is ahead by more than any moves."""
     order = np.lexsort((-value, member), axis=1)
     sorted_member = np.take_along_axis(member, order, 1)
     repeated = np.zeros(value.shape, bool)
     repeated[:, 1:] = sorted_member[:, 1:] == sorted_member[:, :-1]
     worse = np.zeros(value.shape, bool)
     np.put_along_axis(worse, order, repeated, 1)
+    worse |= value < value.max(1, keepdims=True) - (GRID[-1] - GRID[0])
     return np.where(worse, -np.inf, value)

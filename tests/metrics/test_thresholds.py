@@ -40,7 +40,7 @@ def drawn(seed: int, rows: int, bias: np.ndarray | float = 0.0, users: int = 40)
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 @pytest.mark.parametrize("least", [1, 30])
 def test_every_move_is_the_best_on_the_grid(objective: str, weight: float, least: int) -> None:
-    rows = drawn(0, 400)
+    rows = drawn(0, 200)
     group = groups_of(np.bincount(rows.target, minlength=6), COUNTS, least)
     start = start_of(PRIOR, 4.0)
     ascent = thresholds._Ascent(rows, start, group)
@@ -50,20 +50,19 @@ def test_every_move_is_the_best_on_the_grid(objective: str, weight: float, least
         return float(figures[objective] + weight * figures["rec_w"])
 
     before = total(ascent.moves)
-    for _ in range(2):
-        for place in range(ascent.groups):
-            ascent._move(place, weight, objective)
-            others = np.arange(ascent.groups) != place
-            best = max(total(np.where(others, ascent.moves, move)) for move in GRID)
-            assert total(ascent.moves) == pytest.approx(best, abs=1e-12)
-            assert best >= before - 1e-12
-            before = best
+    for place in (*range(ascent.groups), 0):
+        ascent._move(place, weight, objective)
+        others = np.arange(ascent.groups) != place
+        best = max(total(np.where(others, ascent.moves, move)) for move in GRID)
+        assert total(ascent.moves) == pytest.approx(best, abs=1e-12)
+        assert best >= before - 1e-12
+        before = best
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_fresh_rows_gain_where_a_model_is_off(objective: str) -> None:
     bias = np.array([0.0, 1.5, -1.0, 0.0, -1.5, 0.5])
-    found = learn(drawn(1, 4000, bias), COUNTS, Search(objective, 0.99, 20))
+    found = learn(drawn(1, 2000, bias), COUNTS, Search(objective, 0.99, 20))
     fresh = drawn(2, 4000, bias)
     plain, better = (figures_of(fresh, values, 6) for values in (np.zeros(6), found.thresholds))
     assert better[objective] > 1.1 * plain[objective]
@@ -74,7 +73,7 @@ def test_fresh_rows_gain_where_a_model_is_off(objective: str) -> None:
 
 @pytest.mark.parametrize("keep", [0.9, 0.97, 1.0])
 def test_weighted_recall_stays_as_asked(keep: float) -> None:
-    found = learn(drawn(3, 2000), COUNTS, Search("rec_m", keep, 20))
+    found = learn(drawn(3, 1000), COUNTS, Search("rec_m", keep, 20))
     plain, fitted = (found.figures[name] for name in ("plain", "cross_fitted"))
     assert fitted["rec_w"] >= keep * plain["rec_w"] and fitted["rec_m"] >= plain["rec_m"]
     if keep < 1:
@@ -82,7 +81,7 @@ def test_weighted_recall_stays_as_asked(keep: float) -> None:
 
 
 def test_permuted_classes_have_permuted_thresholds() -> None:
-    rows = drawn(4, 1000)
+    rows = drawn(4, 500)
     order = np.array([3, 0, 5, 1, 4, 2])  # new class -> old class
     new = np.argsort(order)
     search = Search("rec_m", 0.95, 20)
@@ -92,17 +91,6 @@ def test_permuted_classes_have_permuted_thresholds() -> None:
     )
     np.testing.assert_array_equal(permuted.thresholds, found.thresholds[order])
     np.testing.assert_array_equal(learn(rows, COUNTS, search).thresholds, found.thresholds)
-
-
-def test_scores_that_know_nothing_are_left_alone() -> None:
-    rng = np.random.default_rng(0)
-    rows = drawn(5, 3000)
-    rows = rows._replace(target=rng.permutation(rows.target))
-    found = learn(rows, COUNTS, Search("f1_m", 1.0, 20))
-    fresh = drawn(6, 3000)
-    fresh = fresh._replace(target=rng.permutation(fresh.target))
-    plain, moved = (figures_of(fresh, v, 6)["rec_w"] for v in (np.zeros(6), found.thresholds))
-    assert moved > plain - 0.02
 
 
 GROUPS: list[tuple[list[int], list[int], int, list[int]]] = [
