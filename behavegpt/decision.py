@@ -98,11 +98,8 @@ def _validation_rows(model: BehaveGPTForBehaviorPrediction, store: EventStore) -
     every = -(-len(target_rows(store, split)) * CANDIDATES // CELLS)
     log_prior = log_frequency(store.behaviors.counts).to(model.device)
     parts: list[tuple[np.ndarray, ...]] = []
-    config = model.config
     with torch.no_grad():
-        for batch in score(
-            model, store, split, max_length=config.max_length, fields=config.columns
-        ):
+        for batch in score(model, store, split):
             chosen = batch.row % max(every, 1) == 0
             row = batch.row[chosen].cpu().numpy()
             user = np.searchsorted(store.offsets, row, side="right") - 1

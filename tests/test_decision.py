@@ -118,10 +118,9 @@ def test_the_test_split_is_never_read() -> None:
 def test_thresholds_are_a_shift_of_an_evaluation() -> None:
     store = random_store(5, users=40)
     model = predictor_for(store).model
-    options: dict[str, Any] = {"max_length": 16, "fields": model.config.columns}
     only = torch.full((store.behaviors.classes,), 50.0)
     only[2] = 0
-    figures, _ = evaluate(model, store, TEST, shift=only, **options)
+    figures, _ = evaluate(model, store, TEST, shift=only)
     assert int(figures.predicted[2]) == figures.rows > 0
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 ROLES = ("user", "time", "event", "location", "behavior", "order")
 _SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
 _PREPARE_OPTIONS = (
-    "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory",
-    "overwrite", "engine", "spark_master",
+    "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite",
+    "engine", "spark_master",
 )  # fmt: skip
 
 

@@ -83,8 +83,8 @@ class PredictionMetrics:
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> Self:
         """Count scores (N, K) of any device and float type against target (N,) int64 in [0, K)."""
-        best, rank = (tensor.cpu() for tensor in predicted_and_rank(scores, target))
-        target = target.cpu()
+        best, rank = predicted_and_rank(scores, target)
+        best, rank, target = best.cpu(), rank.cpu(), target.cpu()
         self.true_positive += torch.bincount(target[rank == 0], minlength=self.classes)
         self.predicted += torch.bincount(best, minlength=self.classes)
         self.support += torch.bincount(target, minlength=self.classes)
@@ -224,6 +224,23 @@ class PredictionMetrics:
         size = len(labels) + (len(labels) < self.classes)
         member = np.eye(size, dtype=np.int64)[group]  # (K, size)
         return labels, member.T @ counts @ member
+
+    def taken_for(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each class the wrong classes predicted most often, and how often: (K, most) int64
+        each. ValueError without `confusion=True`.
+
+        >>> metrics = PredictionMetrics(2, confusion=True).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> [part.tolist() for part in metrics.taken_for(1)]
+        [[[1], [0]], [[1], [0]]]
+        """
+        if not len(self._pairs):
+            raise ValueError(
+                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
+            )
+        counts = self._pairs.view(self.classes, self.classes).clone()
+        counts.fill_diagonal_(0)
+        number, place = counts.topk(min(most, self.classes), dim=1)
+        return place.numpy(), number.numpy()
 
     def _averages(self) -> dict[str, float]:
         table = self.per_class()

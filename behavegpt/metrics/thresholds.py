@@ -276,8 +276,8 @@ class _Ascent:
             counted.append(without + contest.sums(won, lost, is_own, is_rival, len(touched)))
         predicted, hits = counted
         support = self.support[touched]
-        by_class = (hits, support) if objective == "rec_m" else (2 * hits, support + predicted)
-        macro = np.divide(*by_class, out=np.zeros_like(hits), where=support > 0).sum(1)
+        part, whole = (hits, support) if objective == "rec_m" else (2 * hits, support + predicted)
+        macro = np.divide(part, whole, out=np.zeros_like(hits), where=support > 0).sum(1)
         rows, present = len(self.rows.target), (self.support > 0).sum()
         return np.asarray(macro / present + weight * hits.sum(1) / rows)
 
