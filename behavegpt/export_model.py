@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.data.pack import argument_name
+from behavegpt.decision import FILE as THRESHOLDS
+from behavegpt.decision import save_thresholds
 from behavegpt.errors import ConfigError, MissingExtraError
 from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -131,6 +133,8 @@ def export_model(
                 "largest_difference": _compare(network, run)
             }
             predictor.tokenizer.save(folder)
+            if predictor.thresholds:
+                save_thresholds(predictor.thresholds, predictor.tokenizer, folder)
             write_json(folder / "io.json", facts)
     finally:
         nn.Module.to(model, device)
@@ -247,7 +251,7 @@ def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, 
             "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order"
         ),
         "tokenizer_hash": predictor.tokenizer.hash,
-    }
+    } | ({"thresholds": THRESHOLDS} if predictor.thresholds else {})
 
 
 @contextmanager

@@ -48,8 +48,9 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "metrics": (("metrics",), ("tests/metrics",)),
     "predictor": (
-        ("predictor.py",),
-        ("tests/test_predictor.py", "tests/test_prior_correction.py", "tests/test_evaluation.py"),
+        ("predictor.py", "decision.py"),
+        ("tests/test_predictor.py", "tests/test_prior_correction.py", "tests/test_decision.py",
+         "tests/test_evaluation.py"),
     ),
 }  # fmt: skip
 CPU_SECONDS = 120

@@ -19,6 +19,7 @@ METRICS = {
     "hr@5": "HR@5",
     "prec_w": "weighted precision",
     "prec_m": "macro precision",
+    "f1_w": "weighted F1",
     "f1_m": "macro F1",
     "head": "recall, head third",
     "mid": "recall, mid third",

@@ -104,7 +104,9 @@ class Users:
             )
         held = self._find(user)
         self._hold(user, held)
-        found = self._predictor.predict(held.state, request.top_k, request.prior_correction)
+        found = self._predictor.predict(
+            held.state, request.top_k, request.prior_correction, thresholds=request.thresholds
+        )
         behaviors = [
             {"behavior": label, "probability": probability}
             for label, probability in zip(
