@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -29,7 +28,8 @@ from torch.nn import functional as F
 from behavegpt.data.memory_counts import save_counts
 from behavegpt.data.pack import argument_name
 from behavegpt.errors import ConfigError, MissingExtraError
-from behavegpt.graph_inputs import FACTS, MASK, MEMORY, PREFIX
+from behavegpt.export_samples import axes_of, fixed_axes, sample_inputs
+from behavegpt.graph_inputs import FACTS, MASK, MEMORY
 from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.head import Past
@@ -143,56 +143,6 @@ def export_model(
     return facts
 
 
-def sample_inputs(
-    network: LastEvent, rows: int, length: int, seed: int = 0
-) -> tuple[torch.Tensor, ...]:
-    """Random histories of 1 to `length` events as the graph's inputs, each (rows, length), and what
-    counts may say of them."""
-    config = network.model.config
-    rng = np.random.default_rng(seed)
-    sizes = (config.field_sizes or {}) | {"behavior": config.num_behaviors + 2}
-    lengths = rng.integers(1, length + 1, rows)
-    lengths[0] = length
-    mask = np.arange(length) < lengths[:, None]
-    columns = [
-        np.where(mask, rng.integers(1 if sizes[f] > 1 else 0, sizes[f], mask.shape), 0)
-        for f in config.columns
-    ]
-    told = _sample_memory(network, rows, rng) if config.memory else []
-    return tuple(
-        torch.from_numpy(np.ascontiguousarray(values))
-        for values in (*columns, mask.astype(np.int64), *told)
-    )
-
-
-def _sample_memory(network: LastEvent, rows: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random values of MEMORY's inputs; the last row has no candidate."""
-    config = network.model.config
-    most = min(config.num_behaviors, 9)
-    count = rng.integers(1, most + 1, rows)
-    count[-1] = 0
-    classes = [rng.permutation(config.num_behaviors)[:number] for number in count]
-    sizes = {"rows": rows, "candidates": int(count.sum()), **_axes(network)}
-    values = {
-        "owner": np.repeat(np.arange(rows), count),
-        "classes": np.concatenate(classes),
-        "reliability": -rng.random((rows, sizes["experts"])) * 4,
-    }
-    return [
-        np.asarray(values[name] if name in values else rng.random([sizes[a] for a in axes])).astype(
-            dtype
-        )
-        for name, (axes, dtype) in ((n.removeprefix(PREFIX), spec) for n, spec in MEMORY.items())
-    ]
-
-
-def _axes(network: LastEvent) -> dict[str, int]:
-    """The axes of the inputs that are of a fixed size: J experts with their mixture, what is said
-    of a candidate's age and of the moment."""
-    experts = len(network.model.config.memory_experts or ()) + 1
-    return {"experts": experts, "counts": experts - 1, "age": 2, "context": 5}
-
-
 def _traced(network: LastEvent) -> torch.export.ExportedProgram:
     free = {
         "rows": torch.export.Dim("rows", min=1, max=1 << 20),
@@ -200,16 +150,12 @@ def _traced(network: LastEvent) -> torch.export.ExportedProgram:
         "candidates": torch.export.Dim("candidates", min=0, max=1 << 26),
     }
     sizes = tuple(
-        {i: free[axis] for i, axis in enumerate(_axes_of(name)) if axis in free}
+        {i: free[axis] for i, axis in enumerate(axes_of(name)) if axis in free}
         for name in network.inputs
     )
-    inputs = sample_inputs(network, 3, 7)
+    inputs = sample_inputs(network.model.config, 3, 7)
     with torch.no_grad():
         return torch.export.export(network, inputs, dynamic_shapes=(sizes,), strict=False)
-
-
-def _axes_of(name: str) -> tuple[str, ...]:
-    return MEMORY[name].axes if name in MEMORY else ("rows", "events")
 
 
 Run = Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]
@@ -269,7 +215,7 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
     worst = 0.0
     longest = network.model.config.max_length
     for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2)), (2, longest + 7)):
-        ids = sample_inputs(network, rows, length, seed=1)
+        ids = sample_inputs(network.model.config, rows, length, seed=1)
         for got, expected in zip(run(ids), network(*ids), strict=True):
             difference = float((got - expected).abs().max())
             assert difference <= TOLERANCE * max(1.0, float(expected.abs().max())), (
@@ -281,11 +227,11 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
 
 def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, Any]:
     config = network.model.config
+    sizes = fixed_axes(config)
     return {
         "file": FILES[kind],
         "inputs": {
-            name: [_axes(network).get(axis, axis) for axis in _axes_of(name)]
-            for name in network.inputs
+            name: [sizes.get(axis, axis) for axis in axes_of(name)] for name in network.inputs
         },
         "dtypes": {
             name: MEMORY[name].dtype if name in MEMORY else "int64" for name in network.inputs

@@ -60,32 +60,34 @@ class Users:
         """An answer, or the error to tell, for each request, in their order."""
         interrupt()
         read = self._read_ahead(requests)
-        answers: list[Answer | Exception] = []
-        for request in requests:
+        answers: dict[int, Answer | Exception] = {}
+        asked: dict[int, tuple[StateRequest, UserState]] = {}  # predicted together
+        for number, request in enumerate(requests):
             interrupt()
             try:
-                answers.append(self._answer(request, read))
+                if isinstance(request, EventsRequest):
+                    if any(state.user == request.user for _, state in asked.values()):
+                        answers |= self._predict(asked, interrupt)
+                        asked = {}
+                    answers[number] = self._take(request, read.get(number))
+                elif isinstance(request, StateRequest):
+                    asked[number] = (request, self._state(request))
             except (BehaveGPTError, Refused) as error:
-                answers.append(error)
-        return answers
+                answers[number] = error
+        answers |= self._predict(asked, interrupt)
+        return [answers[number] for number in range(len(requests))]
 
     def _read_ahead(self, requests: Sequence[UserRequest]) -> dict[int, EncodedHistories]:
-        """The events of requests, by the request's `id`, as far as they can be read together."""
-        first: dict[str, EventsRequest] = {}
-        for request in requests:
-            if isinstance(request, EventsRequest):
-                first.setdefault(request.user, request)
+        """The events of requests by number, as far as they can be read together."""
+        first: dict[str, int] = {}
+        asked: dict[str, list[dict[str, Any]]] = {}
+        for number, request in enumerate(requests):
+            if isinstance(request, EventsRequest) and request.user not in first:
+                first[request.user], asked[request.user] = number, request.events
         if len(first) < 2:
             return {}
-        asked = {user: request.events for user, request in first.items()}
         found = self._predictor.users.read_together(asked)
-        return {id(first[user]): encoded for user, encoded in found.items()}
-
-    def _answer(self, request: UserRequest, read: Mapping[int, EncodedHistories]) -> Answer:
-        if isinstance(request, EventsRequest):
-            return self._take(request, read.get(id(request)))
-        assert isinstance(request, StateRequest)
-        return self._predict(request)
+        return {first[user]: encoded for user, encoded in found.items()}
 
     def _take(self, request: EventsRequest, encoded: EncodedHistories | None) -> Answer:
         """Take up events, all of them or none."""
@@ -109,27 +111,39 @@ class Users:
             "rejected": {},
         }
 
-    def _predict(self, request: StateRequest) -> Answer:
+    def _state(self, request: StateRequest) -> UserState:
+        """The state that is asked about. Raises Refused for a user who is not known."""
         user = request.user
         if self._is_unknown(user):
             raise Refused(
                 404,
                 "UnknownUser",
                 f"no state of user {user[:100]!r}; send their events to POST /v1/users/ID/events, "
-                "or the whole history "
-                "to POST /v1/predict.",
+                "or the whole history to POST /v1/predict.",
             )
         held = self._find(user)
         self._hold(user, held)
-        found = self._predictor.predict(held.state, request.top_k, request.prior_correction)
-        behaviors = [
-            {"behavior": label, "probability": probability}
-            for label, probability in zip(
-                found.labels[0].tolist(), found.probabilities[0].tolist(), strict=True
-            )
-        ]
-        told = {"id": user, "events": held.state.events, "behaviors": behaviors}
-        return {"users": [told], "unknown": {}, "rejected": {}}
+        return held.state
+
+    def _predict(
+        self, asked: Mapping[int, tuple[StateRequest, UserState]], interrupt: Callable[[], None]
+    ) -> dict[int, Answer | Exception]:
+        """Answers by number, those with equal options together."""
+        alike: dict[tuple[int, float], list[int]] = {}
+        for number, (request, _) in asked.items():
+            alike.setdefault((request.top_k, request.prior_correction), []).append(number)
+        answers: dict[int, Answer | Exception] = {}
+        for (top_k, correction), numbers in alike.items():
+            states = [asked[number][1] for number in numbers]
+            try:
+                found = self._predictor.predict(states, top_k, correction, interrupt=interrupt)
+            except BehaveGPTError as error:
+                answers |= dict.fromkeys(numbers, error)
+                continue
+            chances = zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
+            for number, state, told in zip(numbers, states, chances, strict=True):
+                answers[number] = _told(state, *told)
+        return answers
 
     def _is_unknown(self, user: str) -> bool:
         return (
@@ -172,3 +186,12 @@ class Users:
                 f"the state of user {user[:100]!r} takes {held.nbytes} bytes; this service holds "
                 f"{self._settings.state_bytes} in all."
             )
+
+
+def _told(state: UserState, labels: list[str], probabilities: list[float]) -> Answer:
+    behaviors = [
+        {"behavior": label, "probability": probability}
+        for label, probability in zip(labels, probabilities, strict=True)
+    ]
+    told = {"id": state.user, "events": state.events, "behaviors": behaviors}
+    return {"users": [told], "unknown": {}, "rejected": {}}

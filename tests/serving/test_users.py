@@ -25,9 +25,11 @@ import httpx
 from fastapi.testclient import TestClient
 
 import behavegpt
+from behavegpt.data.schema import EventSchema
 from behavegpt.predictor import Predictor
 from behavegpt.serving.app import make_app
-from behavegpt.serving.requests import ServeSettings
+from behavegpt.serving.requests import EventsRequest, ServeSettings, StateRequest, UserRequest
+from behavegpt.serving.users import Users
 from behavegpt.training.model_folder import save_model
 from behavegpt.zero_shot import UniversalPredictor
 from tests.conftest import ROOT
@@ -271,6 +273,54 @@ def test_a_trained_model_answers_as_of_whole_histories(predictor: Predictor) -> 
             ).is_success
         health = client.get("/health").json()
         assert 0 < health["users"] < 206 and health["state_bytes"] <= 1 << 16
+
+
+def batch_of_requests() -> list[UserRequest]:
+    """Of several users, some twice, in one batch: their events are read, and answers made,
+    together."""
+    rows = trained_rows(3)
+    bad, narrow = rows[0] | {"t": "soon"}, [{k: v for k, v in r.items() if k != "b"} for r in rows]
+    return [
+        EventsRequest(events=rows[:9]).of("a"),
+        EventsRequest(events=[*rows[:2], bad]).of("b"),
+        StateRequest(top_k=5).of("a"),
+        EventsRequest(events=rows[:20]).of("c/é"),
+        StateRequest(top_k=2, prior_correction=0.5).of("c/é"),
+        EventsRequest(events=rows[9:11]).of("a"),
+        StateRequest(top_k=5).of("a"),
+        StateRequest(top_k=5).of("nobody"),
+        EventsRequest(events=narrow).of("d"),
+        EventsRequest(events=rows[:4], new=True).of("a"),
+        EventsRequest(events=[row | {"u": "e"} for row in rows]).of("e"),
+        StateRequest(top_k=5).of("a"),
+        StateRequest(top_k=5).of("d"),
+        EventsRequest(events=rows[:1]).of("c/é"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["universal", "trained"])
+def test_a_batch_answers_as_one_request_after_the_other(kind: str, predictor: Predictor) -> None:
+    known: Any = predictor
+    if kind == "universal":
+        rows = [{"u": f"u{user}"} | row for user in range(9) for row in trained_rows(user)]
+        columns = {"user": "u", "time": "t", "event": "e", "location": "l", "behavior": "b"}
+        known = behavegpt.load("universal").fit_tables(rows, EventSchema(**columns))  # type: ignore
+    together = Users(known, ServeSettings()).answer_all(batch_of_requests())
+    alone = Users(known, ServeSettings())
+    failures = 0
+    for got, request in zip(together, batch_of_requests(), strict=True):
+        expected = alone.answer_all([request])[0]
+        if isinstance(expected, Exception):
+            assert type(got) is type(expected) and str(got) == str(expected)
+            failures += 1
+            continue
+        assert isinstance(got, dict)
+        behaviors, exactly = (x["users"][0].pop("behaviors", []) for x in (got, expected))
+        assert got == expected
+        assert [b["behavior"] for b in behaviors] == [b["behavior"] for b in exactly]
+        chances = [[b["probability"] for b in part] for part in (behaviors, exactly)]
+        assert np.allclose(*chances, atol=1e-6)
+    assert failures == 3, "the unreadable time, the unknown user, and an event from before"
 
 
 def test_the_command_keeps_the_states_of_a_trained_model(
