@@ -126,7 +126,8 @@ def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind:
             pytest.skip(f"{library} is not installed; pip install -e '.[onnx]'")
     predictor, store = made(SHAPES[shape])
     facts = export_model(predictor, tmp_path / "out", kind)  # type: ignore[arg-type]
-    assert facts["largest_difference"] < 1e-5
+    # with memory logits are sums of eighteen log-probabilities, each times a weight
+    assert facts["largest_difference"] < (5e-5 if "memory" in shape else 1e-5)
     run = runner(kind, tmp_path / "out")
     columns = {name: np.asarray(c).astype(np.int64) for name, c in store.columns.items()}
     columns["behavior"] = store.column("behavior").astype(np.int64)
@@ -230,12 +231,16 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 # run in a process where torch cannot be imported: from a file of raw events to probabilities
 WITHOUT_TORCH = """
-import importlib.abc, json, sys
-class Refuse(importlib.abc.MetaPathFinder):
+import json, sys
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "torch":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Refuse())
+        hidden = name.split(".")[0] == "torch"
+        return None if hidden else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 import numpy as np, onnxruntime
 from behavegpt.graph_inputs import GraphInputs
 folder, log = sys.argv[1:]
