@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 TIME = "time"
+OBJECTS = 1000  # bytes, about, of Python's own that a state takes beside its arrays
 
 
 @dataclass
@@ -43,10 +44,10 @@ class UserState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays, without what all states share."""
+        """Bytes that it takes, without what all states share."""
         counted = {} if self.past is None else self.past._asdict()
         of_past = sum(array.nbytes for name, array in counted.items() if name != "fading")
-        return of_past + self.recent.nbytes
+        return OBJECTS + of_past + self.recent.nbytes
 
     @property
     def time(self) -> int | None:

@@ -304,7 +304,8 @@ def test_a_batch_answers_as_one_request_after_the_other(kind: str, predictor: Pr
     if kind == "universal":
         rows = [{"u": f"u{user}"} | row for user in range(9) for row in trained_rows(user)]
         columns = {"user": "u", "time": "t", "event": "e", "location": "l", "behavior": "b"}
-        known = behavegpt.load("universal").fit_tables(rows, EventSchema(**columns))  # type: ignore
+        log = pd.DataFrame(rows)
+        known = behavegpt.load("universal").fit_tables(log, EventSchema(**columns))  # type: ignore
     together = Users(known, ServeSettings()).answer_all(batch_of_requests())
     alone = Users(known, ServeSettings())
     failures = 0
