@@ -152,8 +152,8 @@ async def load(
 
 
 @contextlib.contextmanager
-def service(model: str | Path, options: list[str]) -> Iterator[int]:
-    """The port of a service in a process of its own; it must stop with status 0."""
+def service(model: str | Path, options: list[str]) -> Iterator[tuple[int, int]]:
+    """Port and process of a service; it must stop when it is told to, and say so."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -170,7 +170,7 @@ def service(model: str | Path, options: list[str]) -> Iterator[int]:
                 if process.poll() is not None:
                     raise SystemExit("the service did not start") from None
                 time.sleep(0.2)
-        yield port
+        yield port, process.pid
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=60)
         if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
@@ -201,7 +201,7 @@ def main() -> None:
     groups = [users[i : i + arguments.users] for i in range(0, len(users), arguments.users)]
     bodies = [json.dumps({"users": group, "top_k": 5}).encode() for group in groups]
     bad = bad_bodies(users[0]["events"], predictor.tokenizer.event_schema.time)
-    with service(arguments.model, ["--threads", "1", *arguments.options]) as port:
+    with service(arguments.model, ["--threads", "1", *arguments.options]) as (port, _):
         rows = [
             asyncio.run(load(port, n, arguments.seconds, bodies, bad, expected))
             for n in arguments.clients

@@ -2,6 +2,9 @@
 
     python benchmarks/states.py runs/mine/model --log my_logs.parquet --seconds 8
 
+A second of the wall tells little on a machine that does other work; updates a CPU second do: with
+service and clients on a core each, the smaller of their rates is what two idle cores would reach.
+
 In Python: `model.update` of one event at a time, labels and times read; and of events in ids, the
 counting alone. Over HTTP: CLIENTS connections send the histories of users of the log to POST
 /v1/users/ID/events, a request as soon as the one before is answered, each with a few events; every
@@ -16,6 +19,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,18 +39,34 @@ CHECKED = 20  # users whose predictions are compared
 Rows = list[dict[str, Any]]
 
 
-def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[str, float]:
+def clocks() -> tuple[float, float]:
+    """Seconds of the wall and of this process's CPU."""
+    return time.perf_counter(), time.process_time()
+
+
+def _rates(done: int, began: tuple[float, float]) -> dict[str, int]:
+    wall, cpu = (now - then for now, then in zip(clocks(), began, strict=True))
+    return {"per_s": round(done / wall), "per_cpu_s": round(done / cpu)}
+
+
+def cpu_of(process: int) -> float:
+    """CPU seconds that another process has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[str, Any]:
     """Updates a second: of raw events one at a time, and of events in ids."""
     events = events_of(asked)
     states: dict[str, Any] = {}
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    done, began = 0, clocks()
+    while clocks()[0] - began[0] < seconds:
         user, number, row = next(events)
         if not number:
             states[user] = predictor.state(user, new=True)
         predictor.update(states[user], row)
         done += 1
-    raw = done / (time.perf_counter() - began)
+    raw = _rates(done, began)
 
     users = predictor.users
     read = [(user, users.read(user, rows).columns) for user, rows in asked.items()]
@@ -55,14 +75,14 @@ def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[st
         for user, columns in read
         for i in range(len(columns["time"]))
     ]
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    done, began = 0, clocks()
+    while clocks()[0] - began[0] < seconds:
         for user, i, piece in pieces:
             if not i:
                 states[user] = users.spec.new(user)
             users.spec.take_up(states[user], piece)
         done += len(pieces)
-    return {"raw": round(raw), "ids": round(done / (time.perf_counter() - began))}
+    return {"raw": raw, "ids": _rates(done, began)}
 
 
 def events_of(asked: dict[str, Rows]) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -107,6 +127,7 @@ async def send(
     row = {
         "clients": clients,
         "events_a_request": each,
+        "updates": counts["updates"],
         "updates_per_s": round(counts["updates"] / wall),
         "p50_ms": round(p50, 1),
         "p99_ms": round(p99, 1),
@@ -162,10 +183,14 @@ def main() -> None:
         "over_http": [],
     }
     wrong: list[str] = []
-    with service(arguments.model, ["--threads", "1", *logs]) as port:
+    with service(arguments.model, [*logs, "--threads", "1"]) as (port, process):
         for each in arguments.events:
             for clients in arguments.clients:
+                before = clocks()[1], cpu_of(process)
                 row, sent = asyncio.run(send(port, clients, arguments.seconds, asked, each))
+                updates = row.pop("updates")
+                row["per_cpu_s_of_service"] = round(updates / (cpu_of(process) - before[1]))
+                row["per_cpu_s_of_clients"] = round(updates / (clocks()[1] - before[0]))
                 wrong += differing(predictor, f"http://127.0.0.1:{port}", asked, sent)
                 facts["over_http"].append(row)
     kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
