@@ -32,7 +32,7 @@ from behavegpt.export_samples import axes_of, fixed_axes, sample_inputs
 from behavegpt.graph_inputs import FACTS, MASK, MEMORY
 from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.model.head import Past
+from behavegpt.model.history import Past
 from behavegpt.model.mixer import Memory
 from behavegpt.predictor import Predictor
 
@@ -84,7 +84,8 @@ class LastEvent(nn.Module):
             past = Memory(*given[len(ids) :])
         elif self.model.history is not None:
             slots = (self.model.config.field_sizes or {})["slot"]
-            found = self.model._past_ids(inputs["input_ids"], inputs)
+            fields = dict(zip(self.model.config.columns, moved, strict=True))
+            found = self.model.history_ids(fields)
             behavior = found["behavior"]
             first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
             past = self.model.history.at_last(

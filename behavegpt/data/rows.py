@@ -112,9 +112,8 @@ def _orders(
 
 def _codes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
     """Codes (N,) of labels, 0 for null, and the hash of each code as `Plan.hashes` makes it."""
-    known = {
-        text: code for code, text in enumerate(dict.fromkeys(t for t in texts if t is not None), 1)
-    }
+    labels = dict.fromkeys(text for text in texts if text is not None)
+    known = {text: code for code, text in enumerate(labels, 1)}
     codes = np.array([0 if text is None else known[text] for text in texts], np.int64)
     digests = (hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:] for text in known)
     return codes, np.array(
