@@ -7,7 +7,7 @@ Shape letters: U users, B rows, R positions, K behaviors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
-from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
+from behavegpt.data.pack import RowPlan, Windows, collate_inputs, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 # a GPU is done with a small one before the next is made
@@ -33,6 +33,12 @@ class HistoryBatch(NamedTuple):
     time: torch.Tensor | None  # (B, R) int64 seconds, where asked for
 
 
+class ReadsMemory(Protocol):
+    """Says what a model's counts know at events, as `MemorySource` does."""
+
+    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
+
+
 def history_batches(
     model: BehaveGPTForBehaviorPrediction,
     columns: Mapping[str, np.ndarray],
@@ -41,15 +47,16 @@ def history_batches(
     *,
     cells_per_user: int,
     with_time: bool = False,
-    with_memory: bool = True,
+    memory: ReadsMemory | None = None,
     asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
-    What a model with memory knows at the last events, of the whole histories, stands beside them,
-    row by row, and so does what is given of the events to come, `asked` (U,) by field. A batch
-    holds at most POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to
-    CELLS_PER_BATCH, but at least one row.
+    What `memory` says at the last events, of the whole histories, stands beside them, row by row;
+    a model with memory needs it wherever logits are asked for. So does what is given of the events
+    to come, `asked` (U,) by field. A batch holds at most
+    POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but at
+    least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
@@ -57,14 +64,11 @@ def history_batches(
     length = np.minimum(end - begin, config.max_length)
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
     user_of = np.searchsorted(end, plan.windows.start, side="right")
-    memory = memory_of_histories(model, columns, begin, end, asked) if with_memory else None
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
     for first, stop in _pieces(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
     ):
-        batch = collate(
-            columns, plan, np.arange(first, stop), row_length, fields, with_target=False
-        )
+        batch = collate_inputs(columns, plan, np.arange(first, stop), row_length, fields)
         inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
         time = inputs["time_ids"] if with_time else None
         if "time" not in config.columns:
@@ -79,11 +83,11 @@ def history_batches(
             told = {name: values.to(model.device) for name, values in told.items()}
         position = batch.position.to(model.device)
         users = user_of[held]
-        known = None
+        given = None
         if asked is not None:
-            known = {f: torch.from_numpy(ids[users]).to(model.device) for f, ids in asked.items()}
+            given = {f: torch.from_numpy(ids[users]).to(model.device) for f, ids in asked.items()}
         moved = batch._replace(
-            inputs=inputs, document=document, position=position, memory=told, given=known
+            inputs=inputs, document=document, position=position, memory=told, given=given
         )
         yield HistoryBatch(users, moved, last, time)
 
@@ -95,7 +99,7 @@ def memory_of_histories(
     end: np.ndarray,
     asked: Moment | None = None,
 ) -> MemorySource | None:
-    """Reads what a model's counts say of histories; None for a model without memory."""
+    """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a model without memory."""
     if model.counts is None:
         return None
     return history_source(columns, np.append(begin, end[-1:]), model.counts, asked)

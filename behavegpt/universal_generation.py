@@ -21,6 +21,7 @@ from behavegpt.data.memory_tables import Columns, memory_columns
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.times import calendar, parse_date
 from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.user_state import UserState
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
 from behavegpt.generation.own_past import OwnPast
@@ -30,7 +31,6 @@ from behavegpt.generation.sampling import Uniforms, choose
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.universal.counted import CountedLog
 from behavegpt.universal.model import UniversalModel
-from behavegpt.universal.state import UserState, new_state
 
 
 def roll_out_states(
@@ -141,8 +141,7 @@ class _Rows:
             {n: v[on] for n, v in new.items()}, self.log.tokenizer.event_schema.slot_minutes
         )
         for row, state in enumerate(self.states):
-            event = Columns(*(column[row : row + 1] for column in columns))
-            state.take_up(self.log.tables, event, self.log.given)
+            self.log.spec.count(state, Columns(*(column[row : row + 1] for column in columns)))
         return {name: values[on] for name, values in found.items()}
 
     def _first(self, u: np.ndarray, policies: dict[str, str]) -> dict[str, np.ndarray]:
@@ -192,8 +191,8 @@ class _Rows:
 
 
 def _state_of(log: CountedLog, columns: Columns) -> UserState:
-    state = new_state("0", len(columns.behavior))
-    state.take_up(log.tables, columns, log.given)
+    state = log.spec.new("0", len(columns.behavior))
+    log.spec.count(state, columns)
     return state
 
 

@@ -30,6 +30,8 @@ from behavegpt.data.guess import guess_schema
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.user_state import UserState
+from behavegpt.data.users import KeepsStates, Users, as_states
 from behavegpt.errors import ConfigError
 from behavegpt.io import scratch
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
@@ -44,7 +46,6 @@ from behavegpt.universal.counted import (
     write_counted,
 )
 from behavegpt.universal.model import UniversalModel, load_universal, refuse_used, write_universal
-from behavegpt.universal.state import UserState, new_state
 from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
+NO_THRESHOLDS = (
+    "thresholds are learned on a validation split, and a log that is only counted has none; "
+    "use prior_correction, or a trained model."
+)
 VECTORS = ("last", "behaviors")  # parts of a user's vector
 
 
@@ -86,7 +91,7 @@ def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
     return UniversalPredictor(model, read_counted(path) if is_counted(path) else None)
 
 
-class UniversalPredictor:
+class UniversalPredictor(KeepsStates):
     """The universal model, and what was counted from a log: its labels, its tables and the states
     of its users."""
 
@@ -112,6 +117,11 @@ class UniversalPredictor:
     def tokenizer(self) -> EventTokenizer:
         """Columns and labels of the counted log."""
         return self.log.tokenizer
+
+    @property
+    def users(self) -> Users:
+        """The users of the log, with their states."""
+        return self.log.users
 
     def __repr__(self) -> str:
         if self._log is None:
@@ -157,6 +167,7 @@ class UniversalPredictor:
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
         *,
+        thresholds: bool = False,
         at: Any = None,
         location: Any = None,
     ) -> Predictions:
@@ -167,35 +178,31 @@ class UniversalPredictor:
         for the users of the log itself. Where nothing was counted yet, the tables come from
         `events`. `at`, `location`: the time and the place that are asked about, for all users or by
         user; the log is counted again for it where it was counted with nothing given. Raises
-        ConfigError and DataError.
+        ConfigError, also for `thresholds`, and DataError.
         """
+        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
+        options = check_settings(PredictOptions, given, "predict")
+        if options.thresholds:
+            raise ConfigError(NO_THRESHOLDS)
         told = named_given(at, location)
+        counted = self
         if self._log is None and events is not None:
-            return self.fit_tables(events, given=told).predict(
-                None, top_k, prior_correction, on_user, interrupt, at=at, location=location
-            )
-        if told and not self.given and not _are_states(events):
-            again = UniversalPredictor(self.model, self.log.knowing(told))
-            return again.predict(
+            counted, events = self.fit_tables(events, given=told), None
+        elif told and not self.given and as_states(events) is None:
+            counted = UniversalPredictor(self.model, self.log.knowing(told))
+        if counted is not self:
+            return counted.predict(
                 events, top_k, prior_correction, on_user, interrupt, at=at, location=location
             )
-        check_asked(
-            self.given,
-            at,
-            location,
-            "this counted log",
-            f"count the log again: fit_tables(log, given={list(told)})",
-        )
-        options = check_settings(
-            PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
-        )
+        remedy = f"count the log again: fit_tables(log, given={list(told)})"
+        check_asked(self.given, at, location, "this counted log", remedy)
         asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
         )
-        log_prior = torch.log(torch.from_numpy(tables.prior))
-        return most_probable(pieces, self.tokenizer, asked, options, log_prior, on_user)
+        shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
+        return most_probable(pieces, self.tokenizer, asked, options.top_k, shift, on_user)
 
     def embed(
         self,
@@ -266,25 +273,6 @@ class UniversalPredictor:
         usable."""
         return encode_histories(self.tokenizer, events)
 
-    def state(self, user: str, *, new: bool = False) -> UserState:
-        """The state of a user of the counted log, or of a saved one; `new`: of one without events.
-
-        Raises DataError for a user that is not known, unless new.
-        """
-        return new_state(user) if new else self.log.state(user)
-
-    def update(self, state: UserState, events: Any) -> UserState:
-        """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns
-        the state.
-
-        Events carry the columns of the counted log, without the user's, and come after all that the
-        state knows: of one call in the order that reading a log gives them, of several calls in the
-        order of the calls. Raises DataError, and changes nothing, where an event cannot be used or
-        is older than the last one.
-        """
-        self.log.update(state, self.log.encode_of_user(state.user, events))
-        return state
-
     def save(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
         """Write weights, labels, tables and states (default: those of all users of the log); `load`
         opens it.
@@ -295,17 +283,17 @@ class UniversalPredictor:
         refuse_used(path)
         with scratch(path) as temporary:
             write_universal(self.model, temporary)
-            write_counted(self.log, temporary, self.log.states() if states is None else states)
+            write_counted(self.log, temporary, self.users.values() if states is None else states)
             seal(temporary)
         return path
 
     def _asked(self, events: Any, at: Any = None, location: Any = None) -> Asked:
         """Whose next behavior is asked for, at which time and place."""
+        states = as_states(events)
         ask: Callable[..., Asked]
         if events is None:
-            users, ask = pa.array(self.log.users, pa.string()), self.log.everyone
-        elif _are_states(events):
-            states = [events] if isinstance(events, UserState) else list(events)
+            users, ask = pa.array(list(self.users), pa.string()), self.log.everyone
+        elif states is not None:
             users = pa.array([state.user for state in states], pa.string())
             ask = partial(self.log.asked_of_states, states)
         else:
@@ -315,13 +303,3 @@ class UniversalPredictor:
             return ask()
         moments, unknown = read_asked(self.tokenizer, users, at, location)
         return count_unknown(ask(moments), unknown)
-
-
-def _are_states(events: Any) -> bool:
-    if isinstance(events, UserState):
-        return True
-    return (
-        isinstance(events, (list, tuple))
-        and len(events) > 0
-        and all(isinstance(event, UserState) for event in events)
-    )

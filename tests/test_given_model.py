@@ -77,10 +77,7 @@ def histories(store: EventStore) -> EncodedHistories:
 
 
 def scored(predictor: Predictor, store: EventStore) -> tuple[torch.Tensor, np.ndarray]:
-    config = predictor.model.config
-    parts = list(
-        score(predictor.model, store, 2, max_length=config.max_length, fields=config.columns)
-    )
+    parts = list(score(predictor.model, store, 2))
     return torch.cat([p.logits for p in parts]), torch.cat([p.row for p in parts]).numpy()
 
 
@@ -167,7 +164,7 @@ def test_a_model_that_is_given_nothing_refuses_a_time(place: Path) -> None:
     predictor = load(pretrain(PretrainSettings.model_validate(settings)))
     assert predictor.given == ()
     with pytest.raises(
-        ConfigError, match="given nothing .* `at` would change nothing; leave it out"
+        ConfigError, match=r"given nothing .* `at` would change nothing; leave it out"
     ):
         predictor.predict(histories(open_store(place / "data")), at="2026-11-28 18:30")
 
@@ -252,7 +249,7 @@ def test_what_cannot_be_is_refused_by_name(place: Path, tmp_path: Path) -> None:
         predictor.model.generate(torch.ones(1, 2, dtype=torch.long))
     ids = torch.ones(1, 3, dtype=torch.long)
     inputs = dict.fromkeys(("input_ids", "weekday_ids", "slot_ids", "location_ids"), ids)
-    with pytest.raises(ValueError, match="give ids of 'weekday' at the 3 predicted positions"):
+    with pytest.raises(ValueError, match="give their ids at the 3 predicted positions"):
         predictor.model(**inputs)
     cached = predictor.model(**inputs, past_key_values=EventCache(predictor.model.config))
     assert cached.logits is None and "gap" in cached.next_logits

@@ -46,11 +46,18 @@ def moments_of(columns: Columns, given: Sequence[str]) -> Moments:
     return Moments(*(values.astype(np.int64) for values in (slot, weekday, location)))
 
 
-def extend(past: Past, tables: Tables, columns: Columns, given: Sequence[str] = ()) -> Past:
+def extend(
+    past: Past,
+    tables: Tables,
+    columns: Columns,
+    eras: np.ndarray | None = None,
+    given: Sequence[str] = (),
+) -> Past:
     """Take up events in their order: one of O(experts) each. Returns the past, a larger one where
     it was full.
 
-    `given`: what is known of each event before it comes.
+    `eras` (events,) int8: what the tables leave out where they are judged by an event; None:
+    nothing. `given`: what is known of each event before it comes.
     """
     if given and len(columns.behavior):
         first = Columns(*(column[:1] for column in columns))
@@ -60,7 +67,9 @@ def extend(past: Past, tables: Tables, columns: Columns, given: Sequence[str] = 
     needed = _used(past) + len(columns.behavior)
     if needed > len(past.slot_class):
         past = unpack(pack(past), max(needed, 2 * len(past.slot_class)))
-    _extend(past, tables, WEIGHTS, np.empty(_J), columns)
+    if eras is None:
+        eras = np.full(len(columns.behavior), -1, np.int8)
+    _extend(past, tables, WEIGHTS, eras, np.empty(_J), columns)
     return past
 
 
@@ -70,9 +79,9 @@ def _used(past: Past) -> int:
 
 
 @kernel
-def _extend(past, tables, weights, chance, columns):  # type: ignore[no-untyped-def]
+def _extend(past, tables, weights, eras, chance, columns):  # type: ignore[no-untyped-def]
     for t in range(len(columns.behavior)):
-        observe(past, tables, weights, np.int64(-1), chance, t, columns)
+        observe(past, tables, weights, np.int64(eras[t]), chance, t, columns)
 
 
 @kernel

@@ -16,7 +16,7 @@ from behavegpt.batch import PackedBatch
 from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
 from behavegpt.errors import ConfigError
-from behavegpt.history_batches import history_batches
+from behavegpt.history_batches import history_batches, memory_of_histories
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions
@@ -68,12 +68,11 @@ def widths(model: BehaveGPTForBehaviorPrediction, pool: Sequence[str]) -> list[i
     """Dimensions of each part of a vector. Raises ConfigError unless `pool` names one part or more,
     each once."""
     config, pool = model.config, check_settings(EmbedOptions, {"pool": pool}, "vector").pool
-    given = getattr(config, "given", None)
-    if given and BEHAVIORS in pool:
+    if config.given and BEHAVIORS in pool:
         raise ConfigError(
             f"the part {BEHAVIORS!r} is what the model predicts, and this one is given the "
-            f"{' and '.join(given)} of the event that it predicts, which a vector does not know; "
-            f"leave it out: {', '.join(POOLS)}."
+            f"{' and '.join(config.given)} of the event that it predicts, which a vector does not "
+            f"know; leave it out: {', '.join(POOLS)}."
         )
     return [
         min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size
@@ -111,29 +110,31 @@ def user_vectors(
         end,
         cells_per_user=cells,
         with_time=True,
-        with_memory=BEHAVIORS in pool,
+        memory=memory_of_histories(model, columns, begin, end) if BEHAVIORS in pool else None,
     )
     for users, batch, _, time in batches:
         interrupt()
         assert time is not None
         at = _histories(batch, time)
         output: Any = _run(model, batch, at, layers, BEHAVIORS in pool)
-        kept = at.member.any(-1)  # (B, S), false where a row holds fewer histories
-        parts = []
-        for name in pool:
-            if name == BEHAVIORS:
-                parts.append(output.logits.float().log_softmax(-1)[:, :MOST_BEHAVIORS])
-                continue
-            states = (
-                output.last_hidden_state
-                if POOLS[name].layer == FINAL
-                else output.hidden_states[INPUT]
-            )
-            weight = POOLS[name].weight(at, half_life).to(states.dtype)
-            weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
-            parts.append((weight @ states)[kept].float())
+        parts = [_part(name, output, at, half_life) for name in pool]
         vectors[users] = torch.cat(parts, dim=-1).cpu().numpy()
     return vectors
+
+
+def _part(name: str, output: Any, at: Histories, half_life: float) -> torch.Tensor:
+    """One part of the vectors of a batch's users (n, width) float32, history by history."""
+    if name == BEHAVIORS:
+        logs: torch.Tensor = output.logits.float().log_softmax(-1)
+        return logs[:, :MOST_BEHAVIORS]
+    final = POOLS[name].layer == FINAL
+    states = output.last_hidden_state if final else output.hidden_states[INPUT]
+    weight = POOLS[name].weight(at, half_life).to(states.dtype)
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
+    # (B, S), false where a row holds fewer histories
+    held = at.member.any(-1)
+    pooled: torch.Tensor = (weight @ states)[held]
+    return pooled.float()
 
 
 def _histories(batch: PackedBatch, time: torch.Tensor) -> Histories:

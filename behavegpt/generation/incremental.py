@@ -20,6 +20,7 @@ from behavegpt.data.pack import argument_name
 from behavegpt.generation.calibration import log_odds_of_users
 from behavegpt.generation.state import RowState
 from behavegpt.model import BehaveGPTForBehaviorPrediction, EventCache
+from behavegpt.model.head import Predicted
 from behavegpt.model.mixer import Memory
 
 
@@ -80,11 +81,11 @@ class IncrementalModel:
         given = {
             field: torch.from_numpy(new[field].astype(np.int64)).to(device) for field in fields
         }
-        if state.memory is None:
-            return self.model.logits_of(following.hidden, None, given)
-        state.memory.ask({**new, "time": state.time})
-        told = self._told(state, torch.ones_like(state.restarted))
-        return self.model.logits_of(following.hidden, Memory(**(told or {})), given)
+        past = None
+        if state.memory is not None:
+            state.memory.ask({**new, "time": state.time})
+            past = Memory(**(self._told(state, torch.ones_like(state.restarted)) or {}))
+        return self.model.logits(Predicted(following.hidden, past, told=self.model.told(given)))
 
     def take(self, rows: np.ndarray) -> None:
         """Keep the rows (n,) only."""
@@ -139,7 +140,7 @@ class IncrementalModel:
             states = self.model.model(**inputs, attention_mask=mask).last_hidden_state
             self._learn_rates(state, states)
             hidden = states[last]
-            return Next(None, self.model._next_logits(hidden, heads) or {}, hidden)
+            return Next(None, self.model.next_logits(hidden, heads) or {}, hidden)
         told = self._told(state, everybody)
         out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=told)
         self._learn_rates(state, out.last_hidden_state)

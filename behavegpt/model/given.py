@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from behavegpt.model.config import GIVEN_FIELDS, BehaveGPTConfig
+from behavegpt.model.head import Predicted
 
 
 class GivenLinear(nn.Linear):
@@ -51,16 +52,11 @@ def make_projection(config: BehaveGPTConfig) -> GivenProjection | None:
     return GivenProjection(config) if fields_of(config) else None
 
 
-def check_given(
-    projection: GivenProjection | None, given: Mapping[str, torch.Tensor] | None, positions: int
-) -> None:
+def check_given(projection: GivenProjection | None, predicted: Predicted) -> None:
     """Raise ValueError where a network is not told what it was trained to be given."""
-    if projection is None:
-        return
-    missing = [field for field in projection.fields if field not in (given or {})]
-    if missing:
+    if projection is not None and predicted.told is None:
         raise ValueError(
             f"the model is given the {' and '.join(projection.fields)} of the event that it "
-            f"predicts: give ids of {missing[0]!r} at the {positions:,} predicted positions; "
+            f"predicts: give their ids at the {len(predicted.hidden):,} predicted positions; "
             "Predictor.predict(at=...) makes them (docs/universal.md)"
         )
