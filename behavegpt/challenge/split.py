@@ -272,10 +272,11 @@ def _recompute_targets(
         if not path.exists():
             continue
         size = len(np.load(path, allow_pickle=False))
-        ranked = con.execute(f"""
+        query = f"""
             SELECT {column}::BIGINT AS label, count(*) / sum(count(*)) OVER () AS share
             FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)
-            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}""").fetchnumpy()
+            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}"""
+        ranked = con.execute(query).fetchnumpy()
         write_array(path, np.asarray(ranked["label"], np.int64))
         write_array(
             path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64)

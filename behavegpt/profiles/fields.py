@@ -188,7 +188,8 @@ def _values(
         else value_sql(spec.name, first.isoformat())
     )
     query = f"""
-        SELECT value::BIGINT AS value FROM (SELECT {value} AS value FROM {source_sql(settings, [spec.name])})
+        SELECT value::BIGINT AS value
+        FROM (SELECT {value} AS value FROM {source_sql(settings, [spec.name])})
         WHERE value IS NOT NULL GROUP BY value HAVING count(*) >= {spec.least}
         ORDER BY count(*) DESC, value {f"LIMIT {spec.top}" if spec.top else ""}"""
     return columns(con, query)["value"].astype(np.int64)

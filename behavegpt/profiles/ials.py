@@ -146,7 +146,8 @@ def _matrix(
         table = columns(
             con,
             f"""
-            SELECT row, number, {counts} FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
+            SELECT row, number, {counts}
+            FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
             JOIN clients USING (client) JOIN items USING (item) GROUP BY row, number""",
         )
     weight = sum(

@@ -212,8 +212,8 @@ def _encoded(
     query = f"""
         SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
         FROM (SELECT w.row, w.client, e.moment, e.event AS kind, {", ".join(values)}
-              FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s {" ".join(joins)}
-        ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
+              FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s
+        {" ".join(joins)} ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
     for batch in con.sql(query).to_arrow_reader(BATCH):
         columns = {
             name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)
