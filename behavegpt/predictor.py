@@ -30,6 +30,7 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.mixer import Memory, part_of
 from behavegpt.model.precision import autocast, choose_precision
+from behavegpt.model.prior import class_prior
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
@@ -99,10 +100,10 @@ class Predictor:
             PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
         )
         encoded = self.encode(events)
-        counts = torch.tensor(self.tokenizer.behaviors.counts, dtype=torch.float32) + 1
+        counts = torch.tensor(self.tokenizer.behaviors.counts, dtype=torch.float32)
         pieces = self._logits(encoded, interrupt)
         return most_probable(
-            pieces, self.tokenizer, encoded, options, torch.log(counts / counts.sum()), on_user
+            pieces, self.tokenizer, encoded, options, class_prior(counts, 1).log(), on_user
         )
 
     def embed(
@@ -173,17 +174,12 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
-                told = batch.memory
-                if told is not None:
-                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
+                part = batch
+                if batch.memory is not None:
+                    told = part_of(Memory(**batch.memory), slice(first, first + step))
+                    part = batch._replace(memory=told._asdict())
                 with autocast(self.model.device):
-                    output: Any = self.model(
-                        **batch.inputs,
-                        document=batch.document,
-                        position=batch.position,
-                        select=select,
-                        memory=told,
-                    )
+                    output: Any = self.model(**part.arguments, select=select)
                 yield users[first : first + step], output.logits.float().cpu()
 
 

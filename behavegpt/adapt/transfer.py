@@ -27,6 +27,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.prior import class_prior
 
 PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern that matches counts
     "time": r"model\.embedding\.tables\.(weekday|slot)\.",
@@ -189,9 +190,9 @@ def _row_map(
 def prior_shift(old: Vocabulary, new: Vocabulary, rows: torch.Tensor | None) -> torch.Tensor:
     """(K,) log frequency in the new data minus that in the old, for classes that are old[rows]: a
     bias holds it."""
-    before, now = (torch.from_numpy(v.counts).float() + 0.5 for v in (old, new))
     assert rows is not None
-    return torch.log(now / now.sum()) - torch.log(before / before.sum())[rows.clamp(min=0)]
+    before, now = (class_prior(torch.from_numpy(v.counts).float()).log() for v in (old, new))
+    return now - before[rows.clamp(min=0)]
 
 
 def slot_mix(old: int, new: int) -> torch.Tensor:

@@ -10,12 +10,11 @@ Shape letters: B rows, R positions, C hidden width, N predicted positions, K beh
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
 
 from behavegpt.baselines.architectures import ARCHITECTURES
@@ -33,9 +32,9 @@ from behavegpt.model.behavegpt import (
     named_fields,
     refuse_unknown,
 )
+from behavegpt.model.chunks import GradientSink, HeadLoss, Scored, chunked_loss
 from behavegpt.model.config import GAP_BUCKETS
 from behavegpt.model.head import (
-    HeadLoss,
     History,
     HistoryFeatures,
     HistoryGate,
@@ -43,9 +42,7 @@ from behavegpt.model.head import (
     part_of,
 )
 from behavegpt.model.mixer import Memory
-
-# held at once while training; with more, the head is run piece by piece and again for its gradient
-LOGITS = 1 << 24
+from behavegpt.model.prior import class_prior
 
 
 class BaselineEmbedding(nn.Module):
@@ -137,9 +134,9 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         """Begin at the training frequencies (K,)."""
         self.head.set_prior(torch.ones_like(counts) if self.memory is not None else counts)
         if self.memory is not None:  # the counts tell the frequencies
-            self.memory.log_prior.copy_(((counts + 0.5) / (counts + 0.5).sum()).log())
+            self.memory.log_prior.copy_(class_prior(counts).log())
         if self.history_gate is not None:
-            self.history_gate.log_prior.copy_(((counts + 0.5) / (counts + 0.5).sum()).log())
+            self.history_gate.log_prior.copy_(class_prior(counts).log())
 
     def forward(
         self,
@@ -231,30 +228,22 @@ class BaselineForBehaviorPrediction(BehaveGPTForBehaviorPrediction):
         past: History | Memory | None,
         target: torch.Tensor,
     ) -> HeadLoss:
-        """Loss sum of N events under a criterion; with many classes in pieces that are run again in
-        the backward."""
+        """Loss sum of N events under a criterion."""
         head: Any = self.head
         head.set_progress(criterion.progress)
+        table = self.model.embedding.tables["event"].weight
+        names = tuple(side)
 
-        def of(part: slice) -> torch.Tensor:
+        def score(
+            part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
+        ) -> torch.Tensor:
             seen = None if past is None else part_of(past, part)
-            scores = self._scores(
-                picked[part], {name: value[part] for name, value in side.items()}, seen
-            )
-            return criterion.per_event(scores, target[part])
+            return self._scores(pieces[0], dict(zip(names, pieces[1:], strict=True)), seen)
 
-        classes = self.config.num_behaviors
-        rows = max(1, LOGITS // classes)
-        if len(picked) <= rows:
-            per_event = of(slice(None))
-        else:
-            pieces = [slice(at, at + rows) for at in range(0, len(picked), rows)]
-            per_event = torch.cat([checkpoint(of, part, use_reentrant=False) for part in pieces])
-        return HeadLoss(
-            (criterion.weight(target) * per_event).sum(),
-            per_event.new_zeros(classes).index_add(0, target, per_event.detach()),
-            torch.bincount(target, minlength=classes).float(),
-        )
+        layers = [m for m in (head, self.history_gate, self.memory) if m is not None]
+        parameters = (p for layer in layers for p in layer.parameters())
+        scored = Scored(score, (picked, *side.values()), (*parameters, table))
+        return chunked_loss(scored, criterion, target, self.config.num_behaviors)
 
 
 def start_baseline(config: BaselineConfig, store: EventStore) -> BaselineForBehaviorPrediction:

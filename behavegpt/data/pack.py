@@ -172,7 +172,7 @@ def collate(
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
     `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
     """
-    source, place, position, document, scored = _layout(plan, rows, row_length)
+    source, place, position, document, scored = layout(plan, rows, row_length)
     shape = (len(rows), row_length)
 
     def spread(values: np.ndarray, fill: int) -> torch.Tensor:
@@ -239,7 +239,7 @@ def _fill(histogram: np.ndarray, row_length: int) -> list[tuple[int, int]]:
     return pattern
 
 
-def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarray, ...]:
+def layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarray, ...]:
     """For each event of the rows: flat index, place in the batch, position, document, whether it is
     scored."""
     real = np.flatnonzero(rows >= 0)

@@ -8,23 +8,20 @@ history counts, D different behaviors in a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from behavegpt.model.chunks import WHOLE, GradientSink, HeadLoss, Scored, chunked_loss, project
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 from behavegpt.model.mixer import Memory, Mixer
 from behavegpt.model.mixer import part_of as part_of_memory
+from behavegpt.model.prior import class_prior
 
 NOWHERE = -2  # a document that no position has
-# logits held at once while training; more are made and differentiated piece by piece. Each piece
-# adds to the whole gradient of the projection, so that with many classes small pieces cost more
-# than they save in memory
-CHUNK_ELEMENTS = {"cpu": 3 << 20, "cuda": 1 << 27}
 
 
 class History(NamedTuple):
@@ -37,6 +34,8 @@ class History(NamedTuple):
 
 def part_of(past: History | Memory, rows: slice) -> History | Memory:
     """What some of the predicted positions know."""
+    if rows == WHOLE:
+        return past
     if isinstance(past, Memory):
         return part_of_memory(past, rows)
     return History(past.counts[rows], past.classes[rows])
@@ -220,39 +219,6 @@ class MemoryHead(nn.Module):
         return mixed
 
 
-class GradientSink(NamedTuple):
-    """Where the projection's gradients are added up while a step's logits come in chunks."""
-
-    weight: torch.Tensor  # (K, hidden units)
-    bias: torch.Tensor  # (K,)
-
-
-class _SinkingLinear(torch.autograd.Function):
-    """x @ weight.T + bias, whose backward adds the parameters' gradients to a sink instead of
-    making new ones."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sink: GradientSink
-    ) -> Any:
-        ctx.save_for_backward(x, weight)
-        ctx.sink = sink
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        sink = ctx.sink
-        # under autocast: its product, 10 x as fast
-        if gradient.is_cuda and gradient.dtype != sink.weight.dtype:
-            sink.weight.add_(gradient.T @ x.to(gradient.dtype))
-        else:
-            wide = gradient.to(sink.weight.dtype)
-            sink.weight.addmm_(wide.T, x.to(wide.dtype))
-        sink.bias.add_(gradient.sum(0, dtype=sink.bias.dtype))
-        return gradient @ weight.to(gradient.dtype), None, None, None
-
-
 class PredictionHead(nn.Module):
     """m = W2 gelu(W1 h + e1) + e2 (eq. 3), plus the optional history and embedding terms."""
 
@@ -277,11 +243,7 @@ class PredictionHead(nn.Module):
         tied head."""
         if self.memory is not None and self.memory.mixer.network is None:
             return self.memory(hidden, None, past)
-        x = self.activation(self.dense(hidden))
-        if sink is None:
-            logits = self.projection(x)
-        else:
-            logits = _SinkingLinear.apply(x, self.projection.weight, self.projection.bias, sink)
+        logits = project(self.projection, self.activation(self.dense(hidden)), sink)
         if self.tied_projection is not None and event_embedding is not None:
             logits = logits + self.tied_projection(hidden) @ event_embedding[SPECIAL_IDS:].T
         if self.history_gate is not None and isinstance(past, History):
@@ -296,22 +258,13 @@ class PredictionHead(nn.Module):
     def set_prior(self, counts: torch.Tensor) -> None:
         """Start from the training frequencies (K,): bias of the logits, and what the history is
         compared with."""
-        smoothed = counts.to(self.projection.bias) + 0.5
-        log_prior = torch.log(smoothed / smoothed.sum())
+        log_prior = class_prior(counts.to(self.projection.bias)).log()
         self.projection.bias.copy_(log_prior)
         if self.memory is not None:
             self.projection.bias.zero_()  # the counts tell the frequencies
             self.memory.log_prior.copy_(log_prior)
         if self.history_gate is not None:
             self.history_gate.log_prior.copy_(log_prior)
-
-
-class HeadLoss(NamedTuple):
-    """A loss sum with what the loss's state is updated from."""
-
-    total: torch.Tensor  # () weighted sum over the N positions
-    class_loss: torch.Tensor  # (K,) detached sum of unweighted losses per class
-    class_count: torch.Tensor  # (K,) positions per class
 
 
 def head_loss(
@@ -326,92 +279,16 @@ def head_loss(
     """Loss of N predicted positions under `criterion` (behavegpt.losses.Loss); `target` (N,) holds
     no ignored one.
 
-    With many classes the logits are made, and differentiated, in chunks: the peak memory is one
-    chunk instead of (N, K), and the weights are known beforehand, so DRO costs nothing extra.
     `event_embedding` (ids, d), if tied.
     """
-    class_count = torch.bincount(target, minlength=classes).float()
-    rows = max(1, CHUNK_ELEMENTS["cpu" if hidden.device.type == "cpu" else "cuda"] // classes)
-    if hidden.shape[0] <= rows or not torch.is_grad_enabled():
-        per_event = criterion.per_event(head(hidden, past, event_embedding), target)
-        total = (criterion.weight(target) * per_event).sum()
-        return HeadLoss(total, _by_class(per_event, target, classes), class_count)
-    parameters = [*head.parameters(), *([] if event_embedding is None else [event_embedding])]
-    total, class_loss = _ChunkedLoss.apply(
-        head, event_embedding, criterion, target, past, classes, rows, hidden, *parameters
-    )
-    return HeadLoss(total, class_loss, class_count)
 
+    def score(
+        part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
+    ) -> torch.Tensor:
+        known = None if past is None else part_of(past, part)
+        logits: torch.Tensor = head(pieces[0], known, event_embedding, sink)
+        return logits
 
-def _by_class(per_event: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
-    zero = torch.zeros(classes, dtype=torch.float32, device=target.device)
-    return zero.index_add(0, target, per_event.detach().float())
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """Gradients are made in the forward, chunk by chunk, and scaled in the backward, which can run
-    once."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        head: PredictionHead,
-        event_embedding: torch.Tensor | None,
-        criterion: Any,
-        target: torch.Tensor,
-        past: History | Memory | None,
-        classes: int,
-        rows: int,
-        hidden: torch.Tensor,
-        *parameters: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        total = torch.zeros((), device=hidden.device)
-        class_loss = torch.zeros(classes, device=hidden.device)
-        gradients = {id(p): torch.zeros_like(p) for p in parameters if p.requires_grad}
-        sink = _sink_of(head, gradients)
-        apart = () if sink is None else (id(head.projection.weight), id(head.projection.bias))
-        wanted = [p for p in parameters if p.requires_grad and id(p) not in apart]
-        hidden_gradient = torch.empty_like(hidden)
-        for at in range(0, len(hidden), rows):
-            part = slice(at, at + rows)
-            with torch.enable_grad():
-                piece = hidden[part].detach().requires_grad_()
-                known = None if past is None else part_of(past, part)
-                per_event = criterion.per_event(
-                    head(piece, known, event_embedding, sink), target[part]
-                )
-                loss = (criterion.weight(target[part]) * per_event).sum()
-            hidden_gradient[part], *found = torch.autograd.grad(
-                loss, [piece, *wanted], allow_unused=True
-            )
-            for parameter, new in zip(wanted, found, strict=True):
-                if new is not None:
-                    gradients[id(parameter)] += new
-            total += loss.detach()
-            class_loss += _by_class(per_event, target[part], classes)
-        # not saved_tensors: the backward scales these in place and gives them away, so that no
-        # second copy is made
-        ctx.gradients = [hidden_gradient, *(gradients.get(id(p)) for p in parameters)]
-        ctx.mark_non_differentiable(class_loss)
-        return total, class_loss
-
-    @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("the chunked loss can be differentiated once; call the model again")
-        return (None,) * 7 + tuple(None if g is None else g.mul_(scale) for g in gradients)
-
-
-def _sink_of(head: PredictionHead, gradients: dict[int, torch.Tensor]) -> GradientSink | None:
-    """Where the projection's gradients go; None if it is frozen, or no plain linear layer (as under
-    an adapter)."""
-    found = [gradients.get(id(p)) for p in head.projection.parameters()]
-    if (
-        type(head.projection) is not nn.Linear
-        or len(found) != 2
-        or found[0] is None
-        or found[1] is None
-    ):
-        return None
-    return GradientSink(found[0], found[1])
+    tied = () if event_embedding is None else (event_embedding,)
+    scored = Scored(score, (hidden,), (*head.parameters(), *tied), head.projection)
+    return chunked_loss(scored, criterion, target, classes)

@@ -42,7 +42,7 @@ from behavegpt.training.checkpoint import (
     save_sharded,
     tidy,
 )
-from behavegpt.training.evaluate import evaluate, to_device
+from behavegpt.training.evaluate import evaluate
 from behavegpt.training.memory import keep_freed_memory
 from behavegpt.training.optimizer import build_optimizer, learning_rate
 from behavegpt.training.record import fingerprint_of, targets_of, tell_unseen
@@ -224,7 +224,7 @@ class Trainer:
             accelerator.device,
         )
         self.loss.set_progress(step / self.steps)
-        micro = [to_device(batch, device) for batch in self._micro_batches(step)]
+        micro = [batch.to(device) for batch in self._micro_batches(step)]
         normalizer, targets = self._sum(self._mass(micro)).clamp(min=1e-12)
         classes = len(self.batches.store.behaviors.counts)
         statistics = torch.zeros(2, classes, device=device)

@@ -17,7 +17,13 @@ import behavegpt.model
 from behavegpt.batch import IGNORED, PADDING
 from behavegpt.data import pack
 from behavegpt.losses import LossSettings, build_loss
-from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, BehaveGPTModel, head
+from behavegpt.model import (
+    BehaveGPTConfig,
+    BehaveGPTForBehaviorPrediction,
+    BehaveGPTModel,
+    chunks,
+    head,
+)
 from behavegpt.model.config import GAP_BUCKETS
 from behavegpt.model.size import count_parameters
 
@@ -245,7 +251,7 @@ def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()
-    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 7 * classes)
+    monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", 7 * classes)
     chunked, found = run()
     torch.testing.assert_close(chunked.loss, whole.loss)
     torch.testing.assert_close(chunked.class_loss, whole.class_loss)

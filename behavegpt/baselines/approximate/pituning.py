@@ -31,6 +31,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
+from behavegpt.model.prior import class_prior
 
 PSEUDO = 10.0
 CELLS = 50_000_000  # of T
@@ -84,6 +85,6 @@ def start(model: Any, store: EventStore) -> None:
         rows
     ].astype(np.int64)
     found = np.bincount(key - FIRST, minlength=events * classes).reshape(events, classes)
-    counts = torch.tensor(store.behaviors.counts) + 0.5
-    prior, seen = counts / counts.sum(), torch.from_numpy(found).float()
+    prior = class_prior(torch.tensor(store.behaviors.counts))
+    seen = torch.from_numpy(found).float()
     table.data.copy_(((seen + PSEUDO * prior) / (seen.sum(1, keepdim=True) + PSEUDO)).log())
