@@ -19,15 +19,6 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from behavegpt.challenge.files import (
-    EVENTS,
-    PROPERTY_COLUMNS,
-    WINDOWS,
-    ChallengeDirectory,
-    check_table,
-    open_directory,
-    raw_rows,
-)
 from behavegpt.challenge.tables import (
     UNUSABLE,
     Progress,
@@ -42,6 +33,16 @@ from behavegpt.challenge.tables import (
     write_query,
 )
 from behavegpt.data.database import connect, literal, one_row, quoted, reading
+from behavegpt.datasets.challenge_files import (
+    EVENTS,
+    PROPERTY_COLUMNS,
+    WINDOWS,
+    ChallengeDirectory,
+    check_products,
+    check_table,
+    open_directory,
+    raw_rows,
+)
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import workspace
 from behavegpt.paths import local_path
@@ -99,7 +100,7 @@ def split(
     check_table(directory.properties, PROPERTY_COLUMNS)
     with _workspace(target) as work, connect(work, threads=threads) as con, reading(str(path)):
         limit_memory(con, memory)
-        _check_properties(con, directory)
+        check_products(con, directory.properties)
         ends = _boundaries(con, directory)
         (work / "input").mkdir()
         (work / "target").mkdir()
@@ -183,18 +184,6 @@ def _write_targets(
             _check_joined(con, work / name, directory)
         written[name] = {"rows": rows}
     return written
-
-
-def _check_properties(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> None:
-    """Every product once (a second line would count its purchases twice)."""
-    file = directory.properties
-    lines = f"SELECT sku, count(*) AS n FROM read_parquet({literal(file)}) GROUP BY sku"
-    with reading(str(file), [file]):
-        twice = con.execute(f"{lines} HAVING n > 1 OR sku IS NULL LIMIT 1").fetchall()
-    if twice:
-        raise DataError(
-            f"{file}: sku {twice[0][0]} has {twice[0][1]} lines; keep one line for each product."
-        )
 
 
 def _check_joined(

@@ -30,8 +30,9 @@ from behavegpt.console import say
 from behavegpt.data.database import literal
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.store import EventStore
+from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors
@@ -40,7 +41,6 @@ from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.paths import PathText
-from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.run import open_run
@@ -120,33 +120,19 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
         shutil.copytree(settings.checkpoint, folder / MODEL)
         open_model(folder / MODEL)  # damaged, or no model: said now
         return
-    with workspace(context.cache / "stream") as work:
-        with context.connect() as con:
-            whose = (
-                "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
-            )
-            log, schema = _write_stream(con, work, whose, end.isoformat(sep=" "), settings.clock)
-        store = prepare(
-            log,
-            work / "prepared",
-            schema,
-            split="user:0.95,0.05,0",
-            min_count=settings.min_count,
-            max_vocabulary=settings.most_labels,
-        )
-        train = settings.train.model_copy(update={"seed": context.seed})
-        data = DataSettings(path=str(store.path))
-        asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
-        with open_run(asked, "BehaveGPT") as run:
-            model = _build_model(store, settings)
-            loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
-            trainer = Trainer(model, loss, store, train, run)
-            trainer.fit()
-            run.save(
-                trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length)
-            )
-        shutil.move(run.path / "model", folder / MODEL)
-        shutil.copy(run.path / "run.json", folder / "run.json")
+    work = context.work(settings)  # a run that was stopped goes on from there
+    store = _prepared(context, settings, work / "prepared", end.isoformat(sep=" "))
+    train = settings.train.model_copy(update={"seed": context.seed})
+    data = DataSettings(path=str(store.path))
+    asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
+    with open_run(asked, "BehaveGPT", resume=True) as run:
+        model = _build_model(store, settings)
+        loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+        trainer = Trainer(model, loss, store, train, run)
+        trainer.fit()
+        run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length))
+    shutil.copytree(run.path / "model", folder / MODEL)
+    shutil.copy(run.path / "run.json", folder / "run.json")
 
 
 def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmbeddings:
@@ -173,6 +159,23 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
                 f"{min(start + BLOCK, len(context.clients)):,}/{len(context.clients):,} clients"
             )
     return UserEmbeddings(np.concatenate(ids), np.concatenate(vectors))
+
+
+def _prepared(context: Context, settings: BehaviorSettings, path: Path, end: str) -> EventStore:
+    """The stream that it is pretrained on, prepared in `path`; what is there is opened."""
+    if (path / "dataset.json").is_file():
+        return open_store(path)
+    asked = "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
+    with workspace(context.cache / "stream") as work, context.connect() as con:
+        log, schema = _write_stream(con, work, asked, end, settings.clock)
+        return prepare(
+            log,
+            path,
+            schema,
+            split="user:0.95,0.05,0",
+            min_count=settings.min_count,
+            max_vocabulary=settings.most_labels,
+        )
 
 
 def _build_model(store: EventStore, settings: BehaviorSettings) -> BehaveGPTForBehaviorPrediction:

@@ -18,7 +18,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.profiles.events import EVENTS, EventName, among, columns
+from behavegpt.datasets.challenge_files import EVENTS, EventName
+from behavegpt.profiles.events import among, columns
 
 _KINDS = ", ".join(f"'{event.replace('_', ' ')}'" for event in EVENTS)
 PARTS = {  # field -> its name in the text, SQL of its value

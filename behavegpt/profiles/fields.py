@@ -20,8 +20,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from behavegpt.config import Settings, closest
+from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.errors import DataError
-from behavegpt.profiles.events import EVENTS, EventName, EventTables, among, columns
+from behavegpt.profiles.events import EventTables, among, columns
 
 PAD, START, END, MISSING, RARE, FIRST = range(6)
 

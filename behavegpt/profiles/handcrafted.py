@@ -25,8 +25,9 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.io import write_json
-from behavegpt.profiles.events import EVENTS, PRODUCT, among, columns, register
+from behavegpt.profiles.events import PRODUCT, among, columns, register
 from behavegpt.profiles.members import Context, MemberSettings, Quantile, Step
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
 

@@ -29,7 +29,9 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
+from behavegpt import __version__
 from behavegpt.config import Settings
+from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import EventTables
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, fit_vocabularies
 from behavegpt.profiles.sequences import SequenceStore, build_store
@@ -84,6 +86,12 @@ class Context:
         self.cache.mkdir(parents=True, exist_ok=True)
         with self.tables.connect(self.cache) as con:
             yield con
+
+    def work(self, settings: MemberSettings) -> Path:
+        """Where a member keeps what a stopped run goes on from, until it is built; its own name
+        tells data, settings and seed."""
+        key = digest(settings.shaping(), self.seed, self.tables.digest, __version__)
+        return self.cache / "unfinished" / key[:20]
 
     def vocabularies(self, settings: SequenceSettings) -> Vocabularies:
         """Vocabularies of the declared fields, fitted on this history; saved with the member."""
