@@ -111,9 +111,7 @@ class Trainer:
         # what is trained, and what can be saved
         self.model, self.saved = spread(model, self.accelerator)
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = build_optimizer(
-            model, settings.lr, settings.weight_decay, settings.betas, fused=fused
-        )
+        self.optimizer = build_optimizer(model, settings, fused=fused)
 
         self.judge_start = judge_start
         self.progress = Progress()
@@ -261,7 +259,7 @@ class Trainer:
             schedule=settings.schedule,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.loss.update(statistics[0], statistics[1])
