@@ -129,7 +129,7 @@ def export(
         facts = _facts(model, tokenizer, store, asked, settings)
         _begin_or_continue(work, facts, state, overwrite)
 
-        reader = _Reader(model, store, _lookups(store, tokenizer), settings)
+        reader = open_reader(model, tokenizer, store, settings)
         blocks = _write_blocks(reader, asked, work, state, progress)
         if state.is_main_process:
             entry = work / "entry"
@@ -156,7 +156,7 @@ def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
 
 
 def _write_blocks(
-    reader: _Reader, asked: Asked, work: Path, state: PartialState, progress: Advance | None
+    reader: Reader, asked: Asked, work: Path, state: PartialState, progress: Advance | None
 ) -> list[Path]:
     """Write this process's share of the blocks that are not there yet; returns all of them once
     everyone is done."""
@@ -296,8 +296,18 @@ def _lookups(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarr
     }
 
 
+def open_reader(
+    model: BehaveGPTForBehaviorPrediction,
+    tokenizer: EventTokenizer,
+    store: EventStore,
+    settings: ExportSettings,
+) -> Reader:
+    """Vectors of a store's users, whatever ids its labels have there."""
+    return Reader(model, store, _lookups(store, tokenizer), settings)
+
+
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """A model that reads users of a store."""
 
     model: BehaveGPTForBehaviorPrediction

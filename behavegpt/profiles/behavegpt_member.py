@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 
 from behavegpt.checksums import manifest_of
 from behavegpt.config import closest
-from behavegpt.console import say
+from behavegpt.console import progress
 from behavegpt.data.database import literal
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
@@ -35,7 +35,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.devices import choose_device
-from behavegpt.embeddings.pooling import user_vectors
+from behavegpt.embeddings.export import ExportSettings, open_reader
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
@@ -48,7 +48,7 @@ from behavegpt.training.settings import SHAPE, DataSettings, RunSettings, TrainS
 from behavegpt.training.trainer import Trainer
 from behavegpt.user_embeddings import UserEmbeddings
 
-BLOCK = 20_000  # clients whose streams are in memory at a time
+ASKED = "SEMI JOIN clients c ON c.client = e.client"
 MODEL, FACTS = "model", "stream.json"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 SCHEMA = EventSchema(
@@ -141,33 +141,28 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     model.eval().to(choose_device(context.device))
     end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
     clock = settings.clock if GAP in tokenizer.event_schema.extra else None
-    ids, vectors = [], []
-    with context.connect() as con, workspace(context.cache / "stream") as work:
-        for start in range(0, len(context.clients), BLOCK):
-            some = f"(FROM clients WHERE row >= {start} AND row < {start + BLOCK})"
-            log, _ = _write_stream(
-                con, work, f"SEMI JOIN {some} c ON c.client = e.client", end, clock
-            )
-            encoded = tokenizer.encode(log)
-            bounds = encoded.offsets[:-1], encoded.offsets[1:]
-            ids.append(encoded.users.cast("int64").to_numpy())
-            vectors.append(
-                user_vectors(model, encoded.columns, *bounds, settings.pool, settings.half_life)
-            )
-            say(
-                "      embedding "
-                f"{min(start + BLOCK, len(context.clients)):,}/{len(context.clients):,} clients"
-            )
-    return UserEmbeddings(np.concatenate(ids), np.concatenate(vectors))
+    with workspace(context.cache / "stream") as work:
+        with context.connect() as con:
+            log, _ = _write_stream(con, work, ASKED, end, clock)
+        store = prepare(log, work / "asked", tokenizer.event_schema, split="time:1,0,0")
+        chosen = ExportSettings(pool=settings.pool, half_life=settings.half_life)
+        reader = open_reader(model, tokenizer, store, chosen)
+
+        users, blocks = np.arange(store.manifest.users), []
+        with progress("embedding", len(users)) as tell:
+            for start in range(0, len(users), chosen.block_users):
+                blocks.append(reader.vectors(users[start : start + chosen.block_users]))
+                tell(start + len(blocks[-1]), "")
+        return UserEmbeddings(store.users().cast("int64").to_numpy(), np.concatenate(blocks))
 
 
 def _prepared(context: Context, settings: BehaviorSettings, path: Path, end: str) -> EventStore:
     """The stream that it is pretrained on, prepared in `path`; what is there is opened."""
     if (path / "dataset.json").is_file():
         return open_store(path)
-    asked = "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
+    whose = ASKED if settings.clients == "asked" else ""
     with workspace(context.cache / "stream") as work, context.connect() as con:
-        log, schema = _write_stream(con, work, asked, end, settings.clock)
+        log, schema = _write_stream(con, work, whose, end, settings.clock)
         return prepare(
             log,
             path,
