@@ -47,7 +47,8 @@ def violation(error: Exception) -> str:
     """What a model configuration objects to: the last line, as huggingface_hub wraps errors in
     types of its own.
 
-    >>> violation(ValueError("Class validation error:\\n    ValueError: dropout must be in [0, 1), not 2."))
+    >>> wrapped = "Class validation error:\\n    ValueError: dropout must be in [0, 1), not 2."
+    >>> violation(ValueError(wrapped))
     'dropout must be in [0, 1), not 2.'
     """
     return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")

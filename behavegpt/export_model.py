@@ -24,10 +24,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.data.pack import argument_name
+from behavegpt.decision import FILE as THRESHOLDS
+from behavegpt.decision import save_thresholds
 from behavegpt.errors import ConfigError, MissingExtraError
 from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.model.head import Past
+from behavegpt.model.history import Past
 from behavegpt.predictor import Predictor
 
 Format = Literal["torch", "onnx"]
@@ -74,7 +76,8 @@ class LastEvent(nn.Module):
         past = None
         if self.model.history is not None:
             slots = (self.model.config.field_sizes or {})["slot"]
-            found = self.model._past_ids(inputs["input_ids"], inputs)
+            fields = dict(zip(self.model.config.columns, moved, strict=True))
+            found = self.model.history_ids(fields)
             behavior = found["behavior"]
             first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
             past = self.model.history.at_last(
@@ -130,6 +133,8 @@ def export_model(
                 "largest_difference": _compare(network, run)
             }
             predictor.tokenizer.save(folder)
+            if predictor.thresholds:
+                save_thresholds(predictor.thresholds, predictor.tokenizer, folder)
             write_json(folder / "io.json", facts)
     finally:
         nn.Module.to(model, device)
@@ -246,7 +251,7 @@ def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, 
             "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order"
         ),
         "tokenizer_hash": predictor.tokenizer.hash,
-    }
+    } | ({"thresholds": THRESHOLDS} if predictor.thresholds else {})
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from behavegpt.baselines import network as _baselines  # noqa: F401 - so that th
 from behavegpt.config import check_settings
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.decision import Thresholds, load_thresholds, log_frequency, shift_of
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
 from behavegpt.generation.constraints import Links, load_links
@@ -30,7 +31,6 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.mixer import Memory, part_of
 from behavegpt.model.precision import autocast, choose_precision
-from behavegpt.model.prior import class_prior
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
@@ -51,12 +51,16 @@ class Predictor:
         model: BehaveGPTForBehaviorPrediction,
         tokenizer: EventTokenizer,
         links: Links | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
-        """`links`: which ids go together in training, for `generate`."""
+        """`links`: which ids go together in training, for `generate`; `thresholds`: for
+        `predict(..., thresholds=True)`."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
+        self.thresholds = thresholds
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
+        facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        return f"{type(self).__name__}({facts})"
 
     def _repr_html_(self) -> str:
         return html_facts(type(self).__name__, self._facts())
@@ -76,9 +80,10 @@ class Predictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise
         than in training.
 
-        >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
+        >>> reader = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")   # doctest: +SKIP
+        >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
-        return Predictor(self.model, self.tokenizer.reading(changes), self.links)
+        return Predictor(self.model, self.tokenizer.reading(changes), self.links, self.thresholds)
 
     def predict(
         self,
@@ -87,24 +92,24 @@ class Predictor:
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
+        *,
+        thresholds: bool = False,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
         `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's
         columns, a list of such rows, or files; a list of rows without the user column is one user's
         history. `prior_correction` tau > 0 lifts rare behaviors: logits - tau * log(training
-        frequency). `interrupt` is called between pieces of the work; what it raises stops it.
-        Raises ConfigError and DataError.
+        frequency); `thresholds`: the model's own instead, see decision.py. `interrupt` is called
+        between pieces of the work; what it raises stops it. Raises ConfigError and DataError.
         """
-        options = check_settings(
-            PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
-        )
+        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
+        options = check_settings(PredictOptions, given, "predict")
+        log_prior = log_frequency(self.tokenizer.behaviors.counts)
+        shift = shift_of(options, log_prior, self.thresholds)  # before the events are read
         encoded = self.encode(events)
-        counts = torch.tensor(self.tokenizer.behaviors.counts, dtype=torch.float32)
         pieces = self._logits(encoded, interrupt)
-        return most_probable(
-            pieces, self.tokenizer, encoded, options, class_prior(counts, 1).log(), on_user
-        )
+        return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
 
     def embed(
         self,
@@ -209,4 +214,4 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"
     model.set_attn_implementation(choose_backend(place, half, model.config.max_length))
-    return Predictor(model, tokenizer, load_links(folder))
+    return Predictor(model, tokenizer, load_links(folder), load_thresholds(folder, tokenizer))

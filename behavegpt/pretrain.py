@@ -20,6 +20,7 @@ from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.decision import thresholds_of
 from behavegpt.errors import ConfigError, violation
 from behavegpt.generation.constraints import links_of
 from behavegpt.losses import build_loss
@@ -105,21 +106,15 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
-        untrained = settings.init == "universal"  # is a model already, and may stay the best one
-        trainer = Trainer(
-            model,
-            loss,
-            store,
-            settings.train,
-            run,
-            attention=settings.attention,
-            judge_start=untrained,
-        )
-        trainer.fit(origin=_origin(settings, model))
+        trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
+        # the universal weights are a model already, and may stay the best one
+        trainer.fit(_origin(settings, model), judge_start=settings.init == "universal")
+        tokenizer = EventTokenizer.from_store(store, model.config.max_length)
         run.save(
             trainer.best_model(),
-            EventTokenizer.from_store(store, model.config.max_length),
+            tokenizer,
             links_of(store),
+            thresholds_of(store, tokenizer, settings.decision),
         )
     return run.path
 
@@ -136,7 +131,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
         model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
     else:
         model = BehaveGPTForBehaviorPrediction(config)
-        model.head.set_prior(torch.tensor(store.behaviors.counts))
+        model.set_prior(torch.tensor(store.behaviors.counts))
     if config.memory:
         model.counts = count_store(store)
     if settings.init == "universal":
@@ -164,7 +159,7 @@ def _origin(settings: PretrainSettings, model: BehaveGPTForBehaviorPrediction) -
 def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
     """Give the mixer the weights of the universal one. Raises ConfigError for a model without
     memory."""
-    head = getattr(model, "memory", None) or model.head.memory
+    head = model.memory_head
     if head is None:
         raise ConfigError(
             "init=universal starts the mixer of a memory; set model.memory=true, or remove it."

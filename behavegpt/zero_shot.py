@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
+NO_THRESHOLDS = (
+    "thresholds are learned on a validation split, and a log that is only counted has none; "
+    "use prior_correction, or a trained model."
+)
 VECTORS = ("last", "behaviors")  # parts of a user's vector
 
 
@@ -143,28 +147,31 @@ class UniversalPredictor:
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
+        *,
+        thresholds: bool = False,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
 
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
-        `events`. Raises ConfigError and DataError.
+        `events`. Raises ConfigError, also for `thresholds`, and DataError.
         """
+        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
+        options = check_settings(PredictOptions, given, "predict")
+        if options.thresholds:
+            raise ConfigError(NO_THRESHOLDS)
         if self._log is None and events is not None:
             return self.fit_tables(events).predict(
                 None, top_k, prior_correction, on_user, interrupt
             )
-        options = check_settings(
-            PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
-        )
         asked, tables = self._asked(events), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
         )
-        log_prior = torch.log(torch.from_numpy(tables.prior))
-        return most_probable(pieces, self.tokenizer, asked, options, log_prior, on_user)
+        shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
+        return most_probable(pieces, self.tokenizer, asked, options.top_k, shift, on_user)
 
     def embed(
         self,

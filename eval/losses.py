@@ -29,6 +29,7 @@ from accelerate import Accelerator
 
 from behavegpt.config import read_settings
 from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.decision import log_frequency
 from behavegpt.evaluation import score_baselines
 from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
@@ -110,15 +111,12 @@ def figures_by_split(
     trainer: Trainer, store: EventStore, name: str, prior_correction: float = 0.0
 ) -> Iterable[dict[str, Any]]:
     """Metrics of the trainer's model on the validation and the test split."""
-    config: Any = trainer.model.config
     for split in ("valid", "test"):
         metrics, cross_entropy = evaluate(
             trainer.model,
             store,
             SPLITS[split],
-            max_length=config.max_length,
-            fields=config.columns,
-            prior_correction=prior_correction,
+            shift=prior_correction * log_frequency(store.behaviors.counts),
         )
         figures = metrics.compute(store.behaviors.counts)
         yield {"loss": name, "split": split, **figures, "cross_entropy": cross_entropy}

@@ -42,7 +42,9 @@ from behavegpt.training.journal import read_journal
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import write_array
 
-FIGURES = ("rec_w", "rec_m", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")
+FIGURES = (
+    "rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy",
+)  # fmt: skip
 MOST_RANK = np.iinfo(np.uint16).max
 
 
@@ -151,16 +153,8 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
     ascending."""
     metrics, total = PredictionMetrics(store.behaviors.classes), 0.0
     rows, ranks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
-    config, precision = model.config, choose_precision("auto", model.device)
-    batches = score(
-        model,
-        store,
-        SPLITS[split],
-        max_length=config.max_length,
-        fields=config.columns,
-        precision=precision,
-    )
-    for part in batches:
+    precision = choose_precision("auto", model.device)
+    for part in score(model, store, SPLITS[split], precision=precision):
         metrics.update(part.logits, part.target)
         total += float(F.cross_entropy(part.logits, part.target, reduction="sum"))
         rows.append(part.row.cpu())

@@ -67,8 +67,7 @@ def _events(path: Path, kind: str, column: str, products: Path | None) -> str:
     told = ", ".join(f"({sql})::varchar as {name}" for name, sql in columns.items())
     return (
         "select log.client_id::varchar as client_id, log.timestamp::varchar as timestamp, "
-        f"{literal(kind)} as kind, "
-        f"{told}, {codes} as codes from {files}"
+        f"{literal(kind)} as kind, {told}, {codes} as codes from {files}"
     )
 
 

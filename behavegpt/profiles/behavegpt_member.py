@@ -35,7 +35,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.devices import choose_device
-from behavegpt.embeddings.export import ExportSettings, open_reader
+from behavegpt.embeddings.reader import Reader, lookups_of
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
@@ -48,6 +48,7 @@ from behavegpt.training.settings import SHAPE, DataSettings, RunSettings, TrainS
 from behavegpt.training.trainer import Trainer
 from behavegpt.user_embeddings import UserEmbeddings
 
+BLOCK = 8192  # clients whose histories are in memory at a time
 ASKED = "SEMI JOIN clients c ON c.client = e.client"
 MODEL, FACTS = "model", "stream.json"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -145,13 +146,13 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
         with context.connect() as con:
             log, _ = _write_stream(con, work, ASKED, end, clock)
         store = prepare(log, work / "asked", tokenizer.event_schema, split="time:1,0,0")
-        chosen = ExportSettings(pool=settings.pool, half_life=settings.half_life)
-        reader = open_reader(model, tokenizer, store, chosen)
+        lookups = lookups_of(store, tokenizer)
+        reader = Reader(model, store, lookups, settings.pool, settings.half_life)
 
         users, blocks = np.arange(store.manifest.users), []
         with progress("embedding", len(users)) as tell:
-            for start in range(0, len(users), chosen.block_users):
-                blocks.append(reader.vectors(users[start : start + chosen.block_users]))
+            for start in range(0, len(users), BLOCK):
+                blocks.append(reader.vectors(users[start : start + BLOCK]))
                 tell(start + len(blocks[-1]), "")
         return UserEmbeddings(store.users().cast("int64").to_numpy(), np.concatenate(blocks))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from behavegpt.batch import PackedBatch
 from behavegpt.config import Settings
 from behavegpt.data.loader import row_length_for
-from behavegpt.data.pack import Windows, collate, layout, pack_rows
+from behavegpt.data.pack import Windows, collate_inputs, layout_of, pack_rows
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.model.behavegpt import BehaveGPTModel
@@ -54,10 +54,10 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
     # nothing is scored here
     plan = pack_rows(Windows(bounds[:-1], lengths, np.zeros_like(lengths)), row_length)
     rows = np.arange(plan.rows)
-    batch = collate(columns, plan, rows, row_length, tuple(columns), with_target=False)
-    source, where, *_ = layout(plan, rows, row_length)
-    place = np.empty_like(where)
-    place[source] = where
+    batch = collate_inputs(columns, plan, rows, row_length, tuple(columns))
+    layout = layout_of(plan, rows, row_length)
+    place = np.empty_like(layout.place)
+    place[layout.source] = layout.place
     return Packed(batch, torch.from_numpy(place), torch.from_numpy(bounds))
 
 

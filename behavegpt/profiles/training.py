@@ -37,12 +37,14 @@ from behavegpt.console import Update, progress, say
 from behavegpt.errors import ConfigError
 from behavegpt.signals import collecting
 from behavegpt.training.checkpoint import (
+    Snapshot,
     load_latest,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
 from behavegpt.training.optimizer import build_optimizer, learning_rate
+from behavegpt.training.settings import TrainSettings
 
 # rows (B,), a seeded generator for what is drawn -> the sum of the batch's losses and what it is
 # divided by
@@ -150,9 +152,10 @@ class _Training:
         self.device = next(network.parameters()).device
         if task.make_optimizer is None:
             fused = self.device.type in ("cpu", "cuda")
-            self.optimizer: torch.optim.Optimizer = build_optimizer(
-                network, settings.lr, settings.weight_decay, (0.9, 0.999), fused
+            asked = TrainSettings(
+                lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
             )
+            self.optimizer: torch.optim.Optimizer = build_optimizer(network, asked, fused=fused)
         else:
             self.optimizer = task.make_optimizer(network.parameters())
 
@@ -256,15 +259,14 @@ class _Training:
         beside |= {"summed": self.summed, "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             beside["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        save_checkpoint(
-            self.work,
+        snapshot = Snapshot(
             self.progress.step,
             self.network.state_dict(),
             optimizer_tensors(self.optimizer, self.network),
             beside,
             {"progress": asdict(self.progress)},
-            keep=1,
         )
+        save_checkpoint(self.work, snapshot, keep=1)
         self.saved = time.monotonic()
 
     def restore(self) -> None:

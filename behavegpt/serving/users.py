@@ -100,12 +100,13 @@ class Users:
                 404,
                 "UnknownUser",
                 f"no state of user {user[:100]!r}; send their events to POST /v1/users/ID/events, "
-                "or the whole history "
-                "to POST /v1/predict.",
+                "or the whole history to POST /v1/predict.",
             )
         held = self._find(user)
         self._hold(user, held)
-        found = self._predictor.predict(held.state, request.top_k, request.prior_correction)
+        found = self._predictor.predict(
+            held.state, request.top_k, request.prior_correction, thresholds=request.thresholds
+        )
         behaviors = [
             {"behavior": label, "probability": probability}
             for label, probability in zip(

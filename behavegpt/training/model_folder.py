@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
@@ -16,9 +16,6 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-
-if TYPE_CHECKING:
-    pass
 
 DAMAGED = (
     f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
@@ -39,12 +36,12 @@ def save_model(
     model: BehaveGPTForBehaviorPrediction,
     tokenizer: EventTokenizer,
     folder: Path,
-    beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None,
+    *beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None],
 ) -> None:
     """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced
     at the end.
 
-    `beside(model, folder)` adds files before the folder gets its name.
+    Each of `beside` adds files, given the model and the folder, before that gets its name.
     """
     disable_progress_bar()  # transformers shows one for writing a file
     with scratch(folder) as temporary:
@@ -52,11 +49,19 @@ def save_model(
         tokenizer.save(temporary)
         if model.counts is not None:
             save_counts(model.counts, temporary)
-        beside(model, temporary)
+        for write in beside:
+            write(model, temporary)
         seal(temporary)
 
 
-def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
+class Trained(NamedTuple):
+    """A model and what turns logs into its ids."""
+
+    model: BehaveGPTForBehaviorPrediction
+    tokenizer: EventTokenizer
+
+
+def open_model(folder: Path) -> Trained:
     """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model,
     or is damaged."""
     sharded = (folder / SHARDED).is_file()
@@ -91,11 +96,10 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
     if model.config.tokenizer_hash not in (None, tokenizer.hash):
         raise CheckpointError(
             "the model's config.json and preprocessor_config.json do not belong together "
-            "(vocabulary hash "
-            f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was "
-            "written."
+            f"(vocabulary hash {model.config.tokenizer_hash} and {tokenizer.hash}); restore the "
+            "folder as it was written."
         )
-    return model, tokenizer
+    return Trained(model, tokenizer)
 
 
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:
@@ -117,6 +121,5 @@ def _refuse_foreign_type(folder: Path) -> None:
     if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a "
-            "folder is never run. "
-            "Give the `model` folder of a run."
+            "folder is never run. Give the `model` folder of a run."
         )

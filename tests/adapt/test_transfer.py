@@ -216,9 +216,11 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
         for work in (whole, part):
             work.model.zero_grad()
             out = work.model(
-                **batch.inputs, document=batch.document, position=batch.position, labels=batch.target,
-                criterion=loss, next_fields=batch.next_fields,
-            )  # fmt: skip
+                **batch.arguments,
+                labels=batch.target,
+                criterion=loss,
+                next_fields=batch.next_fields,
+            )
             (out.loss + out.side_loss).backward()
         for module, name in (
             ("head.projection", "weight"),

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from behavegpt.batch import IGNORED, PADDING
-from behavegpt.data.loader import TrainingBatches, columns_of, evaluation_batches, row_length_for
+from behavegpt.data.loader import (
+    Share,
+    TrainingBatches,
+    columns_of,
+    evaluation_batches,
+    row_length_for,
+)
 from behavegpt.data.pack import (
     Windows,
     collate,
@@ -103,8 +109,7 @@ def test_every_evaluation_target_once_with_enough_context(max_length, world):
                     max_length=max_length,
                     rows_per_batch=3,
                     fields=FIELDS,
-                    rank=rank,
-                    world=world,
+                    share=Share(rank, world),
                 )
             ]
         )

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from behavegpt.data.loader import Share
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TEST, VALID
+from behavegpt.decision import log_frequency
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.training.evaluate import evaluate, score
@@ -34,14 +36,7 @@ def model_for(store, max_length: int = 16) -> BehaveGPTForBehaviorPrediction:
 
 
 def scores_by_row(model, store, split, **options) -> dict[int, np.ndarray]:
-    parts = score(
-        model,
-        store,
-        split,
-        max_length=model.config.max_length,
-        fields=model.config.columns,
-        **options,
-    )
+    parts = score(model, store, split, **options)
     return {int(r): x.numpy() for part in parts for r, x in zip(part.row, part.logits, strict=True)}
 
 
@@ -53,12 +48,11 @@ def test_ranks_together_count_what_one_counts(users, world):
     merged = PredictionMetrics(store.behaviors.classes)
     rows: list[int] = []
     for rank in range(world):
-        options = {"max_length": 16, "fields": model.config.columns, "rank": rank, "world": world}
-        for part in score(model, store, TEST, positions_per_batch=128, **options):
+        for part in score(model, store, TEST, positions_per_batch=128, share=Share(rank, world)):
             merged.update(part.logits, part.target)
             rows += part.row.tolist()
     assert sorted(rows) == target_rows(store, TEST).tolist()
-    whole, _ = evaluate(model, store, TEST, max_length=16, fields=model.config.columns)
+    whole, _ = evaluate(model, store, TEST)
     assert torch.equal(whole.true_positive, merged.true_positive)
     assert torch.equal(whole.ranks, merged.ranks)
 
@@ -101,9 +95,8 @@ def test_a_target_sees_its_past():
 def test_prior_correction_lifts_rare_behaviors():
     store = random_store(5, users=40)
     model = model_for(store)
-    options = {"max_length": 16, "fields": model.config.columns}
-    plain, _ = evaluate(model, store, TEST, **options)
-    lifted, _ = evaluate(model, store, TEST, prior_correction=1.0, **options)
+    plain, _ = evaluate(model, store, TEST)
+    lifted, _ = evaluate(model, store, TEST, shift=log_frequency(store.behaviors.counts))
     rare = int(np.argmin(store.behaviors.counts))
     assert int(lifted.predicted[rare]) >= int(plain.predicted[rare])
     assert not torch.equal(plain.predicted, lifted.predicted)

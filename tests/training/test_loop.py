@@ -152,13 +152,12 @@ def test_less_than_one_step_of_an_epoch_is_one_step(
 def test_validation_is_on_the_validation_split(run: tuple[Path, list[float]]) -> None:
     folder, _ = run
     store, (model, _) = open_store(folder / "data"), open_model(folder / "run" / "model")
-    options = {"max_length": model.config.max_length, "fields": model.config.columns}
     [last] = [
         r
         for r in read_journal(folder / "run" / "log.jsonl")
         if r["kind"] == "valid" and r["step"] == 12
     ]
-    entropy = {split: evaluate(model, store, split, **options)[1] for split in (VALID, TEST)}
+    entropy = {split: evaluate(model, store, split)[1] for split in (VALID, TEST)}
     assert last["cross_entropy"] == pytest.approx(entropy[VALID], rel=1e-5)
     assert abs(entropy[VALID] - entropy[TEST]) > 1e-3, (
         "the splits must differ for this test to tell"
