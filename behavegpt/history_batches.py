@@ -66,21 +66,18 @@ def history_batches(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
     ):
         batch = collate_inputs(columns, plan, np.arange(first, stop), row_length, fields)
-        inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
-        time = inputs["time_ids"] if with_time else None
-        if "time" not in config.columns:
-            inputs.pop("time_ids", None)
-        document = batch.document.to(model.device)
-        following = torch.nn.functional.pad(document[:, 1:], (0, 1), value=PADDING - 1)
-        last = (document != following) & (document != PADDING)
         held = slice(plan.pointer[first], plan.pointer[stop])
-        told = None
         if memory is not None:
-            told = memory.at((plan.windows.start + plan.windows.length - 1)[held])
-            told = {name: values.to(model.device) for name, values in told.items()}
-        position = batch.position.to(model.device)
-        moved = batch._replace(inputs=inputs, document=document, position=position, memory=told)
-        yield HistoryBatch(user_of[held], moved, last, time)
+            newest = (plan.windows.start + plan.windows.length - 1)[held]
+            batch = batch._replace(memory=memory.at(newest))
+        batch = batch.to(model.device)
+
+        time = batch.inputs["time_ids"] if with_time else None
+        if "time" not in config.columns:
+            batch.inputs.pop("time_ids", None)
+        following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
+        last = (batch.document != following) & (batch.document != PADDING)
+        yield HistoryBatch(user_of[held], batch, last, time)
 
 
 def memory_of_histories(

@@ -172,7 +172,7 @@ def collate(
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
     `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
     """
-    layout = _layout(plan, rows, row_length)
+    layout = layout_of(plan, rows, row_length)
     source = layout.source
     behavior = columns["behavior"][source + 1].astype(np.int64)
     asked = layout.scored & (behavior >= FIRST)
@@ -199,7 +199,7 @@ def collate_inputs(
     fields: tuple[str, ...],
 ) -> PackedBatch:
     """As `collate`, where nothing is asked: no position has a target."""
-    return _inputs(columns, _layout(plan, rows, row_length), fields)
+    return _inputs(columns, layout_of(plan, rows, row_length), fields)
 
 
 def argument_name(field: str) -> str:
@@ -235,7 +235,7 @@ def _fill(histogram: np.ndarray, row_length: int) -> list[tuple[int, int]]:
     return pattern
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """The E events of some rows; each array (E,)."""
 
     source: np.ndarray  # flat index in the columns
@@ -252,7 +252,7 @@ class _Layout(NamedTuple):
         return torch.from_numpy(flat.reshape(self.shape))
 
 
-def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
+def layout_of(plan: RowPlan, rows: np.ndarray, row_length: int) -> Layout:
     real = np.flatnonzero(rows >= 0)
     held = plan.pointer[rows[real] + 1] - plan.pointer[rows[real]]
     window = ranges(plan.pointer[rows[real]], held)
@@ -260,7 +260,7 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
 
     length = plan.windows.length[window]
     position = positions(length)
-    return _Layout(
+    return Layout(
         source=np.repeat(plan.windows.start[window], length) + position,
         place=np.repeat(base, length) + position,
         position=position,
@@ -271,7 +271,7 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
 
 
 def _inputs(
-    columns: Mapping[str, np.ndarray], layout: _Layout, fields: tuple[str, ...]
+    columns: Mapping[str, np.ndarray], layout: Layout, fields: tuple[str, ...]
 ) -> PackedBatch:
     """A batch without targets."""
     return PackedBatch(

@@ -21,7 +21,7 @@ from behavegpt.model import (
     BehaveGPTConfig,
     BehaveGPTForBehaviorPrediction,
     BehaveGPTModel,
-    head_loss,
+    chunks,
     history,
 )
 from behavegpt.model.config import GAP_BUCKETS
@@ -251,7 +251,7 @@ def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()
-    monkeypatch.setitem(head_loss.CHUNK_ELEMENTS, "cpu", 7 * classes)
+    monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", 7 * classes)
     chunked, found = run()
     torch.testing.assert_close(chunked.loss, whole.loss)
     torch.testing.assert_close(chunked.class_loss, whole.class_loss)
