@@ -181,7 +181,7 @@ def collate(
         return torch.from_numpy(flat.reshape(shape))
 
     inputs = {argument_name(f): spread(columns[f][source], 0) for f in fields}
-    target = row = np.full(len(source), IGNORED, np.int64)
+    target, row = np.full(len(source), IGNORED, np.int64), np.full(len(source), -1, np.int64)
     told = None
     following: dict[str, torch.Tensor] = {}
     if with_target:
