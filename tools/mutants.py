@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Mutant:
     line: int
     before: str
     after: str
-    code: str
+    write: Callable[[], str]  # the module's source with the change
 
 
 def sources(part: str, parts: Collection[str]) -> list[Path]:
@@ -58,16 +59,15 @@ def mutants(part: str, parts: Collection[str]) -> Iterator[Mutant]:
         sites.visit(tree)
         for node in sites.found:
             for new in changes(node):
-                changed = ast.unparse(_Replace(node, new).visit(_Copy(node).of(tree)))
-                line = getattr(node, "lineno", 0)
-                yield Mutant(part, _name(path), line, _brief(node), _brief(new), changed)
+                line, write = getattr(node, "lineno", 0), partial(_changed, tree, node, new)
+                yield Mutant(part, _name(path), line, _brief(node), _brief(new), write)
 
 
 def unchanged(part: str, parts: Collection[str]) -> Mutant:
     """A module as it is, which the tests must let pass."""
     path = sources(part, parts)[0]
-    code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
-    return Mutant(part, _name(path), 0, "", "", code)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return Mutant(part, _name(path), 0, "", "", partial(ast.unparse, tree))
 
 
 class _Sites(ast.NodeVisitor):
@@ -127,6 +127,10 @@ def _with(node: ast.AST, **parts: Any) -> ast.AST:
     for name, value in parts.items():
         setattr(new, name, value)
     return new
+
+
+def _changed(tree: ast.Module, node: ast.AST, new: ast.AST) -> str:
+    return ast.unparse(_Replace(node, new).visit(_Copy(node).of(tree)))
 
 
 class _Copy:

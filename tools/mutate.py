@@ -4,15 +4,18 @@ run its tests.
     PYTHONPATH=. python tools/mutate.py --sample 150 --out mutants.jsonl
         [--only losses training/run.py] [--minutes 30] [--again earlier.jsonl]
 
-The heavy libraries are imported once; each mutant is tried in a forked child that imports the
-changed source instead of the file (which is never touched). A mutant is killed when a test fails,
-an import breaks, or the CPU limit ends it. Tests that start processes of their own cannot see a
-mutant, so the score is a lower bound.
+Libraries, package and tests are imported once. Each mutant is tried in a forked child: a changed
+function there gets its new code, and for a change outside of functions the package is imported
+anew, from the changed source instead of the file (which is never touched). A mutant is killed when
+a test fails, an import breaks, or the CPU limit ends it. Tests that start processes of their own
+cannot see a mutant, so the score is a lower bound.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import gc
 import importlib
 import importlib.abc
 import importlib.util
@@ -23,92 +26,45 @@ import resource
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
-from mutants import ROOT, Mutant, mutants, unchanged
+import pytest
+from mutants import ROOT, Mutant, mutants, sources, unchanged
 
 # what is changed, below behavegpt/ -> the tests that should notice, below tests/, those that are
 # likely to and quick first; of two parts that hold a module the narrower one counts
 TESTS: dict[str, tuple[str, ...]] = {
-    "data/loader.py": (
-        "data/test_pack.py",
-        "training/test_evaluate.py",
-        "model/test_memory.py",
-    ),
-    "data/pack.py": (
-        "data/test_pack.py",
-        "model/test_model.py",
-        "training/test_evaluate.py",
-    ),
-    "losses": ("losses", "baselines/test_losses.py", "golden"),
-    "metrics/generation.py": ("metrics/test_generation.py", "golden"),
-    "metrics/prediction.py": ("metrics/test_prediction.py", "golden"),
-    "model": ("model", "test_ecosystem.py", "golden"),
-    "model/attention.py": ("model/test_attention.py", "model"),
-    "model/cache.py": ("model/test_cache.py", "model", "golden"),
+    "data/loader.py": ("data/test_pack.py", "training/test_evaluate.py"),
+    "data/pack.py": ("data/test_pack.py", "training/test_evaluate.py"),
+    "losses": ("losses", "baselines/test_losses.py"),
+    "metrics/generation.py": ("metrics/test_generation.py",),
+    "metrics/prediction.py": ("metrics/test_prediction.py",),
+    "model": ("model/test_formulas.py", "model/test_model.py", "model", "test_ecosystem.py"),
+    "model/attention.py": ("model/test_attention.py", "model/test_model.py"),
+    "model/cache.py": ("model/test_cache.py",),
     "model/generation.py": ("model/test_cache.py", "test_ecosystem.py"),
-    "model/head.py": ("model/test_formulas.py", "model", "golden"),
-    "model/mixer.py": ("model/test_formulas.py", "model", "golden"),
-    "predictions.py": (
-        "test_predictor.py",
-        "test_prior_correction.py",
-        "test_end_to_end.py",
-    ),
-    "predictor.py": (
-        "test_predictor.py",
-        "test_prior_correction.py",
-        "test_evaluation.py",
-        "test_ecosystem.py",
-    ),
+    "model/head.py": ("model/test_formulas.py", "model"),
+    "model/mixer.py": ("model/test_formulas.py", "model/test_memory.py"),
+    "predictions.py": ("test_predictor.py", "test_prior_correction.py"),
+    "predictor.py": ("test_predictor.py", "test_prior_correction.py", "test_ecosystem.py"),
     "training/checkpoint.py": ("training/test_checkpoint.py", "training/test_steps.py"),
-    "training/evaluate.py": (
-        "training/test_evaluate.py",
-        "test_prior_correction.py",
-        "test_evaluation.py",
-    ),
+    "training/evaluate.py": ("training/test_evaluate.py", "test_prior_correction.py"),
     "training/journal.py": ("training/test_journal.py", "training/test_steps.py"),
-    "training/optimizer.py": ("training/test_optimizer.py", "training/test_steps.py"),
+    "training/optimizer.py": ("training/test_optimizer.py",),
     "training/record.py": ("training/test_run.py", "training/test_loop.py"),
-    "training/run.py": (
-        "training/test_run.py",
-        "training/test_steps.py",
-        "training/test_loop.py",
-    ),
-    "training/setup.py": (
-        "training/test_setup.py",
-        "training/test_run.py",
-        "training/test_loop.py",
-    ),
-    "training/trainer.py": (
-        "training/test_steps.py",
-        "training/test_loop.py",
-        "adapt/test_finetune.py",
-    ),
+    "training/run.py": ("training/test_run.py", "training/test_steps.py"),
+    "training/setup.py": ("training/test_setup.py", "training/test_run.py"),
+    "training/trainer.py": ("training/test_steps.py", "training/test_loop.py"),
 }
 CPU_SECONDS = 60  # at least; three times what the tests take without a change
-LIBRARIES = (
-    "accelerate",
-    "datasets",
-    "duckdb",
-    "hypothesis",
-    "numba",
-    "pandas",
-    "polars",
-    "pyarrow.parquet",
-    "pytest",
-    "safetensors.torch",
-    "scipy.stats",
-    "sklearn.metrics",
-    "torch.distributed.fsdp",
-    "torchmetrics.classification",
-    "torchmetrics.functional.text",
-    "torchmetrics.retrieval",
-    "transformers",
-)
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not torchrun and not launch")
+PACKAGES = (str(ROOT / "behavegpt"), str(ROOT / "tests"))
+IN_FUNCTION = 0x2  # of a code object's flags: it has locals of its own, unlike a class's body
 
 
 @dataclass(frozen=True)
@@ -140,7 +96,7 @@ class Overlay(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         self.path = str(ROOT / "behavegpt" / mutant.path)
         self.name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         self.is_folder = parts[-1] == "__init__"
-        self.code = mutant.code
+        self.code = mutant.write()
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != self.name:
@@ -160,6 +116,54 @@ class Overlay(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         return compile(self.code, self.path, "exec")
 
 
+def functions_of(code: CodeType) -> Iterator[CodeType]:
+    """The code of the functions of a module and of its classes."""
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            if part.co_flags & IN_FUNCTION:
+                yield part
+            else:
+                yield from functions_of(part)
+
+
+def beside_functions(code: CodeType) -> tuple[Any, ...]:
+    """What a module's or a class's body does beside the bodies of its functions."""
+    rest = [part for part in code.co_consts if not isinstance(part, CodeType)]
+    parts = [part for part in code.co_consts if isinstance(part, CodeType)]
+    inner = [beside_functions(part) for part in parts if not part.co_flags & IN_FUNCTION]
+    return code.co_code, code.co_names, repr(rest), *inner
+
+
+def put_in_place(mutant: Mutant, known: dict[str, list[FunctionType]]) -> bool:
+    """Give imported functions the changed code; False where that is not enough. `known`: the
+    the functions of each file."""
+    path = ROOT / "behavegpt" / mutant.path
+    before = compile(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))), str(path), "exec")
+    after = compile(mutant.write(), str(path), "exec")
+    if beside_functions(before) != beside_functions(after):
+        return False
+    pairs = zip(functions_of(before), functions_of(after), strict=True)
+    changed = {old.co_qualname: new for old, new in pairs if old != new}
+    names = [code.co_qualname for code in functions_of(before)]
+    found = [f for f in known[str(path)] if f.__code__.co_qualname in changed]
+    if any(names.count(name) > 1 for name in changed) or len(found) < len(changed):
+        return False
+    if any(f.__code__.co_freevars != changed[f.__code__.co_qualname].co_freevars for f in found):
+        return False
+    for function in found:
+        function.__code__ = changed[function.__code__.co_qualname]
+    return True
+
+
+def known_functions() -> dict[str, list[FunctionType]]:
+    """Functions of the imported package, by their file."""
+    found: dict[str, list[FunctionType]] = defaultdict(list)
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(ROOT)):
+            found[thing.__code__.co_filename].append(thing)
+    return found
+
+
 class _FirstFailure:
     """Tells the parent which test failed first, or that none was collected."""
 
@@ -175,13 +179,14 @@ class _FirstFailure:
             os.write(self.pipe, b"\n")
 
 
-def try_out(mutant: Mutant, limit: int) -> Trial:
-    """Run the tests on a mutant in a forked child that may take `limit` seconds of CPU."""
+def try_out(mutant: Mutant, limit: int, known: dict[str, list[FunctionType]]) -> Trial:
+    """Run the tests on a mutant in a forked child that may take `limit` seconds of CPU; `known`:
+    the functions of each file."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _run_tests(mutant, limit, writing)
+        _run_tests(mutant, limit, writing, known)
     os.close(writing)
     with open(reading, encoding="utf-8") as told:
         lines = told.read().splitlines()
@@ -195,7 +200,7 @@ def try_out(mutant: Mutant, limit: int) -> Trial:
     return Trial("failed" if test else "broken", test, seconds)
 
 
-def _run_tests(mutant: Mutant, limit: int, pipe: int) -> None:
+def _run_tests(mutant: Mutant, limit: int, pipe: int, known: dict[str, list[FunctionType]]) -> None:
     """Does not return: the process ends with pytest's status."""
     status = 1
     try:
@@ -204,13 +209,13 @@ def _run_tests(mutant: Mutant, limit: int, pipe: int) -> None:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        sys.meta_path.insert(0, Overlay(mutant))
-        import pytest
-
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-        options += ["-k", "not torchrun and not launch"]
+        if not put_in_place(mutant, known):
+            for name, module in list(sys.modules.items()):
+                if (getattr(module, "__file__", None) or "").startswith(PACKAGES):
+                    del sys.modules[name]
+            sys.meta_path.insert(0, Overlay(mutant))
         tests = [str(ROOT / "tests" / name) for name in TESTS[mutant.part]]
-        status = int(pytest.main([*options, *tests], plugins=[_FirstFailure(pipe)]))
+        status = int(pytest.main(["-x", *OPTIONS, *tests], plugins=[_FirstFailure(pipe)]))
     finally:
         os._exit(status)
 
@@ -227,6 +232,12 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes", type=float, default=1e9, help="stop after so long, with what was tried by then"
     )
     parser.add_argument(
+        "--limit",
+        type=int,
+        help="seconds of CPU for each; without, three times what the tests take, which are then "
+        "seen to pass without a change",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="JSONL: a line for each mutant that was tried"
     )
     return parser.parse_args()
@@ -241,11 +252,11 @@ def choose(arguments: argparse.Namespace) -> list[Mutant]:
     return random.Random(arguments.seed).sample(found, min(arguments.sample, len(found)))
 
 
-def limits(parts: set[str]) -> dict[str, int]:
+def limits(parts: set[str], known: dict[str, list[FunctionType]]) -> dict[str, int]:
     """Seconds of CPU for the tests of each part, which must pass without a change."""
     found = {}
     for part in sorted(parts):
-        trial = try_out(unchanged(part, TESTS), 10 * CPU_SECONDS)
+        trial = try_out(unchanged(part, TESTS), 10 * CPU_SECONDS, known)
         if trial.killed:
             sys.exit(f"{part}: its tests fail without any change ({trial.end} {trial.test})")
         print(f"{part}: {trial.seconds} s without a change", flush=True)
@@ -253,23 +264,37 @@ def limits(parts: set[str]) -> dict[str, int]:
     return found
 
 
+def import_all(parts: set[str]) -> dict[str, list[FunctionType]]:
+    """Import the package and the tests of some parts; returns the package's functions by file."""
+    sys.path.insert(0, str(ROOT))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    importlib.import_module("torch").set_num_threads(1)
+    tests = sorted({str(ROOT / "tests" / name) for part in parts for name in TESTS[part]})
+    if pytest.main(["--collect-only", "-qq", "--no-summary", *OPTIONS, *tests]):
+        sys.exit("the tests cannot be collected")
+    for part in parts:
+        for path in sources(part, TESTS):
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    gc.collect()
+    known = known_functions()
+    gc.freeze()  # so that a child's collections do not copy all our memory
+    return known
+
+
 def main() -> int:
     arguments = parse_arguments()
     began = time.monotonic()
     chosen = choose(arguments)
-    sys.path.insert(0, str(ROOT))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    importlib.import_module("torch").set_num_threads(1)
-    limit = limits({mutant.part for mutant in chosen})
+    parts = {mutant.part for mutant in chosen}
+    known = import_all(parts)
+    limit = dict.fromkeys(parts, arguments.limit) if arguments.limit else limits(parts, known)
     killed: Counter[str] = Counter()
     tried: Counter[str] = Counter()
     with open(arguments.out, "w", encoding="utf-8") as out:
         for mutant in chosen:
             if time.monotonic() - began > 60 * arguments.minutes:
                 break
-            trial = try_out(mutant, limit[mutant.part])
+            trial = try_out(mutant, limit[mutant.part], known)
             tried[mutant.path] += 1
             killed[mutant.path] += trial.killed
             row = {name: getattr(mutant, name) for name in ("path", "line", "before", "after")}
