@@ -325,6 +325,16 @@ def test_without_options_five_behaviors_the_last_state_and_fifty_events(
     assert [(given[3].steps, given[3].samples) for given in asked] == [(50, 1), (7, 2)]
 
 
+def test_a_table_has_a_row_for_each_rank(predictor: Predictor) -> None:
+    found = predictor.predict(ROWS, top_k=3)
+    table = found.to_table().to_pydict()
+    assert list(table) == ["user", "rank", "behavior", "probability"]
+    assert len(found) == 3 and table["rank"] == [1, 2, 3] * 3
+    assert table["user"] == [f"user{n}" for n in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
+    assert table["behavior"] == found.labels.flatten().tolist()
+    assert table["probability"] == pytest.approx(found.probabilities.flatten().tolist())
+
+
 def test_links_are_those_beside_the_model_unless_others_are_given(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

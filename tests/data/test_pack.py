@@ -223,6 +223,19 @@ def test_what_a_target_sees_of_a_history(events, first, windows):
     assert list(zip(found.start, found.length, found.score_from, strict=True)) == windows
 
 
+def test_users_without_events_have_no_targets():
+    store = replace(one_user(5, 3), offsets=np.array([0, 0, 5, 5]))
+    assert [target_rows(store, split).tolist() for split in (TRAIN, VALID, TEST)] == [
+        [1, 2],
+        [],
+        [3, 4],
+    ]
+    windows = evaluation_windows(store, TEST, 8)
+    assert (windows.start.tolist(), windows.length.tolist()) == ([0], [4])
+    windows = training_windows(store, 8, np.random.default_rng(0))
+    assert (windows.start.tolist(), windows.length.tolist()) == ([0], [2])
+
+
 def test_windows_of_one_event_see_one_event():
     found = evaluation_windows(one_user(5, 1), TEST, 1)
     assert list(zip(found.start, found.length, found.score_from, strict=True)) == [
@@ -291,6 +304,14 @@ def test_gaps_are_cut_in_half_octaves():
     assert gap_buckets(np.array(seconds)).tolist() == [0, 0, 2, 3, 4, 6, 54, 55, 55]
 
 
+def test_alone_a_rank_evaluates_every_target():
+    store, options = random_store(2), {"max_length": 16, "rows_per_batch": 3, "fields": FIELDS}
+    rows = np.concatenate(
+        [batch.row.flatten().numpy() for batch in evaluation_batches(store, TEST, **options)]
+    )
+    assert sorted(rows[rows >= 0]) == slow_target_rows(store, TEST)
+
+
 def test_padding_is_nothing_and_a_plan_may_have_no_targets():
     store = random_store(2)
     plan = pack_rows(training_windows(store, 16, np.random.default_rng(0)), 64)
@@ -300,7 +321,7 @@ def test_padding_is_nothing_and_a_plan_may_have_no_targets():
     assert empty[1].all() and not empty[0, 0]
     for ids in (*batch.inputs.values(), batch.position):
         assert not ids[empty].any()
-    assert (batch.row[empty] == -1).all()
+    assert ((batch.row == -1) == (batch.target == IGNORED)).all()
     for ids in (batch.target, batch.next_fields["event"]):
         assert (ids[empty] == IGNORED).all()
     without = collate(columns, plan, rows, 64, FIELDS, ("event",), with_target=False)

@@ -360,6 +360,10 @@ def test_the_model_folder_stands_alone():
         ({"max_length": 0}, "max_length, num_attention_heads"),
         ({"embedding_size": 0}, "embedding_size must be at least 1"),
         ({"embedding_size": 9, "num_attention_heads": 4}, "multiple of"),
+        (
+            {"field_sizes": {"event": 8}, "embedding_size": 3, "num_attention_heads": 1},
+            r"hidden_size 3 .* must be a multiple of 2 \* num_attention_heads 1",
+        ),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout must be in"),
         ({"next_heads": ["weekday"]}, "next_heads may name"),
