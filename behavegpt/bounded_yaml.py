@@ -83,9 +83,8 @@ def _check_tree(node: yaml.Node, source: str, counted: list[int], depth: int = 0
     counted[0] += 1
     if depth > MOST_DEPTH or counted[0] > MOST_NODES:
         raise ConfigError(
-            f"{source}{_place(node.start_mark)}: with its aliases (*name) written out the text "
-            "has more than "
-            f"{MOST_NODES:,} values or {MOST_DEPTH} levels; write less."
+            f"{source}{_place(node.start_mark)}: with its aliases (*name) written out the text has "
+            f"more than {MOST_NODES:,} values or {MOST_DEPTH} levels; write less."
         )
     if isinstance(node, yaml.MappingNode):
         names = Counter(

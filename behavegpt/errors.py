@@ -47,7 +47,8 @@ def violation(error: Exception) -> str:
     """What a model configuration objects to: the last line, as huggingface_hub wraps errors in
     types of its own.
 
-    >>> violation(ValueError("Class validation error:\\n    ValueError: dropout must be in [0, 1), not 2."))
+    >>> wrapped = "Class validation error:\\n    ValueError: dropout must be in [0, 1), not 2."
+    >>> violation(ValueError(wrapped))
     'dropout must be in [0, 1), not 2.'
     """
     return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
@@ -89,15 +90,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def is_interruption(error: BaseException | None) -> bool:
-    """Whether a signal stopped the work: DuckDB makes an error of its own of it, which others may
-    wrap.
+_INTERRUPTED = ("query interrupted", "keyboardinterrupt")
 
-    >>> is_interruption(RuntimeError("Query interrupted")), is_interruption(RuntimeError("no"))
-    (True, False)
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether a signal stopped the work: DuckDB makes an error of its own of it, of one inside an
+    Arrow table another, and others may wrap them.
+
+    >>> [is_interruption(RuntimeError(text)) for text in ("Query interrupted", "read: no memory")]
+    [True, False]
+    >>> is_interruption(DataError("reading the object as Arrow data failed: KeyboardInterrupt:"))
+    True
     """
     while error is not None:
-        if isinstance(error, KeyboardInterrupt) or "query interrupted" in str(error).lower():
+        told = str(error).lower()
+        if isinstance(error, KeyboardInterrupt) or any(word in told for word in _INTERRUPTED):
             return True
         # of DuckDB, which this module need not import
         if type(error).__name__ == "InterruptException":

@@ -17,19 +17,23 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
-from behavegpt.data.loader import memory_of
-from behavegpt.data.pack import count_unseen, target_rows
+from behavegpt.data.loader import ALL, Share, memory_of
+from behavegpt.data.memory_counts import MemorySource
+from behavegpt.data.pack import argument_name, count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.io import write_json, write_text
+from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
 TOP_BEHAVIORS = 15  # of the confusion table
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+TAKEN_FOR = 3  # behaviors that a behavior is most often taken for
 EXAMPLES = 5
 CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
@@ -42,8 +46,7 @@ def compare(
     split: str = "test",
     baselines: bool = True,
     prior_correction: float = 0.0,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
 ) -> dict[str, Any]:
     """Evaluate on a split and write the result files (rank 0); returns what metrics.json holds.
 
@@ -63,23 +66,23 @@ def compare(
         )
     scored: dict[str, PredictionMetrics] = {}
     extra: dict[str, float] = {}
+    calibration = Calibration()
     with progress("evaluate behavegpt", rows) as show:
         scored["behavegpt"], extra["cross_entropy"] = evaluate(
             predictor.model,
             store,
             SPLITS[split],
-            max_length=predictor.model.config.max_length,
-            fields=predictor.model.config.columns,
             prior_correction=prior_correction,
-            rank=rank,
-            world=world,
+            share=share,
             on_batch=_cumulative(show),
+            calibration=calibration,
         )
-    if baselines and rank == 0:
+    if baselines and share.rank == 0:
         scored |= score_baselines(store, split)
     result = summary(scored, store, split, _protocol(predictor, store, split, prior_correction))
     result["models"]["behavegpt"] |= extra
-    if rank == 0:
+    result["calibration"] = calibration.compute()
+    if share.rank == 0:
         for text in result["remarks"]:
             say(f"note: {text}")
         _write_results(predictor, store, out, result, scored, split)
@@ -115,10 +118,22 @@ def _write_results(
     if store.behaviors.classes <= CONFUSION_CLASSES:
         top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
         names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
-        write_json(out.parent / "confusion.json", {"labels": names, "counts": table.tolist()})
+        found = {"labels": names, "counts": table.tolist()}
+        found["taken_for"] = _taken_for(scored["behavegpt"], _labels(store))
+        write_json(out.parent / "confusion.json", found)
     write_json(
         out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])}
     )
+
+
+def _taken_for(metrics: PredictionMetrics, labels: list[str]) -> dict[str, list[list[Any]]]:
+    """For each behavior the wrong ones that were predicted most often, with their number."""
+    place, number = metrics.taken_for(TAKEN_FOR)
+    return {
+        labels[k]: [[labels[j], n] for j, n in zip(others, numbers, strict=True) if n]
+        for k, (others, numbers) in enumerate(zip(place.tolist(), number.tolist(), strict=True))
+        if numbers[0]
+    }
 
 
 def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
@@ -213,43 +228,23 @@ def examples(
     if not len(deep):
         return []
     chosen = deep[np.linspace(0, len(deep) - 1, EXAMPLES).astype(int)]
-    found = []
     names, counts = store.users(), predictor.model.counts
     memory = None if counts is None else memory_of(store, counts)
+    found = []
     for row in np.unique(chosen):
         user = int(np.searchsorted(store.offsets, row, side="right") - 1)
-        begin = max(int(store.offsets[user]), int(row) - predictor.model.config.max_length)
-        batch = {
-            f: torch.from_numpy(store.column(f)[begin:row].astype(np.int64))[None]
-            for f in predictor.model.config.columns
-        }
-        inputs = {("input_ids" if f == "event" else f"{f}_ids"): ids for f, ids in batch.items()}
-        inputs = {name: ids.to(predictor.model.device) for name, ids in inputs.items()}
-        last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        last[0, -1] = True
-        told = None if memory is None else memory.at(np.array([row - 1]))
-        with torch.no_grad():
-            probabilities = (
-                predictor.model(**inputs, select=last, memory=told)
-                .logits[0]
-                .float()
-                .softmax(-1)
-                .cpu()
-            )
+        probabilities = _probabilities_at(predictor, store, int(row), memory)
         best = probabilities.topk(min(3, len(probabilities)))
+        labels = predictor.tokenizer.labels(best.indices.numpy())
         past = slice(int(row) - history, int(row))
+        before = zip(_times(store, past), *_texts(store, past), strict=True)
         found.append(
             {
                 "user": names[user].as_py(),
-                "history": [
-                    list(event)
-                    for event in zip(_times(store, past), *_texts(store, past), strict=True)
-                ],
+                "history": [list(event) for event in before],
                 "predicted": [
                     [str(label), round(float(p), 4)]
-                    for label, p in zip(
-                        predictor.tokenizer.labels(best.indices.numpy()), best.values, strict=True
-                    )
+                    for label, p in zip(labels, best.values, strict=True)
                 ],
                 "actual": store.behaviors.decode(store.column("behavior")[row : row + 1])[0],
             }
@@ -257,11 +252,39 @@ def examples(
     return found
 
 
+@torch.no_grad()
+def _probabilities_at(
+    predictor: Predictor, store: EventStore, row: int, memory: MemorySource | None
+) -> torch.Tensor:
+    """Probabilities (K,) of the behavior of the event at a row, from the user's events before
+    it."""
+    model = predictor.model
+    user = int(np.searchsorted(store.offsets, row, side="right") - 1)
+    begin = max(int(store.offsets[user]), row - model.config.max_length)
+    inputs = {}
+    for field in model.config.columns:
+        ids = torch.from_numpy(store.column(field)[begin:row].astype(np.int64))[None]
+        inputs[argument_name(field)] = ids.to(model.device)
+    last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    last[0, -1] = True
+    told = None if memory is None else memory.at(np.array([row - 1]))
+    probabilities: torch.Tensor = model(**inputs, select=last, memory=told).logits[0]
+    return probabilities.float().softmax(-1).cpu()
+
+
 def _times(store: EventStore, part: slice) -> list[str]:
-    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    """Local times: `Mon 2012-04-02 18:30`."""
     minutes = store.columns["slot"][part].astype(int) * store.schema.slot_minutes
-    weekdays = store.columns["weekday"][part]
-    return [f"{days[d]} {m // 60:02d}:{m % 60:02d}" for d, m in zip(weekdays, minutes, strict=True)]
+    weekdays = np.asarray(store.columns["weekday"][part]).astype(int)
+    moments = np.asarray(store.columns["time"][part]).astype(np.int64) + store.manifest.time_origin
+    # the local day is the one of the three around that of UTC with this weekday; day 0 was Thursday
+    days = moments // 86_400
+    days += (weekdays - (days + 3) + 1) % 7 - 1
+    dates = days.astype("datetime64[D]").astype(str)
+    return [
+        f"{_DAYS[weekday]} {date} {minute // 60:02d}:{minute % 60:02d}"
+        for weekday, date, minute in zip(weekdays, dates, minutes, strict=True)
+    ]
 
 
 def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:

@@ -27,7 +27,7 @@ from behavegpt.data.pack import argument_name
 from behavegpt.errors import ConfigError, MissingExtraError
 from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.model.head import Past
+from behavegpt.model.history import Past
 from behavegpt.predictor import Predictor
 
 Format = Literal["torch", "onnx"]
@@ -74,7 +74,8 @@ class LastEvent(nn.Module):
         past = None
         if self.model.history is not None:
             slots = (self.model.config.field_sizes or {})["slot"]
-            found = self.model._past_ids(inputs["input_ids"], inputs)
+            fields = dict(zip(self.model.config.columns, moved, strict=True))
+            found = self.model.history_ids(fields)
             behavior = found["behavior"]
             first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
             past = self.model.history.at_last(

@@ -125,7 +125,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
         refuse_nothing_new(old, new)
     remarks = schema_remarks(base.config, old, store)
     model = BehaveGPTForBehaviorPrediction(target_config(base.config, new, options.dropout))
-    model.head.set_prior(torch.tensor(encoded.behaviors.counts))
+    model.set_prior(torch.tensor(encoded.behaviors.counts))
     if model.config.memory:  # the habits of these data
         model.counts = count_store(encoded)
     weights = base.state_dict()

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from behavegpt.console import say
-from behavegpt.errors import BehaveGPTError
+from behavegpt.errors import BehaveGPTError, is_interruption
 from behavegpt.training.journal import read_journal
 
 Row = dict[str, Any]
@@ -115,6 +115,8 @@ def attempted(figures: Callable[[], Row], name: str) -> Row:
     try:
         state = {"status": "done", **figures()}
     except FAILURES as error:
+        if is_interruption(error):
+            raise KeyboardInterrupt from error  # no failure of this run: nothing goes on
         state = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         say(f"{name} failed: {error}")
     return state | {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}

@@ -15,7 +15,7 @@ import torch
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
-from behavegpt.data.pack import RowPlan, Windows, collate, pack_rows
+from behavegpt.data.pack import RowPlan, Windows, collate_inputs, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 # a GPU is done with a small one before the next is made
@@ -59,9 +59,7 @@ def history_batches(
     for first, stop in _pieces(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
     ):
-        batch = collate(
-            columns, plan, np.arange(first, stop), row_length, fields, with_target=False
-        )
+        batch = collate_inputs(columns, plan, np.arange(first, stop), row_length, fields)
         inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
         time = inputs["time_ids"] if with_time else None
         if "time" not in config.columns:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from behavegpt.errors import BehaveGPTError, ConfigError, first_line
 from behavegpt.paths import check_unicode
+from behavegpt.signals import deferring
 
 OutputKind = Literal["file", "into", "whole"]
 
@@ -71,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
+        with deferring(), suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
@@ -92,7 +93,8 @@ def workspace(path: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with deferring():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -126,17 +128,16 @@ def put_in_place(folder: Path, final: Path) -> None:
     Files get the permissions that the umask gives, whatever library wrote them.
     """
     _open_by_umask(folder)
-    if not os.path.lexists(final):
-        os.rename(folder, final)
-        return
-    if _exchange(folder, final):
-        discard(folder)
-        return
-    # `remove_stale` puts it back if the process ends between the two renames
-    old = temporary_name(final, "old")
-    os.rename(final, old)
-    os.rename(folder, final)
-    discard(old)
+    with deferring():
+        if not os.path.lexists(final):
+            os.rename(folder, final)
+        elif _exchange(folder, final):
+            discard(folder)
+        else:  # `remove_stale` puts it back if the process ends between the two renames
+            old = temporary_name(final, "old")
+            os.rename(final, old)
+            os.rename(folder, final)
+            discard(old)
 
 
 def discard(path: Path) -> None:
@@ -185,29 +186,31 @@ def lock(
     owner = file.with_name(f"{file.name}.json")
     temporary = owner.with_name(f"{owner.name}.tmp")
     held = FileLock(file)
-    try:  # a signal may come at any line: what is held is let go in one place
-        try:
-            held.acquire(timeout=0)
-            about = {"pid": os.getpid(), "host": socket.gethostname()}
-            temporary.write_text(json.dumps(about), encoding="utf-8")
-            os.replace(temporary, owner)
-        except Timeout:
-            raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
-        except OSError as error:
-            if not held.is_locked:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
-            told = f"{path}: cannot be locked ({first_line(error)}); {remedy}."
-            raise ConfigError(told) from None
+    try:
+        with deferring():  # a stop in between would leave files of a lock that nobody holds
+            try:
+                held.acquire(timeout=0)
+                about = {"pid": os.getpid(), "host": socket.gethostname()}
+                temporary.write_text(json.dumps(about), encoding="utf-8")
+                os.replace(temporary, owner)
+            except Timeout:
+                raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
+            except OSError as error:
+                if not held.is_locked:
+                    with suppress(OSError):
+                        file.unlink(missing_ok=True)
+                told = f"{path}: cannot be locked ({first_line(error)}); {remedy}."
+                raise ConfigError(told) from None
         yield
     finally:
-        if held.is_locked:
-            with suppress(OSError):  # on a disk that has become read-only they stay
-                temporary.unlink(missing_ok=True)
-                owner.unlink(missing_ok=True)
-                # before its release: who waits for this inode looks for the next one
-                file.unlink(missing_ok=True)
-            held.release()
+        with deferring():
+            if held.is_locked:
+                with suppress(OSError):  # on a disk that has become read-only they stay
+                    temporary.unlink(missing_ok=True)
+                    owner.unlink(missing_ok=True)
+                    # before its release: who waits for this inode looks for the next one
+                    file.unlink(missing_ok=True)
+                held.release()
 
 
 def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) -> None:

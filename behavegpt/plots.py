@@ -3,59 +3,36 @@ and returns it.
 
 RUN/log.jsonl -> loss.png        RUN/eval/metrics.json -> recall_by_decile.png
 RUN/eval/confusion.json -> confusion.png        RUN/eval/per_behavior.csv -> per_behavior.png
+RUN/eval/metrics.json -> calibration.png
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from behavegpt.errors import DataError
-from behavegpt.io import replacing
+from behavegpt.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    MODEL,
+    ORANGE,
+    VERMILION,
+    figure,
+    legend_below,
+    short,
+    styled,
+    title_of,
+)
 from behavegpt.training.journal import read_journal
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-MODEL = "behavegpt"
 MOST_LINES = 6  # of a plot; more share colors and hide one another
-# Okabe and Ito: told apart by people with any color vision; blue is the model's in every figure.
-BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-OTHERS = (ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#6A3D9A", "#9aa5ad")
-INK, GRID = "#333333", "#dddddd"
-MARKERS = ("s", "^", "D", "v", "P", "X", "*")
-FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans")
-STYLE = {
-    "figure.dpi": 150,
-    "savefig.dpi": 150,
-    "font.size": 10,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "text.parse_math": False,  # a label may hold a dollar sign
-}
 
 
 def draw_all(run: Path) -> list[Path]:
@@ -65,12 +42,13 @@ def draw_all(run: Path) -> list[Path]:
         ("log.jsonl", "loss.png", loss_curve),
         ("eval/metrics.json", "recall_by_decile.png", recall_by_decile),
         ("eval/per_behavior.csv", "per_behavior.png", per_behavior),
+        ("eval/metrics.json", "calibration.png", calibration),
         ("eval/confusion.json", "confusion.png", confusion),
     ]
     return [
         draw(run / source, run / "figs" / name)
         for source, name, draw in figures
-        if (run / source).is_file()
+        if (run / source).is_file() and (draw is not calibration or _is_calibrated(run / source))
     ]
 
 
@@ -78,7 +56,8 @@ def loss_curve(log: Path, out: Path) -> Path:
     """Cross-entropy over training (left) and the validation figures (right), by optimizer step,
     from log.jsonl."""
     records = read_journal(log)
-    train, valid = ([r for r in records if r.get("kind") == kind] for kind in ("train", "valid"))
+    train = [record for record in records if record.get("kind") == "train"]
+    valid = [record for record in records if record.get("kind") == "valid"]
     with figure(out, (8.2, 3.5), columns=2) as (_, (left, right)):
         steps, entropy = _series(train, "cross_entropy")
         left.plot(steps, entropy, color=BLUE, alpha=0.3, linewidth=1)
@@ -98,7 +77,7 @@ def loss_curve(log: Path, out: Path) -> Path:
             right.plot(*_series(valid, key), color=color, marker=marker, markersize=4, label=label)
         right.set(title="Validation", xlabel="optimizer step", ylabel="share (0 to 1)")
         for axes in (left, right):
-            _legend_below(axes)
+            legend_below(axes)
     return out
 
 
@@ -111,39 +90,27 @@ def frontier(
     Points below `within` times the best weighted recall are left out, so that the others can be
     told apart.
     """
-    groups = {
-        name: [r for r in rows if r[group] == name]
-        for name in dict.fromkeys(r[group] for r in rows)
-    }
-    points = {
-        name: np.array([[r["rec_w"], r["rec_m"]] for r in found]) for name, found in groups.items()
-    }
+    recalls: dict[str, list[list[float]]] = {}
+    for row in rows:
+        recalls.setdefault(row[group], []).append([row["rec_w"], row["rec_m"]])
+    points = {name: np.array(values) for name, values in recalls.items()}
     best = max(values[:, 0].mean() for values in points.values())
     shown = {n: v for n, v in points.items() if v[:, 0].mean() >= within * best}
+    ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
+
     with figure(out, (9, 4.8)) as (_, (axes,)):
-        ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
         for number, (name, values) in enumerate(ordered, 1):
-            (x, y), spread = (
-                values.mean(0),
-                values.std(0, ddof=1) if len(values) > 1 else np.zeros(2),
-            )
-            color = (
-                ORANGE
-                if name.startswith("dro")
-                else BLUE
-                if name.startswith("cross_entropy")
-                else GREEN
-            )
-            label = f"{number}  {title_of(name)}"
+            x, y = values.mean(0)
+            spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
             axes.errorbar(
                 x,
                 y,
                 yerr=spread[1],
                 xerr=spread[0],
                 fmt="o",
-                color=color,
+                color=_color_of_loss(name),
                 elinewidth=1,
-                label=label,
+                label=f"{number}  {title_of(name)}",
             )
             axes.annotate(
                 str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9
@@ -153,6 +120,12 @@ def frontier(
             title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall"
         )
     return out
+
+
+def _color_of_loss(name: str) -> str:
+    if name.startswith("dro"):
+        return ORANGE
+    return BLUE if name.startswith("cross_entropy") else GREEN
 
 
 def recall_by_decile(metrics: Path, out: Path) -> Path:
@@ -184,6 +157,33 @@ def recall_by_decile(metrics: Path, out: Path) -> Path:
             xticks=range(1, 11),
         )
         axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return out
+
+
+def _is_calibrated(metrics: Path) -> bool:
+    """Whether an evaluation measured calibration: earlier ones did not."""
+    return bool((read_json(metrics).get("calibration") or {}).get("bins"))
+
+
+def calibration(metrics: Path, out: Path) -> Path:
+    """Share of predictions that came true, by their probability; dots grow with their number."""
+    figures = read_json(metrics, "calibration")["calibration"]
+    said = np.array([part["probability"] for part in figures["bins"]])
+    came = np.array([part["came_true"] for part in figures["bins"]])
+    number = np.array([part["predictions"] for part in figures["bins"]], dtype=np.float64)
+    with figure(out, (8, 4.2)) as (_, (axes,)):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="as it should be")
+        axes.plot(said, came, color=BLUE, linewidth=1.4, zorder=2)
+        size = 24 + 260 * number / number.max()
+        axes.scatter(said, came, s=size, color=BLUE, alpha=0.75, zorder=3, label="predictions")
+        axes.set(
+            title=f"Calibration (expected error {figures['ece']:.3f})",
+            xlabel="probability of the first behavior",
+            ylabel="share that came true",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out
 
@@ -254,81 +254,6 @@ def per_behavior(table: Path, out: Path) -> Path:
     return out
 
 
-def challenge_scores(board: Path, out: Path) -> Path:
-    """Scores of each entry in each challenge task, bars of one deviation over seeds, best entry
-    first."""
-    table = read_json(board, "tasks", "entries")
-    tasks, entries = table["tasks"], table["entries"]
-    with figure(out, (1.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
-        for index, (entry, color) in enumerate(
-            zip(entries, [BLUE, *OTHERS] * len(entries), strict=False)
-        ):
-            places = [k for k, task in enumerate(tasks) if task in entry["tasks"]]
-            scores = [entry["tasks"][tasks[k]] for k in places]
-            shift = 0.6 * ((index + 0.5) / len(entries) - 0.5)
-            axes.errorbar(
-                np.array(places) + shift,
-                [score["mean"] for score in scores],
-                yerr=[score["std"] or 0 for score in scores],
-                fmt=("o", *MARKERS)[index % (len(MARKERS) + 1)],
-                color=color,
-                elinewidth=1.2,
-                capsize=2,
-                label=f"{entry['place']}. {short(entry['name'])} ({entry['borda']:g})",
-            )
-        axes.set_xticks(
-            range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5
-        )
-        axes.set(title="Challenge scores by task (Borda points)", ylabel="task score")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    return out
-
-
-def challenge_results(results: Sequence[Path], out: Path) -> Path:
-    """Scores of evaluated entries by task: a dot for each seed, a mark at the mean; gray: what
-    knowing nothing gives.
-
-    The gray line is the constant predictor's score with two deviations of chance around it, the bar
-    above the best score that the labels allow.
-    """
-    tables = [read_json(path, "name", "tasks", "floors") for path in results]
-    tasks = list(dict.fromkeys(task for table in tables for task in table["tasks"]))
-    with figure(out, (2.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
-        for place, task in enumerate(tasks):
-            floor = next(table["floors"][task] for table in tables if task in table["tasks"])
-            edges = [place - 0.4, place + 0.4]
-            level, band = floor["constant"], 2 * floor["chance_std"]
-            labels = (None, None) if place else ("knows nothing (band: chance)", "best possible")
-            axes.fill_between(edges, level - band, level + band, color=GRID, linewidth=0)
-            axes.plot(edges, [level, level], color="gray", linewidth=1, label=labels[0])
-            axes.plot(edges, [floor["ceiling"]] * 2, color="gray", linewidth=3, label=labels[1])
-        for index, (table, color) in enumerate(
-            zip(tables, [BLUE, *OTHERS] * len(tables), strict=False)
-        ):
-            shift = 0.7 * ((index + 0.5) / len(tables) - 0.5)
-            found = [(tasks.index(task) + shift, values) for task, values in table["tasks"].items()]
-            x, y = np.array(
-                [(place, score) for place, values in found for score in values["scores"]]
-            ).T
-            axes.scatter(x, y, s=12, color=color, alpha=0.5, linewidths=0, zorder=3)
-            marker = ("o", *MARKERS)[index % (len(MARKERS) + 1)]
-            means = [values["mean"] for _, values in found]
-            axes.plot(
-                [place for place, _ in found],
-                means,
-                marker,
-                color=color,
-                markersize=7,
-                label=short(table["name"]),
-            )
-        axes.set_xticks(
-            range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5
-        )
-        axes.set(title="Challenge scores by task (dots: seeds)", ylabel="task score")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    return out
-
-
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """A result file with the keys `needed`; raises DataError naming it when it is damaged."""
     try:
@@ -367,63 +292,6 @@ def best_baseline(rows: Sequence[dict[str, Any]]) -> str | None:
         recall.setdefault(row["model"], []).append(row["recall"])
     recall.pop(MODEL, None)
     return max(recall, key=lambda name: float(np.mean(recall[name])), default=None)
-
-
-def styled(names: Sequence[str] | dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(name, color, marker), ours first; the same baseline looks the same whenever the same ones
-    are shown."""
-    others = [name for name in names if name != MODEL]
-    if MODEL in names:
-        yield MODEL, BLUE, "o"
-    for index, name in enumerate(others):
-        yield name, OTHERS[index % len(OTHERS)], MARKERS[index % len(MARKERS)]
-
-
-def title_of(name: str) -> str:
-    """A model's name for people."""
-    return "BehaveGPT" if name == MODEL else name.replace("_", " ")
-
-
-def short(label: object, length: int = 22) -> str:
-    """A label on one line and cut to `length` characters."""
-    text = " ".join(str(label).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-@contextmanager
-def figure(
-    out: Path, size: tuple[float, float], columns: int = 1
-) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure in the house style with its axes; written to `out` in one rename. The caller's
-    settings stay as is."""
-    import matplotlib as mpl
-    from matplotlib import font_manager
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    installed = set(font_manager.get_font_names())
-    family = [name for name in FONTS if name in installed]
-    style: Any = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
-    with mpl.rc_context(style | STYLE | {"font.family": family}), warnings.catch_warnings():
-        # a box stands for it; the tables show the text
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        drawn = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(drawn)
-        yield drawn, drawn.subplots(1, columns, squeeze=False)[0]
-        with replacing(out) as temporary:
-            drawn.savefig(
-                temporary,
-                format="png",
-                metadata={"Software": None},
-                bbox_inches="tight",
-                pad_inches=0.12,
-            )
-
-
-def _legend_below(axes: Axes) -> None:
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1.2, handlelength=1.6
-    )
 
 
 def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

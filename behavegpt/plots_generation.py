@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from behavegpt.errors import DataError
-from behavegpt.plots import BLUE, INK, MODEL, OTHERS, figure, short, title_of
+from behavegpt.figures import BLUE, INK, MODEL, OTHERS, figure, short, title_of
 
 BEHAVIORS = 12  # most frequent in training, shown by name
 TICKS = {"1 min": 60, "1 h": 3600, "1 d": 86_400, "1 w": 604_800, "1 mo": 2_592_000}

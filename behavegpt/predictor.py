@@ -55,7 +55,8 @@ class Predictor:
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
+        facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        return f"{type(self).__name__}({facts})"
 
     def _repr_html_(self) -> str:
         return html_facts(type(self).__name__, self._facts())
@@ -75,7 +76,8 @@ class Predictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise
         than in training.
 
-        >>> model.reading(user="uid", time="ts", time_format="%d/%m/%Y").predict("logs.csv")    # doctest: +SKIP
+        >>> reader = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")   # doctest: +SKIP
+        >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
         return Predictor(self.model, self.tokenizer.reading(changes), self.links)
 

@@ -105,17 +105,9 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
-        untrained = settings.init == "universal"  # is a model already, and may stay the best one
-        trainer = Trainer(
-            model,
-            loss,
-            store,
-            settings.train,
-            run,
-            attention=settings.attention,
-            judge_start=untrained,
-        )
-        trainer.fit(origin=_origin(settings, model))
+        trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
+        # the universal weights are a model already, and may stay the best one
+        trainer.fit(_origin(settings, model), judge_start=settings.init == "universal")
         run.save(
             trainer.best_model(),
             EventTokenizer.from_store(store, model.config.max_length),
@@ -136,7 +128,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
         model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
     else:
         model = BehaveGPTForBehaviorPrediction(config)
-        model.head.set_prior(torch.tensor(store.behaviors.counts))
+        model.set_prior(torch.tensor(store.behaviors.counts))
     if config.memory:
         model.counts = count_store(store)
     if settings.init == "universal":
@@ -164,7 +156,7 @@ def _origin(settings: PretrainSettings, model: BehaveGPTForBehaviorPrediction) -
 def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
     """Give the mixer the weights of the universal one. Raises ConfigError for a model without
     memory."""
-    head = getattr(model, "memory", None) or model.head.memory
+    head = model.memory_head
     if head is None:
         raise ConfigError(
             "init=universal starts the mixer of a memory; set model.memory=true, or remove it."

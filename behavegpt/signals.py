@@ -13,16 +13,37 @@ from types import FrameType
 Handler = Callable[[int, FrameType | None], None]
 SOON = 0.05  # seconds until a stop is sent again: the callback that dropped it has returned
 
+_deferred = {"depth": 0, "stops": 0}  # of the main thread, where handlers run
+
+
+@contextmanager
+def deferring() -> Iterator[None]:
+    """A stop waits until these lines have run: those that make or clear away what others find."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _deferred["depth"] += 1
+    try:
+        yield
+    finally:
+        _deferred["depth"] -= 1
+    if _deferred["stops"] and not _deferred["depth"]:
+        _deferred["stops"] = 0
+        raise KeyboardInterrupt
+
 
 @contextmanager
 def interrupting() -> Iterator[list[int]]:
     """SIGTERM ends what runs as Ctrl-C does, by a KeyboardInterrupt, so that what was begun is
     cleared away. Yields the signals received, in their order."""
     received: list[int] = []
+    _deferred["stops"] = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        if not _deferred["depth"]:
+            raise KeyboardInterrupt
+        _deferred["stops"] += 1
 
     def dropped(report: sys.UnraisableHookArgs) -> None:
         """A callback of C code cannot raise: the interrupt would be printed and forgotten."""

@@ -93,8 +93,7 @@ class UserEmbeddings(Tabular):
         if ids.ndim != 1 or vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.itemsize > 8:
             raise DataError(
                 f"{folder}: ids of shape {ids.shape} and {vectors.dtype} vectors of shape "
-                f"{vectors.shape}; see "
-                "`behavegpt challenge validate`."
+                f"{vectors.shape}; see `behavegpt challenge validate`."
             )
         if missing is not None and missing.dtype != bool:
             raise DataError(
@@ -140,8 +139,7 @@ def seal(folder: Path, written: int | None = None) -> Path:
     if written is not None and written != pairing_sum(ids, vectors):
         raise DataError(
             f"{folder / EMBEDDINGS}: not what was written into it: rows are missing, or another "
-            "program wrote there "
-            "too; run the export again."
+            "program wrote there too; run the export again."
         )
     write_json(folder / ENTRY, _entry(ids, vectors, missing))
     return folder
@@ -181,8 +179,7 @@ def check_entry(
     if wrong is not None:
         raise DataError(
             f"{path}: the arrays are not the ones it was written for ({wrong} differs): vectors "
-            "were changed, or rows "
-            f"are in another order than their ids; {remedy}."
+            f"were changed, or rows are in another order than their ids; {remedy}."
         )
 
 
@@ -307,8 +304,7 @@ def _open(path: Path) -> np.ndarray:
         fault = "it was cut off" if held < wanted else "something was appended"
         raise DataError(
             f"{path}: the header promises {wanted:,} bytes for shape {shape}, the file holds "
-            f"{held:,}: {fault}; "
-            "write it again."
+            f"{held:,}: {fault}; write it again."
         )
     if not wanted:
         return np.empty(shape, dtype)

@@ -58,8 +58,8 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
         f"CREATE TABLE queries AS SELECT i, {codes.format(salt=1)} AS query FROM range({QUERIES}) "
         "r(i)"
     )
-    properties = f"""SELECT i AS sku, {draw("category", CATEGORIES, 2)} AS category, {draw("price", 100)} AS price,
-        {codes.format(salt=2)} AS name FROM range({SKUS}) r(i)"""
+    properties = f"""SELECT i AS sku, {draw("category", CATEGORIES, 2)} AS category,
+        {draw("price", 100)} AS price, {codes.format(salt=2)} AS name FROM range({SKUS}) r(i)"""
     con.execute(f"COPY ({properties}) TO '{folder / 'product_properties.parquet'}'")
     values = {"page_visit": f"{draw('url', 500_000, 3)} AS url", "search_query": "query"}
     for event, share in SHARES.items():
@@ -86,7 +86,8 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
     top = {"category": "category", "sku": "sku", "price": "price", "new_sku": "sku"}
     for task, column in top.items():
         skip = 100 if task == "new_sku" else 0
-        labels = con.execute(f"""SELECT {column} AS label, count(*) AS n FROM '{folder / "product_buy.parquet"}'
+        labels = con.execute(f"""SELECT {column} AS label, count(*) AS n
+            FROM '{folder / "product_buy.parquet"}'
             JOIN '{folder / "product_properties.parquet"}' USING (sku)
             GROUP BY 1 ORDER BY n DESC, 1 LIMIT 100 OFFSET {skip}""").fetchnumpy()
         np.save(folder / "target" / f"propensity_{task}.npy", labels["label"])

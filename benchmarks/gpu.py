@@ -43,7 +43,8 @@ from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import attend, plan_attention
-from behavegpt.model.head import head_loss
+from behavegpt.model.head import Predicted
+from behavegpt.model.head_loss import head_loss
 from behavegpt.model.precision import autocast, choose_precision
 from behavegpt.training.evaluate import to_device
 from behavegpt.training.run import RunFolder
@@ -322,7 +323,7 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
 
     def head() -> torch.Tensor:
         picked, target = states[wanted], batch.target[wanted]
-        return head_loss(model.head, None, trainer.loss, picked, target, None, bench.classes).total
+        return head_loss(model.head, Predicted(picked), target, trainer.loss, bench.classes).total
 
     def attention() -> torch.Tensor:
         return attend(query, query, query, plan_attention(batch.document, backend)).float().mean()

@@ -46,7 +46,8 @@ import gpu
 
 from behavegpt.batch import IGNORED
 from behavegpt.model.attention import attend, plan_attention
-from behavegpt.model.head import PredictionHead, head_loss
+from behavegpt.model.head import Predicted, PredictionHead
+from behavegpt.model.head_loss import head_loss
 from behavegpt.model.precision import autocast
 from behavegpt.training.journal import read_journal
 
@@ -345,7 +346,7 @@ def head(run: Pass) -> Iterator[Row]:
     precision = "bf16" if run.device.type == "cuda" else "fp32"
 
     def chunked() -> torch.Tensor:
-        return head_loss(layer, None, loss, states, target, None, classes).total
+        return head_loss(layer, Predicted(states), target, loss, classes).total
 
     def whole() -> torch.Tensor:
         return (loss.per_event(layer(states), target) * loss.weight(target)).sum()

@@ -63,8 +63,8 @@ def generate(path: Path, clients: int, per_client: int) -> None:
     zipf = "least(floor(pow({n}, random())) - 1, {n} - 1)::BIGINT"  # P(item) ~ 1 / item
     codes = "replace([(hash(r + k) % 256)::INT for k in range(16)]::VARCHAR, ',', '')"
     con.execute(f"""COPY (
-        SELECT r AS sku, (hash(r) % {CATEGORIES})::BIGINT AS category, (hash(r + 7) % 100)::BIGINT AS price,
-            {codes} AS name
+        SELECT r AS sku, (hash(r) % {CATEGORIES})::BIGINT AS category,
+            (hash(r + 7) % 100)::BIGINT AS price, {codes} AS name
         FROM range({SKUS}) t(r)) TO '{path}/product_properties.parquet'""")
     con.execute(
         "CREATE TABLE clients AS SELECT i, -ln(random()) AS rate FROM range(?) t(i)", [clients]

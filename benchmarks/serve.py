@@ -87,7 +87,8 @@ def is_right(answer: dict[str, Any], expected: Any) -> bool:
 def bad_bodies(rows: list[dict[str, Any]], time_column: str) -> list[bytes]:
     """Ten kinds of requests that must be refused."""
     broken = [
-        {}, {"users": []}, {"users": [{"events": []}]}, {"users": [{"events": [{}]}]}, {"users": "all"},
+        {}, {"users": []}, {"users": [{"events": []}]}, {"users": [{"events": [{}]}]},
+        {"users": "all"},
         {"users": [{"events": rows}], "top_k": 0}, {"users": [{"events": rows, "name": 1}]},
         {"users": [{"events": [row | {time_column: "never"} for row in rows]}]},
         {"users": [{"events": rows[:1] * 2001}]},

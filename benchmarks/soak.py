@@ -67,7 +67,8 @@ async def hostile(
     """One hostile client; what it was answered."""
     counts: collections.Counter[str] = collections.Counter()
     rows = json.dumps([event] * 400)
-    large = f'{{"users":[{",".join(f"""{{"id":{n},"events":{rows}}}""" for n in range(120))}]}}'.encode()
+    users = ",".join(f'{{"id":{n},"events":{rows}}}' for n in range(120))
+    large = f'{{"users":[{users}]}}'.encode()
     unreadable = json.dumps({"users": [{"events": [event | {time_column: "never"}] * 50}]}).encode()
     longest = json.dumps({"users": [{"events": [event]}], "steps": 1000, "samples": 20}).encode()
     bodies = {

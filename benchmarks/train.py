@@ -1,17 +1,21 @@
-"""Training throughput against GPT-2 of transformers and the trainers of train_peers.py: events per CPU second.
+"""Training throughput against GPT-2 of transformers and the trainers of train_peers.py, in events
+per CPU second.
 
-    python benchmarks/train.py                          # caps 90 and 256, best of 3
-    python benchmarks/train.py --peers ../peers       # with RecTools, ptls and RecBole, from their environments
-                                                      # (how to make them is printed while they are absent)
+    python benchmarks/train.py                    # caps 90 and 256, best of 3
+    python benchmarks/train.py --peers ../peers   # with RecTools, ptls and RecBole, from their
+                                                  # environments (while they are absent, how to
+                                                  # make them is printed)
 
-Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 events; hidden width 128, 2 layers, 4
-heads, no dropout, one thread, fp32, 256 histories a step. Every trainer learns the same next events, the first event of
-a history being none, so events per CPU second compare; each step is forward, backward, clipping and AdamW (the peers:
-their own Adam). BehaveGPT reads four fields and has an MLP as head, ptls reads and predicts all four, the others read
-and predict the event alone; RecBole, the slow one, learns a quarter of the histories. Trainers, each a process of its
-own, take turns, a pass over the workload each, and the best pass counts: quote the ratios, with the histories a step,
-on which they depend: large padded batches cost the peers much system time (README.md). The head is measured apart,
-with 50,000 classes.
+Workload: log-normal history lengths (mean 30 and sigma 1 before the cap), 2000 events; hidden width
+128, 2 layers, 4 heads, no dropout, one thread, fp32, 256 histories a step. Every trainer learns the
+same next events, the first event of a history being none, so events per CPU second compare; each
+step is forward, backward, clipping and AdamW (the peers: their own Adam). BehaveGPT reads four
+fields and has an MLP as head, ptls reads and predicts all four, the others read and predict the
+event alone; RecBole, the slow one, learns a quarter of the histories. Trainers, each a process of
+its own, take turns, a pass over the workload each, and the best pass counts: quote the ratios, with
+the histories a step, on which they depend: large padded batches cost the peers much system time
+(README.md). The head is measured apart, with 50,000 classes.
+
 Needs Linux (peak memory). The table goes to benchmarks/results/train.json.
 """
 
@@ -64,7 +68,8 @@ Pass = Callable[[], float]  # once over the workload: CPU seconds
 
 
 def store_of(histories: list[np.ndarray]) -> EventStore:
-    """The histories as a prepared folder in memory, with locations and times made up; all of it training data."""
+    """The histories as a prepared folder in memory, with locations and times made up; all of it
+    training data."""
     import pyarrow as pa
 
     from behavegpt.data.schema import EventSchema
@@ -123,7 +128,8 @@ def our_batches(histories: list[np.ndarray], cap: int, users_per_step: int) -> T
 
 
 def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
-    """What `behavegpt pretrain` makes, with the paper's head and the DRO loss in force from the start."""
+    """What `behavegpt pretrain` makes, with the paper's head and the DRO loss in force from the
+    start."""
     from accelerate import Accelerator
 
     from behavegpt.losses import LossSettings, build_loss
@@ -153,7 +159,8 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
 
 
 def bare_step(trainer: Trainer, step: int) -> None:
-    """The loop's arithmetic in plain torch: batch, forward, backward, clipping, AdamW, the loss's state."""
+    """The loop's arithmetic in plain torch: batch, forward, backward, clipping, AdamW, the loss's
+    state."""
     from behavegpt.batch import IGNORED
 
     for batch in trainer.batches.micro_batches(step):
@@ -262,14 +269,16 @@ class Child:
 
 
 def be_head(chunked: bool) -> None:
-    """The prediction layer with many classes: loss and gradients of HEAD_EVENTS events, and how memory grew."""
+    """The prediction layer with many classes: loss and gradients of HEAD_EVENTS events, and how
+    memory grew."""
     import resource
 
     import psutil
 
     from behavegpt.losses import LossSettings, build_loss
     from behavegpt.model.config import BehaveGPTConfig
-    from behavegpt.model.head import PredictionHead, head_loss
+    from behavegpt.model.head import Predicted, PredictionHead
+    from behavegpt.model.head_loss import head_loss
 
     answer = answers()
     torch.manual_seed(0)
@@ -282,7 +291,7 @@ def be_head(chunked: bool) -> None:
     target = torch.randint(HEAD_CLASSES, (HEAD_EVENTS,))
 
     def ours(rows: int) -> torch.Tensor:
-        return head_loss(head, None, loss, hidden[:rows], target[:rows], None, HEAD_CLASSES).total
+        return head_loss(head, Predicted(hidden[:rows]), target[:rows], loss, HEAD_CLASSES).total
 
     def full(rows: int) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(
@@ -335,7 +344,7 @@ CHILDREN: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def pass_of(child: Child, events: int) -> Pass:
-    """A pass of the child, its seconds scaled to all the events where it learned a share of them."""
+    """A pass of the child, its seconds scaled to all the events where it learned a share."""
 
     def run() -> float:
         turn = child.turn()
@@ -378,7 +387,8 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
         PEERS[name].label: Child(python, name, args, cap) for name, python in peers.items()
     }
     print(
-        f"cap {cap}: {len(histories)} histories, {events} events to learn, {batches.steps_per_epoch} steps a pass"
+        f"cap {cap}: {len(histories)} histories, {events} events to learn, "
+        f"{batches.steps_per_epoch} steps a pass"
     )
     seconds = best_of(
         {name: pass_of(child, events) for name, child in children.items()}, args.repeats
@@ -424,7 +434,8 @@ def judged(value: float, goal: float | None, most: bool = False) -> str:
     if goal is None:
         return f"{value:8.3f}"
     reached = value <= goal if most else value >= goal
-    return f"{value:8.3f}   goal {'<=' if most else '>='} {goal:g}: {'reached' if reached else 'BELOW THE GOAL'}"
+    verdict = "reached" if reached else "BELOW THE GOAL"
+    return f"{value:8.3f}   goal {'<=' if most else '>='} {goal:g}: {verdict}"
 
 
 def lines(measured: dict[str, Any]) -> Iterator[str]:
@@ -432,9 +443,11 @@ def lines(measured: dict[str, Any]) -> Iterator[str]:
     for part in measured["caps"]:
         yield f"\ncap {part['cap']:<4}                events / CPU s   ours / it"
         for name, row in part["trainers"].items():
-            yield f"  {name:22} {row['events_per_cpu_s']:12.0f}   {judged(row['ours_is'], row['goal'])}"
+            verdict = judged(row["ours_is"], row["goal"])
+            yield f"  {name:22} {row['events_per_cpu_s']:12.0f}   {verdict}"
+        loader = judged(part["loader_share"], LOADER_GOAL, most=True)
         yield f"  {'loop / bare torch':22} {'':12}   {judged(part['loop_to_bare'], LOOP_GOAL)}"
-        yield f"  {'loader / step':22} {'':12}   {judged(part['loader_share'], LOADER_GOAL, most=True)}"
+        yield f"  {'loader / step':22} {'':12}   {loader}"
     head = measured["head"]
     yield f"\nhead, {HEAD_CLASSES} classes: chunked / full"
     for figure, goal in (("time", HEAD_TIME_GOAL), ("memory", HEAD_MEMORY_GOAL)):
@@ -483,7 +496,8 @@ def main() -> None:
         return
     for name in (name for name in PEERS if name not in found(args.peers)):
         print(
-            f"{PEERS[name].label} skipped: {INSTALL.format(args.peers / name, PEERS[name].packages)}"
+            f"{PEERS[name].label} skipped: "
+            f"{INSTALL.format(args.peers / name, PEERS[name].packages)}"
         )
     facts = {"users": args.users, "users_per_step": args.users_per_step, "repeats": args.repeats}
     measured = {"head": measure_head(args), "caps": [measure_cap(args, cap) for cap in args.caps]}

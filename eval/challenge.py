@@ -28,7 +28,7 @@ from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
 from behavegpt.devices import default_devices
 from behavegpt.errors import BehaveGPTError
 from behavegpt.io import write_text
-from behavegpt.plots import challenge_results
+from behavegpt.plots_challenge import challenge_results
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

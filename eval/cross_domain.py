@@ -176,12 +176,9 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
     model = base(protocol, source, loss, logs, work)
     run = finetune(settings_of(protocol, row, model, target.path, out), store=target)
     predictor = load(run / "model")
-    config = predictor.model.config
     whole = prepared(protocol, protocol.target, logs, work)  # all users are scored
     store = fit_store(whole, predictor.tokenizer)
-    metrics, cross_entropy = evaluate(
-        predictor.model, store, split, max_length=config.max_length, fields=config.columns
-    )
+    metrics, cross_entropy = evaluate(predictor.model, store, split)
     figures = metrics.compute(store.behaviors.counts)
     record = json.loads((run / "run.json").read_text())
     return {
@@ -228,8 +225,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = [mean_and_deviation(values[f]) for f in ("rec_w", "rec_m")]
         lines.append(
             f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | "
-            f"{' | '.join(cells)} | {gain} | "
-            f"{mean_and_deviation(values['ndcg@3'])} |"
+            f"{' | '.join(cells)} | {gain} | {mean_and_deviation(values['ndcg@3'])} |"
         )
     return "\n".join(lines)
 

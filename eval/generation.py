@@ -1,14 +1,16 @@
-"""Long-term generation (paper, section 4.4 and Table 4): the next 50 events of users, beside trivial generators.
+"""Long-term generation (paper, section 4.4 and Table 4): the next 50 events of users, beside
+trivial generators.
 
-    python eval/generation.py DIR --out rows.jsonl --runs RUNS [--seeds 0 1 2] [--users 1000] [--steps 50]
-    python eval/generation.py DIR --out rows.jsonl --generators seqgan diffuseq upc_sdg     # learned ones: minutes
-    python eval/generation.py DIR --out rows.jsonl --runs RUNS --speed      # cached against running the window again
-    python eval/generation.py DIR --out rows.jsonl --table                  # Markdown from the rows
+    python eval/generation.py DIR --out rows.jsonl --runs RUNS [--seeds 0 1 2] [--users 1000]
+    python eval/generation.py DIR --out rows.jsonl --runs RUNS --speed  # cached or whole windows
+    python eval/generation.py DIR --out rows.jsonl --generators seqgan diffuseq upc_sdg  # minutes
+    python eval/generation.py DIR --out rows.jsonl --table              # Markdown from the rows
     python eval/generation.py DIR --out rows.jsonl --plot figure.png
 
-A user's history is every event before the test split; the real future is the first `--steps` events of the test split
-with a known behavior. Users have that many and at least `--history` events before; which ones is fixed by seed 0 for
-all rows. A seed trains a model (RUNS/seed_N, unless it is there) and draws from it. Finished rows are skipped.
+A user's history is every event before the test split; the real future is the first `--steps` events
+(50) of the test split with a known behavior. Users have that many and at least `--history` events
+before; which ones is fixed by seed 0 for all rows. A seed trains a model (RUNS/seed_N, unless it is
+there) and draws from it. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class Task(NamedTuple):
 
 
 def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
-    """At most `users` users with `steps` known behaviors in the test split and `least` events before it."""
+    """At most `users` users with `steps` known behaviors in the test split and `least` events
+    before it."""
     columns = columns_of(store)
     split, behavior = np.asarray(columns["split"]), np.asarray(columns["behavior"])
     future = np.flatnonzero((split == TEST) & (behavior >= FIRST))
@@ -132,7 +135,8 @@ def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Pre
 def draw(
     name: str, store: EventStore, task: Task, arguments: argparse.Namespace, seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
-    """Columns (S, T) of a generator's futures with `time`, their gaps (S, T), and what is to be noted."""
+    """Columns (S, T) of a generator's futures with `time`, their gaps (S, T), and what is to be
+    noted."""
     steps = arguments.steps
     if name != MODEL:
         histories = generators.Histories(
@@ -200,7 +204,8 @@ def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
 
 
 def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
-    """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the gap."""
+    """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the
+    gap."""
     share = np.bincount(found.behavior, minlength=store.behaviors.classes) / len(found.behavior)
     top = {
         store.behaviors.values[k].as_py(): round(float(share[k]), 5)
@@ -217,7 +222,8 @@ def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
 
 
 def halves(task: Task, classes: int) -> dict[str, float]:
-    """Distances of the real futures of one half of the users from those of the other: what chance alone gives."""
+    """Distances of the real futures of one half of the users from those of the other: what chance
+    alone gives."""
     order = np.random.default_rng(0).permutation(len(task.real))
     parts = []
     for users in np.array_split(order[: len(order) // 2 * 2], 2):
@@ -232,7 +238,8 @@ def halves(task: Task, classes: int) -> dict[str, float]:
 
 
 def speed(store: EventStore, task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Events per second with the cache and without, for the same users; the tokens must be the same."""
+    """Events per second with the cache and without, for the same users; the tokens must be the
+    same."""
     predictor = model_of(store, arguments, arguments.seeds[0])
     count = min(SPEED_USERS, len(task.real))
     offsets = task.histories.offsets[: count + 1]

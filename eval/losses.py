@@ -110,14 +110,11 @@ def figures_by_split(
     trainer: Trainer, store: EventStore, name: str, prior_correction: float = 0.0
 ) -> Iterable[dict[str, Any]]:
     """Metrics of the trainer's model on the validation and the test split."""
-    config: Any = trainer.model.config
     for split in ("valid", "test"):
         metrics, cross_entropy = evaluate(
             trainer.model,
             store,
             SPLITS[split],
-            max_length=config.max_length,
-            fields=config.columns,
             prior_correction=prior_correction,
         )
         figures = metrics.compute(store.behaviors.counts)

@@ -185,10 +185,7 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
             head = meta_train(*known, MecosSettings(seed=row["seed"]))
             metrics = match(head, *examples, states(network, store, split), store.behaviors.classes)
     else:
-        config = network.config
-        metrics, _ = evaluate(
-            network, store, split, max_length=config.max_length, fields=config.columns
-        )
+        metrics, _ = evaluate(network, store, split)
     shown = int(
         (few.behaviors.counts * (few.behaviors.values.to_numpy(False) == row["behavior"])).sum()
     )

@@ -48,7 +48,7 @@ AUTO = {
 FORKED = """
 import os, sys
 for auto in (AutoConfig, AutoModel, AutoModelForTokenClassification, AutoFeatureExtractor):
-    if os.fork() == 0:  # each is the first to be used; importing transformers takes seconds, once for all
+    if os.fork() == 0:  # each is the first to be used, and transformers is imported once for all
         print(auto.__name__, type(auto.from_pretrained(sys.argv[1])).__name__, flush=True)
         os._exit(0)
     os.wait()

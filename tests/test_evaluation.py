@@ -20,7 +20,8 @@ from behavegpt.errors import DataError
 from behavegpt.evaluation import compare, metrics_table
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor
-from behavegpt.report import metric_table, write_model_card, write_report
+from behavegpt.report import write_model_card, write_report
+from behavegpt.report.tables import metric_table
 from tests.helpers import random_store
 from tests.runs import save_store
 from tests.test_plots import fake_run

@@ -85,6 +85,17 @@ def test_a_failure_is_a_row(error: Exception) -> None:
         attempted(lambda: {}["a"], "run")
 
 
+def test_an_interrupt_is_no_failed_run() -> None:
+    def stopped() -> Row:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:  # as a library does
+            raise BehaveGPTError("the log cannot be read") from None
+
+    with pytest.raises(KeyboardInterrupt):
+        attempted(stopped, "run")
+
+
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
     made = []
 

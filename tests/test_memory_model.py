@@ -23,6 +23,7 @@ from behavegpt.generation.constraints import learn_links
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import score
+from behavegpt.training.model_folder import Trained
 from behavegpt.universal.model import load_universal
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.helpers import random_store
@@ -63,16 +64,15 @@ def histories(store: EventStore) -> EncodedHistories:
 def test_evaluation_and_prediction_say_the_same(trained: Path, place: Path) -> None:
     """The whole history, not the window: at a user's last test event, and cut off there."""
     store, predictor = open_store(place / "data"), load(trained)
-    config = predictor.model.config
-    parts = list(
-        score(predictor.model, store, 2, max_length=config.max_length, fields=config.columns)
-    )
+    parts = list(score(predictor.model, store, 2))
     logits, rows = torch.cat([p.logits for p in parts]), torch.cat([p.row for p in parts])
     user = np.searchsorted(store.offsets, rows.numpy(), side="right") - 1
     known = histories(store)
     checked = 0
     # the windows are the same
-    for n in np.flatnonzero(rows.numpy() - store.offsets[user] <= config.max_length)[:6]:
+    for n in np.flatnonzero(
+        rows.numpy() - store.offsets[user] <= predictor.model.config.max_length
+    )[:6]:
         begin, end = int(store.offsets[user[n]]), int(rows[n])
         one = EncodedHistories(
             pa.array(["u"]),
@@ -81,7 +81,7 @@ def test_evaluation_and_prediction_say_the_same(trained: Path, place: Path) -> N
             {},
             {},
         )
-        answer = predictor.predict(one, top_k=config.num_behaviors)
+        answer = predictor.predict(one, top_k=predictor.model.config.num_behaviors)
         expected = logits[n].softmax(0).sort(descending=True)
         assert np.allclose(answer.probabilities[0], expected.values.numpy(), atol=1e-5)
         checked += 1
@@ -183,7 +183,7 @@ def test_vectors_of_probabilities_know_the_whole_past(
     assert np.allclose(np.sort(np.exp(vectors), axis=1)[:, ::-1], expected, atol=1e-5)
     out, raw = tmp_path / "vectors", {"scale": "none", "dtype": "float32", "block_users": 7}
     settings = ExportSettings.model_validate(raw | {"pool": ("behaviors",)})
-    export(predictor.model, predictor.tokenizer, [place / "data"], out, settings)
+    export(Trained(predictor.model, predictor.tokenizer), [place / "data"], out, settings)
     assert np.allclose(UserEmbeddings.load(out).vectors, vectors, atol=1e-5)
 
 

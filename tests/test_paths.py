@@ -69,8 +69,9 @@ def test_every_path_of_every_verb(names: tuple[str, ...], home: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [["prepare", "", "--out", "x"], ["prepare", "~/log.csv", "--out", ""], ["prepare", "~/log.csv", "", "--out", "x"],
-     ["train", "", "data.path=x"], ["evaluate", "", "x"], ["export-model", "x", ""], ["synthesize", "--out", ""]],
+    [["prepare", "", "--out", "x"], ["prepare", "~/log.csv", "--out", ""],
+     ["prepare", "~/log.csv", "", "--out", "x"], ["train", "", "data.path=x"],
+     ["evaluate", "", "x"], ["export-model", "x", ""], ["synthesize", "--out", ""]],
 )  # fmt: skip
 def test_empty_paths_are_mistakes(
     line: list[str], home: Path, capsys: pytest.CaptureFixture[str]

@@ -78,7 +78,12 @@ def fake_run(run: Path, classes: int = 40, steps: int = 600) -> Path:
     models["most_frequent"]["tail"] = None
     context = "model: the last 32 to 64 events; baselines: the whole past"
     protocol = {"split": "test", "context": context, "max_length": 64}
-    _write(run / "eval" / "metrics.json", {"models": models, "rows": 53_210, "protocol": protocol})
+    bins = [
+        {"predictions": 900 - 80 * k, "probability": (k + 0.5) / 10, "came_true": (k + 0.3) / 10}
+        for k in range(10)
+    ]
+    metrics = {"models": models, "rows": 53_210, "protocol": protocol}
+    _write(run / "eval" / "metrics.json", metrics | {"calibration": {"ece": 0.02, "bins": bins}})
     counts = (20_000 / np.arange(1, classes + 1) ** 1.6).astype(int) + 1
     with (run / "eval" / "per_behavior.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -105,7 +110,11 @@ def fake_run(run: Path, classes: int = 40, steps: int = 600) -> Path:
     matrix[3] = 0
     _write(
         run / "eval" / "confusion.json",
-        {"labels": [*labels[:top], "other"], "counts": matrix.tolist()},
+        {
+            "labels": [*labels[:top], "other"],
+            "counts": matrix.tolist(),
+            "taken_for": {labels[0]: [[labels[1], 7]]},
+        },
     )
     history = [
         [f"Mon {hour:02d}:30", f"Venue {hour}", HOSTILE if hour == 9 else "Food"]
@@ -167,6 +176,7 @@ def test_all_figures_are_drawn_without_a_warning(tmp_path: Path) -> None:
         "loss.png",
         "recall_by_decile.png",
         "per_behavior.png",
+        "calibration.png",
         "confusion.png",
     ]
     assert all(
@@ -189,6 +199,7 @@ def test_missing_files_leave_their_figures_out(tmp_path: Path) -> None:
     assert [path.name for path in plots.draw_all(run)] == [
         "recall_by_decile.png",
         "per_behavior.png",
+        "calibration.png",
     ]
     assert plots.draw_all(tmp_path) == []
 
@@ -206,7 +217,7 @@ def test_sparse_results_can_be_drawn(tmp_path: Path) -> None:
     only = [lines[0], *(line for line in lines if line.startswith("behavegpt"))]
     (run / "eval" / "per_behavior.csv").write_text("\n".join(only))
     _write(run / "eval" / "confusion.json", {"labels": ["a", "b"], "counts": [[3, 1], [0, 0]]})
-    assert len(plots.draw_all(run)) == 4
+    assert len(plots.draw_all(run)) == 5
 
 
 @pytest.mark.parametrize(

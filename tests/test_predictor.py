@@ -145,23 +145,22 @@ def test_a_series_holds_no_log(predictor: Predictor) -> None:
 
 
 NAN = float("nan")
-BAD_NUMBERS: list[tuple[str, dict[str, Any]]] = [
-    *(("predict", {"top_k": value}) for value in (2.5, None, "3", 0, -1, True, NAN, [3], np.float32(2))),
-    *(("predict", {"prior_correction": v}) for v in (NAN, math.inf, -math.inf, "0.3", None, True, -1, 11, 10**400)),
-    *(("embed", {"pool": value}) for value in ([], (), "last", None, ["first"], ["last", "last"], [3], [[]])),
-    *(("generate", {"temperature": value}) for value in (1e-320, 1e-4, NAN, math.inf, -1, 101, "1", True)),
-    *(("generate", {"top_p": value}) for value in (1e-300, 0, NAN, 1.1, -0.5, "1")),
-    *(("generate", {"until": value}) for value in ((
-        "99999999999999999 "
-        "weeks"
-    ), "0 days", "soon", 3, "")),
-    *(("generate", {"until": value}) for value in ("1" * 4000, "9" * 39 + "h", "0.001 min")),
-    *(("generate", {"until": value}) for value in ("{a: 1}", "nan days", "-1 day", "1e3 days")),
-    *(("generate", {"steps": value}) for value in (0, 2.5, "3", 10**9, True, None)),
-    *(("generate", {"samples": value}) for value in (0, 1.5, "2", -1, 10**12)),
-    *(("generate", {"seed": value}) for value in (-1, 0.5, 2**63, 10**5000, "1")),
-    ("generate", {"keep": 0}), ("generate", {"rows": 0}), ("generate", {"probabilities": -1}),
+BAD: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("predict", "top_k", (2.5, None, "3", 0, -1, True, NAN, [3], np.float32(2))),
+    ("predict", "prior_correction",
+     (NAN, math.inf, -math.inf, "0.3", None, True, -1, 11, 10**400)),
+    ("embed", "pool", ([], (), "last", None, ["first"], ["last", "last"], [3], [[]])),
+    ("generate", "temperature", (1e-320, 1e-4, NAN, math.inf, -1, 101, "1", True)),
+    ("generate", "top_p", (1e-300, 0, NAN, 1.1, -0.5, "1")),
+    ("generate", "until",
+     ("99999999999999999 weeks", "0 days", "soon", 3, "", "1" * 4000, "9" * 39 + "h", "0.001 min",
+      "{a: 1}", "nan days", "-1 day", "1e3 days")),
+    ("generate", "steps", (0, 2.5, "3", 10**9, True, None)),
+    ("generate", "samples", (0, 1.5, "2", -1, 10**12)),
+    ("generate", "seed", (-1, 0.5, 2**63, 10**5000, "1")),
+    ("generate", "keep", (0,)), ("generate", "rows", (0,)), ("generate", "probabilities", (-1,)),
 ]  # fmt: skip
+BAD_NUMBERS = [(verb, {name: value}) for verb, name, values in BAD for value in values]
 
 
 @pytest.mark.parametrize("verb,options", BAD_NUMBERS, ids=lambda v: next(iter(v)))

@@ -55,12 +55,11 @@ def test_probabilities_are_divided_by_the_training_frequency(made, tau):
 
 def test_the_cross_entropy_of_an_evaluation_is_that_of_the_corrected_logits(made):
     store, model, prior = made
-    options = {"max_length": 16, "fields": model.config.columns}
-    parts = list(score(model, store, TEST, **options))
+    parts = list(score(model, store, TEST))
     logits, target = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "target")
     )
-    _, found = evaluate(model, store, TEST, prior_correction=1.0, **options)
+    _, found = evaluate(model, store, TEST, prior_correction=1.0)
     assert found == pytest.approx(
         float(F.cross_entropy(logits.double() - prior.log(), target)), rel=1e-5
     )

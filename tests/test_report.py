@@ -3,6 +3,8 @@ the Hub reads."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -14,12 +16,14 @@ import pyarrow as pa
 import pytest
 from markdown_it import MarkdownIt
 
-from behavegpt import report
+from behavegpt import plots, report
 from behavegpt.data.card import CardFacts, write_card
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import Manifest
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.figures import title_of
+from behavegpt.report import facts, tables
 from tests.test_plots import HOSTILE, fake_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -62,19 +66,20 @@ def page(run: Path) -> str:
 def test_the_page_needs_nothing_else(page: str) -> None:
     parsed = Page(page)
     for tag, attributes in parsed.tags:
-        assert tag not in ("script", "link", "iframe", "object")
+        assert tag not in ("link", "iframe", "object")
         for name in ("src", "href", "srcset"):
             assert (attributes.get(name) or "data:").startswith("data:")
         assert not any(name.startswith("on") for name in attributes)
     images = [attributes for tag, attributes in parsed.tags if tag == "img"]
-    assert len(images) == 4 and all(image["alt"] for image in images)
-    assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", page)
+    assert [tag for tag, _ in parsed.tags].count("script") == 1, "our own, without a source"
+    assert len(images) == 5 and all(image["alt"] for image in images)
+    assert "://" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", page)
     assert "url(" not in page and "@import" not in page
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
 
 
 def test_labels_are_shown_and_never_interpreted(page: str) -> None:
-    assert "<script" not in page
+    assert page.count("<script") == 1 and "alert(" not in page.split("<script>")[1]
     assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 3
     assert any(HOSTILE in text for text in Page(page).text)
     assert "日本語 ラベル" in page
@@ -101,19 +106,17 @@ def test_the_page_says_what_was_run(page: str) -> None:
 
 def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
     models = json.loads((run / "eval" / "metrics.json").read_text())["models"]
-    table = report.metric_table(models)
+    table = tables.metric_table(models)
     frame = (
         pd.DataFrame(models)
         .T.drop(columns="recall_by_decile")
         .astype(float)
         .sort_values("rec_w", ascending=False)
     )
-    assert [row["name"] for row in table["rows"]] == [
-        report.plots.title_of(str(name)) for name in frame.index
-    ]
-    for column, key in enumerate(report.METRICS):
+    assert [row["name"] for row in table["rows"]] == [title_of(str(name)) for name in frame.index]
+    for column, key in enumerate(tables.METRICS):
         marked = [row["name"] for row in table["rows"] if row["cells"][column][1]]
-        assert marked == [report.plots.title_of(str(frame[key].idxmax()))]
+        assert marked == [title_of(str(frame[key].idxmax()))]
         others = frame.drop("behavegpt")[key].max()
         gain = f"{100 * (frame.loc['behavegpt', key] / others - 1):+.0f} %"
         assert table["gain"][column].replace("−", "-") == gain
@@ -121,16 +124,52 @@ def test_the_table_is_sorted_and_marks_the_best(run: Path) -> None:
     assert table["rows"][-1]["cells"][-1] == ("–", False)
 
 
-def test_best_and_worst_behaviors_have_enough_events(run: Path) -> None:
-    best, worst = report.behavior_tables(run / "eval" / "per_behavior.csv")
-    frame = pd.read_csv(run / "eval" / "per_behavior.csv").query(
-        "model == 'behavegpt' and support >= 20"
+def test_every_behavior_has_a_row_with_what_it_is_taken_for(run: Path, page: str) -> None:
+    frame = pd.read_csv(run / "eval" / "per_behavior.csv")
+    ours = frame[(frame["model"] == "behavegpt") & (frame["support"] > 0)]
+    ours = ours.sort_values("support", ascending=False, kind="stable")
+    table = tables.behavior_table(run)
+    assert table is not None and table["left_out"] == 0 and len(table["rows"]) == len(ours)
+    assert table["header"][:2] == ["to predict", "recall"] and len(table["header"]) == 5
+    for row, (_, line) in zip(table["rows"], ours.iterrows(), strict=True):
+        numbers = [number for _, number in row["cells"]]
+        assert numbers[0] == line["support"] and numbers[1] == pytest.approx(line["recall"])
+        assert row["few"] == (line["support"] < 20)
+    taken_for = {row["behavior"]: row["taken_for"] for row in table["rows"]}
+    assert taken_for[HOSTILE] == [["日本語 ラベル", 7]]
+    assert "taken for: 日本語 ラベル (7)" in page
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rows", "said"),
+    [
+        (0.5, 0.4, 1000, "Overall it is ahead of the best count by 25% (50.0% against 40.0%"),
+        (0.3, 0.4, 1000, "Overall it is behind the best count by 25% (30.0% against 40.0%"),
+        (0.4, 0.4, 1000, "Overall it is level with the best count (markov, 40.0%)."),
+        (0.401, 0.4, 1000, "a difference of less than 3.1% overall may be chance."),
+        (0.4, 0.0, None, "Overall it is ahead of the best count (40.0% against 0.0%, markov)."),
+    ],
+)
+def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(
+    ours: float, theirs: float, rows: int | None, said: str
+) -> None:
+    models = {"behavegpt": {"rec_w": ours, "hr@3": 0.6}, "markov": {"rec_w": theirs, "hr@3": 0.5}}
+    sentences = tables.verdict(models, rows)
+    assert sentences[0].startswith(
+        f"The model names the next behavior at its first try for {ours:.1%}"
     )
-    ordered = frame.sort_values("recall", ascending=False)
-    assert [row["recall"] for row in best["rows"]] == [f"{v:.3f}" for v in ordered["recall"][:8]]
-    assert [row["recall"] for row in worst["rows"]] == [
-        f"{v:.3f}" for v in ordered["recall"][::-1][:8]
-    ]
+    assert sentences[0].endswith("among its first three for 60.0%.")
+    assert any(said in sentence for sentence in sentences), sentences
+    assert any("chance" in sentence for sentence in sentences) == (
+        rows == 1000 and ours != 0.5 and ours != 0.3
+    )
+    assert tables.verdict({"markov": {"rec_w": 0.3}}, rows) == []
+
+
+def test_the_script_is_the_one_the_page_allows(page: str) -> None:
+    script = page.split("<script>")[1].split("</script>")[0]
+    found = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{found}'" in page and "default-src 'none'" in page
 
 
 def test_missing_files_leave_their_sections_out(tmp_path: Path) -> None:
@@ -177,7 +216,7 @@ def test_the_same_files_give_the_same_bytes(run: Path, page: str) -> None:
     [(0.4, "0 s"), (60, "1 min 0 s"), (132.4, "2 min 12 s"), (7260, "2 h 1 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert facts.duration(seconds) == text
 
 
 def manifest(content_hash: str) -> Manifest:
@@ -263,7 +302,7 @@ def rendered(markdown: str) -> Page:
 def test_no_label_becomes_a_link_or_a_tag_of_a_card(
     evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report.plots, "draw_all", lambda run: [])
+    monkeypatch.setattr(plots, "draw_all", lambda run: [])
     run = fake_run(tmp_path / "shop")
     facts = json.loads((run / "run.json").read_text())
     facts["config"]["loss"]["name"] = facts["command"] = evil

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from behavegpt.io import lock
 from behavegpt.signals import collecting, interrupting
@@ -63,7 +64,29 @@ def test_a_second_interrupt_ends_a_run_that_only_notes_the_first() -> None:
     assert received == [signal.SIGTERM, signal.SIGUSR1]
 
 
-def test_a_stop_while_a_lock_is_taken_leaves_no_file(
+@pytest.mark.parametrize("at", ["acquire", "release"])
+def test_a_stop_while_a_lock_is_taken_or_given_back_leaves_no_file(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes where it hurts most: the file is there, and nobody knows yet, or no more."""
+    original = getattr(FileLock, at)
+
+    def stopped(self: FileLock, *arguments: object, **options: object) -> object:
+        monkeypatch.undo()  # once
+        os.kill(os.getpid(), signal.SIGTERM)
+        result = original(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(FileLock, at, stopped)
+    with interrupting() as received, pytest.raises(KeyboardInterrupt), lock(tmp_path / "out"):
+        assert at == "release", "the body runs"
+    assert received == [signal.SIGTERM, signal.SIGINT] and not list(tmp_path.iterdir())
+    with interrupting():
+        time.sleep(0)  # and the next command is not stopped by it
+
+
+def test_an_interrupt_inside_a_lock_leaves_no_file_without_handlers_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object) -> None:

@@ -38,9 +38,8 @@ def target_tokenizer(
         kind = {True: "the events themselves", False: "a column of their own"}
         raise ConfigError(
             f"the base's behaviors are {kind[old.event_schema.behavior_is_event]}, the data's are "
-            f"{kind[schema.behavior_is_event]}, so none can be appended; prepare the data with "
-            "the same columns, or "
-            "use mode=cross_domain."
+            f"{kind[schema.behavior_is_event]}, so none can be appended; prepare the data with the "
+            "same columns, or use mode=cross_domain."
         )
     if grow:
         vocabulary = grown_vocabulary(old, store, options)
@@ -53,8 +52,7 @@ def target_tokenizer(
     if encoded.behaviors.classes < 2:
         raise DataError(
             f"{store.path}: the data hold {encoded.behaviors.classes} behavior, so there is "
-            "nothing to predict; give a "
-            "log with at least two, or check the behavior column."
+            "nothing to predict; give a log with at least two, or check the behavior column."
         )
     return EventTokenizer(schema, dict(encoded.vocabulary), old.max_length), encoded
 
@@ -66,9 +64,8 @@ def target_config(
     if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
         raise ConfigError(
             "the base reads behaviors beside the events (inputs: with_behavior), in the data they "
-            "are the same; "
-            "prepare the data with --behavior and a column of behaviors, or take a base trained "
-            "with model.inputs=all."
+            "are the same; prepare the data with --behavior and a column of behaviors, or take a "
+            "base trained with model.inputs=all."
         )
     fixed = {"weekday": 7, "slot": tokenizer.event_schema.slots}
     shape: dict[str, Any] = {

@@ -8,6 +8,7 @@ value in one matrix.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2Model
@@ -33,25 +34,25 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
     """
     gpt2 = _open(Path(folder))
     _refuse_shape(model, gpt2.config, str(folder))
+    body: Any = model.model
     theirs, width = gpt2.state_dict(), model.config.hidden_size
-    for number, block in enumerate(model.model.blocks):
+    for number, block in enumerate(body.blocks):
         for ours, name in _BLOCK.items():
             weight = theirs[f"h.{number}.{name}.weight"]
             layer = block.get_submodule(ours)
             layer.weight.copy_(weight if weight.ndim == 1 else weight.T)
             layer.bias.copy_(theirs[f"h.{number}.{name}.bias"])
-        fused, bias = (theirs[f"h.{number}.attn.c_attn.{kind}"] for kind in ("weight", "bias"))
+        fused = theirs[f"h.{number}.attn.c_attn.weight"]
+        bias = theirs[f"h.{number}.attn.c_attn.bias"]
         for at, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            layer, part = (
-                block.get_submodule(f"attention.{name}"),
-                slice(at * width, (at + 1) * width),
-            )
+            part = slice(at * width, (at + 1) * width)
+            layer = block.get_submodule(f"attention.{name}")
             layer.weight.copy_(fused[:, part].T)
             layer.bias.copy_(bias[part])
-    model.model.norm.weight.copy_(theirs["ln_f.weight"])
-    model.model.norm.bias.copy_(theirs["ln_f.bias"])
-    if model.model.embedding.position is not None:
-        model.model.embedding.position.weight.copy_(theirs["wpe.weight"][: model.config.max_length])
+    body.norm.weight.copy_(theirs["ln_f.weight"])
+    body.norm.bias.copy_(theirs["ln_f.bias"])
+    if body.embedding.position is not None:
+        body.embedding.position.weight.copy_(theirs["wpe.weight"][: model.config.max_length])
 
 
 def _open(folder: Path) -> GPT2Model:

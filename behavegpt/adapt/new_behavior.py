@@ -56,14 +56,12 @@ def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) ->
         if name in held:
             raise ConfigError(
                 f"adapt.new: the base knows the behavior {name!r} already; leave it out, or use "
-                "mode=full to train it "
-                "further."
+                "mode=full to train it further."
             )
         if not counts.get(name):
             raise DataError(
                 f"adapt.new: {store.path} holds no training event of the behavior {name!r}; give "
-                "logs with examples "
-                "of it, or check its spelling (the data's behaviors: "
+                "logs with examples of it, or check its spelling (the data's behaviors: "
                 f"{', '.join(list(counts)[:5])}, …)."
             )
 

@@ -38,7 +38,7 @@ def attach(
     them."""
     from peft import LoraConfig, get_peft_model
 
-    adapted, whole = (_modules(plan, *kinds) for kinds in (("adapted",), TRAINED))
+    adapted, whole = _modules(plan, "adapted"), _modules(plan, *TRAINED)
     parameters = {name for name, _ in model.named_parameters()}
     # PEFT finds modules by the ends of their names; these are whole names
     config = LoraConfig(
@@ -62,8 +62,9 @@ def _modules(plan: Sequence[TensorPlan], *kinds: str) -> list[str]:
     names = [
         item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"
     ]
-    whole = ("head.history_gate", "head.memory")
-    return list(dict.fromkeys(next((w for w in whole if n.startswith(w)), n) for n in names))
+    for whole in ("head.history_gate", "head.memory"):
+        names = [whole if name.startswith(whole) else name for name in names]
+    return list(dict.fromkeys(names))
 
 
 def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPrediction) -> list[Counts]:
@@ -116,8 +117,7 @@ def open_adapter(
     if weights_hash(path) != weights:
         raise CheckpointError(
             f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} "
-            "are others; "
-            "give the base it belongs to, or fine-tune that base anew."
+            "are others; give the base it belongs to, or fine-tune that base anew."
         )
     try:
         with _quietly():

@@ -27,6 +27,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.history import log_shares
 
 PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern that matches counts
     "time": r"model\.embedding\.tables\.(weekday|slot)\.",
@@ -42,41 +43,23 @@ PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern tha
     "projection": r"head\.projection\.",
     "next": r"next_heads\.",  # second heads
 }
-_COLUMNS = (
-    "fields  time    position qk      vo      mlp     norms   dense   gate    projection next"
-)
-_MODES: dict[str, str] = {
-    "new_behavior": (
-        "grown   copied  copied   copied  copied  copied  copied  copied  copied  grown      grown"
-    ),
-    "cross_domain": (
-        "fresh   copied  copied   copied  copied  copied  copied  copied  copied  fresh      fresh"
-    ),
-    "transformer_only": (
-        "fresh   fresh   copied   copied  copied  copied  copied  fresh   fresh   fresh      fresh"
-    ),
-    "lora": (
-        "grown   frozen  frozen   adapted adapted adapted frozen  adapted copied  grown      grown"
-    ),
-    "ofa": (
-        "grown   copied  copied   frozen  frozen  frozen  copied  copied  copied  grown      grown"
-    ),
-    "qk_only": (
-        "fresh   fresh   fresh    frozen  fresh   fresh   fresh   fresh   fresh   fresh      fresh"
-    ),
-    "head_only": (
-        "rows    frozen  frozen   frozen  frozen  frozen  frozen  copied  copied  grown      grown"
-    ),
-    "full": (
-        "grown   copied  copied   copied  copied  copied  copied  copied  copied  grown      grown"
-    ),
-    "scratch": (
-        "fresh   fresh   fresh    fresh   fresh   fresh   fresh   fresh   fresh   fresh      fresh"
-    ),
-}
-MODES = {
-    mode: dict(zip(_COLUMNS.split(), row.split(), strict=True)) for mode, row in _MODES.items()
-}
+# Mode -> what becomes of each part. The second heads ("next") do as the projection does.
+_TABLE = """
+mode             fields time   position qk      vo      mlp     norms  dense   gate   projection
+new_behavior     grown  copied copied   copied  copied  copied  copied copied  copied grown
+cross_domain     fresh  copied copied   copied  copied  copied  copied copied  copied fresh
+transformer_only fresh  fresh  copied   copied  copied  copied  copied fresh   fresh  fresh
+lora             grown  frozen frozen   adapted adapted adapted frozen adapted copied grown
+ofa              grown  copied copied   frozen  frozen  frozen  copied copied  copied grown
+qk_only          fresh  fresh  fresh    frozen  fresh   fresh   fresh  fresh   fresh  fresh
+head_only        rows   frozen frozen   frozen  frozen  frozen  frozen copied  copied grown
+full             grown  copied copied   copied  copied  copied  copied copied  copied grown
+scratch          fresh  fresh  fresh    fresh   fresh   fresh   fresh  fresh   fresh  fresh
+"""
+_LINES = [line.split() for line in _TABLE.strip().splitlines()]
+MODES = {mode: dict(zip(_LINES[0][1:], row, strict=True)) for mode, *row in _LINES[1:]}
+for _row in MODES.values():
+    _row["next"] = _row["projection"]
 TRAINED = ("copied", "grown", "fresh")
 
 
@@ -152,8 +135,7 @@ def plan_transfer(
             there = list(base[name].shape) if name in base else "absent"
             raise ConfigError(
                 f"{name} is {there} in the base and {list(tensor.shape)} here, so it cannot be "
-                f"{item.cell}; use the "
-                "base's shape, or mode=scratch."
+                f"{item.cell}; use the base's shape, or mode=scratch."
             )
         plan.append(item)
     return plan
@@ -189,9 +171,9 @@ def _row_map(
 def prior_shift(old: Vocabulary, new: Vocabulary, rows: torch.Tensor | None) -> torch.Tensor:
     """(K,) log frequency in the new data minus that in the old, for classes that are old[rows]: a
     bias holds it."""
-    before, now = (torch.from_numpy(v.counts).float() + 0.5 for v in (old, new))
     assert rows is not None
-    return torch.log(now / now.sum()) - torch.log(before / before.sum())[rows.clamp(min=0)]
+    before = log_shares(torch.from_numpy(old.counts).float())
+    return log_shares(torch.from_numpy(new.counts).float()) - before[rows.clamp(min=0)]
 
 
 def slot_mix(old: int, new: int) -> torch.Tensor:

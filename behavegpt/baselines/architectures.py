@@ -11,7 +11,6 @@ from torch import nn
 from behavegpt.baselines import hstu, wukong
 from behavegpt.baselines.approximate import cdn, esr, lift, pituning, tailnet
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import NoOptions
 from behavegpt.baselines.esasrec import ESASRecEncoder
 from behavegpt.baselines.gru import GRUEncoder
 from behavegpt.baselines.heads import ScoreHead
@@ -24,6 +23,10 @@ from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
+
+
+class NoOptions(Settings):
+    """An architecture without options of its own."""
 
 
 class Architecture(NamedTuple):

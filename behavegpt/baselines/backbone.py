@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
 from behavegpt.model.attention import AttentionPlan, plan_attention
 from behavegpt.model.block import BehaveGPTBlock, Pair, rope_tables
+from behavegpt.model.output import Encoded
 
 
 class Branch(nn.Module):

@@ -18,10 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
-from behavegpt.baselines.layout import Layout
-from behavegpt.baselines.sasrec import SASRecAttention
-from behavegpt.model.attention import AttentionPlan, plan_attention
+from behavegpt.baselines.sasrec import SASRecAttention, SASRecEncoder
+from behavegpt.model.attention import AttentionPlan
 
 
 class LiGRBlock(nn.Module):
@@ -30,13 +28,14 @@ class LiGRBlock(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size or config.hidden_size
-        self.attention_norm, self.mlp_norm = (
-            nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2)
-        )
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = SASRecAttention(width, config.num_attention_heads)
         self.attention_out = nn.Linear(width, width)
-        self.attention_gate, self.mlp_gate = (nn.Linear(width, width) for _ in range(2))
-        self.mlp_in, self.mlp_side = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.attention_gate = nn.Linear(width, width)
+        self.mlp_gate = nn.Linear(width, width)
+        self.mlp_in = nn.Linear(width, inner, bias=False)
+        self.mlp_side = nn.Linear(width, inner, bias=False)
         self.mlp_out = nn.Linear(inner, width)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -50,18 +49,7 @@ class LiGRBlock(nn.Module):
         return y + self.mlp_gate(y).sigmoid() * self.dropout(self.mlp_out(inner))
 
 
-class ESASRecEncoder(nn.Module):
-    """The blocks and the final norm."""
+class ESASRecEncoder(SASRecEncoder):
+    """SASRec's encoder with other blocks."""
 
-    def __init__(self, config: BaselineConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleList([LiGRBlock(config) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
-        """x (B, R, C) -> (B, R, C)"""
-        plan = plan_attention(layout.document, self.config._attn_implementation or "sdpa")
-        for block in self.blocks:
-            x = block(x, plan)
-        return Encoded(self.norm(x))
+    BLOCK = LiGRBlock

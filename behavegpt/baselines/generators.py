@@ -127,10 +127,8 @@ def dress(
     key = user * size + columns["behavior"] - FIRST
     order = np.argsort(key, kind="stable")
     key = key[order]
-    low, high = (
-        np.searchsorted(key, np.arange(count)[:, None] * size + classes, side)
-        for side in ("left", "right")
-    )
+    sought = np.arange(count)[:, None] * size + classes
+    low, high = np.searchsorted(key, sought, "left"), np.searchsorted(key, sought, "right")
     none = low == high
     low = np.where(none, np.searchsorted(key, count * size + classes), low)
     high = np.where(none, np.searchsorted(key, count * size + classes, side="right"), high)

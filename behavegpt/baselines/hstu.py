@@ -23,9 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
 from behavegpt.config import Settings
+from behavegpt.model.attention import by_head
+from behavegpt.model.output import Encoded
 
 BUCKETS = 128
 BASE = 0.301
@@ -63,8 +64,7 @@ class HSTUBlock(nn.Module):
         by key."""
         width = x.shape[-1]
         u, v, q, k = F.silu(self.parts(F.layer_norm(x, (width,), eps=self.eps))).chunk(4, dim=-1)
-        # (B, H, R, D)
-        v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))
+        v, q, k = by_head(v, self.heads), by_head(q, self.heads), by_head(k, self.heads)
         bias = self.position_bias(ago)[..., 0] + self.time_bias(bucket)[..., 0]
         weight = F.silu(q @ k.transpose(-1, -2) + bias[:, None]) / self.longest * visible[:, None]
         seen = (weight @ v).transpose(1, 2).flatten(2)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
+from behavegpt.model.output import Encoded
 
 JITTER = 1e-5
 
@@ -45,9 +45,8 @@ class PAttBlock(nn.Module):
         width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
         self.query = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.attention_norm, self.mlp_norm = (
-            nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2)
-        )
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp_in, self.mlp_out = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = nn.Dropout(config.dropout)
 

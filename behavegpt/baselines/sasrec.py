@@ -13,13 +13,15 @@ no l2 penalty, dropout on attention weights left out; the original's e_k are the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
-from behavegpt.model.attention import AttentionPlan, attend, plan_attention
+from behavegpt.model.attention import AttentionPlan, attend, by_head, plan_attention
+from behavegpt.model.output import Encoded
 
 
 class SASRecAttention(nn.Module):
@@ -28,14 +30,14 @@ class SASRecAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
 
     def forward(self, q: torch.Tensor, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Queries q and the events x they look at, (B, R, C) each -> (B, R, C)."""
-        pairs = ((self.query, q), (self.key, x), (self.value, x))
-        query, key, value = (
-            layer(given).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, given in pairs
-        )
+        query = by_head(self.query(q), self.heads)
+        key, value = by_head(self.key(x), self.heads), by_head(self.value(x), self.heads)
         return attend(query, key, value, plan).transpose(1, 2).flatten(2)
 
 
@@ -45,9 +47,8 @@ class SASRecBlock(nn.Module):
     def __init__(self, config: BaselineConfig, width: int | None = None) -> None:
         super().__init__()
         width = width or config.hidden_size
-        self.attention_norm, self.mlp_norm = (
-            nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2)
-        )
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = SASRecAttention(width, config.num_attention_heads)
         self.mlp_in = nn.Linear(width, config.intermediate_size or width)
         self.mlp_out = nn.Linear(config.intermediate_size or width, width)
@@ -63,10 +64,13 @@ class SASRecBlock(nn.Module):
 class SASRecEncoder(nn.Module):
     """The blocks and the final norm; positions and the factor sqrt(C) belong to the embedding."""
 
+    BLOCK: Callable[[BaselineConfig], nn.Module] = SASRecBlock
+
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList([SASRecBlock(config) for _ in range(config.num_hidden_layers)])
+        make = type(self).BLOCK
+        self.blocks = nn.ModuleList([make(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:

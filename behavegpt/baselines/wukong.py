@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.layout import Layout
 from behavegpt.config import Settings
+from behavegpt.model.output import Encoded
 
 
 class Options(Settings):

@@ -44,14 +44,12 @@ def compare_ranks(
     found = np.zeros((draws, len(FIGURES)))
     for draw in range(draws):
         weight = rng.multinomial(users, np.full(users, 1 / users))[member].astype(float)
-        first, second = (x[rng.integers(len(x), size=len(x))] for x in (a, b))
+        first, second = a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))]
         found[draw] = _figures(weight, target, first) - _figures(weight, target, second)
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     ahead = (found > 0).mean(0) + 0.5 * (found == 0).mean(0)
-    return {
-        name: Difference(*(float(values[i]) for values in (whole, low, high, ahead)))
-        for i, name in enumerate(FIGURES)
-    }
+    values = np.stack([whole, low, high, ahead], axis=1)
+    return {name: Difference(*row.tolist()) for name, row in zip(FIGURES, values, strict=True)}
 
 
 def _figures(weight: np.ndarray, target: np.ndarray, ranks: np.ndarray) -> np.ndarray:

@@ -151,16 +151,8 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
     ascending."""
     metrics, total = PredictionMetrics(store.behaviors.classes), 0.0
     rows, ranks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
-    config, precision = model.config, choose_precision("auto", model.device)
-    batches = score(
-        model,
-        store,
-        SPLITS[split],
-        max_length=config.max_length,
-        fields=config.columns,
-        precision=precision,
-    )
-    for part in batches:
+    precision = choose_precision("auto", model.device)
+    for part in score(model, store, SPLITS[split], precision=precision):
         metrics.update(part.logits, part.target)
         total += float(F.cross_entropy(part.logits, part.target, reduction="sum"))
         rows.append(part.row.cpu())

@@ -23,9 +23,10 @@ from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.figures import BLUE, GRID, ORANGE, VERMILION, figure, title_of
 from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
-from behavegpt.plots import BLUE, GRID, ORANGE, VERMILION, figure, frontier, title_of
+from behavegpt.plots import frontier
 
 SHOWN = ("rec_w", "rec_m", "ndcg@3", "head", "mid", "tail")
 NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
@@ -36,7 +37,8 @@ def write_tables(settings: BenchmarkSettings) -> Path:
     DataError without rows."""
     out = Path(settings.tables or settings.out)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
-    parts, compared, used = [], {}, []
+    parts, used = [], []
+    compared: dict[str, dict[str, Any]] = {}
     for plan in plans_of(settings, stores):
         rows = final_rows(plan)
         if not rows:
@@ -46,9 +48,9 @@ def write_tables(settings: BenchmarkSettings) -> Path:
         differences = comparison(settings, plan, rows)
         if differences:
             parts.append(comparison_table(str(settings.versus), differences))
-            compared[plan.data] = {
-                name: {f: d._asdict() for f, d in of.items()} for name, of in differences.items()
-            }
+            told = compared[plan.data] = {}
+            for name, by_figure in differences.items():
+                told[name] = {figure: d._asdict() for figure, d in by_figure.items()}
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
@@ -85,11 +87,7 @@ def figures_table(rows: Sequence[Row]) -> str:
         "chosen",
     )
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    models = {
-        name: [row for row in rows if row["model"] == name]
-        for name in dict.fromkeys(r["model"] for r in rows)
-    }
-    for name, found in sorted(models.items(), key=lambda item: -_mean(item[1], "rec_w")):
+    for name, found in sorted(_by_model(rows).items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
         cells = [mean_and_deviation([row["test"][shown] for row in found]) for shown in SHOWN]
         seconds = mean_and_deviation(
@@ -151,14 +149,12 @@ def truth(store: EventStore) -> tuple[np.ndarray, np.ndarray]:
 def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     """Macro recall of the most frequent, middle and rarest third of the behaviors, a row for each
     model (Fig. 6a)."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
     parts = ("head", "mid", "tail")
-    values = {
-        n: np.array([[row[p] or 0.0 for p in parts] for row in rows if row["model"] == n])
-        for n in models
-    }
-    order = sorted(models, key=lambda name: values[name].mean(0).sum())
-    with figure(out, (9, 1 + 0.34 * len(models)), columns=3) as (_, axes):
+    values = {}
+    for name, same in _by_model(rows).items():
+        values[name] = np.array([[row[part] or 0.0 for part in parts] for row in same])
+    order = sorted(values, key=lambda name: values[name].mean(0).sum())
+    with figure(out, (9, 1 + 0.34 * len(order)), columns=3) as (_, axes):
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
             heights = [values[name][:, index].mean() for name in order]
             spread = [
@@ -187,11 +183,10 @@ def _caption(plan: Plan, rows: Sequence[Row]) -> str:
     devices = sorted({row["device"] for row in rows if "device" in row})
     return (
         f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
-        f"{plan.store.behaviors.classes} behaviors. Budget "
-        f"of every model: {said}. Tuned on validation ({NAMES[plan.settings.tuning.select]}, seed "
-        f"{plan.settings.tuning.seed}): {tuned}. Protocol {plan.protocol_hash}; "
-        f"{', '.join(devices) or 'counts only'}."
-        f"{_unseen(plan.store)}"
+        f"{plan.store.behaviors.classes} behaviors. Budget of every model: {said}. Tuned on "
+        f"validation ({NAMES[plan.settings.tuning.select]}, seed {plan.settings.tuning.seed}): "
+        f"{tuned}. Protocol {plan.protocol_hash}; "
+        f"{', '.join(devices) or 'counts only'}.{_unseen(plan.store)}"
     )
 
 
@@ -204,12 +199,18 @@ def _unseen(store: EventStore) -> str:
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (
-        f" {unseen:,} more test targets have labels that training never saw and are left out; "
-        "with them as misses, "
-        f"weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} times, and macro "
-        "recall "
-        f"{present / (present + 1):.4f} times, what stands here."
+        f" {unseen:,} more test targets have labels that training never saw and are left out; with "
+        f"them as misses, weighted recall and NDCG@3 are {len(rows) / (len(rows) + unseen):.4f} "
+        f"times, and macro recall {present / (present + 1):.4f} times, what stands here."
     )
+
+
+def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each model, in the order in which the models come."""
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        models.setdefault(row["model"], []).append(row)
+    return models
 
 
 def _mean(rows: Sequence[Row], figure: str) -> float:

@@ -15,7 +15,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from behavegpt.cli import benchmark, challenge, data, predict, profile, scale, serve, tools, train
+from behavegpt.cli import (
+    benchmark,
+    challenge,
+    data,
+    export,
+    generate,
+    predict,
+    profile,
+    scale,
+    serve,
+    tools,
+    train,
+)
 from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
 from behavegpt.signals import interrupting
@@ -25,6 +37,8 @@ COMMANDS: dict[str, Command | Group] = {
     **data.COMMANDS,
     **train.COMMANDS,
     **predict.COMMANDS,
+    **generate.COMMANDS,
+    **export.COMMANDS,
     **serve.COMMANDS,
     "challenge": challenge.CHALLENGE,
     **profile.COMMANDS,
@@ -124,8 +138,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="behavegpt",
         description="Foundation models of user behavior, from event logs.",
-        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a disk that cannot be "
-        "written; 130 stopped by Ctrl-C; 143 by SIGTERM",
+        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a "
+        "disk that cannot be written; 130 stopped by Ctrl-C; 143 by SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
     _add_commands(parser, COMMANDS)

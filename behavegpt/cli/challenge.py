@@ -135,7 +135,7 @@ def _leaderboard(arguments: Arguments) -> Any:
     from behavegpt.challenge.leaderboard import leaderboard, read_result
     from behavegpt.console import say
     from behavegpt.io import write_json
-    from behavegpt.plots import challenge_scores
+    from behavegpt.plots_challenge import challenge_scores
 
     found = [sorted(path.glob("*.json")) if path.is_dir() else [path] for path in arguments.results]
     files = [path for paths in found for path in paths if path.name != BOARD]
@@ -202,7 +202,7 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
     from behavegpt.console import say
     from behavegpt.devices import default_devices
-    from behavegpt.plots import challenge_results
+    from behavegpt.plots_challenge import challenge_results
 
     tasks = arguments.tasks or OPEN_TASKS
     result = evaluate(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 ROLES = ("user", "time", "event", "location", "behavior", "order")
 _SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
 _PREPARE_OPTIONS = (
-    "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite", "engine",
-    "spark_master",
+    "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite",
+    "engine", "spark_master",
 )  # fmt: skip
 
 
@@ -169,8 +169,8 @@ def _counted(counts: dict[str, int]) -> str:
 def _convert_arguments(parser: Parser) -> None:
     parser.add_argument(
         "name",
-        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, recsys2025, easytpp, mbd, "
-        "massive_steps, yambda, carat",
+        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, "
+        "recsys2025, easytpp, mbd, massive_steps, yambda, carat",
     )
     parser.add_argument(
         "source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones"

@@ -63,7 +63,9 @@ def _serve(arguments: Arguments) -> Any:
         )
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
-    say(f"http://{host}:{port} answers for {arguments.model}; its page is /docs")
+    say(
+        f"http://{host}:{port} answers for {arguments.model}; a playground is /, the endpoints are /docs"
+    )
     try:
         Server(app, settings, log_level="warning").run(sockets=[address])
     finally:  # uvicorn raises the signal that stopped it again

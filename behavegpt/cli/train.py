@@ -107,8 +107,7 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model "
         "data.path=data/shop out=runs/shop\n"
         "  behavegpt finetune configs/adapt/cross_domain.yaml --mode lora base=runs/mine/model "
-        "data.path=data/shop "
-        "out=runs/lora adapt.lora.rank=16",
+        "data.path=data/shop out=runs/lora adapt.lora.rank=16",
         _finetune_arguments,
         _finetune,
     ),

@@ -49,13 +49,11 @@ class SpilledBuckets:
 
     def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns (N,) of the rows of a bucket, in the order they came."""
-        return {
-            name: np.concatenate(
-                [self._read(name, *run[bucket : bucket + 2]) for run in self._runs]
-                + self._held(name, bucket)
-            )
-            for name in names
-        }
+        columns = {}
+        for name in names:
+            written = [self._read(name, *run[bucket : bucket + 2]) for run in self._runs]
+            columns[name] = np.concatenate([*written, *self._held(name, bucket)])
+        return columns
 
     def scan(self, names: tuple[str, ...]) -> Iterator[dict[str, np.ndarray]]:
         """Columns (N,) of all rows in pieces, in no order; no copies of what is in memory."""

@@ -171,9 +171,8 @@ def _split(facts: CardFacts) -> str:
 def _unseen(split: str, events: int, unseen: int) -> str:
     return (
         f"{split}: the behavior of {unseen:,} of {events:,} events ({unseen / events:.1%}) is "
-        "unknown from training. "
-        "Evaluation leaves them out of its figures, and counts them as misses in those named "
-        "`with unseen`."
+        "unknown from training. Evaluation leaves them out of its figures, and counts them as "
+        "misses in those named `with unseen`."
     )
 
 

@@ -50,12 +50,10 @@ def csv_query(
         names = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in first.csv.names) + "}"
         parts.append(
             f"SELECT {values}, {name}{test} FROM read_csv({_listed(paths)}, columns={names}, "
-            "header=true, "
-            f"skip={first.csv.skip}, delim={literal(first.csv.delimiter)}, quote='\"', "
-            "escape='\"', auto_detect=false, "
-            f"compression={literal(compression)}, filename='behavegpt_file', "
-            "hive_partitioning=false, "
-            f"store_rejects=true, rejects_limit=0, max_line_size={LONGEST_LINE})"
+            f"header=true, skip={first.csv.skip}, delim={literal(first.csv.delimiter)}, "
+            f"quote='\"', escape='\"', auto_detect=false, compression={literal(compression)}, "
+            "filename='behavegpt_file', hive_partitioning=false, store_rejects=true, "
+            f"rejects_limit=0, max_line_size={LONGEST_LINE})"
         )
     return " UNION ALL ".join(parts)
 
@@ -72,11 +70,9 @@ def copy_csv(
     con.execute(f"COPY ({csv_query(files, columns, folder)}) TO {literal(target)} (FORMAT parquet)")
     con.execute(
         "CREATE TABLE behavegpt_malformed AS SELECT file_path AS file, any_value(csv_line) AS "
-        "line, line AS number, "
-        "any_value(error_type::VARCHAR) AS kind, "
-        "1 + len(regexp_replace(rtrim(any_value(csv_line), chr(10) || chr(13)), '[^\\n]', '', "
-        "'g')) AS lines "
-        "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL"
+        "line, line AS number, any_value(error_type::VARCHAR) AS kind, 1 + "
+        "len(regexp_replace(rtrim(any_value(csv_line), chr(10) || chr(13)), '[^\\n]', '', 'g')) AS "
+        "lines FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL"
     )
     for file in files:
         if file.converted:
@@ -110,8 +106,7 @@ def _refuse(con: duckdb.DuckDBPyConnection, files: Sequence[LogFile]) -> None:
         raise encoding_error(Path(row[0]), f", line {row[1]}")
     row = con.execute(
         "SELECT file, number FROM behavegpt_malformed WHERE (kind = 'UNQUOTED VALUE' AND lines > "
-        "1) "
-        "OR kind = 'LINE SIZE OVER MAXIMUM' ORDER BY ALL LIMIT 1"
+        "1) OR kind = 'LINE SIZE OVER MAXIMUM' ORDER BY ALL LIMIT 1"
     ).fetchone()
     if row:
         raise _unclosed(row[0], row[1])
@@ -148,8 +143,7 @@ def _swallowed(file: LogFile) -> str:
         return "false"
     tests = (
         f"(contains({quoted(name)}, chr(10)) AND regexp_full_match(replace({quoted(name)}, "
-        "chr(13), ''), "
-        f"{literal(pattern)}))"
+        f"chr(13), ''), {literal(pattern)}))"
         for name, pattern in zip(file.csv.names, _patterns(file), strict=True)
     )
     return f"coalesce({' OR '.join(tests)}, false)"

@@ -67,8 +67,7 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         shown = ", ".join(header[:4])
         raise DataError(
             f"{where}: the first line ({shown}) looks like data, not like names of columns; put a "
-            "line of names before "
-            "it, for example user,time,event."
+            "line of names before it, for example user,time,event."
         )
     names = list(header)
     widths = {len(row) for row in rows}

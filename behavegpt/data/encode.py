@@ -181,8 +181,7 @@ def fit_vocabularies(
         if not result[field].classes:
             raise DataError(
                 f"{plan.source.name}: column {plan.columns[field]!r} ({field}) has no label with "
-                f"{min_count} training "
-                "events; lower --min-count or name another column."
+                f"{min_count} training events; lower --min-count or name another column."
             )
     return result
 

@@ -41,10 +41,8 @@ def read_events(
         plan = plan_events(con, find_logs(logs), schema, folder, fields, time_range)
         parts = [rows.columns for rows in plan.batches(1_000_000)]
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
-        empty = {name: np.zeros(0, np.int64) for name in names}
-        columns = (
-            {n: np.concatenate([part[n] for part in parts]) for n in names} if parts else empty
-        )
+        parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
         index = sort_events(columns, plan.hashes())
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)

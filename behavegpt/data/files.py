@@ -33,7 +33,8 @@ TEXT_FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json",
 }  # fmt: skip
 BINARY_FORMATS = {
-    ".parquet": "parquet", ".pq": "parquet", ".feather": "arrow", ".arrow": "arrow", ".ipc": "arrow",
+    ".parquet": "parquet", ".pq": "parquet",
+    ".feather": "arrow", ".arrow": "arrow", ".ipc": "arrow",
 }  # fmt: skip
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _MAGIC = {
@@ -231,8 +232,7 @@ def _kind(path: Path, content: str) -> str:
         known = ", ".join((*TEXT_FORMATS, *BINARY_FORMATS))
         raise DataError(
             f"{path}: unknown extension; rename or convert the file. Known: {known}; text also "
-            "with "
-            f"{', '.join(COMPRESSED)} behind it."
+            f"with {', '.join(COMPRESSED)} behind it."
         )
     return kind
 

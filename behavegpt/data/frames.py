@@ -18,9 +18,10 @@ HUB = "hf:"
 Array: TypeAlias = pa.Array | pa.ChunkedArray
 Maker = Callable[[int | None], Array]  # the first rows of a column, None for all
 _SHOWN = (
-    pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal128,
-    pa.types.is_float32, pa.types.is_float64, pa.types.is_integer, pa.types.is_struct, pa.types.is_list,
-    pa.types.is_map, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_string_view,
+    pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+    pa.types.is_temporal, pa.types.is_decimal128, pa.types.is_float32, pa.types.is_float64,
+    pa.types.is_integer, pa.types.is_struct, pa.types.is_map, pa.types.is_list,
+    pa.types.is_large_list, pa.types.is_fixed_size_list,
 )  # fmt: skip
 _TEXTS = {"str", "int", "float", "bool", "NoneType", "NAType"}
 
@@ -152,8 +153,7 @@ def _array(name: str, values: Any) -> Array:
     if dtype.startswith(("period", "interval")):
         raise DataError(
             f"column {name!r}: a pandas {dtype.split('[')[0]} is a span, not a moment or a label; "
-            "convert it with "
-            ".dt.start_time or .astype(str)."
+            "convert it with .dt.start_time or .astype(str)."
         )
     try:
         array = pa.array(values, from_pandas=True)
@@ -201,9 +201,8 @@ def _check_moments(name: str, values: Any) -> None:
     if len(rows) > 1:
         (one, first), (two, second) = list(rows.items())[:2]
         raise DataError(
-            f"column {name!r}: the time in row {first} is {one}, in row {second} it is {two}; "
-            "make them all alike, "
-            "for example with pd.to_datetime(..., utc=True)."
+            f"column {name!r}: the time in row {first} is {one}, in row {second} it is {two}; make "
+            "them all alike, for example with pd.to_datetime(..., utc=True)."
         )
 
 

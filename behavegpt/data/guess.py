@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from behavegpt.data.column_names import CLOCKS, NAMES, PARTS, name_parts, name_rank
 from behavegpt.data.database import connect, one_row, quoted, reading
-from behavegpt.data.plan import TIME_RANGE, is_label_type, parse_range
+from behavegpt.data.plan import TIME_RANGE, parse_range
+from behavegpt.data.plan_columns import is_label_type
 from behavegpt.data.schema import ROLES, EventSchema
 from behavegpt.data.sources import Logs, Source, check_columns, find_logs, open_sample
-from behavegpt.data.time_columns import is_time_type, survey_column, time_column
+from behavegpt.data.time_columns import is_time_type, time_column
 from behavegpt.data.time_join import PLUS, join_times, time_parts
+from behavegpt.data.time_survey import survey_column
 from behavegpt.data.times import DAY, MICROS
 from behavegpt.errors import DataError
 from behavegpt.io import temporary_folder
@@ -269,9 +271,8 @@ def _read_times(sample: _Sample, time: str, settings: Mapping[str, Any]) -> tupl
         rows, good, clocks = one_row(
             sample.con,
             f"SELECT count(*), count(*) FILTER (stamp >= {bounds[0] * MICROS} AND stamp < "
-            f"{bounds[1] * MICROS}), "
-            f"count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT {read.stamp} AS stamp "
-            f"FROM {source.sql})",
+            f"{bounds[1] * MICROS}), count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT "
+            f"{read.stamp} AS stamp FROM {source.sql})",
         )
     return good / max(1, rows), clocks > 0
 

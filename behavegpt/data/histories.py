@@ -61,9 +61,8 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
         )
         raise DataError(
             f"the frame has no column {schema.user!r} (the user), so nothing tells whose the "
-            f"events are. {columns}"
-            f"Rename it to {schema.user!r}; only a list of event dicts may come without it, as "
-            "one user's history."
+            f"events are. {columns}Rename it to {schema.user!r}; only a list of event dicts may "
+            "come without it, as one user's history."
         )
     return frame
 
@@ -96,8 +95,7 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
         if near:
             raise DataError(
                 f"the events have no {schema.user!r} (the user), but {near!r}; rename it to "
-                f"{schema.user!r}, or leave "
-                "it out if all events are one user's."
+                f"{schema.user!r}, or leave it out if all events are one user's."
             )
         columns[schema.user] = [ONLY_USER] * len(rows)
     return as_frame(columns)

@@ -86,10 +86,8 @@ def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str
         listed = "[" + ", ".join(literal(glob.escape(str(path))) for path in paths) + "]"
         parts.append(
             f"SELECT {values} FROM read_json({listed}, format={literal(first.layout)}, "
-            f"columns={{{kinds}}}, "
-            "filename='behavegpt_file', hive_partitioning=false, "
-            f"compression={literal(compression)}, "
-            f"maximum_object_size={LONGEST_LINE})"
+            f"columns={{{kinds}}}, filename='behavegpt_file', hive_partitioning=false, "
+            f"compression={literal(compression)}, maximum_object_size={LONGEST_LINE})"
         )
     return " UNION ALL ".join(parts)
 
@@ -133,10 +131,8 @@ def _text(name: str) -> str:
     in every format."""
     text = f"({name}->>'$')"
     number = (
-        f"CASE WHEN {text} = 'NaN' THEN NULL "
-        f"WHEN ends_with({text}, 'Infinity') THEN replace({text}, 'Infinity', 'inf') "
-        f"WHEN ends_with({text}, '.0') AND abs({text}::DOUBLE) < {EXACT['DOUBLE']} THEN "
-        f"split_part({text}, '.', 1) "
-        f"ELSE {text} END"
+        f"CASE WHEN {text} = 'NaN' THEN NULL WHEN ends_with({text}, 'Infinity') THEN "
+        f"replace({text}, 'Infinity', 'inf') WHEN ends_with({text}, '.0') AND abs({text}::DOUBLE) "
+        f"< {EXACT['DOUBLE']} THEN split_part({text}, '.', 1) ELSE {text} END"
     )
     return f"CASE WHEN json_type({name}) = 'DOUBLE' THEN {number} ELSE {text} END"

@@ -80,10 +80,9 @@ RULES: dict[str, Rule] = {
         f"({_DOUBLE} + 0)::VARCHAR",
     ),
     **{f"decimal:{scale}": _decimal(scale) for scale in _SCALES},
-    "boolean": Rule((
-        "lower(label) IN ('true', "
-        "'false')"
-    ), "lower(label) IN ('true', 'false')", "lower(label)"),
+    "boolean": Rule(
+        "lower(label) IN ('true', 'false')", "lower(label) IN ('true', 'false')", "lower(label)",
+    ),
     "date": Rule(_full(_MIDNIGHT), _full(_MIDNIGHT), "left(label, 10)"),
     "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), _WITH_CLOCK),
     TEXT: Rule("true", "false", "label"),
@@ -180,9 +179,8 @@ def create_values(
     filled = "label <> ''" if kind == "VARCHAR" else "raw IS NOT NULL"
     con.execute(
         f"CREATE TABLE {name} AS SELECT raw, label, events FROM (SELECT raw, "
-        f"{text_sql('raw', kind)} AS label, events "
-        f"FROM (SELECT {raw} AS raw, count(*) AS events FROM {table} {where} GROUP BY ALL)) WHERE "
-        f"{filled}"
+        f"{text_sql('raw', kind)} AS label, events FROM (SELECT {raw} AS raw, count(*) AS events "
+        f"FROM {table} {where} GROUP BY ALL)) WHERE {filled}"
     )
 
 
@@ -211,10 +209,8 @@ def check_exact(
         bits = EXACT.get(kind, EXACT["DOUBLE"]).bit_length() - 1
         raise DataError(
             f"{where}: column {column!r} holds {found[0]} as a floating-point number; from "
-            f"2^{bits} on different "
-            "integers become the same float. Write the column as text or as 64-bit integers (in "
-            "pandas: dtype "
-            "'string' or 'Int64' when the file is read)."
+            f"2^{bits} on different integers become the same float. Write the column as text or as "
+            "64-bit integers (in pandas: dtype 'string' or 'Int64' when the file is read)."
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,16 @@ from behavegpt.batch import PackedBatch
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
 from behavegpt.data.pack import RowPlan, collate, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
+
+
+class Share(NamedTuple):
+    """A process's part of some work: every `world`-th piece from `rank` on."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALL = Share()
 
 
 def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
@@ -127,17 +138,16 @@ def evaluation_batches(
     rows_per_batch: int,
     fields: tuple[str, ...],
     counts: Counts | None = None,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
 ) -> Iterator[PackedBatch]:
-    """This rank's share of a split's targets; together the ranks see each target once.
+    """A share of a split's targets; together the shares hold each target once.
 
     `counts`: those of the model's training log, for a model with memory.
     """
     plan = pack_rows(evaluation_windows(store, split, max_length), row_length_for(max_length))
     columns = columns_of(store)
     memory = None if counts is None else memory_of(store, counts)
-    mine = np.arange(rank, plan.rows, world)
+    mine = np.arange(share.rank, plan.rows, share.world)
     for at in range(0, len(mine), rows_per_batch):
         yield collate(
             columns,

@@ -34,11 +34,8 @@ class Readings(NamedTuple):
     # (N, J) float32: an expert gives any other class b the probability rest * prior(b)
     rest: np.ndarray
     evidence: np.ndarray  # (N, J) float32 events behind each expert
-    reliability: (
-        np.ndarray
-        # (N, J + 1) float32 mean log-probability of what came so far; last: events that judge, <=
-        # 12.5
-    )
+    # (N, J + 1) float32 mean log-probability of what came so far; last: events that judge, <= 12.5
+    reliability: np.ndarray
     # (N, 5) float32: known events, classes, half hour, weekday, seconds since the event before
     context: np.ndarray
 

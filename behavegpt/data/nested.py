@@ -75,8 +75,7 @@ def check_lengths(
         if found:
             raise DataError(
                 f"{where}: each row is a history, but in one {first[0]!r} has {found[0]} elements "
-                f"and {column!r} "
-                f"{found[1]}; write one element per event in each list."
+                f"and {column!r} {found[1]}; write one element per event in each list."
             )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -164,7 +165,6 @@ def collate(
     row_length: int,
     fields: tuple[str, ...],
     next_fields: tuple[str, ...] = (),
-    with_target: bool = True,
     memory: MemorySource | None = None,
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
@@ -172,38 +172,34 @@ def collate(
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
     `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
     """
-    source, place, position, document, scored = _layout(plan, rows, row_length)
-    shape = (len(rows), row_length)
+    layout = _layout(plan, rows, row_length)
+    source = layout.source
+    behavior = columns["behavior"][source + 1].astype(np.int64)
+    asked = layout.scored & (behavior >= FIRST)
 
-    def spread(values: np.ndarray, fill: int) -> torch.Tensor:
-        flat = np.full(shape[0] * shape[1], fill, np.int64)
-        flat[place] = values
-        return torch.from_numpy(flat.reshape(shape))
-
-    inputs = {argument_name(f): spread(columns[f][source], 0) for f in fields}
-    target, row = np.full(len(source), IGNORED, np.int64), np.full(len(source), -1, np.int64)
-    told = None
     following: dict[str, torch.Tensor] = {}
-    if with_target:
-        behavior = columns["behavior"][source + 1].astype(np.int64)
-        asked = scored & (behavior >= FIRST)
-        target = np.where(asked, behavior - FIRST, IGNORED)
-        row = np.where(asked, source + 1, -1)
-        told = memory.at(source[asked]) if memory is not None else None
-        for name in next_fields:
-            values = columns["time" if name == "gap" else name][source + 1].astype(np.int64)
-            if name == "gap":
-                values = gap_buckets(values - columns["time"][source].astype(np.int64))
-            following[name] = spread(np.where(asked, values, IGNORED), IGNORED)
-    return PackedBatch(
-        inputs=inputs,
-        document=spread(document, PADDING),
-        position=spread(position, 0),
-        target=spread(target, IGNORED),
-        row=spread(row, -1),
+    for name in next_fields:
+        values = columns["time" if name == "gap" else name][source + 1].astype(np.int64)
+        if name == "gap":
+            values = gap_buckets(values - columns["time"][source].astype(np.int64))
+        following[name] = layout.spread(np.where(asked, values, IGNORED), IGNORED)
+    return _inputs(columns, layout, fields)._replace(
+        target=layout.spread(np.where(asked, behavior - FIRST, IGNORED), IGNORED),
+        row=layout.spread(np.where(asked, source + 1, -1), -1),
         next_fields=following,
-        memory=told,
+        memory=None if memory is None else memory.at(source[asked]),
     )
+
+
+def collate_inputs(
+    columns: Mapping[str, np.ndarray],
+    plan: RowPlan,
+    rows: np.ndarray,
+    row_length: int,
+    fields: tuple[str, ...],
+) -> PackedBatch:
+    """As `collate`, where nothing is asked: no position has a target."""
+    return _inputs(columns, _layout(plan, rows, row_length), fields)
 
 
 def argument_name(field: str) -> str:
@@ -239,19 +235,53 @@ def _fill(histogram: np.ndarray, row_length: int) -> list[tuple[int, int]]:
     return pattern
 
 
-def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> tuple[np.ndarray, ...]:
-    """For each event of the rows: flat index, place in the batch, position, document, whether it is
-    scored."""
+class _Layout(NamedTuple):
+    """The E events of some rows; each array (E,)."""
+
+    source: np.ndarray  # flat index in the columns
+    place: np.ndarray  # in the batch, row by row
+    position: np.ndarray
+    document: np.ndarray
+    scored: np.ndarray  # bool: whether its target is asked for
+    shape: tuple[int, int]  # of the batch
+
+    def spread(self, values: np.ndarray, fill: int) -> torch.Tensor:
+        """(B, R) int64 of the values (E,), `fill` where there is no event."""
+        flat = np.full(self.shape[0] * self.shape[1], fill, np.int64)
+        flat[self.place] = values
+        return torch.from_numpy(flat.reshape(self.shape))
+
+
+def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
     real = np.flatnonzero(rows >= 0)
     held = plan.pointer[rows[real] + 1] - plan.pointer[rows[real]]
     window = ranges(plan.pointer[rows[real]], held)
-    document = positions(held)
     base = np.repeat(real, held) * row_length + plan.offset[window]
+
     length = plan.windows.length[window]
     position = positions(length)
-    source = np.repeat(plan.windows.start[window], length) + position
-    scored = position >= np.repeat(plan.windows.score_from[window], length)
-    return source, np.repeat(base, length) + position, position, np.repeat(document, length), scored
+    return _Layout(
+        source=np.repeat(plan.windows.start[window], length) + position,
+        place=np.repeat(base, length) + position,
+        position=position,
+        document=np.repeat(positions(held), length),
+        scored=position >= np.repeat(plan.windows.score_from[window], length),
+        shape=(len(rows), row_length),
+    )
+
+
+def _inputs(
+    columns: Mapping[str, np.ndarray], layout: _Layout, fields: tuple[str, ...]
+) -> PackedBatch:
+    """A batch without targets."""
+    return PackedBatch(
+        inputs={argument_name(f): layout.spread(columns[f][layout.source], 0) for f in fields},
+        document=layout.spread(layout.document, PADDING),
+        position=layout.spread(layout.position, 0),
+        target=torch.full(layout.shape, IGNORED),
+        row=torch.full(layout.shape, -1),
+        next_fields={},
+    )
 
 
 def gap_buckets(seconds: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from behavegpt.data.buckets import PIECE, smallest_dtype
 from behavegpt.data.database import hash_labels, literal, one_row
+from behavegpt.data.dictionaries import shrink_codes
 from behavegpt.data.events import sort_events
-from behavegpt.data.plan import Plan, shrink_codes
+from behavegpt.data.plan import Plan
 from behavegpt.user_embeddings import write_array
 
 

@@ -18,18 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from behavegpt.data.database import literal, one_row, quoted, reading
-from behavegpt.data.labels import (
-    RULES,
-    TEXT,
-    check_exact,
-    choose_rule,
-    create_values,
-    fitting_rules,
-)
+from behavegpt.data.dictionaries import build_dictionary
+from behavegpt.data.plan_columns import check_types, label_columns, needed_columns, reject_columns
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.survey import Survey, order_is_whole, survey_times
-from behavegpt.data.time_columns import FLOATS, INTEGERS, TimeColumn, is_time_type, time_column
+from behavegpt.data.time_columns import TimeColumn, time_column
 from behavegpt.data.time_join import join_times, part_columns, time_parts
 from behavegpt.data.times import MICROS, instants, parse_date
 from behavegpt.errors import DataError
@@ -49,7 +43,6 @@ REASONS = (
 WRONG_TYPE, NO_USER, NO_TIME, BAD_TIME, LATE, NO_EVENT, BAD_ORDER, MALFORMED = range(
     1, len(REASONS)
 )
-_NO_LABELS = ("BLOB", "BIT", "STRUCT", "MAP", "UNION", "INTERVAL", "GEOMETRY", "VARIANT")
 _LONGEST = 2**32 - 4 * 86_400  # seconds that a stored time can hold, less what a zone may move it
 
 
@@ -139,8 +132,7 @@ class Plan:
         texts = " ".join(f"WHEN {i} THEN {literal(text)}" for i, text in enumerate(REASONS))
         query = (
             f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS "
-            "reason "
-            f"FROM {self._joined()} WHERE {self._reason()} > 0"
+            f"reason FROM {self._joined()} WHERE {self._reason()} > 0"
         )
         if self.source.malformed:
             rest = ", NULL" * (len(roles) - 1)
@@ -195,7 +187,7 @@ class Plan:
     def _reason(self) -> str:
         """SQL of the index into REASONS; 0 for a good row."""
         time = f"s.{quoted(self.schema.time)}"
-        low, high = (bound * MICROS for bound in self.bounds)
+        low, high = self.bounds[0] * MICROS, self.bounds[1] * MICROS
         is_text = self.source.types[self.schema.time] == "VARCHAR"
         cases = {
             NO_USER: "d0.code IS NULL",
@@ -259,38 +251,12 @@ def make_plan(
         rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
         rules, nulls = dict(schema.label_rules), []
         for i, (field, column) in enumerate(columns.items()):
-            rules[field], labeled = _build_dictionary(con, source, column, i, rules.get(field))
+            rules[field], labeled = build_dictionary(con, source, column, i, rules.get(field))
             nulls.append(labeled < rows)
     schema = schema.model_copy(
         update={"time_unit": read.unit, "time_format": read.formats, "label_rules": rules}
     )
     return Plan(con, source, schema, columns, tuple(nulls), read, order, bounds)
-
-
-def label_columns(schema: EventSchema, fields: Collection[str] | None = None) -> dict[str, str]:
-    """user, event and the other label fields (those of `fields`, the event always) -> source
-    column."""
-    labels = {
-        f: c
-        for f, c in schema.label_columns.items()
-        if fields is None or f == "event" or f in fields
-    }
-    return {"user": schema.user, **labels}
-
-
-def needed_columns(schema: EventSchema, columns: dict[str, str]) -> dict[str, str]:
-    """Role -> source column of all that is read."""
-    return columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
-
-
-def reject_columns(schema: EventSchema, columns: dict[str, str]) -> list[str]:
-    """Names of the columns of rejects.parquet."""
-    roles = needed_columns(schema, columns)
-    return [
-        "file",
-        *(f"{role} (extra)" if role in ("file", "reason") else role for role in roles),
-        "reason",
-    ]
 
 
 def parse_range(time_range: tuple[str, str]) -> tuple[int, int]:
@@ -307,89 +273,6 @@ def parse_range(time_range: tuple[str, str]) -> tuple[int, int]:
 def named_rejects(rejected: np.ndarray) -> dict[str, int]:
     """Reason -> rows of the counts (len(REASONS),), those above zero."""
     return {REASONS[reason]: int(rows) for reason, rows in enumerate(rejected) if rows}
-
-
-def check_types(source: Source, schema: EventSchema, columns: dict[str, str]) -> None:
-    """Raise DataError for a column whose type is not what its role needs."""
-    for role, column in needed_columns(schema, columns).items():
-        _check_type(source, role, column)
-
-
-def is_label_type(sql_type: str) -> bool:
-    """Whether values of a DuckDB type can be labels."""
-    return not (sql_type.startswith(_NO_LABELS) or sql_type.endswith("]"))
-
-
-def _check_type(source: Source, role: str, column: str) -> None:
-    kind = source.types[column]
-    bad = not is_label_type(kind)
-    what, remedy = "a label", "write it as text or a number"
-    if role == "time":
-        bad, what = not is_time_type(kind), "a time"
-        remedy = "use a timestamp, ISO text or an epoch number"
-    if role == "order":
-        bad, what = (
-            bad or not (kind == "VARCHAR" or kind.startswith((*INTEGERS, *FLOATS))),
-            "an order",
-        )
-        remedy = "use a numeric column"
-    if bad:
-        raise DataError(
-            f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; "
-            f"{remedy}."
-        )
-
-
-def _build_dictionary(
-    con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int, rule: str | None
-) -> tuple[str, int]:
-    """Make the tables `dictionary_{number}` (label, code, events) and `raw_{number}` (raw, code).
-
-    Returns the column's rule, which is found out where none is given, and the number of rows with a
-    label.
-    """
-    values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
-    create_values(con, values, source.sql, column, kind)
-    check_exact(con, source.name, column, values, kind, rule)
-    if rule is None:
-        rule = choose_rule(fitting_rules(con, values, kind))
-    # Where every value has a label of its own, one table is both.
-    own = rule == TEXT or (
-        rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")
-    )
-    written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
-    labels = (
-        written
-        if own
-        else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
-    )
-    con.execute(
-        f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY "
-        "label))::UINTEGER AS "
-        f"code, events FROM {labels} ORDER BY code"
-    )
-    count, rows = one_row(
-        con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}"
-    )
-    shrink_codes(con, number, count)
-    if own:
-        con.execute(f"CREATE VIEW raw_{number} AS SELECT raw, code FROM {dictionary}")
-    else:
-        con.execute(
-            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN "
-            f"{dictionary} d USING (label)"
-        )
-    con.execute(f"DROP TABLE {values}")
-    return rule, int(rows)
-
-
-def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:
-    """Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less."""
-    if labels < 1 << 16:
-        con.execute(
-            f"ALTER TABLE dictionary_{number} ALTER code TYPE "
-            f"{'UTINYINT' if labels < 256 else 'USMALLINT'}"
-        )
 
 
 def _order_key(source: Source, column: str, whole: bool) -> tuple[str, str]:

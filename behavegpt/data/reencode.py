@@ -79,12 +79,10 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
     ]
     if lines:
         raise CheckpointError(
-            f"{store.path} is not the kind of data this model was trained for: "
-            f"{'; '.join(lines)}. Adapt the model: "
-            "behavegpt finetune configs/adapt/new_behavior.yaml base=MODEL "
-            f"data.path={store.path} out=RUN "
-            "(cross_domain.yaml for another domain); or predict from raw logs with `behavegpt "
-            "predict`."
+            f"{store.path} is not the kind of data this model was trained for: {'; '.join(lines)}. "
+            "Adapt the model: behavegpt finetune configs/adapt/new_behavior.yaml base=MODEL "
+            f"data.path={store.path} out=RUN (cross_domain.yaml for another domain); or predict "
+            "from raw logs with `behavegpt predict`."
         )
     same = {field: v.hash for field, v in tokenizer.vocabulary.items()} == dict(
         store.manifest.vocabulary

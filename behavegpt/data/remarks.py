@@ -56,12 +56,11 @@ def early_times(encoded: Encoded) -> str | None:
         first, last = int(times.min(initial=first)), int(times.max(initial=last))
         if last >= _EARLY * MICROS:
             return None
-    begin, end = (str(np.datetime64(time // MICROS, "s")) for time in (first, last))
+    begin, end = np.datetime64(first // MICROS, "s"), np.datetime64(last // MICROS, "s")
     return (
         f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers "
-        "that count days, or the "
-        "time since something else than 1970, look so: write them as dates, or weekdays and slots "
-        "mean nothing"
+        "that count days, or the time since something else than 1970, look so: write them as "
+        "dates, or weekdays and slots mean nothing"
     )
 
 
@@ -73,9 +72,8 @@ def one_label(vocabularies: Mapping[str, Vocabulary], schema: EventSchema) -> st
     column, label = schema.label_columns[role], vocabularies[role].values[0].as_py()
     return (
         f"every {role} of the training split is {label!r} (column {column!r}): a constant "
-        "predictor is enough, it is "
-        f"right wherever a model is; name a column with more labels with --{role} if there is "
-        "more to predict"
+        "predictor is enough, it is right wherever a model is; name a column with more labels with "
+        f"--{role} if there is more to predict"
     )
 
 

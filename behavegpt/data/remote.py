@@ -130,7 +130,6 @@ def _check(folder: Path, manifest: Manifest, url: str) -> None:
     if not same or found != manifest.content_hash:
         raise DataError(
             f"{url}: what was fetched has another content hash than dataset.json says "
-            f"({found[:12]}…, not "
-            f"{manifest.content_hash[:12]}…): damaged, or replaced meanwhile. Try again, or copy "
-            "the folder anew."
+            f"({found[:12]}…, not {manifest.content_hash[:12]}…): damaged, or replaced meanwhile. "
+            "Try again, or copy the folder anew."
         )

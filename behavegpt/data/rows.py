@@ -92,7 +92,7 @@ def _times(values: Sequence[Any], schema: EventSchema) -> np.ndarray | None:
         stamps = np.array(values, "datetime64[s]").astype(np.int64) * MICROS
     except ValueError:  # no day of the calendar
         return None
-    low, high = (parse_date(bound) * MICROS for bound in TIME_RANGE)
+    low, high = parse_date(TIME_RANGE[0]) * MICROS, parse_date(TIME_RANGE[1]) * MICROS
     if stamps.min() < low or stamps.max() >= high:
         return None
     return instants(stamps, schema.naive_time == "local", schema)
@@ -112,9 +112,8 @@ def _orders(
 
 def _codes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
     """Codes (N,) of labels, 0 for null, and the hash of each code as `Plan.hashes` makes it."""
-    known = {
-        text: code for code, text in enumerate(dict.fromkeys(t for t in texts if t is not None), 1)
-    }
+    labels = dict.fromkeys(text for text in texts if text is not None)
+    known = {text: code for code, text in enumerate(labels, 1)}
     codes = np.array([0 if text is None else known[text] for text in texts], np.int64)
     digests = (hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:] for text in known)
     return codes, np.array(

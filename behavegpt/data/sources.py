@@ -9,7 +9,6 @@ file of text. Only the columns that are asked for are read; dotted names reach b
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +22,24 @@ from behavegpt.config import closest
 from behavegpt.data.csv_files import copy_csv, csv_query
 from behavegpt.data.database import literal, quoted, reading, scratch
 from behavegpt.data.files import LogFile, ipc_batches, look_at
+from behavegpt.data.find_files import expand, without_repeats
 from behavegpt.data.frames import HUB, Frame, as_frame, hub_table, plain_array
 from behavegpt.data.json_files import json_query, json_sample
-from behavegpt.data.nested import (
-    Value,
-    arrow_paths,
-    check_lengths,
-    part_sql,
-    split_path,
-    typed_value,
-)
+from behavegpt.data.nested import arrow_paths, part_sql, split_path
 from behavegpt.data.schema import ROLES
+from behavegpt.data.source_values import (
+    LISTS,
+    by_position,
+    column_kinds,
+    column_types,
+    event_values,
+    from_start,
+    value_of,
+)
 from behavegpt.errors import DataError
 from behavegpt.paths import check_unicode
 
 _SAMPLE = 100_000  # rows that the guess of columns looks at
-_SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
-_LISTS = 100  # rows that tell whether a row holds a history
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Logs:
     def nested(self) -> tuple[str, ...]:
         """Dotted paths that are seen below the columns."""
         if self.frame is not None:
-            return arrow_paths(self.frame.sample(_LISTS).schema)
+            return arrow_paths(self.frame.sample(LISTS).schema)
         return tuple(dict.fromkeys(path for member in self.members for path in member.nested))
 
     def has(self, column: str) -> bool:
@@ -108,10 +108,10 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
     if str(logs[0]).startswith(HUB):
         frame = as_frame(hub_table([str(log) for log in logs]))
         return Logs(str(logs[0]), "table", (), frame.names, (), frame)
-    files = list(dict.fromkeys(file for log in logs for file in _expand(str(log))))
+    files = list(dict.fromkeys(file for log in logs for file in expand(str(log))))
     for file in files:
         check_unicode(file)
-    members = _once([look_at(file, encoding) for file in files])
+    members = without_repeats([look_at(file, encoding) for file in files])
     formats = {member.kind: member.path for member in members}
     if len(formats) > 1:
         one, two = list(formats.values())[:2]
@@ -137,7 +137,7 @@ def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
         # Fields of typed columns are looked up in their types when they are read; those of JSON are
         # known by example.
         if found and (
-            not found[1] or logs.format != "json" or column in logs.nested or _by_position(found[1])
+            not found[1] or logs.format != "json" or column in logs.nested or by_position(found[1])
         ):
             continue
         missing = (m for m in logs.members if split_path(column, m.names) is None)
@@ -176,15 +176,20 @@ def open_source(
             copy = folder / "text.parquet"
             query = json_query(con, logs, columns, folder, time)
             con.execute(f"COPY ({query}) TO {literal(copy)} (FORMAT parquet)")
-            sql = _from_start(con, f"read_parquet({literal(copy)})", time)
+            sql = from_start(con, f"read_parquet({literal(copy)})", time)
             return Source(
-                logs.name, logs.files, sql, _types(con, sql), "behavegpt_file", "behavegpt_wrong"
+                logs.name,
+                logs.files,
+                sql,
+                column_types(con, sql),
+                "behavegpt_file",
+                "behavegpt_wrong",
             )
         malformed = "behavegpt_malformed" if logs.format == "csv" else None
         file = literal(logs.name) if logs.frame is not None else "behavegpt_file"
         base = _base(con, logs, _owned(logs, columns), folder)
-        sql = _from_start(con, _values(con, logs, base, columns, folder, time), time)
-        return Source(logs.name, logs.files, sql, _types(con, sql), file, None, malformed)
+        sql = from_start(con, event_values(con, logs, base, columns, folder, time), time)
+        return Source(logs.name, logs.files, sql, column_types(con, sql), file, None, malformed)
 
 
 def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
@@ -195,15 +200,15 @@ def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
     if logs.format == "csv":
         base = f"({csv_query(logs.members, own, scratch(con), check=False)})"
     elif logs.format == "parquet":
-        base = _parquet(logs)
+        base = _parquet_files(logs)
     else:
         con.register("behavegpt_logs", _head(logs))
         base = "behavegpt_logs"
-    kinds = _kinds(con, base)
+    kinds = column_kinds(con, base)
     below = [path for path in logs.nested if (found := split_path(path, own)) and found[0] in kinds]
     expressions = [quoted(name) for name in own]
     expressions += [f"{part_sql(name)} AS {quoted(name)}" for name in logs.parts]
-    expressions += [f"{_value(logs, kinds, path, False).sql} AS {quoted(path)}" for path in below]
+    expressions += [f"{value_of(logs, kinds, path, False).sql} AS {quoted(path)}" for path in below]
     return f"(SELECT {', '.join(expressions)} FROM {base})"
 
 
@@ -224,8 +229,8 @@ def _base(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], folder
         return f"read_parquet({literal(copy)})"
     if logs.format == "parquet":
         try:
-            _types(con, _parquet(logs))
-            return _parquet(logs)
+            column_types(con, _parquet_files(logs))
+            return _parquet_files(logs)
         # another column has a type that it cannot read, or that differs between the files
         except duckdb.Error:
             pass
@@ -236,126 +241,7 @@ def _base(con: duckdb.DuckDBPyConnection, logs: Logs, columns: list[str], folder
     return f"read_parquet({_listed(copies)}, union_by_name=true, hive_partitioning=false)"
 
 
-def _values(
-    con: duckdb.DuckDBPyConnection,
-    logs: Logs,
-    base: str,
-    columns: list[str],
-    folder: Path,
-    time: str | None,
-) -> str:
-    """A table expression of the columns by their dotted names, one row per event."""
-    kinds = _kinds(con, base)
-    _check_texts(con, logs, base, columns, kinds)
-    many = time is not None and _is_many(
-        con, base, _value(logs, kinds, time, True), kinds.get(time)
-    )
-    if not many and all(column in kinds and column not in logs.parts for column in columns):
-        return base
-    file = "" if logs.frame is not None else ", behavegpt_file"
-    if not many:
-        values = (
-            f"{_value(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns
-        )
-        return f"(SELECT {', '.join(values)}{file} FROM {base})"
-    lists = {
-        column: _list(con, base, _value(logs, kinds, column, True), kinds.get(column))
-        for column in columns
-    }
-    check_lengths(con, logs.name, base, {column: sql for column, sql in lists.items() if sql})
-    values = (
-        f"unnest({sql}) AS {quoted(column)}"
-        if sql
-        else f"{_value(logs, kinds, column, True).sql} AS {quoted(column)}"
-        for column, sql in lists.items()
-    )
-    copy = folder / "events.parquet"
-    con.execute(
-        f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)"
-    )
-    return f"read_parquet({literal(copy)})"
-
-
-def _from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
-    """The table with EasyTPP's times, which count from the start of each history, as seconds since
-    `_START`."""
-    if time is None or time.rpartition(".")[2] != _SINCE_START:
-        return sql
-    name, kind = quoted(time), _types(con, sql)[time]
-    moved = (
-        f"coalesce((TRY_CAST({name} AS DOUBLE) + {_START})::VARCHAR, {name})"
-        if kind == "VARCHAR"
-        else f"{name} + {_START}"
-    )
-    return f"(SELECT * REPLACE ({moved} AS {name}) FROM {sql})"
-
-
-def _check_texts(
-    con: duckdb.DuckDBPyConnection,
-    logs: Logs,
-    base: str,
-    columns: Sequence[str],
-    kinds: Mapping[str, Any],
-) -> None:
-    """Raise DataError for a path below a column of text in which no row holds such a value as
-    JSON."""
-    for column in columns:
-        found = None if column in logs.parts else split_path(column, kinds.keys())
-        if found is None or not found[1] or kinds[found[0]].id != "varchar":
-            continue
-        value = _value(logs, kinds, column, False).sql
-        counts = con.execute(
-            f"SELECT count({quoted(found[0])}), count({value}) FROM {base}"
-        ).fetchall()[0]
-        if counts[0] and not counts[1]:
-            raise DataError(
-                f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
-                f"{'.'.join(found[1])!r}; name another column than {column!r}."
-            )
-
-
-def _value(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> Value:
-    if column in logs.parts:
-        return Value(part_sql(column))
-    found = split_path(column, kinds.keys())
-    assert found is not None  # check_columns
-    return typed_value(found[0], kinds[found[0]], found[1], many)
-
-
-def _list(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> str | None:
-    """SQL of the list of a history's values; None for a value that goes with all events."""
-    if not _is_many(con, base, value, kind):
-        return None
-    if value.many:
-        return f"coalesce({value.sql}, [NULL])"
-    parsed = f"CASE WHEN json_valid({value.sql}) THEN from_json({value.sql}, '[\"VARCHAR\"]')"
-    return f"coalesce({parsed} ELSE TRY_CAST({value.sql} AS VARCHAR[]) END, [NULL])"
-
-
-def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> bool:
-    """Whether a value is a list, or text that looks like one in all of the first rows: ['a',
-    'b']."""
-    if value.many or kind is None or kind.id != "varchar":
-        return value.many
-    rows = (
-        f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT "
-        f"{_LISTS}"
-    )
-    found = con.execute(f"SELECT bool_and(value LIKE '[%]') FROM ({rows})").fetchone()
-    return bool(found and found[0])
-
-
-def _types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
-    return {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
-
-
-def _kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    """DuckDB's types as objects, with what they hold."""
-    relation = con.sql(f"SELECT * FROM {sql}")
-    return dict(zip(relation.columns, relation.types, strict=True))
-
-
-def _parquet(logs: Logs) -> str:
+def _parquet_files(logs: Logs) -> str:
     return (
         f"read_parquet({_listed(logs.files)}, union_by_name=true, filename='behavegpt_file', "
         "hive_partitioning=false)"
@@ -417,60 +303,3 @@ def _head(logs: Logs) -> pa.Table:
 def _listed(files: Sequence[Path]) -> str:
     """Files as a SQL list; the characters of a glob stand for themselves."""
     return "[" + ", ".join(literal(glob.escape(str(file))) for file in files) + "]"
-
-
-def _expand(log: str) -> list[Path]:
-    if not log.strip():
-        raise DataError(
-            "an empty path was named as a log (is a variable of your shell not set?); name a file "
-            "or folder."
-        )
-    path = Path(os.path.expanduser(log))
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(
-            p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
-        )
-    else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not found:
-        raise DataError(f"{log}: {_why_nothing(log, path)}.")
-    return found
-
-
-def _why_nothing(log: str, path: Path) -> str:
-    if path.is_dir():
-        return "the folder holds no files; check the path"
-    if "://" in log:
-        return (
-            "logs are not read from addresses; download the files, or name a data set of the Hub "
-            "as hf:NAME"
-        )
-    if log == "-" or path.exists():  # a pipe is read once, logs are read several times
-        return "no file on a disk, but a pipe or a device; write the log to a file and name that"
-    return (
-        f"{'the glob matches no file' if glob.has_magic(log) else 'no such file or folder'}; "
-        "check the path"
-    )
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether a file below a log's folder is no part of the log: what editors and Spark keep in
-    .NAME and _NAME."""
-    return any(
-        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.parts
-    )
-
-
-def _once(members: list[LogFile]) -> tuple[LogFile, ...]:
-    """Files that are links to one another are one, unless their folders' names tell them apart."""
-    found: dict[tuple[object, ...], LogFile] = {}
-    for member in members:
-        status = member.path.stat()
-        found.setdefault((status.st_dev, status.st_ino, member.parts), member)
-    return tuple(found.values())
-
-
-def _by_position(steps: Sequence[str]) -> bool:
-    return any(step.isdecimal() for step in steps)

@@ -32,17 +32,9 @@ from behavegpt.data.database import connect, literal, quoted, reading
 from behavegpt.data.encode import Encoded, keep_users
 from behavegpt.data.labels import choose_rule
 from behavegpt.data.parts import Parts, save_part
-from behavegpt.data.plan import (
-    MALFORMED,
-    REASONS,
-    Plan,
-    check_types,
-    label_columns,
-    make_plan,
-    needed_columns,
-    parse_range,
-    reject_columns,
-)
+from behavegpt.data.plan import MALFORMED, REASONS, Plan, make_plan, parse_range
+from behavegpt.data.plan_columns import check_types, label_columns, needed_columns, reject_columns
+from behavegpt.data.preparation import Preparation
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Logs, Source, open_source
 from behavegpt.data.survey import Survey, add_up, survey_rows
@@ -89,10 +81,7 @@ def encode_on_spark(
     logs: Logs,
     schema: EventSchema,
     work: Path,
-    time_range: tuple[str, str],
-    min_events: int,
-    memory: int,
-    master: str | None,
+    how: Preparation,
     tell: Tell,
 ) -> Encoded:
     """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises
@@ -103,47 +92,66 @@ def encode_on_spark(
             "--engine local."
         )
     columns = label_columns(schema)
-    bounds = parse_range(time_range)
     needed = part_columns(logs, needed_columns(schema, columns))
     source = join_times(
         _whole_source(con, logs, needed, work, time_parts(schema.time, logs)[0]), logs, schema.time
     )
     check_types(source, schema, columns)
-    absolute = replace(
-        logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members)
+
+    members = tuple(replace(member, path=member.path.absolute()) for member in logs.members)
+    job = Job(
+        replace(logs, members=members),
+        tuple(map(str, logs.files)),
+        schema,
+        columns,
+        source.types,
+        parse_range(how.time_range),
+        how.budget,
     )
-    job = Job(absolute, tuple(map(str, logs.files)), schema, columns, source.types, bounds, memory)
-    with _session(master) as spark, _errors_of_workers():
-        tell(
-            f"Spark {spark.version}, {spark.sparkContext.master}: surveying {len(logs.files)} files"
-        )
-        found = _over_files(spark, job, _survey, "survey string").collect()
-        survey = add_up([_survey_of(row.survey) for row in found])
-        rules = {
-            field: choose_rule(fitting)
-            for field, fitting in zip(columns, survey.rules, strict=True)
-        }
-        schema = schema.model_copy(update={"label_rules": rules | schema.label_rules})
-        job = job._replace(schema=schema, survey=survey)
+    with _session(how.spark_master) as spark, _errors_of_workers():
+        job = _surveyed(spark, job, tell)
         rejected, parts = _make_parts(spark, job, work / "parts")
-        rejects = (
-            _over_files(spark, job, _rejects, _reject_schema(job)).toArrow()
-            if rejected.any()
-            else None
-        )
+        names = reject_columns(job.schema, columns)
+        rejects = pa.table({name: pa.array([], pa.string()) for name in names})
+        if rejected.any():
+            rows = _over_files(spark, job, _rejects, _reject_schema(job)).toArrow()
+            rejects = rows.rename_columns(names)
+    tell(f"{len(parts)} parts")
+    con.register("behavegpt_rejects", rejects)
+    plan = _plan_of(con, job, source)
+    query = "SELECT * FROM behavegpt_rejects ORDER BY ALL"
+    return keep_users(
+        plan, Parts(plan, parts), rejected, plan.events("user"), how.min_events, query
+    )
+
+
+def _surveyed(spark: Any, job: Job, tell: Tell) -> Job:
+    """The job with what its files hold, and the rules by which their labels are written."""
+    files = len(job.logs.files)
+    tell(f"Spark {spark.version}, {spark.sparkContext.master}: surveying {files} files")
+    found = _over_files(spark, job, _survey, "survey string").collect()
+    survey = add_up([_survey_of(row.survey) for row in found])
+    fitting = zip(job.columns, survey.rules, strict=True)
+    rules = {field: choose_rule(rules) for field, rules in fitting}
+    schema = job.schema.model_copy(update={"label_rules": rules | job.schema.label_rules})
+    return job._replace(schema=schema, survey=survey)
+
+
+def _plan_of(con: duckdb.DuckDBPyConnection, job: Job, source: Source) -> Plan:
+    """The plan of a surveyed job, as the local engine makes it."""
     assert job.survey is not None
+    schema = job.schema
     time = time_column(
-        quoted(schema.time), source.types[schema.time], schema, job.survey.times, bounds, logs.name
+        quoted(schema.time),
+        source.types[schema.time],
+        schema,
+        job.survey.times,
+        job.bounds,
+        job.logs.name,
     )
     resolved = schema.model_copy(update={"time_unit": time.unit, "time_format": time.formats})
-    plan = Plan(con, source, resolved, columns, (False,) * len(columns), time, None, bounds)
-    tell(f"{len(parts)} parts")
-    names = reject_columns(schema, columns)
-    none = pa.table({name: pa.array([], pa.string()) for name in names})
-    con.register("behavegpt_rejects", none if rejects is None else rejects.rename_columns(names))
-    rows = Parts(plan, parts)
-    query = "SELECT * FROM behavegpt_rejects ORDER BY ALL"
-    return keep_users(plan, rows, rejected, plan.events("user"), min_events, query)
+    no_nulls = (False,) * len(job.columns)
+    return Plan(con, source, resolved, job.columns, no_nulls, time, None, job.bounds)
 
 
 def _whole_source(
@@ -281,7 +289,7 @@ def _save_part(job: Job, folder: Path, batches: Batches) -> Batches:
     table = pa.Table.from_batches(held)
     context: Any = TaskContext.get()
     part = context.partitionId()
-    temporary, final = (folder / name for name in (f".{part}-{context.taskAttemptId()}", str(part)))
+    temporary, final = folder / f".{part}-{context.taskAttemptId()}", folder / str(part)
     with temporary_folder() as work, connect(work, job.memory, 1) as con:
         save_part(con, table, list(job.columns), temporary)
     try:
@@ -331,8 +339,7 @@ def _session(master: str | None) -> Iterator[Any]:
     except (PySparkException, OSError) as error:
         raise DataError(
             f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17 or later "
-            "(JAVA_HOME) and a "
-            "reachable --spark-master."
+            "(JAVA_HOME) and a reachable --spark-master."
         ) from None
     spark.sparkContext.setLogLevel("ERROR")
     try:

@@ -88,8 +88,8 @@ def time_boundaries(
     found = _order_statistics(
         times, {rank for rank in ranks if rank < events}, first, last + 1, per_second
     )
-    start, stop = (found.get(rank, last + 1) for rank in ranks)
-    return start, stop
+    start, stop = ranks
+    return found.get(start, last + 1), found.get(stop, last + 1)
 
 
 def split_by_time(times: np.ndarray, boundaries: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from behavegpt.data.database import one_row, quoted
 from behavegpt.data.labels import check_exact, common_rules, create_values, fitting_rules
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import Source
-from behavegpt.data.time_columns import INTEGERS, TimeSurvey, add_surveys, survey_column
+from behavegpt.data.time_survey import INTEGERS, TimeSurvey, add_surveys, survey_column
 
 
 class Survey(NamedTuple):
@@ -45,10 +45,7 @@ def add_up(surveys: Sequence[Survey]) -> Survey:
         sum(survey.rows for survey in surveys),
         add_surveys([survey.times for survey in surveys]),
         _all([survey.order for survey in surveys]),
-        tuple(
-            common_rules(column)
-            for column in zip(*(survey.rules for survey in surveys), strict=True)
-        ),
+        tuple(map(common_rules, zip(*[survey.rules for survey in surveys], strict=True))),
     )
 
 

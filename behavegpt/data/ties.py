@@ -57,10 +57,8 @@ def warn_of_ties(store: EventStore) -> None:
     if ties:
         warnings.warn(
             f"{store.path}: {ties / store.manifest.events:.1%} of the events share user and time "
-            "with another and "
-            "stand in an order by label, from which models learn what nobody can know; prepare "
-            "the data again, or run: "
-            f"behavegpt doctor --reorder {store.path}",
+            "with another and stand in an order by label, from which models learn what nobody can "
+            f"know; prepare the data again, or run: behavegpt doctor --reorder {store.path}",
             stacklevel=3,
         )
 

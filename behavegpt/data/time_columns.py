@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-import duckdb
-import numpy as np
-
-from behavegpt.data.database import literal, named_rows
+from behavegpt.data.database import literal
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.time_formats import (
     DIGITS,
     ENOUGH,
-    Shape,
-    add_shapes,
     choose_formats,
     has_offset,
     has_zone,
@@ -27,33 +21,24 @@ from behavegpt.data.time_formats import (
     shown,
     sort_formats,
 )
+from behavegpt.data.time_survey import (
+    FLOATS,
+    INTEGERS,
+    PLAIN,
+    UNITS,
+    TimeSurvey,
+    clean,
+    float_of,
+    is_number,
+    is_text,
+)
 from behavegpt.data.times import MICROS
 from behavegpt.errors import DataError
 
-INTEGERS = (
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "UTINYINT",
-    "USMALLINT",
-    "UINTEGER",
-    "UBIGINT",
-)
-FLOATS = ("FLOAT", "DOUBLE", "DECIMAL")
 SERIAL = "excel"  # days since 1899-12-30 on a wall clock
 _SERIAL_EPOCH = 25_569  # of 1970-01-01
-_SERIALS = (30_000, 60_000)  # 1982 to 2064: told without being named
-# unit of epoch numbers below this magnitude
-_UNITS = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
-_LEAST_NS = 9e17  # 1998: nobody wrote nanoseconds before
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_DATES = (19_000_101, 21_001_231)
-_PLAIN = "{0} LIKE '____-__-_____:__:__'"  # no room for a zone
 _BEYOND = -(2**63) + 1  # stamp of a number too large for a time: read, but out of range
-# characters of a text that may be a time; shapes that are looked at
-_LONGEST, _MOST_SHAPES = 60, 5000
 
 
 @dataclass(frozen=True)
@@ -68,23 +53,6 @@ class TimeColumn:
     remark: str | None = None  # what was decided, for people
 
 
-class TimeSurvey(NamedTuple):
-    """Counts of the values of a column that is not of a type for times; they add up over parts of a
-    log."""
-
-    values: int
-    plain: int  # ISO times without a zone
-    odd: int  # texts that are neither ISO times nor numbers
-    numbers: int
-    # numbers below the limits of all units but the last, in the order of _UNITS
-    below: tuple[int, ...]
-    below_ns: int  # numbers below _LEAST_NS
-    serials: int  # numbers that may be serial days of a spreadsheet
-    dates: int  # numbers that may be YYYYMMDD
-    digits: tuple[int, ...]  # numbers that are times written as digits, in the order of DIGITS
-    shapes: dict[str, Shape]  # of the odd texts
-
-
 def is_time_type(sql_type: str) -> bool:
     """Whether values of a DuckDB type can be times."""
     return sql_type.startswith(("TIMESTAMP", "ENUM", *FLOATS)) or sql_type in (
@@ -92,29 +60,6 @@ def is_time_type(sql_type: str) -> bool:
         "VARCHAR",
         *INTEGERS,
     )
-
-
-def survey_column(
-    con: duckdb.DuckDBPyConnection, column: str, sql_type: str, table: str
-) -> TimeSurvey | None:
-    """The survey of a quoted column; None where the type alone decides how to read it."""
-    if not is_text(sql_type) and not is_number(sql_type):
-        return None
-    [counts] = named_rows(con, _count_query(column, sql_type, table))
-    counts |= {name: tuple(counts[name]) for name in ("below", "digits")}
-    return TimeSurvey(**counts, shapes=_shapes(con, column, table) if counts["odd"] else {})
-
-
-def add_surveys(surveys: Sequence[TimeSurvey | None]) -> TimeSurvey | None:
-    """The survey of all parts of a log together."""
-    told = [survey for survey in surveys if survey is not None]
-    if not told:
-        return None
-    sums: dict[str, Any] = {}
-    for name in set(TimeSurvey._fields) - {"shapes"}:
-        counts = np.array([getattr(survey, name) for survey in told]).sum(axis=0).tolist()
-        sums[name] = tuple(counts) if isinstance(counts, list) else counts
-    return TimeSurvey(**sums, shapes=add_shapes([survey.shapes for survey in told]))
 
 
 def time_column(
@@ -151,85 +96,6 @@ def time_column(
     return TimeColumn(stamp, wall, unit, (), _remark_of_unit(schema, unit))
 
 
-def is_text(sql_type: str) -> bool:
-    """Whether a DuckDB type holds texts."""
-    return sql_type == "VARCHAR" or sql_type.startswith("ENUM")
-
-
-def is_number(sql_type: str) -> bool:
-    """Whether a DuckDB type holds numbers."""
-    return sql_type in INTEGERS or sql_type.startswith(FLOATS)
-
-
-def _count_query(column: str, sql_type: str, table: str) -> str:
-    text = is_text(sql_type)
-    plain = _PLAIN.format(column) if text else "false"
-    number = _as_float(column) if text else f"{column}::DOUBLE"
-    odd = f"CASE WHEN number IS NULL AND NOT plain THEN {_is_odd(column)} END" if text else "false"
-    below = ", ".join(
-        f"count(*) FILTER (abs(number) < {limit})" for limit in list(_UNITS.values())[:-1]
-    )
-    # CASE, not AND: DuckDB would evaluate both sides for all rows.
-    digits = ", ".join(
-        f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND "
-        f"{_DATES[1] + 1}e{length - 8} "
-        f"THEN try_strptime(number::BIGINT::VARCHAR, {literal(form)}) END)"
-        for length, form in DIGITS.items()
-    )
-    return f"""
-        SELECT
-            count({column}) AS values,
-            count(*) FILTER (plain) AS plain,
-            count(*) FILTER ({odd}) AS odd,
-            count(number) AS numbers,
-            [{below}] AS below,
-            count(*) FILTER (abs(number) < {_LEAST_NS}) AS below_ns,
-            count(*) FILTER (number BETWEEN {_SERIALS[0]} AND {_SERIALS[1]}) AS serials,
-            count(*) FILTER (number BETWEEN {_DATES[0]} AND {_DATES[1]}) AS dates,
-            [{digits}] AS digits
-        FROM (SELECT {column}, plain, CASE WHEN isfinite(number) THEN number END AS number FROM
-            (SELECT {column}, {plain} AS plain, CASE WHEN NOT ({plain}) THEN {number} END AS number FROM {table}))
-    """
-
-
-def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str, Shape]:
-    """The most frequent shapes of the odd texts: digits become 9, and the first three numbers are
-    looked at."""
-    numbers = "'^[^0-9]*([0-9]+)[^0-9]+([0-9]+)[^0-9]+([0-9]+)', ['first', 'second', 'third']"
-    first, second, third = (
-        f"coalesce(TRY_CAST(number.{name} AS INTEGER), 0)" for name in ("first", "second", "third")
-    )
-    odd = (
-        f"CASE WHEN {_as_float(column)} IS NULL AND NOT ({_PLAIN.format(column)}) THEN "
-        f"{_is_odd(column)} END"
-    )
-    query = f"""
-        SELECT
-            shape,
-            count(*) AS rows,
-            count(*) FILTER ({first} BETWEEN 13 AND 31) AS first_is_day,
-            count(*) FILTER ({second} BETWEEN 13 AND 31) AS second_is_day,
-            [min({first}), max({first})] AS first,
-            [min({third}), max({third})] AS third,
-            min(text) AS example
-        FROM (
-            SELECT
-                text,
-                translate(text, '0123456789', '9999999999') AS shape,
-                regexp_extract(text, {numbers}) AS number
-            FROM (SELECT {_clean(column)} AS text FROM {table} WHERE length({column}) <= {_LONGEST} AND {odd}))
-        WHERE contains(shape, '9')
-        GROUP BY shape
-        ORDER BY count(*) DESC, shape
-        LIMIT {_MOST_SHAPES}
-    """
-    shapes = {}
-    for row in named_rows(con, query):
-        shape = row.pop("shape")
-        shapes[shape] = Shape(**row | {name: tuple(row[name]) for name in ("first", "third")})
-    return shapes
-
-
 def _formats(schema: EventSchema, survey: TimeSurvey, where: str) -> tuple[str, ...]:
     """The formats of a column that is neither ISO times nor epoch numbers, empty for those."""
     if schema.time_unit != "auto":
@@ -242,20 +108,15 @@ def _formats(schema: EventSchema, survey: TimeSurvey, where: str) -> tuple[str, 
 
 def _by_formats(column: str, sql_type: str, formats: Sequence[str], local: str) -> tuple[str, str]:
     """Stamp and wall of a column that is written in formats; ISO times are read beside them."""
-    text = _clean(column)
+    text = clean(column)
     if is_number(sql_type):
         text = f"(CASE WHEN {column} BETWEEN 0 AND 1e15 THEN {column}::BIGINT::VARCHAR END)"
     formats = sort_formats(form.strip("[] ") for form in formats)
     # Offsets apart from zones in words: in one list, DuckDB takes an offset over to the next row
     # without one.
-    offset, named, naive = (
-        _parsed(text, [form for form in formats if test(form)])
-        for test in (
-            has_offset,
-            lambda f: has_zone(f) and not has_offset(f),
-            lambda f: not has_zone(f),
-        )
-    )
+    offset = _parsed(text, [form for form in formats if has_offset(form)])
+    named = _parsed(text, [form for form in formats if has_zone(form) and not has_offset(form)])
+    naive = _parsed(text, [form for form in formats if not has_zone(form)])
     zoned = f"coalesce({offset}, {named})"
     if is_number(sql_type) or not reads_iso(formats):
         return f"coalesce({zoned}, {naive})", f"({local} AND {zoned} IS NULL)"
@@ -285,18 +146,17 @@ def _by_unit(
     fast = f"epoch_us(TRY_CAST({column} AS TIMESTAMP))"
     if survey.plain == survey.values:
         return fast, local
-    text, is_plain = f"trim({column})", _PLAIN.format(column)
+    text, is_plain = f"trim({column})", PLAIN.format(column)
     # The session's zone is UTC: a naive text becomes its own wall clock, a zoned one the instant,
     # `10:00 PM` null.
     stamp = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
     wall = f"({local} AND NOT {_names_zone(text)})"
     if survey.numbers:
-        as_float, as_int = _as_float(column), f"TRY_CAST({text} AS BIGINT)"
+        as_float, as_int = float_of(column), f"TRY_CAST({text} AS BIGINT)"
         # Integers stay integers: a nanosecond epoch does not fit a double.
         stamp = (
             f"CASE WHEN {as_float} IS NULL THEN {stamp} WHEN {as_int} IS NOT NULL AND NOT "
-            f"contains({text}, '.') "
-            f"THEN {_epoch(as_int, False, unit, bounds)} ELSE "
+            f"contains({text}, '.') THEN {_epoch(as_int, False, unit, bounds)} ELSE "
             f"{_epoch(as_float, True, unit, bounds)} END"
         )
         wall = f"CASE WHEN {as_float} IS NULL THEN {wall} ELSE {wall_of_number} END"
@@ -347,21 +207,19 @@ def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
         return SERIAL
     if survey.dates * 2 > survey.numbers:
         raise DataError(
-            f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are "
-            "days of the calendar; "
-            "say so with --time-format %Y%m%d, or name the unit if they are epoch numbers: "
-            "--time-unit s."
+            f"{where} looks like dates written as numbers (YYYYMMDD), but not all of them are days "
+            "of the calendar; say so with --time-format %Y%m%d, or name the unit if they are epoch "
+            "numbers: --time-unit s."
         )
     below = (*survey.below, survey.numbers)
     unit = next(
-        unit for unit, count in zip(_UNITS, below, strict=True) if count * 2 >= survey.numbers
+        unit for unit, count in zip(UNITS, below, strict=True) if count * 2 >= survey.numbers
     )
     if unit == "ns" and survey.below_ns * 2 >= survey.numbers:
         raise DataError(
-            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 "
-            "ns since the year 1) "
-            "and of Windows (since 1601) look so: write them as timestamps, or name the unit with "
-            "--time-unit ns."
+            f"{where} holds numbers of 18 digits that are before 1998 in ns; ticks of .NET (100 ns "
+            "since the year 1) and of Windows (since 1601) look so: write them as timestamps, or "
+            "name the unit with --time-unit ns."
         )
     return unit
 
@@ -381,38 +239,9 @@ def _remark_of_unit(schema: EventSchema, unit: str) -> str | None:
     if unit != SERIAL or schema.time_unit != "auto":
         return None
     return (
-        f"times of {schema.time!r} are read as serial days of a spreadsheet (45383.5 is "
-        "2024-04-01 12:00); "
-        "if they are seconds, say --time-unit s"
+        f"times of {schema.time!r} are read as serial days of a spreadsheet (45383.5 is 2024-04-01 "
+        "12:00); if they are seconds, say --time-unit s"
     )
-
-
-def _clean(column: str) -> str:
-    """SQL of a text of a time without what formats cannot name: brackets, non-breaking spaces, a
-    zone in words."""
-    plain = (
-        f"trim(replace(replace(replace({column}, chr(160), ' '), chr(8239), ' '), chr(9), ' '), ' "
-        "[]')"
-    )
-    short = f"replace(replace({plain}, '.m.', 'm'), '.M.', 'M')"
-    return (
-        f"CASE WHEN contains({column}, '(') THEN regexp_replace({short}, ' [(][^()]*[)]$', '') "
-        f"ELSE {short} END"
-    )
-
-
-def _is_odd(column: str) -> str:
-    """SQL of whether a text that is no number is no ISO time either."""
-    iso = f"regexp_matches({column}, '^ *[0-9]{{4}}[-/]')"
-    return (
-        f"CASE WHEN {iso} THEN TRY_CAST(trim({column}) AS TIMESTAMPTZ) IS NULL ELSE "
-        f"trim({column}) <> '' END"
-    )
-
-
-def _as_float(column: str) -> str:
-    """SQL of a text as a number, with a decimal comma or point."""
-    return f"TRY_CAST(replace(trim({column}), ',', '.') AS DOUBLE)"
 
 
 def _names_zone(text: str) -> str:

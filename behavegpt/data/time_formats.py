@@ -135,8 +135,8 @@ def check_format(text: str) -> str | None:
             f"%{unknown[0]} is not a directive of times; known: "
             f"{', '.join(f'%{d}' for d in sorted(DIRECTIVES))}"
         )
-    year, month, day = ({*names} & {*directives} for names in ("yY", "mbB", "d"))
-    if not year or not ((month and day) or "j" in directives):
+    given = set(directives)
+    if not given & {*"yY"} or not ((given & {*"mbB"} and "d" in given) or "j" in given):
         return "year, month and day must be in it, for example %d/%m/%Y %H:%M"
     return None
 
@@ -181,22 +181,19 @@ def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], wh
     if min(day_first, month_first) > (1 - ENOUGH) * rows:
         raise DataError(
             f"{where} holds both {_DAY_FIRST.words} ({day_first:,} rows) and {_MONTH_FIRST.words} "
-            f"({month_first:,} "
-            f"rows); write all times in one form, or {remedy}."
+            f"({month_first:,} rows); write all times in one form, or {remedy}."
         )
     if not day_first and not month_first and separator != ".":
         raise DataError(
             f"{where}: {most.example!r} fits {_DAY_FIRST.words} and {_MONTH_FIRST.words}, and no "
-            "other row tells "
-            f"which; {remedy}."
+            f"other row tells which; {remedy}."
         )
     year_first = [s for s in group if "%y" in forms[s] and _looks_year_first(group[s])]
     if year_first:
         example, sep = group[year_first[0]].example, separator
         raise DataError(
             f"{where}: {example!r} may begin with the day or with the year; name the form with "
-            "--time-format "
-            f"'%d{sep}%m{sep}%y' or '%y{sep}%m{sep}%d', and the clock after it."
+            f"--time-format '%d{sep}%m{sep}%y' or '%y{sep}%m{sep}%d', and the clock after it."
         )
     return _MONTH_FIRST if month_first > day_first else _DAY_FIRST
 

@@ -12,7 +12,7 @@ from behavegpt.data.database import literal, quoted
 from behavegpt.data.files import arrow_schema
 from behavegpt.data.nested import split_path
 from behavegpt.data.sources import Logs, Source, check_columns
-from behavegpt.data.time_columns import is_number, is_text
+from behavegpt.data.time_survey import is_number, is_text
 from behavegpt.errors import DataError
 
 PLUS = "+"  # between the columns of the date and of the time of day
@@ -62,8 +62,7 @@ def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
         if type_ is not None and not pa.types.is_temporal(type_):
             raise DataError(
                 f"{file}: column {time!r} (the time) is {type_}, in other files it is {kind}; "
-                "write it as one type in "
-                "all files."
+                "write it as one type in all files."
             )
     naive = [
         file

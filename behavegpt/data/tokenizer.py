@@ -138,9 +138,8 @@ class EventTokenizer(FeatureExtractionMixin):
         walls = zone(self.event_schema.tz).wall(seconds)
         if self.event_schema.slots > 1 and len(table) >= _DATES and not (walls % DAY).any():
             warnings.warn(
-                f"{logs.name}: all {len(table):,} times are at midnight, but the model tells "
-                "slots of the day apart; "
-                "if a column holds the time of day, join it: --time "
+                f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots "
+                "of the day apart; if a column holds the time of day, join it: --time "
                 f"{self.event_schema.time}+COLUMN.",
                 stacklevel=3,
             )

@@ -42,13 +42,11 @@ def add_clock(
     period = f"to_seconds({days * 86400})"
     last = f"max({time})" if end is None else f"timestamp {literal(end)}"
     ticks = (
-        f"select {user}, stop - i * {period} as {time}, {labels} from "
-        f"(select {user}, min({time}) as start from {literal(log)} where {user} is not null group "
-        f"by {user}), "
-        f"(select {last} + interval 1 second as stop, "
-        f"ceil(epoch({last} - min({time})) / epoch({period}))::bigint as most from "
-        f"{literal(log)}), "
-        f"lateral (select unnest(range(most + 1)) as i) where stop - i * {period} > start"
+        f"select {user}, stop - i * {period} as {time}, {labels} from (select {user}, min({time}) "
+        f"as start from {literal(log)} where {user} is not null group by {user}), (select {last} + "
+        f"interval 1 second as stop, ceil(epoch({last} - min({time})) / epoch({period}))::bigint "
+        f"as most from {literal(log)}), lateral (select unnest(range(most + 1)) as i) where stop - "
+        f"i * {period} > start"
     )
     before = (
         f"max({time}) over (partition by {user} order by {time} "

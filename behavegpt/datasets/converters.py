@@ -188,6 +188,5 @@ def _check(
             example = dict(zip(converter.columns, row, strict=True))
             raise DataError(
                 f"{source}: {column} cannot be read in {1 - sound / rows:.0%} of the rows, for "
-                f"example in {example}. "
-                f"{converter.about}"
+                f"example in {example}. {converter.about}"
             )

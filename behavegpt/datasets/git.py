@@ -54,7 +54,8 @@ SUFFIX = r"[^.]\.([^.\s]+)$"  # of a file's name; `.gitignore` has none
 PER_FILE = f"""
 select commit, position, case len(parts) when 1 then './' when 2 then parts[1] || '/'
   else parts[1] || '/' || parts[2] end as place,
-  coalesce(nullif(left(lower(regexp_extract(parts[-1], {literal(SUFFIX)}, 1)), 8), ''), 'none') as suffix
+  coalesce(nullif(left(lower(regexp_extract(parts[-1], {literal(SUFFIX)}, 1)), 8), ''), 'none')
+    as suffix
 from (select commit, position, string_split(path, '/') as parts from files)
 """
 
@@ -83,7 +84,8 @@ parsed as (
   select *, regexp_extract(subject, {literal(TYPE)}, 1) as type,
     regexp_extract(regexp_replace(subject, {literal(SKIPPED)}, ''), {literal(WORD)}) as word,
     case when regexp_full_match(zone, '[+-]\\d\\d\\d\\d')
-      then (zone[2:3]::int * 60 + zone[4:5]::int) * (case zone[1] when '-' then -1 else 1 end) end as minutes
+      then (zone[2:3]::int * 60 + zone[4:5]::int) * (case zone[1] when '-' then -1 else 1 end)
+    end as minutes
   from texts)
 select $number, $repository, parsed.commit, hash, coalesce(nullif(mail, ''), name) as author,
   regexp_matches(name, $bot_names) or regexp_matches(split_part(mail, '@', 1), $bots) as bot,
@@ -92,15 +94,18 @@ select $number, $repository, parsed.commit, hash, coalesce(nullif(mail, ''), nam
   place, suffix, coalesce(files, 0),
   coalesce(types.activity, joined.activity, single.activity, 'other')
 from parsed
-left join sizes using (commit) left join {_most("place")} using (commit) left join {_most("suffix")} using (commit)
+left join sizes using (commit)
+left join {_most("place")} using (commit)
+left join {_most("suffix")} using (commit)
 left join types on types.word = type
 left join words as joined on joined.word = replace(parsed.word, '-', '')
 left join words as single on single.word = split_part(parsed.word, '-', 1)
 """
 
 TABLE = """
-create table commits (number int, repository varchar, commit bigint, hash varchar, author varchar, bot boolean,
-  epoch bigint, minutes int, place varchar, suffix varchar, files bigint, activity varchar)
+create table commits (number int, repository varchar, commit bigint, hash varchar, author varchar,
+  bot boolean, epoch bigint, minutes int, place varchar, suffix varchar, files bigint,
+  activity varchar)
 """
 
 # What is left out and why; the first reason that holds counts.
@@ -116,11 +121,13 @@ from commits
 
 LOG = f"""
 select user_id, timestamp, utc_offset, repository, area, activity, file_type, files,
-  (row_number() over (partition by user_id order by timestamp, epoch, number, commit desc) - 1)::integer as "order"
+  (row_number() over (partition by user_id order by timestamp, epoch, number, commit desc) - 1)
+    ::integer as "order"
 from (
   select ('0x' || left(sha256($salt || author), 15))::bigint as user_id,
     make_timestamp((epoch + minutes * 60) * 1000000)::timestamp_ms as timestamp,
-    printf('%s%02d:%02d', if(minutes < 0, '-', '+'), abs(minutes) // 60, abs(minutes) % 60) as utc_offset,
+    printf('%s%02d:%02d', if(minutes < 0, '-', '+'), abs(minutes) // 60, abs(minutes) % 60)
+      as utc_offset,
     repository, repository || ':' || place as area, activity, suffix as file_type,
     least(files, {MAX_FILES})::usmallint as files, epoch, number, commit
   from judged where dropped is null)

@@ -23,15 +23,22 @@ SALTS = {
 CARD = """# Data card: commits of {number} {repositories}
 
 - {rows:,} commits (events) of {users:,} users, local times from {first} to {last}
-- read from HEAD with `git log --no-merges --no-renames --name-only`; names and mails go through the mailmap
-- `user_id`: the author's mail in lower case (the name where there is none), hashed {salt}
-- `timestamp`: the author's wall clock; `utc_offset`: that clock's zone (+00:00 where git has none that exists)
-- `area`: `repository:dir/dir`, where most of the files are; `file_type`: the most frequent suffix; `files`: how many
-- `activity`: the first word of the subject, folded by the table `git_words.yaml`; other words are `other`
+- read from HEAD with `git log --no-merges --no-renames --name-only`; names and mails \
+go through the mailmap
+- `user_id`: the author's mail in lower case (the name where there is none), \
+hashed {salt}
+- `timestamp`: the author's wall clock; `utc_offset`: that clock's zone (+00:00 \
+where git has none that exists)
+- `area`: `repository:dir/dir`, where most of the files are; \
+`file_type`: the most frequent suffix; `files`: how many
+- `activity`: the first word of the subject, folded by the table `git_words.yaml`; \
+other words are `other`
 - `order`: the user's commits in time, parents before children
 
-Names, mails, subjects, paths below two folders and commit hashes are not in the log. It is pseudonymous, not anonymous:
-whoever has the repositories can find a commit by its time and area. Treat a log of private repositories like them.
+Names, mails, subjects, paths below two folders and commit hashes are not in the log. \
+It is pseudonymous, not anonymous:
+whoever has the repositories can find a commit by its time and area. Treat a log \
+of private repositories like them.
 
 ## Repositories
 
@@ -41,7 +48,8 @@ whoever has the repositories can find a commit by its time and area. Treat a log
 
 {dropped}
 
-Bots are authors whose name or mail matches a rule of `git_words.yaml`. A time is valid from 2 January 1970 to the day
+Bots are authors whose name or mail matches a rule of `git_words.yaml`. A time is valid \
+from 2 January 1970 to the day
 after the log was made. Merges are not read at all.
 """
 

@@ -47,12 +47,10 @@ def _schema(
 
 CONVERTERS = {
     "tsinghua_app": Converter(
-        about="Tsinghua App Usage, App_usage_trace.txt: user, time yyyymmddhhmmss (Shanghai), base station, app, "
-        "traffic; separated by spaces or tabs, no header. App2Category.txt (app, category) in the "
-        "same folder "
-        "gives the behavior. For research; cite Yu et al., Smartphone App Usage Prediction Using "
-        "Points of "
-        "Interest, IMWUT 1(4), 2018.",
+        about="Tsinghua App Usage, App_usage_trace.txt: user, time yyyymmddhhmmss (Shanghai), base "
+        "station, app, traffic; separated by spaces or tabs, no header. App2Category.txt (app, "
+        "category) in the same folder gives the behavior. For research; cite Yu et al., Smartphone "
+        "App Usage Prediction Using Points of Interest, IMWUT 1(4), 2018.",
         file="App_[uU]sage_[tT]race.txt",
         columns=("user", "time", "base_station", "app", "traffic"),
         separators="\t ",
@@ -67,10 +65,10 @@ CONVERTERS = {
         categories=("App2Category.txt", "app"),
     ),
     "lsapp": Converter(
-        about="LSApp, lsapp.tsv (unpack lsapp.tsv.gz, a tar archive): user id, session id, timestamp (local), app "
-        "name, event type; header. Kept are the rows `Opened`. Public on GitHub; cite Aliannejadi "
-        "et al., "
-        "Context-aware Target Apps Selection and Recommendation, TOIS 2021.",
+        about="LSApp, lsapp.tsv (unpack lsapp.tsv.gz, a tar archive): user id, session id, "
+        "timestamp (local), app name, event type; header. Kept are the rows `Opened`. Public on "
+        "GitHub; cite Aliannejadi et al., Context-aware Target Apps Selection and Recommendation, "
+        "TOIS 2021.",
         file="lsapp.tsv",
         columns=("user_id", "session_id", "timestamp", "app_name", "event_type"),
         header=True,
@@ -84,14 +82,11 @@ CONVERTERS = {
         schema=_schema("UTC", location=False),
     ),
     "foursquare_tsmc": Converter(
-        about="Foursquare TSMC2014, dataset_TSMC2014_NYC.txt or _TKY.txt: user, venue, category id, category name, "
-        "latitude, longitude, offset from UTC in minutes, UTC time; tabs, latin-1, no header. "
-        "Times become "
-        "local, the event is the category's name, the location the venue. For research; cite Yang "
-        "et al., "
-        "Modeling User Activity Preference by Leveraging User Spatial Temporal Characteristics in "
-        "LBSNs, IEEE "
-        "TSMC Systems 45(1), 2015.",
+        about="Foursquare TSMC2014, dataset_TSMC2014_NYC.txt or _TKY.txt: user, venue, category "
+        "id, category name, latitude, longitude, offset from UTC in minutes, UTC time; tabs, "
+        "latin-1, no header. Times become local, the event is the category's name, the location "
+        "the venue. For research; cite Yang et al., Modeling User Activity Preference by "
+        "Leveraging User Spatial Temporal Characteristics in LBSNs, IEEE TSMC Systems 45(1), 2015.",
         file="dataset_TSMC2014_*.txt",
         columns=(
             "user",
@@ -115,11 +110,10 @@ CONVERTERS = {
         schema=_schema("UTC"),
     ),
     "gowalla": Converter(
-        about="Gowalla, loc-gowalla_totalCheckins.txt[.gz]: user, check-in time (ISO, Z), latitude, longitude, "
-        "location id; tabs, no header, newest first. The event is the location id, the location a "
-        "cell of 0.01 "
-        "degrees. SNAP, for research; cite Cho, Myers, Leskovec, Friendship and Mobility, KDD "
-        "2011.",
+        about="Gowalla, loc-gowalla_totalCheckins.txt[.gz]: user, check-in time (ISO, Z), "
+        "latitude, longitude, location id; tabs, no header, newest first. The event is the "
+        "location id, the location a cell of 0.01 degrees. SNAP, for research; cite Cho, Myers, "
+        "Leskovec, Friendship and Mobility, KDD 2011.",
         file="*otalCheckins.txt*",
         columns=("user", "time", "latitude", "longitude", "spot"),
         select={
@@ -135,10 +129,10 @@ CONVERTERS = {
         schema=_schema("UTC"),
     ),
     "retailrocket": Converter(
-        about="RetailRocket, events.csv: timestamp (ms), visitorid, event (view, addtocart, transaction), itemid, "
-        "transactionid; header. The event is action:item, the behavior the action. CC BY-NC-SA "
-        "4.0; cite Zykov, "
-        "Noskov, Anokhin, Retailrocket recommender system dataset, Kaggle, 2022.",
+        about="RetailRocket, events.csv: timestamp (ms), visitorid, event (view, addtocart, "
+        "transaction), itemid, transactionid; header. The event is action:item, the behavior the "
+        "action. CC BY-NC-SA 4.0; cite Zykov, Noskov, Anokhin, Retailrocket recommender system "
+        "dataset, Kaggle, 2022.",
         file="events.csv",
         columns=("timestamp", "visitorid", "event", "itemid", "transactionid"),
         header=True,
@@ -153,12 +147,10 @@ CONVERTERS = {
         schema=_schema("UTC", behavior=True, location=False, order=False),
     ),
     "taobao": Converter(
-        about="Taobao User Behavior, UserBehavior.csv: user, item, category, behavior (pv, buy, cart, fav), epoch "
-        "seconds; no header. The event is behavior:category; the item is kept beside it. Some "
-        "times are years "
-        "off. For research, see Tianchi; cite Zhu et al., Learning Tree-based Deep Model for "
-        "Recommender "
-        "Systems, KDD 2018.",
+        about="Taobao User Behavior, UserBehavior.csv: user, item, category, behavior (pv, buy, "
+        "cart, fav), epoch seconds; no header. The event is behavior:category; the item is kept "
+        "beside it. Some times are years off. For research, see Tianchi; cite Zhu et al., Learning "
+        "Tree-based Deep Model for Recommender Systems, KDD 2018.",
         file="UserBehavior.csv*",
         columns=("user", "item", "category", "behavior", "time"),
         separators=",",
@@ -174,16 +166,13 @@ CONVERTERS = {
         ),
     ),
     "recsys2025": Converter(
-        about="RecSys Challenge 2025, the folder with product_buy, add_to_cart, remove_from_cart, page_visit and "
-        "search_query (parquet), or its `input` folder after the split; "
-        "product_properties.parquet beside them or one "
-        "folder above. The event is kind:category if there are properties, else kind:sku, and the "
-        "bare kind for visits "
-        "and searches. The behavior is the event, for visits page_visit:url. `item` is the sku or "
-        "url; `code_NN` are "
+        about="RecSys Challenge 2025, the folder with product_buy, add_to_cart, remove_from_cart, "
+        "page_visit and search_query (parquet), or its `input` folder after the split; "
+        "product_properties.parquet beside them or one folder above. The event is kind:category if "
+        "there are properties, else kind:sku, and the bare kind for visits and searches. The "
+        "behavior is the event, for visits page_visit:url. `item` is the sku or url; `code_NN` are "
         "the codes of a query or of a product's name. See the challenge's terms; cite the RecSys "
-        "Challenge 2025 "
-        "(Synerise).",
+        "Challenge 2025 (Synerise).",
         file="product_buy.parquet",
         columns=("client_id", "timestamp", "kind", "sku", "url", "category", "price"),
         select={

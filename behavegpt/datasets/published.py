@@ -45,12 +45,14 @@ MBD_LABELS = ("currency", "src_type11", "dst_type11", "src_type21", "src_type31"
 # The action is `event_type` or, where a file holds one kind only, the file's name in the singular.
 YAMBDA_ROWS = r"""(
   select * replace (if(action = 'listen' and played < 50, 'skip', action) as action) from (
-    select *, coalesce(kind::varchar, rtrim(regexp_extract(file, '([a-z]+)\.parquet$', 1), 's')) as action
+    select *, coalesce(kind::varchar, rtrim(regexp_extract(file, '([a-z]+)\.parquet$', 1), 's'))
+      as action
     from {table}))"""
 # An app opens when it is in the foreground and was not in the user's previous sample.
 CARAT_ROWS = """(
   select * from (select uuid, timestamp, zone, unnest(apps) as app, before from (
-    select uuid, timestamp, apps, if(timezone in (select name from pg_timezone_names()), timezone, 'UTC') as zone,
+    select uuid, timestamp, apps,
+      if(timezone in (select name from pg_timezone_names()), timezone, 'UTC') as zone,
       coalesce(lag(apps) over (partition by uuid order by timestamp), []) as before
     from (select uuid, timestamp, timezone, list_distinct(
       [app.processName for app in apps if app.priority = 'Foreground app']) as apps from {table})))
@@ -67,14 +69,13 @@ def _schema(
 
 PUBLISHED = {
     "easytpp": PublishedLog(
-        about="EasyTPP and HoTPP, for example Stack Overflow: the folder with train, dev (or validation, val) and test "
-        "as JSON (time_since_start, type_event, seq_idx) or parquet (also HoTPP's timestamps, "
-        "labels, id), one row and "
-        "lists per sequence. Times are relative: training starts in 2000, validation in 2010, "
-        "test in 2020, a second "
-        "to the unit; weekday and slot say nothing and `gap` holds half octaves of a thousandth "
-        "of the time between "
-        "events. Cite Xue et al., EasyTPP, ICLR 2024, and Karpukhin et al., HoTPP, 2024.",
+        about="EasyTPP and HoTPP, for example Stack Overflow: the folder with train, dev (or "
+        "validation, val) and test as JSON (time_since_start, type_event, seq_idx) or parquet "
+        "(also HoTPP's timestamps, labels, id), one row and lists per sequence. Times are "
+        "relative: training starts in 2000, validation in 2010, test in 2020, a second to the "
+        "unit; weekday and slot say nothing and `gap` holds half octaves of a thousandth of the "
+        "time between events. Cite Xue et al., EasyTPP, ICLR 2024, and Karpukhin et al., HoTPP, "
+        "2024.",
         files={
             "train": ("train*.json", "train*.parquet", "train.parquet/*.parquet"),
             "validation": (
@@ -104,10 +105,10 @@ PUBLISHED = {
         split="date:2010-01-01,2020-01-01",
     ),
     "mbd": PublishedLog(
-        about="MBD and MBD-mini, transactions of bank clients: the folder detail/trx (one row per transaction) or "
-        "ptls/trx (lists per client), with parquet files below fold=0 … 4. The event is "
-        "type:subtype, the behavior the "
-        "type; `amount` is the octave. For research, see its card; cite Mollaev et al., MBD, 2024.",
+        about="MBD and MBD-mini, transactions of bank clients: the folder detail/trx (one row per "
+        "transaction) or ptls/trx (lists per client), with parquet files below fold=0 … 4. The "
+        "event is type:subtype, the behavior the type; `amount` is the octave. For research, see "
+        "its card; cite Mollaev et al., MBD, 2024.",
         files={WHOLE: ("fold=*/*.parquet", "*.parquet")},
         columns={
             "client": ("client_id",),
@@ -130,10 +131,10 @@ PUBLISHED = {
         schema=_schema(behavior="behavior", extra=("amount", *MBD_LABELS), order="line"),
     ),
     "massive_steps": PublishedLog(
-        about="Massive-STEPS, check-ins of one city: the folder with CITY_checkins.csv, or the parquet files of the "
-        "configuration `tabular`. The event is the venue's category, the location the venue; "
-        "times are local. Apache "
-        "2.0; cite Wongso, Xue, Salim, Massive-STEPS, 2025.",
+        about="Massive-STEPS, check-ins of one city: the folder with CITY_checkins.csv, or the "
+        "parquet files of the configuration `tabular`. The event is the venue's category, the "
+        "location the venue; times are local. Apache 2.0; cite Wongso, Xue, Salim, Massive-STEPS, "
+        "2025.",
         files={WHOLE: ("*_checkins.csv", "tabular/*.parquet", "*.parquet")},
         columns={
             "user": ("user_id",),
@@ -155,11 +156,10 @@ PUBLISHED = {
         schema=_schema(location="location", order="line"),
     ),
     "yambda": PublishedLog(
-        about="Yambda, music: flat/50m (or 500m, 5b) with multi_event.parquet, or one of its files alone. The behavior "
-        "is the action, a listen below half of the track is a `skip`; the event is action:track. "
-        "Times count from an "
-        "unpublished start, here 2024: the clock is shifted. Apache 2.0; cite Ploshkin et al., "
-        "Yambda-5B, 2025.",
+        about="Yambda, music: flat/50m (or 500m, 5b) with multi_event.parquet, or one of its files "
+        "alone. The behavior is the action, a listen below half of the track is a `skip`; the "
+        "event is action:track. Times count from an unpublished start, here 2024: the clock is "
+        "shifted. Apache 2.0; cite Ploshkin et al., Yambda-5B, 2025.",
         files={WHOLE: ("multi_event.parquet", "listens.parquet")},
         columns={
             "user": ("uid",),
@@ -183,12 +183,11 @@ PUBLISHED = {
         schema=_schema(behavior="behavior", extra=("organic",), order="line"),
     ),
     "carat": PublishedLog(
-        about="Carat Top 1000 Users Long-Term App Usage: the folder with part-*.gz, unpacked from the zip; a JSON "
-        "object per line with uuid, timestamp (epoch seconds), timeZone and apps (processName, "
-        "priority). An event is "
-        "an app that is in the foreground and was not in the user's previous sample; times are "
-        "told in the sample's "
-        "zone. For research only; name the data set and cite Oliner et al., Carat, SenSys 2013.",
+        about="Carat Top 1000 Users Long-Term App Usage: the folder with part-*.gz, unpacked from "
+        "the zip; a JSON object per line with uuid, timestamp (epoch seconds), timeZone and apps "
+        "(processName, priority). An event is an app that is in the foreground and was not in the "
+        "user's previous sample; times are told in the sample's zone. For research only; name the "
+        "data set and cite Oliner et al., Carat, SenSys 2013.",
         files={WHOLE: ("*/part-*.gz", "part-*.gz", "part-*")},
         columns={
             "uuid": ("uuid",),

@@ -72,8 +72,7 @@ def _events(path: Path, kind: str, column: str | None, products: Path | None) ->
     told = ", ".join(f"({sql})::varchar as {name}" for name, sql in columns.items())
     return (
         "select log.client_id::varchar as client_id, log.timestamp::varchar as timestamp, "
-        f"{literal(kind)} as kind, "
-        f"{told}, {codes} as codes from {files}"
+        f"{literal(kind)} as kind, {told}, {codes} as codes from {files}"
     )
 
 

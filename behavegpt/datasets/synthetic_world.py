@@ -75,9 +75,8 @@ class World:
         `log` holds the columns of `generate`, sorted by user and time. Exact but for times cut to
         whole milliseconds.
         """
-        behavior, location = (
-            _numbers(log, field, self.labels[field]) for field in ("behavior", "location")
-        )
+        behavior = _numbers(log, "behavior", self.labels["behavior"])
+        location = _numbers(log, "location", self.labels["location"])
         kind = np.searchsorted(self.cells, location, side="right") - 1
         user = log["user_id"].to_numpy()
         first = np.concatenate([[True], user[1:] != user[:-1]])

@@ -66,9 +66,11 @@ def _find(source: Path, log: PublishedLog) -> dict[str, list[Path]]:
         return {part: [source] for part in log.files}
     parts = {}
     for part, names in log.files.items():
-        matches = (sorted(file for file in source.glob(name) if file.is_file()) for name in names)
-        files = next((files for files in matches if files), [])
-        if not files:
+        for name in names:
+            files = sorted(file for file in source.glob(name) if file.is_file())
+            if files:
+                break
+        else:
             missing = "a file; give the folder it is in" if source.is_file() else "no such folder"
             seen = f"no {' or '.join(names)} in it" if source.is_dir() else missing
             raise DataError(f"{source}: {seen}. {log.about}")

@@ -22,7 +22,7 @@ from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare, metrics_table
 from behavegpt.io import lock, write_json
-from behavegpt.predictor import load
+from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
 from behavegpt.universal.model import load_universal
@@ -30,8 +30,7 @@ from behavegpt.universal.model import load_universal
 STAGES = 7
 NOT_HELD_OUT = (
     "the universal model's weights come with the package; this shop was among the logs they were "
-    "trained on. "
-    "Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
+    "trained on. Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
@@ -60,37 +59,27 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
 def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     began = time.perf_counter()
     _clear(out)
-    stage(
-        1,
-        STAGES,
-        "environment",
-        f"python {platform.python_version()} · torch {torch.__version__} · transformers "
-        f"{transformers.__version__} · {_device()}",
-    )
+    python, torch_, ours = platform.python_version(), torch.__version__, transformers.__version__
+    about = f"python {python} · torch {torch_} · transformers {ours} · {_device()}"
+    stage(1, STAGES, "environment", about)
+
     stage(2, STAGES, "data", "Online Retail (UCI, CC BY 4.0): purchases at a British gift shop")
     store = prepare([online_retail()], out / "data", DEMO_SCHEMA, split=SPLIT)
     say(
         f"      {store.manifest.events:,} events · {store.manifest.users:,} customers · "
         f"{store.vocabulary['event'].classes:,} products in {store.behaviors.classes} families"
     )
+
     stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
-    universal = evaluate_universal(
-        load_universal(), store, out / "eval" / "universal.json", baselines=False
-    )
+    file = out / "eval" / "universal.json"
+    universal = evaluate_universal(load_universal(), store, file, baselines=False)
     table(*metrics_table(universal))
-    overrides = [
-        f"data.path={out / 'data'}",
-        f"out={out}",
-        *([f"train.steps={steps}"] if steps is not None else []),
-    ]
-    settings = read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
-    stage(
-        4,
-        STAGES,
-        "pretrain",
-        f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps",
-    )
+
+    settings = _settings(out, steps)
+    about = f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps"
+    stage(4, STAGES, "pretrain", about)
     pretrain(settings)
+
     stage(5, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
     predictor = load(out / "model")
     result = compare(predictor, store, out / "eval" / "metrics.json")
@@ -99,36 +88,45 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     write_json(out / "eval" / "metrics.json", result)
     table(*metrics_table(result))
     say(f"note: {NOT_HELD_OUT}")
+
     stage(6, STAGES, "predict", "next family of some customers, from raw rows")
+    table(("customer", "1st", "2nd", "3rd"), _predictions(predictor))
+
+    report = write_report(out)
+    write_model_card(out, out / "data")
+    seconds = round(time.perf_counter() - began, 1)
+    stage(7, STAGES, "report", f"{report} · {seconds:.0f} s in all")
+    say(_next_steps(out))
+    model = str(out / "model")
+    return {"report": str(report), "model": model, "seconds": seconds, "metrics": result}
+
+
+def _settings(out: Path, steps: int | None) -> PretrainSettings:
+    overrides = [f"data.path={out / 'data'}", f"out={out}"]
+    if steps is not None:
+        overrides.append(f"train.steps={steps}")
+    return read_settings(PretrainSettings, Path(__file__).parent / "demo.yaml", overrides)
+
+
+def _predictions(predictor: Predictor) -> list[list[Any]]:
+    """A row for each of some customers: its label and the three likeliest families."""
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
     found = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
-    table(
-        ("customer", "1st", "2nd", "3rd"),
-        [
-            [user, *(f"{label} {p:.0%}" for label, p in zip(labels, probabilities, strict=True))]
-            for user, labels, probabilities in zip(
-                found.users.to_pylist(), found.labels, found.probabilities, strict=True
-            )
-        ],
-    )
-    report = write_report(out)
-    write_model_card(out, out / "data")
-    seconds = time.perf_counter() - began
-    stage(7, STAGES, "report", f"{report} · {seconds:.0f} s in all")
-    say(_next_steps(out))
-    return {
-        "report": str(report),
-        "model": str(out / "model"),
-        "seconds": round(seconds, 1),
-        "metrics": result,
-    }
+    rows = []
+    for user, labels, shares in zip(
+        found.users.to_pylist(), found.labels, found.probabilities, strict=True
+    ):
+        likely = zip(labels, shares, strict=True)
+        rows.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
+    return rows
 
 
 def _next_steps(out: Path) -> str:
     return f"""
 With your own logs (CSV, JSONL or parquet; columns are guessed, name them if the guess is wrong):
-  behavegpt prepare my_logs.parquet --out data/mine --user user_id --time timestamp --event app --tz Europe/London
+  behavegpt prepare my_logs.parquet --out data/mine \\
+    --user user_id --time timestamp --event app --tz Europe/London
   behavegpt train configs/small.yaml data.path=data/mine out=runs/mine
   behavegpt evaluate runs/mine/model data/mine --baselines
   behavegpt predict runs/mine/model my_logs.parquet --out predictions.parquet

@@ -83,6 +83,13 @@ def assemble(
     seal(folder, rows_of.written())
 
 
+def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (n, D) divided by their lengths; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+    return scaled
+
+
 def _scaling(
     blocks: Sequence[Path], parts: Sequence[slice], rule: str
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -90,20 +97,14 @@ def _scaling(
     if rule == "none":
         return lambda vectors: vectors
     if rule == "unit":
-        return lambda vectors: np.hstack(
-            [
-                v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
-                for v in (vectors[:, p] for p in parts)
-            ]
-        )
+        return lambda vectors: np.hstack([_of_unit_length(vectors[:, part]) for part in parts])
+
     count, total, square = 0, np.zeros(parts[-1].stop), np.zeros(parts[-1].stop)
     for path in blocks:
         vectors = np.asarray(open_array(path), np.float64)
-        count, total, square = (
-            count + len(vectors),
-            total + vectors.sum(0),
-            square + (vectors**2).sum(0),
-        )
+        count += len(vectors)
+        total += vectors.sum(0)
+        square += (vectors**2).sum(0)
     mean = total / max(count, 1)
     deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0))
     factor = np.where(

@@ -110,22 +110,24 @@ def user_vectors(
         assert time is not None
         at = _histories(batch, time)
         output: Any = _run(model, batch, at, layers, BEHAVIORS in pool)
-        kept = at.member.any(-1)  # (B, S), false where a row holds fewer histories
-        parts = []
-        for name in pool:
-            if name == BEHAVIORS:
-                parts.append(output.logits.float().log_softmax(-1)[:, :MOST_BEHAVIORS])
-                continue
-            states = (
-                output.last_hidden_state
-                if POOLS[name].layer == FINAL
-                else output.hidden_states[INPUT]
-            )
-            weight = POOLS[name].weight(at, half_life).to(states.dtype)
-            weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
-            parts.append((weight @ states)[kept].float())
+        parts = [_part(name, output, at, half_life) for name in pool]
         vectors[users] = torch.cat(parts, dim=-1).cpu().numpy()
     return vectors
+
+
+def _part(name: str, output: Any, at: Histories, half_life: float) -> torch.Tensor:
+    """One part of the vectors of a batch's users (n, width) float32, history by history."""
+    if name == BEHAVIORS:
+        logs: torch.Tensor = output.logits.float().log_softmax(-1)
+        return logs[:, :MOST_BEHAVIORS]
+    final = POOLS[name].layer == FINAL
+    states = output.last_hidden_state if final else output.hidden_states[INPUT]
+    weight = POOLS[name].weight(at, half_life).to(states.dtype)
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
+    # (B, S), false where a row holds fewer histories
+    held = at.member.any(-1)
+    pooled: torch.Tensor = (weight @ states)[held]
+    return pooled.float()
 
 
 def _histories(batch: PackedBatch, time: torch.Tensor) -> Histories:

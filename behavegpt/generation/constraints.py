@@ -165,12 +165,10 @@ def load_links(folder: Path) -> Links:
         parts = load_file(folder / FILE)
         odds = parts.pop(GAP_ODDS, None)
         pairs = dict.fromkeys((name.split(".")[0], name.split(".")[1]) for name in parts)
-        links = Links(
-            {
-                (g, d): Link(*(parts[f"{g}.{d}.{k}"] for k in ("pointer", "ids", "counts")))
-                for g, d in pairs
-            }
-        )
+        links = Links({})
+        for given, drawn in pairs:
+            link = [parts[f"{given}.{drawn}.{part}"] for part in ("pointer", "ids", "counts")]
+            links[given, drawn] = Link(*link)
         links.gap_odds = None if odds is None else torch.from_numpy(odds)
         return links
     except (SafetensorError, KeyError, IndexError, OSError) as error:

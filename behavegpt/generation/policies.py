@@ -86,8 +86,7 @@ def choose_policies(
     if event is Source.TYPICAL and ("behavior", "event") not in links:
         raise ConfigError(
             "the model has no event head, so nothing tells the event of a drawn behavior; train "
-            f"with {TRAIN_HEADS}, "
-            "or give the prepared training data: --data DIR."
+            f"with {TRAIN_HEADS}, or give the prepared training data: --data DIR."
         )
 
     drawn = {"time", "behavior", "event", "weekday", "slot"} | ({"location"} if location else set())
@@ -107,9 +106,8 @@ def _source(field: str, policy: Policy, head: str, heads: list[str]) -> Source:
         return Source.HEAD if head in heads else Source.OBSERVED
     if policy == "head" and head not in heads:
         raise ConfigError(
-            f"the model has no {head} head; choose the policy observed or typical for the "
-            f"{field}, or train with "
-            f"{TRAIN_HEADS}."
+            f"the model has no {head} head; choose the policy observed or typical for the {field}, "
+            f"or train with {TRAIN_HEADS}."
         )
     return Source(policy)
 

@@ -67,9 +67,7 @@ class RowState:
         # reads
         length = np.minimum(end - begin, limit)
         index = np.minimum((end - length)[:, None] + np.arange(limit), end[:, None] - 1)
-        ids = {
-            name: torch.from_numpy(encoded.columns[name].astype(np.int64)[index]) for name in names
-        }
+        held = {name: encoded.columns[name].astype(np.int64)[index] for name in names}
 
         times = encoded.columns["time"]
         now = times[end - 1].astype(np.int64)
@@ -77,10 +75,14 @@ class RowState:
         if settings.span is not None:
             horizon = np.minimum(horizon, now + settings.span)
         columns = {name: encoded.columns[name] for name in (*names, "time")}
+        memory = None
+        if counts is not None:
+            memory = LiveMemory(encoded.columns, begin, end, counts, settings.steps)
+        users = zip(begin, end, strict=True)
         return cls(
             schema=schema,
             keep=min(settings.keep or max(1, limit // 2), limit),
-            ids=ids,
+            ids={name: torch.from_numpy(ids) for name, ids in held.items()},
             length=torch.from_numpy(length),
             restarted=torch.ones(len(user), dtype=torch.bool),
             gaps=gap_buckets(np.diff(times[index].astype(np.int64), axis=1)),
@@ -88,14 +90,10 @@ class RowState:
             sample=sample,
             time=now,
             horizon=horizon,
-            grid=np.array(
-                [time_grid(times[low:high], schema) for low, high in zip(begin, end, strict=True)]
-            ),
+            grid=np.array([time_grid(times[low:high], schema) for low, high in users]),
             uniforms=Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample),
             own=OwnPast(columns, begin, end) if needs_own_past else None,
-            memory=None
-            if counts is None
-            else LiveMemory(encoded.columns, begin, end, counts, settings.steps),
+            memory=memory,
         )
 
     @property

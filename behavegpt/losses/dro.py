@@ -31,7 +31,7 @@ def worst_case(
     <= 1 ensures.
 
     >>> loss, prior = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0.6, 0.1, 0.3])
-    >>> p = worst_case(loss, prior, torch.full((3,), 2.0))  # classes 1 and 2 to their caps, the rest for class 0
+    >>> p = worst_case(loss, prior, torch.full((3,), 2.0))  # classes 1, 2 at their caps, 0 the rest
     >>> [round(share, 6) for share in p.tolist()]
     [0.2, 0.2, 0.6]
     """
@@ -65,7 +65,8 @@ def dual_value(
     Equal to the worst-case expected loss (strong duality). The minimum lies at one of the losses.
 
     >>> loss, prior = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0.6, 0.1, 0.3])
-    >>> round(float(dual_value(loss, prior, torch.full((3,), 2.0))), 6)  # 0.2 * 1 + 0.2 * 3 + 0.6 * 2
+    >>> cap = torch.full((3,), 2.0)
+    >>> round(float(dual_value(loss, prior, cap)), 6)  # 0.2 * 1 + 0.2 * 3 + 0.6 * 2
     2.0
     """
     loss, prior, cap = class_loss.double(), prior.double(), cap.double()

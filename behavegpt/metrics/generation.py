@@ -124,7 +124,8 @@ def transition_distance(real: Sequences, generated: Sequences) -> float:
     """Half the summed difference of the shares of neighboring pairs: 0 equal, 1 disjoint."""
     (_, ours), (_, theirs) = ngrams([real, generated], 2)
     size = max(ours.max(), theirs.max()) + 1
-    p, q = (np.bincount(code, minlength=size) / len(code) for code in (ours, theirs))
+    p = np.bincount(ours, minlength=size) / len(ours)
+    q = np.bincount(theirs, minlength=size) / len(theirs)
     return float(np.abs(p - q).sum() / 2)
 
 

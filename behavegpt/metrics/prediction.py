@@ -31,7 +31,8 @@ def predicted_and_rank(
     rank = #{j : s_j > s_t} + #{j < t : s_j = s_t}; equal scores go to the lower class index, which
     is the more frequent class. BehaveGPTError if a score is NaN.
 
-    >>> best, rank = predicted_and_rank(torch.tensor([[0.2, 0.5, 0.5], [0.1, 0.9, 0.3]]), torch.tensor([2, 0]))
+    >>> scores = torch.tensor([[0.2, 0.5, 0.5], [0.1, 0.9, 0.3]])
+    >>> best, rank = predicted_and_rank(scores, torch.tensor([2, 0]))
     >>> best.tolist(), rank.tolist()
     ([1, 1], [1, 2])
     """
@@ -81,8 +82,8 @@ class PredictionMetrics:
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> Self:
         """Count scores (N, K) of any device and float type against target (N,) int64 in [0, K)."""
-        best, rank = (tensor.cpu() for tensor in predicted_and_rank(scores, target))
-        target = target.cpu()
+        best, rank = predicted_and_rank(scores, target)
+        best, rank, target = best.cpu(), rank.cpu(), target.cpu()
         self.true_positive += torch.bincount(target[rank == 0], minlength=self.classes)
         self.predicted += torch.bincount(best, minlength=self.classes)
         self.support += torch.bincount(target, minlength=self.classes)
@@ -95,7 +96,8 @@ class PredictionMetrics:
         """All counts as one flat int64 tensor on the CPU; states add up, so all-reduce it with a
         sum.
 
-        >>> PredictionMetrics(2, ks=(1,)).update(torch.eye(2), torch.tensor([0, 0])).state().tolist()
+        >>> metrics = PredictionMetrics(2, ks=(1,)).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> metrics.state().tolist()
         [1, 0, 1, 1, 2, 0, 1, 1]
         """
         return self._state.clone()
@@ -135,7 +137,8 @@ class PredictionMetrics:
         """(K,) arrays: support, predicted, true_positive, recall TP/(TP+FN), precision TP/(TP+FP),
         f1 2TP/(2TP+FN+FP).
 
-        >>> PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 0])).per_class()["recall"].tolist()
+        >>> metrics = PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> metrics.per_class()["recall"].tolist()
         [0.5, 0.0]
         """
         counts = {
@@ -154,7 +157,8 @@ class PredictionMetrics:
         """HR@k = rows whose target is among the k best / N, for k <= max(ks); HR@1 is weighted
         recall.
 
-        >>> PredictionMetrics(3).update(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])).hit_rate(3)
+        >>> scores, target = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])
+        >>> PredictionMetrics(3).update(scores, target).hit_rate(3)
         1.0
         """
         return float(self.ranks[:k].sum()) / max(self.rows, 1)
@@ -163,7 +167,8 @@ class PredictionMetrics:
         """NDCG@k = sum over rows with rank < k of 1/log2(rank + 2), divided by N: one relevant
         class per row.
 
-        >>> round(PredictionMetrics(3).update(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])).ndcg(3), 4)
+        >>> scores, target = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])
+        >>> round(PredictionMetrics(3).update(scores, target).ndcg(3), 4)
         0.6309
         """
         gain = 1.0 / np.log2(np.arange(k) + 2.0)
@@ -176,7 +181,8 @@ class PredictionMetrics:
         The groups cut the classes, sorted by training count, into equal numbers of classes; a group
         none of whose classes has support is None.
 
-        >>> figures = PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 0])).compute(np.array([5, 1]))
+        >>> metrics = PredictionMetrics(2).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> figures = metrics.compute(np.array([5, 1]))
         >>> figures["prec_w"], figures["rec_m_all"], figures["head"], figures["tail"]
         (1.0, 0.25, 0.5, None)
         """
@@ -201,7 +207,8 @@ class PredictionMetrics:
         The last row and column gather all other classes; they are left out when there are none.
         ValueError without `confusion=True`.
 
-        >>> metrics = PredictionMetrics(3, confusion=True).update(torch.eye(3), torch.tensor([0, 0, 2]))
+        >>> metrics = PredictionMetrics(3, confusion=True)
+        >>> metrics = metrics.update(torch.eye(3), torch.tensor([0, 0, 2]))
         >>> [part.tolist() for part in metrics.confusion(1)]
         [[0], [[1, 1], [0, 1]]]
         """
@@ -216,6 +223,23 @@ class PredictionMetrics:
         size = len(labels) + (len(labels) < self.classes)
         member = np.eye(size, dtype=np.int64)[group]  # (K, size)
         return labels, member.T @ counts @ member
+
+    def taken_for(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each class the wrong classes predicted most often, and how often: (K, most) int64
+        each. ValueError without `confusion=True`.
+
+        >>> metrics = PredictionMetrics(2, confusion=True).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> [part.tolist() for part in metrics.taken_for(1)]
+        [[[1], [0]], [[1], [0]]]
+        """
+        if not len(self._pairs):
+            raise ValueError(
+                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
+            )
+        counts = self._pairs.view(self.classes, self.classes).clone()
+        counts.fill_diagonal_(0)
+        number, place = counts.topk(min(most, self.classes), dim=1)
+        return place.numpy(), number.numpy()
 
     def _averages(self) -> dict[str, float]:
         table = self.per_class()

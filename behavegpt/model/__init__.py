@@ -11,19 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from behavegpt.model.behavegpt import (
-        BehaveGPTForBehaviorPrediction,
-        BehaveGPTModel,
-        BehaviorOutput,
-    )
+    from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel
     from behavegpt.model.cache import EventCache
     from behavegpt.model.config import BehaveGPTConfig
+    from behavegpt.model.output import BehaviorOutput
 
 _HOMES = {
     "BehaveGPTConfig": "config",
     "BehaveGPTForBehaviorPrediction": "behavegpt",
     "BehaveGPTModel": "behavegpt",
-    "BehaviorOutput": "behavegpt",
+    "BehaviorOutput": "output",
     "EventCache": "cache",
 }
 __all__ = [

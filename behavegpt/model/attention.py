@@ -92,6 +92,11 @@ def attend(
     return BACKENDS[plan.backend](query, key, value, plan)
 
 
+def by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, R, C) -> (B, H, R, D), the channels dealt to H heads."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def _eager(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
@@ -118,7 +123,7 @@ def _varlen(
     causal: dict[str, Any] = (
         {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
     )
-    q, k, v = (_tokens(x) for x in (query, key, value))
+    q, k, v = _tokens(query), _tokens(key), _tokens(value)
     ends = plan.boundaries
     assert ends is not None
     out = varlen_attn(q, k, v, ends, ends, plan.longest, plan.longest, **causal)
@@ -132,7 +137,7 @@ def _flash(
     """flash-attn's variable-length kernel (CUDA, fp16 or bf16)."""
     from flash_attn import flash_attn_varlen_func
 
-    q, k, v = (_tokens(x) for x in (query, key, value))
+    q, k, v = _tokens(query), _tokens(key), _tokens(value)
     ends = plan.boundaries
     return _rows(
         flash_attn_varlen_func(q, k, v, ends, ends, plan.longest, plan.longest, causal=True), query

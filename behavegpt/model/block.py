@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from behavegpt.model.attention import AttentionPlan, attend
+from behavegpt.model.attention import AttentionPlan, attend, by_head
 from behavegpt.model.config import BehaveGPTConfig
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -29,7 +29,9 @@ class BehaveGPTAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
         self.o_proj = ResidualLinear(width, width)
 
     def forward(
@@ -44,13 +46,12 @@ class BehaveGPTAttention(nn.Module):
         `remember` takes the new keys and values (B, H, R, D) and returns those to attend to, (B, H,
         S, D).
         """
-        q, k, v = (
-            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q = by_head(self.q_proj(x), self.heads)
+        k = by_head(self.k_proj(x), self.heads)
+        v = by_head(self.v_proj(x), self.heads)
         if rope is not None:
             # under autocast the tables are wider than q
-            cos, sin = (table.to(q.dtype) for table in rope)
+            cos, sin = rope[0].to(q.dtype), rope[1].to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if remember is not None:
             k, v = remember(k, v)

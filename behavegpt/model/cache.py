@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from behavegpt.model.config import BehaveGPTConfig
-from behavegpt.model.head import Past
+from behavegpt.model.history import Past
 
 
 class Step(NamedTuple):

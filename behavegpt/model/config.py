@@ -45,7 +45,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     dropout: float = 0.1  # on embeddings and both residual branches; never on attention weights
     layer_norm_eps: float = 1e-5
     initializer_range: float | None = None  # of new weights; null: 0.02 * sqrt(1024 / hidden_size)
-    history_head: bool = False  # the user's own past enters the logits, see head.HistoryFeatures
+    history_head: bool = False  # the user's own past enters the logits, see history.HistoryFeatures
     # counts of the whole past, mixed with the logits by mixer.Mixer; instead of history_head
     memory: bool = False
     memory_experts: list[str] | None = None  # that are mixed; data/memory_past.py's EXPERTS

@@ -31,9 +31,8 @@ class EventEmbedding(nn.Module):
             given = ", ".join(name for name, ids in fields.items() if ids is not None)
             raise ValueError(
                 f"the model also needs the field {missing[0]!r} as {missing[0]}_ids; given: "
-                f"{given}. transformers' "
-                "Trainer drops columns of further fields unless TrainingArguments has "
-                "remove_unused_columns=False"
+                f"{given}. transformers' Trainer drops columns of further fields unless "
+                "TrainingArguments has remove_unused_columns=False"
             )
         embedded = torch.cat([table(fields[name]) for name, table in self.tables.items()], dim=-1)
         if self.position is not None:

@@ -48,8 +48,7 @@ class EventGenerationMixin(GenerationMixin):
         if (kwargs.get("num_beams") or defaults.num_beams or 1) > 1:
             raise ValueError(
                 "num_beams must be 1: beam search moves events between beams but not their times "
-                "and places; "
-                "draw several samples instead: do_sample=True, num_return_sequences=n"
+                "and places; draw several samples instead: do_sample=True, num_return_sequences=n"
             )
         for name, why in REFUSED.items():
             if kwargs.get(name) or getattr(defaults, name, None):
@@ -100,14 +99,12 @@ class EventGenerationMixin(GenerationMixin):
         if "event" not in (config.next_heads or ()):
             raise ValueError(
                 "this model predicts behaviors, not events: train it with next_heads=[event, "
-                "location, gap], or use "
-                "Predictor.generate with a policy for events"
+                "location, gap], or use Predictor.generate with a policy for events"
             )
         if config.history_head:
             raise ValueError(
                 "the history head needs the behavior of each drawn event, which generate() does "
-                "not draw; "
-                "use Predictor.generate"
+                "not draw; use Predictor.generate"
             )
 
 

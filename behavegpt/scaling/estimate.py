@@ -116,7 +116,7 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     criterion.to(device)
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
-    optimizer = build_optimizer(model, train.lr, train.weight_decay, train.betas, fused=True)
+    optimizer = build_optimizer(model, train, fused=True)
     model.counts = count_store(store) if config.memory else None
     batches = training_batches(store, config, train, model.counts)
     events, began = 0.0, 0.0

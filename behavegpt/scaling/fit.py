@@ -99,30 +99,23 @@ def fit_rows(
 ) -> Fit:
     """Fit eq. 5 to rows with params, events and loss. DataError for fewer rows than parameters plus
     one."""
-    check_settings(
-        FitOptions,
-        {"delta": delta, "draws": how.draws, "confidence": how.confidence},
-        "scaling law",
-    )
+    given = {"delta": delta, "draws": how.draws, "confidence": how.confidence}
+    check_settings(FitOptions, given, "scaling law")
     if len(rows) <= P:
         raise DataError(
             f"{len(rows)} finished runs: a law of {P} parameters needs at least {P + 1}; run more "
             "sizes."
         )
-    params, events, loss = (
-        np.array([row[name] for row in rows], float) for name in ("params", "events", "loss")
-    )
+    spans = {
+        name: np.array([row[name] for row in rows], float) for name in ("params", "events", "loss")
+    }
     flops_per_param = _flops_per_param(rows)
-    flops = flops_per_param * params * events
-    runs = Runs.of(params, events, loss)
+    runs = Runs.of(**spans)
+    flops = spans["flops"] = flops_per_param * spans["params"] * spans["events"]
     law = fit_law(runs, delta)
     laws = bootstrap(runs, law, delta, how)
-    figures = {name: getattr(law, name) for name in Law._fields}
-    drawn = {name: getattr(laws, name) for name in Law._fields}
-    for one, several in ((figures, law), (drawn, laws)):
-        best = several.optimum(flops.max(), flops_per_param)
-        one["ratio"] = best[1] / best[0]
-        one["share"] = several.beta / (several.alpha + several.beta)
+    figures = _figures(law, flops.max(), flops_per_param)
+    drawn = _figures(laws, flops.max(), flops_per_param)
     edge = tail_share(how.confidence, len(rows) - P)
     gaps = unidentified(runs, law)
     unknown = {name for names in gaps.values() for name in names}
@@ -130,7 +123,6 @@ def fit_rows(
     for name in unknown:
         low, high = whole_range(name, runs)
         intervals[name] = interval(figures[name], np.array([low, high]), 0.0)
-    spans = {"params": params, "events": events, "loss": loss, "flops": flops}
     return Fit(
         **intervals,
         confidence=how.confidence,
@@ -146,6 +138,14 @@ def fit_rows(
         unidentified={text: list(names) for text, names in gaps.items()},
         draws=np.stack(laws, axis=1).round(9).tolist(),
     )
+
+
+def _figures(law: Law, flops: float, flops_per_param: float) -> dict[str, Any]:
+    """What a fit reports of a law, or of several (S,): its parameters, the optimal ratio of events
+    to parameters at so many operations, and the share of the compute that goes to parameters."""
+    params, events = law.optimum(flops, flops_per_param)
+    shares = {"ratio": events / params, "share": law.beta / (law.alpha + law.beta)}
+    return {**law._asdict(), **shares}
 
 
 def tail_share(confidence: float, freedom: int) -> float:

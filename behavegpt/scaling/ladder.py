@@ -96,10 +96,8 @@ def make_rung(
         raise ConfigError(
             f"sizes: no model of {size:,.0f} parameters ({count}) for this data: the smallest has "
             f"{best.parameters[count]:,}, of which {best.parameters['embeddings']:,} are "
-            "embeddings of "
-            f"{sum(task.fields.values()):,} labels. Ask for larger ones, set "
-            "count=without_embeddings, or prepare the "
-            "data with --max-vocabulary."
+            f"embeddings of {sum(task.fields.values()):,} labels. Ask for larger ones, set "
+            "count=without_embeddings, or prepare the data with --max-vocabulary."
         )
     return best
 

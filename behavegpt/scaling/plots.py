@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from behavegpt.figures import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, figure
 from behavegpt.grid import Row
-from behavegpt.plots import BLUE, GRID, INK, MARKERS, ORANGE, VERMILION, figure
 from behavegpt.scaling.fit import PAPER, Fit
 from behavegpt.scaling.law import Law, Runs, fit_factors, log_residuals
 
@@ -40,24 +40,26 @@ def draw_sweep(
     return [draw(rows, fit, folder / name, floor) for name, draw in figures.items()]
 
 
+class _Axis(NamedTuple):
+    """What a figure of losses has on its horizontal axis."""
+
+    by: str
+    other: str  # what a line of rows shares
+    label: str
+    title: str
+
+
 def loss_by_events(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
     """Loss against training events, a line for each size (Fig. 7a and 8)."""
-    return _loss_by(
-        rows,
-        fit,
-        out,
-        floor,
-        "events",
-        "params",
-        "training events D (one pass)",
-        "Loss against data",
-    )
+    axis = _Axis("events", "params", "training events D (one pass)", "Loss against data")
+    return _loss_by(axis, rows, fit, out, floor)
 
 
 def loss_by_params(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
     """Loss against parameters, a line for each data size (Fig. 7b)."""
     label = f"parameters N ({fit.count.replace('_', ' ')})"
-    return _loss_by(rows, fit, out, floor, "params", "events", label, "Loss against model size")
+    axis = _Axis("params", "events", label, "Loss against model size")
+    return _loss_by(axis, rows, fit, out, floor)
 
 
 def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
@@ -133,58 +135,46 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
     return out
 
 
-def _loss_by(
-    rows: Sequence[Row],
-    fit: Fit,
-    out: Path,
-    floor: float | None,
-    by: str,
-    other: str,
-    label: str,
-    title: str,
-) -> Path:
-    papers = _papers(rows)
+def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float | None) -> Path:
+    laws = {"-": fit.law, ":": _papers(rows)}
     with figure(out, (8.6, 4.6)) as (_, (axes,)):
-        for name, marker, color, same in _series(rows, other):
-            x, fixed = (
-                np.array([row[by] for row in same]),
-                float(np.mean([row[other] for row in same])),
-            )
-            y = [row["loss"] for row in same]
-            text = (
-                f"{_short(fixed)} {other}" if other == "events" else f"{_short(fixed)} parameters"
-            )
-            axes.plot(
-                x, y, marker=marker, color=color, markersize=5, linewidth=0, label=f"{text}{name}"
-            )
+        for name, marker, color, same in _series(rows, axis.other):
+            x = np.array([row[axis.by] for row in same])
+            fixed = float(np.mean([row[axis.other] for row in same]))
+            text = f"{_short(fixed)} {'events' if axis.other == 'events' else 'parameters'}{name}"
+            losses = [row["loss"] for row in same]
+            axes.plot(x, losses, marker=marker, color=color, markersize=5, linewidth=0, label=text)
             grid = np.geomspace(x.min(), x.max(), POINTS)
-            for law, style in ((fit.law, "-"), (papers, ":")):
-                curve = law.loss(grid, fixed) if by == "params" else law.loss(fixed, grid)
+            for style, law in laws.items():
+                curve = law.loss(grid, fixed) if axis.by == "params" else law.loss(fixed, grid)
                 axes.plot(grid, curve, color=color, linestyle=style, linewidth=1.2)
-        axes.plot(
-            [], [], color=INK, label=f"fit: alpha {fit.alpha.value:.2f}, beta {fit.beta.value:.2f}"
-        )
-        axes.plot(
-            [],
-            [],
-            color=INK,
-            linestyle=":",
-            label=f"alpha {PAPER['alpha']}, beta {PAPER['beta']} (the paper's)",
-        )
-        axes.axhspan(fit.L_0.low, fit.L_0.high, color=BLUE, alpha=BAND / 2, linewidth=0)
-        axes.axhline(
-            fit.L_0.value, color=BLUE, linewidth=1, label=f"fitted L_0 {fit.L_0.value:.3f}"
-        )
+        _name_laws(axes, fit)
         _floor(axes, floor)
-        losses = np.array([row["loss"] for row in rows])
-        # a floor far below the points would press them together
-        span = max(np.ptp(losses), 1e-3 * losses.max())
-        near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
-        axes.set_ylim(min([losses.min(), *near]) - 0.05 * span, losses.max() + 0.05 * span)
+        axes.set_ylim(*_limits(rows, fit, floor))
         _log(axes.set_xscale, axes.xaxis)
-        axes.set(title=title, xlabel=label, ylabel="held-out cross-entropy (nats per event)")
+        axes.set(
+            title=axis.title, xlabel=axis.label, ylabel="held-out cross-entropy (nats per event)"
+        )
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
     return out
+
+
+def _name_laws(axes: Axes, fit: Fit) -> None:
+    """Both laws in the legend, and the fitted floor."""
+    ours = f"fit: alpha {fit.alpha.value:.2f}, beta {fit.beta.value:.2f}"
+    theirs = f"alpha {PAPER['alpha']}, beta {PAPER['beta']} (the paper's)"
+    axes.plot([], [], color=INK, label=ours)
+    axes.plot([], [], color=INK, linestyle=":", label=theirs)
+    axes.axhspan(fit.L_0.low, fit.L_0.high, color=BLUE, alpha=BAND / 2, linewidth=0)
+    axes.axhline(fit.L_0.value, color=BLUE, linewidth=1, label=f"fitted L_0 {fit.L_0.value:.3f}")
+
+
+def _limits(rows: Sequence[Row], fit: Fit, floor: float | None) -> tuple[float, float]:
+    """Of the vertical axis: a floor far below the points would press them together."""
+    losses = np.array([row["loss"] for row in rows])
+    span = max(np.ptp(losses), 1e-3 * losses.max())
+    near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
+    return min([losses.min(), *near]) - 0.05 * span, losses.max() + 0.05 * span
 
 
 def _series(rows: Sequence[Row], by: str) -> list[tuple[str, str, Any, list[Row]]]:

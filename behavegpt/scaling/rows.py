@@ -66,7 +66,6 @@ def figure(path: Path, number: int, row: Row, name: str) -> float:
     ):
         raise DataError(
             f"{path}, row {number}: {name!r} is {value!r}, not a positive number; a row needs "
-            "params, events and loss. "
-            "Remove the row, or run the sweep again."
+            "params, events and loss. Remove the row, or run the sweep again."
         )
     return value

@@ -135,7 +135,8 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
     """All runs, the cheapest first, so that mistakes show soon. ConfigError when two sizes come to
     one shape."""
     rungs = [make_rung(size, settings.count, task, settings.model) for size in settings.sizes]
-    twice = {rung.name for rung in rungs if sum(other.model == rung.model for other in rungs) > 1}
+    models = [rung.model for rung in rungs]
+    twice = {rung.name for rung in rungs if models.count(rung.model) > 1}
     if twice:
         raise ConfigError(
             f"sizes: {', '.join(sorted(twice))} comes out twice for this data; ask for fewer sizes."

@@ -64,11 +64,9 @@ def sweep(
         yield {"key": keys[job.name], **_row(settings, job, division, heldout)}
         _tidy(out / "runs" / job.name, settings.keep_models)  # the row is written
 
+    mine += [job for job in jobs if job not in mine]
     grid.run(
-        [
-            Run({"key": keys[job.name]}, partial(rows_of, job), job.name)
-            for job in [*mine, *(job for job in jobs if job not in mine)]
-        ],
+        [Run({"key": keys[job.name]}, partial(rows_of, job), job.name) for job in mine],
         again=lambda row: retry_failed and row["status"] == "failed",
     )
     rows = [row for row in grid.rows() if row["key"] in keys.values()]
@@ -109,9 +107,8 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     torch.nn.Module.to(model, device)
 
     def loss(split: str) -> float:
-        shape, precision = model.config, choose_precision(chosen.train.precision, device)
-        options = {"max_length": shape.max_length, "fields": shape.columns, "precision": precision}
-        value = evaluate(model, heldout, SPLITS[split], **options)[1]
+        precision = choose_precision(chosen.train.precision, device)
+        _, value = evaluate(model, heldout, SPLITS[split], precision=precision)
         if not value > 0 or value == float("inf"):
             raise BehaveGPTError(f"the loss on the held-out users is {value}; lower lr.values.")
         return value

@@ -174,12 +174,14 @@ def _in_order(
         name: np.concatenate([part.columns[name] for part in parts])[event]
         for name in parts[0].columns
     }
-    unknown, rejected = (
-        dict(sum((Counter(counts) for counts in found), Counter()))
-        for found in ([part.unknown for part in parts], [part.rejected for part in parts])
+    unknown: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for part in parts:
+        unknown.update(part.unknown)
+        rejected.update(part.rejected)
+    return EncodedHistories(
+        pa.array(ids, pa.string()), offsets, columns, dict(unknown), dict(rejected)
     )
-    unknown = dict.fromkeys(parts[0].unknown, 0) | unknown
-    return EncodedHistories(pa.array(ids, pa.string()), offsets, columns, unknown, rejected)
 
 
 def _check_columns(names: set[str], schema: EventSchema) -> None:
@@ -194,8 +196,7 @@ def _check_columns(names: set[str], schema: EventSchema) -> None:
             hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
             raise DataError(
                 f"no column {column!r} (the {role}) in the events. {hint} Events have the column "
-                "names of the "
-                "training log; GET /v1/model tells them."
+                "names of the training log; GET /v1/model tells them."
             )
 
 
@@ -225,17 +226,11 @@ def _predict(
     predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
-    return [
-        {
-            "behaviors": [
-                {"behavior": b, "probability": p}
-                for b, p in zip(labels, probabilities, strict=True)
-            ]
-        }
-        for labels, probabilities in zip(
-            found.labels.tolist(), found.probabilities.tolist(), strict=True
-        )
-    ]
+    answers: list[Answer] = []
+    for labels, shares in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True):
+        likely = zip(labels, shares, strict=True)
+        answers.append({"behaviors": [{"behavior": b, "probability": p} for b, p in likely]})
+    return answers
 
 
 def _embed(

@@ -1,4 +1,5 @@
-"""The HTTP service: POST to what `endpoints.py` lists; GET /health, /metrics, /v1/model, /docs.
+"""The HTTP service: POST to what `endpoints.py` lists; GET / (a playground), /docs, /health,
+/metrics, /v1/model, /v1/labels.
 
 Errors are JSON: {"error": {"type", "message"}}. 400 no JSON, 408 too slow a body, 413 too long, 415
 not plain JSON, 422 what the model cannot use, with the message of the command line, 503 too busy,
@@ -176,7 +177,7 @@ def make_app(predictor: AnyPredictor, settings: ServeSettings) -> FastAPI:
     for path, kind in ENDPOINTS.items():
         _add_endpoint(app, service, path, kind)
     _add_facts(app, service)
-    add_pages(app, settings, ENDPOINTS)
+    add_pages(app, settings, ENDPOINTS, predictor.tokenizer)
     return app
 
 

@@ -49,7 +49,8 @@ def over_http(message: str) -> str:
     """A message without the sentences that advise options of the command line, which a client does
     not have.
 
-    >>> over_http("no column 't' (the time). Did you mean 'T'? Name the right one with --time COLUMN.")
+    >>> advice = "Name the right one with --time COLUMN."
+    >>> over_http(f"no column 't' (the time). Did you mean 'T'? {advice}")
     "no column 't' (the time). Did you mean 'T'? GET /v1/model tells the columns and the limits."
     """
     if not _OPTION.search(message):

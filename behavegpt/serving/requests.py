@@ -142,8 +142,7 @@ class GenerateRequest(Request, DrawOptions):
         if drawn > limits.most_generated:
             raise ConfigError(
                 f"{len(self.users)} users x {self.samples} samples x {self.steps} steps = {drawn} "
-                "events to draw; "
-                f"ask for at most {limits.most_generated}."
+                f"events to draw; ask for at most {limits.most_generated}."
             )
 
 

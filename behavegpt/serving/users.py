@@ -100,8 +100,7 @@ class Users:
                 404,
                 "UnknownUser",
                 f"no state of user {user[:100]!r}; send their events to POST /v1/users/ID/events, "
-                "or the whole history "
-                "to POST /v1/predict.",
+                "or the whole history to POST /v1/predict.",
             )
         held = self._find(user)
         self._hold(user, held)

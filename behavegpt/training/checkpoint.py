@@ -44,26 +44,25 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back; tensors are on the CPU."""
+class Snapshot:
+    """What a checkpoint holds."""
 
-    path: Path
     step: int
-    model: Tensors
-    optimizer: Tensors  # see optimizer_tensors
+    model: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]  # see optimizer_tensors
     loss: Tensors
     trainer: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Checkpoint(Snapshot):
+    """A checkpoint read back; tensors are on the CPU."""
+
+    path: Path
+
+
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, torch.Tensor],
-    loss: Mapping[str, torch.Tensor],
-    trainer: dict[str, Any],
-    keep: int = 2,
-    protect: Collection[int] = (),
+    folder: Path, snapshot: Snapshot, keep: int = 2, protect: Collection[int] = ()
 ) -> Path:
     """Write `folder/step_XXXXXXXX` so that a crash leaves all of it or none; returns its path.
 
@@ -71,37 +70,30 @@ def save_checkpoint(
     `protect`. Raises CheckpointError with the reason (say a full disk); the earlier checkpoints are
     then untouched.
     """
-    final = folder / f"step_{step:08d}"
+    final = folder / f"step_{snapshot.step:08d}"
     temporary = temporary_name(final, "new")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
         temporary.mkdir()
-        for part, tensors in zip(TENSORS, (model, optimizer, loss), strict=True):
-            write_tensors(temporary / f"{part}.safetensors", tensors)
-        write_json(temporary / TRAINER, trainer)
-        seal(temporary, FILES, step=step)
+        for part in TENSORS:
+            write_tensors(temporary / f"{part}.safetensors", getattr(snapshot, part))
+        write_json(temporary / TRAINER, snapshot.trainer)
+        seal(temporary, FILES, step=snapshot.step)
         put_in_place(temporary, final)
         sync(folder)
-        tidy(folder, step, keep, protect)
+        tidy(folder, snapshot.step, keep, protect)
     except (OSError, SafetensorError) as error:
         raise _unwritten(temporary, final, error) from error
     return final
 
 
 def save_sharded(
-    folder: Path,
-    step: int,
-    model: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, torch.Tensor],
-    loss: Mapping[str, torch.Tensor],
-    trainer: dict[str, Any],
-    keep: int = 2,
-    protect: Collection[int] = (),
+    folder: Path, snapshot: Snapshot, keep: int = 2, protect: Collection[int] = ()
 ) -> None:
     """As `save_checkpoint`, of tensors that are cut over the ranks; called by all of them, `folder`
     is seen by all."""
-    final = folder / f"step_{step:08d}"
+    final = folder / f"step_{snapshot.step:08d}"
     main = dist.get_rank() == 0
     temporary = temporary_name(final, "new")
     names = [str(temporary)]
@@ -112,19 +104,17 @@ def save_sharded(
             (temporary / SHARDS).mkdir(parents=True)
         dist.broadcast_object_list(names)
         temporary = Path(names[0])
-        parts = {"model": model, "optimizer": optimizer}
-        write_shards(
-            temporary / SHARDS,
-            {f"{part}/{n}": t for part, tensors in parts.items() for n, t in tensors.items()},
-        )
+        tensors = {f"model/{name}": tensor for name, tensor in snapshot.model.items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()}
+        write_shards(temporary / SHARDS, tensors)
         if main:
-            write_tensors(temporary / "loss.safetensors", loss)
-            write_json(temporary / TRAINER, trainer)
-            seal(temporary, _shard_files(temporary), step=step)
+            write_tensors(temporary / "loss.safetensors", snapshot.loss)
+            write_json(temporary / TRAINER, snapshot.trainer)
+            seal(temporary, _shard_files(temporary), step=snapshot.step)
             sync(temporary / SHARDS)
             put_in_place(temporary, final)
             sync(folder)
-            tidy(folder, step, keep, protect)
+            tidy(folder, snapshot.step, keep, protect)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise _unwritten(temporary, final, error) from error
 
@@ -135,8 +125,7 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
     return CheckpointError(
         f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make "
-        "room, or move "
-        "the run folder, and go on with --resume: the earlier checkpoints are intact."
+        "room, or move the run folder, and go on with --resume: the earlier checkpoints are intact."
     )
 
 
@@ -176,18 +165,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     cut = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()
     verify_exactly(path, DAMAGE, _shard_files(path) if cut else FILES, step=_step(path))
-    loss, trainer = (
-        read_tensors(path / "loss.safetensors"),
-        read_json(path / TRAINER, CheckpointError, REMEDY),
-    )
+    held: dict[str, Tensors] = {"loss": read_tensors(path / "loss.safetensors")}
+    trainer = read_json(path / TRAINER, CheckpointError, REMEDY)
+    for part in ("model", "optimizer"):
+        held[part] = {} if cut else read_tensors(path / f"{part}.safetensors")
     if cut:
-        held: dict[str, Tensors] = {"model": {}, "optimizer": {}}
         for name, tensor in read_shards(path / SHARDS).items():
             part, _, own = name.partition("/")
             held.setdefault(part, {})[own] = tensor
-        return Checkpoint(path, _step(path), held["model"], held["optimizer"], loss, trainer)
-    model, optimizer = (read_tensors(path / f"{part}.safetensors") for part in TENSORS[:2])
-    return Checkpoint(path, _step(path), model, optimizer, loss, trainer)
+    return Checkpoint(
+        _step(path), held["model"], held["optimizer"], held["loss"], trainer, path=path
+    )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Tensors:

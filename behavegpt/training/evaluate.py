@@ -10,10 +10,12 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from behavegpt.batch import IGNORED, PackedBatch
-from behavegpt.data.loader import evaluation_batches, row_length_for
+from behavegpt.data.loader import ALL, Share, evaluation_batches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
+from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 
 LOGITS = 50_000_000  # held at once
@@ -30,31 +32,27 @@ class ScoredBatch(NamedTuple):
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module,
+    model: BehaveGPTForBehaviorPrediction,
     store: EventStore,
     split: int,
     *,
-    max_length: int,
-    fields: tuple[str, ...],
     positions_per_batch: int = 16384,
-    device: torch.device | None = None,
     precision: str = "auto",
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
 ) -> Iterator[ScoredBatch]:
-    """Float32 logits of this rank's share of a split's targets, in evaluation mode; the mode is
-    restored after."""
-    device = device or next(model.parameters()).device
+    """Float32 logits of a share of a split's targets, in evaluation mode; the mode is restored
+    after."""
+    device = next(model.parameters()).device
+    config = model.config
     positions = min(positions_per_batch, LOGITS // store.behaviors.classes)
     batches = evaluation_batches(
         store,
         split,
-        max_length=max_length,
-        rows_per_batch=max(1, positions // row_length_for(max_length)),
-        fields=fields,
-        counts=getattr(model, "counts", None),
-        rank=rank,
-        world=world,
+        max_length=config.max_length,
+        rows_per_batch=max(1, positions // row_length_for(config.max_length)),
+        fields=config.columns,
+        counts=model.counts,
+        share=share,
     )
     was_training = model.training
     model.eval()
@@ -70,20 +68,18 @@ def score(
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: BehaveGPTForBehaviorPrediction,
     store: EventStore,
     split: int,
     *,
-    max_length: int,
-    fields: tuple[str, ...],
     precision: str = "auto",
     prior_correction: float = 0.0,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
     on_batch: Callable[[int], None] | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[PredictionMetrics, float]:
-    """Metrics over a split and the mean cross-entropy in nats; on several ranks every rank gets the
-    whole result.
+    """Metrics over a split and the mean cross-entropy in nats, and `calibration` taken up; on
+    several ranks every rank gets the whole result.
 
     `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit
     adjustment). Raises AssertionError unless the ranks together saw each target exactly once.
@@ -92,39 +88,40 @@ def evaluate(
     metrics = PredictionMetrics(
         store.behaviors.classes, confusion=store.behaviors.classes <= CONFUSION_CLASSES
     )
-    shift = torch.zeros(store.behaviors.classes, device=device)
-    if prior_correction:
-        counts = torch.tensor(store.behaviors.counts, dtype=torch.float32, device=device)
-        shift = prior_correction * torch.log((counts + 1) / (counts + 1).sum())
+    shift = _prior_shift(store, prior_correction, device)
     loss = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids
-    for part in score(
-        model,
-        store,
-        split,
-        max_length=max_length,
-        fields=fields,
-        precision=precision,
-        rank=rank,
-        world=world,
-    ):
+    for part in score(model, store, split, precision=precision, share=share):
         logits = part.logits - shift
         metrics.update(logits, part.target)
+        if calibration is not None:
+            calibration.update(logits, part.target)
         loss[0] += F.cross_entropy(logits, part.target, reduction="sum").double().cpu()
         loss[1] += len(part.target)
         seen += torch.stack([torch.tensor(len(part.row)), part.row.sum().cpu()])
         if on_batch:
             on_batch(len(part.target))
-    if world > 1:
-        state = metrics.state().to(device)
-        reduced = [loss.to(device), seen.to(device)]
-        for tensor in (state, *reduced):
+
+    if share.world > 1:
+        sums = torch.zeros(0) if calibration is None else calibration.sums
+        parts = [part.to(device) for part in (metrics.state(), loss, seen, sums)]
+        for tensor in parts:
             dist.all_reduce(tensor)
-        metrics.load_state(state.cpu())
-        loss, seen = (tensor.cpu() for tensor in reduced)
+        state, loss, seen, sums = (part.cpu() for part in parts)
+        metrics.load_state(state)
+        if calibration is not None:
+            calibration.sums = sums
     rows = target_rows(store, split)
     assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"
     return metrics, float(loss[0] / loss[1].clamp(min=1))
+
+
+def _prior_shift(store: EventStore, tau: float, device: torch.device) -> torch.Tensor:
+    """tau * log(training frequency) of each class (K,), one event added to each."""
+    if not tau:
+        return torch.zeros(store.behaviors.classes, device=device)
+    counts = torch.tensor(store.behaviors.counts, dtype=torch.float32, device=device)
+    return tau * torch.log((counts + 1) / (counts + 1).sum())
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:

@@ -89,7 +89,6 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 return
             raise BehaveGPTError(
                 f"{path}, line {number}: not a record of the journal ({error}); remove the line, "
-                "or start a new run "
-                "with another out=."
+                "or start a new run with another out=."
             ) from None
         yield line, record

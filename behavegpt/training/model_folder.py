@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
@@ -16,9 +16,6 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-
-if TYPE_CHECKING:
-    pass
 
 DAMAGED = (
     f"restore the folder as it was written, or, if the change was meant, delete its {MANIFEST}"
@@ -56,7 +53,14 @@ def save_model(
         seal(temporary)
 
 
-def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventTokenizer]:
+class Trained(NamedTuple):
+    """A model and what turns logs into its ids."""
+
+    model: BehaveGPTForBehaviorPrediction
+    tokenizer: EventTokenizer
+
+
+def open_model(folder: Path) -> Trained:
     """What `save_model` wrote, on the CPU. Raises CheckpointError when the folder is not a model,
     or is damaged."""
     sharded = (folder / SHARDED).is_file()
@@ -91,11 +95,10 @@ def open_model(folder: Path) -> tuple[BehaveGPTForBehaviorPrediction, EventToken
     if model.config.tokenizer_hash not in (None, tokenizer.hash):
         raise CheckpointError(
             "the model's config.json and preprocessor_config.json do not belong together "
-            "(vocabulary hash "
-            f"{model.config.tokenizer_hash} and {tokenizer.hash}); restore the folder as it was "
-            "written."
+            f"(vocabulary hash {model.config.tokenizer_hash} and {tokenizer.hash}); restore the "
+            "folder as it was written."
         )
-    return model, tokenizer
+    return Trained(model, tokenizer)
 
 
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:
@@ -117,6 +120,5 @@ def _refuse_foreign_type(folder: Path) -> None:
     if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a "
-            "folder is never run. "
-            "Give the `model` folder of a run."
+            "folder is never run. Give the `model` folder of a run."
         )

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import nn
 
+from behavegpt.training.settings import TrainSettings
 
-def build_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool
-) -> torch.optim.AdamW:
+MIXER = "memory.mixer."  # in the names of the parameters that `train.mixer_lr` is for
+
+
+def build_optimizer(model: nn.Module, settings: TrainSettings, *, fused: bool) -> torch.optim.AdamW:
     """AdamW (Adam, as in the paper, when weight_decay is 0); decay on matrices only, not on biases
-    and norms."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    and norms.
+
+    A group's `scale` is what its learning rate is multiplied by: the mixer of a memory, shared by
+    all classes, bears a larger one than a network whose embeddings see each class a few times.
+    """
+    scales = {False: 1.0, True: (settings.mixer_lr or settings.lr) / settings.lr}
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kinds[MIXER in name, parameter.ndim >= 2].append(parameter)
     groups = [
-        {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if is_matrix else 0.0,
+            "scale": scales[is_mixer],
+        }
+        for (is_mixer, is_matrix), parameters in sorted(kinds.items(), key=_matrices_first)
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
+
+
+def _matrices_first(item: tuple[tuple[bool, bool], list[nn.Parameter]]) -> tuple[bool, bool]:
+    (is_mixer, is_matrix), _ = item
+    return is_mixer, not is_matrix
 
 
 def learning_rate(

@@ -48,12 +48,10 @@ def tell_ranks(ranks: Ranks, environment: Mapping[str, str] | None = None) -> No
     say(f"{count} process{'es' if count > 1 else ''} on {ranks.device.type}")
     if ranks_asked(os.environ if environment is None else environment) > count:
         say(
-            f"warning: the launcher was asked for more than {count}, and this process works "
-            "alone, as if it were the "
-            "only one. `accelerate launch --cpu` starts a single process, and a bare `srun` or "
-            "`mpirun` unconnected "
-            "ones. Use: torchrun --nproc_per_node N train.py ... (on a CPU and on GPUs), or "
-            "accelerate launch --multi_gpu."
+            f"warning: the launcher was asked for more than {count}, and this process works alone, "
+            "as if it were the only one. `accelerate launch --cpu` starts a single process, and a "
+            "bare `srun` or `mpirun` unconnected ones. Use: torchrun --nproc_per_node N train.py "
+            "... (on a CPU and on GPUs), or accelerate launch --multi_gpu."
             if count == 1
             else f"warning: the launcher was asked for more processes than {count}."
         )

@@ -55,8 +55,7 @@ def tell_unseen(valid: Mapping[str, int]) -> None:
     if valid["unseen"]:
         say(
             f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior "
-            "that training never "
-            "saw, or none; its figures leave them out."
+            "that training never saw, or none; its figures leave them out."
         )
 
 

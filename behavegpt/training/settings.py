@@ -52,6 +52,9 @@ class TrainSettings(Settings):
     lr: float = Field(
         1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)"
     )
+    mixer_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the memory's mixer; null: as `lr`"
+    )
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
     schedule: Literal["cosine", "linear", "constant"] = Field(

@@ -48,8 +48,7 @@ def make_accelerator(train: TrainSettings) -> Accelerator:
     if accelerator.distributed_type not in STRATEGIES:
         raise ConfigError(
             f"accelerate's {accelerator.distributed_type.value} is not supported; launch with "
-            "MULTI_GPU or FSDP, for "
-            "example --config_file configs/accelerate/multi_gpu.yaml."
+            "MULTI_GPU or FSDP, for example --config_file configs/accelerate/multi_gpu.yaml."
         )
     sharding_asked()
     tell_ranks(accelerator)
@@ -127,9 +126,8 @@ def _checkpoint_activations(model: BehaveGPTForBehaviorPrediction) -> None:
             model.config, "architecture", f"model of {model.config.num_hidden_layers} blocks"
         )
         raise ConfigError(
-            f"train.activation_checkpointing: a {kind} has no transformer blocks whose "
-            "activations could be recomputed;"
-            " set it to false."
+            f"train.activation_checkpointing: a {kind} has no transformer blocks whose activations "
+            "could be recomputed; set it to false."
         ) from None
 
 

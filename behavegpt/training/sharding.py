@@ -35,9 +35,8 @@ def sharding_asked() -> bool:
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
-            "accelerate's profile asks for the first version of FSDP; launch with fsdp_version: "
-            "2, for example "
-            "--config_file configs/accelerate/fsdp2.yaml."
+            "accelerate's profile asks for the first version of FSDP; launch with fsdp_version: 2, "
+            "for example --config_file configs/accelerate/fsdp2.yaml."
         )
     return True
 

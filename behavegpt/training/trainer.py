@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import torch.distributed as dist
 from behavegpt.batch import IGNORED, PackedBatch
 from behavegpt.console import progress as progress_bar
 from behavegpt.console import say
-from behavegpt.data.loader import TrainingBatches
+from behavegpt.data.loader import Share, TrainingBatches
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import BehaveGPTError
 from behavegpt.losses import Loss
@@ -35,6 +34,7 @@ from behavegpt.model.size import count_parameters
 from behavegpt.signals import collecting
 from behavegpt.training.checkpoint import (
     Checkpoint,
+    Snapshot,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -45,6 +45,7 @@ from behavegpt.training.checkpoint import (
 from behavegpt.training.evaluate import evaluate, to_device
 from behavegpt.training.memory import keep_freed_memory
 from behavegpt.training.optimizer import build_optimizer, learning_rate
+from behavegpt.training.progress import FIGURES, Progress
 from behavegpt.training.record import fingerprint_of, targets_of, tell_unseen
 from behavegpt.training.run import RunFolder
 from behavegpt.training.settings import TrainSettings
@@ -58,21 +59,6 @@ from behavegpt.training.sharding import (
     whole,
     whole_state,
 )
-
-# of a validation
-FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
-
-
-@dataclass
-class Progress:
-    """What a run has reached; saved in every checkpoint."""
-
-    step: int = 0  # finished optimizer steps
-    best_step: int | None = None
-    best_value: float | None = None
-    worse: int = 0  # validations since the best one
-    # why it was best to end before the last step; a signal is no state of the training
-    stopped: str | None = None
 
 
 class Trainer:
@@ -88,18 +74,13 @@ class Trainer:
         *,
         attention: str = "auto",
         batches: TrainingBatches | None = None,
-        judge_start: bool = False,
     ) -> None:
         """`model`: on the CPU; parameters without gradient stay as they are. `attention`: a back
-        end of model/attention.py. `batches`: instead of those of the store. `judge_start`: the
-        model as it is may be the best one. Raises DataError when there is nothing to learn.
+        end of model/attention.py. `batches`: instead of those of the store. Raises DataError when
+        there is nothing to learn.
         """
-        self.store, self.settings, self.run, self.accelerator = (
-            store,
-            settings,
-            run,
-            run.accelerator,
-        )
+        self.store, self.settings = store, settings
+        self.run, self.accelerator = run, run.accelerator
         device = self.accelerator.device
         self.precision = choose_precision(settings.precision, device)
         choose_kernels(model, attention, settings, device, self.precision)
@@ -111,11 +92,9 @@ class Trainer:
         # what is trained, and what can be saved
         self.model, self.saved = spread(model, self.accelerator)
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = build_optimizer(
-            model, settings.lr, settings.weight_decay, settings.betas, fused=fused
-        )
+        self.optimizer = build_optimizer(model, settings, fused=fused)
 
-        self.judge_start = judge_start
+        self.judge_start = False
         self.progress = Progress()
         self.fingerprint: dict[str, Any] = {}
         self.signal: int | None = None  # the one that stopped the run, if one did
@@ -125,15 +104,21 @@ class Trainer:
             keep_freed_memory()
 
     def fit(
-        self, origin: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+        self,
+        origin: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        judge_start: bool = False,
     ) -> None:
         """Train to the last step or an early stop, from the run's latest checkpoint if it is
         resumed.
 
-        `origin`: what else must be the same for a run to go on; `facts`: what else run.json tells.
+        `origin`: what else must be the same for a run to go on; `facts`: what else run.json tells;
+        `judge_start`: the model as it is may be the best one.
         Raises BehaveGPTError on a non-finite loss or a checkpoint of another run; SystemExit, once
         all is saved, on a signal.
         """
+        self.judge_start = judge_start
         assert self.run.settings is not None, "a run without a folder keeps nothing to go on from"
         self.fingerprint = fingerprint_of(self.run.settings, self.store, self.bare.config) | dict(
             origin or {}
@@ -217,20 +202,35 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns loss, cross_entropy, lr, grad_norm and events of the global
         batch."""
-        settings, accelerator = self.settings, self.accelerator
-        rank, world, device = (
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.device,
-        )
         self.loss.set_progress(step / self.steps)
+        total, statistics = self._backward(step)
+        norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        value = float(total)
+        if not np.isfinite(value) or not bool(torch.isfinite(norm)):
+            self._refuse(step, value, float(norm))
+
+        rate = self._descend(step)
+        self.loss.update(statistics[0], statistics[1])
+        count = float(statistics[1].sum())
+        return {
+            "loss": value,
+            "cross_entropy": float(statistics[0].sum()) / max(count, 1.0),
+            "lr": rate,
+            "grad_norm": float(norm),
+            "events": count,
+        }
+
+    def _backward(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradients of a step; returns the loss () and the class statistics (2, K) of all
+        ranks."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        rank, world = accelerator.process_index, accelerator.num_processes
         micro = [to_device(batch, device) for batch in self._micro_batches(step)]
         normalizer, targets = self._sum(self._mass(micro)).clamp(min=1e-12)
-        classes = len(self.batches.store.behaviors.counts)
-        statistics = torch.zeros(2, classes, device=device)
+        statistics = torch.zeros(2, len(self.batches.store.behaviors.counts), device=device)
         total = torch.zeros((), device=device)
         for index, batch in enumerate(micro):
-            torch.manual_seed(_mix(settings.seed, step, index, rank))
+            torch.manual_seed(_mix(self.settings.seed, step, index, rank))
             last = index == len(micro) - 1
             with (
                 nullcontext() if last else no_sync(self.model, accelerator),
@@ -247,11 +247,12 @@ class Trainer:
                 (mean * world).backward()
             total += mean.detach()
             statistics += torch.stack([output.class_loss, output.class_count])
-        statistics, total = self._sum(statistics), self._sum(total)
-        norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
-        value = float(total)
-        if not np.isfinite(value) or not bool(torch.isfinite(norm)):
-            self._refuse(step, value, float(norm))
+        statistics = self._sum(statistics)
+        return self._sum(total), statistics
+
+    def _descend(self, step: int) -> float:
+        """Move the weights by the gradients that were made; returns the learning rate."""
+        settings = self.settings
         rate = learning_rate(
             step,
             self.steps,
@@ -261,18 +262,10 @@ class Trainer:
             schedule=settings.schedule,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss.update(statistics[0], statistics[1])
-        count = float(statistics[1].sum())
-        return {
-            "loss": value,
-            "cross_entropy": float(statistics[0].sum()) / max(count, 1.0),
-            "lr": rate,
-            "grad_norm": float(norm),
-            "events": count,
-        }
+        return rate
 
     def _micro_batches(self, step: int) -> list[PackedBatch]:
         """This rank's batches of a step. While a GPU works on them, a thread makes those of the
@@ -297,17 +290,14 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Figures of the validation split; empty without its events."""
-        accelerator, config = self.accelerator, self.bare.config
+        accelerator = self.accelerator
         with gathered(self.bare):
             metrics, cross_entropy = evaluate(
                 self.bare,
                 self.store,
                 SPLITS["valid"],
-                max_length=config.max_length,
-                fields=config.columns,
                 precision=self.precision,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
+                share=Share(accelerator.process_index, accelerator.num_processes),
             )
         if not metrics.rows:
             return {}
@@ -321,16 +311,15 @@ class Trainer:
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         cut = is_sharded(bare)
         if cut or self.accelerator.is_main_process:
-            (save_sharded if cut else save_checkpoint)(
-                self.run.checkpoints,
+            snapshot = Snapshot(
                 self.progress.step,
                 bare.state_dict(),
                 optimizer_tensors(self.optimizer, bare),
                 self.loss.state_dict(),
                 {"progress": vars(self.progress), "fingerprint": self.fingerprint},
-                keep=self.settings.keep,
-                protect=self._protected(),
             )
+            write = save_sharded if cut else save_checkpoint
+            write(self.run.checkpoints, snapshot, self.settings.keep, self.progress.protected)
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -351,10 +340,12 @@ class Trainer:
             self.progress.stopped = None
         if self.accelerator.is_main_process:
             self.run.journal.truncate_after(self.progress.step)
-            tidy(self.run.checkpoints, self.progress.step, self.settings.keep, self._protected())
-
-    def _protected(self) -> list[int]:
-        return [] if self.progress.best_step is None else [self.progress.best_step]
+            tidy(
+                self.run.checkpoints,
+                self.progress.step,
+                self.settings.keep,
+                self.progress.protected,
+            )
 
     def _validate(self, step: int) -> bool:
         """Whether this is the best model so far by `settings.select`."""
@@ -366,16 +357,7 @@ class Trainer:
         # before, the loss is not yet what it will be
         if self.settings.select == "last" or not settled:
             return False
-        value = selection_value(figures, self.settings.select)
-        if self.progress.best_value is None or value > self.progress.best_value:
-            self.progress.best_step, self.progress.best_value, self.progress.worse = step, value, 0
-            return True
-        self.progress.worse += 1
-        if self.settings.patience and self.progress.worse >= self.settings.patience:
-            self.progress.stopped = (
-                f"no better {self.settings.select} in {self.progress.worse} validations"
-            )
-        return False
+        return self.progress.judge(figures, self.settings.select, self.settings.patience)
 
     def _mass(self, micro: list[PackedBatch]) -> torch.Tensor:
         """(2,) what this rank's sums are divided by: the weight of its targets, and their number
@@ -408,11 +390,9 @@ class Trainer:
         held = rows[rows >= 0]
         raise BehaveGPTError(
             f"step {step + 1}: the loss is {value} and the gradient's norm {norm}; the weights "
-            "were not changed. The "
-            f"batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed "
-            f"{self.settings.seed}). Lower train.lr, or "
-            f"resume from the last checkpoint in {self.run.checkpoints} with --resume "
-            f"train.lr={self.settings.lr / 3:.1e}."
+            f"were not changed. The batch is rows {held.min()}-{held.max()} of epoch {epoch} (seed "
+            f"{self.settings.seed}). Lower train.lr, or resume from the last checkpoint in "
+            f"{self.run.checkpoints} with --resume train.lr={self.settings.lr / 3:.1e}."
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
@@ -426,13 +406,6 @@ class Trainer:
             say(f"resumed from step {self.progress.step}")
         else:
             self.run.journal.truncate_after(0)
-
-
-def selection_value(figures: dict[str, float], select: str) -> float:
-    """The figure by which checkpoints are compared; larger is better."""
-    if select == "rec_mean":
-        return (figures["rec_w"] + figures["rec_m"]) / 2
-    return -figures[select] if select == "cross_entropy" else figures[select]
 
 
 def _mix(*parts: int) -> int:

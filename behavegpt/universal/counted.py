@@ -134,14 +134,11 @@ class CountedLog:
         """Take up the events of one user, later than all that the state knows. Raises DataError."""
         first = int(encoded.columns["time"][0])
         if state.time is not None and first < state.time:
-            before, last = (
-                datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat()
-                for t in (first, state.time)
-            )
+            before = datetime.datetime.fromtimestamp(first, datetime.UTC).isoformat()
+            last = datetime.datetime.fromtimestamp(state.time, datetime.UTC).isoformat()
             raise DataError(
                 f"user {state.user[:100]!r}: an event at {before} comes after one at {last}; a "
-                "state takes events in "
-                "their order, so read the user's whole history again."
+                "state takes events in their order, so read the user's whole history again."
             )
         state.take_up(self.tables, self._columns(encoded))
 

@@ -108,8 +108,7 @@ def load_universal(folder: Path = SHIPPED) -> UniversalModel:
         if described["format"] != FORMAT or described["experts"] != list(EXPERTS):
             raise CheckpointError(
                 f"{folder}: a universal model of other experts; use the version of behavegpt that "
-                "made it, or train it "
-                "again with: behavegpt pretrain-universal"
+                "made it, or train it again with: behavegpt pretrain-universal"
             )
         mixer = Mixer(len(EXPERTS) + 1, **described["shape"])
         mixer.load_state_dict(load_file(folder / WEIGHTS))

@@ -39,6 +39,21 @@ class World(NamedTuple):
     classes: int
 
 
+class Habits(NamedTuple):
+    """How the people of a world behave."""
+
+    popularity: np.ndarray  # (classes,) cumulative shares
+    own: np.ndarray  # (users, habits) cumulative shares of HABITS
+    successors: np.ndarray  # (classes, SUCCESSORS) what follows a behavior
+    memory: float  # events that a recent behavior is ago, about
+    steepness: float  # share of recent behaviors that are ago by a power law
+    fashion: int  # seconds that what is popular stays so
+    gap: float  # seconds between events, about
+    burst: float  # share of events that follow at once
+    grain: int  # seconds to which times are kept
+    places: int
+
+
 def random_world(seed: int, events: int = 60_000) -> World:
     """A world of about that many events; the same seed gives the same one."""
     rng = np.random.default_rng([seed, 7])
@@ -65,80 +80,64 @@ def random_world(seed: int, events: int = 60_000) -> World:
         weekday=np.zeros(offsets[-1], np.int16),
         time=np.zeros(offsets[-1], np.int64),
     )
-    _live(
-        columns,
-        offsets,
-        np.cumsum(popularity / popularity.sum()),
-        np.cumsum(own / own.sum(1, keepdims=True), axis=1),
-        rng.integers(0, classes, (classes, SUCCESSORS)),
-        np.exp(rng.uniform(np.log(1.5), np.log(80))),
-        rng.uniform(0, 1),
-        # how long what is popular stays so
-        int(rng.integers(2, 60) if rng.random() < 0.5 else 10_000) * DAY,
-        gap,
-        rng.uniform(0, 0.7),
-        grain,
-        int(rng.integers(1, 200)),
-        rng,
+    habits = Habits(  # drawn in this order
+        popularity=np.cumsum(popularity / popularity.sum()),
+        own=np.cumsum(own / own.sum(1, keepdims=True), axis=1),
+        successors=rng.integers(0, classes, (classes, SUCCESSORS)),
+        memory=np.exp(rng.uniform(np.log(1.5), np.log(80))),
+        steepness=rng.uniform(0, 1),
+        fashion=int(rng.integers(2, 60) if rng.random() < 0.5 else 10_000) * DAY,
+        gap=gap,
+        burst=rng.uniform(0, 0.7),
+        grain=grain,
+        places=int(rng.integers(1, 200)),
     )
+    _live(columns, offsets, habits, rng)
     return World(columns._replace(event=columns.behavior + FIRST), offsets, classes)
 
 
 @njit(cache=True)
-def _live(  # type: ignore[no-untyped-def]
-    columns,
-    offsets,
-    popularity,
-    own,
-    successors,
-    memory,
-    steepness,
-    fashion,
-    gap,
-    burst,
-    grain,
-    places,
-    rng,
-):
+def _live(columns, offsets, habits, rng):  # type: ignore[no-untyped-def]
     behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
     for user in range(len(offsets) - 1):
         begin = offsets[user]
         now = np.int64(rng.integers(0, 300 * DAY))
         home = rng.integers(0, 1 << 20)
         for t in range(begin, offsets[user + 1]):
-            if rng.random() > burst:
-                now += np.int64(rng.exponential(gap))
+            if rng.random() > habits.burst:
+                now += np.int64(rng.exponential(habits.gap))
             elif rng.random() > 0.3:
                 now += rng.integers(0, 120)
-            time[t] = now // grain * grain
+            time[t] = now // habits.grain * habits.grain
             slot[t] = time[t] % DAY // 1800
             columns.weekday[t] = time[t] // DAY % 7
-            habit = np.searchsorted(own[user], rng.random())
-            known = _copied(
-                habit, t, begin, behavior, slot, place, successors, memory, steepness, rng
-            )
+            habit = np.searchsorted(habits.own[user], rng.random())
+            known = _copied(habit, t, begin, columns, habits, rng)
             if known < 0:
-                rank = min(np.searchsorted(popularity, rng.random()), len(popularity) - 1)
+                classes = len(habits.popularity)
+                rank = min(np.searchsorted(habits.popularity, rng.random()), classes - 1)
                 # what is popular may change
-                known = (rank + now // fashion * 7919) % len(popularity)
+                known = (rank + now // habits.fashion * 7919) % classes
             behavior[t] = known
             kept = rng.random() < 0.7  # the usual place of this behavior, for this person
-            place[t] = 2 + ((home + known * 7919) % places if kept else rng.integers(0, places))
+            number = (home + known * 7919) % habits.places
+            place[t] = 2 + (number if kept else rng.integers(0, habits.places))
 
 
 @njit(cache=True)
-def _copied(habit, t, begin, behavior, slot, place, successors, memory, steepness, rng):  # type: ignore[no-untyped-def]
+def _copied(habit, t, begin, columns, habits, rng):  # type: ignore[no-untyped-def]
     """The class that a habit copies from the person's past; -1 where there is nothing to copy."""
+    behavior, slot, place = columns.behavior, columns.slot, columns.location
     if habit == 0 or t == begin:
         return -1
     if habit == 3:
         return behavior[t - 1]
     if habit == 4:
-        rank = min(rng.geometric(0.45) - 1, successors.shape[1] - 1)
-        return successors[behavior[t - 1], rank]
+        rank = min(rng.geometric(0.45) - 1, habits.successors.shape[1] - 1)
+        return habits.successors[behavior[t - 1], rank]
     if habit == 1:
-        ago = 1 + np.int64(rng.exponential(memory))
-        if rng.random() < steepness:  # a power law: most is of late, some of long ago
+        ago = 1 + np.int64(rng.exponential(habits.memory))
+        if rng.random() < habits.steepness:  # a power law: most is of late, some of long ago
             ago = np.int64(np.exp(rng.random() * np.log(1 + t - begin)))
         return behavior[t - ago] if t - ago >= begin else -1
     if habit == 2:

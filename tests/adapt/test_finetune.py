@@ -103,9 +103,7 @@ def test_data_with_fewer_labels_in_another_order_are_evaluated(place):
     assert not np.array_equal(other.columns["event"], known.columns["event"])
     figures = []
     for store in (known, fit_store(other, predictor.tokenizer)):
-        metrics, loss = evaluate(
-            predictor.model, store, 2, max_length=16, fields=predictor.model.config.columns
-        )
+        metrics, loss = evaluate(predictor.model, store, 2)
         figures.append((loss, metrics.compute(store.behaviors.counts)))
     assert figures[0] == figures[1]
 

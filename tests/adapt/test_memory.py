@@ -44,5 +44,5 @@ def test_the_adapted_model_is_evaluated(
     base: Path, settings_for: Callable[..., FinetuneSettings], new_store: EventStore
 ) -> None:
     model: Any = load(finetune(settings_for("cross_domain", base=str(base)))).model
-    metrics, loss = evaluate(model, new_store, 2, max_length=16, fields=model.config.columns)
+    metrics, loss = evaluate(model, new_store, 2)
     assert metrics.rows > 0 and np.isfinite(loss)

@@ -30,16 +30,7 @@ KINDS = {
 
 def logits(model, store):
     model.eval()
-    config = model.config
-    parts = score(
-        model,
-        store,
-        2,
-        max_length=config.max_length,
-        fields=config.columns,
-        device=torch.device("cpu"),
-    )
-    return torch.cat([part.logits for part in parts])
+    return torch.cat([part.logits for part in score(model, store, 2)])
 
 
 @pytest.mark.parametrize("kind", KINDS)

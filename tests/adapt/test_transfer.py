@@ -192,7 +192,7 @@ def test_the_papers_rows():
 
 def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
     """Also where the logits come in chunks, which differentiate by hand."""
-    import behavegpt.model.head as head
+    import behavegpt.model.head_loss as head_loss
 
     works = dict.fromkeys(("all", "new"))
     for rows in works:
@@ -210,15 +210,17 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
         LossSettings(name="cross_entropy"), torch.tensor(whole.store.behaviors.counts)
     )
     found = []
-    chunks = dict(head.CHUNK_ELEMENTS)
+    chunks = dict(head_loss.CHUNK_ELEMENTS)
     for elements in (chunks, {"cpu": 64, "cuda": 64}):
-        head.CHUNK_ELEMENTS.update(elements)
+        head_loss.CHUNK_ELEMENTS.update(elements)
         for work in (whole, part):
             work.model.zero_grad()
             out = work.model(
-                **batch.inputs, document=batch.document, position=batch.position, labels=batch.target,
-                criterion=loss, next_fields=batch.next_fields,
-            )  # fmt: skip
+                **batch.arguments,
+                labels=batch.target,
+                criterion=loss,
+                next_fields=batch.next_fields,
+            )
             (out.loss + out.side_loss).backward()
         for module, name in (
             ("head.projection", "weight"),
@@ -229,7 +231,7 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
             gradient = getattr(whole.model.get_submodule(module), name).grad[new[0].index]
             torch.testing.assert_close(new.original.grad, gradient, rtol=1e-5, atol=1e-6)
             found.append(float(gradient.abs().sum()))
-    head.CHUNK_ELEMENTS.update(chunks)
+    head_loss.CHUNK_ELEMENTS.update(chunks)
     assert min(found) > 0
     # event, location, projection x 2, next event x 2
     assert sum(p.requires_grad for p in part.model.parameters()) == 6

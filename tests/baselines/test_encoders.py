@@ -11,7 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from behavegpt.baselines import cooccurrence, hstu, patt
+from behavegpt.baselines.layout import Layout
 from behavegpt.data.store import TRAIN
+from behavegpt.model.inputs import RowLayout, read_events
 from tests.baselines.makers import STORES, histories, layout, make, packed
 
 LENGTH = 13
@@ -278,7 +280,7 @@ def test_esr_draws_users_to_those_like_them():
     model = make("esr_nollm", options={"similar": 2, "alpha": 0.5}).train()
     parts = histories([4, 7, 3, 9], seed=8)
     inputs, document = packed(parts, 30)
-    at = network_layout(model, inputs, document)
+    at = layout_of(inputs, document)
     encoded = model.model.encoder(model.model.embedding(at), at)
     last = [model.model(**part).last_hidden_state[0, -1] for part in parts]
     z = model.model.encoder.vectors
@@ -294,16 +296,9 @@ def test_esr_draws_users_to_those_like_them():
     close(encoded.auxiliary[0], wanted)
 
 
-def network_layout(model, inputs, document):
-    from behavegpt.baselines.network import layout_of
-
-    return layout_of(
-        inputs["input_ids"],
-        document,
-        None,
-        None,
-        {k: v for k, v in inputs.items() if k != "input_ids"},
-    )
+def layout_of(inputs, document):
+    events = read_events(inputs, RowLayout(document))
+    return Layout(events.ids, events.document, events.position)
 
 
 def test_pituning_adds_log_transitions_that_begin_at_the_counts(history):

@@ -1,6 +1,5 @@
 """Where a column's values lie: in the file, in the name of its folder, below another column, in lists of a history."""
 
-# ruff: noqa: E501 - tables of cases
 from __future__ import annotations
 
 import json

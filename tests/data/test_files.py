@@ -1,6 +1,5 @@
 """Files as people have them: each way of writing one table gives the same events, or one error with the remedy."""
 
-# ruff: noqa: E501 - tables of cases
 from __future__ import annotations
 
 import bz2

@@ -363,29 +363,34 @@ def test_a_wide_log_is_looked_at_column_by_column(tmp_path: Path) -> None:
 MANY = [f"{i}" for i in range(40)]
 CHOICES: dict[str, tuple[dict[str, list[Any]], dict[str, str]]] = {
     "an empty user_id": (
-        {"user_id": [None], "user_pseudo_id": ["a"], "ts": [1.7e9], "event": ["x"]}, {"user": "user_pseudo_id"},
+        {"user_id": [None], "user_pseudo_id": ["a"], "ts": [1.7e9], "event": ["x"]},
+        {"user": "user_pseudo_id"},
     ),
     "texts that are empty": (
-        {"user_id": [""], "distinct_id": ["a"], "ts": [1.7e9], "event": ["x"]}, {"user": "distinct_id"},
+        {"user_id": [""], "distinct_id": ["a"], "ts": [1.7e9], "event": ["x"]},
+        {"user": "distinct_id"},
     ),
     "a time of day is no time": (
-        {"uid": ["a"], "time": ["10:00"], "created_at": [(
-            "2024-01-01 "
-            "10:00:00"
-        )], "app": ["x"]}, {"time": "created_at"},
+        {"uid": ["a"], "time": ["10:00"], "created_at": ["2024-01-01 10:00:00"], "app": ["x"]},
+        {"time": "created_at"},
     ),
     "type before product": (
-        {"uid": ["a"], "ts": [1.7e9], "product_id": ["1"], "event_type": ["view"]}, {"event": "event_type"},
+        {"uid": ["a"], "ts": [1.7e9], "product_id": ["1"], "event_type": ["view"]},
+        {"event": "event_type"},
     ),
     "an id of each row is no event": (
-        {"user_id": ["a"] * 40, "time": [1.7e9] * 40, "event_id": MANY, "event_table": ["x", "y"] * 20},
+        {
+            "user_id": ["a"] * 40, "time": [1.7e9] * 40,
+            "event_id": MANY, "event_table": ["x", "y"] * 20,
+        },
         {"event": "event_table"},
     ),
     "one label is still the event": (
         {"uid": ["a"], "time": [1.7e9], "event": ["x"], "item_price": ["2"]}, {"event": "event"},
     ),
     "parts of a name": (
-        {"shop_user_key": ["a"], "visit_time_utc": [1.7e9], "item_code": ["x"]}, {"user": "shop_user_key"},
+        {"shop_user_key": ["a"], "visit_time_utc": [1.7e9], "item_code": ["x"]},
+        {"user": "shop_user_key"},
     ),
     "dotted names": (
         {"properties.distinct_id": ["a"], "properties.time": [1.7e9], "event": ["x"]},
@@ -413,8 +418,8 @@ def test_the_command_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "note: times of 'booking_date' are read as %d/%m/%Y" in shown.err
     assert "--dry-run, prepares the data" in " ".join(shown.err.split())
     named = [
-        "prepare", str(file), "--user", "account", "--time", "booking_date", "--event", "category", "--time-format",
-        "%d/%m/%Y", "--out", str(tmp_path / "out"),
+        "prepare", str(file), "--user", "account", "--time", "booking_date", "--event", "category",
+        "--time-format", "%d/%m/%Y", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     assert main(named) == 0
     assert main(["prepare", str(file), "--time-format", "%H:%M", "--dry-run"]) == 2

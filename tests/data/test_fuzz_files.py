@@ -3,7 +3,6 @@
 A hundred in the default run, 3,000 with `-m slow`; the seed of a failure is in its message.
 """
 
-# ruff: noqa: E501 - tables of cases
 from __future__ import annotations
 
 import bz2

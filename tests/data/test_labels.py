@@ -1,6 +1,5 @@
 """The same value has the same label: from every format, alone or in company, once the data are prepared."""
 
-# ruff: noqa: E501 - tables of cases
 from __future__ import annotations
 
 import datetime

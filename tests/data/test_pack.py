@@ -13,6 +13,7 @@ import torch
 
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
 from behavegpt.data.loader import (
+    Share,
     TrainingBatches,
     columns_of,
     evaluation_batches,
@@ -23,6 +24,7 @@ from behavegpt.data.memory_counts import count_store
 from behavegpt.data.pack import (
     Windows,
     collate,
+    collate_inputs,
     count_unseen,
     evaluation_windows,
     gap_buckets,
@@ -119,8 +121,7 @@ def test_every_evaluation_target_once_with_enough_context(max_length, world):
                     max_length=max_length,
                     rows_per_batch=3,
                     fields=FIELDS,
-                    rank=rank,
-                    world=world,
+                    share=Share(rank, world),
                 )
             ]
         )
@@ -324,7 +325,7 @@ def test_padding_is_nothing_and_a_plan_may_have_no_targets():
     assert ((batch.row == -1) == (batch.target == IGNORED)).all()
     for ids in (batch.target, batch.next_fields["event"]):
         assert (ids[empty] == IGNORED).all()
-    without = collate(columns, plan, rows, 64, FIELDS, ("event",), with_target=False)
+    without = collate_inputs(columns, plan, rows, 64, FIELDS)
     assert (without.target == IGNORED).all() and (without.row == -1).all()
     assert not without.next_fields and without.memory is None
     for name, ids in without.inputs.items():

@@ -291,11 +291,9 @@ def _broken(folder: Path, name: str) -> str:
         "empty.csv": b"", "blank.csv": b"\n\n", "header twice.csv": b"u,t,e,u\n1,2,3,4\n",
         "case.csv": b"u,t,e,E\n1,2,3,4\n", "missing.csv": b"user,t,e,l\n1,2,3,4\n",
         "latin.csv": b"u,t,e,l\n\xe9,1,2,3\n",
-        "logs.xlsx": b"PK", "words.jsonl": b"hello\n", "list.jsonl": b"[1, 2]\n", "keys.jsonl": (
-            b'{"u": 1, "u": '
-            b'2}\n'
-        ),
-        "torn.csv.gz": gzip.compress(b"u,t,e,l\n" + bytes(range(48, 122)) * 999)[:300], "text.parquet": b"u,t,e,l\n",
+        "logs.xlsx": b"PK", "words.jsonl": b"hello\n", "list.jsonl": b"[1, 2]\n",
+        "keys.jsonl": b'{"u": 1, "u": 2}\n', "text.parquet": b"u,t,e,l\n",
+        "torn.csv.gz": gzip.compress(b"u,t,e,l\n" + bytes(range(48, 122)) * 999)[:300],
     }  # fmt: skip
     if name in data:
         (folder / name).write_bytes(data[name])
@@ -321,25 +319,15 @@ def _broken(folder: Path, name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty.csv", "empty"), ("blank.csv", "no column names"), ((
-            "header "
-            "twice.csv"
-        ), "'u' occurs twice"),
-        ("case.csv", "differs only in case"), ("missing.csv", "no column 'u' .the user.*--user"),
-        ("latin.csv", "UTF-8"),
-        ("logs.xlsx", "unknown extension"), ("words.jsonl", "line 1: not JSON"), ("list.jsonl", (
-            "one object per "
-            "line"
-        )),
-        ("keys.jsonl", "occurs twice"), ("torn.csv.gz", (
-            "cannot be "
-            "read"
-        )), ("text.parquet", "cannot be read"),
-        ("twice.parquet", "occurs twice"), ("two", (
-            "b.csv: no column "
-            "'l'"
-        )), ("formats", "differ in format"),
-        ("no files", "no files"), ("list.parquet", "of type"), ("nowhere.csv", "no such file"),
+        ("empty.csv", "empty"), ("blank.csv", "no column names"),
+        ("header twice.csv", "'u' occurs twice"), ("case.csv", "differs only in case"),
+        ("missing.csv", "no column 'u' .the user.*--user"), ("latin.csv", "UTF-8"),
+        ("logs.xlsx", "unknown extension"), ("words.jsonl", "line 1: not JSON"),
+        ("list.jsonl", "one object per line"), ("keys.jsonl", "occurs twice"),
+        ("torn.csv.gz", "cannot be read"), ("text.parquet", "cannot be read"),
+        ("twice.parquet", "occurs twice"), ("two", "b.csv: no column 'l'"),
+        ("formats", "differ in format"), ("no files", "no files"),
+        ("list.parquet", "of type"), ("nowhere.csv", "no such file"),
         ("no*.csv", "glob matches no file"), ("nul\0.csv", "no such file"),
     ],
 )  # fmt: skip

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - tables of cases
 """What Spark's workers do to a file, without Spark: the rows of the local engine, from parts that were read apart."""
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import pytest
 from behavegpt.data.database import connect
 from behavegpt.data.events import read_events
 from behavegpt.data.labels import choose_rule
-from behavegpt.data.plan import label_columns, needed_columns, parse_range
+from behavegpt.data.plan import parse_range
+from behavegpt.data.plan_columns import label_columns, needed_columns
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import find_logs
 from behavegpt.data.spark import Job, _read, _survey, _survey_of, _whole_source

@@ -77,8 +77,9 @@ def test_users_are_assigned_by_their_label_alone() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "time", "time:", "time:0.7", "time:0.7,0.3", "time:a,b,c", "time:0.7,0.2,0.2", "time:-1,1,1", "time:0,0.5,0.5",
-     "share:0.7,0.15,0.15", "date:2013-05-01", "date:2013-07-01,2013-05-01", "date:x,y", "user:1/0,0,0"],
+    ["", "time", "time:", "time:0.7", "time:0.7,0.3", "time:a,b,c", "time:0.7,0.2,0.2",
+     "time:-1,1,1", "time:0,0.5,0.5", "share:0.7,0.15,0.15", "date:2013-05-01",
+     "date:2013-07-01,2013-05-01", "date:x,y", "user:1/0,0,0"],
 )  # fmt: skip
 def test_a_wrong_rule_is_one_clear_error(text: str) -> None:
     with pytest.raises(DataError, match="write"):

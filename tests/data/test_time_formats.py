@@ -20,8 +20,8 @@ from behavegpt.data.events import read_events
 from behavegpt.data.plan import plan_events
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import find_logs
-from behavegpt.data.time_columns import TimeSurvey, add_surveys, survey_column
 from behavegpt.data.time_formats import form_of
+from behavegpt.data.time_survey import TimeSurvey, add_surveys, survey_column
 from behavegpt.errors import DataError
 
 BERLIN = {"tz": "Europe/Berlin"}

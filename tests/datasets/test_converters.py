@@ -31,10 +31,9 @@ LOGS = {
     "foursquare_tsmc": (
         "dataset_TSMC2014_NYC.txt",
         "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts "
-        "Store\t40.7\t-74.0\t-240\t"
-        "Tue Apr 03 18:00:09 +0000 2012\n"
-        "979\t4a43c0aef964a520c6a61fe3\t4bf58dd8d48988d1df941735\tCaf\xe9\t40.6\t-74.0\t-240\t"
-        "Wed Apr 04 01:00:25 +0000 2012\n",
+        "Store\t40.7\t-74.0\t-240\tTue Apr 03 18:00:09 +0000 2012\n"
+        "979\t4a43c0aef964a520c6a61fe3\t4bf58dd8d48988d1df941735\tCaf\xe9\t40.6\t-74.0\t-240\tWed "
+        "Apr 04 01:00:25 +0000 2012\n",
     ),
     "gowalla": (
         "loc-gowalla_totalCheckins.txt",
@@ -44,7 +43,10 @@ LOGS = {
         "events.csv",
         "timestamp,visitorid,event,itemid,transactionid\n1433221332117,257597,view,355908,\n1433222276276,599528,transaction,356475,4000\n",
     ),
-    "taobao": ("UserBehavior.csv", "1,2268318,2520377,pv,1511544070\n1,2333346,2520771,cart,1511561733\n"),
+    "taobao": (
+        "UserBehavior.csv",
+        "1,2268318,2520377,pv,1511544070\n1,2333346,2520771,cart,1511561733\n",
+    ),
 }  # fmt: skip
 
 

@@ -79,16 +79,10 @@ def test_schema_is_that_of_git_activity(tmp_path: Path, shared_data) -> None:  #
 
 
 ACTIVITIES = {
-    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it", (
-        "netty: fixing "
-        "it"
-    ),
-            "[FOO-1] Fix it"),
-    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x", (
-        "package/foo: add "
-        "x"
-    ),
-            "(tag) [x] add"),
+    "fix": ("Fix it", "fixes #3", "fixup! x", "FIXED: a leak", "bugfix", "Fix(core)!: it",
+            "netty: fixing it", "[FOO-1] Fix it"),
+    "add": ("feat: x", "feat(parser)!: x", "Adding x", "added x", "HHH-1 Add x", ":tada: add x",
+            "package/foo: add x", "(tag) [x] add"),
     "clean": ("clean-up", "Cleanup of x", "#12 cleaned"),
     "update": ("Update x", "x86: mm: Updated it", "  updates", "Update-only"),
     "avoid": ("don't crash", "do-nt: avoid it"),
@@ -416,14 +410,10 @@ def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["taobao", "x", "--salt", "s"], (
-        "--salt is for git "
-        "alone"
-    )), (["taobao", "x", "y"], "one download, not 2"),
-     (["gitt", "x"], "Did you mean 'git'?"), (["git", "x", "--clock", "0"], (
-         "--clock 0.0: give days above "
-         "0"
-     )),
+    [(["taobao", "x", "--salt", "s"], "--salt is for git alone"),
+     (["taobao", "x", "y"], "one download, not 2"),
+     (["gitt", "x"], "Did you mean 'git'?"),
+     (["git", "x", "--clock", "0"], "--clock 0.0: give days above 0"),
      (["taobao", "x", "--clock", "nan"], "--clock nan: give days above 0")],
 )  # fmt: skip
 def test_options_of_other_logs(
@@ -449,13 +439,14 @@ def test_own_history(tmp_path: Path) -> None:
 def test_a_hundred_thousand_commits_in_seconds(tmp_path: Path) -> None:
     """CPU time, git's included, so that a busy machine does not matter."""
     commits = (
-        Commit("Fix it", (f"d{i % 7}/e{i % 11}/f{i % 13}.py", f"d{i % 5}/g.c"), (
-            f"{1_300_000_000 + i * 999} "
-            "+0100"
-        ),
-               mail=f"u{i % 997}@example.org")
+        Commit(
+            "Fix it",
+            (f"d{i % 7}/e{i % 11}/f{i % 13}.py", f"d{i % 5}/g.c"),
+            f"{1_300_000_000 + i * 999} +0100",
+            mail=f"u{i % 997}@example.org",
+        )
         for i in range(100_000)
-    )  # fmt: skip
+    )
     source = repository(tmp_path / "proj", commits)
     before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     convert_git([source], tmp_path / "log.parquet")

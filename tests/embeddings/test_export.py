@@ -25,7 +25,7 @@ from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.embeddings.pooling import NAMES
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.training.model_folder import save_model
+from behavegpt.training.model_folder import Trained, save_model
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
 
@@ -108,7 +108,10 @@ def test_packed_rows_give_each_user_the_vector_of_reading_it_alone(
     model, tokenizer, store, work, tmp_path
 ):
     facts = export(
-        model, tokenizer, [work / "data"], tmp_path / "out", ExportSettings(pool=NAMES, **RAW)
+        Trained(model, tokenizer),
+        [work / "data"],
+        tmp_path / "out",
+        ExportSettings(pool=NAMES, **RAW),
     )
     found = UserEmbeddings.load(tmp_path / "out")
     assert np.diff(store.offsets).max() > LENGTH > np.diff(store.offsets).min()
@@ -129,9 +132,15 @@ def test_clients_come_in_the_asked_order_and_absent_ones_are_told(
 ):
     asked = np.random.default_rng(0).permutation(store.users().cast(pa.int64()).to_numpy())[:25]
     asked = np.insert(asked, [3, 20], [-5, 10**12])
-    everyone = export(model, tokenizer, [work / "data"], tmp_path / "all", ExportSettings(**RAW))
+    everyone = export(
+        Trained(model, tokenizer), [work / "data"], tmp_path / "all", ExportSettings(**RAW)
+    )
     facts = export(
-        model, tokenizer, [work / "data"], tmp_path / "out", ExportSettings(**RAW), clients=asked
+        Trained(model, tokenizer),
+        [work / "data"],
+        tmp_path / "out",
+        ExportSettings(**RAW),
+        clients=asked,
     )
     found, whole = UserEmbeddings.load(tmp_path / "out"), UserEmbeddings.load(tmp_path / "all")
     assert found.client_ids.tolist() == asked.tolist()
@@ -158,7 +167,9 @@ def test_scales_and_fills_follow_their_rules(model, tokenizer, store, work, tmp_
     ):
         settings = ExportSettings(pool=("last", "bag"), **RAW | {"scale": scale, "fill": fill})
         out = tmp_path / f"{scale}-{fill}"
-        parts = export(model, tokenizer, [work / "data"], out, settings, clients=asked)["parts"]
+        parts = export(Trained(model, tokenizer), [work / "data"], out, settings, clients=asked)[
+            "parts"
+        ]
         found[scale, fill] = np.asarray(UserEmbeddings.load(out).vectors, np.float64)
     raw = found["none", "zeros"][:-1]
     pieces = [raw[:, begin:end] for begin, end in parts.values()]
@@ -200,8 +211,9 @@ import os, pathlib, sys
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.training.model_folder import open_model
 settings, begun = ExportSettings.model_validate_json(sys.argv[1]), iter(range(3))
-dies = lambda done, of: next(begun, None) is None and os._exit(9)  # without any clean-up, when a fourth block is due
-export(*open_model(pathlib.Path("model")), [sys.argv[2]], "killed", settings, progress=dies)
+# without any clean-up, when a fourth block is due
+dies = lambda done, of: next(begun, None) is None and os._exit(9)
+export(open_model(pathlib.Path("model")), [sys.argv[2]], "killed", settings, progress=dies)
 """
 
 
@@ -209,7 +221,7 @@ def test_a_run_killed_between_blocks_goes_on_and_ends_with_the_same_bytes(
     model, tokenizer, work, tmp_path
 ):
     settings = ExportSettings(**RAW | {"scale": "standard", "dtype": "float16"})
-    export(model, tokenizer, [work / "data"], tmp_path / "whole", settings)
+    export(Trained(model, tokenizer), [work / "data"], tmp_path / "whole", settings)
     save_model(model, tokenizer, tmp_path / "model")
     killed = [sys.executable, "-c", KILLED, settings.model_dump_json(), str(work / "data")]
     assert (
@@ -223,10 +235,12 @@ def test_a_run_killed_between_blocks_goes_on_and_ends_with_the_same_bytes(
     assert len(kept) == 3
     (tmp_path / "killed.work" / ".block_000000000021.npy.tmp").write_bytes(b"half a block")
     with pytest.raises(ConfigError, match="differs in its settings"):
-        export(model, tokenizer, [work / "data"], tmp_path / "killed", ExportSettings())
+        export(Trained(model, tokenizer), [work / "data"], tmp_path / "killed", ExportSettings())
     again: list[int] = []
     progress = lambda done, of: again.append({p: p.stat().st_mtime_ns for p in kept} == kept)  # noqa: E731
-    export(model, tokenizer, [work / "data"], tmp_path / "killed", settings, progress=progress)
+    export(
+        Trained(model, tokenizer), [work / "data"], tmp_path / "killed", settings, progress=progress
+    )
     assert all(again) and not (tmp_path / "killed.work").exists()
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -248,7 +262,7 @@ def test_raw_logs_and_folders_with_other_ids_give_the_same_vectors(
         "b": tmp_path / "other",
         "c": work / "log.parquet",
     }.items():
-        export(model, tokenizer, [events], tmp_path / name, settings)
+        export(Trained(model, tokenizer), [events], tmp_path / name, settings)
     a, b, c = (UserEmbeddings.load(tmp_path / name).vectors for name in "abc")
     np.testing.assert_allclose(a, b, atol=1e-5)
     np.testing.assert_array_equal(b, c)
@@ -259,7 +273,12 @@ def test_labels_that_are_no_numbers_stand_beside_row_numbers(model, tokenizer, w
     log = pq.read_table(work / "log.parquet").drop_columns("behavior")
     names = pc.binary_join_element_wise("u", log["user_id"].cast(pa.string()), "")
     pq.write_table(log.set_column(0, "user_id", names), tmp_path / "log.parquet")
-    export(model, tokenizer, [tmp_path / "log.parquet"], tmp_path / "out", ExportSettings(**RAW))
+    export(
+        Trained(model, tokenizer),
+        [tmp_path / "log.parquet"],
+        tmp_path / "out",
+        ExportSettings(**RAW),
+    )
     labels = pq.read_table(tmp_path / "out" / "users.parquet")["user"].to_pylist()
     assert labels == sorted(set(names.to_pylist()))
     assert UserEmbeddings.load(tmp_path / "out").client_ids.tolist() == list(range(len(labels)))
@@ -294,7 +313,7 @@ def test_mistakes_are_told_with_a_remedy(
         chosen = read_settings(
             ExportSettings, None, [f"{name}={list_text(value)}" for name, value in settings.items()]
         )
-        export(model, tokenizer, [work / "data"], tmp_path / "out", chosen, **given)
+        export(Trained(model, tokenizer), [work / "data"], tmp_path / "out", chosen, **given)
     assert not (tmp_path / "out").exists()
 
 
@@ -308,10 +327,10 @@ def test_data_of_another_schema_and_an_existing_folder_are_refused(
     other = SYNTHETIC_SCHEMA.model_copy(update={"slot_minutes": 60})
     prepare(work / "log.parquet", tmp_path / "hours", other)
     with pytest.raises(CheckpointError, match="slot_minutes: 30 in the model, 60 in the data"):
-        export(model, tokenizer, [tmp_path / "hours"], tmp_path / "out")
+        export(Trained(model, tokenizer), [tmp_path / "hours"], tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(BehaveGPTError, match="exists already"):
-        export(model, tokenizer, [work / "data"], tmp_path / "out")
+        export(Trained(model, tokenizer), [work / "data"], tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from behavegpt.generation.constraints import count_links
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.profiles.pipeline import ProfileSettings
 from behavegpt.profiles.pipeline import run as run_profile
+from behavegpt.training.model_folder import Trained
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.challenge.makers import make_directory
 from tests.profiles.makers import make_input
@@ -257,7 +258,9 @@ def vectors(place: Workplace) -> Tree:
     }
     for name, settings in chosen.items():
         out = place.folder / f"vectors_{name}"
-        facts = export(predictor.model, predictor.tokenizer, [place.data("known")], out, settings)
+        facts = export(
+            Trained(predictor.model, predictor.tokenizer), [place.data("known")], out, settings
+        )
         made = UserEmbeddings.load(out)
         found[name] = {
             "parts": facts["parts"],

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.losses import LossSettings, build_loss
-from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, head
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, head, head_loss
 from behavegpt.model.block import rope_tables, rotate
+from behavegpt.model.history import History
 from behavegpt.model.mixer import Memory, Mixer
 from behavegpt.model.precision import choose_precision
 from tests.model.test_model import SIZES, histories, make
@@ -245,7 +246,7 @@ def test_the_logits_are_the_formula() -> None:
     made.set_prior(torch.arange(20))
     table, hidden = torch.randn(22, 8), torch.randn(3, 32)
     counts = torch.randint(4, (3, 2, 8)).float()
-    history = head.History(counts, torch.tensor([[4, 0], [19, 7], [1, 2]]))
+    history = History(counts, torch.tensor([[4, 0], [19, 7], [1, 2]]))
     found = made(hidden, history, table)
     for n in range(3):
         expected = linear(made.projection, gelu(linear(made.dense, hidden[n])))
@@ -266,11 +267,11 @@ def test_the_loss_in_pieces_is_weighted_scaled_and_told_by_class(
     assert len(set(criterion.class_weight.tolist())) == 5
     results = []
     for cells in (1 << 20, 4 * 5):
-        monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", cells)
+        monkeypatch.setitem(head_loss.CHUNK_ELEMENTS, "cpu", cells)
         torch.manual_seed(0)
         made, hidden = make("paper").head, torch.randn(18, 32, requires_grad=True)
         target = torch.arange(18) % 5
-        parts = head.head_loss(made, None, criterion, hidden, target, None, 5)
+        parts = head_loss.head_loss(made, head.Predicted(hidden), target, criterion, 5)
         (parts.total / 7).backward()
         gradients = [hidden.grad, *(p.grad for p in made.parameters())]
         results.append([parts.total.detach(), parts.class_loss, parts.class_count, *gradients])
@@ -293,7 +294,7 @@ def test_gradients_are_gathered_where_the_projection_is_plain_and_trained() -> N
         gradients = {
             id(p): torch.zeros_like(p) for p in made.projection.parameters() if p.requires_grad
         }
-        found = head._sink_of(made, gradients)
+        found = head_loss._sink_of(made, gradients)
         if found is not None:
             assert found.weight is gradients[id(made.projection.weight)]
             assert found.bias is gradients[id(made.projection.bias)]

@@ -17,7 +17,13 @@ import behavegpt.model
 from behavegpt.batch import IGNORED, PADDING
 from behavegpt.data import pack
 from behavegpt.losses import LossSettings, build_loss
-from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, BehaveGPTModel, head
+from behavegpt.model import (
+    BehaveGPTConfig,
+    BehaveGPTForBehaviorPrediction,
+    BehaveGPTModel,
+    head_loss,
+    history,
+)
 from behavegpt.model.config import GAP_BUCKETS
 from behavegpt.model.size import count_parameters
 
@@ -192,7 +198,7 @@ def test_history_features_against_counting():
     parts = histories(lengths, seed=5)
     inputs, document = packed(parts, 48)
     select = document >= 0
-    past = head.Past(
+    past = history.Past(
         inputs["input_ids"],
         inputs["behavior_ids"],
         inputs["location_ids"],
@@ -245,7 +251,7 @@ def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()
-    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 7 * classes)
+    monkeypatch.setitem(head_loss.CHUNK_ELEMENTS, "cpu", 7 * classes)
     chunked, found = run()
     torch.testing.assert_close(chunked.loss, whole.loss)
     torch.testing.assert_close(chunked.class_loss, whole.class_loss)
@@ -293,8 +299,8 @@ def test_a_gate_of_one_is_the_smoothed_frequency_of_a_count_model():
     model.history_gate.gate.bias.data = torch.eye(8)[0]
     model.history_gate.log_scale.data.fill_(-math.log(8.0))
     seen = torch.tensor([2.0, 0.0, 5.0, 1.0, 0.0])
-    history = head.History(seen[None, :, None].expand(1, 5, 8), torch.arange(5)[None])
-    found = model(torch.randn(1, 32), history).softmax(-1)[0]
+    shown = history.History(seen[None, :, None].expand(1, 5, 8), torch.arange(5)[None])
+    found = model(torch.randn(1, 32), shown).softmax(-1)[0]
     torch.testing.assert_close(found, (seen + 8 * prior) / (8 + 8))
 
 
@@ -479,10 +485,10 @@ def test_bf16_autocast_rounds_no_count_of_the_history():
     """bf16 has no odd number between 256 and 512: behavior 0 at all of 300 events counts 1, 2, ..,
     300."""
     once = torch.zeros(1, 300, dtype=torch.long)
-    past = head.Past(
-        *(once + head.SPECIAL_IDS for _ in range(3)), slot=once, document=once, slots=48
+    past = history.Past(
+        *(once + history.SPECIAL_IDS for _ in range(3)), slot=once, document=once, slots=48
     )
-    features, everywhere = head.HistoryFeatures(), torch.ones_like(once, dtype=torch.bool)
+    features, everywhere = history.HistoryFeatures(), torch.ones_like(once, dtype=torch.bool)
     exact = features(past, everywhere)
     with torch.autocast("cpu", torch.bfloat16):
         rough = features(past, everywhere)

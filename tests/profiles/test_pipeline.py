@@ -220,8 +220,9 @@ def test_the_command_on_the_generated_challenge(
     assert main([*arguments[:-2], "--embed", str(mini)]) == 2
 
 
+@pytest.mark.parametrize("told", ["Query interrupted", "as Arrow data failed: KeyboardInterrupt:"])
 def test_a_signal_inside_a_query_stops_all_members(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DuckDB turns the KeyboardInterrupt of a handler into an error of its own; no member may take
     it for its own."""
@@ -229,9 +230,9 @@ def test_a_signal_inside_a_query_stops_all_members(
 
     def interrupted(*_: Any) -> None:
         try:
-            raise RuntimeError("Query interrupted")
-        except RuntimeError:
-            raise DataError("the table cannot be read") from None
+            raise RuntimeError(told)
+        except RuntimeError as error:
+            raise DataError(f"cannot be read ({error})") from None
 
     monkeypatch.setattr(pipeline, "_build", interrupted)
     with pytest.raises(KeyboardInterrupt):

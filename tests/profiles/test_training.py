@@ -221,11 +221,13 @@ def test_cross_entropy_in_pieces_is_the_one_of_torch(
     monkeypatch.setitem(softmax.CHUNK, "cpu", logits_at_once)
     rng = torch.Generator().manual_seed(0)
     target = torch.randint(13, (31,), generator=rng)
-    ours, theirs = (
-        [torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
-         for shape in ((31, 5), (13, 5), (13,))]
-        for _ in range(2)
-    )  # fmt: skip
+    start = torch.Generator().manual_seed(1)
+    drawn = [
+        torch.randn(shape, generator=start, dtype=torch.float64)
+        for shape in ((31, 5), (13, 5), (13,))
+    ]
+    ours = [tensor.clone().requires_grad_() for tensor in drawn]
+    theirs = [tensor.clone().requires_grad_() for tensor in drawn]
     loss = softmax.cross_entropy_sum(*ours, target)
     wanted = F.cross_entropy(theirs[0] @ theirs[1].T + theirs[2], target, reduction="sum")
     assert torch.allclose(loss, wanted)

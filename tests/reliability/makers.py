@@ -20,7 +20,7 @@ from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.generation.constraints import links_of
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import load
-from behavegpt.training.checkpoint import load_checkpoint, save_checkpoint
+from behavegpt.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from behavegpt.training.model_folder import save_model
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -95,14 +95,10 @@ def make_checkpoint(place: Path) -> Path:
     torch.manual_seed(0)
     tensors = {"weight": torch.randn(8, 4), "bias": torch.randn(4)}
     moments = {f"exp_avg/{name}": torch.randn_like(value) for name, value in tensors.items()}
-    return save_checkpoint(
-        place / "ckpt",
-        7,
-        tensors,
-        moments,
-        {"class_loss": torch.rand(5)},
-        {"progress": {"step": 7}},
+    snapshot = Snapshot(
+        7, tensors, moments, {"class_loss": torch.rand(5)}, {"progress": {"step": 7}}
     )
+    return save_checkpoint(place / "ckpt", snapshot)
 
 
 def make_entry(place: Path) -> Path:

@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_the_kept_weights_on_the_same_held_out_targets(swept
         model = BehaveGPTForBehaviorPrediction.from_pretrained(
             swept / "runs" / row["run"] / "model"
         )
-        parts = list(score(model, heldout, TEST, max_length=32, fields=model.config.columns))
+        parts = list(score(model, heldout, TEST))
         right = torch.cat(
             [p.logits.log_softmax(-1).gather(1, p.target[:, None])[:, 0] for p in parts]
         )

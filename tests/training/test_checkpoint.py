@@ -26,6 +26,7 @@ from behavegpt.io import temporary_name
 from behavegpt.training.checkpoint import (
     FILES,
     Checkpoint,
+    Snapshot,
     load_checkpoint,
     load_latest,
     optimizer_tensors,
@@ -71,7 +72,8 @@ def save(folder: Path, step: int, **options: object) -> Path:
     loss = {"class_loss": torch.linspace(0, 1, 7), "steps": torch.tensor(step)}
     trainer = {"progress": {"step": step, "best_value": 0.1 + 0.2}}
     tensors = optimizer_tensors(optimizer, model)
-    return save_checkpoint(folder, step, model.state_dict(), tensors, loss, trainer, **options)  # type: ignore[arg-type]
+    snapshot = Snapshot(step, model.state_dict(), tensors, loss, trainer)
+    return save_checkpoint(folder, snapshot, **options)  # type: ignore[arg-type]
 
 
 def latest(folder: Path) -> Checkpoint:
@@ -97,7 +99,8 @@ def test_round_trip_is_bitwise(tmp_path: Path) -> None:
     }
     state = optimizer_tensors(optimizer, model)
     trainer = {"float": 0.1 + 0.2, "tiny": 5e-324, "none": None, "list": [1, "é", True]}
-    path = save_checkpoint(tmp_path / "ckpt", 12, model.state_dict(), state, odd, trainer)
+    snapshot = Snapshot(12, model.state_dict(), state, odd, trainer)
+    path = save_checkpoint(tmp_path / "ckpt", snapshot)
     read = latest(tmp_path / "ckpt")
     assert (read.step, read.path, read.trainer) == (12, path, trainer)
     assert bitwise(read.model, model.state_dict()) and bitwise(read.optimizer, state)
@@ -117,7 +120,7 @@ def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
     model, _ = trained()
     whole = torch.arange(12.0).reshape(3, 4)
     views = {"row": whole[1], "column": whole[:, 2], "transposed": whole.t(), "whole": whole}
-    save_checkpoint(tmp_path, 1, model.state_dict(), {}, views, {})
+    save_checkpoint(tmp_path, Snapshot(1, model.state_dict(), {}, views, {}))
     read = latest(tmp_path)
     assert bitwise(read.model, model.state_dict())
     assert all(torch.equal(read.loss[name], view) for name, view in views.items())
@@ -133,7 +136,8 @@ def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_optimizer_state_goes_by_name(tmp_path: Path, fused: bool) -> None:
     model, optimizer = trained()
-    save_checkpoint(tmp_path, 1, model.state_dict(), optimizer_tensors(optimizer, model), {}, {})
+    tensors = optimizer_tensors(optimizer, model)
+    save_checkpoint(tmp_path, Snapshot(1, model.state_dict(), tensors, {}, {}))
     read = latest(tmp_path)
     other = Tied()
     other.load_state_dict(read.model)
@@ -170,7 +174,7 @@ def test_rotation_keeps_the_latest_and_the_protected(tmp_path: Path) -> None:
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    save_checkpoint(tmp_path, 5, {"w": torch.ones(2)}, {}, {}, {"second": True})
+    save_checkpoint(tmp_path, Snapshot(5, {"w": torch.ones(2)}, {}, {}, {"second": True}))
     assert latest(tmp_path).trainer == {"second": True}
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000005"]
 
@@ -260,12 +264,14 @@ def test_full_disk_leaves_the_last_good_one(size: int, tmp_path: Path) -> None:
         "optimizer": {"m": torch.ones(10000)},
         "loss": {"l": torch.ones(2500)},
     }
-    save_checkpoint(tmp_path / "ckpt", 5, **state, trainer={"text": "x" * 30000}, keep=1)
+    first = Snapshot(5, **state, trainer={"text": "x" * 30000})
+    save_checkpoint(tmp_path / "ckpt", first, keep=1)
     with (
         pytest.raises(CheckpointError, match=r"(?s)could not be written.*File too large"),
         file_limit(size),
     ):
-        save_checkpoint(tmp_path / "ckpt", 10, **state, trainer={"text": "y" * 30000}, keep=1)
+        second = Snapshot(10, **state, trainer={"text": "y" * 30000})
+        save_checkpoint(tmp_path / "ckpt", second, keep=1)
     assert [p.name for p in (tmp_path / "ckpt").iterdir()] == ["step_00000005"]
     assert latest(tmp_path / "ckpt").step == 5
 

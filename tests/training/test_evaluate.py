@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from behavegpt.batch import PackedBatch
+from behavegpt.data.loader import Share
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TEST, VALID
 from behavegpt.metrics.prediction import PredictionMetrics
@@ -36,14 +37,7 @@ def model_for(store, max_length: int = 16) -> BehaveGPTForBehaviorPrediction:
 
 
 def scores_by_row(model, store, split, **options) -> dict[int, np.ndarray]:
-    parts = score(
-        model,
-        store,
-        split,
-        max_length=model.config.max_length,
-        fields=model.config.columns,
-        **options,
-    )
+    parts = score(model, store, split, **options)
     return {int(r): x.numpy() for part in parts for r, x in zip(part.row, part.logits, strict=True)}
 
 
@@ -55,12 +49,11 @@ def test_ranks_together_count_what_one_counts(users, world):
     merged = PredictionMetrics(store.behaviors.classes)
     rows: list[int] = []
     for rank in range(world):
-        options = {"max_length": 16, "fields": model.config.columns, "rank": rank, "world": world}
-        for part in score(model, store, TEST, positions_per_batch=128, **options):
+        for part in score(model, store, TEST, positions_per_batch=128, share=Share(rank, world)):
             merged.update(part.logits, part.target)
             rows += part.row.tolist()
     assert sorted(rows) == target_rows(store, TEST).tolist()
-    whole, _ = evaluate(model, store, TEST, max_length=16, fields=model.config.columns)
+    whole, _ = evaluate(model, store, TEST)
     assert torch.equal(whole.true_positive, merged.true_positive)
     assert torch.equal(whole.ranks, merged.ranks)
 
@@ -103,9 +96,8 @@ def test_a_target_sees_its_past():
 def test_prior_correction_lifts_rare_behaviors():
     store = random_store(5, users=40)
     model = model_for(store)
-    options = {"max_length": 16, "fields": model.config.columns}
-    plain, _ = evaluate(model, store, TEST, **options)
-    lifted, _ = evaluate(model, store, TEST, prior_correction=1.0, **options)
+    plain, _ = evaluate(model, store, TEST)
+    lifted, _ = evaluate(model, store, TEST, prior_correction=1.0)
     rare = int(np.argmin(store.behaviors.counts))
     assert int(lifted.predicted[rare]) >= int(plain.predicted[rare])
     assert not torch.equal(plain.predicted, lifted.predicted)
@@ -118,13 +110,13 @@ def test_scores_are_those_of_evaluation_mode_which_is_left_again():
     model.train()  # with dropout
     found = scores_by_row(model, store, TEST)
     assert model.training and all((found[row] == expected[row]).all() for row in expected)
-    parts = score(model, store, TEST, max_length=16, fields=model.config.columns)
+    parts = score(model, store, TEST)
     next(parts)
     assert not model.training
     parts.close()
     assert model.training, "also after a loop that breaks off"
     model.eval()
-    next(score(model, store, TEST, max_length=16, fields=model.config.columns))
+    next(score(model, store, TEST))
     assert not model.training
 
 
@@ -140,8 +132,7 @@ def test_a_batch_is_bounded_by_positions_and_by_cells(positions, cells, rows, mo
         module, "evaluation_batches", lambda *args, **options: asked.append(options) or []
     )
     model = model_for(store)
-    options = {"max_length": 16, "fields": model.config.columns, "positions_per_batch": positions}
-    assert not list(score(model, store, TEST, **options))
+    assert not list(score(model, store, TEST, positions_per_batch=positions))
     assert [options["rows_per_batch"] for options in asked] == [rows]
 
 
@@ -150,7 +141,7 @@ def test_confusions_are_counted_up_to_a_number_of_classes(monkeypatch):
     model = model_for(store)
     for limit, kept in ((5, True), (4, False)):
         monkeypatch.setattr(module, "CONFUSION_CLASSES", limit)
-        metrics, _ = evaluate(model, store, TEST, max_length=16, fields=model.config.columns)
+        metrics, _ = evaluate(model, store, TEST)
         if kept:
             assert metrics.confusion(5)[1].sum() == metrics.rows
         else:
@@ -161,33 +152,31 @@ def test_confusions_are_counted_up_to_a_number_of_classes(monkeypatch):
 def test_progress_is_told_in_targets_and_the_loss_is_their_mean():
     store, told = random_store(3, users=20), []
     model = model_for(store)
-    options = {"max_length": 16, "fields": model.config.columns}
-    metrics, entropy = evaluate(model, store, TEST, on_batch=told.append, **options)
+    metrics, entropy = evaluate(model, store, TEST, on_batch=told.append)
     assert sum(told) == metrics.rows == len(target_rows(store, TEST))
-    parts = list(score(model, store, TEST, **options))
+    parts = list(score(model, store, TEST))
     chances = torch.cat([part.logits.double().softmax(1) for part in parts])
     target = torch.cat([part.target for part in parts])
     assert entropy == pytest.approx(float(-chances[torch.arange(len(target)), target].log().mean()))
     store.columns["split"] = store.columns["split"] * 0
-    assert evaluate(model, store, TEST, **options)[1] == 0
+    assert evaluate(model, store, TEST)[1] == 0
 
 
 def test_ranks_add_up_counts_losses_and_rows(monkeypatch):
     """The sums over ranks, with those of the other rank computed on the spot."""
     store = random_store(3, users=20)
     model = model_for(store)
-    options = {"max_length": 16, "fields": model.config.columns}
-    whole, entropy = evaluate(model, store, TEST, **options)
+    whole, entropy = evaluate(model, store, TEST)
     other = PredictionMetrics(store.behaviors.classes, confusion=True)
     sums = [torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)]
-    for part in score(model, store, TEST, rank=1, world=2, **options):
+    for part in score(model, store, TEST, share=Share(1, 2)):
         other.update(part.logits, part.target)
         loss = torch.nn.functional.cross_entropy(part.logits, part.target, reduction="sum")
         sums[0] += torch.tensor([float(loss), len(part.target)])
         sums[1] += torch.tensor([len(part.row), int(part.row.sum())])
-    rest = iter([other.state(), *sums])
+    rest = iter([other.state(), *sums, torch.zeros(0)])
     monkeypatch.setattr(module.dist, "all_reduce", lambda tensor: tensor.add_(next(rest)))
-    metrics, both = evaluate(model, store, TEST, rank=0, world=2, **options)
+    metrics, both = evaluate(model, store, TEST, share=Share(0, 2))
     assert torch.equal(metrics.state(), whole.state())
     assert both == pytest.approx(entropy)
 

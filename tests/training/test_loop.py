@@ -24,10 +24,11 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import read_journal
 from behavegpt.training.model_folder import open_model
+from behavegpt.training.progress import selection_value
 from behavegpt.training.record import tell_unseen
 from behavegpt.training.run import RunFolder
 from behavegpt.training.settings import DataSettings, RunSettings, TrainSettings
-from behavegpt.training.trainer import Trainer, selection_value
+from behavegpt.training.trainer import Trainer
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings
 
@@ -152,13 +153,12 @@ def test_less_than_one_step_of_an_epoch_is_one_step(
 def test_validation_is_on_the_validation_split(run: tuple[Path, list[float]]) -> None:
     folder, _ = run
     store, (model, _) = open_store(folder / "data"), open_model(folder / "run" / "model")
-    options = {"max_length": model.config.max_length, "fields": model.config.columns}
     [last] = [
         r
         for r in read_journal(folder / "run" / "log.jsonl")
         if r["kind"] == "valid" and r["step"] == 12
     ]
-    entropy = {split: evaluate(model, store, split, **options)[1] for split in (VALID, TEST)}
+    entropy = {split: evaluate(model, store, split)[1] for split in (VALID, TEST)}
     assert last["cross_entropy"] == pytest.approx(entropy[VALID], rel=1e-5)
     assert abs(entropy[VALID] - entropy[TEST]) > 1e-3, (
         "the splits must differ for this test to tell"
@@ -200,7 +200,7 @@ def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(
         micro_batches=micro, schedule="constant", warmup=0, lr=0.1, clip=100.0
     )
     trainer.loss.class_weight = torch.tensor([0.25, 5.0])
-    trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
+    trainer.optimizer = torch.optim.SGD([{"params": [*model.parameters()], "scale": 1.0}])  # type: ignore[assignment]
     store = SimpleNamespace(behaviors=SimpleNamespace(counts=[1, 1]))
     trainer.batches = SimpleNamespace(micro_batches=lambda *a: batches, store=store)  # type: ignore[assignment]
     learned: list[list[float]] = []

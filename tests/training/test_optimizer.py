@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from behavegpt.training.optimizer import build_optimizer, learning_rate
+from behavegpt.training.settings import TrainSettings
 
 # steps 100, warm-up 10, peak 1, floor 0.1: (schedule, step) -> rate
 RATES = {
@@ -46,7 +47,7 @@ def test_matrices_decay_by_the_setting_and_nothing_else_does() -> None:
     frozen = nn.Linear(4, 4).requires_grad_(False)
     model.append(frozen)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, 0.1, 0.3, (0.9, 0.98), fused=False)
+    optimizer = build_optimizer(model, TrainSettings(lr=0.1, weight_decay=0.3), fused=False)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # what moves, decay alone has moved
     optimizer.step()
@@ -55,3 +56,14 @@ def test_matrices_decay_by_the_setting_and_nothing_else_does() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * factor, msg=name)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert optimizer.defaults["betas"] == (0.9, 0.98)
+
+
+def test_the_mixer_of_a_memory_has_a_learning_rate_of_its_own() -> None:
+    model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "memory": nn.ModuleDict()})
+    model["memory"]["mixer"] = nn.Linear(2, 2)  # type: ignore[index]
+    for mixer_lr, scale in ((None, 1.0), (8e-3, 4.0)):
+        settings = TrainSettings(lr=2e-3, mixer_lr=mixer_lr)
+        groups = build_optimizer(model, settings, fused=False).param_groups
+        found = {id(p): group["scale"] for group in groups for p in group["params"]}
+        for name, parameter in model.named_parameters():
+            assert found[id(parameter)] == (scale if name.startswith("memory") else 1.0)

@@ -17,7 +17,7 @@ from behavegpt.data.store import EventStore
 from behavegpt.errors import BehaveGPTError, CheckpointError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.training import run as run_module
-from behavegpt.training.checkpoint import save_checkpoint
+from behavegpt.training.checkpoint import Snapshot, save_checkpoint
 from behavegpt.training.record import fingerprint_of, record_of, tell_changes
 from behavegpt.training.run import RunFolder, open_run
 from behavegpt.training.settings import DataSettings, RunSettings, TrainSettings
@@ -34,7 +34,7 @@ def settings_for(folder: Path, **train: Any) -> RunSettings:
 
 def checkpoint(folder: Path, step: int, fingerprint: dict[str, Any]) -> Path:
     trainer = {"progress": {}, "fingerprint": fingerprint}
-    return save_checkpoint(folder / "ckpt", step, WEIGHTS, {}, {}, trainer)
+    return save_checkpoint(folder / "ckpt", Snapshot(step, WEIGHTS, {}, {}, trainer))
 
 
 @pytest.fixture

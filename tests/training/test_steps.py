@@ -19,8 +19,9 @@ from behavegpt.data.store import open_store
 from behavegpt.errors import BehaveGPTError
 from behavegpt.training import trainer as trainer_module
 from behavegpt.training.journal import read_journal
+from behavegpt.training.progress import Progress
 from behavegpt.training.settings import TrainSettings
-from behavegpt.training.trainer import Progress, Trainer, _mix
+from behavegpt.training.trainer import Trainer, _mix
 from tests.helpers import random_store
 from tests.runs import save_store
 from tests.training.test_loop import FALLING, Counted, Scripted
@@ -37,7 +38,7 @@ def counting(folder: Path, micro: int = 1, **settings: Any) -> Trainer:
         **{"micro_batches": micro, "schedule": "constant", "warmup": 0, "lr": 0.1, "clip": 100.0}
         | settings
     )
-    trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
+    trainer.optimizer = torch.optim.SGD([{"params": [*model.parameters()], "scale": 1.0}])  # type: ignore[assignment]
     parts = [TARGET] if micro == 1 else TARGET.split(1)
     batches = [PackedBatch({}, part, part, part, part, {}) for part in parts]
     trainer.batches = SimpleNamespace(  # type: ignore[assignment]
@@ -243,8 +244,8 @@ def test_the_model_as_it_was_may_be_the_best(
     figures: list[float], start: float, best: int, saved: list[int], tmp_path: Path
 ) -> None:
     trainer = Scripted(figures, start, tmp_path, checkpoint_every=100)
-    trainer.judge_start, trainer.steps = True, 2
-    trainer.fit()
+    trainer.steps = 2
+    trainer.fit(judge_start=True)
     assert (trainer.progress.best_step, trainer.checkpointed) == (best, saved)
     assert trainer.run.record["best_step"] == best
     again = Scripted(FALLING, 0.0, tmp_path)

@@ -30,7 +30,6 @@ from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.cooccurrence import label_vectors
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.heads import ScoreHead, Side
 from behavegpt.baselines.layout import Layout
 from behavegpt.baselines.sasrec import SASRecAttention, SASRecBlock
@@ -40,6 +39,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 from behavegpt.model.attention import plan_attention
 from behavegpt.model.config import SPECIAL_IDS
+from behavegpt.model.output import Encoded
 
 HEADS = 2  # of the exchange
 
@@ -175,8 +175,7 @@ def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor
     if vectors.ndim != 2 or len(labels) != len(vectors) or vectors.shape[1] < width:
         raise DataError(
             f"{path}: {len(labels)} labels and vectors of shape {tuple(vectors.shape)}; give one "
-            "row a label, at least "
-            f"{width} wide, or lower options.vector."
+            f"row a label, at least {width} wide, or lower options.vector."
         )
     ids = torch.from_numpy(vocabulary.encode(labels)) - SPECIAL_IDS
     known = ids >= 0

@@ -94,8 +94,7 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
     if len(usable) < 2:
         raise DataError(
             f"only {len(usable)} behaviors have more than {settings.shots} examples to learn "
-            "matching from; give more "
-            "data, or lower shots."
+            "matching from; give more data, or lower shots."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 
 from behavegpt.baselines.backbone import BackboneEncoder
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.heads import ScoreHead, Side
 from behavegpt.baselines.layout import Layout
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
+from behavegpt.model.output import Encoded
 
 PSEUDO = 10.0
 CELLS = 50_000_000  # of T
@@ -60,8 +60,7 @@ class PITuningHead(ScoreHead):
         if events * config.num_behaviors > CELLS:
             raise ConfigError(
                 f"pituning_like keeps a table of {events:,} events x {config.num_behaviors:,} "
-                "behaviors; the most is "
-                f"{CELLS:,} cells. Take another baseline, or coarser labels."
+                f"behaviors; the most is {CELLS:,} cells. Take another baseline, or coarser labels."
             )
         self.dense = nn.Linear(width, width)
         self.transitions = nn.Embedding(events, config.num_behaviors)

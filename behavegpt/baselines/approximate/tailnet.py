@@ -22,13 +22,13 @@ from pydantic import Field
 from torch import nn
 
 from behavegpt.baselines.config import BaselineConfig
-from behavegpt.baselines.encoder import Encoded
 from behavegpt.baselines.gru import run_gru
 from behavegpt.baselines.heads import ScoreHead, Side
 from behavegpt.baselines.layout import Layout
 from behavegpt.config import Settings
 from behavegpt.data.store import EventStore
 from behavegpt.model.config import SPECIAL_IDS
+from behavegpt.model.output import Encoded
 
 HEAD_SHARE = 0.2
 
@@ -69,7 +69,7 @@ class TailNetEncoder(nn.Module):
         features = (self.now(v)[:, :, None] + keys[:, None]).sigmoid()  # (B, R, R, A)
         visible = layout.visible()
         weight = self.weights(features) * visible[..., None] / visible.sum(-1)[:, :, None, None]
-        s, session = (weight[..., i] @ v for i in range(2))
+        s, session = weight[..., 0] @ v, weight[..., 1] @ v
         return Encoded(
             self.out(torch.cat([v, session], dim=-1)), {"tail": self.preference(s).sigmoid()}
         )

@@ -217,5 +217,6 @@ def _training_event(store: EventStore, events: np.ndarray, rng: np.random.Genera
     """Rows (M,) of random training events with these labels."""
     column, rows = np.asarray(store.columns["event"]).astype(np.int64), _training_rows(store)
     rows = rows[np.argsort(column[rows], kind="stable")]
-    low, high = (np.searchsorted(column[rows], events, side) for side in ("left", "right"))
+    low = np.searchsorted(column[rows], events, "left")
+    high = np.searchsorted(column[rows], events, "right")
     return rows[low + (rng.random(len(events)) * (high - low)).astype(np.int64)]

@@ -1,0 +1,136 @@
+"""The users of a prepared folder as a model reads them: raw vectors, block by block.
+
+Shapes: n users of a block, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+
+from behavegpt.data.prepare import prepare
+from behavegpt.data.reencode import schema_difference
+from behavegpt.data.sources import Logs, find_logs
+from behavegpt.data.store import EventStore, open_store
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import PAD, UNKNOWN
+from behavegpt.embeddings.pooling import BEHAVIORS, user_vectors
+from behavegpt.errors import CheckpointError
+from behavegpt.history_batches import memory_columns_of
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.paths import local_path
+from behavegpt.ragged import ranges
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that reads users of a store."""
+
+    model: BehaveGPTForBehaviorPrediction
+    store: EventStore
+    # field -> the model's id of each of the store's, where they differ
+    lookup: Mapping[str, np.ndarray]
+    pool: tuple[str, ...]
+    half_life: float  # days
+
+    @property
+    def columns(self) -> set[str]:
+        """What the model and pooling need."""
+        return {*self.model.config.columns, *memory_columns_of(self.model), "time"}
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a vector depends on events before the window: the probabilities of a model with
+        memory do."""
+        return self.model.counts is not None and BEHAVIORS in self.pool
+
+    def vectors(self, users: np.ndarray) -> np.ndarray:
+        """Vectors (n, D) float32 of users (n,); only the events that the model reads are taken
+        up."""
+        store = self.store
+        end = store.offsets[users + 1]
+        length = end - store.offsets[users]
+        if not self.reads_all:
+            length = np.minimum(length, self.model.config.max_length)
+        source = ranges(end - length, length)
+
+        columns = {}
+        for name in self.columns:
+            stored = "event" if name == "behavior" and store.schema.behavior_is_event else name
+            held = store.columns.get(stored)
+            ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
+            columns[name] = self.lookup[stored][ids] if stored in self.lookup else ids
+        if self.model.counts is not None:  # what was counted before is told by the date
+            columns["time"] = columns["time"].astype(np.int64) + store.manifest.time_origin
+        after = np.cumsum(length)
+        return self._pooled(columns, after - length, after)
+
+    def empty_history(self) -> np.ndarray:
+        """Vector (D,) of a history of one unknown event at the time of the store's last one."""
+        held = self.store.columns
+        last = int(np.argmax(held["time"]))
+        known = ("time", "weekday", "slot")
+        columns = {
+            n: held[n][last : last + 1] if n in known else np.full(1, UNKNOWN) for n in self.columns
+        }
+        one = np.ones(1, np.int64)
+        return self._pooled(columns, one - 1, one)[0]
+
+    def _pooled(
+        self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
+    ) -> np.ndarray:
+        return user_vectors(self.model, columns, begin, end, self.pool, self.half_life)
+
+
+def open_events(
+    events: Sequence[str | Path] | Logs, tokenizer: EventTokenizer, work: Path, state: PartialState
+) -> EventStore:
+    """The prepared folder `events`, or raw logs prepared by the model's schema; they need not tell
+    the behavior."""
+    schema = tokenizer.event_schema
+    prepared = _prepared_folder(events)
+    if prepared is None:
+        prepared = work / "events"
+        logs = find_logs(events)
+        if schema.behavior and not logs.has(schema.behavior):
+            schema = schema.model_copy(update={"behavior": None})
+        if state.is_main_process and not (prepared / "dataset.json").is_file():
+            prepare(logs, prepared, schema, split="time:1,0,0")
+        state.wait_for_everyone()
+    store = open_store(prepared)
+    # of no matter to a vector
+    classes = {name: getattr(store.schema, name) for name in ("event", "behavior")}
+    lines = schema_difference(schema.model_copy(update=classes), store.schema)
+    if lines:
+        raise CheckpointError(
+            f"{prepared}: not the kind of data this model reads: {'; '.join(lines)}. Prepare the "
+            "logs by the model's "
+            "schema (event_schema in its preprocessor_config.json), or give the raw logs."
+        )
+    return store
+
+
+def _prepared_folder(events: Sequence[str | Path] | Logs) -> Path | None:
+    """The prepared folder that is named; None where logs are."""
+    if isinstance(events, Logs) or len(events) != 1:
+        return None
+    folder = local_path(events[0])
+    return folder if (folder / "dataset.json").is_file() else None
+
+
+def lookups_of(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarray]:
+    """For each field whose ids differ: the model's id of each of the store's, by label."""
+    shared = {
+        f: (v, store.vocabulary[f])
+        for f, v in tokenizer.vocabulary.items()
+        if f in store.vocabulary
+    }
+    return {
+        field: np.concatenate([[PAD, UNKNOWN], ours.encode(theirs.values)])
+        for field, (ours, theirs) in shared.items()
+        if ours.hash != theirs.hash
+    }

@@ -1,0 +1,61 @@
+"""RUN/model/README.md: the model card, as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from behavegpt.io import write_text
+from behavegpt.pages import environment
+from behavegpt.report.facts import (
+    fact_list,
+    optional_json,
+    pick,
+    protocol_list,
+    read_facts,
+    read_manifest,
+)
+from behavegpt.report.tables import metric_table, unseen_targets
+
+
+def write_model_card(run: Path, data: Path | None = None) -> Path:
+    """Write RUN/model/README.md and return its path.
+
+    `data` is the prepared folder the model was trained on (default: the run's `data.path`); if it
+    still holds that data, its manifest adds columns, time rules and split. Raises DataError without
+    RUN/run.json.
+    """
+    facts = read_facts(run)
+    metrics = optional_json(run / "eval" / "metrics.json", "models")
+    configured = pick(facts, "config.data.path")
+    folder = data or (Path(configured) if configured else None)
+    front = {
+        "library_name": "behavegpt",
+        "tags": [
+            "user-behavior",
+            "next-behavior-prediction",
+            "sequential-recommendation",
+            "behavegpt",
+        ],
+    }
+    card = (
+        environment(html=False)
+        .get_template("model_card.md.j2")
+        .render(
+            front=yaml.safe_dump(front, sort_keys=False),
+            name=run.resolve().name,
+            run=facts,
+            facts=fact_list(facts),
+            manifest=read_manifest(folder, pick(facts, "data.content_hash")) if folder else None,
+            table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
+            remarks=metrics.get("remarks", []),
+            rows=metrics.get("rows"),
+            protocol=protocol_list(metrics),
+            loss=pick(facts, "config.loss.name"),
+            max_length=pick(facts, "config.model.max_length")
+            or metrics.get("protocol", {}).get("max_length"),
+        )
+    )
+    write_text(run / "model" / "README.md", card)
+    return run / "model" / "README.md"

@@ -1,0 +1,178 @@
+"""What a run's files tell, as words for people; what is missing is left out."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from behavegpt import plots
+from behavegpt.data.store import Manifest
+from behavegpt.errors import DataError
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """RUN/run.json, what it lacks empty; raises DataError when the folder holds no run."""
+    if not (run / "run.json").is_file():
+        raise DataError(
+            f"{run}: no run in this folder (no run.json); give the `out` folder of `behavegpt "
+            "train`."
+        )
+    return {
+        "command": "",
+        "config": {},
+        "seed": None,
+        "versions": {},
+        "data": {},
+    } | plots.read_json(run / "run.json")
+
+
+def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
+    """The manifest of a prepared folder, None when the folder is not here or holds other data by
+    now."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = Manifest.model_validate(plots.read_json(path))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); prepare the data again.") from None
+    return manifest if content_hash in (None, manifest.content_hash) else None
+
+
+def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of a run's facts for people; unknown ones are left out."""
+    data, config = facts["data"], facts["config"]
+    size = [
+        f"{data[key]:,} {key}"
+        for key in ("events", "users", "behaviors")
+        if data.get(key) is not None
+    ]
+    shape = {
+        "num_hidden_layers": "{} layers",
+        "embedding_size": "d = {}",
+        "max_length": "up to {} events",
+        "memory": "memory" if pick(config, "model.memory") else "",
+        "history_head": "history head" if pick(config, "model.history_head") else "",
+    }
+    model = [f"{facts['parameters']:,} parameters"] if facts.get("parameters") is not None else []
+    model += [
+        text.format(pick(config, f"model.{key}"))
+        for key, text in shape.items()
+        if pick(config, f"model.{key}")
+    ]
+    best = facts.get("best_step")
+    steps = f"{facts['steps']:,} steps" if facts.get("steps") is not None else ""
+    listed = {
+        "data": ": ".join(filter(None, [str(data.get("path", "")), ", ".join(size)])),
+        "model": ", ".join(filter(None, model)),
+        "training": ", ".join(
+            filter(
+                None,
+                [
+                    steps,
+                    f"best at {best:,}" if best else "",
+                    f"loss {pick(config, 'loss.name') or '?'}",
+                ],
+            )
+        ),
+        "seed": "" if facts["seed"] is None else str(facts["seed"]),
+        "time": duration(facts.get("seconds")),
+        "device": str(facts.get("device") or ""),
+        "started": when(facts.get("started")),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "data hash": str(data.get("content_hash", ""))[:16],
+    }
+    return [(name, text) for name, text in listed.items() if text]
+
+
+def data_facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of the prepared data, if the folder is still there and holds what was used."""
+    folder, known = pick(facts, "config.data.path"), pick(facts, "data.content_hash")
+    manifest = read_manifest(Path(folder), known) if folder else None
+    if manifest is None:
+        return []
+    schema, split = manifest.event_schema, manifest.split
+    columns = {"user": schema.user, "time": schema.time} | schema.label_columns
+    numbers = [
+        f"{number:,} {name}"
+        for name, number in zip(("training", "validation", "test"), split["events"], strict=False)
+    ]
+    listed = {
+        "columns": ", ".join(f"{name}: {column}" for name, column in columns.items()),
+        "events by split": ", ".join(numbers),
+        "boundaries": boundaries(split.get("boundaries")),
+        "time zone": schema.tz,
+        "rejected rows": ", ".join(f"{n:,} {why}" for why, n in manifest.rejected.items() if n),
+    }
+    return [(name, text) for name, text in listed.items() if text]
+
+
+def boundaries(moments: Any) -> str:
+    """Times of a split in seconds since 1970, readable; other values as they are."""
+    if not isinstance(moments, list) or not all(is_number(moment) for moment in moments):
+        return "" if moments is None else json.dumps(moments, ensure_ascii=False)
+    try:
+        times = [datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in moments]
+    except (OverflowError, OSError, ValueError):
+        return json.dumps(moments)
+    return ", ".join(time.strftime("%Y-%m-%d %H:%M UTC") for time in times)
+
+
+def protocol_list(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of the evaluation protocol as the evaluation wrote it."""
+    return [
+        (str(key).replace("_", " "), _told(key, value))
+        for key, value in (metrics.get("protocol") or {}).items()
+        if value is not None
+    ]
+
+
+def _told(key: str, value: Any) -> str:
+    if key == "boundaries":
+        return boundaries(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def duration(seconds: float | None) -> str:
+    """132.4 -> '2 min 12 s'; empty for None."""
+    if seconds is None:
+        return ""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    parts = [
+        f"{hours} h" if hours else "",
+        f"{minutes} min" if minutes else "",
+        f"{left} s" if not hours else "",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def when(text: str | None) -> str:
+    """An ISO time to the minute, with its zone; other text as it is."""
+    try:
+        return datetime.datetime.fromisoformat(text or "").strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return text or ""
+
+
+def decimal(value: Any) -> str:
+    """Three decimals; a dash for what has no value."""
+    return f"{value:.3f}" if is_number(value) else "–"
+
+
+def pick(tree: dict[str, Any], path: str) -> Any:
+    """The value at `a.b.c`, None when any part is missing."""
+    value: Any = tree
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def optional_json(path: Path, *needed: str) -> dict[str, Any]:
+    return plots.read_json(path, *needed) if path.is_file() else {}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == value

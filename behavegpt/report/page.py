@@ -1,0 +1,82 @@
+"""RUN/report.html: one file that needs nothing else, light and dark, with its own small script."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import yaml
+
+from behavegpt import plots
+from behavegpt.io import write_text
+from behavegpt.pages import page
+from behavegpt.report.facts import (
+    data_facts,
+    fact_list,
+    optional_json,
+    pick,
+    protocol_list,
+    read_facts,
+    when,
+)
+from behavegpt.report.tables import behavior_table, metric_table, unseen_targets, verdict
+
+CAPTIONS = {
+    "loss.png": (
+        "Cross-entropy in training and on validation, and the validation figures, by optimizer "
+        "step."
+    ),
+    "recall_by_decile.png": (
+        "Macro recall of ten groups of behaviors, from the most to the least frequent in training."
+    ),
+    "per_behavior.png": (
+        "Each point is a behavior; the lines are means over bins of the training count."
+    ),
+    "calibration.png": (
+        "Predictions in ten groups by their probability: on the line, a probability of 70 % means "
+        "right in 70 of 100."
+    ),
+    "confusion.png": (
+        "Each row shows where the events of one behavior were predicted to be, in percent of the "
+        "row."
+    ),
+}
+
+
+def write_report(run: Path) -> Path:
+    """Draw RUN/figs and write RUN/report.html; returns its path. Raises DataError without
+    RUN/run.json."""
+    facts = read_facts(run)
+    metrics = optional_json(run / "eval" / "metrics.json", "models")
+    examples = optional_json(run / "eval" / "examples.json", "examples")
+    figures = [
+        {"uri": data_uri(path), "caption": CAPTIONS[path.name], "name": path.stem}
+        for path in plots.draw_all(run)
+    ]
+    html = page(
+        "report",
+        name=run.resolve().name,
+        facts=fact_list(facts),
+        data=data_facts(facts),
+        run=facts,
+        finished=when(facts.get("finished")),
+        verdict=verdict(metrics["models"], metrics.get("rows")) if metrics else [],
+        table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
+        remarks=metrics.get("remarks", []),
+        rows=metrics.get("rows"),
+        calibration=metrics.get("calibration"),
+        protocol=protocol_list(metrics),
+        figures=figures,
+        behaviors=behavior_table(run),
+        examples=examples.get("examples", []),
+        config=yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True),
+        max_length=pick(facts, "config.model.max_length")
+        or metrics.get("protocol", {}).get("max_length"),
+    )
+    write_text(run / "report.html", html)
+    return run / "report.html"
+
+
+def data_uri(path: Path) -> str:
+    """A PNG as text that stands in the page itself."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,171 @@
+"""The tables of a report: figures of all models, behavior by behavior, and the verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from behavegpt import plots
+from behavegpt.figures import MODEL, title_of
+from behavegpt.report.facts import decimal, is_number, optional_json
+
+METRICS = {
+    "rec_w": "weighted recall",
+    "rec_m": "macro recall",
+    "ndcg@3": "NDCG@3",
+    "ndcg@5": "NDCG@5",
+    "hr@3": "HR@3",
+    "hr@5": "HR@5",
+    "prec_w": "weighted precision",
+    "prec_m": "macro precision",
+    "f1_m": "macro F1",
+    "head": "recall, head third",
+    "mid": "recall, mid third",
+    "tail": "recall, tail third",
+}
+
+
+PRIMARY = ("rec_w", "rec_m", "ndcg@3", "hr@3", "tail")  # of the first table; all in the second
+LISTED = 1000  # behaviors in the table of behaviors, those with the most events to predict
+RARE = 20  # events to predict below which a behavior's recall is mostly chance
+
+
+def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str, Any]:
+    """Header, rows sorted by weighted recall (best first), the best of each column marked, and ours
+    against the best.
+
+    A row is {name, ours, cells: [(text, best)], with_unseen: [text]}, the last with the targets
+    that were left out as misses, empty if there were none; `gain` compares ours with the best other
+    model, column by column; `primary` marks the columns that a first look needs.
+    """
+    columns = [key for key in METRICS if any(is_number(m.get(key)) for m in models.values())]
+    best = {key: max(m[key] for m in models.values() if is_number(m.get(key))) for key in columns}
+    order = sorted(models, key=lambda name: -(models[name].get("rec_w") or 0))
+    rows = [
+        {
+            "name": title_of(name),
+            "ours": name == MODEL,
+            "cells": [
+                (decimal(models[name].get(key)), models[name].get(key) == best[key])
+                for key in columns
+            ],
+            "with_unseen": [decimal(models[name]["with_unseen"].get(key)) for key in columns]
+            if unseen
+            else [],
+        }
+        for name in order
+    ]
+    return {
+        "header": [METRICS[key] for key in columns],
+        "primary": [key in PRIMARY for key in columns],
+        "rows": rows,
+        "gain": _gains(models, columns),
+    }
+
+
+def unseen_targets(metrics: dict[str, Any]) -> int:
+    """Targets that an evaluation left out because training never saw their label; 0 where it did
+    not say."""
+    return int((metrics.get("unseen") or {}).get("targets", 0))
+
+
+def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Ours against the best of the others in each column, in percent; empty without ours or without
+    others."""
+    others = [figures for name, figures in models.items() if name != MODEL]
+    if MODEL not in models or not others:
+        return []
+    gains = []
+    for key in columns:
+        ours = models[MODEL].get(key)
+        best = max((m[key] for m in others if is_number(m.get(key))), default=None)
+        gains.append(
+            f"{100 * (ours / best - 1):+.0f} %".replace("-", "−")
+            if is_number(ours) and best
+            else "–"
+        )
+    return gains
+
+
+def behavior_table(run: Path) -> dict[str, Any] | None:
+    """Recall, precision and what it is taken for of each behavior with events to predict, beside
+    the baseline with the best macro recall; most events first. None without the file.
+
+    A row is {behavior, cells: [(text, number)], taken_for: [(behavior, events)], few}: `few` where
+    too few events were predicted for the figures to say much.
+    """
+    path = run / "eval" / "per_behavior.csv"
+    rows = plots.read_per_behavior(path) if path.is_file() else []
+    rows = [row for row in rows if row["support"] > 0]
+    ours = [row for row in rows if row["model"] == MODEL]
+    if not ours:
+        return None
+    other = plots.best_baseline(rows)
+    theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
+    taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
+    ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
+    header = ["to predict", "recall", "precision", "in training"]
+    if other:
+        header.insert(2, f"recall, {title_of(other)}")
+    return {
+        "header": header,
+        "rows": [_behavior(row, theirs, taken_for) for row in ours[:LISTED]],
+        "left_out": max(0, len(ours) - LISTED),
+        "other": title_of(other) if other else None,
+    }
+
+
+def _behavior(
+    row: dict[str, Any], theirs: dict[str, float], taken_for: dict[str, Any]
+) -> dict[str, Any]:
+    figures: list[tuple[str, Any]] = [
+        (f"{row['support']:,.0f}", row["support"]),
+        (decimal(row["recall"]), row["recall"]),
+        (decimal(row["precision"]), row["precision"]),
+        (f"{row['train_count']:,.0f}", row["train_count"]),
+    ]
+    if theirs:
+        beside = theirs.get(row["behavior"])
+        figures.insert(2, (decimal(beside), beside))
+    return {
+        "behavior": row["behavior"],
+        "cells": [(text, number if is_number(number) else -1) for text, number in figures],
+        "taken_for": taken_for.get(row["behavior"], []),
+        "few": row["support"] < RARE,
+    }
+
+
+def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
+    """What the figures say, in sentences: how often ours is right, and whether it beats the best
+    count."""
+    ours = models.get(MODEL)
+    if ours is None or not is_number(ours.get("rec_w")):
+        return []
+    on = f" of {rows:,} events" if rows else " of the events"
+    said = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
+    if is_number(ours.get("hr@3")):
+        said[0] = f"{said[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
+    others = {name: figures for name, figures in models.items() if name != MODEL}
+    if not others:
+        return said
+    for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
+        known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
+        if known and is_number(ours.get(key)):
+            best = max(known, key=lambda name: known[name])
+            said.append(_compared(what, ours[key], known[best], title_of(best)))
+    spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
+    if rows and abs(ours["rec_w"] - max(m["rec_w"] for m in others.values())) < 2 * spread:
+        said.append(
+            f"With {rows:,} events a difference of less than {2 * spread:.1%} overall may be chance."
+        )
+    return said
+
+
+def _compared(what: str, ours: float, theirs: float, name: str) -> str:
+    """One sentence: ours against the best of the counts."""
+    if ours == theirs:
+        return f"{what} it is level with the best count ({name}, {theirs:.1%})."
+    where = "ahead of" if ours > theirs else "behind"
+    share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""
+    return f"{what} it is {where} the best count{share} ({ours:.1%} against {theirs:.1%}, {name})."
