@@ -46,6 +46,22 @@ def seal(folder: Path, files: Collection[str] | None = None, **facts: Any) -> No
     sync(*(folder / name for name in (*files, MANIFEST)), folder)
 
 
+def put(folder: Path, name: str, text: str) -> None:
+    """Write a text file into a folder, and into its manifest where it has one; the folder is sound
+    at every moment."""
+    manifest = (
+        json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if is_sealed(folder) else None
+    )
+    if manifest is not None and name in manifest["files"]:
+        del manifest["files"][name]
+        write_text(folder / MANIFEST, _dumps(manifest))
+    write_text(folder / name, text)
+    if manifest is not None:
+        manifest["files"] |= manifest_of(folder, [name], {})["files"]
+        write_text(folder / MANIFEST, _dumps(manifest))
+    sync(folder / name, folder)
+
+
 def is_sealed(folder: Path) -> bool:
     """Whether a folder has a manifest; those of earlier versions have none."""
     return os.path.lexists(folder / MANIFEST)

@@ -23,11 +23,12 @@ from behavegpt.data.pack import argument_name, count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
 from behavegpt.io import write_json, write_text
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
-from behavegpt.options import PredictOptions
+from behavegpt.options import DecisionOptions
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
@@ -45,15 +46,18 @@ def compare(
     *,
     split: str = "test",
     baselines: bool = True,
-    prior_correction: float = 0.0,
     share: Share = ALL,
+    **decision: Any,
 ) -> dict[str, Any]:
     """Evaluate on a split and write the result files (rank 0); returns what metrics.json holds.
 
-    Raises CheckpointError when the model does not know the data's labels, DataError when the split
-    is empty.
+    `decision`: DecisionOptions, prior_correction or thresholds; the baselines have neither. Raises
+    CheckpointError when the model does not know the data's labels, DataError when the split is
+    empty, ConfigError for thresholds that the model does not have.
     """
-    check_settings(PredictOptions, {"prior_correction": prior_correction}, "evaluate")
+    rule = check_settings(DecisionOptions, decision, "evaluate")
+    log_prior = log_frequency(predictor.tokenizer.behaviors.counts)
+    shift = shift_of(rule, log_prior, predictor.thresholds)
     store = fit_store(store, predictor.tokenizer)
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
     if rows == 0:
@@ -72,20 +76,21 @@ def compare(
             predictor.model,
             store,
             SPLITS[split],
-            prior_correction=prior_correction,
+            shift=shift,
             share=share,
             on_batch=_cumulative(show),
             calibration=calibration,
         )
     if baselines and share.rank == 0:
         scored |= score_baselines(store, split)
-    result = summary(scored, store, split, _protocol(predictor, store, split, prior_correction))
+    result = summary(scored, store, split, _protocol(predictor, store, split, rule))
     result["models"]["behavegpt"] |= extra
     result["calibration"] = calibration.compute()
     if share.rank == 0:
         for text in result["remarks"]:
             say(f"note: {text}")
-        _write_results(predictor, store, out, result, scored, split)
+        shown = examples(predictor, store, SPLITS[split], shift)
+        _write_results(store, out, result, scored, shown)
     return result
 
 
@@ -106,12 +111,11 @@ def summary(
 
 
 def _write_results(
-    predictor: Predictor,
     store: EventStore,
     out: Path,
     result: dict[str, Any],
     scored: dict[str, PredictionMetrics],
-    split: str,
+    shown: list[dict[str, Any]],
 ) -> None:
     write_json(out, result)
     _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
@@ -121,9 +125,7 @@ def _write_results(
         found = {"labels": names, "counts": table.tolist()}
         found["taken_for"] = _taken_for(scored["behavegpt"], _labels(store))
         write_json(out.parent / "confusion.json", found)
-    write_json(
-        out.parent / "examples.json", {"examples": examples(predictor, store, SPLITS[split])}
-    )
+    write_json(out.parent / "examples.json", {"examples": shown})
 
 
 def _taken_for(metrics: PredictionMetrics, labels: list[str]) -> dict[str, list[list[Any]]]:
@@ -180,7 +182,10 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
 
     Where targets were left out, each model has a second row that counts them as misses.
     """
-    names = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
+    names = (
+        "rec_w", "rec_m", "prec_w", "prec_m", "f1_w", "f1_m", "ndcg@3", "hr@3",
+        "head", "mid", "tail",
+    )  # fmt: skip
     unseen = result["unseen"]["targets"]
 
     def line(title: str, figures: dict[str, Any]) -> list[str]:
@@ -219,9 +224,10 @@ def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, Predic
 
 
 def examples(
-    predictor: Predictor, store: EventStore, split: int, history: int = 6
+    predictor: Predictor, store: EventStore, split: int, shift: torch.Tensor, history: int = 6
 ) -> list[dict[str, Any]]:
-    """Some users' last events before a target, what the model expects and what happened."""
+    """Some users' last events before a target, what the model expects with `shift` (K,) subtracted
+    from its logits, and what happened."""
     rows = target_rows(store, split)
     users = np.searchsorted(store.offsets, rows, side="right") - 1
     deep = rows[rows - store.offsets[users] >= history]
@@ -233,7 +239,7 @@ def examples(
     found = []
     for row in np.unique(chosen):
         user = int(np.searchsorted(store.offsets, row, side="right") - 1)
-        probabilities = _probabilities_at(predictor, store, int(row), memory)
+        probabilities = _probabilities_at(predictor, store, int(row), memory, shift)
         best = probabilities.topk(min(3, len(probabilities)))
         labels = predictor.tokenizer.labels(best.indices.numpy())
         past = slice(int(row) - history, int(row))
@@ -254,10 +260,14 @@ def examples(
 
 @torch.no_grad()
 def _probabilities_at(
-    predictor: Predictor, store: EventStore, row: int, memory: MemorySource | None
+    predictor: Predictor,
+    store: EventStore,
+    row: int,
+    memory: MemorySource | None,
+    shift: torch.Tensor,
 ) -> torch.Tensor:
     """Probabilities (K,) of the behavior of the event at a row, from the user's events before
-    it."""
+    it, with `shift` (K,) subtracted from the logits."""
     model = predictor.model
     user = int(np.searchsorted(store.offsets, row, side="right") - 1)
     begin = max(int(store.offsets[user]), row - model.config.max_length)
@@ -268,8 +278,8 @@ def _probabilities_at(
     last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     last[0, -1] = True
     told = None if memory is None else memory.at(np.array([row - 1]))
-    probabilities: torch.Tensor = model(**inputs, select=last, memory=told).logits[0]
-    return probabilities.float().softmax(-1).cpu()
+    logits: torch.Tensor = model(**inputs, select=last, memory=told).logits[0]
+    return (logits.float().cpu() - shift).softmax(-1)
 
 
 def _times(store: EventStore, part: slice) -> list[str]:
@@ -294,7 +304,7 @@ def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:
 
 
 def _protocol(
-    predictor: Predictor, store: EventStore, split: str, prior_correction: float
+    predictor: Predictor, store: EventStore, split: str, rule: DecisionOptions
 ) -> dict[str, Any]:
     config = predictor.model.config
     return {
@@ -316,7 +326,10 @@ def _protocol(
         ),
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
-        "prior_correction": prior_correction,
+        "prior_correction": rule.prior_correction,
+        "thresholds": predictor.thresholds.facts
+        if rule.thresholds and predictor.thresholds
+        else None,
         "content_hash": store.manifest.content_hash,
     }
 

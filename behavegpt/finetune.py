@@ -40,6 +40,7 @@ from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.decision import thresholds_of
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.generation.constraints import links_of
 from behavegpt.losses import Loss, build_loss
@@ -85,7 +86,12 @@ def finetune(
         trainer.fit(origin=adapted.origin, facts=adapted.facts)
         best = trainer.best_model()
         if run.accelerator.is_main_process:
-            run.save(adapted.finish(best, run.path), adapted.tokenizer, links_of(adapted.store))
+            run.save(
+                adapted.finish(best, run.path),
+                adapted.tokenizer,
+                links_of(adapted.store),
+                thresholds_of(adapted.store, adapted.tokenizer, settings.decision),
+            )
     return run.path
 
 

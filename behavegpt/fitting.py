@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 import behavegpt
-from behavegpt.config import closest, find_config, read_settings, read_yaml
+from behavegpt.config import check_settings, closest, find_config, read_settings, read_yaml
 from behavegpt.console import say
 from behavegpt.data.guess import guess_schema
 from behavegpt.data.histories import EventData
@@ -31,6 +31,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.sources import find_logs
 from behavegpt.data.store import EventStore, open_store
+from behavegpt.decision import learn_thresholds, save_thresholds
 from behavegpt.errors import ConfigError
 from behavegpt.evaluation import compare
 from behavegpt.io import check_output, lock, workspace
@@ -39,13 +40,14 @@ from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
 from behavegpt.tabular import Tabular
-from behavegpt.training.settings import TrainSettings
+from behavegpt.training.settings import DecisionSettings, TrainSettings
 
 FIGURES = (
     "rec_w",
     "rec_m",
     "prec_w",
     "prec_m",
+    "f1_w",
     "f1_m",
     "ndcg@3",
     "ndcg@5",
@@ -90,7 +92,9 @@ class FittedPredictor(Predictor):
 
     def __init__(self, predictor: Predictor, run: Path, data: Path) -> None:
         """`run`: the folder with model, journal and report; `data`: the prepared folder."""
-        super().__init__(predictor.model, predictor.tokenizer, predictor.links)
+        super().__init__(
+            predictor.model, predictor.tokenizer, predictor.links, predictor.thresholds
+        )
         self.run, self.data = run, data
 
     @property
@@ -99,18 +103,30 @@ class FittedPredictor(Predictor):
         return open_store(self.data)
 
     def evaluate(
-        self, split: Literal["valid", "test"] = "test", baselines: bool = True
+        self, split: Literal["valid", "test"] = "test", baselines: bool = True, **decision: Any
     ) -> Evaluation:
-        """The figures on a split, beside those of the count baselines. Raises DataError if the
-        split is empty."""
+        """The figures on a split, beside those of the count baselines; `decision` as for `predict`:
+        prior_correction or thresholds. Raises DataError if the split is empty."""
         name = "metrics.json" if split == "test" else f"metrics.{split}.json"
         path = self.run / "eval" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(path):
-            result = compare(self, self.store, path, split=split, baselines=baselines)
+            result = compare(self, self.store, path, split=split, baselines=baselines, **decision)
         return Evaluation(
             result["models"], result["rows"], result["remarks"], result["protocol"], path
         )
+
+    def learn_thresholds(self, **settings: Any) -> FittedPredictor:
+        """Learn thresholds on the validation split, keep them with the model, and return the model:
+        `predict(..., thresholds=True)`.
+
+        `settings`: objective="rec_m" or "f1_m", keep=0.99, min_targets=20, see DecisionSettings.
+        Raises ConfigError and DataError.
+        """
+        asked = check_settings(DecisionSettings, settings, "learn_thresholds")
+        self.thresholds = learn_thresholds(self.model, self.store, asked)
+        save_thresholds(self.thresholds, self.tokenizer, self.run / "model")
+        return self
 
     def report(self) -> Report:
         """RUN/report.html, and the model card; evaluates first if nobody has."""

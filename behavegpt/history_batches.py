@@ -7,7 +7,7 @@ Shape letters: U users, B rows, R positions, K behaviors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,12 @@ class HistoryBatch(NamedTuple):
     time: torch.Tensor | None  # (B, R) int64 seconds, where asked for
 
 
+class ReadsMemory(Protocol):
+    """Says what a model's counts know at events, as `MemorySource` does."""
+
+    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
+
+
 def history_batches(
     model: BehaveGPTForBehaviorPrediction,
     columns: Mapping[str, np.ndarray],
@@ -40,13 +46,14 @@ def history_batches(
     *,
     cells_per_user: int,
     with_time: bool = False,
-    with_memory: bool = True,
+    memory: ReadsMemory | None = None,
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
-    What a model with memory knows at the last events, of the whole histories, stands beside them,
-    row by row. A batch holds at most POSITIONS_PER_BATCH positions, and users times
-    `cells_per_user` up to CELLS_PER_BATCH, but at least one row.
+    What `memory` says at the last events, of the whole histories, stands beside them, row by row;
+    a model with memory needs it wherever logits are asked for. A batch holds at most
+    POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but at
+    least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
@@ -54,7 +61,6 @@ def history_batches(
     length = np.minimum(end - begin, config.max_length)
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
     user_of = np.searchsorted(end, plan.windows.start, side="right")
-    memory = memory_of_histories(model, columns, begin, end) if with_memory else None
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
     for first, stop in _pieces(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)

@@ -5,9 +5,16 @@ from __future__ import annotations
 
 import numbers
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    field_validator,
+    model_validator,
+)
 
 from behavegpt.config import Settings, closest
 
@@ -142,17 +149,36 @@ class SynthesizeOptions(Settings):
     seed: Seed = Field(0, description="same seed, same log")
 
 
-class PredictOptions(Settings):
-    """Of the most probable next behaviors."""
+class DecisionOptions(Settings):
+    """Which behavior is taken, given what the model says."""
 
-    top_k: Annotated[Whole, Field(ge=1)] = Field(
-        5, description="behaviors for each user, the most probable first"
-    )
     prior_correction: Annotated[Real, Field(ge=0, le=10)] = Field(
         0.0,
         description=(
             "TAU lifts rare behaviors: TAU * log(training frequency) is subtracted from each logit"
         ),
+    )
+    thresholds: StrictBool = Field(
+        False,
+        description=(
+            "subtract the model's own thresholds instead, which were learned on validation"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.thresholds and self.prior_correction:
+            raise ValueError(
+                "thresholds stand in place of prior_correction; leave one of the two out"
+            )
+        return self
+
+
+class PredictOptions(DecisionOptions):
+    """Of the most probable next behaviors."""
+
+    top_k: Annotated[Whole, Field(ge=1)] = Field(
+        5, description="behaviors for each user, the most probable first"
     )
 
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.options import PredictOptions
 from behavegpt.tabular import Tabular
 
 
@@ -56,19 +55,18 @@ def most_probable(
     pieces: Iterable[tuple[np.ndarray, torch.Tensor]],
     tokenizer: EventTokenizer,
     asked: Asked,
-    options: PredictOptions,
-    log_frequency: torch.Tensor,
+    top_k: int,
+    shift: torch.Tensor,
     on_user: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """The answer of users (n,) with logits (n, K), piece by piece.
 
-    `log_frequency` (K,) of the behaviors in training, which the prior correction subtracts;
-    `on_user` is told how many of all users are done.
+    `shift` (K,) is what the decision rule subtracts; `on_user` is told how many of all users are
+    done.
     """
-    top = min(options.top_k, tokenizer.behaviors.classes)
+    top = min(top_k, tokenizer.behaviors.classes)
     chosen = np.zeros((len(asked.users), top), np.int64)
     probabilities = np.zeros((len(asked.users), top), np.float32)
-    shift = options.prior_correction * log_frequency
     done = 0
     for users, logits in pieces:
         best = logits.sub_(shift).softmax(-1).topk(top)

@@ -20,6 +20,7 @@ from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.decision import thresholds_of
 from behavegpt.errors import ConfigError, violation
 from behavegpt.generation.constraints import links_of
 from behavegpt.losses import build_loss
@@ -108,10 +109,12 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
         trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
         # the universal weights are a model already, and may stay the best one
         trainer.fit(_origin(settings, model), judge_start=settings.init == "universal")
+        tokenizer = EventTokenizer.from_store(store, model.config.max_length)
         run.save(
             trainer.best_model(),
-            EventTokenizer.from_store(store, model.config.max_length),
+            tokenizer,
             links_of(store),
+            thresholds_of(store, tokenizer, settings.decision),
         )
     return run.path
 

@@ -18,6 +18,7 @@ from behavegpt.data.memory_tables import Columns, memory_columns
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.times import calendar, parse_date
 from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.user_state import UserState
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
 from behavegpt.generation.own_past import OwnPast
@@ -27,7 +28,6 @@ from behavegpt.generation.sampling import Uniforms, choose
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.universal.counted import CountedLog
 from behavegpt.universal.model import UniversalModel
-from behavegpt.universal.state import UserState, new_state
 
 
 def roll_out_states(
@@ -136,7 +136,7 @@ class _Rows:
             {n: v[on] for n, v in new.items()}, self.log.tokenizer.event_schema.slot_minutes
         )
         for row, state in enumerate(self.states):
-            state.take_up(self.log.tables, Columns(*(column[row : row + 1] for column in columns)))
+            self.log.spec.count(state, Columns(*(column[row : row + 1] for column in columns)))
         return {name: values[on] for name, values in found.items()}
 
     def _event(
@@ -173,8 +173,8 @@ class _Rows:
 
 
 def _state_of(log: CountedLog, columns: Columns) -> UserState:
-    state = new_state("0", len(columns.behavior))
-    state.take_up(log.tables, columns)
+    state = log.spec.new("0", len(columns.behavior))
+    log.spec.count(state, columns)
     return state
 
 

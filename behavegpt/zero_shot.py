@@ -26,6 +26,8 @@ from behavegpt.data.guess import guess_schema
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.user_state import UserState
+from behavegpt.data.users import KeepsStates, Users, as_states
 from behavegpt.errors import ConfigError
 from behavegpt.io import scratch
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
@@ -40,7 +42,6 @@ from behavegpt.universal.counted import (
     write_counted,
 )
 from behavegpt.universal.model import UniversalModel, load_universal, refuse_used, write_universal
-from behavegpt.universal.state import UserState, new_state
 from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
 
 UNIVERSAL = "universal"  # the name that stands for the shipped weights
+NO_THRESHOLDS = (
+    "thresholds are learned on a validation split, and a log that is only counted has none; "
+    "use prior_correction, or a trained model."
+)
 VECTORS = ("last", "behaviors")  # parts of a user's vector
 
 
@@ -82,7 +87,7 @@ def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
     return UniversalPredictor(model, read_counted(path) if is_counted(path) else None)
 
 
-class UniversalPredictor:
+class UniversalPredictor(KeepsStates):
     """The universal model, and what was counted from a log: its labels, its tables and the states
     of its users."""
 
@@ -108,6 +113,11 @@ class UniversalPredictor:
     def tokenizer(self) -> EventTokenizer:
         """Columns and labels of the counted log."""
         return self.log.tokenizer
+
+    @property
+    def users(self) -> Users:
+        """The users of the log, with their states."""
+        return self.log.users
 
     def __repr__(self) -> str:
         if self._log is None:
@@ -143,28 +153,31 @@ class UniversalPredictor:
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
+        *,
+        thresholds: bool = False,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
 
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
-        `events`. Raises ConfigError and DataError.
+        `events`. Raises ConfigError, also for `thresholds`, and DataError.
         """
+        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
+        options = check_settings(PredictOptions, given, "predict")
+        if options.thresholds:
+            raise ConfigError(NO_THRESHOLDS)
         if self._log is None and events is not None:
             return self.fit_tables(events).predict(
                 None, top_k, prior_correction, on_user, interrupt
             )
-        options = check_settings(
-            PredictOptions, {"top_k": top_k, "prior_correction": prior_correction}, "predict"
-        )
         asked, tables = self._asked(events), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
         )
-        log_prior = torch.log(torch.from_numpy(tables.prior))
-        return most_probable(pieces, self.tokenizer, asked, options, log_prior, on_user)
+        shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
+        return most_probable(pieces, self.tokenizer, asked, options.top_k, shift, on_user)
 
     def embed(
         self,
@@ -229,25 +242,6 @@ class UniversalPredictor:
         usable."""
         return encode_histories(self.tokenizer, events)
 
-    def state(self, user: str, *, new: bool = False) -> UserState:
-        """The state of a user of the counted log, or of a saved one; `new`: of one without events.
-
-        Raises DataError for a user that is not known, unless new.
-        """
-        return new_state(user) if new else self.log.state(user)
-
-    def update(self, state: UserState, events: Any) -> UserState:
-        """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns
-        the state.
-
-        Events carry the columns of the counted log, without the user's, and come after all that the
-        state knows: of one call in the order that reading a log gives them, of several calls in the
-        order of the calls. Raises DataError, and changes nothing, where an event cannot be used or
-        is older than the last one.
-        """
-        self.log.update(state, self.log.encode_of_user(state.user, events))
-        return state
-
     def save(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
         """Write weights, labels, tables and states (default: those of all users of the log); `load`
         opens it.
@@ -258,7 +252,7 @@ class UniversalPredictor:
         refuse_used(path)
         with scratch(path) as temporary:
             write_universal(self.model, temporary)
-            write_counted(self.log, temporary, self.log.states() if states is None else states)
+            write_counted(self.log, temporary, self.users.values() if states is None else states)
             seal(temporary)
         return path
 
@@ -266,12 +260,7 @@ class UniversalPredictor:
         """Whose next behavior is asked for."""
         if events is None:
             return self.log.everyone()
-        if isinstance(events, UserState):
-            events = [events]
-        if (
-            isinstance(events, (list, tuple))
-            and events
-            and all(isinstance(event, UserState) for event in events)
-        ):
-            return self.log.asked_of_states(events)
+        states = as_states(events)
+        if states is not None:
+            return self.log.asked_of_states(states)
         return self.log.asked(self.encode(events))

@@ -29,6 +29,7 @@ from accelerate import Accelerator
 
 from behavegpt.config import read_settings
 from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.decision import log_frequency
 from behavegpt.evaluation import score_baselines
 from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
@@ -115,7 +116,7 @@ def figures_by_split(
             trainer.model,
             store,
             SPLITS[split],
-            prior_correction=prior_correction,
+            shift=prior_correction * log_frequency(store.behaviors.counts),
         )
         figures = metrics.compute(store.behaviors.counts)
         yield {"loss": name, "split": split, **figures, "cross_entropy": cross_entropy}

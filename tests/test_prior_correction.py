@@ -59,7 +59,7 @@ def test_the_cross_entropy_of_an_evaluation_is_that_of_the_corrected_logits(made
     logits, target = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "target")
     )
-    _, found = evaluate(model, store, TEST, prior_correction=1.0)
+    _, found = evaluate(model, store, TEST, shift=prior.log().float())
     assert found == pytest.approx(
         float(F.cross_entropy(logits.double() - prior.log(), target)), rel=1e-5
     )

@@ -42,7 +42,9 @@ from behavegpt.training.journal import read_journal
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import write_array
 
-FIGURES = ("rec_w", "rec_m", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy")
+FIGURES = (
+    "rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy",
+)  # fmt: skip
 MOST_RANK = np.iinfo(np.uint16).max
 
 

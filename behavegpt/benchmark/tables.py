@@ -28,8 +28,14 @@ from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
 from behavegpt.plots import frontier
 
-SHOWN = ("rec_w", "rec_m", "ndcg@3", "head", "mid", "tail")
-NAMES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
+SHOWN = ("rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "head", "mid", "tail")
+NAMES = {
+    "rec_w": "weighted recall",
+    "rec_m": "macro recall",
+    "f1_w": "weighted F1",
+    "f1_m": "macro F1",
+    "ndcg@3": "NDCG@3",
+}
 
 
 def write_tables(settings: BenchmarkSettings) -> Path:
@@ -89,7 +95,8 @@ def figures_table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, found in sorted(_by_model(rows).items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
-        cells = [mean_and_deviation([row["test"][shown] for row in found]) for shown in SHOWN]
+        # rows of earlier versions have no F1
+        cells = [mean_and_deviation([row["test"].get(shown) for row in found]) for shown in SHOWN]
         seconds = mean_and_deviation(
             [None if counted else row["epoch_seconds"] for row in found], 1
         )

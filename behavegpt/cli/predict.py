@@ -10,6 +10,17 @@ from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, sh
 from behavegpt.cli.models import load_with_logs, log_arguments
 
 
+def _decision_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
+    )
+    parser.add_argument(
+        "--thresholds",
+        action="store_true",
+        help="subtract the model's own thresholds instead; `behavegpt thresholds` learns them",
+    )
+
+
 def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "model", type=Path, help="model folder, for example runs/demo/model; or `universal`"
@@ -29,9 +40,7 @@ def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--baselines", action="store_true", help="also the count baselines, on the same rows"
     )
-    parser.add_argument(
-        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
-    )
+    _decision_arguments(parser)
 
 
 def _evaluate(arguments: Arguments) -> Any:
@@ -63,6 +72,7 @@ def _evaluate(arguments: Arguments) -> Any:
             split=arguments.split,
             baselines=arguments.baselines,
             prior_correction=arguments.prior_correction,
+            thresholds=arguments.thresholds,
             share=Share(state.process_index, state.num_processes),
         )
     if not state.is_main_process:
@@ -83,9 +93,10 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.io import check_output, lock
     from behavegpt.zero_shot import load_zero_shot
 
-    if arguments.prior_correction:
+    if arguments.prior_correction or arguments.thresholds:
         raise ConfigError(
-            "--prior-correction is for trained models; leave it out with `universal`."
+            "--prior-correction and --thresholds are for trained models; leave them out with "
+            "`universal`."
         )
     name = "universal.json" if arguments.split == "test" else f"universal.{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
@@ -112,9 +123,7 @@ def _predict_arguments(parser: Parser) -> None:
         "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
     )
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
-    parser.add_argument(
-        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
-    )
+    _decision_arguments(parser)
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
     )
@@ -143,6 +152,7 @@ def _predict(arguments: Arguments) -> Any:
             logs,
             arguments.top_k,
             arguments.prior_correction,
+            thresholds=arguments.thresholds,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
         )
     for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -33,6 +32,9 @@ from behavegpt.data.memory_tables import (
 )
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch  # what a graph is given is made without it
 
 FILE = "memory.safetensors"
 
@@ -129,6 +131,10 @@ class MemorySource:
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of model/mixer.py's Memory for flat positions (N,), in this order; each knows the
         events up to it."""
+        return as_tensors(self.arrays(positions))
+
+    def arrays(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The same as arrays."""
         order = np.argsort(positions, kind="stable")
         ascending = positions[order]
         user = np.searchsorted(self.offsets, ascending, side="right") - 1
@@ -149,7 +155,7 @@ class MemorySource:
         )
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
-        return memory_tensors(readings, index, self.counts.shares)
+        return memory_arrays(readings, index, self.counts.shares)
 
 
 def history_source(
@@ -171,6 +177,20 @@ def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Column
 def memory_tensors(
     readings: Readings, index: np.ndarray, shares: np.ndarray
 ) -> dict[str, torch.Tensor]:
+    """`memory_arrays` as tensors: fields of Memory."""
+    return as_tensors(memory_arrays(readings, index, shares))
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Arrays by name as tensors of the same memory."""
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def memory_arrays(
+    readings: Readings, index: np.ndarray, shares: np.ndarray
+) -> dict[str, np.ndarray]:
     """The readings of some positions (N,), with the mixture of the experts as the last one; fields
     of Memory."""
     count = readings.start[index + 1] - readings.start[index]
@@ -181,7 +201,7 @@ def memory_tensors(
     probability, age = np.empty((total, experts), np.float32), np.empty((total, 2), np.float32)
     rest = np.empty((len(index), experts), np.float32)
     _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest)
-    arrays = {
+    return {
         "owner": owner,
         "classes": classes,
         "probability": probability,
@@ -191,7 +211,6 @@ def memory_tensors(
         "reliability": readings.reliability[index],
         "context": readings.context[index],
     }
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 @kernel

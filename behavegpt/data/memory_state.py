@@ -28,13 +28,19 @@ CONTEXTS = ("key", "head", "total")  # (C,), table by table; table o has `contex
 _J = len(EXPERTS)
 
 
-def extend(past: Past, tables: Tables, columns: Columns) -> Past:
+def extend(past: Past, tables: Tables, columns: Columns, eras: np.ndarray | None = None) -> Past:
     """Take up events in their order: one of O(experts) each. Returns the past, a larger one where
-    it was full."""
+    it was full.
+
+    `eras` (events,) int8: what the tables leave out where they are judged by an event; None:
+    nothing.
+    """
     needed = _used(past) + len(columns.behavior)
     if needed > len(past.slot_class):
         past = unpack(pack(past), max(needed, 2 * len(past.slot_class)))
-    _extend(past, tables, WEIGHTS, np.empty(_J), columns)
+    if eras is None:
+        eras = np.full(len(columns.behavior), -1, np.int8)
+    _extend(past, tables, WEIGHTS, eras, np.empty(_J), columns)
     return past
 
 
@@ -44,9 +50,9 @@ def _used(past: Past) -> int:
 
 
 @kernel
-def _extend(past, tables, weights, chance, columns):  # type: ignore[no-untyped-def]
+def _extend(past, tables, weights, eras, chance, columns):  # type: ignore[no-untyped-def]
     for t in range(len(columns.behavior)):
-        observe(past, tables, weights, np.int64(-1), chance, t, columns)
+        observe(past, tables, weights, np.int64(eras[t]), chance, t, columns)
 
 
 def read_pasts(pasts: Sequence[Past], tables: Tables) -> Readings:

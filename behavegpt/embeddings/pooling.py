@@ -15,7 +15,7 @@ import torch
 from behavegpt.batch import PackedBatch
 from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
-from behavegpt.history_batches import history_batches
+from behavegpt.history_batches import history_batches, memory_of_histories
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions
@@ -103,7 +103,7 @@ def user_vectors(
         end,
         cells_per_user=cells,
         with_time=True,
-        with_memory=BEHAVIORS in pool,
+        memory=memory_of_histories(model, columns, begin, end) if BEHAVIORS in pool else None,
     )
     for users, batch, _, time in batches:
         interrupt()

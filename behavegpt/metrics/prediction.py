@@ -8,8 +8,9 @@ Which averages: the weighted figures weight each class by its support, as sklear
 what the names mean. Equations 6 and 7 as printed weight it by TP_b instead, so that a perfect model
 scores 1 but the rest is not a mean; they are given too, as `prec_w_eq6` and `rec_w_eq7`. Macro
 figures average over the classes with support in the scored rows; over all |B| classes, as equations
-8 and 9 read, they are `prec_m_all` and `rec_m_all`. `f1_m` is the mean over the same classes of
-each one's F1, which is not the F1 of the two means. 0/0 counts as 0.
+8 and 9 read, they are `prec_m_all` and `rec_m_all`. `f1_m` is the mean over the classes with
+support of each one's F1, which is not the F1 of the two means, and `f1_w` the mean weighted by
+support, which may lie outside weighted precision and recall. 0/0 counts as 0.
 """
 
 from __future__ import annotations
@@ -228,7 +229,8 @@ class PredictionMetrics:
         """For each class the wrong classes predicted most often, and how often: (K, most) int64
         each. ValueError without `confusion=True`.
 
-        >>> metrics = PredictionMetrics(2, confusion=True).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> metrics = PredictionMetrics(2, confusion=True)
+        >>> metrics = metrics.update(torch.eye(2), torch.tensor([0, 0]))
         >>> [part.tolist() for part in metrics.taken_for(1)]
         [[[1], [0]], [[1], [0]]]
         """
@@ -255,6 +257,7 @@ class PredictionMetrics:
             figures[f"{short}_m"] = float(values[present].mean()) if present.any() else 0.0
             figures[f"{short}_m_all"] = float(values.mean())
             figures[printed] = float(hits @ values) / rows
+        figures["f1_w"] = float(support @ table["f1"]) / rows
         figures["f1_m"] = float(table["f1"][present].mean()) if present.any() else 0.0
         return figures
 

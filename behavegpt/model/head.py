@@ -63,7 +63,8 @@ class MemoryHead(nn.Module):
     ) -> torch.Tensor:
         """hidden (N, C), logits (N, K) of the network, if there is one -> logits (N, K) float32 of
         the mixture."""
-        if not isinstance(memory, Memory) or len(memory.rest) != len(hidden):
+        # shapes, not len(): that would fix their sizes in an exported graph
+        if not isinstance(memory, Memory) or memory.rest.shape[0] != hidden.shape[0]:
             given = "none" if not isinstance(memory, Memory) else f"those of {len(memory.rest):,}"
             raise ValueError(
                 f"a model with memory needs the counts at its {len(hidden):,} predicted "

@@ -225,7 +225,13 @@ def _answers(
 def _predict(
     predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
-    found = predictor.predict(encoded, request.top_k, request.prior_correction, interrupt=interrupt)
+    found = predictor.predict(
+        encoded,
+        request.top_k,
+        request.prior_correction,
+        interrupt=interrupt,
+        thresholds=request.thresholds,
+    )
     answers: list[Answer] = []
     for labels, shares in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True):
         likely = zip(labels, shares, strict=True)

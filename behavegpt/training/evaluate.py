@@ -73,7 +73,7 @@ def evaluate(
     split: int,
     *,
     precision: str = "auto",
-    prior_correction: float = 0.0,
+    shift: torch.Tensor | None = None,
     share: Share = ALL,
     on_batch: Callable[[int], None] | None = None,
     calibration: Calibration | None = None,
@@ -81,14 +81,15 @@ def evaluate(
     """Metrics over a split and the mean cross-entropy in nats, and `calibration` taken up; on
     several ranks every rank gets the whole result.
 
-    `prior_correction` tau subtracts tau * log(training frequency) from the logits (post-hoc logit
-    adjustment). Raises AssertionError unless the ranks together saw each target exactly once.
+    `shift` (K,) is subtracted from the logits before anything is scored: a rule of decision.py.
+    Raises AssertionError unless the ranks together saw each target exactly once.
     """
     device = next(model.parameters()).device
     metrics = PredictionMetrics(
         store.behaviors.classes, confusion=store.behaviors.classes <= CONFUSION_CLASSES
     )
-    shift = _prior_shift(store, prior_correction, device)
+    shift = torch.zeros(store.behaviors.classes) if shift is None else shift
+    shift = shift.to(device)
     loss = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids
     for part in score(model, store, split, precision=precision, share=share):
@@ -114,14 +115,6 @@ def evaluate(
     rows = target_rows(store, split)
     assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"
     return metrics, float(loss[0] / loss[1].clamp(min=1))
-
-
-def _prior_shift(store: EventStore, tau: float, device: torch.device) -> torch.Tensor:
-    """tau * log(training frequency) of each class (K,), one event added to each."""
-    if not tau:
-        return torch.zeros(store.behaviors.classes, device=device)
-    counts = torch.tensor(store.behaviors.counts, dtype=torch.float32, device=device)
-    return tau * torch.log((counts + 1) / (counts + 1).sum())
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:

@@ -36,12 +36,12 @@ def save_model(
     model: BehaveGPTForBehaviorPrediction,
     tokenizer: EventTokenizer,
     folder: Path,
-    beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None] = lambda model, folder: None,
+    *beside: Callable[[BehaveGPTForBehaviorPrediction, Path], None],
 ) -> None:
     """Weights, config and tokenizer as a folder for `from_pretrained`; an existing one is replaced
     at the end.
 
-    `beside(model, folder)` adds files before the folder gets its name.
+    Each of `beside` adds files, given the model and the folder, before that gets its name.
     """
     disable_progress_bar()  # transformers shows one for writing a file
     with scratch(folder) as temporary:
@@ -49,7 +49,8 @@ def save_model(
         tokenizer.save(temporary)
         if model.counts is not None:
             save_counts(model.counts, temporary)
-        beside(model, temporary)
+        for write in beside:
+            write(model, temporary)
         seal(temporary)
 
 

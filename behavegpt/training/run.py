@@ -90,12 +90,12 @@ class RunFolder:
         self,
         model: BehaveGPTForBehaviorPrediction,
         tokenizer: EventTokenizer,
-        beside: Files = lambda model, folder: None,
+        *beside: Files,
     ) -> None:
         """Write RUN/model in one rename and close run.json; rank 0 does."""
         if not self.accelerator.is_main_process:
             return
-        save_model(model, tokenizer, self.path / "model", beside)
+        save_model(model, tokenizer, self.path / "model", *beside)
         finished = datetime.datetime.now(datetime.UTC)
         began = datetime.datetime.fromisoformat(self.record["started"])
         self.record["finished"] = finished.isoformat(timespec="seconds")

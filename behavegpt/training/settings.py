@@ -98,6 +98,25 @@ class TrainSettings(Settings):
     wandb: str | None = Field(None, description="Weights & Biases project; null: the journal alone")
 
 
+class DecisionSettings(Settings):
+    """Thresholds on the classes, learned on the validation split and saved with the model."""
+
+    thresholds: bool = Field(
+        False, description="learn them at the end of training; predict(..., thresholds=True)"
+    )
+    objective: Literal["rec_m", "f1_m"] = Field(
+        "rec_m", description="what they lift: macro recall, or macro F1"
+    )
+    keep: float = Field(
+        0.99, ge=0, le=1, description="least share of weighted recall that must stay"
+    )
+    min_targets: int = Field(
+        20,
+        ge=1,
+        description="validation targets below which a class shares its move with others as rare",
+    )
+
+
 class DataSettings(Settings):
     """Which prepared folder to train on."""
 
@@ -112,3 +131,4 @@ class RunSettings(Settings):
     attention: str = Field("auto", description="auto, or a back end of model/attention.py")
     loss: LossSettings = Field(default_factory=LossSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
+    decision: DecisionSettings = Field(default_factory=DecisionSettings)

@@ -10,6 +10,7 @@ from behavegpt.batch import PackedBatch
 from behavegpt.data.loader import Share
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TEST, VALID
+from behavegpt.decision import log_frequency
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.training import evaluate as module
@@ -97,7 +98,7 @@ def test_prior_correction_lifts_rare_behaviors():
     store = random_store(5, users=40)
     model = model_for(store)
     plain, _ = evaluate(model, store, TEST)
-    lifted, _ = evaluate(model, store, TEST, prior_correction=1.0)
+    lifted, _ = evaluate(model, store, TEST, shift=log_frequency(store.behaviors.counts))
     rare = int(np.argmin(store.behaviors.counts))
     assert int(lifted.predicted[rare]) >= int(plain.predicted[rare])
     assert not torch.equal(plain.predicted, lifted.predicted)

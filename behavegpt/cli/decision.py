@@ -1,0 +1,82 @@
+"""The command that learns a model's decision rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from behavegpt.cli.command import Arguments, Command, Parser, show
+
+FIGURES = ("rec_w", "rec_m", "f1_w", "f1_m")
+
+
+def _thresholds_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder, which gets thresholds.json")
+    parser.add_argument("data", type=Path, help="prepared folder, of which validation is read")
+    parser.add_argument(
+        "--objective", help="rec_m, macro recall (the default), or f1_m, macro F1: what is lifted"
+    )
+    parser.add_argument(
+        "--keep", type=float, help="least share of weighted recall that must stay (default .99)"
+    )
+    parser.add_argument(
+        "--min-targets",
+        type=int,
+        help="validation targets below which a class shares its move with others (default 20)",
+    )
+
+
+def _thresholds(arguments: Arguments) -> Any:
+    from behavegpt.config import check_settings
+    from behavegpt.console import say
+    from behavegpt.data.reencode import fit_store
+    from behavegpt.data.store import open_store
+    from behavegpt.decision import FILE, learn_thresholds, save_thresholds
+    from behavegpt.errors import ConfigError
+    from behavegpt.io import lock
+    from behavegpt.predictor import load, model_folder
+    from behavegpt.training.settings import DecisionSettings
+    from behavegpt.zero_shot import NO_THRESHOLDS, is_universal
+
+    names = ("objective", "keep", "min_targets")
+    given = {name: getattr(arguments, name) for name in names}
+    settings = check_settings(
+        DecisionSettings,
+        {name: value for name, value in given.items() if value is not None},
+        "thresholds",
+    )
+    if is_universal(arguments.model):
+        raise ConfigError(NO_THRESHOLDS)
+    folder = model_folder(arguments.model)
+    predictor = load(folder)
+    store = fit_store(open_store(arguments.data), predictor.tokenizer)
+    with lock(folder / FILE):
+        found = learn_thresholds(predictor.model, store, settings)
+        save_thresholds(found, predictor.tokenizer, folder)
+    validation = found.facts["validation"]
+    if found.facts["weight"] is None:
+        say("no thresholds did better on the half of the users they were not learned on: all are 0")
+    show(
+        arguments,
+        ("validation", *FIGURES),
+        [
+            [name.replace("_", " "), *(f"{figures[f]:.4f}" for f in FIGURES)]
+            for name, figures in validation.items()
+        ],
+        f"{found.facts['rows']:,} rows; cross-fitted: learned on one half of the users, scored on "
+        "the other",
+    )
+    say(f"written: {folder / FILE}; use them with --thresholds")
+    return {"out": str(folder / FILE), **found.facts}
+
+
+COMMANDS: dict[str, Command] = {
+    "thresholds": Command(
+        "learn thresholds of the classes on the validation split, to lift macro recall or macro F1",
+        "  behavegpt thresholds runs/mine/model data/mine\n"
+        "  behavegpt thresholds runs/mine/model data/mine --objective f1_m --keep 1\n"
+        "  behavegpt evaluate runs/mine/model data/mine --thresholds",
+        _thresholds_arguments,
+        _thresholds,
+    ),
+}
