@@ -69,27 +69,22 @@ def history_batches(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
     ):
         batch = collate_inputs(columns, plan, np.arange(first, stop), row_length, fields)
-        inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
-        time = inputs["time_ids"] if with_time else None
-        if "time" not in config.columns:
-            inputs.pop("time_ids", None)
-        document = batch.document.to(model.device)
-        following = torch.nn.functional.pad(document[:, 1:], (0, 1), value=PADDING - 1)
-        last = (document != following) & (document != PADDING)
         held = slice(plan.pointer[first], plan.pointer[stop])
-        told = None
         if memory is not None:
-            told = memory.at((plan.windows.start + plan.windows.length - 1)[held])
-            told = {name: values.to(model.device) for name, values in told.items()}
-        position = batch.position.to(model.device)
+            newest = (plan.windows.start + plan.windows.length - 1)[held]
+            batch = batch._replace(memory=memory.at(newest))
         users = user_of[held]
-        given = None
         if asked is not None:
-            given = {f: torch.from_numpy(ids[users]).to(model.device) for f, ids in asked.items()}
-        moved = batch._replace(
-            inputs=inputs, document=document, position=position, memory=told, given=given
-        )
-        yield HistoryBatch(users, moved, last, time)
+            given = {field: torch.from_numpy(ids[users]) for field, ids in asked.items()}
+            batch = batch._replace(given=given)
+        batch = batch.to(model.device)
+
+        time = batch.inputs["time_ids"] if with_time else None
+        if "time" not in config.columns:
+            batch.inputs.pop("time_ids", None)
+        following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
+        last = (batch.document != following) & (batch.document != PADDING)
+        yield HistoryBatch(users, batch, last, time)
 
 
 def memory_of_histories(

@@ -271,21 +271,15 @@ class Predictor(KeepsStates):
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
-                told = batch.memory
-                if told is not None:
-                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
-                given = batch.given and {
-                    f: ids[first : first + step] for f, ids in batch.given.items()
-                }
+                part = batch
+                if batch.memory is not None:
+                    told = part_of(Memory(**batch.memory), slice(first, first + step))
+                    part = batch._replace(memory=told._asdict())
+                if batch.given is not None:
+                    given = {f: ids[first : first + step] for f, ids in batch.given.items()}
+                    part = part._replace(given=given)
                 with autocast(self.model.device):
-                    output: Any = self.model(
-                        **batch.inputs,
-                        document=batch.document,
-                        position=batch.position,
-                        select=select,
-                        memory=told,
-                        given=given,
-                    )
+                    output: Any = self.model(**part.arguments, select=select)
                 yield users[first : first + step], output.logits.float().cpu()
 
 

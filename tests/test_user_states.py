@@ -61,7 +61,7 @@ def made(store: EventStore, seed: int = 0, **shape: Any) -> Predictor:
     )
     model = (BaselineForBehaviorPrediction if baseline else BehaveGPTForBehaviorPrediction)(config)
     counts = torch.tensor(store.behaviors.counts)
-    (model if baseline else model.head).set_prior(counts)
+    model.set_prior(counts)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -68,7 +68,8 @@ def _serve(arguments: Arguments) -> Any:
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
     say(
-        f"http://{host}:{port} answers for {arguments.model}; a playground is /, the endpoints are /docs"
+        f"http://{host}:{port} answers for {arguments.model}; a playground is /, the endpoints are "
+        "/docs"
     )
     try:
         Server(app, settings, log_level="warning").run(sockets=[address])

@@ -154,15 +154,9 @@ def _run(
     logits: bool,
 ) -> Any:
     """The model's output; the prediction layer is left out unless its logits are asked for."""
-    layout = {"document": batch.document, "position": batch.position}
     embedded = INPUT in layers
     with autocast(model.device):
         if logits:
-            return model(
-                **batch.inputs,
-                **layout,
-                output_hidden_states=embedded,
-                select=at.last.any(1),
-                memory=batch.memory,
-            )
-        return model.model(**batch.inputs, **layout, output_hidden_states=embedded)
+            select = at.last.any(1)
+            return model(**batch.arguments, output_hidden_states=embedded, select=select)
+        return model.model(**batch.arguments, output_hidden_states=embedded)

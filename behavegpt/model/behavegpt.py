@@ -28,11 +28,12 @@ from behavegpt.model.body import (
     wants_states,
 )
 from behavegpt.model.cache import EventCache
+from behavegpt.model.chunks import HeadLoss
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
 from behavegpt.model.given import GivenProjection, check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted, PredictionHead
-from behavegpt.model.head_loss import HeadLoss, head_loss
+from behavegpt.model.head_loss import head_loss
 from behavegpt.model.history import History, HistoryFeatures, Past
 from behavegpt.model.inputs import Events, RowLayout, read_events, refuse_unknown
 from behavegpt.model.mixer import Memory

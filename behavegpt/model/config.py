@@ -80,7 +80,7 @@ class BehaveGPTConfig(PreTrainedConfig):
         # GPT-2's 0.02 suits widths about 1024; a narrow network begins on a plateau with it
         # (docs/baselines.md)
         self.initializer_range = self.initializer_range or round(
-            0.02 * (1024 / self.hidden_size) ** 0.5, 4
+            0.02 * (1024 / max(1, self.hidden_size)) ** 0.5, 4
         )
         super().__post_init__(**kwargs)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from behavegpt.model.chunks import WHOLE, GradientSink, project
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 from behavegpt.model.history import History, HistoryGate, exact, log_shares
 from behavegpt.model.mixer import Memory, Mixer
@@ -38,6 +38,8 @@ class Predicted(NamedTuple):
 
     def part(self, rows: slice) -> Predicted:
         """The same of some of the positions; without the encoder's own loss."""
+        if rows == WHOLE:
+            return self
         side = {name: value[rows] for name, value in self.side.items()}
         past = self.past
         if isinstance(past, Memory):
@@ -85,39 +87,6 @@ class MemoryHead(nn.Module):
         return mixed
 
 
-class GradientSink(NamedTuple):
-    """Where the projection's gradients are added up while a step's logits come in chunks."""
-
-    weight: torch.Tensor  # (K, hidden units)
-    bias: torch.Tensor  # (K,)
-
-
-class _SinkingLinear(torch.autograd.Function):
-    """x @ weight.T + bias, whose backward adds the parameters' gradients to a sink instead of
-    making new ones."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sink: GradientSink
-    ) -> Any:
-        ctx.save_for_backward(x, weight)
-        ctx.sink = sink
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        sink = ctx.sink
-        # under autocast: its product, 10 x as fast
-        if gradient.is_cuda and gradient.dtype != sink.weight.dtype:
-            sink.weight.add_(gradient.T @ x.to(gradient.dtype))
-        else:
-            wide = gradient.to(sink.weight.dtype)
-            sink.weight.addmm_(wide.T, x.to(wide.dtype))
-        sink.bias.add_(gradient.sum(0, dtype=sink.bias.dtype))
-        return gradient @ weight.to(gradient.dtype), None, None, None
-
-
 class PredictionHead(nn.Module):
     """m = W2 gelu(W1 h + e1) + e2 (eq. 3), plus the optional history and embedding terms."""
 
@@ -142,11 +111,7 @@ class PredictionHead(nn.Module):
         tied head."""
         if self.memory is not None and self.memory.mixer.network is None:
             return self.memory(hidden, None, past)
-        x = self.activation(self.dense(hidden))
-        if sink is None:
-            logits = self.projection(x)
-        else:
-            logits = _SinkingLinear.apply(x, self.projection.weight, self.projection.bias, sink)
+        logits = project(self.projection, self.activation(self.dense(hidden)), sink)
         if self.tied_projection is not None and event_embedding is not None:
             logits = logits + self.tied_projection(hidden) @ event_embedding[SPECIAL_IDS:].T
         if self.history_gate is not None and isinstance(past, History):

@@ -18,7 +18,6 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.scaling.ladder import Task, memory
 from behavegpt.scaling.settings import Job, SweepSettings, list_jobs, run_settings
-from behavegpt.training.evaluate import to_device
 from behavegpt.training.optimizer import build_optimizer
 from behavegpt.training.setup import training_batches
 
@@ -126,7 +125,7 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
         if step == 2:
             events, began = 0.0, time.perf_counter()
         for batch in batches.micro_batches(step):
-            moved = to_device(batch, device)
+            moved = batch.to(device)
             output = model(
                 **moved.arguments,
                 labels=moved.target,
