@@ -71,7 +71,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
         "numpy": np,
     }
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "config": settings.model_dump(mode="json"),
         "seed": settings.train.seed,
         "versions": {"behavegpt": behavegpt.__version__, "python": platform.python_version()}
