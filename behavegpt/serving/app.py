@@ -25,7 +25,7 @@ from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
 from behavegpt.serving.endpoints import ENDPOINTS, Counted
-from behavegpt.serving.errors import Late, Refused, add_errors
+from behavegpt.serving.errors import Late, add_errors
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
@@ -59,9 +59,7 @@ class Service:
 
     def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
         self.predictor, self.settings, self.numbers = predictor, settings, Numbers()
-        self.users = (
-            Users(predictor, settings) if isinstance(predictor, UniversalPredictor) else None
-        )
+        self.users = Users(predictor, settings)
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
         self.quick, self.long = (
             Batcher(
@@ -134,23 +132,17 @@ class Service:
         answers: Sequence[Any] = []
         if asked:
             answers = answer_all(self.predictor, asked, interrupt)
-        elif self.users is not None:
+        else:
             answers = self.users.answer_all(about, interrupt)
         users = sum(len(request.users) for request in asked) + len(about)
         self.numbers.batch(users, time.perf_counter() - began)
         return answers
 
     def _named(self, request: AnyRequest, http: HttpRequest) -> Request | UserRequest:
-        """The request, with the user of its path. Raises Refused where the model has no states."""
+        """The request, with the user of its path."""
         if isinstance(request, Request):
             return request
         assert isinstance(request, UserRequest)
-        if self.users is None:
-            text = (
-                "a trained model reads whole histories; states of users are the universal "
-                "model's: serve universal."
-            )
-            raise Refused(404, "NotFound", text)
         return request.of(http.path_params["id"])
 
 
@@ -200,11 +192,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Any:
-        held = (
-            {}
-            if service.users is None
-            else {"users": len(service.users), "state_bytes": service.users.nbytes}
-        )
+        held = {"users": len(service.users), "state_bytes": service.users.nbytes}
         return {"status": "ok", "waiting": service.waiting} | held
 
     @app.get("/metrics")
@@ -219,6 +207,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
             "behaviors": predictor.tokenizer.behaviors.classes,
+            "given": list(predictor.given),
             **_shape(predictor),
             "limits": service.settings.model_dump(),
         }
