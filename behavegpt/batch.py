@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 # target of a position that is not trained or scored (torch's cross-entropy convention)
@@ -37,9 +38,33 @@ class PackedBatch(NamedTuple):
     memory: dict[str, torch.Tensor] | None = None
     """What the counts of the whole past say at the N positions with a target, row by row; see
     model/mixer.py."""
+    given: dict[str, torch.Tensor] | None = None
+    """Field ids (N,) int64 of those targets that the model may know (`weekday`, `slot`,
+    `location`); None without."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What a model's forward takes of it, whatever is asked."""
         told = {} if self.memory is None else {"memory": self.memory}
+        if self.given is not None:
+            told["given"] = self.given
         return {**self.inputs, "document": self.document, "position": self.position, **told}
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The batch on a device."""
+        batch: PackedBatch = moved(self, device)
+        return batch
+
+
+def moved(parts: Any, device: torch.device) -> Any:
+    """Tensors, or arrays as such, on a device; also in dicts and named tuples of them."""
+    if isinstance(parts, np.ndarray):
+        parts = torch.from_numpy(parts)
+    if isinstance(parts, torch.Tensor):
+        return parts.to(device, non_blocking=True)
+    if isinstance(parts, dict):
+        return {name: moved(part, device) for name, part in parts.items()}
+    if isinstance(parts, tuple):
+        found = [moved(part, device) for part in parts]
+        return type(parts)(*found) if hasattr(parts, "_fields") else tuple(found)
+    return parts

@@ -6,6 +6,9 @@ int64, and `attention_mask` (B, L) int64, 1 at events and 0 at padding, wherever
 `logits` (B, K) and `user_vector` (B, C) at each row's last event: what `Predictor.predict` and
 `Predictor.embed` compute, from the last `max_length` events as they do. B and L are free. A row
 without events, or with a negative id, gives NaN.
+
+A model with memory also takes what the counts say at each row's last event (`graph_inputs.MEMORY`);
+`graph_inputs.GraphInputs` makes all inputs from raw events, without torch.
 """
 
 from __future__ import annotations
@@ -18,18 +21,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from behavegpt.data.memory_counts import save_counts
 from behavegpt.data.pack import argument_name
 from behavegpt.decision import FILE as THRESHOLDS
 from behavegpt.decision import save_thresholds
 from behavegpt.errors import ConfigError, MissingExtraError
+from behavegpt.export_samples import axes_of, fixed_axes, sample_inputs
+from behavegpt.graph_inputs import FACTS, MASK, MEMORY
 from behavegpt.io import scratch, write_json
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.history import Past
+from behavegpt.model.mixer import Memory
 from behavegpt.predictor import Predictor
 
 Format = Literal["torch", "onnx"]
@@ -48,10 +54,12 @@ class LastEvent(nn.Module):
         super().__init__()
         self.model = model
         self.names = [argument_name(field) for field in model.config.columns]
+        self.inputs = (*self.names, MASK, *(MEMORY if model.config.memory else ()))
 
-    def forward(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The columns of the model's config and the mask, each (B, L) -> logits (B, K), vectors (B,
-        C)."""
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns of the model's config and the mask, each (B, L), and what the counts say ->
+        logits (B, K), vectors (B, C)."""
+        ids = given[: len(self.names) + 1]
         # two empty positions more: torch.export takes shapes that may be 1 for another case of its
         # own
         *columns, mask = (F.pad(values, (0, 2)) for values in ids)
@@ -73,8 +81,10 @@ class LastEvent(nn.Module):
         # the other end
         wrong = (count == 0) | torch.stack([(values < 0).any(1) for values in columns]).any(0)
         state = state.masked_fill(wrong[:, None], torch.nan)
-        past = None
-        if self.model.history is not None:
+        past: Past | Memory | Any = None
+        if self.model.config.memory:
+            past = Memory(*given[len(ids) :])
+        elif self.model.history is not None:
             slots = (self.model.config.field_sizes or {})["slot"]
             fields = dict(zip(self.model.config.columns, moved, strict=True))
             found = self.model.history_ids(fields)
@@ -83,7 +93,8 @@ class LastEvent(nn.Module):
             past = self.model.history.at_last(
                 Past(**found, document=document, slots=slots), first, last
             )
-        return self.model.head(state, past, self.model._tied_embedding()), state
+        logits = self.model.head(state, past, self.model._tied_embedding())
+        return logits.masked_fill(wrong[:, None], torch.nan), state
 
 
 def _last_events(
@@ -110,15 +121,15 @@ def export_model(
     MissingExtraError.
     """
     model = predictor.model
-    if model.config.memory:
-        raise ConfigError(
-            "a model with memory counts the whole past of a user and the log it was trained on, "
-            "which a graph does not "
-            "hold; serve it (behavegpt serve), or train one with model.memory=false for export."
-        )
     if model.config.model_type != "behavegpt":
         raise ConfigError(
             f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT."
+        )
+    if model.config.given:
+        raise ConfigError(
+            f"a model that is given the {' and '.join(model.config.given)} of the event that it "
+            "predicts cannot be exported: the graph takes histories alone; serve it (behavegpt "
+            "serve), or train one without model.given for export."
         )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
@@ -135,38 +146,27 @@ def export_model(
             predictor.tokenizer.save(folder)
             if predictor.thresholds:
                 save_thresholds(predictor.thresholds, predictor.tokenizer, folder)
-            write_json(folder / "io.json", facts)
+            if model.counts is not None:
+                save_counts(model.counts, folder)
+            write_json(folder / FACTS, facts)
     finally:
         nn.Module.to(model, device)
     return facts
 
 
-def sample_ids(
-    network: LastEvent, rows: int, length: int, seed: int = 0
-) -> tuple[torch.Tensor, ...]:
-    """Random histories of 1 to `length` events as the graph's inputs, each (rows, length)."""
-    config = network.model.config
-    rng = np.random.default_rng(seed)
-    sizes = (config.field_sizes or {}) | {"behavior": config.num_behaviors + 2}
-    lengths = rng.integers(1, length + 1, rows)
-    lengths[0] = length
-    mask = np.arange(length) < lengths[:, None]
-    columns = [
-        np.where(mask, rng.integers(1 if sizes[f] > 1 else 0, sizes[f], mask.shape), 0)
-        for f in config.columns
-    ]
-    return tuple(
-        torch.from_numpy(np.ascontiguousarray(values, np.int64)) for values in (*columns, mask)
-    )
-
-
 def _traced(network: LastEvent) -> torch.export.ExportedProgram:
-    rows = torch.export.Dim("rows", min=1, max=1 << 20)
-    length = torch.export.Dim("events", min=1, max=LONGEST)
-    ids = sample_ids(network, 3, 7)
-    sizes = tuple({0: rows, 1: length} for _ in ids)
+    free = {
+        "rows": torch.export.Dim("rows", min=1, max=1 << 20),
+        "events": torch.export.Dim("events", min=1, max=LONGEST),
+        "candidates": torch.export.Dim("candidates", min=0, max=1 << 26),
+    }
+    sizes = tuple(
+        {i: free[axis] for i, axis in enumerate(axes_of(name)) if axis in free}
+        for name in network.inputs
+    )
+    inputs = sample_inputs(network.model.config, 3, 7)
     with torch.no_grad():
-        return torch.export.export(network, ids, dynamic_shapes=(sizes,), strict=False)
+        return torch.export.export(network, inputs, dynamic_shapes=(sizes,), strict=False)
 
 
 Run = Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]
@@ -189,7 +189,7 @@ def _write_onnx(
         import onnxscript  # noqa: F401
     except ImportError:
         raise MissingExtraError("onnxscript", "onnx") from None
-    names = [*network.names, "attention_mask"]
+    names = list(network.inputs)
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     torch.onnx.export(
         program,
@@ -226,7 +226,7 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
     worst = 0.0
     longest = network.model.config.max_length
     for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2)), (2, longest + 7)):
-        ids = sample_ids(network, rows, length, seed=1)
+        ids = sample_inputs(network.model.config, rows, length, seed=1)
         for got, expected in zip(run(ids), network(*ids), strict=True):
             difference = float((got - expected).abs().max())
             assert difference <= TOLERANCE * max(1.0, float(expected.abs().max())), (
@@ -238,10 +238,15 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
 
 def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, Any]:
     config = network.model.config
+    sizes = fixed_axes(config)
     return {
         "file": FILES[kind],
-        "inputs": {name: ["rows", "events"] for name in (*network.names, "attention_mask")},
-        "dtype": "int64",
+        "inputs": {
+            name: [sizes.get(axis, axis) for axis in axes_of(name)] for name in network.inputs
+        },
+        "dtypes": {
+            name: MEMORY[name].dtype if name in MEMORY else "int64" for name in network.inputs
+        },
         "outputs": {
             "logits": ["rows", config.num_behaviors],
             "user_vector": ["rows", config.hidden_size],

@@ -7,12 +7,13 @@ Shape letters: U users, B rows, R positions, K behaviors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
 from behavegpt.data.pack import RowPlan, Windows, collate_inputs, pack_rows
@@ -32,6 +33,12 @@ class HistoryBatch(NamedTuple):
     time: torch.Tensor | None  # (B, R) int64 seconds, where asked for
 
 
+class ReadsMemory(Protocol):
+    """Says what a model's counts know at events, as `MemorySource` does."""
+
+    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
+
+
 def history_batches(
     model: BehaveGPTForBehaviorPrediction,
     columns: Mapping[str, np.ndarray],
@@ -40,13 +47,16 @@ def history_batches(
     *,
     cells_per_user: int,
     with_time: bool = False,
-    with_memory: bool = True,
+    memory: ReadsMemory | None = None,
+    asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
-    What a model with memory knows at the last events, of the whole histories, stands beside them,
-    row by row. A batch holds at most POSITIONS_PER_BATCH positions, and users times
-    `cells_per_user` up to CELLS_PER_BATCH, but at least one row.
+    What `memory` says at the last events, of the whole histories, stands beside them, row by row;
+    a model with memory needs it wherever logits are asked for. So does what is given of the events
+    to come, `asked` (U,) by field. A batch holds at most
+    POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but at
+    least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
@@ -54,27 +64,27 @@ def history_batches(
     length = np.minimum(end - begin, config.max_length)
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
     user_of = np.searchsorted(end, plan.windows.start, side="right")
-    memory = memory_of_histories(model, columns, begin, end) if with_memory else None
     fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
     for first, stop in _pieces(
         plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
     ):
         batch = collate_inputs(columns, plan, np.arange(first, stop), row_length, fields)
-        inputs = {name: ids.to(model.device) for name, ids in batch.inputs.items()}
-        time = inputs["time_ids"] if with_time else None
-        if "time" not in config.columns:
-            inputs.pop("time_ids", None)
-        document = batch.document.to(model.device)
-        following = torch.nn.functional.pad(document[:, 1:], (0, 1), value=PADDING - 1)
-        last = (document != following) & (document != PADDING)
         held = slice(plan.pointer[first], plan.pointer[stop])
-        told = None
         if memory is not None:
-            told = memory.at((plan.windows.start + plan.windows.length - 1)[held])
-            told = {name: values.to(model.device) for name, values in told.items()}
-        position = batch.position.to(model.device)
-        moved = batch._replace(inputs=inputs, document=document, position=position, memory=told)
-        yield HistoryBatch(user_of[held], moved, last, time)
+            newest = (plan.windows.start + plan.windows.length - 1)[held]
+            batch = batch._replace(memory=memory.at(newest))
+        users = user_of[held]
+        if asked is not None:
+            given = {field: torch.from_numpy(ids[users]) for field, ids in asked.items()}
+            batch = batch._replace(given=given)
+        batch = batch.to(model.device)
+
+        time = batch.inputs["time_ids"] if with_time else None
+        if "time" not in config.columns:
+            batch.inputs.pop("time_ids", None)
+        following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
+        last = (batch.document != following) & (batch.document != PADDING)
+        yield HistoryBatch(users, batch, last, time)
 
 
 def memory_of_histories(
@@ -82,11 +92,13 @@ def memory_of_histories(
     columns: Mapping[str, np.ndarray],
     begin: np.ndarray,
     end: np.ndarray,
+    asked: Moment | None = None,
 ) -> MemorySource | None:
-    """Reads what a model's counts say of histories; None for a model without memory."""
+    """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a
+    model without memory."""
     if model.counts is None:
         return None
-    return history_source(columns, np.append(begin, end[-1:]), model.counts)
+    return history_source(columns, np.append(begin, end[-1:]), model.counts, asked)
 
 
 def memory_columns_of(model: BehaveGPTForBehaviorPrediction) -> set[str]:

@@ -4,11 +4,15 @@ users.
 >>> import behavegpt                                                            # doctest: +SKIP
 >>> model = behavegpt.load("runs/demo/model")                                   # doctest: +SKIP
 >>> model.predict("my_logs.parquet", top_k=3).to_pandas()                       # doctest: +SKIP
+>>> state = model.state("7", [{"timestamp": "2024-05-01 08:10", "app": "news"}])  # doctest: +SKIP
+>>> model.update(state, {"timestamp": "2024-05-01 08:12", "app": "mail"})       # doctest: +SKIP
+>>> model.predict(state).to_table()                                             # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,13 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
+from behavegpt.data.asked import check_asked, count_unknown, read_asked
+from behavegpt.data.given import Moment, in_order
 from behavegpt.data.histories import EventData, encode_histories
+from behavegpt.data.state_files import holds_states, load_states, save_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.user_state import TIME, StatesOfHistories, StateSpec, UserState, identity
+from behavegpt.data.users import KeepsStates, Users, as_states
 from behavegpt.decision import Thresholds, load_thresholds, log_frequency, shift_of
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
@@ -26,7 +35,12 @@ from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
 from behavegpt.generation.settings import GenerationSettings
-from behavegpt.history_batches import CELLS_PER_BATCH, history_batches
+from behavegpt.history_batches import (
+    CELLS_PER_BATCH,
+    ReadsMemory,
+    history_batches,
+    memory_of_histories,
+)
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.mixer import Memory, part_of
@@ -42,7 +56,7 @@ from behavegpt.user_embeddings import UserEmbeddings
 MODEL_FILES = {"model": "config.json", "adapter": "adapter_config.json"}
 
 
-class Predictor:
+class Predictor(KeepsStates):
     """A model with its tokenizer. The same user gets the same answer, whatever else is in the
     call."""
 
@@ -52,11 +66,13 @@ class Predictor:
         tokenizer: EventTokenizer,
         links: Links | None = None,
         thresholds: Thresholds | None = None,
+        known: Mapping[str, UserState] | None = None,
     ) -> None:
         """`links`: which ids go together in training, for `generate`; `thresholds`: for
-        `predict(..., thresholds=True)`."""
+        `predict(..., thresholds=True)`; `known`: the states of users that can be asked for by
+        name."""
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
-        self.thresholds = thresholds
+        self.thresholds, self._known = thresholds, known or {}
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
@@ -83,32 +99,88 @@ class Predictor:
         >>> reader = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")   # doctest: +SKIP
         >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
-        return Predictor(self.model, self.tokenizer.reading(changes), self.links, self.thresholds)
+        tokenizer = self.tokenizer.reading(changes)
+        return Predictor(self.model, tokenizer, self.links, self.thresholds, self._known)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What must be told of the event that is predicted: `time`, `location`, both or nothing."""
+        return in_order(self.model.config.given or ())
+
+    @property
+    def users(self) -> Users:
+        """The users that `with_states` made known; none at first."""
+        return Users(self.tokenizer, self.state_spec, self._known)
+
+    @cached_property
+    def state_spec(self) -> StateSpec:
+        """What a state holds: the last `max_length` events, of a model with memory also the
+        counts."""
+        config, counts = self.model.config, self.model.counts
+        columns = (*(name for name in config.columns if name != TIME), TIME)
+        text = " ".join([self.tokenizer.hash, str(config.max_length), *columns])
+        arrays = () if counts is None else (*counts.tables, counts.edges)
+        return StateSpec(identity(text, arrays), counts, columns, config.max_length)
+
+    def with_states(self, source: str | Path | EventData) -> Predictor:
+        """The predictor that knows users: those of a folder that `save_states` wrote, or of logs.
+
+        Raises CheckpointError where the states are damaged or another model's.
+        """
+        folder = local_path(source) if isinstance(source, (str, Path)) else None
+        known: Mapping[str, UserState]
+        if folder is not None and holds_states(folder):
+            known = load_states(folder, self.state_spec)
+        else:
+            known = StatesOfHistories(self.state_spec, self.encode(source))
+        return Predictor(self.model, self.tokenizer, self.links, self.thresholds, known)
+
+    def save_states(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
+        """Write states (default: those of all known users) as a folder for `with_states`.
+
+        They belong to the vocabulary, the window and the counts of the model, not to its weights.
+        Replaces a folder of the kind, nothing else. Raises ConfigError.
+        """
+        path = local_path(folder)
+        save_states(path, list(self.users.values() if states is None else states), self.state_spec)
+        return path
 
     def predict(
         self,
-        events: EventData | EncodedHistories,
+        events: EventData | EncodedHistories | UserState | Sequence[UserState],
         top_k: int = 5,
         prior_correction: float = 0.0,
         on_user: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] = lambda: None,
         *,
         thresholds: bool = False,
+        at: Any = None,
+        location: Any = None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
         `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's
         columns, a list of such rows, or files; a list of rows without the user column is one user's
-        history. `prior_correction` tau > 0 lifts rare behaviors: logits - tau * log(training
-        frequency); `thresholds`: the model's own instead, see decision.py. `interrupt` is called
-        between pieces of the work; what it raises stops it. Raises ConfigError and DataError.
+        history; or a state or a list of them, for which no history is read. `prior_correction` tau
+        > 0 lifts rare behaviors: logits - tau * log(training frequency); `thresholds`: the model's
+        own instead, see decision.py. `interrupt` is called between pieces of the work; what it
+        raises stops it. `at`, `location`: the time and the place that are asked about, of a model
+        trained with `model.given`: one for all users, or a mapping of user to value; of the time
+        the weekday and the slot count. Raises ConfigError and DataError.
         """
         given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
         options = check_settings(PredictOptions, given, "predict")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)  # before the events are read
-        encoded = self.encode(events)
-        pieces = self._logits(encoded, interrupt)
+        check_asked(self.given, at, location, "this model", "train with model.given")
+        states = as_states(events)
+        encoded = self.encode(events) if states is None else self.state_spec.windows(states)
+        asked, unknown = None, 0
+        if self.given:
+            asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
+            encoded = count_unknown(encoded, unknown)
+        memory = self._memory(encoded, states, asked)
+        pieces = self._logits(encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
 
     def embed(
@@ -159,9 +231,23 @@ class Predictor:
         is usable."""
         return encode_histories(self.tokenizer, events)
 
+    def _memory(
+        self, encoded: EncodedHistories, states: Sequence[UserState] | None, asked: Moment | None
+    ) -> ReadsMemory | None:
+        """What tells the counts at the ends of histories, or of the windows of states; `asked`
+        about given fields (U,)."""
+        if states is not None:
+            return self.state_spec.source(states, encoded.offsets, asked)
+        begin, end = encoded.offsets[:-1], encoded.offsets[1:]
+        return memory_of_histories(self.model, encoded.columns, begin, end, asked)
+
     @torch.no_grad()
     def _logits(
-        self, encoded: EncodedHistories, interrupt: Callable[[], None]
+        self,
+        encoded: EncodedHistories,
+        memory: ReadsMemory | None,
+        interrupt: Callable[[], None],
+        asked: Moment | None,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
         begin, end, classes = (
@@ -170,7 +256,13 @@ class Predictor:
             self.model.config.num_behaviors,
         )
         for users, batch, last, _ in history_batches(
-            self.model, encoded.columns, begin, end, cells_per_user=classes
+            self.model,
+            encoded.columns,
+            begin,
+            end,
+            cells_per_user=classes,
+            memory=memory,
+            asked=asked,
         ):
             at = last.nonzero()
             step = max(1, CELLS_PER_BATCH // classes)
@@ -179,17 +271,15 @@ class Predictor:
                 interrupt()
                 select = torch.zeros_like(last)
                 select[tuple(at[first : first + step].T)] = True
-                told = batch.memory
-                if told is not None:
-                    told = part_of(Memory(**told), slice(first, first + step))._asdict()
+                part = batch
+                if batch.memory is not None:
+                    told = part_of(Memory(**batch.memory), slice(first, first + step))
+                    part = batch._replace(memory=told._asdict())
+                if batch.given is not None:
+                    given = {f: ids[first : first + step] for f, ids in batch.given.items()}
+                    part = part._replace(given=given)
                 with autocast(self.model.device):
-                    output: Any = self.model(
-                        **batch.inputs,
-                        document=batch.document,
-                        position=batch.position,
-                        select=select,
-                        memory=told,
-                    )
+                    output: Any = self.model(**part.arguments, select=select)
                 yield users[first : first + step], output.logits.float().cpu()
 
 

@@ -14,18 +14,24 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from behavegpt.checksums import seal
 from behavegpt.config import check_settings
+from behavegpt.data.asked import check_asked, count_unknown, named_given, read_asked
+from behavegpt.data.given import check_names
 from behavegpt.data.guess import guess_schema
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.user_state import UserState
+from behavegpt.data.users import KeepsStates, Users, as_states
 from behavegpt.errors import ConfigError
 from behavegpt.io import scratch
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
@@ -40,7 +46,6 @@ from behavegpt.universal.counted import (
     write_counted,
 )
 from behavegpt.universal.model import UniversalModel, load_universal, refuse_used, write_universal
-from behavegpt.universal.state import UserState, new_state
 from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
@@ -86,7 +91,7 @@ def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
     return UniversalPredictor(model, read_counted(path) if is_counted(path) else None)
 
 
-class UniversalPredictor:
+class UniversalPredictor(KeepsStates):
     """The universal model, and what was counted from a log: its labels, its tables and the states
     of its users."""
 
@@ -113,6 +118,11 @@ class UniversalPredictor:
         """Columns and labels of the counted log."""
         return self.log.tokenizer
 
+    @property
+    def users(self) -> Users:
+        """The users of the log, with their states."""
+        return self.log.users
+
     def __repr__(self) -> str:
         if self._log is None:
             return "UniversalPredictor(no log counted yet)"
@@ -121,17 +131,26 @@ class UniversalPredictor:
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What must be told of the event that is predicted; empty before anything was counted."""
+        return () if self._log is None else self._log.given
+
     def fit_tables(
-        self, logs: EventData, schema: EventSchema | None = None, **settings: Any
+        self,
+        logs: EventData,
+        schema: EventSchema | None = None,
+        given: Sequence[str] = (),
+        **settings: Any,
     ) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid",
-        tz="Europe/London", ...) name them. Raises DataError.
+        tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
+        asked about a time and a place. Raises ConfigError and DataError.
         """
-        return UniversalPredictor(
-            self.model, count_log(logs, schema or guess_schema(logs, settings)[0])
-        )
+        schema = schema or guess_schema(logs, settings)[0]
+        return UniversalPredictor(self.model, count_log(logs, schema, check_names(given)))
 
     def reading(self, **changes: Any) -> UniversalPredictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise;
@@ -149,23 +168,35 @@ class UniversalPredictor:
         interrupt: Callable[[], None] = lambda: None,
         *,
         thresholds: bool = False,
+        at: Any = None,
+        location: Any = None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
 
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
-        `events`. Raises ConfigError, also for `thresholds`, and DataError.
+        `events`. `at`, `location`: the time and the place that are asked about, for all users or by
+        user; the log is counted again for it where it was counted with nothing given. Raises
+        ConfigError, also for `thresholds`, and DataError.
         """
         given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
         options = check_settings(PredictOptions, given, "predict")
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
+        told = named_given(at, location)
+        counted = self
         if self._log is None and events is not None:
-            return self.fit_tables(events).predict(
-                None, top_k, prior_correction, on_user, interrupt
+            counted, events = self.fit_tables(events, given=told), None
+        elif told and not self.given and as_states(events) is None:
+            counted = UniversalPredictor(self.model, self.log.knowing(told))
+        if counted is not self:
+            return counted.predict(
+                events, top_k, prior_correction, on_user, interrupt, at=at, location=location
             )
-        asked, tables = self._asked(events), self.log.tables
+        remedy = f"count the log again: fit_tables(log, given={list(told)})"
+        check_asked(self.given, at, location, "this counted log", remedy)
+        asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
@@ -183,8 +214,14 @@ class UniversalPredictor:
         knows no label.
 
         `behaviors` are log-probabilities of what follows, of the most frequent behaviors. `events`
-        as for `predict`. Raises ConfigError for other parts and DataError.
+        as for `predict`. Raises ConfigError for other parts, and for a log that was counted with a
+        time or a place given, and DataError.
         """
+        if self.given:
+            raise ConfigError(
+                f"this log was counted with the {' and '.join(self.given)} of the event that is "
+                "predicted given, which a vector does not know; count it without: fit_tables(log)."
+            )
         for part in check_settings(EmbedOptions, {"pool": pool}, "embed").pool:
             if part not in VECTORS:
                 raise ConfigError(
@@ -236,25 +273,6 @@ class UniversalPredictor:
         usable."""
         return encode_histories(self.tokenizer, events)
 
-    def state(self, user: str, *, new: bool = False) -> UserState:
-        """The state of a user of the counted log, or of a saved one; `new`: of one without events.
-
-        Raises DataError for a user that is not known, unless new.
-        """
-        return new_state(user) if new else self.log.state(user)
-
-    def update(self, state: UserState, events: Any) -> UserState:
-        """Take up one event (a mapping) or several (list, table, ...) of a state's user; returns
-        the state.
-
-        Events carry the columns of the counted log, without the user's, and come after all that the
-        state knows: of one call in the order that reading a log gives them, of several calls in the
-        order of the calls. Raises DataError, and changes nothing, where an event cannot be used or
-        is older than the last one.
-        """
-        self.log.update(state, self.log.encode_of_user(state.user, events))
-        return state
-
     def save(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
         """Write weights, labels, tables and states (default: those of all users of the log); `load`
         opens it.
@@ -265,20 +283,23 @@ class UniversalPredictor:
         refuse_used(path)
         with scratch(path) as temporary:
             write_universal(self.model, temporary)
-            write_counted(self.log, temporary, self.log.states() if states is None else states)
+            write_counted(self.log, temporary, self.users.values() if states is None else states)
             seal(temporary)
         return path
 
-    def _asked(self, events: Any) -> Asked:
-        """Whose next behavior is asked for."""
+    def _asked(self, events: Any, at: Any = None, location: Any = None) -> Asked:
+        """Whose next behavior is asked for, at which time and place."""
+        states = as_states(events)
+        ask: Callable[..., Asked]
         if events is None:
-            return self.log.everyone()
-        if isinstance(events, UserState):
-            events = [events]
-        if (
-            isinstance(events, (list, tuple))
-            and events
-            and all(isinstance(event, UserState) for event in events)
-        ):
-            return self.log.asked_of_states(events)
-        return self.log.asked(self.encode(events))
+            users, ask = pa.array(list(self.users), pa.string()), self.log.everyone
+        elif states is not None:
+            users = pa.array([state.user for state in states], pa.string())
+            ask = partial(self.log.asked_of_states, states)
+        else:
+            encoded = self.encode(events)
+            users, ask = encoded.users, partial(self.log.asked, encoded)
+        if not self.given:
+            return ask()
+        moments, unknown = read_asked(self.tokenizer, users, at, location)
+        return count_unknown(ask(moments), unknown)

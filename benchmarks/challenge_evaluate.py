@@ -192,9 +192,9 @@ def make_entry(args: argparse.Namespace) -> dict[str, list[float]]:
     operations."""
     import numpy as np
 
-    from behavegpt.challenge.files import open_directory
     from behavegpt.challenge.network import flops
     from behavegpt.challenge.targets import load_targets
+    from behavegpt.datasets.challenge_files import open_directory
     from behavegpt.user_embeddings import UserEmbeddings
 
     whole = UserEmbeddings.load(args.entry)

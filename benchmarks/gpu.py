@@ -46,7 +46,6 @@ from behavegpt.model.attention import attend, plan_attention
 from behavegpt.model.head import Predicted
 from behavegpt.model.head_loss import head_loss
 from behavegpt.model.precision import autocast, choose_precision
-from behavegpt.training.evaluate import to_device
 from behavegpt.training.run import RunFolder
 from behavegpt.training.settings import TrainSettings
 from behavegpt.training.trainer import Trainer
@@ -294,7 +293,7 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
     trainer = bench.trainer(backend, bench.batches)
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     assembly = bench.seconds(lambda: list(bench.batches.micro_batches(0)))
-    batch = to_device(next(iter(bench.batches.micro_batches(0))), bench.device)
+    batch = next(iter(bench.batches.micro_batches(0))).to(bench.device)
     wanted = batch.target != IGNORED
     shape = (*batch.document.shape, model.config.hidden_size)
     states = torch.randn(shape, device=bench.device, requires_grad=True)

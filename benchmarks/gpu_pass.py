@@ -108,10 +108,8 @@ def attention(run: Pass) -> Iterator[Row]:
 def _packed_against_alone(run: Pass) -> Iterator[Row]:
     """Logits of a packed batch against those of each history in a row of its own, by back end."""
     bench = run.bench("3M")
-    packed = gpu.to_device(next(iter(bench.batches.micro_batches(0))), run.device)
-    padded = gpu.to_device(
-        next(iter(gpu.PaddedBatches(bench.batches).micro_batches(0))), run.device
-    )
+    packed = next(iter(bench.batches.micro_batches(0))).to(run.device)
+    padded = next(iter(gpu.PaddedBatches(bench.batches).micro_batches(0))).to(run.device)
     order = [torch.argsort(batch.row[batch.target != IGNORED]) for batch in (packed, padded)]
     for precision in ["fp32", *(["bf16"] if run.device.type == "cuda" else [])]:
         for backend in run.backends() if precision == "bf16" else ["sdpa"]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +98,11 @@ def bad_bodies(rows: list[dict[str, Any]], time_column: str) -> list[bytes]:
     return [b"{broken", *(json.dumps(body).encode() for body in broken)]
 
 
-async def ask(streams: Any, body: bytes) -> tuple[int, bytes]:
+async def ask(streams: Any, body: bytes, path: str = PATH) -> tuple[int, bytes]:
     """Status and body of a POST on an open connection; httpx would cost more than the service."""
     reader, writer = streams
     head = (
-        f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
         f"{len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
@@ -150,6 +152,34 @@ async def load(
     }
 
 
+@contextlib.contextmanager
+def service(model: str | Path, options: list[str]) -> Iterator[tuple[int, int]]:
+    """Port and process of a service; it must stop when it is told to, and say so."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "behavegpt.cli", "serve", str(model), *options]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                if process.poll() is not None:
+                    raise SystemExit("the service did not start") from None
+                time.sleep(0.2)
+        yield port, process.pid
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=60)
+        if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+            raise SystemExit(f"the service stopped with {status}")
+    finally:
+        process.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -172,40 +202,12 @@ def main() -> None:
     groups = [users[i : i + arguments.users] for i in range(0, len(users), arguments.users)]
     bodies = [json.dumps({"users": group, "top_k": 5}).encode() for group in groups]
     bad = bad_bodies(users[0]["events"], predictor.tokenizer.event_schema.time)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "behavegpt.cli",
-        "serve",
-        str(arguments.model),
-        "--port",
-        port,
-        "--threads",
-        "1",
-    ]
-    service = subprocess.Popen(
-        [*command, *arguments.options], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while True:
-            try:
-                httpx.get(f"{url}/health").raise_for_status()
-                break
-            except httpx.TransportError:
-                time.sleep(0.2)
+    with service(arguments.model, ["--threads", "1", *arguments.options]) as (port, _):
         rows = [
-            asyncio.run(load(int(port), n, arguments.seconds, bodies, bad, expected))
+            asyncio.run(load(port, n, arguments.seconds, bodies, bad, expected))
             for n in arguments.clients
         ]
-        metrics = httpx.get(f"{url}/metrics").text
-        service.send_signal(signal.SIGTERM)
-        status = service.wait(timeout=60)
-    finally:
-        service.kill()
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     config = predictor.model.config
     facts = {
         "model": (
@@ -217,7 +219,6 @@ def main() -> None:
         "options": arguments.options,
         "seconds": arguments.seconds,
         "rows": rows,
-        "stopped_with": status,
     }
     RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.challenge.evaluate import RANDOM_DIMENSIONS, evaluate, seeds_from
-from behavegpt.challenge.files import open_directory
 from behavegpt.challenge.network import WIDTH
 from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
+from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.devices import default_devices
 from behavegpt.errors import BehaveGPTError
 from behavegpt.io import write_text

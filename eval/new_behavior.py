@@ -47,7 +47,7 @@ from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
-from behavegpt.training.evaluate import evaluate
+from behavegpt.training.evaluate import evaluate, hidden_states
 
 Examples = tuple[torch.Tensor, torch.Tensor]  # states (M, C) and the classes (M,) that followed
 KEY = ("behavior", "method", "seed")
@@ -233,13 +233,9 @@ def states(
         rows_per_batch=16384 // row_length_for(length),
         fields=model.config.columns,
     )
-    model.eval()
-    for batch in batches:
+    for batch, hidden in hidden_states(model, batches):
         wanted = batch.target != IGNORED
-        state = model.model(
-            **batch.inputs, document=batch.document, position=batch.position
-        ).last_hidden_state
-        yield F.normalize(state[wanted], dim=-1), batch.target[wanted]
+        yield F.normalize(hidden[wanted], dim=-1), batch.target[wanted]
 
 
 def hide_new_labels(

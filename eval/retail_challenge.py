@@ -32,13 +32,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from behavegpt.challenge.files import open_directory
 from behavegpt.challenge.fit import train_and_score
 from behavegpt.challenge.network import SEED
 from behavegpt.challenge.targets import OPEN_TASKS, load_targets
 from behavegpt.challenge.validate import validate
 from behavegpt.config import read_settings
 from behavegpt.console import say, table
+from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.grid import Grid, Row, Run, find
 from behavegpt.profiles.ensemble import fit_ensemble, write_ensemble
 from behavegpt.profiles.pipeline import ProfileSettings, run

@@ -18,7 +18,6 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.errors import CheckpointError, ConfigError
-from behavegpt.export_model import export_model
 from behavegpt.generation.constraints import learn_links
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
@@ -165,12 +164,6 @@ def test_a_folder_without_its_counts_is_refused(trained: Path, tmp_path: Path) -
     (folder / FILE).unlink()
     with pytest.raises(CheckpointError, match="memory"):
         load(folder)
-
-
-@pytest.mark.parametrize("trained", ["behavegpt"], indirect=True)
-def test_a_graph_cannot_hold_the_counts(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"memory .* whole past"):
-        export_model(load(trained), tmp_path / "graph", "torch")
 
 
 @pytest.mark.parametrize("trained", ["behavegpt"], indirect=True)

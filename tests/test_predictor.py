@@ -17,10 +17,12 @@ import torch
 
 from behavegpt import history_batches
 from behavegpt.cli import main
+from behavegpt.data.memory_counts import count_store
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor, load, model_folder
 from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 
@@ -305,3 +307,116 @@ def test_work_can_be_interrupted(predictor: Predictor, verb: str) -> None:
     with pytest.raises(Stop):
         getattr(predictor, verb)(encoded, interrupt=interrupt)
     assert len(calls) == 2
+
+
+def test_without_options_five_behaviors_the_last_state_and_fifty_events(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow, wide = made(), made(behaviors=None, events=30)
+    assert narrow.predict(ROWS).labels.shape == (3, 5) == wide.predict(ROWS).labels.shape
+    last = predictor.embed(ROWS).vectors
+    assert np.array_equal(last, predictor.embed(ROWS, ["last"]).vectors)
+    assert not np.array_equal(last, predictor.embed(ROWS, ["mean"]).vectors)
+    asked: list[Any] = []
+    monkeypatch.setattr("behavegpt.predictor.roll_out", lambda *given: asked.append(given))
+    predictor.generate(ROWS, samples=None)
+    predictor.generate(ROWS, 7, samples=2)
+    assert [(given[3].steps, given[3].samples) for given in asked] == [(50, 1), (7, 2)]
+
+
+def test_a_table_has_a_row_for_each_rank(predictor: Predictor) -> None:
+    found = predictor.predict(ROWS, top_k=3)
+    table = found.to_table().to_pydict()
+    assert list(table) == ["user", "rank", "behavior", "probability"]
+    assert len(found) == 3 and table["rank"] == [1, 2, 3] * 3
+    assert table["user"] == [f"user{n}" for n in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
+    assert table["behavior"] == found.labels.flatten().tolist()
+    assert table["probability"] == pytest.approx(found.probabilities.flatten().tolist())
+
+
+def test_links_are_those_beside_the_model_unless_others_are_given(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, others = object(), object()
+    linked = Predictor(predictor.model, predictor.tokenizer, mine)  # type: ignore[arg-type]
+    asked: list[Any] = []
+    monkeypatch.setattr("behavegpt.predictor.roll_out", lambda *given: asked.append(given[4]))
+    for asking in (linked, predictor):
+        asking.generate(ROWS)
+        asking.generate(ROWS, links=others)  # type: ignore[arg-type]
+    assert [asked.index(links) for links in asked] == [0, 1, 2, 1] and asked[2] is None
+
+
+def test_counts_go_with_their_users_through_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with memory, two users at a time."""
+    store = random_store(0, users=9)
+    torch.manual_seed(0)
+    config = BehaveGPTConfig(
+        field_sizes=store.field_sizes(),
+        num_behaviors=5,
+        embedding_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_length=8,
+        memory=True,
+        memory_experts=list(EXPERTS),
+    )
+    model = BehaveGPTForBehaviorPrediction(config)
+    model.counts = count_store(store)
+    predictor = Predictor(model, EventTokenizer.from_store(store, 8))
+    users = pa.array([f"{n}" for n in range(9)], pa.string())
+    encoded = EncodedHistories(users, store.offsets, store.columns, {}, {})
+    expected = predictor.predict(encoded)
+    sizes: list[int] = []
+    model.head.register_forward_hook(lambda module, args, logits: sizes.append(len(logits)))
+    # five classes: a row of eight histories is more than that
+    monkeypatch.setattr("behavegpt.predictor.CELLS_PER_BATCH", 2 * 5 + 4)
+    found = predictor.predict(encoded)
+    assert sum(sizes) == 9 and max(sizes) == 2
+    assert (found.labels == expected.labels).all()
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+    assert len({tuple(row) for row in expected.probabilities}) == 9, "the users must differ"
+
+
+def test_a_run_is_opened_by_its_model_or_its_adapter(tmp_path: Path) -> None:
+    for name, inside in {
+        "model": "model/config.json",
+        "adapter": "adapter/adapter_config.json",
+        "plain": "config.json",
+        "plain adapter": "adapter_config.json",
+        "both": "model/config.json",
+        "nothing": "notes.txt",
+    }.items():
+        (tmp_path / name / inside).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / inside).touch()
+    (tmp_path / "both" / "adapter").mkdir()
+    (tmp_path / "both" / "adapter" / "adapter_config.json").touch()
+    found = {path.name: model_folder(path).relative_to(path) for path in tmp_path.iterdir()}
+    assert found == {
+        "model": Path("model"),
+        "adapter": Path("adapter"),
+        "plain": Path(),
+        "plain adapter": Path(),
+        "both": Path("model"),
+        "nothing": Path(),
+    }
+
+
+def test_where_a_model_runs_and_with_which_kernel(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
+    asked: list[Any] = []
+
+    def choose(device: torch.device, half: bool, window: int) -> str:
+        asked.append((device.type, half, window))
+        return "eager"
+
+    monkeypatch.setattr("behavegpt.predictor.choose_backend", choose)
+    opened = load(tmp_path / "model", "cpu")
+    assert asked == [("cpu", False, 16)]
+    assert opened.model.config._attn_implementation == "eager"
+    monkeypatch.setattr("behavegpt.predictor.choose_device", lambda device: torch.device("meta"))
+    monkeypatch.setattr("behavegpt.predictor.choose_precision", lambda wanted, device: "bf16")
+    assert load(tmp_path / "model").model.device.type == "meta"
+    assert asked[1:] == [("meta", True, 16)]

@@ -143,11 +143,11 @@ def test_every_behavior_has_a_row_with_what_it_is_taken_for(run: Path, page: str
 @pytest.mark.parametrize(
     ("ours", "theirs", "rows", "said"),
     [
-        (0.5, 0.4, 1000, "Overall it is ahead of the best count by 25% (50.0% against 40.0%"),
-        (0.3, 0.4, 1000, "Overall it is behind the best count by 25% (30.0% against 40.0%"),
-        (0.4, 0.4, 1000, "Overall it is level with the best count (markov, 40.0%)."),
+        (0.5, 0.4, 1000, "Overall it is ahead of the best other by 25% (50.0% against 40.0%"),
+        (0.3, 0.4, 1000, "Overall it is behind the best other by 25% (30.0% against 40.0%"),
+        (0.4, 0.4, 1000, "Overall it is level with the best other (markov, 40.0%)."),
         (0.401, 0.4, 1000, "a difference of less than 3.1% overall may be chance."),
-        (0.4, 0.0, None, "Overall it is ahead of the best count (40.0% against 0.0%, markov)."),
+        (0.4, 0.0, None, "Overall it is ahead of the best other (40.0% against 0.0%, markov)."),
     ],
 )
 def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(

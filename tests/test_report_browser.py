@@ -30,7 +30,8 @@ const found = {errors: [], width: document.documentElement.scrollWidth, window: 
 window.addEventListener("error", (event) => found.errors.push(event.message));
 const rows = () => Array.from(document.querySelectorAll("#behaviors tbody tr"));
 const shown = () => rows().filter((row) => !row.hidden);
-const names = () => shown().map((row) => (row.querySelector("summary") || row.cells[0]).textContent);
+const names = () =>
+  shown().map((row) => (row.querySelector("summary") || row.cells[0]).textContent);
 const numbers = (column) => rows().map((row) => Number(row.cells[column].dataset.number));
 const heads = Array.from(document.querySelectorAll("#behaviors thead th"));
 found.first = shown().length;

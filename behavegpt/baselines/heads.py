@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.model.config import SPECIAL_IDS
+from behavegpt.model.history import log_shares
 
 # what an encoder tells the head beside the hidden state, each (N, ...)
 Side = dict[str, torch.Tensor]
@@ -55,7 +56,7 @@ class ScoreHead(nn.Module):
     def set_prior(self, counts: torch.Tensor) -> None:
         """Begin at the training frequencies (K,)."""
         if self.bias is not None:
-            self.bias.copy_(((counts + 0.5) / (counts + 0.5).sum()).log())
+            self.bias.copy_(log_shares(counts))
 
     def set_progress(self, fraction: float) -> None:
         """Share of training done, told before each training batch."""

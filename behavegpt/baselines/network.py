@@ -9,12 +9,11 @@ Shape letters: B rows, R positions, C hidden width, N predicted positions, K beh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
 
 from behavegpt.baselines.architectures import ARCHITECTURES
@@ -24,14 +23,12 @@ from behavegpt.data.store import EventStore
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.body import BehaveGPTPreTrainedModel, EventModel
+from behavegpt.model.chunks import GradientSink, HeadLoss, Scored, chunked_loss
+from behavegpt.model.given import check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted
-from behavegpt.model.head_loss import HeadLoss, sum_by_class
 from behavegpt.model.history import History, HistoryGate, log_shares
 from behavegpt.model.inputs import Events, RowLayout
 from behavegpt.model.output import Encoded
-
-# held at once while training; with more, the head is run piece by piece and again for its gradient
-LOGITS = 1 << 24
 
 
 class BaselineEmbedding(nn.Module):
@@ -100,6 +97,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         "head": lambda config: ARCHITECTURES[config.architecture].head(config),
         "history_gate": lambda config: HistoryGate(config) if config.history_head else None,
         "memory": lambda config: MemoryHead(config) if config.memory else None,
+        "given": make_projection,
     }
     head: Any  # a ScoreHead
     history_gate: HistoryGate | None
@@ -122,7 +120,12 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
     def logits(self, predicted: Predicted) -> torch.Tensor:
         """Logits (N, K) at N positions: the baseline's scores, what the user's own history adds,
         and the mixture with the counts."""
-        hidden, past = predicted.hidden, predicted.past
+        check_given(self.given, predicted)
+        return self._scores(predicted.asked, predicted)
+
+    def _scores(self, hidden: torch.Tensor, predicted: Predicted) -> torch.Tensor:
+        """The logits from hidden states (N, C) with what is given."""
+        past = predicted.past
         table = self.model.embedding.tables["event"].weight
         logits: torch.Tensor = self.head(hidden, predicted.side, table)
         if self.history_gate is not None and isinstance(past, History):
@@ -132,28 +135,22 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         return logits
 
     def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
-        """Loss sum of N positions under a criterion; with many classes in pieces that are run again
-        in the backward."""
+        """Loss sum of N positions under a criterion."""
+        check_given(self.given, predicted)
         self.head.set_progress(criterion.progress)
 
-        def losses(part: slice) -> torch.Tensor:
-            scores = self.logits(predicted.part(part))
-            per_event: torch.Tensor = criterion.per_event(scores, target[part])
-            return per_event
+        def score(
+            part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
+        ) -> torch.Tensor:
+            side = dict(zip(predicted.side, pieces[1:], strict=True))
+            return self._scores(pieces[0], predicted.part(part)._replace(side=side))
 
-        classes = self.config.num_behaviors
-        rows = max(1, LOGITS // classes)
-        if len(target) <= rows:
-            per_event = losses(slice(None))
-        else:
-            pieces = [slice(at, at + rows) for at in range(0, len(target), rows)]
-            found = [checkpoint(losses, part, use_reentrant=False) for part in pieces]
-            per_event = torch.cat(found)
-        return HeadLoss(
-            (criterion.weight(target) * per_event).sum(),
-            sum_by_class(per_event, target, classes),
-            torch.bincount(target, minlength=classes).float(),
-        )
+        layers = [part for part in (self.head, self.history_gate, self.memory) if part is not None]
+        parameters = [p for layer in layers for p in layer.parameters()]
+        table = self.model.embedding.tables["event"].weight
+        inputs = (predicted.asked, *predicted.side.values())
+        scored = Scored(score, inputs, (*parameters, table))
+        return chunked_loss(scored, criterion, target, self.config.num_behaviors)
 
     def side_loss(
         self, predicted: Predicted, next_fields: Mapping[str, torch.Tensor]

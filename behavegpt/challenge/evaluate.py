@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from behavegpt.challenge.files import ChallengeDirectory, open_directory
 from behavegpt.challenge.fit import BATCH, EPOCHS, Tick, train_and_score
 from behavegpt.challenge.network import SEED
 from behavegpt.challenge.scores import floors
 from behavegpt.challenge.targets import OPEN_TASKS, load_targets, task_named
 from behavegpt.challenge.validate import validate
 from behavegpt.console import progress, say
+from behavegpt.datasets.challenge_files import ChallengeDirectory, open_directory
 from behavegpt.devices import check_devices
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import lock, write_json

@@ -19,15 +19,6 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from behavegpt.challenge.files import (
-    EVENTS,
-    PROPERTY_COLUMNS,
-    WINDOWS,
-    ChallengeDirectory,
-    check_table,
-    open_directory,
-    raw_rows,
-)
 from behavegpt.challenge.tables import (
     UNUSABLE,
     Progress,
@@ -42,6 +33,16 @@ from behavegpt.challenge.tables import (
     write_query,
 )
 from behavegpt.data.database import connect, literal, one_row, quoted, reading
+from behavegpt.datasets.challenge_files import (
+    EVENTS,
+    PROPERTY_COLUMNS,
+    WINDOWS,
+    ChallengeDirectory,
+    check_products,
+    check_table,
+    open_directory,
+    raw_rows,
+)
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import workspace
 from behavegpt.paths import local_path
@@ -99,7 +100,7 @@ def split(
     check_table(directory.properties, PROPERTY_COLUMNS)
     with _workspace(target) as work, connect(work, threads=threads) as con, reading(str(path)):
         limit_memory(con, memory)
-        _check_properties(con, directory)
+        check_products(con, directory.properties)
         ends = _boundaries(con, directory)
         (work / "input").mkdir()
         (work / "target").mkdir()
@@ -185,18 +186,6 @@ def _write_targets(
     return written
 
 
-def _check_properties(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> None:
-    """Every product once (a second line would count its purchases twice)."""
-    file = directory.properties
-    lines = f"SELECT sku, count(*) AS n FROM read_parquet({literal(file)}) GROUP BY sku"
-    with reading(str(file), [file]):
-        twice = con.execute(f"{lines} HAVING n > 1 OR sku IS NULL LIMIT 1").fetchall()
-    if twice:
-        raise DataError(
-            f"{file}: sku {twice[0][0]} has {twice[0][1]} lines; keep one line for each product."
-        )
-
-
 def _check_joined(
     con: duckdb.DuckDBPyConnection, file: Path, directory: ChallengeDirectory
 ) -> None:
@@ -272,10 +261,11 @@ def _recompute_targets(
         if not path.exists():
             continue
         size = len(np.load(path, allow_pickle=False))
-        ranked = con.execute(f"""
+        query = f"""
             SELECT {column}::BIGINT AS label, count(*) / sum(count(*)) OVER () AS share
             FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)
-            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}""").fetchnumpy()
+            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}"""
+        ranked = con.execute(query).fetchnumpy()
         write_array(path, np.asarray(ranked["label"], np.int64))
         write_array(
             path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64)

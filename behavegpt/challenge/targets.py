@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from behavegpt.challenge.files import (
+from behavegpt.config import closest
+from behavegpt.datasets.challenge_files import (
     TARGET_COLUMNS,
     WINDOWS,
     ChallengeDirectory,
     check_table,
     read_whole_numbers,
 )
-from behavegpt.config import closest
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import lock
 from behavegpt.ragged import owners, ranges

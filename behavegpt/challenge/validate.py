@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from behavegpt.challenge.files import ChallengeDirectory
+from behavegpt.datasets.challenge_files import ChallengeDirectory
 from behavegpt.errors import DataError
 from behavegpt.paths import local_path
 from behavegpt.user_embeddings import (

@@ -30,9 +30,9 @@ def _split_arguments(parser: Parser) -> None:
 
 
 def _split(arguments: Arguments) -> Any:
-    from behavegpt.challenge.files import raw_rows
     from behavegpt.challenge.split import split
     from behavegpt.console import progress
+    from behavegpt.datasets.challenge_files import raw_rows
 
     with progress("split", raw_rows(arguments.directory)) as update:
         facts = split(
@@ -63,9 +63,9 @@ def _targets_arguments(parser: Parser) -> None:
 
 
 def _targets(arguments: Arguments) -> Any:
-    from behavegpt.challenge.files import open_directory
     from behavegpt.challenge.targets import available_tasks, write_targets
     from behavegpt.console import progress
+    from behavegpt.datasets.challenge_files import open_directory
 
     directory = open_directory(arguments.directory)
     tasks = arguments.tasks or available_tasks(directory)
@@ -102,8 +102,8 @@ def _validate_arguments(parser: Parser) -> None:
 
 
 def _validate(arguments: Arguments) -> Any:
-    from behavegpt.challenge.files import open_directory
     from behavegpt.challenge.validate import validate
+    from behavegpt.datasets.challenge_files import open_directory
 
     directory = open_directory(arguments.data) if arguments.data else None
     result = validate(arguments.entry, directory, arguments.subset)
@@ -198,9 +198,9 @@ def _evaluate_arguments(parser: Parser) -> None:
 
 def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.challenge.evaluate import evaluate, seeds_from
-    from behavegpt.challenge.files import open_directory
     from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
     from behavegpt.console import say
+    from behavegpt.datasets.challenge_files import open_directory
     from behavegpt.devices import default_devices
     from behavegpt.plots_challenge import challenge_results
 

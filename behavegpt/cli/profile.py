@@ -81,8 +81,8 @@ def _cells(facts: dict[str, Any]) -> list[str]:
 
 def _probed(data: Path, out: Path, facts: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Quick scores of noise, of every member alone and of the ensembles: name -> task -> AUROC."""
-    from behavegpt.challenge.files import open_directory
     from behavegpt.challenge.targets import available_tasks, load_targets
+    from behavegpt.datasets.challenge_files import open_directory
     from behavegpt.profiles.probe import noise, probe
     from behavegpt.user_embeddings import UserEmbeddings
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser
-from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
+from behavegpt.cli.models import given_argument, load_trained, load_with_logs, log_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from behavegpt.data.user_state import UserState
     from behavegpt.predictor import Predictor
     from behavegpt.zero_shot import UniversalPredictor
 
@@ -21,13 +24,18 @@ def _serve_arguments(parser: Parser) -> None:
         "overrides",  # `cli` finds those behind options by this name
         nargs="*",
         metavar="LOG | NAME=VALUE",
-        help="files of the log that `universal` counts; limits and batching, see below",
+        help="files of a log: `universal` counts it, a trained model takes up its users, or those "
+        "of a folder of states; limits and batching, see below",
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FOLDER",
-        help="of `universal`: keep tables and users' states when it stops",
+        help="keep users' states, of `universal` its tables too, when it stops",
+    )
+    given_argument(
+        parser,
+        "of `universal`: what requests tell of the event that is predicted (`at`, `location`)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
@@ -47,7 +55,6 @@ def _serve(arguments: Arguments) -> Any:
     from behavegpt.serving.app import make_app
     from behavegpt.serving.requests import ServeSettings
     from behavegpt.serving.server import Server, listen
-    from behavegpt.zero_shot import UniversalPredictor
 
     logs, overrides = _apart(arguments.overrides)
     settings = read_settings(ServeSettings, None, overrides)
@@ -57,21 +64,35 @@ def _serve(arguments: Arguments) -> Any:
         torch.set_num_threads(arguments.threads)
     address = listen(arguments.host, arguments.port)
     predictor = _load(arguments, logs)
-    if arguments.save and not isinstance(predictor, UniversalPredictor):
-        raise ConfigError(
-            f"--save keeps the states of users; {arguments.model} is a trained model and has none."
-        )
+    save = _saver(predictor, arguments.save) if arguments.save else None
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
-    say(f"http://{host}:{port} answers for {arguments.model}; its page is /docs")
+    say(
+        f"http://{host}:{port} answers for {arguments.model}; a playground is /, the endpoints are "
+        "/docs"
+    )
     try:
         Server(app, settings, log_level="warning").run(sockets=[address])
     finally:  # uvicorn raises the signal that stopped it again
-        if arguments.save and isinstance(predictor, UniversalPredictor):
-            say(
-                "tables and states, written: "
-                f"{predictor.save(arguments.save, app.state.service.users.states())}"
-            )
+        if save is not None:
+            save(app.state.service.users.states())
+
+
+def _saver(
+    predictor: Predictor | UniversalPredictor, folder: Path
+) -> Callable[[Iterable[UserState]], None]:
+    """What writes states into a folder. Raises ConfigError, before the service starts, for a folder
+    of something else."""
+    from behavegpt.console import say
+    from behavegpt.data import state_files
+    from behavegpt.predictor import Predictor
+    from behavegpt.universal import model
+
+    if isinstance(predictor, Predictor):
+        state_files.refuse_used(folder)
+        return lambda states: say(f"states, written: {predictor.save_states(folder, states)}")
+    model.refuse_used(folder)
+    return lambda states: say(f"tables and states, written: {predictor.save(folder, states)}")
 
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:
@@ -84,6 +105,8 @@ def _apart(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor:
+    from behavegpt.cli.command import named_logs
+    from behavegpt.data.state_files import holds_states
     from behavegpt.errors import ConfigError
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
@@ -91,11 +114,23 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
     if universal is not None and not universal.counted:
         arguments.logs = logs
         return load_with_logs(arguments)[0]
+    if arguments.given:
+        raise ConfigError(
+            "--given is for a log that `universal` counts; what a trained model is given was fixed "
+            "by model.given, and a saved folder's by how it was counted."
+        )
+    if universal is None:
+        trained = load_trained(arguments, arguments.device)
+        if not logs:
+            return trained
+        kept = len(logs) == 1 and holds_states(Path(logs[0]))
+        return trained.with_states(logs[0] if kept else named_logs(arguments, logs))
     if logs:
         raise ConfigError(
-            f"{', '.join(logs)}: only `universal` counts a log; settings are written NAME=VALUE."
+            f"{', '.join(logs)}: {arguments.model} has counted its log; settings are written "
+            "NAME=VALUE."
         )
-    return universal or load_trained(arguments, arguments.device)
+    return universal
 
 
 def _export_model_arguments(parser: Parser) -> None:
@@ -136,6 +171,8 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt serve runs/mine/model --port 8000\n"
         "  behavegpt serve universal my_logs.csv --save counted       # later: behavegpt serve "
         "counted --save counted\n"
+        "  behavegpt serve runs/mine/model my_logs.csv --save kept     # later: behavegpt serve "
+        "runs/mine/model kept --save kept\n"
         "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
         "  curl localhost:8000/v1/predict -H 'content-type: application/json' -d "
         '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": '

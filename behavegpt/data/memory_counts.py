@@ -1,7 +1,7 @@
 """What was counted from a training split, and how a model's positions read it: tensors beside a
 packed batch.
 
-MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes
+MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes, what is given
 
 Shapes: N positions, M candidate classes of all of them, J experts; H spans of positions.
 """
@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.compiled import kernel
+from behavegpt.data.given import GIVEN, Moment, moved
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
@@ -34,6 +34,9 @@ from behavegpt.data.memory_tables import (
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch  # what a graph is given is made without it
+
 FILE = "memory.safetensors"
 
 
@@ -46,18 +49,30 @@ class Counts(NamedTuple):
     # (FOLDS,) int64 epoch seconds: where the eras of the split begin after the first, and end
     edges: np.ndarray
     slot_minutes: int  # of the schema
+    given: tuple[str, ...] = ()  # of the event that is predicted; names of given.GIVEN
 
 
 def count_events(
-    columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, slot_minutes: int
+    columns: Columns,
+    offsets: np.ndarray,
+    used: np.ndarray,
+    classes: int,
+    slot_minutes: int,
+    given: tuple[str, ...] = (),
 ) -> Counts:
-    """Count the `used` (events,) bool events; user u owns offsets[u] .. offsets[u + 1] - 1."""
+    """Count the `used` (events,) bool events; user u owns offsets[u] .. offsets[u + 1] - 1.
+
+    `given`: what is known of the event that is predicted.
+    """
+    if given:
+        columns = Columns(**moved(columns._asdict(), offsets, given))
     time = columns.time[used & (columns.behavior >= 0)]
     parts = np.arange(1, FOLDS + 1) / FOLDS
     edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
     eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)
     tables = fit_tables(columns, offsets, used, classes, eras, by_time=True)
-    return Counts(tables, fit_shares(columns, offsets, used, classes), edges, slot_minutes)
+    shares = fit_shares(columns, offsets, used, classes)
+    return Counts(tables, shares, edges, slot_minutes, given)
 
 
 def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -68,11 +83,11 @@ def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return era
 
 
-def count_store(store: EventStore) -> Counts:
+def count_store(store: EventStore, given: tuple[str, ...] = ()) -> Counts:
     """Count the training split of a prepared folder."""
     used = np.asarray(store.columns["split"]) == TRAIN
     columns, classes = dated_columns(store), store.behaviors.classes
-    return count_events(columns, store.offsets, used, classes, store.schema.slot_minutes)
+    return count_events(columns, store.offsets, used, classes, store.schema.slot_minutes, given)
 
 
 def dated_columns(store: EventStore) -> Columns:
@@ -88,6 +103,8 @@ def save_counts(counts: Counts, folder: Path) -> None:
         "edges": counts.edges,
         "slot_minutes": np.array([counts.slot_minutes]),
     }
+    if counts.given:
+        numbers["given"] = np.array([name in counts.given for name in GIVEN])
     save_file(
         {name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()},
         folder / FILE,
@@ -101,7 +118,9 @@ def load_counts(folder: Path) -> Counts:
         shares, edges, slot_minutes = (
             stored.pop(name) for name in ("shares", "edges", "slot_minutes")
         )
-        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]))
+        known = stored.pop("given", np.zeros(len(GIVEN), bool))
+        given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
+        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]), given)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / FILE}: the counts of a model with memory are missing or damaged "
@@ -115,7 +134,7 @@ class MemorySource:
     """Reads what the count experts say at events of histories; user u owns offsets[u] .. offsets[u
     + 1] - 1."""
 
-    columns: Columns
+    columns: Columns  # what is given of the next event moved to each, see given.py
     offsets: np.ndarray  # (users + 1,) int64
     counts: Counts
     # the tables hold what follows: read them as they were before the era of each position
@@ -129,6 +148,10 @@ class MemorySource:
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of model/mixer.py's Memory for flat positions (N,), in this order; each knows the
         events up to it."""
+        return as_tensors(self.arrays(positions))
+
+    def arrays(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The same as arrays."""
         order = np.argsort(positions, kind="stable")
         ascending = positions[order]
         user = np.searchsorted(self.offsets, ascending, side="right") - 1
@@ -149,15 +172,22 @@ class MemorySource:
         )
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
-        return memory_tensors(readings, index, self.counts.shares)
+        return memory_arrays(readings, index, self.counts.shares)
 
 
 def history_source(
-    columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts
+    columns: Mapping[str, np.ndarray],
+    offsets: np.ndarray,
+    counts: Counts,
+    asked: Moment | None = None,
 ) -> MemorySource:
-    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be
-    known to them."""
-    return MemorySource(counted_columns(columns, counts), offsets, counts)
+    """The source of histories (U,) in vocabulary ids, with epoch seconds; all that was counted may
+    be known to them.
+
+    `asked`: what is given of the event that follows each history.
+    """
+    known = moved(columns, offsets, counts.given, asked) if counts.given else columns
+    return MemorySource(counted_columns(known, counts), offsets, counts)
 
 
 def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Columns:
@@ -171,6 +201,20 @@ def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Column
 def memory_tensors(
     readings: Readings, index: np.ndarray, shares: np.ndarray
 ) -> dict[str, torch.Tensor]:
+    """`memory_arrays` as tensors: fields of Memory."""
+    return as_tensors(memory_arrays(readings, index, shares))
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Arrays by name as tensors of the same memory."""
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def memory_arrays(
+    readings: Readings, index: np.ndarray, shares: np.ndarray
+) -> dict[str, np.ndarray]:
     """The readings of some positions (N,), with the mixture of the experts as the last one; fields
     of Memory."""
     count = readings.start[index + 1] - readings.start[index]
@@ -181,7 +225,7 @@ def memory_tensors(
     probability, age = np.empty((total, experts), np.float32), np.empty((total, 2), np.float32)
     rest = np.empty((len(index), experts), np.float32)
     _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest)
-    arrays = {
+    return {
         "owner": owner,
         "classes": classes,
         "probability": probability,
@@ -191,7 +235,6 @@ def memory_tensors(
         "reliability": readings.reliability[index],
         "context": readings.context[index],
     }
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 @kernel

@@ -166,13 +166,15 @@ def collate(
     fields: tuple[str, ...],
     next_fields: tuple[str, ...] = (),
     memory: MemorySource | None = None,
+    given: tuple[str, ...] = (),
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
 
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
-    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
+    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target, and
+    `given` names the fields of the targets that the model may know.
     """
-    layout = _layout(plan, rows, row_length)
+    layout = layout_of(plan, rows, row_length)
     source = layout.source
     behavior = columns["behavior"][source + 1].astype(np.int64)
     asked = layout.scored & (behavior >= FIRST)
@@ -183,11 +185,14 @@ def collate(
         if name == "gap":
             values = gap_buckets(values - columns["time"][source].astype(np.int64))
         following[name] = layout.spread(np.where(asked, values, IGNORED), IGNORED)
+    targets = source[asked] + 1
+    known = {name: torch.from_numpy(columns[name][targets].astype(np.int64)) for name in given}
     return _inputs(columns, layout, fields)._replace(
         target=layout.spread(np.where(asked, behavior - FIRST, IGNORED), IGNORED),
         row=layout.spread(np.where(asked, source + 1, -1), -1),
         next_fields=following,
         memory=None if memory is None else memory.at(source[asked]),
+        given=known or None,
     )
 
 
@@ -199,7 +204,7 @@ def collate_inputs(
     fields: tuple[str, ...],
 ) -> PackedBatch:
     """As `collate`, where nothing is asked: no position has a target."""
-    return _inputs(columns, _layout(plan, rows, row_length), fields)
+    return _inputs(columns, layout_of(plan, rows, row_length), fields)
 
 
 def argument_name(field: str) -> str:
@@ -235,7 +240,7 @@ def _fill(histogram: np.ndarray, row_length: int) -> list[tuple[int, int]]:
     return pattern
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """The E events of some rows; each array (E,)."""
 
     source: np.ndarray  # flat index in the columns
@@ -252,7 +257,7 @@ class _Layout(NamedTuple):
         return torch.from_numpy(flat.reshape(self.shape))
 
 
-def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
+def layout_of(plan: RowPlan, rows: np.ndarray, row_length: int) -> Layout:
     real = np.flatnonzero(rows >= 0)
     held = plan.pointer[rows[real] + 1] - plan.pointer[rows[real]]
     window = ranges(plan.pointer[rows[real]], held)
@@ -260,7 +265,7 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
 
     length = plan.windows.length[window]
     position = positions(length)
-    return _Layout(
+    return Layout(
         source=np.repeat(plan.windows.start[window], length) + position,
         place=np.repeat(base, length) + position,
         position=position,
@@ -271,7 +276,7 @@ def _layout(plan: RowPlan, rows: np.ndarray, row_length: int) -> _Layout:
 
 
 def _inputs(
-    columns: Mapping[str, np.ndarray], layout: _Layout, fields: tuple[str, ...]
+    columns: Mapping[str, np.ndarray], layout: Layout, fields: tuple[str, ...]
 ) -> PackedBatch:
     """A batch without targets."""
     return PackedBatch(

@@ -25,6 +25,7 @@ from behavegpt.data.times import MICROS, calendar, instants, parse_date
 
 PLAIN_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}")
 LARGEST = 2**63
+EARLIEST, LATEST = (parse_date(bound) * MICROS for bound in TIME_RANGE)
 
 
 def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.Table | None:
@@ -92,8 +93,7 @@ def _times(values: Sequence[Any], schema: EventSchema) -> np.ndarray | None:
         stamps = np.array(values, "datetime64[s]").astype(np.int64) * MICROS
     except ValueError:  # no day of the calendar
         return None
-    low, high = parse_date(TIME_RANGE[0]) * MICROS, parse_date(TIME_RANGE[1]) * MICROS
-    if stamps.min() < low or stamps.max() >= high:
+    if stamps.min() < EARLIEST or stamps.max() >= LATEST:
         return None
     return instants(stamps, schema.naive_time == "local", schema)
 

@@ -19,6 +19,11 @@ TICK = "tick"
 GAP = "gap"
 
 
+def gap_sql(time: str) -> str:
+    """SQL: the half octave of 1 + a time, as text: what data/pack.py's `half_octaves` gives."""
+    return f"floor(2 * log2(1 + {time}))::integer::varchar"
+
+
 def add_clock(
     con: duckdb.DuckDBPyConnection,
     log: Path,
@@ -52,7 +57,7 @@ def add_clock(
         f"max({time}) over (partition by {user} order by {time} "
         "range between unbounded preceding and interval 1 microsecond preceding)"
     )
-    gap = f"floor(2 * log2(1 + epoch({time} - {before})))::integer::varchar as {GAP}"
+    gap = f"{gap_sql(f'epoch({time} - {before})')} as {GAP}"
     con.execute(
         f"copy (select *, {gap} from (select * from {literal(log)} union all by name ({ticks})) "
         f"order by all) "  # a window's rows come out in any order: the same log, the same bytes

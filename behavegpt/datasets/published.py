@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from behavegpt.data.schema import EventSchema
+from behavegpt.datasets.clock import gap_sql
 
 WHOLE = "all"  # the part of a log that is published in one
 
@@ -97,8 +98,9 @@ PUBLISHED = {
             "user_id": "part || ':' || sequence",
             "timestamp": f"{EASYTPP_START} + to_microseconds((time * 1000000)::bigint)",
             "event": "label::varchar",
-            "gap": "floor(2 * log2(1 + 1000 * abs(time - lag(time) over "
-            "(partition by part, sequence order by line))))::integer::varchar",
+            "gap": gap_sql(
+                "1000 * abs(time - lag(time) over (partition by part, sequence order by line))"
+            ),
             "line": "line",
         },
         schema=_schema(slot_minutes=1440, extra=("gap",), order="line"),

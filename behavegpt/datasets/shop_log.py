@@ -6,22 +6,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from behavegpt.data.database import literal, one_row, quoted
-from behavegpt.errors import DataError, first_line
+from behavegpt.datasets.challenge_files import (
+    CODES,
+    EVENTS,
+    ITEMS,
+    PROPERTIES,
+    read_columns,
+    stored_name,
+)
+from behavegpt.errors import DataError
 
-SHOP_FILES: dict[str, str | None] = {
-    "product_buy": "sku",
-    "add_to_cart": "sku",
-    "remove_from_cart": "sku",
-    "page_visit": "url",
-    "search_query": None,  # the text of a query is no label, but its codes are
-}
-PROPERTIES = "product_properties.parquet"
 NO_CODES = "null::varchar[]"
-LATER_NAME = "embedding"  # of the columns `query` and `name` in the later public release
 
 
 def shop_table(con: duckdb.DuckDBPyConnection, folder: Path) -> tuple[str, int]:
@@ -31,9 +28,7 @@ def shop_table(con: duckdb.DuckDBPyConnection, folder: Path) -> tuple[str, int]:
     Products get what product_properties.parquet, in the folder or the one above it, knows of them.
     Also returns the number of codes of a query or name. Raises DataError.
     """
-    missing = [
-        f"{kind}.parquet" for kind in SHOP_FILES if not (folder / f"{kind}.parquet").is_file()
-    ]
+    missing = [f"{kind}.parquet" for kind in EVENTS if not (folder / f"{kind}.parquet").is_file()]
     if missing:
         raise DataError(
             f"{folder}: {', '.join(missing)} missing; give the folder with all five event files."
@@ -45,7 +40,7 @@ def shop_table(con: duckdb.DuckDBPyConnection, folder: Path) -> tuple[str, int]:
         _need(products, {"sku", "category", "price"})
     parts = [
         _events(folder / f"{kind}.parquet", kind, column, products)
-        for kind, column in SHOP_FILES.items()
+        for kind, column in ITEMS.items()
     ]
     codes = _codes(folder / "search_query.parquet", "query")
     first = f"(select * from read_parquet({literal(folder / 'search_query.parquet')}) limit 1000)"
@@ -53,15 +48,15 @@ def shop_table(con: duckdb.DuckDBPyConnection, folder: Path) -> tuple[str, int]:
     return f"({' union all by name '.join(parts)})", width or 0
 
 
-def _events(path: Path, kind: str, column: str | None, products: Path | None) -> str:
+def _events(path: Path, kind: str, column: str, products: Path | None) -> str:
     """One event file as SQL."""
-    _need(path, {"client_id", "timestamp"} | ({column} if column else set()))
+    _need(path, {"client_id", "timestamp"} | ({column} - set(CODES)))
     log, files, codes = "log", f"read_parquet({literal(path)}) as log", NO_CODES
     columns = {"sku": "null", "url": "null", "category": "null", "price": "null"}
-    if column:
-        columns[column] = f"{log}.{column}::varchar"
+    if column in CODES:  # the text of a query is no label, but its codes are
+        codes = _codes(path, column, log)
     else:
-        codes = _codes(path, "query", log)
+        columns[column] = f"{log}.{column}::varchar"
     if column == "sku" and products is not None:
         files += f" left join read_parquet({literal(products)}) as product on log.sku = product.sku"
         columns |= {
@@ -79,19 +74,15 @@ def _events(path: Path, kind: str, column: str | None, products: Path | None) ->
 def _codes(path: Path, column: str, table: str | None = None) -> str:
     """SQL of the codes of a file, a list of texts; they are stored as text "[ 1 22 ...]" or as a
     list."""
-    names = pq.read_schema(path).names
-    found = next((name for name in (column, LATER_NAME) if name in names), None)
-    where = f"{table}." if table else ""
-    return f"regexp_extract_all({where}{quoted(found)}::varchar, '[0-9]+')" if found else NO_CODES
+    schema = read_columns(path)
+    found, where = stored_name(schema, column), f"{table}." if table else ""
+    if found not in schema.names:
+        return NO_CODES
+    return f"regexp_extract_all({where}{quoted(found)}::varchar, '[0-9]+')"
 
 
 def _need(path: Path, columns: set[str]) -> None:
-    try:
-        missing = sorted(columns - set(pq.read_schema(path).names))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path}: not a parquet file ({first_line(error)}); download it again."
-        ) from None
+    missing = sorted(columns - set(read_columns(path).names))
     if missing:
         raise DataError(
             f"{path}: column {missing[0]!r} is missing; give the file as it was downloaded."

@@ -15,7 +15,8 @@ import torch
 from behavegpt.batch import PackedBatch
 from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
-from behavegpt.history_batches import history_batches
+from behavegpt.errors import ConfigError
+from behavegpt.history_batches import history_batches, memory_of_histories
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions
@@ -67,6 +68,12 @@ def widths(model: BehaveGPTForBehaviorPrediction, pool: Sequence[str]) -> list[i
     """Dimensions of each part of a vector. Raises ConfigError unless `pool` names one part or more,
     each once."""
     config, pool = model.config, check_settings(EmbedOptions, {"pool": pool}, "vector").pool
+    if config.given and BEHAVIORS in pool:
+        raise ConfigError(
+            f"the part {BEHAVIORS!r} is what the model predicts, and this one is given the "
+            f"{' and '.join(config.given)} of the event that it predicts, which a vector does not "
+            f"know; leave it out: {', '.join(POOLS)}."
+        )
     return [
         min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size
         for name in pool
@@ -103,7 +110,7 @@ def user_vectors(
         end,
         cells_per_user=cells,
         with_time=True,
-        with_memory=BEHAVIORS in pool,
+        memory=memory_of_histories(model, columns, begin, end) if BEHAVIORS in pool else None,
     )
     for users, batch, _, time in batches:
         interrupt()
@@ -147,15 +154,9 @@ def _run(
     logits: bool,
 ) -> Any:
     """The model's output; the prediction layer is left out unless its logits are asked for."""
-    layout = {"document": batch.document, "position": batch.position}
     embedded = INPUT in layers
     with autocast(model.device):
         if logits:
-            return model(
-                **batch.inputs,
-                **layout,
-                output_hidden_states=embedded,
-                select=at.last.any(1),
-                memory=batch.memory,
-            )
-        return model.model(**batch.inputs, **layout, output_hidden_states=embedded)
+            select = at.last.any(1)
+            return model(**batch.arguments, output_hidden_states=embedded, select=select)
+        return model.model(**batch.arguments, output_hidden_states=embedded)

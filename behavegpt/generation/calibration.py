@@ -23,7 +23,7 @@ from behavegpt.data.loader import columns_of, row_length_for
 from behavegpt.data.pack import GAP_BUCKETS, collate, evaluation_windows, pack_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.training.evaluate import to_device
+from behavegpt.training.evaluate import hidden_states
 
 WEIGHT = 5.0  # events
 WINDOWS = 1000  # of training that are looked at
@@ -57,19 +57,17 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
     chosen = np.sort(np.random.default_rng(0).permutation(len(windows))[:WINDOWS])
     row = row_length_for(config.max_length)
     plan = pack_rows(windows.take(chosen), row)
+    columns, rows = columns_of(store), np.arange(plan.rows)
+    batches = (
+        collate(columns, plan, rows[at : at + ROWS], row, config.columns, ("gap",))
+        for at in range(0, plan.rows, ROWS)
+    )
     happened = torch.zeros(store.schema.slots, GAP_BUCKETS, device=device)
     expected = torch.zeros_like(happened)
-    for at in range(0, plan.rows, ROWS):
-        rows = np.arange(at, min(at + ROWS, plan.rows))
-        batch = to_device(
-            collate(columns_of(store), plan, rows, row, config.columns, ("gap",)), device
-        )
+    for batch, hidden in hidden_states(model, batches):
         followed = batch.next_fields["gap"]
         known = followed >= 0
-        state = model.model(
-            **batch.inputs, document=batch.document, position=batch.position
-        ).last_hidden_state[known]
-        slot = batch.inputs["slot_ids"][known]
+        state, slot = hidden[known], batch.inputs["slot_ids"][known]
         expected.index_add_(0, slot, model.next_heads["gap"](state).float().softmax(-1))
         happened.index_put_(
             (slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True

@@ -229,7 +229,8 @@ class PredictionMetrics:
         """For each class the wrong classes predicted most often, and how often: (K, most) int64
         each. ValueError without `confusion=True`.
 
-        >>> metrics = PredictionMetrics(2, confusion=True).update(torch.eye(2), torch.tensor([0, 0]))
+        >>> metrics = PredictionMetrics(2, confusion=True)
+        >>> metrics = metrics.update(torch.eye(2), torch.tensor([0, 0]))
         >>> [part.tolist() for part in metrics.taken_for(1)]
         [[[1], [0]], [[1], [0]]]
         """

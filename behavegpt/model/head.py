@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from behavegpt.model.chunks import WHOLE, GradientSink, project
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 from behavegpt.model.history import History, HistoryGate, exact, log_shares
 from behavegpt.model.mixer import Memory, Mixer
@@ -28,16 +28,26 @@ class Predicted(NamedTuple):
     side: dict[str, torch.Tensor] = {}
     # (N,) loss of the encoder's own, in training
     auxiliary: torch.Tensor | None = None
+    # (N, C) what is given of the events that are predicted
+    told: torch.Tensor | None = None
+
+    @property
+    def asked(self) -> torch.Tensor:
+        """Hidden states (N, C) from which the behavior is predicted."""
+        return self.hidden if self.told is None else self.hidden + self.told
 
     def part(self, rows: slice) -> Predicted:
         """The same of some of the positions; without the encoder's own loss."""
+        if rows == WHOLE:
+            return self
         side = {name: value[rows] for name, value in self.side.items()}
         past = self.past
         if isinstance(past, Memory):
             past = part_of_memory(past, rows)
         elif past is not None:
             past = History(past.counts[rows], past.classes[rows])
-        return Predicted(self.hidden[rows], past, side)
+        told = None if self.told is None else self.told[rows]
+        return Predicted(self.hidden[rows], past, side, told=told)
 
 
 class MemoryHead(nn.Module):
@@ -63,7 +73,8 @@ class MemoryHead(nn.Module):
     ) -> torch.Tensor:
         """hidden (N, C), logits (N, K) of the network, if there is one -> logits (N, K) float32 of
         the mixture."""
-        if not isinstance(memory, Memory) or len(memory.rest) != len(hidden):
+        # shapes, not len(): that would fix their sizes in an exported graph
+        if not isinstance(memory, Memory) or memory.rest.shape[0] != hidden.shape[0]:
             given = "none" if not isinstance(memory, Memory) else f"those of {len(memory.rest):,}"
             raise ValueError(
                 f"a model with memory needs the counts at its {len(hidden):,} predicted "
@@ -74,39 +85,6 @@ class MemoryHead(nn.Module):
             told = None if logits is None else logits.float()
             mixed: torch.Tensor = self.mixer(memory, self.log_prior, hidden.float(), told)
         return mixed
-
-
-class GradientSink(NamedTuple):
-    """Where the projection's gradients are added up while a step's logits come in chunks."""
-
-    weight: torch.Tensor  # (K, hidden units)
-    bias: torch.Tensor  # (K,)
-
-
-class _SinkingLinear(torch.autograd.Function):
-    """x @ weight.T + bias, whose backward adds the parameters' gradients to a sink instead of
-    making new ones."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sink: GradientSink
-    ) -> Any:
-        ctx.save_for_backward(x, weight)
-        ctx.sink = sink
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        sink = ctx.sink
-        # under autocast: its product, 10 x as fast
-        if gradient.is_cuda and gradient.dtype != sink.weight.dtype:
-            sink.weight.add_(gradient.T @ x.to(gradient.dtype))
-        else:
-            wide = gradient.to(sink.weight.dtype)
-            sink.weight.addmm_(wide.T, x.to(wide.dtype))
-        sink.bias.add_(gradient.sum(0, dtype=sink.bias.dtype))
-        return gradient @ weight.to(gradient.dtype), None, None, None
 
 
 class PredictionHead(nn.Module):
@@ -133,11 +111,7 @@ class PredictionHead(nn.Module):
         tied head."""
         if self.memory is not None and self.memory.mixer.network is None:
             return self.memory(hidden, None, past)
-        x = self.activation(self.dense(hidden))
-        if sink is None:
-            logits = self.projection(x)
-        else:
-            logits = _SinkingLinear.apply(x, self.projection.weight, self.projection.bias, sink)
+        logits = project(self.projection, self.activation(self.dense(hidden)), sink)
         if self.tied_projection is not None and event_embedding is not None:
             logits = logits + self.tied_projection(hidden) @ event_embedding[SPECIAL_IDS:].T
         if self.history_gate is not None and isinstance(past, History):

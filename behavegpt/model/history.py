@@ -173,7 +173,12 @@ class HistoryGate(nn.Module):
         return logits.scatter_add(1, history.classes, self(hidden, history).to(logits.dtype))
 
 
+def class_prior(counts: torch.Tensor) -> torch.Tensor:
+    """Frequencies (K,) of classes with so many training events, half an event added to each."""
+    smoothed = counts + 0.5
+    return smoothed / smoothed.sum()
+
+
 def log_shares(counts: torch.Tensor) -> torch.Tensor:
     """Log frequencies (K,) of classes with so many training events, half an event added to each."""
-    smoothed = counts + 0.5
-    return torch.log(smoothed / smoothed.sum())
+    return class_prior(counts).log()

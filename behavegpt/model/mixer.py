@@ -97,7 +97,7 @@ class Mixer(nn.Module):
         summary = self.from_summary(self.summary(context))  # (N, H)
         owner, classes = memory.owner, memory.classes
         log_rest = torch.log(memory.rest + FLOOR)
-        typical = log_rest + _typical(memory, log_prior.expand(len(log_rest), -1))[1][:, None]
+        typical = log_rest + _typical(memory, log_prior.expand(log_rest.shape[0], -1))[1][:, None]
         # (N, K), of the classes that are no candidates
         others = gate.sum(1, keepdim=True) * log_prior
         already = others[owner, classes]  # (M,) what stands there of the candidates
@@ -110,7 +110,7 @@ class Mixer(nn.Module):
                 of_typical + heard.of_typical,
                 of_candidate + heard.of_candidate,
             )
-        never = torch.full((len(typical), 2), -1.0, device=typical.device)
+        never = torch.full((typical.shape[0], 2), -1.0, device=typical.device)
         unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
         log_chance = torch.log(memory.probability + FLOOR)
         seen = (gate.index_select(0, owner) * log_chance).sum(1) + self._judge(
@@ -197,7 +197,7 @@ def _typical(memory: Memory, log_probability: torch.Tensor) -> tuple[torch.Tenso
     """Of log-probabilities (N, K) the log of the mean probability (N,) of the candidates, and of
     the other classes."""
     classes = log_probability.shape[1]
-    zero = torch.zeros(len(memory.rest), device=log_probability.device)
+    zero = torch.zeros(memory.rest.shape[0], device=log_probability.device)
     held = zero.index_add(0, memory.owner, log_probability[memory.owner, memory.classes].exp())
     number = zero.index_add(0, memory.owner, torch.ones_like(memory.owner, dtype=zero.dtype))
     of_others = (1 - held) / (classes - number).clamp(min=1)

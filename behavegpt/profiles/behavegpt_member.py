@@ -26,21 +26,21 @@ from pydantic import Field, field_validator
 
 from behavegpt.checksums import manifest_of
 from behavegpt.config import closest
-from behavegpt.console import say
+from behavegpt.console import progress
 from behavegpt.data.database import literal
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.store import EventStore
+from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.devices import choose_device
-from behavegpt.embeddings.pooling import user_vectors
+from behavegpt.embeddings.reader import Reader, lookups_of
 from behavegpt.errors import ConfigError, first_line, violation
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.paths import PathText
-from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.run import open_run
@@ -48,7 +48,8 @@ from behavegpt.training.settings import SHAPE, DataSettings, RunSettings, TrainS
 from behavegpt.training.trainer import Trainer
 from behavegpt.user_embeddings import UserEmbeddings
 
-BLOCK = 20_000  # clients whose streams are in memory at a time
+BLOCK = 8192  # clients whose histories are in memory at a time
+ASKED = "SEMI JOIN clients c ON c.client = e.client"
 MODEL, FACTS = "model", "stream.json"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 SCHEMA = EventSchema(
@@ -120,33 +121,19 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
         shutil.copytree(settings.checkpoint, folder / MODEL)
         open_model(folder / MODEL)  # damaged, or no model: said now
         return
-    with workspace(context.cache / "stream") as work:
-        with context.connect() as con:
-            whose = (
-                "SEMI JOIN clients c ON c.client = e.client" if settings.clients == "asked" else ""
-            )
-            log, schema = _write_stream(con, work, whose, end.isoformat(sep=" "), settings.clock)
-        store = prepare(
-            log,
-            work / "prepared",
-            schema,
-            split="user:0.95,0.05,0",
-            min_count=settings.min_count,
-            max_vocabulary=settings.most_labels,
-        )
-        train = settings.train.model_copy(update={"seed": context.seed})
-        data = DataSettings(path=str(store.path))
-        asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
-        with open_run(asked, "BehaveGPT") as run:
-            model = _build_model(store, settings)
-            loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
-            trainer = Trainer(model, loss, store, train, run)
-            trainer.fit()
-            run.save(
-                trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length)
-            )
-        shutil.move(run.path / "model", folder / MODEL)
-        shutil.copy(run.path / "run.json", folder / "run.json")
+    work = context.work(settings)  # a run that was stopped goes on from there
+    store = _prepared(context, settings, work / "prepared", end.isoformat(sep=" "))
+    train = settings.train.model_copy(update={"seed": context.seed})
+    data = DataSettings(path=str(store.path))
+    asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
+    with open_run(asked, "BehaveGPT", resume=True) as run:
+        model = _build_model(store, settings)
+        loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+        trainer = Trainer(model, loss, store, train, run)
+        trainer.fit()
+        run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length))
+    shutil.copytree(run.path / "model", folder / MODEL)
+    shutil.copy(run.path / "run.json", folder / "run.json")
 
 
 def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmbeddings:
@@ -155,24 +142,36 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     model.eval().to(choose_device(context.device))
     end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
     clock = settings.clock if GAP in tokenizer.event_schema.extra else None
-    ids, vectors = [], []
-    with context.connect() as con, workspace(context.cache / "stream") as work:
-        for start in range(0, len(context.clients), BLOCK):
-            some = f"(FROM clients WHERE row >= {start} AND row < {start + BLOCK})"
-            log, _ = _write_stream(
-                con, work, f"SEMI JOIN {some} c ON c.client = e.client", end, clock
-            )
-            encoded = tokenizer.encode(log)
-            bounds = encoded.offsets[:-1], encoded.offsets[1:]
-            ids.append(encoded.users.cast("int64").to_numpy())
-            vectors.append(
-                user_vectors(model, encoded.columns, *bounds, settings.pool, settings.half_life)
-            )
-            say(
-                "      embedding "
-                f"{min(start + BLOCK, len(context.clients)):,}/{len(context.clients):,} clients"
-            )
-    return UserEmbeddings(np.concatenate(ids), np.concatenate(vectors))
+    with workspace(context.cache / "stream") as work:
+        with context.connect() as con:
+            log, _ = _write_stream(con, work, ASKED, end, clock)
+        store = prepare(log, work / "asked", tokenizer.event_schema, split="time:1,0,0")
+        lookups = lookups_of(store, tokenizer)
+        reader = Reader(model, store, lookups, settings.pool, settings.half_life)
+
+        users, blocks = np.arange(store.manifest.users), []
+        with progress("embedding", len(users)) as tell:
+            for start in range(0, len(users), BLOCK):
+                blocks.append(reader.vectors(users[start : start + BLOCK]))
+                tell(start + len(blocks[-1]), "")
+        return UserEmbeddings(store.users().cast("int64").to_numpy(), np.concatenate(blocks))
+
+
+def _prepared(context: Context, settings: BehaviorSettings, path: Path, end: str) -> EventStore:
+    """The stream that it is pretrained on, prepared in `path`; what is there is opened."""
+    if (path / "dataset.json").is_file():
+        return open_store(path)
+    whose = ASKED if settings.clients == "asked" else ""
+    with workspace(context.cache / "stream") as work, context.connect() as con:
+        log, schema = _write_stream(con, work, whose, end, settings.clock)
+        return prepare(
+            log,
+            path,
+            schema,
+            split="user:0.95,0.05,0",
+            min_count=settings.min_count,
+            max_vocabulary=settings.most_labels,
+        )
 
 
 def _build_model(store: EventStore, settings: BehaviorSettings) -> BehaveGPTForBehaviorPrediction:

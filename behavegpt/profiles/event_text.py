@@ -18,7 +18,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.profiles.events import EVENTS, EventName, among, columns
+from behavegpt.datasets.challenge_files import EVENTS, EventName
+from behavegpt.profiles.events import among, columns
 
 _KINDS = ", ".join(f"'{event.replace('_', ' ')}'" for event in EVENTS)
 PARTS = {  # field -> its name in the text, SQL of its value
@@ -56,10 +57,12 @@ def write_lines(
         FROM events e JOIN clients w ON w.client = e.client LEFT JOIN properties p ON p.sku = e.sku
         WHERE e.event IN ({among(events)})"""
     latest = "SELECT row, event, max(moment) AS moment, arg_max(line, moment) AS line"
+    lines = found if repeats else f"{latest} FROM ({found}) GROUP BY row, event, timeless"
+    newest = "moment DESC, event DESC, line DESC"
     query = f"""
-        SELECT row, line FROM ({found if repeats else f"{latest} FROM ({found}) GROUP BY row, event, timeless"})
-        QUALIFY row_number() OVER (PARTITION BY row ORDER BY moment DESC, event DESC, line DESC) <= {last}
-        ORDER BY row, moment DESC, event DESC, line DESC"""
+        SELECT row, line FROM ({lines})
+        QUALIFY row_number() OVER (PARTITION BY row ORDER BY {newest}) <= {last}
+        ORDER BY row, {newest}"""
     counts = np.zeros(int(columns(con, "SELECT count(*) AS n FROM clients")["n"][0]), np.int64)
     with (
         pa.OSFile(str(path), "wb") as file,

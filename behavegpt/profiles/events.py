@@ -1,9 +1,7 @@
-"""The one place that reads a challenge directory: all event types as one DuckDB relation.
+"""The input of a challenge directory as one DuckDB relation of all event types.
 
-DIR/input/{product_buy,add_to_cart,remove_from_cart,page_visit,search_query}.parquet   the history
-(any of them) DIR/input/relevant_clients.npy
-whose vectors are asked for DIR/product_properties.parquet
-sku, category, price, name
+It needs product_properties.parquet and, in input/, relevant_clients.npy and any of the event files
+(see datasets/challenge_files.py).
 """
 
 from __future__ import annotations
@@ -14,33 +12,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from behavegpt.config import Settings
 from behavegpt.data.database import connect, literal, reading
+from behavegpt.datasets.challenge_files import (
+    EVENTS,
+    ITEMS,
+    PROPERTY_COLUMNS,
+    ChallengeDirectory,
+    EventName,
+    check_products,
+    read_columns,
+    read_whole_numbers,
+    stored_name,
+)
 from behavegpt.errors import DataError
 from behavegpt.io import temporary_folder
 from behavegpt.paths import PathText
-from behavegpt.user_embeddings import open_array
 
-EventName = Literal["product_buy", "add_to_cart", "remove_from_cart", "page_visit", "search_query"]
-EVENTS: tuple[EventName, ...] = (
-    "product_buy",
-    "add_to_cart",
-    "remove_from_cart",
-    "page_visit",
-    "search_query",
-)
-PRODUCT: tuple[EventName, ...] = EVENTS[:3]
-_ITEM = {"product_buy": "sku", "add_to_cart": "sku", "remove_from_cart": "sku", "page_visit": "url"}
-_ITEM["search_query"] = "query"
-_LATER_NAME = "embedding"  # what later releases call the codes `query` and `name`
+PRODUCT: tuple[EventName, ...] = tuple(event for event in EVENTS if ITEMS[event] == "sku")
 
 
 class DataSettings(Settings):
@@ -68,12 +63,13 @@ class EventTables:
     @property
     def files(self) -> dict[EventName, Path]:
         """The event types that are there."""
-        paths = {event: self.path / "input" / f"{event}.parquet" for event in EVENTS}
+        paths = {event: ChallengeDirectory(self.path).input(event) for event in EVENTS}
         return {event: path for event, path in paths.items() if path.is_file()}
 
     @property
     def properties(self) -> Path:
-        return self.path / "product_properties.parquet"
+        """Category, price and name of each product."""
+        return ChallengeDirectory(self.path).properties
 
     @cached_property
     def digest(self) -> str:
@@ -109,12 +105,8 @@ class EventTables:
                 f"price::BIGINT AS price, {name} AS name FROM "
                 f"read_parquet({literal(self.properties)})"
             )
-            register(
-                con,
-                "clients",
-                client=self.clients,
-                row=np.arange(len(self.clients), dtype=np.uint32),
-            )
+            rows = np.arange(len(self.clients), dtype=np.uint32)
+            register(con, "clients", client=self.clients, row=rows)
             yield con
 
 
@@ -135,9 +127,12 @@ def open_events(settings: DataSettings) -> EventTables:
             "name."
         )
     for event, file in tables.files.items():
-        for column in ("client_id", "timestamp", _ITEM[event]):
+        for column in ("client_id", "timestamp", ITEMS[event]):
             _column(file, column)
-    _check_properties(tables)
+    for column in PROPERTY_COLUMNS:
+        _column(tables.properties, column)
+    with temporary_folder() as work, connect(work) as con:
+        check_products(con, tables.properties)
     clients = _chosen(tables, settings.clients)
     if not len(clients):
         raise DataError(
@@ -158,6 +153,16 @@ def register(con: duckdb.DuckDBPyConnection, table: str, **columns: np.ndarray) 
     con.unregister("arrays")
 
 
+def ask_everybody(
+    con: duckdb.DuckDBPyConnection, events: Sequence[EventName] = EVENTS
+) -> np.ndarray:
+    """Make the view `clients` hold all with such an event; returns them, ascending (U,) int64."""
+    query = f"SELECT DISTINCT client FROM events WHERE event IN ({among(events)}) ORDER BY client"
+    clients = columns(con, query)["client"]
+    register(con, "clients", client=clients, row=np.arange(len(clients), dtype=np.uint32))
+    return clients
+
+
 def among(events: Sequence[EventName]) -> str:
     """SQL: the event types as numbers, for `event IN (...)`."""
     return ", ".join(str(EVENTS.index(event)) for event in events)
@@ -175,8 +180,8 @@ def codes_sql(column: tuple[str, pa.DataType]) -> str:
 def _select(event: EventName, path: Path) -> str:
     """SQL: the rows of one event file in the columns of the view `events`."""
     columns = {"sku": "NULL::BIGINT", "url": "NULL::BIGINT", "query": "NULL::SMALLINT[]"}
-    found = _column(path, _ITEM[event])
-    columns[_ITEM[event]] = codes_sql(found) if event == "search_query" else f"{found[0]}::BIGINT"
+    found = _column(path, ITEMS[event])
+    columns[ITEMS[event]] = codes_sql(found) if event == "search_query" else f"{found[0]}::BIGINT"
     chosen = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
     return (
         f"SELECT client_id::BIGINT AS client, timestamp::TIMESTAMP AS moment, "
@@ -188,31 +193,11 @@ def _select(event: EventName, path: Path) -> str:
 def _column(path: Path, name: str) -> tuple[str, pa.DataType]:
     """Name and type of a column; codes may have their later name. Raises DataError when it is
     missing."""
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no readable parquet file ({error}); write it again.") from None
-    if name in ("query", "name") and name not in schema.names and _LATER_NAME in schema.names:
-        name = _LATER_NAME
+    schema = read_columns(path)
+    name = stored_name(schema, name)
     if name not in schema.names:
         raise DataError(f"{path}: column {name!r} is missing; it has {', '.join(schema.names)}.")
     return name, schema.field(name).type
-
-
-def _check_properties(tables: EventTables) -> None:
-    """One line for each product: a second one would double its events."""
-    file = tables.properties
-    for name in ("sku", "category", "price", "name"):
-        _column(file, name)
-    query = (
-        f"SELECT sku FROM read_parquet({literal(file)}) GROUP BY sku HAVING count(*) > 1 LIMIT 1"
-    )
-    with reading(str(file), [file]), temporary_folder() as work, connect(work) as con:
-        twice = con.execute(query).fetchall()
-    if twice:
-        raise DataError(
-            f"{file}: sku {twice[0][0]} has more than one line; keep one for each product."
-        )
 
 
 def _chosen(tables: EventTables, clients: str) -> np.ndarray:
@@ -227,12 +212,5 @@ def _chosen(tables: EventTables, clients: str) -> np.ndarray:
             connect(work) as con,
         ):
             return np.sort(columns(con, selects)["client_id"].astype(np.int64))
-    path = (
-        tables.path / "input" / "relevant_clients.npy" if clients == "relevant" else Path(clients)
-    )
-    ids = np.array(open_array(path))
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: holds {ids.dtype} of shape {ids.shape}; save a list of whole client ids."
-        )
-    return np.unique(ids.astype(np.int64))
+    relevant = tables.path / "input" / "relevant_clients.npy"
+    return np.unique(read_whole_numbers(relevant if clients == "relevant" else Path(clients)))

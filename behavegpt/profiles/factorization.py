@@ -36,21 +36,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.datasets.challenge_files import EventName
 from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
-from behavegpt.profiles.events import PRODUCT, EventName, columns, register
+from behavegpt.profiles.events import PRODUCT, ask_everybody
 from behavegpt.profiles.features import FAMILIES, ITEM_VALUES, Bags, ClientFeatures, read_features
 from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.profiles.training import (
-    TrainingSettings,
-    embed_rows,
-    load_network,
-    save_network,
-    seeded,
-    train,
-)
+from behavegpt.profiles.networks import FACTS, embed_rows, load_network, save_network
+from behavegpt.profiles.training import Task, TrainingSettings, seeded, train
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
 
 MARGIN = 1.0
@@ -192,8 +187,7 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
     training.json."""
     with context.connect() as con:
         if settings.clients == "all":
-            found = columns(con, "SELECT DISTINCT client FROM events ORDER BY client")["client"]
-            register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
+            ask_everybody(con)
         features = read_features(con, settings.weights, settings.names)
     if not len(features.pairs.client):
         raise DataError(
@@ -204,23 +198,19 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
         network = Factorization(len(features.kept[0]), len(features.kept[1]), settings.factors).to(
             device
         )
+    task = Task(
+        "factorization",
+        np.arange(len(features.pairs.client)),
+        lambda rows, rng: ranking_loss(network, features, settings, rows, rng),
+        make_optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=settings.training.lr),
+    )
     # Adagrad warns while nobody has chosen
     with torch.sparse.check_sparse_tensor_invariants(False):
-        result = train(
-            network,
-            lambda rows, rng: ranking_loss(network, features, settings, rows, rng),
-            np.arange(len(features.pairs.client)),
-            settings.training,
-            context.seed,
-            "factorization",
-            make_optimizer=lambda parameters: torch.optim.Adagrad(
-                parameters, lr=settings.training.lr
-            ),
-        )
+        facts = train(network, task, settings.training, context.seed, context.work(settings))
     save_network(network, folder)
     write_array(folder / "user_features.npy", features.kept[0])
     write_array(folder / "item_features.npy", features.kept[1])
-    write_json(folder / "training.json", result)
+    write_json(folder / FACTS, facts)
 
 
 def embed(context: Context, settings: FactorizationSettings, folder: Path) -> UserEmbeddings:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 
-from behavegpt.profiles.events import EVENTS, EventName, among, columns, register
+from behavegpt.datasets.challenge_files import EVENTS, EventName
+from behavegpt.profiles.events import among, columns, register
 from behavegpt.profiles.fields import FieldSpec, parse_field
 from behavegpt.ragged import ranges
 

@@ -20,8 +20,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from behavegpt.config import Settings, closest
+from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.errors import DataError
-from behavegpt.profiles.events import EVENTS, EventName, EventTables, among, columns
+from behavegpt.profiles.events import EventTables, among, columns
 
 PAD, START, END, MISSING, RARE, FIRST = range(6)
 
@@ -188,7 +189,8 @@ def _values(
         else value_sql(spec.name, first.isoformat())
     )
     query = f"""
-        SELECT value::BIGINT AS value FROM (SELECT {value} AS value FROM {source_sql(settings, [spec.name])})
+        SELECT value::BIGINT AS value
+        FROM (SELECT {value} AS value FROM {source_sql(settings, [spec.name])})
         WHERE value IS NOT NULL GROUP BY value HAVING count(*) >= {spec.least}
         ORDER BY count(*) DESC, value {f"LIMIT {spec.top}" if spec.top else ""}"""
     return columns(con, query)["value"].astype(np.int64)

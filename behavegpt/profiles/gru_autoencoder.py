@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,38 +36,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from behavegpt.batch import moved
 from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
-from behavegpt.io import write_json
-from behavegpt.profiles.events import EVENTS, EventName
-from behavegpt.profiles.fields import RAW, SequenceSettings, Vocabularies
-from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.profiles.softmax import cross_entropy_sum
-from behavegpt.profiles.training import (
-    TrainingSettings,
-    embed_rows,
-    load_network,
-    save_network,
-    seeded,
-    train,
-)
+from behavegpt.losses.base import CrossEntropy
+from behavegpt.model.chunks import linear_loss
+from behavegpt.profiles.fields import RAW, SequenceSettings
+from behavegpt.profiles.members import Context
+from behavegpt.profiles.networks import NetworkSettings, embed_store, fit_network, open_network
+from behavegpt.profiles.training import Task, seeded
 from behavegpt.user_embeddings import UserEmbeddings
 
-VOCABULARIES = "vocabularies.safetensors"
 
-
-class GruSettings(MemberSettings):
+class GruSettings(NetworkSettings):
     """What is rebuilt, and by how large a network; the defaults are the paper's week_all but for
     its fields."""
 
     kind: Literal["gru_autoencoder"] = "gru_autoencoder"
-    fields: tuple[str, ...] = Field(
-        description="name, name:TOP or name:minN, for example [week, event, sku:5000]"
-    )
-    events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    clients: Literal["asked", "all"] = Field(
-        "asked", description="whose histories are learned from"
-    )
     longest: int = Field(
         128, ge=3, description="length of a sequence with START and END: its newest events"
     )
@@ -84,7 +69,6 @@ class GruSettings(MemberSettings):
             "layers"
         ),
     )
-    training: TrainingSettings = TrainingSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> GruSettings:
@@ -125,6 +109,7 @@ class GruAutoencoder(nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(settings.hidden, size) for name, size in sizes.items()}
         )
+        self.criteria = {name: CrossEntropy(torch.ones(size)) for name, size in sizes.items()}
 
     def embed(self, ids: Mapping[str, Tensor]) -> Tensor:
         """Field -> ids (B, L) to event embeddings (B, L, H)."""
@@ -161,15 +146,13 @@ class GruAutoencoder(nn.Module):
         the true ones."""
         events = self.embed(ids)
         hidden = self.decode(events, self.encode(events, lengths), lengths)
-        return {
-            name: cross_entropy_sum(
-                hidden,
-                head.get_parameter("weight"),
-                head.get_parameter("bias"),
-                packed(ids[name][:, 1:], lengths - 1).data,
-            )
-            for name, head in self.heads.items()
-        }
+        losses: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            assert isinstance(head, nn.Linear)
+            following = packed(ids[name][:, 1:], lengths - 1).data
+            criterion = self.criteria[name].to(hidden.device)
+            losses[name] = linear_loss(head, criterion, hidden, following).total
+        return losses
 
 
 def packed(padded: Tensor, lengths: Tensor) -> PackedSequence:
@@ -178,8 +161,7 @@ def packed(padded: Tensor, lengths: Tensor) -> PackedSequence:
 
 
 def fit(context: Context, settings: GruSettings, folder: Path) -> None:
-    """Train; writes network.safetensors (the best state), vocabularies.safetensors and
-    training.json."""
+    """Train on all chosen histories."""
     vocabularies = context.vocabularies(settings.sequence)
     store = context.sequences(settings.sequence, vocabularies)
     if not len(store.clients):
@@ -192,37 +174,23 @@ def fit(context: Context, settings: GruSettings, folder: Path) -> None:
 
     def objective(rows: np.ndarray, _: np.random.Generator) -> tuple[Tensor, float]:
         ids, lengths = store.padded(rows, settings.longest)
-        losses = network(_tensors(ids, device), torch.from_numpy(lengths))
+        losses = network(moved(ids, device), torch.from_numpy(lengths))
         return torch.stack(list(losses.values())).sum(), float((lengths - 1).sum())
 
-    rows = np.arange(len(store.clients))
-    facts = train(
-        network, objective, rows, settings.training, context.seed, "autoencoder", store.lengths
-    )
-    save_network(network, folder)
-    vocabularies.save(folder / VOCABULARIES)
-    write_json(folder / "training.json", facts)
+    task = Task("autoencoder", np.arange(len(store.clients)), objective, store.lengths)
+    fit_network(context, settings, folder, vocabularies, task, network)
 
 
 def embed(context: Context, settings: GruSettings, folder: Path) -> UserEmbeddings:
     """(U, H) float32 of the asked clients with an event: the encoder's last state, without
     dropout."""
-    vocabularies = Vocabularies.load(folder / VOCABULARIES)
-    store = context.sequences(settings.sequence, vocabularies, asked=True)
+    network, store = open_network(
+        context, settings, folder, lambda known: GruAutoencoder(settings, known.sizes)
+    )
     device = choose_device(context.device)
-    network = GruAutoencoder(settings, vocabularies.sizes)
-    load_network(network, folder)
-    network.to(device)
 
     def encode(rows: np.ndarray) -> Tensor:
         ids, lengths = store.padded(rows, settings.longest)
-        return network.encode(network.embed(_tensors(ids, device)), torch.from_numpy(lengths))[-1]
+        return network.encode(network.embed(moved(ids, device)), torch.from_numpy(lengths))[-1]
 
-    rows = np.arange(len(store.clients))
-    return UserEmbeddings(
-        store.clients, embed_rows(encode, rows, store.lengths, settings.training.batch, "vectors")
-    )
-
-
-def _tensors(ids: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
-    return {name: torch.from_numpy(array).to(device) for name, array in ids.items()}
+    return embed_store(store, settings, encode)

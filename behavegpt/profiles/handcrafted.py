@@ -25,8 +25,9 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.io import write_json
-from behavegpt.profiles.events import EVENTS, PRODUCT, among, columns, register
+from behavegpt.profiles.events import PRODUCT, among, columns, register
 from behavegpt.profiles.members import Context, MemberSettings, Quantile, Step
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
 
@@ -116,7 +117,8 @@ def _activity(
         con,
         f"""
         SELECT row, event, count(*) AS ever, {counts}, min(age) AS newest, max(age) AS oldest
-        FROM (SELECT row, event, {frame["now"]} - epoch(moment)::BIGINT AS age FROM events JOIN clients USING (client))
+        FROM (SELECT row, event, {frame["now"]} - epoch(moment)::BIGINT AS age
+              FROM events JOIN clients USING (client))
         GROUP BY row, event""",
     )
     names = ("ever", *windows)
@@ -160,7 +162,8 @@ def _distinct_times(
     rows = columns(
         con,
         f"""
-        SELECT row, count(*) AS days, count(DISTINCT day // 7) AS weeks, count(DISTINCT day // 30) AS months
+        SELECT row, count(*) AS days, count(DISTINCT day // 7) AS weeks,
+            count(DISTINCT day // 30) AS months
         FROM (SELECT DISTINCT row, ({frame["now"]} - epoch(moment)::BIGINT) // {DAY} AS day
               FROM events JOIN clients USING (client)) GROUP BY row""",
     )
@@ -180,7 +183,8 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
     )
     sums = ", ".join(
         f"""sum({name}) AS n_{name}, count(*) FILTER ({name} > 0) AS distinct_{name},
-        sum(CASE WHEN {name} > 1 THEN round({MILLION} * {name} * ln({name}))::BIGINT ELSE 0 END) AS log_{name},
+        sum(CASE WHEN {name} > 1 THEN round({MILLION} * {name} * ln({name}))::BIGINT ELSE 0 END)
+            AS log_{name},
         sum({name} * coalesce(popularity, {_popularity(np.ones(1))[0]})) AS popularity_{name}"""
         for name in types
     )
@@ -193,7 +197,8 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
         con,
         f"""
         SELECT row, {sums} FROM (
-            SELECT row, {item} AS item, {pairs} FROM {_with_item(item)} JOIN clients USING (client) GROUP BY row, item)
+            SELECT row, {item} AS item, {pairs}
+            FROM {_with_item(item)} JOIN clients USING (client) GROUP BY row, item)
         LEFT JOIN popular_{item} USING (item) GROUP BY row""",
     )
     rows = {
@@ -223,8 +228,8 @@ def _prices(con: duckdb.DuckDBPyConnection, clients: int) -> Features:
         rows = columns(
             con,
             f"""
-            SELECT row, count(*) AS n, sum(price)::BIGINT AS total, sum(price * price)::BIGINT AS squares,
-                min(price) AS lowest, max(price) AS highest
+            SELECT row, count(*) AS n, sum(price)::BIGINT AS total,
+                sum(price * price)::BIGINT AS squares, min(price) AS lowest, max(price) AS highest
             FROM events JOIN properties USING (sku) JOIN clients USING (client)
             WHERE event = {EVENTS.index(event)} AND price IS NOT NULL GROUP BY row""",
         )

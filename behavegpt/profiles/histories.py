@@ -14,14 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from behavegpt.batch import PADDING
+from behavegpt.batch import PackedBatch
 from behavegpt.config import Settings
 from behavegpt.data.loader import row_length_for
-from behavegpt.data.pack import Windows, argument_name, pack_rows
+from behavegpt.data.pack import Windows, collate_inputs, layout_of, pack_rows
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.model.behavegpt import BehaveGPTModel
-from behavegpt.ragged import owners, positions
 
 
 class Shape(Settings):
@@ -38,18 +37,11 @@ class Shape(Settings):
 
 
 class Packed(NamedTuple):
-    """N histories in rows. A NamedTuple, so that it moves to a device as a whole."""
+    """N histories in rows, and where each of them is."""
 
-    inputs: dict[str, Tensor]  # the model's arguments, each (B, R) int64
-    document: Tensor  # (B, R) int64
-    position: Tensor  # (B, R) int64
+    rows: PackedBatch
     place: Tensor  # (T,) int64: position among B * R of each event, history by history
     bounds: Tensor  # (N + 1,) int64: history n owns events bounds[n]:bounds[n + 1]
-
-    def to(self, device: torch.device) -> Packed:
-        """The same on a device."""
-        inputs = {name: ids.to(device) for name, ids in self.inputs.items()}
-        return Packed(inputs, *(tensor.to(device) for tensor in self[1:]))
 
 
 def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -> Packed:
@@ -61,27 +53,12 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
     row_length, bounds = row_length_for(longest), np.concatenate([[0], np.cumsum(lengths)])
     # nothing is scored here
     plan = pack_rows(Windows(bounds[:-1], lengths, np.zeros_like(lengths)), row_length)
-    row = owners(np.diff(plan.pointer))
-    # of each window: they are packed in another order
-    history = np.searchsorted(bounds[:-1], plan.windows.start)
-    base, document = np.empty((2, len(lengths)), np.int64)
-    base[history] = row * row_length + plan.offset
-    document[history] = np.arange(len(lengths)) - plan.pointer[row]
-    position = positions(lengths)
-    place = np.repeat(base, lengths) + position
-
-    def spread(values: np.ndarray, fill: int) -> Tensor:
-        flat = np.full(plan.rows * row_length, fill, np.int64)
-        flat[place] = values
-        return torch.from_numpy(flat.reshape(plan.rows, row_length))
-
-    return Packed(
-        {argument_name(name): spread(column, 0) for name, column in columns.items()},
-        spread(np.repeat(document, lengths), PADDING),
-        spread(position, 0),
-        torch.from_numpy(place),
-        torch.from_numpy(bounds),
-    )
+    rows = np.arange(plan.rows)
+    batch = collate_inputs(columns, plan, rows, row_length, tuple(columns))
+    layout = layout_of(plan, rows, row_length)
+    place = np.empty_like(layout.place)
+    place[layout.source] = layout.place
+    return Packed(batch, torch.from_numpy(place), torch.from_numpy(bounds))
 
 
 def model_names(fields: Sequence[str]) -> dict[str, str]:
@@ -122,7 +99,7 @@ class Body(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """(T, C), history by history."""
-        output = self.model(**packed.inputs, document=packed.document, position=packed.position)
+        output = self.model(**packed.rows.arguments)
         return output.last_hidden_state.flatten(0, 1)[packed.place]
 
     def table(self, field: str) -> Tensor:

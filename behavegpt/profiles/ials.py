@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.errors import DataError, MissingExtraError
-from behavegpt.profiles.events import EVENTS, EventName, among, columns, register
+from behavegpt.profiles.events import among, ask_everybody, columns, register
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
 
@@ -135,8 +136,7 @@ def _matrix(
     )
     with context.connect() as con:
         if not asked:
-            found = columns(con, "SELECT DISTINCT client FROM events ORDER BY client")["client"]
-            register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
+            ask_everybody(con)
         rows = int(con.execute("SELECT count(*) FROM clients").fetchall()[0][0])
         if items is None:
             known = f"SELECT client, {settings.item} AS item FROM {chosen}"
@@ -146,7 +146,8 @@ def _matrix(
         table = columns(
             con,
             f"""
-            SELECT row, number, {counts} FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
+            SELECT row, number, {counts}
+            FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
             JOIN clients USING (client) JOIN items USING (item) GROUP BY row, number""",
         )
     weight = sum(

@@ -1,17 +1,20 @@
 """What a member of the ensemble is. A new kind is one module and one line in `pipeline.KINDS`:
 
-    class MySettings(MemberSettings):                # its YAML block; everything that shapes the vectors is here
+    class MySettings(MemberSettings):   # its YAML block, with everything that shapes the vectors
         kind: Literal["mine"] = "mine"
 
     def fit(context: Context, settings: MySettings, folder: Path) -> None:
-        # learn from context.sequences(...) or context.connect(); write all that is fitted into `folder`
+        # learn from context.sequences(...) or context.connect();
+        # write all that is fitted into `folder`
 
     def embed(context: Context, settings: MySettings, folder: Path) -> UserEmbeddings:
-        # float32 vectors of those clients of `context` that have data, from what `folder` holds and nothing else
+        # float32 vectors of those clients of `context` that have data,
+        # from what `folder` holds and nothing else
 
-`embed` runs right after `fit` and, later, on another directory with new clients: there is one path for both, so a new
-client with the same events gets the same vector. A client without data for this member is left out, never a zero row:
-the ensemble imputes. Both must give the same bytes for the same seed. State is safetensors, .npy or JSON, no pickle.
+`embed` runs right after `fit` and, later, on another directory with new clients: there is one path
+for both, so a new client with the same events gets the same vector. A client without data for this
+member is left out, never a zero row: the ensemble imputes. Both must give the same bytes for the
+same seed. State is safetensors, .npy or JSON, no pickle.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
+from behavegpt import __version__
 from behavegpt.config import Settings
+from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import EventTables
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, fit_vocabularies
 from behavegpt.profiles.sequences import SequenceStore, build_store
@@ -62,7 +67,8 @@ class MemberSettings(Settings):
 
 @dataclass(frozen=True)
 class Context:
-    """What a member may use: events, whose vectors are asked for, a cache folder, seed, device (auto: GPU if any)."""
+    """What a member may use: events, whose vectors are asked for, a cache folder, seed and device
+    (auto: a GPU if there is one)."""
 
     tables: EventTables
     cache: Path
@@ -76,13 +82,19 @@ class Context:
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """DuckDB with the views `events`, `properties` and `clients` (see events.EventTables.connect)."""
+        """DuckDB with the views `events`, `properties` and `clients`, see EventTables.connect."""
         self.cache.mkdir(parents=True, exist_ok=True)
         with self.tables.connect(self.cache) as con:
             yield con
 
+    def work(self, settings: MemberSettings) -> Path:
+        """Where a member keeps what a stopped run goes on from, until it is built; its own name
+        tells data, settings and seed."""
+        key = digest(settings.shaping(), self.seed, self.tables.digest, __version__)
+        return self.cache / "unfinished" / key[:20]
+
     def vocabularies(self, settings: SequenceSettings) -> Vocabularies:
-        """Vocabularies of the declared fields, fitted on this history; to be saved with the member."""
+        """Vocabularies of the declared fields, fitted on this history; saved with the member."""
         self.cache.mkdir(parents=True, exist_ok=True)
         return fit_vocabularies(self.tables, settings, self.cache)
 
@@ -91,7 +103,8 @@ class Context:
     ) -> SequenceStore:
         """The sequence store, built once for each (data, settings, vocabularies).
 
-        `asked` leaves out clients whose vectors are not asked for, also where the settings train on all: for `embed`.
+        `asked` leaves out clients whose vectors are not asked for, also where the settings train on
+        all: for `embed`.
         """
         chosen = settings.model_copy(update={"clients": "asked"}) if asked else settings
         return build_store(self.tables, chosen, vocabularies, self.cache)

@@ -29,11 +29,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.batch import moved
 from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
-from behavegpt.io import write_json
-from behavegpt.profiles.events import EVENTS, EventName
-from behavegpt.profiles.fields import RARE, SequenceSettings, Vocabularies, parse_field
+from behavegpt.losses.base import CrossEntropy
+from behavegpt.model.chunks import Scored, chunked_loss
+from behavegpt.profiles.fields import RARE, SequenceSettings, Vocabularies
 from behavegpt.profiles.histories import (
     Body,
     Packed,
@@ -43,36 +44,22 @@ from behavegpt.profiles.histories import (
     model_names,
     pack,
 )
-from behavegpt.profiles.members import Context, MemberSettings
+from behavegpt.profiles.members import Context
+from behavegpt.profiles.networks import NetworkSettings, embed_store, fit_network, open_network
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.training import (
-    TrainingSettings,
-    embed_rows,
-    load_network,
-    save_network,
-    seeded,
-    train,
-)
+from behavegpt.profiles.training import Task, seeded
 from behavegpt.ragged import owners, ranges
 from behavegpt.user_embeddings import UserEmbeddings
 
 POOLS = {"last": last_states, "mean": mean_states}
-VOCABULARIES = "vocabularies.safetensors"
 # the first id that can be predicted: nobody is asked for padding or for what an event does not have
 CANDIDATES = RARE
 
 
-class NextEventSettings(MemberSettings):
+class NextEventSettings(NetworkSettings):
     """Which events are read, and what is predicted of the next one."""
 
     kind: Literal["next_event"] = "next_event"
-    fields: tuple[str, ...] = Field(
-        description="read and, unless `predict` says otherwise, predicted"
-    )
-    events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    clients: Literal["asked", "all"] = Field(
-        "asked", description="whose histories it is trained on"
-    )
     predict: tuple[str, ...] | None = Field(
         None, description="names of the fields to predict; all by default"
     )
@@ -83,7 +70,6 @@ class NextEventSettings(MemberSettings):
         ("last",), min_length=1, description="states that the vector holds"
     )
     shape: Shape = Shape()
-    training: TrainingSettings = TrainingSettings()
 
     @model_validator(mode="after")
     def _known(self) -> NextEventSettings:
@@ -93,10 +79,6 @@ class NextEventSettings(MemberSettings):
                 f"predict: {sorted(unknown)[0]} is not among the fields {', '.join(self.names)}"
             )
         return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(parse_field(text).name for text in self.fields)
 
     @property
     def sequence(self) -> SequenceSettings:
@@ -124,32 +106,24 @@ def fit(context: Context, settings: NextEventSettings, folder: Path) -> None:
 
     def objective(chosen: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
         packed, targets = batch(store, chosen, settings, rng)
-        loss = network(packed.to(device), {name: ids.to(device) for name, ids in targets.items()})
+        loss = network(*moved((packed, targets), device))
         return loss * len(packed.place), len(packed.place)
 
-    facts = train(
-        network, objective, rows, settings.training, context.seed, "next event", store.lengths[rows]
-    )
-    vocabularies.save(folder / VOCABULARIES)
-    save_network(network, folder)
-    write_json(folder / "training.json", facts)
+    task = Task("next event", rows, objective, store.lengths[rows])
+    fit_network(context, settings, folder, vocabularies, task, network)
 
 
 def embed(context: Context, settings: NextEventSettings, folder: Path) -> UserEmbeddings:
     """(U, C) float32 of the asked clients with an event of these types."""
-    vocabularies, device = Vocabularies.load(folder / VOCABULARIES), choose_device(context.device)
-    store = context.sequences(settings.sequence, vocabularies, asked=True)
-    network = _network(settings, vocabularies)
-    load_network(network, folder)
-    network.to(device)
+    network, store = open_network(
+        context, settings, folder, lambda known: _network(settings, known)
+    )
+    device = choose_device(context.device)
 
     def encode(rows: np.ndarray) -> Tensor:
-        return network.encode(batch(store, rows, settings)[0].to(device), settings.pool)
+        return network.encode(moved(batch(store, rows, settings)[0], device), settings.pool)
 
-    rows = np.arange(len(store.clients))
-    return UserEmbeddings(
-        store.clients, embed_rows(encode, rows, store.lengths, settings.training.batch, "embedding")
-    )
+    return embed_store(store, settings, encode)
 
 
 def batch(
@@ -252,7 +226,11 @@ def softmax_loss(x: Tensor, target: Tensor, table: Tensor, bias: Tensor, negativ
     """
     table, bias, target = table[CANDIDATES:], bias[CANDIDATES:], target - CANDIDATES
     if len(table) <= negatives:
-        return F.cross_entropy(F.linear(x, table, bias), target)
+        scored = Scored(
+            lambda part, pieces, sink: F.linear(pieces[0], table, bias), (x,), (table, bias)
+        )
+        criterion = CrossEntropy(torch.ones(len(table))).to(x.device)
+        return chunked_loss(scored, criterion, target, len(table)).total / len(x)
     drawn = torch.randperm(len(table), device=x.device)[:negatives]
     own = (x * table[target]).sum(-1, keepdim=True) + bias[target][:, None]
     others = F.linear(x, table[drawn], bias[drawn]) + math.log(len(table) / negatives)

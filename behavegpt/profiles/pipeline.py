@@ -14,7 +14,8 @@ OUT/members/NAME/              the member's vectors as an entry, float32, for th
 data OUT/members/NAME/state/        what it fitted       OUT/members/NAME/member.json   hash, time,
 memory OUT/ensembles/NAME/            entry for all clients that are asked for, float16; fitted
 state, ensemble.json OUT/alone/NAME/                the same for one member, to score it alone
-OUT/cache/                     sequence stores, shared by members; may be deleted
+OUT/cache/                     sequence stores, shared by members, and what a member that was
+stopped goes on from; may be deleted
 
 A member runs again only when its hash changes: settings that shape its vectors (weights it starts
 from by their own hash), data, seed, version of this package. A member that fails,
@@ -24,6 +25,7 @@ or lacks its library, does not lose the others' work.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -69,7 +71,7 @@ from behavegpt.profiles.ensemble import (
     write_ensemble,
 )
 from behavegpt.profiles.events import DataSettings, open_events
-from behavegpt.profiles.future import contrastive
+from behavegpt.profiles.future import contrastive, tower
 from behavegpt.profiles.future import member as future
 from behavegpt.profiles.members import Context, Kind, MemberSettings, Step
 from behavegpt.user_embeddings import UserEmbeddings
@@ -88,8 +90,8 @@ KINDS: dict[str, Kind] = {
     ),
     "handcrafted": Kind(handcrafted.HandcraftedSettings, handcrafted.fit, handcrafted.embed),
     "ials": Kind(ials.IalsSettings, ials.fit, ials.embed),
-    "contrastive": Kind(contrastive.ContrastiveSettings, contrastive.fit, contrastive.embed),
-    "future": Kind(future.FutureSettings, future.fit, future.embed),
+    "contrastive": Kind(contrastive.ContrastiveSettings, contrastive.fit, tower.embed_tower),
+    "future": Kind(future.FutureSettings, future.fit, tower.embed_tower),
     "next_event": Kind(next_event.NextEventSettings, next_event.fit, next_event.embed),
     "text": Kind(text.TextSettings, text.fit, text.embed),
 }
@@ -264,6 +266,7 @@ def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int)
         UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(
             temporary, "float32"
         )
+    shutil.rmtree(context.work(block), ignore_errors=True)
     return {
         "kind": block.kind,
         "clients": len(chosen),

@@ -25,7 +25,7 @@ import pyarrow as pa
 from behavegpt import __version__
 from behavegpt.data.buckets import ColumnWriter, smallest_dtype
 from behavegpt.io import scratch, write_json
-from behavegpt.profiles.events import EventTables, among, columns, register
+from behavegpt.profiles.events import EventTables, ask_everybody, columns, register
 from behavegpt.profiles.fields import (
     CODES,
     END,
@@ -76,31 +76,23 @@ class SequenceStore:
         earlier = np.concatenate([[0], np.cumsum(np.asarray(self.columns["time"]) < moment)])
         return self.offsets[:-1] + earlier[self.offsets[1:]] - earlier[self.offsets[:-1]]
 
-    def padded(
-        self, rows: np.ndarray, longest: int, ends: bool = True, stops: np.ndarray | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The newest events of clients `rows` (B,) as field -> ids (B, L) int64, padded at the
-        right, and lengths (B,).
+    def padded(self, rows: np.ndarray, longest: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """START, the newest events of clients `rows` (B,) and END as field -> ids (B, L) int64,
+        padded at the right, and lengths (B,), at most `longest`.
 
-        With `ends`, START and END surround the events; `longest` counts them too. `stops` (B,) are
-        the indices before which each history ends, its last event by default. A pure function: the
-        same rows give the same arrays, whatever was asked before.
+        A pure function: the same rows give the same arrays, whatever was asked before.
         """
-        stops = self.offsets[rows + 1] if stops is None else stops
-        counts = np.minimum(stops - self.offsets[rows], longest - 2 * ends)
-        width = int(counts.max(initial=0))
-        position = np.arange(width)
-        inside = position < counts[:, None]
-        index = np.where(inside, (stops - counts)[:, None] + position, 0)
+        stops = self.offsets[rows + 1]
+        counts = np.minimum(stops - self.offsets[rows], longest - 2)
+        event = np.arange(counts.max(initial=0) + 2) - 1
+        inside = (event >= 0) & (event < counts[:, None])
+        index = np.where(inside, (stops - counts)[:, None] + event, 0)
         batch = {}
         for name, column in self.columns.items():
-            ids = np.where(inside, column[index] if width else 0, PAD).astype(np.int64)
-            if ends:
-                ids = np.pad(ids, ((0, 0), (1, 1)))
-                ids[:, 0] = START
-                ids[np.arange(len(rows)), counts + 1] = END
+            ids = np.where(inside, column[index], PAD).astype(np.int64)
+            ids[:, 0], ids[np.arange(len(rows)), counts + 1] = START, END
             batch[name] = ids
-        return batch, counts + 2 * ends
+        return batch, counts + 2
 
 
 def build_store(
@@ -138,14 +130,8 @@ def _write(
     client."""
     names = [spec.name for spec in settings.specs]
     with tables.connect(folder) as con:
-        if settings.clients == "all":
-            everybody = (
-                f"SELECT DISTINCT client FROM events WHERE event IN ({among(settings.events)}) "
-                "ORDER BY client"
-            )
-            found = columns(con, everybody)["client"]
-            register(con, "clients", client=found, row=np.arange(len(found), dtype=np.uint32))
-        clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
+        everybody = settings.clients == "all"
+        clients = ask_everybody(con, settings.events) if everybody else tables.clients
         counts = _counts(con, settings, len(clients))
         kept = np.minimum(counts, settings.last or counts.max(initial=0))
         stops = np.cumsum(counts)
@@ -212,8 +198,8 @@ def _encoded(
     query = f"""
         SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
         FROM (SELECT w.row, w.client, e.moment, e.event AS kind, {", ".join(values)}
-              FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s {" ".join(joins)}
-        ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
+              FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s
+        {" ".join(joins)} ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
     for batch in con.sql(query).to_arrow_reader(BATCH):
         columns = {
             name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)

@@ -31,14 +31,12 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from behavegpt import __version__
 from behavegpt.console import progress
+from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.devices import choose_device
 from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
 from behavegpt.io import write_json
-from behavegpt.profiles.cache import digest
 from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, write_lines
-from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.features import spans
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
@@ -152,9 +150,7 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
         raise CheckpointError(
             f"{source} is not the model that the profile was made with; put that one back."
         )
-    work = (
-        context.cache / "text" / digest(settings.shaping(), context.tables.digest, __version__)[:20]
-    )
+    work = context.work(settings)
     work.mkdir(parents=True, exist_ok=True)
     with context.connect() as con:
         s = settings

@@ -1,25 +1,31 @@
 """Training of a member's network: seeded batches, early stopping on its own objective, the best
-state kept.
+state kept, checkpoints of a long run.
 
     with seeded(context.seed):
         network = MyNetwork(...).to(device)
-    facts = train(network, objective, rows, settings.training, context.seed, "week_all")
-    save_network(network, folder)
+    task = Task("week_all", rows, objective)
+    facts = train(network, task, settings.training, context.seed, context.work(settings))
 
 The paper's public code stops early by another loss than the one it trains on (its decoder runs
 freely in validation), and exports the last state of some members. Here both are the same objective,
 without dropout, on clients held out of training, and what `train` leaves in the network is the best
 state.
+
+The steps are pure functions of seed, epoch and number, but for torch's generator (dropout), whose
+state a checkpoint holds: a run that was stopped and goes on gives the bytes of one that was not.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +33,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from behavegpt.config import Settings
-from behavegpt.console import progress
+from behavegpt.console import Update, progress, say
 from behavegpt.errors import ConfigError
+from behavegpt.signals import collecting
+from behavegpt.training.checkpoint import (
+    Snapshot,
+    load_latest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from behavegpt.training.optimizer import build_optimizer, learning_rate
+from behavegpt.training.settings import TrainSettings
 
 # rows (B,), a seeded generator for what is drawn -> the sum of the batch's losses and what it is
 # divided by
@@ -36,7 +52,8 @@ Objective = Callable[[np.ndarray, np.random.Generator], tuple[Tensor, float]]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 POOL = 64  # batches among which clients of like length are brought together
-WEIGHTS = "network.safetensors"
+SAVE_EVERY = 120.0  # seconds between checkpoints: what a killed run may lose
+BEST = "best/"  # before the names of the best state in a checkpoint
 
 
 class TrainingSettings(Settings):
@@ -47,12 +64,34 @@ class TrainingSettings(Settings):
     batch: int = Field(256, ge=1, description="clients in a step")
     lr: float = Field(1e-3, gt=0, description="of AdamW, constant after the warmup")
     warmup: int = Field(0, ge=0, description="steps in which the rate grows to lr")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of matrices, not of biases and norms")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     held_out: float = Field(
         0.02, ge=0, lt=1, description="share of clients whose loss decides when to stop"
     )
     patience: int = Field(3, ge=1, description="epochs without a better loss after which it stops")
+
+
+class Task(NamedTuple):
+    """What is learned, and from which rows."""
+
+    label: str
+    rows: np.ndarray  # (N,)
+    objective: Objective
+    lengths: np.ndarray | None = None  # (N,) brings rows of like length together
+    make_optimizer: MakeOptimizer | None = None  # AdamW by default
+
+
+@dataclass
+class Progress:
+    """What a training has reached; saved in every checkpoint."""
+
+    step: int = 0  # finished optimizer steps
+    epoch_start: int = 0  # the step at which the epoch began
+    weight: float = 0.0  # of the epoch's losses so far
+    epochs: list[dict[str, float]] = field(default_factory=list)  # figures of the finished ones
+    best: float | None = None
+    best_epoch: int = 0
 
 
 @contextmanager
@@ -65,69 +104,188 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def train(
-    network: nn.Module,
-    objective: Objective,
-    rows: np.ndarray,
-    settings: TrainingSettings,
-    seed: int,
-    label: str,
-    lengths: np.ndarray | None = None,
-    make_optimizer: MakeOptimizer | None = None,
+    network: nn.Module, task: Task, settings: TrainingSettings, seed: int, work: Path | None = None
 ) -> dict[str, Any]:
-    """Train on `rows` (N,) until the objective of those held out gets no better, and leave the best
-    state in `network`.
+    """Train until the objective of the rows held out gets no better, and leave the best state in
+    `network`.
 
-    `lengths` (N,) brings clients of like length together. Returns steps, epochs, the best of them
-    and the losses of each; without held-out rows the training loss decides. Raises ConfigError when
-    the loss is no number.
+    `work`: the folder of its checkpoints, of this training alone; it goes on from what is there.
+    Without held-out rows the training loss decides. Returns steps, epochs, the best of them and the
+    losses of each. Raises ConfigError when the loss is no number, KeyboardInterrupt, once all is
+    saved, on a signal.
     """
-    fitted, held_out = _divide(len(rows), settings.held_out, seed)
-    optimizer = (
-        make_optimizer(network.parameters()) if make_optimizer else _adamw(network, settings)
-    )
-    warm = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1))
-    )
-    each = -(-len(fitted) // settings.batch)
-    total = settings.steps or each * settings.epochs
-    among = None if lengths is None else lengths[fitted]
-    history: list[dict[str, float]] = []
-    best, best_epoch, best_state, step = math.inf, 0, _copy(network), 0
-    with seeded(seed), progress(label, total) as tell:
-        while step < total and len(history) - best_epoch < settings.patience:
-            epoch = len(history)
-            network.train()
-            order = epoch_batches(len(fitted), settings.batch, seed, epoch, among)
-            summed, count = torch.zeros(()), 0.0
-            for number, batch in enumerate(islice(order, total - step)):
-                loss, weight = objective(
-                    rows[fitted[batch]], np.random.default_rng((seed, epoch, number))
-                )
-                _step(network, optimizer, loss / weight, settings.clip)
-                warm.step()
-                step, summed, count = (
-                    step + 1,
-                    summed.to(loss.device) + loss.detach(),
-                    count + weight,
-                )
-                tell(step, f"epoch {epoch + 1}")
-            facts = {"epoch": epoch + 1, "steps": step, "loss": float(summed) / count}
-            if len(held_out):
-                facts["held_out"] = mean_objective(
-                    network, objective, rows[held_out], settings.batch, seed
-                )
-            now = facts.get("held_out", facts["loss"])
-            if not math.isfinite(now):
-                raise ConfigError(
-                    f"{label}: the loss became {now} by step {step}; lower training.lr or set a "
-                    "clip."
-                )
-            history.append({name: round(value, 6) for name, value in facts.items()})
-            if now < best:
-                best, best_epoch, best_state = now, epoch + 1, _copy(network)
-    network.load_state_dict(best_state)
-    network.eval()
-    return {"steps": step, "best_epoch": best_epoch, "best": round(best, 6), "epochs": history}
+    with seeded(seed):
+        training = _Training(network, task, settings, seed, work)
+        training.restore()
+        nobody: AbstractContextManager[list[int]] = nullcontext([])
+        with (
+            nobody if work is None else collecting() as stop,
+            progress(task.label, training.steps) as tell,
+        ):
+            while training.goes_on and not stop:
+                training.epoch(tell, stop)
+            training.save_if_due(bool(stop))
+    if stop:
+        say(f"{task.label}: stopped by a signal at step {training.progress.step}; saved.")
+        signal.raise_signal(stop[0])  # whoever handles signals ends the program his way
+        raise KeyboardInterrupt
+    return training.finish()
+
+
+class _Training:
+    """A network on the way to its best state."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        settings: TrainingSettings,
+        seed: int,
+        work: Path | None,
+    ) -> None:
+        self.network, self.task, self.settings = network, task, settings
+        self.seed, self.work = seed, work
+        self.fitted, self.held_out = _divide(len(task.rows), settings.held_out, seed)
+        epoch_steps = -(-len(self.fitted) // settings.batch)
+        self.steps = settings.steps or epoch_steps * settings.epochs
+
+        self.device = next(network.parameters()).device
+        if task.make_optimizer is None:
+            fused = self.device.type in ("cpu", "cuda")
+            asked = TrainSettings(
+                lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
+            )
+            self.optimizer: torch.optim.Optimizer = build_optimizer(network, asked, fused=fused)
+        else:
+            self.optimizer = task.make_optimizer(network.parameters())
+
+        self.progress = Progress()
+        self.summed = torch.zeros((), device=self.device)  # the epoch's losses so far
+        self.best_state = _copy(network)
+        self.saved = time.monotonic()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another epoch, or the rest of one."""
+        at = self.progress
+        unfinished = at.step > at.epoch_start
+        patient = len(at.epochs) - at.best_epoch < self.settings.patience
+        return unfinished or (at.step < self.steps and patient)
+
+    def epoch(self, tell: Update, stop: list[int]) -> None:
+        """Train to the end of the epoch, or to the next step after a signal."""
+        at, number = self.progress, len(self.progress.epochs)
+        lengths = None if self.task.lengths is None else self.task.lengths[self.fitted]
+        order = epoch_batches(len(self.fitted), self.settings.batch, self.seed, number, lengths)
+        left = islice(enumerate(order), at.step - at.epoch_start, self.steps - at.epoch_start)
+        self.network.train()
+        for index, batch in left:
+            self.step(self.fitted[batch], np.random.default_rng((self.seed, number, index)))
+            tell(at.step, f"epoch {number + 1}")
+            if stop:
+                return
+            self.save_if_due()
+        self._judge()
+
+    def step(self, chosen: np.ndarray, rng: np.random.Generator) -> None:
+        """One optimizer step on the rows number `chosen` (B,)."""
+        settings, at = self.settings, self.progress
+        loss, weight = self.task.objective(self.task.rows[chosen], rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss / weight).backward()
+        if settings.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+        rate = learning_rate(
+            at.step,
+            self.steps,
+            lr=settings.lr,
+            warmup=(settings.warmup + 1) / self.steps,
+            floor=1.0,
+            schedule="constant",
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        at.step, at.weight = at.step + 1, at.weight + weight
+        self.summed += loss.detach()
+
+    def _judge(self) -> None:
+        """Note the figures of a finished epoch, and its state if it is the best. ConfigError for a
+        loss that is no number."""
+        at, task = self.progress, self.task
+        figures = {
+            "epoch": len(at.epochs) + 1,
+            "steps": at.step,
+            "loss": float(self.summed) / at.weight,
+        }
+        if len(self.held_out):
+            figures["held_out"] = mean_objective(
+                self.network,
+                task.objective,
+                task.rows[self.held_out],
+                self.settings.batch,
+                self.seed,
+            )
+        value = figures.get("held_out", figures["loss"])
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"{task.label}: the loss became {value} by step {at.step}; lower training.lr or "
+                "set a clip."
+            )
+        at.epochs.append({name: round(figure, 6) for name, figure in figures.items()})
+        if at.best is None or value < at.best:
+            at.best, at.best_epoch, self.best_state = value, len(at.epochs), _copy(self.network)
+        at.epoch_start, at.weight = at.step, 0.0
+        self.summed.zero_()
+
+    def finish(self) -> dict[str, Any]:
+        """Leave the best state in the network; what training.json tells."""
+        at = self.progress
+        self.network.load_state_dict(self.best_state)
+        self.network.eval()
+        assert at.best is not None
+        return {
+            "steps": at.step,
+            "best_epoch": at.best_epoch,
+            "best": round(at.best, 6),
+            "epochs": at.epochs,
+        }
+
+    def save_if_due(self, now: bool = False) -> None:
+        """Write a checkpoint, where there is a folder, now or if the last one is old."""
+        if self.work is None or not (now or time.monotonic() - self.saved > SAVE_EVERY):
+            return
+        beside = {f"{BEST}{name}": tensor for name, tensor in self.best_state.items()}
+        beside |= {"summed": self.summed, "random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            beside["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        snapshot = Snapshot(
+            self.progress.step,
+            self.network.state_dict(),
+            optimizer_tensors(self.optimizer, self.network),
+            beside,
+            {"progress": asdict(self.progress)},
+        )
+        save_checkpoint(self.work, snapshot, keep=1)
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from the latest checkpoint, if there is one."""
+        checkpoint = None if self.work is None else load_latest(self.work)
+        if checkpoint is None:
+            return
+        self.network.load_state_dict(checkpoint.model)
+        restore_optimizer(self.optimizer, self.network, checkpoint.optimizer)
+        self.progress = Progress(**checkpoint.trainer["progress"])
+        beside = checkpoint.loss
+        self.summed.copy_(beside["summed"])
+        self.best_state = {
+            name.removeprefix(BEST): t for name, t in beside.items() if name.startswith(BEST)
+        }
+        torch.set_rng_state(beside["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(beside["random_cuda"], self.device)
+        say(f"{self.task.label}: goes on from step {self.progress.step}")
 
 
 @torch.no_grad()
@@ -162,68 +320,11 @@ def epoch_batches(
         yield order[start : start + batch]
 
 
-@torch.no_grad()
-def embed_rows(
-    encode: Callable[[np.ndarray], Tensor],
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    batch: int,
-    label: str,
-) -> np.ndarray:
-    """Vectors (N, D) float32 of `rows` (N,) by `encode(rows) -> (B, D)`, in batches of like
-    length."""
-    # the longest first: what does not fit fails at once
-    order = np.argsort(lengths, kind="stable")[::-1]
-    vectors: np.ndarray | None = None
-    with progress(label, len(rows)) as tell:
-        for start in range(0, len(rows), batch):
-            chosen = order[start : start + batch]
-            found = encode(rows[chosen]).float().cpu().numpy()
-            if vectors is None:
-                vectors = np.empty((len(rows), found.shape[1]), np.float32)
-            vectors[chosen] = found
-            tell(start + len(chosen), "")
-    return np.zeros((0, 0), np.float32) if vectors is None else vectors
-
-
-def save_network(network: nn.Module, folder: Path) -> None:
-    """Write the weights, network.safetensors."""
-    from safetensors.torch import save_file
-
-    save_file(
-        {name: tensor.contiguous() for name, tensor in _copy(network).items()}, folder / WEIGHTS
-    )
-
-
-def load_network(network: nn.Module, folder: Path) -> None:
-    """Read what `save_network` wrote into a network of the same shape, ready to embed."""
-    from safetensors.torch import load_file
-
-    network.load_state_dict(load_file(folder / WEIGHTS))
-    network.eval()
-
-
 def _divide(size: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers below `size` that are fitted and that are held out, both ascending."""
     order = np.random.default_rng((seed, size)).permutation(size)
     held_out = min(round(size * share), size - 1)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def _step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
-    optimizer.step()
-
-
-def _adamw(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -7,8 +7,10 @@ from pathlib import Path
 import yaml
 
 from behavegpt.io import write_text
+from behavegpt.pages import environment
 from behavegpt.report.facts import (
     fact_list,
+    given_of,
     optional_json,
     pick,
     protocol_list,
@@ -16,7 +18,6 @@ from behavegpt.report.facts import (
     read_manifest,
 )
 from behavegpt.report.tables import metric_table, unseen_targets
-from behavegpt.report.templates import environment
 
 
 def write_model_card(run: Path, data: Path | None = None) -> Path:
@@ -52,6 +53,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
+            given=given_of(run),
             loss=pick(facts, "config.loss.name"),
             max_length=pick(facts, "config.model.max_length")
             or metrics.get("protocol", {}).get("max_length"),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from pathlib import Path
 
 import yaml
 
 from behavegpt import plots
 from behavegpt.io import write_text
+from behavegpt.pages import page
 from behavegpt.report.facts import (
     data_facts,
     fact_list,
+    given_of,
     optional_json,
     pick,
     protocol_list,
@@ -20,7 +21,6 @@ from behavegpt.report.facts import (
     when,
 )
 from behavegpt.report.tables import behavior_table, metric_table, unseen_targets, verdict
-from behavegpt.report.templates import TEMPLATES, environment
 
 CAPTIONS = {
     "loss.png": (
@@ -54,31 +54,26 @@ def write_report(run: Path) -> Path:
         {"uri": data_uri(path), "caption": CAPTIONS[path.name], "name": path.stem}
         for path in plots.draw_all(run)
     ]
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8").strip()
-    html = (
-        environment(html=True)
-        .get_template("report.html.j2")
-        .render(
-            name=run.resolve().name,
-            facts=fact_list(facts),
-            data=data_facts(facts),
-            run=facts,
-            finished=when(facts.get("finished")),
-            verdict=verdict(metrics["models"], metrics.get("rows")) if metrics else [],
-            table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
-            remarks=metrics.get("remarks", []),
-            rows=metrics.get("rows"),
-            calibration=metrics.get("calibration"),
-            protocol=protocol_list(metrics),
-            figures=figures,
-            behaviors=behavior_table(run),
-            examples=examples.get("examples", []),
-            config=yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True),
-            max_length=pick(facts, "config.model.max_length")
-            or metrics.get("protocol", {}).get("max_length"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    html = page(
+        "report",
+        name=run.resolve().name,
+        facts=fact_list(facts),
+        data=data_facts(facts),
+        run=facts,
+        finished=when(facts.get("finished")),
+        verdict=verdict(metrics["models"], metrics.get("rows")) if metrics else [],
+        table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
+        remarks=metrics.get("remarks", []),
+        rows=metrics.get("rows"),
+        calibration=metrics.get("calibration"),
+        protocol=protocol_list(metrics),
+        given=given_of(run),
+        figures=figures,
+        behaviors=behavior_table(run),
+        examples=examples.get("examples", []),
+        config=yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True),
+        max_length=pick(facts, "config.model.max_length")
+        or metrics.get("protocol", {}).get("max_length"),
     )
     write_text(run / "report.html", html)
     return run / "report.html"

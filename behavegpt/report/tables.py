@@ -139,7 +139,7 @@ def _behavior(
 
 def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
     """What the figures say, in sentences: how often ours is right, and whether it beats the best
-    count."""
+    of the others."""
     ours = models.get(MODEL)
     if ours is None or not is_number(ours.get("rec_w")):
         return []
@@ -158,15 +158,16 @@ def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - max(m["rec_w"] for m in others.values())) < 2 * spread:
         said.append(
-            f"With {rows:,} events a difference of less than {2 * spread:.1%} overall may be chance."
+            f"With {rows:,} events a difference of less than {2 * spread:.1%} overall may be "
+            "chance."
         )
     return said
 
 
 def _compared(what: str, ours: float, theirs: float, name: str) -> str:
-    """One sentence: ours against the best of the counts."""
+    """One sentence: ours against the best of the others."""
     if ours == theirs:
-        return f"{what} it is level with the best count ({name}, {theirs:.1%})."
+        return f"{what} it is level with the best other ({name}, {theirs:.1%})."
     where = "ahead of" if ours > theirs else "behind"
     share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""
-    return f"{what} it is {where} the best count{share} ({ours:.1%} against {theirs:.1%}, {name})."
+    return f"{what} it is {where} the best other{share} ({ours:.1%} against {theirs:.1%}, {name})."

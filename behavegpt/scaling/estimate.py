@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from behavegpt.data.given import in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
@@ -17,7 +18,6 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.pretrain import PretrainSettings, model_config
 from behavegpt.scaling.ladder import Task, memory
 from behavegpt.scaling.settings import Job, SweepSettings, list_jobs, run_settings
-from behavegpt.training.evaluate import to_device
 from behavegpt.training.optimizer import build_optimizer
 from behavegpt.training.setup import training_batches
 
@@ -117,22 +117,20 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
     optimizer = build_optimizer(model, train, fused=True)
-    model.counts = count_store(store) if config.memory else None
+    given = in_order(config.given or ())
+    model.counts = count_store(store, given) if config.memory else None
     batches = training_batches(store, config, train, model.counts)
     events, began = 0.0, 0.0
     for step in range(1, 100):
         if step == 2:
             events, began = 0.0, time.perf_counter()
         for batch in batches.micro_batches(step):
-            moved = to_device(batch, device)
+            moved = batch.to(device)
             output = model(
-                **moved.inputs,
-                document=moved.document,
-                position=moved.position,
+                **moved.arguments,
                 labels=moved.target,
                 criterion=criterion,
                 next_fields=moved.next_fields,
-                memory=moved.memory,
             )
             (output.loss + output.side_loss).backward()
             optimizer.step()

@@ -1,4 +1,5 @@
-"""The HTTP service: POST to what `endpoints.py` lists; GET /health, /metrics, /v1/model, /docs.
+"""The HTTP service: POST to what `endpoints.py` lists; GET / (a playground), /docs, /health,
+/metrics, /v1/model, /v1/labels.
 
 Errors are JSON: {"error": {"type", "message"}}. 400 no JSON, 408 too slow a body, 413 too long, 415
 not plain JSON, 422 what the model cannot use, with the message of the command line, 503 too busy,
@@ -24,7 +25,7 @@ from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
 from behavegpt.serving.endpoints import ENDPOINTS, Counted
-from behavegpt.serving.errors import Late, Refused, add_errors
+from behavegpt.serving.errors import Late, add_errors
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
@@ -58,9 +59,7 @@ class Service:
 
     def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
         self.predictor, self.settings, self.numbers = predictor, settings, Numbers()
-        self.users = (
-            Users(predictor, settings) if isinstance(predictor, UniversalPredictor) else None
-        )
+        self.users = Users(predictor, settings)
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
         self.quick, self.long = (
             Batcher(
@@ -133,23 +132,17 @@ class Service:
         answers: Sequence[Any] = []
         if asked:
             answers = answer_all(self.predictor, asked, interrupt)
-        elif self.users is not None:
+        else:
             answers = self.users.answer_all(about, interrupt)
         users = sum(len(request.users) for request in asked) + len(about)
         self.numbers.batch(users, time.perf_counter() - began)
         return answers
 
     def _named(self, request: AnyRequest, http: HttpRequest) -> Request | UserRequest:
-        """The request, with the user of its path. Raises Refused where the model has no states."""
+        """The request, with the user of its path."""
         if isinstance(request, Request):
             return request
         assert isinstance(request, UserRequest)
-        if self.users is None:
-            text = (
-                "a trained model reads whole histories; states of users are the universal "
-                "model's: serve universal."
-            )
-            raise Refused(404, "NotFound", text)
         return request.of(http.path_params["id"])
 
 
@@ -176,7 +169,7 @@ def make_app(predictor: AnyPredictor, settings: ServeSettings) -> FastAPI:
     for path, kind in ENDPOINTS.items():
         _add_endpoint(app, service, path, kind)
     _add_facts(app, service)
-    add_pages(app, settings, ENDPOINTS)
+    add_pages(app, settings, ENDPOINTS, predictor.tokenizer)
     return app
 
 
@@ -199,11 +192,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Any:
-        held = (
-            {}
-            if service.users is None
-            else {"users": len(service.users), "state_bytes": service.users.nbytes}
-        )
+        held = {"users": len(service.users), "state_bytes": service.users.nbytes}
         return {"status": "ok", "waiting": service.waiting} | held
 
     @app.get("/metrics")
@@ -218,6 +207,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
             "behaviors": predictor.tokenizer.behaviors.classes,
+            "given": list(predictor.given),
             **_shape(predictor),
             "limits": service.settings.model_dump(),
         }

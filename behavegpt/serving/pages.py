@@ -1,5 +1,5 @@
-"""/docs as one plain page that needs no other server, and what /openapi.json says of the
-endpoints."""
+"""/ is a playground, /docs one plain page; neither needs another server. What /openapi.json says of
+the endpoints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.pages import page
 from behavegpt.serving.requests import ServeSettings
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>BehaveGPT</title>
@@ -27,6 +29,7 @@ Errors are <code>{{"error": {{"type": "...", "message": "..."}}}}</code>.</p>
 <h2>Limits of this service</h2>
 <table><tr><th>setting</th><th>value</th><th></th></tr>{limits}</table></html>
 """
+LABELS = 200  # of each column, offered while typing
 EXAMPLES = {
     "users": '{"users": [{"id": "7", "events": [{"COLUMN": "VALUE"}]}]}',
     "events": '{"events": [{"COLUMN": "VALUE"}]}',
@@ -35,10 +38,13 @@ EXAMPLES = {
 
 
 def add_pages(
-    app: FastAPI, settings: ServeSettings, endpoints: Mapping[str, type[BaseModel]]
+    app: FastAPI,
+    settings: ServeSettings,
+    endpoints: Mapping[str, type[BaseModel]],
+    tokenizer: EventTokenizer,
 ) -> None:
-    """GET /docs; app.openapi's components for the requests."""
-    page = _page(settings, endpoints)
+    """GET /, /docs and /v1/labels; app.openapi's components for the requests."""
+    text, playground = _page(settings, endpoints), page("playground")
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -53,7 +59,24 @@ def add_pages(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(page)
+        return HTMLResponse(text)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return HTMLResponse(playground)
+
+    @app.get("/v1/labels", summary="The most frequent labels of each column, by its role.")
+    async def labels() -> Any:
+        return {"labels": frequent_labels(tokenizer)}
+
+
+def frequent_labels(tokenizer: EventTokenizer, most: int = LABELS) -> dict[str, list[str]]:
+    """Role -> at most `most` labels of the column, the most frequent in training first."""
+    return {
+        role: tokenizer.vocabulary[role].values[:most].to_pylist()
+        for role in tokenizer.event_schema.label_columns
+        if role in tokenizer.vocabulary
+    }
 
 
 def request_schema(path: str, kind: type[BaseModel]) -> dict[str, Any]:

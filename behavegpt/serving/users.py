@@ -6,16 +6,23 @@ States are changed by one thread, the one of the short requests, in the order of
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.user_state import UserState
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, ConfigError
+from behavegpt.serving.answers import AnyPredictor
 from behavegpt.serving.errors import Refused
-from behavegpt.serving.requests import EventsRequest, ServeSettings, StateRequest, UserRequest
-from behavegpt.universal.state import UserState
-from behavegpt.zero_shot import UniversalPredictor
+from behavegpt.serving.requests import (
+    EventsRequest,
+    ServeSettings,
+    StateRequest,
+    UserRequest,
+    Value,
+)
 
 MOST_DROPPED = 100_000  # users of whom it is remembered that their state was dropped
 Answer = dict[str, Any]
@@ -26,14 +33,14 @@ class Held:
     """A state in memory."""
 
     state: UserState
-    changed: bool = False  # beyond what the counted log knows
+    changed: bool = False  # beyond what the predictor knows
     nbytes: int = 0
 
 
 class Users:
     """States by user, the least recently used first; beyond `state_bytes` those are dropped."""
 
-    def __init__(self, predictor: UniversalPredictor, settings: ServeSettings) -> None:
+    def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
         self._predictor, self._settings = predictor, settings
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._dropped: OrderedDict[str, None] = OrderedDict()
@@ -43,12 +50,12 @@ class Users:
         return len(self._held)
 
     def states(self) -> Iterator[UserState]:
-        """Those that are held, and those of the counted log that are as it tells them."""
+        """Those that are held, and those that are as the predictor knows them."""
         for held in self._held.values():
             yield held.state
         known = (
             user
-            for user in self._predictor.log.users
+            for user in self._predictor.users
             if user not in self._held and user not in self._dropped
         )
         yield from map(self._predictor.state, known)
@@ -57,31 +64,48 @@ class Users:
         self, requests: Sequence[UserRequest], interrupt: Callable[[], None] = lambda: None
     ) -> list[Answer | Exception]:
         """An answer, or the error to tell, for each request, in their order."""
-        answers: list[Answer | Exception] = []
-        for request in requests:
+        interrupt()
+        read = self._read_ahead(requests)
+        answers: dict[int, Answer | Exception] = {}
+        asked: dict[int, tuple[StateRequest, UserState]] = {}  # predicted together
+        for number, request in enumerate(requests):
             interrupt()
             try:
-                answers.append(self._answer(request))
+                if isinstance(request, EventsRequest):
+                    if any(state.user == request.user for _, state in asked.values()):
+                        answers |= self._predict(asked, interrupt)
+                        asked = {}
+                    answers[number] = self._take(request, read.get(number))
+                elif isinstance(request, StateRequest):
+                    asked[number] = (request, self._state(request))
             except (BehaveGPTError, Refused) as error:
-                answers.append(error)
-        return answers
+                answers[number] = error
+        answers |= self._predict(asked, interrupt)
+        return [answers[number] for number in range(len(requests))]
 
-    def _answer(self, request: UserRequest) -> Answer:
-        if isinstance(request, EventsRequest):
-            return self._take(request)
-        assert isinstance(request, StateRequest)
-        return self._predict(request)
+    def _read_ahead(self, requests: Sequence[UserRequest]) -> dict[int, EncodedHistories]:
+        """The events of requests by number, as far as they can be read together."""
+        first: dict[str, int] = {}
+        asked: dict[str, list[dict[str, Any]]] = {}
+        for number, request in enumerate(requests):
+            if isinstance(request, EventsRequest) and request.user not in first:
+                first[request.user], asked[request.user] = number, request.events
+        if len(first) < 2:
+            return {}
+        found = self._predictor.users.read_together(asked)
+        return {first[user]: encoded for user, encoded in found.items()}
 
-    def _take(self, request: EventsRequest) -> Answer:
+    def _take(self, request: EventsRequest, encoded: EncodedHistories | None) -> Answer:
         """Take up events, all of them or none."""
         user = request.user
-        log = self._predictor.log
+        known = self._predictor.users
         if request.new or self._is_unknown(user):
             held = Held(self._predictor.state(user, new=True))
         else:
             held = self._find(user)
-        encoded = log.encode_of_user(user, request.events)
-        log.update(held.state, encoded)
+        if encoded is None:
+            encoded = known.read(user, request.events)
+        known.take_up(held.state, encoded)
         held.changed = True
         self._hold(user, held)
         unknown = {
@@ -93,7 +117,8 @@ class Users:
             "rejected": {},
         }
 
-    def _predict(self, request: StateRequest) -> Answer:
+    def _state(self, request: StateRequest) -> UserState:
+        """The state that is asked about. Raises Refused for a user who is not known."""
         user = request.user
         if self._is_unknown(user):
             raise Refused(
@@ -104,21 +129,42 @@ class Users:
             )
         held = self._find(user)
         self._hold(user, held)
-        found = self._predictor.predict(
-            held.state, request.top_k, request.prior_correction, thresholds=request.thresholds
-        )
-        behaviors = [
-            {"behavior": label, "probability": probability}
-            for label, probability in zip(
-                found.labels[0].tolist(), found.probabilities[0].tolist(), strict=True
-            )
-        ]
-        told = {"id": user, "events": held.state.events, "behaviors": behaviors}
-        return {"users": [told], "unknown": {}, "rejected": {}}
+        return held.state
+
+    def _predict(
+        self, asked: Mapping[int, tuple[StateRequest, UserState]], interrupt: Callable[[], None]
+    ) -> dict[int, Answer | Exception]:
+        """Answers by number, those with equal options together."""
+        alike: dict[tuple[int, float, bool, Value, Value], list[int]] = {}
+        for number, (request, _) in asked.items():
+            options = (request.top_k, request.prior_correction, request.thresholds)
+            alike.setdefault((*options, request.at, request.location), []).append(number)
+        answers: dict[int, Answer | Exception] = {}
+        for (top_k, correction, thresholds, at, location), numbers in alike.items():
+            states = [asked[number][1] for number in numbers]
+            try:
+                found = self._predictor.predict(
+                    states,
+                    top_k,
+                    correction,
+                    thresholds=thresholds,
+                    interrupt=interrupt,
+                    at=at,
+                    location=location,
+                )
+            except BehaveGPTError as error:
+                answers |= dict.fromkeys(numbers, error)
+                continue
+            chances = zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
+            for number, state, told in zip(numbers, states, chances, strict=True):
+                answers[number] = _told(state, *told)
+        return answers
 
     def _is_unknown(self, user: str) -> bool:
         return (
-            user not in self._held and user not in self._dropped and user not in self._predictor.log
+            user not in self._held
+            and user not in self._dropped
+            and user not in self._predictor.users
         )
 
     def _find(self, user: str) -> Held:
@@ -146,7 +192,7 @@ class Users:
         while self.nbytes > self._settings.state_bytes:
             other, gone = self._held.popitem(last=False)
             self.nbytes -= gone.nbytes
-            if gone.changed:  # else the counted log has it
+            if gone.changed:  # else the predictor has it
                 self._dropped[other] = None
                 while len(self._dropped) > MOST_DROPPED:
                     self._dropped.popitem(last=False)
@@ -155,3 +201,12 @@ class Users:
                 f"the state of user {user[:100]!r} takes {held.nbytes} bytes; this service holds "
                 f"{self._settings.state_bytes} in all."
             )
+
+
+def _told(state: UserState, labels: list[str], probabilities: list[float]) -> Answer:
+    behaviors = [
+        {"behavior": label, "probability": probability}
+        for label, probability in zip(labels, probabilities, strict=True)
+    ]
+    told = {"id": state.user, "events": state.events, "behaviors": behaviors}
+    return {"users": [told], "unknown": {}, "rejected": {}}

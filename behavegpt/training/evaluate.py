@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -52,17 +52,35 @@ def score(
         rows_per_batch=max(1, positions // row_length_for(config.max_length)),
         fields=config.columns,
         counts=model.counts,
+        given=tuple(config.given or ()),
         share=share,
     )
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            moved = to_device(batch, device)
+            moved = batch.to(device)
             wanted = moved.target != IGNORED
             with autocast(device, precision):
                 output = model(**moved.arguments, select=wanted)
             yield ScoredBatch(output.logits.float(), moved.target[wanted], moved.row[wanted])
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def hidden_states(
+    model: Any, batches: Iterable[PackedBatch]
+) -> Iterator[tuple[PackedBatch, torch.Tensor]]:
+    """Each batch on the model's device, and the encoder's states (B, R, C) of it, in evaluation
+    mode; the mode is restored after."""
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            moved = batch.to(model.device)
+            layout = {"document": moved.document, "position": moved.position}
+            yield moved, model.model(**moved.inputs, **layout).last_hidden_state
     finally:
         model.train(was_training)
 
@@ -115,24 +133,3 @@ def evaluate(
     rows = target_rows(store, split)
     assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"
     return metrics, float(loss[0] / loss[1].clamp(min=1))
-
-
-def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """The batch on a device."""
-    if device.type == "cpu":
-        return batch
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    return PackedBatch(
-        inputs={name: moved(ids) for name, ids in batch.inputs.items()},
-        document=moved(batch.document),
-        position=moved(batch.position),
-        target=moved(batch.target),
-        row=moved(batch.row),
-        next_fields={name: moved(ids) for name, ids in batch.next_fields.items()},
-        memory=None
-        if batch.memory is None
-        else {name: moved(values) for name, values in batch.memory.items()},
-    )

@@ -42,7 +42,7 @@ from behavegpt.training.checkpoint import (
     save_sharded,
     tidy,
 )
-from behavegpt.training.evaluate import evaluate, to_device
+from behavegpt.training.evaluate import evaluate
 from behavegpt.training.memory import keep_freed_memory
 from behavegpt.training.optimizer import build_optimizer, learning_rate
 from behavegpt.training.progress import FIGURES, Progress
@@ -225,7 +225,7 @@ class Trainer:
         ranks."""
         accelerator, device = self.accelerator, self.accelerator.device
         rank, world = accelerator.process_index, accelerator.num_processes
-        micro = [to_device(batch, device) for batch in self._micro_batches(step)]
+        micro = [batch.to(device) for batch in self._micro_batches(step)]
         normalizer, targets = self._sum(self._mass(micro)).clamp(min=1e-12)
         statistics = torch.zeros(2, len(self.batches.store.behaviors.counts), device=device)
         total = torch.zeros((), device=device)

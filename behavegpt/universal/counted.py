@@ -3,14 +3,12 @@ of its users.
 
 FOLDER/preprocessor_config.json   columns and labels
 FOLDER/tables.safetensors         the global tables, and the shares of the experts in their mixture
-FOLDER/users.*                    states, see `state.py`
+FOLDER/users.*                    states, see `data/state_files.py`
 """
 
 from __future__ import annotations
 
 import collections
-import datetime
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,22 +22,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.events import read_events
-from behavegpt.data.histories import encode_histories
-from behavegpt.data.memory_tables import Columns, Tables, memory_columns
-from behavegpt.data.rows import read_rows
+from behavegpt.data.given import GIVEN, Moment, check_schema, moved
+from behavegpt.data.memory_counts import Counts
+from behavegpt.data.memory_tables import FOLDS, Columns, Tables, memory_columns
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.state_files import REMEDY, KeptStates, read_states, write_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.user_state import StatesOfHistories, StateSpec, UserState, identity
+from behavegpt.data.users import Users
 from behavegpt.data.vocabulary import Vocabulary
-from behavegpt.errors import CheckpointError, DataError
+from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.universal.reader import MemoryBatch, MemoryReader, make_reader
-from behavegpt.universal.state import (
-    REMEDY,
-    KeptStates,
-    UserState,
-    new_state,
-    read_states,
-    write_states,
-)
 
 TABLES = "tables.safetensors"
 NO_COLUMNS = Columns(
@@ -68,10 +61,33 @@ class CountedLog:
     shares: np.ndarray  # (B, J) float32
     histories: EncodedHistories | None = None
     kept: Mapping[str, UserState] = field(default_factory=dict)
+    given: tuple[str, ...] = ()  # of the event that is predicted
 
-    def asked(self, encoded: EncodedHistories) -> Asked:
-        """Ask about histories."""
-        reader = self._reader(self._columns(encoded), encoded.offsets)
+    def knowing(self, given: tuple[str, ...]) -> CountedLog:
+        """The log with other tables: those of models that are `given` something of the event that
+        they predict.
+
+        Raises ConfigError for a saved log, which has no histories to count again, and for places
+        where there are none.
+        """
+        if given == self.given:
+            return self
+        if self.histories is None:
+            known = " and ".join(self.given) or "nothing"
+            raise ConfigError(
+                f"this folder was counted with {known} given of the event that is predicted, and "
+                f"states cannot be counted again; count the log with given={list(given)} "
+                "(behavegpt predict universal LOG --at TIME [--location-now PLACE] --save FOLDER)."
+            )
+        check_schema(given, self.tokenizer.event_schema)
+        return _count(self.tokenizer, self.histories, given)
+
+    def asked(self, encoded: EncodedHistories, moments: Moment | None = None) -> Asked:
+        """Ask about histories (U,); `moments`: the fields that are given of what follows each."""
+        columns: Mapping[str, np.ndarray] = encoded.columns
+        if self.given:
+            columns = moved(columns, encoded.offsets, self.given, moments)
+        reader = self._reader(self._columns(columns), encoded.offsets)
 
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
             for batch in reader.batches(encoded.offsets[1:] - 1):
@@ -82,129 +98,55 @@ class CountedLog:
 
         return Asked(encoded.users, batches, encoded.unknown, encoded.rejected)
 
-    def asked_of_states(self, states: Sequence[UserState]) -> Asked:
-        """Ask about states."""
+    def asked_of_states(self, states: Sequence[UserState], moments: Moment | None = None) -> Asked:
+        """Ask about states (U,); `moments`: the fields that are given of what follows each."""
+        self.spec.check(states)
         reader = self._reader(NO_COLUMNS, np.zeros(1, np.int64))
+        told = self.spec.moments(moments, len(states))
 
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
-            for batch in reader.batches_of_pasts([state.past for state in states]):
+            pasts = [state.past for state in states if state.past is not None]
+            for batch in reader.batches_of_pasts(pasts, told):
                 interrupt()
                 yield batch
 
         return Asked(pa.array([state.user for state in states], pa.string()), batches)
 
-    def everyone(self) -> Asked:
+    def everyone(self, moments: Moment | None = None) -> Asked:
         """Ask about all users of the log."""
-        return (
-            self.asked(self.histories)
-            if self.histories is not None
-            else self.asked_of_states(list(self.states()))
-        )
+        if self.histories is not None:
+            return self.asked(self.histories, moments)
+        return self.asked_of_states(list(self.users.values()), moments)
 
-    def states(self) -> Iterator[UserState]:
-        """The states of all users of the log."""
-        return (self.state(user) for user in self.users)
+    @cached_property
+    def users(self) -> Users:
+        """The users of the log, with their states."""
+        if self.histories is None:
+            return Users(self.tokenizer, self.spec, self.kept)
+        return Users(self.tokenizer, self.spec, StatesOfHistories(self.spec, self.histories))
 
-    @property
-    def users(self) -> list[str]:
-        """Names of all users."""
-        return list(self.kept) if self.histories is None else list(self._places)
-
-    def __contains__(self, user: str) -> bool:
-        return user in self.kept or user in self._places
-
-    def state(self, user: str) -> UserState:
-        """The state of a user of the log. Raises DataError for any other."""
-        if user in self.kept:
-            return self.kept[user]
-        place = self._places.get(user)
-        if place is None or self.histories is None:
-            raise DataError(
-                f"no user {user[:100]!r} in the counted log; state(..., new=True) is that of a "
-                "user without events."
-            )
-        begin, end = self.histories.offsets[place : place + 2]
-        state = new_state(user, int(end - begin))
-        state.take_up(
-            self.tables, Columns(*(column[begin:end] for column in self._history_columns))
-        )
-        return state
-
-    def update(self, state: UserState, encoded: EncodedHistories) -> None:
-        """Take up the events of one user, later than all that the state knows. Raises DataError."""
-        first = int(encoded.columns["time"][0])
-        if state.time is not None and first < state.time:
-            before = datetime.datetime.fromtimestamp(first, datetime.UTC).isoformat()
-            last = datetime.datetime.fromtimestamp(state.time, datetime.UTC).isoformat()
-            raise DataError(
-                f"user {state.user[:100]!r}: an event at {before} comes after one at {last}; a "
-                "state takes events in their order, so read the user's whole history again."
-            )
-        state.take_up(self.tables, self._columns(encoded))
-
-    def encode_of_user(self, user: str, events: Any) -> EncodedHistories:
-        """Events of one user in ids: one mapping of values, a list of them, or a table. Raises
-        DataError."""
-        if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
-            events = [events]
-        if not isinstance(events, (list, tuple)):
-            return self._alone(user, encode_histories(self.tokenizer, events))
-        other = next((row for row in events if not isinstance(row, Mapping)), None)
-        if other is not None or not events:
-            what = "no event" if other is None else f"a {type(other).__name__}"
-            raise DataError(f"{what} to take up; write each event as a mapping of its columns.")
-        schema = self.tokenizer.event_schema
-        names = dict.fromkeys(name for row in events for name in row)
-        columns = {str(name): [row.get(name) for row in events] for name in names}
-        named = {str(value) for value in columns.get(schema.user, ()) if value is not None} - {user}
-        if named:
-            raise DataError(f"events of {min(named)[:100]!r} for the state of user {user[:100]!r}.")
-        columns[schema.user] = [user or "0"] * len(events)
-        read = read_rows(columns, schema)
-        encoded = (
-            self.tokenizer.by_name().encode(columns)
-            if read is None
-            else self.tokenizer.encode_table(read)
-        )
-        return self._alone(user, encoded)
-
-    def _alone(self, user: str, encoded: EncodedHistories) -> EncodedHistories:
-        if encoded.rejected or len(encoded.users) != 1:
-            reasons = ", ".join(
-                f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items()
-            )
-            raise DataError(
-                f"user {user[:100]!r}: events that cannot be used "
-                f"({reasons or 'of several users'})."
-            )
-        return encoded
+    @cached_property
+    def spec(self) -> StateSpec:
+        """What a state holds: the counts alone; its experts are judged by what all tables say."""
+        slot_minutes = self.tokenizer.event_schema.slot_minutes
+        edges = np.zeros(FOLDS, np.int64)
+        counts = Counts(self.tables, self.shares, edges, slot_minutes, self.given)
+        text = " ".join([self.tokenizer.hash, *self.given])
+        return StateSpec(identity(text, self.tables), counts)
 
     def _reader(self, columns: Columns, offsets: np.ndarray) -> MemoryReader:
         return MemoryReader(columns, offsets, self.tables, self.shares)
 
-    def _columns(self, encoded: EncodedHistories) -> Columns:
-        return memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
-
-    @cached_property
-    def _history_columns(self) -> Columns:
-        return NO_COLUMNS if self.histories is None else self._columns(self.histories)
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        users = [] if self.histories is None else self.histories.users.to_pylist()
-        return {user: place for place, user in enumerate(users)}
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of labels and tables, to which states belong."""
-        digest = hashlib.sha256(self.tokenizer.hash.encode())
-        for array in self.tables:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+    def _columns(self, columns: Mapping[str, np.ndarray]) -> Columns:
+        return memory_columns(columns, self.tokenizer.event_schema.slot_minutes)
 
 
-def count_log(logs: Any, schema: EventSchema) -> CountedLog:
-    """Count a log, all of it past. Raises DataError when no event is usable."""
+def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> CountedLog:
+    """Count a log, all of it past; `given`: what is known of the event that is predicted.
+
+    Raises DataError when no event is usable, ConfigError for places where there are none.
+    """
+    check_schema(given, schema)
     read = read_events(logs, schema)
     rejected = collections.Counter(read.rejects["reason"].to_pylist())
     if not len(read.table):
@@ -215,18 +157,23 @@ def count_log(logs: Any, schema: EventSchema) -> CountedLog:
         counts = pc.value_counts(read.table[name].drop_null().combine_chunks())
         vocabulary[name] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
     tokenizer = EventTokenizer(schema, vocabulary)
-    encoded = tokenizer.encode_table(read.table, rejected)
-    columns = memory_columns(encoded.columns, schema.slot_minutes)
+    return _count(tokenizer, tokenizer.encode_table(read.table, rejected), given)
+
+
+def _count(
+    tokenizer: EventTokenizer, encoded: EncodedHistories, given: tuple[str, ...]
+) -> CountedLog:
+    columns = memory_columns(encoded.columns, tokenizer.event_schema.slot_minutes)
     used = np.ones(len(columns.time), bool)
-    reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes)
-    return CountedLog(tokenizer, reader.tables, reader.shares, encoded)
+    reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes, given)
+    return CountedLog(tokenizer, reader.tables, reader.shares, encoded, given=given)
 
 
 def write_counted(log: CountedLog, folder: Path, states: Iterable[UserState]) -> None:
     """Write labels, tables and states into a folder that is sealed afterwards."""
     log.tokenizer.save(folder)
     save_file({name: np.ascontiguousarray(a) for name, a in _arrays(log).items()}, folder / TABLES)
-    write_states(folder, list(states), log.hash)
+    write_states(folder, list(states), log.spec)
 
 
 def is_counted(folder: Path) -> bool:
@@ -240,16 +187,17 @@ def read_counted(folder: Path) -> CountedLog:
         tokenizer = EventTokenizer.from_pretrained(str(folder))
         arrays = {name: array.copy() for name, array in load_file(folder / TABLES).items()}
         shares = arrays.pop("shares")
-        log = CountedLog(tokenizer, Tables(**arrays), shares)
+        known = arrays.pop("given", np.zeros(len(GIVEN), bool))
+        given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
+        log = CountedLog(tokenizer, Tables(**arrays), shares, given=given)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no counted log ({error}); {REMEDY}.") from None
-    kept: KeptStates = read_states(folder, log.hash)
-    return CountedLog(tokenizer, log.tables, shares, kept=kept)
+    kept: KeptStates = read_states(folder, log.spec)
+    return CountedLog(tokenizer, log.tables, shares, kept=kept, given=given)
 
 
 def _arrays(log: CountedLog) -> dict[str, np.ndarray]:
-    return log.tables._asdict() | {"shares": log.shares}
-
-
-def _is_column(value: Any) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+    arrays = log.tables._asdict() | {"shares": log.shares}
+    if log.given:
+        arrays["given"] = np.array([name in log.given for name in GIVEN])
+    return arrays

@@ -192,7 +192,7 @@ def test_the_papers_rows():
 
 def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
     """Also where the logits come in chunks, which differentiate by hand."""
-    import behavegpt.model.head_loss as head_loss
+    from behavegpt.model import chunks
 
     works = dict.fromkeys(("all", "new"))
     for rows in works:
@@ -210,9 +210,9 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
         LossSettings(name="cross_entropy"), torch.tensor(whole.store.behaviors.counts)
     )
     found = []
-    chunks = dict(head_loss.CHUNK_ELEMENTS)
-    for elements in (chunks, {"cpu": 64, "cuda": 64}):
-        head_loss.CHUNK_ELEMENTS.update(elements)
+    before = dict(chunks.CHUNK_ELEMENTS)
+    for elements in (before, {"cpu": 64, "cuda": 64}):
+        chunks.CHUNK_ELEMENTS.update(elements)
         for work in (whole, part):
             work.model.zero_grad()
             out = work.model(
@@ -231,7 +231,7 @@ def test_gradients_of_new_rows_are_those_of_the_whole_tensor(settings_for):
             gradient = getattr(whole.model.get_submodule(module), name).grad[new[0].index]
             torch.testing.assert_close(new.original.grad, gradient, rtol=1e-5, atol=1e-6)
             found.append(float(gradient.abs().sum()))
-    head_loss.CHUNK_ELEMENTS.update(chunks)
+    chunks.CHUNK_ELEMENTS.update(before)
     assert min(found) > 0
     # event, location, projection x 2, next event x 2
     assert sum(p.requires_grad for p in part.model.parameters()) == 6

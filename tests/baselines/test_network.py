@@ -10,14 +10,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification
 
-from behavegpt.baselines import network
 from behavegpt.baselines.architectures import ARCHITECTURES, baseline_config
 from behavegpt.baselines.network import BaselineForBehaviorPrediction, BaselineModel, start_baseline
 from behavegpt.batch import IGNORED
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError
 from behavegpt.losses import LossSettings, build_loss
-from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, EventCache
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, EventCache, chunks
 from behavegpt.model.size import count_parameters
 from behavegpt.training.model_folder import open_model, save_model
 from tests.baselines.makers import FREE, SHAPE, STORES, histories, make, packed
@@ -207,7 +206,7 @@ def test_a_loss_in_pieces_equals_the_whole(build, variant, monkeypatch):
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()
-    monkeypatch.setattr(network, "LOGITS", 7 * classes)
+    monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", 7 * classes)
     pieces, found = run()
     torch.testing.assert_close(pieces.loss, whole.loss)
     torch.testing.assert_close(pieces.class_loss, whole.class_loss)

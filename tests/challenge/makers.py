@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from behavegpt.challenge.files import EVENTS
+from behavegpt.datasets.challenge_files import EVENTS, ITEMS
 
 PEAK = """
 import re, sys
@@ -40,7 +40,7 @@ def make_directory(
     midnight = (end - pd.Timedelta(days=27)).floor("D")
     for folder in ("input", "target"):
         (path / folder).mkdir(parents=True)
-    for event, column in EVENTS.items():
+    for event, column in ITEMS.items():
         rows = 40 * clients if event == "page_visit" else 12 * clients
         seconds = rng.integers(-60 * 86_400, 0 if event == "product_buy" else 86_400, rows)
         moments = (end + pd.to_timedelta(seconds, unit="s")).floor("s")

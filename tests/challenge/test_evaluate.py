@@ -20,13 +20,13 @@ from torchmetrics import AUROC
 from behavegpt.challenge import evaluate as module
 from behavegpt.challenge import network
 from behavegpt.challenge.evaluate import evaluate, seeds_from
-from behavegpt.challenge.files import open_directory
 from behavegpt.challenge.fit import train_and_score
 from behavegpt.challenge.leaderboard import read_result
 from behavegpt.challenge.scores import floors
 from behavegpt.challenge.split import split
 from behavegpt.challenge.targets import Targets, load_targets
 from behavegpt.cli import main
+from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.devices import default_devices
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.user_embeddings import UserEmbeddings

@@ -14,9 +14,9 @@ import pytest
 
 from behavegpt.challenge import split as module
 from behavegpt.challenge import tables
-from behavegpt.challenge.files import EVENTS, open_directory
 from behavegpt.challenge.split import boundaries, split
 from behavegpt.cli import main
+from behavegpt.datasets.challenge_files import EVENTS, open_directory
 from behavegpt.errors import ConfigError, DataError
 from tests.challenge.makers import make_directory, peak_of_command, split_by_pandas
 

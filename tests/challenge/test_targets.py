@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from behavegpt.challenge.files import WINDOWS, open_directory
 from behavegpt.challenge.split import split
 from behavegpt.challenge.targets import (
     OPEN_TASKS,
@@ -20,6 +19,7 @@ from behavegpt.challenge.targets import (
     write_targets,
 )
 from behavegpt.cli import main
+from behavegpt.datasets.challenge_files import WINDOWS, open_directory
 from behavegpt.errors import ConfigError, DataError
 from tests.challenge.makers import make_directory
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.challenge.files import ChallengeDirectory, open_directory
 from behavegpt.challenge.validate import validate
 from behavegpt.cli import main
+from behavegpt.datasets.challenge_files import ChallengeDirectory, open_directory
 from behavegpt.user_embeddings import UserEmbeddings, seal
 from tests.challenge.makers import make_directory, peak_of_command
 

@@ -1,4 +1,5 @@
-"""Where a column's values lie: in the file, in the name of its folder, below another column, in lists of a history."""
+"""Where a column's values lie: in the file, in the name of its folder, below another column, in
+lists of a history."""
 
 from __future__ import annotations
 
@@ -127,9 +128,18 @@ NESTED = [
     for i, (time, city) in enumerate(zip(TIMES, ("Rome", None, "Oslo"), strict=True))
 ]
 DEEP = EventSchema(
-    user="properties.distinct_id", time="properties.time", event="event", location="properties.geo.city",
-    extra=(f"{SNOWPLOW}.kind", f"{SNOWPLOW}.0.id", "event_params.page", "event_params.count", "a.b"),
-)  # fmt: skip
+    user="properties.distinct_id",
+    time="properties.time",
+    event="event",
+    location="properties.geo.city",
+    extra=(
+        f"{SNOWPLOW}.kind",
+        f"{SNOWPLOW}.0.id",
+        "event_params.page",
+        "event_params.count",
+        "a.b",
+    ),
+)
 EXPECTED = [
     ("u0", "e0", "Rome", "k0", "0", "p0", "0", "dot0"),
     ("u1", "e1", None, "k1", "1", "p1", "1", "dot1"),
@@ -167,8 +177,17 @@ def test_a_prepared_folder_of_nested_columns_predicts_from_any_form(tmp_path: Pa
     log = write(NESTED, tmp_path, "jsonl")
     store = prepare(log, tmp_path / "out", DEEP, split="time:1,0,0")
     tokenizer = EventTokenizer.from_store(store, 9)
-    flat = {"properties.distinct_id": ["u0"], "properties.time": [TIMES[0]], "event": ["e0"], "properties.geo.city": ["Rome"],
-            f"{SNOWPLOW}.kind": ["k0"], f"{SNOWPLOW}.0.id": [0], "event_params.page": ["p0"], "event_params.count": [0], "a.b": ["dot0"]}  # fmt: skip
+    flat = {
+        "properties.distinct_id": ["u0"],
+        "properties.time": [TIMES[0]],
+        "event": ["e0"],
+        "properties.geo.city": ["Rome"],
+        f"{SNOWPLOW}.kind": ["k0"],
+        f"{SNOWPLOW}.0.id": [0],
+        "event_params.page": ["p0"],
+        "event_params.count": [0],
+        "a.b": ["dot0"],
+    }
     for form in (log, pa.Table.from_pylist(NESTED), flat):
         unknown = tokenizer.encode(form).unknown
         assert unknown.pop("location") == (0 if form is flat else 1)  # the null
@@ -177,8 +196,10 @@ def test_a_prepared_folder_of_nested_columns_predicts_from_any_form(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["csv", "frame"])
 def test_json_in_a_column_of_text(kind: str, tmp_path: Path) -> None:
-    frame = pd.DataFrame({"user": ["a", "b", "c"], "time": TIMES, "event": "x",
-                          "properties": ['{"city": "Rome", "n": 1}', "", '{"city": "Oslo, \\"N\\""}']})  # fmt: skip
+    properties = ['{"city": "Rome", "n": 1}', "", '{"city": "Oslo, \\"N\\""}']
+    frame = pd.DataFrame(
+        {"user": ["a", "b", "c"], "time": TIMES, "event": "x", "properties": properties}
+    )
     schema = SCHEMA.model_copy(update={"location": "properties.city", "extra": ("properties.n",)})
     log: Any = frame
     if kind == "csv":
@@ -263,8 +284,11 @@ def test_one_row_per_user(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "feather", "dict"])
 def test_histories_as_lists_of_objects_and_as_objects_of_lists(kind: str, tmp_path: Path) -> None:
-    objects = [{"user": "a", "events": [{"at": TIMES[0], "what": "x"}, {"at": TIMES[1], "what": None}]},
-               {"user": "b", "events": [{"at": TIMES[2], "what": "z"}]}]  # fmt: skip
+    first = [{"at": TIMES[0], "what": "x"}, {"at": TIMES[1], "what": None}]
+    objects = [
+        {"user": "a", "events": first},
+        {"user": "b", "events": [{"at": TIMES[2], "what": "z"}]},
+    ]
     lists = [
         {"user": "a", "events": {"at": TIMES[:2], "what": ["x", None]}},
         {"user": "b", "events": {"at": TIMES[2:], "what": ["z"]}},
@@ -315,8 +339,17 @@ def test_lists_beside_single_times_are_no_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "dict"])
 def test_easytpp(kind: str, tmp_path: Path) -> None:
-    rows = [{"dim_process": 5, "seq_len": 3, "seq_idx": i, "time_since_start": [0.0, 1.25, 9000.5], "type_event": [i, 4, 2],
-             "time_since_last_event": [0.0, 1.25, 8999.25]} for i in range(2)]  # fmt: skip
+    rows = [
+        {
+            "dim_process": 5,
+            "seq_len": 3,
+            "seq_idx": i,
+            "time_since_start": [0.0, 1.25, 9000.5],
+            "type_event": [i, 4, 2],
+            "time_since_last_event": [0.0, 1.25, 8999.25],
+        }
+        for i in range(2)
+    ]
     log = pa.Table.from_pylist(rows).to_pydict() if kind == "dict" else write(rows, tmp_path, kind)
     schema = EventSchema(user="seq_idx", time="time_since_start", event="type_event")
     assert [(user, event) for user, _, event in events(log, schema)] == [

@@ -1,4 +1,5 @@
-"""Files as people have them: each way of writing one table gives the same events, or one error with the remedy."""
+"""Files as people have them: each way of writing one table gives the same events, or one error with
+the remedy."""
 
 from __future__ import annotations
 
@@ -67,17 +68,27 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "index twice.csv": lambda d: ROWS.assign(**{"Unnamed: 0": 1}).to_csv(d / "index twice.csv"),
     "r.csv": lambda d: (d / "r.csv").write_text(ROWS.to_csv().replace(",user", "user", 1)),
     "trailing.csv": lambda d: (d / "trailing.csv").write_text(CSV.replace("\n", ",\n")),
-    "trailing rows.csv": lambda d: (d / "trailing rows.csv").write_text(CSV.replace("\n", ",\n").replace(",\n", "\n", 1)),
-    "trailing header.csv": lambda d: (d / "trailing header.csv").write_text(CSV.replace("\n", ",\n", 1)),
-    "excel.csv": lambda d: (d / "excel.csv").write_text("sep=;\r\n" + ROWS.to_csv(index=False, sep=";", lineterminator="\r\n")),
-    "excel odd.csv": lambda d: (d / "excel odd.csv").write_text("sep=^\n" + ROWS.to_csv(index=False, sep="^")),
+    "trailing rows.csv": lambda d: (d / "trailing rows.csv").write_text(
+        CSV.replace("\n", ",\n").replace(",\n", "\n", 1)
+    ),
+    "trailing header.csv": lambda d: (d / "trailing header.csv").write_text(
+        CSV.replace("\n", ",\n", 1)
+    ),
+    "excel.csv": lambda d: (d / "excel.csv").write_text(
+        "sep=;\r\n" + ROWS.to_csv(index=False, sep=";", lineterminator="\r\n")
+    ),
+    "excel odd.csv": lambda d: (d / "excel odd.csv").write_text(
+        "sep=^\n" + ROWS.to_csv(index=False, sep="^")
+    ),
     "quoted.csv": lambda d: ROWS.to_csv(d / "quoted.csv", index=False, quoting=1),
     "utf16.csv": lambda d: (d / "utf16.csv").write_text(CSV, encoding="utf-16"),
     "bom.csv": lambda d: (d / "bom.csv").write_text(CSV, encoding="utf-8-sig"),
     "gz in name only.csv.gz": lambda d: (d / "gz in name only.csv.gz").write_text(CSV),
     "gz inside.csv": lambda d: (d / "gz inside.csv").write_bytes(gzip.compress(CSV.encode())),
     "utf32.csv": lambda d: (d / "utf32.csv").write_text(CSV, encoding="utf-32"),
-    "lines end in two ways.csv": lambda d: (d / "lines end in two ways.csv").write_bytes(CSV.replace("\n", "\r\n", 2).encode()),
+    "lines end in two ways.csv": lambda d: (d / "lines end in two ways.csv").write_bytes(
+        CSV.replace("\n", "\r\n", 2).encode()
+    ),
     "first CR.csv": lambda d: (d / "first CR.csv").write_bytes(CSV.replace("\n", "\r", 1).encode()),
     "a.csv.zst": lambda d: (d / "a.csv.zst").write_bytes(zstd(CSV.encode())),
     "a.csv.bz2": lambda d: (d / "a.csv.bz2").write_bytes(bz2.compress(CSV.encode())),
@@ -90,17 +101,25 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "a.jsonl.zst": lambda d: (d / "a.jsonl.zst").write_bytes(zstd(LINES.encode())),
     "lines.json": lambda d: (d / "lines.json").write_text(LINES),
     "array.json": lambda d: ROWS.to_json(d / "array.json", orient="records"),
-    "pretty.json": lambda d: (d / "pretty.json").write_text(json.dumps(ROWS.to_dict("records"), indent=2)),
-    "array.json.gz": lambda d: (d / "array.json.gz").write_bytes(gzip.compress(ROWS.to_json(orient="records").encode())),
+    "pretty.json": lambda d: (d / "pretty.json").write_text(
+        json.dumps(ROWS.to_dict("records"), indent=2)
+    ),
+    "array.json.gz": lambda d: (d / "array.json.gz").write_bytes(
+        gzip.compress(ROWS.to_json(orient="records").encode())
+    ),
     "array.jsonl": lambda d: ROWS.to_json(d / "array.jsonl", orient="records"),
-    "objects.json": lambda d: (d / "objects.json").write_text("\n".join(json.dumps(r, indent=1) for r in ROWS.to_dict("records"))),
+    "objects.json": lambda d: (d / "objects.json").write_text(
+        "\n".join(json.dumps(r, indent=1) for r in ROWS.to_dict("records"))
+    ),
     "a.feather": lambda d: pyarrow.feather.write_feather(ROWS, d / "a.feather"),
-    "zstd.feather": lambda d: pyarrow.feather.write_feather(ROWS, d / "zstd.feather", compression="zstd"),
+    "zstd.feather": lambda d: pyarrow.feather.write_feather(
+        ROWS, d / "zstd.feather", compression="zstd"
+    ),
     "a.arrow": lambda d: ipc(d, "a.arrow", stream=False),
     "stream.arrow": lambda d: ipc(d, "stream.arrow", stream=True),
     "parquet inside.csv": lambda d: ROWS.to_parquet(d / "parquet inside.csv"),
     "no ending": lambda d: ROWS.to_parquet(d / "no ending"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -213,8 +232,8 @@ def test_ninety_thousand_rows_behind_a_quote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "field",
-    ['"two\nlines"', '"a\nlist, with commas, and more, of it\nof, words, in, it\nend"', '"say ""hi"""', '"x,y"', "5'6",
-     '"Main St 1\n10115 Berlin\nGermany"'],
+    ['"two\nlines"', '"a\nlist, with commas, and more, of it\nof, words, in, it\nend"',
+     '"say ""hi"""', '"x,y"', "5'6", '"Main St 1\n10115 Berlin\nGermany"'],
 )  # fmt: skip
 def test_fields_of_several_lines_are_read(field: str, tmp_path: Path) -> None:
     file = quotes(
@@ -242,7 +261,8 @@ def test_the_share_of_rejects_is_of_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["ann,2024-03-01 10:00:00,tea\nbob,2024-03-02 10:00:00,milk\n", "1,5,3\n2,4,4\n", "7\t1709283600\tx\n7\t1709283601\ty\n",
+    ["ann,2024-03-01 10:00:00,tea\nbob,2024-03-02 10:00:00,milk\n", "1,5,3\n2,4,4\n",
+     "7\t1709283600\tx\n7\t1709283601\ty\n",
      "ann,01.03.2024,tea\nbob,02.03.2024,tea\n", "ann,2024-03-01,ann\nann,2024-03-02,ann\n"],
 )  # fmt: skip
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz"])
@@ -271,12 +291,15 @@ def test_odd_headers_are_headers(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
-    [("a.xlsx", b"PK\x03\x04 sheet", "zip archive or an Excel"), ("a.csv", b"PK\x03\x04 sheet", "zip archive or an Excel"),
-     ("a.feather", b"FEA1" + bytes(20), "Feather file of version 1"), ("a.db", b"SQLite format 3\0" + bytes(9), "SQLite"),
+    [("a.xlsx", b"PK\x03\x04 sheet", "zip archive or an Excel"),
+     ("a.csv", b"PK\x03\x04 sheet", "zip archive or an Excel"),
+     ("a.feather", b"FEA1" + bytes(20), "Feather file of version 1"),
+     ("a.db", b"SQLite format 3\0" + bytes(9), "SQLite"),
      ("a.csv.gz", gzip.compress(gzip.compress(b"user,time", mtime=0), mtime=0), "gzip inside gzip"),
      ("a.csv.gz", gzip.compress(b"PAR1 and so on", mtime=0), "parquet inside gzip"),
      ("a.orc", b"ORC" + bytes(9), "ORC"), ("a.avro", b"Obj\x01" + bytes(9), "Avro"),
-     ("a.feather", b"hello", "cannot be read"), ("a.arrow", b"ARROW1\0\0" + bytes(9), "cannot be read")],
+     ("a.feather", b"hello", "cannot be read"),
+     ("a.arrow", b"ARROW1\0\0" + bytes(9), "cannot be read")],
 )  # fmt: skip
 def test_files_of_another_kind_say_what_to_do(
     name: str, data: bytes, message: str, tmp_path: Path
@@ -341,8 +364,9 @@ class Odd:
 
 @pytest.mark.parametrize(
     "values",
-    [[Odd(), 1, "x", None, b"y"], [{"a": 1}, [1], "x", 2, None], pd.period_range("2024", periods=5, freq="D"),
-     pd.IntervalIndex.from_breaks(range(6)), [1 + 2j] * 5, [2**80, 1, 2, 3, 4], pd.arrays.SparseArray([0, 0, 1, 2, 0]),
+    [[Odd(), 1, "x", None, b"y"], [{"a": 1}, [1], "x", 2, None],
+     pd.period_range("2024", periods=5, freq="D"), pd.IntervalIndex.from_breaks(range(6)),
+     [1 + 2j] * 5, [2**80, 1, 2, 3, 4], pd.arrays.SparseArray([0, 0, 1, 2, 0]),
      [[1], [[2]], None, [], 3], ["\ud800", "a", "b", "c", "d"]],
 )  # fmt: skip
 def test_unused_columns_of_frames_cannot_fail(values: Any) -> None:

@@ -1,4 +1,5 @@
-"""Files of random tables, written in random ways and then often broken: read, or refused with one clear error.
+"""Files of random tables, written in random ways and then often broken: read, or refused with one
+clear error.
 
 A hundred in the default run, 3,000 with `-m slow`; the seed of a failure is in its message.
 """
@@ -31,8 +32,11 @@ from tests.data.test_fuzz import KINDS, MOMENTS, TEXTS, column
 QUICK, LONG = 100, 3000
 NAMES = ("user", "time", "event", "place", "n", "other", "geo.city")
 SCHEMA = EventSchema(user="user", time="time", event="event")
-VALUES: list[Any] = [None, True, 0, 7, 7.0, 1.5, -0.0, 1e17, 2**53, 2**70, float("nan"), float("inf"), [], [1, "a"], {}, {"a": 1},
-                     {"city": "Rome"}, [{"key": "k", "value": {"int_value": 3}}], *TEXTS[:30], *MOMENTS[:20]]  # fmt: skip
+VALUES: list[Any] = [
+    None, True, 0, 7, 7.0, 1.5, -0.0, 1e17, 2**53, 2**70, float("nan"), float("inf"), [], [1, "a"],
+    {}, {"a": 1}, {"city": "Rome"}, [{"key": "k", "value": {"int_value": 3}}],
+    *TEXTS[:30], *MOMENTS[:20],
+]  # fmt: skip
 ENCODINGS = ("utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "cp1251", "shift_jis")
 
 
@@ -143,8 +147,15 @@ def broken(rng: np.random.Generator, data: bytes) -> bytes:
     if not data or rng.random() < 0.5:
         return data
     place = int(rng.integers(len(data)))
-    ways = (data[:place], data[:place] + bytes([int(rng.integers(256))]) + data[place + 1 :], data[:place] + b'"' + data[place:],
-            data[:place] + data[place:] * 2, data[:place] + b"\n" + data[place:], data[:place] + b"\0" + data[place:])  # fmt: skip
+    before, after = data[:place], data[place:]
+    ways = (
+        before,
+        before + bytes([int(rng.integers(256))]) + data[place + 1 :],
+        before + b'"' + after,
+        before + after * 2,
+        before + b"\n" + after,
+        before + b"\0" + after,
+    )
     return ways[rng.integers(len(ways))]
 
 

@@ -1,4 +1,5 @@
-"""The same value has the same label: from every format, alone or in company, once the data are prepared."""
+"""The same value has the same label: from every format, alone or in company, once the data are
+prepared."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ KINDS: dict[str, tuple[list[Any], str, list[str], list[Any]]] = {
     "date": ([DAY, datetime.date(2024, 5, 2)], "date", ["2024-05-01", "2024-05-02"],
              ["2024-05-01T00:00:00", pd.Timestamp(DAY), "2024-05-01 00:00:00.000"]),
     "timestamp": ([pd.Timestamp("2024-05-01"), pd.Timestamp("2024-05-01 10:30")], "timestamp",
-                  ["2024-05-01 00:00:00", "2024-05-01 10:30:00"], [DAY, "2024-05-01T00:00:00.000", "2024-05-01"]),
+                  ["2024-05-01 00:00:00", "2024-05-01 10:30:00"],
+                  [DAY, "2024-05-01T00:00:00.000", "2024-05-01"]),
     "categorical": (["a", "b", "7.0"], "text", ["a", "b", "7.0"], ["a"]),
     "numbers in a categorical": ([3, 4], "integer", ["3", "4"], [3.0, "3"]),
 }  # fmt: skip
@@ -145,8 +147,9 @@ def test_the_rule_travels_with_the_tokenizer_and_is_inferred_for_old_ones(tmp_pa
 
 @pytest.mark.parametrize(
     ("labels", "rule"),
-    [(["1", "2"], "integer"), (["1.0", "1.5"], "number"), (["1", "1.5"], "text"), (["True"], "text"), ([], "text"),
-     (["2024-01-01 00:00:00"], "timestamp"), (["a", "1.0"], "text"), (["1.10", "1.20"], "decimal:2")],
+    [(["1", "2"], "integer"), (["1.0", "1.5"], "number"), (["1", "1.5"], "text"),
+     (["True"], "text"), ([], "text"), (["2024-01-01 00:00:00"], "timestamp"),
+     (["a", "1.0"], "text"), (["1.10", "1.20"], "decimal:2")],
 )  # fmt: skip
 def test_old_labels_are_never_written_anew(labels: list[str], rule: str) -> None:
     assert infer_rules({"event": pa.array(labels, pa.string())}) == {"event": rule}
@@ -216,8 +219,11 @@ def test_settled_texts_are_what_the_rule_writes() -> None:
     """The reader without a database may only keep what SQL would keep."""
     import duckdb
 
-    texts = ["1", "1.0", "1.5", "1.50", "-0", "-1", "01", "1e5", "a", "", "true", "True", "2024-05-01", "2024-05-01 00:00:00",
-             "2024-05-01 10:00:00", "2024-05-01T10:00:00", "inf", "-inf", "nan", "1.", ".5", "+1", "1.0\n", "x\ny", "123456789.5"]  # fmt: skip
+    texts = [
+        "1", "1.0", "1.5", "1.50", "-0", "-1", "01", "1e5", "a", "", "true", "True", "2024-05-01",
+        "2024-05-01 00:00:00", "2024-05-01 10:00:00", "2024-05-01T10:00:00", "inf", "-inf", "nan",
+        "1.", ".5", "+1", "1.0\n", "x\ny", "123456789.5",
+    ]  # fmt: skip
     con = duckdb.connect()
     con.register("labels", pa.table({"label": texts}))
     for name, rule in RULES.items():

@@ -1,4 +1,5 @@
-"""What Spark's workers do to a file, without Spark: the rows of the local engine, from parts that were read apart."""
+"""What Spark's workers do to a file, without Spark: the rows of the local engine, from parts that
+were read apart."""
 
 from __future__ import annotations
 
@@ -71,15 +72,20 @@ def accepted(folder: Path, schema: EventSchema, scratch: Path) -> list[dict[str,
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_files_read_apart_have_the_labels_of_all(kind: str, tmp_path: Path) -> None:
-    """Integers in one file, floats in the other, a user that only the folder tells, and a date that the file has too."""
+    """Integers in one file, floats in the other, a user that only the folder tells, and a date that
+    the file has too."""
     for user, events in (("ann", [1, 2, 3]), ("bob", [1.0, 2.5, None])):
         folder = tmp_path / "logs" / "time=2020-01-01" / f"user={user}"
         folder.mkdir(parents=True)
         frame = pd.DataFrame(
             {"time": [f"2024-03-0{i} 10:00:00" for i in (1, 2, 3)], "event": events}
         )
-        {"parquet": frame.to_parquet, "csv": lambda p, f=frame: f.to_csv(p, index=False),
-         "jsonl": lambda p, f=frame: f.to_json(p, orient="records", lines=True)}[kind](folder / f"log.{kind}")  # fmt: skip
+        write = {
+            "parquet": frame.to_parquet,
+            "csv": lambda p, f=frame: f.to_csv(p, index=False),
+            "jsonl": lambda p, f=frame: f.to_json(p, orient="records", lines=True),
+        }[kind]
+        write(folder / f"log.{kind}")
     schema = EventSchema(user="user", time="time", event="event")
     table = read_events(tmp_path / "logs", schema).table
     expected = sorted(zip(table["user"].to_pylist(), table["event"].to_pylist(), strict=True))
@@ -100,10 +106,14 @@ TIMES: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
         ".csv", "time", [{"time": ["01/04/2024 10:00"] * 2}, {"time": ["13/04/2024 10:00"] * 2}],
     ),
     "two columns": (
-        ".csv", "day+clock", [{"day": ["01.04.24"] * 2, "clock": [7, 8]}, {"day": ["13.04.24"] * 2, "clock": ["9", "7:30"]}],
+        ".csv", "day+clock",
+        [{"day": ["01.04.24"] * 2, "clock": [7, 8]},
+         {"day": ["13.04.24"] * 2, "clock": ["9", "7:30"]}],
     ),
     "two typed columns": (
-        ".parquet", "day+clock", [{"day": [NAIVE.date()] * 2, "clock": [7, 8]}, {"day": [NAIVE.date()] * 2, "clock": [9, 7]}],
+        ".parquet", "day+clock",
+        [{"day": [NAIVE.date()] * 2, "clock": [7, 8]},
+         {"day": [NAIVE.date()] * 2, "clock": [9, 7]}],
     ),
 }  # fmt: skip
 

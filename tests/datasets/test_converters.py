@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from behavegpt.data.schema import read_schema
+from behavegpt.datasets.challenge_files import ITEMS
 from behavegpt.datasets.converters import convert
 from behavegpt.datasets.public_logs import CONVERTERS
-from behavegpt.datasets.shop_log import SHOP_FILES
 from behavegpt.errors import DataError
 
 LOGS = {
@@ -169,7 +169,7 @@ def test_recsys2025_without_and_with_properties(tmp_path: Path) -> None:
     pd.DataFrame(properties).to_parquet(folder / "product_properties.parquet")
     convert("recsys2025", folder, tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet")
-    assert len(frame) == 10 and set(frame["kind"]) == set(SHOP_FILES)
+    assert len(frame) == 10 and set(frame["kind"]) == set(ITEMS)
     assert {"page_visit:7", "page_visit:8", "search_query", "product_buy:5"} <= set(
         frame["behavior"]
     )
@@ -185,7 +185,7 @@ def test_recsys2025_on_the_challenge_layout(tmp_path: Path, shared_data) -> None
     source = shared_data("challenge_mini")
     convert("recsys2025", source, tmp_path / "log.parquet")
     frame = pd.read_parquet(tmp_path / "log.parquet", columns=["timestamp", "kind"])
-    for kind in SHOP_FILES:
+    for kind in ITEMS:
         assert (frame["kind"] == kind).sum() == len(
             pd.read_parquet(source / f"{kind}.parquet", columns=["client_id"])
         )

@@ -23,13 +23,13 @@ import torch
 import behavegpt
 from behavegpt.challenge import network
 from behavegpt.challenge.evaluate import evaluate as evaluate_entry
-from behavegpt.challenge.files import open_directory
 from behavegpt.challenge.split import split
 from behavegpt.challenge.targets import TASKS, load_targets
 from behavegpt.cli import main
 from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
+from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.finetune import FinetuneSettings, finetune

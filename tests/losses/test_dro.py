@@ -303,3 +303,21 @@ def test_a_class_without_events_has_the_cap_of_one_event(cap, lowest):
     found = cap(torch.tensor([99.0, 0.0, 1.0, 0.0]).double())
     assert found[1:].tolist() == pytest.approx([lowest] * 3)
     assert found[0] < found[1]
+
+
+def test_class_losses_are_inherited_by_class() -> None:
+    """Class 0 was class 2 of the other run, 2 was its class 0, and 1 is new."""
+    other = build_loss(LossSettings(name="dro", start=0.0), torch.tensor([50, 30, 20]))
+    other.update(torch.tensor([5.0, 14.0, 27.0]) * 100, torch.full((3,), 100.0))
+    known = other.state_dict()["class_loss"]
+    assert len(set(known.tolist())) == 3
+    loss = build_loss(LossSettings(name="dro", start=0.0), torch.tensor([40, 5, 60]))
+    before = loss.class_weight.clone()
+    loss.inherit(other.state_dict(), torch.tensor([2, -1, 0]))
+    expected = [known[2], math.log(3), known[0]]
+    np.testing.assert_allclose(loss.class_loss.numpy(), expected)  # type: ignore[attr-defined]
+    assert not torch.equal(loss.class_weight, before), "the weights follow at once"
+    plain = build_loss(LossSettings(name="cross_entropy"), torch.tensor([50, 30, 20]))
+    again = build_loss(LossSettings(name="dro", start=0.0), torch.tensor([40, 5, 60]))
+    again.inherit(plain.state_dict(), torch.tensor([2, -1, 0]))
+    assert torch.equal(again.class_weight, before), "cross-entropy leaves none to inherit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from behavegpt.batch import IGNORED
 from behavegpt.config import read_settings
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.losses import Loss, LossSettings, build_loss
+from behavegpt.losses import _LOSSES, Loss, LossSettings, build_loss
 from behavegpt.losses.base import cross_entropy
 
 CLASSES = 13
@@ -295,3 +296,14 @@ def test_start_is_known_to_the_training_loop() -> None:
         0.8,
     ]  # type: ignore[arg-type]
     assert math.isclose(build_loss(LossSettings(start=0.3), COUNTS).start, 0.3)
+
+
+def test_losses_have_the_same_defaults_alone_as_in_settings() -> None:
+    settings = {name: field.default for name, field in LossSettings.model_fields.items()}
+    compared = set()
+    for make, names in _LOSSES.values():
+        for name, parameter in inspect.signature(make).parameters.items():
+            if parameter.default is not inspect.Parameter.empty and name in names:
+                assert parameter.default == settings[name], (make, name)
+                compared.add(name)
+    assert compared >= {"floor", "start", "momentum", "tau", "max_m", "scale", "beta", "mix"}

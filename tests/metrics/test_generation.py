@@ -142,3 +142,61 @@ def test_the_real_future_is_perfect():
     assert figures.pop("bleu") == pytest.approx(1)
     assert figures.pop("distinct2") == figures.pop("distinct2_real") > 0
     assert figures and all(value == pytest.approx(0, abs=1e-12) for value in figures.values())
+
+
+def jsd_by_hand(ours: list[int], theirs: list[int], bins: int) -> float:
+    p, q = (np.bincount(x, minlength=bins) / len(x) for x in (ours, theirs))
+    assert len(p) == len(q) == bins
+    m = np.maximum((p + q) / 2, 1e-300)
+    terms = [x * np.log2(np.maximum(x, 1e-300) / m) for x in (p, q)]
+    return float(sum(term.sum() for term in terms) / 2)
+
+
+def test_each_quantity_has_its_unit_and_its_bins():
+    """Classes; hours; doublings of 1 + seconds in halves, up to 2^28."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for high in (2, 1):
+        lists = [rng.integers(0, 4 * high - 1, 60).tolist() for _ in range(3)]
+        hours = np.r_[0.0, 23.99, 24 * rng.random(178) ** high]
+        gaps = np.r_[0.0, 2**27.9, 2**0.5 - 1 + 1e-9, 2 ** (28 * rng.random(177) ** high) - 1]
+        samples.append((lists, hours, gaps))
+    real, generated = (sequences(*sample) for sample in samples)
+    figures = compare(real, generated, 8)
+    both = [
+        (real.behavior, generated.behavior, 8, lambda x: x),
+        (real.hour, generated.hour, 24, np.floor),
+        (np.log2(1 + real.gap), np.log2(1 + generated.gap), 56, lambda x: np.floor(2 * x)),
+    ]
+    for name, (ours, theirs, bins, bin_of) in zip(("behavior", "hour", "gap"), both, strict=True):
+        binned = [bin_of(x).astype(int).tolist() for x in (ours, theirs)]
+        assert figures[f"{name}_jsd"] == pytest.approx(jsd_by_hand(*binned, bins)), name
+        grid = np.unique(np.r_[ours, theirs])
+        apart = np.abs(np.subtract(*((x[:, None] <= grid).mean(0) for x in (ours, theirs))))
+        assert figures[f"{name}_ks"] == pytest.approx(apart.max())
+        assert figures[f"{name}_wd"] == pytest.approx((apart[:-1] * np.diff(grid)).sum())
+    assert figures["distinct2"] == distinct(generated) != figures["distinct2_real"]
+    assert figures["distinct2_real"] == distinct(real)
+    assert figures["bleu"] == bleu(generated, real)
+    assert figures["transition_tv"] == transition_distance(real, generated) > 0
+
+
+def test_users_without_events_are_left_out():
+    real, generated = sequences([[0, 1], [], [0], [2]]), sequences([[1, 1], [0], [], [2]])
+    half = jsd([1, 1], [0, 2])
+    assert user_jsd(real, generated, 3) == pytest.approx((half + 0) / 2)
+    assert len(real) == 4
+    with_empty = sequences([[], [0, 1, 0, 1], [1]])
+    assert distinct(with_empty) == pytest.approx(2 / 3)
+    assert [len(owner) for owner, _ in ngrams([with_empty, with_empty], 2)] == [3, 3]
+
+
+def test_longer_futures_pay_by_precision_alone_and_shorter_ones_by_brevity():
+    real = sequences([[0, 1, 2, 3]])
+    longer, shorter = sequences([[0, 1, 2, 3, 4, 4, 4, 4]]), sequences([[0, 1]])
+    assert bleu(longer, real, order=1) == pytest.approx(4 / 8)
+    assert bleu(longer, real, order=2) == pytest.approx((4 / 8 * 3 / 7) ** 0.5)
+    assert bleu(shorter, real, order=1) == pytest.approx(math.exp(1 - 4 / 2))
+    four = (4 / 8 * 3 / 7 * 2 / 6 * 1 / 5) ** 0.25
+    assert bleu(longer, real) == pytest.approx(four), "four orders by default"
+    assert distinct(longer) == pytest.approx(5 / 7), "pairs by default"

@@ -84,6 +84,15 @@ def test_rows_are_taken_and_put():
         torch.testing.assert_close(out[row, 0], expected, atol=2e-5, rtol=1e-5)
 
 
+def test_transformers_neither_compiles_nor_crops_the_cache():
+    """Its slots are the histories' own, whatever the columns of the batches."""
+    assert not EventCache.is_compileable and not EventCache.is_croppable
+    cache = EventCache(make().config)
+    fields, mask = padded(histories([3, 5]), "left", width=8)
+    make().eval()(**fields, attention_mask=mask, past_key_values=cache)
+    assert cache.get_seq_length() == 8 and cache.lengths.tolist() == [3, 5]
+
+
 def test_packed_input_and_overfull_windows_are_refused():
     model = make().eval()
     inputs, document = packed(histories([5, 6]), 16)

@@ -15,7 +15,7 @@ from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore
 from behavegpt.losses import LossSettings, build_loss
-from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, head_loss
+from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, chunks
 from behavegpt.model.mixer import Memory, Mixer, part_of
 from tests.helpers import random_store
 
@@ -145,7 +145,7 @@ def test_a_loss_in_pieces_has_the_same_gradient(
     criterion = build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts))
     found = []
     for cells in (1 << 20, 7 * 5):
-        monkeypatch.setitem(head_loss.CHUNK_ELEMENTS, "cpu", cells)
+        monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", cells)
         model.zero_grad()
         call(model, batch, labels=batch.target, criterion=criterion).loss.backward()
         found.append(

@@ -21,7 +21,7 @@ from behavegpt.model import (
     BehaveGPTConfig,
     BehaveGPTForBehaviorPrediction,
     BehaveGPTModel,
-    head_loss,
+    chunks,
     history,
 )
 from behavegpt.model.config import GAP_BUCKETS
@@ -251,7 +251,7 @@ def test_chunked_loss_equals_the_whole_and_its_gradient(variant, monkeypatch):
         return out, [p.grad.clone() for p in model.parameters()]
 
     whole, expected = run()
-    monkeypatch.setitem(head_loss.CHUNK_ELEMENTS, "cpu", 7 * classes)
+    monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", 7 * classes)
     chunked, found = run()
     torch.testing.assert_close(chunked.loss, whole.loss)
     torch.testing.assert_close(chunked.class_loss, whole.class_loss)
@@ -362,11 +362,82 @@ def test_the_model_folder_stands_alone():
         ({"next_heads": ["weather"]}, "next_heads"),
         ({"field_sizes": {"slot": 48}}, "event"),
         ({"field_sizes": {"event": 8}, "history_head": True}, "history_head reads the time slot"),
+        ({"num_attention_heads": 0}, "num_attention_heads and embedding_size must be at least 1"),
+        ({"max_length": 0}, "max_length, num_attention_heads"),
+        ({"embedding_size": 0}, "embedding_size must be at least 1"),
+        ({"embedding_size": 9, "num_attention_heads": 4}, "multiple of"),
+        (
+            {"field_sizes": {"event": 8}, "embedding_size": 3, "num_attention_heads": 1},
+            r"hidden_size 3 .* must be a multiple of 2 \* num_attention_heads 1",
+        ),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"dropout": -0.1}, "dropout must be in"),
+        ({"next_heads": ["weekday"]}, "next_heads may name"),
+        ({"field_sizes": {"event": 22, "slot": 48}, "next_heads": ["location"]}, "next_heads may"),
+        ({"behavior_is_event": True, "num_behaviors": 22}, "behavior_is_event needs"),
+        ({"field_order": ["event", "slot"]}, "field_order must name each"),
     ],
 )
 def test_contradictions_are_refused(shape, message):
     with pytest.raises(Exception, match=message):
         make(**shape)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_attention_heads": 1, "max_length": 1, "embedding_size": 1, "num_hidden_layers": 1},
+        {"num_attention_heads": 16, "embedding_size": 8, "dropout": 0.99},
+        {"next_heads": ["slot", "gap", "event", "location"]},
+        {"field_sizes": {"event": 22, "slot": 48}, "history_head": True, "next_heads": ["gap"]},
+    ],
+)
+def test_the_ends_of_the_bounds_of_a_shape_work(shape):
+    assert make(**shape).config.hidden_size % 2 == 0
+
+
+def test_the_defaults_are_the_papers():
+    """Section 4.1.4; what it does not state, as docs/paper.md says."""
+    paper = {
+        "embedding_size": 256,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "head_size": 1024,
+        "max_length": 90,
+    }
+    ours = {"position_encoding": "rope", "dropout": 0.1, "layer_norm_eps": 1e-5}
+    ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    extras = ("behavior_is_event", "history_head", "memory", "tied_head", "next_heads")
+    config = BehaveGPTConfig()
+    for name, value in (paper | ours | ids).items():
+        assert getattr(config, name) == value, name
+    assert not any(getattr(config, name) for name in extras)
+    # the smallest that is a model at all: nothing but padding, unknown and one label
+    assert config.field_sizes == {"location": 3, "weekday": 7, "slot": 48, "event": 3}
+    assert config.num_behaviors == config.num_labels == 2
+
+
+def test_what_a_shape_leaves_open_follows_from_its_width():
+    config = BehaveGPTConfig(field_sizes=SIZES, embedding_size=8, num_attention_heads=2)
+    assert (config.hidden_size, config.intermediate_size, config.head_size) == (32, 128, 32)
+    given = BehaveGPTConfig(
+        field_sizes=SIZES,
+        embedding_size=8,
+        num_attention_heads=2,
+        intermediate_size=20,
+        head_size=5,
+        field_order=["event", "slot", "weekday", "location"],
+    )
+    model = BehaveGPTForBehaviorPrediction(given)
+    assert list(model.model.embedding.tables) == ["event", "slot", "weekday", "location"]
+    assert model.model.blocks[0].mlp_in.out_features == 20 and model.head.dense.out_features == 5
+    assert given.columns == ("event", "slot", "weekday", "location")
+    with_history = BehaveGPTConfig(
+        field_sizes=SIZES, embedding_size=8, num_attention_heads=2, history_head=True
+    )
+    assert with_history.columns == (*SIZES, "behavior")
 
 
 def test_a_key_value_cache_is_refused():

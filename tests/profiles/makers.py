@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from behavegpt.profiles.events import EVENTS, PRODUCT
+from behavegpt.datasets.challenge_files import EVENTS
+from behavegpt.profiles.events import PRODUCT
 
 FIRST_DAY, DAYS = pd.Timestamp("2022-12-20"), 45
 SKUS = np.arange(0, 24)  # 0 is a product like any other; 20 .. 23 have no properties

@@ -4,6 +4,8 @@ new client."""
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from behavegpt.profiles.behavegpt_member import (
 )
 from behavegpt.profiles.members import Context
 from behavegpt.training.settings import TrainSettings
+from behavegpt.training.trainer import Trainer
 from tests.profiles.makers import read_events, renamed_clients, without_ties
 
 SETTINGS = BehaviorSettings(
@@ -87,7 +90,36 @@ def test_the_same_seed_gives_the_same_bytes(
         (tmp_path / name).mkdir()
         fit(context(small, seed=seed), SETTINGS, tmp_path / name)
         found.append(embed(context(small, seed=seed), SETTINGS, tmp_path / name).vectors.tobytes())
+        shutil.rmtree(context(small, seed=seed).work(SETTINGS))  # else the next one opens it
     assert found[0] == found[1] != found[2]
+
+
+def test_a_run_that_was_stopped_goes_on(
+    small: Path,
+    tmp_path: Path,
+    context: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, steps, step = [], [], Trainer.step
+    for name, stop_at in (("whole", None), ("stopped", 2)):
+
+        def counted(self: Trainer, number: int, stop_at: int | None = stop_at) -> dict[str, float]:
+            steps.append(number)
+            if number == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            return step(self, number)
+
+        monkeypatch.setattr(Trainer, "step", counted)
+        (tmp_path / name).mkdir()
+        if stop_at is not None:
+            with pytest.raises(SystemExit):
+                fit(context(small), SETTINGS, tmp_path / name)
+            monkeypatch.setattr(Trainer, "step", lambda self, number: counted(self, number, None))
+        fit(context(small), SETTINGS, tmp_path / name)
+        found.append(embed(context(small), SETTINGS, tmp_path / name).vectors.tobytes())
+        shutil.rmtree(context(small).work(SETTINGS))
+    assert found[0] == found[1]
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_a_checkpoint_counts_by_its_files(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from behavegpt.profiles.factorization import (
 )
 from behavegpt.profiles.features import FAMILIES, POSITION, ClientFeatures, read_features
 from behavegpt.profiles.members import Context
+from behavegpt.profiles.networks import load_network
 from behavegpt.profiles.probe import auroc
-from behavegpt.profiles.training import TrainingSettings, load_network, seeded
+from behavegpt.profiles.training import TrainingSettings, seeded
 from tests.profiles.makers import read_events
 
 TRAINING = TrainingSettings(epochs=3, batch=16, lr=0.05, held_out=0.1)

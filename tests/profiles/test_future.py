@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.errors import DataError
-from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.future import contrastive
 from behavegpt.profiles.future import member as future
 from behavegpt.profiles.future.contrastive import Contrast, ContrastiveSettings, coming, info_nce
 from behavegpt.profiles.future.member import FutureSettings, targets
-from behavegpt.profiles.future.tower import Tower
+from behavegpt.profiles.future.tower import Tower, TowerSettings, embed_tower
 from behavegpt.profiles.future.windows import (
     AGES,
     DAY,
@@ -90,7 +90,7 @@ def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(
             ages = (of.cut[n] - before["seconds"]) / DAY
             some = slice(read.packed.bounds[n], read.packed.bounds[n + 1])
             assert np.allclose(read.days[some].numpy(), ages)
-            age = read.packed.inputs["age_ids"].flatten()[read.packed.place][some]
+            age = read.packed.rows.inputs["age_ids"].flatten()[read.packed.place][some]
             assert age.tolist() == [min(int(2 * np.log2(1 + days * 24)), AGES - 1) for days in ages]
             for index, window in enumerate((*RECENT, np.inf)):
                 wanted_counts = [
@@ -119,28 +119,35 @@ def test_nothing_after_the_history_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    "room,settings", [(future, FUTURE), (contrastive, CONTRASTIVE)], ids=["future", "contrastive"]
+    "fit,settings",
+    [(future.fit, FUTURE), (contrastive.fit, CONTRASTIVE)],
+    ids=["future", "contrastive"],
 )
 def test_the_same_seed_and_any_company_give_the_same_vectors(
-    room: object, settings: object, small: Path, tmp_path: Path, context: Callable[..., Context]
+    fit: Callable[..., None],
+    settings: TowerSettings,
+    small: Path,
+    tmp_path: Path,
+    context: Callable[..., Context],
 ) -> None:
-    fit, embed = room.fit, room.embed  # type: ignore[attr-defined]
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
         fit(context(small, seed=seed), settings, tmp_path / name)
-        found.append(embed(context(small, seed=seed), settings, tmp_path / name))
+        found.append(embed_tower(context(small, seed=seed), settings, tmp_path / name))
     assert found[0].vectors.tobytes() == found[1].vectors.tobytes() != found[2].vectors.tobytes()
     some = found[0].client_ids[::4]
     np.save(tmp_path / "some.npy", some)
-    fewer = embed(context(small, clients=str(tmp_path / "some.npy")), settings, tmp_path / "a")
+    fewer = embed_tower(
+        context(small, clients=str(tmp_path / "some.npy")), settings, tmp_path / "a"
+    )
     assert np.abs(fewer.vectors - found[0].vectors[::4]).max() < 1e-5
     # a directory that ends earlier: ages are still those at the end of the history that was fitted
     other = shutil.copytree(small, tmp_path / "fewer")
     for file in (other / "input").glob("*.parquet"):
         events = pd.read_parquet(file)
         events[events["client_id"].isin(some[:2])].to_parquet(file, index=False)
-    few = embed(context(other), settings, tmp_path / "a")
+    few = embed_tower(context(other), settings, tmp_path / "a")
     assert few.client_ids.tolist() == some[:2].tolist()
     assert np.abs(few.vectors - found[0].vectors[::4][:2]).max() < 1e-5
 
@@ -221,7 +228,7 @@ def test_a_planted_future_is_learned(
         update={"shape": Shape(embedding_size=8, layers=1, heads=2, longest=20)}
     )
     future.fit(context(other), settings, tmp_path)
-    vectors = future.embed(context(other), settings, tmp_path).vectors
+    vectors = embed_tower(context(other), settings, tmp_path).vectors
     x = np.hstack([vectors, np.ones((len(vectors), 1))])
     half = np.arange(len(x)) % 4 < 2
     weights = np.linalg.lstsq(x[half], wanted[half].astype(float), rcond=None)[0]

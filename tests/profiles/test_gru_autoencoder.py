@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from behavegpt.profiles.fields import END, PAD, START, Vocabularies
 from behavegpt.profiles.gru_autoencoder import GruAutoencoder, GruSettings, embed, fit
 from behavegpt.profiles.members import Context
-from behavegpt.profiles.training import TrainingSettings, load_network, mean_objective, seeded
+from behavegpt.profiles.networks import load_network
+from behavegpt.profiles.training import TrainingSettings, mean_objective, seeded
 from tests.profiles.makers import read_events
 
 SIZES = {"day": 20, "event": 10, "sku": 30}
@@ -153,7 +154,7 @@ def test_the_best_state_is_what_is_exported(
     """The saved network has the loss that was the lowest of all epochs, which was not the last."""
     chosen = settings(
         training=TRAINING.model_copy(
-            update={"lr": 0.1, "epochs": 20, "patience": 20, "held_out": 0.3}
+            update={"lr": 0.1, "epochs": 16, "patience": 20, "held_out": 0.3}
         )
     )
     ours = context(small)

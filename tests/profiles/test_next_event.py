@@ -57,7 +57,7 @@ def test_a_packed_history_is_read_as_if_alone(rope: bool) -> None:
     }
     packed = pack(columns, lengths, shape.longest)
     states = body(packed)
-    assert packed.document.shape[0] == 1  # 33 events share one row of 64
+    assert packed.rows.document.shape[0] == 1  # 33 events share one row of 64
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         plain = {
@@ -99,8 +99,8 @@ def test_targets_are_the_next_events(small: Path, context: Callable[..., Context
     rows = np.flatnonzero(store.lengths > 2)
     packed, targets = batch(store, rows, PRODUCTS, np.random.default_rng(0))
     other, _ = batch(store, rows, PRODUCTS, np.random.default_rng(1))
-    flat = packed.inputs["category_ids"].flatten()[packed.place]
-    assert not torch.equal(flat, other.inputs["category_ids"].flatten()[other.place])
+    flat = packed.rows.inputs["category_ids"].flatten()[packed.place]
+    assert not torch.equal(flat, other.rows.inputs["category_ids"].flatten()[other.place])
     for number, row in enumerate(rows):
         start, stop = packed.bounds[number].item(), packed.bounds[number + 1].item()
         mine = slice(store.offsets[row], store.offsets[row + 1])

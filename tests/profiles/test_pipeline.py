@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from behavegpt.profiles.behavegpt_member import MODEL_FILES, BehaviorSettings
 from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import DataSettings
 from behavegpt.profiles.pipeline import KINDS, ProfileSettings, embed_new, run
+from behavegpt.profiles.training import _Training
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
 from tests.profiles.makers import renamed_clients
@@ -109,6 +111,32 @@ def test_a_failing_member_does_not_lose_the_others(
     told = capsys.readouterr().err
     assert "RuntimeError: out of luck" in told
     assert "visits is off: implicit is not installed; run: pip install -e '.[profiles]'" in told
+
+
+def test_a_stopped_profile_goes_on_within_a_member(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gru = {"kind": "gru_autoencoder", "fields": ["event"], "hidden": 8, "layers": 1}
+    members = {"gru": gru | {"training": {"epochs": 3, "batch": 8, "held_out": 0.2}}}
+    run(profile(small, tmp_path / "whole", members=members))
+
+    step, steps = _Training.step, []
+
+    def counted(self: _Training, *of: Any) -> None:
+        step(self, *of)
+        steps.append(self.progress.step)
+        if steps == [1, 2, 3, 4]:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_Training, "step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(profile(small, tmp_path / "run", members=members))
+    again = run(profile(small, tmp_path / "run", members=members))
+    assert status(again) == {"stats": "kept", "prices": "kept", "gru": "built", "all": "built"}
+    assert steps == list(range(1, 10))  # no step is made twice
+    vectors = [tmp_path / name / "members" / "gru" / "embeddings.npy" for name in ("whole", "run")]
+    assert vectors[0].read_bytes() == vectors[1].read_bytes()
+    assert not any((tmp_path / "run" / "cache" / "unfinished").iterdir())
 
 
 def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) -> None:

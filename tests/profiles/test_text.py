@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.errors import CheckpointError
 from behavegpt.profiles.event_text import PARTS, open_lines, write_lines
-from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.pipeline import ProfileSettings, run
 from behavegpt.profiles.text import (
@@ -246,7 +246,7 @@ def test_a_stopped_run_goes_on_with_its_blocks(
     calls[:] = [0] * 10
     assert embed(ours, chosen, tmp_path).vectors.tobytes() == whole.vectors.tobytes()
     assert sum(calls) == len(whole.client_ids) - 3 * chosen.block
-    assert not list((ours.cache / "text").iterdir())  # and nothing is left of it
+    assert not list((ours.cache / "unfinished").iterdir())  # and nothing is left of it
 
 
 def test_a_missing_model_switches_the_member_off(

@@ -3,24 +3,23 @@ objective decides."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from behavegpt.devices import choose_device
 from behavegpt.errors import ConfigError
-from behavegpt.profiles import softmax
+from behavegpt.profiles import training
+from behavegpt.profiles.networks import embed_rows, load_network, save_network
 from behavegpt.profiles.training import (
+    Task,
     TrainingSettings,
-    embed_rows,
     epoch_batches,
-    load_network,
     mean_objective,
-    save_network,
     seeded,
     train,
 )
@@ -41,11 +40,15 @@ class Drift(nn.Module):
 
 
 def sgd(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.1)  # type: ignore[arg-type]
+    return torch.optim.SGD(parameters, lr=0.0)  # type: ignore[arg-type] # the rate is the settings'
 
 
 def settings(**changes: object) -> TrainingSettings:
-    return TrainingSettings.model_validate({"batch": 10, "held_out": 0.5, **changes})
+    return TrainingSettings.model_validate({"batch": 10, "held_out": 0.5, "lr": 0.1, **changes})
+
+
+def drift(network: Drift, rows: int) -> Task:
+    return Task("drift", np.arange(rows), network.loss, make_optimizer=sgd)
 
 
 @pytest.mark.parametrize("lengths", [None, np.random.default_rng(0).integers(1, 100, 1000)])
@@ -67,9 +70,7 @@ def test_an_epoch_has_every_row_once(lengths: np.ndarray | None) -> None:
 
 def test_the_best_state_is_kept_and_training_stops() -> None:
     network = Drift()
-    facts = train(
-        network, network.loss, np.arange(20), settings(epochs=50, patience=4), 0, "drift", None, sgd
-    )
+    facts = train(network, drift(network, 20), settings(epochs=50, patience=4), 0)
     # one step of 0.1 an epoch: 0.3 and 0.4 are equally far from 0.35, so the first of them is the
     # best
     assert (
@@ -80,9 +81,7 @@ def test_the_best_state_is_kept_and_training_stops() -> None:
     assert not network.training
     # without held-out rows the training loss decides, and it only falls
     network = Drift()
-    facts = train(
-        network, network.loss, np.arange(20), settings(held_out=0, epochs=6), 0, "drift", None, sgd
-    )
+    facts = train(network, drift(network, 20), settings(held_out=0, epochs=6), 0)
     assert facts["best_epoch"] == 6 and facts["steps"] == 12
 
 
@@ -94,16 +93,8 @@ def test_held_out_rows_are_never_trained_on() -> None:
         seen[network.training].update(rows.tolist())
         return network.loss(rows, rng)
 
-    train(
-        network,
-        objective,
-        np.arange(100, 140),
-        settings(held_out=0.25, epochs=3),
-        0,
-        "drift",
-        None,
-        sgd,
-    )
+    task = Task("drift", np.arange(100, 140), objective, make_optimizer=sgd)
+    train(network, task, settings(held_out=0.25, epochs=3), 0)
     assert (
         len(seen[True]) == 30
         and len(seen[False]) == 10
@@ -113,13 +104,9 @@ def test_held_out_rows_are_never_trained_on() -> None:
 
 def test_steps_are_counted_instead_of_epochs() -> None:
     network = Drift()
-    facts = train(
-        network, network.loss, np.arange(100), settings(held_out=0, steps=13), 0, "drift", None, sgd
-    )
+    facts = train(network, drift(network, 100), settings(held_out=0, steps=13), 0)
     assert facts["steps"] == 13 and [epoch["steps"] for epoch in facts["epochs"]] == [10, 13]
-    facts = train(
-        network, network.loss, np.arange(10), settings(held_out=0, steps=13), 0, "drift", None, sgd
-    )
+    facts = train(network, drift(network, 10), settings(held_out=0, steps=13), 0)
     # more than the 10 epochs that are the default
     assert facts["steps"] == len(facts["epochs"]) == 13
 
@@ -141,7 +128,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_al
             noise = torch.from_numpy(rng.random((len(rows), 3), np.float32))
             return network(table[rows] + noise).square().sum(), len(rows)
 
-        train(network, objective, np.arange(40), settings(epochs=2), seed, "net")
+        train(network, Task("net", np.arange(40), objective), settings(epochs=2), seed)
         found.append(
             torch.cat([p.detach().flatten() for p in network.parameters()]).numpy().tobytes()
         )
@@ -170,16 +157,8 @@ def test_warmup_and_clip() -> None:
         optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
         return optimizer
 
-    train(
-        network,
-        network.loss,
-        np.arange(60),
-        settings(held_out=0, warmup=4, steps=6, clip=0.5),
-        0,
-        "d",
-        None,
-        adam,
-    )
+    task = Task("d", np.arange(60), network.loss, make_optimizer=adam)
+    train(network, task, settings(held_out=0, warmup=4, steps=6, clip=0.5), 0)
     assert np.allclose(rates, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     assert abs(network.place.item() - 0.5 * sum(rates)) < 1e-6  # the gradient of -1 is cut to -0.5
 
@@ -191,7 +170,7 @@ def test_mistakes_are_named() -> None:
         return network.place * float("nan"), len(rows)
 
     with pytest.raises(ConfigError, match="member: the loss became nan by step 1; lower"):
-        train(network, broken, np.arange(20), settings(), 0, "member")
+        train(network, Task("member", np.arange(20), broken), settings(), 0)
     with pytest.raises(ConfigError, match="device 'nonsense' cannot be used"):
         choose_device("nonsense")
 
@@ -214,25 +193,65 @@ def test_vectors_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:
     assert torch.equal(other[1].weight, tied[0].weight) and not other.training
 
 
-@pytest.mark.parametrize("logits_at_once", [1, 40, 1 << 21])
-def test_cross_entropy_in_pieces_is_the_one_of_torch(
-    logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+class Noisy(nn.Module):
+    """Dropout, draws of torch's generator in the objective, and tied weights: all that a checkpoint
+    must bring back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(12, 4)
+        self.out = nn.Linear(4, 12, bias=False)
+        self.out.weight = self.table.weight
+        self.dropout = nn.Dropout(0.5)
+
+    def loss(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
+        ids = torch.from_numpy(rows % 12)
+        drawn = torch.randperm(12)[: len(rows)] + int(rng.integers(3))
+        logits = self.out(self.dropout(self.table(ids)))
+        return nn.functional.cross_entropy(logits, drawn % 12, reduction="sum"), len(rows)
+
+
+# 30 of 40 rows in batches of 10: three steps an epoch, a mean over the others after it
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adagrad])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
+    steps: int, optimizer: type | None, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(softmax.CHUNK, "cpu", logits_at_once)
-    rng = torch.Generator().manual_seed(0)
-    target = torch.randint(13, (31,), generator=rng)
-    start = torch.Generator().manual_seed(1)
-    drawn = [
-        torch.randn(shape, generator=start, dtype=torch.float64)
-        for shape in ((31, 5), (13, 5), (13,))
-    ]
-    ours = [tensor.clone().requires_grad_() for tensor in drawn]
-    theirs = [tensor.clone().requires_grad_() for tensor in drawn]
-    loss = softmax.cross_entropy_sum(*ours, target)
-    wanted = F.cross_entropy(theirs[0] @ theirs[1].T + theirs[2], target, reduction="sum")
-    assert torch.allclose(loss, wanted)
-    (3 * loss).backward()
-    (3 * wanted).backward()
-    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
-    with torch.no_grad():
-        assert torch.allclose(softmax.cross_entropy_sum(*ours, target), wanted)
+    chosen = settings(epochs=5, held_out=0.25, patience=9)
+
+    def run(work: Path | None, stop_after: int | None = None) -> tuple[bytes, dict[str, object]]:
+        with seeded(1):
+            network, calls = Noisy(), []
+
+        def objective(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
+            calls.append(network.training)
+            if sum(calls) == stop_after and network.training:
+                signal.raise_signal(signal.SIGINT)
+            return network.loss(rows, rng)
+
+        task = Task("noisy", np.arange(40), objective, make_optimizer=optimizer)
+        facts = train(network, task, chosen, 3, work)
+        taken.append(sum(calls))
+        return network.table.weight.detach().numpy().tobytes(), facts
+
+    taken: list[int] = []
+    whole = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "work", stop_after=steps)
+    assert run(tmp_path / "work") == whole
+    assert taken == [15, 15 - steps]  # nothing is trained twice
+
+
+def test_checkpoints_come_with_time_and_a_damaged_one_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Noisy()
+    task = Task("noisy", np.arange(40), network.loss)
+    train(network, task, settings(epochs=2), 0, tmp_path / "short")
+    assert not (tmp_path / "short").exists()  # what takes seconds is not worth one
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    train(network, task, settings(epochs=2), 0, tmp_path / "work")
+    [checkpoint] = (tmp_path / "work").iterdir()
+    assert checkpoint.name == "step_00000004"
+    (checkpoint / "model.safetensors").write_bytes(b"torn")
+    assert train(network, task, settings(epochs=2), 0, tmp_path / "work")["steps"] == 4

@@ -207,7 +207,6 @@ def test_headers(client: Any, name: str) -> None:
 @pytest.mark.parametrize(
     "method,path,code",
     [
-        ("GET", "/", 404),
         ("GET", "/v1/predict", 405),
         ("PUT", "/v1/predict", 405),
         ("DELETE", "/health", 405),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 for _library in ("fastapi", "uvicorn", "httpx"):
@@ -24,9 +25,12 @@ import httpx
 from fastapi.testclient import TestClient
 
 import behavegpt
+from behavegpt.data.schema import EventSchema
 from behavegpt.predictor import Predictor
 from behavegpt.serving.app import make_app
-from behavegpt.serving.requests import ServeSettings
+from behavegpt.serving.requests import EventsRequest, ServeSettings, StateRequest, UserRequest
+from behavegpt.serving.users import Users
+from behavegpt.training.model_folder import save_model
 from behavegpt.zero_shot import UniversalPredictor
 from tests.conftest import ROOT
 from tests.universal.test_state import SCHEMA, table
@@ -86,6 +90,45 @@ def test_states_answer_as_whole_histories(client: TestClient) -> None:
         assert behaviors(found) == behaviors(whole)
     assert client.get("/health").json()["users"] == 2
     assert 'path="/v1/users/{id}/events",code="200"' in client.get("/metrics").text
+
+
+def test_a_time_and_a_place_are_told_for_each_user() -> None:
+    """By requests about states, and about whole histories, several clients' together."""
+    timed = behavegpt.load("universal")
+    assert isinstance(timed, UniversalPredictor)
+    timed = timed.fit_tables(table(0), SCHEMA, given=["time", "location"])
+    told = {"at": "2024-06-01 18:30", "location": "home"}
+    with serving(timed) as client:
+        assert client.get("/v1/model").json()["given"] == ["time", "location"]
+        history = {"id": "p04", "events": rows_of(0, "p04")}
+        found = client.post("/v1/users/p04/predict", json=told)
+        whole = client.post("/v1/predict", json={"users": [history | told]})
+        assert behaviors(found) == behaviors(whole)
+        other = client.post("/v1/users/p04/predict", json=told | {"at": "2024-06-02 06:30"})
+        assert behaviors(other) != behaviors(found)
+        both = {"users": [history | told, history | told | {"at": "2024-06-02 06:30"}]}
+        users = client.post("/v1/predict", json=both).json()["users"]
+        assert users[0]["behaviors"] != users[1]["behaviors"]
+        strange = {"users": [history | told | {"location": "nowhere"}]}
+        assert client.post("/v1/predict", json=strange).json()["unknown"]["location"] == 1
+        for body, message in (
+            ({"users": [history]}, "say which time is asked about"),
+            ({"users": [history | {"at": "2024-06-01 18:30"}]}, "say which location"),
+            ({"users": [history | told, history | {"at": told["at"]}]}, "no `location`"),
+            ({"users": [history | told | {"at": "soon"}]}, "'soon' is not a time"),
+        ):
+            answer = client.post("/v1/predict", json=body)
+            assert answer.status_code == 422 and message in answer.text
+        answer = client.post("/v1/embed", json={"users": [history | {"at": "2024-06-01 18:30"}]})
+        assert answer.status_code == 422 and "Extra inputs" in answer.text
+
+
+def test_a_time_is_refused_where_nothing_is_given(client: TestClient) -> None:
+    history = {"id": "p04", "events": rows_of(0, "p04"), "at": "2024-06-01 18:30"}
+    answer = client.post("/v1/predict", json={"users": [history]})
+    assert answer.status_code == 422 and "is given nothing of the event" in answer.text
+    answer = client.post("/v1/users/p04/predict", json={"at": "2024-06-01 18:30"})
+    assert answer.status_code == 422 and "is given nothing of the event" in answer.text
 
 
 def test_many_clients_at_a_time(client: TestClient) -> None:
@@ -224,13 +267,133 @@ def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
     assert list(zip(found.labels[0].tolist(), found.probabilities[0].tolist(), strict=True)) == told
 
 
-def test_a_trained_model_has_no_states(predictor: Predictor) -> None:
-    with serving(predictor) as client:
-        answer = client.post(
-            "/v1/users/7/events",
-            json={"events": [{"t": "2024-01-01 00:00:00", "e": "a", "l": "b"}]},
+TRAINED_EVENT = {"t": "2024-06-01 08:10:00", "e": "event3", "l": "location1", "b": "behavior2"}
+
+
+def trained_rows(user: int) -> list[dict[str, str]]:
+    """Events of a user in the labels of the trained model's log, more than its window holds."""
+    rng = np.random.default_rng(user)
+    return [
+        {
+            "t": f"2024-05-{1 + i:02} {user:02}:30:00",
+            "e": f"event{rng.integers(13)}",
+            "l": f"location{rng.integers(4)}",
+            "b": f"behavior{rng.integers(5)}",
+        }
+        for i in range(25)
+    ]
+
+
+def test_a_trained_model_answers_as_of_whole_histories(predictor: Predictor) -> None:
+    """The same paths, refusals and bounds as the universal model's."""
+    with serving(predictor, state_bytes=1 << 16) as client:
+        answer = client.post("/v1/users/a/predict", json={})
+        assert (
+            answer.status_code == 404
+            and "no state of user 'a'" in answer.json()["error"]["message"]
         )
-    assert answer.status_code == 404 and "universal" in answer.json()["error"]["message"]
+        histories = {f"u{user}": trained_rows(user) for user in range(6)}
+        for at in range(0, 25, 5):
+            for user, rows in histories.items():
+                sent = client.post(f"/v1/users/{user}/events", json={"events": rows[at : at + 5]})
+                assert sent.json()["users"] == [{"id": user, "events": at + 5}], sent.text
+        for user, rows in histories.items():
+            found = behaviors(client.post(f"/v1/users/{user}/predict", json={"top_k": 5}))
+            whole = {"users": [{"id": user, "events": rows}], "top_k": 5}
+            assert found == behaviors(client.post("/v1/predict", json=whole))
+        older = {"events": [TRAINED_EVENT | {"t": "2023-01-01 00:00:00"}]}
+        refused = client.post("/v1/users/u1/events", json=older)
+        assert (
+            refused.status_code == 422 and "comes after one" in refused.json()["error"]["message"]
+        )
+        for number in range(200):
+            assert client.post(
+                f"/v1/users/n{number}/events", json={"events": [TRAINED_EVENT]}
+            ).is_success
+        health = client.get("/health").json()
+        assert 0 < health["users"] < 206 and health["state_bytes"] <= 1 << 16
+
+
+def batch_of_requests() -> list[UserRequest]:
+    """Of several users, some twice, in one batch: their events are read, and answers made,
+    together."""
+    rows = trained_rows(3)
+    bad, narrow = rows[0] | {"t": "soon"}, [{k: v for k, v in r.items() if k != "b"} for r in rows]
+    return [
+        EventsRequest(events=rows[:9]).of("a"),
+        EventsRequest(events=[*rows[:2], bad]).of("b"),
+        StateRequest(top_k=5).of("a"),
+        EventsRequest(events=rows[:20]).of("c/é"),
+        StateRequest(top_k=2, prior_correction=0.5).of("c/é"),
+        EventsRequest(events=rows[9:11]).of("a"),
+        StateRequest(top_k=5).of("a"),
+        StateRequest(top_k=5).of("nobody"),
+        EventsRequest(events=narrow).of("d"),
+        EventsRequest(events=rows[:4], new=True).of("a"),
+        EventsRequest(events=[row | {"u": "e"} for row in rows]).of("e"),
+        StateRequest(top_k=5).of("a"),
+        StateRequest(top_k=5).of("d"),
+        EventsRequest(events=rows[:1]).of("c/é"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["universal", "trained"])
+def test_a_batch_answers_as_one_request_after_the_other(kind: str, predictor: Predictor) -> None:
+    known: Any = predictor
+    if kind == "universal":
+        rows = [{"u": f"u{user}"} | row for user in range(9) for row in trained_rows(user)]
+        columns = {"user": "u", "time": "t", "event": "e", "location": "l", "behavior": "b"}
+        log = pd.DataFrame(rows)
+        known = behavegpt.load("universal").fit_tables(log, EventSchema(**columns))  # type: ignore
+    together = Users(known, ServeSettings()).answer_all(batch_of_requests())
+    alone = Users(known, ServeSettings())
+    failures = 0
+    for got, request in zip(together, batch_of_requests(), strict=True):
+        expected = alone.answer_all([request])[0]
+        if isinstance(expected, Exception):
+            assert type(got) is type(expected) and str(got) == str(expected)
+            failures += 1
+            continue
+        assert isinstance(got, dict)
+        behaviors, exactly = (x["users"][0].pop("behaviors", []) for x in (got, expected))
+        assert got == expected
+        assert [b["behavior"] for b in behaviors] == [b["behavior"] for b in exactly]
+        chances = [[b["probability"] for b in part] for part in (behaviors, exactly)]
+        assert np.allclose(*chances, atol=1e-6)
+    assert failures == 3, "the unreadable time, the unknown user, and an event from before"
+
+
+def test_the_command_keeps_the_states_of_a_trained_model(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    """`serve MODEL LOG --save FOLDER`, then `serve MODEL FOLDER`."""
+    save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
+    rows = [{"u": "7"} | row for row in trained_rows(7)]
+    pd.DataFrame(rows).to_csv(tmp_path / "log.csv", index=False)
+    told = []
+    for source in ("log.csv", "kept"):
+        words = [str(tmp_path / "model"), str(tmp_path / source), "--port=0", "wait_ms=1"]
+        words += ["--save", str(tmp_path / "kept")]
+        command = [sys.executable, "-m", "behavegpt", "serve", *words]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as service:
+            assert service.stderr is not None
+            lines: list[str] = []
+            for line in service.stderr:
+                lines.append(line)
+                if "answers for" in line:
+                    break
+            assert "answers for" in lines[-1], "".join(lines)
+            url = lines[-1].split()[0]
+            if source == "log.csv":
+                sent = httpx.post(f"{url}/v1/users/7/events", json={"events": [TRAINED_EVENT]})
+                assert sent.json()["users"] == [{"id": "7", "events": 26}], sent.text
+            told.append(behaviors(httpx.post(f"{url}/v1/users/7/predict", json={})))
+            service.send_signal(signal.SIGTERM)
+            rest = service.stderr.read()
+        assert "states, written" in rest
+    assert told[0] == told[1]
+    expected = predictor.predict([*rows, {"u": "7"} | TRAINED_EVENT])
+    assert np.allclose([p for _, p in told[1]], expected.probabilities[0], atol=1e-6)
 
 
 def test_the_other_endpoints_take_the_universal_model(

@@ -24,10 +24,11 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.journal import read_journal
 from behavegpt.training.model_folder import open_model
+from behavegpt.training.progress import selection_value
 from behavegpt.training.record import tell_unseen
 from behavegpt.training.run import RunFolder
 from behavegpt.training.settings import DataSettings, RunSettings, TrainSettings
-from behavegpt.training.trainer import Trainer, selection_value
+from behavegpt.training.trainer import Trainer
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings
 
@@ -199,7 +200,7 @@ def test_a_step_divides_by_the_weights_and_second_heads_by_the_targets(
         micro_batches=micro, schedule="constant", warmup=0, lr=0.1, clip=100.0
     )
     trainer.loss.class_weight = torch.tensor([0.25, 5.0])
-    trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
+    trainer.optimizer = torch.optim.SGD([{"params": [*model.parameters()], "scale": 1.0}])  # type: ignore[assignment]
     store = SimpleNamespace(behaviors=SimpleNamespace(counts=[1, 1]))
     trainer.batches = SimpleNamespace(micro_batches=lambda *a: batches, store=store)  # type: ignore[assignment]
     learned: list[list[float]] = []

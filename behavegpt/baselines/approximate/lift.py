@@ -28,6 +28,7 @@ from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError
 from behavegpt.paths import PathText
+from behavegpt.training.evaluate import hidden_states
 from behavegpt.training.model_folder import open_model
 
 INHERITED = (
@@ -101,14 +102,9 @@ def class_means(model: Any, store: EventStore) -> torch.Tensor:
     batches = evaluation_batches(
         store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=config.columns
     )
-    model.eval()
-    for batch in batches:
+    for batch, hidden in hidden_states(model, batches):
         wanted = batch.target != IGNORED
-        state = model.model(
-            **batch.inputs, document=batch.document, position=batch.position
-        ).last_hidden_state[wanted]
-        total.index_add_(0, batch.target[wanted], F.normalize(state, dim=-1))
-    model.train()
+        total.index_add_(0, batch.target[wanted], F.normalize(hidden[wanted], dim=-1))
     random = config.initializer_range * torch.randn_like(total)
     return torch.where(total.any(1, keepdim=True), F.normalize(total, dim=-1), random)
 

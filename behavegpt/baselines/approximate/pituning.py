@@ -30,6 +30,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
+from behavegpt.model.history import class_prior
 from behavegpt.model.output import Encoded
 
 PSEUDO = 10.0
@@ -83,6 +84,6 @@ def start(model: Any, store: EventStore) -> None:
         rows
     ].astype(np.int64)
     found = np.bincount(key - FIRST, minlength=events * classes).reshape(events, classes)
-    counts = torch.tensor(store.behaviors.counts) + 0.5
-    prior, seen = counts / counts.sum(), torch.from_numpy(found).float()
+    prior = class_prior(torch.tensor(store.behaviors.counts))
+    seen = torch.from_numpy(found).float()
     table.data.copy_(((seen + PSEUDO * prior) / (seen.sum(1, keepdim=True) + PSEUDO)).log())

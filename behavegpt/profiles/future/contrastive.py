@@ -24,14 +24,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behavegpt.profiles.future.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
+from behavegpt.batch import moved
+from behavegpt.profiles.future.tower import Tower, TowerSettings, Trained, fit_tower
 from behavegpt.profiles.future.windows import Cuts, Examples, Past
 from behavegpt.profiles.future.windows import past as read_past
 from behavegpt.profiles.histories import mean_states
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.sequences import SequenceStore
 from behavegpt.ragged import ranges
-from behavegpt.user_embeddings import UserEmbeddings
 
 PROJECTED = 128
 
@@ -54,20 +54,12 @@ def fit(context: Context, settings: ContrastiveSettings, folder: Path) -> None:
         network = Contrast(tower, sizes, settings).to(device)
 
         def loss(of: Examples) -> Tensor:
-            theirs = coming(store, of, settings.names)
-            return network(
-                read_past(store, of, settings.names, settings.shape.longest).to(device),
-                theirs.to(device),
-            )
+            known = read_past(store, of, settings.names, settings.shape.longest)
+            return network(*moved((known, coming(store, of, settings.names)), device))
 
         return network, loss
 
     fit_tower(context, settings, folder, make)
-
-
-def embed(context: Context, settings: ContrastiveSettings, folder: Path) -> UserEmbeddings:
-    """(U, D) float32."""
-    return embed_tower(context, settings, folder)
 
 
 class Coming(NamedTuple):
@@ -75,12 +67,6 @@ class Coming(NamedTuple):
 
     ids: dict[str, Tensor]  # field -> (T,) int64
     bounds: Tensor  # (N + 1,) int64
-
-    def to(self, device: torch.device) -> Coming:
-        """The same on a device."""
-        return Coming(
-            {name: ids.to(device) for name, ids in self.ids.items()}, self.bounds.to(device)
-        )
 
 
 def coming(store: SequenceStore, of: Examples, fields: tuple[str, ...]) -> Coming:

@@ -24,13 +24,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behavegpt.profiles.events import EVENTS, EventName
+from behavegpt.batch import moved
+from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.profiles.fields import FIRST
-from behavegpt.profiles.future.tower import Tower, TowerSettings, Trained, embed_tower, fit_tower
+from behavegpt.profiles.future.tower import Tower, TowerSettings, Trained, fit_tower
 from behavegpt.profiles.future.windows import Cuts, Examples, Past, chosen, happens, past
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.user_embeddings import UserEmbeddings
 
 OCCURS = "events"  # the task of the event types
 BLOCK = 2**14  # examples whose labels are counted at a time
@@ -64,22 +64,12 @@ def fit(context: Context, settings: FutureSettings, folder: Path) -> None:
         network = Future(tower, _base_rates(store, cuts, settings), settings.dimensions).to(device)
 
         def loss(of: Examples) -> Tensor:
-            wanted = {
-                task: torch.from_numpy(labels).to(device)
-                for task, labels in targets(store, of, settings).items()
-            }
-            return network(
-                past(store, of, settings.names, settings.shape.longest).to(device), wanted
-            )
+            known = past(store, of, settings.names, settings.shape.longest)
+            return network(*moved((known, targets(store, of, settings)), device))
 
         return network, loss
 
     fit_tower(context, settings, folder, make)
-
-
-def embed(context: Context, settings: FutureSettings, folder: Path) -> UserEmbeddings:
-    """(U, D) float32."""
-    return embed_tower(context, settings, folder)
 
 
 def targets(store: SequenceStore, of: Examples, settings: FutureSettings) -> dict[str, np.ndarray]:

@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from behavegpt.batch import moved
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.devices import choose_device
 from behavegpt.io import write_json
-from behavegpt.profiles.events import EVENTS, EventName
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, parse_field
 from behavegpt.profiles.future.windows import (
     AGES,
@@ -36,36 +36,22 @@ from behavegpt.profiles.future.windows import (
 )
 from behavegpt.profiles.future.windows import past as read_past
 from behavegpt.profiles.histories import Body, Shape, last_states, mean_states
-from behavegpt.profiles.members import Context, MemberSettings
+from behavegpt.profiles.members import Context
+from behavegpt.profiles.networks import NetworkSettings, embed_store, fit_network, open_network
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.training import (
-    TrainingSettings,
-    embed_rows,
-    load_network,
-    save_network,
-    seeded,
-    train,
-)
+from behavegpt.profiles.training import Task, seeded
 from behavegpt.user_embeddings import UserEmbeddings
 
-VOCABULARIES, STATE = "vocabularies.safetensors", "tower.json"
+STATE = "tower.json"
 COUNTS = len(EVENTS) * (len(RECENT) + 1) + 2
 
 
-class TowerSettings(MemberSettings):
+class TowerSettings(NetworkSettings):
     """What the tower reads, and where the history is cut to train it."""
 
-    fields: tuple[str, ...] = Field(
-        description="fields that are read; the age of each event comes with them"
-    )
-    events: tuple[EventName, ...] = Field(EVENTS, description="event types that are merged")
-    clients: Literal["asked", "all"] = Field(
-        "asked", description="whose histories it is trained on"
-    )
     cut: CutSettings = CutSettings()
     shape: Shape = Shape()
     dimensions: int = Field(128, ge=1, description="width of the vector")
-    training: TrainingSettings = TrainingSettings()
 
     @field_validator("fields")
     @classmethod
@@ -78,10 +64,6 @@ class TowerSettings(MemberSettings):
                 "in any case"
             )
         return fields
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(parse_field(text).name for text in self.fields)
 
     @property
     def sequence(self) -> SequenceSettings:
@@ -143,41 +125,24 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
             [loss(of) * size for of, size in zip(drawn, sizes, strict=True)]
         ).sum(), sum(sizes)
 
-    facts = train(
-        network,
-        objective,
-        np.flatnonzero(cuts.usable),
-        settings.training,
-        context.seed,
-        settings.kind,
-    )
-    vocabularies.save(folder / VOCABULARIES)
-    save_network(tower, folder)
-    write_json(folder / STATE, {"now": now, "training": facts})
+    task = Task(settings.kind, np.flatnonzero(cuts.usable), objective)
+    fit_network(context, settings, folder, vocabularies, task, network, kept=tower)
+    write_json(folder / STATE, {"now": now})
 
 
 def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> UserEmbeddings:
     """(U, D) float32 of the asked clients with an event: their whole histories, aged at the moment
     of the fit."""
-    vocabularies, device = Vocabularies.load(folder / VOCABULARIES), choose_device(context.device)
-    store = context.sequences(settings.sequence, vocabularies, asked=True)
+    tower, store = open_network(context, settings, folder, lambda known: _tower(settings, known))
+    device = choose_device(context.device)
     now = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["now"])
-    tower = _tower(settings, vocabularies)
-    load_network(tower, folder)
-    tower.to(device)
 
     def encode(rows: np.ndarray) -> Tensor:
-        return tower(
-            read_past(store, whole(store, rows, now), settings.names, settings.shape.longest).to(
-                device
-            )
-        )
+        histories = whole(store, rows, now)
+        known = read_past(store, histories, settings.names, settings.shape.longest)
+        return tower(moved(known, device))
 
-    rows = np.arange(len(store.clients))
-    lengths = np.minimum(store.lengths, settings.shape.longest)
-    return UserEmbeddings(
-        store.clients, embed_rows(encode, rows, lengths, settings.training.batch, settings.kind)
-    )
+    return embed_store(store, settings, encode)
 
 
 def _tower(settings: TowerSettings, vocabularies: Vocabularies) -> Tower:

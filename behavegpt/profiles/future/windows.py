@@ -11,7 +11,6 @@ Shape letters: N examples, T events of their pasts, E events of the store, K lab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from behavegpt.config import Settings
 from behavegpt.data.pack import half_octaves
+from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.errors import DataError
-from behavegpt.profiles.events import EVENTS
 from behavegpt.profiles.fields import FIRST
 from behavegpt.profiles.histories import Packed, model_names, pack
 from behavegpt.profiles.sequences import SequenceStore
@@ -80,17 +79,12 @@ class Cuts(NamedTuple):
         return Examples(rows, self.moment[index], self.stop[index, rows], self.end[index, rows])
 
 
-@dataclass(frozen=True)
-class Past:
+class Past(NamedTuple):
     """Packed pasts, and what is known of them beside the fields."""
 
     packed: Packed
     days: Tensor  # (T,) float32: age of each event at the cut
     event: Tensor  # (T,) int64: its type, from 0
-
-    def to(self, device: torch.device) -> Past:
-        """The same on a device."""
-        return Past(self.packed.to(device), self.days.to(device), self.event.to(device))
 
 
 def end_of(store: SequenceStore) -> int:

@@ -1,5 +1,5 @@
-"""The challenge's data directory: which file holds what, and checks that name the file, the column
-and the remedy.
+"""The data directory of the RecSys Challenge 2025: which file holds what, and checks that name the
+file, the column and the remedy. Whoever reads such a directory reads it by this.
 
 DIR/{product_buy,add_to_cart,remove_from_cart,page_visit,search_query}.parquet   the full history
 DIR/product_properties.parquet
@@ -13,22 +13,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.data.database import literal, reading
 from behavegpt.errors import DataError
 from behavegpt.paths import local_path
 from behavegpt.user_embeddings import open_array
 
-EVENTS = {
+EventName = Literal["product_buy", "add_to_cart", "remove_from_cart", "page_visit", "search_query"]
+EVENTS: tuple[EventName, ...] = get_args(EventName)
+ITEMS: dict[EventName, str] = {  # event type -> the column beside client_id and timestamp
     "product_buy": "sku",
     "add_to_cart": "sku",
     "remove_from_cart": "sku",
     "page_visit": "url",
+    "search_query": "query",
 }
-EVENTS["search_query"] = "query"  # event type -> the column beside client_id and timestamp
+PROPERTIES = "product_properties.parquet"
 WINDOWS = ("train", "validation")
 CODES = ("query", "name")  # quantized embeddings: text "[ 1 22 ...]" or lists of any width
 LATER_NAME = "embedding"  # what the later public release calls them
@@ -42,8 +48,7 @@ TYPES = {
 }
 NUMBER, TIME, CODE = TYPES
 EVENT_COLUMNS = {
-    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER}
-    for name, column in EVENTS.items()
+    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER} for name, column in ITEMS.items()
 }
 EVENT_COLUMNS["search_query"]["query"] = CODE
 PROPERTY_COLUMNS = {"sku": NUMBER, "category": NUMBER, "price": NUMBER, "name": CODE}
@@ -64,7 +69,7 @@ class ChallengeDirectory:
 
     @property
     def properties(self) -> Path:
-        return self.path / "product_properties.parquet"
+        return self.path / PROPERTIES
 
     @property
     def relevant_clients(self) -> np.ndarray:
@@ -79,6 +84,10 @@ class ChallengeDirectory:
     def raw(self, event: str) -> Path:
         """The full history of an event type."""
         return self.path / f"{event}.parquet"
+
+    def input(self, event: str) -> Path:
+        """The part of an event type's history that vectors are made from (written by the split)."""
+        return self.path / "input" / f"{event}.parquet"
 
     def target(self, window: str) -> Path:
         """Purchases in the window "train" or "validation" with their product's properties (written
@@ -107,11 +116,8 @@ def open_directory(path: str | Path) -> ChallengeDirectory:
                 "data "
                 f"has one with {holds}."
             )
-    if not (path / "product_properties.parquet").is_file():
-        raise DataError(
-            f"The product_properties.parquet file is missing in '{path}'; copy it from the "
-            "download."
-        )
+    if not (path / PROPERTIES).is_file():
+        raise DataError(f"The {PROPERTIES} file is missing in '{path}'; copy it from the download.")
     return ChallengeDirectory(path)
 
 
@@ -133,18 +139,9 @@ def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
             else "download it"
         )
         raise DataError(f"{path} is missing; {remedy}.")
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: no readable parquet file ({error}); write or download it again."
-        ) from None
+    schema = read_columns(path)
     for name, kind in columns.items():
-        found = (
-            LATER_NAME
-            if name in CODES and name not in schema.names and LATER_NAME in schema.names
-            else name
-        )
+        found = stored_name(schema, name)
         if schema.names.count(found) != 1:
             has = ", ".join(schema.names)
             raise DataError(
@@ -155,6 +152,33 @@ def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
         if not TYPES[kind](value):
             raise DataError(f"{path}: column {name!r} is {value}, expected {kind}; convert it.")
     return schema
+
+
+def read_columns(path: Path) -> pa.Schema:
+    """Names and types of a parquet file's columns. Raises DataError when it is none."""
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: no readable parquet file ({error}); write or download it again."
+        ) from None
+
+
+def stored_name(schema: pa.Schema, name: str) -> str:
+    """What a file calls a column: codes may have their later name."""
+    later = name in CODES and name not in schema.names and LATER_NAME in schema.names
+    return LATER_NAME if later else name
+
+
+def check_products(con: duckdb.DuckDBPyConnection, file: Path) -> None:
+    """Each product has one line in the properties: a second one would count its events twice."""
+    lines = f"SELECT sku, count(*) AS n FROM read_parquet({literal(file)}) GROUP BY sku"
+    with reading(str(file), [file]):
+        wrong = con.execute(f"{lines} HAVING n > 1 OR sku IS NULL LIMIT 1").fetchall()
+    if wrong:
+        raise DataError(
+            f"{file}: sku {wrong[0][0]} has {wrong[0][1]} lines; keep one line for each product."
+        )
 
 
 def read_ids(path: Path) -> np.ndarray:

@@ -1,0 +1,92 @@
+"""The playground: a page of the service itself, tried in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for _library in ("fastapi", "uvicorn", "httpx"):
+    pytest.importorskip(_library, reason=f"{_library} is not installed; pip install httpx")
+
+import uvicorn  # noqa: E402
+from fastapi.testclient import TestClient  # noqa: E402
+
+from behavegpt.predictor import Predictor  # noqa: E402
+from behavegpt.serving.app import make_app  # noqa: E402
+from behavegpt.serving.pages import frequent_labels  # noqa: E402
+from behavegpt.serving.requests import ServeSettings  # noqa: E402
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+def test_the_page_needs_nothing_but_the_service(predictor: Predictor) -> None:
+    client = TestClient(make_app(predictor, ServeSettings()))
+    page = client.get("/")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'; connect-src 'self'" in page.text
+    assert not re.search(r"(src|href)=\"(https?:)?//", page.text)
+    assert "innerHTML" not in page.text, "labels are text"
+
+
+def test_labels_are_the_first_of_each_column(predictor: Predictor) -> None:
+    """In the order of the vocabulary, which is that of their frequency."""
+    found = TestClient(make_app(predictor, ServeSettings())).get("/v1/labels").json()["labels"]
+    assert set(found) == set(predictor.tokenizer.event_schema.label_columns)
+    for role, labels in found.items():
+        assert labels == predictor.tokenizer.vocabulary[role].values.to_pylist()[:200]
+    few = frequent_labels(predictor.tokenizer, 2)
+    assert all(labels == found[role][:2] for role, labels in few.items())
+
+
+@pytest.fixture
+def address(predictor: Predictor) -> Iterator[str]:
+    config = uvicorn.Config(make_app(predictor, ServeSettings()), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_an_invented_user_gets_predictions_and_a_future(
+    address: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    """Under the page's own policy: nothing is injected."""
+    dom = seen(address, tmp_path)
+    labels = set(predictor.tokenizer.behaviors.values.to_pylist())
+    shares = [float(text) for text in re.findall(r'class="share">([\d.]+) %', dom)]
+    named = re.search(r'id="next">(.*?)</section>', dom, re.DOTALL)
+    assert named is not None
+    predicted = re.findall(r"<span>(.*?)</span>", named[1])
+    assert len(shares) == len(predicted) == min(8, len(labels)) and set(predicted) <= labels
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.5
+    assert dom.count("<time>") == 20, "the events of the future"
+    assert re.search(r'role="alert" id="error"></p>', dom), "no error is shown"
+    assert dom.count('aria-label="remove this event"') == 6
+    assert 'id="labels-event"' in dom
+
+
+def seen(address: str, folder: Path) -> str:
+    """The page once its script has asked the service."""
+    assert BROWSER is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    command: list[Any] = [BROWSER, *flags, f"--user-data-dir={folder / 'browser'}", "--dump-dom"]
+    return subprocess.run(
+        [*command, address], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
