@@ -197,16 +197,16 @@ def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
 
 
 def _caption(plan: Plan, rows: Sequence[Row]) -> str:
-    grid = plan.settings.tuning.grid
+    tuning = plan.settings.tuning
     budget = {**plan.settings.train, **plan.settings.data[plan.data].train}
     said = ", ".join(f"{name} {value}" for name, value in budget.items()) or "of each file"
-    tuned = "; ".join(f"{name} in {values}" for name, values in grid.items()) or "nothing"
+    tuned = "; ".join(f"{name} in {values}" for name, values in tuning.grid.items()) or "nothing"
     devices = sorted({row["device"] for row in rows if "device" in row})
     return (
         f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
         f"{plan.store.behaviors.classes} behaviors. {_given(rows)} Budget of every model: {said}. "
-        f"Tuned on validation ({NAMES[plan.settings.tuning.select]}, seed {plan.settings.tuning.seed}): "
-        f"{tuned}. Protocol {plan.protocol_hash}; "
+        f"Tuned on validation ({NAMES[tuning.select]}, seed {tuning.seed}): {tuned}. "
+        f"Protocol {plan.protocol_hash}; "
         f"{', '.join(devices) or 'counts only'}.{_unseen(plan.store)}"
     )
 
