@@ -20,10 +20,12 @@ from behavegpt.data.store import TEST, VALID, EventStore
 from behavegpt.datasets.synthetic import small_log
 from behavegpt.decision import FILE, Thresholds, learn_thresholds, load_thresholds, save_thresholds
 from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.fitting import FittedPredictor
 from behavegpt.predictor import Predictor, load
 from behavegpt.serving.app import make_app
 from behavegpt.serving.requests import ServeSettings
 from behavegpt.training.evaluate import evaluate
+from behavegpt.training.model_folder import open_model
 from behavegpt.training.settings import DecisionSettings
 from tests.conftest import ROOT
 from tests.helpers import random_store
@@ -93,6 +95,20 @@ def test_the_command_learns_what_training_learned(
     first = json.loads(capsys.readouterr().out)[0]
     expected = load(model).predict(log, thresholds=True)
     assert first["behavior"] == expected.labels[0, 0]
+
+
+def test_a_fitted_model_learns_in_place(work: Path, tmp_path: Path) -> None:
+    kept(work, tmp_path / "model")
+    (tmp_path / "model" / FILE).unlink()
+    bare = Predictor(*open_model(work / "run/model"))
+    fitted = FittedPredictor(bare, tmp_path, work / "data")
+    with pytest.raises(ConfigError, match="objective"):
+        fitted.learn_thresholds(objective="macro")
+    assert fitted.learn_thresholds(keep=0.9, min_targets=5) is fitted
+    found, trained = load(tmp_path / "model").thresholds, load(work / "run/model").thresholds
+    assert fitted.thresholds is not None and found is not None and trained is not None
+    for values in (fitted.thresholds.values, found.values):
+        np.testing.assert_array_equal(values, trained.values)
 
 
 def test_the_test_split_is_never_read() -> None:
