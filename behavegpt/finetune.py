@@ -34,7 +34,9 @@ from behavegpt.adapt.transfer import (
     match_scale,
     plan_transfer,
 )
-from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open, and are refused
+
+# so that their folders open, and are refused
+from behavegpt.baselines import network as _baselines  # noqa: F401
 from behavegpt.console import say, table
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
