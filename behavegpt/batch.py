@@ -38,11 +38,16 @@ class PackedBatch(NamedTuple):
     memory: dict[str, torch.Tensor] | None = None
     """What the counts of the whole past say at the N positions with a target, row by row; see
     model/mixer.py."""
+    given: dict[str, torch.Tensor] | None = None
+    """Field ids (N,) int64 of those targets that the model may know (`weekday`, `slot`,
+    `location`); None without."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What a model's forward takes of it, whatever is asked."""
         told = {} if self.memory is None else {"memory": self.memory}
+        if self.given is not None:
+            told["given"] = self.given
         return {**self.inputs, "document": self.document, "position": self.position, **told}
 
     def to(self, device: torch.device) -> PackedBatch:

@@ -9,6 +9,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from behavegpt.console import progress
+from behavegpt.data.given import check_schema, describe
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import DataError
@@ -27,11 +28,14 @@ def evaluate_universal(
     *,
     split: str = "test",
     baselines: bool = True,
+    given: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Evaluate on a split of a prepared folder, whose training split gives tables and labels, and
     write metrics.json.
 
-    Rows, metrics and protocol are those of `compare`. Raises DataError when the split is empty.
+    Rows, metrics and protocol are those of `compare`. `given`: what the model and the baselines
+    know of the event that they predict (`time`, `location`). Raises ConfigError for the place in a
+    log without places, DataError when the split is empty.
     """
     rows = target_rows(store, SPLITS[split])
     if not len(rows):
@@ -39,7 +43,8 @@ def evaluate_universal(
             f"{store.path}: the {split} split holds no event to predict; prepare with another "
             "--split."
         )
-    reader = store_reader(store)
+    check_schema(given, store.schema)
+    reader = store_reader(store, given=given)
     metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
         for position, logits in model.score(reader, rows - 1):
@@ -47,9 +52,12 @@ def evaluate_universal(
             metrics.update(logits, target)
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
-    scored = {UNIVERSAL: metrics} | (dict(score_baselines(store, split)) if baselines else {})
+    scored = {UNIVERSAL: metrics} | (
+        dict(score_baselines(store, split, given)) if baselines else {}
+    )
     protocol = {
-        "task": "next behavior from past events alone; the target's own time and place are hidden",
+        "task": describe(given),
+        "given": " and ".join(given) or "nothing",
         "training": "none on this log; tables and labels are those of its training split",
         "split": split,
         "split_rule": store.manifest.split["rule"],

@@ -17,6 +17,7 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
+from behavegpt.data.given import check_schema, describe, given_fields
 from behavegpt.data.loader import ALL, Share, memory_of
 from behavegpt.data.memory_counts import MemorySource
 from behavegpt.data.pack import argument_name, count_unseen, target_rows
@@ -58,6 +59,7 @@ def compare(
     rule = check_settings(DecisionOptions, decision, "evaluate")
     log_prior = log_frequency(predictor.tokenizer.behaviors.counts)
     shift = shift_of(rule, log_prior, predictor.thresholds)
+    check_schema(predictor.given, store.schema)
     store = fit_store(store, predictor.tokenizer)
     rows = len(target_rows(store, SPLITS[split]))
     if rows == 0:
@@ -77,7 +79,7 @@ def compare(
             calibration=calibration,
         )
     if baselines and share.rank == 0:
-        scored |= score_baselines(store, split)
+        scored |= score_baselines(store, split, predictor.given)
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
     result["models"]["behavegpt"] |= extra
     result["calibration"] = calibration.compute()
@@ -203,7 +205,10 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
         rows.append(line(model, figures))
         if unseen:
             rows.append(line("  with unseen", figures["with_unseen"]))
-    title = f"{result['rows']:,} rows, {result['protocol']['classes']} behaviors"
+    protocol = result["protocol"]
+    title = f"{result['rows']:,} rows, {protocol['classes']} behaviors"
+    if protocol.get("given", "nothing") != "nothing":
+        title += f"; given: {protocol['given']}"
     return (
         ("model", *names),
         rows,
@@ -211,11 +216,14 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
     )
 
 
-def score_baselines(store: EventStore, split: str) -> Iterator[tuple[str, PredictionMetrics]]:
-    """Metrics of each count baseline on the same rows; they see the user's whole past."""
+def score_baselines(
+    store: EventStore, split: str, given: tuple[str, ...] = ()
+) -> Iterator[tuple[str, PredictionMetrics]]:
+    """Metrics of each count baseline on the same rows; they see the user's whole past, and of the
+    target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
-    fitted = counts.tune(counts.fit(store), store)
+    fitted = counts.tune(counts.fit(store, given), store)
     for name, model in fitted.items():
         metrics = PredictionMetrics(store.behaviors.classes)
         with progress(f"evaluate {name}", len(rows)) as show:
@@ -282,7 +290,12 @@ def _probabilities_at(
     last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     last[0, -1] = True
     told = None if memory is None else memory.at(np.array([row - 1]))
-    logits: torch.Tensor = model(**inputs, select=last, memory=told).logits[0]
+    given = {}
+    for field in given_fields(predictor.given):
+        ids = torch.from_numpy(store.columns[field][row : row + 1].astype(np.int64))
+        given[field] = ids.to(model.device)
+    output = model(**inputs, select=last, memory=told, given=given or None)
+    logits: torch.Tensor = output.logits[0]
     return (logits.float().cpu() - shift).softmax(-1)
 
 
@@ -312,7 +325,8 @@ def _protocol(
 ) -> dict[str, Any]:
     config = predictor.model.config
     return {
-        "task": "next behavior from past events alone; the target's own time and place are hidden",
+        "task": describe(predictor.given),
+        "given": " and ".join(predictor.given) or "nothing",
         "split": split,
         "split_rule": store.manifest.split["rule"],
         "boundaries": store.manifest.split.get("boundaries"),

@@ -125,6 +125,12 @@ def export_model(
         raise ConfigError(
             f"a {model.config.model_type} model cannot be exported; give the folder of a BehaveGPT."
         )
+    if model.config.given:
+        raise ConfigError(
+            f"a model that is given the {' and '.join(model.config.given)} of the event that it "
+            "predicts cannot be exported: the graph takes histories alone; serve it (behavegpt "
+            "serve), or train one without model.given for export."
+        )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
     device = model.device

@@ -38,6 +38,7 @@ from behavegpt.adapt.transfer import (
 # so that their folders open, and are refused
 from behavegpt.baselines import network as _baselines  # noqa: F401
 from behavegpt.console import say, table
+from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
@@ -123,6 +124,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
             f"{settings.base}: a {base.config.architecture}; the modes transfer parts of a "
             "BehaveGPT. Give its folder."
         )
+    check_schema(base.config.given or (), store.schema)
     options = settings.adapt
     grow = options.vocabulary == "grow" or (
         options.vocabulary == "auto" and settings.mode == "new_behavior"
@@ -135,7 +137,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     model = BehaveGPTForBehaviorPrediction(target_config(base.config, new, options.dropout))
     model.set_prior(torch.tensor(encoded.behaviors.counts))
     if model.config.memory:  # the habits of these data
-        model.counts = count_store(encoded)
+        model.counts = count_store(encoded, in_order(model.config.given or ()))
     weights = base.state_dict()
     plan = plan_transfer(row, weights, old, new, model, options.same_labels)
     if options.scale == "base":

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
 from behavegpt.data.pack import RowPlan, Windows, collate_inputs, pack_rows
@@ -47,11 +48,13 @@ def history_batches(
     cells_per_user: int,
     with_time: bool = False,
     memory: ReadsMemory | None = None,
+    asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
     """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
 
     What `memory` says at the last events, of the whole histories, stands beside them, row by row;
-    a model with memory needs it wherever logits are asked for. A batch holds at most
+    a model with memory needs it wherever logits are asked for. So does what is given of the events
+    to come, `asked` (U,) by field. A batch holds at most
     POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but at
     least one row.
     """
@@ -70,6 +73,10 @@ def history_batches(
         if memory is not None:
             newest = (plan.windows.start + plan.windows.length - 1)[held]
             batch = batch._replace(memory=memory.at(newest))
+        users = user_of[held]
+        if asked is not None:
+            given = {field: torch.from_numpy(ids[users]) for field, ids in asked.items()}
+            batch = batch._replace(given=given)
         batch = batch.to(model.device)
 
         time = batch.inputs["time_ids"] if with_time else None
@@ -77,7 +84,7 @@ def history_batches(
             batch.inputs.pop("time_ids", None)
         following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
         last = (batch.document != following) & (batch.document != PADDING)
-        yield HistoryBatch(user_of[held], batch, last, time)
+        yield HistoryBatch(users, batch, last, time)
 
 
 def memory_of_histories(
@@ -85,11 +92,13 @@ def memory_of_histories(
     columns: Mapping[str, np.ndarray],
     begin: np.ndarray,
     end: np.ndarray,
+    asked: Moment | None = None,
 ) -> MemorySource | None:
-    """Reads what a model's counts say of histories; None for a model without memory."""
+    """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a
+    model without memory."""
     if model.counts is None:
         return None
-    return history_source(columns, np.append(begin, end[-1:]), model.counts)
+    return history_source(columns, np.append(begin, end[-1:]), model.counts, asked)
 
 
 def memory_columns_of(model: BehaveGPTForBehaviorPrediction) -> set[str]:

@@ -21,6 +21,8 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
+from behavegpt.data.asked import check_asked, count_unknown, read_asked
+from behavegpt.data.given import Moment, in_order
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.state_files import holds_states, load_states, save_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
@@ -101,6 +103,11 @@ class Predictor(KeepsStates):
         return Predictor(self.model, tokenizer, self.links, self.thresholds, self._known)
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """What must be told of the event that is predicted: `time`, `location`, both or nothing."""
+        return in_order(self.model.config.given or ())
+
+    @property
     def users(self) -> Users:
         """The users that `with_states` made known; none at first."""
         return Users(self.tokenizer, self.state_spec, self._known)
@@ -147,6 +154,8 @@ class Predictor(KeepsStates):
         interrupt: Callable[[], None] = lambda: None,
         *,
         thresholds: bool = False,
+        at: Any = None,
+        location: Any = None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
@@ -155,14 +164,23 @@ class Predictor(KeepsStates):
         history; or a state or a list of them, for which no history is read. `prior_correction` tau
         > 0 lifts rare behaviors: logits - tau * log(training frequency); `thresholds`: the model's
         own instead, see decision.py. `interrupt` is called between pieces of the work; what it
-        raises stops it. Raises ConfigError and DataError.
+        raises stops it. `at`, `location`: the time and the place that are asked about, of a model
+        trained with `model.given`: one for all users, or a mapping of user to value; of the time
+        the weekday and the slot count. Raises ConfigError and DataError.
         """
         given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
         options = check_settings(PredictOptions, given, "predict")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)  # before the events are read
-        encoded, memory = self._asked(events)
-        pieces = self._logits(encoded, memory, interrupt)
+        check_asked(self.given, at, location, "this model", "train with model.given")
+        states = as_states(events)
+        encoded = self.encode(events) if states is None else self.state_spec.windows(states)
+        asked, unknown = None, 0
+        if self.given:
+            asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
+            encoded = count_unknown(encoded, unknown)
+        memory = self._memory(encoded, states, asked)
+        pieces = self._logits(encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
 
     def embed(
@@ -213,20 +231,23 @@ class Predictor(KeepsStates):
         is usable."""
         return encode_histories(self.tokenizer, events)
 
-    def _asked(self, events: Any) -> tuple[EncodedHistories, ReadsMemory | None]:
-        """Histories, those of states being their last events, and what tells the counts at their
-        ends."""
-        states = as_states(events)
+    def _memory(
+        self, encoded: EncodedHistories, states: Sequence[UserState] | None, asked: Moment | None
+    ) -> ReadsMemory | None:
+        """What tells the counts at the ends of histories, or of the windows of states; `asked`
+        about given fields (U,)."""
         if states is not None:
-            encoded = self.state_spec.windows(states)
-            return encoded, self.state_spec.source(states, encoded.offsets)
-        encoded = self.encode(events)
+            return self.state_spec.source(states, encoded.offsets, asked)
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
-        return encoded, memory_of_histories(self.model, encoded.columns, begin, end)
+        return memory_of_histories(self.model, encoded.columns, begin, end, asked)
 
     @torch.no_grad()
     def _logits(
-        self, encoded: EncodedHistories, memory: ReadsMemory | None, interrupt: Callable[[], None]
+        self,
+        encoded: EncodedHistories,
+        memory: ReadsMemory | None,
+        interrupt: Callable[[], None],
+        asked: Moment | None,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
         begin, end, classes = (
@@ -235,7 +256,13 @@ class Predictor(KeepsStates):
             self.model.config.num_behaviors,
         )
         for users, batch, last, _ in history_batches(
-            self.model, encoded.columns, begin, end, cells_per_user=classes, memory=memory
+            self.model,
+            encoded.columns,
+            begin,
+            end,
+            cells_per_user=classes,
+            memory=memory,
+            asked=asked,
         ):
             at = last.nonzero()
             step = max(1, CELLS_PER_BATCH // classes)
@@ -248,6 +275,9 @@ class Predictor(KeepsStates):
                 if batch.memory is not None:
                     told = part_of(Memory(**batch.memory), slice(first, first + step))
                     part = batch._replace(memory=told._asdict())
+                if batch.given is not None:
+                    given = {f: ids[first : first + step] for f, ids in batch.given.items()}
+                    part = part._replace(given=given)
                 with autocast(self.model.device):
                     output: Any = self.model(**part.arguments, select=select)
                 yield users[first : first + step], output.logits.float().cpu()

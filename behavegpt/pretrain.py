@@ -16,6 +16,7 @@ from behavegpt.baselines.architectures import baseline_config, read_inputs, refu
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
 from behavegpt.config import closest
+from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore, open_store
@@ -75,24 +76,30 @@ def _is_baseline(model: dict[str, Any]) -> bool:
 def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
     """The model's shape for a prepared folder; raises ConfigError on a contradiction."""
     try:
-        if _is_baseline(settings.model):
-            return baseline_config(settings.model, store)
-        is_event = store.schema.behavior_is_event
-        fields, width = read_inputs(
-            settings.model, store.field_sizes(), store.behaviors.classes, is_event
-        )
-        shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
-        if shape.get("memory"):
-            shape["memory_experts"] = list(EXPERTS)
-        return BehaveGPTConfig(
-            field_sizes=fields,
-            num_behaviors=store.behaviors.classes,
-            behavior_is_event=is_event,
-            tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
-            **shape | {"embedding_size": width},
-        )
+        config = _config_of(settings, store)
     except Exception as error:
         raise ConfigError(f"model: {violation(error)}") from None
+    check_schema(config.given or (), store.schema)
+    return config
+
+
+def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
+    if _is_baseline(settings.model):
+        return baseline_config(settings.model, store)
+    is_event = store.schema.behavior_is_event
+    fields, width = read_inputs(
+        settings.model, store.field_sizes(), store.behaviors.classes, is_event
+    )
+    shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
+    if shape.get("memory"):
+        shape["memory_experts"] = list(EXPERTS)
+    return BehaveGPTConfig(
+        field_sizes=fields,
+        num_behaviors=store.behaviors.classes,
+        behavior_is_event=is_event,
+        tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
+        **shape | {"embedding_size": width},
+    )
 
 
 def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
@@ -133,7 +140,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
         model = BehaveGPTForBehaviorPrediction(config)
         model.set_prior(torch.tensor(store.behaviors.counts))
     if config.memory:
-        model.counts = count_store(store)
+        model.counts = count_store(store, in_order(config.given or ()))
     if settings.init == "universal":
         _start_universal(model)
     if settings.language_model:

@@ -2,7 +2,9 @@
 user was seen to do.
 
 Each drawn event is taken up by the state of its row, so that the next one knows it. There are no
-heads for times and places: `generation/own_past.py` draws them from the given history.
+heads for times and places: `generation/own_past.py` draws them from the given history. Where the
+log was counted with the time or the place of the target given, these are drawn before the behavior,
+the place from those of the user at this time of the day.
 
 Shapes: N rows (a row is one sample of one user), K behaviors.
 """
@@ -14,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from behavegpt.data.given import given_fields
 from behavegpt.data.memory_tables import Columns, memory_columns
 from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.times import calendar, parse_date
@@ -115,12 +118,14 @@ class _Rows:
         self, model: UniversalModel, step: int, policies: dict[str, str]
     ) -> dict[str, np.ndarray]:
         """The next event of each row that goes on, each column (n,); the others end."""
-        asked = self.log.asked_of_states(self.states)
         u = self.uniforms(step, len(Draws._fields))
+        first = self._first(u, policies)
+        moments = {field: first[field] for field in given_fields(self.log.given)}
+        asked = self.log.asked_of_states(self.states, moments or None)
         logits = torch.cat(
             [model.logits(batch.memory, self.log.tables) for batch in asked.batches(lambda: None)]
         )
-        new = self._event(logits, u, policies)
+        new = self._event(logits, u, policies, first)
         self.time = new["time"]
         found = new | {
             "user": self.user,
@@ -139,23 +144,36 @@ class _Rows:
             self.log.spec.count(state, Columns(*(column[row : row + 1] for column in columns)))
         return {name: values[on] for name, values in found.items()}
 
+    def _first(self, u: np.ndarray, policies: dict[str, str]) -> dict[str, np.ndarray]:
+        """What is drawn before the behavior: the gap and the clock (N,), and the place where it is
+        given."""
+        gap = self.own.time_gap(u[:, 0] if policies["time"] == "observed" else None)
+        weekday, slot = calendar(self.time + gap, self.log.tokenizer.event_schema)
+        first = {"time": self.time + gap, "gap": gap}
+        first |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
+        if "location" in self.log.given:
+            observed = u[:, 6] if policies["location"] == "observed" else None
+            first["location"], _ = self.own.like("location", "slot", first["slot"], observed)
+        return first
+
     def _event(
-        self, logits: torch.Tensor, u: np.ndarray, policies: dict[str, str]
+        self,
+        logits: torch.Tensor,
+        u: np.ndarray,
+        policies: dict[str, str],
+        first: dict[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
         """Ids, clock and gap (N,)."""
         schema, settings = self.log.tokenizer.event_schema, self.settings
-        gap = self.own.time_gap(u[:, 0] if policies["time"] == "observed" else None)
-        weekday, slot = calendar(self.time + gap, schema)
         drawn = (
             choose(logits, torch.from_numpy(u[:, 4]), settings.temperature, settings.top_p).numpy()
             + FIRST
         )
-        new = self.last | {"behavior": drawn, "event": drawn, "time": self.time + gap, "gap": gap}
-        new |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
+        new = self.last | {"behavior": drawn, "event": drawn} | first
         if not schema.behavior_is_event:
             own, known = self.own.like("event", "behavior", drawn, None)
             new["event"] = np.where(known, own, self.usual[drawn - FIRST])
-        if "location" in policies:
+        if "location" in policies and "location" not in first:
             observed = u[:, 6] if policies["location"] == "observed" else None
             new["location"], _ = self.own.like("location", "event", new["event"], observed)
         return new

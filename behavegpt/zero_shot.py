@@ -14,14 +14,18 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from behavegpt.checksums import seal
 from behavegpt.config import check_settings
+from behavegpt.data.asked import check_asked, count_unknown, named_given, read_asked
+from behavegpt.data.given import check_names
 from behavegpt.data.guess import guess_schema
 from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
@@ -127,17 +131,26 @@ class UniversalPredictor(KeepsStates):
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What must be told of the event that is predicted; empty before anything was counted."""
+        return () if self._log is None else self._log.given
+
     def fit_tables(
-        self, logs: EventData, schema: EventSchema | None = None, **settings: Any
+        self,
+        logs: EventData,
+        schema: EventSchema | None = None,
+        given: Sequence[str] = (),
+        **settings: Any,
     ) -> UniversalPredictor:
         """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
 
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid",
-        tz="Europe/London", ...) name them. Raises DataError.
+        tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
+        asked about a time and a place. Raises ConfigError and DataError.
         """
-        return UniversalPredictor(
-            self.model, count_log(logs, schema or guess_schema(logs, settings)[0])
-        )
+        schema = schema or guess_schema(logs, settings)[0]
+        return UniversalPredictor(self.model, count_log(logs, schema, check_names(given)))
 
     def reading(self, **changes: Any) -> UniversalPredictor:
         """The predictor for logs whose columns are named, or whose times are written, otherwise;
@@ -155,23 +168,35 @@ class UniversalPredictor(KeepsStates):
         interrupt: Callable[[], None] = lambda: None,
         *,
         thresholds: bool = False,
+        at: Any = None,
+        location: Any = None,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
 
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
-        `events`. Raises ConfigError, also for `thresholds`, and DataError.
+        `events`. `at`, `location`: the time and the place that are asked about, for all users or by
+        user; the log is counted again for it where it was counted with nothing given. Raises
+        ConfigError, also for `thresholds`, and DataError.
         """
         given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
         options = check_settings(PredictOptions, given, "predict")
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
+        told = named_given(at, location)
+        counted = self
         if self._log is None and events is not None:
-            return self.fit_tables(events).predict(
-                None, top_k, prior_correction, on_user, interrupt
+            counted, events = self.fit_tables(events, given=told), None
+        elif told and not self.given and as_states(events) is None:
+            counted = UniversalPredictor(self.model, self.log.knowing(told))
+        if counted is not self:
+            return counted.predict(
+                events, top_k, prior_correction, on_user, interrupt, at=at, location=location
             )
-        asked, tables = self._asked(events), self.log.tables
+        remedy = f"count the log again: fit_tables(log, given={list(told)})"
+        check_asked(self.given, at, location, "this counted log", remedy)
+        asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
@@ -189,8 +214,14 @@ class UniversalPredictor(KeepsStates):
         knows no label.
 
         `behaviors` are log-probabilities of what follows, of the most frequent behaviors. `events`
-        as for `predict`. Raises ConfigError for other parts and DataError.
+        as for `predict`. Raises ConfigError for other parts, and for a log that was counted with a
+        time or a place given, and DataError.
         """
+        if self.given:
+            raise ConfigError(
+                f"this log was counted with the {' and '.join(self.given)} of the event that is "
+                "predicted given, which a vector does not know; count it without: fit_tables(log)."
+            )
         for part in check_settings(EmbedOptions, {"pool": pool}, "embed").pool:
             if part not in VECTORS:
                 raise ConfigError(
@@ -256,11 +287,19 @@ class UniversalPredictor(KeepsStates):
             seal(temporary)
         return path
 
-    def _asked(self, events: Any) -> Asked:
-        """Whose next behavior is asked for."""
-        if events is None:
-            return self.log.everyone()
+    def _asked(self, events: Any, at: Any = None, location: Any = None) -> Asked:
+        """Whose next behavior is asked for, at which time and place."""
         states = as_states(events)
-        if states is not None:
-            return self.log.asked_of_states(states)
-        return self.log.asked(self.encode(events))
+        ask: Callable[..., Asked]
+        if events is None:
+            users, ask = pa.array(list(self.users), pa.string()), self.log.everyone
+        elif states is not None:
+            users = pa.array([state.user for state in states], pa.string())
+            ask = partial(self.log.asked_of_states, states)
+        else:
+            encoded = self.encode(events)
+            users, ask = encoded.users, partial(self.log.asked, encoded)
+        if not self.given:
+            return ask()
+        moments, unknown = read_asked(self.tokenizer, users, at, location)
+        return count_unknown(ask(moments), unknown)

@@ -37,7 +37,7 @@ PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern tha
     "vo": r"model\.blocks\.\d+\.attention\.[vo]_proj\.",
     "mlp": r"model\.blocks\.\d+\.mlp_(in|out)\.",
     "norms": r"model\.(blocks\.\d+\.\w+_)?norm\.",
-    "dense": r"head\.(dense|tied_projection)\.",  # the prediction MLP's first layer
+    "dense": r"(head\.(dense|tied_projection)|given)\.",  # the prediction MLP's first layer
     "prior": r"head\.(history_gate|memory)\.log_prior",  # class frequencies: data, not weights
     "gate": r"head\.(history_gate|memory)\.",
     "projection": r"head\.projection\.",

@@ -102,6 +102,7 @@ SHARED = (  # names of BaselineConfig that settings may give for every architect
     "initializer_range",
     "history_head",
     "memory",
+    "given",
     "scale_inputs",
     "score",
     "score_temperature",

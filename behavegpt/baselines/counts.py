@@ -19,6 +19,10 @@ is by pseudo-counts: P(b) = (n_b + w Q(b)) / (n + w).
     user_most_frequent user_markov         b after the same last behavior in this user's past; Q =
     markov mixture             sum_j s_j P_j of all of the above, s_j >= 0, sum_j s_j = 1
 
+With the time or the place of the target `given`, by_hour, user_by_hour, by_place and user_by_place
+look at those of the target in place of the event before it: what happened at this hour, at this
+place.
+
 `tune` chooses w, and d, of each by NDCG@3 on the validation split, the shorter context Q before the
 longer. The shares s are those that make the truth there likeliest, then moved towards single
 baselines as long as NDCG@3 gains from it. A log without places leaves by_place and user_by_place
@@ -30,11 +34,12 @@ Shapes: N rows of a chunk, P members of a mixture, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from behavegpt.data.given import check_schema, moved
 from behavegpt.data.memory_dense import RECENT, Chain, Level, Replay
 from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, fit_tables, store_columns
 from behavegpt.data.pack import target_rows
@@ -89,6 +94,7 @@ class CountModel:
     tables: Tables
     chains: tuple[Chain, ...]
     shares: tuple[float, ...] = (1.0,)
+    given: tuple[str, ...] = ()  # of the target
 
     def settings(self) -> dict[str, float]:
         """What `tune` chose: the weight of the back-off and the decay, or a mixture's shares of 0.1
@@ -100,10 +106,14 @@ class CountModel:
         return {"weight": last.weight} | ({"decay": last.decay} if np.isfinite(last.decay) else {})
 
 
-def fit(store: EventStore) -> dict[str, CountModel]:
+def fit(store: EventStore, given: tuple[str, ...] = ()) -> dict[str, CountModel]:
     """Count the training split and return the baselines by name, with default weights and equal
-    shares."""
-    columns = store_columns(store)
+    shares; `given`: what they know of the target.
+
+    Raises ConfigError for the place in a log without places.
+    """
+    check_schema(given, store.schema)
+    columns = _columns(store, given)
     classes, users = store.behaviors.classes, len(store.offsets) - 1
     used = np.asarray(store.columns["split"]) == TRAIN
     folds = np.zeros(users, np.int64)
@@ -112,7 +122,8 @@ def fit(store: EventStore) -> dict[str, CountModel]:
     )
     models: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
-        models[name] = _with_level(models, tables, name, baseline.weight, DECAY)
+        made = _with_level(models, tables, name, baseline.weight, DECAY)
+        models[name] = replace(made, given=given)
     models[MIXTURE] = _mixture(models, np.full(len(BASELINES), 1 / len(BASELINES)))
     return models
 
@@ -129,7 +140,8 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
     rows = rows[:: -(-len(rows) // most) or 1]
     if not len(rows):
         return models
-    columns = store_columns(store)
+    given = models[MIXTURE].given
+    columns = _columns(store, given)
     tuned: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
         weights = WEIGHTS if baseline.tuned else (baseline.weight,)
@@ -141,7 +153,7 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
             for weight in weights
         ]
         ndcg3 = _ndcg3(_replay(candidates, store, columns).judge(rows)[0])
-        tuned[name] = candidates[int(ndcg3.argmax())]
+        tuned[name] = replace(candidates[int(ndcg3.argmax())], given=given)
     replay = _replay(tuned.values(), store, columns)
     return tuned | {MIXTURE: _mixture(tuned, _best_shares(replay, rows))}
 
@@ -158,10 +170,19 @@ def scores(
     if len(rows) > 1 and not (np.diff(rows) > 0).all():
         raise ValueError("rows must be ascending flat indices, each once")
     size = max(1, min(ROWS, cells // max(store.behaviors.classes, 1)))
-    replay = Replay(store_columns(store), store.offsets, model.tables, model.chains)
+    columns = _columns(store, model.given)
+    replay = Replay(columns, store.offsets, model.tables, model.chains)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield part, replay.scores(part, np.array(model.shares))
+
+
+def _columns(store: EventStore, given: tuple[str, ...]) -> Columns:
+    """The columns that are counted, with what is given of the next event moved to each."""
+    columns = store_columns(store)
+    if not given:
+        return columns
+    return Columns(**moved(columns._asdict(), store.offsets, given))
 
 
 def likeliest_shares(probability: np.ndarray, steps: int = STEPS) -> np.ndarray:
@@ -211,9 +232,8 @@ def _replay(models: Iterable[CountModel], store: EventStore, columns: Columns) -
 
 def _mixture(models: dict[str, CountModel], shares: np.ndarray) -> CountModel:
     members = [models[name] for name in BASELINES]
-    return CountModel(
-        MIXTURE, members[0].tables, tuple(m.chains[0] for m in members), tuple(shares.tolist())
-    )
+    chains = tuple(m.chains[0] for m in members)
+    return CountModel(MIXTURE, members[0].tables, chains, tuple(shares.tolist()), members[0].given)
 
 
 def _ndcg3(rank: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.body import BehaveGPTPreTrainedModel, EventModel
 from behavegpt.model.chunks import GradientSink, HeadLoss, Scored, chunked_loss
+from behavegpt.model.given import check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted
 from behavegpt.model.history import History, HistoryGate, log_shares
 from behavegpt.model.inputs import Events, RowLayout
@@ -96,6 +97,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         "head": lambda config: ARCHITECTURES[config.architecture].head(config),
         "history_gate": lambda config: HistoryGate(config) if config.history_head else None,
         "memory": lambda config: MemoryHead(config) if config.memory else None,
+        "given": make_projection,
     }
     head: Any  # a ScoreHead
     history_gate: HistoryGate | None
@@ -118,7 +120,12 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
     def logits(self, predicted: Predicted) -> torch.Tensor:
         """Logits (N, K) at N positions: the baseline's scores, what the user's own history adds,
         and the mixture with the counts."""
-        hidden, past = predicted.hidden, predicted.past
+        check_given(self.given, predicted)
+        return self._scores(predicted.asked, predicted)
+
+    def _scores(self, hidden: torch.Tensor, predicted: Predicted) -> torch.Tensor:
+        """The logits from hidden states (N, C) with what is given."""
+        past = predicted.past
         table = self.model.embedding.tables["event"].weight
         logits: torch.Tensor = self.head(hidden, predicted.side, table)
         if self.history_gate is not None and isinstance(past, History):
@@ -129,18 +136,19 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
 
     def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
         """Loss sum of N positions under a criterion."""
+        check_given(self.given, predicted)
         self.head.set_progress(criterion.progress)
 
         def score(
             part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
         ) -> torch.Tensor:
             side = dict(zip(predicted.side, pieces[1:], strict=True))
-            return self.logits(predicted.part(part)._replace(hidden=pieces[0], side=side))
+            return self._scores(pieces[0], predicted.part(part)._replace(side=side))
 
         layers = [part for part in (self.head, self.history_gate, self.memory) if part is not None]
         parameters = [p for layer in layers for p in layer.parameters()]
         table = self.model.embedding.tables["event"].weight
-        inputs = (predicted.hidden, *predicted.side.values())
+        inputs = (predicted.asked, *predicted.side.values())
         scored = Scored(score, inputs, (*parameters, table))
         return chunked_loss(scored, criterion, target, self.config.num_behaviors)
 

@@ -60,9 +60,16 @@ class Plan:
         )
 
     @property
-    def counts_hash(self) -> str:
+    def givens(self) -> list[tuple[str, ...]]:
+        """What models are given of the event that they predict: nothing first, then what others
+        are; counts are given the same."""
+        runs = (Run(self.data, model, self.settings.seeds[0], {}) for model in self.settings.models)
+        return list(dict.fromkeys([(), *(run.given(self.settings) for run in runs)]))
+
+    def counts_hash(self, given: tuple[str, ...] = ()) -> str:
         """The same for the count baselines, which have no budget."""
-        return digest([self.store.manifest.content_hash, "counts", list(counts.NAMES)])
+        parts = [self.store.manifest.content_hash, "counts", list(counts.NAMES)]
+        return digest([*parts, list(given)] if given else parts)
 
     def open(self) -> Iterator[Planned]:
         """The runs without a row that can start now."""
@@ -72,7 +79,11 @@ class Plan:
     def known_rows(self) -> list[Row]:
         """The rows of these settings: those of the count baselines, and of each model's runs."""
         names = counts.NAMES if self.settings.counts else ()
-        found = [self.rows.get((f"{self.counts_hash}-{name}", FINAL)) for name in names]
+        found = [
+            self.rows.get((f"{self.counts_hash(given)}-{name}", FINAL))
+            for given in self.givens
+            for name in names
+        ]
         for model in self.settings.models:
             found += [planned.row for planned in self.runs[model]]
         return [row for row in found if row is not None]

@@ -82,9 +82,11 @@ def runs_of(
 ) -> Iterator[Run]:
     """All runs that can start, those of the count baselines first."""
     for plan in plans_of(settings, stores):
-        if settings.counts:
-            last = {"key": f"{plan.counts_hash}-{counts.NAMES[-1]}", "kind": FINAL}
-            yield Run(last, partial(_count_rows, grid, plan), f"{plan.counts_hash}.lock", wait=True)
+        for given in plan.givens if settings.counts else ():
+            hashed = plan.counts_hash(given)
+            last = {"key": f"{hashed}-{counts.NAMES[-1]}", "kind": FINAL}
+            rows = partial(_count_rows, grid, plan, given)
+            yield Run(last, rows, f"{hashed}.lock", wait=True)
         for planned in plan.open():
             rows = partial(_rows, grid, plan, planned)
             yield Run({"key": planned.key, "kind": planned.kind}, rows, planned.key)
@@ -95,6 +97,7 @@ def _rows(grid: Grid, plan: Plan, planned: Planned) -> Iterator[Row]:
     run, kind, key, _ = planned
     row: Row = {"key": key, "kind": kind, "data": run.data, "model": run.model, "seed": run.seed}
     row |= {"point": run.point, "base": run.base, "protocol_hash": plan.protocol_hash}
+    row["given"] = list(run.given(plan.settings))
     say(f"{kind} {run.data} {run.model} seed {run.seed} {run.point or ''}")
     yield row | attempted(lambda: _figures(grid, plan, planned), f"{run.data}/{run.model}")
 
@@ -164,10 +167,11 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
     )
 
 
-def _count_rows(grid: Grid, plan: Plan) -> Iterator[Row]:
-    """Rows of the count baselines, tuned on validation by their own rule."""
-    store, hashed = plan.store, plan.counts_hash
-    tuned = counts.tune(counts.fit(store), store)
+def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]:
+    """Rows of the count baselines, tuned on validation by their own rule; `given`: of the
+    target."""
+    store, hashed = plan.store, plan.counts_hash(given)
+    tuned = counts.tune(counts.fit(store, given), store)
     for name in counts.NAMES:
         model = tuned[name]
         row: Row = {
@@ -175,6 +179,7 @@ def _count_rows(grid: Grid, plan: Plan) -> Iterator[Row]:
             "kind": FINAL,
             "data": plan.data,
             "model": name,
+            "given": list(given),
             "seed": None,
         }
         row |= {"point": model.settings(), "base": None, "protocol_hash": hashed}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from behavegpt.config import Settings, read_settings
+from behavegpt.data.given import in_order
 from behavegpt.grid import digest
 from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
@@ -123,6 +124,10 @@ class Run:
         return read_settings(
             PretrainSettings, entry.config, [f"{k}={json.dumps(v)}" for k, v in chosen.items()]
         )
+
+    def given(self, benchmark: BenchmarkSettings) -> tuple[str, ...]:
+        """What the model is given of the event that it predicts."""
+        return in_order(self.settings(benchmark, ".").model.get("given") or ())
 
     def key(self, benchmark: BenchmarkSettings, content_hash: str) -> str:
         """What decides the run's figures, as a hash: settings, data and base, no paths."""

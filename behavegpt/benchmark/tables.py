@@ -53,7 +53,7 @@ def write_tables(settings: BenchmarkSettings) -> Path:
         parts.append(f"## {plan.data}\n\n{_caption(plan, rows)}\n\n{figures_table(rows)}")
         differences = comparison(settings, plan, rows)
         if differences:
-            parts.append(comparison_table(str(settings.versus), differences))
+            parts.append(comparison_table(str(_versus(settings, rows)), differences))
             told = compared[plan.data] = {}
             for name, by_figure in differences.items():
                 told[name] = {figure: d._asdict() for figure, d in by_figure.items()}
@@ -78,8 +78,15 @@ def write_tables(settings: BenchmarkSettings) -> Path:
 
 
 def final_rows(plan: Plan) -> list[Row]:
-    """The finished final rows of a log."""
-    return [row for row in plan.known_rows() if row["kind"] == FINAL and row["status"] == "done"]
+    """The finished final rows of a log, each with the model's name in tables: with what it was
+    given."""
+    rows = (row for row in plan.known_rows() if row["kind"] == FINAL and row["status"] == "done")
+    return [row | {"entry": row["model"], "model": _named(row)} for row in rows]
+
+
+def _named(row: Row) -> str:
+    given = row.get("given")
+    return f"{row['model']}, given {' and '.join(given)}" if given else str(row["model"])
 
 
 def figures_table(rows: Sequence[Row]) -> str:
@@ -119,14 +126,21 @@ def comparison(
     for row in rows:
         path = Path(settings.out) / "ranks" / f"{row['key']}.npy"
         ranks.setdefault(row["model"], []).append(np.load(path, allow_pickle=False))
-    if settings.versus is None or settings.versus not in ranks:
+    versus = _versus(settings, rows)
+    if versus is None:
         return {}
     target, user = truth(plan.store)
-    own = np.stack(ranks.pop(settings.versus))
+    own = np.stack(ranks.pop(versus))
     return {
         name: compare_ranks(own, np.stack(x), target, user, settings.draws)
         for name, x in ranks.items()
     }
+
+
+def _versus(settings: BenchmarkSettings, rows: Sequence[Row]) -> str | None:
+    """The name in tables of the model that the others are compared with; None where it has no
+    row."""
+    return next((row["model"] for row in rows if row["entry"] == settings.versus), None)
 
 
 def comparison_table(versus: str, differences: dict[str, dict[str, Difference]]) -> str:
@@ -183,18 +197,28 @@ def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
 
 
 def _caption(plan: Plan, rows: Sequence[Row]) -> str:
-    grid = plan.settings.tuning.grid
+    tuning = plan.settings.tuning
     budget = {**plan.settings.train, **plan.settings.data[plan.data].train}
     said = ", ".join(f"{name} {value}" for name, value in budget.items()) or "of each file"
-    tuned = "; ".join(f"{name} in {values}" for name, values in grid.items()) or "nothing"
+    tuned = "; ".join(f"{name} in {values}" for name, values in tuning.grid.items()) or "nothing"
     devices = sorted({row["device"] for row in rows if "device" in row})
     return (
         f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
-        f"{plan.store.behaviors.classes} behaviors. Budget of every model: {said}. Tuned on "
-        f"validation ({NAMES[plan.settings.tuning.select]}, seed {plan.settings.tuning.seed}): "
-        f"{tuned}. Protocol {plan.protocol_hash}; "
+        f"{plan.store.behaviors.classes} behaviors. {_given(rows)} Budget of every model: {said}. "
+        f"Tuned on validation ({NAMES[tuning.select]}, seed {tuning.seed}): {tuned}. "
+        f"Protocol {plan.protocol_hash}; "
         f"{', '.join(devices) or 'counts only'}.{_unseen(plan.store)}"
     )
+
+
+def _given(rows: Sequence[Row]) -> str:
+    """What the models were told of the event that they predict."""
+    if any(row.get("given") for row in rows):
+        return (
+            "The target's own time and place are hidden from a model unless its name says that "
+            "they were given."
+        )
+    return "Given of the target: nothing."
 
 
 def _unseen(store: EventStore) -> str:

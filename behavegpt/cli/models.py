@@ -68,12 +68,29 @@ def load_with_logs(
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
         if arguments.logs:
-            return universal.fit_tables(named_logs(arguments, arguments.logs), **changes), None
+            given = _given(arguments)
+            logs = named_logs(arguments, arguments.logs)
+            return universal.fit_tables(logs, given=given, **changes), None
     elif arguments.logs:
         return load_trained(arguments, device), named_logs(arguments, arguments.logs)
     raise ConfigError(
         f"{arguments.command.split()[-1]} {arguments.model}: name the files of a log behind the "
         "model."
+    )
+
+
+def _given(arguments: Arguments) -> tuple[str, ...]:
+    """What is known of the event that is predicted: what a command names, or what it asks about."""
+    from behavegpt.data.asked import named_given
+
+    told = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
+    return told or tuple(getattr(arguments, "given", None) or ())
+
+
+def given_argument(parser: Parser, what: str) -> None:
+    """`--given time location`, of the universal model."""
+    parser.add_argument(
+        "--given", nargs="+", choices=("time", "location"), metavar="time|location", help=what
     )
 
 

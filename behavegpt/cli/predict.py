@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
-from behavegpt.cli.models import load_with_logs, log_arguments
+from behavegpt.cli.models import given_argument, load_with_logs, log_arguments
 
 
 def _decision_arguments(parser: Parser) -> None:
@@ -41,6 +41,7 @@ def _evaluate_arguments(parser: Parser) -> None:
         "--baselines", action="store_true", help="also the count baselines, on the same rows"
     )
     _decision_arguments(parser)
+    given_argument(parser, "of `universal`: what is known of the event that is predicted")
 
 
 def _evaluate(arguments: Arguments) -> Any:
@@ -51,6 +52,7 @@ def _evaluate(arguments: Arguments) -> Any:
 
     from behavegpt.data.loader import Share
     from behavegpt.data.store import open_store
+    from behavegpt.errors import ConfigError
     from behavegpt.evaluation import compare, metrics_table
     from behavegpt.io import check_output, lock
     from behavegpt.predictor import load, model_folder
@@ -59,6 +61,10 @@ def _evaluate(arguments: Arguments) -> Any:
 
     if is_universal(arguments.model):
         return _evaluate_universal(arguments)
+    if arguments.given:
+        raise ConfigError(
+            "--given is for `universal`; what a trained model is given was fixed by model.given."
+        )
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
     out = arguments.out or model_folder(arguments.model).parent / "eval" / name
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -86,6 +92,7 @@ def _evaluate(arguments: Arguments) -> Any:
 
 
 def _evaluate_universal(arguments: Arguments) -> Any:
+    from behavegpt.data.given import in_order
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
@@ -98,7 +105,9 @@ def _evaluate_universal(arguments: Arguments) -> Any:
             "--prior-correction and --thresholds are for trained models; leave them out with "
             "`universal`."
         )
-    name = "universal.json" if arguments.split == "test" else f"universal.{arguments.split}.json"
+    given = in_order(arguments.given or ())
+    name = "_given_".join(["universal", *(["_".join(given)] if given else [])])
+    name += ".json" if arguments.split == "test" else f".{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
     check_output(out, "file")
     model = load_zero_shot(arguments.model).model
@@ -109,6 +118,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
             out,
             split=arguments.split,
             baselines=arguments.baselines,
+            given=given,
         )
     show(arguments, *metrics_table(result))
     print(f"written: {out}", file=sys.stderr)
@@ -124,6 +134,16 @@ def _predict_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     _decision_arguments(parser)
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        help="the time that is asked about, for all users: '2026-11-28 18:30', a wall clock of the "
+        "log's zone; its weekday and slot count. For models trained with model.given, and "
+        "`universal`",
+    )
+    parser.add_argument(
+        "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
+    )
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
     )
@@ -154,6 +174,8 @@ def _predict(arguments: Arguments) -> Any:
             arguments.prior_correction,
             thresholds=arguments.thresholds,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
+            at=arguments.at,
+            location=arguments.location_now,
         )
     for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
         for name, number in counted.items():
@@ -220,6 +242,7 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
+        "  behavegpt predict universal my_logs.csv --at '2026-11-28 18:30'   # what then?\n"
         "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
         "counted",
         _predict_arguments,

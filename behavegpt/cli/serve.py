@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser
-from behavegpt.cli.models import load_trained, load_with_logs, log_arguments
+from behavegpt.cli.models import given_argument, load_trained, load_with_logs, log_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +32,10 @@ def _serve_arguments(parser: Parser) -> None:
         type=Path,
         metavar="FOLDER",
         help="keep users' states, of `universal` its tables too, when it stops",
+    )
+    given_argument(
+        parser,
+        "of `universal`: what requests tell of the event that is predicted (`at`, `location`)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
@@ -110,6 +114,11 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
     if universal is not None and not universal.counted:
         arguments.logs = logs
         return load_with_logs(arguments)[0]
+    if arguments.given:
+        raise ConfigError(
+            "--given is for a log that `universal` counts; what a trained model is given was fixed "
+            "by model.given, and a saved folder's by how it was counted."
+        )
     if universal is None:
         trained = load_trained(arguments, arguments.device)
         if not logs:

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.batch import PackedBatch
+from behavegpt.data.given import given_fields, moved
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
+from behavegpt.data.memory_tables import Columns
 from behavegpt.data.pack import RowPlan, collate, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
 
@@ -36,7 +38,10 @@ def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
 
 def memory_of(store: EventStore, counts: Counts, *, leave_out: bool = False) -> MemorySource:
     """Reads the counts at events of a prepared folder; `leave_out`: at events that were counted."""
-    return MemorySource(dated_columns(store), store.offsets, counts, leave_out)
+    columns = dated_columns(store)
+    if counts.given:
+        columns = Columns(**moved(columns._asdict(), store.offsets, counts.given))
+    return MemorySource(columns, store.offsets, counts, leave_out)
 
 
 @lru_cache(maxsize=1)
@@ -68,12 +73,13 @@ class TrainingBatches:
         fields: tuple[str, ...],
         next_fields: tuple[str, ...] = (),
         counts: Counts | None = None,
+        given: tuple[str, ...] = (),
     ) -> None:
-        """`counts`: of the training split, for a model with memory."""
+        """`counts`: of the training split, for a model with memory; `given`: of the targets."""
         self.store, self.max_length, self.seed = store, max_length, seed
         self.row_length = row_length_for(max_length)
         self.rows_per_step = rows_per_step
-        self.fields, self.next_fields = fields, next_fields
+        self.fields, self.next_fields, self.given = fields, next_fields, given_fields(given)
         self._columns = columns_of(store)
         self.memory = None if counts is None else memory_of(store, counts, leave_out=True)
         self._ahead: dict[tuple[int, ...], Future[list[PackedBatch]]] = {}
@@ -123,6 +129,7 @@ class TrainingBatches:
                 self.fields,
                 self.next_fields,
                 memory=self.memory,
+                given=self.given,
             )
 
     def _make_plan(self, epoch: int) -> RowPlan:
@@ -138,11 +145,12 @@ def evaluation_batches(
     rows_per_batch: int,
     fields: tuple[str, ...],
     counts: Counts | None = None,
+    given: tuple[str, ...] = (),
     share: Share = ALL,
 ) -> Iterator[PackedBatch]:
     """A share of a split's targets; together the shares hold each target once.
 
-    `counts`: those of the model's training log, for a model with memory.
+    `counts`: those of the model's training log, for a model with memory; `given`: of the targets.
     """
     plan = pack_rows(evaluation_windows(store, split, max_length), row_length_for(max_length))
     columns = columns_of(store)
@@ -156,4 +164,5 @@ def evaluation_batches(
             row_length_for(max_length),
             fields,
             memory=memory,
+            given=given_fields(given),
         )

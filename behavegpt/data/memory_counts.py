@@ -1,7 +1,7 @@
 """What was counted from a training split, and how a model's positions read it: tensors beside a
 packed batch.
 
-MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes
+MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes, what is given
 
 Shapes: N positions, M candidate classes of all of them, J experts; H spans of positions.
 """
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.compiled import kernel
+from behavegpt.data.given import GIVEN, Moment, moved
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
@@ -48,18 +49,30 @@ class Counts(NamedTuple):
     # (FOLDS,) int64 epoch seconds: where the eras of the split begin after the first, and end
     edges: np.ndarray
     slot_minutes: int  # of the schema
+    given: tuple[str, ...] = ()  # of the event that is predicted; names of given.GIVEN
 
 
 def count_events(
-    columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int, slot_minutes: int
+    columns: Columns,
+    offsets: np.ndarray,
+    used: np.ndarray,
+    classes: int,
+    slot_minutes: int,
+    given: tuple[str, ...] = (),
 ) -> Counts:
-    """Count the `used` (events,) bool events; user u owns offsets[u] .. offsets[u + 1] - 1."""
+    """Count the `used` (events,) bool events; user u owns offsets[u] .. offsets[u + 1] - 1.
+
+    `given`: what is known of the event that is predicted.
+    """
+    if given:
+        columns = Columns(**moved(columns._asdict(), offsets, given))
     time = columns.time[used & (columns.behavior >= 0)]
     parts = np.arange(1, FOLDS + 1) / FOLDS
     edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
     eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)
     tables = fit_tables(columns, offsets, used, classes, eras, by_time=True)
-    return Counts(tables, fit_shares(columns, offsets, used, classes), edges, slot_minutes)
+    shares = fit_shares(columns, offsets, used, classes)
+    return Counts(tables, shares, edges, slot_minutes, given)
 
 
 def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -70,11 +83,11 @@ def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return era
 
 
-def count_store(store: EventStore) -> Counts:
+def count_store(store: EventStore, given: tuple[str, ...] = ()) -> Counts:
     """Count the training split of a prepared folder."""
     used = np.asarray(store.columns["split"]) == TRAIN
     columns, classes = dated_columns(store), store.behaviors.classes
-    return count_events(columns, store.offsets, used, classes, store.schema.slot_minutes)
+    return count_events(columns, store.offsets, used, classes, store.schema.slot_minutes, given)
 
 
 def dated_columns(store: EventStore) -> Columns:
@@ -90,6 +103,8 @@ def save_counts(counts: Counts, folder: Path) -> None:
         "edges": counts.edges,
         "slot_minutes": np.array([counts.slot_minutes]),
     }
+    if counts.given:
+        numbers["given"] = np.array([name in counts.given for name in GIVEN])
     save_file(
         {name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()},
         folder / FILE,
@@ -103,7 +118,9 @@ def load_counts(folder: Path) -> Counts:
         shares, edges, slot_minutes = (
             stored.pop(name) for name in ("shares", "edges", "slot_minutes")
         )
-        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]))
+        known = stored.pop("given", np.zeros(len(GIVEN), bool))
+        given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
+        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]), given)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / FILE}: the counts of a model with memory are missing or damaged "
@@ -117,7 +134,7 @@ class MemorySource:
     """Reads what the count experts say at events of histories; user u owns offsets[u] .. offsets[u
     + 1] - 1."""
 
-    columns: Columns
+    columns: Columns  # what is given of the next event moved to each, see given.py
     offsets: np.ndarray  # (users + 1,) int64
     counts: Counts
     # the tables hold what follows: read them as they were before the era of each position
@@ -159,11 +176,18 @@ class MemorySource:
 
 
 def history_source(
-    columns: Mapping[str, np.ndarray], offsets: np.ndarray, counts: Counts
+    columns: Mapping[str, np.ndarray],
+    offsets: np.ndarray,
+    counts: Counts,
+    asked: Moment | None = None,
 ) -> MemorySource:
-    """The source of histories in vocabulary ids, with epoch seconds; all that was counted may be
-    known to them."""
-    return MemorySource(counted_columns(columns, counts), offsets, counts)
+    """The source of histories (U,) in vocabulary ids, with epoch seconds; all that was counted may
+    be known to them.
+
+    `asked`: what is given of the event that follows each history.
+    """
+    known = moved(columns, offsets, counts.given, asked) if counts.given else columns
+    return MemorySource(counted_columns(known, counts), offsets, counts)
 
 
 def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Columns:

@@ -12,11 +12,14 @@ import torch
 from numba.typed import List
 
 from behavegpt.data.compiled import kernel
+from behavegpt.data.given import moved
 from behavegpt.data.memory import JUDGED
 from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
-from behavegpt.data.memory_observe import observe, take_up
+from behavegpt.data.memory_observe import ask, observe, take_up
 from behavegpt.data.memory_past import EXPERTS, WEIGHTS, new_past
 from behavegpt.data.memory_read import filled, new_readings, read
+from behavegpt.data.memory_state import moments_of
+from behavegpt.data.memory_tables import Columns
 
 
 class LiveMemory:
@@ -34,12 +37,24 @@ class LiveMemory:
         self.counts = counts
         known = counted_columns(columns, counts)
         eras = eras_of(known.time, counts.edges)
+        if counts.given:
+            ends = np.unique(np.concatenate([[0], end]))
+            known = Columns(**moved(known._asdict(), ends, counts.given))
         self.pasts = List(new_past(int(events) + steps) for events in end - begin)
         _take_up(self.pasts, counts.tables, WEIGHTS, eras, begin, end, known)
+
+    def ask(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Tell what is given of the next event (N,) of each, before it is read or taken up."""
+        new = counted_columns(columns, self.counts)
+        _ask(self.pasts, self.counts.tables, moments_of(new, self.counts.given))
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Take up one event (N,) of each."""
         new, index = counted_columns(columns, self.counts), np.arange(len(self.pasts))
+        if self.counts.given:
+            self.ask(columns)
+            each = np.arange(len(self.pasts) + 1)
+            new = Columns(**moved(new._asdict(), each, self.counts.given))
         eras = eras_of(new.time, self.counts.edges)
         _take_up(self.pasts, self.counts.tables, WEIGHTS, eras, index, index + 1, new)
 
@@ -65,6 +80,12 @@ def _take_up(pasts, tables, weights, eras, begin, end, columns):  # type: ignore
                 take_up(past, tables, t, columns)
             else:
                 observe(past, tables, weights, eras[t], chance, t, columns)
+
+
+@kernel
+def _ask(pasts, tables, moments):  # type: ignore[no-untyped-def]
+    for i in range(len(pasts)):
+        ask(pasts[i], tables, moments.slot[i], moments.weekday[i], moments.location[i])
 
 
 @kernel

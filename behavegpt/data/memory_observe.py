@@ -37,7 +37,22 @@ def take_up(past, tables, t, columns):  # type: ignore[no-untyped-def]
         past.last[0] = known
     number[4] = number[3] if number[0] > (known >= 0) else columns.time[t]
     number[3] = columns.time[t]
-    _stand(past, tables, t, columns)
+    clock = past.clock
+    clock[0], clock[1] = columns.slot[t], columns.weekday[t]
+    clock[2], clock[3] = columns.event[t], columns.location[t]
+    _stand(past, tables)
+
+
+@inner
+def ask(past, tables, slot, weekday, location):  # type: ignore[no-untyped-def]
+    """Stand in the contexts of an event to come, of which the time or the place is given (-1: not
+    given)."""
+    if slot >= 0:
+        past.clock[0], past.clock[1] = slot, weekday
+    if location >= 0:
+        past.clock[3] = location
+    if past.waiting[_O - 1] >= 0:  # nothing is counted behind what was before the first event
+        _stand(past, tables)
 
 
 @inner
@@ -112,20 +127,17 @@ def _follow(past, o, slot):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _stand(past, tables, t, columns):  # type: ignore[no-untyped-def]
-    """The contexts that the behavior after event t will follow."""
+def _stand(past, tables):  # type: ignore[no-untyped-def]
+    """The contexts that the behavior after the last event will follow."""
     last, before, classes = past.last[0], past.last[1], len(tables.prior)
-    slot, weekday, location = columns.slot[t], columns.weekday[t], columns.location[t]
-    past.clock[0], past.clock[1] = slot, weekday
+    slot, weekday, event, location = past.clock[0], past.clock[1], past.clock[2], past.clock[3]
     past.waiting[0] = last
     past.waiting[1] = last * classes + before if before >= 0 else -1
     past.waiting[2] = slot // 3
     past.waiting[3] = location if location >= 2 else -1
     past.waiting[4] = weekday * 8 + slot // 6
     rows = past.waiting_row
-    global_keys(
-        rows, last, before, columns.event[t], location, slot, weekday, classes, tables.locations[0]
-    )
+    global_keys(rows, last, before, event, location, slot, weekday, classes, tables.locations[0])
     for g in range(len(rows)):
         if rows[g] >= 0:
             at = find(tables.key, rows[g])

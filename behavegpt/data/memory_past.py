@@ -43,7 +43,9 @@ class Past(NamedTuple):
 
     # (5,) int64: known events, classes, list entries, time of the last event and of the one before
     number: np.ndarray
-    clock: np.ndarray  # (2,) int64 half hour and weekday of the last event
+    # (4,) int64 half hour and weekday, event and location of the last event; what of the next one
+    # is given takes their place
+    clock: np.ndarray
     last: np.ndarray  # (2,) int64 the last two known classes, -1 for none
     # (O,) int64 keys of the own contexts that the next behavior follows, -1 for none
     waiting: np.ndarray
@@ -76,7 +78,7 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
     room = 1 << max(3, int(2 * events - 1).bit_length())
     return Past(
         number=np.zeros(5, np.int64),
-        clock=np.zeros(2, np.int64),
+        clock=np.zeros(4, np.int64),
         last=np.full(2, -1, np.int64),
         waiting=np.full(_O, -1, np.int64),
         waiting_row=np.full(contexts, -1, np.int64),

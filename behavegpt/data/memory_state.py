@@ -10,11 +10,13 @@ contexts of all tables, E list entries.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from behavegpt.data.compiled import kernel
-from behavegpt.data.memory_observe import observe, take
+from behavegpt.data.given import moved
+from behavegpt.data.memory_observe import ask, observe, take
 from behavegpt.data.memory_past import EXPERTS, OWN, WEIGHTS, Past, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_tables import Columns, Tables, find
@@ -28,13 +30,40 @@ CONTEXTS = ("key", "head", "total")  # (C,), table by table; table o has `contex
 _J = len(EXPERTS)
 
 
-def extend(past: Past, tables: Tables, columns: Columns, eras: np.ndarray | None = None) -> Past:
+class Moments(NamedTuple):
+    """What is given of N events to come, each (N,) int64; -1: not given."""
+
+    slot: np.ndarray  # half hour of the day
+    weekday: np.ndarray
+    location: np.ndarray
+
+
+def moments_of(columns: Columns, given: Sequence[str]) -> Moments:
+    """What is given of events (N,)."""
+    unknown = np.full(len(columns.slot), -1, np.int64)
+    slot, weekday = (columns.slot, columns.weekday) if "time" in given else (unknown, unknown)
+    location = columns.location if "location" in given else unknown
+    return Moments(*(values.astype(np.int64) for values in (slot, weekday, location)))
+
+
+def extend(
+    past: Past,
+    tables: Tables,
+    columns: Columns,
+    eras: np.ndarray | None = None,
+    given: Sequence[str] = (),
+) -> Past:
     """Take up events in their order: one of O(experts) each. Returns the past, a larger one where
     it was full.
 
     `eras` (events,) int8: what the tables leave out where they are judged by an event; None:
-    nothing.
+    nothing. `given`: what is known of each event before it comes.
     """
+    if given and len(columns.behavior):
+        first = Columns(*(column[:1] for column in columns))
+        _ask(past, tables, moments_of(first, given))
+        ends = np.array([0, len(columns.behavior)])
+        columns = Columns(**moved(columns._asdict(), ends, given))
     needed = _used(past) + len(columns.behavior)
     if needed > len(past.slot_class):
         past = unpack(pack(past), max(needed, 2 * len(past.slot_class)))
@@ -55,13 +84,31 @@ def _extend(past, tables, weights, eras, chance, columns):  # type: ignore[no-un
         observe(past, tables, weights, np.int64(eras[t]), chance, t, columns)
 
 
-def read_pasts(pasts: Sequence[Past], tables: Tables) -> Readings:
-    """What the experts say of what follows each of N pasts."""
+@kernel
+def _ask(past, tables, moments):  # type: ignore[no-untyped-def]
+    ask(past, tables, moments.slot[0], moments.weekday[0], moments.location[0])
+
+
+def read_pasts(pasts: Sequence[Past], tables: Tables, moments: Moments | None = None) -> Readings:
+    """What the experts say of what follows each of N pasts, which stay as they are; `moments`: what
+    is given of it."""
     readings = new_readings(len(pasts))
     place = np.full(len(tables.prior), -1, np.int32)
     for row, past in enumerate(pasts):
-        _read(past, tables, WEIGHTS, place, readings, row)
+        if moments is None:
+            _read(past, tables, WEIGHTS, place, readings, row)
+        else:
+            given = Moments(*(values[row : row + 1] for values in moments))
+            _read_given(past, tables, WEIGHTS, place, readings, row, given)
     return filled(readings)
+
+
+@kernel
+def _read_given(past, tables, weights, place, readings, row, given):  # type: ignore[no-untyped-def]
+    slot, weekday, location = past.clock[0], past.clock[1], past.clock[3]
+    ask(past, tables, given.slot[0], given.weekday[0], given.location[0])
+    read(past, tables, weights, np.int64(-1), place, readings, row)
+    ask(past, tables, slot, weekday, location)
 
 
 @kernel

@@ -166,11 +166,13 @@ def collate(
     fields: tuple[str, ...],
     next_fields: tuple[str, ...] = (),
     memory: MemorySource | None = None,
+    given: tuple[str, ...] = (),
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
 
     `columns` are the store's, with `behavior` and (for `gap`) `time`; `fields` become `inputs`,
-    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target.
+    `event` as `input_ids`. `memory` tells what the counts say at the positions with a target, and
+    `given` names the fields of the targets that the model may know.
     """
     layout = layout_of(plan, rows, row_length)
     source = layout.source
@@ -183,11 +185,14 @@ def collate(
         if name == "gap":
             values = gap_buckets(values - columns["time"][source].astype(np.int64))
         following[name] = layout.spread(np.where(asked, values, IGNORED), IGNORED)
+    targets = source[asked] + 1
+    known = {name: torch.from_numpy(columns[name][targets].astype(np.int64)) for name in given}
     return _inputs(columns, layout, fields)._replace(
         target=layout.spread(np.where(asked, behavior - FIRST, IGNORED), IGNORED),
         row=layout.spread(np.where(asked, source + 1, -1), -1),
         next_fields=following,
         memory=None if memory is None else memory.at(source[asked]),
+        given=known or None,
     )
 
 

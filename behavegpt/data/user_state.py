@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from behavegpt.data.given import Moment
 from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
 from behavegpt.data.memory_past import Past, new_past
-from behavegpt.data.memory_state import ROOM, extend, read_pasts
+from behavegpt.data.memory_state import ROOM, Moments, extend, moments_of, read_pasts
 from behavegpt.data.memory_tables import Columns
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.errors import DataError
@@ -98,7 +99,7 @@ class StateSpec:
         """The same for the counts alone, of a model that reads nothing else."""
         assert self.counts is not None and state.past is not None
         eras = eras_of(columns.time, self.counts.edges)
-        state.past = extend(state.past, self.counts.tables, columns, eras)
+        state.past = extend(state.past, self.counts.tables, columns, eras, self.counts.given)
         state.events += len(columns.behavior)
 
     def windows(self, states: Sequence[UserState]) -> EncodedHistories:
@@ -117,11 +118,23 @@ class StateSpec:
             users, offsets, dict(zip(self.columns, recent, strict=True)), {}, {}
         )
 
-    def source(self, states: Sequence[UserState], offsets: np.ndarray) -> PastSource | None:
-        """Reads the counts of states whose `windows` have these offsets; None where there are
-        none."""
+    def source(
+        self, states: Sequence[UserState], offsets: np.ndarray, asked: Moment | None = None
+    ) -> PastSource | None:
+        """Reads the counts of states (U,) whose `windows` have these offsets, `asked` about given
+        fields (U,); None where there are none."""
+        if self.counts is None:
+            return None
         pasts = [state.past for state in states if state.past is not None]
-        return None if self.counts is None else PastSource(pasts, offsets, self.counts)
+        return PastSource(pasts, offsets, self.counts, self.moments(asked, len(states)))
+
+    def moments(self, asked: Moment | None, count: int) -> Moments | None:
+        """What is given of N = count events to come, in the units of the counts."""
+        if asked is None or self.counts is None:
+            return None
+        names = ("behavior", "event", TIME, "slot", "weekday")
+        columns = {name: np.zeros(count, np.int64) for name in names} | dict(asked)
+        return moments_of(counted_columns(columns, self.counts), self.counts.given)
 
 
 @dataclass(frozen=True)
@@ -132,11 +145,13 @@ class PastSource:
     pasts: Sequence[Past]
     offsets: np.ndarray  # (states + 1,) int64
     counts: Counts
+    moments: Moments | None = None  # what is given of what follows each
 
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of model/mixer.py's Memory for flat positions (N,), in this order."""
         rows = np.searchsorted(self.offsets, positions, side="right") - 1
-        readings = read_pasts([self.pasts[row] for row in rows], self.counts.tables)
+        asked = self.moments and Moments(*(values[rows] for values in self.moments))
+        readings = read_pasts([self.pasts[row] for row in rows], self.counts.tables, asked)
         return memory_tensors(readings, np.arange(len(rows)), self.counts.shares)
 
 

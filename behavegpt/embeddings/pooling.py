@@ -15,6 +15,7 @@ import torch
 from behavegpt.batch import PackedBatch
 from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
+from behavegpt.errors import ConfigError
 from behavegpt.history_batches import history_batches, memory_of_histories
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
@@ -67,6 +68,12 @@ def widths(model: BehaveGPTForBehaviorPrediction, pool: Sequence[str]) -> list[i
     """Dimensions of each part of a vector. Raises ConfigError unless `pool` names one part or more,
     each once."""
     config, pool = model.config, check_settings(EmbedOptions, {"pool": pool}, "vector").pool
+    if config.given and BEHAVIORS in pool:
+        raise ConfigError(
+            f"the part {BEHAVIORS!r} is what the model predicts, and this one is given the "
+            f"{' and '.join(config.given)} of the event that it predicts, which a vector does not "
+            f"know; leave it out: {', '.join(POOLS)}."
+        )
     return [
         min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size
         for name in pool

@@ -8,29 +8,34 @@ Shapes: N rows, R events read, K behaviors, C width.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from behavegpt.data.given import given_fields
 from behavegpt.data.pack import argument_name
 from behavegpt.generation.calibration import log_odds_of_users
 from behavegpt.generation.state import RowState
 from behavegpt.model import BehaveGPTForBehaviorPrediction, EventCache
+from behavegpt.model.head import Predicted
+from behavegpt.model.mixer import Memory
 
 
 class Next(NamedTuple):
     """What the model says of the next event of N rows."""
 
-    logits: Tensor  # (N, K) of the behavior
+    # (N, K) of the behavior; None where it is given what is drawn first, see `logits_given`
+    logits: Tensor | None
     heads: dict[str, Tensor]  # of the auxiliary heads, each (N, ids)
     hidden: Tensor  # (N, C)
 
     def parts(self) -> list[Tensor]:
         """All tensors, in a fixed order."""
-        return [self.logits, *self.heads.values(), self.hidden]
+        logits = [] if self.logits is None else [self.logits]
+        return [*logits, *self.heads.values(), self.hidden]
 
 
 class IncrementalModel:
@@ -66,6 +71,22 @@ class IncrementalModel:
             following.heads["gap"] = gap if self.rates is None else gap + self.rates
         return following
 
+    def logits_given(
+        self, following: Next, state: RowState, new: Mapping[str, np.ndarray]
+    ) -> Tensor:
+        """Logits (N, K) of the behavior, given what is drawn of the next event: ids (N,) by
+        field."""
+        device = self.model.device
+        fields = given_fields(self.model.config.given or ())
+        given = {
+            field: torch.from_numpy(new[field].astype(np.int64)).to(device) for field in fields
+        }
+        past = None
+        if state.memory is not None:
+            state.memory.ask({**new, "time": state.time})
+            past = Memory(**(self._told(state, torch.ones_like(state.restarted)) or {}))
+        return self.model.logits(Predicted(following.hidden, past, told=self.model.told(given)))
+
     def take(self, rows: np.ndarray) -> None:
         """Keep the rows (n,) only."""
         index = torch.from_numpy(rows)
@@ -83,9 +104,10 @@ class IncrementalModel:
             argument_name(name): state.last(name)[:, None].to(device)
             for name in self.model.config.columns
         }
-        told = self._told(state, torch.ones_like(state.restarted))
+        told = self._told_now(state, torch.ones_like(state.restarted))
         out = self.model(**new, past_key_values=cache, heads=heads, memory=told)
-        following = Next(out.logits[:, 0], out.next_logits or {}, out.last_hidden_state[:, 0])
+        logits = None if out.logits is None else out.logits[:, 0]
+        following = Next(logits, out.next_logits or {}, out.last_hidden_state[:, 0])
 
         if state.restarted.any():
             again, fresh = self._read(state, state.restarted, heads)
@@ -100,23 +122,33 @@ class IncrementalModel:
         """Read the whole windows of the rows (N,) bool into a new cache."""
         cache = EventCache(self.model.config)
         inputs, mask = self._window(state, rows)
-        told = self._told(state, rows)
+        told = self._told_now(state, rows)
         out = self.model(
             **inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=told
         )
         self._learn_rates(state, out.last_hidden_state)
         hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
-        return Next(out.logits[:, 0], out.next_logits or {}, hidden), cache
+        logits = None if out.logits is None else out.logits[:, 0]
+        return Next(logits, out.next_logits or {}, hidden), cache
 
     def _read_without_cache(self, state: RowState, heads: Collection[str]) -> Next:
         """Read all windows again, for comparison."""
         everybody = torch.ones_like(state.restarted)
         inputs, mask = self._window(state, everybody)
         last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+        if self.model.config.given:
+            states = self.model.model(**inputs, attention_mask=mask).last_hidden_state
+            self._learn_rates(state, states)
+            hidden = states[last]
+            return Next(None, self.model.next_logits(hidden, heads) or {}, hidden)
         told = self._told(state, everybody)
         out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=told)
         self._learn_rates(state, out.last_hidden_state)
         return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
+
+    def _told_now(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
+        """What the counts say, where nothing that is still to be drawn is given."""
+        return None if self.model.config.given else self._told(state, rows)
 
     def _told(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
         """What the counts of the whole past say at the last events of the rows (N,) bool, with

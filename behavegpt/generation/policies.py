@@ -23,13 +23,19 @@ class Source(Enum):
     HEAD = "head"
     CONSTRAINED_HEAD = "head, among those of the {given} in training"
     FREE_HEAD = "head, whatever the {given}"
+    FIRST_HEAD = "head, before the behavior, which is given it"
     OBSERVED = "observed"
     TYPICAL = "typical"
     LAST = "the user's last"
 
     @property
     def is_head(self) -> bool:
-        return self in (Source.HEAD, Source.CONSTRAINED_HEAD, Source.FREE_HEAD)
+        return self in (
+            Source.HEAD,
+            Source.CONSTRAINED_HEAD,
+            Source.FREE_HEAD,
+            Source.FIRST_HEAD,
+        )
 
     @property
     def is_own_past(self) -> bool:
@@ -89,10 +95,13 @@ def choose_policies(
             f"with {TRAIN_HEADS}, or give the prepared training data: --data DIR."
         )
 
+    place = _constrained("location", location, links)
+    if location is Source.HEAD and "location" in (model.config.given or ()):
+        place = Source.FIRST_HEAD
     drawn = {"time", "behavior", "event", "weekday", "slot"} | ({"location"} if location else set())
     return Policies(
         time,
-        _constrained("location", location, links),
+        place,
         _constrained("event", event, links),
         tuple(sorted(set(model.config.columns) - drawn)),
         slot_head=time.is_head and "slot" in heads,

@@ -125,11 +125,12 @@ class Rollout:
                 following = self.reader.following(state, heads)
             draws = Draws(*state.uniforms(step, len(Draws._fields)).T)
             new = self._time(following, draws)
-            new |= self._what(following, draws)
+            following, placed = self._given(following, draws, new)
+            new |= self._what(following, draws, placed)
 
             state.time = state.time + new["gap"]
             going_on = state.time <= state.horizon
-            yield self._drawn(step, new, following.logits, going_on)
+            yield self._drawn(step, new, self._logits(following), going_on)
 
             state.append(new)
             if not going_on.any():
@@ -188,14 +189,45 @@ class Rollout:
         now = self.state.last("slot").to(gaps.device)
         return agree(gaps, slots, now).cpu().numpy().astype(np.float64)
 
-    def _what(self, following: Next, draws: Draws) -> dict[str, np.ndarray]:
+    def _given(
+        self, following: Next, draws: Draws, drawn: Mapping[str, np.ndarray]
+    ) -> tuple[Next, dict[str, np.ndarray]]:
+        """With the logits of the behavior, given the time that was drawn, and the place, which is
+        drawn here if it is given."""
+        given = self.reader.model.config.given
+        if not given:
+            return following, {}
+        placed = {}
+        if "location" in given:
+            placed["location"] = self._place(following, draws, drawn["slot"].astype(np.int64))
+        others = {name: self.state.last(name).numpy() for name in ("event", "behavior")}
+        logits = self.reader.logits_given(following, self.state, {**others, **drawn, **placed})
+        return following._replace(logits=logits), placed
+
+    def _place(self, following: Next, draws: Draws, slot: np.ndarray) -> np.ndarray:
+        """Ids (N,) of places at slots (N,) of the day, before anything is known of the event."""
+        source = self.policies.location
+        if source is not None and source.is_head:
+            scores = _among(following.heads["location"], UNKNOWN, None, following.hidden)
+            return np.asarray(self._choose(scores, draws.location).cpu().numpy())
+        assert self.state.own is not None
+        numbers = draws.location if source is Source.OBSERVED else None
+        return self.state.own.like("location", "slot", slot, numbers)[0]
+
+    def _logits(self, following: Next) -> Tensor:
+        assert following.logits is not None
+        return following.logits
+
+    def _what(
+        self, following: Next, draws: Draws, placed: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """Ids (N,) of the next behavior, event, place and further fields, each given the one
-        before."""
+        before; `placed`: the place where it was drawn first."""
         state = self.state
-        behavior = self._choose(following.logits, draws.behavior) + FIRST
+        behavior = self._choose(self._logits(following), draws.behavior) + FIRST
         event = self._event(following, draws, behavior)
-        new = {"behavior": behavior.cpu().numpy(), "event": event.cpu().numpy()}
-        if self.policies.location is not None:
+        new = {"behavior": behavior.cpu().numpy(), "event": event.cpu().numpy(), **placed}
+        if self.policies.location is not None and not placed:
             new["location"] = self._location(following, draws, event)
         others = state.ids.keys() - {*new, "weekday", "slot"}
         return new | {name: state.last(name).numpy() for name in others}

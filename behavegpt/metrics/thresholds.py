@@ -15,14 +15,13 @@ Shape letters: N rows, C candidates of a row, K classes, G groups, J grid points
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from behavegpt.metrics.prediction import PredictionMetrics
 
-OBJECTIVES = ("rec_m", "f1_m")
 GRID = np.round(np.arange(-30, 31) * 0.1, 1)  # moves of a group's threshold, in nats
 BY_SIZE = np.argsort(np.abs(GRID), kind="stable")  # among equals the smallest move is taken
 WEIGHTS = (*(2.0 ** (-power / 4) for power in range(-32, 17)), 0.0)  # 256 to 1/16, and 0
@@ -59,7 +58,7 @@ class Learned(NamedTuple):
 class Search:
     """What is wanted of thresholds."""
 
-    objective: str  # of OBJECTIVES
+    objective: Literal["rec_m", "f1_m"]
     keep: float  # least share of plain argmax' weighted recall
     min_targets: int  # rows of a class from which on its threshold moves alone
 

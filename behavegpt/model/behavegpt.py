@@ -31,6 +31,7 @@ from behavegpt.model.cache import EventCache
 from behavegpt.model.chunks import HeadLoss
 from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
+from behavegpt.model.given import GivenProjection, check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted, PredictionHead
 from behavegpt.model.head_loss import head_loss
 from behavegpt.model.history import History, HistoryFeatures, Past
@@ -74,6 +75,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     - `behavior_ids` (B, R): vocabulary ids of the past behaviors, for the history head.
     - `memory`: what the counts say at the predicted positions, row by row; the fields of
       mixer.Memory.
+    - `given`: ids (N,) by field of what the config says is given of the events that are
+      predicted, there too. With a cache and without it no logits are made: what is given may
+      still have to be drawn, from the second heads, which know nothing of it.
     - `heads`: the second heads to evaluate, all by default.
     """
 
@@ -81,9 +85,11 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     PARTS: ClassVar[dict[str, Callable[[Any], nn.Module | None]]] = {
         "model": BehaveGPTModel,
         "head": PredictionHead,
+        "given": make_projection,
     }
     model: EventModel
     head: PredictionHead
+    given: GivenProjection | None
 
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__(config)
@@ -136,6 +142,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         location_ids: torch.Tensor | None = None,
         behavior_ids: torch.Tensor | None = None,
         memory: dict[str, torch.Tensor] | None = None,
+        given: dict[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -148,6 +155,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         events = read_events(
             {"input_ids": input_ids, "behavior_ids": behavior_ids, **fields}, layout, memory
         )
+        events = events._replace(given=given)
         request = Request(
             labels, select, criterion, next_fields or {}, num_items_in_batch, heads, event_logits
         )
@@ -173,8 +181,10 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             return output
 
         predicted = self.predicted(encoded, events, select)
-        logits = self.logits(predicted)
         output.next_logits = self.next_logits(predicted.hidden, request.heads)
+        if events.cache is not None and self.config.given and events.given is None:
+            return output
+        logits = self.logits(predicted)
         if events.cache is not None:
             if request.event_logits:
                 logits = next_event_logits(self.config, logits, output.next_logits)
@@ -200,7 +210,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         if events.cache is not None:
             last = events.cache.step.last
             rows = torch.arange(len(last), device=last.device)
-            return Predicted(encoded.hidden[rows, last], self._past_at_last(events))
+            hidden = encoded.hidden[rows, last]
+            return Predicted(hidden, self._past_at_last(events), told=self.told(events.given))
         if select is None:
             select = torch.ones_like(events.document, dtype=torch.bool)
         auxiliary = encoded.auxiliary
@@ -209,15 +220,26 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             self._past(events, select),
             {name: value[select] for name, value in encoded.side.items()},
             None if auxiliary is None else auxiliary[select],
+            self.told(events.given),
         )
+
+    def told(self, given: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
+        """What ids (N,) of given fields add to hidden states (N, C); None where nothing is
+        given to the network."""
+        if self.given is None or given is None:
+            return None
+        added: torch.Tensor = self.given(given, self.model.embedding.tables)
+        return added
 
     def logits(self, predicted: Predicted) -> torch.Tensor:
         """Logits (N, K) at N positions."""
-        return self.head(predicted.hidden, predicted.past, self._tied_embedding())
+        check_given(self.given, predicted)
+        return self.head(predicted.asked, predicted.past, self._tied_embedding())
 
     def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
         """Loss sum of N positions with the targets (N,) under a criterion; logits come in chunks
         where there are many."""
+        check_given(self.given, predicted)
         return head_loss(
             self.head,
             predicted,

@@ -25,6 +25,7 @@ from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
 from behavegpt.model.embedding import EventEmbedding
+from behavegpt.model.given import GivenLinear
 from behavegpt.model.head import MemoryHead
 from behavegpt.model.history import HistoryGate
 from behavegpt.model.inputs import Events, RowLayout, read_events, refuse_cache, refuse_unknown
@@ -70,6 +71,8 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             return
 
         super()._init_weights(module)
+        if isinstance(module, GivenLinear):
+            init.zeros_(module.weight)
         if isinstance(module, HistoryGate):
             init.constant_(module.gate.bias, HistoryGate.START)
             init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))

@@ -7,6 +7,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
 GAP_BUCKETS = 56  # outputs of the gap head, as data/pack.py cuts the time to the next event
+# what may be given of the event that is predicted, as data/given.py takes it from a log
+GIVEN_FIELDS = {"time": ("weekday", "slot"), "location": ("location",)}
 
 
 @strict
@@ -49,6 +51,8 @@ class BehaveGPTConfig(PreTrainedConfig):
     # counts of the whole past, mixed with the logits by mixer.Mixer; instead of history_head
     memory: bool = False
     memory_experts: list[str] | None = None  # that are mixed; data/memory_past.py's EXPERTS
+    # what is given of the event that is predicted: any of time (weekday and slot), location
+    given: list[str] | None = None
     tied_head: bool = False  # the event embedding enters the logits
     next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
@@ -70,6 +74,7 @@ class BehaveGPTConfig(PreTrainedConfig):
         if sorted(self.field_order) == sorted(self.field_sizes):
             self.field_sizes = {name: self.field_sizes[name] for name in self.field_order}
         self.next_heads = list(self.next_heads or [])
+        self.given = list(self.given or []) or None
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.head_size = self.head_size or self.hidden_size
         # GPT-2's 0.02 suits widths about 1024; a narrow network begins on a plateau with it
@@ -120,6 +125,23 @@ class BehaveGPTConfig(PreTrainedConfig):
             ),
             "memory needs memory_experts, the names in behavegpt.data.memory_past.EXPERTS": (
                 not self.memory or bool(self.memory_experts)
+            ),
+            f"given may name {' and '.join(GIVEN_FIELDS)}, each once, not {self.given}": (
+                set(self.given or ()) <= GIVEN_FIELDS.keys()
+                and len(set(self.given or ())) == len(self.given or ())
+            ),
+            "given has no effect on history_head, which counts at the time and place of the last "
+            "event; set history_head to false, or memory to true in its place": (
+                not (self.given and self.history_head)
+            ),
+            f"given {self.given} needs these fields among the inputs: set inputs to all, memory to "
+            "true, or take a log with locations": (
+                self.memory
+                or all(
+                    field in fields
+                    for name in self.given or ()
+                    for field in GIVEN_FIELDS.get(name, ())
+                )
             ),
             "history_head reads the time slot; set it to false, or inputs to all": (
                 not self.history_head or "slot" in fields

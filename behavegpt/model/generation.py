@@ -92,6 +92,11 @@ class EventGenerationMixin(GenerationMixin):
 
     def _refuse_behaviors(self) -> None:
         config = self.config
+        if config.given:
+            raise ValueError(
+                f"the model is given the {' and '.join(config.given)} of each event before its "
+                "behavior is drawn; use Predictor.generate, which draws them first"
+            )
         if config.memory:
             raise ValueError("the memory must take up each drawn event; use Predictor.generate")
         if config.behavior_is_event:

@@ -28,6 +28,13 @@ class Predicted(NamedTuple):
     side: dict[str, torch.Tensor] = {}
     # (N,) loss of the encoder's own, in training
     auxiliary: torch.Tensor | None = None
+    # (N, C) what is given of the events that are predicted
+    told: torch.Tensor | None = None
+
+    @property
+    def asked(self) -> torch.Tensor:
+        """Hidden states (N, C) from which the behavior is predicted."""
+        return self.hidden if self.told is None else self.hidden + self.told
 
     def part(self, rows: slice) -> Predicted:
         """The same of some of the positions; without the encoder's own loss."""
@@ -39,7 +46,8 @@ class Predicted(NamedTuple):
             past = part_of_memory(past, rows)
         elif past is not None:
             past = History(past.counts[rows], past.classes[rows])
-        return Predicted(self.hidden[rows], past, side)
+        told = None if self.told is None else self.told[rows]
+        return Predicted(self.hidden[rows], past, side, told=told)
 
 
 class MemoryHead(nn.Module):

@@ -35,5 +35,5 @@ def head_loss(
         return logits
 
     tied = () if event_embedding is None else (event_embedding,)
-    scored = Scored(score, (predicted.hidden,), (*head.parameters(), *tied), head.projection)
+    scored = Scored(score, (predicted.asked,), (*head.parameters(), *tied), head.projection)
     return chunked_loss(scored, criterion, target, classes)

@@ -29,6 +29,8 @@ class Events(NamedTuple):
     """Earlier events of the same rows; they are one history each then."""
     memory: Memory | None = None
     """What the counts of the whole past say at the predicted positions, row by row."""
+    given: Mapping[str, torch.Tensor] | None = None
+    """What is given of the events that are predicted there: ids (N,) by field."""
 
 
 class RowLayout(NamedTuple):

@@ -19,7 +19,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         elif name.startswith("next_heads."):
             part = "next_heads"
         else:
-            part = "head" if name.startswith("head.") else "blocks"
+            part = "head" if name.startswith(("head.", "given.")) else "blocks"
         parts[part] += parameter.numel()
     total = sum(parts.values())
     assert total == sum(p.numel() for p in model.parameters()), "the parts must sum to the whole"

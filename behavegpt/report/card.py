@@ -10,6 +10,7 @@ from behavegpt.io import write_text
 from behavegpt.pages import environment
 from behavegpt.report.facts import (
     fact_list,
+    given_of,
     optional_json,
     pick,
     protocol_list,
@@ -52,6 +53,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
+            given=given_of(run),
             loss=pick(facts, "config.loss.name"),
             max_length=pick(facts, "config.model.max_length")
             or metrics.get("protocol", {}).get("max_length"),

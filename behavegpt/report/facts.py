@@ -120,6 +120,11 @@ def boundaries(moments: Any) -> str:
     return ", ".join(time.strftime("%Y-%m-%d %H:%M UTC") for time in times)
 
 
+def given_of(run: Path) -> list[str]:
+    """What the run's model is given of the event that it predicts."""
+    return optional_json(run / "model" / "config.json").get("given") or []
+
+
 def protocol_list(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of the evaluation protocol as the evaluation wrote it."""
     return [

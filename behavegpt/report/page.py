@@ -13,6 +13,7 @@ from behavegpt.pages import page
 from behavegpt.report.facts import (
     data_facts,
     fact_list,
+    given_of,
     optional_json,
     pick,
     protocol_list,
@@ -66,6 +67,7 @@ def write_report(run: Path) -> Path:
         rows=metrics.get("rows"),
         calibration=metrics.get("calibration"),
         protocol=protocol_list(metrics),
+        given=given_of(run),
         figures=figures,
         behaviors=behavior_table(run),
         examples=examples.get("examples", []),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from behavegpt.data.given import in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.errors import ConfigError
@@ -116,7 +117,8 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
     optimizer = build_optimizer(model, train, fused=True)
-    model.counts = count_store(store) if config.memory else None
+    given = in_order(config.given or ())
+    model.counts = count_store(store, given) if config.memory else None
     batches = training_batches(store, config, train, model.counts)
     events, began = 0.0, 0.0
     for step in range(1, 100):

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.config import closest
+from behavegpt.data.asked import check_asked
 from behavegpt.data.histories import encode_histories
 from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
@@ -207,7 +208,7 @@ def _answers(
     interrupt: Interrupt,
 ) -> list[Answer]:
     ends = np.cumsum([len(request.users) for request in requests])
-    whole = _ANSWERS[type(requests[0])](predictor, requests[0], encoded, interrupt)
+    whole = _ANSWERS[type(requests[0])](predictor, requests, encoded, interrupt)
     found = []
     for request, end in zip(requests, ends, strict=True):
         begin = end - len(request.users)
@@ -216,6 +217,11 @@ def _answers(
             field: int((encoded.columns[field][events] == UNKNOWN).sum())
             for field in encoded.unknown
         }
+        places = [getattr(user, "location", None) for user in request.users]
+        asked = [str(place) for place in places if place is not None]
+        if asked:
+            ids_of_places = predictor.tokenizer.vocabulary["location"].encode(pa.array(asked))
+            unknown["location"] += int((ids_of_places == UNKNOWN).sum())
         ids = [user.id for user in request.users]
         users = [{"id": id_} | answer for id_, answer in zip(ids, whole[begin:end], strict=True)]
         found.append({"users": users, "unknown": unknown, "rejected": encoded.rejected})
@@ -223,14 +229,24 @@ def _answers(
 
 
 def _predict(
-    predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
+    users = [user for request in requests for user in request.users]
+    at, location = (
+        values if any(value is not None for value in values) else None
+        for values in ([user.at for user in users], [user.location for user in users])
+    )
+    # before a log is counted again for it
+    check_asked(predictor.given, at, location, "the model of this service", "serve another one")
+    request = requests[0]
     found = predictor.predict(
         encoded,
         request.top_k,
         request.prior_correction,
         interrupt=interrupt,
         thresholds=request.thresholds,
+        at=at,
+        location=location,
     )
     answers: list[Answer] = []
     for labels, shares in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True):
@@ -240,17 +256,18 @@ def _predict(
 
 
 def _embed(
-    predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     return [
         {"vector": vector}
-        for vector in predictor.embed(encoded, request.pool, interrupt).vectors.tolist()
+        for vector in predictor.embed(encoded, requests[0].pool, interrupt).vectors.tolist()
     ]
 
 
 def _generate(
-    predictor: AnyPredictor, request: Any, encoded: EncodedHistories, interrupt: Interrupt
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
+    request = requests[0]
     options = request.model_dump(exclude={"users", "steps"})
     found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema

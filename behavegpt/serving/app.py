@@ -207,6 +207,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
             "behaviors": predictor.tokenizer.behaviors.classes,
+            "given": list(predictor.given),
             **_shape(predictor),
             "limits": service.settings.model_dump(),
         }

@@ -86,6 +86,21 @@ class History(_Asked):
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
 
 
+class _Told(BaseModel):
+    """What a request tells of the event that is predicted, where the model is given it."""
+
+    at: Label | None = Field(
+        None,
+        description="the time that is asked about, such as 2026-11-28 18:30, a wall clock of the "
+        "log's zone; its weekday and slot count",
+    )
+    location: Label | Integer | None = Field(None, description="the place that is asked about")
+
+
+class AskedHistory(History, _Told):
+    """A user, their events, and what is known of the next one."""
+
+
 class AnyRequest(_Asked):
     """The body of a request."""
 
@@ -119,6 +134,8 @@ class Request(AnyRequest):
 
 class PredictRequest(Request, PredictOptions):
     """The most probable next behaviors of each user."""
+
+    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore[assignment]
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         super().check(limits, schema)
@@ -175,7 +192,7 @@ class EventsRequest(UserRequest):
     new: StrictBool = Field(False, description="begin anew: what is known of the user is forgotten")
 
 
-class StateRequest(UserRequest, PredictOptions):
+class StateRequest(UserRequest, _Told, PredictOptions):
     """The most probable next behaviors of a user whose events the service knows."""
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:

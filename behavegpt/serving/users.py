@@ -16,7 +16,13 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.serving.answers import AnyPredictor
 from behavegpt.serving.errors import Refused
-from behavegpt.serving.requests import EventsRequest, ServeSettings, StateRequest, UserRequest
+from behavegpt.serving.requests import (
+    EventsRequest,
+    ServeSettings,
+    StateRequest,
+    UserRequest,
+    Value,
+)
 
 MOST_DROPPED = 100_000  # users of whom it is remembered that their state was dropped
 Answer = dict[str, Any]
@@ -129,16 +135,22 @@ class Users:
         self, asked: Mapping[int, tuple[StateRequest, UserState]], interrupt: Callable[[], None]
     ) -> dict[int, Answer | Exception]:
         """Answers by number, those with equal options together."""
-        alike: dict[tuple[int, float, bool], list[int]] = {}
+        alike: dict[tuple[int, float, bool, Value, Value], list[int]] = {}
         for number, (request, _) in asked.items():
             options = (request.top_k, request.prior_correction, request.thresholds)
-            alike.setdefault(options, []).append(number)
+            alike.setdefault((*options, request.at, request.location), []).append(number)
         answers: dict[int, Answer | Exception] = {}
-        for (top_k, correction, thresholds), numbers in alike.items():
+        for (top_k, correction, thresholds, at, location), numbers in alike.items():
             states = [asked[number][1] for number in numbers]
             try:
                 found = self._predictor.predict(
-                    states, top_k, correction, thresholds=thresholds, interrupt=interrupt
+                    states,
+                    top_k,
+                    correction,
+                    thresholds=thresholds,
+                    interrupt=interrupt,
+                    at=at,
+                    location=location,
                 )
             except BehaveGPTError as error:
                 answers |= dict.fromkeys(numbers, error)

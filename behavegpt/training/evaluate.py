@@ -52,6 +52,7 @@ def score(
         rows_per_batch=max(1, positions // row_length_for(config.max_length)),
         fields=config.columns,
         counts=model.counts,
+        given=tuple(config.given or ()),
         share=share,
     )
     was_training = model.training

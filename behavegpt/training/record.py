@@ -29,13 +29,16 @@ def fingerprint_of(
     settings: RunSettings, store: EventStore, config: BehaveGPTConfig
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
+    shape = {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")}
+    if not shape["given"]:  # checkpoints of before do not tell it
+        del shape["given"]
     return {
         "data": {
             "content_hash": store.manifest.content_hash,
             "schema": store.schema.model_dump(mode="json"),
             "vocabulary": {name: vocabulary.hash for name, vocabulary in store.vocabulary.items()},
         },
-        "model": {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")},
+        "model": shape,
         "loss": settings.loss.model_dump(mode="json"),
         "train": {"seed": settings.train.seed, "batch_events": settings.train.batch_events},
     }

@@ -24,6 +24,7 @@ SHAPE = (
     "initializer_range",
     "history_head",
     "memory",
+    "given",
     "tied_head",
     "next_heads",
 )

@@ -171,6 +171,7 @@ def training_batches(
         fields=config.columns,
         next_fields=tuple(config.next_heads or ()),
         counts=counts,
+        given=tuple(config.given or ()),
     )
 
 

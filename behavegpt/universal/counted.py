@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.events import read_events
+from behavegpt.data.given import GIVEN, Moment, check_schema, moved
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.memory_tables import FOLDS, Columns, Tables, memory_columns
 from behavegpt.data.schema import EventSchema
@@ -30,7 +31,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import StatesOfHistories, StateSpec, UserState, identity
 from behavegpt.data.users import Users
 from behavegpt.data.vocabulary import Vocabulary
-from behavegpt.errors import CheckpointError, DataError
+from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.universal.reader import MemoryBatch, MemoryReader, make_reader
 
 TABLES = "tables.safetensors"
@@ -60,10 +61,33 @@ class CountedLog:
     shares: np.ndarray  # (B, J) float32
     histories: EncodedHistories | None = None
     kept: Mapping[str, UserState] = field(default_factory=dict)
+    given: tuple[str, ...] = ()  # of the event that is predicted
 
-    def asked(self, encoded: EncodedHistories) -> Asked:
-        """Ask about histories."""
-        reader = self._reader(self._columns(encoded), encoded.offsets)
+    def knowing(self, given: tuple[str, ...]) -> CountedLog:
+        """The log with other tables: those of models that are `given` something of the event that
+        they predict.
+
+        Raises ConfigError for a saved log, which has no histories to count again, and for places
+        where there are none.
+        """
+        if given == self.given:
+            return self
+        if self.histories is None:
+            known = " and ".join(self.given) or "nothing"
+            raise ConfigError(
+                f"this folder was counted with {known} given of the event that is predicted, and "
+                f"states cannot be counted again; count the log with given={list(given)} "
+                "(behavegpt predict universal LOG --at TIME [--location-now PLACE] --save FOLDER)."
+            )
+        check_schema(given, self.tokenizer.event_schema)
+        return _count(self.tokenizer, self.histories, given)
+
+    def asked(self, encoded: EncodedHistories, moments: Moment | None = None) -> Asked:
+        """Ask about histories (U,); `moments`: the fields that are given of what follows each."""
+        columns: Mapping[str, np.ndarray] = encoded.columns
+        if self.given:
+            columns = moved(columns, encoded.offsets, self.given, moments)
+        reader = self._reader(self._columns(columns), encoded.offsets)
 
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
             for batch in reader.batches(encoded.offsets[1:] - 1):
@@ -74,26 +98,25 @@ class CountedLog:
 
         return Asked(encoded.users, batches, encoded.unknown, encoded.rejected)
 
-    def asked_of_states(self, states: Sequence[UserState]) -> Asked:
-        """Ask about states."""
+    def asked_of_states(self, states: Sequence[UserState], moments: Moment | None = None) -> Asked:
+        """Ask about states (U,); `moments`: the fields that are given of what follows each."""
         self.spec.check(states)
         reader = self._reader(NO_COLUMNS, np.zeros(1, np.int64))
+        told = self.spec.moments(moments, len(states))
 
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
             pasts = [state.past for state in states if state.past is not None]
-            for batch in reader.batches_of_pasts(pasts):
+            for batch in reader.batches_of_pasts(pasts, told):
                 interrupt()
                 yield batch
 
         return Asked(pa.array([state.user for state in states], pa.string()), batches)
 
-    def everyone(self) -> Asked:
+    def everyone(self, moments: Moment | None = None) -> Asked:
         """Ask about all users of the log."""
-        return (
-            self.asked(self.histories)
-            if self.histories is not None
-            else self.asked_of_states(list(self.users.values()))
-        )
+        if self.histories is not None:
+            return self.asked(self.histories, moments)
+        return self.asked_of_states(list(self.users.values()), moments)
 
     @cached_property
     def users(self) -> Users:
@@ -106,18 +129,24 @@ class CountedLog:
     def spec(self) -> StateSpec:
         """What a state holds: the counts alone; its experts are judged by what all tables say."""
         slot_minutes = self.tokenizer.event_schema.slot_minutes
-        counts = Counts(self.tables, self.shares, np.zeros(FOLDS, np.int64), slot_minutes)
-        return StateSpec(identity(self.tokenizer.hash, self.tables), counts)
+        edges = np.zeros(FOLDS, np.int64)
+        counts = Counts(self.tables, self.shares, edges, slot_minutes, self.given)
+        text = " ".join([self.tokenizer.hash, *self.given])
+        return StateSpec(identity(text, self.tables), counts)
 
     def _reader(self, columns: Columns, offsets: np.ndarray) -> MemoryReader:
         return MemoryReader(columns, offsets, self.tables, self.shares)
 
-    def _columns(self, encoded: EncodedHistories) -> Columns:
-        return memory_columns(encoded.columns, self.tokenizer.event_schema.slot_minutes)
+    def _columns(self, columns: Mapping[str, np.ndarray]) -> Columns:
+        return memory_columns(columns, self.tokenizer.event_schema.slot_minutes)
 
 
-def count_log(logs: Any, schema: EventSchema) -> CountedLog:
-    """Count a log, all of it past. Raises DataError when no event is usable."""
+def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> CountedLog:
+    """Count a log, all of it past; `given`: what is known of the event that is predicted.
+
+    Raises DataError when no event is usable, ConfigError for places where there are none.
+    """
+    check_schema(given, schema)
     read = read_events(logs, schema)
     rejected = collections.Counter(read.rejects["reason"].to_pylist())
     if not len(read.table):
@@ -128,11 +157,16 @@ def count_log(logs: Any, schema: EventSchema) -> CountedLog:
         counts = pc.value_counts(read.table[name].drop_null().combine_chunks())
         vocabulary[name] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
     tokenizer = EventTokenizer(schema, vocabulary)
-    encoded = tokenizer.encode_table(read.table, rejected)
-    columns = memory_columns(encoded.columns, schema.slot_minutes)
+    return _count(tokenizer, tokenizer.encode_table(read.table, rejected), given)
+
+
+def _count(
+    tokenizer: EventTokenizer, encoded: EncodedHistories, given: tuple[str, ...]
+) -> CountedLog:
+    columns = memory_columns(encoded.columns, tokenizer.event_schema.slot_minutes)
     used = np.ones(len(columns.time), bool)
-    reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes)
-    return CountedLog(tokenizer, reader.tables, reader.shares, encoded)
+    reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes, given)
+    return CountedLog(tokenizer, reader.tables, reader.shares, encoded, given=given)
 
 
 def write_counted(log: CountedLog, folder: Path, states: Iterable[UserState]) -> None:
@@ -153,12 +187,17 @@ def read_counted(folder: Path) -> CountedLog:
         tokenizer = EventTokenizer.from_pretrained(str(folder))
         arrays = {name: array.copy() for name, array in load_file(folder / TABLES).items()}
         shares = arrays.pop("shares")
-        log = CountedLog(tokenizer, Tables(**arrays), shares)
+        known = arrays.pop("given", np.zeros(len(GIVEN), bool))
+        given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
+        log = CountedLog(tokenizer, Tables(**arrays), shares, given=given)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no counted log ({error}); {REMEDY}.") from None
     kept: KeptStates = read_states(folder, log.spec)
-    return CountedLog(tokenizer, log.tables, shares, kept=kept)
+    return CountedLog(tokenizer, log.tables, shares, kept=kept, given=given)
 
 
 def _arrays(log: CountedLog) -> dict[str, np.ndarray]:
-    return log.tables._asdict() | {"shares": log.shares}
+    arrays = log.tables._asdict() | {"shares": log.shares}
+    if log.given:
+        arrays["given"] = np.array([name in log.given for name in GIVEN])
+    return arrays

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from behavegpt.data.given import moved
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_counts import memory_tensors
 from behavegpt.data.memory_past import Past
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import fit_shares, fold_of
-from behavegpt.data.memory_state import read_pasts
+from behavegpt.data.memory_state import Moments, read_pasts
 from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
@@ -79,24 +80,39 @@ class MemoryReader:
             for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
                 yield MemoryBatch(take(readings, piece, self.shares), position[piece])
 
-    def batches_of_pasts(self, pasts: Sequence[Past]) -> Iterator[MemoryBatch]:
-        """Batches of pasts that stand for histories; `position` is the index among them."""
+    def batches_of_pasts(
+        self, pasts: Sequence[Past], moments: Moments | None = None
+    ) -> Iterator[MemoryBatch]:
+        """Batches of pasts that stand for histories; `position` is the index among them.
+
+        `moments`: what is given of what follows each.
+        """
         most = max(1, min(POSITIONS, CELLS // self.classes))
         for begin in range(0, len(pasts), most):
             part = pasts[begin : begin + most]
             index = np.arange(len(part))
-            yield MemoryBatch(
-                take(read_pasts(part, self.tables), index, self.shares), begin + index
-            )
+            asked = moments and Moments(*(values[begin : begin + most] for values in moments))
+            readings = read_pasts(part, self.tables, asked)
+            yield MemoryBatch(take(readings, index, self.shares), begin + index)
 
 
 def make_reader(
-    columns: Columns, offsets: np.ndarray, used: np.ndarray, classes: int
+    columns: Columns,
+    offsets: np.ndarray,
+    used: np.ndarray,
+    classes: int,
+    given: tuple[str, ...] = (),
 ) -> MemoryReader:
     """The reader of histories, with tables of the `used` (events,) bool events: a split by time, or
-    all of them."""
+    all of them.
+
+    `given`: what is known of the event that follows a position.
+    """
+    if given:
+        columns = Columns(**moved(columns._asdict(), offsets, given))
     tables = fit_tables(columns, offsets, used, classes, fold_of(np.arange(len(offsets) - 1)))
-    return MemoryReader(columns, offsets, tables, fit_shares(columns, offsets, used, classes))
+    shares = fit_shares(columns, offsets, used, classes)
+    return MemoryReader(columns, offsets, tables, shares)
 
 
 def take(readings: Readings, index: np.ndarray, shares: np.ndarray) -> Memory:
@@ -105,11 +121,15 @@ def take(readings: Readings, index: np.ndarray, shares: np.ndarray) -> Memory:
     return Memory(**memory_tensors(readings, index, shares))
 
 
-def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> MemoryReader:
+def store_reader(
+    store: EventStore,
+    roles: Mapping[str, str] | None = None,
+    given: tuple[str, ...] = (),
+) -> MemoryReader:
     """The reader of a prepared folder, with tables of its training split.
 
     `roles` gives another column as `behavior`, `event` or `location`: another question to the same
-    log.
+    log. `given`: what is known of the event that follows.
     """
     roles = dict(roles or {})
     named = {role: store.column(roles.get(role, role)) for role in ("behavior", "event")}
@@ -124,4 +144,4 @@ def store_reader(store: EventStore, roles: Mapping[str, str] | None = None) -> M
         else store.vocabulary[roles["behavior"]].classes
     )
     trained = np.asarray(store.columns["split"]) == TRAIN
-    return make_reader(columns, store.offsets, trained, classes)
+    return make_reader(columns, store.offsets, trained, classes, given)

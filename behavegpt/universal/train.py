@@ -33,6 +33,8 @@ from behavegpt.universal.model import UniversalModel, refuse_used, save_universa
 from behavegpt.universal.reader import MemoryReader, fold_of, make_reader, store_reader, take
 from behavegpt.universal.worlds import random_world
 
+GIVEN = {"timed": ("time",), "placed": ("time", "location")}  # variant -> of the event asked for
+
 
 class QuestionSettings(Settings):
     """A log and what is asked of it."""
@@ -45,7 +47,8 @@ class QuestionSettings(Settings):
     variants: tuple[str, ...] = Field(
         ("whole",),
         description=(
-            "whole, merged (random unions of classes), part (of the users), nowhere (no place)"
+            "whole, merged (random unions of classes), part (of the users), nowhere (no place), "
+            "timed and placed (the time of the event asked for is given, or its time and place)"
         ),
     )
     rows: int = Field(20_000, ge=100, description="events asked for in each variant")
@@ -141,6 +144,8 @@ def _vary(
         used = used & np.repeat(inside, np.diff(reader.offsets))
     elif variant == "nowhere":
         columns = columns._replace(location=np.ones_like(columns.location))
+    elif variant in GIVEN:
+        return make_reader(columns, reader.offsets, used, classes, GIVEN[variant]), users
     else:
         return reader, users
     return make_reader(columns, reader.offsets, used, classes), users

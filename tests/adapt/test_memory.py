@@ -40,6 +40,27 @@ def test_a_mode_keeps_the_mixer_and_counts_anew(
         assert len(adapted.head.memory.log_prior) == adapted.config.num_behaviors
 
 
+@pytest.mark.parametrize("mode", ["full", "cross_domain", "new_behavior", "lora"])
+def test_a_mode_keeps_what_is_given(
+    mode: str,
+    place: Path,
+    base: Path,
+    settings_for: Callable[..., FinetuneSettings],
+    new_store: EventStore,
+) -> None:
+    folder = base.parent.parent / "timed"
+    if not folder.exists():
+        settings = tiny_settings(place / "known", folder, steps=3)
+        settings["model"] |= {"given": ["time"]}
+        pretrain(PretrainSettings.model_validate(settings))
+    run = finetune(settings_for(mode, steps=1, base=str(folder / "model"), train={"lr": 1e-9}))
+    for made in [run / "model", *([run / "adapter"] if mode == "lora" else [])]:
+        predictor = load(made)
+        before = load(folder).model.given.projection.weight
+        assert predictor.given == ("time",) and before.abs().max() > 0
+        assert torch.allclose(predictor.model.given.projection.weight, before, atol=1e-6)
+
+
 def test_the_adapted_model_is_evaluated(
     base: Path, settings_for: Callable[..., FinetuneSettings], new_store: EventStore
 ) -> None:

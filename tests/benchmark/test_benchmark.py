@@ -206,6 +206,41 @@ def test_tables_and_figures_of_the_rows(rows, settings, folder, capsys):
         )
 
 
+def test_counts_are_given_what_models_are_and_the_table_says_it(settings, rows, folder, tmp_path):
+    """Events that the hour tells: with the time given, the counts of hours are ahead."""
+    store = open_store(folder / "log")
+    slot = np.asarray(store.columns["slot"])
+    hourly = store.__class__(
+        store.path,
+        store.manifest,
+        store.vocabulary,
+        {**store.columns, "event": (slot // 4 + FIRST).astype(np.uint8)},
+        store.offsets,
+    )
+    save_store(hourly, tmp_path / "log")
+    plain = settings.models["plain"]
+    timed = plain.model_copy(update={"set": {"model.given": ["time"]}})
+    changed = {
+        "out": str(tmp_path / "out"),
+        "data": {"log": settings.data["log"].model_copy(update={"path": str(tmp_path / "log")})},
+        "models": {"plain": plain, "timed": timed},
+        "seeds": [0],
+        "versus": "timed",
+        "tuning": settings.tuning.model_copy(update={"grid": {}}),
+    }
+    mine = settings.model_copy(update=changed)
+    found = {(row["model"], tuple(row["given"])): row["test"]["rec_w"] for row in benchmark(mine)}
+    names = [(name, given) for given in ((), ("time",)) for name in counts.NAMES]
+    assert found.keys() == {("plain", ()), ("timed", ("time",)), *names}
+    assert found["by_hour", ("time",)] > 0.9 > 0.4 > found["by_hour", ()]
+    text = write_tables(mine).read_text()
+    for line in ("| by hour |", "| by hour, given time |", "| timed, given time |", "| plain |"):
+        assert line in text
+    assert "hidden from a model unless its name says that they were given" in text
+    assert "timed, given time minus the others" in text
+    assert "Given of the target: nothing." in write_tables(settings).read_text()
+
+
 def test_a_dry_run_lists_what_can_start(folder, capsys):
     line = ["benchmark", str(folder / "benchmark.yaml"), f"out={folder / 'new'}", "--dry-run"]
     assert main(line) == 0

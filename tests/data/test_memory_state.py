@@ -71,6 +71,22 @@ def test_what_is_kept_does_not_depend_on_how_it_grew(chunk: int) -> None:
         assert all(again[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
+def test_a_past_that_was_kept_before_it_knew_its_last_event_still_reads() -> None:
+    """Folders of before hold two numbers of the clock: they know nothing that is given."""
+    columns, offsets, used = log(3, users=5, longest=40)
+    tables = tables_of(columns, offsets, used)
+    past = extend(new_past(ROOM), tables, part(columns, offsets[0], offsets[1] - 1))
+    kept = pack(past)
+    older = unpack(kept | {"clock": kept["clock"][:2]})
+    for found, expected in zip(
+        read_pasts([older], tables), read_pasts([past], tables), strict=True
+    ):
+        assert found.tobytes() == expected.tobytes()
+    following = part(columns, offsets[1] - 1, offsets[1])
+    grown = [pack(extend(known, tables, following)) for known in (older, past)]
+    assert all(grown[0][name].tobytes() == grown[1][name].tobytes() for name in grown[0])
+
+
 def test_room_follows_what_differs_not_what_repeats() -> None:
     columns, offsets, used = log(0, users=3, longest=30)
     tables = tables_of(columns, offsets, used)

@@ -11,7 +11,6 @@ import torch
 from behavegpt.metrics import thresholds
 from behavegpt.metrics.thresholds import (
     GRID,
-    OBJECTIVES,
     Rows,
     Search,
     candidates,
@@ -36,7 +35,7 @@ def drawn(seed: int, rows: int, bias: np.ndarray | float = 0.0, users: int = 40)
     return Rows(*chosen, target, np.arange(rows) % users)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["rec_m", "f1_m"])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 @pytest.mark.parametrize("least", [1, 30])
 def test_every_move_is_the_best_on_the_grid(objective: str, weight: float, least: int) -> None:
@@ -59,7 +58,7 @@ def test_every_move_is_the_best_on_the_grid(objective: str, weight: float, least
         before = best
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["rec_m", "f1_m"])
 def test_fresh_rows_gain_where_a_model_is_off(objective: str) -> None:
     bias = np.array([0.0, 1.5, -1.0, 0.0, -1.5, 0.5])
     found = learn(drawn(1, 2000, bias), COUNTS, Search(objective, 0.99, 20))

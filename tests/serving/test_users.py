@@ -92,6 +92,45 @@ def test_states_answer_as_whole_histories(client: TestClient) -> None:
     assert 'path="/v1/users/{id}/events",code="200"' in client.get("/metrics").text
 
 
+def test_a_time_and_a_place_are_told_for_each_user() -> None:
+    """By requests about states, and about whole histories, several clients' together."""
+    timed = behavegpt.load("universal")
+    assert isinstance(timed, UniversalPredictor)
+    timed = timed.fit_tables(table(0), SCHEMA, given=["time", "location"])
+    told = {"at": "2024-06-01 18:30", "location": "home"}
+    with serving(timed) as client:
+        assert client.get("/v1/model").json()["given"] == ["time", "location"]
+        history = {"id": "p04", "events": rows_of(0, "p04")}
+        found = client.post("/v1/users/p04/predict", json=told)
+        whole = client.post("/v1/predict", json={"users": [history | told]})
+        assert behaviors(found) == behaviors(whole)
+        other = client.post("/v1/users/p04/predict", json=told | {"at": "2024-06-02 06:30"})
+        assert behaviors(other) != behaviors(found)
+        both = {"users": [history | told, history | told | {"at": "2024-06-02 06:30"}]}
+        users = client.post("/v1/predict", json=both).json()["users"]
+        assert users[0]["behaviors"] != users[1]["behaviors"]
+        strange = {"users": [history | told | {"location": "nowhere"}]}
+        assert client.post("/v1/predict", json=strange).json()["unknown"]["location"] == 1
+        for body, message in (
+            ({"users": [history]}, "say which time is asked about"),
+            ({"users": [history | {"at": "2024-06-01 18:30"}]}, "say which location"),
+            ({"users": [history | told, history | {"at": told["at"]}]}, "no `location`"),
+            ({"users": [history | told | {"at": "soon"}]}, "'soon' is not a time"),
+        ):
+            answer = client.post("/v1/predict", json=body)
+            assert answer.status_code == 422 and message in answer.text
+        answer = client.post("/v1/embed", json={"users": [history | {"at": "2024-06-01 18:30"}]})
+        assert answer.status_code == 422 and "Extra inputs" in answer.text
+
+
+def test_a_time_is_refused_where_nothing_is_given(client: TestClient) -> None:
+    history = {"id": "p04", "events": rows_of(0, "p04"), "at": "2024-06-01 18:30"}
+    answer = client.post("/v1/predict", json={"users": [history]})
+    assert answer.status_code == 422 and "is given nothing of the event" in answer.text
+    answer = client.post("/v1/users/p04/predict", json={"at": "2024-06-01 18:30"})
+    assert answer.status_code == 422 and "is given nothing of the event" in answer.text
+
+
 def test_many_clients_at_a_time(client: TestClient) -> None:
     histories = {f"new{i:02}": rows_of(2, f"p{i:02}") for i in range(12)}
 
