@@ -94,7 +94,8 @@ def memory_of_histories(
     end: np.ndarray,
     asked: Moment | None = None,
 ) -> MemorySource | None:
-    """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a model without memory."""
+    """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a
+    model without memory."""
     if model.counts is None:
         return None
     return history_source(columns, np.append(begin, end[-1:]), model.counts, asked)

@@ -204,9 +204,9 @@ def _caption(plan: Plan, rows: Sequence[Row]) -> str:
     devices = sorted({row["device"] for row in rows if "device" in row})
     return (
         f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
-        f"{plan.store.behaviors.classes} behaviors. {_given(rows)} Budget of every model: {said}. Tuned on "
-        f"validation ({NAMES[plan.settings.tuning.select]}, seed {plan.settings.tuning.seed}): "
-        f"{tuned}. Protocol {plan.protocol_hash}; "
+        f"{plan.store.behaviors.classes} behaviors. {_given(rows)} Budget of every model: {said}. "
+        f"Tuned on validation ({NAMES[plan.settings.tuning.select]}, seed "
+        f"{plan.settings.tuning.seed}): {tuned}. Protocol {plan.protocol_hash}; "
         f"{', '.join(devices) or 'counts only'}.{_unseen(plan.store)}"
     )
 
