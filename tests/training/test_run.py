@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from behavegpt.data.store import EventStore
 from behavegpt.errors import BehaveGPTError, CheckpointError
 from behavegpt.model import BehaveGPTConfig
+from behavegpt.training import record
 from behavegpt.training import run as run_module
 from behavegpt.training.checkpoint import Snapshot, save_checkpoint
 from behavegpt.training.record import fingerprint_of, record_of, tell_changes
@@ -184,3 +186,18 @@ def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     record = record_of(settings_for(tmp_path), random_store(users=5), gpu)
     assert record["device"] == "a GPU, cuda:1" and record["processes"] == 4
     assert np.isscalar(record["data"]["behaviors"])
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/opt/venv/bin/behavegpt", "behavegpt train x"),
+        ("/opt/lib/behavegpt/__main__.py", "behavegpt train x"),
+        ("train.py", "train.py train x"),
+    ],
+)
+def test_the_command_is_recorded_as_one_would_type_it(
+    program: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "train", "x"])
+    assert " ".join([record._program(), *sys.argv[1:]]) == told
