@@ -14,7 +14,7 @@ from behavegpt.decision import log_frequency
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.training import evaluate as module
-from behavegpt.training.evaluate import evaluate, score, to_device
+from behavegpt.training.evaluate import evaluate, score
 from tests.helpers import random_store
 
 
@@ -186,8 +186,8 @@ def test_all_of_a_batch_moves_to_the_device():
     tensor = torch.zeros(2, 3)
     for memory in (None, {"rest": tensor}):
         batch = PackedBatch({"input_ids": tensor}, *[tensor] * 4, {"gap": tensor}, memory)
-        assert to_device(batch, torch.device("cpu")) is batch
-        moved = to_device(batch, torch.device("meta"))
+        assert batch.to(torch.device("cpu")).document is tensor
+        moved = batch.to(torch.device("meta"))
         told = [*moved.inputs.values(), *moved.next_fields.values(), *(moved.memory or {}).values()]
         for part in (moved.document, moved.position, moved.target, moved.row, *told):
             assert part.device.type == "meta"
