@@ -61,15 +61,10 @@ def compare(
     shift = shift_of(rule, log_prior, predictor.thresholds)
     check_schema(predictor.given, store.schema)
     store = fit_store(store, predictor.tokenizer)
-    rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
+    rows = len(target_rows(store, SPLITS[split]))
     if rows == 0:
-        why = (
-            f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
-        )
-        raise DataError(
-            f"{store.path}: the {split} split holds no event to predict{why}; prepare with "
-            "another --split."
-        )
+        raise DataError(_nothing_to_predict(store, split))
+
     scored: dict[str, PredictionMetrics] = {}
     extra: dict[str, float] = {}
     calibration = Calibration()
@@ -94,6 +89,15 @@ def compare(
         shown = examples(predictor, store, SPLITS[split], shift)
         _write_results(store, out, result, scored, shown)
     return result
+
+
+def _nothing_to_predict(store: EventStore, split: str) -> str:
+    unseen = count_unseen(store, SPLITS[split])
+    why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
+    return (
+        f"{store.path}: the {split} split holds no event to predict{why}; prepare with another "
+        "--split."
+    )
 
 
 def summary(

@@ -34,7 +34,9 @@ from behavegpt.adapt.transfer import (
     match_scale,
     plan_transfer,
 )
-from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open, and are refused
+
+# so that their folders open, and are refused
+from behavegpt.baselines import network as _baselines  # noqa: F401
 from behavegpt.console import say, table
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
@@ -49,7 +51,7 @@ from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
 from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import load_latest
-from behavegpt.training.model_folder import open_model, save_model
+from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.run import open_run
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.trainer import Trainer
@@ -110,18 +112,24 @@ class Adapted:
     finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]
 
 
+def _open_base(folder: Path) -> Trained:
+    """The model that is adapted. Raises ConfigError for a baseline."""
+    base = open_model(folder)
+    if base.model.config.model_type != BehaveGPTConfig.model_type:
+        raise ConfigError(
+            f"{folder}: a {base.model.config.architecture}; the modes transfer parts of a "
+            "BehaveGPT. Give its folder."
+        )
+    return base
+
+
 def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> Adapted:
     """The base's parts in a model for the data of `store` (default: settings.data), as
     settings.mode says."""
     from behavegpt.adapt.peft import weights_hash
 
     store = store or open_store(settings.data.path)
-    base, old = open_model(Path(settings.base))
-    if base.config.model_type != BehaveGPTConfig.model_type:
-        raise ConfigError(
-            f"{settings.base}: a {base.config.architecture}; the modes transfer parts of a "
-            "BehaveGPT. Give its folder."
-        )
+    base, old = _open_base(Path(settings.base))
     check_schema(base.config.given or (), store.schema)
     options = settings.adapt
     grow = options.vocabulary == "grow" or (

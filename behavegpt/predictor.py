@@ -173,13 +173,7 @@ class Predictor(KeepsStates):
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)  # before the events are read
         check_asked(self.given, at, location, "this model", "train with model.given")
-        states = as_states(events)
-        encoded = self.encode(events) if states is None else self.state_spec.windows(states)
-        asked, unknown = None, 0
-        if self.given:
-            asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
-            encoded = count_unknown(encoded, unknown)
-        memory = self._memory(encoded, states, asked)
+        encoded, memory, asked = self._asked(events, at, location)
         pieces = self._logits(encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
 
@@ -231,15 +225,22 @@ class Predictor(KeepsStates):
         is usable."""
         return encode_histories(self.tokenizer, events)
 
-    def _memory(
-        self, encoded: EncodedHistories, states: Sequence[UserState] | None, asked: Moment | None
-    ) -> ReadsMemory | None:
-        """What tells the counts at the ends of histories, or of the windows of states; `asked`
-        about given fields (U,)."""
+    def _asked(
+        self, events: Any, at: Any = None, location: Any = None
+    ) -> tuple[EncodedHistories, ReadsMemory | None, Moment | None]:
+        """Histories (U,), those of states being their last events, what tells the counts at their
+        ends, and the fields (U,) that are given of what follows."""
+        states = as_states(events)
+        encoded = self.encode(events) if states is None else self.state_spec.windows(states)
+        asked = None
+        if self.given:
+            asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
+            encoded = count_unknown(encoded, unknown)
         if states is not None:
-            return self.state_spec.source(states, encoded.offsets, asked)
+            return encoded, self.state_spec.source(states, encoded.offsets, asked), asked
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
-        return memory_of_histories(self.model, encoded.columns, begin, end, asked)
+        memory = memory_of_histories(self.model, encoded.columns, begin, end, asked)
+        return encoded, memory, asked
 
     @torch.no_grad()
     def _logits(
@@ -247,7 +248,7 @@ class Predictor(KeepsStates):
         encoded: EncodedHistories,
         memory: ReadsMemory | None,
         interrupt: Callable[[], None],
-        asked: Moment | None,
+        asked: Moment | None = None,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
         begin, end, classes = (

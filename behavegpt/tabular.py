@@ -62,8 +62,9 @@ class Tabular:
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:
     """An HTML table; every text is escaped, numbers are rounded to four digits.
 
-    >>> html_table(["n"], [["<b>"]], "one")
-    '<table><caption>one</caption><thead><tr><th>n</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
+    >>> table = html_table(["n"], [["<b>"]], "one")
+    >>> table.removeprefix("<table><caption>one</caption><thead><tr><th>n</th></tr></thead>")
+    '<tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
     """
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     lines = ["".join(f"<td>{_cell(value)}</td>" for value in row) for row in rows]

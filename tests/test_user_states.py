@@ -86,7 +86,7 @@ def cut(known: EncodedHistories, users: np.ndarray, low: np.ndarray, high: np.nd
 
 def logits_of(predictor: Predictor, asked: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits (n, K), and what the counts say."""
-    encoded, memory = predictor._asked(asked)
+    encoded, memory, _ = predictor._asked(asked)
     logits = np.empty((len(encoded.users), predictor.model.config.num_behaviors), np.float32)
     for users, values in predictor._logits(encoded, memory, lambda: None):
         logits[users] = values

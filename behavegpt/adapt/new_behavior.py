@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,7 +96,8 @@ def train_new_rows(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorP
         owner = model.get_submodule(module)
         if len(new):
             parametrize.register_parametrization(owner, name, NewRows(getattr(owner, name), new))
-            owner.parametrizations[name].original.requires_grad_(True)  # type: ignore[union-attr,index]
+            parametrizations: Any = owner.parametrizations
+            parametrizations[name].original.requires_grad_(True)
 
 
 def merge_new_rows(model: BehaveGPTForBehaviorPrediction) -> BehaveGPTForBehaviorPrediction:

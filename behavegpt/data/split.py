@@ -60,7 +60,8 @@ def parse_split(text: str, tz: str = "UTC") -> SplitRule:
             f"--split {text!r}: the shares must sum to 1, the first above 0; write {FORMS}."
         )
     whole = train + valid + test
-    return SplitRule(text.strip(), kind, ends=(train / whole, (train + valid) / whole))  # type: ignore[arg-type]
+    ends = (train / whole, (train + valid) / whole)
+    return SplitRule(text.strip(), kind, ends=ends)  # type: ignore[arg-type]
 
 
 def time_boundaries(

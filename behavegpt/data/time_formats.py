@@ -8,7 +8,7 @@ nor that of files decides.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -106,10 +106,14 @@ def choose_formats(shapes: Mapping[str, Shape], values: int, where: str) -> tupl
     )
 
 
-def sort_formats(formats: object) -> tuple[str, ...]:
+def sort_formats(formats: Iterable[str]) -> tuple[str, ...]:
     """Formats without duplicates in the order to try them: years of two digits first, `%Y` takes
     those too."""
-    return tuple(sorted(set(formats), key=lambda text: ("%Y" in text, text)))  # type: ignore[call-overload]
+
+    def order(text: str) -> tuple[bool, str]:
+        return "%Y" in text, text
+
+    return tuple(sorted(set(formats), key=order))
 
 
 def form_of(shape: str) -> str | None:

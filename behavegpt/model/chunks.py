@@ -9,8 +9,8 @@ Shape letters: N positions that are predicted, K classes, C hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,12 +37,8 @@ class GradientSink(NamedTuple):
     bias: torch.Tensor  # (K,)
 
 
-class Score(Protocol):
-    """Logits (n, K) of a part of the positions from the same part of the inputs."""
-
-    def __call__(
-        self, part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
-    ) -> torch.Tensor: ...
+# logits (n, K) of a part of the positions, from the same part of the inputs
+Score = Callable[[slice, Sequence[torch.Tensor], GradientSink | None], torch.Tensor]
 
 
 class Scored(NamedTuple):
@@ -82,13 +78,12 @@ def linear_loss(
     linear: nn.Linear, criterion: Any, hidden: torch.Tensor, target: torch.Tensor
 ) -> HeadLoss:
     """The loss of the logits (N, K) that a linear layer gives hidden states (N, C)."""
-
-    def score(
-        part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
-    ) -> torch.Tensor:
-        return project(linear, pieces[0], sink)
-
-    scored = Scored(score, (hidden,), tuple(linear.parameters()), linear)
+    scored = Scored(
+        lambda part, pieces, sink: project(linear, pieces[0], sink),
+        (hidden,),
+        tuple(linear.parameters()),
+        linear,
+    )
     return chunked_loss(scored, criterion, target, linear.out_features)
 
 

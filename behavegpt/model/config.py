@@ -98,25 +98,40 @@ class BehaveGPTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse shapes that contradict each other; called by transformers after construction."""
+        for message, holds in (self._shape_checks() | self._input_checks()).items():
+            if not holds:
+                raise ValueError(f"BehaveGPTConfig: {message}.")
+
+    def _shape_checks(self) -> dict[str, bool]:
+        """What must hold of the transformer's shape, by the message where it does not."""
         fields = self.field_sizes or {}
-        checks = {
+        return {
             "field_sizes must contain 'event'": "event" in fields,
             "field_order must name each of field_sizes once": sorted(self.field_order or ())
             == sorted(fields),
             f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size "
-            f"{self.embedding_size}) must be a "
-            f"multiple of 2 * num_attention_heads {self.num_attention_heads}": (
+            f"{self.embedding_size}) must be a multiple of 2 * num_attention_heads "
+            f"{self.num_attention_heads}": (
                 self.num_attention_heads < 1
                 or self.hidden_size % (2 * self.num_attention_heads) == 0
             ),
             "max_length, num_attention_heads and embedding_size must be at least 1": (
                 min(self.max_length, self.num_attention_heads, self.embedding_size) >= 1
             ),
-            "num_hidden_layers must be at least 0, not "
-            f"{self.num_hidden_layers}": self.num_hidden_layers >= 0,
+            f"num_hidden_layers must be at least 0, not {self.num_hidden_layers}": (
+                self.num_hidden_layers >= 0
+            ),
             f"dropout must be in [0, 1), not {self.dropout}": 0 <= self.dropout < 1,
-            "position_encoding must be rope, learned or none": self.position_encoding
-            in ("rope", "learned", "none"),
+            "position_encoding must be rope, learned or none": (
+                self.position_encoding in ("rope", "learned", "none")
+            ),
+        }
+
+    def _input_checks(self) -> dict[str, bool]:
+        """What the heads, the memory and what is given need of the inputs."""
+        fields = self.field_sizes or {}
+        given = self.given or []
+        return {
             "tied_head needs behavior_is_event: the classes must be the events": (
                 not self.tied_head or self.behavior_is_event
             ),
@@ -127,21 +142,16 @@ class BehaveGPTConfig(PreTrainedConfig):
                 not self.memory or bool(self.memory_experts)
             ),
             f"given may name {' and '.join(GIVEN_FIELDS)}, each once, not {self.given}": (
-                set(self.given or ()) <= GIVEN_FIELDS.keys()
-                and len(set(self.given or ())) == len(self.given or ())
+                set(given) <= GIVEN_FIELDS.keys() and len(set(given)) == len(given)
             ),
             "given has no effect on history_head, which counts at the time and place of the last "
             "event; set history_head to false, or memory to true in its place": (
-                not (self.given and self.history_head)
+                not (given and self.history_head)
             ),
             f"given {self.given} needs these fields among the inputs: set inputs to all, memory to "
             "true, or take a log with locations": (
                 self.memory
-                or all(
-                    field in fields
-                    for name in self.given or ()
-                    for field in GIVEN_FIELDS.get(name, ())
-                )
+                or all(field in fields for name in given for field in GIVEN_FIELDS.get(name, ()))
             ),
             "history_head reads the time slot; set it to false, or inputs to all": (
                 not self.history_head or "slot" in fields
@@ -155,9 +165,6 @@ class BehaveGPTConfig(PreTrainedConfig):
                 for name in self.next_heads or ()
             ),
         }
-        for message, holds in checks.items():
-            if not holds:
-                raise ValueError(f"BehaveGPTConfig: {message}.")
 
 
 AutoConfig.register(BehaveGPTConfig.model_type, BehaveGPTConfig, exist_ok=True)

@@ -71,7 +71,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
         "numpy": np,
     }
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "config": settings.model_dump(mode="json"),
         "seed": settings.train.seed,
         "versions": {"behavegpt": behavegpt.__version__, "python": platform.python_version()}
@@ -108,3 +108,9 @@ def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:
     if found:
         said = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.items())
         say(f"resuming with changed settings: {said}")
+
+
+def _program() -> str:
+    """The name of what was run, as one would type it: `python -m behavegpt` is `behavegpt`."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name

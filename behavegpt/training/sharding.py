@@ -74,7 +74,8 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor, on every rank; all ranks must ask."""
-    full: torch.Tensor = tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
+    cut: Any = tensor
+    full: torch.Tensor = cut.full_tensor() if is_cut(tensor) else tensor
     return full
 
 

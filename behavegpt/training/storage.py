@@ -42,7 +42,8 @@ def read_tensors(path: Path) -> Tensors:
     """Read what `write_tensors` wrote, on the CPU; raises CheckpointError naming the file."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys()  # the file is no mapping
+            tensors = {name: file.get_tensor(name) for name in names}
             shared = json.loads((file.metadata() or {})["shared"])
         return tensors | {name: tensors[kept] for name, kept in shared.items()}
     except (

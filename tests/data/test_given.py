@@ -172,7 +172,7 @@ def test_states_answer_as_whole_histories(given: tuple[str, ...], chunk: int) ->
             continue
         past = new_past(4)
         for at in range(begin, end - 1, chunk):
-            past = extend(past, tables, part(columns, at, min(at + chunk, end - 1)), given)
+            past = extend(past, tables, part(columns, at, min(at + chunk, end - 1)), given=given)
         kept = pack(past)
         moments = moments_of(part(columns, end - 1, end), given)
         found = read_pasts([past], tables, moments)

@@ -11,7 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.losses import LossSettings, build_loss
-from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, head, head_loss
+from behavegpt.model import (
+    BehaveGPTConfig,
+    BehaveGPTForBehaviorPrediction,
+    chunks,
+    head,
+    head_loss,
+)
 from behavegpt.model.block import rope_tables, rotate
 from behavegpt.model.history import History
 from behavegpt.model.mixer import Memory, Mixer
@@ -267,7 +273,7 @@ def test_the_loss_in_pieces_is_weighted_scaled_and_told_by_class(
     assert len(set(criterion.class_weight.tolist())) == 5
     results = []
     for cells in (1 << 20, 4 * 5):
-        monkeypatch.setitem(head_loss.CHUNK_ELEMENTS, "cpu", cells)
+        monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", cells)
         torch.manual_seed(0)
         made, hidden = make("paper").head, torch.randn(18, 32, requires_grad=True)
         target = torch.arange(18) % 5
@@ -288,13 +294,13 @@ def test_the_loss_in_pieces_is_weighted_scaled_and_told_by_class(
 
 
 def test_gradients_are_gathered_where_the_projection_is_plain_and_trained() -> None:
-    def sink(change: Any = lambda projection: None) -> head.GradientSink | None:
+    def sink(change: Any = lambda projection: None) -> chunks.GradientSink | None:
         made = make("paper").head
         change(made.projection)
         gradients = {
             id(p): torch.zeros_like(p) for p in made.projection.parameters() if p.requires_grad
         }
-        found = head_loss._sink_of(made, gradients)
+        found = chunks._sink_of(made.projection, gradients)
         if found is not None:
             assert found.weight is gradients[id(made.projection.weight)]
             assert found.bias is gradients[id(made.projection.bias)]
@@ -313,10 +319,10 @@ def test_gradients_are_gathered_where_the_projection_is_plain_and_trained() -> N
 
 def test_gathered_gradients_are_summed_in_full_precision() -> None:
     """301 has no bf16."""
-    sink = head.GradientSink(torch.zeros(2, 3), torch.zeros(2))
+    sink = chunks.GradientSink(torch.zeros(2, 3), torch.zeros(2))
     x = torch.ones(301, 3, dtype=torch.bfloat16, requires_grad=True)
     weight, bias = torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)
-    y = head._SinkingLinear.apply(x, weight, bias, sink)
+    y = chunks._SinkingLinear.apply(x, weight, bias, sink)
     assert (y == 4).all()
     y.sum().backward()
     assert (sink.weight == 301).all() and (sink.bias == 301).all() and (x.grad == 2).all()

@@ -231,7 +231,8 @@ def test_other_endpoints_refuse_too(client: Any) -> None:
         assert answer.status_code == 422 and text in answer.json()["error"]["message"], answer.text
     assert client.get("/v1/predict").status_code == 405
     assert client.get("/nothing").status_code == 404
-    assert client.get("/health").json() == {"status": "ok", "waiting": 0}
+    idle = {"status": "ok", "waiting": 0, "users": 0, "state_bytes": 0}
+    assert client.get("/health").json() == idle
     assert client.get("/v1/model").json()["columns"] == {
         "event": "e",
         "location": "l",
