@@ -68,7 +68,7 @@ def candidates(logits: torch.Tensor, log_prior: torch.Tensor) -> tuple[np.ndarra
     `log_prior` (K,).
 
     >>> classes, log_p = candidates(torch.tensor([[0.0, 0.0]]), torch.zeros(2))
-    >>> classes.tolist(), log_p.exp().tolist()
+    >>> classes.tolist(), np.exp(log_p).tolist()
     ([[0, 1]], [[0.5, 0.5]])
     """
     log_p = logits.float().log_softmax(-1)
