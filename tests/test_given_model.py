@@ -234,6 +234,34 @@ def test_futures_are_the_same_with_the_cache_and_without(place: Path, name: str)
         assert np.array_equal(one.columns[column], other.columns[column]), column
 
 
+@pytest.mark.parametrize("name", ["time", "memory, both", "counts alone"])
+def test_states_answer_as_whole_histories(place: Path, name: str, tmp_path: Path) -> None:
+    """Event by event, kept on the disk in between, and asked about two moments."""
+    predictor, store = load(train(place, name)), open_store(place / "data")
+    known = histories(store)
+    states = {}
+    for number, user in enumerate(known.users.to_pylist()):
+        states[user] = predictor.state(user, new=True)
+        for at in range(store.offsets[number], store.offsets[number + 1]):
+            event = {field: values[at : at + 1] for field, values in known.columns.items()}
+            predictor.users.spec.take_up(states[user], event)
+    kept = predictor.with_states(predictor.save_states(tmp_path / "kept", states.values()))
+    answers = []
+    for at, location in (("2024-06-03 08:10", "location1"), ("2024-06-08 20:10", "location2")):
+        asked = {"at": at, "location": location}
+        told = {k: v for k, v in asked.items() if {"at": "time"}.get(k, k) in predictor.given}
+        whole = predictor.predict(known, top_k=5, **told)
+        for found in (
+            predictor.predict(list(states.values()), top_k=5, **told),
+            kept.predict([kept.state(user) for user in states], top_k=5, **told),
+        ):
+            np.testing.assert_allclose(found.probabilities, whole.probabilities, atol=1e-5)
+        answers.append(whole.probabilities)
+    assert not np.allclose(*answers)
+    with pytest.raises(ConfigError, match="say which time is asked about"):
+        predictor.predict(list(states.values()))
+
+
 def test_vectors_know_no_target(place: Path) -> None:
     predictor, store = load(train(place, "memory, both")), open_store(place / "data")
     assert predictor.embed(histories(store), pool=["last", "mean"]).vectors.shape[0] == 20
