@@ -27,6 +27,7 @@ from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
+from behavegpt.data.users import as_states
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.io import read_json, write_json
@@ -86,9 +87,11 @@ def cut(known: EncodedHistories, users: np.ndarray, low: np.ndarray, high: np.nd
 
 def logits_of(predictor: Predictor, asked: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits (n, K), and what the counts say."""
-    encoded, memory, _ = predictor._asked(asked)
+    states = as_states(asked)
+    encoded = predictor.encode(asked) if states is None else predictor.state_spec.windows(states)
+    memory = predictor._memory(encoded, states, None)
     logits = np.empty((len(encoded.users), predictor.model.config.num_behaviors), np.float32)
-    for users, values in predictor._logits(encoded, memory, lambda: None):
+    for users, values in predictor._logits(encoded, memory, lambda: None, None):
         logits[users] = values
     told = {} if memory is None else memory.at(encoded.offsets[1:] - 1)
     return logits, {name: values.numpy() for name, values in told.items()}
