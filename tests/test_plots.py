@@ -22,6 +22,7 @@ FIGURES = (
     "rec_m",
     "prec_w",
     "prec_m",
+    "f1_w",
     "f1_m",
     "ndcg@3",
     "ndcg@5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from tests.conftest import ROOT
@@ -31,6 +32,7 @@ def test_no_code_is_executed_from_files():
 
 def test_numpy_files_are_read_without_pickle():
     for path in (ROOT / "behavegpt").rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        for call in re.findall(r"np\.load\(.*", text):
-            assert "allow_pickle=False" in call, (path.name, call)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert given.get("allow_pickle") == "False", (path.name, node.lineno)
