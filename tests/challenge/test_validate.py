@@ -378,6 +378,17 @@ def test_zeros_and_missing_checksums_are_worth_a_word(
     assert "users differs" in validate(entry.folder, data)["problems"][0]
 
 
+def test_the_first_line_counts_vectors_of_zeros(
+    data: ChallengeDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = Entry(tmp_path / "entry", data.relevant_clients)
+    entry.vectors[3:8] = 0
+    entry.save()
+    assert main(["challenge", "validate", str(entry.folder), "--data", str(data.path)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith("valid (30 clients, 16 dimensions, 5 vectors all zero)")
+
+
 def test_the_command(
     data: ChallengeDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

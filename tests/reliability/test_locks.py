@@ -3,6 +3,10 @@ whole."""
 
 from __future__ import annotations
 
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,9 @@ from behavegpt.cli import main
 from behavegpt.embeddings import assemble
 from behavegpt.errors import DataError
 from behavegpt.io import lock
+from tests.reliability.forks import ROOT
 from tests.reliability.makers import contents
-from tests.reliability.verbs import argv_of, make_ready
+from tests.reliability.verbs import VERBS, argv_of, make_ready
 
 # verb -> what it holds, and the lock file where that is not beside it
 HELD: dict[str, tuple[str, str | None]] = {
@@ -49,6 +54,47 @@ def test_a_second_run_into_the_same_place_is_refused(
         assert main(argv_of(verb, "out")) == 2
         assert "is in use by process" in capsys.readouterr().err
         assert contents(place / "out") == before
+
+
+def test_of_two_exports_at_once_one_writes_and_the_other_is_refused(place: Path) -> None:
+    """In processes of their own: the one that comes second may not add rows of zeros."""
+    argv = argv_of("export", "together")
+    command = [sys.executable, "-m", "behavegpt", *argv]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for _ in range(2)
+    ]
+    told = [run.communicate(timeout=300)[0].decode() for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    # one may also have come when the other was done: it replaces what is there
+    assert codes in ([0, 2], [0, 0]), told
+    assert codes == [0, 0] or any("is in use by process" in text for text in told), told
+    vectors = np.load(place / "together" / "entry" / "embeddings.npy", allow_pickle=False)
+    assert len(vectors) and (np.abs(vectors).sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_a_trained_folder_is_read_by_whom_the_umask_lets(mask: int, place: Path) -> None:
+    before = os.umask(mask)
+    try:
+        assert main(_trained(place, mask)) == 0
+    finally:
+        os.umask(before)
+    for path in (place / f"modes{mask}" / "run" / "model").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path
+
+
+def _trained(place: Path, mask: int) -> list[str]:
+    words = [
+        word.replace("data.path=data", f"data.path={place / 'data'}") for word in VERBS["train"]
+    ]
+    out = place / f"modes{mask}" / "run"
+    return [
+        f"out={out}" if word.startswith("out=") else word for word in words if word != "--resume"
+    ]
 
 
 def test_an_export_seals_only_what_it_wrote_itself(
