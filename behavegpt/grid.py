@@ -12,6 +12,7 @@ in eval/ are such lists.
 from __future__ import annotations
 
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -133,7 +134,8 @@ def tell_failed(rows: Sequence[Row], names: Callable[[Row], str], path: Path) ->
 def append_row(path: Path, row: Row) -> None:
     """Add a row in one write, durably; a line that a killed process tore is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed; the file is never replaced
         file.seek(0)
         held = file.read()
         if held and not held.endswith(b"\n"):
@@ -163,9 +165,10 @@ def claim(file: Path, wait: bool = False) -> Iterator[bool]:
         return
 
     with held:
-        yield True
-        # before its release: who waits for this inode looks for the next one
-        file.unlink(missing_ok=True)
+        try:
+            yield True
+        finally:  # before its release: who waits for this inode looks for the next one
+            file.unlink(missing_ok=True)
 
 
 def made_once(folder: Path, make: Callable[[], object], result: str = "") -> Path:

@@ -85,6 +85,14 @@ def test_a_failure_is_a_row(error: Exception) -> None:
         attempted(lambda: {}["a"], "run")
 
 
+def test_a_claim_leaves_no_file_however_it_ends(tmp_path: Path) -> None:
+    with claim(tmp_path / "locks" / "key.lock") as mine:
+        assert mine
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path / "locks" / "key.lock"):
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "locks").iterdir())
+
+
 def test_an_interrupt_is_no_failed_run() -> None:
     def stopped() -> Row:
         try:

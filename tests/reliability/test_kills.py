@@ -26,7 +26,7 @@ CODES = {
     signal.SIGTERM: {0, 143, -signal.SIGTERM},  # the last: before the command line was read
     signal.SIGINT: {0, 130},
 }
-SLOW = ("export-model", "scale fit")  # ten seconds each
+SLOW = ("benchmark", "export-model", "scale fit")  # ten seconds each
 QUICK = ("prepare", "predict", "export", "profile")
 
 

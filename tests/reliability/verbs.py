@@ -52,10 +52,19 @@ VERBS: dict[str, list[str]] = {
         "--to",
         "OUT/new",
     ],
+    "benchmark": ["benchmark", "benchmark.yaml", "out=OUT/benchmark"],
     "scale fit": ["scale", "fit", "rows.jsonl", "--out", "OUT/fit.json", "--draws", "20"],
 }
 # files that tell times, and what was kept
-VOLATILE = ("run.json", "log.jsonl", "member.json")
+VOLATILE = ("run.json", "log.jsonl", "member.json", "rows.jsonl", "tables.md")
+BENCHMARK = {
+    "out": "unused",
+    "data": {"log": {"path": "data"}},
+    "models": {"tiny": {"config": TINY}},
+    "train": {"steps": 6, "batch_events": 256},
+    "seeds": [0],
+    "draws": 10,
+}
 PROFILE = {
     "members": {
         "stats": {"kind": "handcrafted"},
@@ -72,6 +81,7 @@ def make_ready(place: Path) -> Path:
     pq.write_table(small_log(users=30, events=1500, seed=1), place / "log.parquet")
     make_directory(place / "challenge")
     make_input(place / "profiles")
+    (place / "benchmark.yaml").write_text(yaml.safe_dump(BENCHMARK))
     (place / "profile.yaml").write_text(
         yaml.safe_dump({"data": {"path": "profiles"}, "out": "unused", **PROFILE})
     )
