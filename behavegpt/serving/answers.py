@@ -55,6 +55,9 @@ def answer_all(
     return [_answer_one(predictor, request, interrupt) for request in requests]
 
 
+SURE_DIGITS = 15  # of a whole number that a float holds exactly
+
+
 def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     """Requests with the same key may be answered together; None: alone."""
     columns = columns_of(schema)
@@ -98,7 +101,9 @@ def _named(request: Request) -> set[str]:
 def _depends_on_others(role: str, value: str) -> bool:
     if role == "time":  # a number as text, or a form that is read apart
         return "-" not in value or not value[:4].isdigit()
-    return role == "order" or value.endswith(".0")
+    if role == "order":  # whole numbers sort as such, alone or in company; other text need not
+        return not (value.isascii() and value.isdigit() and len(value) <= SURE_DIGITS)
+    return value.endswith(".0")
 
 
 def _answer_one(

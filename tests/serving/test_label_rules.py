@@ -14,11 +14,12 @@ import pytest
 pytest.importorskip("fastapi", reason="fastapi is not installed; pip install fastapi")
 
 from behavegpt.data.prepare import prepare
+from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import DataError
 from behavegpt.predictor import Predictor
-from behavegpt.serving.answers import _encode
+from behavegpt.serving.answers import _encode, key
 from behavegpt.serving.requests import History, PredictRequest
 from tests.data.test_labels import KINDS, SCHEMA, frame
 
@@ -88,3 +89,16 @@ def test_each_user_has_their_own_answer_however_the_log_writes_its_users(
         found.users.to_pylist() == list(events)
         and found.columns["event"].tolist() == known.tolist()
     )
+
+
+@pytest.mark.parametrize(
+    ("orders", "together"),
+    [(["0", "12"], True), (["0", "a"], False), (["1.0", "2"], False), (["9" * 16, "1"], False)],
+)
+def test_an_order_of_whole_numbers_as_text_does_not_part_requests(
+    orders: list[str], together: bool
+) -> None:
+    schema = EventSchema(user="u", time="t", event="e", order="o")
+    events = [{"t": "2024-05-01 08:10", "e": "x", "o": order} for order in orders]
+    request = PredictRequest.model_validate({"users": [{"id": "7", "events": events}]})
+    assert (key(request, schema) is not None) == together
