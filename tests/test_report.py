@@ -146,7 +146,7 @@ def test_every_behavior_has_a_row_with_what_it_is_taken_for(run: Path, page: str
         (0.5, 0.4, 1000, "Overall it is ahead of the best other by 25% (50.0% against 40.0%"),
         (0.3, 0.4, 1000, "Overall it is behind the best other by 25% (30.0% against 40.0%"),
         (0.4, 0.4, 1000, "Overall it is level with the best other (markov, 40.0%)."),
-        (0.401, 0.4, 1000, "a difference of less than 3.1% overall may be chance."),
+        (0.401, 0.4, 1000, "less than 3.1 percentage points may be chance."),
         (0.4, 0.0, None, "Overall it is ahead of the best other (40.0% against 0.0%, markov)."),
     ],
 )
@@ -343,3 +343,24 @@ def test_a_manifest_of_other_data_is_not_used(run: Path, tmp_path: Path) -> None
     (tmp_path / "dataset.json").write_text('{"format": 1}')
     with pytest.raises(DataError, match=r"dataset\.json"):
         report.write_model_card(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"num_hidden_layers": 0, "memory": True}, "network, without transformer blocks, over"),
+        ({"num_hidden_layers": 0}, "a model without transformer blocks over the event"),
+        ({"num_hidden_layers": 4, "memory": True}, "a GPT-style transformer over"),
+        ({}, "a GPT-style transformer over"),
+    ],
+)
+def test_the_card_calls_no_model_without_blocks_a_transformer(
+    model: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    run = fake_run(tmp_path / "shop")
+    known = json.loads((run / "run.json").read_text())
+    known["config"]["model"] = model
+    (run / "run.json").write_text(json.dumps(known))
+    card = report.write_model_card(run).read_text(encoding="utf-8")
+    assert told in card and "that predicts a user's next behavior" in card
+    assert card.count("GPT-style transformer") == ("GPT-style" in told)

@@ -29,8 +29,9 @@ from behavegpt.universal.model import load_universal
 
 STAGES = 7
 NOT_HELD_OUT = (
-    "the universal model's weights come with the package; this shop was among the logs they were "
-    "trained on. Held out, it has .2472 weighted and .2017 macro recall (docs/universal.md)."
+    "the universal model's weights, from which the trained model starts, come with the package; "
+    "this shop was among the logs they were trained on, without its test events. Held out, it has "
+    ".2472 weighted and .2017 macro recall (docs/universal.md)."
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
@@ -76,7 +77,8 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     table(*metrics_table(universal))
 
     settings = _settings(out, steps)
-    about = f"BehaveGPT with the {settings.loss.name} loss, {settings.train.steps} steps"
+    about = f"the same network tuned to this log: {settings.loss.name} loss, "
+    about += f"{settings.train.steps} steps (no transformer blocks: docs/universal.md)"
     stage(4, STAGES, "pretrain", about)
     pretrain(settings)
 
@@ -127,7 +129,7 @@ def _next_steps(out: Path) -> str:
 With your own logs (CSV, JSONL or parquet; columns are guessed, name them if the guess is wrong):
   behavegpt prepare my_logs.parquet --out data/mine \\
     --user user_id --time timestamp --event app --tz Europe/London
-  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine
+  behavegpt train configs/memory.yaml data.path=data/mine out=runs/mine
   behavegpt evaluate runs/mine/model data/mine --baselines
   behavegpt predict runs/mine/model my_logs.parquet --out predictions.parquet
 With the demo's model:

@@ -11,6 +11,7 @@ from behavegpt.pages import environment
 from behavegpt.report.facts import (
     fact_list,
     given_of,
+    kind_of,
     optional_json,
     pick,
     protocol_list,
@@ -48,6 +49,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             name=run.resolve().name,
             run=facts,
             facts=fact_list(facts),
+            kind=kind_of(facts),
             manifest=read_manifest(folder, pick(facts, "data.content_hash")) if folder else None,
             table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
             remarks=metrics.get("remarks", []),

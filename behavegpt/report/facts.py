@@ -87,6 +87,22 @@ def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in listed.items() if text]
 
 
+def kind_of(facts: dict[str, Any]) -> str:
+    """What the model is, in words."""
+    model = pick(facts, "config.model") or {}
+    if model.get("num_hidden_layers") != 0:
+        return (
+            "a GPT-style transformer over user events (weekday, time slot, location, event and "
+            "further fields where the log has them)"
+        )
+    if model.get("memory"):
+        return (
+            "a small trained network, without transformer blocks, over counts of a user's whole "
+            "past"
+        )
+    return "a model without transformer blocks over the event at hand and counts of the past"
+
+
 def data_facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of the prepared data, if the folder is still there and holds what was used."""
     folder, known = pick(facts, "config.data.path"), pick(facts, "data.content_hash")

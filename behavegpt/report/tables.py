@@ -158,8 +158,8 @@ def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - max(m["rec_w"] for m in others.values())) < 2 * spread:
         said.append(
-            f"With {rows:,} events a difference of less than {2 * spread:.1%} overall may be "
-            "chance."
+            f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
+            "percentage points may be chance."
         )
     return said
 
