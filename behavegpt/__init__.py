@@ -13,7 +13,7 @@ _PUBLIC = {
     "BehaveGPTError": "behavegpt.errors",
     "EventSchema": "behavegpt.data.schema",
     "open_store": "behavegpt.data.store",
-    "prepare": "behavegpt.data.prepare",
+    "prepare": "behavegpt.ingest.prepare",
     "EventTokenizer": "behavegpt.data.tokenizer",
     "BehaveGPTConfig": "behavegpt.model",
     "BehaveGPTModel": "behavegpt.model",

@@ -25,15 +25,15 @@ import pyarrow as pa
 import behavegpt
 from behavegpt.config import check_settings, closest, find_config, read_settings, read_yaml
 from behavegpt.console import say
-from behavegpt.data.guess import guess_schema
-from behavegpt.data.histories import EventData
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import find_logs
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.decision import learn_thresholds, save_thresholds
 from behavegpt.errors import ConfigError
 from behavegpt.evaluation import compare
+from behavegpt.ingest.guess import guess_schema
+from behavegpt.ingest.histories import EventData
+from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.sources import find_logs
 from behavegpt.io import check_output, lock, workspace
 from behavegpt.paths import cache_folder, local_path
 from behavegpt.predictor import Predictor, load

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.memory_counts import FILE, history_source, load_counts
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import CheckpointError
+from behavegpt.ingest.histories import EventData, encode_histories
 from behavegpt.io import read_json
 from behavegpt.paths import local_path
 

@@ -21,13 +21,10 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
-from behavegpt.data.asked import check_asked, count_unknown, read_asked
 from behavegpt.data.given import Moment, in_order
-from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.state_files import holds_states, load_states, save_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import TIME, StatesOfHistories, StateSpec, UserState, identity
-from behavegpt.data.users import KeepsStates, Users, as_states
 from behavegpt.decision import Thresholds, load_thresholds, log_frequency, shift_of
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
@@ -41,6 +38,9 @@ from behavegpt.history_batches import (
     history_batches,
     memory_of_histories,
 )
+from behavegpt.ingest.asked import check_asked, count_unknown, read_asked
+from behavegpt.ingest.histories import EventData, encode_histories
+from behavegpt.ingest.users import KeepsStates, Users, as_states
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.mixer import Memory, part_of

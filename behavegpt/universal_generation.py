@@ -18,7 +18,6 @@ import torch
 
 from behavegpt.data.given import given_fields
 from behavegpt.data.memory_tables import Columns, memory_columns
-from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.times import calendar, parse_date
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState
@@ -29,6 +28,7 @@ from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import Draws
 from behavegpt.generation.sampling import Uniforms, choose
 from behavegpt.generation.settings import GenerationSettings
+from behavegpt.ingest.plan import TIME_RANGE
 from behavegpt.universal.counted import CountedLog
 from behavegpt.universal.model import UniversalModel
 

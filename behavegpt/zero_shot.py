@@ -24,15 +24,15 @@ import torch
 
 from behavegpt.checksums import seal
 from behavegpt.config import check_settings
-from behavegpt.data.asked import check_asked, count_unknown, named_given, read_asked
 from behavegpt.data.given import check_names
-from behavegpt.data.guess import guess_schema
-from behavegpt.data.histories import EventData, encode_histories
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
-from behavegpt.data.users import KeepsStates, Users, as_states
 from behavegpt.errors import ConfigError
+from behavegpt.ingest.asked import check_asked, count_unknown, named_given, read_asked
+from behavegpt.ingest.guess import guess_schema
+from behavegpt.ingest.histories import EventData, encode_histories
+from behavegpt.ingest.users import KeepsStates, Users, as_states
 from behavegpt.io import scratch
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
 from behavegpt.paths import local_path

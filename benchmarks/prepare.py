@@ -38,8 +38,8 @@ ENDS = (0.7, 0.85)  # of the events, in the order of time
 
 def run_behavegpt(logs: Path, out: Path, threads: int) -> None:
     """Our own preparation, at its default memory limit of 2 GiB."""
-    from behavegpt.data.prepare import prepare
     from behavegpt.data.schema import EventSchema
+    from behavegpt.ingest.prepare import prepare
 
     schema = EventSchema(
         user="user_id",

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from behavegpt.data.prepare import prepare
-from behavegpt.data.spark import _session
+from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.spark import _session
 
 RESULT = Path(__file__).parent / "results" / "spark.json"
 

@@ -28,13 +28,13 @@ import numpy as np
 from pydantic import Field
 
 from behavegpt.config import Settings, read_settings
-from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import fit_store, reencode
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, TEST, EventStore, open_store
 from behavegpt.evaluation import score_baselines
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
+from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace
 from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain

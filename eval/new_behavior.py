@@ -34,7 +34,6 @@ from behavegpt.baselines.approximate.mecos import MecosSettings, match, meta_tra
 from behavegpt.batch import IGNORED
 from behavegpt.config import Settings, read_settings
 from behavegpt.data.loader import evaluation_batches, row_length_for
-from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import reencode
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, EventStore, open_store
@@ -42,6 +41,7 @@ from behavegpt.data.times import parse_date
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.finetune import FinetuneSettings, adapt_model, finetune
 from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
+from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction

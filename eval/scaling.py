@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 
 from behavegpt.config import read_settings
 from behavegpt.data.pack import target_rows
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.datasets.synthetic import generate
 from behavegpt.datasets.synthetic_world import World, make_world
+from behavegpt.ingest.prepare import prepare
 from behavegpt.io import write_json
 from behavegpt.scaling.fit import PAPER, Fit, fit_rows, write_fit
 from behavegpt.scaling.plots import draw_sweep

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import open_store
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.ingest.prepare import prepare
 from tests.conftest import ROOT
 
 

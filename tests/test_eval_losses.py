@@ -8,8 +8,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from behavegpt.data.prepare import prepare
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.ingest.prepare import prepare
 from tests.conftest import ROOT
 
 

@@ -16,10 +16,10 @@ import pytest
 from behavegpt.cli import COMMANDS, _parser, main
 from behavegpt.cli.command import Group
 from behavegpt.config import read_settings
-from behavegpt.data.prepare import prepare
-from behavegpt.data.sources import find_logs
 from behavegpt.data.store import open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
+from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.sources import find_logs
 from behavegpt.paths import local_path
 from behavegpt.pretrain import PretrainSettings
 from tests.conftest import ROOT

@@ -13,8 +13,8 @@ import pytest
 
 import behavegpt
 from behavegpt.cli import main
-from behavegpt.data.prepare import prepare
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.ingest.prepare import prepare
 from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
 from tests.runs import tiny_settings

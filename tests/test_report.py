@@ -17,12 +17,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 from behavegpt import plots, report
-from behavegpt.data.card import CardFacts, write_card
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import Manifest
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 from behavegpt.figures import title_of
+from behavegpt.ingest.card import CardFacts, write_card
 from behavegpt.report import facts, tables
 from tests.test_plots import HOSTILE, fake_run
 

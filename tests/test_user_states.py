@@ -23,12 +23,12 @@ from behavegpt.checksums import seal
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.memory_state import pack
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
+from behavegpt.ingest.prepare import prepare
 from behavegpt.io import read_json, write_json
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor

@@ -39,7 +39,7 @@ def encoding_argument(parser: Parser) -> None:
 
 def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
     """The logs of a command line, looked at by their encoding."""
-    from behavegpt.data.sources import find_logs
+    from behavegpt.ingest.sources import find_logs
 
     return find_logs(logs, arguments.encoding)
 

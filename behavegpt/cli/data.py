@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from behavegpt.cli.command import Arguments, Command, Output, Parser, encoding_argument, named_logs
 
 if TYPE_CHECKING:
-    from behavegpt.data.prepare import Preview
+    from behavegpt.ingest.prepare import Preview
 
 
 ROLES = ("user", "time", "event", "location", "behavior", "order")
@@ -110,10 +110,10 @@ def _given(arguments: Arguments) -> dict[str, Any]:
 
 def _prepare(arguments: Arguments) -> Any:
     from behavegpt.console import say, table
-    from behavegpt.data.guess import guess_schema
-    from behavegpt.data.prepare import prepare, preview
     from behavegpt.data.schema import read_schema
     from behavegpt.errors import ConfigError
+    from behavegpt.ingest.guess import guess_schema
+    from behavegpt.ingest.prepare import prepare, preview
 
     logs = named_logs(arguments, arguments.logs)
     if arguments.schema:

@@ -81,7 +81,7 @@ def load_with_logs(
 
 def _given(arguments: Arguments) -> tuple[str, ...]:
     """What is known of the event that is predicted: what a command names, or what it asks about."""
-    from behavegpt.data.asked import named_given
+    from behavegpt.ingest.asked import named_given
 
     told = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
     return told or tuple(getattr(arguments, "given", None) or ())

@@ -1,1 +1,1 @@
-"""From raw logs to a prepared store, and from the store to batches."""
+"""A prepared store: its schema and vocabulary, memory of the past, packing and batches."""

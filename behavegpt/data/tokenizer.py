@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
-from behavegpt.data.events import read_events
 from behavegpt.data.labels import TEXT, infer_rules
 from behavegpt.data.schema import EventSchema, renamed
-from behavegpt.data.sources import Logs, check_columns, find_logs
 from behavegpt.data.store import EventStore
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+from behavegpt.ingest.events import read_events
+from behavegpt.ingest.sources import Logs, check_columns, find_logs
 
 _DATES = 10  # events at midnight, none at another time, that are taken for dates
 

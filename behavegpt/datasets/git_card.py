@@ -7,10 +7,10 @@ from pathlib import Path
 
 import duckdb
 
-from behavegpt.data.card import markdown_table
 from behavegpt.data.database import literal, one_row
 from behavegpt.datasets.git_log import Repository
 from behavegpt.errors import DataError
+from behavegpt.ingest.card import markdown_table
 
 SALTS = {
     False: "with a random salt that was not kept: the numbers mean nothing outside this log",

@@ -16,11 +16,11 @@ import transformers
 
 from behavegpt.config import read_settings
 from behavegpt.console import say, stage, table
-from behavegpt.data.prepare import prepare
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare, metrics_table
+from behavegpt.ingest.prepare import prepare
 from behavegpt.io import lock, write_json
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain

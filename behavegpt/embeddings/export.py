@@ -27,12 +27,12 @@ from accelerate import PartialState
 from pydantic import Field
 
 from behavegpt.config import Settings
-from behavegpt.data.sources import Logs
 from behavegpt.data.store import EventStore
 from behavegpt.embeddings.assemble import Asked, assemble
 from behavegpt.embeddings.pooling import NAMES, widths
 from behavegpt.embeddings.reader import Reader, lookups_of, open_events
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.ingest.sources import Logs
 from behavegpt.io import (
     check_output,
     discard,

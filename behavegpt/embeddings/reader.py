@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
-from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import schema_difference
-from behavegpt.data.sources import Logs, find_logs
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import PAD, UNKNOWN
 from behavegpt.embeddings.pooling import BEHAVIORS, user_vectors
 from behavegpt.errors import CheckpointError
 from behavegpt.history_batches import memory_columns_of
+from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.sources import Logs, find_logs
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.paths import local_path
 from behavegpt.ragged import ranges

@@ -16,13 +16,13 @@ from torch import Tensor
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.memory_live import LiveMemory
 from behavegpt.data.pack import gap_buckets
-from behavegpt.data.plan import TIME_RANGE
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import parse_date
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.generation.own_past import OwnPast
 from behavegpt.generation.sampling import Uniforms, time_grid
 from behavegpt.generation.settings import GenerationSettings
+from behavegpt.ingest.plan import TIME_RANGE
 from behavegpt.model import BehaveGPTConfig
 
 

@@ -28,7 +28,6 @@ from behavegpt.checksums import manifest_of
 from behavegpt.config import closest
 from behavegpt.console import progress
 from behavegpt.data.database import literal
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
@@ -37,6 +36,7 @@ from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.reader import Reader, lookups_of
 from behavegpt.errors import ConfigError, first_line, violation
+from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt import __version__
-from behavegpt.data.buckets import ColumnWriter, smallest_dtype
+from behavegpt.ingest.buckets import ColumnWriter, smallest_dtype
 from behavegpt.io import scratch, write_json
 from behavegpt.profiles.events import EventTables, ask_everybody, columns, register
 from behavegpt.profiles.fields import (

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from behavegpt.checksums import seal
-from behavegpt.data.events import count_ties
 from behavegpt.data.pack import target_rows
 from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
+from behavegpt.data.ties import count_ties
 from behavegpt.errors import DataError
 from behavegpt.io import put_in_place, remove_stale, temporary_name
 from behavegpt.ragged import owners, ranges

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.config import closest
-from behavegpt.data.asked import check_asked
-from behavegpt.data.histories import encode_histories
-from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.time_join import time_parts
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
+from behavegpt.ingest.asked import check_asked
+from behavegpt.ingest.histories import encode_histories
+from behavegpt.ingest.rows import read_rows
+from behavegpt.ingest.time_join import time_parts
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import (
     EmbedRequest,

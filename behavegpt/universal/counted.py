@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from behavegpt.data.events import read_events
 from behavegpt.data.given import GIVEN, Moment, check_schema, moved
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.memory_tables import FOLDS, Columns, Tables, memory_columns
@@ -29,9 +28,10 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.state_files import REMEDY, KeptStates, read_states, write_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import StatesOfHistories, StateSpec, UserState, identity
-from behavegpt.data.users import Users
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import CheckpointError, ConfigError, DataError
+from behavegpt.ingest.events import read_events
+from behavegpt.ingest.users import Users
 from behavegpt.universal.reader import MemoryBatch, MemoryReader, make_reader
 
 TABLES = "tables.safetensors"

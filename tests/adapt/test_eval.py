@@ -14,9 +14,9 @@ import yaml
 
 from behavegpt.config import read_settings
 from behavegpt.data.pack import target_rows
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import open_store
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
+from behavegpt.ingest.prepare import prepare
 from tests.conftest import ROOT
 
 TINY = str(ROOT / "configs" / "tiny.yaml")

@@ -17,7 +17,6 @@ import torch
 import behavegpt
 from behavegpt.cli import main
 from behavegpt.config import read_settings
-from behavegpt.data.prepare import prepare
 from behavegpt.data.reencode import fit_store, reencode
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
@@ -25,6 +24,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.datasets.synthetic import small_log
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.finetune import FinetuneSettings, adapt_model, finetune
+from behavegpt.ingest.prepare import prepare
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.training.checkpoint import load_checkpoint
 from tests.conftest import ROOT

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from behavegpt.baselines import counts
-from behavegpt.data.asked import read_asked
 from behavegpt.data.given import check_names, describe, moved
 from behavegpt.data.memory import read_memory
 from behavegpt.data.memory_counts import (
@@ -33,6 +32,7 @@ from behavegpt.data.store import TEST
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.ingest.asked import read_asked
 from behavegpt.model.config import GIVEN_FIELDS
 from behavegpt.universal.worlds import World, random_world
 from tests.data.test_memory import log, tables_of

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from behavegpt.data.events import read_events
 from behavegpt.data.labels import RULES, choose_rule, common_rules, infer_rules, settled
-from behavegpt.data.prepare import prepare
-from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.ingest.events import read_events
+from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.rows import read_rows
 
 SCHEMA = EventSchema(user="u", time="t", event="e")
 DAY = datetime.date(2024, 5, 1)

@@ -18,10 +18,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file
 
 from behavegpt.data.digest import hash_folder
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.datasets.synthetic import small_log
 from behavegpt.errors import DataError
+from behavegpt.ingest.prepare import prepare
 from behavegpt.pretrain import PretrainSettings, pretrain
 from tests.runs import tiny_settings
 

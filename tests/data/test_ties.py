@@ -15,13 +15,13 @@ import pytest
 from behavegpt.baselines.counts import fit, scores
 from behavegpt.checksums import MANIFEST, is_sealed
 from behavegpt.cli import main
-from behavegpt.data.events import read_events
 from behavegpt.data.pack import target_rows
-from behavegpt.data.prepare import prepare
-from behavegpt.data.rows import read_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TEST, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.ingest.events import read_events
+from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.rows import read_rows
 
 ITEMS, TIED = 60, 6
 SCHEMA = EventSchema(user="user", time="time", event="item")

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from behavegpt.data.events import read_events
-from behavegpt.data.plan import plan_events
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.sources import find_logs
 from behavegpt.data.time_formats import form_of
-from behavegpt.data.time_survey import TimeSurvey, add_surveys, survey_column
 from behavegpt.errors import DataError
+from behavegpt.ingest.events import read_events
+from behavegpt.ingest.plan import plan_events
+from behavegpt.ingest.sources import find_logs
+from behavegpt.ingest.time_survey import TimeSurvey, add_surveys, survey_column
 
 BERLIN = {"tz": "Europe/Berlin"}
 

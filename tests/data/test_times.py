@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from behavegpt.data.events import read_events
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import calendar, instants, parse_date, zone
 from behavegpt.errors import DataError
+from behavegpt.ingest.events import read_events
 
 ZONES = [
     "UTC", "Europe/London", "Europe/Berlin", "America/New_York", "America/Los_Angeles",

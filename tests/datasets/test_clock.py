@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from behavegpt.data.database import connect
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema, read_schema
 from behavegpt.datasets.clock import TICK, add_clock
 from behavegpt.datasets.converters import convert
+from behavegpt.ingest.prepare import prepare
 
 SCHEMA = EventSchema(user="who", time="at", event="what", behavior="class", extra=("place",))
 

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.embeddings.pooling import NAMES
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
+from behavegpt.ingest.prepare import prepare
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.training.model_folder import Trained, save_model
 from behavegpt.user_embeddings import UserEmbeddings

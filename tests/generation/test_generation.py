@@ -16,7 +16,6 @@ import torch
 from behavegpt.cli import main
 from behavegpt.data.loader import columns_of
 from behavegpt.data.pack import gap_buckets
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
@@ -43,6 +42,7 @@ from behavegpt.generation.sampling import (
     time_in_bucket,
 )
 from behavegpt.generation.settings import GenerationSettings
+from behavegpt.ingest.prepare import prepare
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.options import span_seconds
 from behavegpt.predictor import Predictor, load

@@ -26,7 +26,6 @@ from behavegpt.challenge.evaluate import evaluate as evaluate_entry
 from behavegpt.challenge.split import split
 from behavegpt.challenge.targets import TASKS, load_targets
 from behavegpt.cli import main
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.datasets.challenge_files import open_directory
@@ -34,6 +33,7 @@ from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.generation.constraints import count_links
+from behavegpt.ingest.prepare import prepare
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.profiles.pipeline import ProfileSettings
 from behavegpt.profiles.pipeline import run as run_profile

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import torch
 
 from behavegpt.adapt.peft import save_adapter
-from behavegpt.data.prepare import prepare
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.generation.constraints import links_of
+from behavegpt.ingest.prepare import prepare
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import load
 from behavegpt.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint

@@ -250,7 +250,7 @@ def test_too_little_memory_is_one_paragraph(
         raise error
 
     (tmp_path / "log.csv").write_text("user,time,event\na,2024-01-01,x\n")
-    monkeypatch.setattr("behavegpt.data.prepare.find_logs", fails)
+    monkeypatch.setattr("behavegpt.ingest.prepare.find_logs", fails)
     assert (
         main(
             ["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out"), "--user", "user"]
@@ -274,7 +274,7 @@ def test_a_disk_that_fails_in_the_middle(
     def fails(*_: object) -> None:
         raise OSError(code, os.strerror(code), "out/data")
 
-    monkeypatch.setattr("behavegpt.data.prepare.write_folder", fails)
+    monkeypatch.setattr("behavegpt.ingest.prepare.write_folder", fails)
     assert main(argv_of("prepare", "out")) == 2
     told = capsys.readouterr().err
     assert (

@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("fastapi", reason="fastapi is not installed; pip install fastapi")
 
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import DataError
+from behavegpt.ingest.prepare import prepare
 from behavegpt.predictor import Predictor
 from behavegpt.serving.answers import _encode, key
 from behavegpt.serving.requests import History, PredictRequest

@@ -12,11 +12,11 @@ import pytest
 
 from behavegpt.cli import main
 from behavegpt.config import read_settings
-from behavegpt.data.prepare import prepare
 from behavegpt.data.schema import EventSchema
 from behavegpt.demo import online_retail
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.evaluate_universal import evaluate_universal
+from behavegpt.ingest.prepare import prepare
 from behavegpt.universal.model import SHIPPED, load_universal
 from behavegpt.universal.train import UniversalSettings
 from behavegpt.zero_shot import UniversalPredictor, is_universal, load_zero_shot

@@ -1,0 +1,1 @@
+"""From raw logs to a prepared store: files, columns, times, codes, split; `prepare` is the map."""

@@ -1,0 +1,53 @@
+"""Logs that fit in memory as a normalised table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from behavegpt.data.database import connect, reading
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.ties import sort_events
+from behavegpt.data.times import MICROS, calendar
+from behavegpt.ingest.plan import TIME_RANGE, plan_events
+from behavegpt.ingest.sources import find_logs
+from behavegpt.io import temporary_folder
+
+
+class Events(NamedTuple):
+    """What `read_events` returns."""
+
+    table: pa.Table
+    """user (text), time (int64 microseconds), weekday (uint8), slot, and the label fields as text,
+    nulls kept; sorted by user, time and order, simultaneous events as `prepare` shuffles them."""
+    rejects: pa.Table
+    """file, the original values as text (one column per role), reason."""
+
+
+def read_events(
+    logs: Any,
+    schema: EventSchema,
+    *,
+    fields: Collection[str] | None = None,
+    time_range: tuple[str, str] = TIME_RANGE,
+    threads: int | None = None,
+) -> Events:
+    """Normalise logs that fit in memory: files, a DataFrame, an Arrow table or a dict of columns.
+    Raises DataError."""
+    with temporary_folder() as folder, connect(folder, threads=threads) as con:
+        plan = plan_events(con, find_logs(logs), schema, folder, fields, time_range)
+        parts = [rows.columns for rows in plan.batches(1_000_000)]
+        names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
+        parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        index = sort_events(columns, plan.hashes())
+        time = columns["time"][index]
+        weekday, slot = calendar(time // MICROS, plan.schema)
+        table = {"user": plan.labels("user").take(pa.array(columns["user"][index]))}
+        table |= {"time": pa.array(time), "weekday": pa.array(weekday), "slot": pa.array(slot)}
+        table |= {f: plan.labels(f).take(pa.array(columns[f][index])) for f in plan.fields}
+        with reading(plan.source.name, plan.source.files):
+            return Events(pa.table(table), con.sql(plan.rejects()).to_arrow_table())

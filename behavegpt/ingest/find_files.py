@@ -1,0 +1,63 @@
+"""Names, globs and folders -> the files of a log."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from behavegpt.errors import DataError
+from behavegpt.ingest.files import LogFile
+
+
+def expand(log: str) -> list[Path]:
+    if not log.strip():
+        raise DataError(
+            "an empty path was named as a log (is a variable of your shell not set?); name a file "
+            "or folder."
+        )
+    path = Path(os.path.expanduser(log))
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(
+            p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
+        )
+    else:
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not found:
+        raise DataError(f"{log}: {_why_nothing(log, path)}.")
+    return found
+
+
+def _why_nothing(log: str, path: Path) -> str:
+    if path.is_dir():
+        return "the folder holds no files; check the path"
+    if "://" in log:
+        return (
+            "logs are not read from addresses; download the files, or name a data set of the Hub "
+            "as hf:NAME"
+        )
+    if log == "-" or path.exists():  # a pipe is read once, logs are read several times
+        return "no file on a disk, but a pipe or a device; write the log to a file and name that"
+    return (
+        f"{'the glob matches no file' if glob.has_magic(log) else 'no such file or folder'}; "
+        "check the path"
+    )
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file below a log's folder is no part of the log: what editors and Spark keep in
+    .NAME and _NAME."""
+    return any(
+        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.parts
+    )
+
+
+def without_repeats(members: list[LogFile]) -> tuple[LogFile, ...]:
+    """Files that are links to one another are one, unless their folders' names tell them apart."""
+    found: dict[tuple[object, ...], LogFile] = {}
+    for member in members:
+        status = member.path.stat()
+        found.setdefault((status.st_dev, status.st_ino, member.parts), member)
+    return tuple(found.values())

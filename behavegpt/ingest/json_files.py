@@ -1,0 +1,145 @@
+"""JSON files in DuckDB: lines, arrays and single objects, values below them, and rows that hold a
+history."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from behavegpt.data.database import literal, quoted
+from behavegpt.data.labels import EXACT
+from behavegpt.ingest.files import LONGEST_LINE, LogFile, write_utf8
+from behavegpt.ingest.nested import (
+    Value,
+    check_lengths,
+    json_list,
+    json_value,
+    part_sql,
+    split_path,
+)
+
+if TYPE_CHECKING:
+    from behavegpt.ingest.sources import Logs
+
+_SHAPES = 200  # rows by whose shape the paths are read
+
+
+def json_query(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    columns: Sequence[str],
+    folder: Path,
+    time: str | None,
+) -> str:
+    """Query of the columns as text, one row per event, with the file and a mark for lists and
+    objects.
+
+    Raises DataError for lists of different lengths in one row.
+    """
+    own = [column for column in logs.columns if column not in logs.parts]
+    found = {column: split_path(column, own) for column in columns if column not in logs.parts}
+    tops = list(dict.fromkeys(top for top, _ in filter(None, found.values())))
+    base = f"({_read(logs.members, tops, folder)})"
+    shapes = _shapes(con, base, tops)
+    many = time is not None and time in found and _value(found[time], shapes, True).many
+    inner, lists = [], {}
+    for column, where in found.items():
+        value = _value(where, shapes, many)
+        if value.many:
+            lists[column] = (
+                json_list(value.sql) if not value.sql.startswith("list_transform") else value.sql
+            )
+            inner.append(f"unnest({lists[column]}) AS {quoted(column)}")
+        else:
+            inner.append(f"{value.sql} AS {quoted(column)}")
+    if len(lists) > 1:
+        check_lengths(con, logs.name, base, lists)
+    return _texts(columns, logs, f"(SELECT {', '.join([*inner, 'behavegpt_file'])} FROM {base})")
+
+
+def json_sample(con: duckdb.DuckDBPyConnection, logs: Logs, folder: Path) -> str:
+    """Query of all columns and what is seen below them as text."""
+    own = [column for column in logs.columns if column not in logs.parts]
+    base = f"({_read(logs.members, own, folder)})"
+    shapes = _shapes(con, base, own)
+    columns = [*logs.columns, *(path for path in logs.nested if path not in logs.columns)]
+    found = {column: split_path(column, own) for column in columns if column not in logs.parts}
+    inner = [
+        f"{_value(where, shapes, False).sql} AS {quoted(column)}" for column, where in found.items()
+    ]
+    return _texts(columns, logs, f"(SELECT {', '.join([*inner, 'behavegpt_file'])} FROM {base})")
+
+
+def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str:
+    kinds = ", ".join(f"{literal(column)}: 'JSON'" for column in columns)
+    groups: dict[tuple[object, ...], list[LogFile]] = {}
+    for file in files:
+        groups.setdefault(
+            (file.layout, file.compression, file.path if file.converted else None), []
+        ).append(file)
+    parts = []
+    for group in groups.values():
+        first = group[0]
+        values, paths, compression = "*", [file.path for file in group], first.compression
+        if first.converted:
+            paths, compression = [folder / f"text-{files.index(first)}.json"], "none"
+            write_utf8(first, paths[0])
+            values = f"* REPLACE ({literal(first.path)} AS behavegpt_file)"
+        listed = "[" + ", ".join(literal(glob.escape(str(path))) for path in paths) + "]"
+        parts.append(
+            f"SELECT {values} FROM read_json({listed}, format={literal(first.layout)}, "
+            f"columns={{{kinds}}}, filename='behavegpt_file', hive_partitioning=false, "
+            f"compression={literal(compression)}, maximum_object_size={LONGEST_LINE})"
+        )
+    return " UNION ALL ".join(parts)
+
+
+def _shapes(
+    con: duckdb.DuckDBPyConnection, base: str, columns: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Parsed values of the columns in the first rows."""
+    values = ", ".join(f"{quoted(column)}::VARCHAR" for column in columns)
+    rows = con.execute(f"SELECT {values} FROM {base} LIMIT {_SHAPES}").fetchall()
+    return {
+        column: [json.loads(row[i]) for row in rows if row[i] is not None]
+        for i, column in enumerate(columns)
+    }
+
+
+def _value(
+    where: tuple[str, list[str]] | None, shapes: Mapping[str, list[Any]], many: bool
+) -> Value:
+    assert where is not None  # check_columns
+    return json_value(where[0], shapes[where[0]], where[1], many)
+
+
+def _texts(columns: Sequence[str], logs: Logs, base: str) -> str:
+    names = [quoted(column) for column in columns if column not in logs.parts]
+    values = [
+        part_sql(column) if column in logs.parts else _text(quoted(column)) for column in columns
+    ]
+    shown = ", ".join(
+        f"{value} AS {quoted(column)}" for value, column in zip(values, columns, strict=True)
+    )
+    nested = " OR ".join(f"json_type({name}) IN ('ARRAY', 'OBJECT')" for name in names) or "false"
+    return (
+        f"SELECT {shown}, behavegpt_file, CASE WHEN {nested} THEN true END AS behavegpt_wrong "
+        f"FROM {base}"
+    )
+
+
+def _text(name: str) -> str:
+    """SQL of a JSON value as text: NaN, which Python writes, is null; whole floats are integers, as
+    in every format."""
+    text = f"({name}->>'$')"
+    number = (
+        f"CASE WHEN {text} = 'NaN' THEN NULL WHEN ends_with({text}, 'Infinity') THEN "
+        f"replace({text}, 'Infinity', 'inf') WHEN ends_with({text}, '.0') AND abs({text}::DOUBLE) "
+        f"< {EXACT['DOUBLE']} THEN split_part({text}, '.', 1) ELSE {text} END"
+    )
+    return f"CASE WHEN json_type({name}) = 'DOUBLE' THEN {number} ELSE {text} END"

@@ -1,0 +1,217 @@
+"""Logs -> a prepared folder (`data/store.py`), larger than memory, the same bytes for any order,
+files and format.
+
+rows -> integer codes (plan.py) -> columns by bucket of users, in memory or on disk (buckets.py) ->
+who is kept, where the splits lie -> vocabularies of the training split -> each bucket sorted and
+appended to the .npy columns -> os.replace.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import duckdb
+import numpy as np
+
+from behavegpt.checksums import seal
+from behavegpt.data.database import connect
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.ties import MANY, count_ties, describe_ties, tell_ties
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.ingest.card import write_card
+from behavegpt.ingest.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
+from behavegpt.ingest.events import read_events
+from behavegpt.ingest.guess import ColumnGuess, guess_columns, guess_schema
+from behavegpt.ingest.plan import named_rejects, plan_events
+from behavegpt.ingest.preparation import Preparation, PrepareArguments, check_free
+from behavegpt.ingest.rejects import write_rejects
+from behavegpt.ingest.remarks import early_times, one_label, without_clock
+from behavegpt.ingest.sources import Logs, find_logs
+from behavegpt.ingest.write import write_folder
+from behavegpt.io import check_output, scratch, target, temporary_folder
+from behavegpt.paths import local_path
+
+__all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `prepare` would do."""
+
+    guesses: list[ColumnGuess]
+    schema: EventSchema  # as it would be stored: unit and form of the times resolved
+    rows: int
+    rejected: dict[str, int]  # reason -> rows
+    users: int
+    split: dict[str, int]  # split -> events
+    boundaries: tuple[int, int]  # epoch seconds
+    labels: dict[str, int]  # field -> labels of its vocabulary
+    remarks: tuple[str, ...]  # what people should know first
+
+
+class _Read(NamedTuple):
+    """Logs that `prepare` would accept."""
+
+    encoded: Encoded
+    splitter: Splitter
+    vocabularies: dict[str, Vocabulary]
+    remarks: tuple[str, ...]
+
+
+def prepare(
+    logs: str | Path | Sequence[str | Path] | Logs,
+    out: str | Path,
+    schema: EventSchema | None = None,
+    *,
+    progress: Tell | None = None,
+    **options: Unpack[PrepareArguments],
+) -> EventStore:
+    """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises
+    DataError.
+
+    The options are those of Preparation: `split`, `min_events`, `min_count`, `max_vocabulary`,
+    `max_reject_share`, `time_range`, `memory`, `threads`, `overwrite`, `engine`, `spark_master` and
+    `encoding`. Both engines write the same bytes; with Spark the logs and `out` must be seen by all
+    workers under the same path (docs/clusters.md).
+    """
+    tell, how = progress or _say_nothing, Preparation(**options)
+    how.check()
+    out = target(local_path(out))
+    with _workspace(out, how) as (folder, work), connect(work, how.budget // 2, how.threads) as con:
+        found = find_logs(logs, how.encoding)
+        tell(f"reading {found.name} ({found.format})")
+        encoded = _encode(con, found, schema or guess_schema(found, {})[0], work, how, tell)
+        tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
+        write_rejects(encoded, folder, how.max_reject_share, out)
+
+        read = _fit(encoded, found, how)
+        sizes = (f"{field} {v.classes:,}" for field, v in read.vocabularies.items())
+        tell("vocabularies: " + ", ".join(sizes))
+        for remark in read.remarks:
+            tell(f"note: {remark}")
+
+        facts = write_folder(read.encoded, read.splitter, read.vocabularies, folder)
+        write_card(
+            folder / "data_card.md",
+            facts,
+            min_events=how.min_events,
+            min_count=how.min_count,
+            remarks=read.remarks,
+        )
+        manifest = facts.manifest
+        ties = describe_ties(manifest, MANY)
+        if ties:
+            tell(f"note: {ties}")
+        tell(
+            f"{manifest.events:,} events of {manifest.users:,} users, hash {manifest.content_hash}"
+        )
+    return open_store(out)
+
+
+def preview(
+    logs: str | Path | Sequence[str | Path] | Logs,
+    schema: EventSchema | None = None,
+    *,
+    out: str | Path | None = None,
+    **options: Unpack[PrepareArguments],
+) -> Preview:
+    """Read the logs as `prepare` would and tell what would come of it; writes nothing that stays.
+
+    Raises the DataError that `prepare` with the same arguments would raise.
+    """
+    how = Preparation(**options)
+    how.check()
+    if out is not None:
+        check_free(Path(out), how.overwrite)
+    with temporary_folder() as work, connect(work, how.budget // 2, how.threads) as con:
+        found = find_logs(logs, how.encoding)
+        schema = schema or guess_schema(found, {})[0]
+        encoded = _encode(con, found, schema, work, how, _say_nothing)
+        write_rejects(encoded, work, how.max_reject_share, None)
+
+        encoded, splitter, vocabularies, remarks = _fit(encoded, found, how)
+        schema = encoded.plan.schema
+        split = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
+        kept = int(encoded.counts[encoded.kept].sum())
+        ties = tell_ties(_count_ties(encoded), kept, schema, MANY)
+        return Preview(
+            guess_columns(found, schema),
+            schema,
+            encoded.rows,
+            named_rejects(encoded.rejected),
+            int(encoded.kept.sum()),
+            dict(zip(SPLITS, map(int, np.asarray(split)), strict=True)),
+            splitter.boundaries,
+            {field: vocabulary.classes for field, vocabulary in vocabularies.items()},
+            (*remarks, *([ties] if ties else [])),
+        )
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _count_ties(encoded: Encoded) -> int:
+    """Kept events that share user and time with another."""
+    total = 0
+    for columns in encoded.read("time"):
+        index = np.lexsort([columns["time"], columns["user"]])
+        total += count_ties({name: column[index] for name, column in columns.items()})
+    return total
+
+
+def _encode(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    schema: EventSchema,
+    work: Path,
+    how: Preparation,
+    tell: Tell,
+) -> Encoded:
+    if how.engine == "spark":
+        from behavegpt.ingest.spark import encode_on_spark
+
+        return encode_on_spark(con, logs, schema, work, how, tell)
+    plan = plan_events(con, logs, schema, work, time_range=how.time_range)
+    return encode(plan, work, _batch_rows(how.budget), how.budget // 8, how.min_events)
+
+
+def _fit(encoded: Encoded, logs: Logs, how: Preparation) -> _Read:
+    """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
+    encoded, clock = without_clock(encoded, logs)
+    splitter = make_splitter(encoded, how.split)
+    vocabularies = fit_vocabularies(encoded, splitter, how.min_count, how.max_vocabulary)
+    told = (
+        encoded.plan.time.remark,
+        early_times(encoded),
+        clock,
+        one_label(vocabularies, encoded.plan.schema),
+    )
+    return _Read(encoded, splitter, vocabularies, tuple(filter(None, told)))
+
+
+def _batch_rows(budget: int) -> int:
+    """Rows that are held at a time: a row takes some 150 bytes while its bucket is sorted."""
+    return max(1 << 16, min(1 << 20, budget >> 11))
+
+
+@contextmanager
+def _workspace(out: Path, how: Preparation) -> Iterator[tuple[Path, Path]]:
+    """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch
+    folder in it."""
+    check_output(out, "whole")
+    with scratch(out) as folder:
+        check_free(out, how.overwrite)
+        work = folder / "work"
+        work.mkdir()
+        yield folder, work
+        shutil.rmtree(work)
+        seal(folder)

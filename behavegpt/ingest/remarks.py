@@ -1,0 +1,103 @@
+"""What people should know of a log before they train on it: dates without a clock, one label
+only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from behavegpt.data.schema import EventSchema
+from behavegpt.data.times import DAY, MICROS, zone
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.ingest.column_names import CLOCKS, name_rank
+from behavegpt.ingest.encode import Encoded
+from behavegpt.ingest.sources import Logs
+from behavegpt.ingest.time_join import PLUS, time_parts
+
+_EARLY = 315_532_800  # 1980, in seconds
+_NEVER = 2**63 - 1
+# shares of events at midnight: the log tells no time of day, or not of all events
+_ALL, _MANY = 0.99, 0.3
+
+
+def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
+    """The events with one slot a day where the log tells no time of day, and what to say about it.
+
+    Slots of half an hour would put every event into the first one. Another column of `logs` may
+    hold it.
+    """
+    schema, share = encoded.plan.schema, _share_at_midnight(encoded)
+    if share < _MANY or schema.slots == 1:
+        return encoded, None
+    told = (
+        f"{share:.0%} of the times in {schema.time!r} are at midnight, as dates without a time of "
+        "day are"
+    )
+    join = f"--time {schema.time}{PLUS}{_clock(schema, logs)}"
+    remedy = f"if a column holds the hour or the time of day, join it: {join}"
+    if share < _ALL:
+        return encoded, f"{told}; slots of the day tell nothing of these events; {remedy}"
+    if "slot_minutes" in schema.model_fields_set:
+        return encoded, f"{told}: every event is in slot 0 of {schema.slots}; {remedy}"
+    one_slot = schema.model_copy(update={"slot_minutes": 1440})
+    return (
+        replace(encoded, plan=replace(encoded.plan, schema=one_slot)),
+        f"{told}: the slot is left out (days have one slot, slot_minutes 1440); {remedy}",
+    )
+
+
+def early_times(encoded: Encoded) -> str | None:
+    """What to say when all times are before the logs of our days: numbers may count something else
+    than seconds."""
+    first, last = _NEVER, -_NEVER
+    for times in encoded.times():
+        first, last = int(times.min(initial=first)), int(times.max(initial=last))
+        if last >= _EARLY * MICROS:
+            return None
+    begin, end = np.datetime64(first // MICROS, "s"), np.datetime64(last // MICROS, "s")
+    return (
+        f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers "
+        "that count days, or the time since something else than 1970, look so: write them as "
+        "dates, or weekdays and slots mean nothing"
+    )
+
+
+def one_label(vocabularies: Mapping[str, Vocabulary], schema: EventSchema) -> str | None:
+    """What to say when there is nothing to predict."""
+    role = "event" if schema.behavior_is_event else "behavior"
+    if vocabularies[role].classes != 1:
+        return None
+    column, label = schema.label_columns[role], vocabularies[role].values[0].as_py()
+    return (
+        f"every {role} of the training split is {label!r} (column {column!r}): a constant "
+        "predictor is enough, it is right wherever a model is; name a column with more labels with "
+        f"--{role} if there is more to predict"
+    )
+
+
+def _share_at_midnight(encoded: Encoded) -> float:
+    """Share of the kept events at midnight, on the zone's clock or in UTC; 0 if it is small in the
+    first piece."""
+    local = zone(encoded.plan.schema.tz)
+    on_clock = in_utc = events = 0
+    for times in encoded.times():
+        seconds = times // MICROS
+        on_clock += int((local.wall(seconds) % DAY == 0).sum())
+        in_utc += int((seconds % DAY == 0).sum())
+        events += len(times)
+        if max(on_clock, in_utc) < _MANY * events / 2:
+            return 0.0
+    return max(on_clock, in_utc) / max(1, events)
+
+
+def _clock(schema: EventSchema, logs: Logs) -> str:
+    """The column that could be the time of day, `hour` if there is none."""
+    taken = {*time_parts(schema.time, logs), schema.user, *schema.label_columns.values()}
+    ranks = {
+        c: rank
+        for c in logs.columns
+        if c not in taken and (rank := name_rank(c, CLOCKS)) is not None
+    }
+    return min(ranks, key=lambda column: ranks[column]) if ranks else "hour"

@@ -1,0 +1,141 @@
+"""The columns of a log by their dotted names, one row per event, as one table expression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from behavegpt.data.database import literal, quoted
+from behavegpt.errors import DataError
+from behavegpt.ingest.nested import Value, check_lengths, part_sql, split_path, typed_value
+
+if TYPE_CHECKING:
+    from behavegpt.ingest.sources import Logs
+
+_SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
+LISTS = 100  # rows that tell whether a row holds a history
+
+
+def event_values(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    base: str,
+    columns: list[str],
+    folder: Path,
+    time: str | None,
+) -> str:
+    """A table expression of the columns by their dotted names, one row per event."""
+    kinds = column_kinds(con, base)
+    _check_texts(con, logs, base, columns, kinds)
+    many = time is not None and _is_many(
+        con, base, value_of(logs, kinds, time, True), kinds.get(time)
+    )
+    if not many and all(column in kinds and column not in logs.parts for column in columns):
+        return base
+    file = "" if logs.frame is not None else ", behavegpt_file"
+    if not many:
+        values = (
+            f"{value_of(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns
+        )
+        return f"(SELECT {', '.join(values)}{file} FROM {base})"
+    lists = {
+        column: _list(con, base, value_of(logs, kinds, column, True), kinds.get(column))
+        for column in columns
+    }
+    check_lengths(con, logs.name, base, {column: sql for column, sql in lists.items() if sql})
+    values = (
+        f"unnest({sql}) AS {quoted(column)}"
+        if sql
+        else f"{value_of(logs, kinds, column, True).sql} AS {quoted(column)}"
+        for column, sql in lists.items()
+    )
+    copy = folder / "events.parquet"
+    con.execute(
+        f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)"
+    )
+    return f"read_parquet({literal(copy)})"
+
+
+def from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
+    """The table with EasyTPP's times, which count from the start of each history, as seconds since
+    `_START`."""
+    if time is None or time.rpartition(".")[2] != _SINCE_START:
+        return sql
+    name, kind = quoted(time), column_types(con, sql)[time]
+    moved = (
+        f"coalesce((TRY_CAST({name} AS DOUBLE) + {_START})::VARCHAR, {name})"
+        if kind == "VARCHAR"
+        else f"{name} + {_START}"
+    )
+    return f"(SELECT * REPLACE ({moved} AS {name}) FROM {sql})"
+
+
+def _check_texts(
+    con: duckdb.DuckDBPyConnection,
+    logs: Logs,
+    base: str,
+    columns: Sequence[str],
+    kinds: Mapping[str, Any],
+) -> None:
+    """Raise DataError for a path below a column of text in which no row holds such a value as
+    JSON."""
+    for column in columns:
+        found = None if column in logs.parts else split_path(column, kinds.keys())
+        if found is None or not found[1] or kinds[found[0]].id != "varchar":
+            continue
+        value = value_of(logs, kinds, column, False).sql
+        counts = con.execute(
+            f"SELECT count({quoted(found[0])}), count({value}) FROM {base}"
+        ).fetchall()[0]
+        if counts[0] and not counts[1]:
+            raise DataError(
+                f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
+                f"{'.'.join(found[1])!r}; name another column than {column!r}."
+            )
+
+
+def value_of(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> Value:
+    if column in logs.parts:
+        return Value(part_sql(column))
+    found = split_path(column, kinds.keys())
+    assert found is not None  # check_columns
+    return typed_value(found[0], kinds[found[0]], found[1], many)
+
+
+def _list(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> str | None:
+    """SQL of the list of a history's values; None for a value that goes with all events."""
+    if not _is_many(con, base, value, kind):
+        return None
+    if value.many:
+        return f"coalesce({value.sql}, [NULL])"
+    parsed = f"CASE WHEN json_valid({value.sql}) THEN from_json({value.sql}, '[\"VARCHAR\"]')"
+    return f"coalesce({parsed} ELSE TRY_CAST({value.sql} AS VARCHAR[]) END, [NULL])"
+
+
+def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> bool:
+    """Whether a value is a list, or text that looks like one in all of the first rows: ['a',
+    'b']."""
+    if value.many or kind is None or kind.id != "varchar":
+        return value.many
+    rows = (
+        f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT {LISTS}"
+    )
+    found = con.execute(f"SELECT bool_and(value LIKE '[%]') FROM ({rows})").fetchone()
+    return bool(found and found[0])
+
+
+def column_types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
+
+
+def column_kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    """DuckDB's types as objects, with what they hold."""
+    relation = con.sql(f"SELECT * FROM {sql}")
+    return dict(zip(relation.columns, relation.types, strict=True))
+
+
+def by_position(steps: Sequence[str]) -> bool:
+    return any(step.isdecimal() for step in steps)
