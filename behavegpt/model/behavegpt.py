@@ -80,7 +80,6 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     given: GivenProjection | None
 
     def __init__(self, config: BehaveGPTConfig) -> None:
-
         # in this order: each part draws its weights from the generator
         super().__init__(config)
         for name, make in self.PARTS.items():
