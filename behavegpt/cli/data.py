@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 
 ROLES = ("user", "time", "event", "location", "behavior", "order")
-_SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
+_SCHEMA_OPTIONS = (
+    *ROLES,
+    "tz",
+    "naive_time",
+    "time_unit",
+    "time_format",
+    "slot_minutes",
+    "tie_seed",
+)
 _PREPARE_OPTIONS = (
     "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite",
     "engine", "spark_master",
@@ -52,6 +60,9 @@ def _schema_arguments(parser: Parser) -> None:
         help="how times are written, as for strptime: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
     )
     parser.add_argument("--slot-minutes", type=int, help="length of a time slot (default 30)")
+    parser.add_argument(
+        "--tie-seed", type=int, help="seed of the random order of simultaneous events (default 0)"
+    )
 
 
 def _prepare_arguments(parser: Parser) -> None:

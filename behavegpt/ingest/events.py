@@ -43,7 +43,7 @@ def read_events(
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
         parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        index = sort_events(columns, plan.hashes())
+        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
         table = {"user": plan.labels("user").take(pa.array(columns["user"][index]))}

@@ -26,7 +26,11 @@ from behavegpt.user_embeddings import write_array
 
 
 def save_part(
-    con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[str], folder: Path
+    con: duckdb.DuckDBPyConnection,
+    table: pa.Table,
+    fields: Sequence[str],
+    tie_seed: int,
+    folder: Path,
 ) -> None:
     """Code, sort and save all rows of some users: `time`, maybe `order_key`, and the labels of
     `fields` as c0, c1 ...
@@ -43,7 +47,7 @@ def save_part(
         events = np.bincount(columns[field], minlength=len(labels) + 1)[1:]
         pq.write_table(pa.table({"label": labels, "events": events}), folder / f"c{i}.parquet")
         hashes[field] = np.insert(hash_labels(con, labels), 0, 0)
-    index = sort_events(columns, hashes)
+    index = sort_events(columns, hashes, tie_seed)
     write_array(folder / "time.npy", columns["time"][index])
     for i, field in enumerate(fields):
         codes = columns[field][index]

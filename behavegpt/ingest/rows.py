@@ -54,7 +54,8 @@ def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.T
         field: _codes(texts) for field, texts in labels.items()
     }
     keys = {"time": time} | order | {field: codes for field, (codes, _) in coded.items()}
-    index = sort_events(keys, {field: hashes for field, (_, hashes) in coded.items()})
+    hashes = {field: hashes for field, (_, hashes) in coded.items()}
+    index = sort_events(keys, hashes, schema.tie_seed)
     weekday, slot = calendar(time[index] // MICROS, schema)
     table = {"user": users.take(pa.array(index))}
     table |= {"time": pa.array(time[index]), "weekday": pa.array(weekday), "slot": pa.array(slot)}

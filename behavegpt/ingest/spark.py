@@ -291,7 +291,7 @@ def _save_part(job: Job, folder: Path, batches: Batches) -> Batches:
     part = context.partitionId()
     temporary, final = folder / f".{part}-{context.taskAttemptId()}", folder / str(part)
     with temporary_folder() as work, connect(work, job.memory, 1) as con:
-        save_part(con, table, list(job.columns), temporary)
+        save_part(con, table, list(job.columns), job.schema.tie_seed, temporary)
     try:
         os.rename(temporary, final)
     except OSError:  # another attempt at this part was faster

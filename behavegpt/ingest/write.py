@@ -106,7 +106,7 @@ def _write_events(
     sizes, unknown, ties = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}, 0
     for columns in encoded.read("time", *order, *plan.fields):
         if not encoded.spill.sorted:
-            index = sort_events(columns, hashes)
+            index = sort_events(columns, hashes, plan.schema.tie_seed)
             columns = {name: column[index] for name, column in columns.items()}
         ties += count_ties(columns)
         seconds = columns["time"] // MICROS
