@@ -1,7 +1,7 @@
 """Pretraining from settings to a model folder: the composition that train.py and `behavegpt train`
 run.
 
-How a step trains is in training/trainer.py, what a run leaves in its folder in training/run.py.
+The loop is in training/trainer.py, what a run leaves in its folder in training/run.py.
 """
 
 from __future__ import annotations

@@ -17,11 +17,13 @@ class EventEmbedding(nn.Module):
         self.tables = nn.ModuleDict(
             {name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()}
         )
+
         self.position = (
             nn.Embedding(config.max_length, config.hidden_size)
             if config.position_encoding == "learned"
             else None
         )
+
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, fields: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
@@ -34,7 +36,10 @@ class EventEmbedding(nn.Module):
                 f"{given}. transformers' Trainer drops columns of further fields unless "
                 "TrainingArguments has remove_unused_columns=False"
             )
+
+        # (B, R, F * d)
         embedded = torch.cat([table(fields[name]) for name, table in self.tables.items()], dim=-1)
         if self.position is not None:
             embedded = embedded + self.position(position)
+
         return self.dropout(embedded)

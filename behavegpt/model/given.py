@@ -35,14 +35,17 @@ class GivenProjection(nn.Module):
     def forward(self, given: Mapping[str, torch.Tensor], tables: nn.ModuleDict) -> torch.Tensor:
         """Ids (N,) of the given fields by name -> what is added to hidden states (N, C)."""
         embedded = [tables[field](given[field]) for field in self.fields]
+
         added: torch.Tensor = self.projection(torch.cat(embedded, dim=-1))
         return added
 
 
 def fields_of(config: BehaveGPTConfig) -> tuple[str, ...]:
     """The given fields that the network has a table of; none where the counts decide alone."""
+    # without blocks there is no hidden state to add to; the counts read what is given themselves
     if config.memory and not config.num_hidden_layers:
         return ()
+
     fields = (field for name in config.given or () for field in GIVEN_FIELDS[name])
     return tuple(field for field in fields if field in (config.field_sizes or {}))
 

@@ -12,6 +12,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     `without_embeddings` leaves out the embedding tables, as Kaplan et al. count; a shared tensor
     counts once.
     """
+
     parts = {"embeddings": 0, "blocks": 0, "head": 0, "next_heads": 0}
     for name, parameter in model.named_parameters():
         if "embedding." in name:
@@ -21,6 +22,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         else:
             part = "head" if name.startswith(("head.", "given.")) else "blocks"
         parts[part] += parameter.numel()
+
     total = sum(parts.values())
     assert total == sum(p.numel() for p in model.parameters()), "the parts must sum to the whole"
     return {**parts, "without_embeddings": total - parts["embeddings"], "total": total}

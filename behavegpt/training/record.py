@@ -30,8 +30,9 @@ def fingerprint_of(
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
     shape = {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")}
-    if not shape["given"]:  # checkpoints of before do not tell it
+    if not shape["given"]:  # checkpoints of earlier versions do not name it
         del shape["given"]
+
     return {
         "data": {
             "content_hash": store.manifest.content_hash,
@@ -70,6 +71,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
         "accelerate": accelerate,
         "numpy": np,
     }
+
     return {
         "command": " ".join([_program(), *sys.argv[1:]]),
         "config": settings.model_dump(mode="json"),
@@ -104,10 +106,11 @@ def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:
         before = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
         return
-    found = changes(before, facts["config"])
-    if found:
-        said = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.items())
-        say(f"resuming with changed settings: {said}")
+
+    changed = changes(before, facts["config"])
+    if changed:
+        listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        say(f"resuming with changed settings: {listed}")
 
 
 def _program() -> str:
