@@ -34,7 +34,9 @@ from behavegpt.ingest.guess import guess_schema
 from behavegpt.ingest.histories import EventData
 from behavegpt.ingest.prepare import prepare
 from behavegpt.ingest.sources import find_logs
-from behavegpt.io import check_output, lock, workspace
+from behavegpt.io import workspace
+from behavegpt.locks import lock
+from behavegpt.outputs import check_output
 from behavegpt.paths import cache_folder, local_path
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain

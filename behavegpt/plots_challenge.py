@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from behavegpt.figures import BLUE, GRID, MARKERS, OTHERS, figure, short
-from behavegpt.plots import read_json
+from behavegpt.result_files import read_json
 
 
 def challenge_scores(board: Path, out: Path) -> Path:

@@ -163,13 +163,12 @@ class UniversalPredictor(KeepsStates):
         self,
         events: EventData | None = None,
         top_k: int = 5,
-        prior_correction: float = 0.0,
-        on_user: Callable[[int, int], None] | None = None,
-        interrupt: Callable[[], None] = lambda: None,
         *,
-        thresholds: bool = False,
         at: Any = None,
         location: Any = None,
+        on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
+        **decision: Any,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
@@ -180,21 +179,29 @@ class UniversalPredictor(KeepsStates):
         user; the log is counted again for it where it was counted with nothing given. Raises
         ConfigError, also for `thresholds`, and DataError.
         """
-        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
-        options = check_settings(PredictOptions, given, "predict")
+        options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
-        told = named_given(at, location)
+
+        # counted now, or counted again for what is given: the answer is that of another predictor
+        given = named_given(at, location)
         counted = self
         if self._log is None and events is not None:
-            counted, events = self.fit_tables(events, given=told), None
-        elif told and not self.given and as_states(events) is None:
-            counted = UniversalPredictor(self.model, self.log.knowing(told))
+            counted, events = self.fit_tables(events, given=given), None
+        elif given and not self.given and as_states(events) is None:
+            counted = UniversalPredictor(self.model, self.log.knowing(given))
         if counted is not self:
             return counted.predict(
-                events, top_k, prior_correction, on_user, interrupt, at=at, location=location
+                events,
+                top_k,
+                at=at,
+                location=location,
+                on_user=on_user,
+                interrupt=interrupt,
+                **decision,
             )
-        remedy = f"count the log again: fit_tables(log, given={list(told)})"
+
+        remedy = f"count the log again: fit_tables(log, given={list(given)})"
         check_asked(self.given, at, location, "this counted log", remedy)
         asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (

@@ -15,17 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
-from behavegpt.user_embeddings import (
-    CLIENT_IDS,
-    EMBEDDINGS,
-    MISSING,
-    open_array,
-    pairing_sum,
-    seal,
-    write_array,
-)
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, pairing_sum, seal
 
 USERS = "users.parquet"  # labels by row, where they are no whole numbers
 FACTS = "export.json"

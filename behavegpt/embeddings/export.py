@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from pydantic import Field
 
+from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.data.store import EventStore
 from behavegpt.embeddings.assemble import Asked, assemble
@@ -33,20 +34,12 @@ from behavegpt.embeddings.pooling import NAMES, widths
 from behavegpt.embeddings.reader import Reader, lookups_of, open_events
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.ingest.sources import Logs
-from behavegpt.io import (
-    check_output,
-    discard,
-    lock,
-    put_in_place,
-    read_json,
-    remove_stale,
-    target,
-    write_json,
-)
+from behavegpt.io import discard, put_in_place, read_json, remove_stale, write_json
+from behavegpt.locks import lock
 from behavegpt.options import Real
-from behavegpt.paths import local_path
+from behavegpt.outputs import check_output
+from behavegpt.paths import local_path, target
 from behavegpt.training.model_folder import Trained
-from behavegpt.user_embeddings import write_array
 
 MOST_DIMENSIONS = 2048  # of an entry to the challenge
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
+from behavegpt.result_files import read_json
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def read_facts(run: Path) -> dict[str, Any]:
         "seed": None,
         "versions": {},
         "data": {},
-    } | plots.read_json(run / "run.json")
+    } | read_json(run / "run.json")
 
 
 def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
@@ -35,7 +35,7 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest.model_validate(plots.read_json(path))
+        manifest = Manifest.model_validate(read_json(path))
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); prepare the data again.") from None
     return manifest if content_hash in (None, manifest.content_hash) else None
@@ -192,7 +192,7 @@ def pick(tree: dict[str, Any], path: str) -> Any:
 
 
 def optional_json(path: Path, *needed: str) -> dict[str, Any]:
-    return plots.read_json(path, *needed) if path.is_file() else {}
+    return read_json(path, *needed) if path.is_file() else {}
 
 
 def is_number(value: Any) -> bool:
