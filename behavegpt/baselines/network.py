@@ -52,6 +52,7 @@ class BaselineEmbedding(nn.Module):
             raise ValueError(
                 f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}"
             )
+
         embedded = [table(layout.ids[name]) for name, table in self.tables.items()]
         x = torch.cat(embedded, dim=-1) * self.scale
         return self.dropout(x if self.position is None else x + self.position(layout.position))
@@ -130,6 +131,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         logits: torch.Tensor = self.head(hidden, predicted.side, table)
         if self.history_gate is not None and isinstance(past, History):
             logits = self.history_gate.add_to(logits, hidden, past)
+
         if self.memory is not None:
             logits = self.memory(hidden, logits, past)
         return logits
@@ -150,6 +152,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         table = self.model.embedding.tables["event"].weight
         inputs = (predicted.asked, *predicted.side.values())
         scored = Scored(score, inputs, (*parameters, table))
+
         return chunked_loss(scored, criterion, target, self.config.num_behaviors)
 
     def side_loss(

@@ -72,6 +72,7 @@ def sweep(
     )
     rows = [row for row in grid.rows() if row["key"] in keys.values()]
     tell_failed(rows, lambda row: str(row["run"]), grid.path)
+
     return rows
 
 
@@ -159,4 +160,5 @@ def _claim_folder(settings: SweepSettings, out: Path) -> None:
                 f"{file}); choose another "
                 "out=FOLDER, so that one law is not fitted to two kinds of runs."
             )
+
     write_text(file, dump_settings(settings))

@@ -159,7 +159,11 @@ def test_another_seed_is_another_order(seed: int, chance: EventStore, tmp_path: 
             order[np.lexsort([order, time, owner])], before[np.lexsort([before, time, owner])]
         )
     # whoever asks the model later gets the folder's order
-    rows = {"user": ["u7"] * 30, "time": ["2024-05-01 10:00:00"] * 30, "item": [*map(str, range(30))]}
+    rows = {
+        "user": ["u7"] * 30,
+        "time": ["2024-05-01 10:00:00"] * 30,
+        "item": [*map(str, range(30))],
+    }
     schema = SCHEMA.model_copy(update={"label_rules": chance.schema.label_rules, "tie_seed": seed})
     fast, read = read_rows(rows, schema), read_events(pd.DataFrame(rows), schema).table
     assert fast is not None and fast.equals(read)

@@ -225,6 +225,7 @@ def test_other_endpoints_refuse_too(client: Any) -> None:
         ("generate", {"until": "soon"}, "until"),
         ("generate", {"time": "never"}, "time"),
         ("embed", {"pool": ["first"]}, "pool"),
+        ("embed", {"pool": []}, "pool"),
         ("embed", {"pool": ["last", "last"]}, "twice"),
     ]:
         answer = client.post(f"/v1/{path}", json={"users": users([1])} | options)
