@@ -1,5 +1,5 @@
-"""Paths as people write them: `~` is their home folder, and an empty one is a mistake, not the
-current folder."""
+"""Paths as people write them (`~` is their home folder; an empty one is a mistake, not the current
+folder), and names that files can have."""
 
 from __future__ import annotations
 

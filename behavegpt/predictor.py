@@ -111,9 +111,13 @@ class Predictor(KeepsStates):
         """What a state holds: the last `max_length` events, of a model with memory also the
         counts."""
         config, counts = self.model.config, self.model.counts
+
+        # the time last, also where the model does not read it: a state must know when it ended
         columns = (*(name for name in config.columns if name != TIME), TIME)
+        # states belong to what their ids, their length and their counts come from
         text = " ".join([self.tokenizer.hash, str(config.max_length), *columns])
         arrays = () if counts is None else (*counts.tables, counts.edges)
+
         return StateSpec(identity(text, arrays), counts, columns, config.max_length)
 
     def with_states(self, source: str | Path | EventData) -> Predictor:
@@ -123,6 +127,7 @@ class Predictor(KeepsStates):
         """
         folder = local_path(source) if isinstance(source, (str, Path)) else None
         known: Mapping[str, UserState]
+
         if folder is not None and holds_states(folder):
             known = load_states(folder, self.state_spec)
         else:
@@ -183,7 +188,9 @@ class Predictor(KeepsStates):
 
         `events` and `interrupt` as for `predict`. Raises ConfigError and DataError.
         """
-        widths(self.model, pool)  # before the events are read
+        # options before the events are read, which may take long
+        widths(self.model, pool)
+
         encoded = self.encode(events)
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
         vectors = user_vectors(self.model, encoded.columns, begin, end, pool, interrupt=interrupt)
@@ -206,10 +213,11 @@ class Predictor(KeepsStates):
         time="observed". `links`: what goes together, see generation/constraints.py; by default what
         stands beside the model. Docs: docs/generation.md.
         """
-        given = {"steps": steps} | {
-            name: value for name, value in options.items() if value is not None
-        }
+        # None stands for the default, as the command line and the service pass it
+        chosen = {name: value for name, value in options.items() if value is not None}
+        given = {"steps": steps, **chosen}
         settings = check_settings(GenerationSettings, given, "generate")
+
         links = self.links if links is None else links
         return roll_out(
             self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt
@@ -227,12 +235,16 @@ class Predictor(KeepsStates):
         ends, and the fields (U,) that are given of what follows."""
         states = as_states(events)
         encoded = self.encode(events) if states is None else self.state_spec.windows(states)
+
         asked = None
         if self.given:
             asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
             encoded = count_unknown(encoded, unknown)
+
         if states is not None:
             return encoded, self.state_spec.source(states, encoded.offsets, asked), asked
+
+        # histories are counted now; a state has counted its own already
         histories = Histories(encoded.columns, encoded.offsets[:-1], encoded.offsets[1:])
         return encoded, memory_of_histories(self.model, histories, asked), asked
 
@@ -241,6 +253,8 @@ def model_folder(folder: str | Path) -> Path:
     """The `model` or `adapter` folder of a run's; any other folder as it is."""
     folder = Path(folder)
     inside = {name: folder / name / file for name, file in MODEL_FILES.items()}
+
+    # a run is recognized by its parts, so that a model folder may hold a folder `model` itself
     if any((folder / file).is_file() for file in MODEL_FILES.values()):
         return folder
     return next((path.parent for path in inside.values() if path.is_file()), folder)
@@ -259,6 +273,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
+
     place = choose_device(device)
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"

@@ -64,6 +64,7 @@ def is_universal(name: str | Path) -> bool:
     """Whether a model's name means the shipped weights: `universal`, or a folder of others of the
     kind."""
     path = Path(name)
+    # a folder of the user's called `universal` comes before the shipped weights
     return (str(name) == UNIVERSAL and not path.is_dir()) or (path / "universal.json").is_file()
 
 
@@ -234,14 +235,18 @@ class UniversalPredictor(KeepsStates):
                 raise ConfigError(
                     f"the universal model has no part {part!r}; it has {' and '.join(VECTORS)}."
                 )
+
         asked, tables = self._asked(events), self.log.tables
         users, vectors = [], []
         for batch in asked.batches(interrupt):
-            found = [
+            # labels are numbered by frequency, so the first are the most frequent
+            parts = [
                 self.model.vectors(batch.memory, tables, part)[:, :MOST_BEHAVIORS] for part in pool
             ]
             users.append(batch.position)
-            vectors.append(torch.cat(found, 1).numpy())
+            vectors.append(torch.cat(parts, 1).numpy())
+
+        # back into the order of the users
         order = np.argsort(np.concatenate(users), kind="stable")
         return UserEmbeddings(asked.users, np.concatenate(vectors)[order])
 
@@ -264,10 +269,10 @@ class UniversalPredictor(KeepsStates):
         from behavegpt.generation.settings import GenerationSettings
         from behavegpt.universal_generation import roll_out_states  # takes seconds to import
 
-        given = {"steps": steps} | {
-            name: value for name, value in options.items() if value is not None
-        }
-        settings = check_settings(GenerationSettings, given, "generate")
+        # None stands for the default, as the command line and the service pass it
+        chosen = {name: value for name, value in options.items() if value is not None}
+        settings = check_settings(GenerationSettings, {"steps": steps, **chosen}, "generate")
+
         encoded = self.log.histories if events is None else self.encode(events)
         if encoded is None:
             raise ConfigError(
@@ -288,6 +293,7 @@ class UniversalPredictor(KeepsStates):
         """
         path = local_path(folder)
         refuse_used(path)
+
         with scratch(path) as temporary:
             write_universal(self.model, temporary)
             write_counted(self.log, temporary, self.users.values() if states is None else states)
@@ -296,6 +302,7 @@ class UniversalPredictor(KeepsStates):
 
     def _asked(self, events: Any, at: Any = None, location: Any = None) -> Asked:
         """Whose next behavior is asked for, at which time and place."""
+        # who is asked about, and what asks once the moments are known
         states = as_states(events)
         ask: Callable[..., Asked]
         if events is None:
@@ -306,6 +313,7 @@ class UniversalPredictor(KeepsStates):
         else:
             encoded = self.encode(events)
             users, ask = encoded.users, partial(self.log.asked, encoded)
+
         if not self.given:
             return ask()
         moments, unknown = read_asked(self.tokenizer, users, at, location)
