@@ -42,14 +42,17 @@ class Pool(NamedTuple):
 
 
 def _last(at: RowHistories, half_life: float) -> torch.Tensor:
+    """1 at each history's last event, (B, S, R)."""
     return at.last
 
 
 def _mean(at: RowHistories, half_life: float) -> torch.Tensor:
+    """1 at each event of a history, (B, S, R)."""
     return at.member
 
 
 def _decayed(at: RowHistories, half_life: float) -> torch.Tensor:
+    """2^(-days / half_life) at each event of a history, (B, S, R)."""
     return at.member * torch.exp2(-at.days / half_life)
 
 
@@ -99,7 +102,9 @@ def user_vectors(
     """
     vectors = np.zeros((len(begin), sum(widths(model, pool))), np.float32)
     layers = {POOLS[name].layer for name in pool if name in POOLS}
+
     histories = Histories(columns, begin, end)
+
     with_logits = BEHAVIORS in pool
     # a row's weights are (S, R) beside the logits of its S users
     cells = row_length_for(model.config.max_length)
@@ -125,23 +130,28 @@ def user_vectors(
 def _part(name: str, output: Any, at: RowHistories, half_life: float) -> torch.Tensor:
     """One part of the vectors of a batch's users (n, width) float32, history by history."""
     if name == BEHAVIORS:
+        # the first classes are the most frequent ones
         logs: torch.Tensor = output.logits.float().log_softmax(-1)
         return logs[:, :MOST_BEHAVIORS]
+
     final = POOLS[name].layer == FINAL
+    # hidden_states[0]: the embedded events, before the first block
     states = output.last_hidden_state if final else output.hidden_states[INPUT]
     weight = POOLS[name].weight(at, half_life).to(states.dtype)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
-    # (B, S), false where a row holds fewer histories
-    held = at.member.any(-1)
-    pooled: torch.Tensor = (weight @ states)[held]
+
+    held = at.member.any(-1)  # (B, S), false where a row holds fewer histories
+    pooled: torch.Tensor = (weight @ states)[held]  # (B, S, R) @ (B, R, C)
     return pooled.float()
 
 
 def _histories(batch: PackedBatch, time: torch.Tensor) -> RowHistories:
-    index = torch.arange(int(batch.document.max()) + 1, device=batch.document.device)
+    """The histories of packed rows, with times (B, R) in seconds."""
+    index = torch.arange(int(batch.document.max()) + 1, device=batch.document.device)  # (S,)
     member = batch.document[:, None, :] == index[:, None]
     length = member.sum(-1, keepdim=True)
     last = member & (batch.position[:, None, :] == length - 1)
+
     newest = (last * time[:, None, :]).sum(-1, keepdim=True)
     return RowHistories(member, last, (newest - time[:, None, :]).clamp_min(0).float() / DAY)
 
