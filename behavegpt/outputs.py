@@ -45,8 +45,12 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
         there = there.parent
     if not there.is_dir():
         raise ConfigError(f"{there}: a file, where a folder must be; choose another name.")
-    with tempfile.TemporaryFile(dir=there):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        error.filename = str(path)  # not that of the attempt
+        raise
 
 
 def _check_kind(path: Path, place: Path, kind: OutputKind) -> None:

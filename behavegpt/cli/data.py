@@ -188,11 +188,14 @@ def _counted(counts: dict[str, int]) -> str:
 def _convert_arguments(parser: Parser) -> None:
     parser.add_argument(
         "name",
-        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, "
+        help="git, web_log, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, "
         "recsys2025, easytpp, mbd, massive_steps, yambda, carat",
     )
     parser.add_argument(
-        "source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones"
+        "source",
+        type=Path,
+        nargs="+",
+        help="the downloaded file or folder; for git, local clones; for web_log, access logs",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="parquet file to write; its schema goes beside it"
@@ -203,8 +206,8 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--salt",
         help=(
-            "git: hash authors with this secret, so that logs made with it share users (default: "
-            "a random one)"
+            "git, web_log: hash users with this secret, so that logs made with it share them "
+            "(default: a random one)"
         ),
     )
 
@@ -220,6 +223,10 @@ def _convert(arguments: Arguments) -> Any:
         from behavegpt.datasets.git import convert_git
 
         schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
+    elif arguments.name == "web_log":
+        from behavegpt.datasets.web_log import convert_web_log
+
+        schema = convert_web_log(arguments.source, arguments.out, arguments.salt, arguments.clock)
     else:
         from behavegpt.datasets.converters import convert
         from behavegpt.datasets.published import PUBLISHED
@@ -227,7 +234,8 @@ def _convert(arguments: Arguments) -> Any:
 
         if arguments.salt is not None:
             raise ConfigError(
-                f"--salt is for git alone; {arguments.name} keeps the user ids of its download."
+                f"--salt is for git and web_log; {arguments.name} keeps the user ids of its "
+                "download."
             )
         if len(arguments.source) > 1:
             raise ConfigError(
@@ -278,8 +286,9 @@ COMMANDS: dict[str, Command] = {
         {"out": Output("whole")},
     ),
     "convert": Command(
-        "turn local clones or a known public data set's download into a log to prepare",
+        "turn local clones, access logs or a known data set's download into a log to prepare",
         "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
+        "  behavegpt convert web_log access.log access.log.*.gz --out visits.parquet\n"
         "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
         "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,

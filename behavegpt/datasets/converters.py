@@ -26,7 +26,7 @@ from behavegpt.io import workspace, write_text
 from behavegpt.paths import local_path, target
 
 # known too, made by behavegpt.datasets
-ELSEWHERE = ("git", "easytpp", "mbd", "massive_steps", "yambda", "carat")
+ELSEWHERE = ("git", "web_log", "easytpp", "mbd", "massive_steps", "yambda", "carat")
 # share of null users, times or events above which the file is not what its name says
 MAX_UNREAD = 0.01
 # all these logs are later; ids mistaken for epoch seconds are not

@@ -133,6 +133,8 @@ def _free(sample: _Sample, settings: Mapping[str, Any]) -> list[str]:
     """Columns without a role that could be a label or a time."""
     taken = {column for role in ROLES for column in _columns_of(role, settings, sample.logs)}
     taken |= set(settings.get("extra", ()))
+    # an object as a whole is no label, the values in it are: `location.city`
+    taken |= {path.rpartition(".")[0] for path in sample.logs.nested}
     return [
         c for c, kind in sample.types.items() if c not in taken and is_label_type(_element(kind))
     ]

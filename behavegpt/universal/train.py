@@ -27,6 +27,7 @@ from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
+from behavegpt.io import check_output
 from behavegpt.model.mixer import Mixer
 from behavegpt.paths import local_path
 from behavegpt.universal.model import UniversalModel, refuse_used, save_universal
@@ -84,6 +85,7 @@ def pretrain_universal(settings: UniversalSettings) -> Path:
     """Train the mixer and write it to OUT; returns OUT. Raises DataError for folders that hold
     nothing to ask."""
     out = local_path(settings.out)
+    check_output(out, "into")
     refuse_used(out)
 
     rng = np.random.default_rng(settings.seed)

@@ -160,6 +160,15 @@ OUTPUTS = {
     "challenge leaderboard": (["challenge", "leaderboard", "absent", "--out", "{}"], ""),
     "profile": (["profile", "absent.yaml", "--embed", "absent", "--to", "{}"], ""),
     "scale fit": (["scale", "fit", "absent.jsonl", "--out", "{}"], ".json"),
+    "scale run": (["scale", "run", "scaling/small", "data.path=absent", "out={}"], ""),
+    "benchmark": (["benchmark", "benchmark/memory", "out={}"], ""),
+    "train": (["train", "tiny", "data.path=absent", "out={}"], ""),
+    "finetune": (
+        ["finetune", "adapt/cross_domain", "base=absent", "data.path=absent", "out={}"],
+        "",
+    ),
+    "profile, built": (["profile", "profiles/small", "data.path=absent", "out={}"], ""),
+    "pretrain-universal": (["pretrain-universal", "universal/shipped", "out={}"], ""),
 }
 
 
