@@ -27,8 +27,8 @@ from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
-from behavegpt.io import check_output
 from behavegpt.model.mixer import Mixer
+from behavegpt.outputs import check_output
 from behavegpt.paths import local_path
 from behavegpt.universal.model import UniversalModel, refuse_used, save_universal
 from behavegpt.universal.reader import MemoryReader, fold_of, make_reader, store_reader, take
