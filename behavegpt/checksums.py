@@ -134,7 +134,6 @@ def sync(*paths: Path) -> None:
 def verify_exactly(folder: Path, damage: Damage, files: Collection[str], **facts: Any) -> None:
     """As `verify`, reading every byte, of a folder that holds these files alone, with these facts
     and no links."""
-
     kinds = [(folder, stat.S_ISDIR)]
     kinds += [(folder / name, stat.S_ISREG) for name in (*files, MANIFEST)]
     for path, is_right in kinds:

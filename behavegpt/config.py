@@ -154,7 +154,6 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in `tree`; the value is read as YAML, so numbers, lists and null work."""
-
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or not all(keys) or len(keys) > MOST_DEPTH:

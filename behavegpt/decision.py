@@ -22,7 +22,8 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.io import read_json, write_text
-from behavegpt.metrics.thresholds import CANDIDATES, Rows, Search, candidates, learn
+from behavegpt.metrics.ascent import Rows
+from behavegpt.metrics.thresholds import CANDIDATES, Search, candidates, learn
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import DecisionOptions
 from behavegpt.training.evaluate import score

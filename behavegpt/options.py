@@ -40,8 +40,10 @@ Policy = Literal["auto", "head", "observed", "typical"]
 
 def _whole(value: Any) -> int:
     """Integers of Python and numpy; never text, a fraction, or a truth value."""
+    # True is an Integral of 1, but nobody means it
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError("write a whole number")
+
     return int(value)
 
 
@@ -80,6 +82,7 @@ def span_seconds(text: str) -> int:
     match = UNTIL.fullmatch(text.lower())
     if match is None:
         raise ValueError("write a time span like '2 days', '36 hours', '90 min' or '1 week'")
+
     seconds = float(match[1]) * SECONDS[match[2]]
     if not 1 <= seconds <= LONGEST_SPAN:
         raise ValueError("write a time span of at least a second and at most 100 years")

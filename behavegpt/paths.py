@@ -1,8 +1,9 @@
-"""Paths as people write them: `~` is their home folder, and an empty one is a mistake, not the
-current folder."""
+"""Paths as people write them (`~` is their home folder; an empty one is a mistake, not the current
+folder), and names that files can have."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from behavegpt.errors import ConfigError
+
+_LONGEST_NAME = 120  # bytes of a name that is spelled out in others; file systems end at 255
 
 
 def local_path(path: str | Path) -> Path:
@@ -39,6 +42,29 @@ def check_unicode(path: str | Path) -> None:
         raise ConfigError(
             f"{shown}: the name is not UTF-8; rename it (or set LC_ALL=C.UTF-8)."
         ) from None
+
+
+def target(path: Path) -> Path:
+    """What a path stands for: where a link leads (the link itself stays), and a name for `.` and
+    `..`."""
+    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a column can be a file of the same name, in its folder and nowhere else."""
+    return (
+        bool(name)
+        and not set(name) & set("/\\\0")
+        and name[0] != "."
+        and len(name.encode(errors="replace")) < 200
+    )
+
+
+def short_name(name: str) -> str:
+    """A name that leaves room for what is put around it: a long one becomes its hash."""
+    if len(os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    return hashlib.sha256(os.fsencode(name)).hexdigest()
 
 
 def _path_text(text: str) -> str:

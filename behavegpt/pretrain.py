@@ -59,7 +59,7 @@ class PretrainSettings(RunSettings):
     @field_validator("model")
     @classmethod
     def _known_shape(cls, value: dict[str, Any]) -> dict[str, Any]:
-        # transformers accepts and saves any name
+        # transformers accepts and saves any name, so a misspelled one would do nothing
         if _is_baseline(value):
             refuse_unknown(value)
             return value
@@ -77,6 +77,7 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
     """The model's shape for a prepared folder; raises ConfigError on a contradiction."""
     try:
         config = _config_of(settings, store)
+    # transformers wraps what it objects to in errors of many types
     except Exception as error:
         raise ConfigError(f"model: {violation(error)}") from None
     check_schema(config.given or (), store.schema)
@@ -84,12 +85,15 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
 
 
 def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
+    """The config of the settings, of a baseline if they name one."""
     if _is_baseline(settings.model):
         return baseline_config(settings.model, store)
+
     is_event = store.schema.behavior_is_event
     fields, width = read_inputs(
         settings.model, store.field_sizes(), store.behaviors.classes, is_event
     )
+
     shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
@@ -113,9 +117,11 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+
         trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
         # the universal weights are a model already, and may stay the best one
         trainer.fit(_origin(settings, model), judge_start=settings.init == "universal")
+
         tokenizer = EventTokenizer.from_store(store, model.config.max_length)
         run.save(
             trainer.best_model(),
@@ -130,6 +136,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
     """The model before its first step: random, or from the parts that `language_model` and `init`
     name."""
     config = model_config(settings, store)
+
     if isinstance(config, BaselineConfig):
         if settings.language_model:
             raise ConfigError(
@@ -138,9 +145,12 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
         model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
     else:
         model = BehaveGPTForBehaviorPrediction(config)
+        # a new network begins at the training frequencies of the behaviors
         model.set_prior(torch.tensor(store.behaviors.counts))
+
     if config.memory:
         model.counts = count_store(store, in_order(config.given or ()))
+
     if settings.init == "universal":
         _start_universal(model)
     if settings.language_model:
@@ -171,4 +181,6 @@ def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
         raise ConfigError(
             "init=universal starts the mixer of a memory; set model.memory=true, or remove it."
         )
+
+    # not strict: the universal mixer has no network, whose weights stay as they are
     head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)

@@ -15,18 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from behavegpt.arrays import blocks, open_array
 from behavegpt.datasets.challenge_files import ChallengeDirectory
 from behavegpt.errors import DataError
 from behavegpt.paths import local_path
-from behavegpt.user_embeddings import (
-    CLIENT_IDS,
-    EMBEDDINGS,
-    ENTRY,
-    MISSING,
-    blocks,
-    check_entry,
-    open_array,
-)
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, ENTRY, MISSING, check_entry
 
 MAX_DIMENSIONS = 2048
 MANY_ZEROS = 0.01  # share of all-zero vectors above which it is worth a warning

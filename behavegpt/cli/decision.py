@@ -33,7 +33,7 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.decision import FILE, learn_thresholds, save_thresholds
     from behavegpt.errors import ConfigError
-    from behavegpt.io import lock
+    from behavegpt.locks import lock
     from behavegpt.predictor import load, model_folder
     from behavegpt.training.settings import DecisionSettings
     from behavegpt.zero_shot import NO_THRESHOLDS, is_universal

@@ -55,7 +55,8 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.evaluation import compare, metrics_table
-    from behavegpt.io import check_output, lock
+    from behavegpt.locks import lock
+    from behavegpt.outputs import check_output
     from behavegpt.predictor import load, model_folder
     from behavegpt.training.ranks import tell_ranks
     from behavegpt.zero_shot import is_universal
@@ -102,7 +103,8 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
     from behavegpt.evaluation import metrics_table
-    from behavegpt.io import check_output, lock
+    from behavegpt.locks import lock
+    from behavegpt.outputs import check_output
     from behavegpt.zero_shot import load_zero_shot
 
     if arguments.prior_correction or arguments.thresholds:
@@ -181,7 +183,7 @@ def _predict(arguments: Arguments) -> Any:
         found = predictor.predict(
             logs,
             arguments.top_k,
-            arguments.prior_correction,
+            prior_correction=arguments.prior_correction,
             thresholds=arguments.thresholds,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
             at=arguments.at,

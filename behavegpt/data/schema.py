@@ -14,7 +14,7 @@ from behavegpt.config import Settings, read_settings
 from behavegpt.data.labels import RULES
 from behavegpt.data.time_formats import check_format
 from behavegpt.errors import ConfigError
-from behavegpt.io import is_file_name
+from behavegpt.paths import is_file_name
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")

@@ -15,6 +15,7 @@ import warnings
 import duckdb
 import numpy as np
 
+from behavegpt.arrays import write_array
 from behavegpt.checksums import MANIFEST, seal
 from behavegpt.data.database import hash_labels
 from behavegpt.data.digest import hash_folder
@@ -24,7 +25,6 @@ from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.io import scratch, write_json
-from behavegpt.user_embeddings import write_array
 
 MANY = 0.01  # share of simultaneous events from which on `prepare` warns
 

@@ -22,8 +22,8 @@ from behavegpt.datasets.clock import add_clock
 from behavegpt.datasets.public_logs import CONVERTERS, Converter
 from behavegpt.datasets.shop_log import shop_table
 from behavegpt.errors import DataError, first_line
-from behavegpt.io import target, workspace, write_text
-from behavegpt.paths import local_path
+from behavegpt.io import workspace, write_text
+from behavegpt.paths import local_path, target
 
 # known too, made by behavegpt.datasets
 ELSEWHERE = ("git", "web_log", "easytpp", "mbd", "massive_steps", "yambda", "carat")

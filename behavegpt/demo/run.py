@@ -21,7 +21,8 @@ from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare, metrics_table
 from behavegpt.ingest.prepare import prepare
-from behavegpt.io import lock, write_json
+from behavegpt.io import write_json
+from behavegpt.locks import lock
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report

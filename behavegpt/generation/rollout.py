@@ -71,7 +71,7 @@ def roll_out(
     policies = choose_policies(model, tokenizer, settings, links)
     gap_odds = links.gap_odds if settings.hours else None
 
-    # rows of like length together
+    # rows of like length together: the windows of a batch are padded to the longest
     length = np.minimum(np.diff(encoded.offsets), model.config.max_length)
     order = np.argsort(-length, kind="stable")
     user = np.repeat(order, settings.samples)
@@ -80,19 +80,25 @@ def roll_out(
     size, parts = _rows_at_once(model, settings), []
     for first in range(0, len(user), size):
         rows = user[first : first + size], sample[first : first + size]
-        schema = tokenizer.event_schema
-        own_past = policies.needs_own_past
         state = RowState.start(
-            model.config, schema, encoded, rows, settings, own_past, model.counts
+            model.config,
+            tokenizer.event_schema,
+            encoded,
+            rows,
+            settings,
+            policies.needs_own_past,
+            model.counts,
         )
         reader = IncrementalModel(
             model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds
         )
+
         for part in Rollout(reader, state, policies, links, settings).steps():
             interrupt()
             parts.append(part)
         if on_rows:
             on_rows(min(first + size, len(user)), len(user))
+
     return Generated.join(
         parts, encoded, tokenizer, policies.describe(), settings.model_dump(exclude_none=True)
     )
@@ -123,6 +129,8 @@ class Rollout:
         for step in range(self.settings.steps):
             with autocast(self.reader.model.device):
                 following = self.reader.following(state, heads)
+
+            # the moment first: behavior, event and place may be given it
             draws = Draws(*state.uniforms(step, len(Draws._fields)).T)
             new = self._time(following, draws)
             following, placed = self._given(following, draws, new)
@@ -150,10 +158,8 @@ class Rollout:
         part["step"] = np.full(int(rows.sum()), step)
         if self.settings.probabilities:
             top = logits.float().softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
-            part["top"], part["probability"] = (
-                top.indices.cpu().numpy()[rows],
-                top.values.cpu().numpy()[rows],
-            )
+            part["top"] = top.indices.cpu().numpy()[rows]
+            part["probability"] = top.values.cpu().numpy()[rows]
         return part
 
     def _heads(self) -> set[str]:
@@ -197,6 +203,7 @@ class Rollout:
         given = self.reader.model.config.given
         if not given:
             return following, {}
+
         placed = {}
         if "location" in given:
             placed["location"] = self._place(following, draws, drawn["slot"].astype(np.int64))
@@ -215,6 +222,7 @@ class Rollout:
         return self.state.own.like("location", "slot", slot, numbers)[0]
 
     def _logits(self, following: Next) -> Tensor:
+        """Logits (N, K) of the behavior, once what is given is drawn."""
         assert following.logits is not None
         return following.logits
 
@@ -229,6 +237,7 @@ class Rollout:
         new = {"behavior": behavior.cpu().numpy(), "event": event.cpu().numpy(), **placed}
         if self.policies.location is not None and not placed:
             new["location"] = self._location(following, draws, event)
+        # weekday and slot were drawn with the time
         others = state.ids.keys() - {*new, "weekday", "slot"}
         return new | {name: state.last(name).numpy() for name in others}
 
@@ -239,10 +248,10 @@ class Rollout:
             return behavior
         link = self.links.get(("behavior", "event"))
         if source.is_head:
-            return self._choose(
-                _among(following.heads["event"], FIRST, link, behavior), draws.event
-            )
+            scores = _among(following.heads["event"], FIRST, link, behavior)
+            return self._choose(scores, draws.event)
 
+        # the user's own event of the behavior, else training's most frequent one
         assert self.state.own is not None and link is not None
         given = behavior.cpu().numpy()
         own, known = self.state.own.like("event", "behavior", given, None)
@@ -272,6 +281,7 @@ class Rollout:
         )
 
     def _on_device(self, values: np.ndarray) -> Tensor:
+        """An array, of any shape, where the model is."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.reader.model.device)
 
 
@@ -280,19 +290,22 @@ def _among(scores: Tensor, least: int, link: Link | None, given: Tensor) -> Tens
     (N,)."""
     scores = scores.clone()
     scores[:, :least] = -torch.inf
-    return (
-        scores
-        if link is None
-        else scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
-    )
+    if link is None:
+        return scores
+    return scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
 
 
 def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSettings) -> int:
+    """Rows whose cache and scores fit the memory; at least one, at most `settings.rows`."""
     config = model.config
+    # bytes a row: keys and values in float32 at each slot of each block
     cached = 8 * config.num_hidden_layers * (config.max_length + 1) * config.hidden_size
+    # the scores of all heads, float32, and what drawing holds beside them
     scores = 16 * (config.num_behaviors + sum((config.field_sizes or {}).values()))
+
     room = CACHE_BYTES, LOGIT_BYTES
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
         room = free // 3, free // 12
+
     return max(1, min(settings.rows, room[0] // max(1, cached), room[1] // scores))

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import write_array
 from behavegpt.data.database import hash_labels, literal, one_row
 from behavegpt.data.ties import sort_events
 from behavegpt.ingest.buckets import PIECE, smallest_dtype
 from behavegpt.ingest.dictionaries import shrink_codes
 from behavegpt.ingest.plan import Plan
-from behavegpt.user_embeddings import write_array
 
 
 def save_part(

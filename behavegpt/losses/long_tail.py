@@ -103,7 +103,6 @@ class LDAM(ClassBalanced):
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32."""
-
         # IGNORED has no margin of its own; its loss is set to 0 below
         true = target.clamp(min=0)
         lowered = logits.float().scatter_add(1, true[:, None], -self.margin[true][:, None])

@@ -92,7 +92,6 @@ class EventGenerationMixin(GenerationMixin):
         return {**chosen, "use_cache": True, "event_logits": True}
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-
         known = self._field_arguments()
         parent: Any = super()
         # transformers refuses arguments that forward does not name; ours arrive as **fields

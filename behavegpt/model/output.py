@@ -64,7 +64,6 @@ def mean_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy of logits (..., K) and labels (...), divided by the given count or the number
     of labels."""
-
     # summed and divided here: under gradient accumulation transformers gives the count of all
     # labels
     total = F.cross_entropy(

@@ -12,7 +12,6 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     `without_embeddings` leaves out the embedding tables, as Kaplan et al. count; a shared tensor
     counts once.
     """
-
     parts = {"embeddings": 0, "blocks": 0, "head": 0, "next_heads": 0}
     for name, parameter in model.named_parameters():
         if "embedding." in name:

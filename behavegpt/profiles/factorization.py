@@ -36,6 +36,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EventName
 from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
@@ -46,7 +47,7 @@ from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.networks import FACTS, embed_rows, load_network, save_network
 from behavegpt.profiles.training import Task, TrainingSettings, seeded, train
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 MARGIN = 1.0
 BATCH = 4096  # clients embedded at a time

@@ -25,11 +25,12 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.io import write_json
 from behavegpt.profiles.events import PRODUCT, among, columns, register
 from behavegpt.profiles.members import Context, MemberSettings, Quantile, Step
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 Family = Literal["activity", "sku", "category", "url", "prices"]
 Features = dict[str, np.ndarray]  # name -> (U,) float64, NaN where undefined

@@ -49,7 +49,9 @@ from behavegpt.errors import (
     environment_fault,
     is_interruption,
 )
-from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
+from behavegpt.io import scratch, workspace, write_json, write_text
+from behavegpt.locks import lock
+from behavegpt.outputs import check_output
 from behavegpt.paths import PathText, local_path
 from behavegpt.profiles import (
     behavegpt_member,

@@ -31,6 +31,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.console import progress
 from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.devices import choose_device
@@ -39,7 +40,7 @@ from behavegpt.io import write_json
 from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, write_lines
 from behavegpt.profiles.features import spans
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 # what makes up a model; weights as pickles are never opened
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from behavegpt import plots
 from behavegpt.figures import MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
+from behavegpt.result_files import best_baseline, read_per_behavior
 
 METRICS = {
     "rec_w": "weighted recall",
@@ -100,13 +100,13 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     too few events were predicted for the figures to say much.
     """
     path = run / "eval" / "per_behavior.csv"
-    rows = plots.read_per_behavior(path) if path.is_file() else []
+    rows = read_per_behavior(path) if path.is_file() else []
     rows = [row for row in rows if row["support"] > 0]
     ours = [row for row in rows if row["model"] == MODEL]
     if not ours:
         return None
 
-    other = plots.best_baseline(rows)
+    other = best_baseline(rows)
     theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
     taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))

@@ -247,7 +247,7 @@ def _predict(
     found = predictor.predict(
         encoded,
         request.top_k,
-        request.prior_correction,
+        prior_correction=request.prior_correction,
         interrupt=interrupt,
         thresholds=request.thresholds,
         at=at,

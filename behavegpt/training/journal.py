@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.errors import BehaveGPTError
-from behavegpt.io import lock
+from behavegpt.locks import lock
 
 LOCK = ".lock"
 

@@ -23,8 +23,9 @@ from behavegpt.config import dump_settings
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError
-from behavegpt.io import check_output, write_json, write_text
+from behavegpt.io import write_json, write_text
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.outputs import check_output
 from behavegpt.training.checkpoint import Checkpoint, load_latest, refuse_mismatch
 from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.model_folder import save_model

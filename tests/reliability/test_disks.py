@@ -15,7 +15,7 @@ import pytest
 from behavegpt import errors
 from behavegpt.cli import main
 from behavegpt.errors import ConfigError, environment_fault
-from behavegpt.io import check_output
+from behavegpt.outputs import check_output
 from tests.reliability.forks import Ended, commands
 from tests.reliability.makers import contents
 from tests.reliability.verbs import VERBS, argv_of, lay_out

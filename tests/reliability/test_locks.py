@@ -15,7 +15,7 @@ import pytest
 from behavegpt.cli import main
 from behavegpt.embeddings import assemble
 from behavegpt.errors import DataError
-from behavegpt.io import lock
+from behavegpt.locks import lock
 from tests.reliability.forks import ROOT
 from tests.reliability.makers import contents
 from tests.reliability.verbs import VERBS, argv_of

@@ -73,7 +73,7 @@ def test_predictions_are_the_predictors(client: Any, predictor: Predictor) -> No
     asked = users([3, 1, 7])
     answer = client.post("/v1/predict", json={"users": asked, "top_k": 4, "prior_correction": 0.3})
     assert answer.status_code == 200
-    expected = predictor.predict(as_log(asked), 4, 0.3)
+    expected = predictor.predict(as_log(asked), 4, prior_correction=0.3)
     place = {user: i for i, user in enumerate(expected.users.to_pylist())}
     for user in answer.json()["users"]:
         i = place[user["id"]]
