@@ -17,10 +17,11 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
+from behavegpt.data.collate import argument_name
 from behavegpt.data.given import check_schema, describe, given_fields
 from behavegpt.data.loader import ALL, Share, memory_of
 from behavegpt.data.memory_counts import MemorySource
-from behavegpt.data.pack import argument_name, count_unseen, target_rows
+from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from behavegpt.config import Settings
 from behavegpt.console import progress, say
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
@@ -179,7 +179,8 @@ def read_rows(
     low, high = np.array([p[0] - 1 for p in pieces]), np.array([p[-1] for p in pieces])
     user = owner[first[order]]
     folds = fold_of(user) if training else None
-    readings = read_memory(reader.columns, reader.tables, offsets[user], low, high, folds=folds)
+    spans = Spans(offsets[user], low, high, folds)
+    readings = read_memory(reader.columns, reader.tables, spans)
     begin = np.cumsum(high - low) - (high - low)
     position = np.concatenate([p - 1 - a + b for p, a, b in zip(pieces, low, begin, strict=True)])
     log_prior = torch.log(torch.from_numpy(reader.tables.prior))
