@@ -185,9 +185,7 @@ def choose(files: Sequence[Path], layer: str) -> str:
     """
     gains: dict[str, list[dict[str, float]]] = {}
     for file in files:
-        rows = [
-            row for row in read_rows(file) if row["split"] == "valid" and row["layer"] == layer
-        ]
+        rows = [row for row in read_rows(file) if row["split"] == "valid" and row["layer"] == layer]
         means = {
             loss: {
                 f: float(np.mean([row[f] for row in rows if row["loss"] == loss]))
