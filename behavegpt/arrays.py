@@ -88,6 +88,7 @@ def _open(path: Path) -> np.ndarray:
         start = file.read(len(_MAGIC))
         if start != _MAGIC:
             _refuse_other_kind(path, start)
+
         file.seek(0)
         try:
             shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
@@ -106,6 +107,8 @@ def _open(path: Path) -> np.ndarray:
         raise DataError(
             f"{path} holds Python objects (a pickle), which are never opened; save plain numbers."
         )
+
+    # a header may promise any size; the file's own is what there is
     wanted, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - offset
     if wanted != held:
         fault = "it was cut off" if held < wanted else "something was appended"

@@ -40,6 +40,7 @@ def seal(folder: Path, files: Collection[str] | None = None, **facts: Any) -> No
     disk."""
     if files is None:
         files = files_of(folder)
+
     text = _dumps(manifest_of(folder, files, facts))
     (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
 
@@ -96,6 +97,7 @@ def verify(folder: Path, damage: Damage, files: Collection[str] | None = None) -
 
 def damaged_files(folder: Path, damage: Damage) -> list[str]:
     """A line for each file of the manifest that is not as it was, reading every byte."""
+    # all of them: a person wants to know at once what to restore
     lines = []
     for name, entry in _read_manifest(folder, damage).items():
         try:

@@ -43,6 +43,7 @@ def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
 
     Raises ConfigError naming the file, the setting, the value and the nearest known name.
     """
+    # overrides on the tree, before validation: they may mend what a file lacks
     tree = read_yaml(find_config(path)) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
@@ -164,6 +165,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} has no value; write {name}=null for none.")
 
     for key in keys[:-1]:
+        # a group that the file lacks is made; a single value is not overwritten by one
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")
         tree = tree[key]

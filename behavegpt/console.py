@@ -63,6 +63,7 @@ def table(
 def progress(label: str, total: int) -> Iterator[Update]:
     """A bar on a terminal and in a notebook, otherwise a plain line every ten seconds; yields
     update(done, note)."""
+    # a bar redraws its line, which a log file would keep each time
     if not sys.stderr.isatty() and not _draws_widgets():
         yield _plain(label, total)
         return

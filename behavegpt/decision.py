@@ -56,6 +56,7 @@ def shift_of(
 ) -> torch.Tensor:
     """What the rule subtracts from the logits, (K,). Raises ConfigError where the model has no
     thresholds."""
+    # softmax(logits - tau log prior) is p / prior^tau: rare classes are lifted
     if not options.thresholds:
         return options.prior_correction * log_prior
     if thresholds is None:

@@ -47,6 +47,7 @@ def examine(folder: Path) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
 
+    # by their metadata: one that is installed but broken must not stop the others' report
     for name in LIBRARIES:
         try:
             facts[name] = importlib.metadata.version(name)
@@ -55,6 +56,7 @@ def examine(folder: Path) -> dict[str, Any]:
 
     gpu = device.type == "cuda"
     facts["device"] = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
+    # the window of a long model: short ones take SDPA everywhere
     facts["attention in bf16"] = choose_backend(device, half=True, window=1024)
     facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
     facts["writable"] = _writable(folder)

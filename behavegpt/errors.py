@@ -104,10 +104,10 @@ def is_interruption(error: BaseException | None) -> bool:
     True
     """
     while error is not None:
+        # by words and by name: this module imports none of the libraries
         text = str(error).lower()
         if isinstance(error, KeyboardInterrupt) or any(word in text for word in _INTERRUPTED):
             return True
-        # of DuckDB, which this module need not import
         if type(error).__name__ == "InterruptException":
             return True
 

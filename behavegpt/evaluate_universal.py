@@ -47,7 +47,7 @@ def evaluate_universal(
     check_schema(given, store.schema)
     reader = store_reader(store, given=given)
 
-    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
+    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
 
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
         # a target is asked for at the event before it

@@ -50,6 +50,7 @@ def compare(
     CheckpointError when the model does not know the data's labels, DataError when the split is
     empty, ConfigError for thresholds that the model does not have.
     """
+    # mistakes before the work; TAU times the training frequencies, thresholds, or nothing
     rule = check_settings(DecisionOptions, decision, "evaluate")
     log_prior = log_frequency(predictor.tokenizer.behaviors.counts)
     shift = shift_of(rule, log_prior, predictor.thresholds)
@@ -75,6 +76,7 @@ def compare(
     if share.world > 1:
         [calibration.sums] = sum_over_ranks([calibration.sums], predictor.model.device)
 
+    # counting is fast, and the same on every rank: rank 0 does it alone
     scored = {"behavegpt": metrics}
     if baselines and share.rank == 0:
         scored |= score_baselines(store, split, predictor.given)
@@ -133,7 +135,7 @@ def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict
 def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
     """What a reader of the figures must know of their targets: labels left out, and what needs no
     model."""
-    support = metrics.support.numpy()
+    support = metrics.support.numpy()  # (K,) targets of each class
     rows, most = int(support.sum()), int(support.argmax())
     label, share = labels_of(store)[most], support[most] / support.sum()
 
@@ -179,7 +181,7 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
         shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names)
         return [title, *shown]
 
-    rows = []
+    rows: list[list[str]] = []
     for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
         rows.append(line(model, figures))
         if unseen:

@@ -105,6 +105,7 @@ def examples(
 
     shown = []
     for row in chosen:
+        # one history at a time: five examples are worth no batch
         user = int(np.searchsorted(store.offsets, row, side="right") - 1)
         probabilities = _probabilities_at(predictor, store, int(row), memory, shift)
         best = probabilities.topk(min(3, len(probabilities)))

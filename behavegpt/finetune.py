@@ -192,6 +192,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
 
 def show_transfer(mode: str, counts: list[Counts], remarks: list[str]) -> None:
     """Print what was reused, what is new and what trains, by part."""
+    # by the launcher's word, as the process group need not be there yet
     if int(os.environ.get("RANK", 0)):
         return
 

@@ -122,6 +122,7 @@ def attempted(figures: Callable[[], Row], name: str) -> Row:
     `reason`."""
     try:
         state = {"status": "done", **figures()}
+    # a run that fails is a row, so that the grid goes on and is not stuck at it the next time
     except FAILURES as error:
         if is_interruption(error):
             raise KeyboardInterrupt from error  # no failure of this run: nothing goes on
@@ -165,7 +166,7 @@ def claim(file: Path, wait: bool = False) -> Iterator[bool]:
     """Whether this process holds a lock file for the time being; with `wait` it always does, in the
     end."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
+    lock = FileLock(file)  # flock: the kernel frees it however the process ends
     try:
         held = lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
@@ -183,6 +184,7 @@ def claim(file: Path, wait: bool = False) -> Iterator[bool]:
 
 def made_once(folder: Path, make: Callable[[], object], result: str = "") -> Path:
     """FOLDER/result, made by the process that needs it first; others wait for it meanwhile."""
+    # asked again under the lock: another process may have made it in the meantime
     with claim(folder.with_name(f".{folder.name}.making"), wait=True):
         if not (folder / result).exists():
             make()

@@ -44,7 +44,6 @@ class HistoryBatch(NamedTuple):
 
 class ReadsMemory(Protocol):
     """Says what a model's counts know at events, as `MemorySource` does."""
-
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
 
 
@@ -105,6 +104,7 @@ def memory_of_histories(
     model without memory."""
     if model.counts is None:
         return None
+
     offsets = np.append(histories.begin, histories.end[-1:])
     return history_source(histories.columns, offsets, model.counts, asked)
 

@@ -44,6 +44,8 @@ def history_logits(
         # more than once only where one row is too much already
         for first in range(0, len(at), step):
             interrupt()
+
+            # the whole rows again, with the logits of some of their histories
             piece = slice(first, first + step)
             select = torch.zeros_like(last)
             select[tuple(at[piece].T)] = True

@@ -34,13 +34,14 @@ def lock(
     try:
         with deferring():  # a stop in between would leave files of a lock that nobody holds
             try:
-                held.acquire(timeout=0)
+                held.acquire(timeout=0)  # who finds it taken is told by whom, and does not wait
                 about = {"pid": os.getpid(), "host": socket.gethostname()}
                 temporary.write_text(json.dumps(about), encoding="utf-8")
                 os.replace(temporary, owner)
             except Timeout:
                 raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
             except OSError as error:
+                # a read-only folder, or no room for the owner's file: leave nothing behind
                 if not held.is_locked:
                     with suppress(OSError):
                         file.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
             f"{path}: cannot tell the format from {path.suffix!r}; end the name in "
             f"{', '.join(endings)}."
         )
+
     check_unicode(path)
     if path.is_symlink() and not path.exists():
         raise ConfigError(

@@ -19,11 +19,12 @@ def local_path(path: str | Path) -> Path:
     """The path with `~` expanded. Raises ConfigError for an empty text, as an unset variable of the
     shell gives."""
     text = os.fspath(path)
-    if not text.strip():
+    if not text.strip():  # Path("") would be the current folder
         raise ConfigError(
             "an empty path was given (is a variable not set?); name a file or folder, or . for "
             "this one."
         )
+
     check_unicode(text)
     return Path(os.path.expanduser(text))
 
@@ -36,7 +37,7 @@ def cache_folder() -> Path:
 def check_unicode(path: str | Path) -> None:
     """Raise ConfigError for a name that is no UTF-8, which Arrow and DuckDB cannot open."""
     try:
-        os.fspath(path).encode()
+        os.fspath(path).encode()  # other bytes are surrogates in Python's text
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="replace")
         raise ConfigError(
@@ -68,6 +69,7 @@ def short_name(name: str) -> str:
 
 
 def _path_text(text: str) -> str:
+    """As `local_path`, in the form that pydantic expects of a validator."""
     if not text.strip():
         raise ValueError("an empty path; name a file or folder")
     return os.path.expanduser(text)

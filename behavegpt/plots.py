@@ -138,7 +138,7 @@ def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Centered moving mean over a twentieth of the run; the ends average what there is."""
-    half = len(values) // 40
+    half = len(values) // 40  # a run of fewer than 40 records is not smoothed
     # a mean by two sums, however wide it is
     total = np.concatenate([[0.0], np.cumsum(values)])
 

@@ -65,6 +65,7 @@ class Predictor(KeepsStates):
         """`links`: which ids go together in training, for `generate`; `thresholds`: for
         `predict(..., thresholds=True)`; `known`: the states of users that can be asked for by
         name."""
+        # eval: dropout would give another answer each time
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
         self.thresholds, self._known = thresholds, known or {}
 
@@ -93,6 +94,7 @@ class Predictor(KeepsStates):
         >>> reader = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")   # doctest: +SKIP
         >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
+        # the same weights and labels: only how a log is read changes
         tokenizer = self.tokenizer.reading(changes)
         return Predictor(self.model, tokenizer, self.links, self.thresholds, self._known)
 
@@ -125,6 +127,7 @@ class Predictor(KeepsStates):
 
         Raises CheckpointError where the states are damaged or another model's.
         """
+        # a path is a folder of states or a log file, told apart by what lies in it
         folder = local_path(source) if isinstance(source, (str, Path)) else None
         known: Mapping[str, UserState]
 
@@ -274,6 +277,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
     else:
         model, tokenizer = open_model(folder)
 
+    # bf16 and the fastest attention where the device has them
     place = choose_device(device)
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"

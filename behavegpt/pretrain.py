@@ -70,6 +70,7 @@ class PretrainSettings(RunSettings):
 
 
 def _is_baseline(model: dict[str, Any]) -> bool:
+    """Whether `model` in a configuration asks for another architecture than BehaveGPT."""
     return model.get("architecture", "behavegpt") != "behavegpt"
 
 
@@ -94,6 +95,7 @@ def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig
         settings.model, store.field_sizes(), store.behaviors.classes, is_event
     )
 
+    # `architecture` and `inputs` are ours, everything else is a setting of BehaveGPTConfig
     shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
@@ -113,6 +115,7 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data,
     or a bad loss.
     """
+    # the run's lock and seed come first: building the model draws its weights
     with open_run(settings, "pretrain", resume=resume) as run:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
@@ -163,7 +166,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
 def _origin(settings: PretrainSettings, model: BehaveGPTForBehaviorPrediction) -> dict[str, Any]:
     """What else must be the same for a run to go on."""
     config = model.config
-    origin: dict[str, Any] = {}
+    origin: dict[str, Any] = {}  # only what is set: earlier checkpoints have no such entries
     if isinstance(config, BaselineConfig):
         origin["baseline"] = {"architecture": config.architecture, "options": config.options}
     if settings.init == "universal":

@@ -75,6 +75,7 @@ def collecting() -> Iterator[list[int]]:
     second SIGINT interrupts. Yields the signals received, in their order."""
     received: list[int] = []
 
+    # only noted: the step that runs ends, and its checkpoint is whole
     def note(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -92,6 +93,7 @@ def _handled(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
         yield
         return
 
+    # the handlers of whoever embeds us come back afterwards
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

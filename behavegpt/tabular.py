@@ -52,6 +52,7 @@ class Tabular:
         return f"{type(self).__name__}({table.num_rows:,} rows: {', '.join(table.column_names)})"
 
     def _repr_html_(self) -> str:
+        # a notebook shows a glimpse; escaped by html_table, as labels are other people's text
         table = self.to_table()
         rows = table.slice(0, SHOWN_ROWS).to_pylist()
         more = f", the first {SHOWN_ROWS}" if table.num_rows > SHOWN_ROWS else ""

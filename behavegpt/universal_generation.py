@@ -215,9 +215,11 @@ def _usual_events(encoded: EncodedHistories, classes: int) -> np.ndarray:
     """The most frequent event id (K,) of each behavior in these histories, the most frequent of all
     without one."""
     behavior, event = encoded.columns["behavior"], encoded.columns["event"]
+
+    # written in ascending order of their counts, so that the most frequent one stays
     pairs, count = np.unique(np.stack([behavior, event]), axis=1, return_counts=True)
     usual = np.full(classes, np.bincount(event).argmax(), np.int64)
     order = np.argsort(count, kind="stable")
     known = order[pairs[0, order] >= FIRST]
-    usual[pairs[0, known] - FIRST] = pairs[1, known]  # the most frequent is written last
+    usual[pairs[0, known] - FIRST] = pairs[1, known]
     return usual

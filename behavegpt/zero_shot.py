@@ -150,6 +150,7 @@ class UniversalPredictor(KeepsStates):
         tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
         asked about a time and a place. Raises ConfigError and DataError.
         """
+        # another predictor: this one, shared by many logs, counts nothing
         schema = schema or guess_schema(logs, settings)[0]
         return UniversalPredictor(self.model, count_log(logs, schema, check_names(given)))
 
@@ -180,6 +181,7 @@ class UniversalPredictor(KeepsStates):
         user; the log is counted again for it where it was counted with nothing given. Raises
         ConfigError, also for `thresholds`, and DataError.
         """
+        # all options before the events are counted, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
@@ -204,6 +206,7 @@ class UniversalPredictor(KeepsStates):
 
         remedy = f"count the log again: fit_tables(log, given={list(given)})"
         check_asked(self.given, at, location, "this counted log", remedy)
+
         asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
@@ -273,6 +276,7 @@ class UniversalPredictor(KeepsStates):
         chosen = {name: value for name, value in options.items() if value is not None}
         settings = check_settings(GenerationSettings, {"steps": steps, **chosen}, "generate")
 
+        # times and places come from histories, of which states keep counts alone
         encoded = self.log.histories if events is None else self.encode(events)
         if encoded is None:
             raise ConfigError(
@@ -294,6 +298,7 @@ class UniversalPredictor(KeepsStates):
         path = local_path(folder)
         refuse_used(path)
 
+        # in one rename: weights, labels, tables and states of one moment
         with scratch(path) as temporary:
             write_universal(self.model, temporary)
             write_counted(self.log, temporary, self.users.values() if states is None else states)

@@ -17,6 +17,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, DataError, violation
 from behavegpt.model import BehaveGPTConfig
 
+# of the config what follows from the data
 _NOT_SHAPE = ("field_sizes", "field_order", "num_behaviors", "behavior_is_event", "tokenizer_hash")
 
 
@@ -66,6 +67,7 @@ def target_config(
     base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: float | None
 ) -> BehaveGPTConfig:
     """The base's shape for another tokenizer. Raises ConfigError on a contradiction."""
+    # the base has an embedding of behaviors, for which such data have no labels of their own
     if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
         raise ConfigError(
             "the base reads behaviors beside the events (inputs: with_behavior), in the data they "

@@ -30,6 +30,7 @@ def grown_vocabulary(
     if options.new is not None:
         _refuse_names(old.behaviors, store, options.new)
 
+    # `new` limits the classes alone: new places and events of known behaviors are always added
     behaviors = "event" if store.schema.behavior_is_event else "behavior"
     grown = {}
     for field, known in old.vocabulary.items():
@@ -111,6 +112,7 @@ def train_new_rows(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorP
 
 def merge_new_rows(model: BehaveGPTForBehaviorPrediction) -> BehaveGPTForBehaviorPrediction:
     """The same model with plain tensors again."""
+    # a list first: removing a parametrization changes the modules that are walked
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

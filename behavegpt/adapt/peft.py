@@ -87,6 +87,7 @@ def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPredicti
 def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
     """Write PEFT's files, the hash of the base's weights and a manifest as `folder`, complete or
     not at all."""
+    # PEFT reads the base from its own file, open_adapter from ours, which also knows the weights
     adapter.peft_config["default"].base_model_name_or_path = str(base)
 
     with scratch(folder) as temporary:
@@ -167,5 +168,6 @@ def weights_hash(model: Path) -> str:
 
 def _recorded_base(folder: Path, recorded: str) -> Path:
     """Where the base is now: beside the adapter, if the run made one, else where it was."""
+    # a run can be moved as a whole, so what lies beside it comes first
     beside = folder.parent / "base"
     return beside if beside.is_dir() else Path(recorded)

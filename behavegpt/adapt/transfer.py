@@ -84,7 +84,7 @@ def cells(mode: Mode, options: AdaptSettings, grow: bool) -> dict[str, str]:
     The prior follows the vocabulary: a grown one keeps the base's class frequencies; the data's own
     has its own, and the biases of known classes move with them.
     """
-    row = dict(MODES[mode])
+    row = dict(MODES[mode])  # a copy: the table is everybody's
 
     if options.rows == "new":
         if mode != "new_behavior":

@@ -60,6 +60,7 @@ class IncrementalModel:
 
     def following(self, state: RowState, heads: Collection[str]) -> Next:
         """What follows each row's last event; `heads`: the auxiliary heads to evaluate."""
+        # the first step, and one in which all windows restart, read whole windows into a new cache
         if not self.use_cache:
             following = self._read_without_cache(state, heads)
         elif self.cache is None or state.restarted.all():
@@ -67,6 +68,7 @@ class IncrementalModel:
         else:
             following = self._read_last(state, self.cache, heads)
 
+        # odds multiply, so their logarithms add: by the slot, then by the user
         if "gap" in following.heads:
             gap = self._gap_logits(following.heads["gap"], state.last("slot"))
             following.heads["gap"] = gap if self.rates is None else gap + self.rates
@@ -116,6 +118,7 @@ class IncrementalModel:
         following = Next(logits, out.next_logits or {}, out.last_hidden_state[:, 0])
 
         if state.restarted.any():
+            # their windows moved, so positions and keys of all their events changed
             again, fresh = self._read(state, state.restarted, heads)
             cache.put(restarted.nonzero()[:, 0], fresh)
             for stale, right in zip(following.parts(), again.parts(), strict=True):

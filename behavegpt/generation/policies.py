@@ -112,6 +112,7 @@ def choose_policies(
 
 def _source(field: str, policy: Policy, head: str, heads: list[str]) -> Source:
     """What a setting means for a model with these heads."""
+    # auto is a head where there is one: it knows the whole window, the fallback single events
     if policy == "auto":
         return Source.HEAD if head in heads else Source.OBSERVED
     if policy == "head" and head not in heads:

@@ -128,21 +128,24 @@ class Rollout:
         state, heads = self.state, self._heads()
         for step in range(self.settings.steps):
             with autocast(self.reader.model.device):
+                # logits of whatever may come next, from the events so far
                 following = self.reader.following(state, heads)
 
             # the moment first: behavior, event and place may be given it
-            draws = Draws(*state.uniforms(step, len(Draws._fields)).T)
+            draws = Draws(*state.uniforms(step, len(Draws._fields)).T)  # each (N,)
             new = self._time(following, draws)
             following, placed = self._given(following, draws, new)
             new |= self._what(following, draws, placed)
 
             state.time = state.time + new["gap"]
-            going_on = state.time <= state.horizon
+            going_on = state.time <= state.horizon  # (N,) bool
             yield self._drawn(step, new, self._logits(following), going_on)
 
             state.append(new)
             if not going_on.any():
                 return
+
+            # rows that are past their horizon leave, so that the steps get cheaper
             if not going_on.all():
                 rows = np.flatnonzero(going_on)
                 state.take(rows)
@@ -157,6 +160,7 @@ class Rollout:
         part |= {"time": state.time[rows], "user": state.user[rows], "sample": state.sample[rows]}
         part["step"] = np.full(int(rows.sum()), step)
         if self.settings.probabilities:
+            # before temperature and top-p: what the model says, not how it is drawn from
             top = logits.float().softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
             part["top"] = top.indices.cpu().numpy()[rows]
             part["probability"] = top.values.cpu().numpy()[rows]
@@ -170,11 +174,12 @@ class Rollout:
             wanted.add("event")
         if policies.location is not None and policies.location.is_head and not self.few_places:
             wanted.add("location")
-        return wanted
+        return wanted  # (N,)
 
     def _time(self, following: Next, draws: Draws) -> dict[str, np.ndarray]:
         """Gap in seconds, weekday and slot (N,) of the next event."""
         state = self.state
+
         if self.policies.time.is_head:
             bucket = choose(following.heads["gap"], self._on_device(draws.gap)).cpu().numpy()
             hours = self._hours(following.heads)
@@ -183,6 +188,8 @@ class Rollout:
         else:
             assert state.own is not None
             gap = state.own.time_gap(draws.gap if self.policies.time is Source.OBSERVED else None)
+
+        # in the schema's zone: an hour of daylight saving moves the slot, not the instant
         weekday, slot = calendar(state.time + gap, state.schema)
         return {"gap": gap, "weekday": weekday, "slot": slot}
 
@@ -191,7 +198,9 @@ class Rollout:
         shows."""
         if "slot" not in heads:
             return self.state.own_hours()
+        # (N, buckets) and (N, slots)
         gaps, slots = heads["gap"].float().softmax(-1), heads["slot"].float().softmax(-1)
+        # the two heads were trained apart; fitted to each other they contradict each other no more
         now = self.state.last("slot").to(gaps.device)
         return agree(gaps, slots, now).cpu().numpy().astype(np.float64)
 
@@ -215,8 +224,10 @@ class Rollout:
         """Ids (N,) of places at slots (N,) of the day, before anything is known of the event."""
         source = self.policies.location
         if source is not None and source.is_head:
+            # without a link: nothing is known of the event yet
             scores = _among(following.heads["location"], UNKNOWN, None, following.hidden)
             return np.asarray(self._choose(scores, draws.location).cpu().numpy())
+
         assert self.state.own is not None
         numbers = draws.location if source is Source.OBSERVED else None
         return self.state.own.like("location", "slot", slot, numbers)[0]
@@ -232,9 +243,11 @@ class Rollout:
         """Ids (N,) of the next behavior, event, place and further fields, each given the one
         before; `placed`: the place where it was drawn first."""
         state = self.state
+        # classes to vocabulary ids, (N,)
         behavior = self._choose(self._logits(following), draws.behavior) + FIRST
         event = self._event(following, draws, behavior)
         new = {"behavior": behavior.cpu().numpy(), "event": event.cpu().numpy(), **placed}
+        # a place that the behavior was given stands already
         if self.policies.location is not None and not placed:
             new["location"] = self._location(following, draws, event)
         # weekday and slot were drawn with the time
@@ -246,6 +259,7 @@ class Rollout:
         source = self.policies.event
         if source is None:
             return behavior
+
         link = self.links.get(("behavior", "event"))
         if source.is_head:
             scores = _among(following.heads["event"], FIRST, link, behavior)
@@ -263,9 +277,10 @@ class Rollout:
         if self.few_places:
             assert link is not None
             head: Any = self.reader.model.next_heads["location"]
-            scores, ids = link.scores(head, following.hidden, event)
+            scores, ids = link.scores(head, following.hidden, event)  # each (N, M)
             chosen = self._choose(scores, draws.location)
             return np.asarray(ids.gather(1, chosen[:, None])[:, 0].cpu().numpy())
+
         if source is not None and source.is_head:
             scores = _among(following.heads["location"], UNKNOWN, link, event)
             return np.asarray(self._choose(scores, draws.location).cpu().numpy())

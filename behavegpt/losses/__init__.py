@@ -130,6 +130,7 @@ def build_loss(settings: LossSettings, counts: torch.Tensor) -> Loss:
     ConfigError names an option that the chosen loss does not have; DataError if no class has a
     training event.
     """
+    # every weight and prior divides by the counts
     if not bool((counts > 0).any()):
         raise DataError(
             "the training split holds no known behavior; check the split and the behavior column."

@@ -87,6 +87,7 @@ class PredictionMetrics:
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> Self:
         """Count scores (N, K) of any device and float type against target (N,) int64 in [0, K)."""
         best, rank = predicted_and_rank(scores, target)
+        # counted on the CPU, in integers: any order of batches and ranks gives the same figures
         best, rank, target = best.cpu(), rank.cpu(), target.cpu()
 
         self.true_positive += torch.bincount(target[rank == 0], minlength=self.classes)
@@ -132,7 +133,7 @@ class PredictionMetrics:
             return self
 
         more = PredictionMetrics(self.classes + 1, self.ks)
-        for name in ("true_positive", "predicted", "support"):
+        for name in ("true_positive", "predicted", "support"):  # nothing is predicted as it
             getattr(more, name)[:-1] = getattr(self, name)
         more.ranks.copy_(self.ranks)
 
@@ -194,7 +195,7 @@ class PredictionMetrics:
         (1.0, 0.25, 0.5, None)
         """
         figures: dict[str, Any] = {**self._averages()}
-        for k in self.ks:
+        for k in self.ks:  # at 1 both are weighted recall
             if k > 1:
                 figures[f"hr@{k}"], figures[f"ndcg@{k}"] = self.hit_rate(k), self.ndcg(k)
         if train_counts is None:
@@ -259,6 +260,7 @@ class PredictionMetrics:
         present, rows = support > 0, max(self.rows, 1)
 
         figures: dict[str, float] = {}
+        # weighted by support; over classes with support; over all classes; as printed, by TP_b
         for short, name, printed in (
             ("rec", "recall", "rec_w_eq7"),
             ("prec", "precision", "prec_w_eq6"),
@@ -283,6 +285,7 @@ class PredictionMetrics:
 
         result: list[float | None] = []
         for group in range(groups):
+            # cut evenly: sizes differ by one at most
             low, high = group * self.classes // groups, (group + 1) * self.classes // groups
             members = order[low : max(high, low + 1)]
             scored = members[self.support.numpy()[members] > 0]  # the others have no recall

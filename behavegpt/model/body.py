@@ -43,7 +43,7 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BehaveGPTBlock"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_attention_backend = True  # set_attn_implementation takes the names of BACKENDS
     # the history head and the variable-length plan depend on the data
     _can_compile_fullgraph = False
     # what a model with prediction layer saved and the body alone has no use for
@@ -203,7 +203,7 @@ class BehaveGPTModel(EventModel):
 
     def _plan(self, events: Events, x: torch.Tensor) -> AttentionPlan:
         """Which positions may look at which, for the back end that runs on the device of x."""
-        backend = self.config._attn_implementation or "sdpa"
+        backend = self.config._attn_implementation or "sdpa"  # None until transformers chose one
         if backend not in BACKENDS:
             raise ValueError(
                 f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}"

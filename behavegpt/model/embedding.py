@@ -21,6 +21,7 @@ def field_tables(config: BehaveGPTConfig) -> nn.ModuleDict:
 def module_name(field: str) -> str:
     """What a field's table is called: its own name, but where torch refuses that (`geo.city`,
     `type`)."""
+    # torch takes a dot for the path of a submodule, and names of its own methods for these
     if "." in field or field.startswith("%") or hasattr(nn.ModuleDict(), field):
         return "%" + field.replace("%", "%25").replace(".", "%2E")
     return field

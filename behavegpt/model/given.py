@@ -34,7 +34,7 @@ class GivenProjection(nn.Module):
 
     def forward(self, given: Mapping[str, torch.Tensor], tables: nn.ModuleDict) -> torch.Tensor:
         """Ids (N,) of the given fields by name -> what is added to hidden states (N, C)."""
-        embedded = [tables[field](given[field]) for field in self.fields]
+        embedded = [tables[field](given[field]) for field in self.fields]  # each (N, d)
 
         added: torch.Tensor = self.projection(torch.cat(embedded, dim=-1))
         return added
@@ -57,6 +57,7 @@ def make_projection(config: BehaveGPTConfig) -> GivenProjection | None:
 
 def check_given(projection: GivenProjection | None, predicted: Predicted) -> None:
     """Raise ValueError where a network is not told what it was trained to be given."""
+    # without it the logits would be those of a hidden state that training never saw
     if projection is not None and predicted.told is None:
         raise ValueError(
             f"the model is given the {' and '.join(projection.fields)} of the event that it "

@@ -14,11 +14,13 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     """
     parts = {"embeddings": 0, "blocks": 0, "head": 0, "next_heads": 0}
     for name, parameter in model.named_parameters():
+        # in the model with head the body's names begin with `model.`, alone they do not
         if "embedding." in name:
             part = "embeddings"
         elif name.startswith("next_heads."):
             part = "next_heads"
         else:
+            # whatever else there is, also of baselines, lies between embeddings and head
             part = "head" if name.startswith(("head.", "given.")) else "blocks"
         parts[part] += parameter.numel()
 

@@ -13,7 +13,6 @@ file for each rank. Either kind is read whole, so a run goes on with any number 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -37,6 +36,7 @@ from behavegpt.training.storage import DAMAGE, REMEDY, Tensors, read_tensors, wr
 
 TENSORS, TRAINER = ("model", "optimizer", "loss"), "trainer.json"
 FILES = (*(f"{part}.safetensors" for part in TENSORS), TRAINER)
+# eight digits sort as text up to 99,999,999 steps; more are fine, as they are compared as numbers
 NAME = re.compile(r"step_([0-9]{8,})")
 SHARDS, SHARD = "shards", re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
@@ -132,6 +132,7 @@ def save_sharded(
 
 
 def _unwritten(temporary: Path, final: Path, error: BaseException) -> CheckpointError:
+    """The error of a checkpoint that could not be written, once its half is cleared away."""
     shutil.rmtree(temporary, ignore_errors=True)
     folder = final.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
@@ -199,6 +200,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Tensors:
     """The optimizer's state by name: `exp_avg/PARAMETER`, `exp_avg_sq/PARAMETER`,
     `step/PARAMETER`."""
+    # by name: torch's own numbers change with the order and the grouping of the parameters
     return {
         f"{key}/{name}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
@@ -245,34 +247,6 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 
 
-def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings)
-    are the same."""
-    lines = [
-        f"{name}: checkpoint {was}, now {becomes}"
-        for name, (was, becomes) in changes(saved, current).items()
-    ]
-    if lines:
-        remedy = (
-            "Resume with the data and settings of the checkpoint, or start a new run with another "
-            "out=."
-        )
-        raise CheckpointError(
-            "\n  ".join(["the checkpoint belongs to another run:", *lines]) + f"\n{remedy}"
-        )
-
-
-def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Dotted name -> value before and now, shortened, wherever two nested mappings differ."""
-    # through JSON, as the saved one came: tuples become lists
-    before, now = _flat(saved), _flat(json.loads(json.dumps(current)))
-    return {
-        name: (_short(before, name), _short(now, name))
-        for name in dict.fromkeys([*before, *now])
-        if name not in before or name not in now or before[name] != now[name]
-    }
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     if not folder.is_dir():
@@ -282,20 +256,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _short(values: Mapping[str, Any], name: str) -> str:
-    """A value as text; long ones, such as hashes, by their beginning."""
-    text = str(values.get(name, "absent"))
-    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -21,7 +21,7 @@ from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 
-LOGITS = 50_000_000  # held at once
+LOGITS = 50_000_000  # held at once: 200 MB of float32
 CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
 
 

@@ -26,6 +26,7 @@ class Journal:
     def append(self, record: dict[str, Any]) -> None:
         """Add one record, in one write; its floats are read back exactly. Raises BehaveGPTError on
         a full disk."""
+        # json writes the shortest text that gives the same float
         # opened anew for each record: nothing waits in a buffer when the process is killed
         try:
             with open(self.path, "ab") as file:

@@ -119,6 +119,7 @@ def open_model(folder: Path) -> Trained:
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:
     """Raise CheckpointError unless a folder has these files, and all that its manifest names as
     they were written."""
+    # what is missing is said before what is damaged: a folder of something else has no manifest
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: not {what} ({name} is missing).")

@@ -26,10 +26,10 @@ from behavegpt.errors import CheckpointError
 from behavegpt.io import write_json, write_text
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.outputs import check_output
-from behavegpt.training.checkpoint import Checkpoint, load_latest, refuse_mismatch
+from behavegpt.training.checkpoint import Checkpoint, load_latest
 from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.model_folder import save_model
-from behavegpt.training.record import record_of, tell_changes
+from behavegpt.training.record import record_of, refuse_mismatch, tell_changes
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.setup import leave, make_accelerator
 

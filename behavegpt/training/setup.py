@@ -116,6 +116,7 @@ def choose_kernels(
 ) -> None:
     """Attention back end, activation checkpointing and compilation of a model. ConfigError where it
     has no blocks."""
+    # before the model is wrapped or sharded: both would hide the blocks
     best = choose_backend(device, precision == "bf16", model.config.max_length)
     model.set_attn_implementation(best if attention == "auto" else attention)
 

@@ -56,7 +56,7 @@ def spread(model: Model, accelerator: Accelerator) -> tuple[torch.nn.Module, Mod
     whole = copy.deepcopy(model) if accelerator.is_main_process else model
     torch.nn.Module.to(model, accelerator.device)
 
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))  # one axis
     names = set(getattr(model, "_no_split_modules", None) or ())
     blocks = [module for module in model.modules() if type(module).__name__ in names]
     # blocks first: the root takes what is left, embeddings and prediction layer
@@ -153,6 +153,7 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Each rank writes its parts into a folder that all see; returns when all have."""
     import torch.distributed.checkpoint as dcp
 
+    # its default writer leaves a pickle beside the tensors (docs/log.md)
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     dcp.save(dict(tensors), storage_writer=writer)
     dist.barrier()

@@ -23,6 +23,7 @@ Tensors = dict[str, torch.Tensor]
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors by name; names of the same memory (tied weights) are stored once, the others as
     `shared`."""
+    # safetensors refuses tensors that share memory; sorted, so that equal tensors give equal bytes
     stored: Tensors = {}
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

@@ -49,6 +49,7 @@ class UniversalModel:
     @torch.no_grad()
     def logits(self, memory: Memory, tables: Tables) -> torch.Tensor:
         """Logits (N, K) of what follows N positions."""
+        # the tables bring the log's own class frequencies; the weights know no class
         logits: torch.Tensor = self.mixer(memory, torch.log(torch.from_numpy(tables.prior)))
         return logits
 
