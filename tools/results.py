@@ -4,7 +4,7 @@
     python tools/results.py --write   # make them anew
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is one of `TABLES`.
-`tests/test_results.py` holds the pages to the rows, so that a figure and its row cannot drift apart.
+`tests/test_results.py` holds the pages to the rows: a figure and its row cannot drift apart.
 """
 
 from __future__ import annotations

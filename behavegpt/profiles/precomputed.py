@@ -35,6 +35,7 @@ def fit(context: Context, settings: EntrySettings, folder: Path) -> None:
 def embed(context: Context, settings: EntrySettings, folder: Path) -> UserEmbeddings:
     """(U, D) float32 of the asked clients that the folder has."""
     entry = UserEmbeddings.load(settings.path)
+
     there = np.isin(entry.client_ids, context.clients)
     if entry.missing is not None:
         there &= ~entry.missing
