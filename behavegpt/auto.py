@@ -25,6 +25,7 @@ def register_lazily() -> None:
         if name in sys.modules:
             register()
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        # first of the finders, or Python's own would find the modules before it
         sys.meta_path.insert(0, _Finder())
 
 
@@ -35,10 +36,9 @@ def _register_config() -> None:
 
 def _register_models() -> None:
     block = sys.modules.get(BLOCK)
-    # half imported, it is what imports the Auto classes now
+    # half imported, it is itself what imports the Auto classes now: wait until it is whole
     if block is None or hasattr(block, "BehaveGPTBlock"):
-        # it registers itself; it may import the Auto classes
-        importlib.import_module("behavegpt.model.behavegpt")
+        importlib.import_module("behavegpt.model.behavegpt")  # registers itself
 
 
 def _register_tokenizer() -> None:
@@ -50,6 +50,7 @@ def _register_tokenizer() -> None:
     AutoFeatureExtractor.register(BehaveGPTConfig, EventTokenizer, exist_ok=True)
 
 
+# module -> what to do after its import
 _REGISTER: dict[str, Callable[[], None]] = {
     f"{PREFIX}configuration_auto": _register_config,
     f"{PREFIX}modeling_auto": _register_models,
@@ -66,6 +67,8 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in _REGISTER:
             return None
+
+        # Python's own search; asking all finders would ask this one again
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)
@@ -81,7 +84,7 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _REGISTER[module.__name__]()
+        _REGISTER[module.__name__]()  # on the whole module, not before
 
     def __getattr__(self, name: str) -> Any:  # such as get_source, for tracebacks
         return getattr(self._loader, name)

@@ -43,18 +43,24 @@ def evaluate_universal(
             f"{store.path}: the {split} split holds no event to predict; prepare with another "
             "--split."
         )
+
     check_schema(given, store.schema)
     reader = store_reader(store, given=given)
-    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
+
+    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
+
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
+        # a target is asked for at the event before it
         for position, logits in model.score(reader, rows - 1):
             target = reader.target(position)
             metrics.update(logits, target)
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
-    scored = {UNIVERSAL: metrics} | (
-        dict(score_baselines(store, split, given)) if baselines else {}
-    )
+
+    scored = {UNIVERSAL: metrics}
+    if baselines:
+        scored |= score_baselines(store, split, given)
+
     protocol = {
         "task": describe(given),
         "given": " and ".join(given) or "nothing",
@@ -64,6 +70,7 @@ def evaluate_universal(
         "classes": store.behaviors.classes,
         "content_hash": store.manifest.content_hash,
     }
+
     result = summary(scored, store, split, protocol)
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
     write_json(out, result)

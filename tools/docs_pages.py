@@ -119,6 +119,7 @@ def settings() -> str:
             f"## {title}\n\n{_first(cls)}\n\n| setting | type | default | |\n|---|---|---|---|"
         )
         parts += [*_rows(cls, ""), ""]
+
     return "\n".join(parts)
 
 
@@ -136,6 +137,7 @@ def _type(annotation: Any) -> str:
     """A type as users write its values: choices in full."""
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+
     text = (
         annotation.__name__
         if isinstance(annotation, type) and not typing.get_args(annotation)

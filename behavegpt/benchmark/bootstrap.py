@@ -42,13 +42,16 @@ def compare_ranks(
     users = int(member.max()) + 1
     whole = _figures(np.ones(len(target)), target, a) - _figures(np.ones(len(target)), target, b)
     found = np.zeros((draws, len(FIGURES)))
+
     for draw in range(draws):
         weight = rng.multinomial(users, np.full(users, 1 / users))[member].astype(float)
         first, second = a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))]
         found[draw] = _figures(weight, target, first) - _figures(weight, target, second)
+
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     ahead = (found > 0).mean(0) + 0.5 * (found == 0).mean(0)
     values = np.stack([whole, low, high, ahead], axis=1)
+
     return {name: Difference(*row.tolist()) for name, row in zip(FIGURES, values, strict=True)}
 
 

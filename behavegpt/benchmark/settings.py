@@ -81,6 +81,7 @@ class BenchmarkSettings(Settings):
                 raise ValueError(
                     f"models.{name}.base = {entry.base!r} has a base itself; give one without"
                 )
+
         if self.versus is not None and self.versus not in self.models:
             raise ValueError(f"versus = {self.versus!r} is no entry of models")
         return self
@@ -119,8 +120,10 @@ class Run:
             "data.path": data.path,
             "out": out,
         }
+
         if self.base is not None:
             chosen["model.options.base"] = base
+
         return read_settings(
             PretrainSettings, entry.config, [f"{k}={json.dumps(v)}" for k, v in chosen.items()]
         )

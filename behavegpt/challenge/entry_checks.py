@@ -10,16 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from behavegpt.arrays import blocks, open_array
 from behavegpt.errors import DataError
-from behavegpt.user_embeddings import (
-    CLIENT_IDS,
-    EMBEDDINGS,
-    ENTRY,
-    MISSING,
-    blocks,
-    check_entry,
-    open_array,
-)
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, ENTRY, MISSING, check_entry
 
 MAX_DIMENSIONS = 2048
 MANY_ZEROS = 0.01  # share of all-zero vectors above which it is worth a warning

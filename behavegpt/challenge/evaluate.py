@@ -29,7 +29,8 @@ from behavegpt.console import say
 from behavegpt.datasets.challenge_files import ChallengeDirectory, open_directory
 from behavegpt.devices import check_devices
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.io import lock, write_json
+from behavegpt.io import write_json
+from behavegpt.locks import lock
 from behavegpt.paths import local_path
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 

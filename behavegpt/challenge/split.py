@@ -19,6 +19,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import write_array
 from behavegpt.challenge.tables import (
     UNUSABLE,
     Progress,
@@ -46,7 +47,6 @@ from behavegpt.datasets.challenge_files import (
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import workspace
 from behavegpt.paths import local_path
-from behavegpt.user_embeddings import write_array
 
 DAY = np.timedelta64(86_400 * 10**9, "ns")
 # 28 days with the last one, in two windows

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.config import closest
 from behavegpt.datasets.challenge_files import (
     TARGET_COLUMNS,
@@ -24,9 +25,8 @@ from behavegpt.datasets.challenge_files import (
     read_whole_numbers,
 )
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.io import lock
+from behavegpt.locks import lock
 from behavegpt.ragged import owners, ranges
-from behavegpt.user_embeddings import open_array, write_array
 
 
 class Task(NamedTuple):

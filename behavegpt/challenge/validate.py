@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from behavegpt.arrays import open_array
 from behavegpt.challenge.entry_checks import (
     Findings,
     check_clients,
@@ -24,7 +25,7 @@ from behavegpt.challenge.entry_checks import (
 from behavegpt.datasets.challenge_files import ChallengeDirectory
 from behavegpt.errors import DataError
 from behavegpt.paths import local_path
-from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, open_array
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS
 
 
 def validate(

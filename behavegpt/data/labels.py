@@ -10,7 +10,6 @@ from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,12 +21,13 @@ from behavegpt.errors import DataError
 
 TEXT = "text"
 EXACT = {"DOUBLE": 2**53, "FLOAT": 2**24}  # from here on, some integers share a float
-_INTEGER = "-?(0|[1-9][0-9]*)"
-_NUMBER = _INTEGER + "([.][0-9]+)?([eE][+-]?[0-9]+)?"
-_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-_MIDNIGHT = _DATE + "([ T]00:00:00([.]0+)?)?"
-_MOMENT = _DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
-_SCALES = range(2, 19)  # decimals; a single one is a number
+INTEGER = "-?(0|[1-9][0-9]*)"
+NUMBER = INTEGER + "([.][0-9]+)?([eE][+-]?[0-9]+)?"
+FLOAT_TEXT = "-?[0-9]+[.]0|-?[0-9]([.][0-9]+)?[eE][+]?[0-9]+"  # a whole float, as text
+DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+MIDNIGHT = DATE + "([ T]00:00:00([.]0+)?)?"
+MOMENT = DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
+SCALES = range(2, 19)  # decimals; a single one is a number
 _SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
 
 
@@ -53,8 +53,8 @@ def _decimal(scale: int) -> Rule:
     decimals = "rtrim(split_part(label, '.', 2), '0')"
 
     return Rule(
-        _full(f"{_INTEGER}[.][0-9]{{{scale}}}"),
-        f"{_full(_INTEGER + '([.][0-9]+)?')} AND length({decimals}) <= {scale}",
+        _full(f"{INTEGER}[.][0-9]{{{scale}}}"),
+        f"{_full(INTEGER + '([.][0-9]+)?')} AND length({decimals}) <= {scale}",
         f"split_part(label, '.', 1) || '.' || rpad({decimals}, {scale}, '0')",
     )
 
@@ -70,43 +70,23 @@ _WITH_CLOCK = f"CASE WHEN length(label) = 10 THEN label || ' 00:00:00' ELSE {_CU
 # The narrowest first; a column follows the first rule that all its labels fit.
 RULES: dict[str, Rule] = {
     "integer": Rule(
-        _full(_INTEGER + "([.]0)?"),
+        _full(INTEGER + "([.]0)?"),
         _full("-?[0-9]+[.]0+|-0"),
         f"CASE WHEN {_full('-0([.]0+)?')} THEN '0' ELSE split_part(label, '.', 1) END",
     ),
     "number": Rule(
-        f"({_full(_INTEGER)} AND {_SMALL} OR coalesce(label = {_DOUBLE}::VARCHAR, false))",
-        f"{_full(_NUMBER)} AND {_SMALL}",
+        f"({_full(INTEGER)} AND {_SMALL} OR coalesce(label = {_DOUBLE}::VARCHAR, false))",
+        f"{_full(NUMBER)} AND {_SMALL}",
         f"({_DOUBLE} + 0)::VARCHAR",
     ),
-    **{f"decimal:{scale}": _decimal(scale) for scale in _SCALES},
+    **{f"decimal:{scale}": _decimal(scale) for scale in SCALES},
     "boolean": Rule(
         "lower(label) IN ('true', 'false')", "lower(label) IN ('true', 'false')", "lower(label)",
     ),
-    "date": Rule(_full(_MIDNIGHT), _full(_MIDNIGHT), "left(label, 10)"),
-    "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), _WITH_CLOCK),
+    "date": Rule(_full(MIDNIGHT), _full(MIDNIGHT), "left(label, 10)"),
+    "timestamp": Rule(_full(MOMENT), _full(MOMENT), _WITH_CLOCK),
     TEXT: Rule("true", "false", "label"),
 }  # fmt: skip
-
-# neither number, date nor truth value
-_NO_VALUE = re.compile("(?!-?[0-9]|-?inf|(?i:true|false)$).*", re.DOTALL)
-# Labels that a rule leaves as they are, for readers without a database.
-_SETTLED = {
-    "integer": re.compile(r"(?!-?[0-9]+[.]0+$|-0$).*", re.DOTALL),
-    "number": re.compile(r"(?!-?[0-9]).*|-?(0|[1-9][0-9]{0,5})[.]([0-9]{0,4}[1-9]|0)", re.DOTALL),
-    "boolean": re.compile(r"(?!(?i:true|false)$).*|true|false", re.DOTALL),
-    "date": re.compile(rf"(?!{_DATE}).*|{_DATE}", re.DOTALL),
-    "timestamp": re.compile(rf"(?!{_DATE}).*", re.DOTALL),
-    TEXT: re.compile(".*", re.DOTALL),
-}
-
-
-def settled(rule: str, label: str) -> bool:
-    """Whether a text is its own label under a rule, under any for ""; False where only `Rule.sql`
-
-    knows."""
-    pattern = _SETTLED.get(rule, _NO_VALUE)
-    return pattern.fullmatch(label) is not None
 
 
 def text_sql(value: str, kind: str) -> str:
@@ -213,8 +193,9 @@ def check_exact(
     if kind in EXACT:
         test = f"isfinite(raw) AND abs(raw) >= {EXACT[kind]}"
     elif kind == "VARCHAR" and _is_numeric(con, values, rule):
-        float_text = _full("-?[0-9]+[.]0|-?[0-9]([.][0-9]+)?[eE][+]?[0-9]+")
-        test = f"{float_text} AND isfinite({_DOUBLE}) AND abs({_DOUBLE}) >= {EXACT['DOUBLE']}"
+        test = (
+            f"{_full(FLOAT_TEXT)} AND isfinite({_DOUBLE}) AND abs({_DOUBLE}) >= {EXACT['DOUBLE']}"
+        )
     else:
         return
 
@@ -236,4 +217,4 @@ def _is_numeric(con: duckdb.DuckDBPyConnection, values: str, rule: str | None) -
 
     # the sample first: one text that is no number ends the test
     parts = (f"(SELECT label FROM {values} LIMIT {_SAMPLE})", values)
-    return all(one_row(con, f"SELECT bool_and({_full(_NUMBER)}) FROM {part}")[0] for part in parts)
+    return all(one_row(con, f"SELECT bool_and({_full(NUMBER)}) FROM {part}")[0] for part in parts)

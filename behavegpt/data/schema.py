@@ -14,7 +14,7 @@ from behavegpt.config import Settings, read_settings
 from behavegpt.data.labels import RULES
 from behavegpt.data.time_formats import check_format
 from behavegpt.errors import ConfigError
-from behavegpt.io import is_file_name
+from behavegpt.paths import is_file_name
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
@@ -54,6 +54,14 @@ class EventSchema(Settings):
     )
     time_format: tuple[str, ...] = Field(
         (), description="strptime formats; none: ISO times and numbers, or guessed"
+    )
+    tie_seed: int = Field(
+        0,
+        ge=0,
+        lt=1 << 63,
+        description="seed of the random order of simultaneous events",
+        # not written where it is 0: hashes of folders and checkpoints of before stay what they are
+        exclude_if=lambda seed: seed == 0,
     )
     slot_minutes: int = Field(30, ge=1, le=1440, description="length of a time slot in minutes")
     label_rules: dict[str, str] = Field(

@@ -25,15 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError, field_validator
 
+from behavegpt.arrays import open_array
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, verify
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError, first_line
-from behavegpt.io import is_file_name, replacing
-from behavegpt.paths import local_path
+from behavegpt.io import replacing
+from behavegpt.paths import is_file_name, local_path
 from behavegpt.tabular import html_facts
-from behavegpt.user_embeddings import open_array
 
 if TYPE_CHECKING:
     import datasets

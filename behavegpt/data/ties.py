@@ -15,6 +15,7 @@ import warnings
 import duckdb
 import numpy as np
 
+from behavegpt.arrays import write_array
 from behavegpt.checksums import MANIFEST, seal
 from behavegpt.data.database import hash_labels
 from behavegpt.data.digest import hash_folder
@@ -24,17 +25,19 @@ from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.io import scratch, write_json
-from behavegpt.user_embeddings import write_array
 
 MANY = 0.01  # share of simultaneous events from which on `prepare` warns
 
 
-def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -> np.ndarray:
+def sort_events(
+    columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray], seed: int
+) -> np.ndarray:
     """Index (N,) int64 that sorts events by user code, time and order; what is still tied is
     shuffled.
 
     `hashes` holds, for the user and every label field, a stable hash (codes,) uint64 by code. The
-    shuffle depends on the user, the time and the labels, never on the order of the input. A key of
+    shuffle depends on the user, the time, the labels and `seed` (the schema's `tie_seed`), never on
+    the order of the input. A key of
     the labels alone would put a before b in every tie of every user, which a model learns and
     nobody can know in advance.
     """
@@ -62,7 +65,8 @@ def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -
     # what shares user and second is sorted by order and microsecond, then at random
     if len(tied):
         rows = index[tied]
-        draw = _mixed(columns["time"][rows].astype(np.uint64))
+        # the seed 0 leaves the time as it is: the order of folders made before there was a seed
+        draw = _mixed(columns["time"][rows].astype(np.uint64) ^ _mixed(np.array([seed], np.uint64)))
         for field, values in hashes.items():
             draw = _mixed(draw ^ values[columns[field][rows]])
         order = [columns["order"][rows]] if "order" in columns else []
@@ -157,7 +161,7 @@ def reorder(store: EventStore) -> int:
             unlabelled = np.zeros(FIRST, np.uint64)
             hashes[field] = np.concatenate([unlabelled, hash_labels(con, vocabulary.values)])
 
-    index = sort_events(columns, hashes)
+    index = sort_events(columns, hashes, store.schema.tie_seed)
     ties = count_ties(columns)
     _rewrite(store, index, store.manifest.model_copy(update={"ties": ties}))
     return ties

@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import open_array
 from behavegpt.data.database import literal, reading
 from behavegpt.errors import DataError
 from behavegpt.paths import local_path
-from behavegpt.user_embeddings import open_array
 
 EventName = Literal["product_buy", "add_to_cart", "remove_from_cart", "page_visit", "search_query"]
 EVENTS: tuple[EventName, ...] = get_args(EventName)

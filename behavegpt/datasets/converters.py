@@ -22,11 +22,11 @@ from behavegpt.datasets.clock import add_clock
 from behavegpt.datasets.public_logs import CONVERTERS, Converter
 from behavegpt.datasets.shop_log import shop_table
 from behavegpt.errors import DataError, first_line
-from behavegpt.io import target, workspace, write_text
-from behavegpt.paths import local_path
+from behavegpt.io import workspace, write_text
+from behavegpt.paths import local_path, target
 
 # known too, made by behavegpt.datasets
-ELSEWHERE = ("git", "easytpp", "mbd", "massive_steps", "yambda", "carat")
+ELSEWHERE = ("git", "web_log", "easytpp", "mbd", "massive_steps", "yambda", "carat")
 # share of null users, times or events above which the file is not what its name says
 MAX_UNREAD = 0.01
 # all these logs are later; ids mistaken for epoch seconds are not

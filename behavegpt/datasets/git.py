@@ -135,6 +135,16 @@ order by user_id, "order"
 """
 
 
+def checked_salt(salt: str | None) -> str:
+    """The salt, or a random one for None. Raises DataError for one that can be guessed."""
+    if salt is not None and len(salt) < MIN_SALT:
+        raise DataError(
+            f"the salt has {len(salt)} characters and can be guessed; give at least {MIN_SALT}, "
+            "or none."
+        )
+    return secrets.token_hex(16) if salt is None else salt
+
+
 def convert_git(
     sources: Sequence[str | Path],
     out: str | Path,
@@ -147,12 +157,7 @@ def convert_git(
     same user_id in every log; by default the salt is random and forgotten. `clock`: days between
     the ticks of `clock.py`, none without it. Raises DataError.
     """
-    out = local_path(out)
-    if salt is not None and len(salt) < MIN_SALT:
-        raise DataError(
-            f"the salt has {len(salt)} characters and can be guessed; give at least {MIN_SALT}, "
-            "or none."
-        )
+    out, secret = local_path(out), checked_salt(salt)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
 
@@ -171,7 +176,7 @@ def convert_git(
         part, schema = work / "log.parquet", SCHEMA
         con.execute(
             f"copy ({LOG}) to {literal(part)} (format parquet, compression zstd)",
-            {"salt": secrets.token_hex(16) if salt is None else salt},
+            {"salt": secret},
         )
 
         card = work / "card.md"

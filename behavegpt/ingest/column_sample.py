@@ -71,6 +71,9 @@ def free_columns(sample: ColumnSample, settings: Mapping[str, Any]) -> list[str]
     taken = {column for role in ROLES for column in columns_of(role, settings, sample.logs)}
     taken |= set(settings.get("extra", ()))
 
+    # an object as a whole is no label, the values in it are: `location.city`
+    taken |= {path.rpartition(".")[0] for path in sample.logs.nested}
+
     return [
         column
         for column, kind in sample.types.items()

@@ -90,7 +90,8 @@ def _kind(path: Path, content: str) -> str:
         known = ", ".join((*TEXT_FORMATS, *BINARY_FORMATS))
         raise DataError(
             f"{path}: unknown extension; rename or convert the file. Known: {known}; text also "
-            f"with {', '.join(COMPRESSED)} behind it."
+            f"with {', '.join(COMPRESSED)} behind it. A web server's access log: behavegpt convert "
+            "web_log."
         )
     return kind
 

@@ -18,16 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import write_array
 from behavegpt.data.database import hash_labels, literal, one_row
 from behavegpt.data.ties import sort_events
 from behavegpt.ingest.buckets import PIECE, smallest_dtype
 from behavegpt.ingest.dictionaries import shrink_codes
 from behavegpt.ingest.plan import Plan
-from behavegpt.user_embeddings import write_array
 
 
 def save_part(
-    con: duckdb.DuckDBPyConnection, table: pa.Table, fields: Sequence[str], folder: Path
+    con: duckdb.DuckDBPyConnection,
+    table: pa.Table,
+    fields: Sequence[str],
+    tie_seed: int,
+    folder: Path,
 ) -> None:
     """Code, sort and save all rows of some users: `time`, maybe `order_key`, and the labels of
     `fields` as c0, c1 ...
@@ -49,7 +53,7 @@ def save_part(
         # code 0, null, has the hash 0 as in Plan.hashes
         hashes[field] = np.insert(hash_labels(con, labels), 0, 0)
 
-    index = sort_events(columns, hashes)
+    index = sort_events(columns, hashes, tie_seed)
 
     # no order column is kept: the part is sorted by it already
     write_array(folder / "time.npy", columns["time"][index])

@@ -35,8 +35,9 @@ from behavegpt.ingest.rejects import write_rejects
 from behavegpt.ingest.remarks import early_times, one_label, without_clock
 from behavegpt.ingest.sources import Logs, find_logs
 from behavegpt.ingest.write import write_folder
-from behavegpt.io import check_output, scratch, target, temporary_folder
-from behavegpt.paths import local_path
+from behavegpt.io import scratch, temporary_folder
+from behavegpt.outputs import check_output
+from behavegpt.paths import local_path, target
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
 

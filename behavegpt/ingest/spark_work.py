@@ -183,7 +183,7 @@ def save_rows(job: Job, folder: Path, batches: Batches) -> Batches:
     # an attempt writes a folder of its own: Spark may run a part twice at a time
     temporary, final = folder / f".{part}-{context.taskAttemptId()}", folder / str(part)
     with temporary_folder() as work, connect(work, job.memory, 1) as con:
-        save_part(con, table, list(job.columns), temporary)
+        save_part(con, table, list(job.columns), job.schema.tie_seed, temporary)
 
     try:
         os.rename(temporary, final)

@@ -119,7 +119,7 @@ def _write_events(
 
     for columns in encoded.read("time", *order, *plan.fields):
         if not encoded.spill.sorted:
-            index = sort_events(columns, hashes)
+            index = sort_events(columns, hashes, plan.schema.tie_seed)
             columns = {name: column[index] for name, column in columns.items()}
 
         ties += count_ties(columns)

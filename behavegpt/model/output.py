@@ -64,8 +64,11 @@ def mean_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy of logits (..., K) and labels (...), divided by the given count or the number
     of labels."""
+    # summed and divided here: under gradient accumulation transformers gives the count of all
+    # labels
     total = F.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
     count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return total / count

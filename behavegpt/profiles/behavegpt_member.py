@@ -108,6 +108,7 @@ class BehaviorSettings(MemberSettings):
                     "the `model` folder "
                     "of a run."
                 ) from None
+
         return shaping
 
 
@@ -116,22 +117,26 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
     at."""
     with context.connect() as con:
         end: datetime.datetime = con.execute("SELECT max(moment) FROM events").fetchall()[0][0]
+
     write_json(folder / FACTS, {"end": end.isoformat(sep=" ")})
     if settings.checkpoint:
         shutil.copytree(settings.checkpoint, folder / MODEL)
         open_model(folder / MODEL)  # damaged, or no model: said now
         return
+
     work = context.work(settings)  # a run that was stopped goes on from there
     store = _prepared(context, settings, work / "prepared", end.isoformat(sep=" "))
     train = settings.train.model_copy(update={"seed": context.seed})
     data = DataSettings(path=str(store.path))
     asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
+
     with open_run(asked, "BehaveGPT", resume=True) as run:
         model = _build_model(store, settings)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
         trainer = Trainer(model, loss, store, train, run)
         trainer.fit()
         run.save(trainer.best_model(), EventTokenizer.from_store(store, model.config.max_length))
+
     shutil.copytree(run.path / "model", folder / MODEL)
     shutil.copy(run.path / "run.json", folder / "run.json")
 
@@ -142,18 +147,22 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     model.eval().to(choose_device(context.device))
     end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
     clock = settings.clock if GAP in tokenizer.event_schema.extra else None
+
     with workspace(context.cache / "stream") as work:
         with context.connect() as con:
             log, _ = _write_stream(con, work, ASKED, end, clock)
+
         store = prepare(log, work / "asked", tokenizer.event_schema, split="time:1,0,0")
         lookups = lookups_of(store, tokenizer)
         reader = Reader(model, store, lookups, settings.pool, settings.half_life)
 
         users, blocks = np.arange(store.manifest.users), []
+
         with progress("embedding", len(users)) as tell:
             for start in range(0, len(users), BLOCK):
                 blocks.append(reader.vectors(users[start : start + BLOCK]))
                 tell(start + len(blocks[-1]), "")
+
         return UserEmbeddings(store.users().cast("int64").to_numpy(), np.concatenate(blocks))
 
 
@@ -161,6 +170,7 @@ def _prepared(context: Context, settings: BehaviorSettings, path: Path, end: str
     """The stream that it is pretrained on, prepared in `path`; what is there is opened."""
     if (path / "dataset.json").is_file():
         return open_store(path)
+
     whose = ASKED if settings.clients == "asked" else ""
     with workspace(context.cache / "stream") as work, context.connect() as con:
         log, schema = _write_stream(con, work, whose, end, settings.clock)
@@ -186,6 +196,7 @@ def _build_model(store: EventStore, settings: BehaviorSettings) -> BehaveGPTForB
         )
     except Exception as error:
         raise ConfigError(f"model: {violation(error)}") from None
+
     model = BehaveGPTForBehaviorPrediction(config)
     model.head.set_prior(torch.tensor(store.behaviors.counts))
     return model
@@ -205,8 +216,10 @@ def _write_stream(
             coalesce(e.sku, e.url)::VARCHAR AS item, e.sku::VARCHAR AS sku, e.url::VARCHAR AS url,
             {_category()} AS category, p.price::VARCHAR AS price
         FROM events e {whose} LEFT JOIN properties p ON p.sku = e.sku) TO {literal(plain)}""")
+
     if clock is None:
         return plain, SCHEMA
+
     return ticking, add_clock(con, plain, ticking, SCHEMA, clock, end)
 
 

@@ -25,6 +25,7 @@ def peak_memory() -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
+
     lines = dict(
         line.split(":", 1)
         for line in status.read_text(encoding="ascii", errors="replace").splitlines()

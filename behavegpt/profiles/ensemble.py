@@ -15,18 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.profiles.members import Step
 from behavegpt.profiles.transforms import BLOCK, State, fit_steps, transformed, width_after
-from behavegpt.user_embeddings import (
-    CLIENT_IDS,
-    EMBEDDINGS,
-    MISSING,
-    UserEmbeddings,
-    seal,
-    write_array,
-)
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal
 
 WIDEST = 2048  # columns the challenge takes
 STATE, FACTS = "state.safetensors", "ensemble.json"
@@ -51,6 +45,7 @@ class EnsembleSettings(Settings):
                 raise ConfigError(
                     f"ensembles: {name!r} is no member; there are {', '.join(names)}."
                 )
+
         chosen = [name for name in self.members or names if name not in self.without]
         if not chosen:
             raise ConfigError("ensembles: no member is left; name at least one.")
@@ -78,12 +73,14 @@ def fit_ensemble(
             f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members with "
             f"{{pca: N}}."
         )
+
     fitted: Fitted = {}
     for name, (steps, embeddings) in members.items():
         states = fit_steps(steps, embeddings.vectors)
         total = sum(block.sum(axis=0) for block in transformed(steps, states, embeddings.vectors))
         mean = np.asarray(total / len(embeddings.vectors))
         fitted[name] = (steps, states, mean if impute == "mean" else np.zeros_like(mean))
+
     return fitted
 
 
@@ -99,6 +96,7 @@ def write_ensemble(
     width = sum(len(row) for _, _, row in fitted.values())
     temporary = folder / f".{EMBEDDINGS}.tmp"
     missing = np.ones(len(order), bool)
+
     columns: dict[str, Any] = {}
     start = 0
     try:
@@ -116,6 +114,7 @@ def write_ensemble(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
     out.flush()
     del out
     (folder / MISSING).unlink(missing_ok=True)
@@ -123,6 +122,7 @@ def write_ensemble(
     temporary.replace(folder / EMBEDDINGS)
     if missing.any():
         write_array(folder / MISSING, missing)
+
     seal(folder)
     return {
         "clients": len(order),
@@ -153,9 +153,11 @@ def save_fitted(fitted: Fitted, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {f"{name}/imputed": row for name, (_, _, row) in fitted.items()}
+
     for name, (_, states, _) in fitted.items():
         for number, state in enumerate(states):
             arrays |= {f"{name}/{number}/{array}": values for array, values in state.items()}
+
     save_file(
         {name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / STATE
     )
@@ -172,6 +174,7 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
         raise DataError(
             f"{folder / STATE}: cannot be read ({error}); build the ensemble again."
         ) from None
+
     fitted: Fitted = {}
     for name, post in steps.items():
         states: list[State] = [{} for _ in post]
@@ -181,6 +184,7 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
                 number, array = int(rest[0]), rest[1]
                 states[number] = {**states[number], array: values}
         fitted[name] = (post, states, arrays[f"{name}/imputed"])
+
     return fitted
 
 
@@ -196,9 +200,11 @@ def _half(values: np.ndarray, name: str) -> np.ndarray:
     """float16, the very last step. Raises DataError for what it cannot hold."""
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
+
     if not np.isfinite(half).all():
         raise DataError(
             f"member {name!r} has values beyond float16 (65,504); end its `post` with l2 or "
             f"{{quantile: uniform}}."
         )
+
     return half

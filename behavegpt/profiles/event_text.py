@@ -64,6 +64,7 @@ def write_lines(
         QUALIFY row_number() OVER (PARTITION BY row ORDER BY {newest}) <= {last}
         ORDER BY row, {newest}"""
     counts = np.zeros(int(columns(con, "SELECT count(*) AS n FROM clients")["n"][0]), np.int64)
+
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_file(file, pa.schema([("line", pa.string())])) as writer,
@@ -71,6 +72,7 @@ def write_lines(
         for batch in con.sql(query).to_arrow_reader(BATCH):
             counts += np.bincount(batch.column("row").to_numpy(), minlength=len(counts))
             writer.write_batch(pa.record_batch([batch.column("line")], names=["line"]))
+
     clients = columns(con, "SELECT client FROM clients ORDER BY row")["client"]
     present = counts > 0
     return clients[present], np.concatenate([[0], np.cumsum(counts[present])])
@@ -93,6 +95,7 @@ def _line(fields: Sequence[str], layout: Layout) -> str:
         return "concat_ws(' | ', {})".format(
             ", ".join(f"coalesce({value}, '')" for _, value in parts)
         )
+
     return "concat_ws(' ', {})".format(
         ", ".join(f"'{name}: ' || {value} || ';'" for name, value in parts)
     )

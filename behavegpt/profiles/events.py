@@ -105,6 +105,7 @@ class EventTables:
                 f"price::BIGINT AS price, {name} AS name FROM "
                 f"read_parquet({literal(self.properties)})"
             )
+
             rows = np.arange(len(self.clients), dtype=np.uint32)
             register(con, "clients", client=self.clients, row=rows)
             yield con
@@ -126,18 +127,23 @@ def open_events(settings: DataSettings) -> EventTables:
             f"{tables.properties} is missing; it must have the columns sku, category, price and "
             "name."
         )
+
     for event, file in tables.files.items():
         for column in ("client_id", "timestamp", ITEMS[event]):
             _column(file, column)
+
     for column in PROPERTY_COLUMNS:
         _column(tables.properties, column)
+
     with temporary_folder() as work, connect(work) as con:
         check_products(con, tables.properties)
+
     clients = _chosen(tables, settings.clients)
     if not len(clients):
         raise DataError(
             f"{path}: no clients are asked for; check data.clients = {settings.clients!r}."
         )
+
     return EventTables(path, clients, tables.memory, tables.threads)
 
 
@@ -183,6 +189,7 @@ def _select(event: EventName, path: Path) -> str:
     found = _column(path, ITEMS[event])
     columns[ITEMS[event]] = codes_sql(found) if event == "search_query" else f"{found[0]}::BIGINT"
     chosen = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
+
     return (
         f"SELECT client_id::BIGINT AS client, timestamp::TIMESTAMP AS moment, "
         f"{EVENTS.index(event)}::UTINYINT AS event, {chosen} FROM read_parquet({literal(path)}) "
@@ -212,5 +219,6 @@ def _chosen(tables: EventTables, clients: str) -> np.ndarray:
             connect(work) as con,
         ):
             return np.sort(columns(con, selects)["client_id"].astype(np.int64))
+
     relevant = tables.path / "input" / "relevant_clients.npy"
     return np.unique(read_whole_numbers(relevant if clients == "relevant" else Path(clients)))

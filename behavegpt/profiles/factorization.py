@@ -36,6 +36,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EventName
 from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
@@ -46,7 +47,7 @@ from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.networks import FACTS, embed_rows, load_network, save_network
 from behavegpt.profiles.training import Task, TrainingSettings, seeded, train
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 MARGIN = 1.0
 BATCH = 4096  # clients embedded at a time
@@ -81,6 +82,7 @@ class FactorizationSettings(MemberSettings):
             raise ValueError(f"{wrong[0]} has no product to rank")
         if max(self.weights.values(), default=0) <= 0:
             raise ValueError("at least one weight must be above 0")
+
         for names, known in (
             (self.item_features, tuple(ITEM_VALUES)),
             (self.user_features, FAMILIES),
@@ -88,10 +90,12 @@ class FactorizationSettings(MemberSettings):
             for text in names:
                 if parse_field(text).name not in known:
                     raise ValueError(f"{text!r} is no feature here; use {', '.join(known)}")
+
         if self.training.weight_decay or self.training.clip:
             raise ValueError(
                 "training.weight_decay and training.clip do not go with sparse gradients"
             )
+
         return self
 
     @property
@@ -123,10 +127,12 @@ class Factorization(nn.Module):
         vectors = _sum(self.user, features.as_history.take(products))
         total = history.totals
         summed = _sum(vectors, history._replace(items=place[: len(history.items)]))
+
         if without is not None:
             left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)
             summed = summed - _like(vectors, without[1])[:, None] * F.embedding(left_out, vectors)
             total = total - without[1]
+
         return summed / _like(summed, total.clip(min=1))[:, None] + _sum(
             self.user, features.other.take(rows)
         )
@@ -141,6 +147,7 @@ class Factorization(nn.Module):
         products, place = np.unique(numbers, return_inverse=True)
         vectors, biases = self.items(features, products)
         where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)
+
         # F.embedding and not [where]: its gradient is summed in the same order whatever the threads
         # do
         return (
@@ -163,6 +170,7 @@ def ranking_loss(
     vectors = network.clients(features, client, (item, count))
     drawn = rng.integers(products, size=(len(rows), settings.draws))
     chosen = ~_among(features.pairs.key, client[:, None] * products + drawn)
+
     if settings.loss == "warp":
         with torch.no_grad():
             found = (
@@ -171,14 +179,17 @@ def ranking_loss(
                 .numpy()
             )
         chosen &= found[:, 1:] > found[:, :1] - MARGIN
+
     used = np.flatnonzero(chosen.any(axis=1))
     first = chosen.argmax(axis=1)[used]  # of what was drawn
     two = np.stack([item[used], drawn[used, first]], axis=1)
     own, other = network.scores(features, vectors[torch.from_numpy(used)], two).unbind(1)
+
     if settings.loss == "warp":
         ranks = np.maximum((products - 1) // (first + 1), 1)
         weighted = weight[used] * np.log(ranks).astype(np.float32)
         return (_like(own, weighted) * (MARGIN - own + other)).sum(), float(weight.sum())
+
     return (_like(own, weight[used]) * F.softplus(other - own)).sum(), float(weight.sum())
 
 
@@ -189,24 +200,29 @@ def fit(context: Context, settings: FactorizationSettings, folder: Path) -> None
         if settings.clients == "all":
             ask_everybody(con)
         features = read_features(con, settings.weights, settings.names)
+
     if not len(features.pairs.client):
         raise DataError(
             f"no client has a product by {', '.join(settings.weights)}; choose other weights."
         )
+
     device = choose_device(context.device)
     with seeded(context.seed):
         network = Factorization(len(features.kept[0]), len(features.kept[1]), settings.factors).to(
             device
         )
+
     task = Task(
         "factorization",
         np.arange(len(features.pairs.client)),
         lambda rows, rng: ranking_loss(network, features, settings, rows, rng),
         make_optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=settings.training.lr),
     )
+
     # Adagrad warns while nobody has chosen
     with torch.sparse.check_sparse_tensor_invariants(False):
         facts = train(network, task, settings.training, context.seed, context.work(settings))
+
     save_network(network, folder)
     write_array(folder / "user_features.npy", features.kept[0])
     write_array(folder / "item_features.npy", features.kept[1])
@@ -221,6 +237,7 @@ def embed(context: Context, settings: FactorizationSettings, folder: Path) -> Us
     )
     with context.connect() as con:
         features = read_features(con, settings.weights, settings.names, kept)
+
     network = Factorization(len(kept[0]), len(kept[1]), settings.factors)
     load_network(network, folder)
     network.to(choose_device(context.device))
@@ -229,6 +246,7 @@ def embed(context: Context, settings: FactorizationSettings, folder: Path) -> Us
     vectors = embed_rows(
         lambda rows: network.clients(features, rows), present, lengths[present], BATCH, "vectors"
     )
+
     return UserEmbeddings(features.clients[present], vectors)
 
 

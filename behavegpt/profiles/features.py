@@ -126,6 +126,7 @@ def read_features(
     products = _read_families(con, [spec for spec in of_clients if spec.name in ITEM_VALUES])
     others = _read_families(con, [spec for spec in of_clients if spec.name in CLIENT_VALUES])
     items = _read_families(con, of_items)
+
     if kept is None:
         events = np.bincount(counts.item, counts.events, minlength=len(skus))
         kept = (
@@ -136,6 +137,7 @@ def read_features(
     as_history = feature_bags(products, kept[0], len(skus))
     in_history = (counts.events > 0) & (np.diff(as_history.offsets) > 0)[counts.item]
     past = _Counts(*(column[in_history] for column in counts))
+
     return ClientFeatures(
         clients,
         bags(past.row, past.item, past.events, len(clients)),
@@ -171,11 +173,14 @@ def _count_products(con: duckdb.DuckDBPyConnection, weights: Mapping[EventName, 
         FROM ({_weighted_events(weights)}) JOIN items USING (sku)
         GROUP BY row, number ORDER BY row, number""",
     )
+
     weight = np.zeros(len(table["row"]), np.float32)
     events = np.zeros(len(table["row"]), np.int64)
+
     for event, value in weights.items():
         weight += table[event] * np.float32(value)
         events += table[event] if value > 0 else 0
+
     return _Counts(table["row"], table["number"], weight, events)
 
 
@@ -216,6 +221,7 @@ def choose_features(families: Sequence[Family]) -> Features:
         kept.append(
             np.stack([np.full(len(chosen), FAMILIES.index(family.spec.name)), chosen], axis=1)
         )
+
     features = np.concatenate(kept)
     return features[np.lexsort(features.T[::-1])]
 
@@ -234,6 +240,7 @@ def feature_bags(families: Sequence[Family], features: Features, size: int) -> B
         rows.append(family.row[known])
         index.append(first + place[known])
         weights.append(family.times[known] / total[family.row[known]])
+
     return bags(np.concatenate(rows), np.concatenate(index), np.concatenate(weights), size)
 
 

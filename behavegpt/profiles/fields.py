@@ -133,11 +133,13 @@ def parse_field(text: str) -> FieldSpec:
         raise ValueError(f"{name!r} is no field. {closest(name, FIELD_NAMES)}")
     if not limit:
         return FieldSpec(name)
+
     found = re.fullmatch(r"(min)?([1-9]\d*)", limit)
     if not found:
         raise ValueError(
             f"{text!r}: write {name}:5000 (most frequent) or {name}:min10 (seen at least 10 times)"
         )
+
     return FieldSpec(name, least=int(found[2])) if found[1] else FieldSpec(name, top=int(found[2]))
 
 
@@ -151,6 +153,7 @@ def fit_vocabularies(tables: EventTables, settings: SequenceSettings, spill: Pat
             for spec in settings.specs
             if spec.name not in RAW
         }
+
     return Vocabularies(values, first.isoformat())
 
 
@@ -168,6 +171,7 @@ def _calendar(
         raise DataError(
             f"no events of the types {', '.join(settings.events)}; choose others in `events`."
         )
+
     return first, (last - first).days + 1
 
 
@@ -183,6 +187,7 @@ def _values(
     ranges = FIXED | {"day": days, "week": (days + 6) // 7}
     if spec.name in ranges:
         return np.arange(ranges[spec.name], dtype=np.int64)
+
     value = (
         f"unnest({CODES[spec.name]})"
         if spec.name in CODES
@@ -211,4 +216,5 @@ def source_sql(settings: SequenceSettings, names: Sequence[str]) -> str:
         else ""
     )
     chosen = f"(SELECT e.* FROM events e {whose} WHERE e.event IN ({among(settings.events)}))"
+
     return f"{chosen} e {products}"

@@ -139,6 +139,7 @@ class GruAutoencoder(nn.Module):
         }[self.start]
         steps = packed(events[:, :-1] + state[-1][:, None], lengths - 1)
         hidden: Tensor = self.decoder(steps, first.contiguous())[0].data
+
         return hidden
 
     def forward(self, ids: Mapping[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
@@ -146,12 +147,14 @@ class GruAutoencoder(nn.Module):
         the true ones."""
         events = self.embed(ids)
         hidden = self.decode(events, self.encode(events, lengths), lengths)
+
         losses: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             assert isinstance(head, nn.Linear)
             following = packed(ids[name][:, 1:], lengths - 1).data
             criterion = self.criteria[name].to(hidden.device)
             losses[name] = linear_loss(head, criterion, hidden, following).total
+
         return losses
 
 
@@ -168,6 +171,7 @@ def fit(context: Context, settings: GruSettings, folder: Path) -> None:
         raise DataError(
             f"nobody has an event of {', '.join(settings.events)}; choose others in `events`."
         )
+
     device = choose_device(context.device)
     with seeded(context.seed):
         network = GruAutoencoder(settings, vocabularies.sizes).to(device)

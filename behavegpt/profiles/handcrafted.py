@@ -25,11 +25,12 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.io import write_json
 from behavegpt.profiles.events import PRODUCT, among, columns, register
 from behavegpt.profiles.members import Context, MemberSettings, Quantile, Step
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 Family = Literal["activity", "sku", "category", "url", "prices"]
 Features = dict[str, np.ndarray]  # name -> (U,) float64, NaN where undefined
@@ -69,6 +70,7 @@ def fit(context: Context, settings: HandcraftedSettings, folder: Path) -> None:
             if item in settings.families:
                 _fit_popularity(con, item, folder)
         features, present = _features(con, settings, frame, folder, len(context.clients))
+
     length = (frame["now"] - frame["start"]) / DAY
     fill = {name: _fill(name, values[present], length) for name, values in features.items()}
     write_json(folder / STATE, {"frame": frame, "fill": fill})
@@ -80,6 +82,7 @@ def embed(context: Context, settings: HandcraftedSettings, folder: Path) -> User
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     with context.connect() as con:
         features, present = _features(con, settings, state["frame"], folder, len(context.clients))
+
     vectors = np.empty((int(present.sum()), len(state["fill"])), np.float32)
     for number, (name, value) in enumerate(state["fill"].items()):
         vectors[:, number] = np.nan_to_num(features[name][present], nan=value)
@@ -96,9 +99,11 @@ def _features(
     """The features of the chosen families, and which clients (U,) have an event at all."""
     activity, present = _activity(con, frame, clients)
     features = activity if "activity" in settings.families else {}
+
     for item in ITEMS:
         if item in settings.families:
             features |= _items(con, item, folder, clients)
+
     if "prices" in settings.families:
         features |= _prices(con, clients)
     return features, present
@@ -121,19 +126,23 @@ def _activity(
               FROM events JOIN clients USING (client))
         GROUP BY row, event""",
     )
+
     names = ("ever", *windows)
     by_type = {name: np.zeros((clients, len(EVENTS))) for name in names}
     age = {name: np.full((clients, len(EVENTS)), np.nan) for name in ("newest", "oldest")}
     for name, matrix in (by_type | age).items():
         matrix[rows["row"], rows["event"]] = rows[name] if name in names else rows[name] / DAY
+
     features: Features = {}
     for number, event in enumerate(EVENTS):
         of_type = {name: matrix[:, number] for name, matrix in (by_type | age).items()}
         features |= _rhythm(SHORT[event], of_type)
+
     together = {name: matrix.sum(axis=1) for name, matrix in by_type.items()}
     together["newest"] = np.fmin.reduce(age["newest"], axis=1)
     together["oldest"] = np.fmax.reduce(age["oldest"], axis=1)
     features |= _rhythm("all", together) | _distinct_times(con, frame, clients)
+
     return features, together["ever"] > 0
 
 
@@ -146,12 +155,14 @@ def _rhythm(name: str, of: Features) -> Features:
         features[f"{window}_{name}"] = now
         features[f"{window}_change_{name}"] = now - before
         features[f"{window}_relative_{name}"] = (now - before) / np.maximum(now + before, 1)
+
     span = of["oldest"] - of["newest"]
     features[f"days_between_{name}"] = np.where(
         of["ever"] > 1, span / np.maximum(of["ever"] - 1, 1), np.nan
     )
     features[f"days_since_last_{name}"] = of["newest"]
     features[f"days_since_first_{name}"] = of["oldest"]
+
     return features
 
 
@@ -188,11 +199,13 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
         sum({name} * coalesce(popularity, {_popularity(np.ones(1))[0]})) AS popularity_{name}"""
         for name in types
     )
+
     if "cart" in types:
         sums += (
             ", count(*) FILTER (cart > 0 AND buy = 0) AS left, count(*) FILTER (cart > 0 AND "
             "remove > 0) AS removed"
         )
+
     rows = columns(
         con,
         f"""
@@ -201,6 +214,7 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
             FROM {_with_item(item)} JOIN clients USING (client) GROUP BY row, item)
         LEFT JOIN popular_{item} USING (item) GROUP BY row""",
     )
+
     rows = {
         name: np.asarray(column, np.float64) if name != "row" else column
         for name, column in rows.items()
@@ -214,10 +228,12 @@ def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int
         features[f"popularity_{item}_{name}"] = _spread(
             rows, rows[f"popularity_{name}"] / MILLION / n, clients
         )
+
     if "cart" in types:
         carted = np.where(rows["distinct_cart"] > 0, rows["distinct_cart"], np.nan)
         features[f"abandoned_{item}"] = _spread(rows, rows["left"] / carted, clients)
         features[f"removed_{item}"] = _spread(rows, rows["removed"] / carted, clients)
+
     return features
 
 
@@ -233,6 +249,7 @@ def _prices(con: duckdb.DuckDBPyConnection, clients: int) -> Features:
             FROM events JOIN properties USING (sku) JOIN clients USING (client)
             WHERE event = {EVENTS.index(event)} AND price IS NOT NULL GROUP BY row""",
         )
+
         name = f"price_{SHORT[event]}"
         mean = rows["total"] / rows["n"]
         features[f"{name}_total"] = _spread(rows, rows["total"], clients, 0.0)
@@ -241,6 +258,7 @@ def _prices(con: duckdb.DuckDBPyConnection, clients: int) -> Features:
         features[f"{name}_deviation"] = _spread(rows, deviation, clients)
         features[f"{name}_lowest"] = _spread(rows, rows["lowest"], clients)
         features[f"{name}_highest"] = _spread(rows, rows["highest"], clients)
+
     return features
 
 

@@ -59,6 +59,7 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
     layout = layout_of(plan, rows, row_length)
     place = np.empty_like(layout.place)
     place[layout.source] = layout.place
+
     return Packed(batch, torch.from_numpy(place), torch.from_numpy(bounds))
 
 
@@ -85,6 +86,7 @@ class Body(nn.Module):
                 "multiple of "
                 f"2 x heads = {2 * shape.heads}."
             )
+
         self.model = BehaveGPTModel(
             BehaveGPTConfig(
                 field_sizes={self.names[name]: size for name, size in sizes.items()},

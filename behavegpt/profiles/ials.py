@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.errors import DataError, MissingExtraError
 from behavegpt.profiles.events import among, ask_everybody, columns, register
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -67,9 +68,11 @@ def fit(context: Context, settings: IalsSettings, folder: Path) -> None:
             f"no event of {', '.join(settings.weights)} has a {settings.item}; choose other "
             "weights."
         )
+
     with _one_blas_thread():
         model = _model(settings, context.seed)
         model.fit(matrix, show_progress=False)
+
     write_array(folder / "items.npy", items)
     write_array(folder / "factors.npy", model.item_factors)
 
@@ -80,12 +83,14 @@ def embed(context: Context, settings: IalsSettings, folder: Path) -> UserEmbeddi
     matrix, _ = _matrix(context, settings, items, True)
     present = np.flatnonzero(np.diff(matrix.indptr))
     vectors = np.empty((len(present), settings.factors), np.float32)
+
     with _one_blas_thread():
         model = _model(settings, context.seed)
         model.item_factors = np.array(open_array(folder / "factors.npy"))
         for start in range(0, len(present), BLOCK):
             rows = present[start : start + BLOCK]
             vectors[start : start + BLOCK] = model.recalculate_user(rows, matrix[rows])
+
     return UserEmbeddings(context.clients[present], vectors)
 
 
@@ -96,6 +101,7 @@ def _model(settings: IalsSettings, seed: int) -> Any:
         from implicit.cpu.als import AlternatingLeastSquares
     except ImportError:
         raise MissingExtraError("implicit", "profiles") from None
+
     return AlternatingLeastSquares(
         factors=settings.factors,
         regularization=settings.regularization,
@@ -134,14 +140,17 @@ def _matrix(
         f"events {products} WHERE event IN ({among(tuple(settings.weights))}) AND {settings.item} "
         "IS NOT NULL"
     )
+
     with context.connect() as con:
         if not asked:
             ask_everybody(con)
+
         rows = int(con.execute("SELECT count(*) FROM clients").fetchall()[0][0])
         if items is None:
             known = f"SELECT client, {settings.item} AS item FROM {chosen}"
             known = f"SELECT DISTINCT item FROM ({known}) SEMI JOIN clients USING (client)"
             items = columns(con, f"{known} ORDER BY item")["item"].astype(np.int64)
+
         register(con, "items", item=items, number=np.arange(len(items), dtype=np.int32))
         table = columns(
             con,
@@ -150,6 +159,7 @@ def _matrix(
             FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
             JOIN clients USING (client) JOIN items USING (item) GROUP BY row, number""",
         )
+
     weight = sum(
         (table[event] * np.float32(value) for event, value in settings.weights.items()),
         np.float32(0),
@@ -157,4 +167,5 @@ def _matrix(
     shape = (rows, len(items))
     matrix = csr_matrix((np.asarray(weight, np.float32), (table["row"], table["number"])), shape)
     matrix.sort_indices()
+
     return matrix, items

@@ -121,6 +121,7 @@ def embed_rows(
                 vectors = np.empty((len(rows), found.shape[1]), np.float32)
             vectors[chosen] = found
             tell(start + len(chosen), "")
+
     return np.zeros((0, 0), np.float32) if vectors is None else vectors
 
 

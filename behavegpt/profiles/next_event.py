@@ -101,6 +101,7 @@ def fit(context: Context, settings: NextEventSettings, folder: Path) -> None:
         raise DataError(
             f"no client has two events of {', '.join(settings.events)}; choose others in `events`."
         )
+
     with seeded(context.seed):
         network = _network(settings, vocabularies).to(device)
 
@@ -142,10 +143,12 @@ def batch(
     lengths = np.minimum(store.lengths[rows], settings.shape.longest + training)
     source = _ordered(store, rows, lengths, rng)
     inputs = source
+
     if training:
         ends = np.cumsum(lengths)
         inputs, after = np.delete(source, ends - 1), np.delete(source, ends - lengths)
         lengths = lengths - 1
+
     names, wanted = model_names(settings.names), settings.predict or settings.names
     packed = pack(
         {names[name]: store.columns[name][inputs] for name in names},
@@ -154,6 +157,7 @@ def batch(
     )
     if not training:
         return packed, {}
+
     return packed, {
         name: torch.from_numpy(store.columns[name][after].astype(np.int64)) for name in wanted
     }
@@ -171,6 +175,7 @@ def _ordered(
     source = ranges(store.offsets[rows + 1] - lengths, lengths)
     back = np.repeat(store.offsets[rows + 1], lengths) - source  # 1 is the newest
     chance = (back * 0x9E3779B1) % 2**32 if rng is None else rng.random(len(source))
+
     return source[np.lexsort([chance, store.columns["time"][source], owners(lengths)])]
 
 
@@ -209,6 +214,7 @@ class NextEvent(nn.Module):
                         head(states[asked]), targets[name][asked], table, bias, self.negatives
                     )
                 )
+
         return torch.stack(losses).sum() if losses else states.sum() * 0
 
     def encode(self, packed: Packed, pool: Sequence[str]) -> Tensor:
@@ -231,8 +237,10 @@ def softmax_loss(x: Tensor, target: Tensor, table: Tensor, bias: Tensor, negativ
         )
         criterion = CrossEntropy(torch.ones(len(table))).to(x.device)
         return chunked_loss(scored, criterion, target, len(table)).total / len(x)
+
     drawn = torch.randperm(len(table), device=x.device)[:negatives]
     own = (x * table[target]).sum(-1, keepdim=True) + bias[target][:, None]
     others = F.linear(x, table[drawn], bias[drawn]) + math.log(len(table) / negatives)
     others = others.masked_fill(drawn == target[:, None], float("-inf"))
+
     return (torch.cat([own, others], dim=1).logsumexp(1) - own[:, 0]).mean()

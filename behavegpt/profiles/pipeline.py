@@ -49,7 +49,9 @@ from behavegpt.errors import (
     environment_fault,
     is_interruption,
 )
-from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
+from behavegpt.io import scratch, workspace, write_json, write_text
+from behavegpt.locks import lock
+from behavegpt.outputs import check_output
 from behavegpt.paths import PathText, local_path
 from behavegpt.profiles import (
     behavegpt_member,
@@ -141,6 +143,7 @@ def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Facts:
     for name in only:
         if name not in settings.members:
             raise ConfigError(f"{name!r} is no member. {closest(name, list(settings.members))}")
+
     chosen = {
         name: block.chosen(list(settings.members)) for name, block in settings.ensembles.items()
     }
@@ -157,6 +160,7 @@ def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[
     write_text(out / "profile.yaml", dump_settings(settings))
     members = {name: _attempt(name, settings, context) for name in only or settings.members}
     there = [name for name, facts in members.items() if facts["status"] in ("built", "kept")]
+
     ensembles: Facts = {}
     for name, wanted in {} if only else chosen.items():
         present = [member for member in wanted if member in there]
@@ -164,8 +168,10 @@ def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[
             folder, block = out / "ensembles" / name, settings.ensembles[name]
             ensembles[name] = _ensemble(folder, block, present, settings, members, context)
             ensembles[name]["lacking"] = [member for member in wanted if member not in present]
+
     for name in there:
         _ensemble(out / "alone" / name, EnsembleSettings(), [name], settings, members, context)
+
     failed = [name for name, facts in members.items() if facts["status"] == "failed"]
     return {"ok": not failed, "out": str(out), "members": members, "ensembles": ensembles}
 
@@ -182,12 +188,14 @@ def embed_new(
         raise ConfigError(
             f"{folder} holds no ensemble; {closest(ensemble, list(settings.ensembles))}"
         )
+
     facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
     steps = {
         name: TypeAdapter(tuple[Step, ...]).validate_python(plain)
         for name, plain in facts["steps"].items()
     }
     out.mkdir(parents=True, exist_ok=True)
+
     with workspace(out / "embed") as cache:
         context = Context(open_events(data), cache, settings.seed, settings.device)
         embeddings = {}
@@ -199,10 +207,12 @@ def embed_new(
                     f"{member} was built again after {folder}; run the profile, which renews the "
                     "ensemble."
                 )
+
             kind = KINDS[made["settings"]["kind"]]
             block = kind.settings.model_validate(made["settings"])
             embeddings[name] = kind.embed(context, block, member / "state")
             say(f"{name}: {len(embeddings[name].vectors):,} clients")
+
         order = row_order(context.clients, settings.row_seed)
         return write_ensemble(load_fitted(steps, folder), embeddings, order, out)
 
@@ -217,6 +227,7 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
     """Build a member or keep what is there; a failure is told and does not stop the others."""
     block = settings.members[name]
     folder = Path(settings.out) / "members" / name
+
     try:
         seed = context.seed if block.seed is None else block.seed
         key = digest(block.shaping(), seed, settings.row_seed, context.tables.digest, __version__)
@@ -235,6 +246,7 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
         if isinstance(error, BehaveGPTError):
             say(f"{name} failed: {error}")
             return {"kind": block.kind, "status": "failed", "reason": str(error)}
+
         fault = environment_fault(error)  # else our bug: told in full, and the others go on
         say(f"{name} failed: {fault or traceback.format_exc()}")
         return {
@@ -242,6 +254,7 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
             "status": "failed",
             "reason": f"{type(error).__name__}: {error}",
         }
+
     write_json(folder / MEMBER, facts)
     say(
         f"{name}: {facts['clients']:,} clients x {facts['dimensions']} in "
@@ -266,6 +279,7 @@ def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int)
         UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(
             temporary, "float32"
         )
+
     shutil.rmtree(context.work(block), ignore_errors=True)
     return {
         "kind": block.kind,
@@ -289,6 +303,7 @@ def _chosen_rows(
             f"kind {block.kind!r} gave vectors of clients that were not asked for, or two of one "
             "client"
         )
+
     return np.argsort(rows)
 
 
@@ -308,10 +323,12 @@ def _ensemble(
     }
     hashes = {member: built[member]["hash"] for member in names}
     key = digest(plain, hashes, block.impute, settings.row_seed, __version__)
+
     if (folder / ENSEMBLE).is_file():
         facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
         if facts["hash"] == key:
             return facts | {"status": "kept"}
+
     (folder / ENSEMBLE).unlink(missing_ok=True)
     embeddings = {
         member: UserEmbeddings.load(Path(settings.out) / "members" / member) for member in names
@@ -330,6 +347,7 @@ def _ensemble(
         "hashes": hashes,
         "hash": key,
     }
+
     write_json(folder / ENSEMBLE, facts)
     return facts | {"status": "built"}
 

@@ -30,6 +30,7 @@ def probe(
     ]
     if not used:
         return float("nan")
+
     y = train[:, used] - train[:, used].mean(axis=0, dtype=np.float32)
     weights = np.linalg.solve(
         x.T @ x + ridge * len(x) * np.eye(x.shape[1], dtype=np.float32), x.T @ y

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt import __version__
+from behavegpt.arrays import open_array, write_array
 from behavegpt.ingest.buckets import ColumnWriter, smallest_dtype
 from behavegpt.io import scratch, write_json
 from behavegpt.profiles.events import EventTables, ask_everybody, columns, register
@@ -40,7 +41,6 @@ from behavegpt.profiles.fields import (
     source_sql,
     value_sql,
 )
-from behavegpt.user_embeddings import open_array, write_array
 
 BATCH = 2**18  # rows fetched at a time
 MIX = 0x9E3779B1  # odd, near 2^32 over the golden ratio
@@ -87,11 +87,13 @@ class SequenceStore:
         event = np.arange(counts.max(initial=0) + 2) - 1
         inside = (event >= 0) & (event < counts[:, None])
         index = np.where(inside, (stops - counts)[:, None] + event, 0)
+
         batch = {}
         for name, column in self.columns.items():
             ids = np.where(inside, column[index], PAD).astype(np.int64)
             ids[:, 0], ids[np.arange(len(rows)), counts + 1] = START, END
             batch[name] = ids
+
         return batch, counts + 2
 
 
@@ -107,6 +109,7 @@ def build_store(
     if not (folder / "store.json").is_file():
         with scratch(folder) as temporary:
             _write(tables, settings, vocabularies, temporary)
+
     return open_store(folder)
 
 
@@ -118,6 +121,7 @@ def open_store(folder: Path) -> SequenceStore:
         for name in ("clients", "offsets", *facts["fields"])
     }
     clients, offsets = np.array(arrays.pop("clients")), np.array(arrays.pop("offsets"))
+
     return SequenceStore(
         folder, clients, offsets, arrays, Vocabularies.load(folder / "vocabularies.safetensors")
     )
@@ -139,6 +143,7 @@ def _write(
             name: ColumnWriter(folder / f"{name}.npy", _dtype(name, vocabularies), int(kept.sum()))
             for name in names
         }
+
         done = 0
         for batch in _encoded(con, settings, vocabularies):
             rows = batch.pop("row")
@@ -147,6 +152,7 @@ def _write(
             for name, ids in batch.items():
                 writers[name].write(ids[newest])
             done += len(rows)
+
     digests = {name: writer.close() for name, writer in writers.items()}
     present = kept > 0
     write_array(folder / "clients.npy", clients[present])
@@ -168,6 +174,7 @@ def _counts(con: duckdb.DuckDBPyConnection, settings: SequenceSettings, clients:
     found = columns(con, query)
     counts = np.zeros(clients, np.int64)
     counts[found["row"]] = found["n"]
+
     return counts
 
 
@@ -189,17 +196,20 @@ def _encoded(
         if plain
         else ((), ())
     )
+
     if codes:  # an event without codes is one token, `missing`
         listed = CODES[codes]
         values.append(
             f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL::SMALLINT] END AS {codes}"
         )
+
     ties = names if codes else [_chance_sql(plain), *names]
     query = f"""
         SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
         FROM (SELECT w.row, w.client, e.moment, e.event AS kind, {", ".join(values)}
               FROM {source_sql(settings, names)} JOIN clients w ON w.client = e.client) s
         {" ".join(joins)} ORDER BY {", ".join(["row", "moment", "kind", *ties])}"""
+
     for batch in con.sql(query).to_arrow_reader(BATCH):
         columns = {
             name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("row", *plain)
@@ -210,6 +220,7 @@ def _encoded(
                 name: column.repeat(np.diff(tokens.offsets)) for name, column in columns.items()
             }
             columns[codes] = _code_ids(tokens.flatten(), vocabularies.values[codes])
+
         yield columns
 
 
@@ -237,6 +248,7 @@ def _id_sql(
     """SQL of a field's id from its value `v_NAME`, and the join that it needs."""
     if name in RAW:
         return f"v_{name}::UINTEGER AS {name}", ""
+
     values = vocabularies.values[name]
     if np.array_equal(values, np.arange(len(values))):
         known, join = (
@@ -251,6 +263,7 @@ def _id_sql(
             id=np.arange(FIRST, FIRST + len(values), dtype=np.uint32),
         )
         known, join = f"ids_{name}.id", f"LEFT JOIN ids_{name} ON ids_{name}.value = s.v_{name}"
+
     return (
         f"CASE WHEN v_{name} IS NULL THEN {MISSING} ELSE coalesce({known}, {RARE}) END::UINTEGER "
         f"AS {name}",

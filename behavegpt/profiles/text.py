@@ -31,6 +31,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.console import progress
 from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.devices import choose_device
@@ -39,7 +40,7 @@ from behavegpt.io import write_json
 from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, write_lines
 from behavegpt.profiles.features import spans
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 # what makes up a model; weights as pickles are never opened
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -116,6 +117,7 @@ def model_folder(model: str) -> Path:
     MissingModelError."""
     if Path(model).is_dir():
         return Path(model)
+
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -150,30 +152,38 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
         raise CheckpointError(
             f"{source} is not the model that the profile was made with; put that one back."
         )
+
     work = context.work(settings)
     work.mkdir(parents=True, exist_ok=True)
+
     with context.connect() as con:
         s = settings
         clients, offsets = write_lines(
             con, s.fields, s.events, s.layout, s.last, s.repeats, work / "lines.arrow"
         )
+
     lines = open_lines(work / "lines.arrow")
     reader = Reader(settings, source, choose_device(context.device))
+
     blocks = []
     with progress("texts", len(clients)) as tell:
         for start in range(0, len(clients), settings.block):
             path = work / f"block_{start:012d}_{settings.block}.npy"
             bounds = offsets[start : start + settings.block + 1]
+
             if not path.exists():
                 texts = reader.texts(
                     lines.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0]
                 )
                 write_array(path, reader.vectors(texts))
+
             blocks.append(np.array(open_array(path)))
             tell(start + len(bounds) - 1, "")
+
     del lines
     vectors = np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32)
     shutil.rmtree(work)
+
     return UserEmbeddings(clients, vectors)
 
 
@@ -185,6 +195,7 @@ class Reader:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # transformers shows one for reading the weights
+
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
@@ -195,6 +206,7 @@ class Reader:
             raise CheckpointError(
                 f"{folder}: no language model in Hugging Face format ({first})."
             ) from None
+
         self.settings, self.device = settings, device
         limit = getattr(self.model.config, "max_position_embeddings", None) or settings.tokens
         top = header(settings.fields, settings.layout)
@@ -202,6 +214,7 @@ class Reader:
         start = [i for i in self.tokenizer("").input_ids if i == self.tokenizer.bos_token_id]
         self.start = start + (self._ids(top) + self.between if top else [])
         self.room = min(settings.tokens, limit) - len(self.start)
+
         if self.room < 1:
             raise ConfigError(
                 f"tokens={settings.tokens} does not even hold the header of the table; raise it."
@@ -230,9 +243,11 @@ class Reader:
         kept = np.flatnonzero((upto - len(self.between) <= self.room) | newest)
         if self.settings.order == "oldest":
             kept = kept[np.lexsort((-kept, text[kept]))]
+
         parts, where = spans(ends, place[kept])
         owner = np.repeat(text[kept], np.diff(parts))
         ids = flat[where]
+
         return self._framed(ids, np.searchsorted(owner, np.arange(len(offsets))))
 
     def _framed(self, ids: np.ndarray, bounds: np.ndarray) -> Texts:
@@ -251,6 +266,7 @@ class Reader:
         """(N, D) float32, from batches of texts of like length."""
         lengths = np.diff(texts.offsets)
         out = np.empty((len(lengths), self.model.config.hidden_size), np.float32)
+
         for rows in token_batches(lengths, self.settings.batch_tokens):
             width = lengths[rows].max()
             inside = np.arange(width) < lengths[rows, None]
@@ -265,6 +281,7 @@ class Reader:
             out[rows] = (
                 pool(states.last_hidden_state.float(), mask, self.settings.pool).cpu().numpy()
             )
+
         return out
 
     def _ids(self, text: str) -> list[int]:

@@ -118,6 +118,7 @@ def train(
         training = _Training(network, task, settings, seed, work)
         training.restore()
         nobody: AbstractContextManager[list[int]] = nullcontext([])
+
         with (
             nobody if work is None else collecting() as stop,
             progress(task.label, training.steps) as tell,
@@ -125,10 +126,12 @@ def train(
             while training.goes_on and not stop:
                 training.epoch(tell, stop)
             training.save_if_due(bool(stop))
+
     if stop:
         say(f"{task.label}: stopped by a signal at step {training.progress.step}; saved.")
         signal.raise_signal(stop[0])  # whoever handles signals ends the program his way
         raise KeyboardInterrupt
+
     return training.finish()
 
 
@@ -150,6 +153,7 @@ class _Training:
         self.steps = settings.steps or epoch_steps * settings.epochs
 
         self.device = next(network.parameters()).device
+
         if task.make_optimizer is None:
             fused = self.device.type in ("cpu", "cuda")
             asked = TrainSettings(
@@ -179,12 +183,14 @@ class _Training:
         order = epoch_batches(len(self.fitted), self.settings.batch, self.seed, number, lengths)
         left = islice(enumerate(order), at.step - at.epoch_start, self.steps - at.epoch_start)
         self.network.train()
+
         for index, batch in left:
             self.step(self.fitted[batch], np.random.default_rng((self.seed, number, index)))
             tell(at.step, f"epoch {number + 1}")
             if stop:
                 return
             self.save_if_due()
+
         self._judge()
 
     def step(self, chosen: np.ndarray, rng: np.random.Generator) -> None:
@@ -195,6 +201,7 @@ class _Training:
         (loss / weight).backward()
         if settings.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+
         rate = learning_rate(
             at.step,
             self.steps,
@@ -203,8 +210,10 @@ class _Training:
             floor=1.0,
             schedule="constant",
         )
+
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
         self.optimizer.step()
         at.step, at.weight = at.step + 1, at.weight + weight
         self.summed += loss.detach()
@@ -218,6 +227,7 @@ class _Training:
             "steps": at.step,
             "loss": float(self.summed) / at.weight,
         }
+
         if len(self.held_out):
             figures["held_out"] = mean_objective(
                 self.network,
@@ -226,15 +236,18 @@ class _Training:
                 self.settings.batch,
                 self.seed,
             )
+
         value = figures.get("held_out", figures["loss"])
         if not math.isfinite(value):
             raise ConfigError(
                 f"{task.label}: the loss became {value} by step {at.step}; lower training.lr or "
                 "set a clip."
             )
+
         at.epochs.append({name: round(figure, 6) for name, figure in figures.items()})
         if at.best is None or value < at.best:
             at.best, at.best_epoch, self.best_state = value, len(at.epochs), _copy(self.network)
+
         at.epoch_start, at.weight = at.step, 0.0
         self.summed.zero_()
 
@@ -244,6 +257,7 @@ class _Training:
         self.network.load_state_dict(self.best_state)
         self.network.eval()
         assert at.best is not None
+
         return {
             "steps": at.step,
             "best_epoch": at.best_epoch,
@@ -255,10 +269,12 @@ class _Training:
         """Write a checkpoint, where there is a folder, now or if the last one is old."""
         if self.work is None or not (now or time.monotonic() - self.saved > SAVE_EVERY):
             return
+
         beside = {f"{BEST}{name}": tensor for name, tensor in self.best_state.items()}
         beside |= {"summed": self.summed, "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             beside["random_cuda"] = torch.cuda.get_rng_state(self.device)
+
         snapshot = Snapshot(
             self.progress.step,
             self.network.state_dict(),
@@ -266,6 +282,7 @@ class _Training:
             beside,
             {"progress": asdict(self.progress)},
         )
+
         save_checkpoint(self.work, snapshot, keep=1)
         self.saved = time.monotonic()
 
@@ -274,6 +291,7 @@ class _Training:
         checkpoint = None if self.work is None else load_latest(self.work)
         if checkpoint is None:
             return
+
         self.network.load_state_dict(checkpoint.model)
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer)
         self.progress = Progress(**checkpoint.trainer["progress"])
@@ -285,6 +303,7 @@ class _Training:
         torch.set_rng_state(beside["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(beside["random_cuda"], self.device)
+
         say(f"{self.task.label}: goes on from step {self.progress.step}")
 
 
@@ -311,10 +330,12 @@ def epoch_batches(
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(size)
+
     if lengths is not None:
         pool = batch * POOL
         parts = [order[start : start + pool] for start in range(0, size, pool)]
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+
     starts = np.arange(0, size, batch)
     for start in rng.permutation(starts) if lengths is not None else starts:
         yield order[start : start + batch]

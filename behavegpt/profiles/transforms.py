@@ -30,6 +30,7 @@ def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
             return transformed(steps[: len(done)], done, vectors)
 
         states.append(_kind(step).fit(step, blocks))
+
     return states
 
 
@@ -100,6 +101,7 @@ def _to_quantiles(state: State, block: np.ndarray) -> np.ndarray:
     1, and a value that spans several quantiles is put in their middle."""
     place = np.linspace(0, 1, QUANTILES)
     out = np.empty_like(block)
+
     for column, points in enumerate(state["quantiles"].T):
         values = block[:, column]
         from_below, from_above = (
@@ -108,6 +110,7 @@ def _to_quantiles(state: State, block: np.ndarray) -> np.ndarray:
         )
         middle = np.where(values >= points[-1], 1.0, (from_below + from_above) / 2)
         out[:, column] = np.where(values <= points[0], 0.0, middle)
+
     return out
 
 

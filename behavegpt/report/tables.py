@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from behavegpt import plots
 from behavegpt.figures import MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
+from behavegpt.result_files import best_baseline, read_per_behavior
 
 METRICS = {
     "rec_w": "weighted recall",
@@ -57,6 +57,7 @@ def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str
         }
         for name in order
     ]
+
     return {
         "header": [METRICS[key] for key in columns],
         "primary": [key in PRIMARY for key in columns],
@@ -77,6 +78,7 @@ def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[st
     others = [figures for name, figures in models.items() if name != MODEL]
     if MODEL not in models or not others:
         return []
+
     gains = []
     for key in columns:
         ours = models[MODEL].get(key)
@@ -86,6 +88,7 @@ def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[st
             if is_number(ours) and best
             else "–"
         )
+
     return gains
 
 
@@ -97,18 +100,20 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     too few events were predicted for the figures to say much.
     """
     path = run / "eval" / "per_behavior.csv"
-    rows = plots.read_per_behavior(path) if path.is_file() else []
+    rows = read_per_behavior(path) if path.is_file() else []
     rows = [row for row in rows if row["support"] > 0]
     ours = [row for row in rows if row["model"] == MODEL]
     if not ours:
         return None
-    other = plots.best_baseline(rows)
+
+    other = best_baseline(rows)
     theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
     taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
     header = ["to predict", "recall", "precision", "in training"]
     if other:
         header.insert(2, f"recall, {title_of(other)}")
+
     return {
         "header": header,
         "rows": [_behavior(row, theirs, taken_for) for row in ours[:LISTED]],
@@ -129,6 +134,7 @@ def _behavior(
     if theirs:
         beside = theirs.get(row["behavior"])
         figures.insert(2, (decimal(beside), beside))
+
     return {
         "behavior": row["behavior"],
         "cells": [(text, number if is_number(number) else -1) for text, number in figures],
@@ -143,24 +149,29 @@ def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
     ours = models.get(MODEL)
     if ours is None or not is_number(ours.get("rec_w")):
         return []
+
     on = f" of {rows:,} events" if rows else " of the events"
     said = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
     if is_number(ours.get("hr@3")):
         said[0] = f"{said[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
+
     others = {name: figures for name, figures in models.items() if name != MODEL}
     if not others:
         return said
+
     for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
             said.append(_compared(what, ours[key], known[best], title_of(best)))
+
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - max(m["rec_w"] for m in others.values())) < 2 * spread:
         said.append(
             f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
             "percentage points may be chance."
         )
+
     return said
 
 

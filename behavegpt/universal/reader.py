@@ -63,19 +63,26 @@ class MemoryReader:
         """
         if not len(positions):
             return
+
+        # each user's asked span, first to last position: a history is read once, from its beginning
         user = np.searchsorted(self.offsets, positions, side="right") - 1
         first = np.flatnonzero(np.diff(user, prepend=-1))
         low, high = positions[first], positions[np.append(first[1:], len(positions)) - 1] + 1
         user = user[first]
+
+        # whole users at a time, of about POSITIONS positions together
         chunk = (np.cumsum(high - low) - 1) // POSITIONS
         for number in np.unique(chunk):
             part = np.flatnonzero(chunk == number)
             folds = fold_of(user[part]) if training else None
             spans = Spans(self.offsets[user[part]], low[part], high[part], folds)
             readings = read_memory(self.columns, self.tables, spans)
+
+            # all positions of the spans were read; of them those that were asked for, in pieces
             position = ranges(low[part], high[part] - low[part])
             asked = np.flatnonzero(np.isin(position, positions))
-            for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
+            pieces = max(1, -(-len(asked) * self.classes // CELLS))
+            for piece in np.array_split(asked, pieces):
                 yield MemoryBatch(take(readings, piece, self.shares), position[piece])
 
     def batches_of_pasts(
@@ -106,8 +113,12 @@ def make_reader(
 
     `given`: what is known of the event that follows a position.
     """
+
     if given:
+        # what is given of an event stands one event earlier, where it is asked for
         columns = Columns(**moved(columns._asdict(), offsets, given))
+
+    # folds of users: a training row leaves its own fold out of the tables
     folds = fold_of(np.arange(len(offsets) - 1))
     tables = fit_tables(columns, offsets, Counted(used, classes, folds))
     shares = fit_shares(columns, offsets, used, classes)
@@ -130,17 +141,19 @@ def store_reader(
     `roles` gives another column as `behavior`, `event` or `location`: another question to the same
     log. `given`: what is known of the event that follows.
     """
+
     roles = dict(roles or {})
     named = {role: store.column(roles.get(role, role)) for role in ("behavior", "event")}
     place = roles.get("location", "location")
     if place in store.columns:
         named["location"] = store.columns[place]
+
     clock = {name: store.columns[name] for name in ("slot", "weekday", "time")}
     columns = memory_columns(named | clock, store.schema.slot_minutes)
-    classes = (
-        store.behaviors.classes
-        if "behavior" not in roles
-        else store.vocabulary[roles["behavior"]].classes
-    )
+
+    # classes are those of the column that is asked about
+    classes = store.behaviors.classes
+    if "behavior" in roles:
+        classes = store.vocabulary[roles["behavior"]].classes
     trained = np.asarray(store.columns["split"]) == TRAIN
     return make_reader(columns, store.offsets, trained, classes, given)

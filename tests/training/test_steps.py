@@ -22,7 +22,8 @@ from behavegpt.training import trainer as trainer_module
 from behavegpt.training.journal import read_journal
 from behavegpt.training.progress import Progress
 from behavegpt.training.settings import TrainSettings
-from behavegpt.training.trainer import Trainer, _mix
+from behavegpt.training.step import _mix
+from behavegpt.training.trainer import Trainer
 from tests.helpers import random_store
 from tests.runs import save_store
 from tests.training.test_loop import FALLING, Counted, Scripted
@@ -152,7 +153,7 @@ def test_two_ranks_of_the_same_rows_step_as_one(
         clip_grad_norm_=alone.clip_grad_norm_,
         no_sync=alone.no_sync,
     )
-    monkeypatch.setattr(trainer_module.dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     record = Trainer.step(trainer, 0)
     assert (record["loss"], record["events"]) == (pytest.approx(5), 8)

@@ -80,6 +80,7 @@ def start(model: Any, store: EventStore) -> None:
             f"{options['base']}: was trained on other labels; give a base of the same prepared "
             "folder."
         )
+
     encoder = model.model.encoder
     model.model.embedding.load_state_dict(base.model.embedding.state_dict())
     encoder.load_state_dict(
@@ -87,8 +88,10 @@ def start(model: Any, store: EventStore) -> None:
     )
     for branch in encoder.branches:
         torch.nn.init.zeros_(branch.up.weight)
+
     for part in (model.model.embedding, encoder.blocks, encoder.norm):
         part.requires_grad_(False)
+
     options["base"] = None
     model.head.classes.weight.data.copy_(class_means(model, store))
 
@@ -104,9 +107,11 @@ def class_means(model: Any, store: EventStore) -> torch.Tensor:
     batches = evaluation_batches(
         store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=fields
     )
+
     for batch, hidden in hidden_states(model, batches):
         wanted = batch.target != IGNORED
         total.index_add_(0, batch.target[wanted], F.normalize(hidden[wanted], dim=-1))
+
     random = config.initializer_range * torch.randn_like(total)
     return torch.where(total.any(1, keepdim=True), F.normalize(total, dim=-1), random)
 

@@ -93,6 +93,7 @@ class Contrast(nn.Module):
             nn.GELU(),
             nn.Linear(2 * dimensions, PROJECTED),
         )
+
         self.project = nn.Linear(dimensions, PROJECTED)
         self.empty = nn.Linear(dimensions, 1)
         self.temperature, self.empty_weight = settings.temperature, settings.empty_weight
@@ -105,12 +106,14 @@ class Contrast(nn.Module):
         loss = self.empty_weight * F.binary_cross_entropy_with_logits(
             self.empty(vectors)[:, 0], (~there).float()
         )
+
         if there.sum() > 1:
             embedded = torch.stack(
                 [table(future.ids[name]) for name, table in self.tables.items()]
             ).sum(0)
             theirs = self.future(mean_states(embedded, future.bounds)[there])
             loss = loss + info_nce(self.project(vectors[there]), theirs, self.temperature)
+
         return loss
 
 

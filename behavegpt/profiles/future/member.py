@@ -96,6 +96,7 @@ def _base_rates(
                 store, cuts.at(np.full(len(some), index), some), settings
             ).items():
                 totals[task] = totals.get(task, 0) + labels.sum(axis=0, dtype=np.float64)
+
     return {task: total / cuts.usable.sum() for task, total in totals.items()}
 
 
@@ -109,6 +110,7 @@ class Future(nn.Module):
         self.heads = nn.ModuleDict(
             {task: nn.Linear(dimensions, len(rate)) for task, rate in rates.items()}
         )
+
         self.units: dict[str, float] = {}
         for task, rate in rates.items():
             head = self.heads[task]

@@ -113,6 +113,7 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
     )
     now = end_of(store)
     cuts = cut_histories(store, settings.cut, now)
+
     with seeded(context.seed):
         tower = _tower(settings, vocabularies)
         network, loss = make(tower, store, cuts, device)

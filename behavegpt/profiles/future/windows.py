@@ -106,6 +106,7 @@ def cut_histories(store: SequenceStore, settings: CutSettings, now: int) -> Cuts
             "is no future to "
             "learn from; choose a smaller cut.horizon."
         )
+
     return Cuts(moment, stop, end, usable)
 
 
@@ -127,6 +128,7 @@ def past(store: SequenceStore, of: Examples, fields: tuple[str, ...], longest: i
     columns["age"] = half_octaves(seconds / 3600, AGES)
     packed = pack(columns, lengths, longest)
     event = np.asarray(store.columns["event"])[source].astype(np.int64) - FIRST
+
     return Past(
         packed, torch.from_numpy((seconds / DAY).astype(np.float32)), torch.from_numpy(event)
     )
@@ -138,10 +140,12 @@ def counts(of: Past) -> Tensor:
     bounds = of.packed.bounds
     which = torch.arange(len(bounds) - 1, device=bounds.device).repeat_interleave(bounds.diff())
     kind = torch.nn.functional.one_hot(of.event.clamp(0, len(EVENTS) - 1), len(EVENTS)).float()
+
     columns = []
     for days in (*RECENT, float("inf")):
         inside = kind * (of.days < days)[:, None]
         columns.append(inside.new_zeros(len(bounds) - 1, len(EVENTS)).index_add(0, which, inside))
+
     ages = torch.stack([of.days[bounds[1:] - 1], of.days[bounds[:-1]]], dim=1)
     return torch.log1p(torch.cat([*columns, ages], dim=1))
 
@@ -170,4 +174,5 @@ def chosen(
     )
     found = np.zeros((len(lengths), top), np.float32)
     found[owners(lengths)[kept], ids[kept]] = 1
+
     return found
