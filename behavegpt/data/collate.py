@@ -46,6 +46,7 @@ def collate(
     """
     layout = layout_of(plan, rows, row_length)
     source = layout.source
+    # of the next event: an input is never a user's last one
     behavior = columns["behavior"][source + 1].astype(np.int64)
     asked = layout.scored & (behavior >= FIRST)  # (E,)
 

@@ -109,6 +109,7 @@ def save_counts(counts: Counts, folder: Path) -> None:
         "edges": counts.edges,
         "slot_minutes": np.array([counts.slot_minutes]),
     }
+    # absent where nothing is: files of models without it stay as they were
     if counts.given:
         numbers["given"] = np.array([name in counts.given for name in GIVEN])
 
@@ -206,12 +207,12 @@ def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Column
 def memory_tensors(
     readings: Readings, index: np.ndarray, shares: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    """`memory_arrays` as tensors: fields of Memory."""
+    """`memory_arrays` of positions index (N,) as tensors: fields of Memory, `rest` (N, J), say."""
     return as_tensors(memory_arrays(readings, index, shares))
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Arrays by name as tensors of the same memory."""
+    """Arrays by name as tensors of the same memory, (N, ...) and (M, ...) as in model/mixer.py."""
     import torch
 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -222,6 +223,7 @@ def memory_arrays(
 ) -> dict[str, np.ndarray]:
     """The readings of some positions (N,), with the mixture of the experts as the last one; fields
     of Memory."""
+    # (N,) candidates of each position
     count = readings.start[index + 1] - readings.start[index]
     begin = np.cumsum(count) - count
     total, experts = int(count.sum()), readings.rest.shape[1] + 1

@@ -94,6 +94,7 @@ def _expectation_maximization(chance: np.ndarray, share: np.ndarray) -> np.ndarr
     """Shares (J,) of a mixture with component likelihoods `chance` (n, J); the start where there is
     no row."""
     for _ in range(ITERATIONS if len(chance) else 0):
+        # (n, J) posterior of each component, after the division below
         weighted = chance * share
         share = (weighted / weighted.sum(axis=1, keepdims=True)).mean(axis=0)
     return share

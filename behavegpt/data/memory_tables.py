@@ -183,6 +183,7 @@ def _followers(
     fold = fold[known]
     total = _by_fold(of_context, fold, len(context))
 
+    # a context and what followed it, as one number
     pairs = of_context * classes + follower[known]
     pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
     counts = _by_fold(of_pair, fold, len(pair))
@@ -191,6 +192,7 @@ def _followers(
 
     # equally frequent ones by their first occurrence: no label may matter
     order = np.lexsort((earliest, -counts[:, -1], of_context))
+    # place of a follower among those of its context
     rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
     order = order[rank < most]
 

@@ -22,7 +22,9 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.ties import sort_events
 from behavegpt.data.times import MICROS, calendar, instants
 from behavegpt.errors import DataError
-from behavegpt.ingest.plan import (
+from behavegpt.ingest.plan import parse_range
+from behavegpt.ingest.plan_columns import label_columns, needed_columns, reject_columns
+from behavegpt.ingest.reasons import (
     BAD_ORDER,
     BAD_TIME,
     LATE,
@@ -30,9 +32,7 @@ from behavegpt.ingest.plan import (
     NO_TIME,
     NO_USER,
     REASONS,
-    parse_range,
 )
-from behavegpt.ingest.plan_columns import label_columns, needed_columns, reject_columns
 from behavegpt.ingest.row_times import RowTimes, read_times
 from behavegpt.ingest.source_values import SINCE_START
 from behavegpt.ingest.sources import Logs
