@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from behavegpt.data.collate import argument_name
 from behavegpt.data.memory_counts import save_counts
-from behavegpt.data.pack import argument_name
 from behavegpt.decision import FILE as THRESHOLDS
 from behavegpt.decision import save_thresholds
 from behavegpt.errors import ConfigError, MissingExtraError

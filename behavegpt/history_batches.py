@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.collate import collate_inputs
 from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
-from behavegpt.data.pack import RowPlan, Windows, collate_inputs, pack_rows
+from behavegpt.data.pack import RowPlan, Windows, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 # a GPU is done with a small one before the next is made

@@ -1,10 +1,10 @@
 """Which training loss? The same model, data order and budget for each, several seeds (paper,
 sections 3.2 and 4.6).
 
-    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--layers history plain]
-        [--losses ...] [--steps 300]
-    python eval/losses.py DIR --out rows.jsonl --table     # Markdown, baselines beside the rows
-    python eval/losses.py --choose rows.jsonl other.jsonl  # which to prefer, from validation rows
+    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--losses ...] [--steps 300]
+        [--layers memory --config configs/memory.yaml]
+    python eval/losses.py DIR --out rows.jsonl --table      # Markdown, baselines beside them
+    python eval/losses.py --choose rows.jsonl other.jsonl   # which to prefer, by validation rows
 
 One JSON row for each prediction layer, seed, loss and split; finished ones are skipped. Losses that
 are plain cross-entropy up to a share of training are trained together up to there: the same as
@@ -33,9 +33,8 @@ from behavegpt.decision import log_frequency
 from behavegpt.evaluation import score_baselines
 from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
-from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.plots import frontier
-from behavegpt.pretrain import PretrainSettings, model_config
+from behavegpt.pretrain import PretrainSettings, build_model
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.run import RunFolder
 from behavegpt.training.trainer import Trainer
@@ -74,7 +73,8 @@ FROM_THE_START: dict[str, dict[str, Any]] = {
 }
 START = 0.8
 PRIOR_CORRECTIONS = (0.1, 0.2, 0.3)  # after training, of the cross-entropy model
-LAYERS = {
+LAYERS: dict[str, dict[str, bool]] = {
+    "memory": {"memory": True, "history_head": False},  # with --config configs/memory.yaml
     "history": {"memory": False, "history_head": True},
     "plain": {"memory": False, "history_head": False},
 }
@@ -104,8 +104,7 @@ class Together(Loss):
 def make_trainer(settings: PretrainSettings, store: EventStore) -> Trainer:
     """A fresh model and optimizer on the real training loop; the loss is set by the caller."""
     torch.manual_seed(settings.train.seed)
-    model = BehaveGPTForBehaviorPrediction(model_config(settings, store))
-    model.head.set_prior(torch.tensor(store.behaviors.counts))
+    model = build_model(settings, store)
     loss = build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts))
     return Trainer(model, loss, store, settings.train, RunFolder(Accelerator(cpu=True)))
 
@@ -188,7 +187,7 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
     return "\n".join(lines)
 
 
-def choose(files: Sequence[Path]) -> str:
+def choose(files: Sequence[Path], layer: str) -> str:
     """Mean gain in macro recall over cross-entropy, per loss, on the validation rows of several
     logs; as Markdown.
 
@@ -197,7 +196,7 @@ def choose(files: Sequence[Path]) -> str:
     # loss -> its figures relative to cross-entropy's, a mapping for each log
     gains: dict[str, list[dict[str, float]]] = {}
     for file in files:
-        means = _means_of(file)
+        means = _means_of(file, layer)
         plain = means["cross_entropy"]
         for loss, figures in means.items():
             gain = {name: figures[name] / plain[name] for name in CHOSEN_BY}
@@ -221,11 +220,11 @@ def choose(files: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def _means_of(file: Path) -> dict[str, dict[str, float]]:
-    """Loss -> mean figures over the seeds of a log's validation rows, with the history head."""
+def _means_of(file: Path, layer: str) -> dict[str, dict[str, float]]:
+    """Loss -> mean figures over the seeds of a log's validation rows, with a prediction layer."""
     groups: dict[str, list[Row]] = {}
     for row in read_rows(file):
-        if row["split"] == "valid" and row["layer"] == "history":
+        if row["split"] == "valid" and row["layer"] == layer:
             groups.setdefault(row["loss"], []).append(row)
 
     means: dict[str, dict[str, float]] = {}
@@ -306,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.choose:
-        print(choose(arguments.choose))
+        print(choose(arguments.choose, arguments.layers[0]))
         return 0
     if arguments.data is None or arguments.out is None:
         parser.error("DIR and --out are needed")

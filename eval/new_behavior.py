@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from behavegpt.baselines.approximate.mecos import MecosSettings, match, meta_train
 from behavegpt.batch import IGNORED
 from behavegpt.config import Settings, read_settings
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.reencode import reencode
 from behavegpt.data.schema import EventSchema
@@ -240,7 +241,7 @@ def states(
         split,
         max_length=length,
         rows_per_batch=16384 // row_length_for(length),
-        fields=model.config.columns,
+        fields=BatchFields(model.config.columns),
     )
     for batch, hidden in hidden_states(model, batches):
         wanted = batch.target != IGNORED

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class EventTokenizer(FeatureExtractionMixin):
         `renamed`."""
         return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
 
+    @cached_property
     def by_name(self) -> EventTokenizer:
         """The tokenizer that takes users' names as they are, where the model's log wrote 1.0 as 1,
         say."""
@@ -110,12 +112,12 @@ class EventTokenizer(FeatureExtractionMixin):
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def encode(self, events: Any) -> EncodedHistories:
+    def encode(self, events: Any, *, warn: bool = True) -> EncodedHistories:
         """Ids of raw events: a pandas or Arrow table, a mapping of columns, or files, with the
         schema's columns.
 
         Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and
-        counted.
+        counted. `warn` of dates without a time of day.
         """
         logs = find_logs(events)
         present = {
@@ -127,7 +129,8 @@ class EventTokenizer(FeatureExtractionMixin):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
         read = read_events(logs, self.event_schema, fields=present)
-        self._warn_of_dates(logs, read.table)
+        if warn:
+            self._warn_of_dates(logs, read.table)
         return self.encode_table(
             read.table, collections.Counter(read.rejects["reason"].to_pylist())
         )

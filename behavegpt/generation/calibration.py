@@ -19,8 +19,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from behavegpt.data.collate import GAP_BUCKETS, BatchFields, collate
 from behavegpt.data.loader import columns_of, row_length_for
-from behavegpt.data.pack import GAP_BUCKETS, collate, evaluation_windows, pack_rows
+from behavegpt.data.pack import evaluation_windows, pack_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.training.evaluate import hidden_states
@@ -62,8 +63,9 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
     row = row_length_for(config.max_length)
     plan = pack_rows(windows.take(chosen), row)
     columns, rows = columns_of(store), np.arange(plan.rows)
+    fields = BatchFields(config.columns, next=("gap",))
     batches = (
-        collate(columns, plan, rows[first : first + ROWS], row, config.columns, ("gap",))
+        collate(columns, plan, rows[first : first + ROWS], row, fields)
         for first in range(0, plan.rows, ROWS)
     )
 

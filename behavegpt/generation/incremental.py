@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from behavegpt.data.collate import argument_name
 from behavegpt.data.given import given_fields
-from behavegpt.data.pack import argument_name
 from behavegpt.generation.calibration import log_odds_of_users
 from behavegpt.generation.state import RowState
 from behavegpt.model import BehaveGPTForBehaviorPrediction, EventCache

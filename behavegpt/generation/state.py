@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from behavegpt.data.collate import gap_buckets
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.memory_live import LiveMemory
-from behavegpt.data.pack import gap_buckets
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import parse_date
 from behavegpt.data.tokenizer import EncodedHistories

@@ -38,9 +38,10 @@ class Frame:
         """Names of all columns."""
         return tuple(self._columns)
 
-    def select(self, names: Sequence[str]) -> pa.Table:
-        """Some columns as an Arrow table. Raises DataError for values without a type in common."""
-        arrays = [plain_array(name, self._columns[name](None)) for name in names]
+    def select(self, names: Sequence[str], rows: int | None = None) -> pa.Table:
+        """Some columns as an Arrow table, of the first `rows` or all. Raises DataError for values
+        without a type in common."""
+        arrays = [plain_array(name, self._columns[name](rows)) for name in names]
         lengths = {len(array) for array in arrays}
         if len(lengths) > 1:
             raise DataError(

@@ -67,11 +67,13 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
     return frame
 
 
-def encode_histories(tokenizer: EventTokenizer, events: Any) -> EncodedHistories:
+def encode_histories(
+    tokenizer: EventTokenizer, events: Any, *, warn: bool = True
+) -> EncodedHistories:
     """Histories in ids, as the predictors take them. Raises DataError when no event is usable."""
     if isinstance(events, EncodedHistories):
         return events
-    encoded = tokenizer.encode(as_logs(events, tokenizer.event_schema))
+    encoded = tokenizer.encode(as_logs(events, tokenizer.event_schema), warn=warn)
     if len(encoded.users) == 0:
         reasons = (
             ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"

@@ -15,7 +15,7 @@ from behavegpt.ingest.nested import Value, check_lengths, part_sql, split_path, 
 if TYPE_CHECKING:
     from behavegpt.ingest.sources import Logs
 
-_SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
+SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
 LISTS = 100  # rows that tell whether a row holds a history
 
 
@@ -62,7 +62,7 @@ def event_values(
 def from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
     """The table with EasyTPP's times, which count from the start of each history, as seconds since
     `_START`."""
-    if time is None or time.rpartition(".")[2] != _SINCE_START:
+    if time is None or time.rpartition(".")[2] != SINCE_START:
         return sql
     name, kind = quoted(time), column_types(con, sql)[time]
     moved = (

@@ -37,8 +37,8 @@ from behavegpt.ingest.time_survey import (
 
 SERIAL = "excel"  # days since 1899-12-30 on a wall clock
 _SERIAL_EPOCH = 25_569  # of 1970-01-01
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_BEYOND = -(2**63) + 1  # stamp of a number too large for a time: read, but out of range
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+BEYOND = -(2**63) + 1  # stamp of a number too large for a time: read, but out of range
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def time_column(
         return TimeColumn(
             stamp, wall, schema.time_unit, formats, _remark_of_formats(schema, survey, formats)
         )
-    unit = _resolve_unit(schema, survey, where)
+    unit = resolve_unit(schema, survey, where)
     stamp, wall = _by_unit(column, sql_type, survey, unit, bounds, local)
     return TimeColumn(stamp, wall, unit, (), _remark_of_unit(schema, unit))
 
@@ -168,7 +168,7 @@ def _by_unit(
 
 def _epoch(value: str, is_float: bool, unit: str, bounds: tuple[int, int]) -> str:
     """SQL of the microseconds of a number in `unit`; numbers outside `bounds` (seconds) become
-    `_BEYOND`."""
+    `BEYOND`."""
     if unit == SERIAL:
         # A serial has some ten decimals: to the millisecond, or 13:00 would be 12:59:59.999999.
         days, low, high = (
@@ -179,10 +179,10 @@ def _epoch(value: str, is_float: bool, unit: str, bounds: tuple[int, int]) -> st
         exact, readable = f"round({days} * 86400000)::BIGINT * 1000", f"isfinite({value}::DOUBLE)"
         return (
             f"CASE WHEN NOT ({readable}) THEN NULL WHEN {days} BETWEEN {low} AND {high} THEN "
-            f"{exact} ELSE {_BEYOND} END"
+            f"{exact} ELSE {BEYOND} END"
         )
     # auto: the column has no number at all
-    per_second = _PER_SECOND["s" if unit == "auto" else unit]
+    per_second = PER_SECOND["s" if unit == "auto" else unit]
     low, high = bounds[0] * per_second, bounds[1] * per_second
     if is_float:
         exact, readable = (
@@ -195,11 +195,11 @@ def _epoch(value: str, is_float: bool, unit: str, bounds: tuple[int, int]) -> st
         exact, readable = f"{value}::BIGINT // {per_second // MICROS}", f"{value} IS NOT NULL"
     return (
         f"CASE WHEN NOT ({readable}) THEN NULL WHEN {value} BETWEEN {low} AND {high} THEN {exact} "
-        f"ELSE {_BEYOND} END"
+        f"ELSE {BEYOND} END"
     )
 
 
-def _resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
+def resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
     """The unit in which the median number is a plausible time, unless the schema names it."""
     if schema.time_unit != "auto" or not survey.numbers:
         return schema.time_unit

@@ -73,6 +73,30 @@ def add_surveys(surveys: Sequence[TimeSurvey | None]) -> TimeSurvey | None:
     return TimeSurvey(**sums, shapes=add_shapes([survey.shapes for survey in told]))
 
 
+def survey_numbers(values: int, plain: int, odd: int, numbers: np.ndarray) -> TimeSurvey | None:
+    """The survey of a column whose odd texts have no digit; `numbers` are finite (N,) float64.
+
+    None where some may be times written as digits.
+    """
+    size = np.abs(numbers)
+    for length in DIGITS:
+        scale = 10.0 ** (length - 8)
+        if ((numbers >= _DATES[0] * scale) & (numbers <= (_DATES[1] + 1) * scale)).any():
+            return None
+    return TimeSurvey(
+        values=values,
+        plain=plain,
+        odd=odd,
+        numbers=len(numbers),
+        below=tuple(int((size < limit).sum()) for limit in list(UNITS.values())[:-1]),
+        below_ns=int((size < _LEAST_NS).sum()),
+        serials=int(((numbers >= _SERIALS[0]) & (numbers <= _SERIALS[1])).sum()),
+        dates=0,
+        digits=(0,) * len(DIGITS),
+        shapes={},
+    )
+
+
 def is_text(sql_type: str) -> bool:
     """Whether a DuckDB type holds texts."""
     return sql_type == "VARCHAR" or sql_type.startswith("ENUM")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from behavegpt.batch import IGNORED, PackedBatch
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import ALL, Share, evaluation_batches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
@@ -53,9 +54,8 @@ def score(
         split,
         max_length=config.max_length,
         rows_per_batch=max(1, positions // row_length_for(config.max_length)),
-        fields=config.columns,
+        fields=BatchFields(config.columns, given=tuple(config.given or ())),
         counts=model.counts,
-        given=tuple(config.given or ()),
         share=share,
     )
 

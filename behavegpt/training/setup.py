@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
 
 from behavegpt.console import say
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.pack import target_rows
@@ -179,10 +180,10 @@ def training_batches(
         max_length=config.max_length,
         rows_per_step=-(-wanted // row_length_for(config.max_length)),
         seed=train.seed,
-        fields=config.columns,
-        next_fields=tuple(config.next_heads or ()),
+        fields=BatchFields(
+            config.columns, tuple(config.next_heads or ()), tuple(config.given or ())
+        ),
         counts=counts,
-        given=tuple(config.given or ()),
     )
 
 

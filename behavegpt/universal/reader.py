@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from behavegpt.data.given import moved
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_counts import memory_tensors
 from behavegpt.data.memory_past import Past
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import fit_shares, fold_of
 from behavegpt.data.memory_state import Moments, read_pasts
-from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
+from behavegpt.data.memory_tables import Columns, Counted, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
+from behavegpt.ragged import ranges
 
 POSITIONS = 4096  # read at a time
 CELLS = 4_000_000  # logits that a batch may have
@@ -74,14 +75,11 @@ class MemoryReader:
         for number in np.unique(chunk):
             part = np.flatnonzero(chunk == number)
             folds = fold_of(user[part]) if training else None
-            begin = self.offsets[user[part]]
-            readings = read_memory(
-                self.columns, self.tables, begin, low[part], high[part], folds=folds
-            )
+            spans = Spans(self.offsets[user[part]], low[part], high[part], folds)
+            readings = read_memory(self.columns, self.tables, spans)
 
             # all positions of the spans were read; of them those that were asked for, in pieces
-            spans = [np.arange(a, b) for a, b in zip(low[part], high[part], strict=True)]
-            position = np.concatenate(spans)
+            position = ranges(low[part], high[part] - low[part])
             asked = np.flatnonzero(np.isin(position, positions))
             pieces = max(1, -(-len(asked) * self.classes // CELLS))
             for piece in np.array_split(asked, pieces):
@@ -121,7 +119,8 @@ def make_reader(
         columns = Columns(**moved(columns._asdict(), offsets, given))
 
     # folds of users: a training row leaves its own fold out of the tables
-    tables = fit_tables(columns, offsets, used, classes, fold_of(np.arange(len(offsets) - 1)))
+    folds = fold_of(np.arange(len(offsets) - 1))
+    tables = fit_tables(columns, offsets, Counted(used, classes, folds))
     shares = fit_shares(columns, offsets, used, classes)
     return MemoryReader(columns, offsets, tables, shares)
 

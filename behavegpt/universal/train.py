@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from behavegpt.config import Settings
 from behavegpt.console import progress, say
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
@@ -200,7 +200,8 @@ def read_rows(
     low, high = np.array([p[0] - 1 for p in pieces]), np.array([p[-1] for p in pieces])
     user = owner[first[order]]
     folds = fold_of(user) if training else None
-    readings = read_memory(reader.columns, reader.tables, offsets[user], low, high, folds=folds)
+    spans = Spans(offsets[user], low, high, folds)
+    readings = read_memory(reader.columns, reader.tables, spans)
 
     # places in the readings, which lie user by user, from `low` on
     begin = np.cumsum(high - low) - (high - low)

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_past import new_past
 from behavegpt.data.memory_state import ROOM, extend, pack, read_pasts, unpack
 from behavegpt.data.memory_tables import Columns
@@ -26,7 +26,7 @@ def test_random_interleavings_equal_whole_histories() -> None:
     the history does."""
     columns, offsets, used = log(0, users=400, longest=60)
     tables = tables_of(columns, offsets, used)
-    whole = read_memory(columns, tables, offsets[:-1], offsets[:-1], offsets[1:])
+    whole = read_memory(columns, tables, Spans(offsets[:-1], offsets[:-1], offsets[1:]))
     rng = np.random.default_rng(1)
     length = np.diff(offsets)
     done = np.zeros(len(length), np.int64)

@@ -19,9 +19,9 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TEST, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
-from behavegpt.ingest.events import read_events
+from behavegpt.ingest.events import read_events, read_with_duckdb
 from behavegpt.ingest.prepare import prepare
-from behavegpt.ingest.rows import read_rows
+from behavegpt.ingest.sources import find_logs
 
 ITEMS, TIED = 60, 6
 SCHEMA = EventSchema(user="user", time="time", event="item")
@@ -107,8 +107,8 @@ def test_every_reader_gives_one_order_whatever_the_file(rule: str) -> None:
     frame = pd.DataFrame(rows)
     expected = read_events(frame, schema).table
     assert read_events(frame.sample(frac=1, random_state=2), schema).table.equals(expected)
-    fast = read_rows(rows, schema)
-    assert fast is not None and fast.equals(expected)
+    slow = read_with_duckdb(find_logs(rows), schema)
+    assert slow.table.equals(expected)
     alone = frame[frame.user == "07"]
     of_one = expected.filter(pc.equal(expected["user"], "07"))
     assert read_events(alone, schema).table["event"].to_pylist() == of_one["event"].to_pylist()
@@ -165,8 +165,8 @@ def test_another_seed_is_another_order(seed: int, chance: EventStore, tmp_path: 
         "item": [*map(str, range(30))],
     }
     schema = SCHEMA.model_copy(update={"label_rules": chance.schema.label_rules, "tie_seed": seed})
-    fast, read = read_rows(rows, schema), read_events(pd.DataFrame(rows), schema).table
-    assert fast is not None and fast.equals(read)
+    read = read_events(rows, schema).table
+    assert read.equals(read_with_duckdb(find_logs(rows), schema).table)
     plain = SCHEMA.model_copy(update={"label_rules": chance.schema.label_rules})
     assert not read.equals(read_events(pd.DataFrame(rows), plain).table)
 

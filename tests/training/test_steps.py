@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from behavegpt.batch import PackedBatch
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.data.store import open_store
 from behavegpt.errors import BehaveGPTError
@@ -301,9 +302,8 @@ def whole(folder: Path, **settings: Any) -> Trainer:
     trainer = Scripted([0.5], 0.0, folder)
     store = random_store(users=8)
     made = Trainer(trainer.bare, trainer.loss, store, TrainSettings(**settings), trainer.run)
-    made.batches = TrainingBatches(
-        store, max_length=8, rows_per_step=1, seed=0, fields=made.bare.config.columns
-    )
+    fields = BatchFields(made.bare.config.columns)
+    made.batches = TrainingBatches(store, max_length=8, rows_per_step=1, seed=0, fields=fields)
     return made
 
 
