@@ -221,7 +221,7 @@ def choose(files: Sequence[Path], layer: str) -> str:
 
 
 def _means_of(file: Path, layer: str) -> dict[str, dict[str, float]]:
-    """Loss -> mean figures over the seeds of a log's validation rows, with a prediction layer."""
+    """Loss -> mean figures over the seeds of a log's validation rows, with one prediction layer."""
     groups: dict[str, list[Row]] = {}
     for row in read_rows(file):
         if row["split"] == "valid" and row["layer"] == layer:
