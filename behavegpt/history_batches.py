@@ -44,6 +44,7 @@ class HistoryBatch(NamedTuple):
 
 class ReadsMemory(Protocol):
     """Says what a model's counts know at events, as `MemorySource` does."""
+
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
 
 
