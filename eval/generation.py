@@ -114,7 +114,7 @@ def sequences(
     store: EventStore, behavior: np.ndarray, when: np.ndarray, gap: np.ndarray
 ) -> Sequences:
     """Behavior ids, epoch seconds and gaps, each (S, T), as sequences."""
-    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600
+    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600  # on the wall clock
     offsets = np.arange(len(behavior) + 1) * behavior.shape[1]
     return Sequences(offsets, behavior.ravel() - FIRST, hour, gap.ravel())
 
@@ -131,6 +131,7 @@ def training_sequences(store: EventStore) -> Sequences:
 
 def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Predictor:
     """The seed's model, trained now if it is not there, with the links of the training data."""
+    # one model for each seed, shared by all options and by --speed
     run = arguments.runs / f"seed_{seed}"
     known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
     settings = read_settings(PretrainSettings, arguments.config, [*known, *arguments.train])
@@ -241,6 +242,7 @@ def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
 def halves(task: Task, classes: int) -> dict[str, float]:
     """Distances of the real futures of one half of the users from those of the other: what chance
     alone gives."""
+    # halves of one size: distances shrink with the number of events
     order = np.random.default_rng(0).permutation(len(task.real))
     real, parts = task.real, []
     for users in np.array_split(order[: len(order) // 2 * 2], 2):
@@ -308,10 +310,12 @@ def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterat
     """The real futures, then each generator with each seed."""
     known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
     known |= {"users": len(task.real), "steps": arguments.steps}
+    # first, as every other row is read beside them
     yield Run({"generator": HALVES, "seed": 0}, partial(real_rows, store, task, known))
 
     for seed in arguments.seeds:
         for name in arguments.generators:
+            # other options of the model are rows of their own
             label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
             row = {**known, "generator": label, "seed": seed}
             yield Run(

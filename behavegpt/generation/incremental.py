@@ -34,7 +34,7 @@ class Next(NamedTuple):
     hidden: Tensor  # (N, C)
 
     def parts(self) -> list[Tensor]:
-        """All tensors, in a fixed order."""
+        """All tensors, each (N, ...), in a fixed order."""
         logits = [] if self.logits is None else [self.logits]
         return [*logits, *self.heads.values(), self.hidden]
 

@@ -141,8 +141,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
-        """Logits, or a loss, of the next behavior at each event, called as transformers calls a
-        model; what is asked and given is in the class's description."""
+        """Logits (B, R, K) of the next behavior at each event, or a loss (), called as transformers
+        calls a model; what is asked and given is in the class's description."""
         refuse_unknown(self.config, fields, output_attentions)
         layout = RowLayout(document, position, attention_mask, past_key_values)
         self._check_cache(layout, use_cache)
@@ -281,7 +281,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         return {n: head(hidden) for n, head in self.next_heads.items() if n in asked} or None
 
     def _tied_embedding(self) -> torch.Tensor | None:
-        """(ids, d), if the event embedding enters the logits."""
+        """The event embedding (K + SPECIAL_IDS, d), if it enters the logits."""
         return self.model.embedding.tables["event"].weight if self.config.tied_head else None
 
     def _past(self, events: Events, chosen: torch.Tensor) -> History | Memory | None:

@@ -155,7 +155,7 @@ def exact(device: str) -> AbstractContextManager[None]:
 
 
 def _alike(ids: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Equal and known: two unknown events need not be the same one."""
+    """Equal and known, (B, R, R) or (B, R): two unknown events need not be the same one."""
     return (ids == others) & (ids >= SPECIAL_IDS)
 
 

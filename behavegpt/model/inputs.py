@@ -60,7 +60,7 @@ def read_events(
     layout: RowLayout,
     memory: Mapping[str, torch.Tensor] | None = None,
 ) -> Events:
-    """Events from ids by argument name (`input_ids`, `weekday_ids`, ...), absent ones None.
+    """Events from ids (B, R) by argument name (`input_ids`, `weekday_ids`, ...), absent ones None.
 
     A cache makes room for the new events. Raises ValueError without `input_ids`.
     """
