@@ -59,7 +59,11 @@ LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 WINDOWS = (4, 8)  # behaviors of a window looked for in the training data
 SPEED_USERS = 256
 FIGURES = (
-    *(f"{what}_{how}" for what in ("behavior", "hour", "gap") for how in ("ks", "wd", "jsd")),
+    *(
+        f"{field}_{measure}"
+        for field in ("behavior", "hour", "gap")
+        for measure in ("ks", "wd", "jsd")
+    ),
     *("user_jsd", "bleu", "distinct2", "transition_tv", "memorized4", "memorized8", "consistent"),
 )
 
@@ -194,16 +198,16 @@ def score(
     store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray
 ) -> dict[str, Any]:
     """Metrics and histograms of futures."""
-    found = sequences(store, columns["behavior"], columns["time"], gap)
-    figures: dict[str, Any] = metrics.compare(task.real, found, store.behaviors.classes)
+    drawn = sequences(store, columns["behavior"], columns["time"], gap)
+    figures: dict[str, Any] = metrics.compare(task.real, drawn, store.behaviors.classes)
 
     # copies are judged beside the real futures, which also repeat what training shows
     training = training_sequences(store)
     for n in WINDOWS:
-        figures[f"memorized{n}"] = metrics.memorized(found, training, n)
+        figures[f"memorized{n}"] = metrics.memorized(drawn, training, n)
         figures[f"memorized{n}_real"] = metrics.memorized(task.real, training, n)
     figures["consistent"] = consistent(store, columns)
-    return figures | histograms(store, found)
+    return figures | histograms(store, drawn)
 
 
 def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
@@ -219,18 +223,18 @@ def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
     return float(fits.mean())
 
 
-def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
+def histograms(store: EventStore, drawn: Sequences) -> dict[str, Any]:
     """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the
     gap."""
-    share = np.bincount(found.behavior, minlength=store.behaviors.classes) / len(found.behavior)
+    share = np.bincount(drawn.behavior, minlength=store.behaviors.classes) / len(drawn.behavior)
     top = {
         store.behaviors.values[k].as_py(): round(float(share[k]), 5)
         for k in range(min(BEHAVIORS, len(share)))
     }
 
-    hours = np.bincount(found.hour.astype(np.int64), minlength=metrics.HOURS) / len(found.hour)
-    bins = np.minimum((2 * metrics.doublings(found.gap)).astype(np.int64), metrics.GAP_BINS - 1)
-    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(found.gap)
+    hours = np.bincount(drawn.hour.astype(np.int64), minlength=metrics.HOURS) / len(drawn.hour)
+    bins = np.minimum((2 * metrics.doublings(drawn.gap)).astype(np.int64), metrics.GAP_BINS - 1)
+    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(drawn.gap)
 
     return {
         "behaviors": top,

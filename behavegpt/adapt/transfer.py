@@ -42,9 +42,9 @@ PARTS: dict[str, str] = {
     "prior": r"head\.(history_gate|memory)\.log_prior",  # class frequencies: data, not weights
     "gate": r"head\.(history_gate|memory)\.",
     "projection": r"head\.projection\.",
-    "next": r"next_heads\.",  # second heads
+    "next": r"next_heads\.",  # auxiliary heads
 }
-# Mode -> what becomes of each part. The second heads ("next") do as the projection does.
+# Mode -> what becomes of each part. The auxiliary heads ("next") do as the projection does.
 _TABLE = """
 mode             fields time   position qk      vo      mlp     norms  dense   gate   projection
 new_behavior     grown  copied copied   copied  copied  copied  copied copied  copied grown

@@ -67,7 +67,7 @@ def chunked_loss(scored: Scored, criterion: Any, target: torch.Tensor, classes: 
     # without gradients logits die with their chunk; few positions are one chunk
     parts = [WHOLE]
     if len(target) > rows:
-        parts = [slice(at, at + rows) for at in range(0, len(target), rows)]
+        parts = [slice(first, first + rows) for first in range(0, len(target), rows)]
 
     losses = []
     for part in parts:
@@ -141,8 +141,8 @@ class _ChunkedLoss(torch.autograd.Function):
         sink = _sink_of(projection, by_id)
         sunk = {id(p) for p in projection.parameters()} if projection and sink else set()
 
-        for at in range(0, len(target), rows):
-            part = slice(at, at + rows)
+        for first in range(0, len(target), rows):
+            part = slice(first, first + rows)
             with torch.enable_grad():
                 pieces = [x[part].detach() for x in inputs]
                 pieces = [x.requires_grad_() if x.is_floating_point() else x for x in pieces]

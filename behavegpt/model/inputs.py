@@ -39,9 +39,9 @@ class Request(NamedTuple):
     labels: torch.Tensor | None = None  # (B, R) int64, IGNORED where none is asked for
     select: torch.Tensor | None = None  # (B, R) bool
     criterion: Any = None  # behavegpt.losses.Loss
-    next_fields: Mapping[str, torch.Tensor] = {}  # targets of the second heads, each (B, R)
+    next_fields: Mapping[str, torch.Tensor] = {}  # targets of the auxiliary heads, each (B, R)
     num_items: torch.Tensor | int | None = None  # what a mean is divided by
-    heads: Collection[str] | None = None  # the second heads to evaluate; None: all
+    heads: Collection[str] | None = None  # the auxiliary heads to evaluate; None: all
     event_logits: bool = False  # of the next event instead of the next behavior
 
 
