@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -58,7 +57,7 @@ _REGISTER: dict[str, Callable[[], None]] = {
 }
 
 
-class _Finder(MetaPathFinder):
+class _Finder:  # not importlib.abc's: to import those takes longer than the whole package
     """Finds the Auto modules as Python does, with a loader that registers afterwards."""
 
     def find_spec(
@@ -72,12 +71,13 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-class _Loader(Loader):
-    def __init__(self, loader: Loader) -> None:
+class _Loader:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from behavegpt.errors import ConfigError
 
@@ -39,13 +36,3 @@ def check_unicode(path: str | Path) -> None:
         raise ConfigError(
             f"{shown}: the name is not UTF-8; rename it (or set LC_ALL=C.UTF-8)."
         ) from None
-
-
-def _path_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("an empty path; name a file or folder")
-    return os.path.expanduser(text)
-
-
-PathText = Annotated[str, AfterValidator(_path_text)]
-"""A setting that is a path."""

@@ -39,7 +39,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, field_validator
 
 from behavegpt import __version__
-from behavegpt.config import Settings, closest, dump_settings, read_settings
+from behavegpt.config import PathText, Settings, closest, dump_settings, read_settings
 from behavegpt.console import say
 from behavegpt.errors import (
     BehaveGPTError,
@@ -50,7 +50,7 @@ from behavegpt.errors import (
     is_interruption,
 )
 from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
-from behavegpt.paths import PathText, local_path
+from behavegpt.paths import local_path
 from behavegpt.profiles import (
     behavegpt_member,
     factorization,
