@@ -143,7 +143,7 @@ def write_targets(
         task_named(task)
 
     clients = directory.relevant_clients
-    facts = []
+    lines = []
 
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
@@ -151,8 +151,8 @@ def write_targets(
         for done, task in enumerate(tasks):
             if progress:
                 progress(done, task)
-            facts.append(_write_task(load_targets(directory, clients, task), out))
-    return facts
+            lines.append(_write_task(load_targets(directory, clients, task), out))
+    return lines
 
 
 def _write_task(targets: Targets, out: Path) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def _nearest(column: str, names: Sequence[str]) -> str | None:
     users = {plain(column), *NAMES["user"].split()}
     exact = next((name for name in names if plain(name) in users), None)
 
+    # spelling errors: userid for user_id was an exact one already
     close = difflib.get_close_matches(
         column.lower(), [name.lower() for name in names], n=1, cutoff=0.8
     )

@@ -60,6 +60,7 @@ def early_times(encoded: Encoded) -> str | None:
     first, last = _NEVER, -_NEVER
     for times in encoded.times():
         first, last = int(times.min(initial=first)), int(times.max(initial=last))
+        # one late time is enough
         if last >= _EARLY * MICROS:
             return None
 
