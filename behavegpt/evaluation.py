@@ -17,16 +17,17 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
-from behavegpt.data.given import check_schema, describe, given_fields
-from behavegpt.data.loader import ALL, Share, memory_of
-from behavegpt.data.memory_counts import MemorySource
-from behavegpt.data.pack import argument_name, count_unseen, target_rows
+from behavegpt.data.given import check_schema, describe
+from behavegpt.data.loader import ALL, Share
+from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
+from behavegpt.evaluation_examples import collect_examples
 from behavegpt.io import write_json, write_text
+from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import DecisionOptions
@@ -34,9 +35,7 @@ from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
 
 TOP_BEHAVIORS = 15  # of the confusion table
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 TAKEN_FOR = 3  # behaviors that a behavior is most often taken for
-EXAMPLES = 5
 CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
 
@@ -61,14 +60,14 @@ def compare(
     shift = shift_of(rule, log_prior, predictor.thresholds)
     check_schema(predictor.given, store.schema)
     store = fit_store(store, predictor.tokenizer)
-    rows = len(target_rows(store, SPLITS[split]))
-    if rows == 0:
+    rows = target_rows(store, SPLITS[split])
+    if len(rows) == 0:
         raise DataError(_nothing_to_predict(store, split))
 
     scored: dict[str, PredictionMetrics] = {}
     extra: dict[str, float] = {}
-    calibration = Calibration()
-    with progress("evaluate behavegpt", rows) as show:
+    calibration, ranks = Calibration(), {"behavegpt": TargetRanks(rows)}
+    with progress("evaluate behavegpt", len(rows)) as show:
         scored["behavegpt"], extra["cross_entropy"] = evaluate(
             predictor.model,
             store,
@@ -76,19 +75,33 @@ def compare(
             shift=shift,
             share=share,
             on_batch=_cumulative(show),
-            calibration=calibration,
+            collectors=(calibration, ranks["behavegpt"]),
         )
     if baselines and share.rank == 0:
-        scored |= score_baselines(store, split, predictor.given)
+        for name, metrics, found in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = metrics, found
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
     result["models"]["behavegpt"] |= extra
     result["calibration"] = calibration.compute()
     if share.rank == 0:
+        result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
         for text in result["remarks"]:
             say(f"note: {text}")
-        shown = examples(predictor, store, SPLITS[split], shift)
+        shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
         _write_results(store, out, result, scored, shown)
     return result
+
+
+def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> dict[str, Any]:
+    """95 % intervals of all models' main figures, the users drawn again, and of the differences
+    between ours and the others; see metrics/bootstrap.py."""
+    rows = ranks[ours].rows
+    return user_intervals(
+        {name: found.ranks for name, found in ranks.items()},
+        store.column("behavior")[rows].astype(np.int64) - FIRST,
+        np.searchsorted(store.offsets, rows, side="right") - 1,
+        ours,
+    )
 
 
 def _nothing_to_predict(store: EventStore, split: str) -> str:
@@ -121,7 +134,7 @@ def _write_results(
     out: Path,
     result: dict[str, Any],
     scored: dict[str, PredictionMetrics],
-    shown: list[dict[str, Any]],
+    shown: dict[str, Any],
 ) -> None:
     write_json(out, result)
     _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
@@ -131,7 +144,7 @@ def _write_results(
         found = {"labels": names, "counts": table.tolist()}
         found["taken_for"] = _taken_for(scored["behavegpt"], _labels(store))
         write_json(out.parent / "confusion.json", found)
-    write_json(out.parent / "examples.json", {"examples": shown})
+    write_json(out.parent / "examples.json", shown)
 
 
 def _taken_for(metrics: PredictionMetrics, labels: list[str]) -> dict[str, list[list[Any]]]:
@@ -218,106 +231,22 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
 
 def score_baselines(
     store: EventStore, split: str, given: tuple[str, ...] = ()
-) -> Iterator[tuple[str, PredictionMetrics]]:
-    """Metrics of each count baseline on the same rows; they see the user's whole past, and of the
-    target what is `given`."""
+) -> Iterator[tuple[str, PredictionMetrics, TargetRanks]]:
+    """Metrics of each count baseline on the same rows, and the ranks of the truth; they see the
+    user's whole past, and of the target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
     fitted = counts.tune(counts.fit(store, given), store)
     for name, model in fitted.items():
-        metrics = PredictionMetrics(store.behaviors.classes)
+        metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
         with progress(f"evaluate {name}", len(rows)) as show:
             step = _cumulative(show)
             for part, scores in counts.scores(model, store, rows):
                 target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
                 metrics.update(torch.from_numpy(scores), target)
+                ranks.update(torch.from_numpy(scores), target, part)
                 step(len(part))
-        yield name, metrics
-
-
-def examples(
-    predictor: Predictor, store: EventStore, split: int, shift: torch.Tensor, history: int = 6
-) -> list[dict[str, Any]]:
-    """Some users' last events before a target, what the model expects with `shift` (K,) subtracted
-    from its logits, and what happened."""
-    rows = target_rows(store, split)
-    users = np.searchsorted(store.offsets, rows, side="right") - 1
-    deep = rows[rows - store.offsets[users] >= history]
-    if not len(deep):
-        return []
-    chosen = deep[np.linspace(0, len(deep) - 1, EXAMPLES).astype(int)]
-    names, counts = store.users(), predictor.model.counts
-    memory = None if counts is None else memory_of(store, counts)
-    found = []
-    for row in np.unique(chosen):
-        user = int(np.searchsorted(store.offsets, row, side="right") - 1)
-        probabilities = _probabilities_at(predictor, store, int(row), memory, shift)
-        best = probabilities.topk(min(3, len(probabilities)))
-        labels = predictor.tokenizer.labels(best.indices.numpy())
-        past = slice(int(row) - history, int(row))
-        before = zip(_times(store, past), *_texts(store, past), strict=True)
-        found.append(
-            {
-                "user": names[user].as_py(),
-                "history": [list(event) for event in before],
-                "predicted": [
-                    [str(label), round(float(p), 4)]
-                    for label, p in zip(labels, best.values, strict=True)
-                ],
-                "actual": store.behaviors.decode(store.column("behavior")[row : row + 1])[0],
-            }
-        )
-    return found
-
-
-@torch.no_grad()
-def _probabilities_at(
-    predictor: Predictor,
-    store: EventStore,
-    row: int,
-    memory: MemorySource | None,
-    shift: torch.Tensor,
-) -> torch.Tensor:
-    """Probabilities (K,) of the behavior of the event at a row, from the user's events before
-    it, with `shift` (K,) subtracted from the logits."""
-    model = predictor.model
-    user = int(np.searchsorted(store.offsets, row, side="right") - 1)
-    begin = max(int(store.offsets[user]), row - model.config.max_length)
-    inputs = {}
-    for field in model.config.columns:
-        ids = torch.from_numpy(store.column(field)[begin:row].astype(np.int64))[None]
-        inputs[argument_name(field)] = ids.to(model.device)
-    last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    last[0, -1] = True
-    told = None if memory is None else memory.at(np.array([row - 1]))
-    given = {}
-    for field in given_fields(predictor.given):
-        ids = torch.from_numpy(store.columns[field][row : row + 1].astype(np.int64))
-        given[field] = ids.to(model.device)
-    output = model(**inputs, select=last, memory=told, given=given or None)
-    logits: torch.Tensor = output.logits[0]
-    return (logits.float().cpu() - shift).softmax(-1)
-
-
-def _times(store: EventStore, part: slice) -> list[str]:
-    """Local times: `Mon 2012-04-02 18:30`."""
-    minutes = store.columns["slot"][part].astype(int) * store.schema.slot_minutes
-    weekdays = np.asarray(store.columns["weekday"][part]).astype(int)
-    moments = np.asarray(store.columns["time"][part]).astype(np.int64) + store.manifest.time_origin
-    # the local day is the one of the three around that of UTC with this weekday; day 0 was Thursday
-    days = moments // 86_400
-    days += (weekdays - (days + 3) + 1) % 7 - 1
-    dates = days.astype("datetime64[D]").astype(str)
-    return [
-        f"{_DAYS[weekday]} {date} {minute // 60:02d}:{minute % 60:02d}"
-        for weekday, date, minute in zip(weekdays, dates, minutes, strict=True)
-    ]
-
-
-def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:
-    event = store.vocabulary["event"].decode(store.column("event")[part])
-    behavior = store.behaviors.decode(store.column("behavior")[part])
-    return [x or "unknown" for x in event], [x or "unknown" for x in behavior]
+        yield name, metrics, ranks
 
 
 def _protocol(

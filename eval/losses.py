@@ -171,7 +171,7 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
         found = [row for row in rows if (row["layer"], row["loss"]) == (layer, loss)]
         cells = [mean_and_deviation(row[name] for row in found) for name in FIGURES]
         lines.append(f"| {layer} | {loss} | {len(found)} | " + " | ".join(cells) + " |")
-    for name, metrics in score_baselines(store, split):
+    for name, metrics, _ in score_baselines(store, split):
         figures = metrics.compute(store.behaviors.counts)
         cells = ["-" if figures[f] is None else f"{figures[f]:.4f}" for f in FIGURES]
         lines.append(f"| - | {name} | - | " + " | ".join(cells) + " |")

@@ -29,7 +29,9 @@ from behavegpt.data.memory_tables import (
     Tables,
     fit_tables,
     memory_columns,
+    narrowed,
     store_columns,
+    widened,
 )
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
@@ -106,7 +108,7 @@ def save_counts(counts: Counts, folder: Path) -> None:
     if counts.given:
         numbers["given"] = np.array([name in counts.given for name in GIVEN])
     save_file(
-        {name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()},
+        {name: np.ascontiguousarray(x) for name, x in (narrowed(counts.tables) | numbers).items()},
         folder / FILE,
     )
 
@@ -120,7 +122,7 @@ def load_counts(folder: Path) -> Counts:
         )
         known = stored.pop("given", np.zeros(len(GIVEN), bool))
         given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
-        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]), given)
+        return Counts(widened(stored), shares, edges, int(slot_minutes[0]), given)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / FILE}: the counts of a model with memory are missing or damaged "

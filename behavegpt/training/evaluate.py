@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,13 +13,21 @@ from behavegpt.batch import IGNORED, PackedBatch
 from behavegpt.data.loader import ALL, Share, evaluation_batches, row_length_for
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import EventStore
-from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 
 LOGITS = 50_000_000  # held at once
 CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
+
+
+class Collector(Protocol):
+    """What takes up scores beside the metrics."""
+
+    sums: torch.Tensor  # add up over processes
+
+    def update(self, scores: torch.Tensor, target: torch.Tensor, row: torch.Tensor) -> None:
+        """Take up scores (N, K), targets (N,) and their flat indices (N,)."""
 
 
 class ScoredBatch(NamedTuple):
@@ -94,10 +102,10 @@ def evaluate(
     shift: torch.Tensor | None = None,
     share: Share = ALL,
     on_batch: Callable[[int], None] | None = None,
-    calibration: Calibration | None = None,
+    collectors: Sequence[Collector] = (),
 ) -> tuple[PredictionMetrics, float]:
-    """Metrics over a split and the mean cross-entropy in nats, and `calibration` taken up; on
-    several ranks every rank gets the whole result.
+    """Metrics over a split and the mean cross-entropy in nats, all scores also taken up by
+    `collectors`; on several ranks every rank gets the whole result.
 
     `shift` (K,) is subtracted from the logits before anything is scored: a rule of decision.py.
     Raises AssertionError unless the ranks together saw each target exactly once.
@@ -113,8 +121,8 @@ def evaluate(
     for part in score(model, store, split, precision=precision, share=share):
         logits = part.logits - shift
         metrics.update(logits, part.target)
-        if calibration is not None:
-            calibration.update(logits, part.target)
+        for collector in collectors:
+            collector.update(logits, part.target, part.row)
         loss[0] += F.cross_entropy(logits, part.target, reduction="sum").double().cpu()
         loss[1] += len(part.target)
         seen += torch.stack([torch.tensor(len(part.row)), part.row.sum().cpu()])
@@ -122,14 +130,14 @@ def evaluate(
             on_batch(len(part.target))
 
     if share.world > 1:
-        sums = torch.zeros(0) if calibration is None else calibration.sums
-        parts = [part.to(device) for part in (metrics.state(), loss, seen, sums)]
+        parts = [metrics.state(), loss, seen, *(collector.sums for collector in collectors)]
+        parts = [part.to(device) for part in parts]
         for tensor in parts:
             dist.all_reduce(tensor)
-        state, loss, seen, sums = (part.cpu() for part in parts)
+        state, loss, seen, *sums = (part.cpu() for part in parts)
         metrics.load_state(state)
-        if calibration is not None:
-            calibration.sums = sums
+        for collector, whole in zip(collectors, sums, strict=True):
+            collector.sums = whole
     rows = target_rows(store, split)
     assert seen.tolist() == [len(rows), int(rows.sum())], "each target must be scored exactly once"
     return metrics, float(loss[0] / loss[1].clamp(min=1))
