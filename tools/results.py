@@ -80,10 +80,13 @@ def main_table() -> str:
 
 def _best_of(columns: Sequence[Sequence[Row]]) -> list[list[str]]:
     """Names of the figures in which each column has the largest mean."""
-    means = [
-        {name: float(np.mean([row.get("test", row)[name] for row in rows])) for name in FIGURES}
-        for rows in columns
-    ]
+    means = []
+    for rows in columns:
+        found = [row.get("test", row) for row in rows]
+        mean = {name: [row[name] for row in found] for name in FIGURES}
+        means.append(
+            {name: float(np.mean(values)) if values else 0.0 for name, values in mean.items()}
+        )
     largest = {name: max(mean[name] for mean in means) for name in FIGURES}
     return [[name for name in FIGURES if mean[name] == largest[name]] for mean in means]
 
