@@ -23,8 +23,10 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
-from behavegpt.evaluation_files import examples, labels_of, write_details
+from behavegpt.evaluation_examples import collect_examples
+from behavegpt.evaluation_files import labels_of, write_details
 from behavegpt.io import write_json
+from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import DecisionOptions
@@ -58,28 +60,31 @@ def compare(
 
     # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
-    rows = len(target_rows(store, SPLITS[split]))
-    if rows == 0:
+    rows = target_rows(store, SPLITS[split])
+    if len(rows) == 0:
         raise DataError(_nothing_to_predict(store, split))
 
-    calibration = Calibration()
-    with progress("evaluate behavegpt", rows) as show:
+    calibration, ranks = Calibration(), {"behavegpt": TargetRanks(rows)}
+    with progress("evaluate behavegpt", len(rows)) as show:
         advance = _cumulative(show)
 
         def take_up(part: ScoredBatch) -> None:
             calibration.update(part.logits, part.target)
+            ranks["behavegpt"].update(part.logits, part.target, part.row)
             advance(len(part.target))
 
         metrics, cross_entropy = evaluate(
             predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
         )
     if share.world > 1:
-        [calibration.sums] = sum_over_ranks([calibration.sums], predictor.model.device)
+        sums = (calibration.sums, ranks["behavegpt"].sums)
+        calibration.sums, ranks["behavegpt"].sums = sum_over_ranks(sums, predictor.model.device)
 
     # counting is fast, and the same on every rank: rank 0 does it alone
     scored = {"behavegpt": metrics}
     if baselines and share.rank == 0:
-        scored |= score_baselines(store, split, predictor.given)
+        for name, other, found in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = other, found
 
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
     result["models"]["behavegpt"]["cross_entropy"] = cross_entropy
@@ -87,12 +92,25 @@ def compare(
 
     # on several ranks all hold the result; one writes it
     if share.rank == 0:
+        result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
         for text in result["remarks"]:
             say(f"note: {text}")
-        shown = examples(predictor, store, SPLITS[split], shift)
+        shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
         write_json(out, result)
         write_details(out.parent, store, scored, shown)
     return result
+
+
+def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> dict[str, Any]:
+    """95 % intervals of all models' main figures, the users drawn again, and of the differences
+    between ours and the others; see metrics/bootstrap.py."""
+    rows = ranks[ours].rows
+    return user_intervals(
+        {name: found.ranks for name, found in ranks.items()},
+        store.column("behavior")[rows].astype(np.int64) - FIRST,
+        np.searchsorted(store.offsets, rows, side="right") - 1,
+        ours,
+    )
 
 
 def _nothing_to_predict(store: EventStore, split: str) -> str:
@@ -199,24 +217,25 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
 
 def score_baselines(
     store: EventStore, split: str, given: tuple[str, ...] = ()
-) -> Iterator[tuple[str, PredictionMetrics]]:
-    """Metrics of each count baseline on the same rows; they see the user's whole past, and of the
-    target what is `given`."""
+) -> Iterator[tuple[str, PredictionMetrics, TargetRanks]]:
+    """Metrics of each count baseline on the same rows, and the ranks of the truth; they see the
+    user's whole past, and of the target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
     fitted = counts.tune(counts.fit(store, given), store)
 
     for name, model in fitted.items():
-        metrics = PredictionMetrics(store.behaviors.classes)
+        metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
         with progress(f"evaluate {name}", len(rows)) as show:
             step = _cumulative(show)
             for part, scores in counts.scores(model, store, rows):
                 # counts take vocabulary ids, metrics classes: without padding and unknown
                 target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
                 metrics.update(torch.from_numpy(scores), target)
+                ranks.update(torch.from_numpy(scores), target, part)
                 step(len(part))
 
-        yield name, metrics
+        yield name, metrics, ranks
 
 
 def _protocol(

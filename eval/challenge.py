@@ -65,6 +65,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def names(entries: Sequence[Path]) -> dict[str, Path]:
     """Entries by the name of their folder, with that of the folder above where two are called the
     same."""
+    # results are kept by name, so two entries must not share one
     folders = [entry.resolve() for entry in entries]
     plain = [folder.name for folder in folders]
     named: dict[str, Path] = {}

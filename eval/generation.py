@@ -59,7 +59,11 @@ LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 WINDOWS = (4, 8)  # behaviors of a window looked for in the training data
 SPEED_USERS = 256
 FIGURES = (
-    *(f"{what}_{how}" for what in ("behavior", "hour", "gap") for how in ("ks", "wd", "jsd")),
+    *(
+        f"{field}_{measure}"
+        for field in ("behavior", "hour", "gap")
+        for measure in ("ks", "wd", "jsd")
+    ),
     *("user_jsd", "bleu", "distinct2", "transition_tv", "memorized4", "memorized8", "consistent"),
 )
 
@@ -114,7 +118,7 @@ def sequences(
     store: EventStore, behavior: np.ndarray, when: np.ndarray, gap: np.ndarray
 ) -> Sequences:
     """Behavior ids, epoch seconds and gaps, each (S, T), as sequences."""
-    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600
+    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600  # on the wall clock
     offsets = np.arange(len(behavior) + 1) * behavior.shape[1]
     return Sequences(offsets, behavior.ravel() - FIRST, hour, gap.ravel())
 
@@ -131,6 +135,7 @@ def training_sequences(store: EventStore) -> Sequences:
 
 def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Predictor:
     """The seed's model, trained now if it is not there, with the links of the training data."""
+    # one model for each seed, shared by all options and by --speed
     run = arguments.runs / f"seed_{seed}"
     known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
     settings = read_settings(PretrainSettings, arguments.config, [*known, *arguments.train])
@@ -193,16 +198,16 @@ def score(
     store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray
 ) -> dict[str, Any]:
     """Metrics and histograms of futures."""
-    found = sequences(store, columns["behavior"], columns["time"], gap)
-    figures: dict[str, Any] = metrics.compare(task.real, found, store.behaviors.classes)
+    drawn = sequences(store, columns["behavior"], columns["time"], gap)
+    figures: dict[str, Any] = metrics.compare(task.real, drawn, store.behaviors.classes)
 
     # copies are judged beside the real futures, which also repeat what training shows
     training = training_sequences(store)
     for n in WINDOWS:
-        figures[f"memorized{n}"] = metrics.memorized(found, training, n)
+        figures[f"memorized{n}"] = metrics.memorized(drawn, training, n)
         figures[f"memorized{n}_real"] = metrics.memorized(task.real, training, n)
     figures["consistent"] = consistent(store, columns)
-    return figures | histograms(store, found)
+    return figures | histograms(store, drawn)
 
 
 def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
@@ -218,18 +223,18 @@ def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
     return float(fits.mean())
 
 
-def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
+def histograms(store: EventStore, drawn: Sequences) -> dict[str, Any]:
     """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the
     gap."""
-    share = np.bincount(found.behavior, minlength=store.behaviors.classes) / len(found.behavior)
+    share = np.bincount(drawn.behavior, minlength=store.behaviors.classes) / len(drawn.behavior)
     top = {
         store.behaviors.values[k].as_py(): round(float(share[k]), 5)
         for k in range(min(BEHAVIORS, len(share)))
     }
 
-    hours = np.bincount(found.hour.astype(np.int64), minlength=metrics.HOURS) / len(found.hour)
-    bins = np.minimum((2 * metrics.doublings(found.gap)).astype(np.int64), metrics.GAP_BINS - 1)
-    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(found.gap)
+    hours = np.bincount(drawn.hour.astype(np.int64), minlength=metrics.HOURS) / len(drawn.hour)
+    bins = np.minimum((2 * metrics.doublings(drawn.gap)).astype(np.int64), metrics.GAP_BINS - 1)
+    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(drawn.gap)
 
     return {
         "behaviors": top,
@@ -241,6 +246,7 @@ def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
 def halves(task: Task, classes: int) -> dict[str, float]:
     """Distances of the real futures of one half of the users from those of the other: what chance
     alone gives."""
+    # halves of one size: distances shrink with the number of events
     order = np.random.default_rng(0).permutation(len(task.real))
     real, parts = task.real, []
     for users in np.array_split(order[: len(order) // 2 * 2], 2):
@@ -308,10 +314,12 @@ def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterat
     """The real futures, then each generator with each seed."""
     known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
     known |= {"users": len(task.real), "steps": arguments.steps}
+    # first, as every other row is read beside them
     yield Run({"generator": HALVES, "seed": 0}, partial(real_rows, store, task, known))
 
     for seed in arguments.seeds:
         for name in arguments.generators:
+            # other options of the model are rows of their own
             label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
             row = {**known, "generator": label, "seed": seed}
             yield Run(

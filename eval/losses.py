@@ -103,7 +103,7 @@ class Together(Loss):
 
 def make_trainer(settings: PretrainSettings, store: EventStore) -> Trainer:
     """A fresh model and optimizer on the real training loop; the loss is set by the caller."""
-    torch.manual_seed(settings.train.seed)
+    torch.manual_seed(settings.train.seed)  # the same fresh weights under every loss
     model = build_model(settings, store)
     loss = build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts))
     return Trainer(model, loss, store, settings.train, RunFolder(Accelerator(cpu=True)))
@@ -113,7 +113,10 @@ def figures_by_split(
     trainer: Trainer, store: EventStore, name: str, prior_correction: float = 0.0
 ) -> Iterable[dict[str, Any]]:
     """Metrics of the trainer's model on the validation and the test split."""
-    for split in ("valid", "test"):
+    for split in (
+        "valid",
+        "test",
+    ):  # of one model: what is chosen on the first is reported on the other
         metrics, cross_entropy = evaluate(
             trainer.model,
             store,
@@ -154,6 +157,7 @@ def compare_losses(
             trainer.optimizer.load_state_dict(copy.deepcopy(moments))
             run(trainer, loss, split, trainer.steps)
             yield from figures_by_split(trainer, store, name)
+            # the correction after training needs no training of its own
             if name == "cross_entropy":
                 for tau in PRIOR_CORRECTIONS:
                     yield from figures_by_split(
@@ -179,7 +183,7 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
         cells = [mean_and_deviation([row[name] for row in group]) for name in FIGURES]
         lines.append(f"| {layer} | {loss} | {len(group)} | " + " | ".join(cells) + " |")
 
-    for name, metrics in score_baselines(store, split):
+    for name, metrics, _ in score_baselines(store, split):
         figures = metrics.compute(store.behaviors.counts)
         values = [figures[figure] for figure in FIGURES]
         cells = ["-" if value is None else f"{value:.4f}" for value in values]

@@ -81,6 +81,7 @@ def prepared(
 ) -> EventStore:
     """A prepared log, made once: without the new behaviors, with one of them, or (with a seed) its
     few examples."""
+    # numbered, as a behavior's name need not be one of a folder
     number = "known" if behavior is None else f"new{protocol.new.index(behavior)}"
     folder = work / "data" / (number if seed is None else f"{number}-few{seed}")
     made_once(folder, lambda: _prepare(protocol, logs, folder, behavior, seed))
@@ -144,6 +145,7 @@ def settings_of(
     protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path
 ) -> FinetuneSettings:
     """The fine-tuning of a row."""
+    # with --tune the row's own rate, else the method's
     method = dict(protocol.methods[row["method"]])
     rate = method.pop("lr")
     train = {**protocol.finetune, "lr": row.get("lr", rate), "seed": row["seed"]}
@@ -178,6 +180,7 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
         network, tokenizer = predictor.model, predictor.tokenizer
 
     store = reencode(everything, tokenizer.vocabulary)
+    # the two that compare states: the encoder must be the base's, and see no label that it lacks
     if row["method"] in UNTRAINED[2:]:
         hide_new_labels(network, load(model).model)
         train = SPLITS["train"]
@@ -196,6 +199,7 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
 
     is_new = few.behaviors.values.to_numpy(False) == row["behavior"]
     shown = int((few.behaviors.counts * is_new).sum())
+    # the base has no class for it
     labels = store.behaviors.values.to_pylist()
     new = labels.index(row["behavior"]) if row["behavior"] in labels else None
     return {
@@ -283,6 +287,7 @@ def nearest_mean(
 
 def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
     """All rows; the base does not depend on the seed."""
+    # by seeds: an interrupted grid has whole seeds rather than parts of all
     for seed in protocol.seeds:
         for behavior in protocol.new:
             for method in (*UNTRAINED, *protocol.methods):

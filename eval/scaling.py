@@ -65,10 +65,12 @@ def best_possible(heldout: EventStore, log: Path, world: World, split: str) -> f
     events = pq.read_table(log, filters=[("user_id", "in", [int(user) for user in users])])
     user = events["user_id"].to_numpy()
     probability = world.next_behavior_probabilities(events)
+    # the world numbers its behaviors in its own order
     label = {text: number for number, text in enumerate(world.labels["behavior"].to_pylist())}
     behavior = np.array([label[text] for text in events["behavior"].to_pylist()])
     surprise = -np.log(probability[np.arange(len(user) - 1), behavior[1:]])  # of events 1 .. N - 1
 
+    # a user's targets are the events before those of later splits
     asked = np.zeros(len(user), bool)
     ends = np.append(np.flatnonzero(user[1:] != user[:-1]) + 1, len(user))
     for end in ends:

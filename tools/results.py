@@ -4,7 +4,7 @@
     python tools/results.py --write   # make them anew
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is one of `TABLES`.
-`tests/test_results.py` holds the pages to the rows, so that a figure and its row cannot drift apart.
+`tests/test_results.py` holds the pages to the rows: a figure and its row cannot drift apart.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LOGS = {  # name of the log in the rows -> in the tables
     "git": "git activity, 311 activities",
     "globo": "Globo, 345 article buckets",
 }
+BENCHMARKS = ("benchmark_memory", "benchmark_large")
 COUNTS = ("user_recent", "mixture")  # of the baselines: those to beat
 
 
@@ -52,7 +53,7 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def main_table() -> str:
     """Every log: the counts to beat, the universal model, and the mixer trained on the log."""
-    trained = read_rows(RESULTS / "benchmark_memory" / "rows.jsonl")
+    trained = [row for folder in BENCHMARKS for row in read_rows(RESULTS / folder / "rows.jsonl")]
     universal = read_rows(RESULTS / "universal.jsonl")
 
     lines = []
@@ -61,13 +62,19 @@ def main_table() -> str:
         columns = [[row for row in of_log if row["model"] == name] for name in COUNTS]
         columns += [
             [row for row in universal if row["log"] == log and row["model"] == "universal"],
-            [row for row in of_log if row["model"] == "mixer_dro"],
+            *([row for row in of_log if row["model"] == name] for name in ("mixer", "mixer_dro")),
         ]
         best = _best_of(columns)
-        seeds = len(columns[-1])
+        seeds = "/".join(str(len(rows)) for rows in columns[-2:])
         lines.append([f"{title} ({seeds})", *map(cell, columns, best)])
     names = [name.replace("_", " ") for name in COUNTS]
-    head = ["log (seeds)", *names, "universal, not trained on it", "memory, trained"]
+    head = [
+        "log (seeds)",
+        *names,
+        "universal, not trained on it",
+        "memory, cross-entropy",
+        "memory, DRO",
+    ]
     return markdown(head, lines)
 
 
@@ -83,7 +90,7 @@ def _best_of(columns: Sequence[Sequence[Row]]) -> list[list[str]]:
 
 def blocks_table() -> str:
     """What transformer blocks add to the mixer: cross-entropy, git activity."""
-    rows = read_rows(RESULTS / "benchmark_memory" / "rows.jsonl")
+    rows = read_rows(RESULTS / "benchmark_large" / "rows.jsonl")
     rows = [row for row in rows if row["data"] == "git" and row["kind"] == "final"]
     names = {
         "mixture": "mixture of the counts, tuned",
@@ -116,6 +123,9 @@ def losses_table(split: str) -> str:
                 name: figures[name] / by_loss["cross_entropy"][name] - 1 for name in FIGURES
             }
             gains.setdefault(loss, []).append(relative)
+
+    # compared on all logs or not at all
+    gains = {loss: found for loss, found in gains.items() if len(found) == len(files)}
 
     def macro(loss: str) -> float:
         return float(np.mean([gain["rec_m"] for gain in gains[loss]]))

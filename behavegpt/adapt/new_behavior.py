@@ -76,6 +76,7 @@ class NewRows(nn.Module):
     and decay."""
 
     def __init__(self, weight: torch.Tensor, new: torch.Tensor) -> None:
+        """`weight` (rows, ...), `new` (n,) int64: which of its rows are trained."""
         super().__init__()
         # buffers: not trained, not decayed, and on the model's device
         self.fixed: torch.Tensor
@@ -84,11 +85,12 @@ class NewRows(nn.Module):
         self.register_buffer("index", new)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows (new, ...) -> the whole tensor"""
+        """New rows (n, ...) -> the whole tensor (rows, ...)."""
         return self.fixed.index_copy(0, self.index, rows)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """The whole tensor -> its rows (new, ...), as torch's parametrization asks for."""
+        """The whole tensor (rows, ...) -> its new rows (n, ...), as torch's parametrization asks
+        for."""
         return weight[self.index]
 
 

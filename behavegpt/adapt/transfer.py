@@ -42,9 +42,9 @@ PARTS: dict[str, str] = {
     "prior": r"head\.(history_gate|memory)\.log_prior",  # class frequencies: data, not weights
     "gate": r"head\.(history_gate|memory)\.",
     "projection": r"head\.projection\.",
-    "next": r"next_heads\.",  # second heads
+    "next": r"next_heads\.",  # auxiliary heads
 }
-# Mode -> what becomes of each part. The second heads ("next") do as the projection does.
+# Mode -> what becomes of each part. The auxiliary heads ("next") do as the projection does.
 _TABLE = """
 mode             fields time   position qk      vo      mlp     norms  dense   gate   projection
 new_behavior     grown  copied copied   copied  copied  copied  copied copied  copied grown
@@ -157,8 +157,8 @@ def part_of(name: str) -> str:
 def _row_map(
     name: str, old: EventTokenizer, new: EventTokenizer, same_labels: bool
 ) -> torch.Tensor | None:
-    """(rows,) the base's row for each row of a tensor; None for one whose rows are no labels (the
-    gap's head)."""
+    """The base's row (R,) for each of a tensor's R rows, -1 where there is none; None for a tensor
+    whose rows are no labels (the gap's head)."""
     part = part_of(name)
     # `model.embedding.tables.FIELD`, `next_heads.FIELD`; rows of all others are classes
     field = name.split(".")[{"fields": 3, "next": 1}[part]] if part in ("fields", "next") else None
@@ -206,8 +206,8 @@ def match_scale(
     base: Mapping[str, torch.Tensor],
     model: BehaveGPTForBehaviorPrediction,
 ) -> None:
-    """Give fresh embeddings the mean and spread, by column, of the base's: copied blocks expect
-    such inputs."""
+    """Give fresh embeddings (ids, d) the mean and spread, by column, of the base's: copied blocks
+    expect such inputs."""
     state = model.state_dict()
     for item in plan:
         known = base.get(item.name, torch.empty(0))[FIRST:]  # without padding and unknown

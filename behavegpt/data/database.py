@@ -30,7 +30,9 @@ def connect(
         con.execute("SET preserve_insertion_order = false")
         # no result may depend on the zone of the machine
         con.execute("SET TimeZone = 'UTC'")
-        con.execute("SET enable_progress_bar = false")
+        # in Jupyter without ipywidgets it is off, and DuckDB refuses to be told so
+        if one_row(con, "SELECT current_setting('enable_progress_bar')")[0]:
+            con.execute("SET enable_progress_bar = false")
         if threads is not None:
             con.execute(f"SET threads = {threads}")
 

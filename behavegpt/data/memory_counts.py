@@ -29,7 +29,9 @@ from behavegpt.data.memory_tables import (
     Tables,
     fit_tables,
     memory_columns,
+    narrowed,
     store_columns,
+    widened,
 )
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
@@ -114,7 +116,7 @@ def save_counts(counts: Counts, folder: Path) -> None:
     if counts.given:
         numbers["given"] = np.array([name in counts.given for name in GIVEN])
 
-    arrays = counts.tables._asdict() | numbers
+    arrays = narrowed(counts.tables) | numbers
     save_file(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         folder / FILE,
@@ -129,7 +131,7 @@ def load_counts(folder: Path) -> Counts:
         slot_minutes = int(stored.pop("slot_minutes")[0])
         flags = stored.pop("given", np.zeros(len(GIVEN), bool))  # absent: nothing is given
         given = tuple(name for name, is_given in zip(GIVEN, flags, strict=True) if is_given)
-        return Counts(Tables(**stored), shares, edges, slot_minutes, given)
+        return Counts(widened(stored), shares, edges, slot_minutes, given)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / FILE}: the counts of a model with memory are missing or damaged "

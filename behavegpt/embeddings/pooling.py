@@ -41,19 +41,19 @@ class Pool(NamedTuple):
     weight: Callable[[RowHistories, float], torch.Tensor]
 
 
-def _last(at: RowHistories, half_life: float) -> torch.Tensor:
+def _last(histories: RowHistories, half_life: float) -> torch.Tensor:
     """1 at each history's last event, (B, S, R)."""
-    return at.last
+    return histories.last
 
 
-def _mean(at: RowHistories, half_life: float) -> torch.Tensor:
+def _mean(histories: RowHistories, half_life: float) -> torch.Tensor:
     """1 at each event of a history, (B, S, R)."""
-    return at.member
+    return histories.member
 
 
-def _decayed(at: RowHistories, half_life: float) -> torch.Tensor:
+def _decayed(histories: RowHistories, half_life: float) -> torch.Tensor:
     """2^(-days / half_life) at each event of a history, (B, S, R)."""
-    return at.member * torch.exp2(-at.days / half_life)
+    return histories.member * torch.exp2(-histories.days / half_life)
 
 
 POOLS = {
@@ -120,14 +120,14 @@ def user_vectors(
     for users, batch, _, time in batches:
         interrupt()
         assert time is not None
-        at = _histories(batch, time)
-        output: Any = _run(model, batch, at, layers, with_logits)
-        parts = [_part(name, output, at, half_life) for name in pool]
+        rows = _histories(batch, time)
+        output: Any = _run(model, batch, rows, layers, with_logits)
+        parts = [_part(name, output, rows, half_life) for name in pool]
         vectors[users] = torch.cat(parts, dim=-1).cpu().numpy()
     return vectors
 
 
-def _part(name: str, output: Any, at: RowHistories, half_life: float) -> torch.Tensor:
+def _part(name: str, output: Any, histories: RowHistories, half_life: float) -> torch.Tensor:
     """One part of the vectors of a batch's users (n, width) float32, history by history."""
     if name == BEHAVIORS:
         # the first classes are the most frequent ones
@@ -137,10 +137,10 @@ def _part(name: str, output: Any, at: RowHistories, half_life: float) -> torch.T
     final = POOLS[name].layer == FINAL
     # hidden_states[0]: the embedded events, before the first block
     states = output.last_hidden_state if final else output.hidden_states[INPUT]
-    weight = POOLS[name].weight(at, half_life).to(states.dtype)
+    weight = POOLS[name].weight(histories, half_life).to(states.dtype)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
 
-    held = at.member.any(-1)  # (B, S), false where a row holds fewer histories
+    held = histories.member.any(-1)  # (B, S), false where a row holds fewer histories
     pooled: torch.Tensor = (weight @ states)[held]  # (B, S, R) @ (B, R, C)
     return pooled.float()
 
@@ -159,7 +159,7 @@ def _histories(batch: PackedBatch, time: torch.Tensor) -> RowHistories:
 def _run(
     model: BehaveGPTForBehaviorPrediction,
     batch: PackedBatch,
-    at: RowHistories,
+    histories: RowHistories,
     layers: set[int],
     logits: bool,
 ) -> Any:
@@ -167,6 +167,6 @@ def _run(
     embedded = INPUT in layers
     with autocast(model.device):
         if logits:
-            select = at.last.any(1)
+            select = histories.last.any(1)
             return model(**batch.arguments, output_hidden_states=embedded, select=select)
         return model.model(**batch.arguments, output_hidden_states=embedded)

@@ -149,7 +149,7 @@ def save_links(links: Links, folder: Path) -> None:
 
 def links_of(store: EventStore) -> Callable[[BehaveGPTForBehaviorPrediction, Path], None]:
     """Learns the links of a trained model on its prepared folder and writes them; nothing without
-    second heads."""
+    auxiliary heads."""
 
     def write(model: BehaveGPTForBehaviorPrediction, folder: Path) -> None:
         if model.config.next_heads:

@@ -34,7 +34,7 @@ class Next(NamedTuple):
     hidden: Tensor  # (N, C)
 
     def parts(self) -> list[Tensor]:
-        """All tensors, in a fixed order."""
+        """All tensors, each (N, ...), in a fixed order."""
         logits = [] if self.logits is None else [self.logits]
         return [*logits, *self.heads.values(), self.hidden]
 
@@ -89,7 +89,7 @@ class IncrementalModel:
         if state.memory is not None:
             # what the counts say at the drawn time and place
             state.memory.ask({**new, "time": state.time})
-            past = Memory(**(self._told(state, torch.ones_like(state.restarted)) or {}))
+            past = Memory(**(self._memory(state, torch.ones_like(state.restarted)) or {}))
         return self.model.logits(Predicted(following.hidden, past, told=self.model.told(given)))
 
     def take(self, rows: np.ndarray) -> None:
@@ -112,8 +112,8 @@ class IncrementalModel:
             for name in self.model.config.columns
         }
 
-        told = self._told_now(state, torch.ones_like(state.restarted))
-        out = self.model(**new, past_key_values=cache, heads=heads, memory=told)
+        memory = self._memory_now(state, torch.ones_like(state.restarted))
+        out = self.model(**new, past_key_values=cache, heads=heads, memory=memory)
         logits = None if out.logits is None else out.logits[:, 0]
         following = Next(logits, out.next_logits or {}, out.last_hidden_state[:, 0])
 
@@ -132,9 +132,9 @@ class IncrementalModel:
         cache = EventCache(self.model.config)
         inputs, mask = self._window(state, rows)
 
-        told = self._told_now(state, rows)
+        memory = self._memory_now(state, rows)
         out = self.model(
-            **inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=told
+            **inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=memory
         )
 
         # at the first call, when all rows are read
@@ -156,22 +156,22 @@ class IncrementalModel:
             hidden = states[last]
             return Next(None, self.model.next_logits(hidden, heads) or {}, hidden)
 
-        told = self._told(state, everybody)
-        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=told)
+        memory = self._memory(state, everybody)
+        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=memory)
         self._learn_rates(state, out.last_hidden_state)
         return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
 
-    def _told_now(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
+    def _memory_now(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
         """What the counts say, where nothing that is still to be drawn is given."""
-        return None if self.model.config.given else self._told(state, rows)
+        return None if self.model.config.given else self._memory(state, rows)
 
-    def _told(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
+    def _memory(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
         """What the counts of the whole past say at the last events of the rows (N,) bool, with
         memory."""
         if state.memory is None:
             return None
-        told = state.memory.tensors(np.flatnonzero(rows.numpy()))
-        return {name: values.to(self.model.device) for name, values in told.items()}
+        arrays = state.memory.tensors(np.flatnonzero(rows.numpy()))
+        return {name: values.to(self.model.device) for name, values in arrays.items()}
 
     def _window(self, state: RowState, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs (n, R) of the rows (N,) bool and their mask (n, R), 0 behind the last event."""

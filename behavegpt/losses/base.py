@@ -94,6 +94,7 @@ class Loss:
         where that is -1."""
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave, of the same names and shapes."""
         self.progress = float(state["progress"])
 
     def _active_weight(self) -> torch.Tensor:
@@ -140,7 +141,7 @@ class _CrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         # torch refuses a second backward: these have changed by then
-        probability, true, counted = ctx.saved_tensors
+        probability, true, counted = ctx.saved_tensors  # (N, K), (N, 1), (N,)
         # d loss / d logits = probability - onehot(target), in place of the probabilities
         scale = (gradient * counted)[:, None]
         return probability.mul_(scale).scatter_add_(1, true, -scale), None

@@ -29,7 +29,7 @@ class TanhFrequency(Loss):
         self._set_weights()
 
     def _active_weight(self) -> torch.Tensor:
-        return self.fixed
+        return self.fixed  # (K,), the same from the first step on
 
 
 class TwoDistributions(Loss):
@@ -57,7 +57,7 @@ class TwoDistributions(Loss):
         self._set_weights()
 
     def _active_weight(self) -> torch.Tensor:
-        own = own_share(self.progress, self.spread)
+        own = own_share(self.progress, self.spread)  # a_t
         # averages to 1 over the training events at every share, so the learning rate keeps its
         # meaning
         return own + (1 - own) * self.balanced

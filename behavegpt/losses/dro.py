@@ -93,8 +93,8 @@ def dual_value(
 
 
 def effective_number_cap(counts: torch.Tensor, n0: float) -> torch.Tensor:
-    """1 / (1 - exp(-n_b / (n0 N/K))): free of scale; classes well above n0 times the mean count
-    have eps near 1."""
+    """(K,) 1 / (1 - exp(-n_b / (n0 N/K))): free of scale; classes well above n0 times the mean
+    count have eps near 1."""
     # expm1: 1 - exp(-x) loses all digits for a rare class among many events
     return 1.0 / -torch.expm1(-counts.clamp(min=1) / (n0 * counts.mean()))
 
@@ -152,8 +152,8 @@ class DROLoss(Loss):
         self._set_weights()
 
     def update(self, class_loss: torch.Tensor, class_count: torch.Tensor) -> None:
-        """Average the step's mean losses into the classes that were seen, at a rate that grows with
-        their events."""
+        """Average the step's mean losses (K,) into the classes that were seen, at a rate that grows
+        with their events (K,)."""
         # on the CPU in float64, where all ranks compute the same bits
         count = class_count.cpu().double()
         mean = class_loss.cpu().double() / count.clamp(min=1)
@@ -171,7 +171,8 @@ class DROLoss(Loss):
         return {**super().state_dict(), "class_loss": self.class_loss}
 
     def inherit(self, state: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
-        """Known classes start from the averages that the other run reached, new ones from log K."""
+        """Known classes start from the averages that the other run reached, new ones from log K;
+        class k was class rows[k] (K,) there."""
         if "class_loss" in state:  # absent where the other run trained with another loss
             known = rows >= 0
             self.class_loss[known] = state["class_loss"].to(self.class_loss)[rows[known]]
@@ -179,10 +180,10 @@ class DROLoss(Loss):
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         super()._load(state)
-        self.class_loss = state["class_loss"].to(self.class_loss)
+        self.class_loss = state["class_loss"].to(self.class_loss)  # (K,) float64
 
     def _active_weight(self) -> torch.Tensor:
-        p = worst_case(self.class_loss, self.prior, self.cap, self.floor)
+        p = worst_case(self.class_loss, self.prior, self.cap, self.floor)  # (K,)
 
         # weight of the gradient, p / pi (envelope theorem); a class that training never saw has
         # none

@@ -70,7 +70,7 @@ class ClassBalanced(Loss):
         self._set_weights()
 
     def _active_weight(self) -> torch.Tensor:
-        return self.balanced
+        return self.balanced  # (K,) float64
 
 
 class LDAM(ClassBalanced):

@@ -156,17 +156,18 @@ def ngrams(parts: Sequence[Sequences], n: int) -> list[tuple[np.ndarray, np.ndar
 
     # an n-gram's code is that of its first n - 1 behaviors and the next one, numbered anew at each
     # length: n behaviors as digits would overflow
-    code, at = behavior, np.arange(len(behavior))
+    code, begin = behavior, np.arange(len(behavior))
     for step in range(1, n):
-        inside = at + step < len(behavior)
-        same_owner = owners[at[inside] + step] == owners[at[inside]]
-        same_source = source[at[inside] + step] == source[at[inside]]
+        inside = begin + step < len(behavior)
+        same_owner = owners[begin[inside] + step] == owners[begin[inside]]
+        same_source = source[begin[inside] + step] == source[begin[inside]]
         inside[inside] = same_owner & same_source
-        at = at[inside]
-        longer = code[inside] * classes + behavior[at + step]
+        begin = begin[inside]
+        longer = code[inside] * classes + behavior[begin + step]
         code = np.unique(longer, return_inverse=True)[1].ravel()
 
-    return [(owners[at][source[at] == k], code[source[at] == k]) for k in range(len(parts))]
+    part_of, owner_of = source[begin], owners[begin]
+    return [(owner_of[part_of == k], code[part_of == k]) for k in range(len(parts))]
 
 
 def _owners(sequences: Sequences) -> np.ndarray:

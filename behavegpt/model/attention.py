@@ -80,8 +80,8 @@ def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
 
 
 def usable(backend: str, x: torch.Tensor) -> str:
-    """`backend`, or SDPA where x is computed in full precision and the back end is for half
-    precision alone."""
+    """`backend`, or SDPA where x (B, R, C) is computed in full precision and the back end is for
+    half precision alone."""
     # autocast turns a float32 x into half precision before the kernel sees it
     half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
     return backend if half or backend not in ("flash_attention_2", "varlen") else "sdpa"
@@ -121,6 +121,7 @@ def _eager(
 def _sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
+    """torch's own kernels, on whole rows with a mask (B, 1, R, R)."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=plan.mask)
 
 
@@ -162,7 +163,7 @@ def _flash(
 def _flex(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
-    """FlexAttention with a block mask (CUDA; on a CPU it has no backward)."""
+    """FlexAttention of (B, H, R, D) with a block mask (CUDA; on a CPU it has no backward)."""
     out = _flex_kernel(query.device.type)(query, key, value, block_mask=plan.block_mask)
     assert isinstance(out, torch.Tensor)
     return out
@@ -178,6 +179,7 @@ def _flex_kernel(device: str) -> Callable[..., Any]:
 
 
 def _flex_mask(document: torch.Tensor) -> Any:
+    """The block mask of documents (B, R): causal, and within one history."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     # the block mask is made from this predicate on index tensors; h is not used, heads see alike

@@ -55,7 +55,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
       transformers' Trainer calls it: mean cross-entropy and logits (B, R, K).
     - `criterion` (behavegpt.losses.Loss) with labels: the loss *sum* and the class statistics, no
       logits; divide `loss` by the sum of the criterion's weights and `side_loss`, which has none,
-      by the number of labels. `next_fields`: targets of the second heads, each (B, R).
+      by the number of labels. `next_fields`: targets of the auxiliary heads, each (B, R).
     - `select` (B, R) bool: logits (N, K) of those positions, row by row.
     - `past_key_values`, an EventCache: logits (B, 1, K) after each row's last event, and
       next_logits (B, ids); `event_logits` makes them logits (B, 1, ids) of the next event, as
@@ -65,8 +65,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
       mixer.Memory.
     - `given`: ids (N,) by field of what the config says is given of the events that are
       predicted, there too. With a cache and without it no logits are made: what is given may
-      still have to be drawn, from the second heads, which know nothing of it.
-    - `heads`: the second heads to evaluate, all by default.
+      still have to be drawn, from the auxiliary heads, which know nothing of it.
+    - `heads`: the auxiliary heads to evaluate, all by default.
     """
 
     # attribute -> what makes it of the config, in the order in which weights are drawn
@@ -141,8 +141,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
-        """Logits, or a loss, of the next behavior at each event, called as transformers calls a
-        model; what is asked and given is in the class's description."""
+        """Logits (B, R, K) of the next behavior at each event, or a loss (), called as transformers
+        calls a model; what is asked and given is in the class's description."""
         refuse_unknown(self.config, fields, output_attentions)
         layout = RowLayout(document, position, attention_mask, past_key_values)
         self._check_cache(layout, use_cache)
@@ -260,14 +260,14 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def side_loss(
         self, predicted: Predicted, next_fields: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Sum () of the second heads' cross-entropies with their targets, each (N,); 0 without
+        """Sum () of the auxiliary heads' cross-entropies with their targets, each (N,); 0 without
         them."""
         loss = predicted.hidden.new_zeros((), dtype=torch.float32)
         # summed, not averaged, like every loss here: the trainer divides by the number of labels
         for name, head in self.next_heads.items():
             if name not in next_fields:
                 raise ValueError(
-                    f"the second head {name!r} needs next_fields[{name!r}], (rows, positions)"
+                    f"the auxiliary head {name!r} needs next_fields[{name!r}], (rows, positions)"
                 )
             scores = head(predicted.hidden).float()  # (N, ids)
             loss = loss + F.cross_entropy(scores, next_fields[name], reduction="sum")
@@ -276,12 +276,12 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def next_logits(
         self, hidden: torch.Tensor, heads: Collection[str] | None = None
     ) -> dict[str, torch.Tensor] | None:
-        """Second heads, all or those named, of hidden states (N, C), each (N, ids)."""
+        """Auxiliary heads, all or those named, of hidden states (N, C), each (N, ids)."""
         asked = self.next_heads if heads is None else heads
         return {n: head(hidden) for n, head in self.next_heads.items() if n in asked} or None
 
     def _tied_embedding(self) -> torch.Tensor | None:
-        """(ids, d), if the event embedding enters the logits."""
+        """The event embedding (K + SPECIAL_IDS, d), if it enters the logits."""
         return self.model.embedding.tables["event"].weight if self.config.tied_head else None
 
     def _past(self, events: Events, chosen: torch.Tensor) -> History | Memory | None:

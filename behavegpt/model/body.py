@@ -202,7 +202,7 @@ class BehaveGPTModel(EventModel):
         return Encoded(self.norm(x), states=tuple(states) if keep_states else None)
 
     def _plan(self, events: Events, x: torch.Tensor) -> AttentionPlan:
-        """Which positions may look at which, for the back end that runs on the device of x."""
+        """Which positions may look at which, for the back end that runs x (B, R, C)."""
         backend = self.config._attn_implementation or "sdpa"  # None until transformers chose one
         if backend not in BACKENDS:
             raise ValueError(

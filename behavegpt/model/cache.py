@@ -142,7 +142,7 @@ class EventCache:
         return Past(**fields, document=-beyond.long(), slots=self.slots_of_day), first
 
     def take(self, rows: torch.Tensor) -> None:
-        """Keep the histories `rows` (n,) only, in this order."""
+        """Keep the histories `rows` (n,) only, in this order: keys and values (n, H, L + 1, D)."""
         self._lengths = self.lengths[rows]
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
         self.ids = {name: stored[rows] for name, stored in self.ids.items()}
@@ -153,7 +153,7 @@ class EventCache:
         self._lengths = self.lengths.masked_fill(rows, 0)
 
     def put(self, rows: torch.Tensor, other: EventCache) -> None:
-        """Replace the histories `rows` (n,) by the n of another cache."""
+        """Replace the histories `rows` (n,) by the n of another cache, (n, H, L + 1, D)."""
         self._lengths = self.lengths.index_copy(0, rows, other.lengths)
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine[0][rows], mine[1][rows] = theirs

@@ -67,7 +67,7 @@ def chunked_loss(scored: Scored, criterion: Any, target: torch.Tensor, classes: 
     # without gradients logits die with their chunk; few positions are one chunk
     parts = [WHOLE]
     if len(target) > rows:
-        parts = [slice(at, at + rows) for at in range(0, len(target), rows)]
+        parts = [slice(first, first + rows) for first in range(0, len(target), rows)]
 
     losses = []
     for part in parts:
@@ -129,20 +129,20 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, parameters, projection = scored.inputs, scored.parameters, scored.projection
         total = torch.zeros((), device=target.device)
-        class_loss = torch.zeros(classes, device=target.device)
+        class_loss = torch.zeros(classes, device=target.device)  # (K,)
 
         # ids among the inputs have no gradient, frozen parameters need none
         input_gradients = [torch.zeros_like(x) if x.is_floating_point() else None for x in inputs]
         gradients = [torch.zeros_like(p) if p.requires_grad else None for p in parameters]
         by_id = {id(p): g for p, g in zip(parameters, gradients, strict=True)}
 
-        # the projection's backward adds to its gradients in place (docs/log.md: making and adding
-        # one per chunk took most of the time), so autograd is not asked for them
+        # the projection's backward adds to its gradients in place, so autograd is not asked for
+        # them: with a fresh one for each chunk this was no faster than whole logits (docs/log.md)
         sink = _sink_of(projection, by_id)
         sunk = {id(p) for p in projection.parameters()} if projection and sink else set()
 
-        for at in range(0, len(target), rows):
-            part = slice(at, at + rows)
+        for first in range(0, len(target), rows):
+            part = slice(first, first + rows)
             with torch.enable_grad():
                 pieces = [x[part].detach() for x in inputs]
                 pieces = [x.requires_grad_() if x.is_floating_point() else x for x in pieces]
@@ -190,13 +190,14 @@ class _SinkingLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sink: GradientSink
     ) -> Any:
+        # (N, hidden units) and (K, hidden units)
         ctx.save_for_backward(x, weight)
         ctx.sink = sink
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors  # `gradient` is that of the logits, (N, K)
 
         sink = ctx.sink
         if gradient.is_cuda and gradient.dtype != sink.weight.dtype:
@@ -215,8 +216,8 @@ class _SinkingLinear(torch.autograd.Function):
 def _sink_of(
     projection: nn.Module | None, gradients: Mapping[int, torch.Tensor | None]
 ) -> GradientSink | None:
-    """Where the projection's gradients go; None if it is frozen, or no plain linear layer (as under
-    an adapter)."""
+    """Where the projection's gradients (K, hidden units) go; None if it is frozen, or no plain
+    linear layer (as under an adapter)."""
     if type(projection) is not nn.Linear or projection.bias is None:
         return None
     weight, bias = gradients.get(id(projection.weight)), gradients.get(id(projection.bias))
@@ -224,6 +225,7 @@ def _sink_of(
 
 
 def _by_class(per_event: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
+    """Losses (N,) of targets (N,) summed by class, (K,) detached."""
     zero = torch.zeros(classes, dtype=torch.float32, device=target.device)
 
     # float32 also under autocast: bf16 would lose small losses in a large sum

@@ -54,7 +54,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     # what is given of the event that is predicted: any of time (weekday and slot), location
     given: list[str] | None = None
     tied_head: bool = False  # the event embedding enters the logits
-    next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
+    next_heads: list[str] | None = None  # auxiliary heads: any of event, location, gap, slot
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
 
     pad_token_id: int | None = 0

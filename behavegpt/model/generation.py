@@ -68,7 +68,7 @@ class EventGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The new columns of every field; without a cache all columns."""
+        """The new columns (B, R) of every field; without a cache all columns."""
         parent: Any = super()
         chosen = parent.prepare_inputs_for_generation(
             input_ids, next_sequence_length=next_sequence_length, **kwargs

@@ -92,8 +92,8 @@ class MemoryHead(nn.Module):
 
         # log-probabilities of rare classes differ by less than bf16 resolves
         with exact(hidden.device.type):
-            told = None if logits is None else logits.float()
-            mixed: torch.Tensor = self.mixer(memory, self.log_prior, hidden.float(), told)
+            own = None if logits is None else logits.float()
+            mixed: torch.Tensor = self.mixer(memory, self.log_prior, hidden.float(), own)
         return mixed
 
 

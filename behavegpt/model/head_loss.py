@@ -31,6 +31,7 @@ def head_loss(
     def score(
         part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
     ) -> torch.Tensor:
+        # (n, K) of a part of the positions
         logits: torch.Tensor = head(pieces[0], predicted.part(part).past, event_embedding, sink)
         return logits
 

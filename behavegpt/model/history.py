@@ -94,23 +94,23 @@ class HistoryFeatures(nn.Module):
         """
         inside = past.document == 0
 
-        at = last[:, None]
-        index = torch.arange(inside.shape[1], device=at.device)  # (S,)
+        newest = last[:, None]  # (B, 1)
+        index = torch.arange(inside.shape[1], device=newest.device)  # (S,)
         after = inside & (index > 0)  # has an event before it
-        ago = index - at  # (B, S) events, 0 at the last one, negative before
+        ago = index - newest  # (B, S) events, 0 at the last one, negative before
 
         # the J counts in the order of `_weights`, each (B, S)
         weights = [inside, inside * torch.exp(ago.clamp(max=0) / self.DECAY), ago == 0]
         weights.append(
-            inside & self._same_hour(past.slot.gather(1, at), past.slot, past.slots)[:, 0]
+            inside & self._same_hour(past.slot.gather(1, newest), past.slot, past.slots)[:, 0]
         )
         weights += [
-            after & _alike(ids.gather(1, at), _shifted(ids, -1))
+            after & _alike(ids.gather(1, newest), _shifted(ids, -1))
             for ids in (past.event, past.behavior, past.location)
         ]
         weights.append(
             after
-            & self._same_hour(past.slot.gather(1, at), _shifted(past.slot, 0), past.slots)[:, 0]
+            & self._same_hour(past.slot.gather(1, newest), _shifted(past.slot, 0), past.slots)[:, 0]
         )
 
         known = past.behavior >= SPECIAL_IDS
@@ -155,7 +155,7 @@ def exact(device: str) -> AbstractContextManager[None]:
 
 
 def _alike(ids: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Equal and known: two unknown events need not be the same one."""
+    """Equal and known, (B, R, R) or (B, R): two unknown events need not be the same one."""
     return (ids == others) & (ids >= SPECIAL_IDS)
 
 

@@ -39,9 +39,9 @@ class Request(NamedTuple):
     labels: torch.Tensor | None = None  # (B, R) int64, IGNORED where none is asked for
     select: torch.Tensor | None = None  # (B, R) bool
     criterion: Any = None  # behavegpt.losses.Loss
-    next_fields: Mapping[str, torch.Tensor] = {}  # targets of the second heads, each (B, R)
+    next_fields: Mapping[str, torch.Tensor] = {}  # targets of the auxiliary heads, each (B, R)
     num_items: torch.Tensor | int | None = None  # what a mean is divided by
-    heads: Collection[str] | None = None  # the second heads to evaluate; None: all
+    heads: Collection[str] | None = None  # the auxiliary heads to evaluate; None: all
     event_logits: bool = False  # of the next event instead of the next behavior
 
 
@@ -60,7 +60,7 @@ def read_events(
     layout: RowLayout,
     memory: Mapping[str, torch.Tensor] | None = None,
 ) -> Events:
-    """Events from ids by argument name (`input_ids`, `weekday_ids`, ...), absent ones None.
+    """Events from ids (B, R) by argument name (`input_ids`, `weekday_ids`, ...), absent ones None.
 
     A cache makes room for the new events. Raises ValueError without `input_ids`.
     """

@@ -94,9 +94,9 @@ class Mixer(nn.Module):
         memory: Memory,
         log_prior: torch.Tensor,
         state: torch.Tensor | None = None,
-        told: torch.Tensor | None = None,
+        network_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`log_prior` (K,); hidden states (N, C) and logits `told` (N, K) of the network, if it is
+        """`log_prior` (K,); hidden states (N, C) and logits (N, K) of the network, if it is
         an expert.
 
         Returns logits (N, K) float32.
@@ -116,8 +116,8 @@ class Mixer(nn.Module):
         already = others[owner, classes]  # (M,) what stands there of the candidates
 
         of_typical, of_candidate = summary, summary.index_select(0, owner)
-        if self.network is not None and told is not None:
-            heard = self.network.hear(context, memory, told)
+        if self.network is not None and network_logits is not None:
+            heard = self.network.hear(context, memory, network_logits)
             others = others + heard.logits
             already = already + heard.apart
             of_typical = of_typical + heard.of_typical
@@ -197,13 +197,13 @@ class Network(nn.Module):
             self.gate.bias.fill_(1)
             self.candidate.weight.zero_()
 
-    def hear(self, context: torch.Tensor, memory: Memory, told: torch.Tensor) -> Heard:
-        """What the network's logits `told` (N, K) add, at positions of context (N, H)."""
-        even = math.log(told.shape[1])
+    def hear(self, context: torch.Tensor, memory: Memory, logits: torch.Tensor) -> Heard:
+        """What the network's logits (N, K) add, at positions of context (N, H)."""
+        even = math.log(logits.shape[1])
 
-        told = torch.log_softmax(told, 1)
-        together, typical = _typical(memory, told)  # each (N,)
-        of_candidate = told[memory.owner, memory.classes]  # (M,)
+        log_p = torch.log_softmax(logits, 1)
+        together, typical = _typical(memory, log_p)  # each (N,)
+        of_candidate = log_p[memory.owner, memory.classes]  # (M,)
 
         trust = self.gate(context)  # (N, 1)
         # how far a candidate is from the candidates' mean, which phi may listen to
@@ -213,16 +213,16 @@ class Network(nn.Module):
 
         # relative to even odds: 0 where the network knows nothing, however many classes there are
         return Heard(
-            trust * (told + even),
+            trust * (log_p + even),
             apart,
             self._opinion(typical + even),
             self._opinion(of_candidate + even),
         )
 
-    def _opinion(self, told: torch.Tensor) -> torch.Tensor:
+    def _opinion(self, relative: torch.Tensor) -> torch.Tensor:
         """Relative log-probabilities (n,) -> (n, H)."""
         # clamped: a class that the network rules out must not outshout all counts
-        opinion: torch.Tensor = self.candidate(told.clamp(-10, 10)[:, None] / 4)
+        opinion: torch.Tensor = self.candidate(relative.clamp(-10, 10)[:, None] / 4)
         return opinion
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of embeddings, blocks (with the final norm), prediction layer and second heads,
+    """Parameters of embeddings, blocks (with the final norm), prediction layer and auxiliary heads,
     and the total.
 
     `without_embeddings` leaves out the embedding tables, as Kaplan et al. count; a shared tensor

@@ -159,7 +159,7 @@ def _copied(habit, t, begin, columns, habits, rng):  # type: ignore[no-untyped-d
         return behavior[rng.integers(begin, t)]
 
     # a random one of the events that were alike: reservoir sampling of size 1
-    found, seen = -1, 0
+    copied, seen = -1, 0
     for s in range(max(begin + 1, t - LOOK_BACK), t):
         alike = (
             (habit == 5 and behavior[s - 1] == behavior[t - 1])
@@ -169,5 +169,5 @@ def _copied(habit, t, begin, columns, habits, rng):  # type: ignore[no-untyped-d
         if alike:
             seen += 1
             if rng.random() * seen < 1:
-                found = behavior[s]
-    return found
+                copied = behavior[s]
+    return copied

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.benchmark.bootstrap import compare_ranks
+from behavegpt.metrics.bootstrap import TargetRanks, compare_ranks, user_intervals
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 
 
@@ -60,3 +60,35 @@ def test_seeds_that_disagree_widen_the_interval():
         "rec_w"
     ]
     assert steady.low > 0.4 and shaky.low <= 0.0 < shaky.high
+
+
+def test_a_reports_intervals_hold_the_figures_and_pair_the_users():
+    """Ours is right wherever the other is and a little more: its interval is wide, that of the
+    difference narrow."""
+    rng = np.random.default_rng(2)
+    user = np.repeat(np.arange(200), 10)
+    luck = rng.random(200)[user]
+    other = (rng.random(2000) > luck).astype(int)
+    ours = np.where(rng.random(2000) < 0.1, 0, other)
+    target = rng.integers(0, 4, 2000)
+    found = user_intervals({"a": ours, "b": other}, target, user, "a", draws=200)
+    low, high = found["intervals"]["a"]["rec_w"]
+    difference = found["differences"]["b"]["rec_w"]
+    assert low < (ours == 0).mean() < high and high - low > 0.05
+    assert difference["mean"] == pytest.approx((ours == 0).mean() - (other == 0).mean())
+    assert 0 < difference["low"] < difference["mean"] < difference["high"] and (
+        difference["high"] - difference["low"] < (high - low) / 2
+    )
+    assert difference["ahead"] == 1 and found["draws"] == 200
+    versus = compare_ranks(ours[None], other[None], target, user, draws=200)["rec_w"]
+    assert versus.low == pytest.approx(difference["low"], abs=5e-3)
+
+
+def test_ranks_are_collected_in_any_order():
+    rows, scores = np.array([3, 5, 9, 12]), torch.eye(4)
+    target = torch.tensor([0, 1, 3, 2])
+    expected = predicted_and_rank(scores, target)[1].numpy()
+    found = TargetRanks(rows)
+    for part in ([2, 0], [3], [1]):
+        found.update(scores[part], target[part], torch.from_numpy(rows[part]))
+    assert found.ranks.tolist() == expected.tolist()
