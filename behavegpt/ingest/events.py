@@ -66,7 +66,7 @@ def read_with_duckdb(
         for name in names:
             columns[name] = np.concatenate([part[name] for part in parts])
 
-        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)
+        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)  # (N,)
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
 

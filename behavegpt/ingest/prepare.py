@@ -174,7 +174,7 @@ def _count_ties(encoded: Encoded) -> int:
     """Kept events that share user and time with another."""
     total = 0
     for columns in encoded.read("time"):
-        index = np.lexsort([columns["time"], columns["user"]])
+        index = np.lexsort([columns["time"], columns["user"]])  # (N,) of a bucket
         total += count_ties({name: column[index] for name, column in columns.items()})
     return total
 

@@ -127,7 +127,7 @@ def _events(
     schema: EventSchema,
 ) -> pa.Table:
     """The accepted rows, sorted."""
-    good = np.flatnonzero(reason == 0)
+    good = np.flatnonzero(reason == 0)  # (n,) rows
 
     wall = times.wall if isinstance(times.wall, bool) else times.wall[good]
     time = instants(times.stamps[good], wall, schema)
@@ -137,7 +137,7 @@ def _events(
         keys["order"] = order.keys[good]
 
     hashes = {field: column.hashes for field, column in labels.items()}
-    index = sort_events(keys, hashes, schema.tie_seed)
+    index = sort_events(keys, hashes, schema.tie_seed)  # (n,)
     weekday, slot = calendar(time[index] // MICROS, schema)
 
     rows = good[index].tolist()
@@ -154,7 +154,7 @@ def _rejects(
 ) -> pa.Table | None:
     """The rejected rows as `Plan.rejects` gives them; None for values whose text only DuckDB
     knows."""
-    bad = np.flatnonzero(reason)
+    bad = np.flatnonzero(reason)  # (n,) rows
     names = reject_columns(schema, columns)
     if not len(bad):
         return pa.table({column: pa.array([], pa.string()) for column in names})

@@ -84,7 +84,7 @@ def _open_columns(
         for name, dtype in dtypes.items()
     }
 
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    offsets = np.concatenate([[0], np.cumsum(counts)])  # (users + 1,)
     writers["offsets"] = ColumnWriter(folder / "offsets.npy", np.dtype(np.int64), len(offsets))
     # known before any event is written
     writers["offsets"].write(offsets)
@@ -117,9 +117,9 @@ def _write_events(
 
         # after sorting: neighbors of one user and moment
         ties += count_ties(columns)
-        seconds = columns["time"] // MICROS
+        seconds = columns["time"] // MICROS  # (N,) of a bucket
         weekday, slot = calendar(seconds, plan.schema)
-        split = splitter(columns)
+        split = splitter(columns)  # (N,)
 
         rows = {"time": seconds - encoded.first, "weekday": weekday, "slot": slot, "split": split}
         rows |= {field: table[columns[field]] for field, table in ids.items()}
