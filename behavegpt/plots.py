@@ -21,6 +21,7 @@ from behavegpt.figures import (
     BLUE,
     GREEN,
     INK,
+    METRICS,
     MODEL,
     ORANGE,
     VERMILION,
@@ -70,10 +71,10 @@ def loss_curve(log: Path, out: Path) -> Path:
             label="validation",
         )
         left.set(title="Cross-entropy", xlabel="optimizer step", ylabel="nats per event")
-        names = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
-        for (key, label), color, marker in zip(
-            names.items(), (BLUE, VERMILION, GREEN), "os^", strict=True
+        for key, color, marker in zip(
+            ("rec_w", "rec_m", "ndcg@3"), (BLUE, VERMILION, GREEN), "os^", strict=True
         ):
+            label = METRICS[key]
             right.plot(*_series(valid, key), color=color, marker=marker, markersize=4, label=label)
         right.set(title="Validation", xlabel="optimizer step", ylabel="share (0 to 1)")
         for axes in (left, right):
