@@ -53,28 +53,22 @@ def histories(predictor: Any, log: Path, users: int, most: int) -> dict[str, lis
     chosen = np.sort(table[schema.user].unique())
     chosen = chosen[:: max(1, len(chosen) // users)][:users]
 
-    found = {}
+    by_user = {}
     for user, rows in table[table[schema.user].isin(chosen)].groupby(schema.user):
         rows = rows.tail(most).astype(str).drop(columns=schema.user)
-        found[str(user)] = rows.where(rows != "nan", None).to_dict("records")
+        by_user[str(user)] = rows.where(rows != "nan", None).to_dict("records")
 
-    return found
+    return by_user
 
 
 def expected_answers(predictor: Any, asked: dict[str, Any], top: int) -> dict[str, Any]:
     """User -> labels and probabilities, one more than asked for: a tie may stand behind the
     last."""
     user = predictor.tokenizer.event_schema.user
-    found = predictor.predict(
-        [row | {user: name} for name, rows in asked.items() for row in rows], top + 1
-    )
-    return dict(
-        zip(
-            found.users.to_pylist(),
-            zip(found.labels, found.probabilities, strict=True),
-            strict=True,
-        )
-    )
+    events = [row | {user: name} for name, rows in asked.items() for row in rows]
+    predictions = predictor.predict(events, top + 1)
+    answers = zip(predictions.labels, predictions.probabilities, strict=True)
+    return dict(zip(predictions.users.to_pylist(), answers, strict=True))
 
 
 def is_right(answer: dict[str, Any], expected: Any) -> bool:
@@ -127,6 +121,7 @@ async def load(
         streams = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < until:
             number = next(numbers)
+            # bad requests between the good ones: a batch may hold both
             if number % BAD_EVERY == 0:
                 status, _ = await ask(streams, bad[number // BAD_EVERY % len(bad)])
                 counts["refused" if 400 <= status < 500 else "bad_accepted"] += 1
@@ -163,6 +158,7 @@ async def load(
 @contextlib.contextmanager
 def service(model: str | Path, options: list[str]) -> Iterator[tuple[int, int]]:
     """Port and process of a service; it must stop when it is told to, and say so."""
+    # a free port, taken again by the service: nobody else on this machine is in a hurry
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -221,28 +217,26 @@ def main() -> None:
         ]
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
-    config = predictor.model.config
-    facts = {
-        "model": (
-            f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_behaviors} "
-            "behaviors"
-        ),
+    _write(arguments, predictor.model.config, rows)
+    batches = [line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line]
+    print("\n".join(batches))
+    if any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):
+        raise SystemExit("a wrong answer, a failure, or bad input accepted")
+
+
+def _write(arguments: argparse.Namespace, config: Any, rows: list[dict[str, Any]]) -> None:
+    """The rows with what they were measured on, into the results and on standard output."""
+    shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
+    result = {
+        "model": f"{shape}, {config.num_behaviors} behaviors",
         "users_a_request": arguments.users,
         "events_a_history": arguments.events,
         "options": arguments.options,
         "seconds": arguments.seconds,
         "rows": rows,
     }
-
-    RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(facts, indent=2))
-    print(
-        "\n".join(
-            line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line
-        )
-    )
-    if any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):
-        raise SystemExit("a wrong answer, a failure, or bad input accepted")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import Arguments, Parser, encoding_argument, named_logs
+from behavegpt.cli.command import (
+    Arguments,
+    Parser,
+    encoding_argument,
+    given_options,
+    named_logs,
+)
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -44,11 +51,11 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     if is_universal(arguments.model):
         raise ConfigError(
             f"{arguments.model} predicts, embeds, generates, serves and is evaluated; "
-            f"{arguments.command.split()[-1]} "
-            "needs a trained model: behavegpt train configs/small.yaml data.path=DIR out=RUN"
+            f"{arguments.command.split()[-1]} needs a trained model: behavegpt train "
+            "configs/small.yaml data.path=DIR out=RUN"
         )
 
-    changes = _changes(arguments)
+    changes = given_options(arguments, _READING)
     predictor = load(arguments.model, device)
     return predictor.reading(**changes) if changes else predictor
 
@@ -65,7 +72,9 @@ def load_with_logs(
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
     if is_universal(arguments.model):
-        universal, changes = load_zero_shot(arguments.model), _changes(arguments)
+        universal = load_zero_shot(arguments.model)
+        changes = given_options(arguments, _READING)
+        # a saved folder has its tables already: logs are asked about, not counted
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
@@ -86,8 +95,9 @@ def _given(arguments: Arguments) -> tuple[str, ...]:
     """What is known of the event that is predicted: what a command names, or what it asks about."""
     from behavegpt.ingest.asked import named_given
 
-    told = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
-    return told or tuple(getattr(arguments, "given", None) or ())
+    # a command has either --at and --location-now or --given
+    named = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
+    return named or tuple(getattr(arguments, "given", None) or ())
 
 
 def given_argument(parser: Parser, what: str) -> None:
@@ -97,7 +107,11 @@ def given_argument(parser: Parser, what: str) -> None:
     )
 
 
-def _changes(arguments: Arguments) -> dict[str, Any]:
-    return {
-        name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None
-    }
+def say_unread(unknown: Mapping[str, int], rejected: Mapping[str, int]) -> None:
+    """Say how many labels of a log the model does not know, and how many rows it left out."""
+    from behavegpt.console import say
+
+    for what, counts in (("unknown labels", unknown), ("rows left out", rejected)):
+        for name, number in counts.items():
+            if number:
+                say(f"{what}: {name}: {number:,}")
