@@ -82,8 +82,8 @@ def encode_histories(
     return encoded
 
 
-def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
-    """A list of event dicts, absent keys as null."""
+def rows_as_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Columns of a list of event dicts, absent keys as null. Raises DataError."""
     other = next((row for row in rows if not isinstance(row, Mapping)), None)
     if other is not None:
         raise DataError(
@@ -91,9 +91,13 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
             "columns."
         )
     names = list({name: None for row in rows for name in row})
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
+    columns = rows_as_columns(rows)
     if schema.user not in columns:
-        near = _nearest(schema.user, [str(name) for name in names])
+        near = _nearest(schema.user, [str(name) for name in columns])
         if near:
             raise DataError(
                 f"the events have no {schema.user!r} (the user), but {near!r}; rename it to "

@@ -145,7 +145,10 @@ class Trainer:
             return
         leave(self.accelerator)
         if self.accelerator.is_main_process:
-            say(f"stopped by a signal at step {self.progress.step}; saved. Go on with --resume.")
+            say(
+                f"stopped by a signal at step {self.progress.step}; saved. The same command goes "
+                "on there, train and finetune with --resume."
+            )
         raise SystemExit(128 + (self.signal if self.signal == signal.SIGINT else signal.SIGTERM))
 
     def best_model(self) -> BehaveGPTForBehaviorPrediction:
