@@ -8,7 +8,8 @@ The service runs in a process of its own; CLIENTS connections ask, each as soon 
 answer, for the next behaviors of a user of the log (or of several). One request in ten is bad, of
 ten kinds, and must be refused with 4xx. Answers are compared with `Predictor.predict` of all users
 at once: the same behaviors, unless their probabilities differ by less than 1e-6, and the same
-probabilities to 1e-6. Clients and service share the machine. Rows go to
+probabilities to 1e-6. Clients and service share the machine, so rows also tell requests a CPU
+second of each: a second of the wall tells little on a machine that does other work. Rows go to
 benchmarks/results/serve.json.
 """
 
@@ -82,6 +83,12 @@ def is_right(answer: dict[str, Any], expected: Any) -> bool:
     )
 
 
+def cpu_of(process: int) -> float:
+    """CPU seconds that another process has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def bad_bodies(rows: list[dict[str, Any]], time_column: str) -> list[bytes]:
     """Ten kinds of requests that must be refused."""
     broken = [
@@ -109,9 +116,10 @@ async def ask(streams: Any, body: bytes, path: str = PATH) -> tuple[int, bytes]:
 
 
 async def load(
-    port: int, clients: int, seconds: float, bodies: Any, bad: Any, expected: Any
+    at: tuple[int, int], clients: int, seconds: float, bodies: Any, bad: Any, expected: Any
 ) -> dict[str, Any]:
-    """Ask for some seconds; figures of one row."""
+    """Ask the service (port, process) for some seconds; figures of one row."""
+    port, process = at
     latencies: list[float] = []
     counts = {"right": 0, "wrong": 0, "refused": 0, "bad_accepted": 0, "failed": 0}
     numbers = itertools.count()
@@ -140,9 +148,10 @@ async def load(
 
         streams[1].close()
 
-    began = time.perf_counter()
+    began, used, own = time.perf_counter(), cpu_of(process), time.process_time()
     await asyncio.gather(*(client() for _ in range(clients)))
     wall = time.perf_counter() - began
+    asked = sum(counts.values())
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
     rate = round((counts["right"] + counts["wrong"]) / wall, 1)
 
@@ -151,6 +160,8 @@ async def load(
         "requests_per_s": rate,
         "p50_ms": round(p50, 1),
         "p99_ms": round(p99, 1),
+        "per_cpu_s_of_service": round(asked / (cpu_of(process) - used)),
+        "per_cpu_s_of_clients": round(asked / (time.process_time() - own)),
         **counts,
     }
 
@@ -200,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--options", nargs="*", default=[], help="of behavegpt serve, such as wait_ms=10"
     )
+    parser.add_argument("--beside", default="", help="what else the machine did, for the record")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     predictor = behavegpt.load(arguments.model, "cpu")
@@ -210,12 +222,12 @@ def main() -> None:
     bodies = [json.dumps({"users": group, "top_k": 5}).encode() for group in groups]
     bad = bad_bodies(users[0]["events"], predictor.tokenizer.event_schema.time)
 
-    with service(arguments.model, ["--threads", "1", *arguments.options]) as (port, _):
+    with service(arguments.model, ["--threads", "1", *arguments.options]) as at:
         rows = [
-            asyncio.run(load(port, n, arguments.seconds, bodies, bad, expected))
+            asyncio.run(load(at, n, arguments.seconds, bodies, bad, expected))
             for n in arguments.clients
         ]
-        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        metrics = httpx.get(f"http://127.0.0.1:{at[0]}/metrics").text
 
     _write(arguments, predictor.model.config, rows)
     batches = [line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line]
@@ -233,6 +245,7 @@ def _write(arguments: argparse.Namespace, config: Any, rows: list[dict[str, Any]
         "events_a_history": arguments.events,
         "options": arguments.options,
         "seconds": arguments.seconds,
+        "beside": arguments.beside,
         "rows": rows,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from serve import ask, histories, service
+from serve import ask, cpu_of, histories, service
 
 import behavegpt
 from behavegpt.zero_shot import UniversalPredictor
@@ -48,12 +47,6 @@ def _rates(done: int, began: tuple[float, float]) -> dict[str, int]:
     now = clocks()
     wall, cpu = now[0] - began[0], now[1] - began[1]
     return {"per_s": round(done / wall), "per_cpu_s": round(done / cpu)}
-
-
-def cpu_of(process: int) -> float:
-    """CPU seconds that another process has used so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[str, Any]:
