@@ -44,20 +44,26 @@ def evaluate_universal(
             f"{store.path}: the {split} split holds no event to predict; prepare with another "
             "--split."
         )
+
     check_schema(given, store.schema)
     reader = store_reader(store, given=given)
-    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
+
+    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
     ranks = {UNIVERSAL: TargetRanks(rows)}
+
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
+        # a target is asked for at the event before it
         for position, logits in model.score(reader, rows - 1):
             target = reader.target(position)
             metrics.update(logits, target)
             ranks[UNIVERSAL].update(logits, target, position + 1)
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
+
     scored = {UNIVERSAL: metrics}
-    for name, other, found in score_baselines(store, split, given) if baselines else ():
-        scored[name], ranks[name] = other, found
+    for name, counted, counted_ranks in score_baselines(store, split, given) if baselines else ():
+        scored[name], ranks[name] = counted, counted_ranks
+
     protocol = {
         "task": describe(given),
         "given": " and ".join(given) or "nothing",
@@ -67,6 +73,7 @@ def evaluate_universal(
         "classes": store.behaviors.classes,
         "content_hash": store.manifest.content_hash,
     }
+
     result = summary(scored, store, split, protocol)
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
     result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)

@@ -1,12 +1,10 @@
 """Evaluate a model folder beside the count baselines, on the same rows, into result files.
 
-OUT (metrics.json), and beside it per_behavior.csv, confusion.json, examples.json
+OUT (metrics.json), and beside it the files of evaluation_files.py
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,15 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
 from behavegpt.evaluation_examples import collect_examples
-from behavegpt.io import write_json, write_text
+from behavegpt.evaluation_files import labels_of, write_details
+from behavegpt.io import write_json
 from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import DecisionOptions
 from behavegpt.predictor import Predictor
-from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
+from behavegpt.training.evaluate import ScoredBatch, evaluate, sum_over_ranks
 
-TOP_BEHAVIORS = 15  # of the confusion table
-TAKEN_FOR = 3  # behaviors that a behavior is most often taken for
 CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
 
@@ -55,40 +52,53 @@ def compare(
     CheckpointError when the model does not know the data's labels, DataError when the split is
     empty, ConfigError for thresholds that the model does not have.
     """
+    # mistakes before the work; TAU times the training frequencies, thresholds, or nothing
     rule = check_settings(DecisionOptions, decision, "evaluate")
     log_prior = log_frequency(predictor.tokenizer.behaviors.counts)
     shift = shift_of(rule, log_prior, predictor.thresholds)
     check_schema(predictor.given, store.schema)
+
+    # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
     rows = target_rows(store, SPLITS[split])
     if len(rows) == 0:
         raise DataError(_nothing_to_predict(store, split))
 
-    scored: dict[str, PredictionMetrics] = {}
-    extra: dict[str, float] = {}
     calibration, ranks = Calibration(), {"behavegpt": TargetRanks(rows)}
     with progress("evaluate behavegpt", len(rows)) as show:
-        scored["behavegpt"], extra["cross_entropy"] = evaluate(
-            predictor.model,
-            store,
-            SPLITS[split],
-            shift=shift,
-            share=share,
-            on_batch=_cumulative(show),
-            collectors=(calibration, ranks["behavegpt"]),
+        advance = _cumulative(show)
+
+        def take_up(part: ScoredBatch) -> None:
+            calibration.update(part.logits, part.target)
+            ranks["behavegpt"].update(part.logits, part.target, part.row)
+            advance(len(part.target))
+
+        metrics, cross_entropy = evaluate(
+            predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
         )
+    if share.world > 1:
+        calibration.sums, ranks["behavegpt"].sums = sum_over_ranks(
+            [calibration.sums, ranks["behavegpt"].sums], predictor.model.device
+        )
+
+    # counting is fast, and the same on every rank: rank 0 does it alone
+    scored = {"behavegpt": metrics}
     if baselines and share.rank == 0:
-        for name, metrics, found in score_baselines(store, split, predictor.given):
-            scored[name], ranks[name] = metrics, found
+        for name, counted, counted_ranks in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = counted, counted_ranks
+
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
-    result["models"]["behavegpt"] |= extra
+    result["models"]["behavegpt"]["cross_entropy"] = cross_entropy
     result["calibration"] = calibration.compute()
+
+    # on several ranks all hold the result; one writes it
     if share.rank == 0:
         result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
         for text in result["remarks"]:
             say(f"note: {text}")
         shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
-        _write_results(store, out, result, scored, shown)
+        write_json(out, result)
+        write_details(out.parent, store, scored, shown)
     return result
 
 
@@ -120,6 +130,7 @@ def summary(
     first one."""
     first = next(iter(scored.values()))
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
+
     return {
         "models": {name: _figures(metrics, store, unseen) for name, metrics in scored.items()},
         "rows": rows,
@@ -129,38 +140,12 @@ def summary(
     }
 
 
-def _write_results(
-    store: EventStore,
-    out: Path,
-    result: dict[str, Any],
-    scored: dict[str, PredictionMetrics],
-    shown: dict[str, Any],
-) -> None:
-    write_json(out, result)
-    _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
-    if store.behaviors.classes <= CONFUSION_CLASSES:
-        top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
-        names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
-        found = {"labels": names, "counts": table.tolist()}
-        found["taken_for"] = _taken_for(scored["behavegpt"], _labels(store))
-        write_json(out.parent / "confusion.json", found)
-    write_json(out.parent / "examples.json", shown)
-
-
-def _taken_for(metrics: PredictionMetrics, labels: list[str]) -> dict[str, list[list[Any]]]:
-    """For each behavior the wrong ones that were predicted most often, with their number."""
-    place, number = metrics.taken_for(TAKEN_FOR)
-    return {
-        labels[k]: [[labels[j], n] for j, n in zip(others, numbers, strict=True) if n]
-        for k, (others, numbers) in enumerate(zip(place.tolist(), number.tolist(), strict=True))
-        if numbers[0]
-    }
-
-
 def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
     """A model's figures, and under `with_unseen` the same with the unseen labels as misses of one
     more class."""
+    # no training events: the unseen class counts as rare
     counts = np.asarray(store.behaviors.counts)
+
     return metrics.compute(counts) | {
         "with_unseen": metrics.with_unseen(unseen).compute(np.append(counts, 0))
     }
@@ -169,31 +154,35 @@ def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict
 def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
     """What a reader of the figures must know of their targets: labels left out, and what needs no
     model."""
-    support = metrics.support.numpy()
+    support = metrics.support.numpy()  # (K,) targets of each class
     rows, most = int(support.sum()), int(support.argmax())
-    label, share = _labels(store)[most], support[most] / support.sum()
-    found = []
+    label, share = labels_of(store)[most], support[most] / support.sum()
+
+    notes = []
     if unseen:
-        found.append(
+        notes.append(
             f"{unseen:,} of {rows + unseen:,} targets ({unseen / (rows + unseen):.1%}) have a "
-            "behavior that training "
-            "never saw, or none; they are left out, and are misses in the figures 'with unseen'."
+            "behavior that training never saw, or none; they are left out, and are misses in the "
+            "figures 'with unseen'."
         )
+
     if share == 1:
-        found.append(
+        notes.append(
             f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure "
             "tells models apart."
         )
     elif share >= CONSTANT:
-        found.append(
+        notes.append(
             f"{share:.1%} of the targets are {label!r}: a constant predictor has that weighted "
             "recall."
         )
+
+    # no more classes than places in the ranking: every class is among them
     sure = [k for k in metrics.ks if 1 < store.behaviors.classes <= k]
     if sure:
         names = " and ".join(f"HR@{k}" for k in sure)
-        found.append(f"with {store.behaviors.classes} behaviors {names} is 1 whatever the model.")
-    return found
+        notes.append(f"with {store.behaviors.classes} behaviors {names} is 1 whatever the model.")
+    return notes
 
 
 def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
@@ -208,25 +197,23 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
     unseen = result["unseen"]["targets"]
 
     def line(title: str, figures: dict[str, Any]) -> list[str]:
-        return [
-            title,
-            *("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names),
-        ]
+        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names)
+        return [title, *shown]
 
-    rows = []
+    rows: list[list[str]] = []
     for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
         rows.append(line(model, figures))
         if unseen:
             rows.append(line("  with unseen", figures["with_unseen"]))
+
     protocol = result["protocol"]
     title = f"{result['rows']:,} rows, {protocol['classes']} behaviors"
     if protocol.get("given", "nothing") != "nothing":
         title += f"; given: {protocol['given']}"
-    return (
-        ("model", *names),
-        rows,
-        title + (f"; with unseen: {unseen:,} more targets, all misses" if unseen else ""),
-    )
+    if unseen:
+        title += f"; with unseen: {unseen:,} more targets, all misses"
+
+    return ("model", *names), rows, title
 
 
 def score_baselines(
@@ -237,22 +224,27 @@ def score_baselines(
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
     fitted = counts.tune(counts.fit(store, given), store)
+
     for name, model in fitted.items():
         metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
         with progress(f"evaluate {name}", len(rows)) as show:
             step = _cumulative(show)
             for part, scores in counts.scores(model, store, rows):
+                # counts take vocabulary ids, metrics classes: without padding and unknown
                 target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
                 metrics.update(torch.from_numpy(scores), target)
                 ranks.update(torch.from_numpy(scores), target, part)
                 step(len(part))
+
         yield name, metrics, ranks
 
 
 def _protocol(
     predictor: Predictor, store: EventStore, split: str, rule: DecisionOptions
 ) -> dict[str, Any]:
+    """How the figures were made, for whoever compares them with others."""
     config = predictor.model.config
+    thresholds = predictor.thresholds if rule.thresholds else None
     return {
         "task": describe(predictor.given),
         "given": " and ".join(predictor.given) or "nothing",
@@ -274,33 +266,13 @@ def _protocol(
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
         "prior_correction": rule.prior_correction,
-        "thresholds": predictor.thresholds.facts
-        if rule.thresholds and predictor.thresholds
-        else None,
+        "thresholds": None if thresholds is None else thresholds.facts,
         "content_hash": store.manifest.content_hash,
     }
 
 
-def _labels(store: EventStore) -> list[str]:
-    return [str(value) for value in store.behaviors.values.to_pylist()]
-
-
-def _write_per_behavior(
-    path: Path, store: EventStore, scored: dict[str, PredictionMetrics]
-) -> None:
-    columns = ("support", "predicted", "recall", "precision", "f1")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["model", "behavior", "train_count", *columns])
-    for name, metrics in scored.items():
-        figures = metrics.per_class()
-        for k, label in enumerate(_labels(store)):
-            row = [f"{figures[c][k]:.6g}" for c in columns]
-            writer.writerow([name, label, int(store.behaviors.counts[k]), *row])
-    write_text(path, text.getvalue())
-
-
 def _cumulative(show: Callable[[int, str], None]) -> Callable[[int], None]:
+    """A callback of counts for one that wants the sum so far."""
     done = 0
 
     def step(count: int) -> None:

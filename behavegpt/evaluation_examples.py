@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from behavegpt.data.collate import argument_name
 from behavegpt.data.given import given_fields
 from behavegpt.data.loader import memory_of
 from behavegpt.data.memory_counts import MemorySource
-from behavegpt.data.pack import argument_name
 from behavegpt.data.store import EventStore
 from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.predictor import Predictor

@@ -43,6 +43,7 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
 
     for name in ("input", "target"):
         (folder / name).mkdir(parents=True)
+
     con = duckdb.connect()
     con.execute("SET threads = 2")
 
@@ -62,6 +63,7 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
         {draw("price", 100)} AS price, {codes.format(salt=2)} AS name FROM range({SKUS}) r(i)"""
     con.execute(f"COPY ({properties}) TO '{folder / 'product_properties.parquet'}'")
     values = {"page_visit": f"{draw('url', 500_000, 3)} AS url", "search_query": "query"}
+
     for event, share in SHARES.items():
         rows = int(events * share)
         moment = f"TIMESTAMP '2022-06-23' + to_seconds(i * {DAYS * 86_400} // {rows})"
@@ -69,11 +71,14 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
         columns = f"{draw('client' + event, clients, 1.5)} * 7 + 3 AS client_id, {text}"
         value = values.get(event, f"{draw('sku' + event, SKUS, 3)} AS sku")
         source = f"range({rows}) r(i)"
+
         if event == "search_query":
             source = (
                 f"(SELECT r.i, query FROM {source} JOIN queries q ON q.i = hash(r.i) % {QUERIES})"
             )
+
         con.execute(f"COPY (SELECT {columns}, {value} FROM {source}) TO '{folder / event}.parquet'")
+
     rng = np.random.default_rng(seed)
     relevant = rng.permutation(clients) * 7 + 3
     np.save(folder / "input" / "relevant_clients.npy", relevant)
@@ -84,6 +89,7 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
         folder / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers["client_id"])]
     )
     top = {"category": "category", "sku": "sku", "price": "price", "new_sku": "sku"}
+
     for task, column in top.items():
         skip = 100 if task == "new_sku" else 0
         labels = con.execute(f"""SELECT {column} AS label, count(*) AS n
@@ -109,11 +115,13 @@ def write_entry(data: Path, entry: Path, dimensions: int) -> None:
     shape = (len(clients), dimensions)
     vectors = np.lib.format.open_memmap(entry / "embeddings.npy", "w+", np.float16, shape)
     rng = np.random.default_rng(0)
+
     for start in range(0, len(clients), 10_000):
         vectors[start : start + 10_000] = (
             rng.standard_normal((1, dimensions), np.float32)
             + rng.random((10_000, 1))[: len(clients) - start]
         )
+
     vectors.flush()
     seal(entry)
 
@@ -133,18 +141,22 @@ def row_by_row(data: Path, targets: Path) -> dict[str, float]:
         "propensity_sku": "sku",
         "propensity_price": "price",
     }
+
     seconds = {}
     for task, column in columns.items():
         ours = np.load(targets / f"{task}_train.npy", mmap_mode="r")
         labels = np.load(data / "target" / f"{task}.npy") if column else np.empty(0)
         start = time.process_time()
+
         for row in rows:
             mine = window[window["client_id"] == clients[row]]
             target = (
                 np.isin(labels, mine[column].unique()) if column else np.array([len(mine) == 0])
             )
             assert np.array_equal(target, ours[row])
+
         seconds[task] = (time.process_time() - start) / SAMPLE
+
     return seconds
 
 
@@ -162,6 +174,7 @@ def measured(command: list[str], threads: int | None = None) -> dict[str, float]
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+
     wall = time.perf_counter() - start
     return {
         "cpu_s": usage.ru_utime + usage.ru_stime,
@@ -183,13 +196,16 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "--clients",
         str(args.clients),
     ]
+
     verb = [sys.executable, "-m", "behavegpt.cli", "challenge"]
     if not data.exists():
         measured([*itself, "--step", "generate"])
+
     runs: dict[str, Any] = {}
     for threads in args.threads:
         split = [*verb, "split", str(data), "--memory", args.memory, "--threads", str(threads)]
         runs[f"split, {threads} threads"] = measured(split, threads)
+
     runs["targets, 6 tasks"] = measured([*verb, "targets", str(data), "--out", str(targets)], 1)
     measured([*itself, "--step", "row_by_row"], 1)
     slow = json.loads((work / "row_by_row.json").read_text())
@@ -206,6 +222,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     runs["validate"] = measured([*verb, "validate", str(entry), "--data", str(data)], 1)
     size = (entry / "embeddings.npy").stat().st_size / 2**20
     shutil.rmtree(entry)
+
     return {
         "runs": runs,
         "row_by_row_s": slow,
@@ -237,20 +254,25 @@ def main() -> None:
     args = parser.parse_args()
     if args.step:
         return be_child(args)
+
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         figures = measure(args, work)
+
     for name, run in figures["runs"].items():
         print(f"{name:20} " + "  ".join(f"{figure} {value:9.1f}" for figure, value in run.items()))
+
     for name, ratio in figures["targets_ratio"].items():
         print(f"{name}: {ratio:,.0f} times fewer CPU seconds than row by row in {PASSES} passes")
+
     facts = {
         "events": args.events,
         "clients": args.clients,
         "dimensions": args.dimensions,
         "memory": args.memory,
     }
+
     args.result.parent.mkdir(parents=True, exist_ok=True)
     args.result.write_text(json.dumps(facts | {"cores": os.cpu_count()} | figures, indent=1) + "\n")
     return None

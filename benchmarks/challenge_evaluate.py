@@ -53,6 +53,7 @@ def run_plain(args: argparse.Namespace) -> dict[str, list[float]]:
 
     ids = np.load(args.entry / "client_ids.npy")
     vectors = np.load(args.entry / "embeddings.npy").astype(np.float32)
+
     found = {}
     for task in args.tasks:
         kept = (
@@ -61,6 +62,7 @@ def run_plain(args: argparse.Namespace) -> dict[str, list[float]]:
             else ids == ids
         )
         found[task] = _plain_task(args, task, ids[kept], vectors[kept])
+
     return found
 
 
@@ -72,27 +74,32 @@ def _plain_task(
     from torch.nn import functional as F
 
     labels = popularity = None
+
     if task.startswith("propensity"):
         labels, popularity = (
             np.load(args.data / "target" / f"{name}{task}.npy") for name in ("", "popularity_")
         )
+
     torch.manual_seed(1278)
     model = _plain_network(vectors.shape[1], 1 if labels is None else len(labels))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     train, valid = (
         _rows(args.data, w, task, ids, vectors, labels) for w in ("train", "validation")
     )
+
     scores = []
     for _ in range(3):
         for x, y in torch.utils.data.DataLoader(train, batch_size=128):
             optimizer.zero_grad()
             F.binary_cross_entropy_with_logits(model(x), y).backward()
             optimizer.step()
+
         scores.append(_plain_validation(model, valid, popularity))
         torch.save(
             {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
             args.out / f"{task}.ckpt",
         )
+
     return scores
 
 
@@ -140,6 +147,7 @@ def _plain_network(dimensions: int, outputs: int) -> torch.nn.Module:
         nn.Sequential(nn.Linear(2048, 4096), nn.GELU(), nn.Linear(4096, 2048)) for _ in range(3)
     ]
     residual = [Residual(*pair) for pair in zip(norms, blocks, strict=True)]
+
     return nn.Sequential(
         first, nn.LayerNorm(2048), *residual, nn.LayerNorm(2048), nn.Linear(2048, outputs)
     )
@@ -155,11 +163,13 @@ def _plain_validation(model: torch.nn.Module, rows: Any, popularity: np.ndarray 
     for x, y in torch.utils.data.DataLoader(rows, batch_size=128):
         with torch.no_grad():
             logits = model(x)
+
         outputs = logits.shape[1]
         metric = metric or (
             AUROC("binary") if outputs == 1 else AUROC("multilabel", num_labels=outputs)
         )
         metric.update(logits.squeeze(1), y.long().squeeze(1))
+
         if popularity is not None:
             p = logits.sigmoid()
             shares = p / p.sum(dim=1, keepdim=True)
@@ -167,9 +177,11 @@ def _plain_validation(model: torch.nn.Module, rows: Any, popularity: np.ndarray 
             strongest, which = torch.topk(p, min(10, outputs))
             normalized = torch.tensor(popularity / np.sort(popularity)[-10:].sum())
             weighted += float((strongest * normalized[which]).sum())
+
     area = float(metric.compute())
     if popularity is None:
         return area
+
     return 0.8 * area + 0.1 * entropy / len(rows) + 0.1 * (1 - weighted / len(rows)) ** 100
 
 
@@ -179,11 +191,13 @@ def run_gemm(args: argparse.Namespace) -> dict[str, list[float]]:
     import torch
 
     a = torch.randn(2048, 2048)
+
     seconds = []
     for _ in range(20):
         began = time.process_time()
         a @ a
         seconds.append(time.process_time() - began)
+
     return {"flops_per_s": [2 * 2048**3 / min(seconds)]}
 
 
@@ -200,11 +214,13 @@ def make_entry(args: argparse.Namespace) -> dict[str, list[float]]:
     whole = UserEmbeddings.load(args.entry)
     ids, vectors = whole.client_ids[: args.clients], np.asarray(whole.vectors[: args.clients])
     UserEmbeddings(ids, vectors).save(args.out)
+
     total = 0
     for task in args.tasks:
         targets = load_targets(open_directory(args.data), ids, task)
         rows = int(targets.rows.sum())
         total += 3 * flops(vectors.shape[1], targets.train.shape[1], rows, rows)
+
     return {"flops": [float(total)], "clients": [float(len(ids))]}
 
 
@@ -228,6 +244,7 @@ def child(
         "--program",
         program,
     ]
+
     line += ["--clients", str(args.clients), "--tasks", *args.tasks]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     # imports count, compiling them again and again does not
@@ -239,6 +256,7 @@ def child(
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{program}: exit code {process.returncode}")
+
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     figures = {
         "cpu_s": usage.ru_utime + usage.ru_stime,
@@ -252,6 +270,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All programs in turn; the best of the repeats."""
     entry = args.work / "entry"
     operations, _ = child("entry", args, args.entry, entry)
+
     best: dict[str, dict[str, float]] = {}
     answers, rate = {}, 0.0
     for repeat in range(args.repeats):
@@ -262,6 +281,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             best[program] = {key: min(low[key], figures[key]) for key in figures}
             shown = "  ".join(f"{key} {value:.1f}" for key, value in figures.items())
             print(f"{program:10} run {repeat}: {shown}", flush=True)
+
     floor = operations["flops"][0] / rate
     apart = [
         abs(a - b)
@@ -269,6 +289,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for values in [[answers[program][task] for program in answers]]
         for a, b in zip(values[0], values[-1], strict=True)
     ]
+
     about = {"clients": int(operations["clients"][0]), "tasks": args.tasks, "repeats": args.repeats}
     return about | {
         "programs": best,
@@ -306,13 +327,16 @@ def main() -> None:
         answer = CHILDREN[args.program](args)
         (args.out / "answer.json").write_text(json.dumps(answer))
         return
+
     found = measure(args)
     ours = found["programs"]["behavegpt"]
+
     for program, figures in found["programs"].items():
         ratios = {key: ours[key] / figures[key] for key in ("cpu_s", "peak_mib")}
         print(
             f"ours / {program}: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items())
         )
+
     print(
         f"products alone: {found['gemm_floor_s']:.1f} s at {found['gflops_per_s']:.0f} GFLOP/s: ",
         end="",

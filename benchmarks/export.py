@@ -44,6 +44,7 @@ def measured(command: list[str]) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+
     wall = time.perf_counter() - start
     return {
         "cpu_s": usage.ru_utime + usage.ru_stime,
@@ -72,16 +73,19 @@ def run_size(users: int, work: Path, pool: str) -> dict[str, float]:
                 str(work / f"clients_{users}.npy"),
             ]
         )
+
     if not (run / "model").exists():
         behavegpt(
             "train", "configs/challenge.yaml", f"data.path={data}", f"out={run}", "train.steps=1"
         )
+
     out = work / f"vectors_{users}"
     shutil.rmtree(out, ignore_errors=True)
     clients = ("--clients", work / f"clients_{users}.npy")
     figures = behavegpt("export", run / "model", data, out, *clients, "--pool", pool)
     facts = json.loads((data / "dataset.json").read_text())
     events = facts["events"]
+
     return {
         "users": facts["users"],
         "events": events,
@@ -112,12 +116,15 @@ def main() -> None:
     )
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         rows = [run_size(users, work, args.pool) for users in sorted(args.users)]
+
     for row in rows:
         print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()))
+
     result = {
         "pool": args.pool,
         "python": sys.version.split()[0],
@@ -130,6 +137,7 @@ def main() -> None:
             "extrapolated: "
             + "  ".join(f"{name} {value:,.0f}" for name, value in result["extrapolated"].items())
         )
+
     args.result.parent.mkdir(parents=True, exist_ok=True)
     args.result.write_text(json.dumps(result, indent=1) + "\n")
 

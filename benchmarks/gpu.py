@@ -39,6 +39,7 @@ import torch
 from accelerate import Accelerator
 
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
@@ -83,6 +84,7 @@ def _train_benchmark() -> Any:
     # where it finds train_peers, also when this file is a test's module
     sys.path.append(str(Path(__file__).parent))
     spec.loader.exec_module(module)
+
     return module
 
 
@@ -108,7 +110,7 @@ class Bench:
             max_length=cap,
             rows_per_step=max(1, args.events_per_step // row_length_for(cap)),
             seed=0,
-            fields=self.store.schema.input_fields,
+            fields=BatchFields(self.store.schema.input_fields),
         )
 
     def model(self) -> BehaveGPTForBehaviorPrediction:
@@ -124,6 +126,7 @@ class Bench:
             max_length=self.cap,
             dropout=0.0,
         )
+
         model = BehaveGPTForBehaviorPrediction(config).train()
         torch.nn.Module.to(model, self.device)
         return model
@@ -142,12 +145,14 @@ class Bench:
         """Seconds of a call: the best of those that fit in the time, after a warm-up."""
         call()
         self._wait()
+
         found: list[float] = []
         while len(found) < least or sum(found) < self.args.seconds:
             began = self.clock()
             call()
             self._wait()
             found.append(self.clock() - began)
+
         return min(found)
 
     def rate(self, step: Callable[[int], float]) -> dict[str, float]:
@@ -157,10 +162,12 @@ class Bench:
         self._wait()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+
         events, began = 0.0, self.clock()
         while self.clock() - began < self.args.seconds or not events:
             events += step(next(numbers))
             self._wait()
+
         rate = events / (self.clock() - began)
         return {"events_per_s": round(rate, 1), "memory_mib": round(self._memory(), 1)}
 
@@ -238,6 +245,7 @@ def ceilings(bench: Bench) -> dict[str, float]:
     source = torch.empty(max(n * n, 1 << 22), device=bench.device)
     target = torch.empty_like(source)
     copy = 2 * source.numel() * 4 / bench.seconds(lambda: target.copy_(source)) / 1e9
+
     return {"matmul_tflops": round(matmul, 4), "copy_gb_per_s": round(copy, 2)}
 
 
@@ -262,6 +270,7 @@ def gpt2_step(bench: Bench, attention: str) -> Callable[[int], float]:
         **shape,
         **plain,
     )
+
     config._attn_implementation = attention
     torch.manual_seed(0)
     model: Any = GPT2LMHeadModel(config).train().to(bench.device)
@@ -279,10 +288,12 @@ def gpt2_step(bench: Bench, attention: str) -> Callable[[int], float]:
         batch = {name: torch.from_numpy(array).to(bench.device) for name, array in tensors.items()}
         with autocast(bench.device, bench.precision):
             loss = model(**batch).loss
+
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
         return float((lengths - 1).sum())
 
     return step
@@ -334,8 +345,10 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
         "of that, attention": bench.size.layers * timed(attention),
         "head and loss": timed(head),
     }
+
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
+
     found["clipping and AdamW"] = bench.seconds(
         lambda: (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), trainer.optimizer.step())
     )
@@ -361,6 +374,7 @@ def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[s
         "gflop_per_event": round(flops / 1e9, 6),
     }
     del model
+
     rows: dict[str, Any] = {}
     for backend in backends(device, bench.precision):
         trainer = bench.trainer(backend, bench.batches)
@@ -368,22 +382,27 @@ def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[s
             lambda step, t=trainer: t.step(step)["events"]
         )  # type: ignore[misc]
         del trainer
+
     trainer = bench.trainer("sdpa", PaddedBatches(bench.batches))
     rows["ours, padded, sdpa"] = bench.rate(lambda step: trainer.step(step)["events"])
+
     for attention in [
         "sdpa",
         *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else []),
     ]:
         rows[f"GPT-2, {attention}"] = bench.rate(gpt2_step(bench, attention))
+
     for which, row in rows.items():
         if which.startswith("ours"):  # the FLOP are those of our model
             row["mfu"] = round(row["events_per_s"] * flops / (found["matmul_tflops"] * 1e12), 4)
+
     ours = [row["events_per_s"] for which, row in rows.items() if which.startswith("ours, packed")]
     best = list(rows)[int(np.argmax(ours))]
     peers = [row["events_per_s"] for which, row in rows.items() if which.startswith("GPT-2")]
     found |= {"rows": rows, "ours / GPT-2": round(max(ours) / max(peers), 3)}
     found["ours / padded"] = round(max(ours) / rows["ours, padded, sdpa"]["events_per_s"], 3)
     found["parts_ms"] = parts(bench, best.rsplit(", ", 1)[1])
+
     return found
 
 
@@ -406,6 +425,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
+
     found = []
     for size in args.sizes:
         figures = {
@@ -414,11 +434,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             "python": platform.python_version(),
             "goals": GOALS,
         }
+
         figures |= {"events_per_step": args.events_per_step, "compiled": args.compile} | measure(
             size, device, args
         )
         print(json.dumps(figures, indent=2), flush=True)
         found.append(figures)
+
     args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 

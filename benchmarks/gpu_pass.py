@@ -102,6 +102,7 @@ def attention(run: Pass) -> Iterator[Row]:
             "dtype": str(kind),
             **dict(zip(("out", "dq", "dk", "dv"), apart, strict=True)),
         }
+
     yield from _packed_against_alone(run)
 
 
@@ -111,6 +112,7 @@ def _packed_against_alone(run: Pass) -> Iterator[Row]:
     packed = next(iter(bench.batches.micro_batches(0))).to(run.device)
     padded = next(iter(gpu.PaddedBatches(bench.batches).micro_batches(0))).to(run.device)
     order = [torch.argsort(batch.row[batch.target != IGNORED]) for batch in (packed, padded)]
+
     for precision in ["fp32", *(["bf16"] if run.device.type == "cuda" else [])]:
         for backend in run.backends() if precision == "bf16" else ["sdpa"]:
             model = bench.model().eval()
@@ -125,6 +127,7 @@ def _packed_against_alone(run: Pass) -> Iterator[Row]:
                         "select": wanted,
                     }
                     logits.append(model(**batch.inputs, **layout).logits.float()[rows])
+
             apart = float((logits[0] - logits[1]).abs().max())
             yield {
                 "packed - alone": apart,
@@ -138,9 +141,11 @@ def training(run: Pass) -> Iterator[Row]:
     steps = 5 if run.small else 50
     right: np.ndarray | None = None
     ways = [("sdpa", "fp32", False)]
+
     if run.device.type == "cuda":
         ways += [(backend, "bf16", False) for backend in run.backends()]
         ways += [("varlen", "bf16", True)]
+
     for backend, precision, compiled in ways:
         bench = run.bench("3M", compiled=compiled, events_per_step=8192)
         # each event follows from the last: there is something to learn
@@ -196,12 +201,14 @@ def runs(run: Pass) -> Iterator[Row]:
         shutil.copytree(work / "whole", again)
         for path in [again / "model", again / "ckpt" / f"step_{steps:08d}"]:
             shutil.rmtree(path)
+
         launch: list[object] = [
             "-m",
             "accelerate.commands.launch",
             "--config_file",
             "configs/accelerate/fsdp2.yaml",
         ]
+
         launch += ["--num_processes", "1"]
         others: dict[str, list[object]] = {
             "resumed": [*train, f"out={again}", "--resume"],
@@ -217,6 +224,7 @@ def runs(run: Pass) -> Iterator[Row]:
                 work / "evaluation.json",
             ],
         }
+
         yield {"run": "whole", "seconds": seconds}
         with ThreadPoolExecutor() as pool:
             if run.device.type != "cuda":
@@ -249,6 +257,7 @@ def _command(*arguments: object) -> float:
         raise RuntimeError(
             f"{' '.join(line)}: exit {done.returncode}\n{done.stdout[-800:]}\n{done.stderr[-1600:]}"
         )
+
     return time.perf_counter() - began
 
 
@@ -263,6 +272,7 @@ def _weights_apart(one: Path, other: Path) -> Row:
         ]
         for folder in (one, other)
     ]
+
     return {
         "largest difference of weights": apart,
         "largest difference of losses": float(np.abs(np.subtract(*losses)).max()),
@@ -280,12 +290,14 @@ def throughput(run: Pass) -> Iterator[Row]:
     flops = gpu.event_flops(bench.model(), context)
     compiled = run.bench("paper", compiled=True)
     best: tuple[float, str, gpu.Bench] = (0.0, "", bench)
+
     for backend in run.backends():
         for chosen in (bench, compiled) if run.device.type == "cuda" else (bench,):
             row = _rate(chosen, backend, flops, ceilings)
             yield row
             if row["events_per_s"] > best[0]:
                 best = (row["events_per_s"], backend, chosen)
+
     # padded, a step takes up to 8 x the room
     few = run.bench("paper", events_per_step=bench.args.events_per_step // 4)
     yield {"trainer": "ours, padded", **_padded_rate(few)}
@@ -309,9 +321,11 @@ def _rate(bench: gpu.Bench, backend: str, flops: float, ceilings: dict[str, floa
     began = time.perf_counter()
     for step in range(2):  # compiles
         trainer.step(step)
+
     warm = time.perf_counter() - began
     rate = bench.rate(lambda step: trainer.step(step + 2)["events"])
     share = rate["events_per_s"] * flops / (ceilings["matmul_tflops"] * 1e12)
+
     return {
         "trainer": "ours, packed",
         "backend": backend,
@@ -336,6 +350,7 @@ def head(run: Pass) -> Iterator[Row]:
         embedding_size=width,
         num_attention_heads=2,
     )
+
     torch.manual_seed(0)
     layer = PredictionHead(config).to(run.device)
     states = torch.randn(events, width, device=run.device, requires_grad=True)
@@ -367,12 +382,15 @@ def head(run: Pass) -> Iterator[Row]:
             torch.cuda.empty_cache()
             held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
+
         seconds = bench.seconds(call)
         found[name] = {"ms": round(1000 * seconds, 3)}
         if run.device.type == "cuda":
             found[name]["peak_mib"] = round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
+
         assert layer.projection.weight.grad is not None
         gradients[name] = layer.projection.weight.grad.clone()
+
     apart = float((gradients["chunked"] - gradients["whole"]).norm() / gradients["whole"].norm())
     ratios = {
         f"{key} ratio": round(found["chunked"][key] / found["whole"][key], 3)
@@ -398,6 +416,7 @@ def windows(run: Pass) -> Iterator[Row]:
         flops = gpu.event_flops(
             bench.model(), float((lengths * (lengths - 1) / 2).sum() / (lengths - 1).sum())
         )
+
         for backend in (
             ["varlen", *(["flex_attention"] if cap == 1024 else [])] if not run.small else ["sdpa"]
         ):
@@ -435,6 +454,7 @@ def evaluator(run: Pass) -> Iterator[Row]:
             [float(way(*batch(number))) for number in range(20 if not run.small else 2)]
             for way in (step, plain)
         ]
+
         seconds = {}
         for name, way, count in (("recorded", step, steps), ("plain", plain, max(2, steps // 10))):
             began = time.perf_counter()
@@ -442,6 +462,7 @@ def evaluator(run: Pass) -> Iterator[Row]:
                 loss = way(*batch(number))
             float(loss)
             seconds[name] = (time.perf_counter() - began) / count
+
         began = time.perf_counter()
         score(predict(models[0], chosen), chosen.validation, targets.popularity)
         validation = time.perf_counter() - began
@@ -455,6 +476,7 @@ def evaluator(run: Pass) -> Iterator[Row]:
             "six tasks, s": six,
             "recorded losses equal plain ones": losses[0] == losses[1],
         }
+
     torch.set_float32_matmul_precision("highest")
 
 
@@ -471,6 +493,7 @@ def export(run: Pass) -> Iterator[Row]:
     block = 32 if run.small else 8192
     user_vectors(model, bench.store.columns, begin[:block], end[:block], ("last", "mean"))
     began = time.perf_counter()
+
     for at in range(0, len(begin), block):
         user_vectors(
             model,
@@ -479,6 +502,7 @@ def export(run: Pass) -> Iterator[Row]:
             end[at : at + block],
             ("last", "mean"),
         )
+
     seconds = time.perf_counter() - began
     yield {"users": len(begin), "events": int(end[-1]), "seconds": seconds} | {
         "seconds for 1 M users": seconds / len(begin) * 1e6,
@@ -505,6 +529,7 @@ def generation(run: Pass) -> Iterator[Row]:
         {},
         {},
     )
+
     steps = 3 if run.small else 50
     policy: Any = {"time": "observed", "place": "observed", "steps": steps, "rows": 2048}
     settings = GenerationSettings(**policy)
@@ -546,6 +571,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     size = {"users": 200, "events_per_step": 1024, "seconds": 0.05, "matmul": 128}
     if not args.small:
         size = {"users": 20_000, "events_per_step": 65_536, "seconds": 4.0, "matmul": 8192}
+
     run = Pass(device, args.small, argparse.Namespace(**size, compile=False))
     name = (
         torch.cuda.get_device_name(device)
@@ -565,6 +591,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
                 **row,
             }
         )
+
         print(json.dumps(rows[-1]), flush=True)
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
@@ -573,14 +600,17 @@ def main(argv: list[str] | None = None) -> list[Row]:
         if time.perf_counter() - began > args.seconds:
             tell({"part": part, "error": "not begun: the seconds were over"})
             continue
+
         try:
             for row in PARTS[part](run):
                 tell({"part": part, **row})
         except Exception:  # one part's failure must not lose the others
             tell({"part": part, "error": traceback.format_exc()[-3000:]})
+
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     return rows
 
 

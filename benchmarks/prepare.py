@@ -76,6 +76,7 @@ def run_pandas(logs: Path, out: Path, threads: int) -> None:
         "time": (seconds - seconds.min()).astype(np.uint32),
         "offsets": np.concatenate([[0], np.bincount(log["user"]).cumsum()]),
     }
+
     train = columns["split"] == 0
     for field in FIELDS:
         label = log[field].astype("category")
@@ -86,6 +87,7 @@ def run_pandas(logs: Path, out: Path, threads: int) -> None:
         )
         columns[field] = _small(ids.to_numpy()[label.cat.codes.to_numpy()], len(counts) + 2)
         counts.reset_index().to_parquet(out / f"{field}.parquet")
+
     _write(columns, out)
 
 
@@ -119,6 +121,7 @@ def run_polars(logs: Path, out: Path, threads: int) -> None:
     sizes = log.group_by("user").len().sort("user")["len"].to_numpy()
     columns["offsets"] = np.concatenate([[0], sizes.cumsum()])
     train = log.filter(pl.Series(columns["split"]) == 0)
+
     for field in FIELDS:
         counts = (
             train.group_by(field)
@@ -126,9 +129,11 @@ def run_polars(logs: Path, out: Path, threads: int) -> None:
             .sort("len", field, descending=[True, False])
             .with_row_index("id", 2)
         )
+
         ids = log[field].replace_strict(counts[field], counts["id"], default=1)
         columns[field] = _small(ids.to_numpy(), len(counts) + 2)
         counts.write_parquet(out / f"{field}.parquet")
+
     _write(columns, out)
 
 
@@ -166,6 +171,7 @@ def generate_log(path: Path, events: int) -> None:
 
     parquet = path.with_suffix(".parquet")
     generate(parquet, events, seed=0, by_time=True)
+
     if path.suffix == ".csv":
         import polars as pl
 
@@ -183,6 +189,7 @@ def compare(folders: list[Path]) -> dict[str, float]:
             theirs = np.load(folder / "columns" / file.name)
             equal = (ours == theirs).mean() if len(ours) == len(theirs) else 0.0
             shares[file.stem] = min(float(equal), shares.get(file.stem, 1.0))
+
     return shares
 
 
@@ -195,6 +202,7 @@ def child(arguments: list[str], threads: int, cache: Path) -> dict[str, float]:
         "OPENBLAS_NUM_THREADS",
         "NUMEXPR_NUM_THREADS",
     )
+
     environment = (
         os.environ | dict.fromkeys(limits, str(threads)) | {"PYTHONPYCACHEPREFIX": str(cache)}
     )
@@ -209,6 +217,7 @@ def child(arguments: list[str], threads: int, cache: Path) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(arguments)}: exit code {process.returncode}")
+
     return {
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "wall_s": wall,
@@ -229,12 +238,15 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     they wrote."""
     cache = work / "bytecode"
     logs, few = (work / f"events_{events}.{args.format}" for events in (args.events, 1000))
+
     for path in (logs, few):
         if not path.exists():
             events = path.stem.rpartition("_")[2]
             child(["--program", "generate", "--logs", str(path), "--events", events], 1, cache)
+
     for name in args.programs:
         run_once(name, few, work, 1, cache)  # fills the bytecode cache
+
     runs = []
     for threads in args.threads:
         for repeat in range(args.repeats):
@@ -243,6 +255,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
                 runs.append({"program": name, "threads": threads, "repeat": repeat, **figures})
                 shown = "  ".join(f"{figure} {value:.1f}" for figure, value in figures.items())
                 print(f"{name:10} {threads} threads: {shown}", flush=True)
+
     folders = [str(work / name) for name in args.programs]
     subprocess.run(
         [sys.executable, __file__, "--program", "compare", "--out", *folders], check=True
@@ -258,11 +271,13 @@ def table(runs: list[dict[str, Any]], against: str = "pandas") -> list[dict[str,
         low = best.setdefault((run["threads"], run["program"]), {})
         for figure in ("cpu_s", "wall_s", "peak_mib"):
             low[figure] = min(run[figure], low.get(figure, run[figure]))
+
     rows = []
     for (threads, program), low in best.items():
         other = best.get((threads, against), low)
         ratios = {f"{figure}_ratio": low[figure] / other[figure] for figure in low}
         rows.append({"threads": threads, "program": program, **low, **ratios})
+
     return rows
 
 
@@ -280,6 +295,7 @@ def report(rows: list[dict[str, Any]], equal: dict[str, float]) -> None:
             f"{row['threads']:>7}  {row['program']:10}  "
             + "  ".join(f"{cell:>16}" for cell in cells)
         )
+
     print("equal entries: " + ", ".join(f"{name} {share:.6f}" for name, share in equal.items()))
 
 
@@ -305,10 +321,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.program:
         return be_child(args)
+
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         measured = measure(args, work)
+
     rows = table(measured["runs"])
     report(rows, measured["equal"])
     packages = ("duckdb", "numpy", "pandas", "polars", "pyarrow")
@@ -321,6 +339,7 @@ def main() -> None:
     facts = {"events": args.events, "format": args.format, "machine": machine, "versions": versions}
     args.result.parent.mkdir(parents=True, exist_ok=True)
     args.result.write_text(json.dumps({**facts, "table": rows, **measured}, indent=1) + "\n")
+
     return None
 
 

@@ -70,6 +70,7 @@ def generate(path: Path, clients: int, per_client: int) -> None:
         "CREATE TABLE clients AS SELECT i, -ln(random()) AS rate FROM range(?) t(i)", [clients]
     )
     items = {"page_visit": f"{zipf.format(n=URLS)} AS url", "search_query": f"{codes} AS query"}
+
     for event, share in SHARES.items():
         item = items.get(event, f"{zipf.format(n=SKUS)} AS sku")
         moment = f"TIMESTAMP '2022-06-23' + to_seconds((random() * {DAYS * 86400})::BIGINT)"
@@ -78,6 +79,7 @@ def generate(path: Path, clients: int, per_client: int) -> None:
             FROM (SELECT i, (random() * 1e9)::BIGINT AS r,
                   unnest(range((rate * {share * per_client} + random())::BIGINT)) FROM clients))
             TO '{path}/input/{event}.parquet'""")
+
     np.save(path / "input" / "relevant_clients.npy", 30 * np.arange(clients, dtype=np.int64) + 1)
 
 
@@ -88,13 +90,14 @@ def work(path: Path, threads: int, out: Path, kind: str, *overrides: str) -> dic
     from behavegpt.profiles.events import DataSettings, open_events
     from behavegpt.profiles.fields import SequenceSettings
     from behavegpt.profiles.members import Context
-    from behavegpt.profiles.pipeline import KINDS
+    from behavegpt.profiles.settings import KINDS
 
     context = Context(
         open_events(DataSettings(path=str(path), memory_gb=4, threads=threads)), out / "cache"
     )
     reset_peak()
     started, cpu = time.perf_counter(), time.process_time()
+
     if kind == "store":
         settings = read_settings(SequenceSettings, None, overrides)
         store = context.sequences(settings, context.vocabularies(settings))
@@ -113,6 +116,7 @@ def work(path: Path, threads: int, out: Path, kind: str, *overrides: str) -> dic
         KINDS[kind].fit(context, block, out)
         embeddings = KINDS[kind].embed(context, block, out)
         figures = {"rows": len(embeddings.vectors), "dimensions": embeddings.vectors.shape[1]}
+
     peak = peak_memory()
     spent = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
     return (
@@ -137,6 +141,7 @@ def main() -> None:
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     path = arguments.work / f"challenge-{arguments.clients}-{arguments.events}"
+
     if arguments.job:
         print(
             json.dumps(
@@ -144,8 +149,10 @@ def main() -> None:
             )
         )
         return
+
     if not path.exists():
         generate(path, arguments.clients, arguments.events)
+
     size = {
         "clients": arguments.clients,
         "events_per_client": arguments.events,
@@ -155,12 +162,14 @@ def main() -> None:
     results: dict[str, Any] = size | {
         "jobs": known["jobs"] if size.items() <= known.items() else {}
     }
+
     for name in arguments.only:
         command = [sys.executable, __file__, *sys.argv[1:], "--job", *JOBS[name]]
         environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
+
         results["jobs"][name] = json.loads(done.stdout.splitlines()[-1]) | {
             "load": round(os.getloadavg()[0], 1)
         }

@@ -52,10 +52,12 @@ def histories(predictor: Any, log: Path, users: int, most: int) -> dict[str, lis
     table = table.sort_values([schema.user, schema.time], kind="stable")
     chosen = np.sort(table[schema.user].unique())
     chosen = chosen[:: max(1, len(chosen) // users)][:users]
+
     found = {}
     for user, rows in table[table[schema.user].isin(chosen)].groupby(schema.user):
         rows = rows.tail(most).astype(str).drop(columns=schema.user)
         found[str(user)] = rows.where(rows != "nan", None).to_dict("records")
+
     return found
 
 
@@ -108,6 +110,7 @@ async def ask(streams: Any, body: bytes, path: str = PATH) -> tuple[int, bytes]:
     writer.write(head.encode() + body)
     answer = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(answer.split(b"content-length: ")[1].split(b"\r\n")[0])
+
     return int(answer.split(b" ")[1]), await reader.readexactly(length)
 
 
@@ -128,14 +131,18 @@ async def load(
                 status, _ = await ask(streams, bad[number // BAD_EVERY % len(bad)])
                 counts["refused" if 400 <= status < 500 else "bad_accepted"] += 1
                 continue
+
             began = time.perf_counter()
             status, text = await ask(streams, bodies[number % len(bodies)])
             latencies.append(time.perf_counter() - began)
+
             if status != 200:
                 counts["failed"] += 1
                 continue
+
             right = all(is_right(user, expected[user["id"]]) for user in json.loads(text)["users"])
             counts["right" if right else "wrong"] += 1
+
         streams[1].close()
 
     began = time.perf_counter()
@@ -143,6 +150,7 @@ async def load(
     wall = time.perf_counter() - began
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
     rate = round((counts["right"] + counts["wrong"]) / wall, 1)
+
     return {
         "clients": clients,
         "requests_per_s": rate,
@@ -158,10 +166,12 @@ def service(model: str | Path, options: list[str]) -> Iterator[tuple[int, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
+
     command = [sys.executable, "-m", "behavegpt.cli", "serve", str(model), *options]
     process = subprocess.Popen(
         [*command, "--port", str(port)], env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
+
     try:
         while True:
             try:
@@ -171,6 +181,7 @@ def service(model: str | Path, options: list[str]) -> Iterator[tuple[int, int]]:
                 if process.poll() is not None:
                     raise SystemExit("the service did not start") from None
                 time.sleep(0.2)
+
         yield port, process.pid
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=60)
@@ -202,12 +213,14 @@ def main() -> None:
     groups = [users[i : i + arguments.users] for i in range(0, len(users), arguments.users)]
     bodies = [json.dumps({"users": group, "top_k": 5}).encode() for group in groups]
     bad = bad_bodies(users[0]["events"], predictor.tokenizer.event_schema.time)
+
     with service(arguments.model, ["--threads", "1", *arguments.options]) as (port, _):
         rows = [
             asyncio.run(load(port, n, arguments.seconds, bodies, bad, expected))
             for n in arguments.clients
         ]
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
     config = predictor.model.config
     facts = {
         "model": (
@@ -220,6 +233,7 @@ def main() -> None:
         "seconds": arguments.seconds,
         "rows": rows,
     }
+
     RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))
     print(

@@ -81,12 +81,14 @@ async def hostile(
         2: [("/v1/generate", longest, 60.0), ("/v1/generate", longest, 0.2)],
         3: [("/v1/predict", unreadable, 60.0), ("/v1/predict", large[: 8 * MB], 60.0)],
     }
+
     while time.time() < until:
         if kind == 4:
             counts += await drip(port)
             continue
         for path, body, patience in bodies[kind]:
             counts[await post(port, path, body, patience)] += 1
+
     return counts
 
 
@@ -105,6 +107,7 @@ async def drip(port: int) -> collections.Counter[str]:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(reader.read(1000), 0.5)
             writer.close()
+
         ends["dripping connection closed"] += 1
 
     await asyncio.gather(*(one(number) for number in range(200)))
@@ -139,6 +142,7 @@ def main() -> None:
         port, event, time_column = arguments.attack
         attack(int(port), json.loads(event), time_column, arguments.seconds)
         return
+
     torch.set_num_threads(1)
     predictor = behavegpt.load(arguments.model, "cpu")
     asked = histories(predictor, arguments.log, 500, 30)
@@ -150,9 +154,11 @@ def main() -> None:
     time_column = predictor.tokenizer.event_schema.time
     first = next(iter(asked.values()))
     bad = bad_bodies(first, time_column)
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+
     command = [
         sys.executable,
         "-m",
@@ -164,6 +170,7 @@ def main() -> None:
         "--threads",
         "1",
     ]
+
     service = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         wait_until_up(port)
@@ -180,6 +187,7 @@ def main() -> None:
             json.dumps(first[0]),
             time_column,
         ]
+
         enemies = subprocess.Popen(attacking, stdout=subprocess.PIPE, text=True)
         rows.append(
             {"hostile": 5}
@@ -191,6 +199,7 @@ def main() -> None:
         status = service.wait(timeout=60)
     finally:
         service.kill()
+
     ratio = round(rows[1]["p99_ms"] / rows[0]["p99_ms"], 2)
     facts = {
         "seconds": arguments.seconds,
@@ -200,6 +209,7 @@ def main() -> None:
         "service_peak_mib": memory,
         "stopped_with": status,
     }
+
     RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))
     if ratio > 3 or any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from behavegpt.ingest.prepare import prepare
-from behavegpt.ingest.spark import _session
+from behavegpt.ingest.spark_session import spark_session
 
 RESULT = Path(__file__).parent / "results" / "spark.json"
 
@@ -58,11 +58,13 @@ def main() -> None:
     local = prepare(logs, work / "local").manifest
     seconds = {"local": time.perf_counter() - began}
     began = time.perf_counter()
-    with _session(arguments.master):
+
+    with spark_session(arguments.master):
         seconds["spark_start"] = time.perf_counter() - began
         began = time.perf_counter()
         there = prepare(logs, work / "spark-out", engine="spark", progress=print).manifest
         seconds["spark"] = time.perf_counter() - began
+
     one, two = digests(work / "local"), digests(work / "spark-out")
     row = {
         "log": arguments.log.name,
@@ -75,10 +77,12 @@ def main() -> None:
         "same_files": one == two,
         "compared_files": len(one),
     }
+
     RESULT.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(row, indent=2))
     if one != two:
         raise SystemExit(f"differ: {sorted(name for name in one if one[name] != two.get(name))}")
+
     shutil.rmtree(work)
 
 

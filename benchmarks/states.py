@@ -60,12 +60,14 @@ def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[st
     events = events_of(asked)
     states: dict[str, Any] = {}
     done, began = 0, clocks()
+
     while clocks()[0] - began[0] < seconds:
         user, number, row = next(events)
         if not number:
             states[user] = predictor.state(user, new=True)
         predictor.update(states[user], row)
         done += 1
+
     raw = _rates(done, began)
 
     users = predictor.users
@@ -76,12 +78,14 @@ def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[st
         for i in range(len(columns["time"]))
     ]
     done, began = 0, clocks()
+
     while clocks()[0] - began[0] < seconds:
         for user, i, piece in pieces:
             if not i:
                 states[user] = users.spec.new(user)
             users.spec.take_up(states[user], piece)
         done += len(pieces)
+
     return {"raw": raw, "ids": _rates(done, began)}
 
 
@@ -115,6 +119,7 @@ async def send(
                 sent[user] = begin + len(part)
                 known = json.loads(text)["users"][0]["events"] if status == 200 else None
                 counts["updates" if known == sent[user] else "failed"] += len(part)
+
                 if time.perf_counter() > until:
                     streams[1].close()
                     return
@@ -133,6 +138,7 @@ async def send(
         "p99_ms": round(p99, 1),
         "failed": counts["failed"],
     }
+
     return row, sent
 
 
@@ -147,6 +153,7 @@ def differing(predictor: Any, url: str, asked: dict[str, Rows], sent: dict[str, 
         expected = predictor.predict(rows, 5).probabilities[0]
         if not np.allclose(probabilities, expected, atol=TOLERANCE):
             wrong.append(user)
+
     return wrong
 
 
@@ -166,6 +173,7 @@ def main() -> None:
     logs = []
     if isinstance(predictor, UniversalPredictor):
         predictor, logs = predictor.fit_tables(arguments.log), [str(arguments.log)]
+
     time_column = predictor.tokenizer.event_schema.time
     asked = {
         user: [
@@ -174,6 +182,7 @@ def main() -> None:
         ]
         for user, rows in histories(predictor, arguments.log, 500, 400).items()
     }  # simultaneous ones count in the order of the calls
+
     facts: dict[str, Any] = {
         "model": "universal" if logs else predictor.model.config.model_type,
         "memory": bool(logs) or bool(predictor.model.config.memory),
@@ -182,6 +191,7 @@ def main() -> None:
         "in_python": in_python(predictor, asked, arguments.seconds),
         "over_http": [],
     }
+
     wrong: list[str] = []
     with service(arguments.model, [*logs, "--threads", "1"]) as (port, process):
         for each in arguments.events:
@@ -193,6 +203,7 @@ def main() -> None:
                 row["per_cpu_s_of_clients"] = round(updates / (clocks()[1] - before[0]))
                 wrong += differing(predictor, f"http://127.0.0.1:{port}", asked, sent)
                 facts["over_http"].append(row)
+
     kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
     same = ("model", "memory")
     kept = [other for other in kept if any(other[name] != facts[name] for name in same)]

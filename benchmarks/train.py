@@ -96,6 +96,7 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
         )
         for name, size in {"event": EVENTS, "location": LOCATIONS}.items()
     }
+
     manifest = Manifest(
         format=1,
         event_schema=EventSchema(user="user", time="time", event="event", location="location"),
@@ -108,22 +109,25 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
         rejected={},
         content_hash="workload",
     )
+
     offsets = np.cumsum([0, *map(len, histories)])
     return EventStore(Path("memory"), manifest, vocabulary, columns, offsets)
 
 
 def our_batches(histories: list[np.ndarray], cap: int, users_per_step: int) -> TrainingBatches:
     """As many equal steps as the others need, so that a step holds the same number of events."""
+    from behavegpt.data.collate import BatchFields
     from behavegpt.data.loader import TrainingBatches
 
     store = store_of(histories)
-    columns = store.schema.input_fields
+    fields = BatchFields(store.schema.input_fields)
     rows = TrainingBatches(
-        store, max_length=cap, rows_per_step=1, seed=0, fields=columns
+        store, max_length=cap, rows_per_step=1, seed=0, fields=fields
     ).steps_per_epoch
     steps = -(-len(histories) // users_per_step)
+
     return TrainingBatches(
-        store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=columns
+        store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=fields
     )
 
 
@@ -148,6 +152,7 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
         max_length=cap,
         dropout=0.0,
     )
+
     torch.manual_seed(0)
     model = BehaveGPTForBehaviorPrediction(config).train()
     loss = build_loss(LossSettings(start=0.0), torch.tensor(batches.store.behaviors.counts))
@@ -155,6 +160,7 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
         TrainSettings(steps=1_000_000, precision="fp32"),
         RunFolder(Accelerator(cpu=True)),
     )
+
     return Trainer(model, loss, batches.store, settings, run, batches=batches)
 
 
@@ -172,6 +178,7 @@ def bare_step(trainer: Trainer, step: int) -> None:
             labels=batch.target,
             criterion=trainer.loss,
         )
+
         (output.loss / weight).backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.settings.clip)
         trainer.optimizer.step()
@@ -202,6 +209,7 @@ def gpt2(histories: list[np.ndarray], cap: int, users_per_step: int, to_cap: boo
         "n_head": HEADS,
         "n_positions": cap,
     }
+
     plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {
         "use_cache": False
     }
@@ -242,6 +250,7 @@ class Child:
             "users": args.users,
             "users-per-step": args.users_per_step,
         }
+
         command = [str(python), __file__, *(f"--{key}={value}" for key, value in options.items())]
         self.process = subprocess.Popen(
             command,
@@ -305,6 +314,7 @@ def be_head(chunked: bool) -> None:
 
     work(8)
     head.zero_grad(set_to_none=True)
+
     while sys.stdin.readline():
         before = psutil.Process().memory_info().rss
         seconds = cpu_of(lambda: work(HEAD_EVENTS))
@@ -317,12 +327,14 @@ def be_trainer(name: str, args: argparse.Namespace) -> None:
     answer = answers()
     cap = args.caps[0]
     histories = workload(args.users, cap)
+
     if name in (OURS, LOOP):
         batches = our_batches(histories, cap, args.users_per_step)
         trainer = our_trainer(batches, cap)
         run = epochs(batches, partial(bare_step, trainer) if name == OURS else trainer.step)
     else:
         run = gpt2(histories, cap, args.users_per_step, to_cap=name == GPT2_CAP)
+
     while sys.stdin.readline():
         answer({"cpu_s": run(), "events": to_learn(histories)})
 
@@ -373,6 +385,7 @@ def best_of(passes: dict[str, Pass], repeats: int) -> dict[str, float]:
                 f"  {name}: {seconds[name][-1]:.2f} s" + (" (warm-up)" if not repeat else ""),
                 flush=True,
             )
+
     return {name: min(values[1:]) for name, values in seconds.items()}
 
 
@@ -395,6 +408,7 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
     )
     for child in children.values():
         child.close()
+
     loading = epochs(batches, lambda step: list(batches.micro_batches(step)))
     share = min(loading() for _ in range(args.repeats + 1)) / seconds[OURS]
     rows = {
@@ -406,6 +420,7 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
         }
         for name, s in seconds.items()
     }
+
     loop = {"loop_to_bare": seconds[OURS] / seconds[LOOP], "loader_share": share}
     return {
         "cap": cap,
@@ -422,10 +437,12 @@ def measure_head(args: argparse.Namespace) -> dict[str, float]:
     turns = [{name: child.turn() for name, child in children.items()} for _ in range(args.repeats)]
     for child in children.values():
         child.close()
+
     figures = {f"{name}_cpu_s": min(turn[name]["cpu_s"] for turn in turns) for name in children}
     figures |= {f"{name}_grown_mib": turns[0][name]["grown_mib"] for name in children}
     figures["time_ratio"] = figures["chunked_cpu_s"] / figures["full_cpu_s"]
     figures["memory_ratio"] = figures["chunked_grown_mib"] / figures["full_grown_mib"]
+
     return figures
 
 
@@ -448,6 +465,7 @@ def lines(measured: dict[str, Any]) -> Iterator[str]:
         loader = judged(part["loader_share"], LOADER_GOAL, most=True)
         yield f"  {'loop / bare torch':22} {'':12}   {judged(part['loop_to_bare'], LOOP_GOAL)}"
         yield f"  {'loader / step':22} {'':12}   {loader}"
+
     head = measured["head"]
     yield f"\nhead, {HEAD_CLASSES} classes: chunked / full"
     for figure, goal in (("time", HEAD_TIME_GOAL), ("memory", HEAD_MEMORY_GOAL)):
@@ -458,11 +476,13 @@ def device_and_versions(peers: Path) -> dict[str, Any]:
     """What the figures were measured on and with."""
     packages = ("behavegpt", "torch", "transformers", "accelerate", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
+
     for name, peer in PEERS.items():
         for info in peers.glob(f"{name}/lib/python*/site-packages/{peer.distribution}-*.dist-info"):
             versions[name] = info.name.removesuffix(".dist-info").removeprefix(
                 f"{peer.distribution}-"
             )
+
     device = {
         "cpu": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -491,14 +511,17 @@ def main() -> None:
     parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+
     if args.child:  # a process of its own, so that no trainer finds memory that another one left
         CHILDREN[args.child](args)
         return
+
     for name in (name for name in PEERS if name not in found(args.peers)):
         print(
             f"{PEERS[name].label} skipped: "
             f"{INSTALL.format(args.peers / name, PEERS[name].packages)}"
         )
+
     facts = {"users": args.users, "users_per_step": args.users_per_step, "repeats": args.repeats}
     measured = {"head": measure_head(args), "caps": [measure_cap(args, cap) for cap in args.caps]}
     print("\n".join(lines(measured)))

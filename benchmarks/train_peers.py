@@ -133,9 +133,11 @@ def be_ptls(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
         seed_seq_len=0,  # a loss from the second event on
         max_lr=1e-3,
     )
+
     for part in module.head.modules():
         if isinstance(part, torch.nn.Dropout):  # no setting reaches the one of the heads
             part.p = 0.0
+
     data = PtlsDataModule(
         GptDataset(users, min_len=cap, max_len=cap), train_batch_size=users_per_step
     )
@@ -180,6 +182,7 @@ def be_recbole(histories: list[np.ndarray], cap: int, users_per_step: int) -> No
         "hidden_dropout_prob": 0.0,
         "attn_dropout_prob": 0.0,
     }
+
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # where RecBole puts its logs
         Path("workload").mkdir()
@@ -187,6 +190,7 @@ def be_recbole(histories: list[np.ndarray], cap: int, users_per_step: int) -> No
         config = Config(model=SASRec, dataset="workload", config_dict=settings)
         rows, _, _ = data_preparation(config, create_dataset(config))
         trainer = Trainer(config, SASRec(config, rows.dataset))
+
         while sys.stdin.readline():
             seconds = cpu_of(lambda: trainer.fit(rows, verbose=False, saved=False))
             answer({"cpu_s": seconds, "events": len(rows.dataset)})

@@ -38,7 +38,7 @@ SETTINGS = {
     "Export of user vectors (`export`)": "behavegpt.embeddings.export.ExportSettings",
     "Benchmark (`benchmark`)": "behavegpt.benchmark.settings.BenchmarkSettings",
     "Scaling (`scale`)": "behavegpt.scaling.settings.SweepSettings",
-    "Profiles (`profile`)": "behavegpt.profiles.pipeline.ProfileSettings",
+    "Profiles (`profile`)": "behavegpt.profiles.settings.ProfileSettings",
     "Service (`serve`)": "behavegpt.serving.requests.ServeSettings",
     "The universal model (`pretrain-universal`)": "behavegpt.universal.train.UniversalSettings",
 }
@@ -119,6 +119,7 @@ def settings() -> str:
             f"## {title}\n\n{_first(cls)}\n\n| setting | type | default | |\n|---|---|---|---|"
         )
         parts += [*_rows(cls, ""), ""]
+
     return "\n".join(parts)
 
 
@@ -136,6 +137,7 @@ def _type(annotation: Any) -> str:
     """A type as users write its values: choices in full."""
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+
     text = (
         annotation.__name__
         if isinstance(annotation, type) and not typing.get_args(annotation)

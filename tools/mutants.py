@@ -86,8 +86,10 @@ class _Sites(ast.NodeVisitor):
             and node.func.id == "Field"
         ):
             return
+
         if changes(node):
             self.found.append(node)
+
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "type_params"):
                 continue
@@ -119,6 +121,7 @@ def changes(node: ast.AST) -> list[ast.AST]:  # noqa: C901 - one table
             return [_with(node, id=NAMES[node.id])]
         case ast.Expr(value=ast.Call()):
             return [ast.Pass()]
+
     return []
 
 

@@ -154,6 +154,7 @@ def put_in_place(mutant: Mutant, known: dict[str, list[FunctionType]]) -> bool:
     after = compile(mutant.write(), str(path), "exec")
     if beside_functions(before) != beside_functions(after):
         return False
+
     pairs = zip(functions_of(before), functions_of(after), strict=True)
     changed = {old.co_qualname: new for old, new in pairs if old != new}
     names = [code.co_qualname for code in functions_of(before)]
@@ -162,8 +163,10 @@ def put_in_place(mutant: Mutant, known: dict[str, list[FunctionType]]) -> bool:
         return False
     if any(f.__code__.co_freevars != changed[f.__code__.co_qualname].co_freevars for f in found):
         return False
+
     for function in found:
         function.__code__ = changed[function.__code__.co_qualname]
+
     return True
 
 
@@ -199,15 +202,18 @@ def try_out(mutant: Mutant, limit: int, known: dict[str, list[FunctionType]]) ->
     if child == 0:
         os.close(reading)
         _run_tests(mutant, limit, writing, known)
+
     os.close(writing)
     with open(reading, encoding="utf-8") as told:
         lines = told.read().splitlines()
+
     _, status, usage = os.wait4(child, 0)
     seconds = round(usage.ru_utime + usage.ru_stime, 1)
     if not status:
         return Trial("survived", "", seconds)
     if os.WIFSIGNALED(status):
         return Trial("time", "", seconds)
+
     test = lines[0] if lines else ""
     return Trial("failed" if test else "broken", test, seconds)
 
@@ -221,11 +227,13 @@ def _run_tests(mutant: Mutant, limit: int, pipe: int, known: dict[str, list[Func
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
+
         if not put_in_place(mutant, known):
             for name, module in list(sys.modules.items()):
                 if (getattr(module, "__file__", None) or "").startswith(PACKAGES):
                     del sys.modules[name]
             sys.meta_path.insert(0, Overlay(mutant))
+
         tests = [str(ROOT / "tests" / name) for name in TESTS[mutant.part]]
         status = int(pytest.main(["-x", *OPTIONS, *tests], plugins=[_FirstFailure(pipe)]))
     finally:
@@ -249,6 +257,7 @@ def parse_arguments() -> argparse.Namespace:
         help="seconds of CPU for each; without, three times what the tests take, which are then "
         "seen to pass without a change",
     )
+
     parser.add_argument(
         "--out", type=Path, required=True, help="JSONL: a line for each mutant that was tried"
     )
@@ -273,6 +282,7 @@ def limits(parts: set[str], known: dict[str, list[FunctionType]]) -> dict[str, i
             sys.exit(f"{part}: its tests fail without any change ({trial.end} {trial.test})")
         print(f"{part}: {trial.seconds} s without a change", flush=True)
         found[part] = max(CPU_SECONDS, round(3 * trial.seconds))
+
     return found
 
 
@@ -284,12 +294,15 @@ def import_all(parts: set[str]) -> dict[str, list[FunctionType]]:
     tests = sorted({str(ROOT / "tests" / name) for part in parts for name in TESTS[part]})
     if pytest.main(["--collect-only", "-qq", "--no-summary", *OPTIONS, *tests]):
         sys.exit("the tests cannot be collected")
+
     for part in parts:
         for path in sources(part, TESTS):
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
     gc.collect()
     known = known_functions()
     gc.freeze()  # so that a child's collections do not copy all our memory
+
     return known
 
 
@@ -302,21 +315,26 @@ def main() -> int:
     limit = dict.fromkeys(parts, arguments.limit) if arguments.limit else limits(parts, known)
     killed: Counter[str] = Counter()
     tried: Counter[str] = Counter()
+
     with open(arguments.out, "w", encoding="utf-8") as out:
         for mutant in chosen:
             if time.monotonic() - began > 60 * arguments.minutes:
                 break
+
             trial = try_out(mutant, limit[mutant.part], known)
             tried[mutant.path] += 1
             killed[mutant.path] += trial.killed
             row = {name: getattr(mutant, name) for name in ("path", "line", "before", "after")}
             out.write(json.dumps(row | {"killed": trial.killed} | vars(trial)) + "\n")
             out.flush()
+
             if not trial.killed:
                 place = f"{mutant.path}:{mutant.line}"
                 print(f"survived {place}: {mutant.before}  ->  {mutant.after}", flush=True)
+
     for path in sorted(tried):
         print(f"{path}: {killed[path]} of {tried[path]} killed")
+
     print(f"all: {sum(killed.values())} of {sum(tried.values())} killed")
     return 0
 

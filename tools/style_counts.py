@@ -110,6 +110,7 @@ def measure(modules: list[Module], tests: list[Module]) -> dict[str, Measure]:
     tested = sum(len(module.lines) for module in tests)
     cases = sum(node.name.startswith("test_") for module in tests for node in module.functions)
     row("tests", "test / library lines (test functions)", f"{tested / lines:.2f} ({cases})")
+
     return rows
 
 
@@ -165,6 +166,7 @@ def shaped(functions: list[tuple[Module, Function]]) -> tuple[int, int]:
             body = "\n".join(module.lines[node.lineno - 1 : node.end_lineno])
             total += 1
             named += bool(SHAPE.search((ast.get_docstring(node) or "") + comments_of(body)))
+
     return named, total
 
 
@@ -227,6 +229,7 @@ def small(modules: list[Module]) -> Iterator[str]:
     for module in modules:
         for name in imported(module):
             importers[name].add(module.path)
+
     for module in modules:
         users = importers[dotted(module.path)] - {module.path}
         if len(module.lines) < SMALL and len(users) == 1 and not module.path.stem.startswith("__"):
@@ -273,14 +276,17 @@ def main(argv: list[str] | None = None) -> int:
         read(path) for folder in asked.folders for path in sorted(folder.resolve().rglob("*.py"))
     ]
     rows = measure(modules, [read(path) for path in sorted((ROOT / "tests").rglob("*.py"))])
+
     if asked.listed:
         if asked.listed not in rows:
             parser.error(f"no measure {asked.listed!r}; there are {', '.join(rows)}")
         print("\n".join(rows[asked.listed].places))
         return 0
+
     print("| name | measure | here | goal |\n|---|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | {row.title} | {row.value} | {row.goal} |")
+
     return 0
 
 

@@ -38,7 +38,7 @@ class Architecture(NamedTuple):
     shape: dict[str, Any] = {}
     mlp_ratio: int = 4  # intermediate_size / hidden_size where it is not set
     columns: tuple[str, ...] = ()  # of the log, beside the fields
-    reconstructed: tuple[str, ...] = ()  # second heads, of the fields that the data have
+    reconstructed: tuple[str, ...] = ()  # auxiliary heads, of the fields that the data have
     # what a new model takes from the training split
     start: Callable[[Any, EventStore], None] | None = None
     inherit: Callable[[Settings], dict[str, Any]] | None = None  # shape that its options decide
@@ -119,10 +119,12 @@ def refuse_unknown(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"architecture {name!r} is unknown. {closest(str(name), ['behavegpt', *ARCHITECTURES])}"
         )
+
     known = ("architecture", "inputs", "options", *SHARED)
     for key in settings:
         if key not in known:
             raise ValueError(f"the baseline {name} has no setting {key!r}. {closest(key, known)}")
+
     options = ARCHITECTURES[name].options
     for key in settings.get("options") or {}:
         if key not in options.model_fields:
@@ -148,8 +150,10 @@ def read_inputs(
         raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
     if inputs == "event_only":
         return {"event": fields["event"]}, width * len(fields)
+
     if inputs == "with_behavior" and not is_event:
         fields = {**fields, "behavior": FIRST + behaviors}
+
     return fields, width
 
 
@@ -177,18 +181,22 @@ def shape_baseline(
         **{k: v for k, v in settings.items() if k in SHARED},
         "embedding_size": width,
     }
+
     if architecture.inherit is not None:
         inherited = architecture.inherit(options)
         for key in inherited.keys() & settings.keys():
             if settings[key] != inherited[key]:
                 raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
+
         shape |= inherited
         fields = {
             field: {"behavior": FIRST + behaviors, **fields}[field]
             for field in inherited["field_order"]
         }
+
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
+
     shape.setdefault(
         "intermediate_size", architecture.mlp_ratio * shape["embedding_size"] * len(fields)
     )

@@ -48,10 +48,12 @@ class BackboneEncoder(nn.Module):
         config = self.config
         plan = plan_attention(layout.document, config._attn_implementation or "sdpa")
         rope = None
+
         if config.position_encoding == "rope":
             rope = rope_tables(
                 layout.position, config.hidden_size // config.num_attention_heads, x.dtype
             )
+
         branches: list[nn.Module | None] = (
             [*self.branches] if len(self.branches) else [None] * len(self.blocks)
         )
@@ -62,6 +64,7 @@ class BackboneEncoder(nn.Module):
                 if branch is None
                 else _with_branch(block, branch, x, plan, rope)
             )
+
         return Encoded(self.norm(x))
 
 

@@ -23,11 +23,13 @@ def pair_counts(store: EventStore, column: str, labels: int) -> torch.Tensor:
     ids = store.column(column).astype(np.int64) - FIRST
     user = np.repeat(np.arange(store.manifest.users), np.diff(store.offsets))
     usable = (np.asarray(store.columns["split"]) == TRAIN) & (ids >= 0)
+
     keys = []
     for ago in range(1, WINDOW + 1):
         both = usable[ago:] & usable[:-ago] & (user[ago:] == user[:-ago])
         a, b = ids[ago:][both], ids[:-ago][both]
         keys += [a * labels + b, b * labels + a]
+
     key, count = np.unique(np.concatenate(keys), return_counts=True)
     index = torch.from_numpy(np.stack([key // labels, key % labels]))
     return torch.sparse_coo_tensor(
@@ -50,9 +52,11 @@ def label_vectors(store: EventStore, column: str, width: int) -> torch.Tensor:
         counts.indices(), pmi.float(), counts.shape, check_invariants=True
     )
     rank = min(width, labels)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         u, s, _ = torch.svd_lowrank(matrix, q=min(rank + 8, labels), niter=4)
+
     vectors = torch.zeros(labels, width)
     vectors[:, :rank] = u[:, :rank] * s[:rank].sqrt()
     return vectors
@@ -62,9 +66,11 @@ def clusters(vectors: torch.Tensor, count: int, rounds: int = 20) -> torch.Tenso
     """(labels,) int64 in [0, count): Lloyd's k-means of (labels, width), begun at random labels."""
     generator = torch.Generator().manual_seed(SEED)
     centers = vectors[torch.randperm(len(vectors), generator=generator)[:count]].clone()
+
     for _ in range(rounds):
         member = torch.cdist(vectors, centers).argmin(1)
         size = torch.bincount(member, minlength=len(centers))
         total = torch.zeros_like(centers).index_add(0, member, vectors)
         centers = torch.where(size[:, None] > 0, total / size.clamp(min=1)[:, None], centers)
+
     return torch.cdist(vectors, centers).argmin(1)

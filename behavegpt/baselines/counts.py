@@ -41,7 +41,14 @@ import numpy as np
 
 from behavegpt.data.given import check_schema, moved
 from behavegpt.data.memory_dense import RECENT, Chain, Level, Replay
-from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, fit_tables, store_columns
+from behavegpt.data.memory_tables import (
+    CONTEXTS,
+    Columns,
+    Counted,
+    Tables,
+    fit_tables,
+    store_columns,
+)
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, VALID, EventStore
 
@@ -117,13 +124,14 @@ def fit(store: EventStore, given: tuple[str, ...] = ()) -> dict[str, CountModel]
     classes, users = store.behaviors.classes, len(store.offsets) - 1
     used = np.asarray(store.columns["split"]) == TRAIN
     folds = np.zeros(users, np.int64)
-    tables = fit_tables(
-        columns, store.offsets, used, classes, folds, contexts=CONTEXTS, followers=classes
-    )
+    counted = Counted(used, classes, folds)
+    tables = fit_tables(columns, store.offsets, counted, contexts=CONTEXTS, followers=classes)
+
     models: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
         made = _with_level(models, tables, name, baseline.weight, DECAY)
         models[name] = replace(made, given=given)
+
     models[MIXTURE] = _mixture(models, np.full(len(BASELINES), 1 / len(BASELINES)))
     return models
 
@@ -140,8 +148,10 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
     rows = rows[:: -(-len(rows) // most) or 1]
     if not len(rows):
         return models
+
     given = models[MIXTURE].given
     columns = _columns(store, given)
+
     tuned: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
         weights = WEIGHTS if baseline.tuned else (baseline.weight,)
@@ -154,6 +164,7 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
         ]
         ndcg3 = _ndcg3(_replay(candidates, store, columns).judge(rows)[0])
         tuned[name] = replace(candidates[int(ndcg3.argmax())], given=given)
+
     replay = _replay(tuned.values(), store, columns)
     return tuned | {MIXTURE: _mixture(tuned, _best_shares(replay, rows))}
 
@@ -169,9 +180,11 @@ def scores(
     """
     if len(rows) > 1 and not (np.diff(rows) > 0).all():
         raise ValueError("rows must be ascending flat indices, each once")
+
     size = max(1, min(ROWS, cells // max(store.behaviors.classes, 1)))
     columns = _columns(store, model.given)
     replay = Replay(columns, store.offsets, model.tables, model.chains)
+
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield part, replay.scores(part, np.array(model.shares))
@@ -203,12 +216,14 @@ def _best_shares(replay: Replay, rows: np.ndarray) -> np.ndarray:
     from it."""
     best = likeliest_shares(replay.judge(rows)[1])
     members = np.eye(len(best))
+
     for _ in range(ROUNDS):
         moved = [best + move * (member - best) for move in MOVES for member in members]
         ndcg3 = _ndcg3(replay.judge(rows, np.stack([best, *moved]))[0])
         if ndcg3.argmax() == 0:
             break
         best = moved[int(ndcg3.argmax()) - 1]
+
     return best
 
 

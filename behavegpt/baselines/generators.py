@@ -57,6 +57,7 @@ def known(histories: Histories) -> Histories:
     offsets = np.searchsorted(owner, np.arange(len(histories.offsets)))
     if (np.diff(offsets) == 0).any():
         raise ValueError("every user needs an event with a known behavior")
+
     columns = {
         field: np.asarray(column)[rows].astype(np.int64)
         for field, column in histories.columns.items()
@@ -95,6 +96,7 @@ def blocks(
     before, after = first + np.arange(-past, 0), first + np.arange(steps)
     classes = np.append(behavior[rows] - FIRST, store.behaviors.classes)
     pairs = np.where(before >= begin[first], before, -1), np.where(after < end, after, -1)
+
     return torch.from_numpy(classes[pairs[0]]), torch.from_numpy(classes[pairs[1]])
 
 
@@ -134,6 +136,7 @@ def dress(
     high = np.where(none, np.searchsorted(key, count * size + classes, side="right"), high)
     chosen = order[low + (rng.random(classes.shape) * (high - low)).astype(np.int64)]
     own = [_random_gap(histories, rng) for _ in range(classes.shape[1])]
+
     return {name: column[chosen] for name, column in columns.items()}, _gaps(histories)[
         np.stack(own, axis=1)
     ]
@@ -164,6 +167,7 @@ def _user_by_hour(
         np.empty((len(begin), steps), np.int64),
         np.empty((len(begin), steps), np.int64),
     )
+
     for step in range(steps):
         waited[:, step] = gaps[_random_gap(histories, rng)]
         time = time + waited[:, step]
@@ -174,6 +178,7 @@ def _user_by_hour(
         none = low == high
         low, high = np.where(none, begin, low), np.where(none, begin + count, high)
         chosen[:, step] = order[low + (rng.random(len(begin)) * (high - low)).astype(np.int64)]
+
     return {name: column[chosen] for name, column in histories.columns.items()}, waited
 
 
@@ -188,6 +193,7 @@ def _markov(
     after = after[behavior[after - 1] >= FIRST]
     if not len(after):
         raise ValueError("the training split holds no two events in a row with known behaviors")
+
     gap = store.columns["time"][after].astype(np.int64) - store.columns["time"][after - 1].astype(
         np.int64
     )
@@ -198,9 +204,11 @@ def _markov(
     state, hour = histories.columns["behavior"][last], histories.columns["slot"][last]
     time = histories.columns["time"][last]
     chosen = np.empty((len(last), steps), np.int64)
+
     for step in range(steps):
         wanted = state * windows + _window(hour, histories.schema)
         low, high = np.searchsorted(key, wanted), np.searchsorted(key, wanted, side="right")
+
         for least, most in (
             (state * windows, (state + 1) * windows),
             (np.zeros_like(state), key[-1:] + 1),
@@ -208,10 +216,12 @@ def _markov(
             none = low == high  # back off to the behavior at any hour, then to any event
             low = np.where(none, np.searchsorted(key, least), low)
             high = np.where(none, np.searchsorted(key, most), high)
+
         chosen[:, step] = low + (rng.random(len(last)) * (high - low)).astype(np.int64)
         state = behavior[after[chosen[:, step]]]
         time = time + gap[chosen[:, step]]
         hour = calendar(time, histories.schema)[1]
+
     names = [name for name in histories.columns if name in store.columns]
     columns = {
         name: np.asarray(store.columns[name])[after[chosen]].astype(np.int64) for name in names

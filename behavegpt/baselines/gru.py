@@ -43,6 +43,7 @@ def run_gru(gru: nn.GRU, x: torch.Tensor, layout: Layout) -> torch.Tensor:
     histories = layout.unpack()
     if not len(histories.length):
         return torch.zeros_like(x)
+
     together = pack_padded_sequence(
         histories.take(x), histories.length.cpu(), batch_first=True, enforce_sorted=False
     )

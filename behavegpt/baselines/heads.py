@@ -32,6 +32,7 @@ class ScoreHead(nn.Module):
         self.to_event: nn.Linear | None = None
         if self.tied and width != config.embedding_size:
             self.to_event = nn.Linear(width, config.embedding_size, bias=False)
+
         self.classes = None if self.tied else nn.Embedding(config.num_behaviors, width)
         self.bias = nn.Parameter(torch.zeros(config.num_behaviors)) if config.class_bias else None
 

@@ -68,6 +68,7 @@ class HSTUBlock(nn.Module):
         bias = self.position_bias(ago)[..., 0] + self.time_bias(bucket)[..., 0]
         weight = F.silu(q @ k.transpose(-1, -2) + bias[:, None]) / self.longest * visible[:, None]
         seen = (weight @ v).transpose(1, 2).flatten(2)
+
         return x + self.out(self.dropout(u * F.layer_norm(seen, (width,), eps=self.eps)))
 
 

@@ -39,6 +39,7 @@ class Layout(NamedTuple):
         real = self.document.flatten()[starts] != PADDING
         starts, length = starts[real], length[real]
         index = torch.arange(int(length.max()) if len(length) else 1, device=starts.device)
+
         return Histories(starts[:, None] + index, index < length[:, None], length)
 
     def back(self, values: torch.Tensor, steps: int) -> torch.Tensor:
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
             moved = torch.zeros_like(values)
             moved[:, ago:] = values[:, : values.shape[1] - ago]
             shifted.append(moved * (self.position >= ago)[..., None])
+
         return torch.stack(shifted, dim=2)
 
 

@@ -50,6 +50,7 @@ class BaselineEmbedding(nn.Module):
             raise ValueError(
                 f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}"
             )
+
         named = zip(self.fields, self.tables.values(), strict=True)
         embedded = [table(layout.ids[name]) for name, table in named]
         x = torch.cat(embedded, dim=-1) * self.scale
@@ -129,6 +130,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         logits: torch.Tensor = self.head(hidden, predicted.side, table)
         if self.history_gate is not None and isinstance(past, History):
             logits = self.history_gate.add_to(logits, hidden, past)
+
         if self.memory is not None:
             logits = self.memory(hidden, logits, past)
         return logits
@@ -149,6 +151,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         table = self.model.embedding.tables["event"].weight
         inputs = (predicted.asked, *predicted.side.values())
         scored = Scored(score, inputs, (*parameters, table))
+
         return chunked_loss(scored, criterion, target, self.config.num_behaviors)
 
     def side_loss(

@@ -34,6 +34,7 @@ def pair_logits(similar: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     fresh = (pair * earlier).sum(-1)  # determinants of pairs whose later event is the row's
     # (B, R, 1) of all pairs up to the row's
     total = (visible.to(fresh.dtype) @ fresh[..., None]).clamp(min=JITTER)
+
     return -torch.where(earlier, pair / total, 0.0) - torch.diag_embed(own - JITTER)
 
 

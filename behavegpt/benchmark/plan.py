@@ -45,6 +45,7 @@ class Plan:
         bases_first = sorted(
             settings.models, key=lambda model: settings.models[model].base is not None
         )
+
         for model in bases_first:
             tuning = self._tuning(model)
             self._points[model] = self._best(tuning)
@@ -113,9 +114,11 @@ class Plan:
         could be trained."""
         if not tuning:
             return None if tuning is None else self.settings.points()[0]
+
         rows = [planned.row for planned in tuning if planned.row is not None]
         if len(rows) < len(tuning):
             return None
+
         select = self.settings.tuning.select
         usable = [row for row in rows if row["status"] == "done"]
         return max(usable, key=lambda row: row["valid"][select])["point"] if usable else None
@@ -136,5 +139,6 @@ class Plan:
             if base is None or not base.is_done:
                 return None
             run = Run(self.data, model, seed, point, base.key)
+
         key = run.key(self.settings, self.store.manifest.content_hash)
         return Planned(run, kind, key, self.rows.get((key, kind)))

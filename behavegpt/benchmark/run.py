@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from behavegpt.arrays import write_array
 from behavegpt.baselines import counts
 from behavegpt.benchmark.plan import FINAL, Plan, Planned
 from behavegpt.benchmark.settings import BenchmarkSettings
@@ -33,14 +34,14 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.grid import Grid, Row, Run, attempted, read_rows, tell_failed
-from behavegpt.io import check_output, discard, write_text
+from behavegpt.io import discard, write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 from behavegpt.model.precision import choose_precision
+from behavegpt.outputs import check_output
 from behavegpt.pretrain import pretrain
 from behavegpt.training.evaluate import score
 from behavegpt.training.journal import read_journal
 from behavegpt.training.model_folder import open_model
-from behavegpt.user_embeddings import write_array
 
 FIGURES = (
     "rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy",
@@ -55,11 +56,13 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
     check_output(out, "into")
     for folder in ("ranks", "runs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
     write_text(out / "benchmark.yaml", dump_settings(settings))
     grid = Grid(out / "rows.jsonl", out / "locks")
     while grid.run(runs_of(settings, stores, grid)):
         pass  # chosen points and trained bases have made further runs possible
+
     plans = plans_of(settings, stores)
     rows = [row for plan in plans for row in plan.known_rows()]
     if not settings.keep_models and not any(True for plan in plans for _ in plan.open()):
@@ -67,6 +70,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
             model = out / "runs" / row["key"] / "model"
             if model.exists():
                 discard(model)
+
     tell_failed(rows, lambda row: f"{row['data']}/{row['model']}", grid.path)
     return rows
 
@@ -118,9 +122,11 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     model, _ = open_model(folder / "model")
     torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found: Row = {"valid": scored(model, store, "valid")[0]}
+
     if planned.kind == FINAL:
         found["test"], ranks = scored(model, store, "test")
         write_array(grid.path.parent / "ranks" / f"{planned.key}.npy", ranks)
+
     taken = (
         "parameters",
         "parameters_by_part",
@@ -143,10 +149,12 @@ def _trained(grid: Grid, plan: Plan, planned: Planned) -> Path:
     run, folder = planned.run, grid.path.parent / "runs" / planned.key
     if (folder / "model").exists():
         return folder
+
     base, start = plan.base_of(run.model, run.seed), ""
     if base is not None:
         with grid.claimed(base.key, wait=True):
             start = str(_trained(grid, plan, base) / "model")
+
     pretrain(run.settings(plan.settings, str(folder), start), resume=True)
     return folder
 
@@ -157,11 +165,13 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
     metrics, total = PredictionMetrics(store.behaviors.classes), 0.0
     rows, ranks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
     precision = choose_precision("auto", model.device)
+
     for part in score(model, store, SPLITS[split], precision=precision):
         metrics.update(part.logits, part.target)
         total += float(F.cross_entropy(part.logits, part.target, reduction="sum"))
         rows.append(part.row.cpu())
         ranks.append(predicted_and_rank(part.logits, part.target)[1].cpu())
+
     return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(
         torch.cat(ranks)[torch.cat(rows).argsort()]
     )
@@ -172,6 +182,7 @@ def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]
     target."""
     store, hashed = plan.store, plan.counts_hash(given)
     tuned = counts.tune(counts.fit(store, given), store)
+
     for name in counts.NAMES:
         model = tuned[name]
         row: Row = {
@@ -182,9 +193,11 @@ def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]
             "given": list(given),
             "seed": None,
         }
+
         row |= {"point": model.settings(), "base": None, "protocol_hash": hashed}
         for split in ("valid", "test"):
             row[split], ranks = _count_scores(model, store, split)
+
         write_array(grid.path.parent / "ranks" / f"{row['key']}.npy", ranks)
         yield row | attempted(dict, name)
 

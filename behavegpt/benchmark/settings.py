@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from behavegpt.config import Settings, read_settings
+from behavegpt.config import PathText, Settings, read_settings
 from behavegpt.data.given import in_order
 from behavegpt.grid import digest
-from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 
 Point = dict[str, Any]  # setting -> value, of the tuning grid
@@ -81,6 +80,7 @@ class BenchmarkSettings(Settings):
                 raise ValueError(
                     f"models.{name}.base = {entry.base!r} has a base itself; give one without"
                 )
+
         if self.versus is not None and self.versus not in self.models:
             raise ValueError(f"versus = {self.versus!r} is no entry of models")
         return self
@@ -119,8 +119,10 @@ class Run:
             "data.path": data.path,
             "out": out,
         }
+
         if self.base is not None:
             chosen["model.options.base"] = base
+
         return read_settings(
             PretrainSettings, entry.config, [f"{k}={json.dumps(v)}" for k, v in chosen.items()]
         )

@@ -43,12 +43,14 @@ def write_tables(settings: BenchmarkSettings) -> Path:
     DataError without rows."""
     out = Path(settings.tables or settings.out)
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
+
     parts, used = [], []
     compared: dict[str, dict[str, Any]] = {}
     for plan in plans_of(settings, stores):
         rows = final_rows(plan)
         if not rows:
             continue
+
         used += plan.known_rows()
         parts.append(f"## {plan.data}\n\n{_caption(plan, rows)}\n\n{figures_table(rows)}")
         differences = comparison(settings, plan, rows)
@@ -57,18 +59,22 @@ def write_tables(settings: BenchmarkSettings) -> Path:
             told = compared[plan.data] = {}
             for name, by_figure in differences.items():
                 told[name] = {figure: d._asdict() for figure, d in by_figure.items()}
+
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
+
     if not parts:
         raise DataError(
             f"{settings.out}: no finished row of these settings; run `behavegpt benchmark` "
             "without --table first."
         )
+
     if settings.tables is not None:
         write_text(
             out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in used)
         )
+
     write_json(
         out / "comparison.json",
         {"versus": settings.versus, "draws": settings.draws, "data": compared},
@@ -99,6 +105,7 @@ def figures_table(rows: Sequence[Row]) -> str:
         "s / epoch",
         "chosen",
     )
+
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, found in sorted(_by_model(rows).items(), key=lambda item: -_mean(item[1], "rec_w")):
         counted = found[0]["seed"] is None
@@ -115,6 +122,7 @@ def figures_table(rows: Sequence[Row]) -> str:
         lines.append(
             "| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |"
         )
+
     return "\n".join(lines)
 
 
@@ -126,9 +134,11 @@ def comparison(
     for row in rows:
         path = Path(settings.out) / "ranks" / f"{row['key']}.npy"
         ranks.setdefault(row["model"], []).append(np.load(path, allow_pickle=False))
+
     versus = _versus(settings, rows)
     if versus is None:
         return {}
+
     target, user = truth(plan.store)
     own = np.stack(ranks.pop(versus))
     return {
@@ -150,6 +160,7 @@ def comparison_table(versus: str, differences: dict[str, dict[str, Difference]])
         "| against | " + " | ".join(NAMES[f] for f in FIGURES) + " |",
         "|" + "---|" * (1 + len(FIGURES)),
     ]
+
     for name, of in sorted(differences.items(), key=lambda item: item[1]["rec_w"].mean):
         cells = []
         for recall in FIGURES:
@@ -157,6 +168,7 @@ def comparison_table(versus: str, differences: dict[str, dict[str, Difference]])
             text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
             cells.append(f"**{text}**" if d.low > 0 or d.high < 0 else text)
         lines.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
+
     return "\n".join(lines)
 
 
@@ -174,6 +186,7 @@ def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     values = {}
     for name, same in _by_model(rows).items():
         values[name] = np.array([[row[part] or 0.0 for part in parts] for row in same])
+
     order = sorted(values, key=lambda name: values[name].mean(0).sum())
     with figure(out, (9, 1 + 0.34 * len(order)), columns=3) as (_, axes):
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
@@ -190,9 +203,11 @@ def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
                 height=0.6,
                 error_kw={"elinewidth": 1},
             )
+
             axes[index].set(title=title, xlabel="macro recall", yticks=range(len(order)))
             axes[index].set_yticklabels([title_of(name) for name in order] if index == 0 else [])
             axes[index].grid(axis="y", color=GRID, linewidth=0)
+
     return out
 
 
@@ -202,6 +217,7 @@ def _caption(plan: Plan, rows: Sequence[Row]) -> str:
     said = ", ".join(f"{name} {value}" for name, value in budget.items()) or "of each file"
     tuned = "; ".join(f"{name} in {values}" for name, values in tuning.grid.items()) or "nothing"
     devices = sorted({row["device"] for row in rows if "device" in row})
+
     return (
         f"{len(target_rows(plan.store, SPLITS['test'])):,} test rows, "
         f"{plan.store.behaviors.classes} behaviors. {_given(rows)} Budget of every model: {said}. "
@@ -227,6 +243,7 @@ def _unseen(store: EventStore) -> str:
     unseen = count_unseen(store, SPLITS["test"])
     if not unseen:
         return ""
+
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (

@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by the shell: `2>&-`
             # to the end of the process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
     arguments = _parse(argv)
     warnings.formatwarning = _one_line
+
     with interrupting() as received:
         try:
             _check_outputs(arguments)
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         except (KeyboardInterrupt, Exception) as error:
             return _failed(arguments, error, received)
+
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
 
 
@@ -88,16 +91,18 @@ def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> 
             f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr
         )
         return 128 + number
+
     told = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
     if arguments.debug or told is None:
         raise error
+
     print(f"{arguments.command}: {told}", file=sys.stderr)
     return 2
 
 
 def _check_outputs(arguments: Arguments) -> None:
     """Refuse an output that could not be written before anything is read or computed."""
-    from behavegpt.io import check_output
+    from behavegpt.outputs import check_output
 
     for name, output in arguments.outputs.items():
         path = getattr(arguments, name)
@@ -116,8 +121,10 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
         late = [item for item in rest if "=" in item and not item.startswith("-")]
         arguments.overrides += late
         rest = [item for item in rest if item not in late]
+
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+
     return arguments
 
 
@@ -131,6 +138,7 @@ def _with_default(argv: list[str]) -> list[str]:
         and argv[1] not in (*group.commands, "-h", "--help")
     ):
         return [argv[0], group.default, *argv[1:]]
+
     return argv
 
 
@@ -143,6 +151,7 @@ def _parser() -> Parser:
         epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a "
         "disk that cannot be written; 130 stopped by Ctrl-C; 143 by SIGTERM",
     )
+
     parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
     _add_commands(parser, COMMANDS)
     return parser
@@ -155,6 +164,7 @@ def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
             group = children.add_parser(name, help=command.help, description=command.help)
             _add_commands(group, command.commands)
             continue
+
         child = children.add_parser(
             name,
             help=command.help,
@@ -162,6 +172,7 @@ def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
             epilog=f"examples:\n{command.examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
         command.arguments(child)
         child.add_argument(
             "--json", action="store_true", help="print the result as JSON on standard output"

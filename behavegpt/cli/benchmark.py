@@ -35,6 +35,7 @@ def _benchmark(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
 
     settings = read_settings(BenchmarkSettings, arguments.config, arguments.overrides)
+
     if arguments.dry_run:
         stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
         runs = [planned for plan in plans_of(settings, stores) for planned in plan.open()]
@@ -44,10 +45,12 @@ def _benchmark(arguments: Arguments) -> Any:
         ]
         show(arguments, ("data", "model", "kind", "seed", "point"), rows, "runs that can start now")
         return {"open": len(runs)}
+
     done = [] if arguments.table else benchmark(settings)
     path = write_tables(settings)
     if not arguments.json:
         print(path.read_text(encoding="utf-8"))
+
     print(f"rows: {Path(settings.out) / 'rows.jsonl'}; tables: {path}", file=sys.stderr)
     return {"tables": str(path), "failed": sum(row["status"] == "failed" for row in done)}
 

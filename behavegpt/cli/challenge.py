@@ -44,6 +44,7 @@ def _split(arguments: Arguments) -> Any:
             threads=arguments.threads,
             progress=update,
         )
+
     rows = [
         [name, f"{file['rows']:,}", str(file["first"]), str(file["last"])]
         for name, file in facts["files"].items()
@@ -71,6 +72,7 @@ def _targets(arguments: Arguments) -> Any:
     tasks = arguments.tasks or available_tasks(directory)
     with progress("targets", len(tasks)) as update:
         facts = write_targets(directory, arguments.out, tasks, update)
+
     columns = (
         "task",
         "clients",
@@ -79,6 +81,7 @@ def _targets(arguments: Arguments) -> Any:
         "validation_positives",
         "labels_absent_in_validation",
     )
+
     rows = [
         [f"{fact[name]:,}" if name != "task" else fact[name] for name in columns] for fact in facts
     ]
@@ -107,6 +110,7 @@ def _validate(arguments: Arguments) -> Any:
 
     directory = open_directory(arguments.data) if arguments.data else None
     result = validate(arguments.entry, directory, arguments.subset)
+
     if not arguments.json:
         size = (
             f"{result['clients']:,} clients, {result['dimensions']} dimensions"
@@ -118,9 +122,11 @@ def _validate(arguments: Arguments) -> Any:
             f"{arguments.entry}: "
             + (f"valid ({size}{zeros})" if result["ok"] else f"NOT valid{zeros}")
         )
+
         for kind in ("problems", "warnings"):
             for text in result[kind]:
                 print(f"{kind[:-1]}: {text}")
+
     return result
 
 
@@ -140,6 +146,7 @@ def _leaderboard(arguments: Arguments) -> Any:
     found = [sorted(path.glob("*.json")) if path.is_dir() else [path] for path in arguments.results]
     files = [path for paths in found for path in paths if path.name != BOARD]
     board = leaderboard([read_result(path) for path in files])
+
     rows = []
     for entry in board["entries"]:
         cells = [_score_text(entry["tasks"].get(task)) for task in board["tasks"]]
@@ -151,14 +158,17 @@ def _leaderboard(arguments: Arguments) -> Any:
                 *cells,
             ]
         )
+
     show(arguments, ("entry", "Borda", "sum", *board["tasks"]), rows)
     for task, better, worse in board["within_noise"]:
         say(f"{task}: {better} and {worse} differ by less than the noise between seeds")
+
     if arguments.out:
         write_json(arguments.out / BOARD, board)
         say(
             f"written: {challenge_scores(arguments.out / BOARD, arguments.out / 'leaderboard.png')}"
         )
+
     return board
 
 
@@ -183,6 +193,7 @@ def _evaluate_arguments(parser: Parser) -> None:
         metavar="DEVICE",
         help="e.g. cuda:0 cuda:1 (default: all GPUs, or cpu)",
     )
+
     parser.add_argument(
         "--subset", action="store_true", help="relevant clients may be missing (local tests)"
     )
@@ -217,6 +228,7 @@ def _evaluate(arguments: Arguments) -> Any:
         random_vectors=arguments.random_vectors,
         tf32=arguments.tf32,
     )
+
     rows = [_evaluate_row(task, result) for task in result["tasks"]]
     columns = (
         "task",
@@ -228,22 +240,26 @@ def _evaluate(arguments: Arguments) -> Any:
         "ceiling",
         "absent labels",
     )
+
     show(
         arguments,
         columns,
         rows,
         f"{result['name']}: mean ± deviation over {arguments.seeds} seeds, best of 3 epochs",
     )
+
     results = [path for path in sorted(arguments.out.glob("*.json")) if path.name != BOARD]
     say(
         f"written: {arguments.out / result['name']}.json, "
         f"{challenge_results(results, arguments.out / 'scores.png')}"
     )
+
     if arguments.seeds == 1:
         say(
             "one seed says little: on 10,000 clients scores of the same vectors differ by .02; "
             "take --seeds 3 or more"
         )
+
     return result
 
 

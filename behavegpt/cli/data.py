@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 
 ROLES = ("user", "time", "event", "location", "behavior", "order")
-_SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
+_SCHEMA_OPTIONS = (
+    *ROLES,
+    "tz",
+    "naive_time",
+    "time_unit",
+    "time_format",
+    "slot_minutes",
+    "tie_seed",
+)
 _PREPARE_OPTIONS = (
     "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite",
     "engine", "spark_master",
@@ -29,6 +37,7 @@ def _schema_arguments(parser: Parser) -> None:
         parser.add_argument(
             f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out{two})"
         )
+
     parser.add_argument(
         "--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns"
     )
@@ -52,6 +61,9 @@ def _schema_arguments(parser: Parser) -> None:
         help="how times are written, as for strptime: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
     )
     parser.add_argument("--slot-minutes", type=int, help="length of a time slot (default 30)")
+    parser.add_argument(
+        "--tie-seed", type=int, help="seed of the random order of simultaneous events (default 0)"
+    )
 
 
 def _prepare_arguments(parser: Parser) -> None:
@@ -71,6 +83,7 @@ def _prepare_arguments(parser: Parser) -> None:
             "user:A,B,C"
         ),
     )
+
     parser.add_argument(
         "--min-events", type=int, default=1, help="leave out users with fewer events"
     )
@@ -91,6 +104,7 @@ def _prepare_arguments(parser: Parser) -> None:
         default="local",
         help="where rows are read and sorted",
     )
+
     parser.add_argument(
         "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
     )
@@ -116,6 +130,7 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.ingest.prepare import prepare, preview
 
     logs = named_logs(arguments, arguments.logs)
+
     if arguments.schema:
         if _given(arguments):
             raise ConfigError(
@@ -134,17 +149,20 @@ def _prepare(arguments: Arguments) -> Any:
             rows,
             "columns, from up to 100,000 rows",
         )
+
     options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
     if arguments.dry_run:
         return _dry_run(preview(logs, schema, out=arguments.out, **options))
     if arguments.out is None:
         raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
+
     store = prepare(logs, arguments.out, schema, progress=say, **options)
     say(
         f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} "
         "(see data_card.md)"
     )
     say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
+
     return store.manifest.model_dump(mode="json")
 
 
@@ -155,6 +173,7 @@ def _dry_run(seen: Preview) -> dict[str, Any]:
     say(f"rejected: {_counted(seen.rejected) or 'none'}; labels: {_counted(seen.labels)}")
     for remark in seen.remarks:
         say(f"note: {remark}")
+
     say("nothing was written; the same with --out FOLDER, without --dry-run, prepares the data.")
     names = ("rows", "users", "split", "rejected", "labels", "remarks")
     return {name: getattr(seen, name) for name in names} | {
@@ -198,6 +217,7 @@ def _convert(arguments: Arguments) -> Any:
 
     if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
         raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
+
     split = ""
     if arguments.name == "git":
         from behavegpt.datasets.git import convert_git
@@ -222,10 +242,12 @@ def _convert(arguments: Arguments) -> Any:
                 f"{arguments.name} is made from one download, not {len(arguments.source)}; give "
                 "one."
             )
+
         log = PUBLISHED.get(arguments.name)
         make = convert_published if log else convert
         schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
         split = f" --split {log.split}" if log and log.split else ""
+
     beside = arguments.out.with_suffix(".schema.yaml")
     print(
         f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR",

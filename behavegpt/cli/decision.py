@@ -33,7 +33,7 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.decision import FILE, learn_thresholds, save_thresholds
     from behavegpt.errors import ConfigError
-    from behavegpt.io import lock
+    from behavegpt.locks import lock
     from behavegpt.predictor import load, model_folder
     from behavegpt.shipped import shipped_folder
     from behavegpt.training.settings import DecisionSettings
@@ -53,15 +53,19 @@ def _thresholds(arguments: Arguments) -> Any:
             f"{arguments.model} lies in the package, where nothing is written; copy its folder "
             "(`behavegpt models` names it) and learn thresholds there."
         )
+
     folder = model_folder(arguments.model)
     predictor = load(folder)
     store = fit_store(open_store(arguments.data), predictor.tokenizer)
+
     with lock(folder / FILE):
         found = learn_thresholds(predictor.model, store, settings)
         save_thresholds(found, predictor.tokenizer, folder)
+
     validation = found.facts["validation"]
     if found.facts["weight"] is None:
         say("no thresholds did better on the half of the users they were not learned on: all are 0")
+
     show(
         arguments,
         ("validation", *FIGURES),
@@ -72,6 +76,7 @@ def _thresholds(arguments: Arguments) -> Any:
         f"{found.facts['rows']:,} rows; cross-fitted: learned on one half of the users, scored on "
         "the other",
     )
+
     say(f"written: {folder / FILE}; use them with --thresholds")
     return {"out": str(folder / FILE), **found.facts}
 

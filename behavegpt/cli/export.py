@@ -44,12 +44,12 @@ def _export(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
+    from behavegpt.arrays import open_array
     from behavegpt.config import check_settings
     from behavegpt.console import progress, say
     from behavegpt.embeddings.export import ExportSettings, export
     from behavegpt.training.model_folder import Trained
     from behavegpt.training.ranks import tell_ranks
-    from behavegpt.user_embeddings import open_array
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
     given = {
@@ -57,6 +57,7 @@ def _export(arguments: Arguments) -> Any:
     }
     if "pool" in given:
         given["pool"] = given["pool"].split("+")
+
     settings = check_settings(ExportSettings, given, "export")
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
@@ -65,6 +66,7 @@ def _export(arguments: Arguments) -> Any:
     events = arguments.events
     if arguments.encoding:
         events = named_logs(arguments, events)
+
     with progress("export", 100) as advance:
         facts = export(
             Trained(predictor.model, predictor.tokenizer),
@@ -75,14 +77,17 @@ def _export(arguments: Arguments) -> Any:
             overwrite=arguments.overwrite,
             progress=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
         )
+
     if not state.is_main_process:
         return None
+
     say(f"{facts['vectors']:,} vectors, written: {arguments.out}")
     if facts["missing"]:
         say(
             f"{facts['missing']:,} of them have no events and were filled by the rule "
             f"{settings.fill} (missing.npy)"
         )
+
     return facts
 
 

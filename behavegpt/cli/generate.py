@@ -45,6 +45,7 @@ def _generate_arguments(parser: Parser) -> None:
         help="where times and places come from: head, observed (random own ones) or typical (own "
         "median gap, most frequent place); default: the model's heads, observed where it has none",
     )
+
     parser.add_argument(
         "--data",
         type=Path,
@@ -69,6 +70,7 @@ def _generate(arguments: Arguments) -> Any:
     }
     if arguments.data:
         options["links"] = _links(predictor, arguments.data)
+
     with progress("generate", 100) as advance:
         found = predictor.generate(
             logs,
@@ -77,16 +79,20 @@ def _generate(arguments: Arguments) -> Any:
             **options,
             **_policies(arguments.policy),
         )
+
     for field, policy in found.policies.items():
         say(f"{field}: {policy}")
+
     for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
         for name, number in counted.items():
             if number:
                 say(f"{what}: {name}: {number:,}")
+
     rows = found.to_table()
     if arguments.out is None:
         if arguments.json:
             return rows.to_pylist()
+
         shown = rows.slice(0, 20).to_pylist()
         show(
             arguments,
@@ -94,12 +100,14 @@ def _generate(arguments: Arguments) -> Any:
             [["" if v is None else str(v) for v in row.values()] for row in shown],
         )
         return None
+
     write_table(rows, arguments.out)
     if arguments.probabilities:
         beside = arguments.out.with_name(
             f"{arguments.out.stem}.probabilities{arguments.out.suffix}"
         )
         write_table(found.probabilities_table(), beside)
+
     say(f"{len(found):,} events of {len(found.users):,} users, written: {arguments.out}")
     return {
         "users": len(found.users),
@@ -120,6 +128,7 @@ def _links(predictor: Predictor | UniversalPredictor, data: Path) -> Any:
         raise ConfigError(
             "--data is for trained models; the universal model looks at the log itself."
         )
+
     return learn_links(predictor.model, fit_store(open_store(data), predictor.tokenizer))
 
 

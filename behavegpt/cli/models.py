@@ -20,6 +20,7 @@ def log_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("logs that differ from the training log")
     for role in _COLUMNS:
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
+
     group.add_argument(
         "--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'"
     )
@@ -46,6 +47,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
             f"{arguments.command.split()[-1]} "
             "needs a trained model: behavegpt train configs/small.yaml data.path=DIR out=RUN"
         )
+
     changes = _changes(arguments)
     predictor = load(arguments.model, device)
     return predictor.reading(**changes) if changes else predictor
@@ -73,6 +75,7 @@ def load_with_logs(
             return universal.fit_tables(logs, given=given, **changes), None
     elif arguments.logs:
         return load_trained(arguments, device), named_logs(arguments, arguments.logs)
+
     raise ConfigError(
         f"{arguments.command.split()[-1]} {arguments.model}: name the files of a log behind the "
         "model."

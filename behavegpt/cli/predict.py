@@ -34,6 +34,7 @@ def _evaluate_arguments(parser: Parser) -> None:
             "folder)"
         ),
     )
+
     parser.add_argument(
         "--split", choices=("valid", "test"), default="test", help="which events to predict"
     )
@@ -54,7 +55,8 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.evaluation import compare, metrics_table
-    from behavegpt.io import check_output, lock
+    from behavegpt.locks import lock
+    from behavegpt.outputs import check_output
     from behavegpt.predictor import load, model_folder
     from behavegpt.shipped import shipped_folder
     from behavegpt.training.ranks import tell_ranks
@@ -66,6 +68,7 @@ def _evaluate(arguments: Arguments) -> Any:
         raise ConfigError(
             "--given is for `universal`; what a trained model is given was fixed by model.given."
         )
+
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
     beside = model_folder(arguments.model).parent / "eval"
     if shipped_folder(arguments.model):  # nothing is written into the package
@@ -74,6 +77,7 @@ def _evaluate(arguments: Arguments) -> Any:
     state = PartialState(cpu=not torch.cuda.is_available())
     tell_ranks(state)
     check_output(out, "file")
+
     with lock(out) if state.is_main_process else nullcontext():
         result = compare(
             load(arguments.model, state.device),
@@ -85,8 +89,10 @@ def _evaluate(arguments: Arguments) -> Any:
             thresholds=arguments.thresholds,
             share=Share(state.process_index, state.num_processes),
         )
+
     if not state.is_main_process:
         return None
+
     show(arguments, *metrics_table(result))
     print(
         f"written: {out}; beside it per_behavior.csv, confusion.json, examples.json",
@@ -101,7 +107,8 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
     from behavegpt.evaluation import metrics_table
-    from behavegpt.io import check_output, lock
+    from behavegpt.locks import lock
+    from behavegpt.outputs import check_output
     from behavegpt.zero_shot import load_zero_shot
 
     if arguments.prior_correction or arguments.thresholds:
@@ -109,12 +116,14 @@ def _evaluate_universal(arguments: Arguments) -> Any:
             "--prior-correction and --thresholds are for trained models; leave them out with "
             "`universal`."
         )
+
     given = in_order(arguments.given or ())
     name = "_given_".join(["universal", *(["_".join(given)] if given else [])])
     name += ".json" if arguments.split == "test" else f".{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
     check_output(out, "file")
     model = load_zero_shot(arguments.model).model
+
     with lock(out):
         result = evaluate_universal(
             model,
@@ -124,6 +133,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
             baselines=arguments.baselines,
             given=given,
         )
+
     show(arguments, *metrics_table(result))
     print(f"written: {out}", file=sys.stderr)
     return result
@@ -145,6 +155,7 @@ def _predict_arguments(parser: Parser) -> None:
         "log's zone; its weekday and slot count. For models trained with model.given, and "
         "`universal`",
     )
+
     parser.add_argument(
         "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
     )
@@ -171,22 +182,26 @@ def _predict(arguments: Arguments) -> Any:
         raise ConfigError(
             f"--save keeps what the universal model counted; {arguments.model} is a trained model."
         )
+
     with progress("predict", 100) as advance:
         found = predictor.predict(
             logs,
             arguments.top_k,
-            arguments.prior_correction,
+            prior_correction=arguments.prior_correction,
             thresholds=arguments.thresholds,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
             at=arguments.at,
             location=arguments.location_now,
         )
+
     for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
         for name, number in counted.items():
             if number:
                 say(f"{what}: {name}: {number:,}")
+
     if arguments.save and save:
         say(f"tables and states, written: {save(arguments.save)}")
+
     rows = found.to_table()
     if arguments.out:
         write_table(rows, arguments.out)
@@ -199,6 +214,7 @@ def _predict(arguments: Arguments) -> Any:
         }
     if arguments.json:
         return rows.to_pylist()
+
     shown = rows.slice(0, 20 * found.labels.shape[1]).to_pylist()
     show(
         arguments,

@@ -32,14 +32,17 @@ def _arguments(parser: Parser) -> None:
 def _profile(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.errors import ConfigError
-    from behavegpt.profiles.pipeline import ProfileSettings, embed_new, run
+    from behavegpt.profiles.pipeline import embed_new, run
+    from behavegpt.profiles.settings import ProfileSettings
 
     settings = read_settings(ProfileSettings, arguments.config, arguments.overrides)
+
     if arguments.embed:
         if not arguments.to:
             raise ConfigError("--embed needs --to ENTRY, the folder for the new clients' vectors.")
         data = settings.data.model_copy(update={"path": str(arguments.embed)})
         return embed_new(settings.out, data, arguments.to, arguments.ensemble)
+
     facts = run(settings, arguments.members)
     columns = ("member", "kind", "status", "clients", "dimensions", "fit s", "embed s", "peak MB")
     rows = [[name, *_cells(member)] for name, member in facts["members"].items()]
@@ -53,6 +56,7 @@ def _profile(arguments: Arguments) -> Any:
         [[*row, *[""] * (len(columns) - len(row))] for row in rows],
         f"written into {settings.out}",
     )
+
     if arguments.probe:
         facts["probe"] = _probed(Path(settings.data.path), Path(settings.out), facts)
         tasks = list(next(iter(facts["probe"].values())))
@@ -61,12 +65,14 @@ def _profile(arguments: Arguments) -> Any:
             for name, scores in facts["probe"].items()
         ]
         show(arguments, ("quick AUROC", *tasks), lines)
+
     return facts
 
 
 def _cells(facts: dict[str, Any]) -> list[str]:
     if facts["status"] in ("off", "failed"):
         return [facts["kind"], facts["status"]]
+
     peak = facts["peak_bytes"]
     return [
         facts["kind"],
@@ -100,11 +106,13 @@ def _probed(data: Path, out: Path, facts: dict[str, Any]) -> dict[str, dict[str,
         **{name: entry.vectors for name, entry in entries.items()},
     }
     scores: dict[str, dict[str, float]] = {name: {} for name in vectors}
+
     for task in available_tasks(directory):
         targets = load_targets(directory, ids, task)
         for name, matrix in vectors.items():
             rows = targets.rows
             scores[name][task] = probe(matrix[rows], targets.train[rows], targets.validation[rows])
+
     return scores
 
 

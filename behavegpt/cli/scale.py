@@ -7,10 +7,12 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Group, Output, Parser, show
-from behavegpt.config import S
+
+if TYPE_CHECKING:
+    from behavegpt.config import S
 
 COUNTS = ("total", "without_embeddings")
 FIGURES = {
@@ -56,6 +58,7 @@ def _run_arguments(parser: Parser) -> None:
         default=0.4,
         help="share of --tflops that is reached (default 0.4)",
     )
+
     parser.add_argument(
         "--worker",
         type=_worker,
@@ -90,6 +93,7 @@ def _run(arguments: Arguments) -> Any:
     settings = read_settings(SweepSettings, arguments.config, arguments.overrides)
     if arguments.dry_run:
         return _dry_run(arguments, settings)
+
     rows = sweep(settings, arguments.worker, arguments.retry_failed)
     done = [row for row in rows if row["status"] == "done"]
     table = [
@@ -102,12 +106,14 @@ def _run(arguments: Arguments) -> Any:
         ]
         for row in sorted(done, key=lambda row: (row["params"], row["events"]))
     ]
+
     show(arguments, ("run", "parameters", "events", "loss", "seconds"), table)
     path = Path(settings.out) / "rows.jsonl"
     print(
         f"rows: {path}; next: behavegpt scale fit {path} --out {path.with_name('fit.json')}",
         file=sys.stderr,
     )
+
     return {"rows": str(path), "done": len(done), "failed": len(rows) - len(done)}
 
 
@@ -121,6 +127,7 @@ def _dry_run(arguments: Arguments, settings: Any) -> Any:
     names = dict(DRY_RUN)
     if device:
         names["device_hours"] = "device hours"
+
     show(
         arguments,
         [*names.values()],
@@ -133,11 +140,13 @@ def _dry_run(arguments: Arguments, settings: Any) -> Any:
             "models reach less, because starting kernels takes longer than running them.",
             file=sys.stderr,
         )
+
     if any(row.get("measured") is False for row in rows):
         print(
             "events/s of the largest sizes follow from the measured ones by operations.",
             file=sys.stderr,
         )
+
     return {"sizes": rows[:-1], "all": rows[-1]}
 
 
@@ -155,6 +164,7 @@ def _fit_arguments(parser: Parser) -> None:
         nargs="+",
         help="rows.jsonl of sweeps; params, events and loss are needed",
     )
+
     parser.add_argument(
         "--out", type=Path, required=True, help="fit.json to write; figures are drawn beside it"
     )
@@ -167,12 +177,14 @@ def _fit_arguments(parser: Parser) -> None:
         default=0,
         help="leave out runs with fewer events: those that hardly learned",
     )
+
     parser.add_argument(
         "--delta",
         type=float,
         default=1e-3,
         help="of the Huber loss of log residuals (default 1e-3)",
     )
+
     parser.add_argument("--draws", type=int, default=400, help="bootstrap draws (default 400)")
     parser.add_argument(
         "--confidence", type=float, default=0.95, help="of the intervals (default 0.95)"
@@ -210,6 +222,7 @@ def _fit(arguments: Arguments) -> Any:
             f"--name {arguments.name!r}: no such runs with enough events; there are "
             f"{names or 'none'}."
         )
+
     fit = fit_rows(fitted, arguments.count, arguments.delta, how)
     write_fit(fit, arguments.out)
     table = [
@@ -224,6 +237,7 @@ def _fit(arguments: Arguments) -> Any:
     print(facts, file=sys.stderr)
     for text in fit.warnings:
         print(f"warning: {text}", file=sys.stderr)
+
     if not arguments.no_plots:
         from behavegpt.scaling.plots import draw_sweep
 
@@ -231,6 +245,7 @@ def _fit(arguments: Arguments) -> Any:
             rows, fit, arguments.out.with_name(f"{arguments.out.stem}_figs"), arguments.floor
         )
         print(f"figures: {', '.join(str(path) for path in figures)}", file=sys.stderr)
+
     return fit.model_dump(exclude={"draws"})
 
 
@@ -260,6 +275,7 @@ def _plan(arguments: Arguments) -> Any:
     _checked(PlanOptions, arguments)
 
     fit = read_fit(arguments.fit)
+
     if arguments.compute is not None:
         result = plan.plan_compute(fit, arguments.compute)
     elif arguments.events is not None:
@@ -275,18 +291,22 @@ def _plan(arguments: Arguments) -> Any:
                 "--hours: the rows do not say how fast they were; give --tflops (one H200, bf16: "
                 "989)."
             )
+
         result = plan.plan_hours(fit, arguments.hours, speed)
+
     names = {
         "params": f"parameters ({fit.count})",
         "events": "events",
         "ratio": "events per parameter",
         "loss": "loss",
     }
+
     rows = [[text, *(f"{x:,.4g}" for x in result[name].values())] for name, text in names.items()]
     show(arguments, ("", "value", "low", "high"), rows)
     print(f"{result['flops']:.3g} training operations", file=sys.stderr)
     for text in result["warnings"]:
         print(f"warning: {text}", file=sys.stderr)
+
     return result
 
 

@@ -27,12 +27,14 @@ def _serve_arguments(parser: Parser) -> None:
         help="files of a log: `universal` counts it, a trained model takes up its users, or those "
         "of a folder of states; limits and batching, see below",
     )
+
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FOLDER",
         help="keep users' states, of `universal` its tables too, when it stops",
     )
+
     given_argument(
         parser,
         "of `universal`: what requests tell of the event that is predicted (`at`, `location`)",
@@ -58,10 +60,12 @@ def _serve(arguments: Arguments) -> Any:
 
     logs, overrides = _apart(arguments.overrides)
     settings = read_settings(ServeSettings, None, overrides)
+
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ConfigError(f"--threads {arguments.threads}: at least one thread is needed.")
         torch.set_num_threads(arguments.threads)
+
     address = listen(arguments.host, arguments.port)
     predictor = _load(arguments, logs)
     save = _saver(predictor, arguments.save) if arguments.save else None
@@ -71,6 +75,7 @@ def _serve(arguments: Arguments) -> Any:
         f"http://{host}:{port} answers for {arguments.model}; a playground is /, the endpoints are "
         "/docs"
     )
+
     try:
         Server(app, settings, log_level="warning").run(sockets=[address])
     finally:  # uvicorn raises the signal that stopped it again
@@ -91,6 +96,7 @@ def _saver(
     if isinstance(predictor, Predictor):
         state_files.refuse_used(folder)
         return lambda states: say(f"states, written: {predictor.save_states(folder, states)}")
+
     model.refuse_used(folder)
     return lambda states: say(f"tables and states, written: {predictor.save(folder, states)}")
 
@@ -130,6 +136,7 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
             f"{', '.join(logs)}: {arguments.model} has counted its log; settings are written "
             "NAME=VALUE."
         )
+
     return universal
 
 
@@ -162,6 +169,7 @@ def _export_model(arguments: Arguments) -> Any:
         else f"differs from the model by {difference:.1e}"
     )
     say(f"written: {arguments.out / facts['file']}, {checked}; inputs and outputs in io.json")
+
     return facts
 
 

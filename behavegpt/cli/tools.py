@@ -90,6 +90,7 @@ def _doctor_arguments(parser: Parser) -> None:
             "DIR"
         ),
     )
+
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="folder to check for space and write permission"
     )

@@ -29,6 +29,7 @@ def _train(arguments: Arguments) -> Any:
         resume=arguments.resume,
     )
     print(f"model: {run / 'model'}", file=sys.stderr)
+
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
@@ -60,6 +61,7 @@ def _finetune(arguments: Arguments) -> Any:
         read_settings(FinetuneSettings, arguments.config, overrides), resume=arguments.resume
     )
     print(f"model: {run / 'model'}", file=sys.stderr)
+
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 

@@ -43,19 +43,23 @@ def fetch(path: str | Path) -> Path:
     manifest = _manifest(files, root, url)
     cache = cache_folder() / "data"
     final = cache / manifest.content_hash
+
     if final.is_dir():
         return final
     cache.mkdir(parents=True, exist_ok=True)
+
     with FileLock(cache / f".{manifest.content_hash}.lock"):  # of several ranks one fetches
         if final.is_dir():
             return final
         folder = cache / f".{manifest.content_hash}.part"
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         try:
+            # with dataset.json anew: the folder may have been replaced since it was read above
             for name in files_of(manifest):
                 _copy(files, f"{root}/{name}", folder / name, f"{url}/{name}")
             _check(folder, manifest, url)
             seal(folder)
+            # whoever sees the folder sees all of it
             os.rename(folder, final)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +70,8 @@ def _whole_url(path: str) -> str:
     """With both slashes: `Path` takes one away."""
     match = URL.fullmatch(path)
     assert match is not None
+
+    # file:///x and local:/x have no host: their path begins with a slash
     rest = f"/{match[2].lstrip('/')}" if match[1] in LOCAL else match[2]
     return f"{match[1]}://{rest}".rstrip("/")
 
@@ -95,6 +101,8 @@ def _manifest(files: Any, root: str, url: str) -> Manifest:
         raise DataError(
             f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access."
         ) from None
+
+    # it becomes the name of a folder: nothing but the digits of a hash may stand there
     if not manifest.content_hash.isalnum():
         raise DataError(
             f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew."
@@ -115,6 +123,7 @@ def _copy(files: Any, source: str, target: Path, shown: str) -> None:
 def _check(folder: Path, manifest: Manifest, url: str) -> None:
     """Raise DataError unless the folder holds what its content hash says."""
     try:
+        # the manifest says how columns are read: it must be the one that was looked at
         same = json.loads((folder / "dataset.json").read_bytes()) == manifest.model_dump(
             mode="json"
         )

@@ -69,16 +69,19 @@ def write_card(
         "select count(*), count(distinct user_id), min(timestamp)::timestamp(0)::varchar, "
         f"max(timestamp)::timestamp(0)::varchar from {literal(log)}",
     )
+
     reasons = con.execute(
         "select dropped, count(*), count(distinct author) from judged where dropped is not null "
         "group by dropped order by 2 desc, 1"
     ).fetchall()
+
     if not rows:
-        told = ", ".join(f"{reason}: {count:,}" for reason, count, _ in reasons) or "only merges"
+        left_out = ", ".join(f"{reason}: {count:,}" for reason, count, _ in reasons)
         raise DataError(
-            f"no commit is left for the log ({told}); give repositories that people committed "
-            "files to."
+            f"no commit is left for the log ({left_out or 'only merges'}); give repositories "
+            "that people committed files to."
         )
+
     text = CARD.format(
         number=len(repositories),
         repositories="repository" if len(repositories) == 1 else "repositories",
@@ -93,6 +96,7 @@ def write_card(
             [(r, f"{n:,}", f"{a:,}") for r, n, a in reasons] or [("none", "0", "0")],
         ),
     )
+
     path.write_text(text, encoding="utf-8")
 
 
@@ -101,22 +105,16 @@ def _repositories(con: duckdb.DuckDBPyConnection, repositories: Sequence[Reposit
         "select number, count(*), count(*) filter (dropped is null), "
         "count(distinct author) filter (dropped is null), "
         "coalesce(min(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, "
-        "'-'), "
-        "coalesce(max(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, "
-        "'-') "
-        "from judged group by number order by number"
+        "'-'), coalesce(max(make_timestamp(epoch * 1000000)) filter (dropped is "
+        "null)::date::varchar, '-') from judged group by number order by number"
     ).fetchall()
-    rows = [
-        (
-            repositories[number].name + (" (shallow)" if repositories[number].shallow else ""),
-            f"{read:,}",
-            f"{kept:,}",
-            f"{users:,}",
-            first,
-            last,
-        )
-        for number, read, kept, users, first, last in counted
-    ]
+
+    rows = []
+    for number, read, kept, users, first, last in counted:
+        repository = repositories[number]
+        name = repository.name + (" (shallow)" if repository.shallow else "")
+        rows.append((name, f"{read:,}", f"{kept:,}", f"{users:,}", first, last))
+
     return markdown_table(
         ("repository", "commits read", "kept", "users", "first", "last (UTC)"), rows
     )

@@ -21,8 +21,8 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.datasets.clock import add_clock
 from behavegpt.datasets.git import checked_salt
 from behavegpt.errors import DataError, first_line
-from behavegpt.io import target, workspace, write_text
-from behavegpt.paths import local_path
+from behavegpt.io import workspace, write_text
+from behavegpt.paths import local_path, target
 
 SCHEMA = EventSchema(user="user_id", time="timestamp", event="page", order="line")
 MAX_UNREAD = 0.01  # share of lines that are no requests above which the file is something else

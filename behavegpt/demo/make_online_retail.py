@@ -76,6 +76,7 @@ def purchases(source: Path) -> pa.Table:
     table = table.sort_by(
         [(name, "ascending") for name in ("user_id", "timestamp", "invoice", "row")]
     )
+
     return table.append_column("line", pa.array(np.arange(len(table), dtype=np.int32)))
 
 
@@ -132,10 +133,12 @@ def main(argv: list[str] | None = None) -> None:
     lines = purchases(args.source)
     products = families(lines)
     part = args.out / ".part"
+
     with part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(products.column_names)
         writer.writerows(zip(*products.to_pydict().values(), strict=True))
+
     os.replace(part, args.out / "product_families.csv")
     write_events(events(lines, products), part)
     os.replace(part, args.out / "online_retail.parquet")

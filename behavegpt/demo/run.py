@@ -21,7 +21,8 @@ from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare, metrics_table
 from behavegpt.ingest.prepare import prepare
-from behavegpt.io import lock, write_json
+from behavegpt.io import write_json
+from behavegpt.locks import lock
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
@@ -100,6 +101,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     stage(7, STAGES, "report", f"{report} · {seconds:.0f} s in all")
     say(_next_steps(out))
     model = str(out / "model")
+
     return {"report": str(report), "model": model, "seconds": seconds, "metrics": result}
 
 
@@ -115,12 +117,14 @@ def _predictions(predictor: Predictor) -> list[list[Any]]:
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
     found = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
+
     rows = []
     for user, labels, shares in zip(
         found.users.to_pylist(), found.labels, found.probabilities, strict=True
     ):
         likely = zip(labels, shares, strict=True)
         rows.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
+
     return rows
 
 
@@ -147,6 +151,7 @@ def _clear(out: Path) -> None:
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(
                 missing_ok=True
             )
+
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
 

@@ -28,14 +28,16 @@ from behavegpt.ingest.card import write_card
 from behavegpt.ingest.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
 from behavegpt.ingest.events import read_events
 from behavegpt.ingest.guess import ColumnGuess, guess_columns, guess_schema
-from behavegpt.ingest.plan import named_rejects, plan_events
+from behavegpt.ingest.plan import plan_events
 from behavegpt.ingest.preparation import Preparation, PrepareArguments, check_free
+from behavegpt.ingest.reasons import named_rejects
 from behavegpt.ingest.rejects import write_rejects
 from behavegpt.ingest.remarks import early_times, one_label, without_clock
 from behavegpt.ingest.sources import Logs, find_logs
 from behavegpt.ingest.write import write_folder
-from behavegpt.io import check_output, scratch, target, temporary_folder
-from behavegpt.paths import local_path
+from behavegpt.io import scratch, temporary_folder
+from behavegpt.outputs import check_output
+from behavegpt.paths import local_path, target
 
 __all__ = ["ColumnGuess", "Preview", "guess_schema", "prepare", "preview", "read_events"]
 
@@ -84,15 +86,19 @@ def prepare(
     """
     tell, how = progress or _say_nothing, Preparation(**options)
     how.check()
+
     out = target(local_path(out))
+    # half of the budget is DuckDB's, the rest numpy's
     with _workspace(out, how) as (folder, work), connect(work, how.budget // 2, how.threads) as con:
-        found = find_logs(logs, how.encoding)
-        tell(f"reading {found.name} ({found.format})")
-        encoded = _encode(con, found, schema or guess_schema(found, {})[0], work, how, tell)
+        logs = find_logs(logs, how.encoding)
+        tell(f"reading {logs.name} ({logs.format})")
+        schema = schema or guess_schema(logs, {})[0]
+
+        encoded = _encode(con, logs, schema, work, how, tell)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
         write_rejects(encoded, folder, how.max_reject_share, out)
 
-        read = _fit(encoded, found, how)
+        read = _fit(encoded, logs, how)
         sizes = (f"{field} {v.classes:,}" for field, v in read.vocabularies.items())
         tell("vocabularies: " + ", ".join(sizes))
         for remark in read.remarks:
@@ -106,6 +112,7 @@ def prepare(
             min_count=how.min_count,
             remarks=read.remarks,
         )
+
         manifest = facts.manifest
         ties = describe_ties(manifest, MANY)
         if ties:
@@ -113,6 +120,7 @@ def prepare(
         tell(
             f"{manifest.events:,} events of {manifest.users:,} users, hash {manifest.content_hash}"
         )
+
     return open_store(out)
 
 
@@ -129,21 +137,26 @@ def preview(
     """
     how = Preparation(**options)
     how.check()
+
     if out is not None:
         check_free(Path(out), how.overwrite)
+
     with temporary_folder() as work, connect(work, how.budget // 2, how.threads) as con:
-        found = find_logs(logs, how.encoding)
-        schema = schema or guess_schema(found, {})[0]
-        encoded = _encode(con, found, schema, work, how, _say_nothing)
+        logs = find_logs(logs, how.encoding)
+        schema = schema or guess_schema(logs, {})[0]
+        encoded = _encode(con, logs, schema, work, how, _say_nothing)
+        # raises as `prepare` would, and leaves no file beside any output
         write_rejects(encoded, work, how.max_reject_share, None)
 
-        encoded, splitter, vocabularies, remarks = _fit(encoded, found, how)
+        encoded, splitter, vocabularies, remarks = _fit(encoded, logs, how)
+
         schema = encoded.plan.schema
         split = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
         kept = int(encoded.counts[encoded.kept].sum())
         ties = tell_ties(_count_ties(encoded), kept, schema, MANY)
+
         return Preview(
-            guess_columns(found, schema),
+            guess_columns(logs, schema),
             schema,
             encoded.rows,
             named_rejects(encoded.rejected),
@@ -180,6 +193,8 @@ def _encode(
         from behavegpt.ingest.spark import encode_on_spark
 
         return encode_on_spark(con, logs, schema, work, how, tell)
+
+    # an eighth of the budget for rows in memory: DuckDB has half, and sorting takes copies
     plan = plan_events(con, logs, schema, work, time_range=how.time_range)
     return encode(plan, work, _batch_rows(how.budget), how.budget // 8, how.min_events)
 
@@ -187,15 +202,18 @@ def _encode(
 def _fit(encoded: Encoded, logs: Logs, how: Preparation) -> _Read:
     """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
     encoded, clock = without_clock(encoded, logs)
+
     splitter = make_splitter(encoded, how.split)
     vocabularies = fit_vocabularies(encoded, splitter, how.min_count, how.max_vocabulary)
-    told = (
+
+    remarks = (
         encoded.plan.time.remark,
         early_times(encoded),
         clock,
         one_label(vocabularies, encoded.plan.schema),
     )
-    return _Read(encoded, splitter, vocabularies, tuple(filter(None, told)))
+
+    return _Read(encoded, splitter, vocabularies, tuple(filter(None, remarks)))
 
 
 def _batch_rows(budget: int) -> int:
@@ -209,9 +227,11 @@ def _workspace(out: Path, how: Preparation) -> Iterator[tuple[Path, Path]]:
     folder in it."""
     check_output(out, "whole")
     with scratch(out) as folder:
+        # inside of the workspace, which another call cannot enter: what is free stays free
         check_free(out, how.overwrite)
         work = folder / "work"
         work.mkdir()
         yield folder, work
         shutil.rmtree(work)
+        # checksums last, when every other file is complete
         seal(folder)

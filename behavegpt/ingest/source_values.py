@@ -15,7 +15,7 @@ from behavegpt.ingest.nested import Value, check_lengths, part_sql, split_path, 
 if TYPE_CHECKING:
     from behavegpt.ingest.sources import Logs
 
-_SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
+SINCE_START, _START = "time_since_start", 946_684_800  # 2000-01-01
 LISTS = 100  # rows that tell whether a row holds a history
 
 
@@ -30,28 +30,36 @@ def event_values(
     """A table expression of the columns by their dotted names, one row per event."""
     kinds = column_kinds(con, base)
     _check_texts(con, logs, base, columns, kinds)
+
     many = time is not None and _is_many(
         con, base, value_of(logs, kinds, time, True), kinds.get(time)
     )
     if not many and all(column in kinds and column not in logs.parts for column in columns):
         return base
+
     file = "" if logs.frame is not None else ", behavegpt_file"
+
     if not many:
         values = (
             f"{value_of(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns
         )
         return f"(SELECT {', '.join(values)}{file} FROM {base})"
+
+    # each row is a history: lists give one event per element, other values go with all of them
     lists = {
         column: _list(con, base, value_of(logs, kinds, column, True), kinds.get(column))
         for column in columns
     }
     check_lengths(con, logs.name, base, {column: sql for column, sql in lists.items() if sql})
+
     values = (
         f"unnest({sql}) AS {quoted(column)}"
         if sql
         else f"{value_of(logs, kinds, column, True).sql} AS {quoted(column)}"
         for column, sql in lists.items()
     )
+
+    # unnested once: a view would unnest again in each query
     copy = folder / "events.parquet"
     con.execute(
         f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)"
@@ -62,7 +70,7 @@ def event_values(
 def from_start(con: duckdb.DuckDBPyConnection, sql: str, time: str | None) -> str:
     """The table with EasyTPP's times, which count from the start of each history, as seconds since
     `_START`."""
-    if time is None or time.rpartition(".")[2] != _SINCE_START:
+    if time is None or time.rpartition(".")[2] != SINCE_START:
         return sql
     name, kind = quoted(time), column_types(con, sql)[time]
     moved = (
@@ -98,6 +106,7 @@ def _check_texts(
 
 
 def value_of(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> Value:
+    """The value of a column by its dotted name; `many`: rows may be histories."""
     if column in logs.parts:
         return Value(part_sql(column))
     found = split_path(column, kinds.keys())
@@ -128,6 +137,7 @@ def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any)
 
 
 def column_types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
+    """Column -> DuckDB type of a table expression."""
     return {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
 
 
@@ -138,4 +148,5 @@ def column_kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
 
 
 def by_position(steps: Sequence[str]) -> bool:
+    """Whether a step below a column is a place in a list."""
     return any(step.isdecimal() for step in steps)

@@ -19,7 +19,7 @@ from behavegpt.data.user_state import StateSpec, UserState
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import DataError
 from behavegpt.ingest.histories import encode_histories
-from behavegpt.ingest.rows import read_rows
+from behavegpt.ingest.together import ReadingKey, reading_key
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,7 @@ class Users(Mapping[str, UserState]):
         if named:
             raise DataError(f"events of {min(named)[:100]!r} for the state of user {user[:100]!r}.")
         columns[schema.user] = [user or "0"] * len(events)
-        read = read_rows(columns, schema)
-        encoded = (
-            self.tokenizer.by_name().encode(columns)
-            if read is None
-            else self.tokenizer.encode_table(read)
-        )
-        return _alone(user, encoded)
+        return _alone(user, self.tokenizer.by_name.encode(columns, warn=False))
 
     def read_together(
         self, asked: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -73,18 +67,23 @@ class Users(Mapping[str, UserState]):
         Many small readings cost most of an update: here each column is read once for all.
         """
         schema = self.tokenizer.event_schema
-        alike: dict[frozenset[str], list[str]] = {}
+        alike: dict[ReadingKey, list[str]] = {}
         for user, rows in asked.items():
-            names = {frozenset(row) for row in rows}
-            if user and len(names) == 1 and schema.user not in (name := names.pop()):
-                alike.setdefault(name, []).append(user)
+            key = reading_key(rows, schema)
+            if user and key is not None and not any(schema.user in row for row in rows):
+                alike.setdefault(key, []).append(user)
         parts: dict[str, EncodedHistories] = {}
-        for name, users in alike.items():
-            rows = [row for user in sorted(users) for row in asked[user]]
-            columns = {column: [row[column] for row in rows] for column in name}
-            columns[schema.user] = [user for user in sorted(users) for _ in asked[user]]
-            read = read_rows(columns, schema)
-            parts |= {} if read is None else _apart(self.tokenizer.encode_table(read))
+        for key, users in alike.items():
+            rows = [row for user in users for row in asked[user]]
+            columns = {
+                column: [row.get(column) for row in rows] for column, _, there in key if there
+            }
+            columns[schema.user] = [user for user in users for _ in asked[user]]
+            try:
+                encoded = self.tokenizer.by_name.encode(columns, warn=False)
+            except DataError:  # of which user? each is read alone
+                continue
+            parts |= {} if encoded.rejected else _apart(encoded)
         return parts
 
     def take_up(self, state: UserState, encoded: EncodedHistories) -> None:

@@ -21,6 +21,7 @@ def field_tables(config: BehaveGPTConfig) -> nn.ModuleDict:
 def module_name(field: str) -> str:
     """What a field's table is called: its own name, but where torch refuses that (`geo.city`,
     `type`)."""
+    # torch takes a dot for the path of a submodule, and names of its own methods for these
     if "." in field or field.startswith("%") or hasattr(nn.ModuleDict(), field):
         return "%" + field.replace("%", "%25").replace(".", "%2E")
     return field
@@ -32,11 +33,13 @@ class EventEmbedding(nn.Module):
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__()
         self.fields, self.tables = tuple(config.field_sizes or ()), field_tables(config)
+
         self.position = (
             nn.Embedding(config.max_length, config.hidden_size)
             if config.position_encoding == "learned"
             else None
         )
+
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, fields: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
@@ -49,8 +52,11 @@ class EventEmbedding(nn.Module):
                 f"{given}. transformers' Trainer drops columns of further fields unless "
                 "TrainingArguments has remove_unused_columns=False"
             )
+
         named = zip(self.fields, self.tables.values(), strict=True)
+        # (B, R, F * d)
         embedded = torch.cat([table(fields[name]) for name, table in named], dim=-1)
         if self.position is not None:
             embedded = embedded + self.position(position)
+
         return self.dropout(embedded)

@@ -41,6 +41,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             "behavegpt",
         ],
     }
+
     card = (
         environment(html=False)
         .get_template("model_card.md.j2")
@@ -61,5 +62,6 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             or metrics.get("protocol", {}).get("max_length"),
         )
     )
+
     write_text(run / "model" / "README.md", card)
     return run / "model" / "README.md"

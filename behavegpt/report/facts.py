@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
+from behavegpt.result_files import read_json
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -19,13 +19,14 @@ def read_facts(run: Path) -> dict[str, Any]:
             f"{run}: no run in this folder (no run.json); give the `out` folder of `behavegpt "
             "train`."
         )
+
     return {
         "command": "",
         "config": {},
         "seed": None,
         "versions": {},
         "data": {},
-    } | plots.read_json(run / "run.json")
+    } | read_json(run / "run.json")
 
 
 def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
@@ -34,10 +35,12 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
     path = folder / "dataset.json"
     if not path.is_file():
         return None
+
     try:
-        manifest = Manifest.model_validate(plots.read_json(path))
+        manifest = Manifest.model_validate(read_json(path))
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); prepare the data again.") from None
+
     return manifest if content_hash in (None, manifest.content_hash) else None
 
 
@@ -56,6 +59,7 @@ def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "memory": "memory" if pick(config, "model.memory") else "",
         "history_head": "history head" if pick(config, "model.history_head") else "",
     }
+
     model = [f"{facts['parameters']:,} parameters"] if facts.get("parameters") is not None else []
     model += [
         text.format(pick(config, f"model.{key}"))
@@ -84,6 +88,7 @@ def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "data hash": str(data.get("content_hash", ""))[:16],
     }
+
     return [(name, text) for name, text in listed.items() if text]
 
 
@@ -100,6 +105,7 @@ def kind_of(facts: dict[str, Any]) -> str:
             "a small trained network, without transformer blocks, over counts of a user's whole "
             "past"
         )
+
     return "a model without transformer blocks over the event at hand and counts of the past"
 
 
@@ -109,6 +115,7 @@ def data_facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
     manifest = read_manifest(Path(folder), known) if folder else None
     if manifest is None:
         return []
+
     schema, split = manifest.event_schema, manifest.split
     columns = {"user": schema.user, "time": schema.time} | schema.label_columns
     numbers = [
@@ -122,6 +129,7 @@ def data_facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "time zone": schema.tz,
         "rejected rows": ", ".join(f"{n:,} {why}" for why, n in manifest.rejected.items() if n),
     }
+
     return [(name, text) for name, text in listed.items() if text]
 
 
@@ -160,6 +168,7 @@ def duration(seconds: float | None) -> str:
     """132.4 -> '2 min 12 s'; empty for None."""
     if seconds is None:
         return ""
+
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     parts = [
@@ -167,6 +176,7 @@ def duration(seconds: float | None) -> str:
         f"{minutes} min" if minutes else "",
         f"{left} s" if not hours else "",
     ]
+
     return " ".join(filter(None, parts))
 
 
@@ -192,7 +202,7 @@ def pick(tree: dict[str, Any], path: str) -> Any:
 
 
 def optional_json(path: Path, *needed: str) -> dict[str, Any]:
-    return plots.read_json(path, *needed) if path.is_file() else {}
+    return read_json(path, *needed) if path.is_file() else {}
 
 
 def is_number(value: Any) -> bool:

@@ -80,6 +80,7 @@ def write_report(run: Path) -> Path:
         max_length=pick(facts, "config.model.max_length")
         or metrics.get("protocol", {}).get("max_length"),
     )
+
     write_text(run / "report.html", html)
     return run / "report.html"
 

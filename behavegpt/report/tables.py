@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from behavegpt import plots
 from behavegpt.figures import MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
+from behavegpt.result_files import best_baseline, read_per_behavior
 
 METRICS = {
     "rec_w": "weighted recall",
@@ -64,6 +64,7 @@ def metric_table(
         }
         for name in order
     ]
+
     return {
         "header": [METRICS[key] for key in columns],
         "primary": [key in PRIMARY for key in columns],
@@ -89,6 +90,7 @@ def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[st
     others = [figures for name, figures in models.items() if name != MODEL]
     if MODEL not in models or not others:
         return []
+
     gains = []
     for key in columns:
         ours = models[MODEL].get(key)
@@ -98,6 +100,7 @@ def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[st
             if is_number(ours) and best
             else "–"
         )
+
     return gains
 
 
@@ -109,12 +112,13 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     `few` where too few events were predicted for the figures to say much.
     """
     path = run / "eval" / "per_behavior.csv"
-    rows = plots.read_per_behavior(path) if path.is_file() else []
+    rows = read_per_behavior(path) if path.is_file() else []
     rows = [row for row in rows if row["support"] > 0]
     ours = [row for row in rows if row["model"] == MODEL]
     if not ours:
         return None
-    other = plots.best_baseline(rows)
+
+    other = best_baseline(rows)
     theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
     taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
     shown = optional_json(run / "eval" / "examples.json").get("by_behavior", {})
@@ -122,6 +126,7 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     header = ["to predict", "recall", "precision", "in training"]
     if other:
         header.insert(2, f"recall, {title_of(other)}")
+
     return {
         "header": header,
         "rows": [_behavior(row, theirs, taken_for, shown) for row in ours[:LISTED]],
@@ -145,6 +150,7 @@ def _behavior(
     if theirs:
         beside = theirs.get(row["behavior"])
         figures.insert(2, (decimal(beside), beside))
+
     return {
         "behavior": row["behavior"],
         "cells": [(text, number if is_number(number) else -1) for text, number in figures],
@@ -165,28 +171,34 @@ def verdict(
     ours = models.get(MODEL)
     if ours is None or not is_number(ours.get("rec_w")):
         return []
+
     on = f" of {rows:,} events" if rows else " of the events"
     said = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
     if is_number(ours.get("hr@3")):
         said[0] = f"{said[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
+
     others = {name: figures for name, figures in models.items() if name != MODEL}
     if not others:
         return said
+
     for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
             said.append(_compared(what, ours[key], known[best], title_of(best)))
+
     best = max(others, key=lambda name: others[name]["rec_w"])
     differences = (uncertainty or {}).get("differences", {}).get(best, {})
     if differences:
         return [*said, _how_sure(differences["rec_w"], title_of(best))]
+
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - others[best]["rec_w"]) < 2 * spread:
         said.append(
             f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
             "percentage points may be chance."
         )
+
     return said
 
 

@@ -37,6 +37,7 @@ def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     axes = {"N": ("sizes", runs.n, OF_N), "D": ("data sizes", runs.d, OF_D)}
     noise = float(np.sqrt(np.mean(log_residuals(runs, law) ** 2) * len(runs.n) / (len(runs.n) - P)))
+
     for axis, (what, values, figures) in axes.items():
         exponent, factor = figures[0], getattr(law, figures[1])
         different = len(np.unique(values.round(1)))
@@ -47,6 +48,7 @@ def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
                 "run more."
             )
             found[text] = (*figures, "L_0")
+
         low, high = (
             float(factor * np.exp(-getattr(law, exponent) * v))
             for v in (values.max(), values.min())
@@ -57,18 +59,21 @@ def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
                 f"{noise:.1%})."
             )
             found[text] = figures
+
     if min(np.ptp(runs.n), np.ptp(runs.d)) > 0 and np.corrcoef(runs.n, runs.d)[0, 1] > COLLINEAR:
         text = (
             "N and D grow together in these rows: the terms of alpha and beta can change places; "
             "vary D at each N."
         )
         found[text] = (*OF_N, *OF_D)
+
     if not found and condition(runs, law) > LARGEST_CONDITION:
         text = (
             "many laws fit these rows alike (the fit is singular); widen the range of sizes and "
             "data."
         )
         found[text] = (*OF_N, *OF_D, "L_0")
+
     return found
 
 
@@ -87,6 +92,7 @@ def whole_range(name: str, runs: Runs) -> tuple[float, float]:
         "ratio": (float(np.exp(-product)), float(np.exp(product))),
         "share": (0.0, 1.0),
     }
+
     return ranges[name]
 
 
@@ -101,10 +107,12 @@ def doubts(intervals: dict[str, Interval], open_figures: set[str]) -> list[str]:
             found.append(
                 f"{name} is not identified by these rows: {one}; widen the range of sizes and data."
             )
+
     ratio = intervals["ratio"]
     if ratio.high > MOST_RATIO * ratio.low and "ratio" not in open_figures:
         found.append(
             f"the ratio D_opt / N_opt is known to a factor of {ratio.high / ratio.low:.0f} only: "
             f"{ratio}."
         )
+
     return found

@@ -50,14 +50,17 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
         raise ConfigError(
             "give data.path, or task.fields and task.behaviors for a dry run without data."
         )
+
     task = Task.of(store) if store is not None else settings.task
     jobs = list_jobs(settings, task)  # type: ignore[arg-type]
+
     rows: list[dict[str, Any]] = []
     # operations per second of the largest model measured so far; the sizes come in ascending order
     rate = 0.0
     for name in dict.fromkeys(job.rung.name for job in jobs):
         same = [job for job in jobs if job.rung.name == name]
         row = _row(settings, same)
+
         if store is not None:
             flops = same[0].rung.flops_per_event
             row["measured"] = (
@@ -67,9 +70,12 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
             rate = flops * speed
             row["events_per_second"] = speed
             row["hours"] = (row["events"] / speed + OVERHEAD * len(same)) / 3600
+
         if device is not None:
             row["device_hours"] = device.hours(row["flops"])
+
         rows.append(row)
+
     return [*rows, _total(rows)]
 
 
@@ -112,6 +118,7 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
         model = BehaveGPTForBehaviorPrediction(config).train()
+
     criterion = build_loss(chosen.loss, torch.tensor(store.behaviors.counts))
     criterion.to(device)
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
@@ -120,10 +127,12 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
     given = in_order(config.given or ())
     model.counts = count_store(store, given) if config.memory else None
     batches = training_batches(store, config, train, model.counts)
+
     events, began = 0.0, 0.0
     for step in range(1, 100):
         if step == 2:
             events, began = 0.0, time.perf_counter()
+
         for batch in batches.micro_batches(step):
             moved = batch.to(device)
             output = model(
@@ -132,10 +141,13 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
                 criterion=criterion,
                 next_fields=moved.next_fields,
             )
+
             (output.loss + output.side_loss).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             events += float(output.class_count.sum())
+
         if step > 1 and time.perf_counter() - began > 1:
             break
+
     return events / (time.perf_counter() - began)

@@ -101,11 +101,13 @@ def fit_rows(
     one."""
     given = {"delta": delta, "draws": how.draws, "confidence": how.confidence}
     check_settings(FitOptions, given, "scaling law")
+
     if len(rows) <= P:
         raise DataError(
             f"{len(rows)} finished runs: a law of {P} parameters needs at least {P + 1}; run more "
             "sizes."
         )
+
     spans = {
         name: np.array([row[name] for row in rows], float) for name in ("params", "events", "loss")
     }
@@ -120,9 +122,11 @@ def fit_rows(
     gaps = unidentified(runs, law)
     unknown = {name for names in gaps.values() for name in names}
     intervals = {name: interval(value, drawn[name], edge) for name, value in figures.items()}
+
     for name in unknown:
         low, high = whole_range(name, runs)
         intervals[name] = interval(figures[name], np.array([low, high]), 0.0)
+
     return Fit(
         **intervals,
         confidence=how.confidence,
@@ -188,6 +192,7 @@ def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
     drawn = rng.choice(spread, (how.draws, n)) + 0.9 * width * n**-0.2 * rng.standard_normal(
         (how.draws, n)
     )
+
     return refit(runs, runs.loss - residual + drawn, minima(runs, law, delta), delta)
 
 

@@ -82,6 +82,7 @@ def make_rung(
     """
     if isinstance(size, Mapping):
         return _measure(task, {**common, **size})
+
     widths = _widths(size, len(task.fields))
     reach = bisect.bisect_left(
         widths, size, key=lambda d: _measure(task, {**common, **_shape(d, task)}).parameters[count]
@@ -99,6 +100,7 @@ def make_rung(
             f"embeddings of {sum(task.fields.values()):,} labels. Ask for larger ones, set "
             "count=without_embeddings, or prepare the data with --max-vocabulary."
         )
+
     return best
 
 
@@ -122,6 +124,7 @@ def _shape(embedding_size: int, task: Task) -> dict[str, int]:
     width = len(task.fields) * embedding_size
     wanted = max(2, width // WIDTH_PER_HEAD)
     heads = next(heads for heads in range(wanted, 0, -1) if width % (2 * heads) == 0)
+
     return dict(
         zip(
             SHAPE_OF_SIZE,
@@ -138,6 +141,7 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
         "behavior_is_event": task.behavior_is_event,
     }
     network: type[BehaveGPTForBehaviorPrediction] = BehaveGPTForBehaviorPrediction
+
     try:
         if model.get("architecture", "behavegpt") == "behavegpt":
             fields, width = read_inputs(model, task.fields, task.behaviors, task.behavior_is_event)
@@ -154,8 +158,10 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
             network = BaselineForBehaviorPrediction
     except Exception as error:
         raise ConfigError(f"sizes: {violation(error)}") from None
+
     with torch.device("meta"):
         parameters = count_parameters(network(config))
+
     multiplied = parameters["total"] - parameters["embeddings"]
     # each weight takes two operations forward and four backward; attention 4 * width for each event
     # looked at, of which a full window has (length + 1) / 2 on average, and twice that backward; of
@@ -163,4 +169,5 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
     attention = 0.0
     if network is BehaveGPTForBehaviorPrediction:
         attention = 12 * config.num_hidden_layers * config.hidden_size * (config.max_length + 1) / 2
+
     return Rung(dict(model), config.hidden_size, parameters, 6 * multiplied + attention)

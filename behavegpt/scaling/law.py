@@ -56,6 +56,7 @@ class Law(NamedTuple):
         params = (self._balance() + self.beta * product) / (self.alpha + self.beta)
         # a law that rows do not pin down may ask for less than one event
         params = np.clip(params, 0, product)
+
         return np.exp(params), np.exp(product - params)
 
     def size_for(self, events: ArrayLike) -> np.ndarray:
@@ -125,6 +126,7 @@ def fit_factors(runs: Runs, alpha: float, beta: float) -> Law:
     scale = terms.mean(axis=0)
     factors = nnls(terms / scale * np.exp(-runs.loss)[:, None], np.ones(len(runs.n)))[0] / scale
     c_n, c_d, floor = factors
+
     return Law(c_n, c_d, floor, np.array(alpha), np.array(beta))
 
 
@@ -145,6 +147,7 @@ def minima(runs: Runs, law: Law, delta: float = DELTA) -> Law:
     # minima with other exponents
     _, first = np.unique(near[:, 3:].round(1), axis=0, return_index=True)
     flat = begin * [1, 1, 1, 0.6, 0.6] + [0, 0, np.log(0.7), 0, 0]
+
     return _law(np.vstack([near[np.sort(first)[:MOST_MINIMA]], flat]), *center)
 
 
@@ -164,6 +167,7 @@ def refit(runs: Runs, losses: np.ndarray, starts: Law, delta: float = DELTA) -> 
     alike = value <= value.min(axis=0) * ALIKE + _floor_of(runs, delta)
     chance = np.random.default_rng(0).random(value.shape)
     chosen = np.where(alike, chance, -1.0).argmax(axis=0)
+
     return _law(theta[chosen, np.arange(len(losses))], *center)
 
 
@@ -231,6 +235,7 @@ def _predict(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarra
     total = shares.sum(axis=-1, keepdims=True)
     shares /= total
     slopes = np.stack([-n * shares[..., 0], -d * shares[..., 1]], axis=-1)
+
     return (top + np.log(total))[..., 0], np.concatenate([shares, slopes], axis=-1)
 
 
@@ -253,6 +258,7 @@ def _descend(
     damping = np.full(len(theta), 1e-3)
     predicted, jacobian = _predict(theta, n, d)
     value = _huber(losses - predicted, delta).sum(-1)
+
     for _ in range(STEPS):
         residual = losses - predicted
         weight = np.minimum(1, delta / np.maximum(np.abs(residual), 1e-300))
@@ -270,6 +276,7 @@ def _descend(
         predicted = np.where(good[:, None], trial_predicted, predicted)
         jacobian = np.where(good[:, None, None], trial_jacobian, jacobian)
         damping = np.clip(np.where(good, damping / 4, damping * 6), 1e-9, 1e9)
+
     return theta, value
 
 

@@ -23,6 +23,7 @@ def plan_compute(fit: Fit, flops: float) -> dict[str, Any]:
     _refuse_unidentified(fit)
     size, data = fit.law.optimum(flops, fit.flops_per_param)
     sizes, events = fit.laws.optimum(flops, fit.flops_per_param)
+
     return _plan(fit, float(size), float(data), sizes, events)
 
 
@@ -81,4 +82,5 @@ def _beyond(fit: Fit, planned: dict[str, float]) -> list[str]:
                 f"{name} {value:.3g} is {factor:.1f} times outside {low:.3g} to {high:.3g}: "
                 f"{trust}."
             )
+
     return found

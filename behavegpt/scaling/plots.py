@@ -67,6 +67,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
     parameters (right)."""
     low, high = fit.range["flops"]
     flops = np.geomspace(low, high * 10, POINTS)
+
     with figure(out, (11, 4.2), columns=2) as (_, (left, right)):
         for _, marker, color, same in _series(rows, "params"):
             spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
@@ -78,6 +79,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
                 markersize=4,
                 linewidth=1,
             )
+
         best = [fit.law.loss(*fit.law.optimum(flops, fit.flops_per_param))]
         laws = _column(fit.laws)
         band = laws.loss(*laws.optimum(flops, fit.flops_per_param))
@@ -90,12 +92,14 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
             ylabel="nats per event",
         )
         left.legend(loc="upper right")
+
         for law, color, label in (
             (fit.law, BLUE, "these rows"),
             (_papers(rows), ORANGE, "the paper's exponents"),
         ):
             params, events = law.optimum(flops, fit.flops_per_param)
             right.plot(flops, events / params, color=color, label=label)
+
         params, events = laws.optimum(flops, fit.flops_per_param)
         _band(right, fit, flops, events / params, BLUE)
         right.axhline(PAPER["ratio"], color=VERMILION, linestyle=":", label="the paper's ratio, 5")
@@ -110,6 +114,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
         for axes in (left, right):
             _log(axes.set_xscale, axes.xaxis)
+
     return out
 
 
@@ -128,10 +133,13 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
                     markersize=4,
                     linewidth=0.8,
                 )
+
             axes.axhline(0, color=INK, linewidth=1)
             _log(axes.set_xscale, axes.xaxis)
             axes.set(xlabel={"events": "training events D", "params": "parameters N"}[by])
+
         panels[0].set(title=f"Observed minus expected loss (median {fit.error:.2%})", ylabel="%")
+
     return out
 
 
@@ -145,9 +153,11 @@ def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float
             losses = [row["loss"] for row in same]
             axes.plot(x, losses, marker=marker, color=color, markersize=5, linewidth=0, label=text)
             grid = np.geomspace(x.min(), x.max(), POINTS)
+
             for style, law in laws.items():
                 curve = law.loss(grid, fixed) if axis.by == "params" else law.loss(fixed, grid)
                 axes.plot(grid, curve, color=color, linestyle=style, linewidth=1.2)
+
         _name_laws(axes, fit)
         _floor(axes, floor)
         axes.set_ylim(*_limits(rows, fit, floor))
@@ -156,6 +166,7 @@ def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float
             title=axis.title, xlabel=axis.label, ylabel="held-out cross-entropy (nats per event)"
         )
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+
     return out
 
 
@@ -184,6 +195,7 @@ def _series(rows: Sequence[Row], by: str) -> list[tuple[str, str, Any, list[Row]
 
     names = list(dict.fromkeys(str(row.get("name", "")) for row in rows))
     keys = sorted({_group(row, by) for row in rows})
+
     found = []
     for number, name in enumerate(names):
         for place, key in enumerate(keys):
@@ -195,6 +207,7 @@ def _series(rows: Sequence[Row], by: str) -> list[tuple[str, str, Any, list[Row]
             if same:
                 marker = "o" if number == 0 else MARKERS[(number - 1) % len(MARKERS)]
                 found.append((f", {name}" if len(names) > 1 else "", marker, color, same))
+
     return found
 
 

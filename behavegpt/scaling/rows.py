@@ -35,6 +35,7 @@ def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
                 rows.append({**row, "params": figure(path, number, row, COUNTS[count])})
                 for name in ("events", "loss"):
                     figure(path, number, row, name)
+
     return best_rates(rows)
 
 
@@ -54,6 +55,7 @@ def best_rates(rows: Sequence[Row]) -> list[Row]:
         )
         if cell not in best or row["choice_loss"] < best[cell]["choice_loss"]:
             best[cell] = row
+
     return list(best.values())
 
 
@@ -68,4 +70,5 @@ def figure(path: Path, number: int, row: Row, name: str) -> float:
             f"{path}, row {number}: {name!r} is {value!r}, not a positive number; a row needs "
             "params, events and loss. Remove the row, or run the sweep again."
         )
+
     return value

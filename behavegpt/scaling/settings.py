@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
 from behavegpt.errors import ConfigError
 from behavegpt.losses import LossSettings
-from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 from behavegpt.scaling.ladder import Rung, Task, make_rung
 
@@ -141,6 +140,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
         raise ConfigError(
             f"sizes: {', '.join(sorted(twice))} comes out twice for this data; ask for fewer sizes."
         )
+
     jobs = []
     for rung in rungs:
         multiples = settings.events_per_parameter or []
@@ -148,6 +148,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
         scale = (settings.lr.width / rung.width) ** settings.lr.power
         rates = [float(f"{value * scale:.3g}") for value in settings.lr.values]
         jobs += [Job(rung, d, seed, lr) for d in events for seed in settings.seeds for lr in rates]
+
     return sorted(jobs, key=lambda job: (job.flops, job.seed, job.lr))
 
 
@@ -163,6 +164,7 @@ def run_settings(settings: SweepSettings, job: Job, data: str, out: str) -> Pret
         "seed": job.seed,
         "select": "last",
     }
+
     tree = {
         "out": out,
         "data": {"path": data},

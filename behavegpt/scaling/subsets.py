@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from behavegpt.arrays import write_array
 from behavegpt.checksums import seal
 from behavegpt.data.pack import target_rows
 from behavegpt.data.reencode import replace_counts, training_counts
@@ -29,7 +30,6 @@ from behavegpt.data.ties import count_ties
 from behavegpt.errors import DataError
 from behavegpt.io import put_in_place, remove_stale, temporary_name
 from behavegpt.ragged import owners, ranges
-from behavegpt.user_embeddings import write_array
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ def divide(store: EventStore, split: str, heldout_events: int, seed: int) -> Div
             f"{store.path}: no targets in the split {split!r}; prepare the data with another "
             "--split."
         )
+
     # fewer behind this user than wanted
     needed = np.cumsum(asked[::-1])[::-1] - asked < heldout_events
     heldout = needed & (asked > 0)
     trained = _targets(store, TRAIN)[order]
     trained[heldout] = 0
     users = order[trained > 0]
+
     return Division(store, np.sort(order[heldout]), users, np.cumsum(trained[trained > 0]), seed)
 
 
@@ -108,20 +110,24 @@ def _write(
     digest = hashlib.sha256(
         f"{store.manifest.content_hash} {what}".encode() + users.tobytes()
     ).hexdigest()
+
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             with suppress(DataError):  # a damaged one is written anew
                 found = open_store(folder)
                 if found.manifest.content_hash == digest:
                     return found
+
         remove_stale(folder.parent, folder.name)
         temporary = temporary_name(folder, "new")
+
         try:
             _write_files(store, users, temporary, digest, last_split)
             seal(temporary)
             put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
     return open_store(folder)
 
 
@@ -145,9 +151,11 @@ def _write_files(
     }
     for field, counted in vocabulary.items():
         counted.save(folder / "vocabulary" / f"{field}.parquet")
+
     columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     for name, column in columns.items():
         write_array(folder / "columns" / f"{name}.npy", column)
+
     pq.write_table(
         pa.table({"user": store.users().take(pa.array(users))}), folder / "users.parquet"
     )

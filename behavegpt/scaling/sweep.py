@@ -28,8 +28,9 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.grid import Grid, Row, Run, attempted, digest, tell_failed
-from behavegpt.io import check_output, write_text
+from behavegpt.io import write_text
 from behavegpt.model.precision import choose_precision
+from behavegpt.outputs import check_output
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.ladder import Task
 from behavegpt.scaling.rows import COUNTS
@@ -71,6 +72,7 @@ def sweep(
     )
     rows = [row for row in grid.rows() if row["key"] in keys.values()]
     tell_failed(rows, lambda row: str(row["run"]), grid.path)
+
     return rows
 
 
@@ -158,4 +160,5 @@ def _claim_folder(settings: SweepSettings, out: Path) -> None:
                 f"{file}); choose another "
                 "out=FOLDER, so that one law is not fitted to two kinds of runs."
             )
+
     write_text(file, dump_settings(settings))

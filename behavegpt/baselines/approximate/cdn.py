@@ -78,6 +78,7 @@ class CDNHead(ScoreHead):
         each = torch.stack(
             [expert(x) for expert, x in zip(self.experts, given, strict=True)], dim=1
         )
+
         return (self.gate(self.frequency).softmax(-1)[..., None] * each).sum(1)
 
     def set_progress(self, fraction: float) -> None:

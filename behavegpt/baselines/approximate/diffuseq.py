@@ -102,6 +102,7 @@ class Denoiser(nn.Module):
         h = self.into(torch.cat([known, x], dim=1)) + self.position + time[:, None]
         real = torch.ones(x.shape[:2], dtype=torch.bool) if real is None else real
         h = self.encoder(h, src_key_padding_mask=~torch.cat([before, real], dim=1))
+
         return self.out(h[:, history.shape[1] :])
 
 
@@ -118,6 +119,7 @@ def diffusion_loss(
     found = network(noisy, t / (len(a) - 1), history, real)
     wanted = torch.where((t == 1)[:, None, None], embedded, start)
     rounding = F.cross_entropy((start @ network.embed.weight.T)[real], future[real])
+
     return (
         (found - wanted)[real].square().mean()
         + rounding
@@ -146,12 +148,14 @@ def learn(
     network, a = Denoiser(store.behaviors.classes, steps, settings), schedule(settings.levels)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.0)
     seen, least = 0, math.ceil(settings.filled * steps)
+
     while seen < settings.events:
         history, future = blocks(store, settings.past, steps, rng, least)
         if not len(future):
             raise ValueError(
                 f"no {least} training events with known behaviors stand in a row after another one"
             )
+
         for rows in torch.randperm(len(history)).split(settings.batch):
             done = min(seen / settings.events, 1)
             optimizer.param_groups[0]["lr"] = (
@@ -165,6 +169,7 @@ def learn(
             seen += int((future[rows] < store.behaviors.classes).sum())
             if seen >= settings.events:
                 break
+
     return network.eval(), a
 
 
@@ -184,4 +189,5 @@ def diffuseq(
         drawn = torch.cat(
             [sample(network, part, steps, a, settings.draws) for part in history.split(64)]
         )
+
     return dress(drawn.numpy(), histories, store, rng)

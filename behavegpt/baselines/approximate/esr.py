@@ -82,12 +82,14 @@ class ESREncoder(nn.Module):
         frozen = self.vectors[layout.ids["event"]]
         views = [self.to_half(x), self.adapter(frozen)]
         normed = [norm(view) for norm, view in zip(self.norms, views, strict=True)]
+
         found = []
         for own, attention in enumerate(self.exchange):
             view = views[own] + attention(normed[own], normed[1 - own], plan)
             for block in self.blocks:
                 view = block(view, plan)
             found.append(self.norm(view))
+
         hidden = torch.cat(found, dim=-1)
         return Encoded(
             hidden, auxiliary=self._distillation(hidden, frozen, layout) if self.training else None
@@ -102,6 +104,7 @@ class ESREncoder(nn.Module):
         near = min(self.options.similar, users - 1)
         if near < 1:
             return hidden.new_zeros(layout.document.shape)
+
         last = histories.place.gather(1, histories.length[:, None] - 1)[:, 0]
         state = hidden.flatten(0, 1)[last]  # (D, C)
         mean = histories.take(frozen).sum(1) / histories.length[:, None]
@@ -109,6 +112,7 @@ class ESREncoder(nn.Module):
         alike = alike.masked_fill(torch.eye(users, dtype=torch.bool, device=alike.device), -2.0)
         target = state.detach()[alike.topk(near).indices].mean(1)
         distance = self.options.alpha * (state - target).square().mean(-1) * histories.length
+
         return (
             hidden.new_zeros(layout.document.numel())
             .index_copy(0, last, distance)
@@ -140,6 +144,7 @@ def start(model: Any, store: EventStore) -> None:
     wide as usual."""
     encoder, table = model.model.encoder, model.model.embedding.tables["event"].weight
     given = model.config.options["text_vectors"]
+
     model.config.options["text_vectors"] = None
     for target, column in (
         (encoder.vectors[SPECIAL_IDS:], "event"),
@@ -150,6 +155,7 @@ def start(model: Any, store: EventStore) -> None:
         if given and (column == "event" or store.schema.behavior_is_event):
             found = read_vectors(Path(given), vocabulary, target.shape[1])
         target.copy_(found / found.square().mean().sqrt().clamp(min=1e-6))
+
     shared = min(table.shape[1], encoder.vectors.shape[1])
     table.data[SPECIAL_IDS:, :shared] = (
         model.config.initializer_range * encoder.vectors[SPECIAL_IDS:, :shared]
@@ -172,11 +178,13 @@ def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor
         raise DataError(
             f"{path}: not an .npz file with `labels` and `vectors` as plain arrays ({error})."
         ) from None
+
     if vectors.ndim != 2 or len(labels) != len(vectors) or vectors.shape[1] < width:
         raise DataError(
             f"{path}: {len(labels)} labels and vectors of shape {tuple(vectors.shape)}; give one "
             f"row a label, at least {width} wide, or lower options.vector."
         )
+
     ids = torch.from_numpy(vocabulary.encode(labels)) - SPECIAL_IDS
     known = ids >= 0
     if not bool(known.any()):
@@ -184,8 +192,10 @@ def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor
             f"{path}: none of its {len(labels)} labels is one of the data's; check how they are "
             "written."
         )
+
     centered = vectors[known] - vectors[known].mean(0)
     components = torch.linalg.svd(centered, full_matrices=False).Vh[:width]
     result = torch.zeros(vocabulary.classes, width)
     result[ids[known], : len(components)] = centered @ components.T
+
     return result

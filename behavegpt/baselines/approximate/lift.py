@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from behavegpt.baselines.backbone import BackboneEncoder
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.batch import IGNORED
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError
-from behavegpt.paths import PathText
 from behavegpt.training.evaluate import hidden_states
 from behavegpt.training.model_folder import open_model
 
@@ -79,6 +79,7 @@ def start(model: Any, store: EventStore) -> None:
             f"{options['base']}: was trained on other labels; give a base of the same prepared "
             "folder."
         )
+
     encoder = model.model.encoder
     model.model.embedding.load_state_dict(base.model.embedding.state_dict())
     encoder.load_state_dict(
@@ -86,8 +87,10 @@ def start(model: Any, store: EventStore) -> None:
     )
     for branch in encoder.branches:
         torch.nn.init.zeros_(branch.up.weight)
+
     for part in (model.model.embedding, encoder.blocks, encoder.norm):
         part.requires_grad_(False)
+
     options["base"] = None
     model.head.classes.weight.data.copy_(class_means(model, store))
 
@@ -99,12 +102,15 @@ def class_means(model: Any, store: EventStore) -> torch.Tensor:
     config = model.config
     total = torch.zeros(config.num_behaviors, config.hidden_size)
     rows = max(1, POSITIONS // row_length_for(config.max_length))
+    fields = BatchFields(config.columns)
     batches = evaluation_batches(
-        store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=config.columns
+        store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=fields
     )
+
     for batch, hidden in hidden_states(model, batches):
         wanted = batch.target != IGNORED
         total.index_add_(0, batch.target[wanted], F.normalize(hidden[wanted], dim=-1))
+
     random = config.initializer_range * torch.randn_like(total)
     return torch.where(total.any(1, keepdim=True), F.normalize(total, dim=-1), random)
 

@@ -74,10 +74,12 @@ class MatchingHead(nn.Module):
         # (Q, N, 4 D), the same in every refinement
         of_pair = self.of_query(q)[:, None] + self.of_support(supports)
         h, cell = q[:, None], q.new_zeros(1)
+
         for _ in range(self.steps):
             forget, write, read, new = (of_pair + self.of_memory(h)).chunk(4, dim=-1)
             cell = forget.sigmoid() * cell + write.sigmoid() * new.tanh()
             h = read.sigmoid() * cell.tanh() + q[:, None]
+
         return self.log_scale.exp() * F.cosine_similarity(h, supports, dim=-1)
 
 
@@ -96,11 +98,14 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
             f"only {len(usable)} behaviors have more than {settings.shots} examples to learn "
             "matching from; give more data, or lower shots."
         )
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         head = MatchingHead(states.shape[1], settings)
+
     optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr)
     ways = min(settings.ways, len(usable))
+
     for _ in range(settings.episodes):
         chosen = usable[torch.randperm(len(usable), generator=generator)[:ways]]
         drawn = [
@@ -116,6 +121,7 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
     return head.eval()
 
 
@@ -132,8 +138,10 @@ def match(
     seen = torch.bincount(member, minlength=classes).nonzero()[:, 0]
     supports = head.supports(examples, member, classes)[seen]
     metrics = PredictionMetrics(classes)
+
     for state, target in queries:
         scores = state.new_full((len(state), classes), -torch.inf)
         scores[:, seen] = head(state, supports)
         metrics.update(scores, target)
+
     return metrics

@@ -63,6 +63,7 @@ class PITuningHead(ScoreHead):
                 f"pituning_like keeps a table of {events:,} events x {config.num_behaviors:,} "
                 f"behaviors; the most is {CELLS:,} cells. Take another baseline, or coarser labels."
             )
+
         self.dense = nn.Linear(width, width)
         self.transitions = nn.Embedding(events, config.num_behaviors)
 

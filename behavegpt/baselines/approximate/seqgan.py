@@ -130,6 +130,7 @@ def rewards(
     found = future[:, None, None].expand(rows, steps, many, steps).clone()
     _, state = policy.read(history)
     logs, under_way = torch.empty(0), (torch.empty(0), torch.empty(0))
+
     for step in range(1, steps):
         new, state = policy.read(future[:, step - 1 : step], state)
         # one beginning more sets out from here; rows under way are ordered (beginning, row,
@@ -138,15 +139,18 @@ def rewards(
             new[:, -1].repeat_interleave(many, 0),
             *(part.repeat_interleave(many, 1) for part in state),
         )
+
         if step > 1:
             new, parts = (
                 torch.cat([logs, new]),
                 [torch.cat(pair, 1) for pair in zip(under_way, parts, strict=True)],
             )
+
         drawn = torch.multinomial(new.exp(), 1)
         found[:, :step, :, step] = drawn.view(step, rows, many).transpose(0, 1)
         logs, under_way = policy.read(drawn, (parts[0], parts[1]))
         logs = logs[:, -1]
+
     return judge(history, found.flatten(1, 2)).view(rows, steps, many).mean(2)
 
 
@@ -194,6 +198,7 @@ def play(
     history, future = blocks(store, settings.past, steps, rng, least=steps)
     if not settings.rounds or not len(future):
         return
+
     judge, roller = Discriminator(policy.out.out_features), copy.deepcopy(policy)
     teacher = torch.optim.Adam(judge.parameters(), lr=1e-3, weight_decay=1e-4)
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.policy_lr)
@@ -204,12 +209,14 @@ def play(
             rows = torch.randint(len(future), (settings.batch,))
             with torch.no_grad():
                 both = torch.stack([future[rows], policy.draw(history[rows], steps)], dim=1)
+
             logits = judge(history[rows], both)
             F.binary_cross_entropy_with_logits(
                 logits, torch.tensor([1.0, 0.0]).expand_as(logits)
             ).backward()
             teacher.step()
             teacher.zero_grad()
+
         judge.eval()
 
     teach(settings.judge_steps)
@@ -217,6 +224,7 @@ def play(
         rows = torch.randint(len(future), (settings.policy_batch,))
         with torch.no_grad():
             drawn = policy.draw(history[rows], steps)
+
         worth = rewards(
             roller,
             lambda h, f: torch.sigmoid(judge(h, f)),
@@ -224,13 +232,16 @@ def play(
             drawn,
             settings.completions,
         )
+
         policy_loss(policy.score(history[rows], drawn), drawn, worth - worth.mean(0)).backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad()
+
         with torch.no_grad():
             for slow, fast in zip(roller.parameters(), policy.parameters(), strict=True):
                 slow.lerp_(fast, 1 - settings.average)
+
         teach(settings.judge_again)
 
 
@@ -252,4 +263,5 @@ def seqgan(
             drawn = policy.draw(
                 last_classes(histories, settings.past, store.behaviors.classes), steps
             )
+
     return dress(drawn.numpy(), histories, store, rng)

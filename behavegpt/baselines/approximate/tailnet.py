@@ -70,6 +70,7 @@ class TailNetEncoder(nn.Module):
         visible = layout.visible()
         weight = self.weights(features) * visible[..., None] / visible.sum(-1)[:, :, None, None]
         s, session = weight[..., 0] @ v, weight[..., 1] @ v
+
         return Encoded(
             self.out(torch.cat([v, session], dim=-1)), {"tail": self.preference(s).sigmoid()}
         )

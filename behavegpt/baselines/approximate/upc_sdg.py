@@ -120,6 +120,7 @@ def perturbation_loss(
     similar = F.relu((new * old).sum(2) - privacy[:, None]).mean()
     weights = model.contributions(user, events).softmax(1)
     rebuilt = model.transform((weights[..., None] * old).sum(1))
+
     return utility + 3 * similar + F.mse_loss(rebuilt, user)
 
 
@@ -144,6 +145,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
     count = torch.from_numpy(np.diff(offsets))
     busy = torch.repeat_interleave(torch.arange(len(count)), count)
+
     each = 16
     for _ in range(-(-settings.events // (settings.batch * each))):
         # users as often as they have events
@@ -170,6 +172,7 @@ def learn(store: EventStore, settings: UPCSettings) -> Perturber:
     user = user_vectors(table, vectors)
     model = Perturber(vectors, torch.from_numpy(np.bincount(events, minlength=size) > 0))
     train(model, user, events, np.searchsorted(owner, np.arange(users + 1)), settings)
+
     return model
 
 
@@ -187,6 +190,7 @@ def upc_sdg(
     length = np.minimum(count, steps)
     index = (end - length)[:, None] + np.arange(steps) % length[:, None]
     own = histories.columns["event"]
+
     with seeded(rng):
         model = learn(store, settings)
         table = count_table(
@@ -196,12 +200,14 @@ def upc_sdg(
         drawn = perturb(
             model, user, torch.from_numpy(own[index]), settings.rho, settings.privacy
         ).numpy()
+
     names = [name for name in histories.columns if name in store.columns or name == "behavior"]
     columns = {name: histories.columns[name][index] for name in names}
     other = drawn != columns["event"]
     source = _training_event(store, drawn[other], rng)
     for name in names:
         columns[name][other] = np.asarray(store.column(name))[source]
+
     return columns, _gaps(histories)[index]
 
 
