@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Parser, encoding_argument, named_logs
+from behavegpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -32,12 +33,16 @@ def log_arguments(parser: Parser) -> None:
     group.add_argument(
         "--naive-time", choices=("local", "utc"), help="what a time without zone means"
     )
+    group.add_argument(
+        "--tz",
+        metavar="ZONE",
+        help="of `universal`: IANA zone of weekdays and time slots (default UTC)",
+    )
 
 
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
     universal one."""
-    from behavegpt.errors import ConfigError
     from behavegpt.predictor import load
     from behavegpt.zero_shot import is_universal
 
@@ -61,11 +66,11 @@ def load_with_logs(
 
     Raises ConfigError where logs are missing.
     """
-    from behavegpt.errors import ConfigError
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
     if is_universal(arguments.model):
-        universal, changes = load_zero_shot(arguments.model), _changes(arguments)
+        universal = load_zero_shot(arguments.model)
+        changes = _changes(arguments, counting=not universal.counted)
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
@@ -97,7 +102,15 @@ def given_argument(parser: Parser, what: str) -> None:
     )
 
 
-def _changes(arguments: Arguments) -> dict[str, Any]:
+def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
+    """What the options say of the columns and times of a log. Raises ConfigError for a zone, unless
+    the log is counted: what was trained or counted keeps its own."""
+    if arguments.tz and not counting:
+        raise ConfigError(
+            f"--tz is for a log that `universal` counts; {arguments.model} keeps the zone of the "
+            "log that it was made from."
+        )
+    names = (*_READING, "tz")
     return {
-        name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None
+        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
     }
