@@ -1,7 +1,7 @@
 # The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
-.PHONY: check docs test coverage test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
+.PHONY: check docs notebooks test coverage test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
 
 check: ## ruff, mypy, the layers of the design (import-linter), dead code (vulture)
 	$(PYTHON) -m ruff check .
@@ -24,6 +24,9 @@ test-gpu: ## what needs a CUDA device
 
 docs: ## the site of mkdocs.yml in site/; a broken link or an unlisted page is an error (./bootstrap.sh docs installs it)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build -q --strict
+
+notebooks: ## run notebooks/*.ipynb and keep what they print and draw; minutes
+	$(PYTHON) tools/notebooks.py
 
 style: ## lengths, comments, docstrings, ... of the library as a table; --list MEASURE names the places
 	$(PYTHON) tools/style_counts.py

@@ -61,8 +61,8 @@ def evaluate_universal(
             show(metrics.rows, "")
 
     scored = {UNIVERSAL: metrics}
-    for name, other, found in score_baselines(store, split, given) if baselines else ():
-        scored[name], ranks[name] = other, found
+    for name, counted, counted_ranks in score_baselines(store, split, given) if baselines else ():
+        scored[name], ranks[name] = counted, counted_ranks
 
     protocol = {
         "task": describe(given),

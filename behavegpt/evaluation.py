@@ -83,8 +83,8 @@ def compare(
     # counting is fast, and the same on every rank: rank 0 does it alone
     scored = {"behavegpt": metrics}
     if baselines and share.rank == 0:
-        for name, other, found in score_baselines(store, split, predictor.given):
-            scored[name], ranks[name] = other, found
+        for name, counted, counted_ranks in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = counted, counted_ranks
 
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
     result["models"]["behavegpt"]["cross_entropy"] = cross_entropy

@@ -12,6 +12,7 @@ from behavegpt.cli.command import (
     given_options,
     named_logs,
 )
+from behavegpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -39,12 +40,16 @@ def log_arguments(parser: Parser) -> None:
     group.add_argument(
         "--naive-time", choices=("local", "utc"), help="what a time without zone means"
     )
+    group.add_argument(
+        "--tz",
+        metavar="ZONE",
+        help="of `universal`: IANA zone of weekdays and time slots (default UTC)",
+    )
 
 
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
     universal one."""
-    from behavegpt.errors import ConfigError
     from behavegpt.predictor import load
     from behavegpt.zero_shot import is_universal
 
@@ -55,7 +60,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
             "configs/small.yaml data.path=DIR out=RUN"
         )
 
-    changes = given_options(arguments, _READING)
+    changes = _changes(arguments)
     predictor = load(arguments.model, device)
     return predictor.reading(**changes) if changes else predictor
 
@@ -68,13 +73,12 @@ def load_with_logs(
 
     Raises ConfigError where logs are missing.
     """
-    from behavegpt.errors import ConfigError
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
     if is_universal(arguments.model):
         universal = load_zero_shot(arguments.model)
-        changes = given_options(arguments, _READING)
         # a saved folder has its tables already: logs are asked about, not counted
+        changes = _changes(arguments, counting=not universal.counted)
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
@@ -115,3 +119,14 @@ def say_unread(unknown: Mapping[str, int], rejected: Mapping[str, int]) -> None:
         for name, number in counts.items():
             if number:
                 say(f"{what}: {name}: {number:,}")
+
+
+def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
+    """What the options say of the columns and times of a log. Raises ConfigError for a zone, unless
+    the log is counted: what was trained or counted keeps its own."""
+    if arguments.tz and not counting:
+        raise ConfigError(
+            f"--tz is for a log that `universal` counts; {arguments.model} keeps the zone of the "
+            "log that it was made from."
+        )
+    return given_options(arguments, (*_READING, "tz"))
