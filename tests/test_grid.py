@@ -131,15 +131,17 @@ def published(name: str) -> list[Row]:
     ]
 
 
+@pytest.mark.parametrize("log", ["globo", "retail"])
 @pytest.mark.parametrize("script", ["cross_domain", "new_behavior"])
-def test_the_published_rows_are_found_as_done(script: str) -> None:
+def test_the_published_rows_are_found_as_done(script: str, log: str) -> None:
     """Each row in docs/results is that of a run of the shipped protocol, which would skip it."""
     from behavegpt.config import read_settings
     from tests.adapt.test_eval import script as load
 
     module = load(script)
-    protocol = read_settings(module.Protocol, ROOT / "configs" / "adapt" / f"eval_{script}.yaml")
+    file = ROOT / "configs" / "adapt" / f"eval_{script}_{log}.yaml"
+    protocol = read_settings(module.Protocol, file)
     options = module.argparse.Namespace(only=[], tune=None)
-    rows = published(f"{script}.jsonl")
+    rows = published(f"{script}_{log}.jsonl")
     found = [find(rows, run.key) for run in module.runs(protocol, options)]
     assert rows and [row for row in rows if "lr" not in row and row not in found] == []

@@ -56,7 +56,7 @@ def test_a_step_has_a_32nd_of_the_events_within_bounds(
     config = config_of(store, max_length=max_length, next_heads=["gap"])
     found = setup.training_batches(store, config, train)
     assert (found.rows_per_step, found.seed, found.max_length) == (rows, 3, max_length)
-    assert found.fields == config.columns and found.next_fields == ("gap",)
+    assert found.fields.inputs == config.columns and found.fields.next == ("gap",)
 
 
 def test_nothing_to_learn_is_refused() -> None:
