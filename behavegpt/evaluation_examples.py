@@ -22,6 +22,7 @@ EXAMPLES = 5  # users spread over the split
 HISTORY, SHORT_HISTORY = 6, 3  # events before the target, of these and of those by behavior
 BEHAVIORS = 40  # the most frequent ones have a hit and a miss
 LIKELIEST = 3
+TRIES = 3  # rows looked at for an example of a behavior
 
 
 @dataclass(frozen=True)
@@ -89,26 +90,30 @@ def collect_examples(
     spread = deep[np.linspace(0, len(deep) - 1, EXAMPLES).astype(int)] if len(deep) else deep
     return {
         "examples": [reader.example(int(row), HISTORY) for row in np.unique(spread)],
-        "by_behavior": {
-            label: [reader.example(row, SHORT_HISTORY) for row in rows]
-            for label, rows in _hit_and_miss(store, found).items()
-        },
+        "by_behavior": _hit_and_miss(reader, found),
     }
 
 
-def _hit_and_miss(store: EventStore, found: TargetRanks) -> dict[str, list[int]]:
-    """Behavior -> the last row where it was predicted, and the last where it was not."""
-    behavior = store.column("behavior")[found.rows]
+def _hit_and_miss(reader: _Reader, found: TargetRanks) -> dict[str, list[dict[str, Any]]]:
+    """Behavior -> an example where it was predicted, and one where it was not, the latest ones."""
+    behavior = reader.store.column("behavior")[found.rows]
     ids, support = np.unique(behavior, return_counts=True)
     frequent = ids[np.argsort(-support, kind="stable")[:BEHAVIORS]]
     hit = found.ranks == 0
-    rows: dict[str, list[int]] = {}
+
+    examples: dict[str, list[dict[str, Any]]] = {}
     for identifier in frequent:
-        of_kind = behavior == identifier
-        last = [found.rows[of_kind & right][-1:] for right in (hit, ~hit)]
-        label = str(store.behaviors.decode(np.array([identifier]))[0])
-        rows[label] = np.concatenate(last).tolist()
-    return rows
+        label = str(reader.store.behaviors.decode(np.array([identifier]))[0])
+        examples[label] = []
+        for is_hit in (True, False):
+            rows = found.rows[(behavior == identifier) & (hit == is_hit)]
+            # an example reads a whole window; the evaluation packs windows, which may be shorter
+            for row in rows[: -TRIES - 1 : -1]:
+                example = reader.example(int(row), SHORT_HISTORY)
+                if (example["predicted"][0][0] == label) == is_hit:
+                    examples[label].append(example)
+                    break
+    return examples
 
 
 def _times(store: EventStore, part: slice) -> list[str]:

@@ -153,8 +153,8 @@ def test_intervals_and_examples_by_behavior_come_with_the_figures(tmp_path: Path
             assert low <= result["models"][name][figure] <= high, (name, figure)
     shown = json.loads((tmp_path / "eval" / "examples.json").read_text())
     labels = [str(label) for label in store.behaviors.values.to_pylist()]
-    assert set(shown["by_behavior"]) <= set(labels) and shown["by_behavior"]
+    assert set(shown["by_behavior"]) <= set(labels) and any(shown["by_behavior"].values())
     for label, found in shown["by_behavior"].items():
-        assert 1 <= len(found) <= 2 and all(example["actual"] == label for example in found)
+        assert len(found) <= 2 and all(example["actual"] == label for example in found)
         right = [example["predicted"][0][0] == label for example in found]
-        assert right in ([True], [False], [True, False])
+        assert right in ([], [True], [False], [True, False])

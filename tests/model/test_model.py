@@ -536,7 +536,9 @@ def test_configs_of_earlier_versions_load_with_the_gap_heads_size():
     old = make("next").config.to_dict() | {"gap_buckets": GAP_BUCKETS}
     config = BehaveGPTConfig.from_dict(old)
     assert "gap_buckets" not in config.to_dict()
-    assert BehaveGPTForBehaviorPrediction(config).next_heads["gap"].out_features == collate.GAP_BUCKETS
+    assert (
+        BehaveGPTForBehaviorPrediction(config).next_heads["gap"].out_features == collate.GAP_BUCKETS
+    )
     with pytest.raises(ValueError, match="gap_buckets is 56"):
         BehaveGPTConfig.from_dict(old | {"gap_buckets": 20})
 
