@@ -11,8 +11,8 @@ be overridden by its dotted name. What it runs, in behavegpt/pretrain.py:
     trainer.fit()
     run.save(trainer.best_model(), ...)
 
-A step is in behavegpt/training/trainer.py, the forward in behavegpt/model/behavegpt.py, the loss in
-behavegpt/losses/.
+The loop is in behavegpt/training/trainer.py, a step in behavegpt/training/step.py, the forward in
+behavegpt/model/behavegpt.py, the loss in behavegpt/losses/.
 """
 
 import sys

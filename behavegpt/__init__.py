@@ -9,6 +9,7 @@ from behavegpt.auto import register_lazily
 
 __version__ = "0.2.0"
 
+# public name -> module it comes from; imported on first use, so `import behavegpt` takes no torch
 _PUBLIC = {
     "BehaveGPTError": "behavegpt.errors",
     "EventSchema": "behavegpt.data.schema",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -25,6 +24,7 @@ def register_lazily() -> None:
         if name in sys.modules:
             register()
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        # first of the finders, or Python's own would find the modules before it
         sys.meta_path.insert(0, _Finder())
 
 
@@ -35,10 +35,9 @@ def _register_config() -> None:
 
 def _register_models() -> None:
     block = sys.modules.get(BLOCK)
-    # half imported, it is what imports the Auto classes now
+    # half imported, it is itself what imports the Auto classes now: wait until it is whole
     if block is None or hasattr(block, "BehaveGPTBlock"):
-        # it registers itself; it may import the Auto classes
-        importlib.import_module("behavegpt.model.behavegpt")
+        importlib.import_module("behavegpt.model.behavegpt")  # registers itself
 
 
 def _register_tokenizer() -> None:
@@ -50,6 +49,7 @@ def _register_tokenizer() -> None:
     AutoFeatureExtractor.register(BehaveGPTConfig, EventTokenizer, exist_ok=True)
 
 
+# module -> what to do after its import
 _REGISTER: dict[str, Callable[[], None]] = {
     f"{PREFIX}configuration_auto": _register_config,
     f"{PREFIX}modeling_auto": _register_models,
@@ -58,7 +58,7 @@ _REGISTER: dict[str, Callable[[], None]] = {
 }
 
 
-class _Finder(MetaPathFinder):
+class _Finder:  # not importlib.abc's: to import those takes longer than the whole package
     """Finds the Auto modules as Python does, with a loader that registers afterwards."""
 
     def find_spec(
@@ -66,22 +66,26 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in _REGISTER:
             return None
+
+        # Python's own search; asking all finders would ask this one again
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            loader: Any = _Loader(spec.loader)
+            spec.loader = loader
         return spec
 
 
-class _Loader(Loader):
-    def __init__(self, loader: Loader) -> None:
+class _Loader:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _REGISTER[module.__name__]()
+        _REGISTER[module.__name__]()  # on the whole module, not before
 
     def __getattr__(self, name: str) -> Any:  # such as get_source, for tracebacks
         return getattr(self._loader, name)

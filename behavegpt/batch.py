@@ -45,10 +45,15 @@ class PackedBatch(NamedTuple):
     @property
     def arguments(self) -> dict[str, Any]:
         """What a model's forward takes of it, whatever is asked."""
-        told = {} if self.memory is None else {"memory": self.memory}
-        if self.given is not None:
-            told["given"] = self.given
-        return {**self.inputs, "document": self.document, "position": self.position, **told}
+        counts = {} if self.memory is None else {"memory": self.memory}
+        given = {} if self.given is None else {"given": self.given}
+        return {
+            **self.inputs,
+            "document": self.document,
+            "position": self.position,
+            **counts,
+            **given,
+        }
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on a device."""
@@ -60,11 +65,14 @@ def moved(parts: Any, device: torch.device) -> Any:
     """Tensors, or arrays as such, on a device; also in dicts and named tuples of them."""
     if isinstance(parts, np.ndarray):
         parts = torch.from_numpy(parts)
+
     if isinstance(parts, torch.Tensor):
         return parts.to(device, non_blocking=True)
+
     if isinstance(parts, dict):
         return {name: moved(part, device) for name, part in parts.items()}
     if isinstance(parts, tuple):
-        found = [moved(part, device) for part in parts]
-        return type(parts)(*found) if hasattr(parts, "_fields") else tuple(found)
+        parts_there = [moved(part, device) for part in parts]
+        # a named tuple takes its fields one by one, a plain one as a list
+        return type(parts)(*parts_there) if hasattr(parts, "_fields") else tuple(parts_there)
     return parts

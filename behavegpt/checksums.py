@@ -25,7 +25,7 @@ FORMAT = 1
 LONGEST = 1 << 22  # bytes of a manifest that is read
 SETTLED = 0.1  # seconds after a change from which on the times tell the next one
 
-Stamp = list[int | str]
+Stamp = list[int | str]  # device, inode, size, times and digest of a file that was found sound
 
 
 class Damage(NamedTuple):
@@ -40,25 +40,32 @@ def seal(folder: Path, files: Collection[str] | None = None, **facts: Any) -> No
     disk."""
     if files is None:
         files = files_of(folder)
-    (folder / MANIFEST).write_text(
-        _dumps(manifest_of(folder, files, facts)), encoding="utf-8", newline="\n"
-    )
+
+    text = _dumps(manifest_of(folder, files, facts))
+    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+
+    # files before the folder: an entry must not reach the disk before what it names
     sync(*(folder / name for name in (*files, MANIFEST)), folder)
 
 
 def put(folder: Path, name: str, text: str) -> None:
     """Write a text file into a folder, and into its manifest where it has one; the folder is sound
     at every moment."""
-    manifest = (
-        json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if is_sealed(folder) else None
-    )
+    manifest = None
+    if is_sealed(folder):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+    # out of the manifest while it changes: a crash between the writes leaves a file that the
+    # manifest does not name, never one that it calls damaged
     if manifest is not None and name in manifest["files"]:
         del manifest["files"][name]
         write_text(folder / MANIFEST, _dumps(manifest))
+
     write_text(folder / name, text)
     if manifest is not None:
         manifest["files"] |= manifest_of(folder, [name], {})["files"]
         write_text(folder / MANIFEST, _dumps(manifest))
+
     sync(folder / name, folder)
 
 
@@ -72,20 +79,25 @@ def verify(folder: Path, damage: Damage, files: Collection[str] | None = None) -
     saw."""
     sums = _read_manifest(folder, damage)
     known = _read_stamps(folder)
+
     sound: dict[str, Stamp] = {}
     for name in sums if files is None else files:
         if name not in sums:
             raise damage.error(f"{folder / name}: {MANIFEST} does not know it; {damage.remedy}.")
+        # raises already where size or kind differ, which needs no reading
         stamp = _stamp(folder / name, sums[name], damage)
         if known.get(name) != stamp:
             _compare(folder / name, sums[name], damage)
         sound[name] = stamp
+
+    # written only when something new was read: opening a model must not write each time
     if any(known.get(name) != stamp for name, stamp in sound.items()):
         _write_stamps(folder, known | sound)
 
 
 def damaged_files(folder: Path, damage: Damage) -> list[str]:
     """A line for each file of the manifest that is not as it was, reading every byte."""
+    # all of them: a person wants to know at once what to restore
     lines = []
     for name, entry in _read_manifest(folder, damage).items():
         try:
@@ -124,10 +136,9 @@ def sync(*paths: Path) -> None:
 def verify_exactly(folder: Path, damage: Damage, files: Collection[str], **facts: Any) -> None:
     """As `verify`, reading every byte, of a folder that holds these files alone, with these facts
     and no links."""
-    for path, is_right in (
-        (folder, stat.S_ISDIR),
-        *((folder / name, stat.S_ISREG) for name in (*files, MANIFEST)),
-    ):
+    kinds = [(folder, stat.S_ISDIR)]
+    kinds += [(folder / name, stat.S_ISREG) for name in (*files, MANIFEST)]
+    for path, is_right in kinds:
         try:
             mode = path.lstat().st_mode
         except OSError as error:
@@ -136,17 +147,19 @@ def verify_exactly(folder: Path, damage: Damage, files: Collection[str], **facts
             raise damage.error(
                 f"{path}: a link or special file, which no checkpoint holds; {damage.remedy}."
             )
+
     try:
-        found = manifest_of(folder, files, facts)
+        actual = manifest_of(folder, files, facts)
         with open(folder / MANIFEST, "rb") as stream:
-            text = stream.read(1 << 16)
+            text = stream.read(1 << 16)  # a checkpoint's is a few hundred bytes
     except OSError as error:
         raise damage.error(f"{folder}: cannot be read ({error}); {damage.remedy}.") from None
-    if text != _dumps(found).encode():
-        wrong = [name for name in files if found["files"][name]["sha256"].encode() not in text] or [
-            MANIFEST
-        ]
-        raise _changed(folder / wrong[0], damage)
+
+    # byte for byte: facts, names and digests at once
+    if text != _dumps(actual).encode():
+        digests = {name: entry["sha256"].encode() for name, entry in actual["files"].items()}
+        wrong = [name for name in files if digests[name] not in text]
+        raise _changed(folder / (wrong[0] if wrong else MANIFEST), damage)
 
 
 def _read_manifest(folder: Path, damage: Damage) -> dict[str, Any]:
@@ -157,12 +170,14 @@ def _read_manifest(folder: Path, damage: Damage) -> dict[str, Any]:
             text = file.read(LONGEST)
         manifest = json.loads(text)
         files: dict[str, Any] = manifest["files"]
+        # dumped again it must be the same text: anything else was not written by `seal`
         sound = _dumps(manifest).encode() == text and manifest["format"] == FORMAT
         sound = sound and all(
             set(entry) == {"sha256", "size"} and is_inside(name) for name, entry in files.items()
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise damage.error(f"{path}: cannot be read ({error}); {damage.remedy}.") from None
+
     if not sound:
         raise _changed(path, damage)
     return files
@@ -178,11 +193,11 @@ def is_inside(name: str) -> bool:
 def _compare(path: Path, entry: dict[str, Any], damage: Damage) -> None:
     try:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
     except OSError as error:
         raise damage.error(f"{path}: cannot be read ({error.strerror}); {damage.remedy}.") from None
-    if (found, size) != (entry["sha256"], entry["size"]):
+    if (digest, size) != (entry["sha256"], entry["size"]):
         raise _changed(path, damage)
 
 
@@ -193,33 +208,34 @@ def _changed(path: Path, damage: Damage) -> BehaveGPTError:
 def _stamp(path: Path, entry: dict[str, Any], damage: Damage) -> Stamp:
     """What stays the same as long as nobody writes into a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise damage.error(f"{path}: missing ({error.strerror}); {damage.remedy}.") from None
-    if not stat.S_ISREG(found.st_mode):
+
+    if not stat.S_ISREG(status.st_mode):
         raise damage.error(f"{path}: no regular file; {damage.remedy}.")
-    if found.st_size != entry["size"]:
+    if status.st_size != entry["size"]:
         raise _changed(path, damage)
+    # ctime, as mtime can be set back
     return [
-        found.st_dev,
-        found.st_ino,
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
         entry["sha256"],
     ]
 
 
 def _notes(folder: Path) -> Path:
+    """The file with the stamps of a folder, named by its real path."""
     cache = Path(os.environ.get("BEHAVEGPT_CACHE", Path.home() / ".cache" / "behavegpt"))
-    return (
-        cache
-        / "verified"
-        / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
-    )
+    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return cache / "verified" / f"{key}.json"
 
 
 def _read_stamps(folder: Path) -> dict[str, Stamp]:
+    """File -> stamp; empty where nothing is known, or the note is damaged: all is read again."""
     try:
         known = json.loads(_notes(folder).read_bytes())
     except (OSError, ValueError, RuntimeError, RecursionError):
@@ -229,6 +245,7 @@ def _read_stamps(folder: Path) -> dict[str, Stamp]:
 
 def _write_stamps(folder: Path, stamps: dict[str, Stamp]) -> None:
     """Remember what is sound, where there is a cache to write to."""
+    # by ctime, in nanoseconds; a write within the clock's step could leave the times as they are
     latest = max(int(stamp[4]) for stamp in stamps.values()) if stamps else 0
     if time.time_ns() - latest > SETTLED * 1e9:
         with suppress(OSError, RuntimeError):

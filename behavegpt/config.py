@@ -11,12 +11,13 @@ together.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from behavegpt.bounded_yaml import MOST_DEPTH, NotYaml, load_yaml
 from behavegpt.errors import ConfigError
@@ -37,12 +38,23 @@ class Settings(BaseModel):
     )
 
 
+def _path_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an empty path; name a file or folder")
+    return os.path.expanduser(text)
+
+
+PathText = Annotated[str, AfterValidator(_path_text)]
+"""A setting that is a path."""
+
+
 def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
     """Read `path` (with its `base:` files), apply `a.b=value` overrides in order, and validate as
     `cls`.
 
     Raises ConfigError naming the file, the setting, the value and the nearest known name.
     """
+    # overrides on the tree, before validation: they may mend what a file lacks
     tree = read_yaml(find_config(path)) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
@@ -57,7 +69,10 @@ def find_config(name: str | Path) -> Path:
     ('small.yaml', 'adapt')
     """
     path = local_path(name)
+
+    # a path that exists, or can only be a path, is not looked up by name
     if path.is_file() or path.is_absolute() or ".." in path.parts:
+        # `configs/small.yaml`, as one writes it in a checkout, also works from the wheel
         return path
     inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     shipped = SHIPPED / inside.parent / f"{inside.name.removesuffix('.yaml')}.yaml"
@@ -87,6 +102,7 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: `base:` goes round in a circle; remove one of the links.")
     if len(_seen) > MOST_BASES:
         raise ConfigError(f"{path}: a base of a base, {MOST_BASES} times; put some files together.")
+
     try:
         text = path.read_text(encoding="utf-8")
         tree = load_yaml(text, str(path))
@@ -96,23 +112,27 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file; check the path.{meant}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
+
+    # an empty file has no settings
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{path}: the top level must be a mapping of settings, found {type(tree).__name__}."
         )
+
     merged: dict[str, Any] = {}
     for base in _bases(path, tree.pop("base", [])):
+        # bases left to right, each over those before it, and the file itself over all
         merged = _merge(merged, read_yaml(path.parent / local_path(base), (*_seen, path.resolve())))
     return _merge(merged, tree)
 
 
 def _bases(path: Path, written: Any) -> list[str]:
+    """The names under `base:`, one or a list."""
     bases = [written] if isinstance(written, str) else written
-    if not isinstance(bases, list) or not all(
-        isinstance(base, str) and base.isprintable() and base for base in bases
-    ):
+    is_list = isinstance(bases, list)
+    if not is_list or not all(isinstance(b, str) and b.isprintable() and b for b in bases):
         raise ConfigError(
             f"{path}: base = {_short(written)}: give a file's name, or a list of names."
         )
@@ -131,15 +151,16 @@ def closest(name: str, known: Sequence[str]) -> str:
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """`high` over `low`, group by group; null takes a whole group back."""
     merged = dict(low)
     for key, value in high.items():
-        section = isinstance(merged.get(key), dict)
-        if section and value is None:
+        is_group = isinstance(merged.get(key), dict)
+        if is_group and value is None:
             del merged[key]
+        elif is_group and isinstance(value, dict):
+            merged[key] = _merge(merged[key], value)
         else:
-            merged[key] = (
-                _merge(merged[key], value) if section and isinstance(value, dict) else value
-            )
+            merged[key] = value
     return merged
 
 
@@ -153,7 +174,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         )
     if not text.strip():  # as an unset variable of a shell gives
         raise ConfigError(f"{override!r} has no value; write {name}=null for none.")
+
     for key in keys[:-1]:
+        # a group that the file lacks is made; a single value is not overwritten by one
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")
         tree = tree[key]
@@ -169,6 +192,7 @@ def _value(text: str, name: str) -> Any:
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
+    """pydantic's findings, a line each: where, what is wrong, and what may be meant."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
@@ -184,12 +208,18 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
                 f"{source}: {where} = {_short(item['input'])}: "
                 f"{item['msg'].removeprefix('Value error, ')}."
             )
+
     more = len(lines) - MOST_LINES
-    return "\n".join(lines[:MOST_LINES] + ([f"{source}: and {more} more."] if more > 0 else []))
+    if more > 0:
+        lines[MOST_LINES:] = [f"{source}: and {more} more."]
+    return "\n".join(lines)
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a huge number"
+    """A value as Python writes it, cut to 100 characters."""
+    # Python refuses to write integers of more than 4,300 digits
+    is_huge = isinstance(value, int) and abs(value) >= 10**80
+    text = "a huge number" if is_huge else repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
@@ -199,6 +229,6 @@ def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         field = cls.model_fields.get(str(part))
         inner = field.annotation if field else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
+            break  # a list or a union has no fields of its own
         cls = inner
     return list(cls.model_fields)

@@ -46,13 +46,16 @@ def table(
     out = Table(
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
     )
+
     for index, column in enumerate(columns):
         out.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         out.add_row(*(escape(cell) for cell in row))
+
     target = Console(file=file, highlight=False)
+    # wide lines in a file or a pipe: nothing folds them there, and cells must stay whole
     if not file.isatty():
-        target.width = max(target.width, 160)
+        target.width = max(target.width, 160)  # columns
     target.print(out)
 
 
@@ -60,15 +63,19 @@ def table(
 def progress(label: str, total: int) -> Iterator[Update]:
     """A bar on a terminal and in a notebook, otherwise a plain line every ten seconds; yields
     update(done, note)."""
+    # a bar redraws its line, which a log file would keep each time
     if not sys.stderr.isatty() and not _draws_widgets():
         yield _plain(label, total)
         return
+
     columns = (
         TextColumn("      {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
+
+    # transient: the finished bar goes, the result stays
     with Progress(
         *columns, TextColumn("{task.fields[note]}"), console=console(), transient=True
     ) as bar:
@@ -86,6 +93,7 @@ def _draws_widgets() -> bool:
 
 
 def _plain(label: str, total: int) -> Update:
+    """Plain lines, at most one in LINE_EVERY seconds: for logs."""
     last = time.monotonic()
 
     def update(done: int, note: str) -> None:

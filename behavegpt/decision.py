@@ -22,7 +22,8 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.io import read_json, write_text
-from behavegpt.metrics.thresholds import CANDIDATES, Rows, Search, candidates, learn
+from behavegpt.metrics.ascent import Rows
+from behavegpt.metrics.thresholds import CANDIDATES, Search, candidates, learn
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.options import DecisionOptions
 from behavegpt.training.evaluate import score
@@ -45,8 +46,9 @@ class Thresholds:
 
 def log_frequency(counts: Any) -> torch.Tensor:
     """Logarithm of each class's share of the training counts (K,), one added to each, float32."""
-    more = torch.tensor(np.asarray(counts), dtype=torch.float32) + 1
-    return torch.log(more / more.sum())
+    # one more event of each class: one that training never saw still has a logarithm
+    smoothed = torch.tensor(np.asarray(counts), dtype=torch.float32) + 1
+    return torch.log(smoothed / smoothed.sum())
 
 
 def shift_of(
@@ -54,6 +56,7 @@ def shift_of(
 ) -> torch.Tensor:
     """What the rule subtracts from the logits, (K,). Raises ConfigError where the model has no
     thresholds."""
+    # softmax(logits - tau log prior) is p / prior^tau: rare classes are lifted
     if not options.thresholds:
         return options.prior_correction * log_prior
     if thresholds is None:
@@ -71,44 +74,51 @@ def learn_thresholds(
     users.
     """
     scored = _validation_rows(model, store)
+    # thresholds are checked on other users than they were learned on
     if scored is None or len(np.unique(scored.user)) < 2:
         raise DataError(
             f"{store.path}: thresholds are learned from validation targets of two users at least; "
             "prepare with another --split."
         )
+
     search = Search(settings.objective, settings.keep, settings.min_targets)
-    found = learn(scored, np.asarray(store.behaviors.counts), search)
+    learned = learn(scored, np.asarray(store.behaviors.counts), search)
+
     facts = {
         "objective": search.objective,
         "keep": search.keep,
         "min_targets": search.min_targets,
         "content_hash": store.manifest.content_hash,
         "rows": len(scored.target),
-        "groups": found.groups,
-        "weight": found.weight,
-        "kept": found.kept,
-        "validation": found.figures,
+        "groups": learned.groups,
+        "weight": learned.weight,
+        "kept": learned.kept,
+        "validation": learned.figures,
     }
-    return Thresholds(found.thresholds, facts)
+    return Thresholds(learned.thresholds, facts)
 
 
 def _validation_rows(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Rows | None:
     """The validation split's targets, scored; of very many, every n-th event."""
     split = SPLITS["valid"]
+    # rounded up; each target keeps its CANDIDATES best classes
     every = -(-len(target_rows(store, split)) * CANDIDATES // CELLS)
     log_prior = log_frequency(store.behaviors.counts).to(model.device)
     parts: list[tuple[np.ndarray, ...]] = []
+
     with torch.no_grad():
         for batch in score(model, store, split):
-            chosen = batch.row % max(every, 1) == 0
+            chosen = batch.row % max(every, 1) == 0  # (N,) bool
             row = batch.row[chosen].cpu().numpy()
             user = np.searchsorted(store.offsets, row, side="right") - 1
             target = batch.target[chosen].cpu().numpy()
             parts.append((*candidates(batch.logits[chosen], log_prior), target, user, row))
+
     if not parts:
         return None
-    *columns, row = (np.concatenate(values) for values in zip(*parts, strict=True))
-    order = np.argsort(row, kind="stable")  # however they were packed
+
+    columns = [np.concatenate(values) for values in zip(*parts, strict=True)]
+    order = np.argsort(columns.pop(), kind="stable")  # by row, however they were packed
     return Rows(*(values[order] for values in columns))
 
 
@@ -124,8 +134,8 @@ def thresholds_of(
 
     def write(model: BehaveGPTForBehaviorPrediction, folder: Path) -> None:
         if settings.thresholds:
-            found = learn_thresholds(model, store, settings)
-            write_text(folder / FILE, _text(found, tokenizer))
+            learned = learn_thresholds(model, store, settings)
+            write_text(folder / FILE, _text(learned, tokenizer))
 
     return write
 
@@ -136,6 +146,7 @@ def load_thresholds(folder: Path, tokenizer: EventTokenizer) -> Thresholds | Non
     path = folder / FILE
     if not path.is_file():
         return None
+
     remedy = f"delete it, or {LEARN}"
     facts = read_json(path, CheckpointError, remedy)
     values, known = facts.pop("thresholds", None), facts.pop("format", None)
@@ -143,18 +154,21 @@ def load_thresholds(folder: Path, tokenizer: EventTokenizer) -> Thresholds | Non
         raise CheckpointError(f"{path}: format {known!r} is not known to this version; {remedy}.")
     if facts.pop("tokenizer_hash", None) != tokenizer.hash:
         raise CheckpointError(f"{path}: of a model with other labels; {remedy}.")
+
+    # a ragged or non-numeric list fails like one of the wrong length
     try:
-        found = np.array(values, np.float32)
+        thresholds = np.array(values, np.float32)
     except (TypeError, ValueError):
-        found = np.zeros(0, np.float32)
-    if found.shape != (tokenizer.behaviors.classes,) or not np.isfinite(found).all():
+        thresholds = np.zeros(0, np.float32)
+    if thresholds.shape != (tokenizer.behaviors.classes,) or not np.isfinite(thresholds).all():
         raise CheckpointError(
             f"{path}: no list of {tokenizer.behaviors.classes} finite thresholds; {DAMAGED}."
         )
-    return Thresholds(found, facts)
+    return Thresholds(thresholds, facts)
 
 
 def _text(thresholds: Thresholds, tokenizer: EventTokenizer) -> str:
+    """thresholds.json: the facts, and the values to six decimals."""
     values = [round(float(value), 6) for value in thresholds.values]
-    told = {"format": FORMAT, "tokenizer_hash": tokenizer.hash, **thresholds.facts}
-    return json.dumps(told | {"thresholds": values}, indent=1, ensure_ascii=False) + "\n"
+    header = {"format": FORMAT, "tokenizer_hash": tokenizer.hash, **thresholds.facts}
+    return json.dumps(header | {"thresholds": values}, indent=1, ensure_ascii=False) + "\n"

@@ -18,6 +18,7 @@ def check_devices(devices: Sequence[str]) -> None:
     """Raises ConfigError for a device that is not there."""
     for name in devices:
         try:
+            # the smallest use of a device: what a name means, only the back end knows
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             raise ConfigError(

@@ -46,17 +46,21 @@ def examine(folder: Path) -> dict[str, Any]:
     broken."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+
+    # by their metadata: one that is installed but broken must not stop the others' report
     for name in LIBRARIES:
         try:
             facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             facts[name] = "not installed (optional)"
-    facts["device"] = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    )
+
+    gpu = device.type == "cuda"
+    facts["device"] = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
+    # the window of a long model: short ones take SDPA everywhere
     facts["attention in bf16"] = choose_backend(device, half=True, window=1024)
     facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
     facts["writable"] = _writable(folder)
+
     facts["self-test"] = self_test(device)
     facts["ok"] = facts["writable"] == "yes" and facts["self-test"].startswith("ok")
     return facts
@@ -68,14 +72,14 @@ def check_folders(root: Path) -> dict[str, Any]:
 
     `ok` is False when something is. Raises DataError when there is nothing to check.
     """
-    folders = sorted(
-        {path.parent for name in (MANIFEST, "dataset.json", ENTRY) for path in root.rglob(name)}
-    )
+    marks = (MANIFEST, "dataset.json", ENTRY)  # files that tell such a folder
+    folders = sorted({path.parent for name in marks for path in root.rglob(name)})
     if not folders:
         raise DataError(
             f"{root}: no prepared folder, model, checkpoint or entry; name one, or a folder of "
             "some."
         )
+
     faults = {folder: _faults(folder) for folder in folders}
     facts: dict[str, Any] = {
         str(folder): "; ".join(lines) or "sound" for folder, lines in faults.items()
@@ -87,6 +91,7 @@ def _faults(folder: Path) -> list[str]:
     """What is wrong with a folder, a line each; folders of earlier versions are checked by what
     they have."""
     try:
+        # the strictest check that a folder has something for; a checkpoint has all
         if (folder / TRAINER).exists():
             load_checkpoint(folder)
             return []
@@ -95,6 +100,7 @@ def _faults(folder: Path) -> list[str]:
         if (folder / ENTRY).exists():
             UserEmbeddings.load(folder)
             return []
+
         manifest = open_store(folder).manifest
         digest = hash_folder(
             folder, manifest.event_schema, manifest.vocabulary, list(manifest.columns)
@@ -112,16 +118,21 @@ def self_test(device: torch.device) -> str:
     """Train a tiny model for ten steps on one batch: the loss must fall."""
     began = time.perf_counter()
     torch.manual_seed(0)
+
     config = BehaveGPTConfig(
         embedding_size=8, num_hidden_layers=2, num_attention_heads=2, num_behaviors=5, dropout=0.0
     )
     model = BehaveGPTForBehaviorPrediction(config)
     torch.nn.Module.to(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
     ids = {"input_ids": 3, "location_ids": 3, "weekday_ids": 7, "slot_ids": 48}
+    # (B, R)
     inputs = {name: torch.randint(size, (8, 64), device=device) for name, size in ids.items()}
     labels = torch.randint(5, (8, 64), device=device)
+    # positions without a target, which the loss must leave out
     labels[:, ::7] = IGNORED
+
     losses = []
     for _ in range(SELF_TEST_STEPS):
         loss = model(**inputs, labels=labels).loss
@@ -129,6 +140,7 @@ def self_test(device: torch.device) -> str:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+
     fell = losses[-1] < losses[0]
     word = "ok" if fell else "FAILED"
     return (
@@ -139,9 +151,11 @@ def self_test(device: torch.device) -> str:
 def describe_model(folder: Path) -> dict[str, Any]:
     """Shape, parameters, vocabulary and schema of a model folder."""
     folder = model_folder(folder)
+
     predictor = load(folder, device="cpu")
     config, tokenizer = predictor.model.config, predictor.tokenizer
     counts = count_parameters(predictor.model)
+
     facts: dict[str, Any] = {
         "parameters": f"{counts['total']:,}",
         "without embeddings": f"{counts['without_embeddings']:,}",
@@ -164,6 +178,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
         ),
         "vocabulary hash": tokenizer.hash[:16],
     }
+
     run = folder.parent / "run.json"
     if run.is_file():
         facts["trained on"] = json.loads(run.read_text(encoding="utf-8"))["data"]["path"]
@@ -171,6 +186,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
 
 def _writable(folder: Path) -> str:
+    """`yes`, or why not; tried, as permissions alone do not tell."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return "yes"

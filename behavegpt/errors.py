@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-from importlib.metadata import requires
 from pathlib import Path
 
 
@@ -30,10 +29,13 @@ def install_command(extra: str) -> str:
     PyPI."""
     if (Path(__file__).parents[1] / "setup.cfg").is_file():
         return f"pip install -e '.[{extra}]' (in your checkout of BehaveGPT)"
-    needed = (line.partition(";") for line in requires("behavegpt") or ())
-    return "pip install " + " ".join(
-        f"'{name.strip()}'" for name, _, when in needed if extra in when
-    )
+
+    from importlib.metadata import requires  # only for a message
+
+    # requirements as `name>=1; extra == "onnx"`
+    requirements = (line.partition(";") for line in requires("behavegpt") or ())
+    named = [f"'{name.strip()}'" for name, _, condition in requirements if extra in condition]
+    return f"pip install {' '.join(named)}"
 
 
 class MissingExtraError(BehaveGPTError):
@@ -64,7 +66,7 @@ _DISK = {
     errno.EROFS: "the disk is read-only; write to another one",
     errno.EIO: "the disk failed; check it, or write to another one",
 }
-# of libraries
+# words of libraries' own errors
 _NO_MEMORY = (
     "can't allocate memory",
     "CUDA out of memory",
@@ -103,12 +105,14 @@ def is_interruption(error: BaseException | None) -> bool:
     True
     """
     while error is not None:
-        told = str(error).lower()
-        if isinstance(error, KeyboardInterrupt) or any(word in told for word in _INTERRUPTED):
+        # by words and by name: this module imports none of the libraries
+        text = str(error).lower()
+        if isinstance(error, KeyboardInterrupt) or any(word in text for word in _INTERRUPTED):
             return True
-        # of DuckDB, which this module need not import
         if type(error).__name__ == "InterruptException":
             return True
+
+        # libraries wrap it
         error = error.__cause__ or error.__context__
     return False
 
@@ -128,16 +132,16 @@ def environment_fault(error: BaseException) -> str | None:
         reason = (_DISK | _PLACE).get(code or 0)
         if code is None or reason is None:
             return f"{first_line(error)}; check files and disk."
-        return (
-            f"{error.filename}: {reason}."
-            if error.filename is not None
-            else f"{first_line(error)}: {reason}."
-        )
+        if error.filename is None:
+            return f"{first_line(error)}: {reason}."
+        return f"{error.filename}: {reason}."
+
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return (
             f"{first_line(error)}: not enough memory; take a smaller model, smaller batches or "
             "fewer events."
         )
+
     code = disk_fault(error)
     return None if code is None else f"{first_line(error)}: {_DISK[code]}."
 

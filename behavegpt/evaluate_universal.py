@@ -13,8 +13,9 @@ from behavegpt.data.given import check_schema, describe
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import DataError
-from behavegpt.evaluation import score_baselines, summary
+from behavegpt.evaluation import score_baselines, summary, uncertainty
 from behavegpt.io import write_json
+from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.universal.model import UniversalModel
 from behavegpt.universal.reader import store_reader
@@ -43,18 +44,26 @@ def evaluate_universal(
             f"{store.path}: the {split} split holds no event to predict; prepare with another "
             "--split."
         )
+
     check_schema(given, store.schema)
     reader = store_reader(store, given=given)
-    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0
+
+    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
+    ranks = {UNIVERSAL: TargetRanks(rows)}
+
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
+        # a target is asked for at the event before it
         for position, logits in model.score(reader, rows - 1):
             target = reader.target(position)
             metrics.update(logits, target)
+            ranks[UNIVERSAL].update(logits, target, position + 1)
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
-    scored = {UNIVERSAL: metrics} | (
-        dict(score_baselines(store, split, given)) if baselines else {}
-    )
+
+    scored = {UNIVERSAL: metrics}
+    for name, other, found in score_baselines(store, split, given) if baselines else ():
+        scored[name], ranks[name] = other, found
+
     protocol = {
         "task": describe(given),
         "given": " and ".join(given) or "nothing",
@@ -64,7 +73,9 @@ def evaluate_universal(
         "classes": store.behaviors.classes,
         "content_hash": store.manifest.content_hash,
     }
+
     result = summary(scored, store, split, protocol)
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
     write_json(out, result)
     return result

@@ -1,12 +1,10 @@
 """Evaluate a model folder beside the count baselines, on the same rows, into result files.
 
-OUT (metrics.json), and beside it per_behavior.csv, confusion.json, examples.json
+OUT (metrics.json), and beside it the files of evaluation_files.py
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,26 +15,24 @@ import torch
 from behavegpt.baselines import counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
-from behavegpt.data.given import check_schema, describe, given_fields
-from behavegpt.data.loader import ALL, Share, memory_of
-from behavegpt.data.memory_counts import MemorySource
-from behavegpt.data.pack import argument_name, count_unseen, target_rows
+from behavegpt.data.given import check_schema, describe
+from behavegpt.data.loader import ALL, Share
+from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.reencode import fit_store
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
-from behavegpt.io import write_json, write_text
+from behavegpt.evaluation_examples import collect_examples
+from behavegpt.evaluation_files import labels_of, write_details
+from behavegpt.io import write_json
+from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import DecisionOptions
 from behavegpt.predictor import Predictor
-from behavegpt.training.evaluate import CONFUSION_CLASSES, evaluate
+from behavegpt.training.evaluate import ScoredBatch, evaluate, sum_over_ranks
 
-TOP_BEHAVIORS = 15  # of the confusion table
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-TAKEN_FOR = 3  # behaviors that a behavior is most often taken for
-EXAMPLES = 5
 CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
 
@@ -56,39 +52,65 @@ def compare(
     CheckpointError when the model does not know the data's labels, DataError when the split is
     empty, ConfigError for thresholds that the model does not have.
     """
+    # mistakes before the work; TAU times the training frequencies, thresholds, or nothing
     rule = check_settings(DecisionOptions, decision, "evaluate")
     log_prior = log_frequency(predictor.tokenizer.behaviors.counts)
     shift = shift_of(rule, log_prior, predictor.thresholds)
     check_schema(predictor.given, store.schema)
+
+    # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
-    rows = len(target_rows(store, SPLITS[split]))
-    if rows == 0:
+    rows = target_rows(store, SPLITS[split])
+    if len(rows) == 0:
         raise DataError(_nothing_to_predict(store, split))
 
-    scored: dict[str, PredictionMetrics] = {}
-    extra: dict[str, float] = {}
-    calibration = Calibration()
-    with progress("evaluate behavegpt", rows) as show:
-        scored["behavegpt"], extra["cross_entropy"] = evaluate(
-            predictor.model,
-            store,
-            SPLITS[split],
-            shift=shift,
-            share=share,
-            on_batch=_cumulative(show),
-            calibration=calibration,
+    calibration, ranks = Calibration(), {"behavegpt": TargetRanks(rows)}
+    with progress("evaluate behavegpt", len(rows)) as show:
+        advance = _cumulative(show)
+
+        def take_up(part: ScoredBatch) -> None:
+            calibration.update(part.logits, part.target)
+            ranks["behavegpt"].update(part.logits, part.target, part.row)
+            advance(len(part.target))
+
+        metrics, cross_entropy = evaluate(
+            predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
         )
+    if share.world > 1:
+        sums = (calibration.sums, ranks["behavegpt"].sums)
+        calibration.sums, ranks["behavegpt"].sums = sum_over_ranks(sums, predictor.model.device)
+
+    # counting is fast, and the same on every rank: rank 0 does it alone
+    scored = {"behavegpt": metrics}
     if baselines and share.rank == 0:
-        scored |= score_baselines(store, split, predictor.given)
+        for name, other, found in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = other, found
+
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
-    result["models"]["behavegpt"] |= extra
+    result["models"]["behavegpt"]["cross_entropy"] = cross_entropy
     result["calibration"] = calibration.compute()
+
+    # on several ranks all hold the result; one writes it
     if share.rank == 0:
+        result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
         for text in result["remarks"]:
             say(f"note: {text}")
-        shown = examples(predictor, store, SPLITS[split], shift)
-        _write_results(store, out, result, scored, shown)
+        shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
+        write_json(out, result)
+        write_details(out.parent, store, scored, shown)
     return result
+
+
+def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> dict[str, Any]:
+    """95 % intervals of all models' main figures, the users drawn again, and of the differences
+    between ours and the others; see metrics/bootstrap.py."""
+    rows = ranks[ours].rows
+    return user_intervals(
+        {name: found.ranks for name, found in ranks.items()},
+        store.column("behavior")[rows].astype(np.int64) - FIRST,
+        np.searchsorted(store.offsets, rows, side="right") - 1,
+        ours,
+    )
 
 
 def _nothing_to_predict(store: EventStore, split: str) -> str:
@@ -107,6 +129,7 @@ def summary(
     first one."""
     first = next(iter(scored.values()))
     rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
+
     return {
         "models": {name: _figures(metrics, store, unseen) for name, metrics in scored.items()},
         "rows": rows,
@@ -116,38 +139,12 @@ def summary(
     }
 
 
-def _write_results(
-    store: EventStore,
-    out: Path,
-    result: dict[str, Any],
-    scored: dict[str, PredictionMetrics],
-    shown: list[dict[str, Any]],
-) -> None:
-    write_json(out, result)
-    _write_per_behavior(out.parent / "per_behavior.csv", store, scored)
-    if store.behaviors.classes <= CONFUSION_CLASSES:
-        top, table = scored["behavegpt"].confusion(TOP_BEHAVIORS)
-        names = [_labels(store)[k] for k in top] + ["other"] * (len(table) - len(top))
-        found = {"labels": names, "counts": table.tolist()}
-        found["taken_for"] = _taken_for(scored["behavegpt"], _labels(store))
-        write_json(out.parent / "confusion.json", found)
-    write_json(out.parent / "examples.json", {"examples": shown})
-
-
-def _taken_for(metrics: PredictionMetrics, labels: list[str]) -> dict[str, list[list[Any]]]:
-    """For each behavior the wrong ones that were predicted most often, with their number."""
-    place, number = metrics.taken_for(TAKEN_FOR)
-    return {
-        labels[k]: [[labels[j], n] for j, n in zip(others, numbers, strict=True) if n]
-        for k, (others, numbers) in enumerate(zip(place.tolist(), number.tolist(), strict=True))
-        if numbers[0]
-    }
-
-
 def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
     """A model's figures, and under `with_unseen` the same with the unseen labels as misses of one
     more class."""
+    # no training events: the unseen class counts as rare
     counts = np.asarray(store.behaviors.counts)
+
     return metrics.compute(counts) | {
         "with_unseen": metrics.with_unseen(unseen).compute(np.append(counts, 0))
     }
@@ -156,31 +153,35 @@ def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict
 def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
     """What a reader of the figures must know of their targets: labels left out, and what needs no
     model."""
-    support = metrics.support.numpy()
+    support = metrics.support.numpy()  # (K,) targets of each class
     rows, most = int(support.sum()), int(support.argmax())
-    label, share = _labels(store)[most], support[most] / support.sum()
-    found = []
+    label, share = labels_of(store)[most], support[most] / support.sum()
+
+    notes = []
     if unseen:
-        found.append(
+        notes.append(
             f"{unseen:,} of {rows + unseen:,} targets ({unseen / (rows + unseen):.1%}) have a "
-            "behavior that training "
-            "never saw, or none; they are left out, and are misses in the figures 'with unseen'."
+            "behavior that training never saw, or none; they are left out, and are misses in the "
+            "figures 'with unseen'."
         )
+
     if share == 1:
-        found.append(
+        notes.append(
             f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure "
             "tells models apart."
         )
     elif share >= CONSTANT:
-        found.append(
+        notes.append(
             f"{share:.1%} of the targets are {label!r}: a constant predictor has that weighted "
             "recall."
         )
+
+    # no more classes than places in the ranking: every class is among them
     sure = [k for k in metrics.ks if 1 < store.behaviors.classes <= k]
     if sure:
         names = " and ".join(f"HR@{k}" for k in sure)
-        found.append(f"with {store.behaviors.classes} behaviors {names} is 1 whatever the model.")
-    return found
+        notes.append(f"with {store.behaviors.classes} behaviors {names} is 1 whatever the model.")
+    return notes
 
 
 def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
@@ -195,135 +196,54 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
     unseen = result["unseen"]["targets"]
 
     def line(title: str, figures: dict[str, Any]) -> list[str]:
-        return [
-            title,
-            *("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names),
-        ]
+        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names)
+        return [title, *shown]
 
-    rows = []
+    rows: list[list[str]] = []
     for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
         rows.append(line(model, figures))
         if unseen:
             rows.append(line("  with unseen", figures["with_unseen"]))
+
     protocol = result["protocol"]
     title = f"{result['rows']:,} rows, {protocol['classes']} behaviors"
     if protocol.get("given", "nothing") != "nothing":
         title += f"; given: {protocol['given']}"
-    return (
-        ("model", *names),
-        rows,
-        title + (f"; with unseen: {unseen:,} more targets, all misses" if unseen else ""),
-    )
+    if unseen:
+        title += f"; with unseen: {unseen:,} more targets, all misses"
+
+    return ("model", *names), rows, title
 
 
 def score_baselines(
     store: EventStore, split: str, given: tuple[str, ...] = ()
-) -> Iterator[tuple[str, PredictionMetrics]]:
-    """Metrics of each count baseline on the same rows; they see the user's whole past, and of the
-    target what is `given`."""
+) -> Iterator[tuple[str, PredictionMetrics, TargetRanks]]:
+    """Metrics of each count baseline on the same rows, and the ranks of the truth; they see the
+    user's whole past, and of the target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
     fitted = counts.tune(counts.fit(store, given), store)
+
     for name, model in fitted.items():
-        metrics = PredictionMetrics(store.behaviors.classes)
+        metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
         with progress(f"evaluate {name}", len(rows)) as show:
             step = _cumulative(show)
             for part, scores in counts.scores(model, store, rows):
+                # counts take vocabulary ids, metrics classes: without padding and unknown
                 target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
                 metrics.update(torch.from_numpy(scores), target)
+                ranks.update(torch.from_numpy(scores), target, part)
                 step(len(part))
-        yield name, metrics
 
-
-def examples(
-    predictor: Predictor, store: EventStore, split: int, shift: torch.Tensor, history: int = 6
-) -> list[dict[str, Any]]:
-    """Some users' last events before a target, what the model expects with `shift` (K,) subtracted
-    from its logits, and what happened."""
-    rows = target_rows(store, split)
-    users = np.searchsorted(store.offsets, rows, side="right") - 1
-    deep = rows[rows - store.offsets[users] >= history]
-    if not len(deep):
-        return []
-    chosen = deep[np.linspace(0, len(deep) - 1, EXAMPLES).astype(int)]
-    names, counts = store.users(), predictor.model.counts
-    memory = None if counts is None else memory_of(store, counts)
-    found = []
-    for row in np.unique(chosen):
-        user = int(np.searchsorted(store.offsets, row, side="right") - 1)
-        probabilities = _probabilities_at(predictor, store, int(row), memory, shift)
-        best = probabilities.topk(min(3, len(probabilities)))
-        labels = predictor.tokenizer.labels(best.indices.numpy())
-        past = slice(int(row) - history, int(row))
-        before = zip(_times(store, past), *_texts(store, past), strict=True)
-        found.append(
-            {
-                "user": names[user].as_py(),
-                "history": [list(event) for event in before],
-                "predicted": [
-                    [str(label), round(float(p), 4)]
-                    for label, p in zip(labels, best.values, strict=True)
-                ],
-                "actual": store.behaviors.decode(store.column("behavior")[row : row + 1])[0],
-            }
-        )
-    return found
-
-
-@torch.no_grad()
-def _probabilities_at(
-    predictor: Predictor,
-    store: EventStore,
-    row: int,
-    memory: MemorySource | None,
-    shift: torch.Tensor,
-) -> torch.Tensor:
-    """Probabilities (K,) of the behavior of the event at a row, from the user's events before
-    it, with `shift` (K,) subtracted from the logits."""
-    model = predictor.model
-    user = int(np.searchsorted(store.offsets, row, side="right") - 1)
-    begin = max(int(store.offsets[user]), row - model.config.max_length)
-    inputs = {}
-    for field in model.config.columns:
-        ids = torch.from_numpy(store.column(field)[begin:row].astype(np.int64))[None]
-        inputs[argument_name(field)] = ids.to(model.device)
-    last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    last[0, -1] = True
-    told = None if memory is None else memory.at(np.array([row - 1]))
-    given = {}
-    for field in given_fields(predictor.given):
-        ids = torch.from_numpy(store.columns[field][row : row + 1].astype(np.int64))
-        given[field] = ids.to(model.device)
-    output = model(**inputs, select=last, memory=told, given=given or None)
-    logits: torch.Tensor = output.logits[0]
-    return (logits.float().cpu() - shift).softmax(-1)
-
-
-def _times(store: EventStore, part: slice) -> list[str]:
-    """Local times: `Mon 2012-04-02 18:30`."""
-    minutes = store.columns["slot"][part].astype(int) * store.schema.slot_minutes
-    weekdays = np.asarray(store.columns["weekday"][part]).astype(int)
-    moments = np.asarray(store.columns["time"][part]).astype(np.int64) + store.manifest.time_origin
-    # the local day is the one of the three around that of UTC with this weekday; day 0 was Thursday
-    days = moments // 86_400
-    days += (weekdays - (days + 3) + 1) % 7 - 1
-    dates = days.astype("datetime64[D]").astype(str)
-    return [
-        f"{_DAYS[weekday]} {date} {minute // 60:02d}:{minute % 60:02d}"
-        for weekday, date, minute in zip(weekdays, dates, minutes, strict=True)
-    ]
-
-
-def _texts(store: EventStore, part: slice) -> tuple[list[str], list[str]]:
-    event = store.vocabulary["event"].decode(store.column("event")[part])
-    behavior = store.behaviors.decode(store.column("behavior")[part])
-    return [x or "unknown" for x in event], [x or "unknown" for x in behavior]
+        yield name, metrics, ranks
 
 
 def _protocol(
     predictor: Predictor, store: EventStore, split: str, rule: DecisionOptions
 ) -> dict[str, Any]:
+    """How the figures were made, for whoever compares them with others."""
     config = predictor.model.config
+    thresholds = predictor.thresholds if rule.thresholds else None
     return {
         "task": describe(predictor.given),
         "given": " and ".join(predictor.given) or "nothing",
@@ -345,33 +265,13 @@ def _protocol(
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
         "prior_correction": rule.prior_correction,
-        "thresholds": predictor.thresholds.facts
-        if rule.thresholds and predictor.thresholds
-        else None,
+        "thresholds": None if thresholds is None else thresholds.facts,
         "content_hash": store.manifest.content_hash,
     }
 
 
-def _labels(store: EventStore) -> list[str]:
-    return [str(value) for value in store.behaviors.values.to_pylist()]
-
-
-def _write_per_behavior(
-    path: Path, store: EventStore, scored: dict[str, PredictionMetrics]
-) -> None:
-    columns = ("support", "predicted", "recall", "precision", "f1")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["model", "behavior", "train_count", *columns])
-    for name, metrics in scored.items():
-        figures = metrics.per_class()
-        for k, label in enumerate(_labels(store)):
-            row = [f"{figures[c][k]:.6g}" for c in columns]
-            writer.writerow([name, label, int(store.behaviors.counts[k]), *row])
-    write_text(path, text.getvalue())
-
-
 def _cumulative(show: Callable[[int, str], None]) -> Callable[[int], None]:
+    """A callback of counts for one that wants the sum so far."""
     done = 0
 
     def step(count: int) -> None:

@@ -1,5 +1,5 @@
-"""A trained model as one file for other runtimes: prediction and embedding as torch.export program
-or ONNX graph.
+"""A trained model as one file for other runtimes: prediction and embedding as a torch.export
+program or ONNX graph.
 
 The graph takes one history a row, as ids: `FIELD_ids` (`input_ids` for the event), each (B, L)
 int64, and `attention_mask` (B, L) int64, 1 at events and 0 at padding, wherever it stands. It gives
@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from behavegpt.data.collate import argument_name
 from behavegpt.data.memory_counts import save_counts
-from behavegpt.data.pack import argument_name
 from behavegpt.decision import FILE as THRESHOLDS
 from behavegpt.decision import save_thresholds
 from behavegpt.errors import ConfigError, MissingExtraError
@@ -62,37 +62,48 @@ class LastEvent(nn.Module):
         ids = given[: len(self.names) + 1]
         # two empty positions more: torch.export takes shapes that may be 1 for another case of its
         # own
-        *columns, mask = (F.pad(values, (0, 2)) for values in ids)
-        real = mask != 0
+        columns = [F.pad(values, (0, 2)) for values in ids]
+        mask = columns.pop()  # the last of the ids
+
+        # every row's last events at its beginning, so that position is the index in the row
+        real = mask != 0  # (B, L) bool
         count = real.sum(1)
         kept = count.clamp(max=self.model.config.max_length)
         source, inside = _last_events(real, count - kept, kept)
         moved = [columns_.gather(1, source) * inside for columns_ in columns]
         inputs = dict(zip(self.names, moved, strict=True))
+
+        # 0 within the history, -1 beyond it
         document = inside.long() - 1
+        # clamped: beyond the history positions are not read, but a learned table must hold them
         position = torch.arange(mask.shape[1], device=mask.device).clamp(
             max=self.model.config.max_length - 1
         )
         position = position.expand_as(mask)
+
         hidden = self.model.model(**inputs, document=document, position=position).last_hidden_state
         last = (kept - 1).clamp(min=0)
-        state = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+        state = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]  # (B, C)
+
         # of no event, or of ids that are none, nothing can be said: some runtimes would count from
         # the other end
         wrong = (count == 0) | torch.stack([(values < 0).any(1) for values in columns]).any(0)
         state = state.masked_fill(wrong[:, None], torch.nan)
+
         past: Past | Memory | Any = None
         if self.model.config.memory:
             past = Memory(*given[len(ids) :])
         elif self.model.history is not None:
             slots = (self.model.config.field_sizes or {})["slot"]
             fields = dict(zip(self.model.config.columns, moved, strict=True))
-            found = self.model.history_ids(fields)
-            behavior = found["behavior"]
+            ids_by_name = self.model.history_ids(fields)
+            behavior = ids_by_name["behavior"]
+            # (B, L): where each behavior first occurs
             first = (behavior[:, :, None] == behavior[:, None]).int().argmax(-1)
             past = self.model.history.at_last(
-                Past(**found, document=document, slots=slots), first, last
+                Past(**ids_by_name, document=document, slots=slots), first, last
             )
+
         logits = self.model.head(state, past, self.model._tied_embedding())
         return logits.masked_fill(wrong[:, None], torch.nan), state
 
@@ -105,10 +116,12 @@ def _last_events(
 
     `real` (B, L) bool may be padded anywhere; its first `skipped` (B,) events are left out.
     """
+    # by comparisons alone: a nonzero() would have a shape that depends on the ids
     index = torch.arange(real.shape[1], device=real.device)
     inside = index < kept[:, None]
     rank = real.long().cumsum(1) - 1 - skipped[:, None]  # of each real event among those kept
     is_source = (rank[:, None, :] == index[:, None]) & real[:, None, :]  # (B, L to, L from)
+    # argmax of a row without any gives 0, which `inside` masks
     return is_source.int().argmax(-1), inside
 
 
@@ -133,6 +146,7 @@ def export_model(
         )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
+
     device = model.device
     network = LastEvent(nn.Module.to(model, "cpu")).eval()
     try:
@@ -140,14 +154,17 @@ def export_model(
             with _quiet():
                 program = _traced(network)
                 run = _WRITERS[kind](program, network, folder / FILES[kind])
-            facts = _facts(predictor, network, kind) | {
-                "largest_difference": _compare(network, run)
-            }
+
+            facts = _facts(predictor, network, kind)
+            facts["largest_difference"] = _compare(network, run)
+
+            # what a reader of the graph needs beside it: labels, decision rule, counts
             predictor.tokenizer.save(folder)
             if predictor.thresholds:
                 save_thresholds(predictor.thresholds, predictor.tokenizer, folder)
             if model.counts is not None:
                 save_counts(model.counts, folder)
+
             write_json(folder / FACTS, facts)
     finally:
         nn.Module.to(model, device)
@@ -155,28 +172,32 @@ def export_model(
 
 
 def _traced(network: LastEvent) -> torch.export.ExportedProgram:
+    """The network as a graph whose rows, events and candidates are free."""
     free = {
         "rows": torch.export.Dim("rows", min=1, max=1 << 20),
         "events": torch.export.Dim("events", min=1, max=LONGEST),
         "candidates": torch.export.Dim("candidates", min=0, max=1 << 26),
     }
-    sizes = tuple(
-        {i: free[axis] for i, axis in enumerate(axes_of(name)) if axis in free}
-        for name in network.inputs
-    )
+    sizes = []
+    for name in network.inputs:
+        axes = enumerate(axes_of(name))
+        sizes.append({index: free[axis] for index, axis in axes if axis in free})
+
     inputs = sample_inputs(network.model.config, 3, 7)
     with torch.no_grad():
-        return torch.export.export(network, inputs, dynamic_shapes=(sizes,), strict=False)
+        return torch.export.export(network, inputs, dynamic_shapes=(tuple(sizes),), strict=False)
 
 
 Run = Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]
 
 
 def _write_torch(program: torch.export.ExportedProgram, network: LastEvent, path: Path) -> Run:
-    # torch's own writer tells of a full disk by a RuntimeError without a reason
+    """Written from memory: torch's own writer tells of a full disk by a RuntimeError without a
+    reason."""
     archive = io.BytesIO()
     torch.export.save(program, archive)
     path.write_bytes(archive.getbuffer())
+
     module = program.module()
     return lambda ids: list(module(*ids))
 
@@ -189,6 +210,7 @@ def _write_onnx(
         import onnxscript  # noqa: F401
     except ImportError:
         raise MissingExtraError("onnxscript", "onnx") from None
+
     names = list(network.inputs)
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     torch.onnx.export(
@@ -201,10 +223,12 @@ def _write_onnx(
         dynamo=True,
         verbose=False,
     )
+
     try:
         import onnxruntime
     except ImportError:
         return None
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(ids: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -225,6 +249,7 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
         return None
     worst = 0.0
     longest = network.model.config.max_length
+    # one event, the window, part of it, and more than it holds
     for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2)), (2, longest + 7)):
         ids = sample_inputs(network.model.config, rows, length, seed=1)
         for got, expected in zip(run(ids), network(*ids), strict=True):
@@ -232,21 +257,25 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
             assert difference <= TOLERANCE * max(1.0, float(expected.abs().max())), (
                 "the file differs from the model"
             )
+
             worst = max(worst, difference)
     return worst
 
 
 def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, Any]:
+    """io.json: names, shapes and types of inputs and outputs, free axes by name."""
     config = network.model.config
     sizes = fixed_axes(config)
-    return {
+    shapes: dict[str, list[int | str]] = {}
+    types: dict[str, str] = {}
+    for name in network.inputs:
+        shapes[name] = [sizes.get(axis, axis) for axis in axes_of(name)]
+        types[name] = MEMORY[name].dtype if name in MEMORY else "int64"
+
+    facts: dict[str, Any] = {
         "file": FILES[kind],
-        "inputs": {
-            name: [sizes.get(axis, axis) for axis in axes_of(name)] for name in network.inputs
-        },
-        "dtypes": {
-            name: MEMORY[name].dtype if name in MEMORY else "int64" for name in network.inputs
-        },
+        "inputs": shapes,
+        "dtypes": types,
         "outputs": {
             "logits": ["rows", config.num_behaviors],
             "user_vector": ["rows", config.hidden_size],
@@ -256,16 +285,19 @@ def _facts(predictor: Predictor, network: LastEvent, kind: Format) -> dict[str, 
             "labels of preprocessor_config.json's behavior (or event) vocabulary, in its order"
         ),
         "tokenizer_hash": predictor.tokenizer.hash,
-    } | ({"thresholds": THRESHOLDS} if predictor.thresholds else {})
+    }
+    if predictor.thresholds:
+        facts["thresholds"] = THRESHOLDS
+    return facts
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's own remarks."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    ]
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:

@@ -19,6 +19,7 @@ def axes_of(name: str) -> tuple[str, ...]:
 
 def fixed_axes(config: BehaveGPTConfig) -> dict[str, int]:
     """Sizes of the axes that are not free: J, what is said of a candidate's age, of the moment."""
+    # (mixture included), age in events and seconds, the five figures of Memory.context
     experts = len(config.memory_experts or ()) + 1
     return {"experts": experts, "counts": experts - 1, "age": 2, "context": 5}
 
@@ -29,16 +30,22 @@ def sample_inputs(
     """Histories of 1 to `length` events, each column and the mask (rows, length), and what counts
     may say of them."""
     rng = np.random.default_rng(seed)
+    # vocabulary ids of behaviors: two more than classes, padding and unknown
     sizes = (config.field_sizes or {}) | {"behavior": config.num_behaviors + 2}
+
     lengths = rng.integers(1, length + 1, rows)
+    # one row of full length, the others padded at the end
     lengths[0] = length
     mask = np.arange(length) < lengths[:, None]
-    columns = [
-        np.where(mask, rng.integers(1 if sizes[f] > 1 else 0, sizes[f], mask.shape), 0)
-        for f in config.columns
-    ]
-    told = _sample_memory(config, rows, rng) if config.memory else []
-    arrays = [*columns, mask.astype(np.int64), *told]
+
+    columns = []
+    for field in config.columns:
+        least = 1 if sizes[field] > 1 else 0  # 0 is padding, unless it is the only id
+        ids = rng.integers(least, sizes[field], mask.shape)
+        columns.append(np.where(mask, ids, 0))
+
+    counts = _sample_memory(config, rows, rng) if config.memory else []
+    arrays = [*columns, mask.astype(np.int64), *counts]
     return tuple(torch.from_numpy(np.ascontiguousarray(values)) for values in arrays)
 
 
@@ -47,13 +54,17 @@ def _sample_memory(
 ) -> list[np.ndarray]:
     """What counts may say, in the order of MEMORY; the last row has no candidate."""
     count = rng.integers(1, min(config.num_behaviors, 9) + 1, rows)
+    # no candidate at all is a case of its own for the mixer
     count[-1] = 0
+
     sizes = fixed_axes(config) | {"rows": rows, "candidates": int(count.sum())}
-    values = {
-        name: rng.random([sizes[axis] for axis in spec.axes]) for name, spec in MEMORY.items()
-    }
+    values: dict[str, np.ndarray] = {}
+    for name, spec in MEMORY.items():
+        values[name] = rng.random([sizes[axis] for axis in spec.axes])
+
     classes = [rng.permutation(config.num_behaviors)[:number] for number in count]
     values[f"{PREFIX}owner"] = np.repeat(np.arange(rows), count)
     values[f"{PREFIX}classes"] = np.concatenate(classes)
+    # mean log-probabilities, so below 0
     values[f"{PREFIX}reliability"] *= -4
     return [values[name].astype(spec.dtype) for name, spec in MEMORY.items()]

@@ -66,6 +66,7 @@ def styled(names: Sequence[str] | dict[str, Any]) -> Iterator[tuple[str, str, st
     """(name, color, marker), ours first; the same baseline looks the same whenever the same ones
     are shown."""
     others = [name for name in names if name != MODEL]
+
     if MODEL in names:
         yield MODEL, BLUE, "o"
     for index, name in enumerate(others):
@@ -96,17 +97,23 @@ def figure(
 
     installed = set(font_manager.get_font_names())
     family = [name for name in FONTS if name in installed]
+    # the style of the library, not of the caller's settings; a change of back end would close
+    # figures
     style: Any = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
     with mpl.rc_context(style | STYLE | {"font.family": family}), warnings.catch_warnings():
         # a box stands for it; the tables show the text
         warnings.filterwarnings("ignore", "Glyph .* missing")
+
         drawn = Figure(figsize=size, layout="constrained")
+        # without pyplot: no global figure list, and safe in threads
         FigureCanvasAgg(drawn)
         yield drawn, drawn.subplots(1, columns, squeeze=False)[0]
+
         with replacing(out) as temporary:
             drawn.savefig(
                 temporary,
                 format="png",
+                # no version of the library in the file: the same figure gives the same bytes
                 metadata={"Software": None},
                 bbox_inches="tight",
                 pad_inches=0.12,
@@ -114,6 +121,7 @@ def figure(
 
 
 def legend_below(axes: Axes) -> None:
+    """A legend of up to three columns under the axes, where it hides no point."""
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1.2, handlelength=1.6
     )

@@ -4,8 +4,9 @@
 The run folder is that of pretraining (training/run.py); with mode=lora also
 
 RUN/adapter/       PEFT's files; `behavegpt.load("RUN/adapter")` and `PeftModel.from_pretrained`
-open it RUN/base/          the model the adapter belongs to, where it is not `base` itself (new
-labels, fresh parts)
+                   open it
+RUN/base/          the model the adapter belongs to, where it is not `base` itself (new labels,
+                   fresh parts)
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from behavegpt.adapt.transfer import (
 
 # so that their folders open, and are refused
 from behavegpt.baselines import network as _baselines  # noqa: F401
+from behavegpt.config import PathText
 from behavegpt.console import say, table
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
@@ -49,7 +51,6 @@ from behavegpt.generation.constraints import links_of
 from behavegpt.losses import Loss, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
-from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import load_latest
 from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.run import open_run
@@ -58,6 +59,10 @@ from behavegpt.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+# the trained model and the run's folder -> the model to save
+Finish = Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]
 
 
 class FinetuneSettings(RunSettings):
@@ -83,10 +88,13 @@ def finetune(
         adapted = adapt_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(adapted.store.behaviors.counts))
         adapted.inherit(loss)
+
         trainer = Trainer(
             adapted.model, loss, adapted.store, settings.train, run, attention=settings.attention
         )
         trainer.fit(origin=adapted.origin, facts=adapted.facts)
+
+        # all ranks ask, as sharded weights are gathered; one writes
         best = trainer.best_model()
         if run.accelerator.is_main_process:
             run.save(
@@ -108,8 +116,7 @@ class Adapted:
     origin: dict[str, Any]  # what must be the same for a run to go on
     facts: dict[str, Any]  # what run.json tells
     inherit: Callable[[Loss], None]  # gives the loss what the base's run knew of the classes
-    # -> the saved model
-    finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]
+    finish: Finish
 
 
 def _open_base(folder: Path) -> Trained:
@@ -131,15 +138,18 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     store = store or open_store(settings.data.path)
     base, old = _open_base(Path(settings.base))
     check_schema(base.config.given or (), store.schema)
+
+    # the vocabulary: the base's with new labels appended, or one of the data alone
     options = settings.adapt
-    grow = options.vocabulary == "grow" or (
-        options.vocabulary == "auto" and settings.mode == "new_behavior"
-    )
+    new_labels = settings.mode == "new_behavior"
+    grow = options.vocabulary == "grow" or (options.vocabulary == "auto" and new_labels)
     row = cells(settings.mode, options, grow)
     new, encoded = target_tokenizer(old, store, options, grow)
-    if settings.mode == "new_behavior":
+    if new_labels:
         refuse_nothing_new(old, new)
     remarks = schema_remarks(base.config, old, store)
+
+    # a fresh model of the target's shape; what the mode transfers is copied over it
     model = BehaveGPTForBehaviorPrediction(target_config(base.config, new, options.dropout))
     model.set_prior(torch.tensor(encoded.behaviors.counts))
     if model.config.memory:  # the habits of these data
@@ -149,23 +159,32 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     if options.scale == "base":
         match_scale(plan, weights, model)
     apply_transfer(plan, weights, model)
+
     counts, parameters = count_transfer(plan, model), count_parameters(model)
-    finish: Callable[[BehaveGPTForBehaviorPrediction, Path], BehaveGPTForBehaviorPrediction]
+    finish: Finish
     if settings.mode == "lora":
-        model, counts, finish = _with_adapter(settings, plan, model, new, counts)
+        counts, finish = _with_adapter(settings, plan, model, new, counts)
     else:
         train_new_rows(model, plan)
         finish = _merged
-    inherit = _class_losses(Path(settings.base), old, new) if settings.mode != "scratch" else None
     show_transfer(settings.mode, counts, remarks)
-    origin = {"base": weights_hash(Path(settings.base)), "mode": settings.mode}
-    facts = {"transfer": [count._asdict() for count in counts], "remarks": remarks}
+
+    inherit = _class_losses(Path(settings.base), old, new) if settings.mode != "scratch" else None
     return Adapted(
         model=model,
         store=encoded,
         tokenizer=new,
-        origin=origin | {"adapt": options.model_dump(mode="json")},
-        facts=facts | {"parameters": parameters["total"], "parameters_by_part": parameters},
+        origin={
+            "base": weights_hash(Path(settings.base)),
+            "mode": settings.mode,
+            "adapt": options.model_dump(mode="json"),
+        },
+        facts={
+            "transfer": [count._asdict() for count in counts],
+            "remarks": remarks,
+            "parameters": parameters["total"],
+            "parameters_by_part": parameters,
+        },
         inherit=inherit or (lambda loss: None),
         finish=finish,
     )
@@ -173,24 +192,29 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
 
 def show_transfer(mode: str, counts: list[Counts], remarks: list[str]) -> None:
     """Print what was reused, what is new and what trains, by part."""
+    # by the launcher's word, as the process group need not be there yet
     if int(os.environ.get("RANK", 0)):
         return
+
     total = Counts(
         "all",
         "",
-        sum(c.reused for c in counts),
-        sum(c.new for c in counts),
-        sum(c.trained for c in counts),
+        sum(count.reused for count in counts),
+        sum(count.new for count in counts),
+        sum(count.trained for count in counts),
     )
-    rows = [
-        [c.part, c.cell, f"{c.reused:,}", f"{c.new:,}", f"{c.trained:,}"] for c in (*counts, total)
-    ]
+    rows = []
+    for count in (*counts, total):
+        numbers = (count.reused, count.new, count.trained)
+        rows.append([count.part, count.cell, *(f"{number:,}" for number in numbers)])
+
     table(("part", "how", "reused", "new", "trained"), rows, f"mode {mode}: parameters")
     for remark in remarks:
         say(remark)
 
 
 def _merged(model: BehaveGPTForBehaviorPrediction, run: Path) -> BehaveGPTForBehaviorPrediction:
+    """The trained model with its new rows in its tables; a copy, as the run may go on."""
     return merge_new_rows(copy.deepcopy(model))
 
 
@@ -200,12 +224,11 @@ def _with_adapter(
     model: BehaveGPTForBehaviorPrediction,
     tokenizer: EventTokenizer,
     counts: list[Counts],
-) -> tuple[
-    BehaveGPTForBehaviorPrediction, list[Counts], Callable[..., BehaveGPTForBehaviorPrediction]
-]:
-    """The model with LoRA in it, the counts with LoRA's, and what to write at the end."""
+) -> tuple[list[Counts], Finish]:
+    """Put LoRA into the model; returns the counts with LoRA's, and what to write at the end."""
     from behavegpt.adapt.peft import adapter_counts, attach, save_adapter
 
+    # PEFT keeps what was added alone, so the model it was added to must be kept where it is new
     start = None if is_unchanged(plan) else copy.deepcopy(model)
     adapter: PeftModel = attach(model, plan, settings.adapt.lora)
 
@@ -217,10 +240,12 @@ def _with_adapter(
             base = run / "base"
             save_model(start, tokenizer, base)
         save_adapter(adapter, run / "adapter", base)
+
+        # RUN/model has LoRA in its weights, so that it opens without PEFT
         merged: Any = copy.deepcopy(adapter).merge_and_unload()
         return merged
 
-    return model, adapter_counts(counts, model), finish
+    return adapter_counts(counts, model), finish
 
 
 def _class_losses(
@@ -228,12 +253,16 @@ def _class_losses(
 ) -> Callable[[Loss], None] | None:
     """Gives a DRO loss the class losses of the base's last checkpoint, if it still lies beside the
     base."""
+    folder = base.parent / "ckpt"
     try:
-        checkpoint = load_latest(base.parent / "ckpt") if (base.parent / "ckpt").is_dir() else None
+        checkpoint = load_latest(folder) if folder.is_dir() else None
     except CheckpointError:
         return None
+
+    # absent with another loss, of another length where the checkpoint is not the base's
     state = checkpoint.loss if checkpoint is not None else {}
     if len(state.get("class_loss", ())) != old.behaviors.classes:
         return None
-    rows = torch.from_numpy(old.behaviors.encode(new.behaviors.values)) - FIRST
+
+    rows = torch.from_numpy(old.behaviors.encode(new.behaviors.values)) - FIRST  # (K,)
     return lambda loss: loss.inherit(state, torch.where(rows < 0, -1, rows))

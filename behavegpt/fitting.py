@@ -35,7 +35,9 @@ from behavegpt.ingest.guess import guess_schema
 from behavegpt.ingest.histories import EventData
 from behavegpt.ingest.prepare import prepare
 from behavegpt.ingest.sources import find_logs
-from behavegpt.io import check_output, lock, workspace
+from behavegpt.io import workspace
+from behavegpt.locks import lock
+from behavegpt.outputs import check_output
 from behavegpt.paths import cache_folder, local_path
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
@@ -43,6 +45,7 @@ from behavegpt.report import write_model_card, write_report
 from behavegpt.tabular import Tabular
 from behavegpt.training.settings import DecisionSettings, TrainSettings
 
+# settings of `fit` by whom they are for
 COLUMNS = tuple(name for name in EventSchema.model_fields if name != "label_rules")
 PREPARATION = (
     "split",
@@ -96,8 +99,11 @@ class FittedPredictor(Predictor):
         name = "metrics.json" if split == "test" else f"metrics.{split}.json"
         path = self.run / "eval" / name
         path.parent.mkdir(parents=True, exist_ok=True)
+
+        # one evaluation at a time writes the files of a run
         with lock(path):
             result = compare(self, self.store, path, split=split, baselines=baselines, **decision)
+
         return Evaluation(
             result["models"], result["rows"], result["remarks"], result["protocol"], path
         )
@@ -168,8 +174,9 @@ def fit(
     ConfigError and DataError.
     """
     chosen = _by_owner(settings)
-    # mistakes before the work
+    # mistakes before the work, with paths that stand for those not known yet
     read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
+
     if out is not None:
         run = local_path(out)
         check_output(run, "into")
@@ -180,11 +187,15 @@ def fit(
         store = _prepare(data, chosen, run / "data")
     else:
         store = _prepare_in_cache(data, chosen)
+        # the name tells data, settings and version, so the same call finds its run again
         run = cache_folder() / "runs" / _key(store.path.name, str(config), chosen.training)
+
     overrides = [*chosen.training, f"data.path={store.path}", f"out={run}"]
     if not (run / "model" / "config.json").exists():
+        # a folder of one's own was checked to be new; in the cache an interrupted run goes on
         pretrain(read_settings(PretrainSettings, config, overrides), resume=out is None)
     say(f"model: {run / 'model'}")
+
     fitted = FittedPredictor(load(run), run, store.path)
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
@@ -196,6 +207,7 @@ def _by_owner(settings: Mapping[str, object]) -> _Settings:
     columns = {name: value for name, value in settings.items() if name in COLUMNS}
     preparation = {name: value for name, value in settings.items() if name in PREPARATION}
     rest = {name: value for name, value in settings.items() if name not in (*COLUMNS, *PREPARATION)}
+
     for name in rest:
         if name in TrainSettings.model_fields:
             raise ConfigError(
@@ -205,6 +217,7 @@ def _by_owner(settings: Mapping[str, object]) -> _Settings:
             raise ConfigError(
                 f"fit has no setting {name!r}. {closest(name, (*COLUMNS, *PREPARATION, *TRAINING))}"
             )
+
     return _Settings(columns, preparation, list(_overrides("", rest)))
 
 
@@ -235,6 +248,7 @@ def _prepare_in_cache(data: EventData, chosen: _Settings) -> EventStore:
     cache.mkdir(parents=True, exist_ok=True)
     with workspace(cache / "fit") as work:
         store = _prepare(data, chosen, work / "data")
+        # under a lock: another process may have prepared the same events meanwhile
         final = cache / store.manifest.content_hash
         with lock(final):
             if not final.exists():

@@ -40,23 +40,21 @@ class Input(NamedTuple):
 
 # what the counts say at each row's last event, of a model with memory; the fields of
 # model/mixer.py's Memory, in their order. Candidates stand row by row.
-MEMORY = {
-    PREFIX + name: Input(axes, dtype)
-    for name, axes, dtype in (
-        ("owner", ("candidates",), "int64"),  # row of each candidate, ascending
-        ("classes", ("candidates",), "int64"),  # each once a row
-        ("probability", ("candidates", "experts"), "float32"),  # the mixture is the last expert
-        # events and seconds since the class last occurred, -1 for never
-        ("age", ("candidates", "age"), "float32"),
-        # any other class b has the probability rest * prior(b)
-        ("rest", ("rows", "experts"), "float32"),
-        ("evidence", ("rows", "counts"), "float32"),  # events behind each expert
-        # mean log-probability of what came so far; last: how many events judge, at most 12.5
-        ("reliability", ("rows", "experts"), "float32"),
-        # events, classes, half hour of the day, weekday, seconds since the event before
-        ("context", ("rows", "context"), "float32"),
-    )
-}
+_MEMORY = (
+    ("owner", ("candidates",), "int64"),  # row of each candidate, ascending
+    ("classes", ("candidates",), "int64"),  # each once a row
+    ("probability", ("candidates", "experts"), "float32"),  # the mixture is the last expert
+    # events and seconds since the class last occurred, -1 for never
+    ("age", ("candidates", "age"), "float32"),
+    # any other class b has the probability rest * prior(b)
+    ("rest", ("rows", "experts"), "float32"),
+    ("evidence", ("rows", "counts"), "float32"),  # events behind each expert
+    # mean log-probability of what came so far; last: how many events judge, at most 12.5
+    ("reliability", ("rows", "experts"), "float32"),
+    # events, classes, half hour of the day, weekday, seconds since the event before
+    ("context", ("rows", "context"), "float32"),
+)
+MEMORY = {PREFIX + name: Input(axes, dtype) for name, axes, dtype in _MEMORY}
 
 
 class Batch(NamedTuple):
@@ -74,11 +72,14 @@ class GraphInputs:
         path = local_path(folder)
         remedy = "give a folder that `behavegpt export-model` wrote"
         facts: dict[str, Any] = read_json(path / FACTS, CheckpointError, remedy)
+
         self.names = [name for name in facts["inputs"] if name not in (MASK, *MEMORY)]
         self.looks_back = int(facts["looks_back"])
+
         self.tokenizer = EventTokenizer.from_pretrained(str(path), local_files_only=True)
         if self.tokenizer.hash != facts["tokenizer_hash"]:
             raise CheckpointError(f"{path}: {FACTS} is that of another vocabulary; {remedy}.")
+
         self.counts = load_counts(path) if (path / FILE).is_file() else None
 
     def of(self, events: EventData | EncodedHistories) -> Batch:
@@ -86,16 +87,21 @@ class GraphInputs:
         DataError."""
         encoded = encode_histories(self.tokenizer, events)
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
-        length = np.minimum(end - begin, self.looks_back)
+        length = np.minimum(end - begin, self.looks_back)  # (B,)
+
+        # the last events of each user from the left; behind them, masked, the last one repeated
         place = np.arange(int(length.max()))
-        mask = place < length[:, None]
+        mask = place < length[:, None]  # (B, L)
         index = np.minimum((end - length)[:, None] + place, end[:, None] - 1)
+
         feed = {name: encoded.columns[_field(name)][index] * mask for name in self.names}
-        feed = {name: values.astype(np.int64) for name, values in (feed | {MASK: mask}).items()}
+        feed[MASK] = mask
+        feed = {name: values.astype(np.int64) for name, values in feed.items()}
         if self.counts is not None:
+            # of the whole histories, not of the last events alone
             source = history_source(encoded.columns, encoded.offsets, self.counts)
-            told = source.arrays(end - 1)
-            feed |= {name: told[name.removeprefix(PREFIX)] for name in MEMORY}
+            arrays = source.arrays(end - 1)
+            feed |= {name: arrays[name.removeprefix(PREFIX)] for name in MEMORY}
         return Batch(encoded.users, feed)
 
     def labels(self, logits: np.ndarray, top_k: int = 5) -> np.ndarray:
@@ -105,4 +111,5 @@ class GraphInputs:
 
 
 def _field(name: str) -> str:
+    """The column that an input of the graph takes: `slot` of `slot_ids`."""
     return "event" if name == "input_ids" else name.removesuffix("_ids")

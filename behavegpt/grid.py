@@ -1,8 +1,13 @@
 """Grids of runs: a flat list of runs, one JSON row for each; what has its row is not run again.
 
     grid = Grid(Path("rows.jsonl"))
-    grid.run([Run({"loss": loss, "seed": seed}, partial(rows_of, loss, seed)) for loss in losses for
-    seed in seeds])
+    grid.run(
+        [
+            Run({"loss": loss, "seed": seed}, partial(rows_of, loss, seed))
+            for loss in losses
+            for seed in seeds
+        ]
+    )
 
 Any number of processes may work on one file of rows, on one machine or many: a run is claimed by a
 file lock, which the system frees however the process ends. The benchmark, the sweep and the scripts
@@ -73,6 +78,7 @@ class Grid:
         """
         known, carried_out = self.rows(), 0
         for run in runs:
+            # before the lock is asked for: a finished grid takes no locks at all
             if not _is_open(known, run, again):
                 continue
 
@@ -94,6 +100,7 @@ class Grid:
 
 
 def _is_open(rows: Sequence[Row], run: Run, again: Callable[[Row], bool]) -> bool:
+    """Whether a run is still to be carried out."""
     row = find(rows, run.key)
     return row is None or again(row)
 
@@ -104,10 +111,10 @@ def find(rows: Sequence[Row], key: Mapping[str, Any]) -> Row | None:
     >>> find([{"seed": 0, "loss": 2}, {"seed": 0, "lr": 1}], {"seed": 0, "lr": None})
     {'seed': 0, 'loss': 2}
     """
-    fitting = (
-        row for row in reversed(rows) if all(row.get(name) == value for name, value in key.items())
-    )
-    return next(fitting, None)
+    for row in reversed(rows):
+        if all(row.get(name) == value for name, value in key.items()):
+            return row
+    return None
 
 
 def attempted(figures: Callable[[], Row], name: str) -> Row:
@@ -115,6 +122,7 @@ def attempted(figures: Callable[[], Row], name: str) -> Row:
     `reason`."""
     try:
         state = {"status": "done", **figures()}
+    # a run that fails is a row, so that the grid goes on and is not stuck at it the next time
     except FAILURES as error:
         if is_interruption(error):
             raise KeyboardInterrupt from error  # no failure of this run: nothing goes on
@@ -136,10 +144,13 @@ def append_row(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed; the file is never replaced
+
         file.seek(0)
         held = file.read()
         if held and not held.endswith(b"\n"):
             file.truncate(held.rfind(b"\n") + 1)
+
+        # one write, then on the disk: a row that was reported as done is there after a crash
         file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -155,7 +166,7 @@ def claim(file: Path, wait: bool = False) -> Iterator[bool]:
     """Whether this process holds a lock file for the time being; with `wait` it always does, in the
     end."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
+    lock = FileLock(file)  # flock: the kernel frees it however the process ends
     try:
         held = lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
@@ -173,6 +184,7 @@ def claim(file: Path, wait: bool = False) -> Iterator[bool]:
 
 def made_once(folder: Path, make: Callable[[], object], result: str = "") -> Path:
     """FOLDER/result, made by the process that needs it first; others wait for it meanwhile."""
+    # asked again under the lock: another process may have made it in the meantime
     with claim(folder.with_name(f".{folder.name}.making"), wait=True):
         if not (folder / result).exists():
             make()
@@ -191,7 +203,11 @@ def grouped(
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return {key: {name: _column(group, name) for name in figures} for key, group in groups.items()}
+
+    grouped_figures: dict[tuple[Any, ...], Row] = {}
+    for key, group in groups.items():
+        grouped_figures[key] = {name: _column(group, name) for name in figures}
+    return grouped_figures
 
 
 def _column(rows: Sequence[Row], name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Histories -> packed batches whose memory is bounded by positions and by cells: logits, or pairs
 of positions.
 
-Shape letters: U users, B rows, R positions, K behaviors.
+Shape letters: U users, T events of all of them, B rows, R positions, K behaviors.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.collate import collate_inputs
 from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
-from behavegpt.data.pack import RowPlan, Windows, collate_inputs, pack_rows
+from behavegpt.data.pack import RowPlan, Windows, pack_rows
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 # a GPU is done with a small one before the next is made
 POSITIONS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}
 CELLS_PER_BATCH = 1 << 24  # of float32: 64 MiB; softmax and sorting hold a few times as much
+
+
+class Histories(NamedTuple):
+    """Histories of users that lie one after the other in flat columns, none empty, ascending."""
+
+    columns: Mapping[str, np.ndarray]  # field -> ids (T,), and `time` in seconds
+    begin: np.ndarray  # (U,) first event of each
+    end: np.ndarray  # (U,) one behind the last
 
 
 class HistoryBatch(NamedTuple):
@@ -41,39 +50,39 @@ class ReadsMemory(Protocol):
 
 def history_batches(
     model: BehaveGPTForBehaviorPrediction,
-    columns: Mapping[str, np.ndarray],
-    begin: np.ndarray,
-    end: np.ndarray,
+    histories: Histories,
     *,
     cells_per_user: int,
     with_time: bool = False,
     memory: ReadsMemory | None = None,
     asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
-    """The last `max_length` events of each history `begin:end` (U,), none empty, ascending.
+    """The last `max_length` events of each history (U,), in rows packed for a model.
 
-    What `memory` says at the last events, of the whole histories, stands beside them, row by row;
-    a model with memory needs it wherever logits are asked for. So does what is given of the events
-    to come, `asked` (U,) by field. A batch holds at most
-    POSITIONS_PER_BATCH positions, and users times `cells_per_user` up to CELLS_PER_BATCH, but at
-    least one row.
+    What `memory` says at the last events, of the whole histories, stands beside them, row by row; a
+    model with memory needs it wherever logits are asked for. So does what is given of the events to
+    come, `asked` (U,) by field. A batch holds at most POSITIONS_PER_BATCH positions, and users
+    times `cells_per_user` up to CELLS_PER_BATCH, but at least one row.
     """
     config = model.config
     row_length = row_length_for(config.max_length)
-    most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
+    begin, end = histories.begin, histories.end
     length = np.minimum(end - begin, config.max_length)
+    # what follows the last event is all that is asked for
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
-    user_of = np.searchsorted(end, plan.windows.start, side="right")
-    fields = tuple(dict.fromkeys((*config.columns, *(("time",) if with_time else ()))))
-    for first, stop in _pieces(
-        plan, most_positions // row_length, CELLS_PER_BATCH // max(1, cells_per_user)
-    ):
-        batch = collate_inputs(columns, plan, np.arange(first, stop), row_length, fields)
-        held = slice(plan.pointer[first], plan.pointer[stop])
+    user_of = np.searchsorted(end, plan.windows.start, side="right")  # of each window
+
+    time_field = ("time",) if with_time else ()
+    fields = tuple(dict.fromkeys((*config.columns, *time_field)))
+    most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
+    most_users = CELLS_PER_BATCH // max(1, cells_per_user)
+    for first, stop in _pieces(plan, most_positions // row_length, most_users):
+        batch = collate_inputs(histories.columns, plan, np.arange(first, stop), row_length, fields)
+        held = slice(plan.pointer[first], plan.pointer[stop])  # windows of these rows
+        users = user_of[held]
         if memory is not None:
             newest = (plan.windows.start + plan.windows.length - 1)[held]
             batch = batch._replace(memory=memory.at(newest))
-        users = user_of[held]
         if asked is not None:
             given = {field: torch.from_numpy(ids[users]) for field, ids in asked.items()}
             batch = batch._replace(given=given)
@@ -81,39 +90,38 @@ def history_batches(
 
         time = batch.inputs["time_ids"] if with_time else None
         if "time" not in config.columns:
-            batch.inputs.pop("time_ids", None)
+            batch.inputs.pop("time_ids", None)  # the model would refuse it
+
+        # a history's last event is where another document follows, (B, R)
         following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
         last = (batch.document != following) & (batch.document != PADDING)
         yield HistoryBatch(users, batch, last, time)
 
 
 def memory_of_histories(
-    model: BehaveGPTForBehaviorPrediction,
-    columns: Mapping[str, np.ndarray],
-    begin: np.ndarray,
-    end: np.ndarray,
-    asked: Moment | None = None,
+    model: BehaveGPTForBehaviorPrediction, histories: Histories, asked: Moment | None = None
 ) -> MemorySource | None:
     """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a
     model without memory."""
     if model.counts is None:
         return None
-    return history_source(columns, np.append(begin, end[-1:]), model.counts, asked)
+
+    offsets = np.append(histories.begin, histories.end[-1:])
+    return history_source(histories.columns, offsets, model.counts, asked)
 
 
 def memory_columns_of(model: BehaveGPTForBehaviorPrediction) -> set[str]:
     """Columns that the memory of a model reads beside those of its config; none without memory."""
-    return (
-        set()
-        if model.counts is None
-        else {"event", "behavior", "location", "slot", "weekday", "time"}
-    )
+    if model.counts is None:
+        return set()
+    return {"event", "behavior", "location", "slot", "weekday", "time"}
 
 
 def _pieces(plan: RowPlan, most_rows: int, most_users: int) -> Iterator[tuple[int, int]]:
     """First row and the one behind the last of each batch."""
     first = 0
     while first < plan.rows:
+        # rows whose windows, one a user, are few enough; a row is never cut
         fit = int(np.searchsorted(plan.pointer, plan.pointer[first] + most_users, side="right")) - 1
         stop = min(max(fit, first + 1), first + max(1, most_rows), plan.rows)
         yield first, stop

@@ -3,7 +3,7 @@ time writes.
 
 Whatever is half made is called `.tmp-PURPOSE-NAME-PID-START`, after the process that makes it and
 the moment when that process began; the next writer of NAME removes what dead processes left.
-Checksums are in `checksums.py`.
+Checksums are in `checksums.py`, locks in `locks.py`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,21 @@ import os
 import re
 import shutil
 import socket
-import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from filelock import FileLock, Timeout
-
-from behavegpt.errors import BehaveGPTError, ConfigError, first_line
-from behavegpt.paths import check_unicode
+from behavegpt.errors import BehaveGPTError
+from behavegpt.locks import lock
+from behavegpt.paths import short_name, target
 from behavegpt.signals import deferring
-
-OutputKind = Literal["file", "into", "whole"]
 
 _TEMPORARY = re.compile(
     r"\.tmp-(?P<purpose>[a-z]+)-(?P<name>.*)-(?P<pid>[0-9]{1,9})-(?P<start>[0-9]{1,20})", re.DOTALL
 )
-_LONGEST_NAME = 120  # bytes of a name that a temporary name spells out; file systems end at 255
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h> and <linux/fs.h>
 
 
@@ -68,9 +63,12 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, path.name)
     temporary = temporary_name(path, "new")
+
     try:
         yield temporary
+        # beside it, so on the same disk: a rename there is one step
         os.replace(temporary, path)
+    # whatever stops it, also Ctrl-C: nothing half made stays
     except BaseException:
         with deferring(), suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -110,14 +108,15 @@ def temporary_folder() -> Iterator[Path]:
     """An empty folder in the system's temporary directory, removed at the end; those of dead
     processes go first."""
     place, prefix = Path(tempfile.gettempdir()), f".tmp-scratch-{_origin()}-"
+
     for path in list(place.glob(f"{prefix}*")):
         matched = _TEMPORARY.fullmatch(path.name)
         if matched and not _lives(matched):
             shutil.rmtree(path, ignore_errors=True)  # another user's stays
-    started = _started(os.getpid()) or 0
-    with tempfile.TemporaryDirectory(
-        prefix=prefix, suffix=f"-{os.getpid()}-{started}", dir=place
-    ) as name:
+
+    # the process's start in the name: its number may belong to another one later
+    suffix = f"-{os.getpid()}-{_started(os.getpid()) or 0}"
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=place) as name:
         yield Path(name)
 
 
@@ -150,9 +149,8 @@ def discard(path: Path) -> None:
 
 def temporary_name(path: Path, purpose: str) -> Path:
     """A name beside `path`, on the same disk, that tells which process made it."""
-    return path.with_name(
-        f".tmp-{purpose}-{_short(path.name)}-{os.getpid()}-{_started(os.getpid()) or 0}"
-    )
+    process = f"{os.getpid()}-{_started(os.getpid()) or 0}"
+    return path.with_name(f".tmp-{purpose}-{short_name(path.name)}-{process}")
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
@@ -163,125 +161,20 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
     """
     for path in list(folder.iterdir()):
         matched = _TEMPORARY.fullmatch(path.name)
-        if not matched or (name is not None and matched["name"] != _short(name)) or _lives(matched):
+        is_other = name is not None and matched and matched["name"] != short_name(name)
+        if not matched or is_other or _lives(matched):
             continue
+
         final = folder / (name or matched["name"])
+        # the process ended between the two renames of put_in_place
         if matched["purpose"] == "old" and not os.path.lexists(final):
             os.rename(path, final)
         else:
             _remove(path)
 
 
-@contextmanager
-def lock(
-    path: Path, file: Path | None = None, remedy: str = "wait for it, or choose another name"
-) -> Iterator[None]:
-    """Hold `path` for this process; the system frees it when the process ends, however it ends.
-
-    `file`: the lock file, by default `.NAME.lock` beside it. Raises ConfigError naming the process
-    that holds it.
-    """
-    file = file or path.with_name(f".{_short(path.name)}.lock")
-    # beside the lock: older filelocks empty the file they lock
-    owner = file.with_name(f"{file.name}.json")
-    temporary = owner.with_name(f"{owner.name}.tmp")
-    held = FileLock(file)
-    try:
-        with deferring():  # a stop in between would leave files of a lock that nobody holds
-            try:
-                held.acquire(timeout=0)
-                about = {"pid": os.getpid(), "host": socket.gethostname()}
-                temporary.write_text(json.dumps(about), encoding="utf-8")
-                os.replace(temporary, owner)
-            except Timeout:
-                raise ConfigError(f"{path} is in use by {_owner(owner)}; {remedy}.") from None
-            except OSError as error:
-                if not held.is_locked:
-                    with suppress(OSError):
-                        file.unlink(missing_ok=True)
-                told = f"{path}: cannot be locked ({first_line(error)}); {remedy}."
-                raise ConfigError(told) from None
-        yield
-    finally:
-        with deferring():
-            if held.is_locked:
-                with suppress(OSError):  # on a disk that has become read-only they stay
-                    temporary.unlink(missing_ok=True)
-                    owner.unlink(missing_ok=True)
-                    # before its release: who waits for this inode looks for the next one
-                    file.unlink(missing_ok=True)
-                held.release()
-
-
-def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) -> None:
-    """Raise ConfigError or OSError unless an output can be written: now, not after hours of work.
-
-    `kind`: a file; a folder into which files are written; or a folder that is replaced whole.
-    """
-    if endings and path.suffix not in endings:
-        raise ConfigError(
-            f"{path}: cannot tell the format from {path.suffix!r}; end the name in "
-            f"{', '.join(endings)}."
-        )
-    check_unicode(path)
-    if path.is_symlink() and not path.exists():
-        raise ConfigError(
-            f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it."
-        )
-    place = target(path)
-    if not place.name:
-        raise ConfigError(
-            f"{path}: the root of the disk cannot be written; name a file or folder in it."
-        )
-    with suppress(FileNotFoundError, NotADirectoryError):
-        mode = place.stat().st_mode
-        if kind == "file" and not stat.S_ISREG(mode):
-            found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ConfigError(
-                f"{path}: {found}, where a file is to be written; choose another name."
-            )
-        if kind != "file" and not stat.S_ISDIR(mode):
-            raise ConfigError(
-                f"{path}: a file, where a folder is to be written; choose another name."
-            )
-    if kind == "whole" and os.path.ismount(place):
-        raise ConfigError(
-            f"{path}: a disk's own folder, which cannot be replaced; name a folder in it."
-        )
-    there = place.absolute() if kind == "into" else place.absolute().parent
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir():
-        raise ConfigError(f"{there}: a file, where a folder must be; choose another name.")
-    with tempfile.TemporaryFile(dir=there):
-        pass
-
-
-def target(path: Path) -> Path:
-    """What a path stands for: where a link leads (the link itself stays), and a name for `.` and
-    `..`."""
-    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a column can be a file of the same name, in its folder and nowhere else."""
-    return (
-        bool(name)
-        and not set(name) & set("/\\\0")
-        and name[0] != "."
-        and len(name.encode(errors="replace")) < 200
-    )
-
-
-def _short(name: str) -> str:
-    return (
-        name
-        if len(os.fsencode(name)) <= _LONGEST_NAME
-        else hashlib.sha256(os.fsencode(name)).hexdigest()
-    )
-
-
 def _remove(path: Path) -> None:
+    """Delete a file, a folder, or a link itself."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -289,6 +182,8 @@ def _remove(path: Path) -> None:
 
 
 def _open_by_umask(folder: Path) -> None:
+    """Permissions of a folder and all below it as if made by open() and mkdir(): temporary files,
+    which libraries write through, are for their owner alone."""
     mask = _umask()
     for parent, _, files in os.walk(folder):
         inherited = os.stat(parent).st_mode & 0o7000  # such as the group of a shared folder
@@ -298,10 +193,11 @@ def _open_by_umask(folder: Path) -> None:
 
 
 def _umask() -> int:
+    """This process's umask."""
     try:  # asking the system call sets it, for all threads
         status = Path("/proc/self/status").read_text()
-        found = re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)
-        return int(found[1], 8)  # type: ignore[index]
+        line = re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)
+        return int(line[1], 8)  # type: ignore[index]
     except (OSError, TypeError):
         mask = os.umask(0o022)
         os.umask(mask)
@@ -310,6 +206,7 @@ def _umask() -> int:
 
 @cache
 def _renameat2() -> Any:
+    """Linux's call that can exchange two names; None with another C library."""
     return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
@@ -319,9 +216,12 @@ def _exchange(one: Path, other: Path) -> bool:
     names = (os.fsencode(one), os.fsencode(other))
     if rename is None:
         return False
+
     if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
         return True
+
     code = ctypes.get_errno()
+    # an old kernel, or a file system that cannot
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(other))
@@ -354,21 +254,11 @@ def _started(pid: int) -> int | None:
         pass  # somebody else's
     except ProcessLookupError:
         return None
+
     try:
-        fields = (
-            Path(f"/proc/{pid}/stat")
-            .read_text(encoding="ascii", errors="replace")
-            .rpartition(")")[2]
-            .split()
-        )
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        # behind the program's name, which may hold spaces and parentheses: state, parent, ...
+        fields = status.rpartition(")")[2].split()
     except OSError:
         return 0
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
-
-
-def _owner(file: Path) -> str:
-    try:
-        owner = json.loads(file.read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, LookupError, TypeError):
-        return "a process that is just starting or ending"

@@ -16,6 +16,7 @@ def plain(value: object) -> str:
     >>> plain("a|b [x](javascript:alert) <b>")
     'a\\\\|b \\\\[x\\\\](javascript:alert) &lt;b>'
     """
+    # entities first: what is escaped below must not be escaped again
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
     return _ESCAPED.sub(lambda found: "\\" + found[0], text)
 

@@ -40,6 +40,7 @@ Policy = Literal["auto", "head", "observed", "typical"]
 
 def _whole(value: Any) -> int:
     """Integers of Python and numpy; never text, a fraction, or a truth value."""
+    # True is an Integral of 1, but nobody means it
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError("write a whole number")
     return int(value)
@@ -57,8 +58,10 @@ def _real(value: Any) -> float:
 
 def _pool(parts: Any) -> Any:
     """A list of one known part or more, each named once."""
+    # a text would be taken for a list of its letters
     if not isinstance(parts, (list, tuple)) or not parts:
         raise ValueError('write a list of one part or more, for example ["last"]')
+
     for number, part in enumerate(parts):
         if part not in PARTS:
             raise ValueError(
@@ -70,6 +73,7 @@ def _pool(parts: Any) -> Any:
 
 
 def _temperature(value: float) -> float:
+    """0, or large enough to divide logits by."""
     if 0 < value < LEAST_TEMPERATURE:
         raise ValueError(f"write 0 for the most probable, or at least {LEAST_TEMPERATURE}")
     return value
@@ -80,6 +84,7 @@ def span_seconds(text: str) -> int:
     match = UNTIL.fullmatch(text.lower())
     if match is None:
         raise ValueError("write a time span like '2 days', '36 hours', '90 min' or '1 week'")
+
     seconds = float(match[1]) * SECONDS[match[2]]
     if not 1 <= seconds <= LONGEST_SPAN:
         raise ValueError("write a time span of at least a second and at most 100 years")
@@ -167,6 +172,7 @@ class DecisionOptions(Settings):
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
+        """One of the two rules, not both."""
         if self.thresholds and self.prior_correction:
             raise ValueError(
                 "thresholds stand in place of prior_correction; leave one of the two out"
@@ -219,6 +225,7 @@ class DrawOptions(Settings):
     @field_validator("until")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
+        """A time span as `span_seconds` reads it; kept as text, which says more in results."""
         if text is not None:
             span_seconds(text)
         return text

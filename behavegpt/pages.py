@@ -13,6 +13,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def environment(html: bool) -> Any:
+    """jinja2's environment of our templates; with `html` all text is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -20,6 +21,7 @@ def environment(html: bool) -> Any:
         autoescape=html,
         trim_blocks=True,
         lstrip_blocks=True,
+        # a name that a template misspells is an error, not an empty text
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"cell": plain, "code": code}
@@ -30,7 +32,8 @@ def page(template: str, **values: Any) -> str:
     """The page `TEMPLATE.html.j2` with the script `TEMPLATE.js` in it, and the hash by which its
     policy allows it."""
     script = (TEMPLATES / f"{template}.js").read_text(encoding="utf-8").strip()
+    # the page's Content-Security-Policy names this hash, so that no other script runs in it
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    found = environment(html=True).get_template(f"{template}.html.j2")
-    rendered: str = found.render(script=script, script_hash=allowed, **values)
+    source = environment(html=True).get_template(f"{template}.html.j2")
+    rendered: str = source.render(script=script, script_hash=allowed, **values)
     return rendered

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from behavegpt.figures import BLUE, GRID, MARKERS, OTHERS, figure, short
-from behavegpt.plots import read_json
+from behavegpt.result_files import read_json
 
 
 def challenge_scores(board: Path, out: Path) -> Path:
@@ -16,12 +16,13 @@ def challenge_scores(board: Path, out: Path) -> Path:
     first."""
     table = read_json(board, "tasks", "entries")
     tasks, entries = table["tasks"], table["entries"]
+
     with figure(out, (1.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
-        for index, (entry, color) in enumerate(
-            zip(entries, [BLUE, *OTHERS] * len(entries), strict=False)
-        ):
+        colors = [BLUE, *OTHERS] * len(entries)  # again from the beginning when they run out
+        for index, (entry, color) in enumerate(zip(entries, colors, strict=False)):
             places = [k for k, task in enumerate(tasks) if task in entry["tasks"]]
             scores = [entry["tasks"][tasks[k]] for k in places]
+            # entries side by side within the width of a task, so that no bar hides another
             shift = 0.6 * ((index + 0.5) / len(entries) - 0.5)
             axes.errorbar(
                 np.array(places) + shift,
@@ -33,9 +34,9 @@ def challenge_scores(board: Path, out: Path) -> Path:
                 capsize=2,
                 label=f"{entry['place']}. {short(entry['name'])} ({entry['borda']:g})",
             )
-        axes.set_xticks(
-            range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5
-        )
+
+        names = [task.replace("_", "\n", 1) for task in tasks]
+        axes.set_xticks(range(len(tasks)), names, fontsize=8.5)
         axes.set(title="Challenge scores by task (Borda points)", ylabel="task score")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out
@@ -50,37 +51,46 @@ def challenge_results(results: Sequence[Path], out: Path) -> Path:
     """
     tables = [read_json(path, "name", "tasks", "floors") for path in results]
     tasks = list(dict.fromkeys(task for table in tables for task in table["tasks"]))
+
     with figure(out, (2.5 + 1.4 * len(tasks), 4.2)) as (_, (axes,)):
         for place, task in enumerate(tasks):
+            # equal in all tables: the floors are those of the labels
             floor = next(table["floors"][task] for table in tables if task in table["tasks"])
             edges = [place - 0.4, place + 0.4]
             level, band = floor["constant"], 2 * floor["chance_std"]
+            # one entry in the legend is enough
             labels = (None, None) if place else ("knows nothing (band: chance)", "best possible")
             axes.fill_between(edges, level - band, level + band, color=GRID, linewidth=0)
             axes.plot(edges, [level, level], color="gray", linewidth=1, label=labels[0])
             axes.plot(edges, [floor["ceiling"]] * 2, color="gray", linewidth=3, label=labels[1])
-        for index, (table, color) in enumerate(
-            zip(tables, [BLUE, *OTHERS] * len(tables), strict=False)
-        ):
+
+        colors = [BLUE, *OTHERS] * len(tables)
+        for index, (table, color) in enumerate(zip(tables, colors, strict=False)):
             shift = 0.7 * ((index + 0.5) / len(tables) - 0.5)
-            found = [(tasks.index(task) + shift, values) for task, values in table["tasks"].items()]
-            x, y = np.array(
-                [(place, score) for place, values in found for score in values["scores"]]
-            ).T
-            axes.scatter(x, y, s=12, color=color, alpha=0.5, linewidths=0, zorder=3)
-            marker = ("o", *MARKERS)[index % (len(MARKERS) + 1)]
-            means = [values["mean"] for _, values in found]
+            places = [tasks.index(task) + shift for task in table["tasks"]]
+            scored = list(table["tasks"].values())
+            seeds = [len(values["scores"]) for values in scored]
+            scores = np.concatenate([values["scores"] for values in scored])
+            axes.scatter(
+                np.repeat(places, seeds),
+                scores,
+                s=12,
+                color=color,
+                alpha=0.5,
+                linewidths=0,
+                zorder=3,
+            )
             axes.plot(
-                [place for place, _ in found],
-                means,
-                marker,
+                places,
+                [values["mean"] for values in scored],
+                ("o", *MARKERS)[index % (len(MARKERS) + 1)],
                 color=color,
                 markersize=7,
                 label=short(table["name"]),
             )
-        axes.set_xticks(
-            range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks], fontsize=8.5
-        )
+
+        names = [task.replace("_", "\n", 1) for task in tasks]
+        axes.set_xticks(range(len(tasks)), names, fontsize=8.5)
         axes.set(title="Challenge scores by task (dots: seeds)", ylabel="task score")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out

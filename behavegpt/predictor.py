@@ -11,12 +11,11 @@ users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
@@ -32,22 +31,18 @@ from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
 from behavegpt.generation.settings import GenerationSettings
-from behavegpt.history_batches import (
-    CELLS_PER_BATCH,
-    ReadsMemory,
-    history_batches,
-    memory_of_histories,
-)
+from behavegpt.history_batches import Histories, ReadsMemory, memory_of_histories
+from behavegpt.history_logits import history_logits
 from behavegpt.ingest.asked import check_asked, count_unknown, read_asked
 from behavegpt.ingest.histories import EventData, encode_histories
 from behavegpt.ingest.users import KeepsStates, Users, as_states
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
-from behavegpt.model.mixer import Memory, part_of
-from behavegpt.model.precision import autocast, choose_precision
+from behavegpt.model.precision import choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
+from behavegpt.shipped import shipped_folder
 from behavegpt.tabular import html_facts
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
@@ -71,6 +66,7 @@ class Predictor(KeepsStates):
         """`links`: which ids go together in training, for `generate`; `thresholds`: for
         `predict(..., thresholds=True)`; `known`: the states of users that can be asked for by
         name."""
+        # eval: dropout would give another answer each time
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
         self.thresholds, self._known = thresholds, known or {}
 
@@ -99,6 +95,7 @@ class Predictor(KeepsStates):
         >>> reader = model.reading(user="uid", time="ts", time_format="%d/%m/%Y")   # doctest: +SKIP
         >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
+        # the same weights and labels: only how a log is read changes
         tokenizer = self.tokenizer.reading(changes)
         return Predictor(self.model, tokenizer, self.links, self.thresholds, self._known)
 
@@ -117,9 +114,13 @@ class Predictor(KeepsStates):
         """What a state holds: the last `max_length` events, of a model with memory also the
         counts."""
         config, counts = self.model.config, self.model.counts
+
+        # the time last, also where the model does not read it: a state must know when it ended
         columns = (*(name for name in config.columns if name != TIME), TIME)
+        # states belong to what their ids, their length and their counts come from
         text = " ".join([self.tokenizer.hash, str(config.max_length), *columns])
         arrays = () if counts is None else (*counts.tables, counts.edges)
+
         return StateSpec(identity(text, arrays), counts, columns, config.max_length)
 
     def with_states(self, source: str | Path | EventData) -> Predictor:
@@ -127,8 +128,10 @@ class Predictor(KeepsStates):
 
         Raises CheckpointError where the states are damaged or another model's.
         """
+        # a path is a folder of states or a log file, told apart by what lies in it
         folder = local_path(source) if isinstance(source, (str, Path)) else None
         known: Mapping[str, UserState]
+
         if folder is not None and holds_states(folder):
             known = load_states(folder, self.state_spec)
         else:
@@ -149,32 +152,33 @@ class Predictor(KeepsStates):
         self,
         events: EventData | EncodedHistories | UserState | Sequence[UserState],
         top_k: int = 5,
-        prior_correction: float = 0.0,
-        on_user: Callable[[int, int], None] | None = None,
-        interrupt: Callable[[], None] = lambda: None,
         *,
-        thresholds: bool = False,
         at: Any = None,
         location: Any = None,
+        on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
+        **decision: Any,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user.
 
         `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's
         columns, a list of such rows, or files; a list of rows without the user column is one user's
-        history; or a state or a list of them, for which no history is read. `prior_correction` tau
-        > 0 lifts rare behaviors: logits - tau * log(training frequency); `thresholds`: the model's
-        own instead, see decision.py. `interrupt` is called between pieces of the work; what it
-        raises stops it. `at`, `location`: the time and the place that are asked about, of a model
-        trained with `model.given`: one for all users, or a mapping of user to value; of the time
-        the weekday and the slot count. Raises ConfigError and DataError.
+        history; or a state or a list of them, for which no history is read. `at`, `location`: the
+        time and the place that are asked about, of a model trained with `model.given`: one for all
+        users, or a mapping of user to value; of the time the weekday and the slot count.
+        `interrupt` is called between pieces of the work; what it raises stops it. `decision`:
+        prior_correction=tau > 0 lifts rare behaviors, logits - tau * log(training frequency);
+        thresholds=True takes the model's own instead, see decision.py. Raises ConfigError and
+        DataError.
         """
-        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
-        options = check_settings(PredictOptions, given, "predict")
+        # all options before the events are read, which may take long
+        options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
-        shift = shift_of(options, log_prior, self.thresholds)  # before the events are read
+        shift = shift_of(options, log_prior, self.thresholds)
         check_asked(self.given, at, location, "this model", "train with model.given")
+
         encoded, memory, asked = self._asked(events, at, location)
-        pieces = self._logits(encoded, memory, interrupt, asked)
+        pieces = history_logits(self.model, encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
 
     def embed(
@@ -188,7 +192,9 @@ class Predictor(KeepsStates):
 
         `events` and `interrupt` as for `predict`. Raises ConfigError and DataError.
         """
-        widths(self.model, pool)  # before the events are read
+        # options before the events are read, which may take long
+        widths(self.model, pool)
+
         encoded = self.encode(events)
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
         vectors = user_vectors(self.model, encoded.columns, begin, end, pool, interrupt=interrupt)
@@ -211,10 +217,11 @@ class Predictor(KeepsStates):
         time="observed". `links`: what goes together, see generation/constraints.py; by default what
         stands beside the model. Docs: docs/generation.md.
         """
-        given = {"steps": steps} | {
-            name: value for name, value in options.items() if value is not None
-        }
+        # None stands for the default, as the command line and the service pass it
+        chosen = {name: value for name, value in options.items() if value is not None}
+        given = {"steps": steps, **chosen}
         settings = check_settings(GenerationSettings, given, "generate")
+
         links = self.links if links is None else links
         return roll_out(
             self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt
@@ -232,69 +239,35 @@ class Predictor(KeepsStates):
         ends, and the fields (U,) that are given of what follows."""
         states = as_states(events)
         encoded = self.encode(events) if states is None else self.state_spec.windows(states)
+
         asked = None
         if self.given:
             asked, unknown = read_asked(self.tokenizer, encoded.users, at, location)
             encoded = count_unknown(encoded, unknown)
+
         if states is not None:
             return encoded, self.state_spec.source(states, encoded.offsets, asked), asked
-        begin, end = encoded.offsets[:-1], encoded.offsets[1:]
-        memory = memory_of_histories(self.model, encoded.columns, begin, end, asked)
-        return encoded, memory, asked
 
-    @torch.no_grad()
-    def _logits(
-        self,
-        encoded: EncodedHistories,
-        memory: ReadsMemory | None,
-        interrupt: Callable[[], None],
-        asked: Moment | None = None,
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Users (n,) and their logits (n, K) float32, in pieces of bounded size."""
-        begin, end, classes = (
-            encoded.offsets[:-1],
-            encoded.offsets[1:],
-            self.model.config.num_behaviors,
-        )
-        for users, batch, last, _ in history_batches(
-            self.model,
-            encoded.columns,
-            begin,
-            end,
-            cells_per_user=classes,
-            memory=memory,
-            asked=asked,
-        ):
-            at = last.nonzero()
-            step = max(1, CELLS_PER_BATCH // classes)
-            # more than once only where one row is too much already
-            for first in range(0, len(at), step):
-                interrupt()
-                select = torch.zeros_like(last)
-                select[tuple(at[first : first + step].T)] = True
-                part = batch
-                if batch.memory is not None:
-                    told = part_of(Memory(**batch.memory), slice(first, first + step))
-                    part = batch._replace(memory=told._asdict())
-                if batch.given is not None:
-                    given = {f: ids[first : first + step] for f, ids in batch.given.items()}
-                    part = part._replace(given=given)
-                with autocast(self.model.device):
-                    output: Any = self.model(**part.arguments, select=select)
-                yield users[first : first + step], output.logits.float().cpu()
+        # histories are counted now; a state has counted its own already
+        histories = Histories(encoded.columns, encoded.offsets[:-1], encoded.offsets[1:])
+        return encoded, memory_of_histories(self.model, histories, asked), asked
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The `model` or `adapter` folder of a run's; any other folder as it is."""
-    folder = Path(folder)
+    """The `model` or `adapter` folder of a run's, the folder of a model that ships; any other
+    folder as it is."""
+    folder = shipped_folder(folder) or Path(folder)
     inside = {name: folder / name / file for name, file in MODEL_FILES.items()}
+
+    # a run is recognized by its parts, so that a model folder may hold a folder `model` itself
     if any((folder / file).is_file() for file in MODEL_FILES.values()):
         return folder
     return next((path.parent for path in inside.values() if path.is_file()), folder)
 
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
-    """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
+    """Open a model folder, an adapter's, a run's, or the model that ships as `demo`; `device`
+    defaults to a GPU where there is one.
 
     Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device
     that is not there.
@@ -306,6 +279,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = open_model(folder)
+
+    # bf16 and the fastest attention where the device has them
     place = choose_device(device)
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"

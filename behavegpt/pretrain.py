@@ -1,7 +1,7 @@
 """Pretraining from settings to a model folder: the composition that train.py and `behavegpt train`
 run.
 
-How a step trains is in training/trainer.py, what a run leaves in its folder in training/run.py.
+The loop is in training/trainer.py, what a run leaves in its folder in training/run.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from behavegpt.baselines.architectures import baseline_config, read_inputs, refuse_unknown
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
-from behavegpt.config import closest
+from behavegpt.config import PathText, closest
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
@@ -26,7 +26,6 @@ from behavegpt.errors import ConfigError, violation
 from behavegpt.generation.constraints import links_of
 from behavegpt.losses import build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.paths import PathText
 from behavegpt.training.run import open_run
 from behavegpt.training.settings import SHAPE, RunSettings
 from behavegpt.training.trainer import Trainer
@@ -59,7 +58,7 @@ class PretrainSettings(RunSettings):
     @field_validator("model")
     @classmethod
     def _known_shape(cls, value: dict[str, Any]) -> dict[str, Any]:
-        # transformers accepts and saves any name
+        # transformers accepts and saves any name, so a misspelled one would do nothing
         if _is_baseline(value):
             refuse_unknown(value)
             return value
@@ -70,6 +69,7 @@ class PretrainSettings(RunSettings):
 
 
 def _is_baseline(model: dict[str, Any]) -> bool:
+    """Whether `model` in a configuration asks for another architecture than BehaveGPT."""
     return model.get("architecture", "behavegpt") != "behavegpt"
 
 
@@ -77,6 +77,7 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
     """The model's shape for a prepared folder; raises ConfigError on a contradiction."""
     try:
         config = _config_of(settings, store)
+    # transformers wraps what it objects to in errors of many types
     except Exception as error:
         raise ConfigError(f"model: {violation(error)}") from None
     check_schema(config.given or (), store.schema)
@@ -84,12 +85,16 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
 
 
 def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
+    """The config of the settings, of a baseline if they name one."""
     if _is_baseline(settings.model):
         return baseline_config(settings.model, store)
+
     is_event = store.schema.behavior_is_event
     fields, width = read_inputs(
         settings.model, store.field_sizes(), store.behaviors.classes, is_event
     )
+
+    # `architecture` and `inputs` are ours, everything else is a setting of BehaveGPTConfig
     shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
@@ -109,13 +114,16 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     Raises BehaveGPTError on bad settings or data, a run folder in use, a checkpoint of other data,
     or a bad loss.
     """
+    # the run's lock and seed come first: building the model draws its weights
     with open_run(settings, "pretrain", resume=resume) as run:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+
         trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
         # the universal weights are a model already, and may stay the best one
         trainer.fit(_origin(settings, model), judge_start=settings.init == "universal")
+
         tokenizer = EventTokenizer.from_store(store, model.config.max_length)
         run.save(
             trainer.best_model(),
@@ -130,6 +138,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
     """The model before its first step: random, or from the parts that `language_model` and `init`
     name."""
     config = model_config(settings, store)
+
     if isinstance(config, BaselineConfig):
         if settings.language_model:
             raise ConfigError(
@@ -138,9 +147,12 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
         model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
     else:
         model = BehaveGPTForBehaviorPrediction(config)
+        # a new network begins at the training frequencies of the behaviors
         model.set_prior(torch.tensor(store.behaviors.counts))
+
     if config.memory:
         model.counts = count_store(store, in_order(config.given or ()))
+
     if settings.init == "universal":
         _start_universal(model)
     if settings.language_model:
@@ -153,7 +165,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
 def _origin(settings: PretrainSettings, model: BehaveGPTForBehaviorPrediction) -> dict[str, Any]:
     """What else must be the same for a run to go on."""
     config = model.config
-    origin: dict[str, Any] = {}
+    origin: dict[str, Any] = {}  # only what is set: earlier checkpoints have no such entries
     if isinstance(config, BaselineConfig):
         origin["baseline"] = {"architecture": config.architecture, "options": config.options}
     if settings.init == "universal":
@@ -171,4 +183,6 @@ def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
         raise ConfigError(
             "init=universal starts the mixer of a memory; set model.memory=true, or remove it."
         )
+
+    # not strict: the universal mixer has no network, whose weights stay as they are
     head.mixer.load_state_dict(load_universal().mixer.state_dict(), strict=False)

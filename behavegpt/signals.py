@@ -22,11 +22,13 @@ def deferring() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
     _deferred["depth"] += 1
     try:
         yield
     finally:
         _deferred["depth"] -= 1
+
     if _deferred["stops"] and not _deferred["depth"]:
         _deferred["stops"] = 0
         raise KeyboardInterrupt
@@ -37,6 +39,7 @@ def interrupting() -> Iterator[list[int]]:
     """SIGTERM ends what runs as Ctrl-C does, by a KeyboardInterrupt, so that what was begun is
     cleared away. Yields the signals received, in their order."""
     received: list[int] = []
+
     _deferred["stops"] = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -54,10 +57,13 @@ def interrupting() -> Iterator[list[int]]:
         else:
             hook(report)
 
+    # a signal that the shell told this process to ignore (nohup) stays ignored
     numbers = (signal.SIGINT, signal.SIGTERM)
     hook, sys.unraisablehook = sys.unraisablehook, dropped
+
     try:
-        with _handled([n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN], stop):
+        ours = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        with _handled(ours, stop):
             yield received
     finally:
         sys.unraisablehook = hook
@@ -69,6 +75,7 @@ def collecting() -> Iterator[list[int]]:
     second SIGINT interrupts. Yields the signals received, in their order."""
     received: list[int] = []
 
+    # only noted: the step that runs ends, and its checkpoint is whole
     def note(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -85,6 +92,8 @@ def _handled(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    # the handlers of whoever embeds us come back afterwards
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

@@ -52,6 +52,7 @@ class Tabular:
         return f"{type(self).__name__}({table.num_rows:,} rows: {', '.join(table.column_names)})"
 
     def _repr_html_(self) -> str:
+        # a notebook shows a glimpse; escaped by html_table, as labels are other people's text
         table = self.to_table()
         rows = table.slice(0, SHOWN_ROWS).to_pylist()
         more = f", the first {SHOWN_ROWS}" if table.num_rows > SHOWN_ROWS else ""
@@ -79,9 +80,13 @@ def html_facts(title: str, facts: dict[str, object]) -> str:
 
 
 def _cell(value: object) -> str:
+    """A value as escaped text; numbers short, of a list the first values."""
     if isinstance(value, list):
         text = ", ".join(map(_cell, value[:SHOWN_VALUES]))
         return f"[{text}, … {len(value)} values]" if len(value) > SHOWN_VALUES else f"[{text}]"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return html.escape(f"{value:,}" if type(value) is int else "" if value is None else str(value))
+    if value is None:
+        return ""
+    # no bool, which is an int too
+    return html.escape(f"{value:,}" if type(value) is int else str(value))

@@ -49,40 +49,44 @@ def roll_out_states(
     policies = choose_policies(log, settings)
     user = np.repeat(np.arange(len(encoded.users)), settings.samples)
     sample = np.tile(np.arange(settings.samples), len(encoded.users))
+
+    # a part of the rows at a time, which bounds the memory
     parts: list[dict[str, np.ndarray]] = []
-    for at in range(0, len(user), settings.rows):
-        rows = _Rows(
-            log, encoded, user[at : at + settings.rows], sample[at : at + settings.rows], settings
-        )
+    for first in range(0, len(user), settings.rows):
+        part = slice(first, first + settings.rows)
+        rows = _Rows(log, encoded, user[part], sample[part], settings)
         for step in range(settings.steps):
             interrupt()
             parts.append(rows.draw(model, step, policies))
             if not len(rows.user):
                 break
         if on_rows:
-            on_rows(min(at + settings.rows, len(user)), len(user))
+            on_rows(min(part.stop, len(user)), len(user))
+
     return Generated.join(
         parts, encoded, log.tokenizer, policies, settings.model_dump(exclude_none=True)
     )
 
 
 def choose_policies(log: CountedLog, settings: GenerationSettings) -> dict[str, str]:
-    """Field -> how it is drawn."""
+    """Field -> how it is drawn. Raises ConfigError for a policy that needs a head."""
     schema = log.tokenizer.event_schema
-    found = {"behavior": "head"}
-    wanted = {"time": settings.time} | (
-        {"location": settings.place} if schema.location is not None else {}
-    )
+    wanted = {"time": settings.time}
+    if schema.location is not None:
+        wanted["location"] = settings.place
+
+    policies = {"behavior": "head"}
     for field, policy in wanted.items():
         if policy == "head":
             raise ConfigError(
                 f"the universal model has no {field} head; choose the policy observed or typical."
             )
-        found[field] = "observed" if policy == "auto" else policy
-    found |= {} if schema.behavior_is_event else {"event": "typical"}
-    return found | dict.fromkeys(
-        sorted({*log.tokenizer.vocabulary} - {*found, "event"}), "the user's last"
-    )
+        policies[field] = "observed" if policy == "auto" else policy
+    if not schema.behavior_is_event:
+        policies["event"] = "typical"
+
+    others = sorted({*log.tokenizer.vocabulary} - {*policies, "event"})
+    return policies | dict.fromkeys(others, "the user's last")
 
 
 class _Rows:
@@ -98,57 +102,67 @@ class _Rows:
     ) -> None:
         self.log, self.settings, self.user, self.sample = log, settings, user, sample
         begin, end = encoded.offsets[user], encoded.offsets[user + 1]
+
+        # a state for each row, counted from the user's whole history
         columns = memory_columns(encoded.columns, log.tokenizer.event_schema.slot_minutes)
-        spans = zip(begin, end, strict=True)
-        self.states = [
-            _state_of(log, Columns(*(c[low:high] for c in columns))) for low, high in spans
-        ]
+        self.states = []
+        for low, high in zip(begin, end, strict=True):
+            past = Columns(*(column[low:high] for column in columns))
+            self.states.append(_state_of(log, past))
+
         self.own = OwnPast(encoded.columns, begin, end)
+        self.usual = _usual_events(encoded, log.tokenizer.behaviors.classes)
         self.last = {
-            name: encoded.columns[name][end - 1].astype(np.int64) for name in encoded.columns
+            name: values[end - 1].astype(np.int64) for name, values in encoded.columns.items()
         }
         self.time = self.last["time"]
+        # no event later than the times that a store can hold, or than the span that was asked for
         self.horizon = np.full(len(user), parse_date(TIME_RANGE[1]) - 1)
         if settings.span is not None:
             self.horizon = np.minimum(self.horizon, self.time + settings.span)
         self.uniforms = Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample)
-        self.usual = _usual_events(encoded, log.tokenizer.behaviors.classes)
 
     def draw(
         self, model: UniversalModel, step: int, policies: dict[str, str]
     ) -> dict[str, np.ndarray]:
         """The next event of each row that goes on, each column (n,); the others end."""
-        u = self.uniforms(step, len(Draws._fields))
+        u = self.uniforms(step, len(Draws._fields))  # (N, fields) in [0, 1)
+
+        # the moment, what the model says at it, and the rest of the event
         first = self._first(u, policies)
         moments = {field: first[field] for field in given_fields(self.log.given)}
         asked = self.log.asked_of_states(self.states, moments or None)
-        logits = torch.cat(
-            [model.logits(batch.memory, self.log.tables) for batch in asked.batches(lambda: None)]
-        )
+        batches = asked.batches(lambda: None)
+        logits = torch.cat([model.logits(batch.memory, self.log.tables) for batch in batches])
         new = self._event(logits, u, policies, first)
         self.time = new["time"]
-        found = new | {
+
+        drawn = new | {
             "user": self.user,
             "sample": self.sample,
             "step": np.full(len(self.user), step),
         }
         if self.settings.probabilities:
             top = logits.softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
-            found |= {"top": top.indices.numpy(), "probability": top.values.numpy()}
+            drawn |= {"top": top.indices.numpy(), "probability": top.values.numpy()}
+
+        # rows whose event is beyond the horizon end without it; the others take it up
         on = np.flatnonzero(self.time <= self.horizon)
         self._take(on)
-        columns = memory_columns(
-            {n: v[on] for n, v in new.items()}, self.log.tokenizer.event_schema.slot_minutes
-        )
+        kept = {name: values[on] for name, values in new.items()}
+        columns = memory_columns(kept, self.log.tokenizer.event_schema.slot_minutes)
         for row, state in enumerate(self.states):
             self.log.spec.count(state, Columns(*(column[row : row + 1] for column in columns)))
-        return {name: values[on] for name, values in found.items()}
+        return {name: values[on] for name, values in drawn.items()}
 
     def _first(self, u: np.ndarray, policies: dict[str, str]) -> dict[str, np.ndarray]:
         """What is drawn before the behavior: the gap and the clock (N,), and the place where it is
         given."""
+        # the numbers of u belong to the fields of Draws, so that a policy of one field leaves the
+        # draws of the others as they are
         gap = self.own.time_gap(u[:, 0] if policies["time"] == "observed" else None)
         weekday, slot = calendar(self.time + gap, self.log.tokenizer.event_schema)
+
         first = {"time": self.time + gap, "gap": gap}
         first |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
         if "location" in self.log.given:
@@ -165,14 +179,14 @@ class _Rows:
     ) -> dict[str, np.ndarray]:
         """Ids, clock and gap (N,)."""
         schema, settings = self.log.tokenizer.event_schema, self.settings
-        drawn = (
-            choose(logits, torch.from_numpy(u[:, 4]), settings.temperature, settings.top_p).numpy()
-            + FIRST
-        )
-        new = self.last | {"behavior": drawn, "event": drawn} | first
+        chosen = choose(logits, torch.from_numpy(u[:, 4]), settings.temperature, settings.top_p)
+        behavior = chosen.numpy() + FIRST  # vocabulary ids
+
+        new = self.last | {"behavior": behavior, "event": behavior} | first
         if not schema.behavior_is_event:
-            own, known = self.own.like("event", "behavior", drawn, None)
-            new["event"] = np.where(known, own, self.usual[drawn - FIRST])
+            # the user's most frequent event of the behavior, or everybody's
+            own, known = self.own.like("event", "behavior", behavior, None)
+            new["event"] = np.where(known, own, self.usual[behavior - FIRST])
         if "location" in policies and "location" not in first:
             observed = u[:, 6] if policies["location"] == "observed" else None
             new["location"], _ = self.own.like("location", "event", new["event"], observed)
@@ -191,6 +205,7 @@ class _Rows:
 
 
 def _state_of(log: CountedLog, columns: Columns) -> UserState:
+    """A state that has counted these events; nobody asks for it by name."""
     state = log.spec.new("0", len(columns.behavior))
     log.spec.count(state, columns)
     return state
@@ -200,9 +215,11 @@ def _usual_events(encoded: EncodedHistories, classes: int) -> np.ndarray:
     """The most frequent event id (K,) of each behavior in these histories, the most frequent of all
     without one."""
     behavior, event = encoded.columns["behavior"], encoded.columns["event"]
+
+    # written in ascending order of their counts, so that the most frequent one stays
     pairs, count = np.unique(np.stack([behavior, event]), axis=1, return_counts=True)
     usual = np.full(classes, np.bincount(event).argmax(), np.int64)
     order = np.argsort(count, kind="stable")
     known = order[pairs[0, order] >= FIRST]
-    usual[pairs[0, known] - FIRST] = pairs[1, known]  # the most frequent is written last
+    usual[pairs[0, known] - FIRST] = pairs[1, known]
     return usual

@@ -64,14 +64,15 @@ def is_universal(name: str | Path) -> bool:
     """Whether a model's name means the shipped weights: `universal`, or a folder of others of the
     kind."""
     path = Path(name)
+    # a folder of the user's called `universal` comes before the shipped weights
     return (str(name) == UNIVERSAL and not path.is_dir()) or (path / "universal.json").is_file()
 
 
 def load(
     folder: str | Path, device: str | torch.device | None = None
 ) -> Predictor | UniversalPredictor:
-    """Open a model folder (see `predictor.load`), or the universal model by its name,
-    `universal`."""
+    """Open a model folder (see `predictor.load`), or a model that ships by its name: `universal`
+    or `demo`."""
     if is_universal(folder):
         return load_zero_shot(folder)
     from behavegpt.predictor import load as load_trained  # takes seconds to import
@@ -149,6 +150,7 @@ class UniversalPredictor(KeepsStates):
         tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
         asked about a time and a place. Raises ConfigError and DataError.
         """
+        # another predictor: this one, shared by many logs, counts nothing
         schema = schema or guess_schema(logs, settings)[0]
         return UniversalPredictor(self.model, count_log(logs, schema, check_names(given)))
 
@@ -163,13 +165,12 @@ class UniversalPredictor(KeepsStates):
         self,
         events: EventData | None = None,
         top_k: int = 5,
-        prior_correction: float = 0.0,
-        on_user: Callable[[int, int], None] | None = None,
-        interrupt: Callable[[], None] = lambda: None,
         *,
-        thresholds: bool = False,
         at: Any = None,
         location: Any = None,
+        on_user: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] = lambda: None,
+        **decision: Any,
     ) -> Predictions:
         """The `top_k` most probable next behaviors of each user; arguments as in
         `Predictor.predict`.
@@ -180,22 +181,32 @@ class UniversalPredictor(KeepsStates):
         user; the log is counted again for it where it was counted with nothing given. Raises
         ConfigError, also for `thresholds`, and DataError.
         """
-        given = {"top_k": top_k, "prior_correction": prior_correction, "thresholds": thresholds}
-        options = check_settings(PredictOptions, given, "predict")
+        # all options before the events are counted, which may take long
+        options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
-        told = named_given(at, location)
+
+        # counted now, or counted again for what is given: the answer is that of another predictor
+        given = named_given(at, location)
         counted = self
         if self._log is None and events is not None:
-            counted, events = self.fit_tables(events, given=told), None
-        elif told and not self.given and as_states(events) is None:
-            counted = UniversalPredictor(self.model, self.log.knowing(told))
+            counted, events = self.fit_tables(events, given=given), None
+        elif given and not self.given and as_states(events) is None:
+            counted = UniversalPredictor(self.model, self.log.knowing(given))
         if counted is not self:
             return counted.predict(
-                events, top_k, prior_correction, on_user, interrupt, at=at, location=location
+                events,
+                top_k,
+                at=at,
+                location=location,
+                on_user=on_user,
+                interrupt=interrupt,
+                **decision,
             )
-        remedy = f"count the log again: fit_tables(log, given={list(told)})"
+
+        remedy = f"count the log again: fit_tables(log, given={list(given)})"
         check_asked(self.given, at, location, "this counted log", remedy)
+
         asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
@@ -227,14 +238,18 @@ class UniversalPredictor(KeepsStates):
                 raise ConfigError(
                     f"the universal model has no part {part!r}; it has {' and '.join(VECTORS)}."
                 )
+
         asked, tables = self._asked(events), self.log.tables
         users, vectors = [], []
         for batch in asked.batches(interrupt):
-            found = [
+            # labels are numbered by frequency, so the first are the most frequent
+            parts = [
                 self.model.vectors(batch.memory, tables, part)[:, :MOST_BEHAVIORS] for part in pool
             ]
             users.append(batch.position)
-            vectors.append(torch.cat(found, 1).numpy())
+            vectors.append(torch.cat(parts, 1).numpy())
+
+        # back into the order of the users
         order = np.argsort(np.concatenate(users), kind="stable")
         return UserEmbeddings(asked.users, np.concatenate(vectors)[order])
 
@@ -257,10 +272,11 @@ class UniversalPredictor(KeepsStates):
         from behavegpt.generation.settings import GenerationSettings
         from behavegpt.universal_generation import roll_out_states  # takes seconds to import
 
-        given = {"steps": steps} | {
-            name: value for name, value in options.items() if value is not None
-        }
-        settings = check_settings(GenerationSettings, given, "generate")
+        # None stands for the default, as the command line and the service pass it
+        chosen = {name: value for name, value in options.items() if value is not None}
+        settings = check_settings(GenerationSettings, {"steps": steps, **chosen}, "generate")
+
+        # times and places come from histories, of which states keep counts alone
         encoded = self.log.histories if events is None else self.encode(events)
         if encoded is None:
             raise ConfigError(
@@ -281,6 +297,8 @@ class UniversalPredictor(KeepsStates):
         """
         path = local_path(folder)
         refuse_used(path)
+
+        # in one rename: weights, labels, tables and states of one moment
         with scratch(path) as temporary:
             write_universal(self.model, temporary)
             write_counted(self.log, temporary, self.users.values() if states is None else states)
@@ -289,6 +307,7 @@ class UniversalPredictor(KeepsStates):
 
     def _asked(self, events: Any, at: Any = None, location: Any = None) -> Asked:
         """Whose next behavior is asked for, at which time and place."""
+        # who is asked about, and what asks once the moments are known
         states = as_states(events)
         ask: Callable[..., Asked]
         if events is None:
@@ -299,6 +318,7 @@ class UniversalPredictor(KeepsStates):
         else:
             encoded = self.encode(events)
             users, ask = encoded.users, partial(self.log.asked, encoded)
+
         if not self.given:
             return ask()
         moments, unknown = read_asked(self.tokenizer, users, at, location)

@@ -39,6 +39,7 @@ import torch
 from accelerate import Accelerator
 
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
@@ -109,7 +110,7 @@ class Bench:
             max_length=cap,
             rows_per_step=max(1, args.events_per_step // row_length_for(cap)),
             seed=0,
-            fields=self.store.schema.input_fields,
+            fields=BatchFields(self.store.schema.input_fields),
         )
 
     def model(self) -> BehaveGPTForBehaviorPrediction:

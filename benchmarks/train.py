@@ -113,17 +113,18 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
 
 def our_batches(histories: list[np.ndarray], cap: int, users_per_step: int) -> TrainingBatches:
     """As many equal steps as the others need, so that a step holds the same number of events."""
+    from behavegpt.data.collate import BatchFields
     from behavegpt.data.loader import TrainingBatches
 
     store = store_of(histories)
-    columns = store.schema.input_fields
+    fields = BatchFields(store.schema.input_fields)
     rows = TrainingBatches(
-        store, max_length=cap, rows_per_step=1, seed=0, fields=columns
+        store, max_length=cap, rows_per_step=1, seed=0, fields=fields
     ).steps_per_epoch
     steps = -(-len(histories) // users_per_step)
 
     return TrainingBatches(
-        store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=columns
+        store, max_length=cap, rows_per_step=-(-rows // steps), seed=0, fields=fields
     )
 
 

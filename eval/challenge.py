@@ -2,7 +2,7 @@
 seeds, with floors.
 
     python eval/challenge.py SPLIT ENTRY [ENTRY ...] --out results [--seeds 3] [--tasks all]
-    [--subset] [--width 192]
+        [--subset] [--width 192]
 
 SPLIT is a data directory after `behavegpt challenge split`, an ENTRY a folder with client_ids.npy
 and embeddings.npy. Each entry and random vectors train the organizers' network; results/NAME.json
@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from behavegpt.challenge.evaluate import RANDOM_DIMENSIONS, evaluate, seeds_from
+from behavegpt.challenge.evaluate import evaluate, seeds_from
 from behavegpt.challenge.network import WIDTH
+from behavegpt.challenge.runs import RANDOM_DIMENSIONS
 from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
 from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.devices import default_devices
@@ -34,73 +35,72 @@ from behavegpt.plots_challenge import challenge_results
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Mean ± deviation over seeds, an entry a row, and the floors below, as Markdown."""
     tasks = list(results[0]["tasks"])
-    rows = [
-        (result["name"], [_cell(result["tasks"][task]) for task in tasks], _sum(result))
-        for result in results
-    ]
     floors = results[0]["floors"]
     random = [floors[task]["random_vectors"] for task in tasks]
-    rows.append(
-        (
-            "random vectors",
-            [_cell(found) for found in random],
-            sum(found["mean"] for found in random),
-        )
-    )
     constant = [
         f"{floors[task]['constant']:.4f} ± {floors[task]['chance_std']:.4f}" for task in tasks
     ]
-    rows.append(("constant (± chance)", constant, sum(floors[task]["constant"] for task in tasks)))
     best = [f"{floors[task]['ceiling']:.4f}" for task in tasks]
-    rows.append(("best possible", best, sum(floors[task]["ceiling"] for task in tasks)))
+
+    table_rows = []
+    for result in results:
+        scores = [result["tasks"][task] for task in tasks]
+        cells = [_cell(score) for score in scores]
+        table_rows.append((result["name"], cells, sum(score["mean"] for score in scores)))
+
+    # below the entries: what vectors that know nothing reach, and what no vector can exceed
+    total = sum(score["mean"] for score in random)
+    table_rows.append(("random vectors", [_cell(score) for score in random], total))
+    total = sum(floors[task]["constant"] for task in tasks)
+    table_rows.append(("constant (± chance)", constant, total))
+    total = sum(floors[task]["ceiling"] for task in tasks)
+    table_rows.append(("best possible", best, total))
+
     lines = ["| vectors | " + " | ".join(tasks) + " | sum |", "|" + "---|" * (2 + len(tasks))]
-    lines += [
-        f"| {name} | " + " | ".join(cells) + f" | {total:.4f} |" for name, cells, total in rows
-    ]
+    for name, cells, total in table_rows:
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {total:.4f} |")
     return "\n".join(lines)
 
 
 def names(entries: Sequence[Path]) -> dict[str, Path]:
     """Entries by the name of their folder, with that of the folder above where two are called the
     same."""
+    # results are kept by name, so two entries must not share one
     folders = [entry.resolve() for entry in entries]
     plain = [folder.name for folder in folders]
-    return {
-        f"{folder.parent.name}_{folder.name}"
-        if plain.count(folder.name) > 1
-        else folder.name: entry
-        for folder, entry in zip(folders, entries, strict=True)
-    }
+    named: dict[str, Path] = {}
+    for folder, entry in zip(folders, entries, strict=True):
+        is_shared = plain.count(folder.name) > 1
+        named[f"{folder.parent.name}_{folder.name}" if is_shared else folder.name] = entry
+    return named
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each entry and task, and for the random vectors."""
     random = {task: floor["random_vectors"] for task, floor in results[0]["floors"].items()}
-    found = [
+    scored = [
         (result["name"], result["vectors"]["dimensions"], result["tasks"]) for result in results
     ]
-    found.append(("random vectors", RANDOM_DIMENSIONS, random))
-    return [
-        {
-            "vectors": name,
-            "dimensions": width,
-            "task": task,
-            "network_width": results[0]["width"] or WIDTH,
-        }
-        | {key: of[key] for key in ("mean", "std", "seeds", "scores")}
-        | {"auroc": of["metrics"]["auroc"]}
-        for name, width, tasks in found
-        for task, of in tasks.items()
-    ]
+    scored.append(("random vectors", RANDOM_DIMENSIONS, random))
+
+    table_rows = []
+    for name, width, tasks in scored:
+        for task, score in tasks.items():
+            row = {
+                "vectors": name,
+                "dimensions": width,
+                "task": task,
+                "network_width": results[0]["width"] or WIDTH,
+            }
+            row |= {key: score[key] for key in ("mean", "std", "seeds", "scores")}
+            table_rows.append(row | {"auroc": score["metrics"]["auroc"]})
+    return table_rows
 
 
-def _cell(found: dict[str, Any]) -> str:
-    spread = "" if found["std"] is None else f" ± {found['std']:.4f}"
-    return f"{found['mean']:.4f}{spread}"
-
-
-def _sum(result: dict[str, Any]) -> float:
-    return sum(found["mean"] for found in result["tasks"].values())
+def _cell(score: dict[str, Any]) -> str:
+    """Mean ± deviation; of one seed the mean alone."""
+    spread = "" if score["std"] is None else f" ± {score['std']:.4f}"
+    return f"{score['mean']:.4f}{spread}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--subset", action="store_true", help="entries may lack relevant clients")
     arguments = parser.parse_args(argv)
+
     everything = list(arguments.tasks) == ["all"]
     try:
         tasks = available_tasks(open_directory(arguments.data)) if everything else arguments.tasks
@@ -148,9 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BehaveGPTError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+
     print(table(results))
     if arguments.rows:
         write_text(arguments.rows, "".join(json.dumps(row) + "\n" for row in rows(results)))
+
     challenge_results(
         [arguments.out / f"{result['name']}.json" for result in results],
         arguments.out / "scores.png",

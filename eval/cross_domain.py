@@ -1,9 +1,10 @@
 """Which parts of a pretrained model help in another domain, and with how many users? (paper: 4.5,
 Fig. 5 and 6b)
 
-    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --logs DIR --work DIR --out
-    rows.jsonl python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --out rows.jsonl
-    --table [--plot figure.png]
+    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --logs DIR --work DIR
+        --out rows.jsonl
+    python eval/cross_domain.py configs/adapt/eval_cross_domain.yaml --out rows.jsonl --table
+        [--plot figure.png]
 
 One JSON row for each source, pretraining loss, share of users, mode and seed: test events of all
 users of the target, trained and selected on the training and validation events of the share.
@@ -104,7 +105,8 @@ def base(protocol: Protocol, source: str, loss: str, logs: Path, work: Path) -> 
 
     def make() -> None:
         store = prepared(protocol, protocol.sources[source], logs, work)
-        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)  # what a killed run left
+
         steps = [f"train.steps={protocol.pretrain.steps}", f"loss.name={loss}"]
         shape = [f"model.{name}={value}" for name, value in protocol.pretrain.model.items()]
         overrides = [f"data.path={store.path}", f"out={run}", *steps, *shape]
@@ -118,20 +120,21 @@ def share_of_users(store: EventStore, share: float, seed: int) -> EventStore:
     users = np.random.default_rng([seed, 7]).permutation(store.manifest.users)
     chosen = np.zeros(store.manifest.users, bool)
     chosen[users[: max(1, round(share * len(users)))]] = True
-    split = np.asarray(store.columns["split"]).astype(np.int8)
+
     # -1 comes before training in time, as its events do: each user's splits stay in one piece
+    split = np.asarray(store.columns["split"]).astype(np.int8)
     split[~np.repeat(chosen, np.diff(store.offsets)) & (split < TEST)] = -1
     events = [int((split == number).sum()) for number in SPLITS.values()]
+
     manifest = store.manifest.model_copy(
         update={
             "split": store.manifest.split | {"events": events},
+            # other data: a checkpoint of another share must not be continued
             "content_hash": f"{store.manifest.content_hash}-{share}-{seed}",
         }
     )
-    return reencode(
-        replace(store, manifest=manifest, columns=store.columns | {"split": split}),
-        store.vocabulary,
-    )
+    part = replace(store, manifest=manifest, columns=store.columns | {"split": split})
+    return reencode(part, store.vocabulary)
 
 
 def settings_of(
@@ -142,12 +145,17 @@ def settings_of(
     mode = {"mode": row["mode"], "adapt": {}, "loss": protocol.loss} | protocol.modes[row["mode"]]
     if row["source"] != "-":
         mode["adapt"] = {"same_labels": protocol.sources[row["source"]].same_labels} | mode["adapt"]
+
     train = protocol.train | {
         "steps": budget.steps,
         "batch_events": budget.batch_events,
         "seed": row["seed"],
     }
-    train |= {name: value for name in ("lr",) if (value := row.get(name, mode.pop(name, None)))}
+    # a rate of the row's own (--tune), else the mode's, else the protocol's
+    rate = row.get("lr", mode.pop("lr", None))
+    if rate:
+        train["lr"] = rate
+
     return FinetuneSettings.model_validate(
         {"base": str(model), "data": {"path": str(data)}, "out": str(out), "train": train, **mode}
     )
@@ -166,20 +174,22 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
         prepared(protocol, protocol.target, logs, work), row["share"], row["seed"]
     )
     if row["mode"] in COUNTED:
-        figures = dict(score_baselines(target, "test"))[row["mode"]].compute(
-            target.behaviors.counts
-        )
+        scored = {name: metrics for name, metrics, _ in score_baselines(target, "test")}
+        figures = scored[row["mode"]].compute(target.behaviors.counts)
         return {name: figures[name] for name in FIGURES}
+
     # from scratch: its shape alone
     source = row["source"] if row["source"] != "-" else next(iter(protocol.sources))
     loss = row["loss"] if row["source"] != "-" else "dro"
     model = base(protocol, source, loss, logs, work)
     run = finetune(settings_of(protocol, row, model, target.path, out), store=target)
+
     predictor = load(run / "model")
     whole = prepared(protocol, protocol.target, logs, work)  # all users are scored
     store = fit_store(whole, predictor.tokenizer)
     metrics, cross_entropy = evaluate(predictor.model, store, split)
     figures = metrics.compute(store.behaviors.counts)
+
     record = json.loads((run / "run.json").read_text())
     return {
         **{name: figures[name] for name in FIGURES},
@@ -199,11 +209,15 @@ def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
     for loss in protocol.pretrain.losses:
         for share, budget in protocol.fractions.items():
             for seed in budget.seeds:
+                # scratch and counting need no pretraining; counting draws nothing but the users
                 if loss == first:
-                    for name in (FROM_NOTHING, *(COUNTED if seed == budget.seeds[0] else ())):
+                    counted = COUNTED if seed == budget.seeds[0] else ()
+                    for name in (FROM_NOTHING, *counted):
                         yield dict(zip(KEY, ("-", "-", share, name, seed), strict=True))
+
+                modes = protocol.modes if loss == first else protocol.modes_of_other_losses
                 for source in protocol.sources:
-                    for mode in protocol.modes if loss == first else protocol.modes_of_other_losses:
+                    for mode in modes:
                         if mode != FROM_NOTHING:
                             yield dict(zip(KEY, (source, loss, share, mode, seed), strict=True))
 
@@ -216,13 +230,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "over scratch | NDCG@3 |"
     ]
     lines.append("|" + "---|" * 9)
-    found = grouped(rows, GROUP, FIGURES)
-    for (share, source, loss, mode), values in sorted(
-        found.items(), key=lambda i: (i[0][0], -i[1]["rec_m"].mean())
-    ):
-        scratch = found.get((share, "-", "-", FROM_NOTHING))
+    groups = grouped(rows, GROUP, FIGURES)
+    best_first = sorted(groups.items(), key=lambda item: (item[0][0], -item[1]["rec_m"].mean()))
+    for (share, source, loss, mode), values in best_first:
+        scratch = groups.get((share, "-", "-", FROM_NOTHING))
         gain = f"{values['rec_m'].mean() / scratch['rec_m'].mean() - 1:+.0%}" if scratch else "-"
-        cells = [mean_and_deviation(values[f]) for f in ("rec_w", "rec_m")]
+        cells = [mean_and_deviation(values[figure]) for figure in ("rec_w", "rec_m")]
         lines.append(
             f"| {share:.0%} | {source} | {loss} | {mode} | {len(values['rec_m'])} | "
             f"{' | '.join(cells)} | {gain} | {mean_and_deviation(values['ndcg@3'])} |"
@@ -238,36 +251,40 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found, loss = grouped(rows, GROUP, FIGURES), protocol.pretrain.losses[0]
-    shares, drawn = (
-        sorted({key[0] for key in found}),
-        [s for s in protocol.sources if any(k[1] == s for k in found)],
-    )
+    groups, loss = grouped(rows, GROUP, FIGURES), protocol.pretrain.losses[0]
+    shares = sorted({key[0] for key in groups})
+    shown = {key[1] for key in groups}
+    drawn = [source for source in protocol.sources if source in shown]
     figure, axes = plt.subplots(
         1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False
     )
+
     modes = [*protocol.modes, "user_most_frequent"]
     city = Path(protocol.target.file).stem.removeprefix("foursquare_")
     for axis, source in zip(axes[0], drawn, strict=True):
         for number, mode in enumerate(modes):
+            # what needs no source is the same in all panels
             own = mode in (FROM_NOTHING, "user_most_frequent")
-            keys = {
-                share: (share, *(("-", "-") if own else (source, loss)), mode) for share in shares
-            }
-            points = {share: found[key]["rec_m"] for share, key in keys.items() if key in found}
-            if points:
-                line = "--" if mode == FROM_NOTHING else ":"
-                style: dict[str, Any] = {"color": "black", "linestyle": line} if own else {}
-                means = [v.mean() for v in points.values()]
-                spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in points.values()]
-                place = np.array(list(points)) * 1.04 ** (number - len(modes) / 2)  # side by side
-                axis.errorbar(place, means, spread, marker="o", capsize=2, label=mode, **style)
+            origin = ("-", "-") if own else (source, loss)
+            keys = {share: (share, *origin, mode) for share in shares}
+            points = {share: groups[key]["rec_m"] for share, key in keys.items() if key in groups}
+            if not points:
+                continue
+
+            line = "--" if mode == FROM_NOTHING else ":"
+            style: dict[str, Any] = {"color": "black", "linestyle": line} if own else {}
+            means = [values.mean() for values in points.values()]
+            spread = [values.std(ddof=1) if len(values) > 1 else 0 for values in points.values()]
+            place = np.array(list(points)) * 1.04 ** (number - len(modes) / 2)  # side by side
+            axis.errorbar(place, means, spread, marker="o", capsize=2, label=mode, **style)
+
         axis.set_xscale("log")
-        axis.set_xticks(shares, [f"{s:.0%}" for s in shares])
+        axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
         axis.tick_params(axis="x", which="minor", labelbottom=False)
         axis.set_title(f"{source} to {city}, pretrained with {loss}")
         axis.set_xlabel("share of the target's users trained on")
         axis.grid(alpha=0.3)
+
     axes[0, 0].set_ylabel("macro recall, test (mean ± standard deviation over seeds)")
     axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.tight_layout()
@@ -292,13 +309,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
     parser.add_argument("--plot", type=Path, help="draw macro recall by share of users")
     arguments = parser.parse_args(argv)
+
     protocol = read_settings(Protocol, arguments.config)
+
     if arguments.table or arguments.plot:
         rows = read_rows(arguments.out)
         print(table(rows))
         if arguments.plot:
             plot(rows, protocol, arguments.plot)
         return 0
+
     Grid(arguments.out).run(runs(protocol, arguments))
     return 0
 

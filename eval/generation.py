@@ -49,9 +49,8 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"
-LEARNED: dict[
-    str, tuple[Callable[..., Any], Callable[..., Any]]
-] = {  # trained on the spot, on as many events
+# trained on the spot, on as many events: name -> generator and its settings
+LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "seqgan": (seqgan, SeqGANSettings),
     "seqgan rounds=0": (seqgan, partial(SeqGANSettings, rounds=0)),  # its first step alone
     "diffuseq": (diffuseq, DiffuSeqSettings),
@@ -60,7 +59,11 @@ LEARNED: dict[
 WINDOWS = (4, 8)  # behaviors of a window looked for in the training data
 SPEED_USERS = 256
 FIGURES = (
-    *(f"{what}_{how}" for what in ("behavior", "hour", "gap") for how in ("ks", "wd", "jsd")),
+    *(
+        f"{field}_{measure}"
+        for field in ("behavior", "hour", "gap")
+        for measure in ("ks", "wd", "jsd")
+    ),
     *("user_jsd", "bleu", "distinct2", "transition_tv", "memorized4", "memorized8", "consistent"),
 )
 
@@ -77,15 +80,22 @@ def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
     before it."""
     columns = columns_of(store)
     split, behavior = np.asarray(columns["split"]), np.asarray(columns["behavior"])
+
+    # the known behaviors of the test split: low[u] : low[u + 1] are user u's
     future = np.flatnonzero((split == TEST) & (behavior >= FIRST))
     owner = np.searchsorted(store.offsets, future, side="right") - 1
     low = np.searchsorted(owner, np.arange(store.manifest.users + 1))
+
+    # running counts, so that a user's events before the test split are a difference
     past = np.concatenate([[0], np.cumsum(split != TEST)])
     known = np.concatenate([[0], np.cumsum((split != TEST) & (behavior >= FIRST))])
     begin, end = store.offsets[:-1], store.offsets[1:]
     length = past[end] - past[begin]
+
+    # enough future, enough past, and something known in it; the same users for all rows
     fits = np.flatnonzero((np.diff(low) >= steps) & (length >= least) & (known[end] > known[begin]))
     chosen = np.sort(np.random.default_rng(0).permutation(fits)[:users])
+
     index = np.concatenate([np.arange(begin[u], begin[u] + length[u]) for u in chosen])
     fields = {
         name: np.asarray(column)[index].astype(np.int64)
@@ -95,12 +105,12 @@ def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
     fields["time"] += store.manifest.time_origin
     offsets = np.concatenate([[0], np.cumsum(length[chosen])])
     histories = EncodedHistories(store.users().take(chosen), offsets, fields, {}, {})
-    rows = future[low[chosen][:, None] + np.arange(steps)]
-    when = np.asarray(columns["time"])[rows].astype(np.int64) + store.manifest.time_origin
-    before = (
-        np.asarray(columns["time"])[np.maximum(rows - 1, 0)].astype(np.int64)
-        + store.manifest.time_origin
-    )
+
+    rows = future[low[chosen][:, None] + np.arange(steps)]  # (S, T)
+    time_of = np.asarray(columns["time"])
+    when = time_of[rows].astype(np.int64) + store.manifest.time_origin
+    # a gap is to the event before, also where that one's behavior is unknown
+    before = time_of[np.maximum(rows - 1, 0)].astype(np.int64) + store.manifest.time_origin
     return Task(histories, sequences(store, behavior[rows].astype(np.int64), when, when - before))
 
 
@@ -108,7 +118,7 @@ def sequences(
     store: EventStore, behavior: np.ndarray, when: np.ndarray, gap: np.ndarray
 ) -> Sequences:
     """Behavior ids, epoch seconds and gaps, each (S, T), as sequences."""
-    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600
+    hour = zone(store.schema.tz).wall(when.ravel()) % DAY / 3600  # on the wall clock
     offsets = np.arange(len(behavior) + 1) * behavior.shape[1]
     return Sequences(offsets, behavior.ravel() - FIRST, hour, gap.ravel())
 
@@ -119,12 +129,13 @@ def training_sequences(store: EventStore) -> Sequences:
     rows = np.flatnonzero((np.asarray(store.columns["split"]) == TRAIN) & (behavior >= FIRST))
     owner = np.searchsorted(store.offsets, rows, side="right") - 1
     offsets = np.searchsorted(owner, np.arange(store.manifest.users + 1))
-    nothing = np.zeros(len(rows))
+    nothing = np.zeros(len(rows))  # hours and gaps are not compared
     return Sequences(offsets, behavior[rows] - FIRST, nothing, nothing)
 
 
 def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Predictor:
     """The seed's model, trained now if it is not there, with the links of the training data."""
+    # one model for each seed, shared by all options and by --speed
     run = arguments.runs / f"seed_{seed}"
     known = [f"data.path={arguments.data}", f"out={run}", f"train.seed={seed}"]
     settings = read_settings(PretrainSettings, arguments.config, [*known, *arguments.train])
@@ -137,43 +148,48 @@ def draw(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
     """Columns (S, T) of a generator's futures with `time`, their gaps (S, T), and what is to be
     noted."""
-    steps = arguments.steps
     if name != MODEL:
-        histories = generators.Histories(
-            task.histories.columns, task.histories.offsets, store.schema
-        )
-        last = task.histories.columns["time"][task.histories.offsets[1:] - 1]
-        noted: dict[str, Any] = {}
-        if name in LEARNED:
-            generator, settings = LEARNED[name]
-            began, rng = time.process_time(), np.random.default_rng(seed)
-            chosen = settings(events=arguments.budget)
-            columns, gap = generator(generators.known(histories), store, steps, rng, chosen)
-            noted = {
-                "settings": asdict(chosen),
-                "cpu_seconds": round(time.process_time() - began, 1),
-            }
-        else:
-            columns, gap = generators.generate(name, histories, store, steps, seed)
-        return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, noted
+        return draw_baseline(name, store, task, arguments, seed)
+
     predictor = model_of(store, arguments, seed)
     began = time.perf_counter()
-    found = futures_of(
-        predictor, task.histories, [f"steps={steps}", f"seed={seed}", *arguments.options]
-    )
+    options = [f"steps={arguments.steps}", f"seed={seed}", *arguments.options]
+    drawn = futures_of(predictor, task.histories, options)
     noted = {
-        "policies": found.policies,
-        "events_per_second": round(len(found) / (time.perf_counter() - began)),
+        "policies": drawn.policies,
+        "events_per_second": round(len(drawn) / (time.perf_counter() - began)),
     }
-    shape = (len(task.real), steps)
-    return (
-        {n: c.reshape(shape) for n, c in found.columns.items()},
-        found.columns["gap"].reshape(shape),
-        noted,
-    )
+
+    shape = (len(task.real), arguments.steps)
+    columns = {name: values.reshape(shape) for name, values in drawn.columns.items()}
+    return columns, columns["gap"], noted
+
+
+def draw_baseline(
+    name: str, store: EventStore, task: Task, arguments: argparse.Namespace, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """As `draw`, by a generator that is no BehaveGPT."""
+    steps, columns_given, offsets = arguments.steps, task.histories.columns, task.histories.offsets
+    histories = generators.Histories(columns_given, offsets, store.schema)
+    noted: dict[str, Any] = {}
+    if name in LEARNED:
+        generator, settings = LEARNED[name]
+        began, rng = time.process_time(), np.random.default_rng(seed)
+        chosen = settings(events=arguments.budget)
+        columns, gap = generator(generators.known(histories), store, steps, rng, chosen)
+        noted = {
+            "settings": asdict(chosen),
+            "cpu_seconds": round(time.process_time() - began, 1),
+        }
+    else:
+        columns, gap = generators.generate(name, histories, store, steps, seed)
+
+    last = columns_given["time"][offsets[1:] - 1]
+    return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, noted
 
 
 def futures_of(predictor: Predictor, histories: EncodedHistories, options: list[str]) -> Generated:
+    """What a model draws for the histories, with options of GenerationSettings."""
     settings = read_settings(GenerationSettings, None, options)
     return roll_out(predictor.model, predictor.tokenizer, histories, settings, predictor.links)
 
@@ -182,14 +198,16 @@ def score(
     store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray
 ) -> dict[str, Any]:
     """Metrics and histograms of futures."""
-    found = sequences(store, columns["behavior"], columns["time"], gap)
-    figures: dict[str, Any] = metrics.compare(task.real, found, store.behaviors.classes)
+    drawn = sequences(store, columns["behavior"], columns["time"], gap)
+    figures: dict[str, Any] = metrics.compare(task.real, drawn, store.behaviors.classes)
+
+    # copies are judged beside the real futures, which also repeat what training shows
     training = training_sequences(store)
     for n in WINDOWS:
-        figures[f"memorized{n}"] = metrics.memorized(found, training, n)
+        figures[f"memorized{n}"] = metrics.memorized(drawn, training, n)
         figures[f"memorized{n}_real"] = metrics.memorized(task.real, training, n)
     figures["consistent"] = consistent(store, columns)
-    return figures | histograms(store, found)
+    return figures | histograms(store, drawn)
 
 
 def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
@@ -198,22 +216,26 @@ def consistent(store: EventStore, columns: dict[str, np.ndarray]) -> float:
     for (given, drawn), link in count_links(store).items():
         ids, others = columns[given].ravel(), columns[drawn].ravel()
         size = int(max(others.max(), link.ids.max())) + 1
-        known = np.repeat(np.arange(len(link.pointer) - 1), np.diff(link.pointer)) * size + link.ids
+        # a number for each pair that training saw
+        owner = np.repeat(np.arange(len(link.pointer) - 1), np.diff(link.pointer))
+        known = owner * size + link.ids
         fits &= np.isin(ids * size + others, known)
     return float(fits.mean())
 
 
-def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
+def histograms(store: EventStore, drawn: Sequences) -> dict[str, Any]:
     """What the figure shows: shares of the behaviors, of the hours, and of half doublings of the
     gap."""
-    share = np.bincount(found.behavior, minlength=store.behaviors.classes) / len(found.behavior)
+    share = np.bincount(drawn.behavior, minlength=store.behaviors.classes) / len(drawn.behavior)
     top = {
         store.behaviors.values[k].as_py(): round(float(share[k]), 5)
         for k in range(min(BEHAVIORS, len(share)))
     }
-    hours = np.bincount(found.hour.astype(np.int64), minlength=metrics.HOURS) / len(found.hour)
-    bins = np.minimum((2 * metrics.doublings(found.gap)).astype(np.int64), metrics.GAP_BINS - 1)
-    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(found.gap)
+
+    hours = np.bincount(drawn.hour.astype(np.int64), minlength=metrics.HOURS) / len(drawn.hour)
+    bins = np.minimum((2 * metrics.doublings(drawn.gap)).astype(np.int64), metrics.GAP_BINS - 1)
+    gaps = np.bincount(bins, minlength=metrics.GAP_BINS) / len(drawn.gap)
+
     return {
         "behaviors": top,
         "hours": np.round(hours, 5).tolist(),
@@ -224,17 +246,17 @@ def histograms(store: EventStore, found: Sequences) -> dict[str, Any]:
 def halves(task: Task, classes: int) -> dict[str, float]:
     """Distances of the real futures of one half of the users from those of the other: what chance
     alone gives."""
+    # halves of one size: distances shrink with the number of events
     order = np.random.default_rng(0).permutation(len(task.real))
-    parts = []
+    real, parts = task.real, []
     for users in np.array_split(order[: len(order) // 2 * 2], 2):
-        index = np.concatenate(
-            [np.arange(task.real.offsets[u], task.real.offsets[u + 1]) for u in users]
-        )
-        length = np.diff(task.real.offsets)[users]
-        columns = (getattr(task.real, name)[index] for name in ("behavior", "hour", "gap"))
-        parts.append(Sequences(np.concatenate([[0], np.cumsum(length)]), *columns))
-    found = metrics.compare(*parts, classes)
-    return {name: value for name, value in found.items() if name not in ("bleu", "user_jsd")}
+        index = np.concatenate([np.arange(real.offsets[u], real.offsets[u + 1]) for u in users])
+        offsets = np.concatenate([[0], np.cumsum(np.diff(real.offsets)[users])])
+        parts.append(Sequences(offsets, real.behavior[index], real.hour[index], real.gap[index]))
+
+    # sequence s of the halves are different users: what compares a user's two futures means nothing
+    figures = metrics.compare(parts[0], parts[1], classes)
+    return {name: value for name, value in figures.items() if name not in ("bleu", "user_jsd")}
 
 
 def speed(store: EventStore, task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -245,23 +267,24 @@ def speed(store: EventStore, task: Task, arguments: argparse.Namespace) -> list[
     offsets = task.histories.offsets[: count + 1]
     columns = {name: column[: offsets[-1]] for name, column in task.histories.columns.items()}
     some = EncodedHistories(task.histories.users[:count], offsets, columns, {}, {})
+
     rows, drawn = [], []
     for cache in (True, False):
         began, cpu = time.perf_counter(), time.process_time()
-        found = futures_of(predictor, some, [f"steps={arguments.steps}", f"cache={cache}"])
+        drawn_now = futures_of(predictor, some, [f"steps={arguments.steps}", f"cache={cache}"])
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        drawn.append(found.columns)
+        drawn.append(drawn_now.columns)
         rows.append(
             {
                 "generator": f"speed, cache={cache}",
                 "seconds": round(seconds, 2),
                 "cpu_seconds": round(cpu, 2),
+                "events_per_cpu_second": round(len(drawn_now) / cpu),
             }
         )
-        rows[-1]["events_per_cpu_second"] = round(len(found) / cpu)
-    same = np.mean(
-        [(drawn[0][name] == drawn[1][name]).mean() for name in ("behavior", "event", "time")]
-    )
+
+    names = ("behavior", "event", "time")
+    same = np.mean([(drawn[0][name] == drawn[1][name]).mean() for name in names])
     known = {
         "data": arguments.data.name,
         "content_hash": store.manifest.content_hash,
@@ -276,13 +299,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| generator | seeds | " + " | ".join(FIGURES) + " |",
         "|" + "---|" * (2 + len(FIGURES)),
     ]
+    # rows of the real futures and of the speed have no distances
     for name in dict.fromkeys(row["generator"] for row in rows if "behavior_ks" in row):
-        found = [row for row in rows if row["generator"] == name]
-        cells = [
-            mean_and_deviation([row.get(figure) for row in found], 3, least=5e-4)
-            for figure in FIGURES
-        ]
-        lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+        group = [row for row in rows if row["generator"] == name]
+        cells = []
+        for figure in FIGURES:
+            values = [row.get(figure) for row in group]
+            cells.append(mean_and_deviation(values, 3, least=5e-4))
+        lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -290,9 +314,12 @@ def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterat
     """The real futures, then each generator with each seed."""
     known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
     known |= {"users": len(task.real), "steps": arguments.steps}
+    # first, as every other row is read beside them
     yield Run({"generator": HALVES, "seed": 0}, partial(real_rows, store, task, known))
+
     for seed in arguments.seeds:
         for name in arguments.generators:
+            # other options of the model are rows of their own
             label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
             row = {**known, "generator": label, "seed": seed}
             yield Run(
@@ -351,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
     parser.add_argument("--plot", type=Path, help="draw real and generated futures")
     arguments = parser.parse_args(argv)
+
     arguments.generators = arguments.generators or [*generators.GENERATORS, MODEL]
     if arguments.table or arguments.plot:
         rows = read_rows(arguments.out)
@@ -358,6 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.plot:
             futures(rows, arguments.plot)
         return 0
+
     store = open_store(arguments.data)
     task = make_task(store, arguments.users, arguments.steps, arguments.history)
     if not arguments.speed:

@@ -1,10 +1,10 @@
 """Which training loss? The same model, data order and budget for each, several seeds (paper,
 sections 3.2 and 4.6).
 
-    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--layers history plain] [--losses
-    ...] [--steps 300] python eval/losses.py DIR --out rows.jsonl --table          # Markdown from
-    the rows, baselines beside them python eval/losses.py --choose rows.jsonl other.jsonl       #
-    which one to prefer, from the validation rows
+    python eval/losses.py DIR --out rows.jsonl [--seeds 0 1 2] [--losses ...] [--steps 300]
+        [--layers memory --config configs/memory.yaml]
+    python eval/losses.py DIR --out rows.jsonl --table      # Markdown, baselines beside them
+    python eval/losses.py --choose rows.jsonl other.jsonl   # which to prefer, by validation rows
 
 One JSON row for each prediction layer, seed, loss and split; finished ones are skipped. Losses that
 are plain cross-entropy up to a share of training are trained together up to there: the same as
@@ -33,14 +33,14 @@ from behavegpt.decision import log_frequency
 from behavegpt.evaluation import score_baselines
 from behavegpt.grid import Grid, Row, Run, find, mean_and_deviation, read_rows
 from behavegpt.losses import Loss, LossSettings, build_loss
-from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.plots import frontier
-from behavegpt.pretrain import PretrainSettings, model_config
+from behavegpt.pretrain import PretrainSettings, build_model
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.run import RunFolder
 from behavegpt.training.trainer import Trainer
 
-DEFERRED: dict[str, dict[str, Any]] = {  # cross-entropy up to `start`
+# cross-entropy up to `start`: these can share a run until there
+DEFERRED: dict[str, dict[str, Any]] = {
     "cross_entropy": {"name": "cross_entropy"},
     "dro n0 .12 floor .8": {"name": "dro", "n0": 0.12, "floor": 0.8},
     "dro n0 .1 floor .85": {"name": "dro", "n0": 0.1, "floor": 0.85},
@@ -73,7 +73,8 @@ FROM_THE_START: dict[str, dict[str, Any]] = {
 }
 START = 0.8
 PRIOR_CORRECTIONS = (0.1, 0.2, 0.3)  # after training, of the cross-entropy model
-LAYERS = {
+LAYERS: dict[str, dict[str, bool]] = {
+    "memory": {"memory": True, "history_head": False},  # with --config configs/memory.yaml
     "history": {"memory": False, "history_head": True},
     "plain": {"memory": False, "history_head": False},
 }
@@ -90,19 +91,20 @@ class Together(Loss):
         super().__init__(losses[0].counts)
 
     def set_progress(self, fraction: float) -> None:
+        """Share of training done, for all."""
         for loss in self.losses:
             loss.set_progress(fraction)
 
     def update(self, class_loss: torch.Tensor, class_count: torch.Tensor) -> None:
+        """Each loss learns from the shared steps, summed losses and events (K,) by class."""
         for loss in self.losses:
             loss.update(class_loss, class_count)
 
 
 def make_trainer(settings: PretrainSettings, store: EventStore) -> Trainer:
     """A fresh model and optimizer on the real training loop; the loss is set by the caller."""
-    torch.manual_seed(settings.train.seed)
-    model = BehaveGPTForBehaviorPrediction(model_config(settings, store))
-    model.head.set_prior(torch.tensor(store.behaviors.counts))
+    torch.manual_seed(settings.train.seed)  # the same fresh weights under every loss
+    model = build_model(settings, store)
     loss = build_loss(LossSettings(name="cross_entropy"), torch.tensor(store.behaviors.counts))
     return Trainer(model, loss, store, settings.train, RunFolder(Accelerator(cpu=True)))
 
@@ -111,7 +113,10 @@ def figures_by_split(
     trainer: Trainer, store: EventStore, name: str, prior_correction: float = 0.0
 ) -> Iterable[dict[str, Any]]:
     """Metrics of the trainer's model on the validation and the test split."""
-    for split in ("valid", "test"):
+    for split in (
+        "valid",
+        "test",
+    ):  # of one model: what is chosen on the first is reported on the other
         metrics, cross_entropy = evaluate(
             trainer.model,
             store,
@@ -135,14 +140,16 @@ def compare_losses(
 ) -> Iterable[dict[str, Any]]:
     """Train one seed under each named loss; yields the figures of each split as they come."""
     counts = torch.tensor(store.behaviors.counts)
-    losses = {
-        n: build_loss(LossSettings(**{**DEFERRED, **FROM_THE_START}[n]), counts) for n in names
-    }
+    options = {**DEFERRED, **FROM_THE_START}
+    losses = {name: build_loss(LossSettings(**options[name]), counts) for name in names}
+
     shared = {name: loss for name, loss in losses.items() if name in DEFERRED}
     if shared:
         trainer = make_trainer(settings, store)
         split = round(START * trainer.steps)
         run(trainer, Together(list(shared.values())), 0, split)
+
+        # from here on each goes its own way, from the same weights and moments
         weights = copy.deepcopy(trainer.model.state_dict())
         moments = copy.deepcopy(trainer.optimizer.state_dict())
         for name, loss in shared.items():
@@ -150,12 +157,16 @@ def compare_losses(
             trainer.optimizer.load_state_dict(copy.deepcopy(moments))
             run(trainer, loss, split, trainer.steps)
             yield from figures_by_split(trainer, store, name)
+            # the correction after training needs no training of its own
             if name == "cross_entropy":
                 for tau in PRIOR_CORRECTIONS:
                     yield from figures_by_split(
                         trainer, store, f"{name}, prior correction {tau}", tau
                     )
-    for name in (name for name in losses if name not in shared):
+
+    for name in losses:
+        if name in shared:
+            continue
         trainer = make_trainer(settings, store)
         run(trainer, losses[name], 0, trainer.steps)
         yield from figures_by_split(trainer, store, name)
@@ -168,52 +179,62 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
         "|" + "---|" * (3 + len(FIGURES)),
     ]
     for layer, loss in dict.fromkeys((row["layer"], row["loss"]) for row in rows):
-        found = [row for row in rows if (row["layer"], row["loss"]) == (layer, loss)]
-        cells = [mean_and_deviation(row[name] for row in found) for name in FIGURES]
-        lines.append(f"| {layer} | {loss} | {len(found)} | " + " | ".join(cells) + " |")
-    for name, metrics in score_baselines(store, split):
+        group = [row for row in rows if (row["layer"], row["loss"]) == (layer, loss)]
+        cells = [mean_and_deviation([row[name] for row in group]) for name in FIGURES]
+        lines.append(f"| {layer} | {loss} | {len(group)} | " + " | ".join(cells) + " |")
+
+    for name, metrics, _ in score_baselines(store, split):
         figures = metrics.compute(store.behaviors.counts)
-        cells = ["-" if figures[f] is None else f"{figures[f]:.4f}" for f in FIGURES]
+        values = [figures[figure] for figure in FIGURES]
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
         lines.append(f"| - | {name} | - | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def choose(files: Sequence[Path]) -> str:
+def choose(files: Sequence[Path], layer: str) -> str:
     """Mean gain in macro recall over cross-entropy, per loss, on the validation rows of several
     logs; as Markdown.
 
     A loss is eligible if on each log it keeps `KEPT` of cross-entropy's weighted recall and NDCG@3.
     """
+    # loss -> its figures relative to cross-entropy's, a mapping for each log
     gains: dict[str, list[dict[str, float]]] = {}
     for file in files:
-        rows = [
-            row for row in read_rows(file) if row["split"] == "valid" and row["layer"] == "history"
-        ]
-        means = {
-            loss: {
-                f: float(np.mean([row[f] for row in rows if row["loss"] == loss]))
-                for f in CHOSEN_BY
-            }
-            for loss in dict.fromkeys(row["loss"] for row in rows)
-        }
+        means = _means_of(file, layer)
+        plain = means["cross_entropy"]
         for loss, figures in means.items():
-            gains.setdefault(loss, []).append(
-                {f: figures[f] / means["cross_entropy"][f] for f in CHOSEN_BY}
-            )
+            gain = {name: figures[name] / plain[name] for name in CHOSEN_BY}
+            gains.setdefault(loss, []).append(gain)
+
+    # compared over all logs or not at all, best macro recall first
+    complete = {loss: logs for loss, logs in gains.items() if len(logs) == len(files)}
+    macro = {
+        loss: float(np.mean([gain["rec_m"] for gain in logs])) for loss, logs in complete.items()
+    }
+
     lines = [
         "| loss | macro recall | least weighted recall | least NDCG@3 | eligible |",
         "|---|---|---|---|---|",
     ]
-    complete = {loss: found for loss, found in gains.items() if len(found) == len(files)}
-    for loss, found in sorted(
-        complete.items(), key=lambda item: -np.mean([g["rec_m"] for g in item[1]])
-    ):
-        least = {f: min(gain[f] for gain in found) for f in CHOSEN_BY}
-        macro = float(np.mean([gain["rec_m"] for gain in found]))
+    for loss in sorted(complete, key=lambda name: -macro[name]):
+        least = {name: min(gain[name] for gain in complete[loss]) for name in CHOSEN_BY}
         eligible = least["rec_w"] >= KEPT and least["ndcg@3"] >= KEPT
-        cells = (f"{value - 1:+.1%}" for value in (macro, least["rec_w"], least["ndcg@3"]))
+        cells = (f"{value - 1:+.1%}" for value in (macro[loss], least["rec_w"], least["ndcg@3"]))
         lines.append(f"| {loss} | " + " | ".join(cells) + f" | {'yes' if eligible else 'no'} |")
     return "\n".join(lines)
+
+
+def _means_of(file: Path, layer: str) -> dict[str, dict[str, float]]:
+    """Loss -> mean figures over the seeds of a log's validation rows, with one prediction layer."""
+    groups: dict[str, list[Row]] = {}
+    for row in read_rows(file):
+        if row["split"] == "valid" and row["layer"] == layer:
+            groups.setdefault(row["loss"], []).append(row)
+
+    means: dict[str, dict[str, float]] = {}
+    for loss, rows in groups.items():
+        means[loss] = {name: float(np.mean([row[name] for row in rows])) for name in CHOSEN_BY}
+    return means
 
 
 def runs(store: EventStore, arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[Run]:
@@ -225,8 +246,11 @@ def runs(store: EventStore, arguments: argparse.Namespace, rows: Sequence[Row]) 
             missing = [
                 name for name in arguments.losses if find(rows, {**key, "loss": name}) is None
             ]
+
+            # those that share their start as one run, each other one by itself
             shared = [name for name in missing if name in DEFERRED]
-            for names in (shared, *([name] for name in missing if name not in shared)):
+            alone = [[name] for name in missing if name not in shared]
+            for names in (shared, *alone):
                 if names:
                     yield Run(
                         {**key, "loss": names[-1]},
@@ -247,6 +271,7 @@ def rows_of(
     )
     known = {"data": arguments.data.name, "content_hash": store.manifest.content_hash}
     known |= {"layer": layer, "seed": seed, "steps": arguments.steps}
+
     began = time.perf_counter()
     for figures in compare_losses(settings, store, names):
         yield {**known, **figures, "seconds": round(time.perf_counter() - began, 1)}
@@ -284,10 +309,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.choose:
-        print(choose(arguments.choose))
+        print(choose(arguments.choose, arguments.layers[0]))
         return 0
     if arguments.data is None or arguments.out is None:
         parser.error("DIR and --out are needed")
+
     store = open_store(arguments.data)
     rows = read_rows(arguments.out)
     if arguments.table or arguments.plot:
@@ -297,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = [row for row in wanted if row["layer"] == arguments.layers[0]]
             frontier(shown, arguments.plot, within=0.93)
         return 0
+
     Grid(arguments.out).run(runs(store, arguments, rows))
     return 0
 

@@ -1,9 +1,10 @@
 """How well are behaviors predicted that pretraining never saw, after two weeks of 1,000 users?
 (paper: 4.3, Table 3)
 
-    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --logs DIR --work DIR --out
-    rows.jsonl python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --out rows.jsonl
-    --table [--plot figure.png]
+    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --logs DIR --work DIR
+        --out rows.jsonl
+    python eval/new_behavior.py configs/adapt/eval_new_behavior.yaml --out rows.jsonl --table
+        [--plot figure.png]
 
 The base is pretrained on the log without the held-out behaviors. Each of them is then added alone:
 fine-tuned on the last days before validation of random users (of those who show it first, where it
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 from behavegpt.baselines.approximate.mecos import MecosSettings, match, meta_train
 from behavegpt.batch import IGNORED
 from behavegpt.config import Settings, read_settings
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.reencode import reencode
 from behavegpt.data.schema import EventSchema
@@ -79,6 +81,7 @@ def prepared(
 ) -> EventStore:
     """A prepared log, made once: without the new behaviors, with one of them, or (with a seed) its
     few examples."""
+    # numbered, as a behavior's name need not be one of a folder
     number = "known" if behavior is None else f"new{protocol.new.index(behavior)}"
     folder = work / "data" / (number if seed is None else f"{number}-few{seed}")
     made_once(folder, lambda: _prepare(protocol, logs, folder, behavior, seed))
@@ -89,17 +92,18 @@ def _prepare(
     protocol: Protocol, logs: Path, folder: Path, behavior: str | None, seed: int | None
 ) -> None:
     """Write the rows of the log that are asked for, and prepare them."""
-    hidden = [name for name in protocol.new if name != behavior]
     rows = (
         f"select * replace ({protocol.name} as event) from read_parquet('{logs / protocol.file}')"
     )
-    names = ", ".join("'" + name.replace("'", "''") + "'" for name in hidden)
+    hidden = [name.replace("'", "''") for name in protocol.new if name != behavior]
+    names = ", ".join(f"'{name}'" for name in hidden)
     rows = f"select * from ({rows}) where event not in ({names})"
     if seed is not None:
         rows = few_examples(protocol, rows, str(behavior), seed)
+
     part = folder.with_suffix(".parquet")
     duckdb.sql(f"copy ({rows}) to '{part}' (format parquet)")
-    least = protocol.min_events if seed is None else 1
+    least = protocol.min_events if seed is None else 1  # a few examples are few a user, too
     prepare([part], folder, EventSchema(**protocol.schema_), split=protocol.split, min_events=least)
 
 
@@ -112,6 +116,8 @@ def few_examples(protocol: Protocol, rows: str, behavior: str, seed: int) -> str
         f"select * from ({rows}) where epoch({zone}) >= {end - protocol.days * 86400} and "
         f"epoch({zone}) < {end}"
     )
+
+    # by a hash of user and seed: a random choice that DuckDB's threads cannot change
     shows = f"bool_or(event = '{behavior}')"
     order = f"{f'{shows} desc, ' if behavior in protocol.first else ''}hash(user_id + {seed})"
     users = f"select user_id from ({days}) group by user_id order by {order} limit {protocol.users}"
@@ -123,7 +129,7 @@ def base(protocol: Protocol, logs: Path, work: Path) -> Path:
     run = work / "base"
 
     def make() -> None:
-        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)  # what a killed run left
         store = prepared(protocol, logs, work)
         overrides = [
             f"data.path={store.path}",
@@ -139,6 +145,7 @@ def settings_of(
     protocol: Protocol, row: dict[str, Any], model: Path, data: Path, out: Path
 ) -> FinetuneSettings:
     """The fine-tuning of a row."""
+    # with --tune the row's own rate, else the method's
     method = dict(protocol.methods[row["method"]])
     rate = method.pop("lr")
     train = {**protocol.finetune, "lr": row.get("lr", rate), "seed": row["seed"]}
@@ -159,6 +166,8 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
     few = prepared(protocol, logs, work, row["behavior"], row["seed"])
     everything = prepared(protocol, logs, work, row["behavior"])
     model = base(protocol, logs, work)
+
+    # what is not trained starts as the first method would: the grown model
     if row["method"] in UNTRAINED:
         first = {**row, "method": next(iter(protocol.methods))}
         grown = adapt_model(settings_of(protocol, first, model, few.path, out))
@@ -167,28 +176,30 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
         predictor = load(finetune(settings_of(protocol, row, model, few.path, out)) / "model")
         network, tokenizer = predictor.model, predictor.tokenizer
     if row["method"] == "base":
-        network, tokenizer = (lambda p: (p.model, p.tokenizer))(load(model))
+        predictor = load(model)
+        network, tokenizer = predictor.model, predictor.tokenizer
+
     store = reencode(everything, tokenizer.vocabulary)
+    # the two that compare states: the encoder must be the base's, and see no label that it lacks
     if row["method"] in UNTRAINED[2:]:
         hide_new_labels(network, load(model).model)
-        examples = collect(states(network, reencode(few, tokenizer.vocabulary), SPLITS["train"]))
+        train = SPLITS["train"]
+        examples = collect(states(network, reencode(few, tokenizer.vocabulary), train))
+        queries, classes = states(network, store, split), store.behaviors.classes
         if row["method"] == "nearest class mean":
-            metrics = nearest_mean(examples, states(network, store, split), store.behaviors.classes)
+            metrics = nearest_mean(examples, queries, classes)
         else:
-            known = collect(
-                states(
-                    network,
-                    reencode(prepared(protocol, logs, work), tokenizer.vocabulary),
-                    SPLITS["train"],
-                )
+            past = reencode(prepared(protocol, logs, work), tokenizer.vocabulary)
+            head = meta_train(
+                *collect(states(network, past, train)), MecosSettings(seed=row["seed"])
             )
-            head = meta_train(*known, MecosSettings(seed=row["seed"]))
-            metrics = match(head, *examples, states(network, store, split), store.behaviors.classes)
+            metrics = match(head, *examples, queries, classes)
     else:
         metrics, _ = evaluate(network, store, split)
-    shown = int(
-        (few.behaviors.counts * (few.behaviors.values.to_numpy(False) == row["behavior"])).sum()
-    )
+
+    is_new = few.behaviors.values.to_numpy(False) == row["behavior"]
+    shown = int((few.behaviors.counts * is_new).sum())
+    # the base has no class for it
     labels = store.behaviors.values.to_pylist()
     new = labels.index(row["behavior"]) if row["behavior"] in labels else None
     return {
@@ -203,16 +214,19 @@ def figures(metrics: PredictionMetrics, new: int | None, store: EventStore) -> d
     """Recall and precision of the new class, and recall over all and over the known classes."""
     by_class, overall = metrics.per_class(), metrics.compute(store.behaviors.counts)
     known = np.ones(metrics.classes, bool)
-    found = {"recall_new": 0.0, "precision_new": 0.0, "rows_new": 0}
+
+    # a model that cannot say the new behavior
+    figures_new = {"recall_new": 0.0, "precision_new": 0.0, "rows_new": 0}
     if new is not None:
         known[new] = False
-        found = {
+        figures_new = {
             "recall_new": float(by_class["recall"][new]),
             "precision_new": float(by_class["precision"][new]),
             "rows_new": int(by_class["support"][new]),
         }
+
     hit, rows = by_class["true_positive"][known].sum(), by_class["support"][known].sum()
-    return found | {
+    return figures_new | {
         "rec_m": overall["rec_m"],
         "rec_w": overall["rec_w"],
         "rec_w_known": float(hit / rows),
@@ -231,7 +245,7 @@ def states(
         split,
         max_length=length,
         rows_per_batch=16384 // row_length_for(length),
-        fields=model.config.columns,
+        fields=BatchFields(model.config.columns),
     )
     for batch, hidden in hidden_states(model, batches):
         wanted = batch.target != IGNORED
@@ -244,7 +258,7 @@ def hide_new_labels(
     """Make what the base does not know unknown to the grown model, whose encoder is the base's
     then."""
     for name, table in model.model.embedding.tables.items():
-        known = frozen.model.embedding.tables[name].weight
+        known = frozen.model.embedding.tables[name].weight  # (ids of the base, d)
         table.weight.data[len(known) :] = known[UNKNOWN]
 
 
@@ -260,16 +274,20 @@ def nearest_mean(
 ) -> PredictionMetrics:
     """Each query gets the class whose mean state over the few examples is nearest."""
     vectors, member = examples
+    # (K, C); a mean's direction is that of the sum, and unit vectors make dot products cosines
     sums = torch.zeros(classes, vectors.shape[1]).index_add(0, member, vectors)
     seen = sums.abs().sum(1) > 0
     means, metrics = F.normalize(sums, dim=-1), PredictionMetrics(classes)
+
     for state, target in queries:
-        metrics.update((state @ means.T).masked_fill(~seen, -2.0), target)
+        scores = (state @ means.T).masked_fill(~seen, -2.0)  # below every cosine
+        metrics.update(scores, target)
     return metrics
 
 
 def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
     """All rows; the base does not depend on the seed."""
+    # by seeds: an interrupted grid has whole seeds rather than parts of all
     for seed in protocol.seeds:
         for behavior in protocol.new:
             for method in (*UNTRAINED, *protocol.methods):
@@ -292,14 +310,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "change",
     )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    found = grouped(rows, GROUP, (*FIGURES, "examples"))
-    for (behavior, method), values in found.items():
-        before = found[behavior, "base"]["rec_w_known"].mean()
+    groups = grouped(rows, GROUP, (*FIGURES, "examples"))
+    for (behavior, method), values in groups.items():
+        before = groups[behavior, "base"]["rec_w_known"].mean()
         change = values["rec_w_known"].mean() / before - 1
-        cells = [
-            mean_and_deviation(values[f])
-            for f in ("recall_new", "precision_new", "rec_m", "rec_w_known")
-        ]
+        names = ("recall_new", "precision_new", "rec_m", "rec_w_known")
+        cells = [mean_and_deviation(values[name]) for name in names]
         examples = "/".join(f"{n:.0f}" for n in sorted(set(values["examples"])))
         lines.append(
             f"| {behavior} | {examples} | {method} | {len(values['rec_m'])} | {' | '.join(cells)} "
@@ -315,34 +331,33 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = grouped(rows, GROUP, (*FIGURES, "examples"))
-    behaviors = list(dict.fromkeys(behavior for behavior, _ in found))
-    methods = [m for m in dict.fromkeys(method for _, method in found) if m != "base"]
+    groups = grouped(rows, GROUP, (*FIGURES, "examples"))
+    behaviors = list(dict.fromkeys(behavior for behavior, _ in groups))
+    methods = [name for name in dict.fromkeys(method for _, method in groups) if name != "base"]
+
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2))
-    width = 0.8 / len(methods)
+    width = 0.8 / len(methods)  # bars side by side, a group for each behavior
     for number, method in enumerate(methods):
-        at = [i for i, b in enumerate(behaviors) if (b, method) in found]
-        place = np.array(at) + (number - (len(methods) - 1) / 2) * width
-        values = [found[behaviors[i], method] for i in at]
-        before = [found[behaviors[i], "base"]["rec_w_known"].mean() for i in at]
-        change = [
-            100 * (v["rec_w_known"].mean() / b - 1) for v, b in zip(values, before, strict=True)
-        ]
-        spread = [v["recall_new"].std() for v in values]
-        axes[0].bar(
-            place, [v["recall_new"].mean() for v in values], width, yerr=spread, label=method
-        )
-        axes[1].bar(place, change, width, label=method)
+        places, recalls, spreads, changes = [], [], [], []
+        for index, behavior in enumerate(behaviors):
+            values = groups.get((behavior, method))
+            if values is None:
+                continue
+            before = groups[behavior, "base"]["rec_w_known"].mean()
+            places.append(index + (number - (len(methods) - 1) / 2) * width)
+            recalls.append(values["recall_new"].mean())
+            spreads.append(values["recall_new"].std())
+            changes.append(100 * (values["rec_w_known"].mean() / before - 1))
+        axes[0].bar(places, recalls, width, yerr=spreads, label=method)
+        axes[1].bar(places, changes, width, label=method)
+
     axes[1].set_ylim(-15, 2)  # a bar that ends at the border goes further; the table has the number
     axes[1].axhline(-1, color="black", linestyle=":", linewidth=1)
-    for axis, title in zip(
-        axes,
-        (
-            "recall of the new behavior, test",
-            "known behaviors: change of weighted recall, % (cut at -15)",
-        ),
-        strict=True,
-    ):
+    titles = (
+        "recall of the new behavior, test",
+        "known behaviors: change of weighted recall, % (cut at -15)",
+    )
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_xticks(range(len(behaviors)), behaviors)
         axis.set_title(title)
         axis.grid(alpha=0.3, axis="y")
@@ -369,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--plot", type=Path, help="draw recall of the new behaviors and loss of the known ones"
     )
     arguments = parser.parse_args(argv)
+
     protocol = read_settings(Protocol, arguments.config)
     if arguments.table or arguments.plot:
         rows = read_rows(arguments.out)
@@ -376,6 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.plot:
             plot(rows, arguments.plot)
         return 0
+
     Grid(arguments.out).run(runs(protocol, arguments))
     return 0
 
@@ -385,11 +402,13 @@ def runs(protocol: Protocol, arguments: argparse.Namespace) -> Iterator[Run]:
     learning rate."""
     tuning = bool(arguments.tune)
     for row in grid(protocol):
-        if (arguments.only and row["method"] not in arguments.only) or (
-            tuning and row["seed"] != protocol.seeds[0]
-        ):
+        is_unwanted = arguments.only and row["method"] not in arguments.only
+        if is_unwanted or (tuning and row["seed"] != protocol.seeds[0]):
             continue
-        for rate in arguments.tune if tuning and row["method"] not in UNTRAINED else [None]:
+
+        # what is not trained has no learning rate
+        rates = arguments.tune if tuning and row["method"] not in UNTRAINED else [None]
+        for rate in rates:
             yield Run(row | {"lr": rate}, partial(rows_of, protocol, row, rate, arguments))
 
 

@@ -1,8 +1,8 @@
 """Do user vectors know what customers of a real shop buy next? Members, ensembles and noise on
 Online Retail.
 
-    python eval/retail_challenge.py LOG.parquet OUT [--seeds 3] [--network-seeds 2] [--rows
-    ROWS.jsonl]
+    python eval/retail_challenge.py LOG.parquet OUT [--seeds 3] [--network-seeds 2]
+        [--rows ROWS.jsonl]
 
 Writes LOG in the challenge's format into OUT/data, builds configs/profiles/retail.yaml with each
 model seed into OUT/seed_N, and scores every vector: a network of the organizers' shape, 192 wide,
@@ -64,14 +64,18 @@ def convert(log: Path, out: Path) -> dict[str, int]:
     events = events.rename(columns={"user_id": "client_id"}).astype(
         {"client_id": "int64", "timestamp": "datetime64[ns]"}
     )
+
     codes, names = pd.factorize(events["event"], sort=True)
     groups, _ = pd.factorize(names.str[:3], sort=True)
     events["sku"] = codes.astype(np.int64)
     properties = _properties(events, groups)
+
+    # two target windows at the end; everything before them is the input
     end = events["timestamp"].max()
     train, validation = end - 2 * WINDOW, end - WINDOW
     bought = events["behavior"] == "buy"
     history = events["timestamp"] < train
+
     for folder in ("input", "target"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     properties.to_parquet(out / "product_properties.parquet", index=False)
@@ -82,12 +86,15 @@ def convert(log: Path, out: Path) -> dict[str, int]:
     events.loc[history & ~bought, kept].to_parquet(
         out / "input" / "remove_from_cart.parquet", index=False
     )
+
+    # whoever was there before the windows is scored, whether active in them or not
     clients = np.sort(events.loc[history, "client_id"].unique())
     np.save(out / "input" / "relevant_clients.npy", clients)
     np.save(out / "target" / "active_clients.npy", clients)
+
     windows = {
         "train": (train, validation),
-        "validation": (validation, end + pd.Timedelta(seconds=1)),
+        "validation": (validation, end + pd.Timedelta(seconds=1)),  # the last event included
     }
     facts = {"clients": len(clients)}
     for name, (start, stop) in windows.items():
@@ -95,15 +102,13 @@ def convert(log: Path, out: Path) -> dict[str, int]:
         target = events.loc[inside, kept].merge(properties, on="sku")
         target.to_parquet(out / "target" / f"{name}_target.parquet", index=False)
         facts[f"{name}_buyers"] = len(set(target["client_id"]) & set(clients))
+
+    # the labels of the propensity tasks: those bought most before the windows
     past = events.loc[history & bought, ["sku"]].merge(properties, on="sku")
     for column, top in (("category", CATEGORIES), ("sku", SKUS), ("price", PRICES)):
-        counts = (
-            past[column]
-            .value_counts()
-            .sort_index()
-            .sort_values(ascending=False, kind="stable")
-            .head(top)
-        )
+        # a stable sort of sorted labels: ties in the same order everywhere
+        counts = past[column].value_counts().sort_index()
+        counts = counts.sort_values(ascending=False, kind="stable").head(top)
         np.save(out / "target" / f"propensity_{column}.npy", counts.index.to_numpy(np.int64))
         np.save(out / "target" / f"popularity_propensity_{column}.npy", counts.to_numpy(np.float64))
     return facts
@@ -115,10 +120,14 @@ def _properties(events: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
         price=("unit_price", "median"), text=("description", "first")
     )
     ranks = products["price"].rank(method="average", pct=True)
+
+    # a name is a list of codes in the challenge; here a word's code is a hash of one byte
     words = products["text"].fillna("").str.upper().str.split()
-    lines = [
-        f"[{' '.join(str(zlib.crc32(word.encode()) % 256) for word in line)}]" for line in words
-    ]
+    lines = []
+    for line in words:
+        codes = [str(zlib.crc32(word.encode()) % 256) for word in line]
+        lines.append(f"[{' '.join(codes)}]")
+
     return pd.DataFrame(
         {
             "sku": products.index.to_numpy(np.int64),
@@ -132,23 +141,23 @@ def _properties(events: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
 
 def build(data: Path, out: Path, seed: int) -> dict[str, Path]:
     """Build the profile with a model seed; returns the entry of each vector by name."""
-    settings = read_settings(
-        ProfileSettings, CONFIG, [f"data.path={data}", f"out={out}", f"seed={seed}"]
-    )
+    overrides = [f"data.path={data}", f"out={out}", f"seed={seed}"]
+    settings = read_settings(ProfileSettings, CONFIG, overrides)
     facts = run(settings)
-    there = [
-        name for name, member in facts["members"].items() if member["status"] in ("built", "kept")
-    ]
-    complete = [name for name, ensemble in facts["ensembles"].items() if not ensemble["lacking"]]
+
+    # a member whose library is absent is not built, and ensembles that lack it are not scored
+    members, ensembles = facts["members"].items(), facts["ensembles"].items()
+    there = [name for name, member in members if member["status"] in ("built", "kept")]
+    complete = [name for name, ensemble in ensembles if not ensemble["lacking"]]
     for name in complete:
-        found = validate(out / "ensembles" / name, open_directory(data))
-        if found["problems"]:
-            raise SystemExit(f"A4: ensemble {name}: {found['problems'][0]}")
+        findings = validate(out / "ensembles" / name, open_directory(data))
+        if findings["problems"]:
+            raise SystemExit(f"A4: ensemble {name}: {findings['problems'][0]}")
+
     entries = {name: out / "alone" / name for name in there}
     entries |= {f"ensemble {name}": out / "ensembles" / name for name in complete}
-    return entries | _masked(
-        out, settings, [name for name in settings.ensembles["pilot"].members or () if name in there]
-    )
+    pilot = [name for name in settings.ensembles["pilot"].members or () if name in there]
+    return entries | _masked(out, settings, pilot)
 
 
 def _masked(out: Path, settings: ProfileSettings, members: Sequence[str]) -> dict[str, Path]:
@@ -157,14 +166,14 @@ def _masked(out: Path, settings: ProfileSettings, members: Sequence[str]) -> dic
     rng = np.random.default_rng(settings.seed)
     left = {}
     for name in members:
-        of = UserEmbeddings.load(out / "members" / name)
-        kept = rng.random(len(of.vectors)) >= MASKED
-        left[name] = UserEmbeddings(of.client_ids[kept], np.asarray(of.vectors)[kept])
+        vectors = UserEmbeddings.load(out / "members" / name)
+        kept = rng.random(len(vectors.vectors)) >= MASKED
+        left[name] = UserEmbeddings(vectors.client_ids[kept], np.asarray(vectors.vectors)[kept])
+
     folders = {}
+    steps = {name: (settings.members[name].post, vectors) for name, vectors in left.items()}
     for impute in ("mean", "zero"):
-        fitted = fit_ensemble(
-            {name: (settings.members[name].post, of) for name, of in left.items()}, impute
-        )
+        fitted = fit_ensemble(steps, impute)
         folders[f"masked, {impute}"] = out / f"masked_{impute}"
         write_ensemble(fitted, left, order, out / f"masked_{impute}")
     return folders
@@ -173,19 +182,19 @@ def _masked(out: Path, settings: ProfileSettings, members: Sequence[str]) -> dic
 def score(data: Path, entry: Path | None, network_seed: int, seed: int) -> dict[str, float]:
     """AUROC of each task in its best epoch, and their sum; `entry` None: noise."""
     directory = open_directory(data)
-    clients = directory.relevant_clients if entry is None else UserEmbeddings.load(entry).client_ids
-    vectors = (
-        noise(len(clients), NOISE, seed)
-        if entry is None
-        else np.asarray(UserEmbeddings.load(entry).vectors)
-    )
-    found = {}
+    if entry is None:
+        clients = directory.relevant_clients
+        vectors = noise(len(clients), NOISE, seed)
+    else:
+        loaded = UserEmbeddings.load(entry)
+        clients, vectors = loaded.client_ids, np.asarray(loaded.vectors)
+
+    scores = {}
     for task in OPEN_TASKS:
-        epochs = train_and_score(
-            vectors, load_targets(directory, clients, task), network_seed, width=WIDTH
-        )
-        found[task.removeprefix("propensity_")] = max(epoch["auroc"] for epoch in epochs)
-    return found | {"sum": sum(found.values())}
+        targets = load_targets(directory, clients, task)
+        epochs = train_and_score(vectors, targets, network_seed, width=WIDTH)
+        scores[task.removeprefix("propensity_")] = max(epoch["auroc"] for epoch in epochs)
+    return scores | {"sum": sum(scores.values())}
 
 
 def score_missing(
@@ -200,11 +209,13 @@ def score_missing(
     grid, runs = Grid(rows), []
     for name, entry in entries.items():
         made = None if entry is None else UserEmbeddings.load(entry)
+        # by the vectors themselves: members that are built again are scored again
         who = "noise" if made is None else pairing(made.client_ids, made.vectors)
         columns = NOISE if made is None else made.vectors.shape[1]
         for network_seed in network_seeds:
             key = {"vector": name, "seed": seed, "network_seed": network_seed, "vectors": who}
             runs.append(Run(key, partial(rows_of, key, data, entry, columns)))
+
     grid.run(runs)
     known = grid.rows()
     return [row for run in runs if (row := find(known, run.key)) is not None]
@@ -231,26 +242,31 @@ BEYOND = ("future", "contrastive", "behavegpt")  # members that the pilot's eigh
 
 def _gain(ensemble: str, without: Sequence[str] = ()) -> Callable[[Figures], float]:
     """What an ensemble has over the best of its own members."""
-    return lambda of: (
-        of[ensemble]["sum"]
-        - max(
-            f["sum"]
-            for name, f in of.items()
+
+    def value(figures: Figures) -> float:
+        members = [
+            scores["sum"]
+            for name, scores in figures.items()
             if not name.startswith(NOT_SINGLE) and name not in without
-        )
-    )
+        ]
+        return figures[ensemble]["sum"] - max(members)
+
+    return value
 
 
-def _weakest(of: Figures) -> float:
-    """The learned member that is least above noise."""
+def _weakest(figures: Figures) -> float:
+    """What the weakest learned member has over noise."""
     learned = [
-        f["sum"] for name, f in of.items() if not name.startswith((*NOT_SINGLE, "handcrafted"))
+        scores["sum"]
+        for name, scores in figures.items()
+        if not name.startswith((*NOT_SINGLE, "handcrafted"))
     ]
-    return min(learned) - of["noise"]["sum"]
+    return min(learned) - figures["noise"]["sum"]
 
 
 def _difference(first: str, second: str, task: str = "sum") -> Callable[[Figures], float]:
-    return lambda of: of[first][task] - of[second][task]
+    """What the first vector has over the second in a task."""
+    return lambda figures: figures[first][task] - figures[second][task]
 
 
 GATES = {
@@ -281,9 +297,12 @@ GATES = {
     "B8": Gate(
         "mean - zero imputation, a fifth masked", _difference("masked, mean", "masked, zero"), 0
     ),
-    "pilot": Gate("ensemble of all - 2.254", lambda of: of["ensemble all"]["sum"] - 2.254, 0),
+    # 2.254: the ensemble of the pilot, see docs/profiles.md
+    "pilot": Gate(
+        "ensemble of all - 2.254", lambda scores: scores["ensemble all"]["sum"] - 2.254, 0
+    ),
     "pilot scored": Gate(
-        "the same, all_scored", lambda of: of["ensemble all_scored"]["sum"] - 2.254, 0
+        "the same, all_scored", lambda scores: scores["ensemble all_scored"]["sum"] - 2.254, 0
     ),
 }
 
@@ -293,47 +312,36 @@ def report(rows: Sequence[Mapping[str, Any]]) -> bool:
     is missed."""
     frame = pd.DataFrame(rows)
     tasks = ["churn", "category", "sku", "sum"]
+
+    # the network's seeds are averaged first: its noise is not the models'
     by_seed = frame.groupby(["vector", "seed"])[[*tasks, "columns"]].mean()
     figures = by_seed.groupby("vector").mean().sort_values("sum", ascending=False)
     spread = by_seed["sum"].groupby("vector").std()
     network = frame.groupby(["vector", "seed"])["sum"].std().groupby("vector").mean()
-    lines = [
-        [
-            name,
-            f"{of['columns']:.0f}",
-            *(f"{of[task]:.4f}" for task in tasks),
-            f"{spread[name]:.4f}",
-            f"{network[name]:.4f}",
-        ]
-        for name, of in figures.iterrows()
-    ]
+    lines = []
+    for name, means in figures.iterrows():
+        cells = [f"{means[task]:.4f}" for task in tasks]
+        noises = [f"{spread[name]:.4f}", f"{network[name]:.4f}"]
+        lines.append([name, f"{means['columns']:.0f}", *cells, *noises])
     table(("vectors", "columns", *tasks, "sd", "network sd"), lines, file=sys.stdout)
+
+    # a gate is a difference within a seed, so that what all vectors share cancels
+    seeds = [group.droplevel("seed").to_dict("index") for _, group in by_seed.groupby("seed")]
     ok, verdicts = True, []
     for name, gate in GATES.items():
         try:
-            values = [
-                gate.value(of.droplevel("seed").to_dict("index"))
-                for _, of in by_seed.groupby("seed")
-            ]
+            values = [gate.value(scores) for scores in seeds]
         except KeyError:  # a member is absent
             verdicts.append([name, gate.what, "", "", f"{gate.least:+.3f}", "not measured"])
             continue
-        mean, deviation = (
-            float(np.mean(values)),
-            float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        )
+
+        mean = float(np.mean(values))
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         passed = mean >= gate.least
         ok &= passed or not gate.hard
-        verdicts.append(
-            [
-                name,
-                gate.what,
-                f"{mean:+.4f}",
-                f"{deviation:.4f}",
-                f"{gate.least:+.3f}",
-                "yes" if passed else "NO",
-            ]
-        )
+        numbers = [f"{mean:+.4f}", f"{deviation:.4f}", f"{gate.least:+.3f}"]
+        verdicts.append([name, gate.what, *numbers, "yes" if passed else "NO"])
+
     table(("gate", "what", "mean", "sd", "at least", "reached"), verdicts, file=sys.stdout)
     return ok
 
@@ -352,21 +360,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, help="default: OUT/rows.jsonl")
     parser.add_argument("--convert", action="store_true", help="only write OUT/data")
     arguments = parser.parse_args(argv)
+
     data = arguments.out / "data"
     if not (data / "target" / "popularity_propensity_price.npy").exists():
         say(str(convert(arguments.log, data)))
     if arguments.convert:
         return 0
-    rows = []
+
+    rows, file = [], arguments.rows or arguments.out / "rows.jsonl"
+    network_seeds = (SEED, *range(1, arguments.network_seeds))  # the organizers' first
     for seed in range(arguments.seeds):
-        entries: dict[str, Path | None] = {
-            "noise": None,
-            **build(data, arguments.out / f"seed_{seed}", seed),
-        }
-        network_seeds = (SEED, *range(1, arguments.network_seeds))  # the organizers' first
-        rows += score_missing(
-            data, entries, seed, network_seeds, arguments.rows or arguments.out / "rows.jsonl"
-        )
+        vectors = build(data, arguments.out / f"seed_{seed}", seed)
+        entries: dict[str, Path | None] = {"noise": None, **vectors}
+        rows += score_missing(data, entries, seed, network_seeds, file)
         say(f"model seed {seed}: {len(entries)} vectors")
     return 0 if report(rows) else 1
 

@@ -1,9 +1,8 @@
 """How does the loss fall with model size and data (paper, section 4.7, Fig. 7 and 8)? Sweep, fit
 and figures in one go.
 
-    python eval/scaling.py DIR --out runs/scaling                      # a prepared folder
-    python eval/scaling.py --synthetic 3000000 --out runs/scaling      # a log whose lowest possible
-    loss is known
+    python eval/scaling.py DIR --out runs/scaling                  # a prepared folder
+    python eval/scaling.py --synthetic 3000000 --out runs/scaling  # the lowest loss is known
 
 Killed or interrupted, the same command goes on. Started again in other processes, it shares the
 work; each waits for nobody, so the last one's fit is of all rows. OUT/rows.jsonl, OUT/fit.json,
@@ -55,17 +54,23 @@ def best_possible(heldout: EventStore, log: Path, world: World, split: str) -> f
     """
     users = heldout.users().to_pylist()
     rows = target_rows(heldout, SPLITS[split])
-    count = dict(
-        zip(users, np.bincount(np.searchsorted(heldout.offsets, rows, "right") - 1), strict=False)
-    )
+
+    # user -> targets, and events after them
+    owners = np.searchsorted(heldout.offsets, rows, "right") - 1
+    count = dict(zip(users, np.bincount(owners), strict=False))  # the last users may have none
     later = np.asarray(heldout.columns["split"]) > SPLITS[split]
     after = dict(zip(users, np.add.reduceat(later, heldout.offsets[:-1]), strict=True))
+
+    # the law of the world, on the whole histories as they were generated
     events = pq.read_table(log, filters=[("user_id", "in", [int(user) for user in users])])
     user = events["user_id"].to_numpy()
     probability = world.next_behavior_probabilities(events)
+    # the world numbers its behaviors in its own order
     label = {text: number for number, text in enumerate(world.labels["behavior"].to_pylist())}
     behavior = np.array([label[text] for text in events["behavior"].to_pylist()])
     surprise = -np.log(probability[np.arange(len(user) - 1), behavior[1:]])  # of events 1 .. N - 1
+
+    # a user's targets are the events before those of later splits
     asked = np.zeros(len(user), bool)
     ends = np.append(np.flatnonzero(user[1:] != user[:-1]) + 1, len(user))
     for end in ends:
@@ -107,23 +112,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if (arguments.data is None) == (arguments.synthetic is None):
         parser.error("give a prepared folder or --synthetic")
+
     log = arguments.out / "log"
     data = arguments.data or synthetic_data(arguments.synthetic, arguments.seed, log)
     overrides = [f"data.path={data}", f"out={arguments.out}", *arguments.set]
     settings = read_settings(SweepSettings, arguments.config, overrides)
     sweep(settings)
+
+    # the rows of all processes that share the work
     rows = usable_rows([arguments.out / "rows.jsonl"], arguments.count)
     rows = [row for row in rows if row["events"] >= arguments.min_events]
     fit = fit_rows(rows, arguments.count)
     floor = None
     if arguments.synthetic:
-        heldout = open_store(arguments.out / "data" / "heldout")
-        floor = best_possible(
-            heldout, log / "log.parquet", make_world(arguments.seed), settings.data.split
-        )
+        heldout, world = open_store(arguments.out / "data" / "heldout"), make_world(arguments.seed)
+        floor = best_possible(heldout, log / "log.parquet", world, settings.data.split)
+
     write_fit(fit, arguments.out / "fit.json")
     draw_sweep(rows, fit, arguments.out / "fit_figs", floor)
     write_json(arguments.out / "summary.json", summary(fit, floor))
+
     for name in NAMES:
         print(f"{name:6} {getattr(fit, name)}   paper: {PAPER.get(name, '-')}")
     if floor is not None:

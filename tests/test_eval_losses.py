@@ -84,6 +84,6 @@ def test_the_choice_looks_at_validation_rows_and_at_what_is_kept(script, tmp_pat
     ]
     rows += [row("cross_entropy", "test", 0.1), row("b", "test", 0.9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    lines = script.choose([tmp_path / "rows.jsonl"]).splitlines()[2:]
+    lines = script.choose([tmp_path / "rows.jsonl"], "history").splitlines()[2:]
     assert lines[0].startswith("| a | +100.0% | -20.0%") and lines[0].endswith("no |")
     assert lines[1].startswith("| b | +20.0% | +0.0%") and lines[1].endswith("yes |")

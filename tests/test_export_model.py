@@ -23,7 +23,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import CheckpointError
 from behavegpt.export_model import export_model
 from behavegpt.graph_inputs import MEMORY, GraphInputs
-from behavegpt.history_batches import memory_of_histories
+from behavegpt.history_batches import Histories, memory_of_histories
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor
 from behavegpt.training.model_folder import save_model
@@ -150,7 +150,7 @@ def test_the_file_gives_the_predictors_numbers(tmp_path: Path, shape: str, kind:
 def told(predictor: Predictor, encoded: EncodedHistories, users: np.ndarray) -> Any:
     """What a model's counts say at the ends of histories, as the model itself is told it."""
     begin, end = encoded.offsets[:-1], encoded.offsets[1:]
-    memory = memory_of_histories(predictor.model, encoded.columns, begin, end)
+    memory = memory_of_histories(predictor.model, Histories(encoded.columns, begin, end))
     tensors = {} if memory is None else memory.at(end[users] - 1)
     return {f"memory_{name}": values.numpy() for name, values in tensors.items()}
 

@@ -14,7 +14,6 @@ import pytest
 from behavegpt import io
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import (
-    lock,
     put_in_place,
     read_json,
     remove_stale,
@@ -23,6 +22,7 @@ from behavegpt.io import (
     temporary_name,
     write_json,
 )
+from behavegpt.locks import lock
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +114,7 @@ def test_a_folder_that_lost_its_name_between_two_renames_gets_it_back(tmp_path: 
 HOLD = """
 import sys, time
 from pathlib import Path
-from behavegpt.io import lock
+from behavegpt.locks import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -14,6 +14,8 @@ import pytest
 from behavegpt import plots
 from behavegpt.baselines import counts
 from behavegpt.errors import BehaveGPTError, DataError
+from behavegpt.plots_evaluation import _binned
+from behavegpt.result_files import best_baseline
 
 HOSTILE = "<script>alert('x')</script> $\\frac{ & |pipe|"
 BASELINES = counts.NAMES
@@ -243,7 +245,7 @@ def test_smoothing_and_binning_against_plain_loops() -> None:
     expected = [values[max(0, i - 5) : i + 6].mean() for i in range(200)]
     np.testing.assert_allclose(plots._smooth(values), expected)
     count, recall = np.array([1.0, 3.0, 4.0, 15.0, 70.0]), np.array([0.0, 1.0, 0.2, 0.4, 0.9])
-    centers, means = plots._binned(count, recall)
+    centers, means = _binned(count, recall)
     np.testing.assert_allclose(centers, [3**0.5, 60**0.5, 70])
     np.testing.assert_allclose(means, [0.5, 0.3, 0.9])
 
@@ -253,5 +255,5 @@ def test_the_baseline_shown_is_the_one_with_the_best_macro_recall(tmp_path: Path
         {"model": m, "recall": r}
         for m, r in [("behavegpt", 1.0), ("a", 0.1), ("a", 0.5), ("b", 0.4)]
     ]
-    assert plots.best_baseline(rows) == "b"
-    assert plots.best_baseline(rows[:1]) is None
+    assert best_baseline(rows) == "b"
+    assert best_baseline(rows[:1]) is None

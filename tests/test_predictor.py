@@ -245,7 +245,7 @@ def test_logits_are_bounded_by_cells(monkeypatch: pytest.MonkeyPatch, verb: str)
     predictor.model.head.register_forward_hook(
         lambda module, args, logits: shapes.append(logits.numel())
     )
-    for module in ("behavegpt.history_batches", "behavegpt.predictor"):
+    for module in ("behavegpt.history_batches", "behavegpt.history_logits"):
         monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 300_000)
     monkeypatch.setattr("behavegpt.generation.rollout.LOGIT_BYTES", 16 * 300_000)
     got = call(predictor, verb, encoded)
@@ -261,7 +261,7 @@ def test_more_classes_than_cells_go_piece_by_piece(monkeypatch: pytest.MonkeyPat
     predictor.model.head.register_forward_hook(
         lambda module, args, logits: shapes.append(len(logits))
     )
-    for module in ("behavegpt.history_batches", "behavegpt.predictor"):
+    for module in ("behavegpt.history_batches", "behavegpt.history_logits"):
         monkeypatch.setattr(f"{module}.CELLS_PER_BATCH", 100)
     got = predictor.predict(encoded)
     assert shapes == [2] * 5
@@ -370,7 +370,7 @@ def test_counts_go_with_their_users_through_pieces(monkeypatch: pytest.MonkeyPat
     sizes: list[int] = []
     model.head.register_forward_hook(lambda module, args, logits: sizes.append(len(logits)))
     # five classes: a row of eight histories is more than that
-    monkeypatch.setattr("behavegpt.predictor.CELLS_PER_BATCH", 2 * 5 + 4)
+    monkeypatch.setattr("behavegpt.history_logits.CELLS_PER_BATCH", 2 * 5 + 4)
     found = predictor.predict(encoded)
     assert sum(sizes) == 9 and max(sizes) == 2
     assert (found.labels == expected.labels).all()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from behavegpt.io import lock
+from behavegpt.locks import lock
 from behavegpt.signals import collecting, interrupting
 
 CALLBACK = ctypes.CFUNCTYPE(None)

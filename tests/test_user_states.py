@@ -28,6 +28,7 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
+from behavegpt.history_logits import history_logits
 from behavegpt.ingest.prepare import prepare
 from behavegpt.io import read_json, write_json
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
@@ -88,7 +89,7 @@ def logits_of(predictor: Predictor, asked: Any) -> tuple[np.ndarray, dict[str, n
     """Logits (n, K), and what the counts say."""
     encoded, memory, _ = predictor._asked(asked)
     logits = np.empty((len(encoded.users), predictor.model.config.num_behaviors), np.float32)
-    for users, values in predictor._logits(encoded, memory, lambda: None):
+    for users, values in history_logits(predictor.model, encoded, memory, lambda: None):
         logits[users] = values
     told = {} if memory is None else memory.at(encoded.offsets[1:] - 1)
     return logits, {name: values.numpy() for name, values in told.items()}

@@ -17,6 +17,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import ConfigError, DataError, violation
 from behavegpt.model import BehaveGPTConfig
 
+# of the config what follows from the data
 _NOT_SHAPE = ("field_sizes", "field_order", "num_behaviors", "behavior_is_event", "tokenizer_hash")
 
 
@@ -41,19 +42,24 @@ def target_tokenizer(
             f"{kind[schema.behavior_is_event]}, so none can be appended; prepare the data with the "
             "same columns, or use mode=cross_domain."
         )
+
+    # the base's ids stay with grow; else the data's own vocabularies, in the base's fields alone
     if grow:
         vocabulary = grown_vocabulary(old, store, options)
     else:
-        fields = [f for f in old.vocabulary if f != "behavior"] + (
-            [] if schema.behavior_is_event else ["behavior"]
-        )
+        fields = [field for field in old.vocabulary if field != "behavior"]
+        if not schema.behavior_is_event:
+            fields.append("behavior")
+        # a field that the data lack has no label: every event is unknown in it
         vocabulary = {field: store.vocabulary.get(field, empty_vocabulary()) for field in fields}
+
     encoded = reencode(store, vocabulary)
     if encoded.behaviors.classes < 2:
         raise DataError(
             f"{store.path}: the data hold {encoded.behaviors.classes} behavior, so there is "
             "nothing to predict; give a log with at least two, or check the behavior column."
         )
+
     return EventTokenizer(schema, dict(encoded.vocabulary), old.max_length), encoded
 
 
@@ -61,25 +67,27 @@ def target_config(
     base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: float | None
 ) -> BehaveGPTConfig:
     """The base's shape for another tokenizer. Raises ConfigError on a contradiction."""
+    # the base has an embedding of behaviors, for which such data have no labels of their own
     if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
         raise ConfigError(
             "the base reads behaviors beside the events (inputs: with_behavior), in the data they "
             "are the same; prepare the data with --behavior and a column of behaviors, or take a "
             "base trained with model.inputs=all."
         )
-    fixed = {"weekday": 7, "slot": tokenizer.event_schema.slots}
+
+    fixed = {"weekday": 7, "slot": tokenizer.event_schema.slots}  # the calendar's, not learned
+    sizes = {
+        field: fixed[field] if field in fixed else len(tokenizer.vocabulary[field])
+        for field in base.field_order or ()
+    }
     shape: dict[str, Any] = {
         name: getattr(base, name)
         for name in BehaveGPTConfig.__annotations__
-        if name not in _NOT_SHAPE
+        if name not in (*_NOT_SHAPE, "dropout")
     }
-    shape = {name: value for name, value in shape.items() if name != "dropout"}
     try:
         return BehaveGPTConfig(
-            field_sizes={
-                f: fixed[f] if f in fixed else len(tokenizer.vocabulary[f])
-                for f in base.field_order or ()
-            },
+            field_sizes=sizes,
             num_behaviors=tokenizer.behaviors.classes,
             behavior_is_event=tokenizer.event_schema.behavior_is_event,
             tokenizer_hash=tokenizer.hash,
@@ -92,15 +100,13 @@ def target_config(
 
 def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore) -> list[str]:
     """What differs between the base's inputs and the data's, and what is made of it."""
-    ours, theirs = [f for f in base.field_order or () if f != "behavior"], store.schema.input_fields
-    remarks = [
-        *(
-            f"the data have no {name}: constantly unknown for the model"
-            for name in ours
-            if name not in theirs
-        ),
-        *(f"the base has no field {name}: it is not read" for name in theirs if name not in ours),
-    ]
+    ours = [field for field in base.field_order or () if field != "behavior"]
+    theirs = store.schema.input_fields
+    lacking = [name for name in ours if name not in theirs]
+    further = [name for name in theirs if name not in ours]
+    remarks = [f"the data have no {name}: constantly unknown for the model" for name in lacking]
+    remarks += [f"the base has no field {name}: it is not read" for name in further]
+
     before, now = old.event_schema.slot_minutes, store.schema.slot_minutes
     if before != now:
         remarks.append(f"slots of {now} instead of {before} minutes: copied slots are averaged")

@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2Model
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
-_BLOCK = {  # ours -> GPT-2's; Conv1D or LayerNorm
+# ours -> GPT-2's; Conv1D or LayerNorm
+_BLOCK = {
     "attention_norm": "ln_1",
     "attention.o_proj": "attn.c_proj",
     "mlp_norm": "ln_2",
@@ -34,14 +35,18 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
     """
     gpt2 = _open(Path(folder))
     _refuse_shape(model, gpt2.config, str(folder))
+
     body: Any = model.model
     theirs, width = gpt2.state_dict(), model.config.hidden_size
+
     for number, block in enumerate(body.blocks):
         for ours, name in _BLOCK.items():
             weight = theirs[f"h.{number}.{name}.weight"]
             layer = block.get_submodule(ours)
-            layer.weight.copy_(weight if weight.ndim == 1 else weight.T)
+            layer.weight.copy_(weight if weight.ndim == 1 else weight.T)  # Conv1D: (in, out)
             layer.bias.copy_(theirs[f"h.{number}.{name}.bias"])
+
+        # query, key and value side by side, (C, 3 C)
         fused = theirs[f"h.{number}.attn.c_attn.weight"]
         bias = theirs[f"h.{number}.attn.c_attn.bias"]
         for at, name in enumerate(("q_proj", "k_proj", "v_proj")):
@@ -49,26 +54,26 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
             layer = block.get_submodule(f"attention.{name}")
             layer.weight.copy_(fused[:, part].T)
             layer.bias.copy_(bias[part])
+
     body.norm.weight.copy_(theirs["ln_f.weight"])
     body.norm.bias.copy_(theirs["ln_f.bias"])
     if body.embedding.position is not None:
+        # GPT-2 has more positions than the window holds
         body.embedding.position.weight.copy_(theirs["wpe.weight"][: model.config.max_length])
 
 
 def _open(folder: Path) -> GPT2Model:
+    """The language model, from files alone. Raises CheckpointError for any other kind."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder}: not a model folder (no config.json); give a GPT-2 in Hugging Face format."
         )
     try:
         config = GPT2Config.from_pretrained(folder, local_files_only=True)
-        if (
-            config.model_type != "gpt2"
-            or GPT2Config.get_config_dict(folder)[0].get("model_type") != "gpt2"
-        ):
-            raise ValueError(
-                f"a {GPT2Config.get_config_dict(folder)[0].get('model_type')}, not a gpt2"
-            )
+        # GPT2Config takes the place of any type that the file names
+        named = GPT2Config.get_config_dict(folder)[0].get("model_type")
+        if config.model_type != "gpt2" or named != "gpt2":
+            raise ValueError(f"a {named}, not a gpt2")
         return GPT2Model.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
@@ -79,6 +84,7 @@ def _open(folder: Path) -> GPT2Model:
 def _refuse_shape(model: BehaveGPTForBehaviorPrediction, gpt2: GPT2Config, folder: str) -> None:
     """One error with every difference and the setting that removes it."""
     ours = model.config
+    # what -> ours, GPT-2's, how to make them equal
     wanted = {
         "hidden width": (
             ours.hidden_size,
@@ -105,6 +111,7 @@ def _refuse_shape(model: BehaveGPTForBehaviorPrediction, gpt2: GPT2Config, folde
         ),
         "attention scaled by width": (True, gpt2.scale_attn_weights, "a GPT-2 with it"),
     }
+
     lines = [
         f"{what}: {a} here, {b} in GPT-2 (use {fix})"
         for what, (a, b, fix) in wanted.items()

@@ -29,11 +29,12 @@ def grown_vocabulary(
     """
     if options.new is not None:
         _refuse_names(old.behaviors, store, options.new)
+
+    # `new` limits the classes alone: new places and events of known behaviors are always added
     behaviors = "event" if store.schema.behavior_is_event else "behavior"
     grown = {}
     for field, known in old.vocabulary.items():
-        found = store.vocabulary.get(field, empty_vocabulary())
-        added = new_labels(known, found)
+        added = new_labels(known, store.vocabulary.get(field, empty_vocabulary()))
         if field == behaviors and options.new is not None:
             added = [label for label in added if label in options.new]
         grown[field] = known.grow(added)
@@ -45,20 +46,23 @@ def refuse_nothing_new(old: EventTokenizer, new: EventTokenizer) -> None:
     if new.behaviors.classes == old.behaviors.classes:
         raise ConfigError(
             f"no new behavior: the base knows all {old.behaviors.classes:,} behaviors of the data "
-            "already. Use "
-            "mode=full to train it further on these data, or check the data's behavior column."
+            "already. Use mode=full to train it further on these data, or check the data's "
+            "behavior column."
         )
 
 
 def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) -> None:
-    held, found = set(known.values.to_pylist()), store.behaviors
-    counts = dict(zip(found.values.to_pylist(), found.counts.tolist(), strict=True))
+    """Raise ConfigError or DataError unless each name is a new behavior with training events."""
+    known_labels, present = set(known.values.to_pylist()), store.behaviors
+    counts = dict(zip(present.values.to_pylist(), present.counts.tolist(), strict=True))
+
     for name in names:
-        if name in held:
+        if name in known_labels:
             raise ConfigError(
                 f"adapt.new: the base knows the behavior {name!r} already; leave it out, or use "
                 "mode=full to train it further."
             )
+
         if not counts.get(name):
             raise DataError(
                 f"adapt.new: {store.path} holds no training event of the behavior {name!r}; give "
@@ -72,17 +76,21 @@ class NewRows(nn.Module):
     and decay."""
 
     def __init__(self, weight: torch.Tensor, new: torch.Tensor) -> None:
+        """`weight` (rows, ...), `new` (n,) int64: which of its rows are trained."""
         super().__init__()
-        self.register_buffer("fixed", weight.detach().clone())
-        self.register_buffer("index", new)
+        # buffers: not trained, not decayed, and on the model's device
         self.fixed: torch.Tensor
         self.index: torch.Tensor
+        self.register_buffer("fixed", weight.detach().clone())
+        self.register_buffer("index", new)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows (new, ...) -> the whole tensor"""
+        """New rows (n, ...) -> the whole tensor (rows, ...)."""
         return self.fixed.index_copy(0, self.index, rows)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """The whole tensor (rows, ...) -> its new rows (n, ...), as torch's parametrization asks
+        for."""
         return weight[self.index]
 
 
@@ -91,17 +99,22 @@ def train_new_rows(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorP
     for item in plan:
         if item.cell != "rows" or item.rows is None:
             continue
+
+        # rows without one in the base
         new = (item.rows < 0).nonzero().flatten()
         module, _, name = item.name.rpartition(".")
         owner = model.get_submodule(module)
+
         if len(new):
             parametrize.register_parametrization(owner, name, NewRows(getattr(owner, name), new))
+            # apply_transfer froze the whole tensor, of which the new rows are now the parameter
             parametrizations: Any = owner.parametrizations
             parametrizations[name].original.requires_grad_(True)
 
 
 def merge_new_rows(model: BehaveGPTForBehaviorPrediction) -> BehaveGPTForBehaviorPrediction:
     """The same model with plain tensors again."""
+    # a list first: removing a parametrization changes the modules that are walked
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 FOLDER/adapter_config.json, adapter_model.safetensors    PEFT's
 FOLDER/behavegpt.json                                    the base the adapter belongs to, by the
-hash of its weights
+                                                         hash of its weights
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ def attach(
     from peft import LoraConfig, get_peft_model
 
     adapted, whole = _modules(plan, "adapted"), _modules(plan, *TRAINED)
-    parameters = {name for name, _ in model.named_parameters()}
+    # modules that own buffers alone have nothing to train
+    parameters = [name for name, _ in model.named_parameters()]
+    saved = [
+        name for name in whole if any(parameter.startswith(f"{name}.") for parameter in parameters)
+    ]
+
     # PEFT finds modules by the ends of their names; these are whole names
     config = LoraConfig(
         r=settings.rank,
@@ -48,10 +53,9 @@ def attach(
         use_rslora=settings.rank_stabilized,
         use_dora=settings.weight_decomposed,
         target_modules=adapted,
-        modules_to_save=[
-            name for name in whole if any(p.startswith(f"{name}.") for p in parameters)
-        ],
+        modules_to_save=saved,
     )
+
     with _quietly():
         return get_peft_model(model, config)
 
@@ -73,17 +77,24 @@ def adapter_counts(counts: Sequence[Counts], model: BehaveGPTForBehaviorPredicti
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             own[part_of(name)] += parameter.numel()
-    return [c._replace(new=c.new + own[c.part], trained=c.trained + own[c.part]) for c in counts]
+
+    return [
+        count._replace(new=count.new + own[count.part], trained=count.trained + own[count.part])
+        for count in counts
+    ]
 
 
 def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
     """Write PEFT's files, the hash of the base's weights and a manifest as `folder`, complete or
     not at all."""
+    # PEFT reads the base from its own file, open_adapter from ours, which also knows the weights
     adapter.peft_config["default"].base_model_name_or_path = str(base)
+
     with scratch(folder) as temporary:
         adapter.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         write_json(temporary / FACTS, {"base": str(base), "weights": weights_hash(base)})
+
         counts: Any = adapter.get_base_model().counts
         if counts is not None:
             save_counts(counts, temporary)
@@ -112,6 +123,7 @@ def open_adapter(
         recorded, weights = str(facts["base"]), str(facts["weights"])
     except KeyError as error:
         raise CheckpointError(f"{folder / FACTS}: lacks {error}; {DAMAGED}.") from None
+
     path = local_path(base) if base is not None else _recorded_base(folder, recorded)
     model, tokenizer = open_model(path)
     if weights_hash(path) != weights:
@@ -119,6 +131,7 @@ def open_adapter(
             f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} "
             "are others; give the base it belongs to, or fine-tune that base anew."
         )
+
     try:
         with _quietly():
             adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
@@ -127,6 +140,8 @@ def open_adapter(
         raise CheckpointError(
             f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}."
         ) from None
+
+    # of the adapter's data: the base's counts are those of its own log
     if merged.config.memory:
         merged.counts = load_counts(folder)
     return merged, tokenizer
@@ -153,5 +168,6 @@ def weights_hash(model: Path) -> str:
 
 def _recorded_base(folder: Path, recorded: str) -> Path:
     """Where the base is now: beside the adapter, if the run made one, else where it was."""
+    # a run can be moved as a whole, so what lies beside it comes first
     beside = folder.parent / "base"
     return beside if beside.is_dir() else Path(recorded)

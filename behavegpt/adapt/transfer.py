@@ -29,7 +29,8 @@ from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.history import log_shares
 
-PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern that matches counts
+# part -> names of its tensors; the first pattern that matches counts
+PARTS: dict[str, str] = {
     "time": r"model\.embedding\.tables\.(weekday|slot)\.",
     "fields": r"model\.embedding\.tables\.",  # event, location and further fields
     "position": r"model\.embedding\.position\.",
@@ -41,9 +42,9 @@ PARTS: dict[str, str] = {  # part -> names of its tensors; the first pattern tha
     "prior": r"head\.(history_gate|memory)\.log_prior",  # class frequencies: data, not weights
     "gate": r"head\.(history_gate|memory)\.",
     "projection": r"head\.projection\.",
-    "next": r"next_heads\.",  # second heads
+    "next": r"next_heads\.",  # auxiliary heads
 }
-# Mode -> what becomes of each part. The second heads ("next") do as the projection does.
+# Mode -> what becomes of each part. The auxiliary heads ("next") do as the projection does.
 _TABLE = """
 mode             fields time   position qk      vo      mlp     norms  dense   gate   projection
 new_behavior     grown  copied copied   copied  copied  copied  copied copied  copied grown
@@ -83,20 +84,26 @@ def cells(mode: Mode, options: AdaptSettings, grow: bool) -> dict[str, str]:
     The prior follows the vocabulary: a grown one keeps the base's class frequencies; the data's own
     has its own, and the biases of known classes move with them.
     """
-    row = dict(MODES[mode])
+    row = dict(MODES[mode])  # a copy: the table is everybody's
+
     if options.rows == "new":
         if mode != "new_behavior":
             raise ConfigError(
                 f"adapt.rows=new belongs to mode=new_behavior; mode={mode} trains the parts of "
                 "its row."
             )
+        # the base's part of the model stays as it is, whatever the mode's row says
         row = {part: "rows" if cell == "grown" else "frozen" for part, cell in row.items()}
+
     if options.time == "fresh":
         row["time"] = "fresh"
     if options.time == "copied" and row["time"] == "fresh":
         row["time"] = "copied"
+
+    # the gate is frozen only with rows=new, which this option must not undo
     if options.gate != "auto" and row["gate"] in ("copied", "fresh"):
         row["gate"] = options.gate
+
     if options.lora != LoraSettings() and mode != "lora":
         raise ConfigError(f"adapt.lora has no effect on mode={mode}; remove it, or use mode=lora.")
     return row | {"prior": "grown" if grow and mode != "scratch" else "fresh"}
@@ -118,20 +125,21 @@ def plan_transfer(
     for name, tensor in model.state_dict().items():
         part = part_of(name)
         item = TensorPlan(name, part, row[part])
+
         if item.cell == "fresh":
             plan.append(item)
             continue
+
+        # how the base's tensor becomes one of this shape: row by row, by the clock, or as a whole
         if item.cell in ("grown", "rows"):
             item = item._replace(rows=_row_map(name, old, new, same_labels))
             if name == "head.projection.bias" and row["prior"] == "fresh":
                 item = item._replace(shift=prior_shift(old.behaviors, new.behaviors, item.rows))
         elif name.endswith("tables.slot.weight") and len(base[name]) != len(tensor):
             item = item._replace(mix=slot_mix(len(base[name]), len(tensor)))
-        if (
-            item.rows is None
-            and item.mix is None
-            and (name not in base or base[name].shape != tensor.shape)
-        ):
+
+        is_whole = item.rows is None and item.mix is None
+        if is_whole and (name not in base or base[name].shape != tensor.shape):
             there = list(base[name].shape) if name in base else "absent"
             raise ConfigError(
                 f"{name} is {there} in the base and {list(tensor.shape)} here, so it cannot be "
@@ -149,23 +157,23 @@ def part_of(name: str) -> str:
 def _row_map(
     name: str, old: EventTokenizer, new: EventTokenizer, same_labels: bool
 ) -> torch.Tensor | None:
-    """(rows,) the base's row for each row of a tensor; None for one whose rows are no labels (the
-    gap's head)."""
+    """The base's row (R,) for each of a tensor's R rows, -1 where there is none; None for a tensor
+    whose rows are no labels (the gap's head)."""
     part = part_of(name)
+    # `model.embedding.tables.FIELD`, `next_heads.FIELD`; rows of all others are classes
     field = name.split(".")[{"fields": 3, "next": 1}[part]] if part in ("fields", "next") else None
     if field is not None and field not in new.vocabulary:
         return None
-    ours, theirs = (
-        (new.behaviors, old.behaviors)
-        if field is None
-        else (new.vocabulary[field], old.vocabulary[field])
-    )
-    found = torch.from_numpy(theirs.encode(ours.values)) - FIRST  # unknown: -1
+    ours = new.behaviors if field is None else new.vocabulary[field]
+    theirs = old.behaviors if field is None else old.vocabulary[field]
+
+    rows = torch.from_numpy(theirs.encode(ours.values)) - FIRST  # unknown: -1
     if not same_labels:
-        found = torch.full_like(found, -1)
+        rows = torch.full_like(rows, -1)
     if field is None:
-        return found
-    return torch.cat([torch.arange(FIRST), torch.where(found < 0, -1, found + FIRST)])
+        return rows
+    # a vocabulary's own rows, padding and unknown, are the same everywhere
+    return torch.cat([torch.arange(FIRST), torch.where(rows < 0, -1, rows + FIRST)])
 
 
 def prior_shift(old: Vocabulary, new: Vocabulary, rows: torch.Tensor | None) -> torch.Tensor:
@@ -173,6 +181,7 @@ def prior_shift(old: Vocabulary, new: Vocabulary, rows: torch.Tensor | None) -> 
     bias holds it."""
     assert rows is not None
     before = log_shares(torch.from_numpy(old.counts).float())
+    # -1, a class that is new, is clamped; its shift is not used
     return log_shares(torch.from_numpy(new.counts).float()) - before[rows.clamp(min=0)]
 
 
@@ -185,6 +194,8 @@ def slot_mix(old: int, new: int) -> torch.Tensor:
     """
     begin, end = torch.arange(new)[:, None] / new, torch.arange(1, new + 1)[:, None] / new
     low, high = torch.arange(old) / old, torch.arange(1, old + 1) / old
+
+    # (new, old) overlap, in days
     shared = (torch.minimum(end, high) - torch.maximum(begin, low)).clamp(min=0)
     return shared / shared.sum(1, keepdim=True)
 
@@ -195,12 +206,13 @@ def match_scale(
     base: Mapping[str, torch.Tensor],
     model: BehaveGPTForBehaviorPrediction,
 ) -> None:
-    """Give fresh embeddings the mean and spread, by column, of the base's: copied blocks expect
-    such inputs."""
+    """Give fresh embeddings (ids, d) the mean and spread, by column, of the base's: copied blocks
+    expect such inputs."""
     state = model.state_dict()
     for item in plan:
-        known = base.get(item.name, torch.empty(0))[FIRST:]
+        known = base.get(item.name, torch.empty(0))[FIRST:]  # without padding and unknown
         if item.part == "fields" and len(known) > 1:
+            # a new table has the standard deviation `initializer_range` and mean 0
             fresh = state[item.name] / model.config.initializer_range
             state[item.name].copy_(fresh * known.std(0) + known.mean(0))
 
@@ -226,6 +238,7 @@ def apply_transfer(
             state[item.name].copy_(item.mix @ base[item.name])
         else:
             state[item.name].copy_(base[item.name])
+
     trained = {item.name for item in plan if item.cell in TRAINED}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -247,23 +260,28 @@ def count_transfer(
     """Parameters of each part that were reused, that are new, and that train; without those of
     LoRA."""
     sizes = dict(model.named_parameters())
-    found = []
+    parts = []
     for part in PARTS:
+        # buffers, such as class frequencies, are no parameters
         items = [item for item in plan if item.part == part and item.name in sizes]
         if not items:
             continue
+
         total = sum(sizes[item.name].numel() for item in items)
         new = sum(_new_numbers(item, sizes[item.name]) for item in items)
         cell = items[0].cell
         trained = total if cell in TRAINED else new if cell == "rows" else 0
-        found.append(Counts(part, cell, total - new, new, trained))
-    return found
+        parts.append(Counts(part, cell, total - new, new, trained))
+    return parts
 
 
 def _new_numbers(item: TensorPlan, tensor: torch.Tensor) -> int:
+    """How many numbers of a tensor do not come from the base."""
     if item.cell == "fresh":
         return tensor.numel()
-    return 0 if item.rows is None else int((item.rows < 0).sum()) * (tensor.numel() // len(tensor))
+    if item.rows is None:
+        return 0
+    return int((item.rows < 0).sum()) * (tensor.numel() // len(tensor))
 
 
 def is_unchanged(plan: Sequence[TensorPlan]) -> bool:

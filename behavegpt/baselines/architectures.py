@@ -38,7 +38,7 @@ class Architecture(NamedTuple):
     shape: dict[str, Any] = {}
     mlp_ratio: int = 4  # intermediate_size / hidden_size where it is not set
     columns: tuple[str, ...] = ()  # of the log, beside the fields
-    reconstructed: tuple[str, ...] = ()  # second heads, of the fields that the data have
+    reconstructed: tuple[str, ...] = ()  # auxiliary heads, of the fields that the data have
     # what a new model takes from the training split
     start: Callable[[Any, EventStore], None] | None = None
     inherit: Callable[[Settings], dict[str, Any]] | None = None  # shape that its options decide

@@ -29,7 +29,7 @@ class BaselineConfig(BehaveGPTConfig):
     score: str = "dot"  # dot | cosine, of the hidden state with a vector of each class
     score_temperature: float = 0.05  # cosine: logits = cosine / score_temperature
     tied_scores: bool = False  # where the classes are the events: score with the events' embeddings
-    next_weight: float = 1.0  # of the second heads' losses
+    next_weight: float = 1.0  # of the auxiliary heads' losses
     # ours in most baselines: a bias for each class, begun at its log frequency
     class_bias: bool = True
 

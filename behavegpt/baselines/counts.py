@@ -44,7 +44,14 @@ import numpy as np
 
 from behavegpt.data.given import check_schema, moved
 from behavegpt.data.memory_dense import RECENT, Chain, Level, Replay
-from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, fit_tables, store_columns
+from behavegpt.data.memory_tables import (
+    CONTEXTS,
+    Columns,
+    Counted,
+    Tables,
+    fit_tables,
+    store_columns,
+)
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, VALID, EventStore
 
@@ -126,9 +133,8 @@ def fit(store: EventStore, given: tuple[str, ...] = ()) -> dict[str, CountModel]
 
     # one fold: the model is asked about later splits only, so no row is counted with itself
     folds = np.zeros(users, np.int64)
-    tables = fit_tables(
-        columns, store.offsets, used, classes, folds, contexts=CONTEXTS, followers=classes
-    )
+    counted = Counted(used, classes, folds)
+    tables = fit_tables(columns, store.offsets, counted, contexts=CONTEXTS, followers=classes)
 
     models: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():

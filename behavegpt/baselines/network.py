@@ -24,6 +24,7 @@ from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.body import BehaveGPTPreTrainedModel, EventModel
 from behavegpt.model.chunks import GradientSink, HeadLoss, Scored, chunked_loss
+from behavegpt.model.embedding import field_tables
 from behavegpt.model.given import check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted
 from behavegpt.model.history import History, HistoryGate, log_shares
@@ -36,10 +37,7 @@ class BaselineEmbedding(nn.Module):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
-        sizes = config.field_sizes or {}
-        self.tables = nn.ModuleDict(
-            {name: nn.Embedding(size, config.embedding_size) for name, size in sizes.items()}
-        )
+        self.fields, self.tables = tuple(config.field_sizes or ()), field_tables(config)
         learned = config.position_encoding == "learned"
         self.position = nn.Embedding(config.max_length, config.hidden_size) if learned else None
         self.scale = config.hidden_size**0.5 if config.scale_inputs else 1.0
@@ -48,14 +46,14 @@ class BaselineEmbedding(nn.Module):
     def forward(self, layout: Layout) -> torch.Tensor:
         """Embedded events (B, R, C)."""
         # before any table is read: a missing column would be a KeyError without a name
-        missing = [name for name in self.tables if name not in layout.ids]
+        missing = [name for name in self.fields if name not in layout.ids]
         if missing:
             raise ValueError(
                 f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}"
             )
 
-        # each (B, R, C / fields)
-        embedded = [table(layout.ids[name]) for name, table in self.tables.items()]
+        named = zip(self.fields, self.tables.values(), strict=True)
+        embedded = [table(layout.ids[name]) for name, table in named]  # (B, R, C / fields) each
         x = torch.cat(embedded, dim=-1) * self.scale
 
         # (B, R, C)

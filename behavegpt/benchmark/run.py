@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from behavegpt.arrays import write_array
 from behavegpt.baselines import counts
 from behavegpt.benchmark.plan import FINAL, Plan, Planned
 from behavegpt.benchmark.settings import BenchmarkSettings
@@ -34,14 +35,14 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.grid import Grid, Row, Run, attempted, read_rows, tell_failed
-from behavegpt.io import check_output, discard, write_text
+from behavegpt.io import discard, write_text
 from behavegpt.metrics.prediction import PredictionMetrics, predicted_and_rank
 from behavegpt.model.precision import choose_precision
+from behavegpt.outputs import check_output
 from behavegpt.pretrain import pretrain
 from behavegpt.training.evaluate import score
 from behavegpt.training.journal import read_journal
 from behavegpt.training.model_folder import open_model
-from behavegpt.user_embeddings import write_array
 
 FIGURES = (
     "rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy",

@@ -102,7 +102,7 @@ def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> 
 
 def _check_outputs(arguments: Arguments) -> None:
     """Refuse an output that could not be written before anything is read or computed."""
-    from behavegpt.io import check_output
+    from behavegpt.outputs import check_output
 
     for name, output in arguments.outputs.items():
         path = getattr(arguments, name)

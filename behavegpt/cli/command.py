@@ -53,8 +53,8 @@ def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:
 
 
 class Output(NamedTuple):
-    """What an argument names to be written; see `io.check_output`, which looks at it before the
-    work."""
+    """What an argument names to be written; see `outputs.check_output`, which looks at it before
+    the work."""
 
     kind: Literal["file", "into", "whole"]
     endings: tuple[str, ...] = ()

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 
 ROLES = ("user", "time", "event", "location", "behavior", "order")
-_SCHEMA_OPTIONS = (*ROLES, "tz", "naive_time", "time_unit", "time_format", "slot_minutes")
+_SCHEMA_OPTIONS = (
+    *ROLES,
+    "tz",
+    "naive_time",
+    "time_unit",
+    "time_format",
+    "slot_minutes",
+    "tie_seed",
+)
 _PREPARE_OPTIONS = (
     "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite",
     "engine", "spark_master",
@@ -63,6 +71,9 @@ def _schema_arguments(parser: Parser) -> None:
         help="how times are written, as for strptime: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
     )
     parser.add_argument("--slot-minutes", type=int, help="length of a time slot (default 30)")
+    parser.add_argument(
+        "--tie-seed", type=int, help="seed of the random order of simultaneous events (default 0)"
+    )
 
 
 def _prepare_arguments(parser: Parser) -> None:
@@ -189,11 +200,14 @@ def _counted(counts: dict[str, int]) -> str:
 def _convert_arguments(parser: Parser) -> None:
     parser.add_argument(
         "name",
-        help="git, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, "
+        help="git, web_log, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, "
         "recsys2025, easytpp, mbd, massive_steps, yambda, carat",
     )
     parser.add_argument(
-        "source", type=Path, nargs="+", help="the downloaded file or folder; for git, local clones"
+        "source",
+        type=Path,
+        nargs="+",
+        help="the downloaded file or folder; for git, local clones; for web_log, access logs",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="parquet file to write; its schema goes beside it"
@@ -204,8 +218,8 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--salt",
         help=(
-            "git: hash authors with this secret, so that logs made with it share users (default: "
-            "a random one)"
+            "git, web_log: hash users with this secret, so that logs made with it share them "
+            "(default: a random one)"
         ),
     )
 
@@ -221,6 +235,10 @@ def _convert(arguments: Arguments) -> Any:
         from behavegpt.datasets.git import convert_git
 
         schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
+    elif arguments.name == "web_log":
+        from behavegpt.datasets.web_log import convert_web_log
+
+        schema = convert_web_log(arguments.source, arguments.out, arguments.salt, arguments.clock)
     else:
         from behavegpt.datasets.converters import convert
         from behavegpt.datasets.published import PUBLISHED
@@ -228,7 +246,8 @@ def _convert(arguments: Arguments) -> Any:
 
         if arguments.salt is not None:
             raise ConfigError(
-                f"--salt is for git alone; {arguments.name} keeps the user ids of its download."
+                f"--salt is for git and web_log; {arguments.name} keeps the user ids of its "
+                "download."
             )
         if len(arguments.source) > 1:
             raise ConfigError(
@@ -280,8 +299,9 @@ COMMANDS: dict[str, Command] = {
         {"out": Output("whole")},
     ),
     "convert": Command(
-        "turn local clones or a known public data set's download into a log to prepare",
+        "turn local clones, access logs or a known data set's download into a log to prepare",
         "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
+        "  behavegpt convert web_log access.log access.log.*.gz --out visits.parquet\n"
         "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
         "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
         _convert_arguments,

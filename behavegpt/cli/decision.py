@@ -33,8 +33,9 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.decision import FILE, learn_thresholds, save_thresholds
     from behavegpt.errors import ConfigError
-    from behavegpt.io import lock
+    from behavegpt.locks import lock
     from behavegpt.predictor import load, model_folder
+    from behavegpt.shipped import shipped_folder
     from behavegpt.training.settings import DecisionSettings
     from behavegpt.zero_shot import NO_THRESHOLDS, is_universal
 
@@ -42,7 +43,11 @@ def _thresholds(arguments: Arguments) -> Any:
     settings = check_settings(DecisionSettings, given, "thresholds")
     if is_universal(arguments.model):
         raise ConfigError(NO_THRESHOLDS)
-
+    if shipped_folder(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} lies in the package, where nothing is written; copy its folder "
+            "(`behavegpt models` names it) and learn thresholds there."
+        )
     folder = model_folder(arguments.model)
     predictor = load(folder)
     store = fit_store(open_store(arguments.data), predictor.tokenizer)

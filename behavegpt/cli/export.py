@@ -44,12 +44,12 @@ def _export(arguments: Arguments) -> Any:
     import torch
     from accelerate import PartialState
 
+    from behavegpt.arrays import open_array
     from behavegpt.config import check_settings
     from behavegpt.console import progress, say
     from behavegpt.embeddings.export import ExportSettings, export
     from behavegpt.training.model_folder import Trained
     from behavegpt.training.ranks import tell_ranks
-    from behavegpt.user_embeddings import open_array
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
     given = given_options(arguments, names)

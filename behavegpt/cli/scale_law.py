@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser, show
-from behavegpt.config import S
+
+if TYPE_CHECKING:
+    from behavegpt.config import S
 
 COUNTS = ("total", "without_embeddings")
 FIGURES = {

@@ -24,12 +24,18 @@ def connect(
     con = duckdb.connect()
     try:
         con.execute(f"SET memory_limit = '{memory}B'")
+        # spills go to the folder of the caller, who removes it: the default is the working folder
         con.execute(f"SET temp_directory = {literal(folder / 'spill')}")
+        # keeping the input's order costs memory; every query that needs an order says ORDER BY
         con.execute("SET preserve_insertion_order = false")
+        # no result may depend on the zone of the machine
         con.execute("SET TimeZone = 'UTC'")
-        con.execute("SET enable_progress_bar = false")
+        # in Jupyter without ipywidgets it is off, and DuckDB refuses to be told so
+        if one_row(con, "SELECT current_setting('enable_progress_bar')")[0]:
+            con.execute("SET enable_progress_bar = false")
         if threads is not None:
             con.execute(f"SET threads = {threads}")
+
         yield con
     finally:
         con.close()
@@ -41,12 +47,12 @@ def scratch(con: duckdb.DuckDBPyConnection) -> Path:
 
 
 def quoted(name: str) -> str:
-    """A column name as SQL."""
+    """A column name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: object) -> str:
-    """A text as SQL."""
+    """A text as an SQL string literal."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
@@ -57,9 +63,10 @@ def one_row(con: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
 
 
 def named_rows(con: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
-    """All rows of a query by the names of its columns."""
+    """All rows of a query as mappings from column name to value."""
     result = con.execute(query)
     names = [column[0] for column in result.description]
+
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
@@ -75,15 +82,19 @@ def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
     except (duckdb.Error, pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         if disk_fault(error):  # of a spill, say: the files read are sound
             raise
+
+        # The message names the file most of the time; if it does not, read all of them to find it.
         broken = (
             next((str(file) for file in files if str(file) in str(error)), None)
             or _broken(files)
             or name
         )
+
         if "state machine reached an invalid state" in str(error):
             raise DataError(
                 f"{broken}: lines end in different ways (LF, CR LF, CR); write all in one way."
             ) from None
+
         raise DataError(
             f"{broken}: cannot be read ({first_line(error)}); write the file again, complete and "
             "in UTF-8."
@@ -95,17 +106,22 @@ def _broken(files: Sequence[Path]) -> str | None:
     for file in files:
         if file.suffix not in (".parquet", ".pq"):
             continue
+
+        # every row group: the footer may be intact where the pages before it are not
         try:
             with pq.ParquetFile(file) as opened:
                 for group in range(opened.num_row_groups):
                     opened.read_row_group(group)
         except (pa.ArrowException, OSError):
             return str(file)
+
     return None
 
 
 def hash_labels(con: duckdb.DuckDBPyConnection, labels: pa.Array) -> np.ndarray:
     """A stable 64-bit hash (n,) uint64 of labels (n,), none null."""
+    # DuckDB keeps no order of rows by itself, so each label carries its place
     con.register("behavegpt_labels", pa.table({"place": np.arange(len(labels)), "label": labels}))
+
     query = "SELECT md5_number_lower(label) AS hash FROM behavegpt_labels ORDER BY place"
     return np.asarray(con.sql(query).fetchnumpy()["hash"], np.uint64)

@@ -23,7 +23,7 @@ from behavegpt.errors import ConfigError
 Given = Literal["time", "location"]
 GIVEN: tuple[str, ...] = get_args(Given)
 FIELDS = {"time": ("weekday", "slot"), "location": ("location",)}
-Moment = Mapping[str, np.ndarray]  # field -> ids (U,) of the events that are asked about
+Moment = Mapping[str, np.ndarray]  # field -> ids (U,) of the events to be predicted
 
 
 def given_fields(given: Sequence[str]) -> tuple[str, ...]:
@@ -39,6 +39,7 @@ def in_order(given: Sequence[str]) -> tuple[str, ...]:
 def check_names(given: Sequence[str]) -> tuple[str, ...]:
     """The names in the order of GIVEN. Raises ConfigError for one that is none of them."""
     names = (given,) if isinstance(given, str) else tuple(given)
+
     strange = next((name for name in names if name not in GIVEN), None)
     if strange is not None:
         raise ConfigError(f"given: {str(strange)[:60]!r} is none of {', '.join(GIVEN)}.")
@@ -48,12 +49,14 @@ def check_names(given: Sequence[str]) -> tuple[str, ...]:
 def describe(given: Sequence[str]) -> str:
     """What the target's own time and place are to a model, for protocols and tables."""
     known = " and ".join(in_order(given))
+
     hidden = " and ".join(name for name in GIVEN if name not in given)
     if not known:
         return "next behavior from past events alone; the target's own time and place are hidden"
-    told = f"next behavior from past events and the target's own {known}, which is given"
-    if len(in_order(given)) > 1:
-        told = f"next behavior from past events and the target's own {known}, which are given"
+
+    told = f"next behavior from past events and the target's own {known}, which "
+    told += "are given" if len(in_order(given)) > 1 else "is given"
+
     return told + (f"; its {hidden} is hidden" if hidden else "")
 
 
@@ -77,17 +80,24 @@ def moved(
     At the last event of history u they are `asked` (U,), or stay as they are. A field that the
     columns lack is left out.
     """
-    found = dict(columns)
+    shifted = dict(columns)
     if "location" in given:
-        found["event"] = np.full_like(columns["event"], FIRST)
-    last = offsets[1:][np.diff(offsets) > 0] - 1
+        # the context of event and place becomes the place alone: the event before was elsewhere
+        shifted["event"] = np.full_like(columns["event"], FIRST)
+
+    occupied = np.diff(offsets) > 0  # histories with events
+    last = offsets[1:][occupied] - 1
+
     for field in given_fields(given):
         if field not in columns:
             continue
+
         values = np.asarray(columns[field])
         following = np.append(values[1:], values[-1:])
-        following[last] = values[last]
+        following[last] = values[last]  # not the next user's first
         if asked is not None:
-            following[last] = asked[field][np.diff(offsets) > 0]
-        found[field] = following
-    return found
+            following[last] = asked[field][occupied]
+
+        shifted[field] = following
+
+    return shifted

@@ -10,7 +10,6 @@ from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,27 +20,27 @@ from behavegpt.data.database import literal, one_row, quoted
 from behavegpt.errors import DataError
 
 TEXT = "text"
-EXACT = {"DOUBLE": 2**53, "FLOAT": 2**24}  # integers from here on are not all told apart
-_INTEGER = "-?(0|[1-9][0-9]*)"
-_NUMBER = _INTEGER + "([.][0-9]+)?([eE][+-]?[0-9]+)?"
-_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-_MIDNIGHT = _DATE + "([ T]00:00:00([.]0+)?)?"
-_MOMENT = _DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
-_SCALES = range(2, 19)  # decimals; a single one is a number
+EXACT = {"DOUBLE": 2**53, "FLOAT": 2**24}  # from here on, some integers share a float
+INTEGER = "-?(0|[1-9][0-9]*)"
+NUMBER = INTEGER + "([.][0-9]+)?([eE][+-]?[0-9]+)?"
+FLOAT_TEXT = "-?[0-9]+[.]0|-?[0-9]([.][0-9]+)?[eE][+]?[0-9]+"  # a whole float, as text
+DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+MIDNIGHT = DATE + "([ T]00:00:00([.]0+)?)?"
+MOMENT = DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
+SCALES = range(2, 19)  # decimals; a single one is a number
 _SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
 
 
 class Rule(NamedTuple):
-    """SQL over a column `label`: whether all labels of a column may be written so, when, and
-    how."""
+    """SQL over a column `label`."""
 
-    fits: str
-    applies: str
-    written: str
+    fits: str  # whether all labels of a column may be written by this rule
+    applies: str  # whether the rule rewrites a label
+    written: str  # what it writes instead
 
     @property
     def sql(self) -> str:
-        """The label as the rule writes it; what is not of its kind stays as it is."""
+        """The label as the rule writes it; labels of another kind stay as they are."""
         return f"CASE WHEN {self.applies} THEN {self.written} ELSE label END"
 
 
@@ -50,16 +49,17 @@ def _full(pattern: str) -> str:
 
 
 def _decimal(scale: int) -> Rule:
-    """A fixed number of decimals: 1.5 is written 1.50; digit by digit, for a decimal may be longer
-    than a double."""
+    """A fixed number of decimals: 1.5 becomes 1.50. Text, for it may be longer than a double."""
     decimals = "rtrim(split_part(label, '.', 2), '0')"
+
     return Rule(
-        _full(f"{_INTEGER}[.][0-9]{{{scale}}}"),
-        f"{_full(_INTEGER + '([.][0-9]+)?')} AND length({decimals}) <= {scale}",
+        _full(f"{INTEGER}[.][0-9]{{{scale}}}"),
+        f"{_full(INTEGER + '([.][0-9]+)?')} AND length({decimals}) <= {scale}",
         f"split_part(label, '.', 1) || '.' || rpad({decimals}, {scale}, '0')",
     )
 
 
+# every integer below 2^53 is a double of its own
 _DOUBLE = "TRY_CAST(label AS DOUBLE)"
 _SMALL = f"coalesce(abs({_DOUBLE}) < {EXACT['DOUBLE']}, false)"
 _CUT = (
@@ -67,51 +67,33 @@ _CUT = (
     r"'[.]0+$', '')"
 )
 _WITH_CLOCK = f"CASE WHEN length(label) = 10 THEN label || ' 00:00:00' ELSE {_CUT} END"
-# The most particular first; a column follows the first rule that all its labels fit.
+# The narrowest first; a column follows the first rule that all its labels fit.
 RULES: dict[str, Rule] = {
     "integer": Rule(
-        _full(_INTEGER + "([.]0)?"),
+        _full(INTEGER + "([.]0)?"),
         _full("-?[0-9]+[.]0+|-0"),
         f"CASE WHEN {_full('-0([.]0+)?')} THEN '0' ELSE split_part(label, '.', 1) END",
     ),
     "number": Rule(
-        f"({_full(_INTEGER)} AND {_SMALL} OR coalesce(label = {_DOUBLE}::VARCHAR, false))",
-        f"{_full(_NUMBER)} AND {_SMALL}",
+        f"({_full(INTEGER)} AND {_SMALL} OR coalesce(label = {_DOUBLE}::VARCHAR, false))",
+        f"{_full(NUMBER)} AND {_SMALL}",
         f"({_DOUBLE} + 0)::VARCHAR",
     ),
-    **{f"decimal:{scale}": _decimal(scale) for scale in _SCALES},
+    **{f"decimal:{scale}": _decimal(scale) for scale in SCALES},
     "boolean": Rule(
         "lower(label) IN ('true', 'false')", "lower(label) IN ('true', 'false')", "lower(label)",
     ),
-    "date": Rule(_full(_MIDNIGHT), _full(_MIDNIGHT), "left(label, 10)"),
-    "timestamp": Rule(_full(_MOMENT), _full(_MOMENT), _WITH_CLOCK),
+    "date": Rule(_full(MIDNIGHT), _full(MIDNIGHT), "left(label, 10)"),
+    "timestamp": Rule(_full(MOMENT), _full(MOMENT), _WITH_CLOCK),
     TEXT: Rule("true", "false", "label"),
 }  # fmt: skip
-
-# neither number, date nor truth value
-_NO_VALUE = re.compile("(?!-?[0-9]|-?inf|(?i:true|false)$).*", re.DOTALL)
-# Labels that a rule leaves as they are, for readers without a database.
-_SETTLED = {
-    "integer": re.compile(r"(?!-?[0-9]+[.]0+$|-0$).*", re.DOTALL),
-    "number": re.compile(r"(?!-?[0-9]).*|-?(0|[1-9][0-9]{0,5})[.]([0-9]{0,4}[1-9]|0)", re.DOTALL),
-    "boolean": re.compile(r"(?!(?i:true|false)$).*|true|false", re.DOTALL),
-    "date": re.compile(rf"(?!{_DATE}).*|{_DATE}", re.DOTALL),
-    "timestamp": re.compile(rf"(?!{_DATE}).*", re.DOTALL),
-    TEXT: re.compile(".*", re.DOTALL),
-}
-
-
-def settled(rule: str, label: str) -> bool:
-    """Whether a text is its own label under a rule, under any for ""; False where only `Rule.sql`
-    knows."""
-    pattern = _SETTLED.get(rule, _NO_VALUE)
-    return pattern.fullmatch(label) is not None
 
 
 def text_sql(value: str, kind: str) -> str:
     """SQL of the text of a value of a DuckDB type, before any rule; whole floats as integers."""
     if kind not in EXACT:
         return f"({value})::VARCHAR"
+    # a column with one null arrives as floats: 7.0 is then the label 7 again
     whole = f"abs({value}) < {EXACT[kind]} AND {value} = trunc({value})"
     return f"CASE WHEN {whole} THEN ({value})::BIGINT::VARCHAR ELSE ({value})::VARCHAR END"
 
@@ -121,22 +103,30 @@ def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list
     without any label."""
     if kind.endswith(("INT", "INTEGER")):
         return ["integer", TEXT] if one_row(con, f"SELECT count(*) FROM {table}")[0] else None
+
     rules: list[str] | None = list(RULES)
+    # the sample rules out most rules cheaply; what is left is tested on every label
     for part in (f"(SELECT label FROM {table} LIMIT {_SAMPLE})", table):
         tests = ", ".join(f"bool_and({RULES[name].fits})" for name in rules or [])
-        found = one_row(con, f"SELECT {tests} FROM {part}") if tests else ()
-        if found and found[0] is None:
+        fits = one_row(con, f"SELECT {tests} FROM {part}") if tests else ()
+        if fits and fits[0] is None:
             return None
-        rules = [name for name, fits in zip(rules or [], found, strict=True) if fits]
+
+        rules = [name for name, fit in zip(rules or [], fits, strict=True) if fit]
         if rules == [TEXT]:
             break
+
     return rules
 
 
-def common_rules(found: Iterable[Sequence[str] | None]) -> list[str] | None:
+def common_rules(parts: Iterable[Sequence[str] | None]) -> list[str] | None:
     """Rules that fit all parts of a log, of those that fit each; None where no part has a label."""
-    told = [set(part) for part in found if part is not None]
-    return [name for name in RULES if all(name in part for part in told)] if told else None
+    sets = [set(part) for part in parts if part is not None]
+    if not sets:
+        return None
+
+    shared = set.intersection(*sets)
+    return [name for name in RULES if name in shared]
 
 
 def choose_rule(fitting: Collection[str] | None) -> str:
@@ -147,18 +137,19 @@ def choose_rule(fitting: Collection[str] | None) -> str:
 def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
     """Rules of fields whose labels were written before rules were stored: those that leave every
     label as it is."""
+    # no folder to spill into: a vocabulary fits in memory
     con = duckdb.connect()
     try:
         rules = {}
         for field, labels in vocabularies.items():
             con.register("labels", pa.table({"label": labels.cast(pa.string())}))
+
             tests = ", ".join(
                 f"bool_and({rule.fits} AND label = {rule.sql})" for rule in RULES.values()
             )
-            found = one_row(con, f"SELECT {tests} FROM labels")
-            rules[field] = next(
-                (name for name, fits in zip(RULES, found, strict=True) if fits), TEXT
-            )
+            fits = one_row(con, f"SELECT {tests} FROM labels")
+            rules[field] = next((name for name, fit in zip(RULES, fits, strict=True) if fit), TEXT)
+
         return rules
     finally:
         con.close()
@@ -171,12 +162,14 @@ def create_values(
     rule), events."""
     raw, where = quoted(column), ""
     if kind in EXACT:
-        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is a null of
-        # pandas.
+        # -0.0 groups apart from 0.0 but joins with it, which would double rows; NaN is how pandas
+        # writes null.
         raw, where = f"{raw} + 0::{kind}", f"WHERE NOT isnan({raw})"
+
     # Null is tested before the text is made: making text of every single number would take longer
     # than the rest.
     filled = "label <> ''" if kind == "VARCHAR" else "raw IS NOT NULL"
+
     con.execute(
         f"CREATE TABLE {name} AS SELECT raw, label, events FROM (SELECT raw, "
         f"{text_sql('raw', kind)} AS label, events FROM (SELECT {raw} AS raw, count(*) AS events "
@@ -200,15 +193,17 @@ def check_exact(
     if kind in EXACT:
         test = f"isfinite(raw) AND abs(raw) >= {EXACT[kind]}"
     elif kind == "VARCHAR" and _is_numeric(con, values, rule):
-        float_text = _full("-?[0-9]+[.]0|-?[0-9]([.][0-9]+)?[eE][+]?[0-9]+")
-        test = f"{float_text} AND isfinite({_DOUBLE}) AND abs({_DOUBLE}) >= {EXACT['DOUBLE']}"
+        test = (
+            f"{_full(FLOAT_TEXT)} AND isfinite({_DOUBLE}) AND abs({_DOUBLE}) >= {EXACT['DOUBLE']}"
+        )
     else:
         return
-    found = con.execute(f"SELECT label FROM {values} WHERE {test} LIMIT 1").fetchone()
-    if found:
+
+    example = con.execute(f"SELECT label FROM {values} WHERE {test} LIMIT 1").fetchone()
+    if example:
         bits = EXACT.get(kind, EXACT["DOUBLE"]).bit_length() - 1
         raise DataError(
-            f"{where}: column {column!r} holds {found[0]} as a floating-point number; from "
+            f"{where}: column {column!r} holds {example[0]} as a floating-point number; from "
             f"2^{bits} on different integers become the same float. Write the column as text or as "
             "64-bit integers (in pandas: dtype 'string' or 'Int64' when the file is read)."
         )
@@ -219,5 +214,7 @@ def _is_numeric(con: duckdb.DuckDBPyConnection, values: str, rule: str | None) -
     anything."""
     if rule is not None:
         return rule in ("integer", "number")
+
+    # the sample first: one text that is no number ends the test
     parts = (f"(SELECT label FROM {values} LIMIT {_SAMPLE})", values)
-    return all(one_row(con, f"SELECT bool_and({_full(_NUMBER)}) FROM {part}")[0] for part in parts)
+    return all(one_row(con, f"SELECT bool_and({_full(NUMBER)}) FROM {part}")[0] for part in parts)

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.batch import PackedBatch
-from behavegpt.data.given import given_fields, moved
+from behavegpt.data.collate import BatchFields, collate
+from behavegpt.data.given import moved
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
 from behavegpt.data.memory_tables import Columns
-from behavegpt.data.pack import RowPlan, collate, evaluation_windows, pack_rows, training_windows
+from behavegpt.data.pack import RowPlan, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
 
 
@@ -41,11 +42,14 @@ def memory_of(store: EventStore, counts: Counts, *, leave_out: bool = False) -> 
     columns = dated_columns(store)
     if counts.given:
         columns = Columns(**moved(columns._asdict(), store.offsets, counts.given))
+
     return MemorySource(columns, store.offsets, counts, leave_out)
 
 
 @lru_cache(maxsize=1)
 def _worker() -> ThreadPoolExecutor:
+    # one thread: the counting loops release the interpreter's lock, and one is ahead of a training
+    # step
     return ThreadPoolExecutor(1, thread_name_prefix="behavegpt-batches")
 
 
@@ -70,20 +74,20 @@ class TrainingBatches:
         max_length: int,
         rows_per_step: int,
         seed: int,
-        fields: tuple[str, ...],
-        next_fields: tuple[str, ...] = (),
+        fields: BatchFields,
         counts: Counts | None = None,
-        given: tuple[str, ...] = (),
     ) -> None:
-        """`counts`: of the training split, for a model with memory; `given`: of the targets."""
+        """`counts`: of the training split, for a model with memory."""
         self.store, self.max_length, self.seed = store, max_length, seed
         self.row_length = row_length_for(max_length)
-        self.rows_per_step = rows_per_step
-        self.fields, self.next_fields, self.given = fields, next_fields, given_fields(given)
+        self.rows_per_step, self.fields = rows_per_step, fields
+
         self._columns = columns_of(store)
         self.memory = None if counts is None else memory_of(store, counts, leave_out=True)
         self._ahead: dict[tuple[int, ...], Future[list[PackedBatch]]] = {}
-        self._plan = lru_cache(maxsize=1)(self._make_plan)
+        self._plan = lru_cache(maxsize=1)(self._make_plan)  # of the epoch that is running
+
+        # every epoch has as many rows: cut histories differ in where they are cut alone
         self.steps_per_epoch = max(1, -(-self._plan(0).rows // rows_per_step))
 
     def rows(self, step: int) -> tuple[RowPlan, np.ndarray]:
@@ -91,6 +95,7 @@ class TrainingBatches:
         fills up."""
         epoch, index = divmod(step, self.steps_per_epoch)
         plan = self._plan(epoch)
+
         rows = np.arange(index * self.rows_per_step, (index + 1) * self.rows_per_step)
         return plan, np.where(rows < plan.rows, rows, -1)
 
@@ -105,34 +110,30 @@ class TrainingBatches:
         """
         if self.memory is None:
             return self._batches(step, micro, rank, world)
+
+        # a step that was not made ahead, the first one say, is made here
         ready = self._ahead.pop((step, micro, rank, world), None)
         batches = ready.result() if ready else list(self._batches(step, micro, rank, world))
-        self._ahead = {
-            (step + 1, micro, rank, world): _worker().submit(
-                self._listed, step + 1, micro, rank, world
-            )
-        }
+
+        following = step + 1, micro, rank, world
+        self._ahead = {following: _worker().submit(self._listed, *following)}
         return iter(batches)
 
-    def _listed(self, *of: int) -> list[PackedBatch]:
-        return list(self._batches(*of))
+    def _listed(self, step: int, micro: int, rank: int, world: int) -> list[PackedBatch]:
+        return list(self._batches(step, micro, rank, world))
 
     def _batches(self, step: int, micro: int, rank: int, world: int) -> Iterator[PackedBatch]:
         plan, rows = self.rows(step)
+        # as many rows for every rank and micro-batch
         rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
+
         for part in rows.reshape(micro, world, -1)[:, rank]:
             yield collate(
-                self._columns,
-                plan,
-                part,
-                self.row_length,
-                self.fields,
-                self.next_fields,
-                memory=self.memory,
-                given=self.given,
+                self._columns, plan, part, self.row_length, self.fields, memory=self.memory
             )
 
     def _make_plan(self, epoch: int) -> RowPlan:
+        # seed and epoch alone: a resumed run packs the same rows
         rng = np.random.default_rng([self.seed, epoch])
         return pack_rows(training_windows(self.store, self.max_length, rng), self.row_length, rng)
 
@@ -143,26 +144,20 @@ def evaluation_batches(
     *,
     max_length: int,
     rows_per_batch: int,
-    fields: tuple[str, ...],
+    fields: BatchFields,
     counts: Counts | None = None,
-    given: tuple[str, ...] = (),
     share: Share = ALL,
 ) -> Iterator[PackedBatch]:
     """A share of a split's targets; together the shares hold each target once.
 
-    `counts`: those of the model's training log, for a model with memory; `given`: of the targets.
+    `counts`: those of the model's training log, for a model with memory.
     """
-    plan = pack_rows(evaluation_windows(store, split, max_length), row_length_for(max_length))
+    row_length = row_length_for(max_length)
+    plan = pack_rows(evaluation_windows(store, split, max_length), row_length)
     columns = columns_of(store)
     memory = None if counts is None else memory_of(store, counts)
+
     mine = np.arange(share.rank, plan.rows, share.world)
-    for at in range(0, len(mine), rows_per_batch):
-        yield collate(
-            columns,
-            plan,
-            mine[at : at + rows_per_batch],
-            row_length_for(max_length),
-            fields,
-            memory=memory,
-            given=given_fields(given),
-        )
+    for first in range(0, len(mine), rows_per_batch):
+        rows = mine[first : first + rows_per_batch]
+        yield collate(columns, plan, rows, row_length, fields, memory=memory)

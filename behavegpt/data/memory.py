@@ -2,7 +2,6 @@
 user's whole past.
 
 Every expert is a count in one context c, smoothed towards a shorter one:
-
     P(b|c) = (n(b,c) + w P(b|shorter)) / (n(c) + w)
 
 Global experts count what followed in the training split for all users (`memory_tables.py`); own
@@ -15,11 +14,13 @@ user's past: S classes, O own contexts in hash tables of size H, E list entries,
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from behavegpt.data.compiled import kernel
 from behavegpt.data.memory_observe import observe, take_up
-from behavegpt.data.memory_past import EXPERTS, WEIGHTS, clear, new_past
+from behavegpt.data.memory_past import EXPERTS, WEIGHTS, Past, clear, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_tables import Columns, Tables
 
@@ -27,52 +28,70 @@ from behavegpt.data.memory_tables import Columns, Tables
 JUDGED = 512
 
 
+class Spans(NamedTuple):
+    """Positions low .. high - 1 of h histories, as flat indices; position t knows begin .. t."""
+
+    begin: np.ndarray  # (h,) int64 first event of the history
+    low: np.ndarray  # (h,) int64
+    high: np.ndarray  # (h,) int64
+    # (h,) whose events the global tables leave out, as they must at training positions; None: none
+    folds: np.ndarray | None = None
+
+
 def read_memory(
     columns: Columns,
     tables: Tables,
-    begin: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
+    spans: Spans,
     *,
-    folds: np.ndarray | None = None,
     eras: np.ndarray | None = None,
     weights: np.ndarray = WEIGHTS,
 ) -> Readings:
-    """Replay histories (h,) and read the experts at positions low .. high - 1 of each, in that
-    order.
+    """Replay histories and read the experts at the positions of each span, in that order.
 
-    `begin`, `low`, `high` are flat indices: position t knows the events begin .. t. `folds` (h,):
-    whose events the global tables leave out, as they must at training positions; None: none. `eras`
-    (events,): what they leave out where the experts are judged by an event; None: as where they are
-    read.
+    `eras` (events,): what the tables leave out where the experts are judged by an event; None: as
+    where they are read. `weights` (J,): of the shorter contexts, in events.
     """
-    readings = new_readings(int((high - low).sum()))
-    left_out = np.full(len(begin), -1, np.int64) if folds is None else folds.astype(np.int64)
+    readings = new_readings(int((spans.high - spans.low).sum()))
+
+    # the compiled loop takes one type of each argument: -1 and an empty array stand for None
+    folds = np.full(len(spans.begin), -1) if spans.folds is None else spans.folds
+    spans = spans._replace(folds=folds.astype(np.int64))
     judging = np.empty(0, np.int8) if eras is None else eras
-    longest = int((high - begin).max(initial=1))
-    _replay(
-        columns, tables, begin, low, high, left_out, judging, weights, readings, new_past(longest)
-    )
+
+    longest = int((spans.high - spans.begin).max(initial=1))
+    _replay(columns, tables, spans, judging, weights, readings, new_past(longest))
     return filled(readings)
 
 
 @kernel
-def _replay(columns, tables, begin, low, high, folds, eras, weights, readings, past):  # type: ignore[no-untyped-def]
+def _replay(
+    columns: Columns,
+    tables: Tables,
+    spans: Spans,
+    eras: np.ndarray,
+    weights: np.ndarray,
+    readings: Readings,
+    past: Past,
+) -> None:
     place = np.full(len(tables.prior), -1, np.int32)  # of a class among the candidates
     chance = np.empty(len(EXPERTS))
     row = np.int64(0)  # as it is later: a literal would be compiled apart
-    for h in range(len(begin)):
-        first = begin[h]
-        if h > 0 and begin[h - 1] == first and high[h - 1] <= low[h]:
-            first = high[h - 1]  # of the same user, and further on
+
+    for h in range(len(spans.begin)):
+        first, low = spans.begin[h], spans.low[h]
+        fold = spans.folds[h]  # type: ignore[index]  # an array by now
+        if h > 0 and spans.begin[h - 1] == first and spans.high[h - 1] <= low:
+            first = spans.high[h - 1]  # of the same user, and further on
         else:
             clear(past)
-        for t in range(first, high[h]):
-            if t < low[h] - JUDGED:
+
+        for t in range(first, spans.high[h]):
+            if t < low - JUDGED:  # too long ago to be judged by: only counted
                 take_up(past, tables, t, columns)
                 past.judged[:] = 0
                 continue
-            observe(past, tables, weights, eras[t] if len(eras) else folds[h], chance, t, columns)
-            if t >= low[h]:
-                read(past, tables, weights, folds[h], place, readings, row)
+
+            observe(past, tables, weights, eras[t] if len(eras) else fold, chance, t, columns)
+            if t >= low:
+                read(past, tables, weights, fold, place, readings, row)
                 row += 1

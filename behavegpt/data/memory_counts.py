@@ -1,5 +1,4 @@
-"""What was counted from a training split, and how a model's positions read it: tensors beside a
-packed batch.
+"""What was counted from a training split, and what it says at positions of a packed batch.
 
 MODEL/memory.safetensors   the global tables, the experts' shares, slot_minutes, what is given
 
@@ -20,16 +19,19 @@ from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.compiled import kernel
 from behavegpt.data.given import GIVEN, Moment, moved
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
 from behavegpt.data.memory_tables import (
     FOLDS,
     Columns,
+    Counted,
     Tables,
     fit_tables,
     memory_columns,
+    narrowed,
     store_columns,
+    widened,
 )
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
@@ -66,18 +68,23 @@ def count_events(
     """
     if given:
         columns = Columns(**moved(columns._asdict(), offsets, given))
+
+    # eras of equally many events: each leaves out what its own and later ones would give away
     time = columns.time[used & (columns.behavior >= 0)]
     parts = np.arange(1, FOLDS + 1) / FOLDS
     edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
     eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)
-    tables = fit_tables(columns, offsets, used, classes, eras, by_time=True)
+
+    tables = fit_tables(columns, offsets, Counted(used, classes, eras), by_time=True)
     shares = fit_shares(columns, offsets, used, classes)
     return Counts(tables, shares, edges, slot_minutes, given)
 
 
 def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Era (n,) int8 of epoch seconds (n,): the tables without it and the later ones know what was
-    before; -1: all."""
+    """Era (n,) int8 of epoch seconds (n,); -1 after the last one.
+
+    The tables without an era and all later ones know what was before it, those of -1 know all.
+    """
     era = np.searchsorted(edges, time, side="right").astype(np.int8)
     era[era == FOLDS] = -1
     return era
@@ -93,6 +100,7 @@ def count_store(store: EventStore, given: tuple[str, ...] = ()) -> Counts:
 def dated_columns(store: EventStore) -> Columns:
     """The columns of a prepared folder, with epoch seconds."""
     columns = store_columns(store)
+    # a store counts its times from an origin of its own
     return columns._replace(time=columns.time + store.manifest.time_origin)
 
 
@@ -103,10 +111,13 @@ def save_counts(counts: Counts, folder: Path) -> None:
         "edges": counts.edges,
         "slot_minutes": np.array([counts.slot_minutes]),
     }
+    # absent where nothing is: files of models without it stay as they were
     if counts.given:
         numbers["given"] = np.array([name in counts.given for name in GIVEN])
+
+    arrays = narrowed(counts.tables) | numbers
     save_file(
-        {name: np.ascontiguousarray(x) for name, x in (counts.tables._asdict() | numbers).items()},
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         folder / FILE,
     )
 
@@ -115,17 +126,15 @@ def load_counts(folder: Path) -> Counts:
     """What `save_counts` wrote. Raises CheckpointError when it is missing or damaged."""
     try:
         stored = load_file(folder / FILE)
-        shares, edges, slot_minutes = (
-            stored.pop(name) for name in ("shares", "edges", "slot_minutes")
-        )
-        known = stored.pop("given", np.zeros(len(GIVEN), bool))
-        given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
-        return Counts(Tables(**stored), shares, edges, int(slot_minutes[0]), given)
+        shares, edges = stored.pop("shares"), stored.pop("edges")
+        slot_minutes = int(stored.pop("slot_minutes")[0])
+        flags = stored.pop("given", np.zeros(len(GIVEN), bool))  # absent: nothing is given
+        given = tuple(name for name, is_given in zip(GIVEN, flags, strict=True) if is_given)
+        return Counts(widened(stored), shares, edges, slot_minutes, given)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / FILE}: the counts of a model with memory are missing or damaged "
-            f"({error}); restore the folder "
-            "as it was written."
+            f"({error}); restore the folder as it was written."
         ) from None
 
 
@@ -151,25 +160,24 @@ class MemorySource:
         return as_tensors(self.arrays(positions))
 
     def arrays(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """The same as arrays."""
+        """The same as numpy arrays."""
         order = np.argsort(positions, kind="stable")
         ascending = positions[order]
         user = np.searchsorted(self.offsets, ascending, side="right") - 1
         fold = self.eras[ascending] if self.leave_out else np.full(len(ascending), -1, np.int8)
+
+        # A span ends where positions are not adjacent, or the user or the era changes.
         breaks = (np.diff(ascending, prepend=-2) != 1) | (np.diff(user, prepend=-1) != 0)
         first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))
         low = ascending[first]
         high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
         user = user[first]
-        readings = read_memory(
-            self.columns,
-            self.counts.tables,
-            self.offsets[user],
-            low,
-            high,
-            folds=fold[first],
-            eras=self.eras,
-        )
+
+        spans = Spans(self.offsets[user], low, high, fold[first])
+        readings = read_memory(self.columns, self.counts.tables, spans, eras=self.eras)
+
+        # back into the order of the positions that were asked for
+
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
         return memory_arrays(readings, index, self.counts.shares)
@@ -181,9 +189,9 @@ def history_source(
     counts: Counts,
     asked: Moment | None = None,
 ) -> MemorySource:
-    """The source of histories (U,) in vocabulary ids, with epoch seconds; all that was counted may
-    be known to them.
+    """The source of histories (U,) in vocabulary ids, with epoch seconds.
 
+    Nothing is left out: all that was counted may be known to them.
     `asked`: what is given of the event that follows each history.
     """
     known = moved(columns, offsets, counts.given, asked) if counts.given else columns
@@ -192,21 +200,21 @@ def history_source(
 
 def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Columns:
     """Columns of a log in vocabulary ids as those that were counted."""
-    read = memory_columns(columns, counts.slot_minutes)
+    counted = memory_columns(columns, counts.slot_minutes)
     if counts.tables.locations[0] == 1:  # the counted log had no places
-        read = read._replace(location=np.zeros_like(read.location))
-    return read
+        counted = counted._replace(location=np.zeros_like(counted.location))
+    return counted
 
 
 def memory_tensors(
     readings: Readings, index: np.ndarray, shares: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    """`memory_arrays` as tensors: fields of Memory."""
+    """`memory_arrays` of positions index (N,) as tensors: fields of Memory, `rest` (N, J), say."""
     return as_tensors(memory_arrays(readings, index, shares))
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Arrays by name as tensors of the same memory."""
+    """Arrays by name as tensors of the same memory, (N, ...) and (M, ...) as in model/mixer.py."""
     import torch
 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -217,43 +225,66 @@ def memory_arrays(
 ) -> dict[str, np.ndarray]:
     """The readings of some positions (N,), with the mixture of the experts as the last one; fields
     of Memory."""
+    # (N,) candidates of each position
     count = readings.start[index + 1] - readings.start[index]
     begin = np.cumsum(count) - count
     total, experts = int(count.sum()), readings.rest.shape[1] + 1
-    bucket = np.searchsorted(LENGTHS, readings.context[index, 0], side="right")
-    owner, classes = np.empty(total, np.int64), np.empty(total, np.int64)
-    probability, age = np.empty((total, experts), np.float32), np.empty((total, 2), np.float32)
-    rest = np.empty((len(index), experts), np.float32)
-    _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest)
-    return {
-        "owner": owner,
-        "classes": classes,
-        "probability": probability,
-        "age": age,
-        "rest": rest,
+
+    bucket = np.searchsorted(LENGTHS, readings.context[index, 0], side="right")  # (N,)
+    arranged = _Arranged(
+        owner=np.empty(total, np.int64),
+        classes=np.empty(total, np.int64),
+        probability=np.empty((total, experts), np.float32),
+        age=np.empty((total, 2), np.float32),
+        rest=np.empty((len(index), experts), np.float32),
+    )
+    _arrange(readings, index, begin, shares, bucket, arranged)
+
+    return arranged._asdict() | {
         "evidence": readings.evidence[index],
         "reliability": readings.reliability[index],
         "context": readings.context[index],
     }
 
 
+class _Arranged(NamedTuple):
+    """The fields of Memory with an expert more than Readings: the mixture, last of J + 1."""
+
+    owner: np.ndarray  # (M,) int64 position of a candidate
+    classes: np.ndarray  # (M,) int64
+    probability: np.ndarray  # (M, J + 1) float32
+    age: np.ndarray  # (M, 2) float32
+    rest: np.ndarray  # (N, J + 1) float32
+
+
 @kernel
-def _arrange(readings, index, begin, shares, bucket, owner, classes, probability, age, rest):  # type: ignore[no-untyped-def]
+def _arrange(
+    readings: Readings,
+    index: np.ndarray,
+    begin: np.ndarray,
+    shares: np.ndarray,
+    bucket: np.ndarray,
+    out: _Arranged,
+) -> None:
+    """Copy the readings of positions index (N,), whose candidates begin at `begin` (N,), and mix
+    the experts by the shares of their length of history, `bucket` (N,)."""
     experts = shares.shape[1]
+
     for n in range(len(index)):
         row, share = index[n], shares[bucket[n]]
         mixed = np.float32(0)
         for j in range(experts):
-            rest[n, j] = readings.rest[row, j]
+            out.rest[n, j] = readings.rest[row, j]
             mixed += share[j] * readings.rest[row, j]
-        rest[n, experts] = mixed
+        out.rest[n, experts] = mixed
+
         m = begin[n]
         for source in range(readings.start[row], readings.start[row + 1]):
-            owner[m], classes[m] = n, readings.classes[source]
-            age[m, 0], age[m, 1] = readings.age[source, 0], readings.age[source, 1]
+            out.owner[m], out.classes[m] = n, readings.classes[source]
+            out.age[m, 0], out.age[m, 1] = readings.age[source, 0], readings.age[source, 1]
             mixed = np.float32(0)
             for j in range(experts):
-                probability[m, j] = readings.probability[source, j]
+                out.probability[m, j] = readings.probability[source, j]
                 mixed += share[j] * readings.probability[source, j]
-            probability[m, experts] = mixed
+            out.probability[m, experts] = mixed
             m += 1

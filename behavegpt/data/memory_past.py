@@ -1,5 +1,4 @@
-"""What one user's past has been so far, in every context that an expert counts in: the state of the
-memory.
+"""The state of the memory: one user's past so far, in every context that an expert counts in.
 
 Shapes: J experts; of one user's past: S classes, O own contexts in hash tables of size H, E list
 entries, T decays; G global contexts.
@@ -26,14 +25,21 @@ EXPERTS = (
     *(f"user_recent_{decay:.0f}" for decay in DECAYS),
     "user_last",
 )
-FORGET = 0.92  # an event: reliability is the decayed mean log-probability of what came
-WORST = -8.0  # of a log-probability that counts for reliability
-# of the shorter context, in events, by expert
+# by event: reliability is the decayed mean log-probability of what came, about the last 12 events
+FORGET = 0.92
+WORST = -8.0  # floor of the log-probabilities in reliability: one surprise costs this much at most
+# events that the shorter context is worth, by expert: the prior, global, user, own, decayed, last
 WEIGHTS = np.array([0.0, *[5.0] * 5, 3.0, *[2.0] * 5, *[0.5] * 4, 1.0])
 
 USER = EXPERTS.index("user")  # the own contexts follow it, then the decays, then `last`
+# places in Past.number: known events, classes, list entries, times of the last event and the one
+# before it
+KNOWN, CLASSES, ENTRIES, LATEST, PREVIOUS = range(5)
+# places in Past.clock, of the last event; what is given of the next one takes their place
+SLOT, WEEKDAY, EVENT, PLACE = range(4)
+
 CLASS_ROW = len(OWN)  # of the hash tables: the one that finds classes
-FADED = 1024  # events after which a decayed count is 0
+FADED = 1024  # ages from here on count as this one, of which exp(-1024 / 120) = 2e-4 is left
 
 _G, _O, _J = len(GLOBAL), len(OWN), len(EXPERTS)
 
@@ -41,11 +47,8 @@ _G, _O, _J = len(GLOBAL), len(OWN), len(EXPERTS)
 class Past(NamedTuple):
     """One user's counts so far. What followed an own context is a linked list of (slot, count)."""
 
-    # (5,) int64: known events, classes, list entries, time of the last event and of the one before
-    number: np.ndarray
-    # (4,) int64 half hour and weekday, event and location of the last event; what of the next one
-    # is given takes their place
-    clock: np.ndarray
+    number: np.ndarray  # (5,) int64 at KNOWN, CLASSES, ENTRIES, LATEST and PREVIOUS
+    clock: np.ndarray  # (4,) int64 at SLOT (half hours), WEEKDAY, EVENT and PLACE
     last: np.ndarray  # (2,) int64 the last two known classes, -1 for none
     # (O,) int64 keys of the own contexts that the next behavior follows, -1 for none
     waiting: np.ndarray
@@ -74,8 +77,11 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
     """An empty past with room for a number of events.
 
     What the experts read has the default decays and global contexts.
+
     """
+    # hash tables stay half empty, or `find` would walk far
     room = 1 << max(3, int(2 * events - 1).bit_length())
+
     return Past(
         number=np.zeros(5, np.int64),
         clock=np.zeros(4, np.int64),
@@ -109,13 +115,16 @@ def _fading(decays: tuple[float, ...]) -> np.ndarray:
 
 
 @inner
-def clear(past):  # type: ignore[no-untyped-def]
+def clear(past: Past) -> None:
+    """Empty a past for the next history."""
+    # counts, times and lists need no clearing: `number` says how much of them is in use
     past.number[:] = 0
     past.last[:] = -1
     past.waiting[:] = -1
     past.waiting_row[:] = -1
     past.judged[:] = 0
     past.recent_total[:] = 0
+
     for o in range(_O + 1):  # not the whole tables: most histories are far shorter than the longest
         for i in range(past.taken_number[o]):
             past.key[o, past.taken[o, i]] = -1

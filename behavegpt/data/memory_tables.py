@@ -5,6 +5,9 @@ A context is a row of a compressed table: its most frequent followers, and how m
 Counts are kept for each of eight folds of users, so that a training position can leave out its own
 user's events: a table that contains the target of the position it is asked at would be trusted far
 too much.
+
+Shapes: C contexts of all kinds with E followers in all, K classes, G kinds of contexts, H places
+of a hash table, a power of two.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Columns(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """C contexts with E followers in all."""
+    """What followed in C contexts, E followers in all."""
 
     prior: np.ndarray  # (K,) float32 frequency in training, all positive, sums to 1
     locations: np.ndarray  # (1,) int64 ids of locations
@@ -57,17 +60,72 @@ class Tables(NamedTuple):
     total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
 
 
+class Counted(NamedTuple):
+    """Which events of histories the tables count, and how they are divided into folds."""
+
+    used: np.ndarray  # (events,) bool
+    classes: int  # K
+    folds: np.ndarray  # (users,) int64 fold of each user, or (events,) eras, see `fit_tables`
+
+
+class Preceding(NamedTuple):
+    """What stands before a position: what the global contexts are made of."""
+
+    last: np.integer  # the last known class, -1 for none
+    before: np.integer  # the known class before it, -1 for none
+    event: np.integer  # of the last event, as in `Columns`
+    location: np.integer
+    slot: np.integer
+    weekday: np.integer
+
+
+# types in memory; files hold whole numbers in the smallest type that has room for them
+_TYPES = {
+    "locations": np.int64, "key": np.int64, "row": np.int32, "start": np.int64,
+    "follower": np.int32, "counts": np.float32, "total": np.float32,
+}  # fmt: skip
+
+
+def narrowed(tables: Tables) -> dict[str, np.ndarray]:
+    """The tables as they are written: about half the size."""
+    arrays: dict[str, np.ndarray] = tables._asdict()
+    return arrays | {name: _narrow(arrays[name]) for name in _TYPES}
+
+
+def widened(stored: Mapping[str, np.ndarray]) -> Tables:
+    """Tables of the arrays that `narrowed` gave, or that earlier versions wrote. Raises TypeError
+    where some are missing."""
+    return Tables(
+        **{name: array.astype(_TYPES.get(name, array.dtype)) for name, array in stored.items()}
+    )
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """The array in the smallest of some types that holds its values exactly; as it is if none
+    does."""
+    for kind in (np.uint8, np.uint16, np.int32):
+        limits = np.iinfo(kind)
+        if not array.size or (array.min() >= limits.min and array.max() <= limits.max):
+            small = array.astype(kind)
+            return small if np.array_equal(small, array) else array
+    return array
+
+
 def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
-    """What is counted, of vocabulary ids (`behavior`, `event`, maybe `location`), `slot`, `weekday`
-    and `time`.
+    """The columns that are counted, from `behavior`, `event`, maybe `location` (vocabulary ids),
+    `slot`, `weekday` and `time`.
+
 
     A log without places has place 0 everywhere.
     """
     location = columns.get("location", np.zeros(len(columns["event"]), np.int32))
+
     return Columns(
+        # vocabulary id -> class: padding and unknown become -1
         behavior=np.maximum(np.asarray(columns["behavior"]).astype(np.int32) - FIRST, -1),
         event=np.asarray(columns["event"]).astype(np.int32),
         location=np.asarray(location).astype(np.int32),
+        # half hours, whatever the length of the schema's slots
         slot=(np.asarray(columns["slot"]).astype(np.int32) * slot_minutes * SLOTS // DAY).astype(
             np.int16
         ),
@@ -86,77 +144,92 @@ def store_columns(store: EventStore) -> Columns:
 def fit_tables(
     columns: Columns,
     offsets: np.ndarray,
-    used: np.ndarray,
-    classes: int,
-    folds: np.ndarray,
+    counted: Counted,
     *,
     contexts: Sequence[str] = GLOBAL,
     followers: int = FOLLOWERS,
     by_time: bool = False,
 ) -> Tables:
-    """Count what followed at each `used` (events,) bool event; user u owns offsets[u] .. and is of
-    fold folds[u].
+    """Count what followed at each used event; user u owns offsets[u] .. offsets[u + 1] - 1.
 
-    `by_time`: the folds (events,) are eras, and who leaves one out leaves out the later ones too.
+    `by_time`: the folds are eras of events, and who leaves one out leaves out the later ones too.
     `contexts`: GLOBAL or CONTEXTS; `followers`: how many of a context are kept, the most frequent
     ones.
     """
-    behavior = columns.behavior
-    counts = np.bincount(behavior[used & (behavior >= 0)], minlength=classes)
+    behavior, classes = columns.behavior, counted.classes
+    wanted = counted.used & (behavior >= 0)
+
+    # half an event of every class: none may be impossible, for logarithms are taken
+    counts = np.bincount(behavior[wanted], minlength=classes)
     prior = (counts + 0.5) / (counts + 0.5).sum()
-    fold = folds if by_time else np.repeat(folds, np.diff(offsets))
-    wanted = used & (behavior >= 0)
-    wanted[offsets[:-1][np.diff(offsets) > 0]] = False
+
+    wanted[offsets[:-1][np.diff(offsets) > 0]] = False  # a first event follows nothing
     target = np.flatnonzero(wanted)
     locations = int(columns.location.max(initial=1)) + 1
-    # (targets, G)
+    # at the event before each target: (targets, G)
     keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]
+    fold = counted.folds if by_time else np.repeat(counted.folds, np.diff(offsets))
     follower, fold = behavior[target], fold[target]
+
     parts = [
         _followers(keys[:, g], follower, fold, classes, followers) for g in range(len(contexts))
     ]
-    key, total, kept, followed, counts = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
+    joined = _Followers(*map(np.concatenate, zip(*parts, strict=True)))
     if by_time:
-        for held in (total, counts):
-            held[:, :FOLDS] = held[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
-    table_key, table_row = hash_table(key)
+        # without era e means without all that came later: sums from the last era backwards
+        for table in (joined.total, joined.counts):
+            table[:, :FOLDS] = table[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
+
+    table_key, table_row = hash_table(joined.key)
     return Tables(
         prior=prior.astype(np.float32),
         locations=np.array([locations]),
         key=table_key,
         row=table_row,
-        start=np.append(0, np.cumsum(kept)),
-        follower=followed.astype(np.int32),
-        counts=counts,
-        total=total,
+        start=np.append(0, np.cumsum(joined.kept)),
+        follower=joined.follower.astype(np.int32),
+        counts=joined.counts,
+        total=joined.total,
     )
+
+
+class _Followers(NamedTuple):
+    """C contexts with E followers in all: by context, the most frequent first."""
+
+    key: np.ndarray  # (C,) int64
+    total: np.ndarray  # (C, FOLDS + 1) float32 events
+    kept: np.ndarray  # (C,) followers of each
+    follower: np.ndarray  # (E,) classes
+    counts: np.ndarray  # (E, FOLDS + 1) float32
 
 
 def _followers(
     key: np.ndarray, follower: np.ndarray, fold: np.ndarray, classes: int, most: int
-) -> tuple[np.ndarray, ...]:
-    """One kind of context: keys (C,), events (C, FOLDS + 1), followers kept of each (C,), and those
-    with their counts.
+) -> _Followers:
+    """One kind of context from targets (n,): their keys, classes and folds.
 
-    The followers (E,) stand by context, the most frequent first. Targets with key -1 are in no
-    context.
+    Targets with key -1 are in no context. At most `most` followers of a context are kept.
     """
     known = key >= 0
     context, of_context = np.unique(key[known], return_inverse=True)
     fold = fold[known]
     total = _by_fold(of_context, fold, len(context))
+
+    # a context and what followed it, as one number
     pairs = of_context * classes + follower[known]
     pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
     counts = _by_fold(of_pair, fold, len(pair))
+
     of_context, follower = pair // classes, pair % classes
+
     # equally frequent ones by their first occurrence: no label may matter
     order = np.lexsort((earliest, -counts[:, -1], of_context))
+    # place of a follower among those of its context
     rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
     order = order[rank < most]
+
     kept = np.bincount(of_context[order], minlength=len(context))
-    return context, total, kept, follower[order], counts[order]
+    return _Followers(context, total, kept, follower[order], counts[order])
 
 
 def _by_fold(row: np.ndarray, fold: np.ndarray, rows: int) -> np.ndarray:
@@ -172,45 +245,57 @@ def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Open addressing at a load of a half at most: keys (H,) and the place of each in `keys` (H,)
     int32."""
     room = 1 << max(4, int(2 * len(keys)).bit_length())
+
     table, place = np.full(room, -1, np.int64), np.full(room, -1, np.int32)
+
     _fill(table, place, keys)
+
     return table, place
 
 
 @kernel
 def _fill(table: np.ndarray, place: np.ndarray, keys: np.ndarray) -> None:
     for i in range(len(keys)):
-        at = find(table, keys[i])
-        table[at], place[at] = keys[i], i
+        index = find(table, keys[i])
+        table[index], place[index] = keys[i], i
 
 
 @inner
-def find(table, key):  # type: ignore[no-untyped-def]
+def find(table: np.ndarray, key: int) -> np.int64:
     """Where a key stands in an open-addressing table (H,) int64, H a power of two; where it would
     be put if absent."""
     mask = len(table) - 1
+    # Fibonacci hashing: 2^64 over the golden ratio; the high bits are the well mixed ones
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    at = np.int64(mixed >> np.uint64(32)) & mask
-    while table[at] != key and table[at] != -1:
-        at = (at + 1) & mask
-    return at
+    index = np.int64(mixed >> np.uint64(32)) & mask
+
+    while table[index] != key and table[index] != -1:
+        index = (index + 1) & mask
+
+    return index
 
 
 @inner
-def global_keys(keys, last, before, event, location, slot, weekday, classes, locations):  # type: ignore[no-untyped-def]
-    """Keys (G,), by GLOBAL or CONTEXTS, of a position with these last two known classes (-1: none)
-    and last event."""
+def global_keys(keys: np.ndarray, at: Preceding, classes: int, locations: int) -> None:
+    """Keys (G,), by GLOBAL or CONTEXTS, of a position with this before it; -1: in no such context.
+
+    The lowest three bits are the kind of context, so one hash table holds all kinds.
+    """
     keys[:] = -1
-    if last >= 0:
-        keys[0] = last * 8
-        keys[4] = (last * 12 + slot // 4) * 8 + 4
-        if before >= 0:
-            keys[1] = (last * classes + before) * 8 + 1
-    keys[2] = ((weekday >= 5) * 24 + slot // 2) * 8 + 2
-    if event >= 2:
-        keys[3] = (event * locations + location) * 8 + 3
-    if location >= 2 and len(keys) > len(GLOBAL):
-        keys[5] = location * 8 + 5
+
+    if at.last >= 0:
+        keys[0] = at.last * 8
+        keys[4] = (at.last * 12 + at.slot // 4) * 8 + 4  # twelve parts of the day, two hours each
+        if at.before >= 0:
+            keys[1] = (at.last * classes + at.before) * 8 + 1
+
+    keys[2] = ((at.weekday >= 5) * 24 + at.slot // 2) * 8 + 2  # by hour, weekends apart
+
+    # unknown events and places are not alike, so they are no context
+    if at.event >= 2:
+        keys[3] = (at.event * locations + at.location) * 8 + 3
+    if at.location >= 2 and len(keys) > len(GLOBAL):
+        keys[5] = at.location * 8 + 5
 
 
 def keys_of_positions(
@@ -218,25 +303,26 @@ def keys_of_positions(
 ) -> np.ndarray:
     """Keys (events, contexts) int64 of the contexts at every event."""
     keys = np.empty((len(columns.behavior), contexts), np.int64)
-    _keys_of_positions(keys, *columns[:5], offsets, classes, locations)
+    _keys_of_positions(keys, columns, offsets, classes, locations)
     return keys
 
 
 @kernel
-def _keys_of_positions(keys, behavior, event, location, slot, weekday, offsets, classes, locations):  # type: ignore[no-untyped-def]
+def _keys_of_positions(
+    keys: np.ndarray, columns: Columns, offsets: np.ndarray, classes: int, locations: int
+) -> None:
     for user in range(len(offsets) - 1):
         last, before = np.int64(-1), np.int64(-1)
+
         for t in range(offsets[user], offsets[user + 1]):
-            if behavior[t] >= 0:
-                last, before = behavior[t], last
-            global_keys(
-                keys[t],
+            if columns.behavior[t] >= 0:
+                last, before = columns.behavior[t], last
+            at = Preceding(
                 last,
                 before,
-                event[t],
-                location[t],
-                slot[t],
-                weekday[t],
-                classes,
-                locations,
+                columns.event[t],
+                columns.location[t],
+                columns.slot[t],
+                columns.weekday[t],
             )
+            global_keys(keys[t], at, classes, locations)

@@ -28,25 +28,27 @@ def reencode(store: EventStore, vocabulary: Mapping[str, Vocabulary]) -> EventSt
     """The store with the ids of `vocabulary`; counts are those of the store's training events."""
     columns, counted = dict(store.columns), {}
     for field, target in vocabulary.items():
-        ids = store.vocabulary.get(field)
-        if ids is None:
+        ours = store.vocabulary.get(field)
+        if ours is None:  # one value for every event, in the memory of one
             columns[field] = np.broadcast_to(np.uint8(UNKNOWN), (store.manifest.events,))
             counted[field] = replace_counts(target, np.zeros(target.classes, np.int64))
             continue
-        if ids.hash != target.hash:
-            lookup = np.concatenate([[PAD, UNKNOWN], target.encode(ids.values)])
-            columns[field] = lookup.astype(np.min_scalar_type(len(target) - 1))[
-                store.columns[field]
-            ]
-        counted[field] = replace_counts(
-            target, training_counts(columns[field], columns["split"], len(target))
-        )
+        if ours.hash != target.hash:
+            # id in the folder -> id of the model; labels that the model lacks become unknown
+            lookup = np.concatenate([[PAD, UNKNOWN], target.encode(ours.values)])
+            lookup = lookup.astype(np.min_scalar_type(len(target) - 1))
+            columns[field] = lookup[store.columns[field]]
+        # the folder's own, under the model's ids: what DRO and priors need
+        counts = training_counts(columns[field], columns["split"], len(target))
+        counted[field] = replace_counts(target, counts)
+
     manifest = store.manifest.model_copy(
         update={
             "vocabulary": {field: v.hash for field, v in counted.items()},
             "columns": {name: str(column.dtype) for name, column in columns.items()},
         }
     )
+
     return replace(store, manifest=manifest, vocabulary=counted, columns=columns)
 
 
@@ -65,6 +67,7 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
 
     Raises CheckpointError with the difference, and how to adapt the model, otherwise.
     """
+    # all differences at once, so that one reading of the error is enough
     lines = schema_difference(tokenizer.event_schema, store.schema)
     for field, ours in store.vocabulary.items():
         known = tokenizer.vocabulary.get(field)
@@ -72,11 +75,14 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
             lines.append(
                 f"{field}: {_examples(new)} unknown to the model, which knows {known.classes:,}"
             )
+
+    # a field of the model that the data lack, unless the model never used it
     lines += [
         f"{field}: {known.classes:,} labels in the model, none in the data"
         for field, known in tokenizer.vocabulary.items()
         if field not in store.vocabulary and known.classes
     ]
+
     if lines:
         raise CheckpointError(
             f"{store.path} is not the kind of data this model was trained for: {'; '.join(lines)}. "
@@ -84,9 +90,9 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
             f"data.path={store.path} out=RUN (cross_domain.yaml for another domain); or predict "
             "from raw logs with `behavegpt predict`."
         )
-    same = {field: v.hash for field, v in tokenizer.vocabulary.items()} == dict(
-        store.manifest.vocabulary
-    )
+
+    hashes = {field: v.hash for field, v in tokenizer.vocabulary.items()}
+    same = hashes == dict(store.manifest.vocabulary)
     return store if same else reencode(store, tokenizer.vocabulary)
 
 
@@ -99,11 +105,10 @@ def schema_difference(ours: EventSchema, theirs: EventSchema) -> list[str]:
     ]
 
 
-def new_labels(known: Vocabulary, found: Vocabulary) -> list[str]:
-    """Labels of `found`, in its order, that `known` does not hold."""
-    return found.values.filter(
-        pc.invert(pc.is_in(found.values, value_set=known.values))
-    ).to_pylist()
+def new_labels(known: Vocabulary, other: Vocabulary) -> list[str]:
+    """Labels of `other`, in its order, that `known` does not hold."""
+    new = pc.invert(pc.is_in(other.values, value_set=known.values))
+    return other.values.filter(new).to_pylist()
 
 
 def empty_vocabulary() -> Vocabulary:

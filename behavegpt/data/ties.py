@@ -15,6 +15,7 @@ import warnings
 import duckdb
 import numpy as np
 
+from behavegpt.arrays import write_array
 from behavegpt.checksums import MANIFEST, seal
 from behavegpt.data.database import hash_labels
 from behavegpt.data.digest import hash_folder
@@ -24,17 +25,19 @@ from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.io import scratch, write_json
-from behavegpt.user_embeddings import write_array
 
 MANY = 0.01  # share of simultaneous events from which on `prepare` warns
 
 
-def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -> np.ndarray:
+def sort_events(
+    columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray], seed: int
+) -> np.ndarray:
     """Index (N,) int64 that sorts events by user code, time and order; what is still tied is
     shuffled.
 
     `hashes` holds, for the user and every label field, a stable hash (codes,) uint64 by code. The
-    shuffle depends on the user, the time and the labels, never on the order of the input. A key of
+    shuffle depends on the user, the time, the labels and `seed` (the schema's `tie_seed`), never on
+    the order of the input. A key of
     the labels alone would put a before b in every tie of every user, which a model learns and
     nobody can know in advance.
     """
@@ -43,26 +46,34 @@ def sort_events(columns: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -
         return np.zeros(0, np.int64)
     user -= user.min()
     seconds = (seconds - seconds.min()).astype(np.uint64)
+
+    # one key of 64 bits: the user above, the seconds since the first event below
     time_bits = int(seconds.max()).bit_length()
     key = (user << np.uint64(time_bits)) | seconds
+
     # Radix sort, 16 bits at a time: numpy's stable argsort of 16 bits takes linear time, its other
     # sorts do not.
     index = np.argsort(key.astype(np.uint16), kind="stable")
     for shift in range(16, int(key.max()).bit_length(), 16):
         digit = (key >> np.uint64(shift)).astype(np.uint16)
         index = index[np.argsort(digit[index], kind="stable")]
+
     key = key[index]
     equal = key[1:] == key[:-1]
     tied = np.flatnonzero(np.concatenate([equal, [False]]) | np.concatenate([[False], equal]))
+
+    # what shares user and second is sorted by order and microsecond, then at random
     if len(tied):
         rows = index[tied]
-        draw = _mixed(columns["time"][rows].astype(np.uint64))
+        # the seed 0 leaves the time as it is: the order of folders made before there was a seed
+        draw = _mixed(columns["time"][rows].astype(np.uint64) ^ _mixed(np.array([seed], np.uint64)))
         for field, values in hashes.items():
             draw = _mixed(draw ^ values[columns[field][rows]])
         order = [columns["order"][rows]] if "order" in columns else []
         keys = [*order, columns["time"][rows], key[tied]]
         draw = _apart(draw, keys)
         index[tied] = rows[np.lexsort([draw, *keys])]
+
     return index
 
 
@@ -73,9 +84,11 @@ def _apart(draw: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
     same = np.insert(
         np.logical_and.reduce([v[index][1:] == v[index][:-1] for v in (draw, *keys)]), 0, False
     )
+
     place = np.arange(len(draw))
     copy = np.empty_like(draw)
     copy[index] = (place - np.maximum.accumulate(np.where(same, 0, place))).astype(np.uint64)
+
     return np.where(copy > 0, _mixed(draw + copy), draw)
 
 
@@ -115,6 +128,7 @@ def warn_of_ties(store: EventStore) -> None:
     """Warn where the order of simultaneous events of a folder of version 0.1 gives labels away."""
     if store.manifest.ties is not None or store.schema.order is not None:
         return
+
     ties = count_ties(_owners(store))
     if ties:
         warnings.warn(
@@ -137,14 +151,17 @@ def reorder(store: EventStore) -> int:
             f"{store.path}: column {store.schema.order!r} orders simultaneous events; nothing to "
             "shuffle."
         )
+
     columns = _owners(store)
     with duckdb.connect() as con:
         hashes = {"user": hash_labels(con, store.users())}
         for field, vocabulary in store.vocabulary.items():
             columns[field] = np.asarray(store.columns[field])
+            # padding and unknown have no label to hash
             unlabelled = np.zeros(FIRST, np.uint64)
             hashes[field] = np.concatenate([unlabelled, hash_labels(con, vocabulary.values)])
-    index = sort_events(columns, hashes)
+
+    index = sort_events(columns, hashes, store.schema.tie_seed)
     ties = count_ties(columns)
     _rewrite(store, index, store.manifest.model_copy(update={"ties": ties}))
     return ties
@@ -160,15 +177,19 @@ def _owners(store: EventStore) -> dict[str, np.ndarray]:
 def _rewrite(store: EventStore, index: np.ndarray, manifest: Manifest) -> None:
     """Replace the folder, in one step, by a sealed one whose events stand in the order `index`
     (events,)."""
+    # a killed run leaves the old folder, or the new one
     with scratch(store.path) as folder:
         shutil.copytree(
             store.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
         )
         for name, column in store.columns.items():
             write_array(folder / "columns" / f"{name}.npy", np.asarray(column)[index])
+
+        # the columns stand in another order, so the data are other data
         digest = hash_folder(
             folder, manifest.event_schema, manifest.vocabulary, [*manifest.columns]
         )
         manifest = manifest.model_copy(update={"content_hash": digest})
+
         write_json(folder / "dataset.json", manifest.model_dump(mode="json"))
         seal(folder)

@@ -21,7 +21,8 @@ from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare, metrics_table
 from behavegpt.ingest.prepare import prepare
-from behavegpt.io import lock, write_json
+from behavegpt.io import write_json
+from behavegpt.locks import lock
 from behavegpt.predictor import Predictor, load
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
@@ -85,9 +86,10 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     stage(4, STAGES, "pretrain", about)
     pretrain(settings)
 
-    stage(5, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
+    about = "the last 15 % of the purchases: which family comes next? (thresholds from validation)"
+    stage(5, STAGES, "evaluate", about)
     predictor = load(out / "model")
-    result = compare(predictor, store, out / "eval" / "metrics.json")
+    result = compare(predictor, store, out / "eval" / "metrics.json", thresholds=True)
 
     # in one table, so that the report shows what training added
     result["models"] |= universal["models"]
@@ -120,9 +122,10 @@ def _predictions(predictor: Predictor) -> list[list[Any]]:
     """A row for each of some customers: its label and the three likeliest families."""
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
-    predictions = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
+    rows = log.filter(pc.is_in(log["user_id"], value_set=users))
+    predictions = predictor.predict(rows, top_k=3, thresholds=True)
 
-    rows = []
+    lines = []
     for user, labels, shares in zip(
         predictions.users.to_pylist(),
         predictions.labels,
@@ -130,9 +133,9 @@ def _predictions(predictor: Predictor) -> list[list[Any]]:
         strict=True,
     ):
         likely = zip(labels, shares, strict=True)
-        rows.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
+        lines.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
 
-    return rows
+    return lines
 
 
 def _next_steps(out: Path) -> str:

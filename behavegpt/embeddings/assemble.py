@@ -15,17 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
-from behavegpt.user_embeddings import (
-    CLIENT_IDS,
-    EMBEDDINGS,
-    MISSING,
-    open_array,
-    pairing_sum,
-    seal,
-    write_array,
-)
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, pairing_sum, seal
 
 USERS = "users.parquet"  # labels by row, where they are no whole numbers
 FACTS = "export.json"
@@ -58,28 +51,40 @@ def assemble(
     shape = (len(asked.labels), parts[-1].stop)
     ids = _write_ids(asked.labels, folder)
     rows_of = _Rows(folder / EMBEDDINGS, settings["dtype"], shape, ids, asked.labels)
+
+    # two passes over the blocks: mean and deviation first, then each block scaled and put into
+    # place
     scale = _scaling(blocks, parts, settings["scale"])
+
+    # (U,) row of the result of each user with events
     place = np.empty(len(asked.users), np.int64)
     place[asked.row[~asked.missing]] = np.flatnonzero(~asked.missing)
+
     first, total = 0, np.zeros(shape[1])
     for path in blocks:
         vectors = scale(np.asarray(open_array(path)))
         total += vectors.sum(0, dtype=np.float64)
         rows_of.write(place[first : first + len(vectors)], vectors)
         first += len(vectors)
+
     if asked.missing.any():
+        # the mean of the scaled vectors is that of the users with events
         fills = {
             "zeros": np.zeros(shape[1]),
             "mean": total / max(first, 1),
             "empty-history": scale(empty[None])[0],
         }
+
         filling = fills[settings["fill"]].astype(np.float32)
         absent = np.flatnonzero(asked.missing)
+        # in parts: the users without events may be many
         for start in range(0, len(absent), settings["block_users"]):
             rows = absent[start : start + settings["block_users"]]
             rows_of.write(rows, np.broadcast_to(filling, (len(rows), shape[1])))
         write_array(folder / MISSING, asked.missing)
+
     write_json(folder / FACTS, facts)
+    # the checksum of what was written, against another program that writes into the folder
     seal(folder, rows_of.written())
 
 
@@ -97,19 +102,23 @@ def _scaling(
     if rule == "none":
         return lambda vectors: vectors
     if rule == "unit":
+        # each part by itself: a wide one would else decide the length of all
         return lambda vectors: np.hstack([_of_unit_length(vectors[:, part]) for part in parts])
 
+    # sums in float64 in the order of the blocks, which are the same however many processes made
+    # them
     count, total, square = 0, np.zeros(parts[-1].stop), np.zeros(parts[-1].stop)
     for path in blocks:
         vectors = np.asarray(open_array(path), np.float64)
         count += len(vectors)
         total += vectors.sum(0)
         square += (vectors**2).sum(0)
+
     mean = total / max(count, 1)
     deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0))
-    factor = np.where(
-        deviation > 1e-6 * np.maximum(1, np.abs(mean)), 1 / np.maximum(deviation, 1e-30), 0
-    )
+    # a dimension that is constant but for rounding would become noise of size 1: it becomes 0
+    is_constant = deviation <= 1e-6 * np.maximum(1, np.abs(mean))
+    factor = np.where(is_constant, 0, 1 / np.maximum(deviation, 1e-30))
     return lambda vectors: ((vectors - mean) * factor).astype(np.float32)
 
 
@@ -130,13 +139,15 @@ class _Rows:
         target = np.load(self._path, mmap_mode="r+", allow_pickle=False)
         with np.errstate(over="ignore"):
             values = vectors.astype(target.dtype)
+
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise DataError(
                 f"user {self._labels[int(rows[bad[0]])]}: the vector holds values beyond "
-                f"{target.dtype}; take --scale "
-                "standard or unit, or --dtype float32; if that does not help, the model is damaged."
+                f"{target.dtype}; take --scale standard or unit, or --dtype float32; if that does "
+                "not help, the model is damaged."
             )
+
         target[rows] = values
         self._done[rows] = True
         self._sum += pairing_sum(self._ids[rows], values)
@@ -152,6 +163,7 @@ def _write_ids(labels: pa.Array, folder: Path) -> np.ndarray:
     for any others."""
     try:
         ids = labels.cast(pa.int64())
+        # `007` and ` 7` are whole numbers for Arrow, but not the labels that were given
         whole = ids.cast(pa.string()).equals(labels)
     except pa.ArrowInvalid:
         whole = False

@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from pydantic import Field
 
+from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.data.store import EventStore
 from behavegpt.embeddings.assemble import Asked, assemble
@@ -33,20 +34,12 @@ from behavegpt.embeddings.pooling import NAMES, widths
 from behavegpt.embeddings.reader import Reader, lookups_of, open_events
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.ingest.sources import Logs
-from behavegpt.io import (
-    check_output,
-    discard,
-    lock,
-    put_in_place,
-    read_json,
-    remove_stale,
-    target,
-    write_json,
-)
+from behavegpt.io import discard, put_in_place, read_json, remove_stale, write_json
+from behavegpt.locks import lock
 from behavegpt.options import Real
-from behavegpt.paths import local_path
+from behavegpt.outputs import check_output
+from behavegpt.paths import local_path, target
 from behavegpt.training.model_folder import Trained
-from behavegpt.user_embeddings import write_array
 
 MOST_DIMENSIONS = 2048  # of an entry to the challenge
 
@@ -101,13 +94,17 @@ def export(
     """
     settings, out = settings or ExportSettings(), target(local_path(out))
     model, tokenizer = trained
+
+    # mistakes before the work, which may take hours
     _check_width(sum(widths(model, settings.pool)), settings)
     check_output(out, "whole")
     out.parent.mkdir(parents=True, exist_ok=True)
+
     state = PartialState(cpu=True)  # the one that is there, if a command made it
     # a second export would write into the same OUT.work
     with lock(out) if state.is_main_process else nullcontext():
         work = _work_folder(out, overwrite, state)
+        # prepared inside OUT.work where logs are given, so that a run that goes on finds it
         store = open_events(events, tokenizer, work, state)
         asked = _ask(store, clients)
         facts = _facts(trained, store, asked, settings)
@@ -117,6 +114,7 @@ def export(
         reader = Reader(model, store, lookups, settings.pool, settings.half_life)
         starts = range(0, len(asked.users), settings.block_users)
         blocks = _write_blocks(reader, asked.users, starts, work, progress)
+
         if state.is_main_process:
             entry = work / "entry"
             shutil.rmtree(entry, ignore_errors=True)  # what a killed run left
@@ -128,6 +126,7 @@ def export(
 
 
 def _check_width(width: int, settings: ExportSettings) -> None:
+    """Raise ConfigError for vectors wider than an entry of the challenge may be."""
     if width > MOST_DIMENSIONS:
         raise ConfigError(
             f"--pool {' '.join(settings.pool)}: {width:,} dimensions, an entry has at most "
@@ -139,12 +138,15 @@ def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
     """OUT.work, where finished blocks wait for the others."""
     work = out.with_name(f"{out.name}.work")
     if state.is_main_process:
+        # what dead processes left; living ones are kept out by the lock
         for path in (out, work):
             remove_stale(path.parent, path.name)
+
     if out.exists() and not overwrite:
         raise ConfigError(
             f"{out} exists already; choose another folder, or replace it with --overwrite."
         )
+
     work.mkdir(exist_ok=True)
     return work
 
@@ -156,6 +158,7 @@ def _write_blocks(
     on; returns all of them once everyone is done."""
     state = PartialState()
     blocks = [work / f"block_{first:012d}.npy" for first in starts]
+    # every n-th block: all processes progress at about the same rate
     for i in range(state.process_index, len(blocks), state.num_processes):
         if progress:
             progress(starts[i], len(users))
@@ -171,17 +174,19 @@ def _ask(store: EventStore, clients: pa.Array | np.ndarray | None) -> Asked:
     if clients is None:
         every = np.arange(len(users))
         return Asked(users, every, every)
+
     labels = pa.array(clients).cast(pa.string())
     if len(labels) != len(pc.unique(labels)):
-        twice = pc.value_counts(labels).filter(
-            pc.greater(pc.value_counts(labels).field("counts"), 1)
-        )
+        counts = pc.value_counts(labels)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
         raise DataError(
             f"--clients: client {twice[0]['values'].as_py()} is listed twice; list each one once."
         )
-    found = np.asarray(pc.fill_null(pc.index_in(labels, value_set=users), -1), np.int64)
-    chosen = np.unique(found[found >= 0])
-    return Asked(labels, np.where(found >= 0, np.searchsorted(chosen, found), -1), chosen)
+
+    # users of the store in its order, which is that of the memory map, whatever was asked for
+    user = np.asarray(pc.fill_null(pc.index_in(labels, value_set=users), -1), np.int64)  # (N,)
+    chosen = np.unique(user[user >= 0])
+    return Asked(labels, np.where(user >= 0, np.searchsorted(chosen, user), -1), chosen)
 
 
 def _facts(
@@ -196,13 +201,18 @@ def _facts(
         weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for start in range(0, len(asked.labels), 1 << 16):
         who.update("\0".join(asked.labels[start : start + (1 << 16)].to_pylist()).encode())
-    sizes = widths(model, settings.pool)
+
+    # name -> dimensions from, to
+    parts: dict[str, list[int]] = {}
+    first = 0
+    for name, width in zip(settings.pool, widths(model, settings.pool), strict=True):
+        parts[name] = [first, first + width]
+        first += width
+
     return {
         "vectors": len(asked.labels),
         "missing": int(asked.missing.sum()),
-        "parts": {
-            name: [sum(sizes[:i]), sum(sizes[: i + 1])] for i, name in enumerate(settings.pool)
-        },  # name -> dimensions from, to
+        "parts": parts,
         "settings": settings.model_dump(mode="json"),
         "max_length": model.config.max_length,
         "model": weights.hexdigest(),
@@ -217,14 +227,18 @@ def _begin_or_continue(
 ) -> None:
     """Leave a manifest in the work folder; blocks of another export are refused, or with
     `overwrite` deleted."""
+
     manifest = work / "manifest.json"
-    if state.is_main_process and overwrite and manifest.exists() and _differences(manifest, facts):
-        for block in work.glob("block_*.npy"):
-            block.unlink()
-        manifest.unlink()
-    if state.is_main_process and not manifest.exists():
-        write_json(manifest, facts)
+    if state.is_main_process:
+        if overwrite and manifest.exists() and _differences(manifest, facts):
+            for block in work.glob("block_*.npy"):
+                block.unlink()
+            manifest.unlink()
+        if not manifest.exists():
+            write_json(manifest, facts)
     state.wait_for_everyone()
+
+    # on all ranks: each read the model and the events by itself
     different = _differences(manifest, facts)
     if different:
         raise ConfigError(
@@ -234,5 +248,6 @@ def _begin_or_continue(
 
 
 def _differences(manifest: Path, facts: dict[str, Any]) -> list[str]:
+    """Names of the facts that an export was begun with otherwise."""
     begun = read_json(manifest, ConfigError, "remove the folder it is in")
     return [name for name in facts if begun.get(name) != facts[name]]

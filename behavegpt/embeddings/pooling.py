@@ -16,7 +16,7 @@ from behavegpt.batch import PackedBatch
 from behavegpt.config import check_settings
 from behavegpt.data.loader import row_length_for
 from behavegpt.errors import ConfigError
-from behavegpt.history_batches import history_batches, memory_of_histories
+from behavegpt.history_batches import Histories, history_batches, memory_of_histories
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions
@@ -25,7 +25,7 @@ DAY = 86400.0
 INPUT, FINAL = 0, -1  # layers: the embedded events, and the output behind the last norm
 
 
-class Histories(NamedTuple):
+class RowHistories(NamedTuple):
     """Packed rows seen as S histories each."""
 
     member: torch.Tensor  # (B, S, R) bool: position belongs to history
@@ -38,19 +38,22 @@ class Pool(NamedTuple):
     1 over R."""
 
     layer: int
-    weight: Callable[[Histories, float], torch.Tensor]
+    weight: Callable[[RowHistories, float], torch.Tensor]
 
 
-def _last(at: Histories, half_life: float) -> torch.Tensor:
-    return at.last
+def _last(histories: RowHistories, half_life: float) -> torch.Tensor:
+    """1 at each history's last event, (B, S, R)."""
+    return histories.last
 
 
-def _mean(at: Histories, half_life: float) -> torch.Tensor:
-    return at.member
+def _mean(histories: RowHistories, half_life: float) -> torch.Tensor:
+    """1 at each event of a history, (B, S, R)."""
+    return histories.member
 
 
-def _decayed(at: Histories, half_life: float) -> torch.Tensor:
-    return at.member * torch.exp2(-at.days / half_life)
+def _decayed(histories: RowHistories, half_life: float) -> torch.Tensor:
+    """2^(-days / half_life) at each event of a history, (B, S, R)."""
+    return histories.member * torch.exp2(-histories.days / half_life)
 
 
 POOLS = {
@@ -99,57 +102,64 @@ def user_vectors(
     """
     vectors = np.zeros((len(begin), sum(widths(model, pool))), np.float32)
     layers = {POOLS[name].layer for name in pool if name in POOLS}
+
+    histories = Histories(columns, begin, end)
+
+    with_logits = BEHAVIORS in pool
     # a row's weights are (S, R) beside the logits of its S users
-    cells = row_length_for(model.config.max_length) + (
-        model.config.num_behaviors if BEHAVIORS in pool else 0
-    )
+    cells = row_length_for(model.config.max_length)
+    cells += model.config.num_behaviors if with_logits else 0
     batches = history_batches(
         model,
-        columns,
-        begin,
-        end,
+        histories,
         cells_per_user=cells,
         with_time=True,
-        memory=memory_of_histories(model, columns, begin, end) if BEHAVIORS in pool else None,
+        memory=memory_of_histories(model, histories) if with_logits else None,
     )
+
     for users, batch, _, time in batches:
         interrupt()
         assert time is not None
-        at = _histories(batch, time)
-        output: Any = _run(model, batch, at, layers, BEHAVIORS in pool)
-        parts = [_part(name, output, at, half_life) for name in pool]
+        rows = _histories(batch, time)
+        output: Any = _run(model, batch, rows, layers, with_logits)
+        parts = [_part(name, output, rows, half_life) for name in pool]
         vectors[users] = torch.cat(parts, dim=-1).cpu().numpy()
     return vectors
 
 
-def _part(name: str, output: Any, at: Histories, half_life: float) -> torch.Tensor:
+def _part(name: str, output: Any, histories: RowHistories, half_life: float) -> torch.Tensor:
     """One part of the vectors of a batch's users (n, width) float32, history by history."""
     if name == BEHAVIORS:
+        # the first classes are the most frequent ones
         logs: torch.Tensor = output.logits.float().log_softmax(-1)
         return logs[:, :MOST_BEHAVIORS]
+
     final = POOLS[name].layer == FINAL
+    # hidden_states[0]: the embedded events, before the first block
     states = output.last_hidden_state if final else output.hidden_states[INPUT]
-    weight = POOLS[name].weight(at, half_life).to(states.dtype)
+    weight = POOLS[name].weight(histories, half_life).to(states.dtype)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
-    # (B, S), false where a row holds fewer histories
-    held = at.member.any(-1)
-    pooled: torch.Tensor = (weight @ states)[held]
+
+    held = histories.member.any(-1)  # (B, S), false where a row holds fewer histories
+    pooled: torch.Tensor = (weight @ states)[held]  # (B, S, R) @ (B, R, C)
     return pooled.float()
 
 
-def _histories(batch: PackedBatch, time: torch.Tensor) -> Histories:
-    index = torch.arange(int(batch.document.max()) + 1, device=batch.document.device)
+def _histories(batch: PackedBatch, time: torch.Tensor) -> RowHistories:
+    """The histories of packed rows, with times (B, R) in seconds."""
+    index = torch.arange(int(batch.document.max()) + 1, device=batch.document.device)  # (S,)
     member = batch.document[:, None, :] == index[:, None]
     length = member.sum(-1, keepdim=True)
     last = member & (batch.position[:, None, :] == length - 1)
+
     newest = (last * time[:, None, :]).sum(-1, keepdim=True)
-    return Histories(member, last, (newest - time[:, None, :]).clamp_min(0).float() / DAY)
+    return RowHistories(member, last, (newest - time[:, None, :]).clamp_min(0).float() / DAY)
 
 
 def _run(
     model: BehaveGPTForBehaviorPrediction,
     batch: PackedBatch,
-    at: Histories,
+    histories: RowHistories,
     layers: set[int],
     logits: bool,
 ) -> Any:
@@ -157,6 +167,6 @@ def _run(
     embedded = INPUT in layers
     with autocast(model.device):
         if logits:
-            select = at.last.any(1)
+            select = histories.last.any(1)
             return model(**batch.arguments, output_hidden_states=embedded, select=select)
         return model.model(**batch.arguments, output_hidden_states=embedded)

@@ -56,33 +56,39 @@ class Reader:
         length = end - store.offsets[users]
         if not self.reads_all:
             length = np.minimum(length, self.model.config.max_length)
+        # flat indices of the events that are read, user by user
         source = ranges(end - length, length)
 
         columns = {}
         for name in self.columns:
+            # the store keeps one column where events are the behaviors
             stored = "event" if name == "behavior" and store.schema.behavior_is_event else name
-            held = store.columns.get(stored)
-            ids = np.full(len(source), UNKNOWN, np.uint8) if held is None else held[source]
+            values = store.columns.get(stored)
+            # a field that the data lack is unknown at each event
+            ids = np.full(len(source), UNKNOWN, np.uint8) if values is None else values[source]
             columns[name] = self.lookup[stored][ids] if stored in self.lookup else ids
         if self.model.counts is not None:  # what was counted before is told by the date
             columns["time"] = columns["time"].astype(np.int64) + store.manifest.time_origin
+
         after = np.cumsum(length)
         return self._pooled(columns, after - length, after)
 
     def empty_history(self) -> np.ndarray:
         """Vector (D,) of a history of one unknown event at the time of the store's last one."""
-        held = self.store.columns
-        last = int(np.argmax(held["time"]))
-        known = ("time", "weekday", "slot")
-        columns = {
-            n: held[n][last : last + 1] if n in known else np.full(1, UNKNOWN) for n in self.columns
-        }
+        stored = self.store.columns
+        last = int(np.argmax(stored["time"]))
+        columns = {name: np.full(1, UNKNOWN) for name in self.columns}
+        for name in ("time", "weekday", "slot"):  # those of the clock
+            if name in columns:
+                columns[name] = stored[name][last : last + 1]
+
         one = np.ones(1, np.int64)
         return self._pooled(columns, one - 1, one)[0]
 
     def _pooled(
         self, columns: Mapping[str, np.ndarray], begin: np.ndarray, end: np.ndarray
     ) -> np.ndarray:
+        """Vectors of the histories begin:end (n,) of columns in the model's ids."""
         return user_vectors(self.model, columns, begin, end, self.pool, self.half_life)
 
 
@@ -96,20 +102,23 @@ def open_events(
     if prepared is None:
         prepared = work / "events"
         logs = find_logs(events)
+        # a vector knows the past alone, for which events are enough
         if schema.behavior and not logs.has(schema.behavior):
             schema = schema.model_copy(update={"behavior": None})
         if state.is_main_process and not (prepared / "dataset.json").is_file():
+            # all of it as training data: nothing is predicted here, so nothing is held out
             prepare(logs, prepared, schema, split="time:1,0,0")
         state.wait_for_everyone()
+
     store = open_store(prepared)
-    # of no matter to a vector
+    # which columns were events and behaviors is of no matter to a vector
     classes = {name: getattr(store.schema, name) for name in ("event", "behavior")}
     lines = schema_difference(schema.model_copy(update=classes), store.schema)
     if lines:
         raise CheckpointError(
             f"{prepared}: not the kind of data this model reads: {'; '.join(lines)}. Prepare the "
-            "logs by the model's "
-            "schema (event_schema in its preprocessor_config.json), or give the raw logs."
+            "logs by the model's schema (event_schema in its preprocessor_config.json), or give "
+            "the raw logs."
         )
     return store
 
@@ -124,13 +133,9 @@ def _prepared_folder(events: Sequence[str | Path] | Logs) -> Path | None:
 
 def lookups_of(store: EventStore, tokenizer: EventTokenizer) -> dict[str, np.ndarray]:
     """For each field whose ids differ: the model's id of each of the store's, by label."""
-    shared = {
-        f: (v, store.vocabulary[f])
-        for f, v in tokenizer.vocabulary.items()
-        if f in store.vocabulary
-    }
-    return {
-        field: np.concatenate([[PAD, UNKNOWN], ours.encode(theirs.values)])
-        for field, (ours, theirs) in shared.items()
-        if ours.hash != theirs.hash
-    }
+    lookups = {}
+    for field, ours in tokenizer.vocabulary.items():
+        theirs = store.vocabulary.get(field)
+        if theirs is not None and ours.hash != theirs.hash:
+            lookups[field] = np.concatenate([[PAD, UNKNOWN], ours.encode(theirs.values)])
+    return lookups

@@ -19,8 +19,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from behavegpt.data.collate import GAP_BUCKETS, BatchFields, collate
 from behavegpt.data.loader import columns_of, row_length_for
-from behavegpt.data.pack import GAP_BUCKETS, collate, evaluation_windows, pack_rows
+from behavegpt.data.pack import evaluation_windows, pack_rows
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.training.evaluate import hidden_states
@@ -34,7 +35,9 @@ def log_odds(happened: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """What is added to the logits (N, V), from how often each bucket happened (N, V) and was
     expected (N, V)."""
     count = happened.sum(1, keepdim=True)
+    # the floor keeps a bucket that the head rules out from infinite odds
     share = (expected / count.clamp(min=1)).clamp(min=1e-6)
+
     return torch.where(
         count > 0, (happened + WEIGHT * share) / ((count + WEIGHT) * share), 1.0
     ).log()
@@ -46,6 +49,8 @@ def log_odds_of_users(
     """(N, V) from predictions (N, R, V), what followed (N, R) and where that is known (N, R)."""
     weight = real.to(probability)
     expected = (probability * weight[..., None]).sum(1)
+
+    # (N, V) how often each bucket followed
     return log_odds(torch.zeros_like(expected).scatter_add(1, observed, weight), expected)
 
 
@@ -58,18 +63,20 @@ def log_odds_of_slots(model: BehaveGPTForBehaviorPrediction, store: EventStore) 
     row = row_length_for(config.max_length)
     plan = pack_rows(windows.take(chosen), row)
     columns, rows = columns_of(store), np.arange(plan.rows)
+    fields = BatchFields(config.columns, next=("gap",))
     batches = (
-        collate(columns, plan, rows[at : at + ROWS], row, config.columns, ("gap",))
-        for at in range(0, plan.rows, ROWS)
+        collate(columns, plan, rows[first : first + ROWS], row, fields)
+        for first in range(0, plan.rows, ROWS)
     )
+
     happened = torch.zeros(store.schema.slots, GAP_BUCKETS, device=device)
     expected = torch.zeros_like(happened)
     for batch, hidden in hidden_states(model, batches):
-        followed = batch.next_fields["gap"]
+        followed = batch.next_fields["gap"]  # (B, R) bucket, below 0 where nothing follows
         known = followed >= 0
         state, slot = hidden[known], batch.inputs["slot_ids"][known]
         expected.index_add_(0, slot, model.next_heads["gap"](state).float().softmax(-1))
-        happened.index_put_(
-            (slot, followed[known]), torch.ones_like(slot, dtype=torch.float32), accumulate=True
-        )
+        once = torch.ones_like(slot, dtype=torch.float32)
+        happened.index_put_((slot, followed[known]), once, accumulate=True)
+
     return log_odds(happened, expected).cpu()

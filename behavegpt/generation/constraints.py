@@ -42,9 +42,12 @@ class Link:
         """(N, size) bool: True at ids that occur with `given` (N,); all True where none does."""
         index = given.cpu().numpy()
         low, high = self.pointer[index], self.pointer[index + 1]
+
         row, entry = owners(high - low), ranges(low, high - low)
+
         mask = torch.zeros(len(index), size, dtype=torch.bool)
         mask[torch.from_numpy(row), torch.from_numpy(self.ids[entry])] = True
+        # where nothing was seen together, nothing is ruled out
         mask[torch.from_numpy(low == high)] = True
         return mask.to(given.device)
 
@@ -57,36 +60,37 @@ class Link:
         For a field of many thousand ids: only those M are computed, at most. All but padding where
         none occurs.
         """
+        # each different `given` once, as many rows share it
         values, place = given.unique(return_inverse=True)
         ids = [self.ids[self.pointer[v] : self.pointer[v + 1]] for v in values.tolist()]
-        ids = [found if len(found) else np.arange(PAD + 1, head.out_features) for found in ids]
-        width = max(len(found) for found in ids)
-        scores, allowed = (
-            hidden.new_full((len(given), width), -torch.inf),
-            given.new_zeros(len(given), width),
-        )
-        for index, found in enumerate(ids):
-            rows, columns = place == index, torch.from_numpy(found).to(given.device)
-            scores[rows, : len(found)] = F.linear(
+        anything = np.arange(PAD + 1, head.out_features)
+        ids = [those if len(those) else anything for those in ids]
+
+        width = max(len(those) for those in ids)  # M
+        scores = hidden.new_full((len(given), width), -torch.inf)
+        allowed = given.new_zeros(len(given), width)
+        for index, those in enumerate(ids):
+            rows, columns = place == index, torch.from_numpy(those).to(given.device)
+            scores[rows, : len(those)] = F.linear(
                 hidden[rows], head.weight[columns], head.bias[columns]
             )
-            allowed[rows, : len(found)] = columns
+            allowed[rows, : len(those)] = columns
         return scores, allowed
 
     def most_frequent(self, given: np.ndarray) -> np.ndarray:
         """The id (N,) that occurs most often with each of `given` (N,); 0 where none does."""
-        found = np.full(len(self.pointer) - 1, PAD, np.int64)
+        most = np.full(len(self.pointer) - 1, PAD, np.int64)
         order = np.argsort(self.counts, kind="stable")
-        owner = np.repeat(np.arange(len(found)), np.diff(self.pointer))
-        found[owner[order]] = self.ids[order]  # the last one written is the most frequent
-        return found[given]
+        owner = np.repeat(np.arange(len(most)), np.diff(self.pointer))
+        most[owner[order]] = self.ids[order]  # the last one written is the most frequent
+        return most[given]
 
 
 class Links(dict[tuple[str, str], Link]):
     """Pairs of fields -> which of their ids go together; and, if it was measured, how gaps depend
     on the slot."""
 
-    gap_odds: torch.Tensor | None = None  # (slots, buckets), see rates.log_odds_of_slots
+    gap_odds: torch.Tensor | None = None  # (slots, buckets), see calibration.log_odds_of_slots
 
 
 def learn_links(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Links:
@@ -103,14 +107,17 @@ def count_links(store: EventStore) -> Links:
     columns = columns_of(store)
     train = np.asarray(columns["split"]) == TRAIN
     links = Links()
+
     for given, drawn in PAIRS:
-        if drawn in columns and not (given == "behavior" and store.schema.behavior_is_event):
-            size = len(store.behaviors if given == "behavior" else store.vocabulary[given])
-            # a place may be unknown, an event may not
-            least = FIRST if drawn == "event" else UNKNOWN
-            links[given, drawn] = count_link(
-                columns[given][train], columns[drawn][train], size, least
-            )
+        # an event that is its own behavior needs no link
+        is_same = given == "behavior" and store.schema.behavior_is_event
+        if drawn not in columns or is_same:
+            continue
+        size = len(store.behaviors if given == "behavior" else store.vocabulary[given])
+        # a place may be unknown, an event may not
+        least = FIRST if drawn == "event" else UNKNOWN
+        links[given, drawn] = count_link(columns[given][train], columns[drawn][train], size, least)
+
     return links
 
 
@@ -121,6 +128,8 @@ def count_link(given: np.ndarray, drawn: np.ndarray, size: int, least: int = FIR
     pairs, counts = np.unique(
         np.stack([given[known], drawn[known]]).astype(np.int64), axis=1, return_counts=True
     )
+
+    # np.unique sorts the pairs by `given`, so its entries lie side by side
     pointer = np.searchsorted(pairs[0], np.arange(size + 1))
     # safetensors ignores strides
     return Link(pointer, np.ascontiguousarray(pairs[1]), counts.astype(np.int64))
@@ -130,11 +139,9 @@ def save_links(links: Links, folder: Path) -> None:
     """Write FOLDER/links.safetensors, beside a model's weights."""
     from safetensors.numpy import save_file
 
-    parts = {
-        f"{given}.{drawn}.{k}": v
-        for (given, drawn), link in links.items()
-        for k, v in vars(link).items()
-    }
+    parts: dict[str, np.ndarray] = {}
+    for (given, drawn), link in links.items():
+        parts |= {f"{given}.{drawn}.{name}": values for name, values in vars(link).items()}
     if links.gap_odds is not None:
         parts[GAP_ODDS] = links.gap_odds.numpy()
     save_file(parts, folder / FILE)
@@ -142,7 +149,7 @@ def save_links(links: Links, folder: Path) -> None:
 
 def links_of(store: EventStore) -> Callable[[BehaveGPTForBehaviorPrediction, Path], None]:
     """Learns the links of a trained model on its prepared folder and writes them; nothing without
-    second heads."""
+    auxiliary heads."""
 
     def write(model: BehaveGPTForBehaviorPrediction, folder: Path) -> None:
         if model.config.next_heads:
@@ -161,6 +168,7 @@ def load_links(folder: Path) -> Links:
 
     if not (folder / FILE).is_file():
         return Links()
+
     try:
         parts = load_file(folder / FILE)
         odds = parts.pop(GAP_ODDS, None)

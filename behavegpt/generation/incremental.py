@@ -3,6 +3,7 @@ windows.
 
 A window that restarts is read again as a whole. So what a hidden state has seen depends on the
 row's own events alone, and the cache gives the logits of running every prefix again.
+
 Shapes: N rows, R events read, K behaviors, C width.
 """
 
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from behavegpt.data.collate import argument_name
 from behavegpt.data.given import given_fields
-from behavegpt.data.pack import argument_name
 from behavegpt.generation.calibration import log_odds_of_users
 from behavegpt.generation.state import RowState
 from behavegpt.model import BehaveGPTForBehaviorPrediction, EventCache
@@ -33,7 +34,7 @@ class Next(NamedTuple):
     hidden: Tensor  # (N, C)
 
     def parts(self) -> list[Tensor]:
-        """All tensors, in a fixed order."""
+        """All tensors, each (N, ...), in a fixed order."""
         logits = [] if self.logits is None else [self.logits]
         return [*logits, *self.heads.values(), self.hidden]
 
@@ -59,6 +60,7 @@ class IncrementalModel:
 
     def following(self, state: RowState, heads: Collection[str]) -> Next:
         """What follows each row's last event; `heads`: the auxiliary heads to evaluate."""
+        # the first step, and one in which all windows restart, read whole windows into a new cache
         if not self.use_cache:
             following = self._read_without_cache(state, heads)
         elif self.cache is None or state.restarted.all():
@@ -66,6 +68,7 @@ class IncrementalModel:
         else:
             following = self._read_last(state, self.cache, heads)
 
+        # odds multiply, so their logarithms add: by the slot, then by the user
         if "gap" in following.heads:
             gap = self._gap_logits(following.heads["gap"], state.last("slot"))
             following.heads["gap"] = gap if self.rates is None else gap + self.rates
@@ -81,10 +84,12 @@ class IncrementalModel:
         given = {
             field: torch.from_numpy(new[field].astype(np.int64)).to(device) for field in fields
         }
+
         past = None
         if state.memory is not None:
+            # what the counts say at the drawn time and place
             state.memory.ask({**new, "time": state.time})
-            past = Memory(**(self._told(state, torch.ones_like(state.restarted)) or {}))
+            past = Memory(**(self._memory(state, torch.ones_like(state.restarted)) or {}))
         return self.model.logits(Predicted(following.hidden, past, told=self.model.told(given)))
 
     def take(self, rows: np.ndarray) -> None:
@@ -100,16 +105,20 @@ class IncrementalModel:
         device = self.model.device
         restarted = state.restarted.to(device)
         cache.forget(restarted)
+
+        # one new event a row; the rows that restart are read too, and overwritten below
         new = {
             argument_name(name): state.last(name)[:, None].to(device)
             for name in self.model.config.columns
         }
-        told = self._told_now(state, torch.ones_like(state.restarted))
-        out = self.model(**new, past_key_values=cache, heads=heads, memory=told)
+
+        memory = self._memory_now(state, torch.ones_like(state.restarted))
+        out = self.model(**new, past_key_values=cache, heads=heads, memory=memory)
         logits = None if out.logits is None else out.logits[:, 0]
         following = Next(logits, out.next_logits or {}, out.last_hidden_state[:, 0])
 
         if state.restarted.any():
+            # their windows moved, so positions and keys of all their events changed
             again, fresh = self._read(state, state.restarted, heads)
             cache.put(restarted.nonzero()[:, 0], fresh)
             for stale, right in zip(following.parts(), again.parts(), strict=True):
@@ -122,10 +131,13 @@ class IncrementalModel:
         """Read the whole windows of the rows (N,) bool into a new cache."""
         cache = EventCache(self.model.config)
         inputs, mask = self._window(state, rows)
-        told = self._told_now(state, rows)
+
+        memory = self._memory_now(state, rows)
         out = self.model(
-            **inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=told
+            **inputs, attention_mask=mask, past_key_values=cache, heads=heads, memory=memory
         )
+
+        # at the first call, when all rows are read
         self._learn_rates(state, out.last_hidden_state)
         hidden = out.last_hidden_state[torch.arange(len(mask), device=mask.device), cache.step.last]
         logits = None if out.logits is None else out.logits[:, 0]
@@ -136,27 +148,30 @@ class IncrementalModel:
         everybody = torch.ones_like(state.restarted)
         inputs, mask = self._window(state, everybody)
         last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+
+        # without what is given there are no logits yet: the encoder alone
         if self.model.config.given:
             states = self.model.model(**inputs, attention_mask=mask).last_hidden_state
             self._learn_rates(state, states)
             hidden = states[last]
             return Next(None, self.model.next_logits(hidden, heads) or {}, hidden)
-        told = self._told(state, everybody)
-        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=told)
+
+        memory = self._memory(state, everybody)
+        out = self.model(**inputs, attention_mask=mask, select=last, heads=heads, memory=memory)
         self._learn_rates(state, out.last_hidden_state)
         return Next(out.logits, out.next_logits or {}, out.last_hidden_state[last])
 
-    def _told_now(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
+    def _memory_now(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
         """What the counts say, where nothing that is still to be drawn is given."""
-        return None if self.model.config.given else self._told(state, rows)
+        return None if self.model.config.given else self._memory(state, rows)
 
-    def _told(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
+    def _memory(self, state: RowState, rows: Tensor) -> dict[str, Tensor] | None:
         """What the counts of the whole past say at the last events of the rows (N,) bool, with
         memory."""
         if state.memory is None:
             return None
-        told = state.memory.tensors(np.flatnonzero(rows.numpy()))
-        return {name: values.to(self.model.device) for name, values in told.items()}
+        arrays = state.memory.tensors(np.flatnonzero(rows.numpy()))
+        return {name: values.to(self.model.device) for name, values in arrays.items()}
 
     def _window(self, state: RowState, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs (n, R) of the rows (N,) bool and their mask (n, R), 0 behind the last event."""
@@ -169,11 +184,15 @@ class IncrementalModel:
         }
         return inputs, (torch.arange(width) < length[:, None]).long().to(device)
 
+    # histories end at different places of their windows
+
     def _learn_rates(self, state: RowState, states: Tensor) -> None:
         """At the first forward, from hidden states (N, R, C): how the users' gaps differ from what
         the head expects."""
         if not self.personal or self.rates is not None:
             return
+
+        # each event but the last of a window is followed by a known gap
         before = states.shape[1] - 1
         real = (torch.arange(before) < state.length[:, None] - 1).to(states.device)
         logits = self._gap_logits(
@@ -185,8 +204,6 @@ class IncrementalModel:
     def _gap_logits(self, logits: Tensor, slot: Tensor) -> Tensor:
         """The gap head's logits (..., buckets), corrected for the slot (...) of the event
         before."""
-        return (
-            logits.float()
-            if self.gap_odds is None
-            else logits.float() + self.gap_odds[slot.to(logits.device)]
-        )
+        if self.gap_odds is None:
+            return logits.float()
+        return logits.float() + self.gap_odds[slot.to(logits.device)]

@@ -30,6 +30,7 @@ class Source(Enum):
 
     @property
     def is_head(self) -> bool:
+        """Whether the model has a head for it."""
         return self in (
             Source.HEAD,
             Source.CONSTRAINED_HEAD,
@@ -56,9 +57,9 @@ class Policies:
 
     @property
     def needs_own_past(self) -> bool:
-        return any(
-            source.is_own_past for source in (self.time, self.location, self.event) if source
-        )
+        """Whether some field is drawn from the user's given history."""
+        sources = [source for source in (self.time, self.location, self.event) if source]
+        return any(source.is_own_past for source in sources)
 
     def describe(self) -> dict[str, str]:
         """Field -> how it is drawn, in words, for the result."""
@@ -81,20 +82,20 @@ def choose_policies(
     one."""
     heads, schema = model.config.next_heads or [], tokenizer.event_schema
     time = _source("time", settings.time, "gap", heads)
-    location = (
-        _source("location", settings.place, "location", heads)
-        if schema.location is not None
-        else None
-    )
-    event = (
-        None if schema.behavior_is_event else Source.HEAD if "event" in heads else Source.TYPICAL
-    )
+    location = None
+    if schema.location is not None:
+        location = _source("location", settings.place, "location", heads)
+
+    event = None
+    if not schema.behavior_is_event:
+        event = Source.HEAD if "event" in heads else Source.TYPICAL
     if event is Source.TYPICAL and ("behavior", "event") not in links:
         raise ConfigError(
             "the model has no event head, so nothing tells the event of a drawn behavior; train "
             f"with {TRAIN_HEADS}, or give the prepared training data: --data DIR."
         )
 
+    # a place that the behavior is given is drawn before it, so no event can limit it
     place = _constrained("location", location, links)
     if location is Source.HEAD and "location" in (model.config.given or ()):
         place = Source.FIRST_HEAD
@@ -111,6 +112,7 @@ def choose_policies(
 
 def _source(field: str, policy: Policy, head: str, heads: list[str]) -> Source:
     """What a setting means for a model with these heads."""
+    # auto is a head where there is one: it knows the whole window, the fallback single events
     if policy == "auto":
         return Source.HEAD if head in heads else Source.OBSERVED
     if policy == "head" and head not in heads:

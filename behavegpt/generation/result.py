@@ -42,13 +42,15 @@ class Generated(Tabular):
     ) -> Generated:
         """Put the steps of all batches together."""
         merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        # rows are drawn step by step and end at different ones
         order = np.lexsort((merged["step"], merged["sample"], merged["user"]))
         columns = {name: values[order] for name, values in merged.items()}
+        # no columns of them where no probabilities were asked for
         none = np.zeros((len(order), 0))
-        top, probability = (
-            columns.pop("top", none).astype(np.int64),
-            columns.pop("probability", none),
-        )
+        top = columns.pop("top", none).astype(np.int64)
+        probability = columns.pop("probability", none)
+
         return cls(
             encoded.users,
             columns,
@@ -65,9 +67,9 @@ class Generated(Tabular):
         """The events with the log's own column names, ready for `prepare`; `sample` too if there
         are several."""
         schema, columns = self.tokenizer.event_schema, self.columns
-        times = pa.array(columns["time"] * 1_000_000, pa.int64()).cast(
-            pa.timestamp("us", tz=schema.tz)
-        )
+        microseconds = pa.array(columns["time"] * 1_000_000, pa.int64())
+        times = microseconds.cast(pa.timestamp("us", tz=schema.tz))
+
         table: dict[str, Any] = {schema.user: self._users(), schema.time: times}
         for field, column in schema.label_columns.items():
             table[column] = self.tokenizer.vocabulary[field].decode_array(columns[field])
@@ -75,10 +77,11 @@ class Generated(Tabular):
             table[schema.order] = columns["step"]
         if self.settings["samples"] > 1:
             table["sample"] = columns["sample"]
+
+        # how they were drawn goes with the table, also into a parquet file
         notes = {"policies": self.policies, "settings": self.settings}
-        return pa.table(table).replace_schema_metadata(
-            {f"behavegpt.{k}": str(v) for k, v in notes.items()}
-        )
+        metadata = {f"behavegpt.{name}": str(value) for name, value in notes.items()}
+        return pa.table(table).replace_schema_metadata(metadata)
 
     def probabilities_table(self) -> pa.Table:
         """Columns user, sample, step, rank (from 1), behavior, probability, before temperature and

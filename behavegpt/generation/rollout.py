@@ -71,7 +71,7 @@ def roll_out(
     policies = choose_policies(model, tokenizer, settings, links)
     gap_odds = links.gap_odds if settings.hours else None
 
-    # rows of like length together
+    # rows of like length together: the windows of a batch are padded to the longest
     length = np.minimum(np.diff(encoded.offsets), model.config.max_length)
     order = np.argsort(-length, kind="stable")
     user = np.repeat(order, settings.samples)
@@ -80,19 +80,25 @@ def roll_out(
     size, parts = _rows_at_once(model, settings), []
     for first in range(0, len(user), size):
         rows = user[first : first + size], sample[first : first + size]
-        schema = tokenizer.event_schema
-        own_past = policies.needs_own_past
         state = RowState.start(
-            model.config, schema, encoded, rows, settings, own_past, model.counts
+            model.config,
+            tokenizer.event_schema,
+            encoded,
+            rows,
+            settings,
+            policies.needs_own_past,
+            model.counts,
         )
         reader = IncrementalModel(
             model, use_cache=settings.cache, personal=settings.personal, gap_odds=gap_odds
         )
+
         for part in Rollout(reader, state, policies, links, settings).steps():
             interrupt()
             parts.append(part)
         if on_rows:
             on_rows(min(first + size, len(user)), len(user))
+
     return Generated.join(
         parts, encoded, tokenizer, policies.describe(), settings.model_dump(exclude_none=True)
     )
@@ -122,19 +128,24 @@ class Rollout:
         state, heads = self.state, self._heads()
         for step in range(self.settings.steps):
             with autocast(self.reader.model.device):
+                # logits of whatever may come next, from the events so far
                 following = self.reader.following(state, heads)
-            draws = Draws(*state.uniforms(step, len(Draws._fields)).T)
+
+            # the moment first: behavior, event and place may be given it
+            draws = Draws(*state.uniforms(step, len(Draws._fields)).T)  # each (N,)
             new = self._time(following, draws)
             following, placed = self._given(following, draws, new)
             new |= self._what(following, draws, placed)
 
             state.time = state.time + new["gap"]
-            going_on = state.time <= state.horizon
+            going_on = state.time <= state.horizon  # (N,) bool
             yield self._drawn(step, new, self._logits(following), going_on)
 
             state.append(new)
             if not going_on.any():
                 return
+
+            # rows that are past their horizon leave, so that the steps get cheaper
             if not going_on.all():
                 rows = np.flatnonzero(going_on)
                 state.take(rows)
@@ -149,11 +160,10 @@ class Rollout:
         part |= {"time": state.time[rows], "user": state.user[rows], "sample": state.sample[rows]}
         part["step"] = np.full(int(rows.sum()), step)
         if self.settings.probabilities:
+            # before temperature and top-p: what the model says, not how it is drawn from
             top = logits.float().softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
-            part["top"], part["probability"] = (
-                top.indices.cpu().numpy()[rows],
-                top.values.cpu().numpy()[rows],
-            )
+            part["top"] = top.indices.cpu().numpy()[rows]
+            part["probability"] = top.values.cpu().numpy()[rows]
         return part
 
     def _heads(self) -> set[str]:
@@ -164,11 +174,12 @@ class Rollout:
             wanted.add("event")
         if policies.location is not None and policies.location.is_head and not self.few_places:
             wanted.add("location")
-        return wanted
+        return wanted  # (N,)
 
     def _time(self, following: Next, draws: Draws) -> dict[str, np.ndarray]:
         """Gap in seconds, weekday and slot (N,) of the next event."""
         state = self.state
+
         if self.policies.time.is_head:
             bucket = choose(following.heads["gap"], self._on_device(draws.gap)).cpu().numpy()
             hours = self._hours(following.heads)
@@ -177,6 +188,8 @@ class Rollout:
         else:
             assert state.own is not None
             gap = state.own.time_gap(draws.gap if self.policies.time is Source.OBSERVED else None)
+
+        # in the schema's zone: an hour of daylight saving moves the slot, not the instant
         weekday, slot = calendar(state.time + gap, state.schema)
         return {"gap": gap, "weekday": weekday, "slot": slot}
 
@@ -185,7 +198,9 @@ class Rollout:
         shows."""
         if "slot" not in heads:
             return self.state.own_hours()
+        # (N, buckets) and (N, slots)
         gaps, slots = heads["gap"].float().softmax(-1), heads["slot"].float().softmax(-1)
+        # the two heads were trained apart; fitted to each other they contradict each other no more
         now = self.state.last("slot").to(gaps.device)
         return agree(gaps, slots, now).cpu().numpy().astype(np.float64)
 
@@ -197,6 +212,7 @@ class Rollout:
         given = self.reader.model.config.given
         if not given:
             return following, {}
+
         placed = {}
         if "location" in given:
             placed["location"] = self._place(following, draws, drawn["slot"].astype(np.int64))
@@ -208,13 +224,16 @@ class Rollout:
         """Ids (N,) of places at slots (N,) of the day, before anything is known of the event."""
         source = self.policies.location
         if source is not None and source.is_head:
+            # without a link: nothing is known of the event yet
             scores = _among(following.heads["location"], UNKNOWN, None, following.hidden)
             return np.asarray(self._choose(scores, draws.location).cpu().numpy())
+
         assert self.state.own is not None
         numbers = draws.location if source is Source.OBSERVED else None
         return self.state.own.like("location", "slot", slot, numbers)[0]
 
     def _logits(self, following: Next) -> Tensor:
+        """Logits (N, K) of the behavior, once what is given is drawn."""
         assert following.logits is not None
         return following.logits
 
@@ -224,11 +243,14 @@ class Rollout:
         """Ids (N,) of the next behavior, event, place and further fields, each given the one
         before; `placed`: the place where it was drawn first."""
         state = self.state
+        # classes to vocabulary ids, (N,)
         behavior = self._choose(self._logits(following), draws.behavior) + FIRST
         event = self._event(following, draws, behavior)
         new = {"behavior": behavior.cpu().numpy(), "event": event.cpu().numpy(), **placed}
+        # a place that the behavior was given stands already
         if self.policies.location is not None and not placed:
             new["location"] = self._location(following, draws, event)
+        # weekday and slot were drawn with the time
         others = state.ids.keys() - {*new, "weekday", "slot"}
         return new | {name: state.last(name).numpy() for name in others}
 
@@ -237,12 +259,13 @@ class Rollout:
         source = self.policies.event
         if source is None:
             return behavior
+
         link = self.links.get(("behavior", "event"))
         if source.is_head:
-            return self._choose(
-                _among(following.heads["event"], FIRST, link, behavior), draws.event
-            )
+            scores = _among(following.heads["event"], FIRST, link, behavior)
+            return self._choose(scores, draws.event)
 
+        # the user's own event of the behavior, else training's most frequent one
         assert self.state.own is not None and link is not None
         given = behavior.cpu().numpy()
         own, known = self.state.own.like("event", "behavior", given, None)
@@ -254,9 +277,10 @@ class Rollout:
         if self.few_places:
             assert link is not None
             head: Any = self.reader.model.next_heads["location"]
-            scores, ids = link.scores(head, following.hidden, event)
+            scores, ids = link.scores(head, following.hidden, event)  # each (N, M)
             chosen = self._choose(scores, draws.location)
             return np.asarray(ids.gather(1, chosen[:, None])[:, 0].cpu().numpy())
+
         if source is not None and source.is_head:
             scores = _among(following.heads["location"], UNKNOWN, link, event)
             return np.asarray(self._choose(scores, draws.location).cpu().numpy())
@@ -272,6 +296,7 @@ class Rollout:
         )
 
     def _on_device(self, values: np.ndarray) -> Tensor:
+        """An array, of any shape, where the model is."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.reader.model.device)
 
 
@@ -280,19 +305,22 @@ def _among(scores: Tensor, least: int, link: Link | None, given: Tensor) -> Tens
     (N,)."""
     scores = scores.clone()
     scores[:, :least] = -torch.inf
-    return (
-        scores
-        if link is None
-        else scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
-    )
+    if link is None:
+        return scores
+    return scores.masked_fill(~link.allowed(given, scores.shape[1]), -torch.inf)
 
 
 def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSettings) -> int:
+    """Rows whose cache and scores fit the memory; at least one, at most `settings.rows`."""
     config = model.config
+    # bytes a row: keys and values in float32 at each slot of each block
     cached = 8 * config.num_hidden_layers * (config.max_length + 1) * config.hidden_size
+    # the scores of all heads, float32, and what drawing holds beside them
     scores = 16 * (config.num_behaviors + sum((config.field_sizes or {}).values()))
+
     room = CACHE_BYTES, LOGIT_BYTES
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
         room = free // 3, free // 12
+
     return max(1, min(settings.rows, room[0] // max(1, cached), room[1] // scores))

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from behavegpt.data.collate import gap_buckets
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.memory_live import LiveMemory
-from behavegpt.data.pack import gap_buckets
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import parse_date
 from behavegpt.data.tokenizer import EncodedHistories
@@ -63,26 +63,29 @@ class RowState:
         limit = config.max_length
         names = dict.fromkeys((*config.columns, *schema.input_fields, "behavior"))
 
-        # (N, L): the newest events first to last; behind them the last one again, which nobody
-        # reads
+        # (N, L): the newest events first to last; behind them the last again, which nobody reads
         length = np.minimum(end - begin, limit)
         index = np.minimum((end - length)[:, None] + np.arange(limit), end[:, None] - 1)
-        held = {name: encoded.columns[name].astype(np.int64)[index] for name in names}
+        window = {name: encoded.columns[name].astype(np.int64)[index] for name in names}
 
+        # no event later than the times that a store can hold, or than the span that was asked for
         times = encoded.columns["time"]
         now = times[end - 1].astype(np.int64)
         horizon = np.full(len(user), parse_date(TIME_RANGE[1]) - 1)
         if settings.span is not None:
             horizon = np.minimum(horizon, now + settings.span)
-        columns = {name: encoded.columns[name] for name in (*names, "time")}
+
         memory = None
         if counts is not None:
             memory = LiveMemory(encoded.columns, begin, end, counts, settings.steps)
+        own = None
+        if needs_own_past:
+            own = OwnPast({name: encoded.columns[name] for name in (*names, "time")}, begin, end)
         users = zip(begin, end, strict=True)
         return cls(
             schema=schema,
             keep=min(settings.keep or max(1, limit // 2), limit),
-            ids={name: torch.from_numpy(ids) for name, ids in held.items()},
+            ids={name: torch.from_numpy(ids) for name, ids in window.items()},
             length=torch.from_numpy(length),
             restarted=torch.ones(len(user), dtype=torch.bool),
             gaps=gap_buckets(np.diff(times[index].astype(np.int64), axis=1)),
@@ -92,7 +95,7 @@ class RowState:
             horizon=horizon,
             grid=np.array([time_grid(times[low:high], schema) for low, high in users]),
             uniforms=Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample),
-            own=OwnPast(columns, begin, end) if needs_own_past else None,
+            own=own,
             memory=memory,
         )
 
@@ -108,8 +111,10 @@ class RowState:
     def own_hours(self) -> np.ndarray:
         """Weights (N, slots) of the time of day: how often the row's window shows each slot or one
         beside it."""
-        real = (torch.arange(self.limit) < self.length[:, None]).double()
+        real = (torch.arange(self.limit) < self.length[:, None]).double()  # (N, L)
         counts = real.new_zeros(len(real), self.schema.slots).scatter_add(1, self.ids["slot"], real)
+        # half a count from each neighbor: midnight is no border; a little everywhere, as none is
+        # ruled out
         return (counts + 0.5 * (counts.roll(1, 1) + counts.roll(-1, 1)) + 0.1).numpy()
 
     def append(self, new: Mapping[str, np.ndarray]) -> None:
@@ -117,10 +122,9 @@ class RowState:
         included."""
         self.restarted = self.length == self.limit
         if self.restarted.any():
+            begin = self.limit - self.keep + 1  # the new event is one of the `keep`
             for ids in self.ids.values():
-                ids[self.restarted, : self.keep - 1] = ids[
-                    self.restarted, self.limit - self.keep + 1 :
-                ]
+                ids[self.restarted, : self.keep - 1] = ids[self.restarted, begin:]
         self.length = torch.where(self.restarted, self.keep - 1, self.length)
 
         rows = torch.arange(len(self.length))

@@ -13,7 +13,8 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.ties import sort_events
 from behavegpt.data.times import MICROS, calendar
 from behavegpt.ingest.plan import TIME_RANGE, plan_events
-from behavegpt.ingest.sources import find_logs
+from behavegpt.ingest.rows import read_rows
+from behavegpt.ingest.sources import Logs, find_logs
 from behavegpt.io import temporary_folder
 
 
@@ -36,18 +37,45 @@ def read_events(
     threads: int | None = None,
 ) -> Events:
     """Normalise logs that fit in memory: files, a DataFrame, an Arrow table or a dict of columns.
-    Raises DataError."""
+
+    A few rows of plain types are read without a database (rows.py). Raises DataError.
+    """
+    logs = find_logs(logs)
+    read = read_rows(logs, schema, fields, time_range)
+    if read is not None:
+        return Events(*read)
+    return read_with_duckdb(logs, schema, fields, time_range, threads)
+
+
+def read_with_duckdb(
+    logs: Logs,
+    schema: EventSchema,
+    fields: Collection[str] | None = None,
+    time_range: tuple[str, str] = TIME_RANGE,
+    threads: int | None = None,
+) -> Events:
+    """What `read_events` gives, of logs of any size and type."""
     with temporary_folder() as folder, connect(folder, threads=threads) as con:
-        plan = plan_events(con, find_logs(logs), schema, folder, fields, time_range)
+        plan = plan_events(con, logs, schema, folder, fields, time_range)
         parts = [rows.columns for rows in plan.batches(1_000_000)]
+
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
+        # no accepted row: empty columns of every name
         parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        index = sort_events(columns, plan.hashes())
+        columns = {}
+        for name in names:
+            columns[name] = np.concatenate([part[name] for part in parts])
+
+        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
-        table = {"user": plan.labels("user").take(pa.array(columns["user"][index]))}
+
+        def labels(field: str) -> pa.StringArray:
+            return plan.labels(field).take(pa.array(columns[field][index]))
+
+        table = {"user": labels("user")}
         table |= {"time": pa.array(time), "weekday": pa.array(weekday), "slot": pa.array(slot)}
-        table |= {f: plan.labels(f).take(pa.array(columns[f][index])) for f in plan.fields}
+        table |= {field: labels(field) for field in plan.fields}
+
         with reading(plan.source.name, plan.source.files):
             return Events(pa.table(table), con.sql(plan.rejects()).to_arrow_table())

@@ -1,121 +1,256 @@
 """A few rows read without a database, which takes tens of milliseconds to start: what `read_events`
 gives.
 
-Only the plain case: labels that are all text or all integers, times like 2024-05-01 08:10:00, no
-row that would be rejected. Anything else is left to `read_events` itself (None); tests compare the
-two.
+Values of plain types are read here, one distinct value at a time; whatever only DuckDB knows how to
+read, and every error, is left to it (None). Tests compare the two. Shapes: N rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.data.labels import TEXT, settled
+from behavegpt.data.label_texts import labels_of, number_text
+from behavegpt.data.labels import EXACT
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.ties import sort_events
-from behavegpt.data.time_formats import reads_iso
-from behavegpt.data.times import MICROS, calendar, instants, parse_date
-from behavegpt.ingest.plan import TIME_RANGE
+from behavegpt.data.times import MICROS, calendar, instants
+from behavegpt.errors import DataError
+from behavegpt.ingest.plan import parse_range
+from behavegpt.ingest.plan_columns import label_columns, needed_columns, reject_columns
+from behavegpt.ingest.reasons import (
+    BAD_ORDER,
+    BAD_TIME,
+    LATE,
+    NO_EVENT,
+    NO_TIME,
+    NO_USER,
+    REASONS,
+)
+from behavegpt.ingest.row_times import RowTimes, read_times
+from behavegpt.ingest.source_values import SINCE_START
+from behavegpt.ingest.sources import Logs
 
-PLAIN_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}")
-LARGEST = 2**63
-EARLIEST, LATEST = (parse_date(bound) * MICROS for bound in TIME_RANGE)
+MOST_ROWS = 20_000  # beyond, DuckDB is as fast, and does not hold the interpreter's lock
+_KEY = re.compile("[+-]?[0-9]{1,18}")
+_LEAST_KEY = 1 - 2**63  # of a row without a key: before all others
 
 
-def read_rows(columns: Mapping[str, Sequence[Any]], schema: EventSchema) -> pa.Table | None:
-    """The table of `read_events`, None where that must decide. The users' labels ascend, row by
-    row."""
-    labels: dict[str, list[str | None]] = {}
-    for field, column in schema.label_columns.items():
-        if column not in columns:
-            if field == "behavior":
-                continue
-            return None
-        texts = _texts(columns[column], schema.label_rules.get(field))
-        if texts is None or (field == "event" and None in texts):
-            return None
-        labels[field] = texts
-    time = _times(columns.get(schema.time, ()), schema)
-    order = _orders(columns, schema)
-    if time is None or order is None:
+class _Labels(NamedTuple):
+    """Labels of one column."""
+
+    texts: list[str | None]  # (N,)
+    codes: np.ndarray  # (N,) int64 in text order, 0 for null
+    hashes: np.ndarray  # (codes,) uint64, as `Plan.hashes` makes them
+
+
+class _Order(NamedTuple):
+    keys: np.ndarray  # (N,) int64 or float64
+    unread: np.ndarray  # (N,) bool
+
+
+def read_rows(
+    logs: Logs, schema: EventSchema, fields: Collection[str] | None, time_range: tuple[str, str]
+) -> tuple[pa.Table, pa.Table] | None:
+    """Events and rejects of `read_events`; None where DuckDB must decide."""
+    columns = label_columns(schema, fields)
+    table = _few_rows(logs, needed_columns(schema, columns))
+    if table is None or schema.time.rpartition(".")[2] == SINCE_START:
         return None
+
+    bounds = parse_range(time_range)
+    times = read_times(table[schema.time], schema, bounds)
+    order = _order(table[schema.order]) if schema.order else None
+    if times is None or (schema.order and order is None):
+        return None
+
+    labels: dict[str, _Labels] = {}
+    for field, column in columns.items():
+        read = _labels(table[column], schema.label_rules.get(field))
+        if read is None:
+            return None
+        labels[field] = read
+
+    reason = _reasons(times, labels, order, bounds)
+
+    rejects = _rejects(logs.name, table, schema, columns, reason)
+    if rejects is None:
+        return None
+    return _events(times, labels, order, reason, schema), rejects
+
+
+def _few_rows(logs: Logs, roles: dict[str, str]) -> pa.Table | None:
+    """The columns of the roles, None where they are not a few rows in memory."""
+    frame = logs.frame
+    if frame is None or not set(roles.values()).issubset(frame.names):
+        return None
+
     try:
-        users = pa.array(columns[schema.user], pa.string())
-        texts_by_field = {field: pa.array(texts, pa.string()) for field, texts in labels.items()}
-    except UnicodeEncodeError:  # half a character
+        table = frame.select(list(dict.fromkeys(roles.values())), MOST_ROWS + 1)
+    except (DataError, pa.ArrowException, UnicodeError):  # told by who reads all rows
         return None
-    coded = {"user": _codes(columns[schema.user])} | {
-        field: _codes(texts) for field, texts in labels.items()
+    return table if 0 < table.num_rows <= MOST_ROWS else None
+
+
+def _reasons(
+    times: RowTimes,
+    labels: dict[str, _Labels],
+    order: _Order | None,
+    bounds: tuple[int, int],
+) -> np.ndarray:
+    """Index into REASONS (N,), the first that holds, as `Plan` asks for them."""
+    low, high = bounds[0] * MICROS, bounds[1] * MICROS
+    tests = {
+        NO_USER: labels["user"].codes == 0,
+        NO_TIME: times.empty,
+        BAD_TIME: times.unread,
+        LATE: (times.stamps < low) | (times.stamps >= high),
+        NO_EVENT: labels["event"].codes == 0,
     }
-    keys = {"time": time} | order | {field: codes for field, (codes, _) in coded.items()}
-    index = sort_events(keys, {field: hashes for field, (_, hashes) in coded.items()})
+    if order is not None:
+        tests[BAD_ORDER] = order.unread
+
+    return np.select(list(tests.values()), list(tests), 0)
+
+
+def _events(
+    times: RowTimes,
+    labels: dict[str, _Labels],
+    order: _Order | None,
+    reason: np.ndarray,
+    schema: EventSchema,
+) -> pa.Table:
+    """The accepted rows, sorted."""
+    good = np.flatnonzero(reason == 0)
+
+    wall = times.wall if isinstance(times.wall, bool) else times.wall[good]
+    time = instants(times.stamps[good], wall, schema)
+
+    keys = {"time": time} | {field: column.codes[good] for field, column in labels.items()}
+    if order is not None:
+        keys["order"] = order.keys[good]
+
+    hashes = {field: column.hashes for field, column in labels.items()}
+    index = sort_events(keys, hashes, schema.tie_seed)
     weekday, slot = calendar(time[index] // MICROS, schema)
-    table = {"user": users.take(pa.array(index))}
-    table |= {"time": pa.array(time[index]), "weekday": pa.array(weekday), "slot": pa.array(slot)}
-    return pa.table(
-        table | {field: texts.take(pa.array(index)) for field, texts in texts_by_field.items()}
-    )
+
+    rows = good[index].tolist()
+    texts = {}
+    for field, column in labels.items():
+        texts[field] = pa.array([column.texts[row] for row in rows], pa.string())
+
+    clock = {"time": time[index], "weekday": weekday, "slot": slot}
+    return pa.table({"user": texts.pop("user"), **clock, **texts})
 
 
-def _texts(values: Sequence[Any], rule: str | None) -> list[str | None] | None:
-    """Labels as text, None for null; None where the column's rule would write one of them in
-    another way.
+def _rejects(
+    name: str, table: pa.Table, schema: EventSchema, columns: dict[str, str], reason: np.ndarray
+) -> pa.Table | None:
+    """The rejected rows as `Plan.rejects` gives them; None for values whose text only DuckDB
+    knows."""
+    bad = np.flatnonzero(reason)
+    names = reject_columns(schema, columns)
+    if not len(bad):
+        return pa.table({column: pa.array([], pa.string()) for column in names})
 
-    Without a stored rule, a single text that is neither number, date nor truth value tells that the
-    rule is `text`.
-    """
-    kinds = {type(value) for value in values} - {type(None)}
-    if kinds == {int} and all(value is None or -LARGEST <= value < LARGEST for value in values):
-        values = [None if value is None else str(value) for value in values]
-    elif not kinds <= {str}:
-        return None
-    if rule is None:
-        rule = "integer" if int in kinds else TEXT
-        if str in kinds and not any(value and settled("", value) for value in values):
+    texts = []
+    for column in needed_columns(schema, columns).values():
+        values = _plain_values(table[column])
+        if values is None:
             return None
-    if not all(value is None or settled(rule, value) for value in values):
+        texts.append([_as_text(values[row]) for row in bad])
+
+    # as ORDER BY ALL sorts them: column by column, nulls last
+    rows = zip([name] * len(bad), *texts, [REASONS[number] for number in reason[bad]], strict=True)
+    ordered = sorted(rows, key=lambda row: [(text is None, text or "") for text in row])
+    arrays = [pa.array(values, pa.string()) for values in zip(*ordered, strict=True)]
+    return pa.table(arrays, names=names)
+
+
+def _labels(column: pa.ChunkedArray, rule: str | None) -> _Labels | None:
+    """Labels under a rule, which is found out where none is given."""
+    values = _plain_values(column)
+    if values is None:
         return None
-    return [value or None for value in values]
 
-
-def _times(values: Sequence[Any], schema: EventSchema) -> np.ndarray | None:
-    """Microseconds (N,) int64."""
-    plain = all(isinstance(value, str) and PLAIN_TIME.fullmatch(value) for value in values)
-    if not values or not plain or not reads_iso(schema.time_format):
+    distinct = {value: _as_label(value) for value in set(values) - {None}}
+    if any(isinstance(value, float) and _inexact(value) for value in distinct):
         return None
-    try:
-        stamps = np.array(values, "datetime64[s]").astype(np.int64) * MICROS
-    except ValueError:  # no day of the calendar
+
+    if rule is None and pa.types.is_integer(column.type):
+        rule = "integer"
+    written = labels_of({text for text in distinct.values() if text}, rule)
+    if written is None:
         return None
-    if stamps.min() < EARLIEST or stamps.max() >= LATEST:
-        return None
-    return instants(stamps, schema.naive_time == "local", schema)
 
+    # each distinct value once: a few rows hold few of them
+    label = {value: written.get(text or "") for value, text in distinct.items()}
 
-def _orders(
-    columns: Mapping[str, Sequence[Any]], schema: EventSchema
-) -> dict[str, np.ndarray] | None:
-    """The order column as `sort_events` takes it; empty without one."""
-    if schema.order is None:
-        return {}
-    values = columns.get(schema.order, ())
-    if not values or not all(type(value) is int and -LARGEST < value < LARGEST for value in values):
-        return None
-    return {"order": np.array(values, np.int64)}
+    texts = [label.get(value) for value in values]
 
+    # text order, as a plan's codes have
+    known = sorted(set(written.values()))
+    code = {text: number for number, text in enumerate(known, 1)}
+    codes = np.array([0 if text is None else code[text] for text in texts], np.int64)
 
-def _codes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N,) of labels, 0 for null, and the hash of each code as `Plan.hashes` makes it."""
-    labels = dict.fromkeys(text for text in texts if text is not None)
-    known = {text: code for code, text in enumerate(labels, 1)}
-    codes = np.array([0 if text is None else known[text] for text in texts], np.int64)
     digests = (hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:] for text in known)
-    return codes, np.array(
-        [0, *(int.from_bytes(digest, "little") for digest in digests)], np.uint64
+
+    hashes = np.array([0, *(int.from_bytes(half, "little") for half in digests)], np.uint64)
+    return _Labels(texts, codes, hashes)
+
+
+def _order(column: pa.ChunkedArray) -> _Order | None:
+    """The keys of simultaneous events: integers if all are, else doubles."""
+    values = _plain_values(column)
+    if values is None or pa.types.is_boolean(column.type) or pa.types.is_uint64(column.type):
+        return None
+
+    if pa.types.is_floating(column.type):
+        numbers = [-math.inf if value is None or value != value else value for value in values]
+        unread = [value is not None and value != value for value in values]
+        return _Order(np.array(numbers, np.float64), np.array(unread))
+
+    if not pa.types.is_integer(column.type):
+        values = [value.strip(" ") if value else None for value in values]
+        if not all(value is None or _KEY.fullmatch(value) for value in values):
+            return None
+
+    keys = [_LEAST_KEY if value is None else int(value) for value in values]
+    return _Order(np.array(keys, np.int64), np.zeros(len(keys), bool))
+
+
+def _plain_values(column: pa.ChunkedArray) -> list[Any] | None:
+    """The values of a column of a plain type; None for any other."""
+    kind = column.type
+    plain = (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_float64(kind)
+        or pa.types.is_boolean(kind)
     )
+    return column.to_pylist() if plain else None
+
+
+def _as_label(value: Any) -> str | None:
+    """The text of a value before any rule, None for what is no label."""
+    if isinstance(value, float):
+        return None if value != value else number_text(value + 0)
+    return _as_text(value) or None
+
+
+def _as_text(value: Any) -> str | None:
+    """The text that DuckDB makes of a value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if value is None or isinstance(value, str) else repr(value)
+
+
+def _inexact(value: float) -> bool:
+    return EXACT["DOUBLE"] <= abs(value) < math.inf

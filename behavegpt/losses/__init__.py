@@ -99,6 +99,7 @@ class LossSettings(Settings):
     )
 
 
+# name -> its function and the settings that it takes, by the function's own names
 _CAPS: dict[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]] = {
     "effective_number": (dro.effective_number_cap, ("n0",)),
     "effective_number_beta": (dro.effective_number_beta_cap, ("beta",)),
@@ -106,6 +107,7 @@ _CAPS: dict[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]] = {
     "confidence": (dro.confidence_cap, ("c",)),
     "uniform": (dro.uniform_cap, ("epsilon",)),
 }
+# name -> its class and the settings that it takes; DRO's cap function comes from _CAPS
 _LOSSES: dict[str, tuple[Callable[..., Loss], tuple[str, ...]]] = {
     "cross_entropy": (CrossEntropy, ()),
     "dro": (dro.DROLoss, ("floor", "start", "momentum")),
@@ -128,19 +130,25 @@ def build_loss(settings: LossSettings, counts: torch.Tensor) -> Loss:
     ConfigError names an option that the chosen loss does not have; DataError if no class has a
     training event.
     """
+    # every weight and prior divides by the counts
     if not bool((counts > 0).any()):
         raise DataError(
             "the training split holds no known behavior; check the split and the behavior column."
         )
+
     make, names = _LOSSES[settings.name]
     chosen = {name: getattr(settings, name) for name in names}
+    # the settings that have an effect: all others must keep their defaults
     used = {"name", *names}
+
     if settings.name == "dro":
+        # caps are functions of the counts alone, so they are fixed before training
         make_cap, cap_names = _CAPS[settings.caps]
         used |= {"caps", *cap_names}
         chosen["cap"] = make_cap(
             counts.double(), **{name: getattr(settings, name) for name in cap_names}
         )
+
     _refuse_unused(settings, used)
     return make(counts, **chosen)
 
@@ -148,15 +156,15 @@ def build_loss(settings: LossSettings, counts: torch.Tensor) -> Loss:
 def _refuse_unused(settings: LossSettings, used: set[str]) -> None:
     """An option without effect is a misunderstanding: say which ones the chosen loss has."""
     for name, field in LossSettings.model_fields.items():
-        if name not in used and getattr(settings, name) != field.default:
-            chosen = (
-                f"{settings.name} (caps {settings.caps})"
-                if settings.name == "dro"
-                else settings.name
-            )
-            known = ", ".join(sorted(used - {"name"})) or "none"
-            raise ConfigError(
-                f"loss.{name} = {getattr(settings, name)!r} has no effect on the loss {chosen}, "
-                "whose options are: "
-                f"{known}. Remove it, or choose a loss that uses it ({field.description})."
-            )
+        if name in used or getattr(settings, name) == field.default:
+            continue
+
+        chosen: str = settings.name
+        if settings.name == "dro":
+            chosen = f"dro (caps {settings.caps})"  # the caps have options of their own
+        known = ", ".join(sorted(used - {"name"})) or "none"
+        raise ConfigError(
+            f"loss.{name} = {getattr(settings, name)!r} has no effect on the loss {chosen}, "
+            f"whose options are: {known}. Remove it, or choose a loss that uses it "
+            f"({field.description})."
+        )

@@ -27,6 +27,8 @@ class Loss:
     def __init__(self, counts: torch.Tensor, start: float = 0.0) -> None:
         self.start = start
         self.progress = 0.0
+        # float64: sums over millions of events, and the worst case, must not lose a class to
+        # rounding
         self.counts = counts.cpu().double()  # (K,) training events per class
         self.class_weight = torch.ones(len(counts))
 
@@ -42,6 +44,7 @@ class Loss:
 
     def weight(self, target: torch.Tensor) -> torch.Tensor:
         """Weight of each event, float32: target (N,) -> (N,); 0 where the target is IGNORED."""
+        # IGNORED is negative and no index; its weight is 0, so that padding adds nothing to a sum
         return self.class_weight[target.clamp(min=0)] * (target != IGNORED)
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -55,6 +58,7 @@ class Loss:
 
     def set_progress(self, fraction: float) -> None:
         """Share of training done, in [0, 1]; called before each optimizer step."""
+        # only the moment when the deferred part begins changes the weights; a subclass may do more
         was_active, self.progress = self.active, fraction
         if self.active != was_active:
             self._set_weights()
@@ -65,6 +69,7 @@ class Loss:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Tensors that belong into a training checkpoint; never part of the model's weights."""
+        # float64: the share must come back exactly, or a resumed run would cross `start` elsewhere
         return {"progress": torch.tensor(self.progress, dtype=torch.float64)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -72,13 +77,16 @@ class Loss:
         classes."""
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+
         if shapes != expected:
             raise CheckpointError(
                 f"the checkpoint holds the loss state {shapes}, {type(self).__name__} needs "
                 f"{expected}; "
                 "resume with the loss settings and the data of the first run, or start anew."
             )
+
         self._load(state)
+        # the weights follow from the state, and so are not saved
         self._set_weights()
 
     def inherit(self, state: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
@@ -86,6 +94,7 @@ class Loss:
         where that is -1."""
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave, of the same names and shapes."""
         self.progress = float(state["progress"])
 
     def _active_weight(self) -> torch.Tensor:
@@ -93,6 +102,7 @@ class Loss:
         return torch.ones(len(self.counts))
 
     def _set_weights(self) -> None:
+        # float32, as the logits' losses that they multiply
         weight = self._active_weight() if self.active else torch.ones(len(self.counts))
         self.class_weight = weight.float().to(self.class_weight.device)
 
@@ -104,6 +114,7 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     torch's own makes three more (N, K) tensors by the end of the backward and takes twice as many
     exponentials.
     """
+    # float32 also under autocast: bf16 keeps 8 bits of a logit, too few for a sum of exponentials
     loss: torch.Tensor = _CrossEntropy.apply(logits.float(), target)
     return loss
 
@@ -118,17 +129,20 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        counted = target != IGNORED
-        true = target.clamp(min=0)[:, None]
-        probability = torch.softmax(logits, dim=1)
+        counted = target != IGNORED  # (N,) bool
+        true = target.clamp(min=0)[:, None]  # (N, 1)
+        probability = torch.softmax(logits, dim=1)  # (N, K)
+
         ctx.save_for_backward(probability, true, counted)
+        # m - x_t - log p: the probability of the target itself may underflow, that of m cannot
         return (logits.amax(1) - logits.gather(1, true)[:, 0] - probability.amax(1).log()) * counted
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         # torch refuses a second backward: these have changed by then
-        probability, true, counted = ctx.saved_tensors
+        probability, true, counted = ctx.saved_tensors  # (N, K), (N, 1), (N,)
+        # d loss / d logits = probability - onehot(target), in place of the probabilities
         scale = (gradient * counted)[:, None]
         return probability.mul_(scale).scatter_add_(1, true, -scale), None
 

@@ -23,12 +23,13 @@ class TanhFrequency(Loss):
         tanh_unit: float = 0.0,
     ) -> None:
         super().__init__(counts)
+        # `tanh_unit` 0: the counts themselves, as the paper prints it
         frequency = self.counts / (tanh_unit * self.counts.mean() if tanh_unit else 1.0)
-        self.fixed = tanh_alpha - torch.tanh(tanh_beta * (frequency - 1))
+        self.fixed = tanh_alpha - torch.tanh(tanh_beta * (frequency - 1))  # (K,)
         self._set_weights()
 
     def _active_weight(self) -> torch.Tensor:
-        return self.fixed
+        return self.fixed  # (K,), the same from the first step on
 
 
 class TwoDistributions(Loss):
@@ -43,18 +44,22 @@ class TwoDistributions(Loss):
     def __init__(self, counts: torch.Tensor, spread: float = 2.0) -> None:
         super().__init__(counts)
         self.spread = spread
+        # a class without training events has no balanced share either: it can never be drawn
         seen = self.counts > 0
-        self.balanced = torch.where(
+        self.balanced = torch.where(  # (K,)
             seen, self.counts.sum() / (seen.sum() * self.counts.clamp(min=1)), 0.0
         )
 
     def set_progress(self, fraction: float) -> None:
         """The balanced share grows with each step."""
+        # not as the base does it: these weights change in every step, and not at `start` alone
         self.progress = fraction
         self._set_weights()
 
     def _active_weight(self) -> torch.Tensor:
-        own = own_share(self.progress, self.spread)
+        own = own_share(self.progress, self.spread)  # a_t
+        # averages to 1 over the training events at every share, so the learning rate keeps its
+        # meaning
         return own + (1 - own) * self.balanced
 
 

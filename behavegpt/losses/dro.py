@@ -36,23 +36,33 @@ def worst_case(
     [0.2, 0.2, 0.6]
     """
     loss, prior, cap = class_loss.double(), prior.double(), cap.double()
+
     prior = prior / prior.sum()
+    # (K,) what a class can take beyond the floor, and the mass that there is to give
     room = (cap - floor) * prior
     budget = 1.0 - floor
+
     if bool((room < 0).any()) or float(room.sum()) < budget - 1e-9:
         raise ValueError(
             f"no distribution fits: caps must be at least the floor {floor} and leave room for "
             "mass 1"
         )
+
+    # the classes with the largest losses are filled first, until the mass is spent
     ordered, order = loss.sort(descending=True)
     spent = room[order].cumsum(0)
     last = int(torch.searchsorted(spent, budget).clamp(max=len(loss) - 1))
+    # ties share what is left in proportion, so all classes at this loss count together
     threshold = ordered[last]  # the dual variable: the loss at which the mass runs out
+
     above, level = loss > threshold, loss == threshold
     left, level_room = budget - room[above].sum(), room[level].sum()
+
+    # a level that fits whole but for rounding is filled whole
     share = torch.where(
         left >= level_room - _ROUNDING, 1.0, left / level_room.clamp(min=_ROUNDING)
     ).clamp(0, 1)
+
     return prior * (floor + (above + level * share) * (cap - floor))
 
 
@@ -71,8 +81,10 @@ def dual_value(
     """
     loss, prior, cap = class_loss.double(), prior.double(), cap.double()
     prior = prior / prior.sum()
-    eta, order = loss.sort(descending=True)
+    eta, order = loss.sort(descending=True)  # (K,) descending
+
     room = ((cap - floor) * prior)[order]
+    # the dual function at each candidate: only classes with losses above eta add to it
     values = (1.0 - floor) * eta + (room * eta).cumsum(0) - eta * room.cumsum(0)
     return floor * (prior * loss).sum() + values.min()
 
@@ -81,14 +93,16 @@ def dual_value(
 
 
 def effective_number_cap(counts: torch.Tensor, n0: float) -> torch.Tensor:
-    """1 / (1 - exp(-n_b / (n0 N/K))): free of scale; classes well above n0 times the mean count
-    have eps near 1."""
+    """(K,) 1 / (1 - exp(-n_b / (n0 N/K))): free of scale; classes well above n0 times the mean
+    count have eps near 1."""
+    # expm1: 1 - exp(-x) loses all digits for a rare class among many events
     return 1.0 / -torch.expm1(-counts.clamp(min=1) / (n0 * counts.mean()))
 
 
 def effective_number_beta_cap(counts: torch.Tensor, beta: float) -> torch.Tensor:
     """(1 - beta^n_max) / (1 - beta^n_b): effective number of samples (Cui et al. 2019), 1 at the
     largest class."""
+    # expm1 of n log(beta), as beta^n is close to 1 for small n
     return torch.expm1(counts.max() * math.log(beta)) / torch.expm1(
         counts.clamp(min=1) * math.log(beta)
     )
@@ -96,6 +110,7 @@ def effective_number_beta_cap(counts: torch.Tensor, beta: float) -> torch.Tensor
 
 def power_cap(counts: torch.Tensor, gamma: float, max_cap: float) -> torch.Tensor:
     """(n_max / n_b)^gamma, at most max_cap."""
+    # bounded: one event in a million would otherwise allow the whole mass
     return (counts.max() / counts.clamp(min=1)).pow(gamma).clamp(max=max_cap)
 
 
@@ -128,21 +143,26 @@ class DROLoss(Loss):
         momentum: float = 0.1,
     ) -> None:
         super().__init__(counts, start)
-        self.prior = self.counts / self.counts.sum()
+        self.prior = self.counts / self.counts.sum()  # (K,) float64
         self.cap = cap.double().cpu()
         self.floor = floor
         self.momentum = momentum
+        # the loss of even odds: at 0 a class that was not seen yet would count as solved
         self.class_loss = torch.full_like(self.prior, math.log(len(counts)))
         self._set_weights()
 
     def update(self, class_loss: torch.Tensor, class_count: torch.Tensor) -> None:
-        """Average the step's mean losses into the classes that were seen, at a rate that grows with
-        their events."""
+        """Average the step's mean losses (K,) into the classes that were seen, at a rate that grows
+        with their events (K,)."""
+        # on the CPU in float64, where all ranks compute the same bits
         count = class_count.cpu().double()
         mean = class_loss.cpu().double() / count.clamp(min=1)
-        # 0 for a class not seen
+
+        # n events move the average as n updates by one event would: 1 - (1 - momentum)^n; 0 if not
+        # seen
         rate = 1.0 - (1.0 - self.momentum) ** count.clamp(max=_MOST_EVENTS)
         self.class_loss = self.class_loss + rate * (mean - self.class_loss)
+
         if self.active:
             self._set_weights()
 
@@ -151,18 +171,22 @@ class DROLoss(Loss):
         return {**super().state_dict(), "class_loss": self.class_loss}
 
     def inherit(self, state: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
-        """Known classes start from the averages that the other run reached, new ones from log K."""
-        if "class_loss" in state:
+        """Known classes start from the averages that the other run reached, new ones from log K;
+        class k was class rows[k] (K,) there."""
+        if "class_loss" in state:  # absent where the other run trained with another loss
             known = rows >= 0
             self.class_loss[known] = state["class_loss"].to(self.class_loss)[rows[known]]
             self._set_weights()
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         super()._load(state)
-        self.class_loss = state["class_loss"].to(self.class_loss)
+        self.class_loss = state["class_loss"].to(self.class_loss)  # (K,) float64
 
     def _active_weight(self) -> torch.Tensor:
-        p = worst_case(self.class_loss, self.prior, self.cap, self.floor)
+        p = worst_case(self.class_loss, self.prior, self.cap, self.floor)  # (K,)
+
+        # weight of the gradient, p / pi (envelope theorem); a class that training never saw has
+        # none
         return torch.where(
             self.prior > 0, p / self.prior.clamp(min=torch.finfo(torch.float64).tiny), 0.0
         )

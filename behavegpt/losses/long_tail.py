@@ -24,7 +24,11 @@ def class_balanced_weight(counts: torch.Tensor, beta: float) -> torch.Tensor:
     [1.0, 1.001, 0.0]
     """
     counts = counts.double()
+
+    # expm1, as 1 - beta^n loses its digits where n (1 - beta) is small
     weight = -1.0 / torch.expm1(counts.clamp(min=1) * math.log(beta)) * (counts > 0)
+
+    # sum_b n_b w_b = sum_b n_b: the mean loss keeps its size, and the learning rate its meaning
     return weight * counts.sum() / (weight * counts).sum()
 
 
@@ -38,7 +42,9 @@ class LogitAdjustment(Loss):
 
     def __init__(self, counts: torch.Tensor, tau: float = 1.0) -> None:
         super().__init__(counts)
+
         seen = self.counts.clamp(min=1)
+        # log pi of the prior over the classes, floored at one event
         self.shift = (tau * (seen / seen.sum()).log()).float()  # (K,)
 
     def to(self, device: torch.device | str) -> Self:
@@ -59,11 +65,12 @@ class ClassBalanced(Loss):
         self, counts: torch.Tensor, beta: float = 0.999, mix: float = 0.2, start: float = 0.8
     ) -> None:
         super().__init__(counts, start)
+        # mix 1 is Cui et al.'s weight itself, 0 plain cross-entropy
         self.balanced = 1 - mix + mix * class_balanced_weight(self.counts, beta)
         self._set_weights()
 
     def _active_weight(self) -> torch.Tensor:
-        return self.balanced
+        return self.balanced  # (K,) float64
 
 
 class LDAM(ClassBalanced):
@@ -84,7 +91,8 @@ class LDAM(ClassBalanced):
         start: float = 0.8,
     ) -> None:
         super().__init__(counts, beta, mix=1.0, start=start)
-        spread = self.counts.clamp(min=1).pow(-0.25)
+
+        spread = self.counts.clamp(min=1).pow(-0.25)  # (K,)
         self.margin = (max_m * spread / spread.max()).float()  # (K,)
         self.scale = scale
 
@@ -95,6 +103,7 @@ class LDAM(ClassBalanced):
 
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32."""
+        # IGNORED has no margin of its own; its loss is set to 0 below
         true = target.clamp(min=0)
         lowered = logits.float().scatter_add(1, true[:, None], -self.margin[true][:, None])
         return super().per_event(self.scale * lowered, target)

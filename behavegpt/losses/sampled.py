@@ -27,11 +27,14 @@ class _Sampled(Loss):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's logit (N,) and the negatives' (N, M), float32, of logits (N, K); target
         (N,)."""
-        true = target.clamp(min=0)[:, None]
+        true = target.clamp(min=0)[:, None]  # (N, 1)
+
         other = torch.randint(
             logits.shape[1] - 1, (len(target), self.negatives), device=logits.device
         )
+        # skips the target: ids from it on move up by one, so that all others are equally likely
         other = other + (other >= true)
+
         return logits.gather(1, true)[:, 0].float(), logits.gather(1, other).float()
 
 
@@ -42,6 +45,7 @@ class BinaryNegatives(_Sampled):
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32; 0 where IGNORED."""
         own, other = self.drawn(logits, target)
+        # softplus(x) = -log sigmoid(-x), without overflow
         return (F.softplus(-own) + F.softplus(other).sum(1)) * (target != IGNORED)
 
 
@@ -52,5 +56,6 @@ class SampledSoftmax(_Sampled):
     def per_event(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """logits (N, K), target (N,) -> (N,) float32; 0 where IGNORED."""
         own, other = self.drawn(logits, target)
+        # log of the summed exponentials of target and negatives, (N,)
         everything = torch.logaddexp(own, other.logsumexp(1))
         return (everything - own) * (target != IGNORED)

@@ -16,18 +16,23 @@ class Calibration:
         # (3, BINS) float64: predictions, their summed probability, those that came true
         self.sums = torch.zeros(3, BINS, dtype=torch.float64)
 
-    def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """Take up logits (N, K) and targets (N,)."""
+    def update(
+        self, logits: torch.Tensor, target: torch.Tensor, row: torch.Tensor | None = None
+    ) -> None:
+        """Take up logits (N, K) and targets (N,), whichever rows they are of."""
         if not len(target):
             return
+
         logits = logits.float()
+        # the softmax of the best class alone: no (N, K) tensor of probabilities
         best, place = logits.max(1)
         probability = torch.exp(best - torch.logsumexp(logits, 1)).double()
         bins = (probability * BINS).long().clamp(max=BINS - 1)
+
         came = (place == target).double()
-        found = torch.stack([torch.ones_like(came), probability, came])
+        values = torch.stack([torch.ones_like(came), probability, came])  # (3, N)
         added = torch.zeros(3, BINS, dtype=torch.float64, device=logits.device)
-        self.sums += added.index_add(1, bins, found).cpu()
+        self.sums += added.index_add(1, bins, values).cpu()
 
     def compute(self) -> dict[str, Any]:
         """`ece`: the expected calibration error, the mean over predictions of |probability - share
@@ -41,16 +46,15 @@ class Calibration:
         (0.25, 4)
         """
         number, probability, came = self.sums
-        held = torch.nonzero(number)[:, 0].tolist()
+        # sum over bins of (n / N) |mean probability - share that came|; the n cancel
         error = (probability - came).abs().sum() / number.sum().clamp(min=1)
-        return {
-            "ece": float(error),
-            "bins": [
-                {
-                    "predictions": int(number[k]),
-                    "probability": float(probability[k] / number[k]),
-                    "came_true": float(came[k] / number[k]),
-                }
-                for k in held
-            ],
-        }
+
+        bins = [
+            {
+                "predictions": int(number[k]),
+                "probability": float(probability[k] / number[k]),
+                "came_true": float(came[k] / number[k]),
+            }
+            for k in torch.nonzero(number)[:, 0].tolist()
+        ]
+        return {"ece": float(error), "bins": bins}

@@ -42,9 +42,10 @@ def predicted_and_rank(
     if missing:
         raise BehaveGPTError(
             f"the scores of {missing} of {len(scores)} rows are not numbers (NaN): training has "
-            "diverged or the "
-            "weights are damaged; train again with a lower train.lr or use an earlier checkpoint."
+            "diverged or the weights are damaged; train again with a lower train.lr or use an "
+            "earlier checkpoint."
         )
+
     own = scores.gather(1, target[:, None])
     before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
     ahead = (scores > own) | ((scores == own) & before)
@@ -69,6 +70,8 @@ class PredictionMetrics:
     ) -> None:
         self.classes = classes
         self.ks = tuple(sorted(set(ks)))
+
+        # one tensor, so that one all-reduce adds up everything
         sizes = [classes, classes, classes, self.ks[-1] + 1, classes * classes if confusion else 0]
         self._state = torch.zeros(sum(sizes), dtype=torch.int64)
         # views into the state; the last rank collects all that lie beyond max(ks)
@@ -84,7 +87,9 @@ class PredictionMetrics:
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> Self:
         """Count scores (N, K) of any device and float type against target (N,) int64 in [0, K)."""
         best, rank = predicted_and_rank(scores, target)
+        # counted on the CPU, in integers: any order of batches and ranks gives the same figures
         best, rank, target = best.cpu(), rank.cpu(), target.cpu()
+
         self.true_positive += torch.bincount(target[rank == 0], minlength=self.classes)
         self.predicted += torch.bincount(best, minlength=self.classes)
         self.support += torch.bincount(target, minlength=self.classes)
@@ -126,10 +131,12 @@ class PredictionMetrics:
         """
         if not number:
             return self
+
         more = PredictionMetrics(self.classes + 1, self.ks)
-        for name in ("true_positive", "predicted", "support"):
+        for name in ("true_positive", "predicted", "support"):  # nothing is predicted as it
             getattr(more, name)[:-1] = getattr(self, name)
         more.ranks.copy_(self.ranks)
+
         more.support[-1] = number
         more.ranks[-1] += number  # beyond every k
         return more
@@ -188,11 +195,12 @@ class PredictionMetrics:
         (1.0, 0.25, 0.5, None)
         """
         figures: dict[str, Any] = {**self._averages()}
-        for k in self.ks:
+        for k in self.ks:  # at 1 both are weighted recall
             if k > 1:
                 figures[f"hr@{k}"], figures[f"ndcg@{k}"] = self.hit_rate(k), self.ndcg(k)
         if train_counts is None:
             return figures
+
         thirds = self._recall_by_group(np.asarray(train_counts), 3)
         deciles = self._recall_by_group(np.asarray(train_counts), 10)
         return {
@@ -219,6 +227,8 @@ class PredictionMetrics:
             )
         counts = self._pairs.view(self.classes, self.classes).numpy()
         labels = np.argsort(-self.support.numpy(), kind="stable")[:top]
+
+        # a class's place in the table; all others share the last one
         group = np.full(self.classes, len(labels))
         group[labels] = np.arange(len(labels))
         size = len(labels) + (len(labels) < self.classes)
@@ -239,15 +249,18 @@ class PredictionMetrics:
                 "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
             )
         counts = self._pairs.view(self.classes, self.classes).clone()
-        counts.fill_diagonal_(0)
+        counts.fill_diagonal_(0)  # the right predictions
         number, place = counts.topk(min(most, self.classes), dim=1)
         return place.numpy(), number.numpy()
 
     def _averages(self) -> dict[str, float]:
+        """Recall, precision and F1, averaged in the ways of the module's description."""
         table = self.per_class()
         support, hits = table["support"], table["true_positive"]
         present, rows = support > 0, max(self.rows, 1)
+
         figures: dict[str, float] = {}
+        # weighted by support; over classes with support; over all classes; as printed, by TP_b
         for short, name, printed in (
             ("rec", "recall", "rec_w_eq7"),
             ("prec", "precision", "prec_w_eq6"),
@@ -257,6 +270,7 @@ class PredictionMetrics:
             figures[f"{short}_m"] = float(values[present].mean()) if present.any() else 0.0
             figures[f"{short}_m_all"] = float(values.mean())
             figures[printed] = float(hits @ values) / rows
+
         figures["f1_w"] = float(support @ table["f1"]) / rows
         figures["f1_m"] = float(table["f1"][present].mean()) if present.any() else 0.0
         return figures
@@ -268,11 +282,13 @@ class PredictionMetrics:
         """
         recall = _ratio(self.true_positive.numpy(), self.support.numpy())
         order = np.argsort(-train_counts, kind="stable")
+
         result: list[float | None] = []
         for group in range(groups):
+            # cut evenly: sizes differ by one at most
             low, high = group * self.classes // groups, (group + 1) * self.classes // groups
             members = order[low : max(high, low + 1)]
-            scored = members[self.support.numpy()[members] > 0]
+            scored = members[self.support.numpy()[members] > 0]  # the others have no recall
             result.append(float(recall[scored].mean()) if len(scored) else None)
         return result
 

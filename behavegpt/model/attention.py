@@ -19,8 +19,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-TILE = 128  # queries that a varlen kernel works on at once
-# boundaries come in multiples of it: a compiled kernel that saw every count would be made anew
+# queries that a varlen kernel works on at once
+TILE = 128
+# the count of boundaries is rounded up to it: torch.compile would make a kernel for every new count
 BOUNDARY_BLOCK = 256
 
 
@@ -44,11 +45,13 @@ def choose_backend(device: torch.device, half: bool, window: int) -> str:
     benchmarks/results/gpu_pass.jsonl).
     """
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
     if ampere and half and window > TILE:
         if importlib.util.find_spec("flash_attn"):
             return "flash_attention_2"
         if importlib.util.find_spec("torch.nn.attention.varlen"):
             return "varlen"
+    # CPUs, older GPUs, fp32, short windows
     return "sdpa"
 
 
@@ -56,24 +59,30 @@ def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
     """Plan for documents (B, R) int64; equal neighbors in a row are one history, each row starts a
     new one."""
     if backend in ("flash_attention_2", "varlen"):
-        begins = torch.ones_like(document, dtype=torch.bool)
+        # a history begins where the document changes, and at the first column of every row
+        begins = torch.ones_like(document, dtype=torch.bool)  # (B, R)
         begins[:, 1:] = document[:, 1:] != document[:, :-1]
-        starts = begins.flatten().nonzero().flatten()
-        # at least one: the end of the last history
+        starts = begins.flatten().nonzero().flatten()  # (histories,) index among the T tokens
+
+        # at least one T is appended: the end of the last history. Further ones are empty histories
         empty = BOUNDARY_BLOCK - len(starts) % BOUNDARY_BLOCK
         boundaries = torch.cat([starts, starts.new_full((empty,), document.numel())])
+        # the longest history's length would have to come from the device; the row bounds it
         return AttentionPlan(backend, boundaries=boundaries.int(), longest=document.shape[1])
+
     if backend == "flex_attention":
         return AttentionPlan(backend, block_mask=_flex_mask(document))
+
     length = document.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
-    same = document[:, :, None] == document[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()  # (R, R)
+    same = document[:, :, None] == document[:, None, :]  # (B, R, R)
     return AttentionPlan(backend, mask=(same & causal)[:, None])
 
 
 def usable(backend: str, x: torch.Tensor) -> str:
-    """`backend`, or SDPA where x is computed in full precision and the back end is for half
-    precision alone."""
+    """`backend`, or SDPA where x (B, R, C) is computed in full precision and the back end is for
+    half precision alone."""
+    # autocast turns a float32 x into half precision before the kernel sees it
     half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
     return backend if half or backend not in ("flash_attention_2", "varlen") else "sdpa"
 
@@ -101,8 +110,10 @@ def _eager(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
     """The formula, for reference: softmax(q k' / sqrt(D)) v."""
-    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5  # (B, H, R, R)
     assert plan.mask is not None
+
+    # the smallest finite number, not -inf: a query that sees nothing would give NaN
     scores = scores.masked_fill(~plan.mask, torch.finfo(scores.dtype).min)
     return scores.float().softmax(-1).to(value.dtype) @ value
 
@@ -110,6 +121,7 @@ def _eager(
 def _sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
+    """torch's own kernels, on whole rows with a mask (B, 1, R, R)."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=plan.mask)
 
 
@@ -123,9 +135,12 @@ def _varlen(
     causal: dict[str, Any] = (
         {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
     )
+
     q, k, v = _tokens(query), _tokens(key), _tokens(value)
+    # queries and keys have the same boundaries and lengths: this is self-attention
     ends = plan.boundaries
     assert ends is not None
+
     out = varlen_attn(q, k, v, ends, ends, plan.longest, plan.longest, **causal)
     assert isinstance(out, torch.Tensor)
     return _rows(out, query)
@@ -139,6 +154,7 @@ def _flash(
 
     q, k, v = _tokens(query), _tokens(key), _tokens(value)
     ends = plan.boundaries
+
     return _rows(
         flash_attn_varlen_func(q, k, v, ends, ends, plan.longest, plan.longest, causal=True), query
     )
@@ -147,7 +163,7 @@ def _flash(
 def _flex(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
-    """FlexAttention with a block mask (CUDA; on a CPU it has no backward)."""
+    """FlexAttention of (B, H, R, D) with a block mask (CUDA; on a CPU it has no backward)."""
     out = _flex_kernel(query.device.type)(query, key, value, block_mask=plan.block_mask)
     assert isinstance(out, torch.Tensor)
     return out
@@ -163,8 +179,10 @@ def _flex_kernel(device: str) -> Callable[..., Any]:
 
 
 def _flex_mask(document: torch.Tensor) -> Any:
+    """The block mask of documents (B, R): causal, and within one history."""
     from torch.nn.attention.flex_attention import create_block_mask
 
+    # the block mask is made from this predicate on index tensors; h is not used, heads see alike
     def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (document[b, q] == document[b, k])
 

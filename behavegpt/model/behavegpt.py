@@ -14,7 +14,7 @@ and run alone. Importing this module registers the classes with transformers' Au
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ from behavegpt.model.given import GivenProjection, check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted, PredictionHead
 from behavegpt.model.head_loss import head_loss
 from behavegpt.model.history import History, HistoryFeatures, Past
-from behavegpt.model.inputs import Events, RowLayout, read_events, refuse_unknown
+from behavegpt.model.inputs import Events, Request, RowLayout, read_events, refuse_unknown
 from behavegpt.model.mixer import Memory
 from behavegpt.model.output import (
     IGNORED,
@@ -44,18 +44,6 @@ from behavegpt.model.output import (
     as_asked,
     mean_cross_entropy,
 )
-
-
-class Request(NamedTuple):
-    """What is asked of a forward, beside its events; see BehaveGPTForBehaviorPrediction."""
-
-    labels: torch.Tensor | None = None  # (B, R) int64, IGNORED where none is asked for
-    select: torch.Tensor | None = None  # (B, R) bool
-    criterion: Any = None  # behavegpt.losses.Loss
-    next_fields: Mapping[str, torch.Tensor] = {}  # targets of the second heads, each (B, R)
-    num_items: torch.Tensor | int | None = None  # what a mean is divided by
-    heads: Collection[str] | None = None  # the second heads to evaluate; None: all
-    event_logits: bool = False  # of the next event instead of the next behavior
 
 
 class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedModel):
@@ -67,7 +55,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
       transformers' Trainer calls it: mean cross-entropy and logits (B, R, K).
     - `criterion` (behavegpt.losses.Loss) with labels: the loss *sum* and the class statistics, no
       logits; divide `loss` by the sum of the criterion's weights and `side_loss`, which has none,
-      by the number of labels. `next_fields`: targets of the second heads, each (B, R).
+      by the number of labels. `next_fields`: targets of the auxiliary heads, each (B, R).
     - `select` (B, R) bool: logits (N, K) of those positions, row by row.
     - `past_key_values`, an EventCache: logits (B, 1, K) after each row's last event, and
       next_logits (B, ids); `event_logits` makes them logits (B, 1, ids) of the next event, as
@@ -77,8 +65,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
       mixer.Memory.
     - `given`: ids (N,) by field of what the config says is given of the events that are
       predicted, there too. With a cache and without it no logits are made: what is given may
-      still have to be drawn, from the second heads, which know nothing of it.
-    - `heads`: the second heads to evaluate, all by default.
+      still have to be drawn, from the auxiliary heads, which know nothing of it.
+    - `heads`: the auxiliary heads to evaluate, all by default.
     """
 
     # attribute -> what makes it of the config, in the order in which weights are drawn
@@ -92,22 +80,28 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     given: GivenProjection | None
 
     def __init__(self, config: BehaveGPTConfig) -> None:
+        # in this order: each part draws its weights from the generator
         super().__init__(config)
         for name, make in self.PARTS.items():
             setattr(self, name, make(config))
+
         self.history = HistoryFeatures() if config.history_head else None
         self.counts: Any = None  # of the training log, with memory: data/memory_counts.py's Counts
-        if self.memory_head is not None and not config.num_hidden_layers:  # the counts alone
+
+        # without blocks the counts decide alone: only what mixes them has anything to learn
+        if self.memory_head is not None and not config.num_hidden_layers:
             self.requires_grad_(False)
             self.memory_head.requires_grad_(True)
+
         sizes = {**(config.field_sizes or {}), "gap": GAP_BUCKETS}
         self.next_heads = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
         )
-        # transformers would choose a loss by a pattern on the class name, and take our window for a
-        # wish
+        # transformers would choose a loss by a pattern on the class name
         self.loss_function = mean_cross_entropy
+        # transformers' own makes a generation limit of max_length, which here is the window
         self.generation_config = GenerationConfig(pad_token_id=config.pad_token_id)
+
         self.post_init()
 
     @property
@@ -117,6 +111,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
 
     def set_prior(self, counts: torch.Tensor) -> None:
         """Begin at the training frequencies (K,)."""
+        # a network that begins there does not spend its first steps on learning the frequencies
         self.head.set_prior(counts)
 
     def forward(
@@ -146,19 +141,22 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
-        """Logits, or a loss, of the next behavior at each event, called as transformers calls a
-        model; what is asked and given is in the class's description."""
+        """Logits (B, R, K) of the next behavior at each event, or a loss (), called as transformers
+        calls a model; what is asked and given is in the class's description."""
         refuse_unknown(self.config, fields, output_attentions)
         layout = RowLayout(document, position, attention_mask, past_key_values)
         self._check_cache(layout, use_cache)
+
         fields |= {"weekday_ids": weekday_ids, "slot_ids": slot_ids, "location_ids": location_ids}
         events = read_events(
             {"input_ids": input_ids, "behavior_ids": behavior_ids, **fields}, layout, memory
         )
         events = events._replace(given=given)
+
         request = Request(
             labels, select, criterion, next_fields or {}, num_items_in_batch, heads, event_logits
         )
+
         keep = wants_states(self.config, output_hidden_states)
         return as_asked(self.run(events, request, keep), return_dict)
 
@@ -170,27 +168,35 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             hidden_states=encoded.states,
             past_key_values=events.cache,
         )
+
         labels, select, criterion = request.labels, request.select, request.criterion
         if labels is not None and criterion is not None and events.cache is None:
-            chosen = labels != IGNORED
+            # training: the loss makes the logits itself, chunk by chunk, so that (N, K) never
+            # exists at once
+            chosen = labels != IGNORED  # (B, R) bool
             predicted = self.predicted(encoded, events, chosen)
             loss = self.loss(predicted, labels[chosen], criterion)
             output.loss, output.class_loss, output.class_count = loss
+
+            # each (N,)
             following = {name: value[chosen] for name, value in request.next_fields.items()}
             output.side_loss = self.side_loss(predicted, following)
             return output
 
         predicted = self.predicted(encoded, events, select)
         output.next_logits = self.next_logits(predicted.hidden, request.heads)
+        # what is given may still have to be drawn from these next_logits, so no logits of behaviors
+        # yet
         if events.cache is not None and self.config.given and events.given is None:
             return output
         logits = self.logits(predicted)
         if events.cache is not None:
             if request.event_logits:
                 logits = next_event_logits(self.config, logits, output.next_logits)
-            output.logits = logits[:, None]
+            output.logits = logits[:, None]  # (B, 1, K)
             return output
 
+        # without `select` all B * R positions were predicted, row by row
         output.logits = logits if select is not None else logits.view(*events.document.shape, -1)
         if labels is not None:
             output.loss = self.loss_function(
@@ -210,10 +216,12 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         if events.cache is not None:
             last = events.cache.step.last
             rows = torch.arange(len(last), device=last.device)
-            hidden = encoded.hidden[rows, last]
+            hidden = encoded.hidden[rows, last]  # (B, C)
             return Predicted(hidden, self._past_at_last(events), told=self.told(events.given))
+
         if select is None:
             select = torch.ones_like(events.document, dtype=torch.bool)
+
         auxiliary = encoded.auxiliary
         return Predicted(
             encoded.hidden[select],
@@ -252,33 +260,35 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def side_loss(
         self, predicted: Predicted, next_fields: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Sum () of the second heads' cross-entropies with their targets, each (N,); 0 without
+        """Sum () of the auxiliary heads' cross-entropies with their targets, each (N,); 0 without
         them."""
         loss = predicted.hidden.new_zeros((), dtype=torch.float32)
+        # summed, not averaged, like every loss here: the trainer divides by the number of labels
         for name, head in self.next_heads.items():
             if name not in next_fields:
                 raise ValueError(
-                    f"the second head {name!r} needs next_fields[{name!r}], (rows, positions)"
+                    f"the auxiliary head {name!r} needs next_fields[{name!r}], (rows, positions)"
                 )
-            scores = head(predicted.hidden).float()
+            scores = head(predicted.hidden).float()  # (N, ids)
             loss = loss + F.cross_entropy(scores, next_fields[name], reduction="sum")
         return loss
 
     def next_logits(
         self, hidden: torch.Tensor, heads: Collection[str] | None = None
     ) -> dict[str, torch.Tensor] | None:
-        """Second heads, all or those named, of hidden states (N, C), each (N, ids)."""
+        """Auxiliary heads, all or those named, of hidden states (N, C), each (N, ids)."""
         asked = self.next_heads if heads is None else heads
         return {n: head(hidden) for n, head in self.next_heads.items() if n in asked} or None
 
     def _tied_embedding(self) -> torch.Tensor | None:
-        """(ids, d), if the event embedding enters the logits."""
+        """The event embedding (K + SPECIAL_IDS, d), if it enters the logits."""
         return self.model.embedding.tables["event"].weight if self.config.tied_head else None
 
     def _past(self, events: Events, chosen: torch.Tensor) -> History | Memory | None:
         """What the chosen positions (B, R) bool know of the past."""
         if events.memory is not None or self.history is None:
             return events.memory
+
         slots = (self.config.field_sizes or {})["slot"]
         ids = self.history_ids(events.ids)
         return self.history(Past(**ids, document=events.document, slots=slots), chosen)
@@ -294,16 +304,19 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def history_ids(self, ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of ids by field, each (B, R), what the history head reads."""
         event = ids["event"]
+        # events that are their own classes are not stored twice
         behavior = event if self.config.behavior_is_event else ids.get("behavior")
         if behavior is None:
             raise ValueError(
                 "the history head needs behavior_ids: vocabulary ids of the past behaviors, "
                 "(rows, positions)"
             )
+
         location = ids.get("location")
         return {
             "event": event,
             "behavior": behavior,
+            # without locations all events have location 0, padding, which is like no other
             "location": torch.zeros_like(event) if location is None else location,
             "slot": ids["slot"],
         }

@@ -46,15 +46,20 @@ class BehaveGPTAttention(nn.Module):
         `remember` takes the new keys and values (B, H, R, D) and returns those to attend to, (B, H,
         S, D).
         """
-        q = by_head(self.q_proj(x), self.heads)
+        q = by_head(self.q_proj(x), self.heads)  # (B, H, R, D)
         k = by_head(self.k_proj(x), self.heads)
         v = by_head(self.v_proj(x), self.heads)
+
         if rope is not None:
-            # under autocast the tables are wider than q
+            # under autocast q is bf16 and the tables float32: the product would widen q again
             cos, sin = rope[0].to(q.dtype), rope[1].to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+
+        # with a cache: the keys and values of the past, the new ones behind them
         if remember is not None:
             k, v = remember(k, v)
+
+        # the heads side by side again, (B, R, C)
         return self.o_proj(attend(q, k, v, plan).transpose(1, 2).flatten(2))
 
 
@@ -64,6 +69,7 @@ class BehaveGPTBlock(GradientCheckpointingLayer):
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
+
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = BehaveGPTAttention(config)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -91,13 +97,14 @@ def rope_tables(position: torch.Tensor, width: int, dtype: torch.dtype) -> Pair:
     Made anew in each forward: a buffer that is not saved would come back from `from_pretrained`
     uninitialised.
     """
-    index = torch.arange(0, width, 2, device=position.device, dtype=torch.float32)
-    angle = position[..., None].float() * 10000.0 ** (-index / width)
+    index = torch.arange(0, width, 2, device=position.device, dtype=torch.float32)  # (D / 2,)
+    angle = position[..., None].float() * 10000.0 ** (-index / width)  # (B, R, D / 2)
+    # twice the same angles: `rotate` pairs feature i with i + D/2. One more axis, for the heads
     angle = torch.cat([angle, angle], dim=-1)[:, None]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the pairs (i, i + D/2) of x (B, H, R, D) by their angles."""
-    first, second = x.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)  # each (B, H, R, D / 2)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -43,9 +43,10 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BehaveGPTBlock"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_attention_backend = True  # set_attn_implementation takes the names of BACKENDS
     # the history head and the variable-length plan depend on the data
     _can_compile_fullgraph = False
+    # what a model with prediction layer saved and the body alone has no use for
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^next_heads\."]
 
     def resize_token_embeddings(
@@ -71,17 +72,24 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             return
 
         super()._init_weights(module)
+        # 0: what is given says nothing at first, so that other models' weights can be continued
         if isinstance(module, GivenLinear):
             init.zeros_(module.weight)
+
+        # the gate starts as a tuned count model, see HistoryGate
         if isinstance(module, HistoryGate):
             init.constant_(module.gate.bias, HistoryGate.START)
             init.constant_(module.log_scale, -math.log(HistoryGate.PSEUDO_EVENTS))
             init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
+
+        # the mixer starts as its last expert, the mixture of the others
         if isinstance(module, Mixer):
             for parameter, start in zip(
                 module.parameters(), module.fresh().parameters(), strict=True
             ):
                 init.copy_(parameter, start)
+
+        # even odds until `set_prior` brings the training frequencies
         if isinstance(module, MemoryHead):
             init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
 
@@ -137,12 +145,16 @@ class EventModel(BehaveGPTPreTrainedModel):
         """
         refuse_unknown(self.config, fields, output_attentions)
         layout = RowLayout(document, position, attention_mask, past_key_values)
+
         self._check_cache(layout, use_cache)
         fields |= {"weekday_ids": weekday_ids, "slot_ids": slot_ids, "location_ids": location_ids}
+
         events = read_events(
             {"input_ids": input_ids, "behavior_ids": behavior_ids, **fields}, layout
         )
+
         encoded = self.encode(events, wants_states(self.config, output_hidden_states))
+
         output = BehaviorOutput(
             last_hidden_state=encoded.hidden,
             hidden_states=encoded.states,
@@ -160,22 +172,25 @@ class BehaveGPTModel(EventModel):
         self.blocks = nn.ModuleList(
             [BehaveGPTBlock(config) for _ in range(config.num_hidden_layers)]
         )
+
         self.norm: nn.Module = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        # no sum of branches whose scale would have to be taken out again
         if not config.num_hidden_layers:
+            # no sum of branches whose scale would have to be taken out again
             self.norm = nn.Identity()
+
         self.post_init()
 
     def encode(self, events: Events, keep_states: bool = False) -> Encoded:
         """Embedding, blocks and final norm: hidden states (B, R, C)."""
-        x = self.embedding(events.ids, events.position)
+        x = self.embedding(events.ids, events.position)  # (B, R, C)
+
         rope = None
         if self.config.position_encoding == "rope":
             width = self.config.hidden_size // self.config.num_attention_heads
             rope = rope_tables(events.position, width, x.dtype)
         plan = self._plan(events, x)
 
-        states = [x]
+        states = [x]  # the embeddings come first
         for index, block in enumerate(self.blocks):
             if events.cache is None:
                 x = block(x, plan, rope)
@@ -183,16 +198,19 @@ class BehaveGPTModel(EventModel):
                 x = block(x, plan, rope, events.cache.writer(index))
             if keep_states:
                 states.append(x)
+
         return Encoded(self.norm(x), states=tuple(states) if keep_states else None)
 
     def _plan(self, events: Events, x: torch.Tensor) -> AttentionPlan:
-        """Which positions may look at which, for the back end that runs on the device of x."""
-        backend = self.config._attn_implementation or "sdpa"
+        """Which positions may look at which, for the back end that runs x (B, R, C)."""
+        backend = self.config._attn_implementation or "sdpa"  # None until transformers chose one
         if backend not in BACKENDS:
             raise ValueError(
                 f"attention {backend!r} is not supported; choose one of {', '.join(BACKENDS)}"
             )
+
         backend = usable(backend, x)
+
         if events.cache is None:
             return plan_attention(events.document, backend)
         return plan_cached(events.cache.step.mask, backend)

@@ -57,19 +57,25 @@ def chunked_loss(scored: Scored, criterion: Any, target: torch.Tensor, classes: 
     Without gradients, or with few classes, ordinary autograd does it; else the gradients are made
     here, and the result can be differentiated once.
     """
-    class_count = torch.bincount(target, minlength=classes).float()
+    class_count = torch.bincount(target, minlength=classes).float()  # (K,)
     rows = max(1, CHUNK_ELEMENTS["cpu" if target.device.type == "cpu" else "cuda"] // classes)
+
     if len(target) > rows and torch.is_grad_enabled():
         total, class_loss = _differentiated(scored, criterion, target, classes, rows)
         return HeadLoss(total, class_loss, class_count)
+
+    # without gradients logits die with their chunk; few positions are one chunk
     parts = [WHOLE]
     if len(target) > rows:
-        parts = [slice(at, at + rows) for at in range(0, len(target), rows)]
+        parts = [slice(first, first + rows) for first in range(0, len(target), rows)]
+
     losses = []
     for part in parts:
         pieces = [tensor[part] for tensor in scored.inputs]
         losses.append(criterion.per_event(scored.score(part, pieces, None), target[part]))
-    per_event = torch.cat(losses)
+
+    per_event = torch.cat(losses)  # (N,)
+    # a sum, so that chunks, micro-batches and ranks add up to the same loss
     total = (criterion.weight(target) * per_event).sum()
     return HeadLoss(total, _by_class(per_event, target, classes), class_count)
 
@@ -101,10 +107,10 @@ def _differentiated(
     scored: Scored, criterion: Any, target: torch.Tensor, classes: int, rows: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss () and the summed losses per class (K,), in chunks of `rows` positions."""
-    found: tuple[torch.Tensor, torch.Tensor] = _ChunkedLoss.apply(
+    sums: tuple[torch.Tensor, torch.Tensor] = _ChunkedLoss.apply(
         scored, criterion, target, classes, rows, *scored.inputs, *scored.parameters
     )
-    return found
+    return sums
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -123,39 +129,47 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, parameters, projection = scored.inputs, scored.parameters, scored.projection
         total = torch.zeros((), device=target.device)
-        class_loss = torch.zeros(classes, device=target.device)
+        class_loss = torch.zeros(classes, device=target.device)  # (K,)
 
         # ids among the inputs have no gradient, frozen parameters need none
-        of_inputs = [torch.zeros_like(x) if x.is_floating_point() else None for x in inputs]
-        of_parameters = [torch.zeros_like(p) if p.requires_grad else None for p in parameters]
-        by_id = {id(p): g for p, g in zip(parameters, of_parameters, strict=True)}
-        sink = _sink_of(projection, by_id)
-        apart = {id(p) for p in projection.parameters()} if projection and sink else set()
+        input_gradients = [torch.zeros_like(x) if x.is_floating_point() else None for x in inputs]
+        gradients = [torch.zeros_like(p) if p.requires_grad else None for p in parameters]
+        by_id = {id(p): g for p, g in zip(parameters, gradients, strict=True)}
 
-        for at in range(0, len(target), rows):
-            part = slice(at, at + rows)
+        # the projection's backward adds to its gradients in place, so autograd is not asked for
+        # them: with a fresh one for each chunk this was no faster than whole logits (docs/log.md)
+        sink = _sink_of(projection, by_id)
+        sunk = {id(p) for p in projection.parameters()} if projection and sink else set()
+
+        for first in range(0, len(target), rows):
+            part = slice(first, first + rows)
             with torch.enable_grad():
                 pieces = [x[part].detach() for x in inputs]
                 pieces = [x.requires_grad_() if x.is_floating_point() else x for x in pieces]
                 per_event = criterion.per_event(scored.score(part, pieces, sink), target[part])
                 loss = (criterion.weight(target[part]) * per_event).sum()
 
-            sums = [(x, g[part]) for x, g in zip(pieces, of_inputs, strict=True) if g is not None]
+            # (what the chunk is differentiated by, where its gradient is added)
+            sums = [
+                (x, g[part]) for x, g in zip(pieces, input_gradients, strict=True) if g is not None
+            ]
             sums += [
                 (p, g)
-                for p, g in zip(parameters, of_parameters, strict=True)
-                if g is not None and id(p) not in apart
+                for p, g in zip(parameters, gradients, strict=True)
+                if g is not None and id(p) not in sunk
             ]
+            # unused: frozen layers under an adapter, or a head's optional parts
             made = torch.autograd.grad(loss, [source for source, _ in sums], allow_unused=True)
             for (_, summed), new in zip(sums, made, strict=True):
                 if new is not None:
                     summed += new
+
             total += loss.detach()
             class_loss += _by_class(per_event, target[part], classes)
 
         # not saved_tensors: the backward scales these in place and gives them away, so that no
         # second copy is made
-        ctx.gradients = [*of_inputs, *of_parameters]
+        ctx.gradients = [*input_gradients, *gradients]
         ctx.mark_non_differentiable(class_loss)
         return total, class_loss
 
@@ -164,6 +178,7 @@ class _ChunkedLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the chunked loss can be differentiated once; call the model again")
+        # None for scored, criterion, target, classes and rows
         return (None,) * 5 + tuple(None if g is None else g.mul_(scale) for g in gradients)
 
 
@@ -175,35 +190,43 @@ class _SinkingLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sink: GradientSink
     ) -> Any:
+        # (N, hidden units) and (K, hidden units)
         ctx.save_for_backward(x, weight)
         ctx.sink = sink
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors  # `gradient` is that of the logits, (N, K)
+
         sink = ctx.sink
-        # under autocast: its product, 10 x as fast
         if gradient.is_cuda and gradient.dtype != sink.weight.dtype:
+            # under autocast the product in half precision is 10 x as fast, and only the sum is not
             sink.weight.add_(gradient.T @ x.to(gradient.dtype))
         else:
             wide = gradient.to(sink.weight.dtype)
             sink.weight.addmm_(wide.T, x.to(wide.dtype))
+
         sink.bias.add_(gradient.sum(0, dtype=sink.bias.dtype))
+
+        # weight, bias and sink get none: the sink holds them already
         return gradient @ weight.to(gradient.dtype), None, None, None
 
 
 def _sink_of(
     projection: nn.Module | None, gradients: Mapping[int, torch.Tensor | None]
 ) -> GradientSink | None:
-    """Where the projection's gradients go; None if it is frozen, or no plain linear layer (as under
-    an adapter)."""
+    """Where the projection's gradients (K, hidden units) go; None if it is frozen, or no plain
+    linear layer (as under an adapter)."""
     if type(projection) is not nn.Linear or projection.bias is None:
         return None
-    weight, bias = (gradients.get(id(p)) for p in (projection.weight, projection.bias))
+    weight, bias = gradients.get(id(projection.weight)), gradients.get(id(projection.bias))
     return None if weight is None or bias is None else GradientSink(weight, bias)
 
 
 def _by_class(per_event: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
+    """Losses (N,) of targets (N,) summed by class, (K,) detached."""
     zero = torch.zeros(classes, dtype=torch.float32, device=target.device)
+
+    # float32 also under autocast: bf16 would lose small losses in a large sum
     return zero.index_add(0, target, per_event.detach().float())

@@ -54,7 +54,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     # what is given of the event that is predicted: any of time (weekday and slot), location
     given: list[str] | None = None
     tied_head: bool = False  # the event embedding enters the logits
-    next_heads: list[str] | None = None  # second heads: any of event, location, gap, slot
+    next_heads: list[str] | None = None  # auxiliary heads: any of event, location, gap, slot
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
 
     pad_token_id: int | None = 0
@@ -73,15 +73,20 @@ class BehaveGPTConfig(PreTrainedConfig):
         self.field_order = list(self.field_order or self.field_sizes)
         if sorted(self.field_order) == sorted(self.field_sizes):
             self.field_sizes = {name: self.field_sizes[name] for name in self.field_order}
+
+        # new lists: a default shared by all configs could be changed through one of them
         self.next_heads = list(self.next_heads or [])
         self.given = list(self.given or []) or None
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.head_size = self.head_size or self.hidden_size
+
         # GPT-2's 0.02 suits widths about 1024; a narrow network begins on a plateau with it
         # (docs/baselines.md)
         self.initializer_range = self.initializer_range or round(
             0.02 * (1024 / max(1, self.hidden_size)) ** 0.5, 4
         )
+
+        # checks the types, and calls validate_architecture
         super().__post_init__(**kwargs)
 
     @property
@@ -94,6 +99,7 @@ class BehaveGPTConfig(PreTrainedConfig):
         """Columns of a prepared log that the model reads: its fields, and past behaviors for the
         history head."""
         extra = ("behavior",) if self.history_head and not self.behavior_is_event else ()
+        # without duplicates: `behavior` can be an input field too
         return tuple(dict.fromkeys((*(self.field_order or ()), *extra)))
 
     def validate_architecture(self) -> None:
@@ -112,6 +118,7 @@ class BehaveGPTConfig(PreTrainedConfig):
             f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size "
             f"{self.embedding_size}) must be a multiple of 2 * num_attention_heads "
             f"{self.num_attention_heads}": (
+                # 0 heads are reported by the next check; a modulo by 0 would raise
                 self.num_attention_heads < 1
                 or self.hidden_size % (2 * self.num_attention_heads) == 0
             ),

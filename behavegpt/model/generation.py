@@ -13,7 +13,8 @@ from behavegpt.model.cache import EventCache
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 
 _ALONE = "drafted events have no times and places of their own; leave it out"
-REFUSED = {  # options of transformers' generate that would be wrong here
+# options of transformers' generate that would be wrong here
+REFUSED = {
     "assistant_model": _ALONE,
     "prompt_lookup_num_tokens": _ALONE,
     "assistant_early_exit": _ALONE,
@@ -50,39 +51,50 @@ class EventGenerationMixin(GenerationMixin):
                 "num_beams must be 1: beam search moves events between beams but not their times "
                 "and places; draw several samples instead: do_sample=True, num_return_sequences=n"
             )
+
         for name, why in REFUSED.items():
             if kwargs.get(name) or getattr(defaults, name, None):
                 raise ValueError(f"generate does not support {name}: {why}")
+
         self._refuse_behaviors()
+
+        # setdefault: a cache that the caller filled before is continued
         if kwargs.get("use_cache", defaults.use_cache) is not False:
             kwargs.setdefault("past_key_values", EventCache(self.config))
+
         parent: Any = super()
         return parent.generate(inputs, generation_config=generation_config, **kwargs)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The new columns of every field; without a cache all columns."""
+        """The new columns (B, R) of every field; without a cache all columns."""
         parent: Any = super()
         chosen = parent.prepare_inputs_for_generation(
             input_ids, next_sequence_length=next_sequence_length, **kwargs
         )
+
         end = input_ids.shape[1]
+        # transformers cut the event ids to the new columns; the other fields follow here
         begin = end - chosen["input_ids"].shape[1]
         for name in self._field_arguments():
             if chosen.get(name) is not None:
+                # a field that ends before the events repeats its last value
                 known = chosen[name]
                 missing = max(0, end - known.shape[1])
                 chosen[name] = torch.cat([known, known[:, -1:].expand(-1, missing)], dim=1)[
                     :, begin:end
                 ]
-        if not kwargs.get("use_cache", True):  # the whole prefix again, through the same path
+
+        if not kwargs.get("use_cache", True):
+            # no cache between the steps: the whole prefix again, through the same path
             chosen["past_key_values"] = EventCache(self.config)
         return {**chosen, "use_cache": True, "event_logits": True}
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = self._field_arguments()
         parent: Any = super()
+        # transformers refuses arguments that forward does not name; ours arrive as **fields
         parent._validate_model_kwargs(
             {name: value for name, value in model_kwargs.items() if name not in known}
         )
@@ -99,6 +111,7 @@ class EventGenerationMixin(GenerationMixin):
             )
         if config.memory:
             raise ValueError("the memory must take up each drawn event; use Predictor.generate")
+
         if config.behavior_is_event:
             return
         if "event" not in (config.next_heads or ()):
@@ -106,6 +119,7 @@ class EventGenerationMixin(GenerationMixin):
                 "this model predicts behaviors, not events: train it with next_heads=[event, "
                 "location, gap], or use Predictor.generate with a policy for events"
             )
+
         if config.history_head:
             raise ValueError(
                 "the history head needs the behavior of each drawn event, which generate() does "
@@ -118,6 +132,7 @@ def next_event_logits(
 ) -> torch.Tensor:
     """Logits (B, ids) of the next event, minus infinity at padding and unknown, from behaviors (B,
     K) or the head."""
+    # padding and unknown have no class; nobody draws them
     if config.behavior_is_event:
         return F.pad(logits, (SPECIAL_IDS, 0), value=-torch.inf)
     return F.pad((next_logits or {})["event"][:, SPECIAL_IDS:], (SPECIAL_IDS, 0), value=-torch.inf)

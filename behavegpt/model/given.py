@@ -34,15 +34,18 @@ class GivenProjection(nn.Module):
 
     def forward(self, given: Mapping[str, torch.Tensor], tables: nn.ModuleDict) -> torch.Tensor:
         """Ids (N,) of the given fields by name -> what is added to hidden states (N, C)."""
-        embedded = [tables[field](given[field]) for field in self.fields]
+        embedded = [tables[field](given[field]) for field in self.fields]  # each (N, d)
+
         added: torch.Tensor = self.projection(torch.cat(embedded, dim=-1))
         return added
 
 
 def fields_of(config: BehaveGPTConfig) -> tuple[str, ...]:
     """The given fields that the network has a table of; none where the counts decide alone."""
+    # without blocks there is no hidden state to add to; the counts read what is given themselves
     if config.memory and not config.num_hidden_layers:
         return ()
+
     fields = (field for name in config.given or () for field in GIVEN_FIELDS[name])
     return tuple(field for field in fields if field in (config.field_sizes or {}))
 
@@ -54,6 +57,7 @@ def make_projection(config: BehaveGPTConfig) -> GivenProjection | None:
 
 def check_given(projection: GivenProjection | None, predicted: Predicted) -> None:
     """Raise ValueError where a network is not told what it was trained to be given."""
+    # without it the logits would be those of a hidden state that training never saw
     if projection is not None and predicted.told is None:
         raise ValueError(
             f"the model is given the {' and '.join(projection.fields)} of the event that it "

@@ -40,12 +40,16 @@ class Predicted(NamedTuple):
         """The same of some of the positions; without the encoder's own loss."""
         if rows == WHOLE:
             return self
+
         side = {name: value[rows] for name, value in self.side.items()}
+
         past = self.past
         if isinstance(past, Memory):
             past = part_of_memory(past, rows)
         elif past is not None:
             past = History(past.counts[rows], past.classes[rows])
+
+        # no `auxiliary`: a part of it would be added once for each chunk
         told = None if self.told is None else self.told[rows]
         return Predicted(self.hidden[rows], past, side, told=told)
 
@@ -58,11 +62,15 @@ class MemoryHead(nn.Module):
 
     def __init__(self, config: BehaveGPTConfig) -> None:
         super().__init__()
-        experts = len(config.memory_experts or ()) + 1  # and their mixture
+        # the experts' mixture is one more of them
+        experts = len(config.memory_experts or ()) + 1
         state = config.hidden_size if config.num_hidden_layers else 0
+
+        # the universal mixer has no network, so a new one regularizes no more than the config asks
         self.mixer = Mixer(
             experts, self.HIDDEN, self.SUMMARY, state, min(Mixer.DROPOUT, config.dropout)
         )
+
         self.log_prior: torch.Tensor
         self.register_buffer(
             "log_prior", torch.full((config.num_behaviors,), -math.log(config.num_behaviors))
@@ -81,9 +89,11 @@ class MemoryHead(nn.Module):
                 f"positions, {given} are given; "
                 "open it by behavegpt.load, which makes them (docs/universal.md)"
             )
+
+        # log-probabilities of rare classes differ by less than bf16 resolves
         with exact(hidden.device.type):
-            told = None if logits is None else logits.float()
-            mixed: torch.Tensor = self.mixer(memory, self.log_prior, hidden.float(), told)
+            own = None if logits is None else logits.float()
+            mixed: torch.Tensor = self.mixer(memory, self.log_prior, hidden.float(), own)
         return mixed
 
 
@@ -109,15 +119,22 @@ class PredictionHead(nn.Module):
     ) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K). `event_embedding` (ids, d): the events' table, for the
         tied head."""
+        # the counts alone: the network would be computed for nothing
         if self.memory is not None and self.memory.mixer.network is None:
             return self.memory(hidden, None, past)
-        logits = project(self.projection, self.activation(self.dense(hidden)), sink)
+
+        logits = project(self.projection, self.activation(self.dense(hidden)), sink)  # (N, K)
+
         if self.tied_projection is not None and event_embedding is not None:
+            # the classes are the events behind padding and unknown, (K, d)
             logits = logits + self.tied_projection(hidden) @ event_embedding[SPECIAL_IDS:].T
+
         if self.history_gate is not None and isinstance(past, History):
             logits = self.history_gate.add_to(logits, hidden, past)
+
         if self.memory is not None:
             logits = self.memory(hidden, logits, past)
+
         return logits
 
     @torch.no_grad()
@@ -125,9 +142,12 @@ class PredictionHead(nn.Module):
         """Start from the training frequencies (K,): bias of the logits, and what the history is
         compared with."""
         log_prior = log_shares(counts.to(self.projection.bias))
+
         self.projection.bias.copy_(log_prior)
+
         if self.memory is not None:
             self.projection.bias.zero_()  # the counts tell the frequencies
             self.memory.log_prior.copy_(log_prior)
+
         if self.history_gate is not None:
             self.history_gate.log_prior.copy_(log_prior)

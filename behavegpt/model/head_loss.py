@@ -31,9 +31,11 @@ def head_loss(
     def score(
         part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
     ) -> torch.Tensor:
+        # (n, K) of a part of the positions
         logits: torch.Tensor = head(pieces[0], predicted.part(part).past, event_embedding, sink)
         return logits
 
+    # all that the logits depend on: the chunked loss makes the gradients of these, and of no other
     tied = () if event_embedding is None else (event_embedding,)
     scored = Scored(score, (predicted.asked,), (*head.parameters(), *tied), head.projection)
     return chunked_loss(scored, criterion, target, classes)

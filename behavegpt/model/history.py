@@ -56,22 +56,32 @@ class HistoryFeatures(nn.Module):
     def forward(self, past: Past, select: torch.Tensor) -> History:
         """Counts at the selected positions (B, R) bool of packed rows."""
         behavior, document = past.behavior, past.document
+
         index = torch.arange(behavior.shape[1], device=behavior.device)
+        # which positions s a position t may count: its own and earlier ones of the same history
         # (B, R of t, R of s)
         before = (document[:, :, None] == document[:, None, :]) & (index[:, None] >= index)
         known = behavior >= SPECIAL_IDS
         equal = (behavior[:, :, None] == behavior[:, None]) & known[:, None]  # (B, R, R)
+
         # a behavior is shown once, where it first occurs; D = the most different ones in a row
         first = known & ~(equal & before & (index[:, None] > index)).any(-1)
+
         # (B, D)
         place = torch.argsort(~first, dim=1, stable=True)[:, : max(1, int(first.sum(1).max()))]
         column = place[:, None].expand(-1, len(index), -1)
-        shown = before.gather(2, column) & first.gather(1, place)[:, None]
+        shown = before.gather(2, column) & first.gather(1, place)[:, None]  # (B, R of t, D)
+
         equal = equal.gather(2, column).float()  # (B, R of s, D)
+
+        # weights times occurrences: one product (B, R, R) @ (B, R, D) for each of the J counts
         with exact(equal.device.type):
             counts = [(weight @ equal)[select] for weight in self._weights(past, before)]
+
+        # padding and unknown have no class; their counts are 0, so it does not matter where they go
         classes = (behavior.gather(1, place) - SPECIAL_IDS).clamp(min=0)
         classes = classes[:, None].expand(-1, len(index), -1)[select]
+
         return History(torch.stack(counts, dim=-1) * shown[select][..., None], classes)
 
     @torch.no_grad()
@@ -83,35 +93,44 @@ class HistoryFeatures(nn.Module):
         S.
         """
         inside = past.document == 0
-        at = last[:, None]
-        after = inside & (torch.arange(inside.shape[1], device=at.device) > 0)  # has one before it
-        ago = torch.arange(inside.shape[1], device=at.device) - at
+
+        newest = last[:, None]  # (B, 1)
+        index = torch.arange(inside.shape[1], device=newest.device)  # (S,)
+        after = inside & (index > 0)  # has an event before it
+        ago = index - newest  # (B, S) events, 0 at the last one, negative before
+
+        # the J counts in the order of `_weights`, each (B, S)
         weights = [inside, inside * torch.exp(ago.clamp(max=0) / self.DECAY), ago == 0]
         weights.append(
-            inside & self._same_hour(past.slot.gather(1, at), past.slot, past.slots)[:, 0]
+            inside & self._same_hour(past.slot.gather(1, newest), past.slot, past.slots)[:, 0]
         )
         weights += [
-            after & _alike(ids.gather(1, at), _shifted(ids, -1))
+            after & _alike(ids.gather(1, newest), _shifted(ids, -1))
             for ids in (past.event, past.behavior, past.location)
         ]
         weights.append(
             after
-            & self._same_hour(past.slot.gather(1, at), _shifted(past.slot, 0), past.slots)[:, 0]
+            & self._same_hour(past.slot.gather(1, newest), _shifted(past.slot, 0), past.slots)[:, 0]
         )
+
         known = past.behavior >= SPECIAL_IDS
-        # (B, S, J)
-        found = torch.stack([weight.float() for weight in weights], dim=-1) * known[..., None]
-        counts = torch.zeros_like(found).scatter_add(1, first[..., None].expand_as(found), found)
+        shown = torch.stack([weight.float() for weight in weights], dim=-1) * known[..., None]
+        # a behavior's counts come together where it first occurs; elsewhere they stay 0
+        counts = torch.zeros_like(shown).scatter_add(1, first[..., None].expand_as(shown), shown)
+
         return History(counts, (past.behavior - SPECIAL_IDS).clamp(min=0))
 
     def _weights(self, past: Past, before: torch.Tensor) -> Iterator[torch.Tensor]:
         """The J weights (B, R of t, R of s) with which a behavior at s counts at t."""
+        # so far; decayed; at t itself; around the same hour
         index = torch.arange(before.shape[1], device=before.device)
         yield before.float()
+        # clamped: the exponential of a later s would overflow, and inf * False is NaN
         yield before * torch.exp((index - index[:, None]).clamp(max=0) / self.DECAY)
         yield (before & (index == index[:, None])).float()
         yield (before & self._same_hour(past.slot, past.slot, past.slots)).float()
-        # s has one before it
+
+        # the first event of a history follows none, not the last one of its neighbor in the row
         after = before & (_shifted(past.document, NOWHERE) == past.document)[:, None]
         for ids in (past.event, past.behavior, past.location):
             yield (after & _alike(ids[:, :, None], _shifted(ids, -1)[:, None])).float()
@@ -119,14 +138,15 @@ class HistoryFeatures(nn.Module):
 
     def _same_hour(self, slot: torch.Tensor, other: torch.Tensor, slots: int) -> torch.Tensor:
         """(B, R) and (B, R) slots -> (B, R, R): at most an hour apart on the clock."""
-        day = (slot[:, :, None] - other[:, None]).abs().float() / slots
+        day = (slot[:, :, None] - other[:, None]).abs().float() / slots  # distance, in days
+        # midnight is no border; the tolerance is for rounding, an hour itself counts
         return torch.minimum(day, 1 - day) <= self.HOUR + 1e-6
 
 
 def exact(device: str) -> AbstractContextManager[None]:
     """No autocast: it would round the counts' products to bf16, which has no odd numbers beyond
     256."""
-    # without autocast nothing at all, so that an exported graph holds no such region
+    # entered only where autocast is on: an exported graph shall not hold an empty region
     return (
         torch.autocast(device, enabled=False)
         if torch.is_autocast_enabled(device)
@@ -135,7 +155,7 @@ def exact(device: str) -> AbstractContextManager[None]:
 
 
 def _alike(ids: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Equal and known: two unknown events need not be the same one."""
+    """Equal and known, (B, R, R) or (B, R): two unknown events need not be the same one."""
     return (ids == others) & (ids >= SPECIAL_IDS)
 
 
@@ -175,6 +195,7 @@ class HistoryGate(nn.Module):
 
 def class_prior(counts: torch.Tensor) -> torch.Tensor:
     """Frequencies (K,) of classes with so many training events, half an event added to each."""
+    # a class without training events still has a logarithm
     smoothed = counts + 0.5
     return smoothed / smoothed.sum()
 

@@ -5,7 +5,7 @@ Shape letters: B rows, R positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,18 @@ class Events(NamedTuple):
     """What is given of the events that are predicted there: ids (N,) by field."""
 
 
+class Request(NamedTuple):
+    """What is asked of a forward, beside its events; see BehaveGPTForBehaviorPrediction."""
+
+    labels: torch.Tensor | None = None  # (B, R) int64, IGNORED where none is asked for
+    select: torch.Tensor | None = None  # (B, R) bool
+    criterion: Any = None  # behavegpt.losses.Loss
+    next_fields: Mapping[str, torch.Tensor] = {}  # targets of the auxiliary heads, each (B, R)
+    num_items: torch.Tensor | int | None = None  # what a mean is divided by
+    heads: Collection[str] | None = None  # the auxiliary heads to evaluate; None: all
+    event_logits: bool = False  # of the next event instead of the next behavior
+
+
 class RowLayout(NamedTuple):
     """How the rows of a forward hold their histories, each part as BehaveGPTModel.forward takes
     it."""
@@ -48,16 +60,19 @@ def read_events(
     layout: RowLayout,
     memory: Mapping[str, torch.Tensor] | None = None,
 ) -> Events:
-    """Events from ids by argument name (`input_ids`, `weekday_ids`, ...), absent ones None.
+    """Events from ids (B, R) by argument name (`input_ids`, `weekday_ids`, ...), absent ones None.
 
     A cache makes room for the new events. Raises ValueError without `input_ids`.
     """
     input_ids = fields.get("input_ids")
     if input_ids is None:
         raise ValueError("the model needs input_ids: the event ids, (rows, positions)")
+
     document, position, mask, cache = layout
     if document is None:
+        # without packing a row is one history, 0; padding, where the mask is 0, becomes -1
         document = torch.zeros_like(input_ids) if mask is None else mask.long() - 1
+
     if cache is not None:
         position = cache.begin(input_ids, mask).position
     elif position is None:
@@ -77,10 +92,13 @@ def refuse_unknown(
             "output_attentions is not supported: the attention kernels keep no weights; leave it "
             "out"
         )
+
+    # `event` and `time` may come as extra ids, for the counts, without being fields of the network
     known = {f"{name}_ids" for name in (*(config.field_sizes or ()), "event", "time")}
     unknown = sorted(
         name for name, value in fields.items() if value is not None and name not in known
     )
+
     if unknown:
         raise ValueError(
             f"the model does not know the argument {unknown[0]!r}; it takes input_ids, "
@@ -104,5 +122,9 @@ def positions_within(document: torch.Tensor) -> torch.Tensor:
     """Index of each position within its history, for documents (B, R)."""
     index = torch.arange(document.shape[1], device=document.device).expand_as(document)
     begins = torch.ones_like(document, dtype=torch.bool)
+
+    # a new history where the document changes
     begins[:, 1:] = document[:, 1:] != document[:, :-1]
+
+    # cummax carries the index of the latest start along the row
     return index - (index * begins).cummax(dim=1).values

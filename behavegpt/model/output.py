@@ -35,13 +35,13 @@ class BehaviorOutput(ModelOutput):
 
     # () sum under a criterion; mean cross-entropy with `labels` alone
     loss: torch.Tensor | None = None
-    # () unweighted sum, under a criterion, of second heads and auxiliary losses
+    # () unweighted sum, under a criterion, of auxiliary heads and losses
     side_loss: torch.Tensor | None = None
     # (N, K) at selected positions, (B, R, K) without selection, (B, 1, K) cached
     logits: torch.Tensor | None = None
     class_loss: torch.Tensor | None = None  # (K,) summed loss per class, detached
     class_count: torch.Tensor | None = None  # (K,)
-    next_logits: dict[str, torch.Tensor] | None = None  # second heads, each (N, ids)
+    next_logits: dict[str, torch.Tensor] | None = None  # auxiliary heads, each (N, ids)
     last_hidden_state: torch.Tensor | None = None  # (B, R, C)
     # embeddings and each block's output, (B, R, C)
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -64,8 +64,11 @@ def mean_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy of logits (..., K) and labels (...), divided by the given count or the number
     of labels."""
+    # summed and divided here: under gradient accumulation transformers gives the count of all
+    # labels
     total = F.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
     count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return total / count

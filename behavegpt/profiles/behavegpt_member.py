@@ -25,7 +25,7 @@ import torch
 from pydantic import Field, field_validator
 
 from behavegpt.checksums import manifest_of
-from behavegpt.config import closest
+from behavegpt.config import PathText, closest
 from behavegpt.console import progress
 from behavegpt.data.database import literal
 from behavegpt.data.schema import EventSchema
@@ -40,7 +40,6 @@ from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.paths import PathText
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.run import open_run

@@ -15,18 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.profiles.members import Step
 from behavegpt.profiles.transforms import BLOCK, State, fit_steps, transformed, width_after
-from behavegpt.user_embeddings import (
-    CLIENT_IDS,
-    EMBEDDINGS,
-    MISSING,
-    UserEmbeddings,
-    seal,
-    write_array,
-)
+from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal
 
 WIDEST = 2048  # columns the challenge takes
 STATE, FACTS = "state.safetensors", "ensemble.json"

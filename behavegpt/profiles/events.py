@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
 from behavegpt.data.database import connect, literal, reading
 from behavegpt.datasets.challenge_files import (
     EVENTS,
@@ -33,7 +33,6 @@ from behavegpt.datasets.challenge_files import (
 )
 from behavegpt.errors import DataError
 from behavegpt.io import temporary_folder
-from behavegpt.paths import PathText
 
 PRODUCT: tuple[EventName, ...] = tuple(event for event in EVENTS if ITEMS[event] == "sku")
 

@@ -36,6 +36,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.batch import moved
 from behavegpt.datasets.challenge_files import EventName
 from behavegpt.devices import choose_device
@@ -55,7 +56,7 @@ from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.networks import FACTS, embed_rows, load_network, save_network
 from behavegpt.profiles.task import Task, TrainingSettings, seeded
 from behavegpt.profiles.training import train
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 MARGIN = 1.0  # of WARP, in units of the score
 BATCH = 4096  # clients embedded at a time

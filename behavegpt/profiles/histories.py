@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from behavegpt.batch import PackedBatch
 from behavegpt.config import Settings
+from behavegpt.data.collate import collate_inputs, layout_of
 from behavegpt.data.loader import row_length_for
-from behavegpt.data.pack import Windows, collate_inputs, layout_of, pack_rows
+from behavegpt.data.pack import Windows, pack_rows
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTConfig
 from behavegpt.model.behavegpt import BehaveGPTModel

@@ -20,11 +20,12 @@ import duckdb
 import numpy as np
 from pydantic import Field, model_validator
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.errors import DataError, MissingExtraError
 from behavegpt.profiles.events import among, ask_everybody, columns, register
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

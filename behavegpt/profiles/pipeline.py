@@ -50,7 +50,9 @@ from behavegpt.errors import (
     environment_fault,
     is_interruption,
 )
-from behavegpt.io import check_output, lock, scratch, workspace, write_json, write_text
+from behavegpt.io import scratch, workspace, write_json, write_text
+from behavegpt.locks import lock
+from behavegpt.outputs import check_output
 from behavegpt.paths import local_path
 from behavegpt.profiles.cache import digest, peak_memory, reset_peak
 from behavegpt.profiles.ensemble import (

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from behavegpt.paths import PathText
+from behavegpt.config import PathText
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 

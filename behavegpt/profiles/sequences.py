@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt import __version__
+from behavegpt.arrays import open_array, write_array
 from behavegpt.ingest.buckets import ColumnWriter, smallest_dtype
 from behavegpt.io import scratch, write_json
 from behavegpt.profiles.events import EventTables, ask_everybody, columns, register
@@ -40,7 +41,6 @@ from behavegpt.profiles.fields import (
     source_sql,
     value_sql,
 )
-from behavegpt.user_embeddings import open_array, write_array
 
 BATCH = 2**18  # rows fetched at a time
 # odd and near 2^32 over the golden ratio: Knuth's multiplicative hash

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from behavegpt.config import Settings
-from behavegpt.paths import PathText
+from behavegpt.config import PathText, Settings
 from behavegpt.profiles import (
     behavegpt_member,
     factorization,

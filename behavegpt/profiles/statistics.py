@@ -12,9 +12,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.profiles.events import PRODUCT, among, columns, register
-from behavegpt.user_embeddings import open_array, write_array
 
 Features = dict[str, np.ndarray]  # name -> (U,) float64, NaN where undefined
 DAY = 86_400

@@ -27,6 +27,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field, field_validator
 
+from behavegpt.arrays import open_array, write_array
 from behavegpt.console import progress
 from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.devices import choose_device
@@ -36,7 +37,7 @@ from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, wri
 from behavegpt.profiles.features import spans
 from behavegpt.profiles.language_model import model_digest, model_folder, pool, token_batches
 from behavegpt.profiles.members import Context, MemberSettings
-from behavegpt.user_embeddings import UserEmbeddings, open_array, write_array
+from behavegpt.user_embeddings import UserEmbeddings
 
 
 class TextSettings(MemberSettings):

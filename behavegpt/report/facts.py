@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from behavegpt import plots
 from behavegpt.data.store import Manifest
 from behavegpt.errors import DataError
+from behavegpt.result_files import read_json
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_facts(run: Path) -> dict[str, Any]:
         "seed": None,
         "versions": {},
         "data": {},
-    } | plots.read_json(run / "run.json")
+    } | read_json(run / "run.json")
 
 
 def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
@@ -37,7 +37,7 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
         return None
 
     try:
-        manifest = Manifest.model_validate(plots.read_json(path))
+        manifest = Manifest.model_validate(read_json(path))
     except ValueError as error:
         # after a new preparation the folder describes other data than the model's
         raise DataError(f"{path}: damaged ({error}); prepare the data again.") from None
@@ -206,7 +206,7 @@ def pick(tree: dict[str, Any], path: str) -> Any:
 
 
 def optional_json(path: Path, *needed: str) -> dict[str, Any]:
-    return plots.read_json(path, *needed) if path.is_file() else {}
+    return read_json(path, *needed) if path.is_file() else {}
 
 
 def is_number(value: Any) -> bool:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from behavegpt.arrays import write_array
 from behavegpt.checksums import seal
 from behavegpt.data.pack import target_rows
 from behavegpt.data.reencode import replace_counts, training_counts
@@ -29,7 +30,6 @@ from behavegpt.data.ties import count_ties
 from behavegpt.errors import DataError
 from behavegpt.io import put_in_place, remove_stale, temporary_name
 from behavegpt.ragged import owners, ranges
-from behavegpt.user_embeddings import write_array
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.grid import Grid, Row, Run, attempted, digest, tell_failed
-from behavegpt.io import check_output, write_text
+from behavegpt.io import write_text
 from behavegpt.model.precision import choose_precision
+from behavegpt.outputs import check_output
 from behavegpt.pretrain import pretrain
 from behavegpt.scaling.ladder import Task
 from behavegpt.scaling.rows import COUNTS

@@ -1,7 +1,7 @@
 """Requests -> answers, several at a time, each the one that the Predictor gives to it alone.
 
-Requests are put together only where no rule of reading looks at more than one row: whether labels
-like `7.0` are integers, and the unit of numbers that are times, are decided by all rows of a log.
+Requests are put together only where no rule of reading looks at more than one row; see
+ingest/together.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.ingest.asked import check_asked
 from behavegpt.ingest.histories import encode_histories
-from behavegpt.ingest.rows import read_rows
 from behavegpt.ingest.time_join import time_parts
+from behavegpt.ingest.together import columns_of, reading_key
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import (
     EmbedRequest,
@@ -55,55 +55,22 @@ def answer_all(
     return [_answer_one(predictor, request, interrupt) for request in requests]
 
 
-SURE_DIGITS = 15  # of a whole number that a float holds exactly
-
-
 def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     """Requests with the same key may be answered together; None: alone."""
-    columns = columns_of(schema)
-    # how a clock is written is told from all rows
-    if len(time_parts(schema.time, _named(request))) > 1:
+    together = reading_key([row for user in request.users for row in user.events], schema)
+    if together is None:
         return None
-    kinds = []
-    for role, column in columns.items():
-        values = [row.get(column) for user in request.users for row in user.events]
-        found = {type(value) for value in values if value is not None}
-        if len(found) > 1 or float in found:
-            return None
-        kind = found.pop() if found else None
-        if any(_depends_on_others(role, value) for value in values if isinstance(value, str)):
-            return None
-        if kind is int and role == "time" and schema.time_unit == "auto":
-            return None
-        named = any(column in row for user in request.users for row in user.events)
-        kinds.append((column, kind, named))
-    options = request.model_dump(exclude={"users"})
+    options = {name: getattr(request, name) for name in type(request).model_fields}
+    del options["users"]
     return (
         type(request),
-        tuple(kinds),
+        together,
         tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in options.items()),
-    )
-
-
-def columns_of(schema: EventSchema) -> dict[str, str]:
-    """Role -> column of an event, the user left out."""
-    return (
-        schema.label_columns
-        | {"time": schema.time}
-        | ({"order": schema.order} if schema.order else {})
     )
 
 
 def _named(request: Request) -> set[str]:
     return {column for user in request.users for row in user.events for column in row}
-
-
-def _depends_on_others(role: str, value: str) -> bool:
-    if role == "time":  # a number as text, or a form that is read apart
-        return "-" not in value or not value[:4].isdigit()
-    if role == "order":  # whole numbers sort as such, alone or in company; other text need not
-        return not (value.isascii() and value.isdigit() and len(value) <= SURE_DIGITS)
-    return value.endswith(".0")
 
 
 def _answer_one(
@@ -149,12 +116,7 @@ def _encode_distinct(
         column: [row.get(column) for user in users for row in user.events] for column in wanted
     }
     table[schema.user] = [_name(user) for user in users for _ in user.events]
-    read = read_rows(table, schema)
-    encoded = (
-        encode_histories(predictor.tokenizer.by_name(), table)
-        if read is None
-        else predictor.tokenizer.encode_table(read)
-    )
+    encoded = encode_histories(predictor.tokenizer.by_name, table, warn=False)
     if len(encoded.users) < len(users):
         there = set(encoded.users.to_pylist())
         missing = next(user.id for user in users if _name(user) not in there)
@@ -247,7 +209,7 @@ def _predict(
     found = predictor.predict(
         encoded,
         request.top_k,
-        request.prior_correction,
+        prior_correction=request.prior_correction,
         interrupt=interrupt,
         thresholds=request.thresholds,
         at=at,

@@ -146,7 +146,7 @@ class Users:
                 found = self._predictor.predict(
                     states,
                     top_k,
-                    correction,
+                    prior_correction=correction,
                     thresholds=thresholds,
                     interrupt=interrupt,
                     at=at,

@@ -1,2 +1,1 @@
-"""The training loop, its checkpoints and run folders, evaluation, and what they need of a
-device."""
+"""The training loop, checkpoints, run folders and evaluation, and what they need of a device."""

@@ -7,13 +7,12 @@ FOLDER/step_00000100/
     trainer.json           progress, and the fingerprint of data and settings
     MANIFEST.json          the step, and size and SHA-256 of the other files
 
-Of weights that are cut over ranks (sharding.py), shards/ takes the place of the first two: a file
-for each rank. Either kind is read whole, so a run goes on with any number of ranks, cut or not.
+Of weights that are sharded over ranks (sharding.py), shards/ takes the place of the first two: a
+file for each rank. Either kind is read whole, so a run goes on with any number of ranks.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -37,6 +36,7 @@ from behavegpt.training.storage import DAMAGE, REMEDY, Tensors, read_tensors, wr
 
 TENSORS, TRAINER = ("model", "optimizer", "loss"), "trainer.json"
 FILES = (*(f"{part}.safetensors" for part in TENSORS), TRAINER)
+# eight digits sort as text up to 99,999,999 steps; more are fine, as they are compared as numbers
 NAME = re.compile(r"step_([0-9]{8,})")
 SHARDS, SHARD = "shards", re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
@@ -76,12 +76,17 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
         temporary.mkdir()
+
         for part in TENSORS:
             write_tensors(temporary / f"{part}.safetensors", getattr(snapshot, part))
         write_json(temporary / TRAINER, snapshot.trainer)
+
+        # the manifest last: a folder without one is no checkpoint
         seal(temporary, FILES, step=snapshot.step)
+        # one rename, so that a reader finds all of it or nothing
         put_in_place(temporary, final)
         sync(folder)
+        # only now: until the new one is safe, the old ones are all there is
         tidy(folder, snapshot.step, keep, protect)
     except (OSError, SafetensorError) as error:
         raise _unwritten(temporary, final, error) from error
@@ -91,22 +96,29 @@ def save_checkpoint(
 def save_sharded(
     folder: Path, snapshot: Snapshot, keep: int = 2, protect: Collection[int] = ()
 ) -> None:
-    """As `save_checkpoint`, of tensors that are cut over the ranks; called by all of them, `folder`
-    is seen by all."""
+    """As `save_checkpoint`, of tensors that are sharded over the ranks; called by all of them,
+    `folder` is seen by all."""
     final = folder / f"step_{snapshot.step:08d}"
     main = dist.get_rank() == 0
     temporary = temporary_name(final, "new")
+
+    # the temporary name holds rank 0's process id, so the others must be told
     names = [str(temporary)]
     try:
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             remove_stale(folder)
             (temporary / SHARDS).mkdir(parents=True)
+
+        # also a barrier: no rank writes before rank 0 has made the folder
         dist.broadcast_object_list(names)
         temporary = Path(names[0])
+
         tensors = {f"model/{name}": tensor for name, tensor in snapshot.model.items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()}
         write_shards(temporary / SHARDS, tensors)
+
+        # write_shards returns when all ranks have written, so rank 0 seals whole files
         if main:
             write_tensors(temporary / "loss.safetensors", snapshot.loss)
             write_json(temporary / TRAINER, snapshot.trainer)
@@ -120,6 +132,7 @@ def save_sharded(
 
 
 def _unwritten(temporary: Path, final: Path, error: BaseException) -> CheckpointError:
+    """The error of a checkpoint that could not be written, once its half is cleared away."""
     shutil.rmtree(temporary, ignore_errors=True)
     folder = final.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
@@ -130,7 +143,7 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
 
 
 def _shard_files(path: Path) -> tuple[str, ...]:
-    """The files of a checkpoint whose weights are cut."""
+    """The files of a checkpoint whose weights are sharded."""
     shards = sorted(name for name in os.listdir(path / SHARDS) if SHARD.fullmatch(name))
     return (*(f"{SHARDS}/{name}" for name in shards), "loss.safetensors", TRAINER)
 
@@ -139,14 +152,16 @@ def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> N
     """Delete what crashes left behind, and of the checkpoints up to `step` all but the latest
     `keep` and `protect`."""
     remove_stale(folder)
-    for path in [path for path in _checkpoints(folder) if _step(path) <= step][:-keep]:
+
+    done = [path for path in _checkpoints(folder) if _step(path) <= step]
+    for path in done[:-keep]:
         if _step(path) not in protect:
             discard(path)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint of a folder, or None; warns in one line of each damaged one it
-    passes over."""
+    """The newest intact checkpoint of a folder, or None; warns in one line of each corrupted one
+    that it skips."""
     for path in reversed(_checkpoints(folder)):
         try:
             return load_checkpoint(path)
@@ -163,24 +178,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: not a checkpoint; give a folder step_00000000 of a run's ckpt folder."
         )
-    cut = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()
-    verify_exactly(path, DAMAGE, _shard_files(path) if cut else FILES, step=_step(path))
-    held: dict[str, Tensors] = {"loss": read_tensors(path / "loss.safetensors")}
+
+    # a link would lead out of the folder, to files that nobody sealed
+    sharded = (path / SHARDS).is_dir() and not (path / SHARDS).is_symlink()
+    verify_exactly(path, DAMAGE, _shard_files(path) if sharded else FILES, step=_step(path))
+
     trainer = read_json(path / TRAINER, CheckpointError, REMEDY)
+    parts: dict[str, Tensors] = {"loss": read_tensors(path / "loss.safetensors")}
     for part in ("model", "optimizer"):
-        held[part] = {} if cut else read_tensors(path / f"{part}.safetensors")
-    if cut:
+        parts[part] = {} if sharded else read_tensors(path / f"{part}.safetensors")
+    if sharded:
         for name, tensor in read_shards(path / SHARDS).items():
-            part, _, own = name.partition("/")
-            held.setdefault(part, {})[own] = tensor
+            part, _, own_name = name.partition("/")  # as save_sharded joins them
+            parts.setdefault(part, {})[own_name] = tensor
+
     return Checkpoint(
-        _step(path), held["model"], held["optimizer"], held["loss"], trainer, path=path
+        _step(path), parts["model"], parts["optimizer"], parts["loss"], trainer, path=path
     )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Tensors:
     """The optimizer's state by name: `exp_avg/PARAMETER`, `exp_avg_sq/PARAMETER`,
     `step/PARAMETER`."""
+    # by name: torch's own numbers change with the order and the grouping of the parameters
     return {
         f"{key}/{name}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
@@ -200,15 +220,20 @@ def restore_optimizer(
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = {name: parameter for parameter, name in names.items()}
+
+    # torch numbers the parameters through all groups; names survive another order or grouping
     current = optimizer.state_dict()
-    known: dict[str, tuple[int, torch.Size]] = {}  # torch numbers the parameters through all groups
+    known: dict[str, tuple[int, torch.Size]] = {}
     for group, numbered in zip(optimizer.param_groups, current["param_groups"], strict=True):
         for parameter, number in zip(group["params"], numbered["params"], strict=True):
             known[names[parameter]] = number, parameter.shape
+
     state: dict[int, Tensors] = {}
     for full, tensor in tensors.items():
-        key, _, name = full.partition("/")
+        key, _, name = full.partition("/")  # as optimizer_tensors joins them
+
         number, shape = known.get(name, (-1, None))
+        # `step` is a scalar beside a parameter of any shape
         if shape is None or (tensor.ndim and tensor.shape != shape):
             here = "not trained here" if shape is None else f"{list(shape)} here"
             raise CheckpointError(
@@ -216,61 +241,18 @@ def restore_optimizer(
                 "resume with the model "
                 "settings of the checkpoint, or start a new run with another out=."
             )
+
         state.setdefault(number, {})[key] = part_like(tensor, parameters[name])
+
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
-
-
-def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings)
-    are the same."""
-    lines = [
-        f"{name}: checkpoint {was}, now {becomes}"
-        for name, (was, becomes) in changes(saved, current).items()
-    ]
-    if lines:
-        remedy = (
-            "Resume with the data and settings of the checkpoint, or start a new run with another "
-            "out=."
-        )
-        raise CheckpointError(
-            "\n  ".join(["the checkpoint belongs to another run:", *lines]) + f"\n{remedy}"
-        )
-
-
-def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Dotted name -> value before and now, shortened, wherever two nested mappings differ."""
-    before, now = _flat(saved), _flat(json.loads(json.dumps(current)))
-    return {
-        name: (_short(before, name), _short(now, name))
-        for name in dict.fromkeys([*before, *now])
-        if name not in before or name not in now or before[name] != now[name]
-    }
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    found = (
-        [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
-    )
-    return sorted(found, key=_step)
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
 
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{name}": value}
-        )
-    return flat
-
-
-def _short(values: Mapping[str, Any], name: str) -> str:
-    text = str(values.get(name, "absent"))
-    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.errors import BehaveGPTError
-from behavegpt.io import lock
+from behavegpt.locks import lock
 
 LOCK = ".lock"
 
@@ -26,6 +26,8 @@ class Journal:
     def append(self, record: dict[str, Any]) -> None:
         """Add one record, in one write; its floats are read back exactly. Raises BehaveGPTError on
         a full disk."""
+        # json writes the shortest text that gives the same float
+        # opened anew for each record: nothing waits in a buffer when the process is killed
         try:
             with open(self.path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")
@@ -37,13 +39,18 @@ class Journal:
         `step` stay."""
         if not self.path.exists():
             return
+
         kept = [line for line, record in _records(self.path) if record.get("step", step) <= step]
+
         temporary = self.path.with_name(f".{self.path.name}.tmp")
+        # written beside and renamed: a crash leaves the old journal or the new one
         try:
             with open(temporary, "wb") as file:
                 file.writelines(line + b"\n" for line in kept)
+                # on the disk before the rename, or a power cut could leave an empty file
                 file.flush()
                 os.fsync(file.fileno())
+
             os.replace(temporary, self.path)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -79,12 +86,14 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         raise BehaveGPTError(
             f"{path}: no journal to read ({error}); give the folder of a run."
         ) from None
+
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError(f"a {type(record).__name__}, not a mapping")
         except ValueError as error:
+            # the last line may be torn by a crash; any other damage is not ours to guess about
             if number == len(lines):
                 return
             raise BehaveGPTError(

@@ -19,6 +19,8 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
+            # the mmap threshold first: larger blocks bypass the heap, and are returned whatever it
+            # keeps
             library = ctypes.CDLL(None)
             library.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
             library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

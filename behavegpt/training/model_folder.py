@@ -49,8 +49,12 @@ def save_model(
         tokenizer.save(temporary)
         if model.counts is not None:
             save_counts(model.counts, temporary)
+
+        # what comes beside is sealed with the rest
         for write in beside:
             write(model, temporary)
+
+        # the manifest last: it covers all files
         seal(temporary)
 
 
@@ -70,7 +74,10 @@ def open_model(folder: Path) -> Trained:
         ("config.json", SHARDED if sharded else WEIGHTS, "preprocessor_config.json"),
         "a model folder; give the `model` folder of a run",
     )
+
+    # before the weights are touched: the config's class is ours, not the folder's
     _refuse_foreign_type(folder)
+
     disable_progress_bar()
     try:
         # the class by the folder's model_type: BehaveGPT, or a baseline where those are imported
@@ -82,29 +89,37 @@ def open_model(folder: Path) -> Trained:
             output_loading_info=True,
         )
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
+
     except Exception as error:  # transformers raises whatever a strange config leads to
         raise CheckpointError(
             f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}."
         ) from None
+
     if model.config.memory:
         model.counts = load_counts(folder)
+
+    # transformers would fill them with new weights and only warn
     if loaded["missing_keys"]:
         names = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise CheckpointError(
             f"{folder}: model.safetensors lacks {names}, which config.json asks for; {DAMAGED}."
         )
+
+    # ids of another vocabulary would give sensible-looking nonsense
     if model.config.tokenizer_hash not in (None, tokenizer.hash):
         raise CheckpointError(
             "the model's config.json and preprocessor_config.json do not belong together "
             f"(vocabulary hash {model.config.tokenizer_hash} and {tokenizer.hash}); restore the "
             "folder as it was written."
         )
+
     return Trained(model, tokenizer)
 
 
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:
     """Raise CheckpointError unless a folder has these files, and all that its manifest names as
     they were written."""
+    # what is missing is said before what is damaged: a folder of something else has no manifest
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: not {what} ({name} is missing).")

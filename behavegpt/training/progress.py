@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# of a validation
+# figures of a validation that are logged
 FIGURES = ("rec_w", "rec_m", "prec_w", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 
 
@@ -24,10 +24,13 @@ class Progress:
         """Whether a validation's figures are the best so far by `select`; after `patience` others
         the run is to stop."""
         value = selection_value(figures, select)
+        # strictly better: of equal models the earlier one
         if self.best_value is None or value > self.best_value:
             self.best_step, self.best_value, self.worse = self.step, value, 0
             return True
+
         self.worse += 1
+
         if patience and self.worse >= patience:
             self.stopped = f"no better {select} in {self.worse} validations"
         return False
@@ -42,4 +45,5 @@ def selection_value(figures: Mapping[str, float], select: str) -> float:
     """The figure by which checkpoints are compared; larger is better."""
     if select == "rec_mean":
         return (figures["rec_w"] + figures["rec_m"]) / 2
+    # a smaller cross-entropy is better
     return -figures[select] if select == "cross_entropy" else figures[select]

@@ -33,6 +33,7 @@ def ranks_asked(environment: Mapping[str, str]) -> int:
     asked = max(
         int(environment[name]) if environment.get(name, "").isdigit() else 1 for name in SIZES
     )
+
     # `accelerate launch --cpu --num_processes N` starts one process, and only a port tells that N
     # was more than 1
     several = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment
@@ -45,7 +46,9 @@ def tell_ranks(ranks: Ranks, environment: Mapping[str, str] | None = None) -> No
     if not ranks.is_main_process:
         return
     count = ranks.num_processes
+
     say(f"{count} process{'es' if count > 1 else ''} on {ranks.device.type}")
+
     if ranks_asked(os.environ if environment is None else environment) > count:
         say(
             f"warning: the launcher was asked for more than {count}, and this process works alone, "

@@ -20,8 +20,8 @@ import behavegpt
 from behavegpt.console import say
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore
+from behavegpt.errors import CheckpointError
 from behavegpt.model import BehaveGPTConfig
-from behavegpt.training.checkpoint import changes
 from behavegpt.training.settings import SHAPE, RunSettings
 
 
@@ -29,19 +29,67 @@ def fingerprint_of(
     settings: RunSettings, store: EventStore, config: BehaveGPTConfig
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
+    # not the learning rate, the number of steps or of ranks: those may change on purpose
     shape = {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")}
-    if not shape["given"]:  # checkpoints of before do not tell it
+    if not shape["given"]:  # checkpoints of earlier versions do not name it
         del shape["given"]
+
     return {
         "data": {
             "content_hash": store.manifest.content_hash,
             "schema": store.schema.model_dump(mode="json"),
+            # a hash of the labels, which number the rows of embeddings and the classes
             "vocabulary": {name: vocabulary.hash for name, vocabulary in store.vocabulary.items()},
         },
         "model": shape,
         "loss": settings.loss.model_dump(mode="json"),
+        # data order and dropout are functions of these and the step
         "train": {"seed": settings.train.seed, "batch_events": settings.train.batch_events},
     }
+
+
+def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings)
+    are the same."""
+    lines = [
+        f"{name}: checkpoint {was}, now {becomes}"
+        for name, (was, becomes) in changes(saved, current).items()
+    ]
+    if lines:
+        listed = "\n  ".join(["the checkpoint belongs to another run:", *lines])
+        raise CheckpointError(
+            f"{listed}\nResume with the data and settings of the checkpoint, or start a new run "
+            "with another out=."
+        )
+
+
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Dotted name -> value before and now, shortened, wherever two nested mappings differ."""
+    # through JSON, as the saved one came: tuples become lists
+    before, now = _flat(saved), _flat(json.loads(json.dumps(current)))
+
+    return {
+        name: (_short(before, name), _short(now, name))
+        for name in dict.fromkeys([*before, *now])
+        if name not in before or name not in now or before[name] != now[name]
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(values: Mapping[str, Any], name: str) -> str:
+    """A value as text; long ones, such as hashes, by their beginning."""
+    text = str(values.get(name, "absent"))
+    return text if len(text) <= 40 else f"{text[:12]}…"
 
 
 def targets_of(store: EventStore) -> dict[str, dict[str, int]]:
@@ -70,6 +118,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
         "accelerate": accelerate,
         "numpy": np,
     }
+
     return {
         "command": " ".join([_program(), *sys.argv[1:]]),
         "config": settings.model_dump(mode="json"),
@@ -92,6 +141,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
 
 
 def _device_name(accelerator: Accelerator) -> str:
+    """What the run was computed on, for people who compare run times."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
     return f"CPU, {torch.get_num_threads()} threads"
@@ -103,11 +153,12 @@ def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:
     try:
         before = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
-        return
-    found = changes(before, facts["config"])
-    if found:
-        said = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.items())
-        say(f"resuming with changed settings: {said}")
+        return  # the run never wrote it, or somebody else did
+
+    changed = changes(before, facts["config"])
+    if changed:
+        listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        say(f"resuming with changed settings: {listed}")
 
 
 def _program() -> str:

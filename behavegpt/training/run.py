@@ -23,12 +23,13 @@ from behavegpt.config import dump_settings
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError
-from behavegpt.io import check_output, write_json, write_text
+from behavegpt.io import write_json, write_text
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.training.checkpoint import Checkpoint, load_latest, refuse_mismatch
+from behavegpt.outputs import check_output
+from behavegpt.training.checkpoint import Checkpoint, load_latest
 from behavegpt.training.journal import Journal, run_lock
 from behavegpt.training.model_folder import save_model
-from behavegpt.training.record import record_of, tell_changes
+from behavegpt.training.record import record_of, refuse_mismatch, tell_changes
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.setup import leave, make_accelerator
 
@@ -47,12 +48,11 @@ class RunFolder:
         name: str = "",
         resume: bool = False,
     ) -> None:
-        self.accelerator, self.settings, self.name, self.resume = (
-            accelerator,
-            settings,
-            name,
-            resume,
-        )
+        self.accelerator = accelerator
+        self.settings = settings
+        self.name = name
+        self.resume = resume
+
         self.path = Path(settings.out) if settings else Path(os.devnull)
         self.checkpoints = self.path / "ckpt"
         self.journal = Journal(self.path / "log.jsonl" if settings else self.path)
@@ -66,13 +66,17 @@ class RunFolder:
         """
         if not self.resume:
             return None
+
         checkpoint = load_latest(self.checkpoints)
         if checkpoint is not None:
+            # data, shape, loss and seed must be those of the checkpoint, or the result would be of
+            # neither
             refuse_mismatch(checkpoint.trainer["fingerprint"], fingerprint)
         elif any(self.checkpoints.glob("step_*")):
             raise CheckpointError(
                 f"{self.checkpoints}: no checkpoint is sound; move the folder away to start anew."
             )
+
         return checkpoint
 
     def begin(self, store: EventStore, facts: Mapping[str, Any], resumed: bool) -> None:
@@ -80,9 +84,11 @@ class RunFolder:
         data."""
         if self.settings is None or not self.accelerator.is_main_process:
             return
+
         self.record = record_of(self.settings, store, self.accelerator) | dict(facts)
         if resumed:
             tell_changes(self.path, self.record)
+
         write_json(self.path / "run.json", self.record)
         write_text(self.path / "config.yaml", dump_settings(self.settings))
 
@@ -95,7 +101,9 @@ class RunFolder:
         """Write RUN/model in one rename and close run.json; rank 0 does."""
         if not self.accelerator.is_main_process:
             return
+
         save_model(model, tokenizer, self.path / "model", *beside)
+
         finished = datetime.datetime.now(datetime.UTC)
         began = datetime.datetime.fromisoformat(self.record["started"])
         self.record["finished"] = finished.isoformat(timespec="seconds")
@@ -112,17 +120,25 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
     path, train = Path(settings.out), settings.train
     check_output(path, "into")
     accelerator = make_accelerator(train)
+
     with ExitStack() as held:
+        # one lock for all ranks: rank 0 holds it
         if accelerator.is_main_process:
             path.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock(path))
+
         if not resume and any((path / "ckpt").glob("step_*")):
             raise CheckpointError(
                 f"{path} holds a run already; go on with --resume, or choose another out=FOLDER."
             )
+
         if train.deterministic:
+            # cuBLAS needs it to add in a fixed order; it is read when CUDA starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+
         torch.manual_seed(train.seed)
         yield RunFolder(accelerator, settings, name, resume)
+
+        # not in a `finally`: after an error the ranks would wait for one that has gone already
         leave(accelerator)

@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
 
 from behavegpt.console import say
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches, row_length_for
 from behavegpt.data.memory_counts import Counts
 from behavegpt.data.pack import target_rows
@@ -39,19 +40,24 @@ def make_accelerator(train: TrainSettings) -> Accelerator:
     not supported."""
     if train.wandb:
         _need_wandb()
+
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         # train.precision decides, whatever the user's accelerate profile says
         mixed_precision="no",
         log_with="wandb" if train.wandb else None,
     )
+
     if accelerator.distributed_type not in STRATEGIES:
         raise ConfigError(
             f"accelerate's {accelerator.distributed_type.value} is not supported; launch with "
             "MULTI_GPU or FSDP, for example --config_file configs/accelerate/multi_gpu.yaml."
         )
+
+    # refuses the first version of FSDP, before anything is built
     sharding_asked()
     tell_ranks(accelerator)
+
     if train.wandb:
         accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
     return accelerator
@@ -66,10 +72,12 @@ def leave(accelerator: Accelerator) -> None:
     """
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
+        # torch offers no public way to the store
         store = dist.distributed_c10d._get_default_store()
         if accelerator.is_main_process:
             store.set("behavegpt/host_is_out", "")
             while store.add("behavegpt/others_are_out", 0) < accelerator.num_processes - 1:
+                # a poll: the store can count, but not wait for a number
                 time.sleep(0.001)
         else:
             store.wait(["behavegpt/host_is_out"])
@@ -81,11 +89,9 @@ def _need_wandb() -> None:
     if importlib.util.find_spec("wandb") is None:
         raise MissingExtraError("wandb", "wandb")
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    if (
-        not os.environ.get("WANDB_API_KEY")
-        and "WANDB_MODE" not in os.environ
-        and not netrc.exists()
-    ):
+    has_key = bool(os.environ.get("WANDB_API_KEY"))
+    if not has_key and "WANDB_MODE" not in os.environ and not netrc.exists():
+        # wandb would ask for a login, and a job in a queue would wait for the answer for ever
         os.environ["WANDB_MODE"] = "offline"
         say(
             "wandb: no key found, logging offline; send it later with: wandb sync "
@@ -98,7 +104,7 @@ def can_compile(device: torch.device) -> bool:
     on an H200)."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere
 
 
 def choose_kernels(
@@ -110,10 +116,13 @@ def choose_kernels(
 ) -> None:
     """Attention back end, activation checkpointing and compilation of a model. ConfigError where it
     has no blocks."""
+    # before the model is wrapped or sharded: both would hide the blocks
     best = choose_backend(device, precision == "bf16", model.config.max_length)
     model.set_attn_implementation(best if attention == "auto" else attention)
+
     if train.activation_checkpointing:
         _checkpoint_activations(model)
+
     if train.compile or (train.compile is None and can_compile(device)):
         compile_blocks(model)
 
@@ -156,22 +165,25 @@ def training_batches(
         raise DataError(
             f"{store.path}: no training events; prepare the data again with another --split."
         )
+
     if not len(target_rows(store, TRAIN)):
         raise DataError(
             f"{store.path}: nothing to learn from: every history has 0 or 1 training events with "
             "a known behavior, and "
             "a prediction needs one before it. Give longer histories, or another --split."
         )
+
+    # a 32nd of the events: about 32 steps an epoch, until a step holds 8,192 events
     wanted = train.batch_events or min(8192, max(1024, events // 32))
     return TrainingBatches(
         store,
         max_length=config.max_length,
         rows_per_step=-(-wanted // row_length_for(config.max_length)),
         seed=train.seed,
-        fields=config.columns,
-        next_fields=tuple(config.next_heads or ()),
+        fields=BatchFields(
+            config.columns, tuple(config.next_heads or ()), tuple(config.given or ())
+        ),
         counts=counts,
-        given=tuple(config.given or ()),
     )
 
 

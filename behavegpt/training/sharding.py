@@ -1,5 +1,5 @@
-"""FSDP2: weights, gradients and AdamW's moments cut over the ranks, where accelerate's profile asks
-for it.
+"""FSDP2: weights, gradients and AdamW's moments sharded over the ranks, where accelerate's profile
+asks for it.
 
 accelerate's own `prepare` for FSDP2 wants model and optimizer together and does nothing on a CPU,
 so `fully_shard` is applied here, on GPUs and on gloo alike: each block by itself, and the rest of
@@ -43,52 +43,62 @@ def sharding_asked() -> bool:
 
 def spread(model: Model, accelerator: Accelerator) -> tuple[torch.nn.Module, Model]:
     """The model as it is trained on the ranks, and one that can be saved: the same, or rank 0's
-    copy of a cut one."""
+    copy of a sharded one."""
     # a single process may be launched as one rank
     if not (sharding_asked() and dist.is_initialized()):
         prepared: torch.nn.Module = accelerator.prepare_model(model)
         return prepared, model
+
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # a whole copy on the CPU of rank 0, made before the weights are sharded
     whole = copy.deepcopy(model) if accelerator.is_main_process else model
     torch.nn.Module.to(model, accelerator.device)
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))  # one axis
     names = set(getattr(model, "_no_split_modules", None) or ())
-    for module in [module for module in model.modules() if type(module).__name__ in names]:
-        fully_shard(module, mesh=mesh, reshard_after_forward=again)
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    # blocks first: the root takes what is left, embeddings and prediction layer
+    for module in blocks:
+        fully_shard(module, mesh=mesh, reshard_after_forward=_reshards())
     fully_shard(model, mesh=mesh)
     return model, whole
 
 
-def is_cut(tensor: torch.Tensor) -> bool:
+def _reshards() -> bool:
+    """Whether a block's weights are freed after its forward and gathered again in the backward."""
+    return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+
+
+def is_part(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one of FSDP's, of which each rank holds a part."""
     return hasattr(tensor, "full_tensor")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether a model's weights are cut over the ranks."""
-    return any(is_cut(parameter) for parameter in model.parameters())
+    """Whether a model's weights are sharded over the ranks."""
+    return any(is_part(parameter) for parameter in model.parameters())
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor, on every rank; all ranks must ask."""
-    cut: Any = tensor
-    full: torch.Tensor = cut.full_tensor() if is_cut(tensor) else tensor
+    dtensor: Any = tensor
+    full: torch.Tensor = dtensor.full_tensor() if is_part(tensor) else tensor
     return full
 
 
 def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A copy of a whole tensor on the CPU; of it, this rank's part if `like` is cut. No rank waits
-    for another."""
-    if not is_cut(like) or not tensor.ndim:
+    """A copy of a whole tensor on the CPU; of it, this rank's part if `like` is sharded. No rank
+    waits for another."""
+    if not is_part(like) or not tensor.ndim:
         return tensor.clone()  # the one read from a file is a window into it
     from torch.distributed.tensor import distribute_tensor
 
-    cut: Any = like
+    # no source rank: all have read the same file, so each takes its part without communication
+    dtensor: Any = like
     return distribute_tensor(
-        tensor.to(cut.device), cut.device_mesh, cut.placements, src_data_rank=None
+        tensor.to(dtensor.device), dtensor.device_mesh, dtensor.placements, src_data_rank=None
     )
 
 
@@ -98,12 +108,11 @@ def whole_state(model: torch.nn.Module) -> Tensors:
 
 
 def no_sync(model: torch.nn.Module, accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """Gradients stay on their rank: for all micro-batches of a step but the last."""
-    return (
-        _no_reduction(model)
-        if hasattr(model, "set_requires_gradient_sync")
-        else accelerator.no_sync(model)
-    )
+    """Within it gradients stay on their rank: for all micro-batches of a step but the last."""
+    # FSDP2 and DDP switch it in different ways
+    if hasattr(model, "set_requires_gradient_sync"):
+        return _no_reduction(model)
+    return accelerator.no_sync(model)
 
 
 @contextmanager
@@ -119,19 +128,19 @@ def _no_reduction(model: Any) -> Iterator[None]:
 def _gathered(model: torch.nn.Module) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
-    cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    root = cut[0]
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    root = sharded[0]
+    # the root would be sharded again after the first forward, and the next one gather it anew
     root.set_reshard_after_forward(False)
-    for module in cut:
+    for module in sharded:
         module.unshard()
+
     try:
         yield
     finally:
-        for module in cut:
+        for module in sharded:
             module.reshard()
-        root.set_reshard_after_forward(
-            os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-        )
+        root.set_reshard_after_forward(_reshards())
 
 
 def gathered(model: torch.nn.Module) -> AbstractContextManager[None]:
@@ -144,6 +153,7 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Each rank writes its parts into a folder that all see; returns when all have."""
     import torch.distributed.checkpoint as dcp
 
+    # its default writer leaves a pickle beside the tensors (docs/log.md)
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     dcp.save(dict(tensors), storage_writer=writer)
     dist.barrier()
@@ -155,11 +165,12 @@ def read_shards(folder: Path) -> Tensors:
     import torch.distributed.checkpoint as dcp
 
     try:
-        found: Mapping[str, Any] = (
-            dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-        )
+        # empty tensors of the whole shapes; the loader fills them from whatever shards there are
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        entries: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
         tensors = {
-            n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in found.items()
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in entries.items()
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a single process loads

@@ -23,18 +23,23 @@ Tensors = dict[str, torch.Tensor]
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors by name; names of the same memory (tied weights) are stored once, the others as
     `shared`."""
+    # safetensors refuses tensors that share memory; sorted, so that equal tensors give equal bytes
     stored: Tensors = {}
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
+
     for name, tensor in sorted(tensors.items()):
+        # views of one memory with one shape are one tensor: tied weights
         memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and memory in first:
             shared[name] = first[memory]
             continue
+
         first[memory] = name
         whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         # a part of a larger storage is copied: safetensors would refuse to guess who owns the rest
         stored[name] = (tensor if whole else tensor.clone()).detach().cpu().contiguous()
+
     save_file(stored, path, metadata={"shared": json.dumps(shared)})
 
 
@@ -45,6 +50,7 @@ def read_tensors(path: Path) -> Tensors:
             names = file.keys()  # the file is no mapping
             tensors = {name: file.get_tensor(name) for name in names}
             shared = json.loads((file.metadata() or {})["shared"])
+
         return tensors | {name: tensors[kept] for name, kept in shared.items()}
     except (
         OSError,

@@ -1,2 +1,1 @@
-"""The universal model: count experts and a pretrained mixer. No vocabulary, no training on the
-log."""
+"""The universal model: a pretrained mixer of count experts; no vocabulary, no training on a log."""

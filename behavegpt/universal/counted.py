@@ -35,9 +35,9 @@ from behavegpt.ingest.users import Users
 from behavegpt.universal.reader import MemoryBatch, MemoryReader, make_reader
 
 TABLES = "tables.safetensors"
-NO_COLUMNS = Columns(
-    *(np.zeros(0, kind) for kind in (np.int32, np.int32, np.int32, np.int16, np.int16, np.int64))
-)
+# the columns of no events, in the types of memory_columns
+_TYPES = (np.int32, np.int32, np.int32, np.int16, np.int16, np.int64)
+NO_COLUMNS = Columns(*(np.zeros(0, kind) for kind in _TYPES))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Asked:
     """Users whose next behavior is asked for."""
 
     users: pa.StringArray  # (U,)
-    # of an interrupt; positions are indices of users
+    # what it is given is called before each batch, and what that raises stops the work; positions
+    # are indices of users
     batches: Callable[[Callable[[], None]], Iterator[MemoryBatch]]
     unknown: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class CountedLog:
         """
         if given == self.given:
             return self
+
         if self.histories is None:
             known = " and ".join(self.given) or "nothing"
             raise ConfigError(
@@ -79,6 +81,7 @@ class CountedLog:
                 f"states cannot be counted again; count the log with given={list(given)} "
                 "(behavegpt predict universal LOG --at TIME [--location-now PLACE] --save FOLDER)."
             )
+
         check_schema(given, self.tokenizer.event_schema)
         return _count(self.tokenizer, self.histories, given)
 
@@ -86,27 +89,28 @@ class CountedLog:
         """Ask about histories (U,); `moments`: the fields that are given of what follows each."""
         columns: Mapping[str, np.ndarray] = encoded.columns
         if self.given:
+            # what is given of an event stands one event earlier, where it is asked for
             columns = moved(columns, encoded.offsets, self.given, moments)
         reader = self._reader(self._columns(columns), encoded.offsets)
 
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
-            for batch in reader.batches(encoded.offsets[1:] - 1):
+            for batch in reader.batches(encoded.offsets[1:] - 1):  # each user's last event
                 interrupt()
-                yield batch._replace(
-                    position=np.searchsorted(encoded.offsets, batch.position, side="right") - 1
-                )
+                user = np.searchsorted(encoded.offsets, batch.position, side="right") - 1
+                yield batch._replace(position=user)
 
         return Asked(encoded.users, batches, encoded.unknown, encoded.rejected)
 
     def asked_of_states(self, states: Sequence[UserState], moments: Moment | None = None) -> Asked:
         """Ask about states (U,); `moments`: the fields that are given of what follows each."""
         self.spec.check(states)
+        # states bring their counts along: no events are read
         reader = self._reader(NO_COLUMNS, np.zeros(1, np.int64))
-        told = self.spec.moments(moments, len(states))
+        known = self.spec.moments(moments, len(states))
 
         def batches(interrupt: Callable[[], None]) -> Iterator[MemoryBatch]:
             pasts = [state.past for state in states if state.past is not None]
-            for batch in reader.batches_of_pasts(pasts, told):
+            for batch in reader.batches_of_pasts(pasts, known):
                 interrupt()
                 yield batch
 
@@ -135,9 +139,11 @@ class CountedLog:
         return StateSpec(identity(text, self.tables), counts)
 
     def _reader(self, columns: Columns, offsets: np.ndarray) -> MemoryReader:
+        """Reads histories by the tables and shares of this log."""
         return MemoryReader(columns, offsets, self.tables, self.shares)
 
     def _columns(self, columns: Mapping[str, np.ndarray]) -> Columns:
+        """What the counts read of encoded histories."""
         return memory_columns(columns, self.tokenizer.event_schema.slot_minutes)
 
 
@@ -152,10 +158,13 @@ def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> Co
     if not len(read.table):
         reasons = ", ".join(f"{n} rows: {reason}" for reason, n in rejected.items()) or "no rows"
         raise DataError(f"no usable event to count ({reasons}).")
+
+    # all of the log is past, so its labels are all the labels there are
     vocabulary = {}
     for name in schema.label_columns:
         counts = pc.value_counts(read.table[name].drop_null().combine_chunks())
         vocabulary[name] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
+
     tokenizer = EventTokenizer(schema, vocabulary)
     return _count(tokenizer, tokenizer.encode_table(read.table, rejected), given)
 
@@ -163,6 +172,7 @@ def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> Co
 def _count(
     tokenizer: EventTokenizer, encoded: EncodedHistories, given: tuple[str, ...]
 ) -> CountedLog:
+    """The tables and shares of encoded histories, all of whose events count."""
     columns = memory_columns(encoded.columns, tokenizer.event_schema.slot_minutes)
     used = np.ones(len(columns.time), bool)
     reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes, given)
@@ -172,7 +182,8 @@ def _count(
 def write_counted(log: CountedLog, folder: Path, states: Iterable[UserState]) -> None:
     """Write labels, tables and states into a folder that is sealed afterwards."""
     log.tokenizer.save(folder)
-    save_file({name: np.ascontiguousarray(a) for name, a in _arrays(log).items()}, folder / TABLES)
+    arrays = {name: np.ascontiguousarray(values) for name, values in _arrays(log).items()}
+    save_file(arrays, folder / TABLES)
     write_states(folder, list(states), log.spec)
 
 
@@ -192,11 +203,14 @@ def read_counted(folder: Path) -> CountedLog:
         log = CountedLog(tokenizer, Tables(**arrays), shares, given=given)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no counted log ({error}); {REMEDY}.") from None
+
+    # the spec, made of the log, refuses states of another one
     kept: KeptStates = read_states(folder, log.spec)
     return CountedLog(tokenizer, log.tables, shares, kept=kept, given=given)
 
 
 def _arrays(log: CountedLog) -> dict[str, np.ndarray]:
+    """What tables.safetensors holds, by name."""
     arrays = log.tables._asdict() | {"shares": log.shares}
     if log.given:
         arrays["given"] = np.array([name in log.given for name in GIVEN])

@@ -49,6 +49,7 @@ class UniversalModel:
     @torch.no_grad()
     def logits(self, memory: Memory, tables: Tables) -> torch.Tensor:
         """Logits (N, K) of what follows N positions."""
+        # the tables bring the log's own class frequencies; the weights know no class
         logits: torch.Tensor = self.mixer(memory, torch.log(torch.from_numpy(tables.prior)))
         return logits
 
@@ -78,23 +79,18 @@ def write_universal(model: UniversalModel, folder: Path) -> None:
         "hidden_size": model.mixer.gate.in_features,
         "summary_size": model.mixer.summary.out_features,
     }
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()},
-        folder / WEIGHTS,
-    )
-    write_json(
-        folder / DESCRIPTION,
-        {"format": FORMAT, "experts": list(EXPERTS), "shape": shape} | model.record,
-    )
+    weights = {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+
+    description = {"format": FORMAT, "experts": list(EXPERTS), "shape": shape}
+    write_json(folder / DESCRIPTION, description | model.record)
 
 
 def refuse_used(folder: Path) -> None:
     """Raise ConfigError for a folder that holds anything but a universal model."""
-    if (
-        folder.exists()
-        and not (folder / DESCRIPTION).is_file()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    is_ours = (folder / DESCRIPTION).is_file()
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_ours and not is_empty:
         raise ConfigError(f"{folder}: exists and is no universal model; name another out=FOLDER.")
 
 
@@ -103,8 +99,10 @@ def load_universal(folder: Path = SHIPPED) -> UniversalModel:
     other experts."""
     if is_sealed(folder):
         verify(folder, Damage(CheckpointError, "put the folder's files back as they were written"))
+
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        # the mixer's inputs are the experts in their order: other ones would be misread in silence
         if described["format"] != FORMAT or described["experts"] != list(EXPERTS):
             raise CheckpointError(
                 f"{folder}: a universal model of other experts; use the version of behavegpt that "
@@ -114,9 +112,7 @@ def load_universal(folder: Path = SHIPPED) -> UniversalModel:
         mixer.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no universal model ({error}).") from None
-    record = {
-        name: value
-        for name, value in described.items()
-        if name not in ("format", "experts", "shape")
-    }
+
+    known = ("format", "experts", "shape")
+    record = {name: value for name, value in described.items() if name not in known}
     return UniversalModel(mixer.eval(), record)

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from behavegpt.data.given import moved
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_counts import memory_tensors
 from behavegpt.data.memory_past import Past
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import fit_shares, fold_of
 from behavegpt.data.memory_state import Moments, read_pasts
-from behavegpt.data.memory_tables import Columns, Tables, fit_tables, memory_columns
+from behavegpt.data.memory_tables import Columns, Counted, Tables, fit_tables, memory_columns
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
+from behavegpt.ragged import ranges
 
 POSITIONS = 4096  # read at a time
 CELLS = 4_000_000  # logits that a batch may have
@@ -62,22 +63,26 @@ class MemoryReader:
         """
         if not len(positions):
             return
+
+        # each user's asked span, first to last position: a history is read once, from its beginning
         user = np.searchsorted(self.offsets, positions, side="right") - 1
         first = np.flatnonzero(np.diff(user, prepend=-1))
         low, high = positions[first], positions[np.append(first[1:], len(positions)) - 1] + 1
         user = user[first]
+
+        # whole users at a time, of about POSITIONS positions together
         chunk = (np.cumsum(high - low) - 1) // POSITIONS
         for number in np.unique(chunk):
             part = np.flatnonzero(chunk == number)
             folds = fold_of(user[part]) if training else None
-            begin = self.offsets[user[part]]
-            readings = read_memory(
-                self.columns, self.tables, begin, low[part], high[part], folds=folds
-            )
-            spans = [np.arange(a, b) for a, b in zip(low[part], high[part], strict=True)]
-            position = np.concatenate(spans)
+            spans = Spans(self.offsets[user[part]], low[part], high[part], folds)
+            readings = read_memory(self.columns, self.tables, spans)
+
+            # all positions of the spans were read; of them those that were asked for, in pieces
+            position = ranges(low[part], high[part] - low[part])
             asked = np.flatnonzero(np.isin(position, positions))
-            for piece in np.array_split(asked, max(1, -(-len(asked) * self.classes // CELLS))):
+            pieces = max(1, -(-len(asked) * self.classes // CELLS))
+            for piece in np.array_split(asked, pieces):
                 yield MemoryBatch(take(readings, piece, self.shares), position[piece])
 
     def batches_of_pasts(
@@ -108,9 +113,14 @@ def make_reader(
 
     `given`: what is known of the event that follows a position.
     """
+
     if given:
+        # what is given of an event stands one event earlier, where it is asked for
         columns = Columns(**moved(columns._asdict(), offsets, given))
-    tables = fit_tables(columns, offsets, used, classes, fold_of(np.arange(len(offsets) - 1)))
+
+    # folds of users: a training row leaves its own fold out of the tables
+    folds = fold_of(np.arange(len(offsets) - 1))
+    tables = fit_tables(columns, offsets, Counted(used, classes, folds))
     shares = fit_shares(columns, offsets, used, classes)
     return MemoryReader(columns, offsets, tables, shares)
 
@@ -131,17 +141,19 @@ def store_reader(
     `roles` gives another column as `behavior`, `event` or `location`: another question to the same
     log. `given`: what is known of the event that follows.
     """
+
     roles = dict(roles or {})
     named = {role: store.column(roles.get(role, role)) for role in ("behavior", "event")}
     place = roles.get("location", "location")
     if place in store.columns:
         named["location"] = store.columns[place]
+
     clock = {name: store.columns[name] for name in ("slot", "weekday", "time")}
     columns = memory_columns(named | clock, store.schema.slot_minutes)
-    classes = (
-        store.behaviors.classes
-        if "behavior" not in roles
-        else store.vocabulary[roles["behavior"]].classes
-    )
+
+    # classes are those of the column that is asked about
+    classes = store.behaviors.classes
+    if "behavior" in roles:
+        classes = store.vocabulary[roles["behavior"]].classes
     trained = np.asarray(store.columns["split"]) == TRAIN
     return make_reader(columns, store.offsets, trained, classes, given)

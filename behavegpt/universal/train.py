@@ -22,12 +22,13 @@ from torch.nn import functional as F
 
 from behavegpt.config import Settings
 from behavegpt.console import progress, say
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import DataError
 from behavegpt.model.mixer import Mixer
+from behavegpt.outputs import check_output
 from behavegpt.paths import local_path
 from behavegpt.universal.model import UniversalModel, refuse_used, save_universal
 from behavegpt.universal.reader import MemoryReader, fold_of, make_reader, store_reader, take
@@ -84,9 +85,12 @@ def pretrain_universal(settings: UniversalSettings) -> Path:
     """Train the mixer and write it to OUT; returns OUT. Raises DataError for folders that hold
     nothing to ask."""
     out = local_path(settings.out)
+    check_output(out, "into")
     refuse_used(out)
+
     rng = np.random.default_rng(settings.seed)
     views = list(read_views(settings, rng))
+
     torch.manual_seed(settings.seed)
     mixer = Mixer(len(EXPERTS) + 1, hidden_size=settings.hidden_size)
     fit_mixer(mixer, views, settings, rng)
@@ -103,12 +107,18 @@ def read_views(settings: UniversalSettings, rng: np.random.Generator) -> Iterato
             reader, users = _vary(whole, variant, store, rng)
             for split in ("valid", "train"):
                 asked = np.asarray(store.columns["split"]) == SPLITS[split]
-                half, training = question.rows // 2, split == "train"
                 view = read_rows(
-                    f"{name}/{variant}/{split}", reader, users, asked, half, rng, training=training
+                    f"{name}/{variant}/{split}",
+                    reader,
+                    users,
+                    asked,
+                    question.rows // 2,
+                    rng,
+                    training=split == "train",
                 )
                 say(f"{view.name}: {len(view.position):,} rows, {len(view.log_prior):,} classes")
                 yield view
+
     for number in range(settings.worlds):
         yield _read_world(settings.seed * 1_000 + number, settings.world_rows, rng)
 
@@ -118,7 +128,9 @@ def _read_world(seed: int, rows: int, rng: np.random.Generator) -> View:
     thirds."""
     world = random_world(seed)
     columns = world.columns
+    # a gap between what is counted and what is asked, as between training and later use
     early, late = np.quantile(columns.time, [2 / 3, 0.8])
+
     reader = make_reader(columns, world.offsets, columns.time < early, world.classes)
     return read_rows(
         f"world {seed}", reader, np.arange(len(world.offsets) - 1), columns.time >= late, rows, rng
@@ -132,22 +144,27 @@ def _vary(
     columns, classes = reader.columns, reader.classes
     users = np.arange(len(reader.offsets) - 1)
     used = np.asarray(store.columns["split"]) == TRAIN
+
     if variant == "merged":
+        # the classes merged at random into fewer: other frequencies, other repetitions
         classes = int(rng.integers(3, max(4, classes // 2)))
         union = rng.integers(0, classes, reader.classes + 1).astype(np.int32)
         union[-1] = -1  # of unknown behaviors
         columns = columns._replace(behavior=union[columns.behavior])
     elif variant == "part":
+        # an eighth of the users, so that the tables know little
         users = np.sort(rng.permutation(users)[: max(8, len(users) // 8)])
         inside = np.zeros(len(reader.offsets) - 1, bool)
         inside[users] = True
         used = used & np.repeat(inside, np.diff(reader.offsets))
     elif variant == "nowhere":
+        # one place for everybody: an expert of places must learn to say nothing
         columns = columns._replace(location=np.ones_like(columns.location))
     elif variant in GIVEN:
         return make_reader(columns, reader.offsets, used, classes, GIVEN[variant]), users
     else:
         return reader, users
+
     return make_reader(columns, reader.offsets, used, classes), users
 
 
@@ -165,21 +182,28 @@ def read_rows(
     tenth of one user's."""
     offsets = reader.offsets
     wanted = asked & (reader.columns.behavior >= 0)
-    wanted[offsets[:-1][np.diff(offsets) > 0]] = False
+    wanted[offsets[:-1][np.diff(offsets) > 0]] = False  # nothing is known before a first event
+
+    # users in random order, until they have enough rows
     flat = np.flatnonzero(wanted)
     owner = np.searchsorted(offsets, flat, side="right") - 1
-    first, count = np.unique(owner, return_index=True)[1], np.unique(owner, return_counts=True)[1]
+    _, first, count = np.unique(owner, return_index=True, return_counts=True)
     order = rng.permutation(np.flatnonzero(np.isin(owner[first], users)))
     most = max(50, rows // 10)
     size = np.minimum(count[order], most)
     order = np.sort(order[: np.searchsorted(np.cumsum(size), rows) + 1])
-    pieces = [flat[first[u] : first[u] + count[u]][-most:] for u in order]
+    pieces = [flat[first[u] : first[u] + count[u]][-most:] for u in order]  # each user's latest
     if not pieces:
         raise DataError(f"{name}: no event to ask for.")
+
+    # a row is asked at the event before it
     low, high = np.array([p[0] - 1 for p in pieces]), np.array([p[-1] for p in pieces])
     user = owner[first[order]]
     folds = fold_of(user) if training else None
-    readings = read_memory(reader.columns, reader.tables, offsets[user], low, high, folds=folds)
+    spans = Spans(offsets[user], low, high, folds)
+    readings = read_memory(reader.columns, reader.tables, spans)
+
+    # places in the readings, which lie user by user, from `low` on
     begin = np.cumsum(high - low) - (high - low)
     position = np.concatenate([p - 1 - a + b for p, a, b in zip(pieces, low, begin, strict=True)])
     log_prior = torch.log(torch.from_numpy(reader.tables.prior))
@@ -201,33 +225,35 @@ def fit_mixer(
     steps = settings.epochs * batches
     optimizer = torch.optim.AdamW(mixer.parameters(), lr=settings.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps + 1)
+
     mixer.train()
     with progress("universal", steps) as show:
         done, average = 0, 0.0
         for _ in range(settings.epochs):
-            pieces = [
-                (view, piece)
-                for view in views
-                for piece in np.array_split(
-                    rng.permutation(len(view.position)), _parts(view, settings.batch)
-                )
-            ]
+            pieces: list[tuple[View, np.ndarray]] = []
+            for view in views:
+                rows = rng.permutation(len(view.position))
+                parts = np.array_split(rows, _parts(view, settings.batch))
+                pieces += [(view, part) for part in parts]
+
             for place in rng.permutation(len(pieces)):
                 view, piece = pieces[place]
-                logits = mixer(
-                    take(view.readings, view.position[piece], view.shares), view.log_prior
-                )
-                loss = F.cross_entropy(logits, view.target[piece])
+                memory = take(view.readings, view.position[piece], view.shares)
+                loss = F.cross_entropy(mixer(memory, view.log_prior), view.target[piece])
+
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(mixer.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
+
                 done += 1
+                # a mean over the first 200 steps, then a moving one
                 average += (loss.item() - average) / min(done, 200)
                 show(done, f"loss {average:.3f}")
     mixer.eval()
 
 
 def _parts(view: View, batch: int) -> int:
+    """Batches of a view in each epoch."""
     return max(1, len(view.position) // batch)

@@ -12,7 +12,7 @@ import pytest
 
 from behavegpt.baselines import counts
 from behavegpt.data.given import check_names, describe, moved
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_counts import (
     FILE,
     Counts,
@@ -176,8 +176,8 @@ def test_states_answer_as_whole_histories(given: tuple[str, ...], chunk: int) ->
         kept = pack(past)
         moments = moments_of(part(columns, end - 1, end), given)
         found = read_pasts([past], tables, moments)
-        bounds = (np.array([x]) for x in (begin, end - 2, end - 1))
-        expected = read_memory(known, tables, *bounds)
+        span = Spans(*(np.array([x]) for x in (begin, end - 2, end - 1)))
+        expected = read_memory(known, tables, span)
         for name in expected._fields:
             assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
         again = pack(past)

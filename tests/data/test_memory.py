@@ -11,10 +11,10 @@ import pytest
 
 from behavegpt.data import memory
 from behavegpt.data.compiled import kernel
-from behavegpt.data.memory import read_memory
+from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_past import DECAYS, EXPERTS, FORGET, WEIGHTS, WORST
 from behavegpt.data.memory_read import Readings
-from behavegpt.data.memory_tables import FOLDS, GLOBAL, Columns, Tables, fit_tables
+from behavegpt.data.memory_tables import FOLDS, GLOBAL, Columns, Counted, Tables, fit_tables
 
 CLASSES, PLACES = 9, 5
 
@@ -38,13 +38,15 @@ def log(seed: int, users: int = 12, longest: int = 40) -> tuple[Columns, np.ndar
 
 
 def tables_of(columns: Columns, offsets: np.ndarray, used: np.ndarray) -> Tables:
-    return fit_tables(columns, offsets, used, CLASSES, np.arange(len(offsets) - 1) % FOLDS)
+    return fit_tables(columns, offsets, Counted(used, CLASSES, np.arange(len(offsets) - 1) % FOLDS))
 
 
 def read_all(
     columns: Columns, offsets: np.ndarray, tables: Tables, **options: np.ndarray
 ) -> Readings:
-    return read_memory(columns, tables, offsets[:-1], offsets[:-1], offsets[1:], **options)
+    folds = options.pop("folds", None)
+    spans = Spans(offsets[:-1], offsets[:-1], offsets[1:], folds)
+    return read_memory(columns, tables, spans, **options)
 
 
 class Plain:
@@ -194,7 +196,7 @@ def test_a_window_reads_what_the_whole_history_says() -> None:
     whole = read_all(columns, offsets, tables)
     users = np.flatnonzero(np.diff(offsets) > 20)
     low = offsets[users] + 9
-    part = read_memory(columns, tables, offsets[users], low, low + 6)
+    part = read_memory(columns, tables, Spans(offsets[users], low, low + 6))
     position = (low[:, None] + np.arange(6)).ravel()
     assert np.array_equal(part.context, whole.context[position])
     assert np.array_equal(part.reliability, whole.reliability[position])
@@ -211,9 +213,8 @@ def test_a_fold_leaves_out_the_users_own_events() -> None:
         others = used.copy()
         others[offsets[u] : offsets[u + 1]] = False
         alone = tables_of(columns, offsets, others)._replace(prior=tables.prior)
-        part = read_memory(
-            columns, alone, offsets[u : u + 1], offsets[u : u + 1], offsets[u + 1 : u + 2]
-        )
+        begin, end = offsets[u : u + 1], offsets[u + 1 : u + 2]
+        part = read_memory(columns, alone, Spans(begin, begin, end))
         shared = slice(1, 1 + len(GLOBAL))
         assert np.allclose(
             part.evidence[:, shared], folded.evidence[offsets[u] : offsets[u + 1], shared]

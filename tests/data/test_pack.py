@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
+from behavegpt.data.collate import BatchFields, collate, collate_inputs, gap_buckets
 from behavegpt.data.loader import (
     Share,
     TrainingBatches,
@@ -23,11 +24,8 @@ from behavegpt.data.loader import (
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.pack import (
     Windows,
-    collate,
-    collate_inputs,
     count_unseen,
     evaluation_windows,
-    gap_buckets,
     pack_rows,
     target_rows,
     training_windows,
@@ -36,7 +34,7 @@ from behavegpt.data.store import TEST, TRAIN, VALID, EventStore
 from behavegpt.data.vocabulary import FIRST
 from tests.helpers import random_store
 
-FIELDS = ("location", "weekday", "slot", "event")
+FIELDS = BatchFields(("location", "weekday", "slot", "event"))
 
 
 def slow_target_rows(store, split):
@@ -152,7 +150,7 @@ def test_tensors_hold_the_events_and_the_next_behavior():
     store = random_store(2, users=15)
     plan = pack_rows(training_windows(store, 16, np.random.default_rng(0)), 64)
     columns = columns_of(store)
-    batch = collate(columns, plan, np.arange(plan.rows), 64, FIELDS, ("event", "gap"))
+    batch = collate(columns, plan, np.arange(plan.rows), 64, FIELDS._replace(next=("event", "gap")))
     owner = np.searchsorted(store.offsets, np.arange(len(store.columns["event"])), side="right") - 1
     for b, t in np.argwhere(batch.row.numpy() >= 0):
         target = int(batch.row[b, t])
@@ -317,7 +315,7 @@ def test_padding_is_nothing_and_a_plan_may_have_no_targets():
     store = random_store(2)
     plan = pack_rows(training_windows(store, 16, np.random.default_rng(0)), 64)
     rows, columns = np.array([plan.rows - 1, -1]), columns_of(store)
-    batch = collate(columns, plan, rows, 64, FIELDS, ("event",))
+    batch = collate(columns, plan, rows, 64, FIELDS._replace(next=("event",)))
     empty = batch.document == PADDING
     assert empty[1].all() and not empty[0, 0]
     for ids in (*batch.inputs.values(), batch.position):
@@ -325,7 +323,7 @@ def test_padding_is_nothing_and_a_plan_may_have_no_targets():
     assert ((batch.row == -1) == (batch.target == IGNORED)).all()
     for ids in (batch.target, batch.next_fields["event"]):
         assert (ids[empty] == IGNORED).all()
-    without = collate_inputs(columns, plan, rows, 64, FIELDS)
+    without = collate_inputs(columns, plan, rows, 64, FIELDS.inputs)
     assert (without.target == IGNORED).all() and (without.row == -1).all()
     assert not without.next_fields and without.memory is None
     for name, ids in without.inputs.items():

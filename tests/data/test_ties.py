@@ -19,9 +19,9 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TEST, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
-from behavegpt.ingest.events import read_events
+from behavegpt.ingest.events import read_events, read_with_duckdb
 from behavegpt.ingest.prepare import prepare
-from behavegpt.ingest.rows import read_rows
+from behavegpt.ingest.sources import find_logs
 
 ITEMS, TIED = 60, 6
 SCHEMA = EventSchema(user="user", time="time", event="item")
@@ -107,8 +107,8 @@ def test_every_reader_gives_one_order_whatever_the_file(rule: str) -> None:
     frame = pd.DataFrame(rows)
     expected = read_events(frame, schema).table
     assert read_events(frame.sample(frac=1, random_state=2), schema).table.equals(expected)
-    fast = read_rows(rows, schema)
-    assert fast is not None and fast.equals(expected)
+    slow = read_with_duckdb(find_logs(rows), schema)
+    assert slow.table.equals(expected)
     alone = frame[frame.user == "07"]
     of_one = expected.filter(pc.equal(expected["user"], "07"))
     assert read_events(alone, schema).table["event"].to_pylist() == of_one["event"].to_pylist()
@@ -139,3 +139,39 @@ def test_a_folder_of_before_warns_and_is_reordered(
     assert mended.manifest == chance.manifest
     assert is_sealed(folder) and main(["doctor", str(folder)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("seed", [1, 2**63 - 1])
+def test_another_seed_is_another_order(seed: int, chance: EventStore, tmp_path: Path) -> None:
+    log = chance.path.parent / "log.parquet"
+    arguments = ["prepare", str(log), "--out", str(tmp_path / "data"), "--tie-seed", str(seed)]
+    assert main([*arguments, "--user", "user", "--time", "time", "--event", "item"]) == 0
+    other = open_store(tmp_path / "data")
+    assert other.schema.tie_seed == seed
+    assert other.manifest.content_hash != chance.manifest.content_hash
+    time, event = (np.asarray(other.columns[name]) for name in ("time", "event"))
+    assert np.array_equal(time, chance.columns["time"])
+    before = np.asarray(chance.columns["event"])
+    assert np.mean(event == before) < 0.5  # a sixth of them by chance, and what stands twice
+    owner = np.repeat(np.arange(other.manifest.users), np.diff(other.offsets))
+    for order in (event, before):  # the same events at each moment
+        assert np.array_equal(
+            order[np.lexsort([order, time, owner])], before[np.lexsort([before, time, owner])]
+        )
+    # whoever asks the model later gets the folder's order
+    rows = {
+        "user": ["u7"] * 30,
+        "time": ["2024-05-01 10:00:00"] * 30,
+        "item": [*map(str, range(30))],
+    }
+    schema = SCHEMA.model_copy(update={"label_rules": chance.schema.label_rules, "tie_seed": seed})
+    read = read_events(rows, schema).table
+    assert read.equals(read_with_duckdb(find_logs(rows), schema).table)
+    plain = SCHEMA.model_copy(update={"label_rules": chance.schema.label_rules})
+    assert not read.equals(read_events(pd.DataFrame(rows), plain).table)
+
+
+def test_a_schema_without_a_seed_is_written_as_before_there_was_one() -> None:
+    assert "tie_seed" not in SCHEMA.model_dump(mode="json")
+    seeded = SCHEMA.model_copy(update={"tie_seed": 3})
+    assert EventSchema.model_validate_json(seeded.model_dump_json()) == seeded

@@ -410,7 +410,7 @@ def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["taobao", "x", "--salt", "s"], "--salt is for git alone"),
+    [(["taobao", "x", "--salt", "s"], "--salt is for git and web_log"),
      (["taobao", "x", "y"], "one download, not 2"),
      (["gitt", "x"], "Did you mean 'git'?"),
      (["git", "x", "--clock", "0"], "--clock 0.0: give days above 0"),

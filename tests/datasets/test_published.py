@@ -255,4 +255,4 @@ def test_the_published_parts_stay_apart(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_every_name_is_known() -> None:
-    assert set(converters.ELSEWHERE) == {"git", *PUBLISHED}
+    assert set(converters.ELSEWHERE) == {"git", "web_log", *PUBLISHED}

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from behavegpt.arrays import blocks, open_array, write_array
 from behavegpt.errors import DataError
-from behavegpt.user_embeddings import UserEmbeddings, blocks, open_array, pairing, seal, write_array
+from behavegpt.user_embeddings import UserEmbeddings, pairing, seal
 
 
 def some(users: int = 50, width: int = 6, dtype: str = "float16") -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from behavegpt.cli import main
+from behavegpt.data.collate import gap_buckets
 from behavegpt.data.loader import columns_of
-from behavegpt.data.pack import gap_buckets
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from behavegpt.metrics import thresholds
+from behavegpt.metrics.ascent import GRID, Ascent, Rows
 from behavegpt.metrics.thresholds import (
-    GRID,
-    Rows,
     Search,
     candidates,
     figures_of,
@@ -42,7 +40,7 @@ def test_every_move_is_the_best_on_the_grid(objective: str, weight: float, least
     rows = drawn(0, 200)
     group = groups_of(np.bincount(rows.target, minlength=6), COUNTS, least)
     start = start_of(PRIOR, 4.0)
-    ascent = thresholds._Ascent(rows, start, group)
+    ascent = Ascent(rows, start, group)
 
     def total(moves: np.ndarray) -> float:
         figures = figures_of(rows, start + moves[group], 6)

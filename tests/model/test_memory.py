@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from behavegpt.batch import IGNORED, PackedBatch
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
@@ -46,7 +47,7 @@ def network(store: EventStore, **shape: Any) -> BehaveGPTForBehaviorPrediction:
 
 
 def batch_of(store: EventStore, model: BehaveGPTForBehaviorPrediction) -> PackedBatch:
-    fields = model.config.columns
+    fields = BatchFields(model.config.columns)
     batches = TrainingBatches(
         store, max_length=16, rows_per_step=3, seed=0, fields=fields, counts=model.counts
     )
@@ -182,7 +183,7 @@ def test_noise_trains_to_its_entropy_and_not_below() -> None:
     user has."""
     store = random_store(users=60, events=200, behaviors=5, locations=150)
     model = network(store, num_hidden_layers=0, dropout=0.0)
-    fields, counts = model.config.columns, torch.tensor(store.behaviors.counts)
+    fields, counts = BatchFields(model.config.columns), torch.tensor(store.behaviors.counts)
     batches = TrainingBatches(
         store, max_length=16, rows_per_step=6, seed=0, fields=fields, counts=model.counts
     )

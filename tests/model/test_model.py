@@ -278,6 +278,19 @@ def test_save_and_load_keep_every_weight_and_the_field_order(variant, tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path), BehaveGPTConfig)
 
 
+@pytest.mark.parametrize("name", ["type", "keys", "training", "geo.city", "%type", "a.b%2Ec", "Ä"])
+def test_a_column_may_have_any_name(name, tmp_path):
+    sizes = {**SIZES, name: 4}
+    model = make("paper", field_sizes=sizes)
+    inputs = {**histories([9])[0], f"{name}_ids": torch.arange(9)[None] % 4}
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    found = BehaveGPTForBehaviorPrediction.from_pretrained(tmp_path)
+    torch.testing.assert_close(found(**inputs).logits, expected, rtol=0, atol=0)
+    other = model(**{**inputs, f"{name}_ids": torch.ones(1, 9, dtype=torch.long)}).logits
+    assert not torch.equal(other, expected)
+
+
 def test_the_history_head_begins_with_equal_chances():
     prior = make("history").head.history_gate.log_prior.exp()
     torch.testing.assert_close(prior, torch.full((5,), 1 / 5))

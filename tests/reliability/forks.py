@@ -57,8 +57,9 @@ class Commands:
     def run(self, argv: list[str], cwd: Path, **order: Any) -> Ended:
         """Run a command line and wait for its end. What an order may ask for:
 
-        signal=NUMBER, after=SECONDS: send it; file_limit=BYTES: no file may grow beyond; user=ID:
-        run as that user; temporary=FOLDER: in place of the system's.
+        signal=NUMBER, after=SECONDS: send it, the seconds counted once=TEXT has been printed, if
+        that is asked; killed_after=SECONDS: SIGKILL so much later; file_limit=BYTES: no file may
+        grow beyond; user=ID: run as that user; temporary=FOLDER: in place of the system's.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(order | {"argv": argv, "cwd": str(cwd)}) + "\n")
@@ -118,17 +119,21 @@ def _obey(order: dict[str, Any]) -> Ended:
     os.close(end)
     os.set_blocking(printed, False)
     output = bytearray()
-    waiting = "signal" in order
+    signals = [(order["after"], order["signal"])] if "signal" in order else []
+    if "killed_after" in order:
+        signals.append((order["after"] + order["killed_after"], signal.SIGKILL))
+    once, counted_from = order.get("once", "").encode(), None
     while True:
         _drain(printed, output)
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
-        passed = time.monotonic() - began
-        if waiting and passed >= order["after"]:
-            os.kill(child, order["signal"])
-            waiting = False
-        if passed > PATIENCE:
+        now = time.monotonic()
+        if counted_from is None and once in output:
+            counted_from = now if once else began
+        while signals and counted_from is not None and now - counted_from >= signals[0][0]:
+            os.kill(child, signals.pop(0)[1])
+        if now - began > PATIENCE:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
     _drain(printed, output)

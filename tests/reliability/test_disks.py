@@ -15,10 +15,10 @@ import pytest
 from behavegpt import errors
 from behavegpt.cli import main
 from behavegpt.errors import ConfigError, environment_fault
-from behavegpt.io import check_output
+from behavegpt.outputs import check_output
 from tests.reliability.forks import Ended, commands
 from tests.reliability.makers import contents
-from tests.reliability.verbs import VERBS, argv_of, make_ready
+from tests.reliability.verbs import VERBS, argv_of, lay_out
 
 Record = Callable[[str, object], None]
 NOBODY = 65534
@@ -27,18 +27,11 @@ LIMITS = (0, 100, 1000, 4000, 20_000)  # bytes that a file may have
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_ready(tmp_path_factory.mktemp("disks"))
-
-
-@pytest.fixture(scope="module")
 def open_place(place: Path) -> Iterator[Path]:
     """`place`, where another user can read it: pytest's own folders are closed to all others."""
     folder = Path(tempfile.mkdtemp(prefix="behavegpt-tests-", dir="/var/tmp"))
     try:
         copy = shutil.copytree(place, folder / "place", symlinks=True)
-        (copy / "model").unlink()
-        (copy / "model").symlink_to("run/model")
         folder.chmod(0o755)
         yield copy
     finally:
@@ -78,6 +71,7 @@ def test_a_full_disk_is_one_paragraph(
     needed(verb, quick)
     told = 0
     for limit in LIMITS[1:3] if quick else LIMITS:
+        lay_out(place, verb)
         ended = commands().run(argv_of(verb, "out"), place, file_limit=limit)
         if ended.status == 0:  # all its files are smaller
             shutil.rmtree(out)
@@ -101,16 +95,22 @@ def test_a_folder_without_permission_is_told_before_the_work(
 ) -> None:
     """Root, whom no permission stops, becomes another user for it."""
     needed(verb, quick)
-    out, root = open_place / "out", os.getuid() == 0
-    out.mkdir(mode=0o755 if root else 0o555)
+    out, root = lay_out(open_place, verb), os.getuid() == 0
+    out.mkdir(exist_ok=True)
+    if not root:
+        for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
+            folder.chmod(0o555)
+    before = contents(out)
     try:
         text = refused(
             commands().run(argv_of(verb, "out"), open_place, **({"user": NOBODY} if root else {}))
         )
         assert "no permission" in text or "Permission denied" in text, text
-        assert not contents(out)
+        assert contents(out) == before
     finally:
-        out.rmdir()
+        for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)
+        shutil.rmtree(out)
 
 
 PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -160,6 +160,15 @@ OUTPUTS = {
     "challenge leaderboard": (["challenge", "leaderboard", "absent", "--out", "{}"], ""),
     "profile": (["profile", "absent.yaml", "--embed", "absent", "--to", "{}"], ""),
     "scale fit": (["scale", "fit", "absent.jsonl", "--out", "{}"], ".json"),
+    "scale run": (["scale", "run", "scaling/small", "data.path=absent", "out={}"], ""),
+    "benchmark": (["benchmark", "benchmark/memory", "out={}"], ""),
+    "train": (["train", "tiny", "data.path=absent", "out={}"], ""),
+    "finetune": (
+        ["finetune", "adapt/cross_domain", "base=absent", "data.path=absent", "out={}"],
+        "",
+    ),
+    "profile, built": (["profile", "profiles/small", "data.path=absent", "out={}"], ""),
+    "pretrain-universal": (["pretrain-universal", "universal/shipped", "out={}"], ""),
 }
 
 

@@ -15,10 +15,10 @@ import pytest
 from behavegpt.cli import main
 from behavegpt.embeddings import assemble
 from behavegpt.errors import DataError
-from behavegpt.io import lock
+from behavegpt.locks import lock
 from tests.reliability.forks import ROOT
 from tests.reliability.makers import contents
-from tests.reliability.verbs import VERBS, argv_of, make_ready
+from tests.reliability.verbs import VERBS, argv_of
 
 # verb -> what it holds, and the lock file where that is not beside it
 HELD: dict[str, tuple[str, str | None]] = {
@@ -34,11 +34,6 @@ HELD: dict[str, tuple[str, str | None]] = {
     "profile": ("out/profile", "out/profile/.lock"),
     "profile --embed": ("out/new/embed", None),
 }
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_ready(tmp_path_factory.mktemp("locks"))
 
 
 @pytest.mark.parametrize("verb", HELD)

@@ -4,16 +4,21 @@ each writes."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from behavegpt.datasets.synthetic import small_log
+from behavegpt.user_embeddings import UserEmbeddings
 from tests.challenge.makers import make_directory
+from tests.datasets.repositories import Commit, repository
 from tests.profiles.makers import make_input
 from tests.reliability.forks import ROOT, commands
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
+WORLDS = str(ROOT / "configs" / "universal" / "tiny.yaml")
 STEPS = ["train.steps=6", "train.checkpoint_every=2", "train.batch_events=256", "train.keep=1"]
 # name -> (arguments; OUT is the folder for what it writes, what says that it goes on or replaces)
 VERBS: dict[str, list[str]] = {
@@ -53,10 +58,29 @@ VERBS: dict[str, list[str]] = {
         "OUT/new",
     ],
     "benchmark": ["benchmark", "benchmark.yaml", "out=OUT/benchmark"],
+    "scale run": ["scale", "run", "sweep.yaml", "out=OUT/sweep"],
     "scale fit": ["scale", "fit", "rows.jsonl", "--out", "OUT/fit.json", "--draws", "20"],
+    "challenge evaluate": [
+        *("challenge", "evaluate", "entry", "--data", "split", "--out", "OUT/results"),
+        *("--tasks", "churn", "--subset"),
+    ],
+    "challenge leaderboard": ["challenge", "leaderboard", "results", "--out", "OUT/board"],
+    "convert git": ["convert", "git", "repository", "--out", "OUT/git.parquet", "--salt", "s"],
+    "predict universal": ["predict", "universal", "log.parquet", "--out", "OUT/next.parquet"],
+    "evaluate universal": ["evaluate", "universal", "data", "--out", "OUT/universal.json"],
+    "pretrain-universal": ["pretrain-universal", WORLDS, "out=OUT/universal"],
+    "thresholds": ["thresholds", "OUT/model", "data"],
+    "report": ["report", "OUT/run"],
+    "doctor --reorder": ["doctor", "--reorder", "OUT/data"],
+    "demo": ["demo", "--out", "OUT/demo", "--steps", "6"],
 }
+# what a verb that changes a folder in place finds there: it is put into OUT first
+FINDS = {"thresholds": "run/model", "report": "run", "doctor --reorder": "data"}
 # files that tell times, and what was kept
-VOLATILE = ("run.json", "log.jsonl", "member.json", "rows.jsonl", "tables.md")
+VOLATILE = (
+    *("run.json", "log.jsonl", "member.json", "rows.jsonl", "tables.md"),
+    *("results/entry.json", "churn.1278.json", "demo/report.html", "demo/model/README.md"),
+)
 BENCHMARK = {
     "out": "unused",
     "data": {"log": {"path": "data"}},
@@ -65,6 +89,14 @@ BENCHMARK = {
     "seeds": [0],
     "draws": 10,
 }
+SWEEP = {
+    "sizes": [1e3, 2e3],
+    "events": [400, 800],
+    "model": {"max_length": 32, "history_head": False},
+}
+COMMITS = [
+    Commit(f"Add part {i}", (f"src/{i % 3}.py",), f"{1_700_000_000 + i} +0100") for i in range(200)
+]
 PROFILE = {
     "members": {
         "stats": {"kind": "handcrafted"},
@@ -89,16 +121,36 @@ def make_ready(place: Path) -> Path:
     rows = [{"params": n, "events": d, "loss": 1 + 9 * n**-0.3 + 11 * d**-0.3} for n, d in sizes]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     heads = ["model.history_head=true", "model.next_heads=[event, location, gap]"]
+    (place / "sweep.yaml").write_text(yaml.safe_dump({"data": {"path": "data"}, **SWEEP}))
+    repository(place / "repository", COMMITS)
     for argv in (
         ["prepare", "log.parquet", "--out", "data"],
         ["train", TINY, "data.path=data", "out=run", *heads],
+        ["evaluate", "run/model", "data", "--out", "run/eval/metrics.json", "--baselines"],
         ["challenge", "split", "challenge", "--out", "split"],
         ["profile", "profile.yaml", "out=profiled"],
     ):
         ended = commands().run(argv, place)
         assert ended.status == 0, ended.output
-    (place / "model").symlink_to(place / "run" / "model")
+    (place / "model").symlink_to("run/model")
+    clients = np.load(place / "split" / "input" / "relevant_clients.npy")
+    vectors = np.random.default_rng(0).standard_normal((len(clients), 6), np.float32)
+    UserEmbeddings(np.sort(clients), vectors).save(place / "entry")
+    (place / "results").mkdir()
+    for name, score in (("ours", 0.7), ("theirs", 0.6)):
+        (place / "results" / f"{name}.json").write_text(
+            json.dumps({"churn": score, "propensity_sku": score})
+        )
     return place
+
+
+def lay_out(place: Path, verb: str) -> Path:
+    """The folder `out`, anew, with what the verb finds there."""
+    shutil.rmtree(place / "out", ignore_errors=True)
+    if verb in FINDS:
+        found = place / FINDS[verb]
+        shutil.copytree(found, place / "out" / found.name)
+    return place / "out"
 
 
 def argv_of(verb: str, out: str) -> list[str]:

@@ -4,6 +4,7 @@ refused at little cost."""
 # ruff: noqa: E402 - what follows a skip
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
@@ -25,6 +26,7 @@ import httpx
 
 from behavegpt.errors import BehaveGPTError
 from behavegpt.predictor import Predictor
+from behavegpt.serving import bodies
 from behavegpt.serving.answers import answer_all
 from behavegpt.serving.app import make_app
 from behavegpt.serving.bodies import Bodies
@@ -129,6 +131,28 @@ def test_hostile_bodies_are_refused_at_little_cost(client: Any, name: str) -> No
     refusal(answer)
     assert seconds < 2, "a refusal costs no more than reading the body"
     assert client.post("/v1/predict", json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(("events", "apart"), [(1, False), (600, True), (1900, True)])
+def test_large_bodies_are_parsed_off_the_event_loop(
+    client: Any, events: int, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a large body does not stop the others' answers; small ones are done at once."""
+    on_the_loop, parsed = [], bodies.parse
+
+    def parse(*arguments: Any) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            on_the_loop.append(False)
+        else:
+            on_the_loop.append(True)
+        return parsed(*arguments)
+
+    monkeypatch.setattr(bodies, "parse", parse)
+    body = users(*[EVENT | {"e": "x" * 100}] * events)
+    assert client.post("/v1/predict", content=body, headers=JSON).is_success
+    assert on_the_loop == [not apart]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_predictions_are_the_predictors(client: Any, predictor: Predictor) -> No
     asked = users([3, 1, 7])
     answer = client.post("/v1/predict", json={"users": asked, "top_k": 4, "prior_correction": 0.3})
     assert answer.status_code == 200
-    expected = predictor.predict(as_log(asked), 4, 0.3)
+    expected = predictor.predict(as_log(asked), 4, prior_correction=0.3)
     place = {user: i for i, user in enumerate(expected.users.to_pylist())}
     for user in answer.json()["users"]:
         i = place[user["id"]]
@@ -225,6 +225,7 @@ def test_other_endpoints_refuse_too(client: Any) -> None:
         ("generate", {"until": "soon"}, "until"),
         ("generate", {"time": "never"}, "time"),
         ("embed", {"pool": ["first"]}, "pool"),
+        ("embed", {"pool": []}, "pool"),
         ("embed", {"pool": ["last", "last"]}, "twice"),
     ]:
         answer = client.post(f"/v1/{path}", json={"users": users([1])} | options)

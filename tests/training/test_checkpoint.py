@@ -30,10 +30,10 @@ from behavegpt.training.checkpoint import (
     load_checkpoint,
     load_latest,
     optimizer_tensors,
-    refuse_mismatch,
     restore_optimizer,
     save_checkpoint,
 )
+from behavegpt.training.record import refuse_mismatch
 
 
 class Tied(nn.Module):

@@ -124,7 +124,7 @@ def test_runs_repeat_themselves(place: Path, whole: Callable[..., dict[str, Any]
     assert finish(settings) == whole()  # there is nothing left to do
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(1000, marks=pytest.mark.slow)])
 def test_killed_at_random_times(
     kills: int, place: Path, whole: Callable[..., dict[str, Any]], record_property: Record
 ) -> None:
@@ -166,7 +166,8 @@ def test_crash_at_every_io_operation(
         tiny_settings(place / "data", place / f"traced-{every}", **train), snapshots=snapshots
     )
     assert len(points) > 80 and sum("torn" in point for point in points.values()) >= 7
-    chosen = points if snapshots is None else distinct(points, snapshots)
+    # the quick trial takes every other state of the folder
+    chosen = points if snapshots is None else dict(list(distinct(points, snapshots).items())[::2])
     for at, point in chosen.items():
         settings = tiny_settings(place / "data", place / f"crash-{every}-{at}", **train)
         crash(settings, at, snapshots)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from behavegpt.batch import PackedBatch
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import TrainingBatches
 from behavegpt.data.store import open_store
 from behavegpt.errors import BehaveGPTError
@@ -21,7 +22,8 @@ from behavegpt.training import trainer as trainer_module
 from behavegpt.training.journal import read_journal
 from behavegpt.training.progress import Progress
 from behavegpt.training.settings import TrainSettings
-from behavegpt.training.trainer import Trainer, _mix
+from behavegpt.training.step import _mix
+from behavegpt.training.trainer import Trainer
 from tests.helpers import random_store
 from tests.runs import save_store
 from tests.training.test_loop import FALLING, Counted, Scripted
@@ -151,7 +153,7 @@ def test_two_ranks_of_the_same_rows_step_as_one(
         clip_grad_norm_=alone.clip_grad_norm_,
         no_sync=alone.no_sync,
     )
-    monkeypatch.setattr(trainer_module.dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     record = Trainer.step(trainer, 0)
     assert (record["loss"], record["events"]) == (pytest.approx(5), 8)
@@ -300,9 +302,8 @@ def whole(folder: Path, **settings: Any) -> Trainer:
     trainer = Scripted([0.5], 0.0, folder)
     store = random_store(users=8)
     made = Trainer(trainer.bare, trainer.loss, store, TrainSettings(**settings), trainer.run)
-    made.batches = TrainingBatches(
-        store, max_length=8, rows_per_step=1, seed=0, fields=made.bare.config.columns
-    )
+    fields = BatchFields(made.bare.config.columns)
+    made.batches = TrainingBatches(store, max_length=8, rows_per_step=1, seed=0, fields=fields)
     return made
 
 

@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from behavegpt.baselines.backbone import BackboneEncoder
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.batch import IGNORED
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
+from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError
-from behavegpt.paths import PathText
 from behavegpt.training.evaluate import hidden_states
 from behavegpt.training.model_folder import open_model
 
@@ -107,8 +107,9 @@ def class_means(model: Any, store: EventStore) -> torch.Tensor:
     config = model.config
     total = torch.zeros(config.num_behaviors, config.hidden_size)
     rows = max(1, POSITIONS // row_length_for(config.max_length))
+    fields = BatchFields(config.columns)
     batches = evaluation_batches(
-        store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=config.columns
+        store, TRAIN, max_length=config.max_length, rows_per_batch=rows, fields=fields
     )
 
     for batch, hidden in hidden_states(model, batches):

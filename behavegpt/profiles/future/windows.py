@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from behavegpt.config import Settings
-from behavegpt.data.pack import half_octaves
+from behavegpt.data.collate import half_octaves
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.errors import DataError
 from behavegpt.profiles.fields import FIRST
