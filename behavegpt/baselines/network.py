@@ -52,9 +52,8 @@ class BaselineEmbedding(nn.Module):
                 f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}"
             )
 
-        # each (B, R, C / fields)
         named = zip(self.fields, self.tables.values(), strict=True)
-        embedded = [table(layout.ids[name]) for name, table in named]
+        embedded = [table(layout.ids[name]) for name, table in named]  # (B, R, C / fields) each
         x = torch.cat(embedded, dim=-1) * self.scale
 
         # (B, R, C)

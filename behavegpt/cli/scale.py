@@ -8,14 +8,11 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from behavegpt.cli import scale_law
 from behavegpt.cli.command import Arguments, Command, Group, Parser, show
 from behavegpt.cli.scale_law import checked_options, device_arguments
-
-if TYPE_CHECKING:
-    pass
 
 DRY_RUN = {
     "size": "size",

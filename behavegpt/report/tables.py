@@ -32,13 +32,15 @@ def metric_table(
     best = {key: _best(models, key) for key in METRICS if _best(models, key) is not None}
     columns = list(best)
     intervals = (uncertainty or {}).get("intervals", {})
+
     rows = []
     for name in sorted(models, key=lambda name: -(models[name].get("rec_w") or 0)):
-        figures = models[name]
+        figures, spans = models[name], intervals.get(name, {})
         harder = figures["with_unseen"] if unseen else {}
         rows.append(
             {
                 "name": title_of(name),
+                "intervals": [_span(spans.get(key)) for key in columns],
                 "ours": name == MODEL,
                 "cells": [
                     (decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns
@@ -56,14 +58,14 @@ def metric_table(
     }
 
 
-def _span(interval: Sequence[float] | None) -> str:
-    """An interval as `.2466–.2554`; empty for none."""
-    return "–".join(f"{edge:.4f}".removeprefix("0") for edge in interval) if interval else ""
-
-
 def _best(models: dict[str, dict[str, Any]], key: str) -> Any:
     """The highest figure of any model; None where none has it."""
     return max((m[key] for m in models.values() if is_number(m.get(key))), default=None)
+
+
+def _span(interval: Sequence[float] | None) -> str:
+    """An interval as `.2466–.2554`; empty for none."""
+    return "–".join(f"{edge:.4f}".removeprefix("0") for edge in interval) if interval else ""
 
 
 def unseen_targets(metrics: dict[str, Any]) -> int:
