@@ -45,7 +45,6 @@ def metric_table(
                 "cells": [
                     (decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns
                 ],
-                "intervals": [_span(intervals.get(name, {}).get(key)) for key in columns],
                 "with_unseen": [decimal(harder.get(key)) for key in columns] if unseen else [],
             }
         )
