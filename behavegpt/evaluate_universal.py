@@ -48,7 +48,6 @@ def evaluate_universal(
     reader = store_reader(store, given=given)
 
     metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
-
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
         # a target is asked for at the event before it
         for position, logits in model.score(reader, rows - 1):
@@ -61,7 +60,15 @@ def evaluate_universal(
     if baselines:
         scored |= score_baselines(store, split, given)
 
-    protocol = {
+    result = summary(scored, store, split, _protocol(store, split, given))
+    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    write_json(out, result)
+    return result
+
+
+def _protocol(store: EventStore, split: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """How the figures were made, for whoever compares them with others."""
+    return {
         "task": describe(given),
         "given": " and ".join(given) or "nothing",
         "training": "none on this log; tables and labels are those of its training split",
@@ -70,8 +77,3 @@ def evaluate_universal(
         "classes": store.behaviors.classes,
         "content_hash": store.manifest.content_hash,
     }
-
-    result = summary(scored, store, split, protocol)
-    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
-    write_json(out, result)
-    return result

@@ -58,24 +58,10 @@ def compare(
 
     # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
-    rows = len(target_rows(store, SPLITS[split]))
-    if rows == 0:
+    if not len(target_rows(store, SPLITS[split])):
         raise DataError(_nothing_to_predict(store, split))
 
-    calibration = Calibration()
-    with progress("evaluate behavegpt", rows) as show:
-        advance = _cumulative(show)
-
-        def take_up(part: ScoredBatch) -> None:
-            calibration.update(part.logits, part.target)
-            advance(len(part.target))
-
-        metrics, cross_entropy = evaluate(
-            predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
-        )
-    if share.world > 1:
-        [calibration.sums] = sum_over_ranks([calibration.sums], predictor.model.device)
-
+    metrics, cross_entropy, calibration = _score(predictor, store, split, shift, share)
     # counting is fast, and the same on every rank: rank 0 does it alone
     scored = {"behavegpt": metrics}
     if baselines and share.rank == 0:
@@ -95,7 +81,32 @@ def compare(
     return result
 
 
+def _score(
+    predictor: Predictor, store: EventStore, split: str, shift: torch.Tensor, share: Share
+) -> tuple[PredictionMetrics, float, Calibration]:
+    """Metrics, mean cross-entropy in nats and calibration of the model's logits less `shift`
+    (K,)."""
+    calibration = Calibration()
+    rows = len(target_rows(store, SPLITS[split]))
+    with progress("evaluate behavegpt", rows) as show:
+        advance = _cumulative(show)
+
+        def take_up(part: ScoredBatch) -> None:
+            calibration.update(part.logits, part.target)
+            advance(len(part.target))
+
+        metrics, cross_entropy = evaluate(
+            predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
+        )
+
+    # `evaluate` adds up what it made itself; the calibration saw this rank's batches alone
+    if share.world > 1:
+        [calibration.sums] = sum_over_ranks([calibration.sums], predictor.model.device)
+    return metrics, cross_entropy, calibration
+
+
 def _nothing_to_predict(store: EventStore, split: str) -> str:
+    """Why a split has no targets, and what to do."""
     unseen = count_unseen(store, SPLITS[split])
     why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
     return (

@@ -191,7 +191,6 @@ def fit(
     chosen = _by_owner(settings)
     # mistakes before the work, with paths that stand for those not known yet
     read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
-
     if out is not None:
         run = local_path(out)
         check_output(run, "into")

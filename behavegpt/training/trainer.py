@@ -79,11 +79,8 @@ class Trainer(OptimizerSteps):
         """
         self.judge_start = judge_start
         assert self.run.settings is not None, "a run without a folder keeps nothing to go on from"
-
-        self.fingerprint = fingerprint_of(self.run.settings, self.store, self.bare.config) | dict(
-            origin or {}
-        )
-
+        own = fingerprint_of(self.run.settings, self.store, self.bare.config)
+        self.fingerprint = own | dict(origin or {})
         checkpoint = self.run.latest(self.fingerprint)
         parameters, targets = count_parameters(self.saved), targets_of(self.store)
         known = {
