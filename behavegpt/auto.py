@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -59,7 +58,7 @@ _REGISTER: dict[str, Callable[[], None]] = {
 }
 
 
-class _Finder(MetaPathFinder):
+class _Finder:  # not importlib.abc's: to import those takes longer than the whole package
     """Finds the Auto modules as Python does, with a loader that registers afterwards."""
 
     def find_spec(
@@ -71,16 +70,18 @@ class _Finder(MetaPathFinder):
         # Python's own search; asking all finders would ask this one again
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            loader: Any = _Loader(spec.loader)
+            spec.loader = loader
         return spec
 
 
-class _Loader(Loader):
-    def __init__(self, loader: Loader) -> None:
+class _Loader:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)

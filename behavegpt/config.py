@@ -11,12 +11,13 @@ together.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from behavegpt.bounded_yaml import MOST_DEPTH, NotYaml, load_yaml
 from behavegpt.errors import ConfigError
@@ -35,6 +36,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def _path_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an empty path; name a file or folder")
+    return os.path.expanduser(text)
+
+
+PathText = Annotated[str, AfterValidator(_path_text)]
+"""A setting that is a path."""
 
 
 def read_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-from importlib.metadata import requires
 from pathlib import Path
 
 
@@ -30,6 +29,8 @@ def install_command(extra: str) -> str:
     PyPI."""
     if (Path(__file__).parents[1] / "setup.cfg").is_file():
         return f"pip install -e '.[{extra}]' (in your checkout of BehaveGPT)"
+
+    from importlib.metadata import requires  # only for a message
 
     # requirements as `name>=1; extra == "onnx"`
     requirements = (line.partition(";") for line in requires("behavegpt") or ())

@@ -13,8 +13,9 @@ from behavegpt.data.given import check_schema, describe
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import DataError
-from behavegpt.evaluation import score_baselines, summary
+from behavegpt.evaluation import score_baselines, summary, uncertainty
 from behavegpt.io import write_json
+from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.universal.model import UniversalModel
 from behavegpt.universal.reader import store_reader
@@ -48,20 +49,24 @@ def evaluate_universal(
     reader = store_reader(store, given=given)
 
     metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
+    ranks = {UNIVERSAL: TargetRanks(rows)}
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
         # a target is asked for at the event before it
         for position, logits in model.score(reader, rows - 1):
             target = reader.target(position)
             metrics.update(logits, target)
+            ranks[UNIVERSAL].update(logits, target, position + 1)
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
 
     scored = {UNIVERSAL: metrics}
     if baselines:
-        scored |= score_baselines(store, split, given)
+        for name, other, other_ranks in score_baselines(store, split, given):
+            scored[name], ranks[name] = other, other_ranks
 
     result = summary(scored, store, split, _protocol(store, split, given))
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
     write_json(out, result)
     return result
 

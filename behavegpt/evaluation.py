@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
-from behavegpt.evaluation_files import examples, labels_of, write_details
+from behavegpt.evaluation_examples import collect_examples
+from behavegpt.evaluation_files import labels_of, write_details
 from behavegpt.io import write_json
+from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import DecisionOptions
@@ -61,48 +63,73 @@ def compare(
     if not len(target_rows(store, SPLITS[split])):
         raise DataError(_nothing_to_predict(store, split))
 
-    metrics, cross_entropy, calibration = _score(predictor, store, split, shift, share)
+    ours = _score(predictor, store, split, shift, share)
+
     # counting is fast, and the same on every rank: rank 0 does it alone
-    scored = {"behavegpt": metrics}
+    scored, ranks = {"behavegpt": ours.metrics}, {"behavegpt": ours.ranks}
     if baselines and share.rank == 0:
-        scored |= score_baselines(store, split, predictor.given)
+        for name, metrics, other_ranks in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = metrics, other_ranks
 
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
-    result["models"]["behavegpt"]["cross_entropy"] = cross_entropy
-    result["calibration"] = calibration.compute()
+    result["models"]["behavegpt"]["cross_entropy"] = ours.cross_entropy
+    result["calibration"] = ours.calibration.compute()
 
     # on several ranks all hold the result; one writes it
     if share.rank == 0:
+        result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
         for text in result["remarks"]:
             say(f"note: {text}")
-        shown = examples(predictor, store, SPLITS[split], shift)
+        shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
         write_json(out, result)
         write_details(out.parent, store, scored, shown)
     return result
 
 
+class _Scored(NamedTuple):
+    """What a pass over a split's targets gives."""
+
+    metrics: PredictionMetrics
+    cross_entropy: float  # mean, in nats
+    calibration: Calibration
+    ranks: TargetRanks
+
+
 def _score(
     predictor: Predictor, store: EventStore, split: str, shift: torch.Tensor, share: Share
-) -> tuple[PredictionMetrics, float, Calibration]:
-    """Metrics, mean cross-entropy in nats and calibration of the model's logits less `shift`
-    (K,)."""
-    calibration = Calibration()
-    rows = len(target_rows(store, SPLITS[split]))
-    with progress("evaluate behavegpt", rows) as show:
+) -> _Scored:
+    """Score the model's logits less `shift` (K,)."""
+    rows = target_rows(store, SPLITS[split])
+    calibration, ranks = Calibration(), TargetRanks(rows)
+    with progress("evaluate behavegpt", len(rows)) as show:
         advance = _cumulative(show)
 
         def take_up(part: ScoredBatch) -> None:
             calibration.update(part.logits, part.target)
+            ranks.update(part.logits, part.target, part.row)
             advance(len(part.target))
 
         metrics, cross_entropy = evaluate(
             predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
         )
 
-    # `evaluate` adds up what it made itself; the calibration saw this rank's batches alone
+    # `evaluate` adds up what it made itself; these saw this rank's batches alone
     if share.world > 1:
-        [calibration.sums] = sum_over_ranks([calibration.sums], predictor.model.device)
-    return metrics, cross_entropy, calibration
+        sums = (calibration.sums, ranks.sums)
+        calibration.sums, ranks.sums = sum_over_ranks(sums, predictor.model.device)
+    return _Scored(metrics, cross_entropy, calibration, ranks)
+
+
+def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> dict[str, Any]:
+    """95 % intervals of all models' main figures, the users drawn again, and of the differences
+    between ours and the others; see metrics/bootstrap.py."""
+    rows = ranks[ours].rows
+    return user_intervals(
+        {name: of_model.ranks for name, of_model in ranks.items()},
+        store.column("behavior")[rows].astype(np.int64) - FIRST,
+        np.searchsorted(store.offsets, rows, side="right") - 1,
+        ours,
+    )
 
 
 def _nothing_to_predict(store: EventStore, split: str) -> str:
@@ -210,24 +237,25 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
 
 def score_baselines(
     store: EventStore, split: str, given: tuple[str, ...] = ()
-) -> Iterator[tuple[str, PredictionMetrics]]:
-    """Metrics of each count baseline on the same rows; they see the user's whole past, and of the
-    target what is `given`."""
+) -> Iterator[tuple[str, PredictionMetrics, TargetRanks]]:
+    """Metrics of each count baseline on the same rows, and the ranks of the truth; they see the
+    user's whole past, and of the target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
     fitted = counts.tune(counts.fit(store, given), store)
 
     for name, model in fitted.items():
-        metrics = PredictionMetrics(store.behaviors.classes)
+        metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
         with progress(f"evaluate {name}", len(rows)) as show:
             step = _cumulative(show)
             for part, scores in counts.scores(model, store, rows):
                 # counts take vocabulary ids, metrics classes: without padding and unknown
                 target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
                 metrics.update(torch.from_numpy(scores), target)
+                ranks.update(torch.from_numpy(scores), target, part)
                 step(len(part))
 
-        yield name, metrics
+        yield name, metrics, ranks
 
 
 def _protocol(

@@ -38,6 +38,7 @@ from behavegpt.adapt.transfer import (
 
 # so that their folders open, and are refused
 from behavegpt.baselines import network as _baselines  # noqa: F401
+from behavegpt.config import PathText
 from behavegpt.console import say, table
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
@@ -50,7 +51,6 @@ from behavegpt.generation.constraints import links_of
 from behavegpt.losses import Loss, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
-from behavegpt.paths import PathText
 from behavegpt.training.checkpoint import load_latest
 from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.run import open_run

@@ -6,9 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from behavegpt.errors import ConfigError
 
@@ -66,14 +63,3 @@ def short_name(name: str) -> str:
     if len(os.fsencode(name)) <= _LONGEST_NAME:
         return name
     return hashlib.sha256(os.fsencode(name)).hexdigest()
-
-
-def _path_text(text: str) -> str:
-    """As `local_path`, in the form that pydantic expects of a validator."""
-    if not text.strip():
-        raise ValueError("an empty path; name a file or folder")
-    return os.path.expanduser(text)
-
-
-PathText = Annotated[str, AfterValidator(_path_text)]
-"""A setting that is a path."""

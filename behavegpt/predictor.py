@@ -42,6 +42,7 @@ from behavegpt.model.precision import choose_precision
 from behavegpt.options import PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
+from behavegpt.shipped import shipped_folder
 from behavegpt.tabular import html_facts
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
@@ -253,8 +254,9 @@ class Predictor(KeepsStates):
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The `model` or `adapter` folder of a run's; any other folder as it is."""
-    folder = Path(folder)
+    """The `model` or `adapter` folder of a run's, the folder of a model that ships; any other
+    folder as it is."""
+    folder = shipped_folder(folder) or Path(folder)
     inside = {name: folder / name / file for name, file in MODEL_FILES.items()}
 
     # a run is recognized by its parts, so that a model folder may hold a folder `model` itself
@@ -264,7 +266,8 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Predictor:
-    """Open a model folder, an adapter's, or a run's; `device` defaults to a GPU where there is one.
+    """Open a model folder, an adapter's, a run's, or the model that ships as `demo`; `device`
+    defaults to a GPU where there is one.
 
     Raises CheckpointError when the folder is none of these, or is damaged, ConfigError for a device
     that is not there.

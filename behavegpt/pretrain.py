@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from behavegpt.baselines.architectures import baseline_config, read_inputs, refuse_unknown
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
-from behavegpt.config import closest
+from behavegpt.config import PathText, closest
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
@@ -26,7 +26,6 @@ from behavegpt.errors import ConfigError, violation
 from behavegpt.generation.constraints import links_of
 from behavegpt.losses import build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.paths import PathText
 from behavegpt.training.run import open_run
 from behavegpt.training.settings import SHAPE, RunSettings
 from behavegpt.training.trainer import Trainer

@@ -71,8 +71,8 @@ def is_universal(name: str | Path) -> bool:
 def load(
     folder: str | Path, device: str | torch.device | None = None
 ) -> Predictor | UniversalPredictor:
-    """Open a model folder (see `predictor.load`), or the universal model by its name,
-    `universal`."""
+    """Open a model folder (see `predictor.load`), or a model that ships by its name: `universal`
+    or `demo`."""
     if is_universal(folder):
         return load_zero_shot(folder)
     from behavegpt.predictor import load as load_trained  # takes seconds to import

@@ -90,7 +90,7 @@ def work(path: Path, threads: int, out: Path, kind: str, *overrides: str) -> dic
     from behavegpt.profiles.events import DataSettings, open_events
     from behavegpt.profiles.fields import SequenceSettings
     from behavegpt.profiles.members import Context
-    from behavegpt.profiles.pipeline import KINDS
+    from behavegpt.profiles.settings import KINDS
 
     context = Context(
         open_events(DataSettings(path=str(path), memory_gb=4, threads=threads)), out / "cache"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from behavegpt.ingest.prepare import prepare
-from behavegpt.ingest.spark import _session
+from behavegpt.ingest.spark_session import spark_session
 
 RESULT = Path(__file__).parent / "results" / "spark.json"
 
@@ -59,7 +59,7 @@ def main() -> None:
     seconds = {"local": time.perf_counter() - began}
     began = time.perf_counter()
 
-    with _session(arguments.master):
+    with spark_session(arguments.master):
         seconds["spark_start"] = time.perf_counter() - began
         began = time.perf_counter()
         there = prepare(logs, work / "spark-out", engine="spark", progress=print).manifest

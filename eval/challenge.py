@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from behavegpt.challenge.evaluate import RANDOM_DIMENSIONS, evaluate, seeds_from
+from behavegpt.challenge.evaluate import evaluate, seeds_from
 from behavegpt.challenge.network import WIDTH
+from behavegpt.challenge.runs import RANDOM_DIMENSIONS
 from behavegpt.challenge.targets import OPEN_TASKS, available_tasks
 from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.devices import default_devices

@@ -174,8 +174,8 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
         prepared(protocol, protocol.target, logs, work), row["share"], row["seed"]
     )
     if row["mode"] in COUNTED:
-        metrics = dict(score_baselines(target, "test"))[row["mode"]]
-        figures = metrics.compute(target.behaviors.counts)
+        scored = {name: metrics for name, metrics, _ in score_baselines(target, "test")}
+        figures = scored[row["mode"]].compute(target.behaviors.counts)
         return {name: figures[name] for name in FIGURES}
 
     # from scratch: its shape alone

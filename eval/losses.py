@@ -183,7 +183,7 @@ def table(rows: list[dict[str, Any]], store: EventStore, split: str) -> str:
         cells = [mean_and_deviation([row[name] for row in group]) for name in FIGURES]
         lines.append(f"| {layer} | {loss} | {len(group)} | " + " | ".join(cells) + " |")
 
-    for name, metrics in score_baselines(store, split):
+    for name, metrics, _ in score_baselines(store, split):
         figures = metrics.compute(store.behaviors.counts)
         values = [figures[figure] for figure in FIGURES]
         cells = ["-" if value is None else f"{value:.4f}" for value in values]

@@ -41,8 +41,9 @@ from behavegpt.console import say, table
 from behavegpt.datasets.challenge_files import open_directory
 from behavegpt.grid import Grid, Row, Run, find
 from behavegpt.profiles.ensemble import fit_ensemble, write_ensemble
-from behavegpt.profiles.pipeline import ProfileSettings, run
+from behavegpt.profiles.pipeline import run
 from behavegpt.profiles.probe import noise
+from behavegpt.profiles.settings import ProfileSettings
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
 CONFIG = Path(__file__).parent.parent / "configs" / "profiles" / "retail.yaml"

@@ -13,7 +13,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError
 from behavegpt.finetune import FinetuneSettings
 from behavegpt.pretrain import PretrainSettings
-from behavegpt.profiles.pipeline import ProfileSettings
+from behavegpt.profiles.settings import ProfileSettings
 from behavegpt.scaling.settings import SweepSettings
 from tests.conftest import ROOT
 

@@ -140,3 +140,21 @@ def test_a_split_of_unseen_labels_alone_says_why_it_cannot_be_scored(tmp_path: P
     store = made(tmp_path, unseen=1.0)
     with pytest.raises(DataError, match=r"behaviors of its \d+ targets do not occur in training"):
         compare(predictor_for(store), store, tmp_path / "eval" / "metrics.json")
+
+
+def test_intervals_and_examples_by_behavior_come_with_the_figures(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    result = compare(predictor_for(store), store, tmp_path / "eval" / "metrics.json")
+    uncertainty = result["uncertainty"]
+    assert set(uncertainty["intervals"]) == set(result["models"])
+    assert set(uncertainty["differences"]) == set(result["models"]) - {"behavegpt"}
+    for name, figures in uncertainty["intervals"].items():
+        for figure, (low, high) in figures.items():
+            assert low <= result["models"][name][figure] <= high, (name, figure)
+    shown = json.loads((tmp_path / "eval" / "examples.json").read_text())
+    labels = [str(label) for label in store.behaviors.values.to_pylist()]
+    assert set(shown["by_behavior"]) <= set(labels) and shown["by_behavior"]
+    for label, found in shown["by_behavior"].items():
+        assert 1 <= len(found) <= 2 and all(example["actual"] == label for example in found)
+        right = [example["predicted"][0][0] == label for example in found]
+        assert right in ([True], [False], [True, False])

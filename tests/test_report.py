@@ -166,6 +166,47 @@ def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(
     assert tables.verdict({"markov": {"rec_w": 0.3}}, rows) == []
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.012, 0.002, "would lie at −1.2 to +0.2 percentage points (95 % interval); it may be"),
+        (0.001, 0.021, "would lie at +0.1 to +2.1 percentage points (95 % interval)."),
+    ],
+)
+def test_the_verdict_takes_intervals_where_there_are_some(
+    low: float, high: float, said: str
+) -> None:
+    models = {"behavegpt": {"rec_w": 0.401}, "markov": {"rec_w": 0.4}, "prior": {"rec_w": 0.1}}
+    difference = {"mean": 0.001, "low": low, "high": high, "ahead": 0.6}
+    uncertainty = {"differences": {"markov": {"rec_w": difference}, "prior": {}}, "intervals": {}}
+    last = tables.verdict(models, 1000, uncertainty)[-1]
+    assert said in last and title_of("markov") in last
+
+
+def test_intervals_and_examples_by_behavior_are_on_the_page(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    metrics = json.loads((run / "eval" / "metrics.json").read_text())
+    metrics["uncertainty"] = {
+        "intervals": {"behavegpt": {"rec_w": [0.4012, 0.4388]}},
+        "differences": {},
+        "draws": 400,
+    }
+    (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
+    example = {
+        "user": "u7",
+        "history": [["Mon 2024-01-01 10:00", "e1", "tea"]],
+        "predicted": [["cup", 0.61], ["tea", 0.2]],
+        "actual": "cup",
+    }
+    wrong = example | {"user": "u8", "actual": "pot"}
+    found = {"examples": [], "by_behavior": {HOSTILE: [example, wrong]}}
+    (run / "eval" / "examples.json").write_text(json.dumps(found))
+    text = report.write_report(run).read_text(encoding="utf-8")
+    assert "<small>.4012–.4388</small>" in text and "drawn again, 400 times" in text
+    assert "right, for example: user u7 after tea; expected cup 61 %, tea 20 %" in text
+    assert "wrong, for example: user u8" in text
+
+
 def test_the_script_is_the_one_the_page_allows(page: str) -> None:
     script = page.split("<script>")[1].split("</script>")[0]
     found = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

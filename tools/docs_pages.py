@@ -38,7 +38,7 @@ SETTINGS = {
     "Export of user vectors (`export`)": "behavegpt.embeddings.export.ExportSettings",
     "Benchmark (`benchmark`)": "behavegpt.benchmark.settings.BenchmarkSettings",
     "Scaling (`scale`)": "behavegpt.scaling.settings.SweepSettings",
-    "Profiles (`profile`)": "behavegpt.profiles.pipeline.ProfileSettings",
+    "Profiles (`profile`)": "behavegpt.profiles.settings.ProfileSettings",
     "Service (`serve`)": "behavegpt.serving.requests.ServeSettings",
     "The universal model (`pretrain-universal`)": "behavegpt.universal.train.UniversalSettings",
 }

@@ -41,6 +41,7 @@ from mutants import ROOT, Mutant, mutants, sources, unchanged
 TESTS: dict[str, tuple[str, ...]] = {
     "data/loader.py": ("data/test_pack.py", "training/test_evaluate.py"),
     "data/pack.py": ("data/test_pack.py", "training/test_evaluate.py"),
+    "data/collate.py": ("data/test_pack.py", "training/test_evaluate.py"),
     "decision.py": ("test_decision.py", "test_prior_correction.py"),
     "losses": ("losses", "baselines/test_losses.py"),
     "metrics/generation.py": ("metrics/test_generation.py",),

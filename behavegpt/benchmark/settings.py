@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from behavegpt.config import Settings, read_settings
+from behavegpt.config import PathText, Settings, read_settings
 from behavegpt.data.given import in_order
 from behavegpt.grid import digest
-from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 
 Point = dict[str, Any]  # setting -> value, of the tuning grid

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from behavegpt.benchmark.bootstrap import FIGURES, Difference, compare_ranks
 from behavegpt.benchmark.plan import FINAL, Plan
 from behavegpt.benchmark.run import plans_of
 from behavegpt.benchmark.settings import BenchmarkSettings
@@ -26,6 +25,7 @@ from behavegpt.errors import DataError
 from behavegpt.figures import BLUE, GRID, ORANGE, VERMILION, figure, title_of
 from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
+from behavegpt.metrics.bootstrap import FIGURES, Difference, compare_ranks
 from behavegpt.plots import frontier
 
 SHOWN = ("rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "head", "mid", "tail")

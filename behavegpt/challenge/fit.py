@@ -49,6 +49,8 @@ def train_and_score(
             f"{targets.task}: none of the entry's clients takes part; take clients of "
             "active_clients.npy."
         )
+
+    # the organizers seed the weights alone: the order of clients is that of the entry
     model = UniversalModel(vectors.shape[1], targets.train.shape[1], seed, width).to(device)
     step = training_step(model)
     epochs = []
@@ -56,10 +58,13 @@ def train_and_score(
         losses = []
         for start in range(0, len(chosen.rows), BATCH):
             some = slice(start, start + BATCH)
+            # read when the epoch ends: a GPU need not wait for each number
             losses.append(step(chosen.vectors(some), chosen.train[some].float()))
             tick()
+
         metrics = score(predict(model, chosen), chosen.validation, targets.popularity)
         epochs.append({**metrics, "train_loss": torch.stack(losses).mean().item()})
+
     return epochs
 
 
@@ -68,21 +73,22 @@ class _Resident:
     batch is made."""
 
     def __init__(self, vectors: np.ndarray, targets: Targets, device: torch.device) -> None:
-        rows = np.flatnonzero(targets.rows)
+        rows = np.flatnonzero(targets.rows)  # (N,)
         if device.type != "cpu" and len(rows) < len(vectors):
             # what takes no part need not travel
             vectors, chosen = vectors[rows], np.arange(len(rows))
         else:
             chosen = rows
+
         with warnings.catch_warnings():
             # a memory map, only read
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            # float16 until a batch is made: half the memory of a device
             self._stored = torch.from_numpy(np.asarray(vectors)).to(device)
+
         self.rows = torch.from_numpy(chosen).to(device)
-        self.train, self.validation = (
-            torch.from_numpy(matrix[rows]).to(device)
-            for matrix in (targets.train, targets.validation)
-        )
+        self.train = torch.from_numpy(targets.train[rows]).to(device)  # (N, O) uint8
+        self.validation = torch.from_numpy(targets.validation[rows]).to(device)  # (N, O) uint8
 
     def vectors(self, some: slice) -> Tensor:
         """(B, D) float32 of a range of the clients that take part."""
@@ -93,8 +99,10 @@ class _Resident:
 def predict(model: UniversalModel, chosen: _Resident) -> Tensor:
     """Logits (N, O) of all clients that take part."""
     clients, outputs = chosen.train.shape
-    logits = torch.empty(clients, outputs, device=chosen.train.device)
+    logits = torch.empty(clients, outputs, device=chosen.train.device)  # (N, O)
+
     step = PREDICTED_ROWS.get(logits.device.type, MANY_ROWS)
+
     for start in range(0, clients, step):
         some = slice(start, start + step)
         logits[some] = model(chosen.vectors(some))

@@ -59,19 +59,26 @@ def read_result(path: Path) -> Result:
             f"{path}: expected {{'tasks': ...}} or {{task: score}}; give result files of "
             "`evaluate`."
         )
+
+    # the organizers' file has no name of its own: its folder's tells whose it is
     name = path.absolute().parent.name if path.stem == "scores" else path.stem
+
     protocol = {}
     if "tasks" in content:
         protocol = _protocol(content)
         name, content = str(content.get("name", name)), content["tasks"]
+
     scores = {}
     for key, value in content.items():
         if key != PLACEHOLDER:
+            # the organizers' files call hidden tasks by number
             task = HIDDEN_NAMES.get(key, key)
             task_named(task)
             scores[task] = _score(path, key, value)
+
     if not scores:
         raise DataError(f"{path}: holds no task; evaluate the entry again.")
+
     return Result(name, scores, protocol)
 
 
@@ -84,15 +91,20 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
     """
     if not results:
         raise DataError("no result files; give JSON files of `evaluate`, or a folder of them.")
+
     names = [result.name for result in results]
+    # points are kept by name
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
             f'two results are named {twice[0]!r}; give one of them another name ("name" in its '
             "file)."
         )
+
     _refuse_other_protocols(results)
-    tasks = [task for task in TASKS if any(task in result.scores for result in results)]
+    scored = {task for result in results for task in result.scores}
+    tasks = [task for task in TASKS if task in scored]
+
     points: dict[str, dict[str, float]] = {name: {} for name in names}
     close = []
     for task in tasks:
@@ -106,22 +118,28 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
             for a, b in pairwise(ranked)
             if _within_noise(a.scores[task], b.scores[task])
         ]
+
+    # sums of halves and thirds: rounded, so that equal ones are equal
     totals = {name: round(sum(shares.values()), 6) for name, shares in points.items()}
-    entries: list[dict[str, Any]] = [
-        {
-            "place": 1 + sum(other > totals[result.name] for other in totals.values()),
-            "name": result.name,
-            "borda": totals[result.name],
-            "sum": sum(score.mean for score in result.scores.values()),
-            "tasks": {
-                t: s._asdict() | {"points": points[result.name][t]}
-                for t, s in result.scores.items()
-            },
-        }
-        for result in results
-    ]
+
+    entries = [_entry(result, points[result.name], totals) for result in results]
     entries.sort(key=lambda entry: (entry["place"], -entry["sum"], entry["name"]))
     return {"tasks": tasks, "entries": entries, "within_noise": close}
+
+
+def _entry(result: Result, points: dict[str, float], totals: dict[str, float]) -> dict[str, Any]:
+    """A line of the board: the points by task of one result among the totals of all."""
+    total = totals[result.name]
+    return {
+        "place": 1 + sum(other > total for other in totals.values()),
+        "name": result.name,
+        "borda": total,
+        "sum": sum(score.mean for score in result.scores.values()),
+        "tasks": {
+            task: score._asdict() | {"points": points[task]}
+            for task, score in result.scores.items()
+        },
+    }
 
 
 def _protocol(content: dict[str, Any]) -> dict[str, Any]:
@@ -130,10 +148,10 @@ def _protocol(content: dict[str, Any]) -> dict[str, Any]:
     clients = content.get("client_set") or (
         vectors.get("clients") if isinstance(vectors, dict) else None
     )
-    said = {"network width": content.get("width") or WIDTH, "clients": clients}
+    protocol = {"network width": content.get("width") or WIDTH, "clients": clients}
     if "tf32" in content:
-        said["precision"] = "TF32" if content["tf32"] else "fp32"
-    return {what: value for what, value in said.items() if value is not None}
+        protocol["precision"] = "TF32" if content["tf32"] else "fp32"
+    return {what: value for what, value in protocol.items() if value is not None}
 
 
 def _refuse_other_protocols(results: Sequence[Result]) -> None:
@@ -146,10 +164,8 @@ def _refuse_other_protocols(results: Sequence[Result]) -> None:
                 verb = "differ" if what == "clients" else "differs"
                 raise DataError(
                     f"{other.name!r} and {result.name!r} cannot be ranked together: their {what} "
-                    f"{verb} "
-                    f"({other.protocol[what]} and {value}), and scores depend on it; evaluate "
-                    "both alike, or rank them "
-                    "apart."
+                    f"{verb} ({other.protocol[what]} and {value}), and scores depend on it; "
+                    "evaluate both alike, or rank them apart."
                 )
 
 
@@ -159,10 +175,14 @@ def borda(scores: dict[str, float]) -> dict[str, float]:
     >>> borda({"a": 0.9, "b": 0.8, "c": 0.80001, "d": 0.1})
     {'a': 3.0, 'b': 1.5, 'c': 1.5, 'd': 0.0}
     """
+    # as the organizers publish scores, and so rank them
     rounded = {name: round(score, DECIMALS) for name, score in scores.items()}
     values = list(rounded.values())
-    below = {name: sum(other < score for other in values) for name, score in rounded.items()}
-    return {name: below[name] + (values.count(score) - 1) / 2 for name, score in rounded.items()}
+    points = {}
+    for name, score in rounded.items():
+        below = sum(other < score for other in values)
+        points[name] = below + (values.count(score) - 1) / 2  # ties share their ranks' points
+    return points
 
 
 def _score(path: Path, task: str, value: Any) -> Score:
@@ -170,16 +190,19 @@ def _score(path: Path, task: str, value: Any) -> Score:
     fields = value if isinstance(value, dict) else {"mean": value}
     mean, std, seeds = fields.get("mean"), fields.get("std"), fields.get("seeds", 1)
     runs = len(seeds) if isinstance(seeds, list) else seeds
+
     if type(runs) is not int or runs < 1:
         raise DataError(
             f"{path}: the seeds of {task} are {seeds!r}, expected a list of them or how many; "
             "evaluate it again."
         )
+
     if not _is_share(mean) or not (std is None or _is_share(std)):
         raise DataError(
             f"{path}: the score of {task} is {value!r}, expected a number from 0 to 1; evaluate "
             "it again."
         )
+
     return Score(mean, std, runs)
 
 
@@ -190,4 +213,5 @@ def _is_share(value: Any) -> TypeGuard[float]:
 def _within_noise(a: Score, b: Score) -> bool:
     if a.std is None or b.std is None or min(a.seeds, b.seeds) < 2:
         return False
+    # two standard errors of a difference of means
     return abs(a.mean - b.mean) < 2 * math.sqrt(a.std**2 / a.seeds + b.std**2 / b.seeds)

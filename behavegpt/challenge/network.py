@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# the organizers': nothing is tuned for an entry
 WIDTH, BOTTLENECK, BLOCKS = 2048, 4096, 3
 SEED = 1278  # the organizers' only one
 
@@ -19,7 +20,7 @@ Linear = Callable[[Tensor, nn.Linear], Tensor]  # (B, in), layer -> (B, out)
 
 
 def plain_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """x W' + b."""
+    """x W' + b: (B, in) -> (B, out)."""
     return F.linear(x, layer.weight, layer.bias)
 
 
@@ -42,6 +43,7 @@ class UniversalModel(nn.Module):
     ) -> None:
         super().__init__()
         width = width or WIDTH
+        # the caller's random numbers go on as if no network had been made
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # The order of creation is the order in which random numbers are drawn: it must stay.
@@ -55,10 +57,12 @@ class UniversalModel(nn.Module):
     def forward(self, vectors: Tensor, linear: Linear = plain_linear) -> Tensor:
         """(B, D) -> (B, O); `linear` says how a layer is applied (training on a CPU has its own
         way)."""
+        # (B, WIDTH)
         x = self.ln_input(linear(vectors, self.input_projection))
         for norm, block in zip(self.layernorms, self.bottlenecks, strict=True):
             assert isinstance(block, Bottleneck)
             x = x + linear(F.gelu(linear(norm(x), block.l1)), block.l2)
+
         return linear(self.ln_output(x), self.linear_output)
 
 

@@ -19,7 +19,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from behavegpt.arrays import write_array
+from behavegpt.challenge.strict import recompute_targets
 from behavegpt.challenge.tables import (
     UNUSABLE,
     Progress,
@@ -49,6 +49,7 @@ from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
 DAY = np.timedelta64(86_400 * 10**9, "ns")
+# 28 days with the last one, in two windows
 BEFORE_END, WINDOW = 27 * DAY, 14 * DAY
 
 
@@ -65,7 +66,9 @@ def boundaries(last_purchase: np.datetime64) -> Boundaries:
     """Where the windows begin. Hours, minutes and seconds are cut off, fractions of a second are
     not (as theirs)."""
     end = last_purchase.astype("datetime64[ns]")
+    # kept, as the organizers' code keeps it: their windows begin that much after midnight
     fraction = end - end.astype("datetime64[s]")
+
     train = (end - BEFORE_END).astype("datetime64[D]").astype("datetime64[ns]") + fraction
     return Boundaries(train, train + WINDOW, end)
 
@@ -89,31 +92,44 @@ def split(
     """
     directory = open_directory(path)
     target = local_path(out) if out is not None else directory.path
-    if strict and (out is None or target.resolve() == directory.path.resolve()):
+    in_place = target.resolve() == directory.path.resolve()
+    _check_options(strict and in_place, threads)
+
+    # columns and types of all files, by their footers, before anything is read
+    raw_rows(path)
+    check_table(directory.properties, PROPERTY_COLUMNS)
+
+    with _workspace(target) as work, connect(work, threads=threads) as con, reading(str(path)):
+        limit_memory(con, memory)
+        check_products(con, directory.properties)
+
+        ends = _boundaries(con, directory)
+        (work / "input").mkdir()
+        (work / "target").mkdir()
+
+        written = _write_inputs(con, directory, work, ends, progress)
+        written |= _write_targets(con, directory, work, ends, unknown_skus)
+
+        if not in_place:
+            _copy_arrays(directory, work)
+        if strict:
+            recompute_targets(con, directory, work)
+
+        files = {name: rows | first_and_last(con, work / name) for name, rows in written.items()}
+        _publish(work, target)
+
+    moments = {name: shown(moment) for name, moment in ends._asdict().items()}
+    return {"directory": str(target), "boundaries": moments, "files": files}
+
+
+def _check_options(strict_in_place: bool, threads: int | None) -> None:
+    if strict_in_place:
         raise ConfigError(
             "--strict writes other active clients and labels than the organizers'; add --out "
             "FOLDER."
         )
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: write 1 or more.")
-    raw_rows(path)
-    check_table(directory.properties, PROPERTY_COLUMNS)
-    with _workspace(target) as work, connect(work, threads=threads) as con, reading(str(path)):
-        limit_memory(con, memory)
-        check_products(con, directory.properties)
-        ends = _boundaries(con, directory)
-        (work / "input").mkdir()
-        (work / "target").mkdir()
-        written = _write_inputs(con, directory, work, ends, progress)
-        written |= _write_targets(con, directory, work, ends, unknown_skus)
-        if target.resolve() != directory.path.resolve():
-            _copy_arrays(directory, work)
-        if strict:
-            _recompute_targets(con, directory, work)
-        facts = {name: rows | first_and_last(con, work / name) for name, rows in written.items()}
-        _publish(work, target)
-    moments = {name: shown(moment) for name, moment in ends._asdict().items()}
-    return {"directory": str(target), "boundaries": moments, "files": facts}
 
 
 def _boundaries(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> Boundaries:
@@ -121,6 +137,7 @@ def _boundaries(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -
     query = f"SELECT epoch_ns(max(moment)), count(*) FILTER ({UNUSABLE}) FROM ({events(file)})"
     with reading(str(file), [file]):
         last, bad = one_row(con, query)
+
     if bad:
         raise unusable(con, file)
     if last is None:
@@ -138,17 +155,22 @@ def _write_inputs(
     progress: Progress | None,
 ) -> dict[str, dict[str, Any]]:
     """Events before the windows, in the order of the raw files."""
+    # rows of each file, for the progress
     sizes = {event: pq.read_metadata(directory.raw(event)).num_rows for event in EVENTS}
     before, done = moment_sql(ends.train), 0
+
     written = {}
     for event, size in sizes.items():
         name, file = f"input/{event}.parquet", directory.raw(event)
+        # an unusable row raises inside of DuckDB: no second pass to look for one
         keep = f"CASE WHEN {UNUSABLE} THEN error('unusable') ELSE moment < {before} END"
         query = f"{kept_columns()} FROM ({events(file)}) WHERE {keep}"
+
         with naming_bad_rows(con, file):
             rows = write_query(con, query, work / name, progress, done, size, event)
         written[name] = {"rows": rows}
         done += size
+
     if progress:
         progress(done, "")
     return written
@@ -164,12 +186,15 @@ def _write_targets(
     """Purchases of the two windows with their product's properties, in the order of the raw
     file."""
     file = directory.raw("product_buy")
+
+    # the last purchase itself belongs to the validation window
     inside = {
         "train": f"moment >= {moment_sql(ends.train)} AND moment < {moment_sql(ends.validation)}",
         "validation": (
             f"moment >= {moment_sql(ends.validation)} AND moment <= {moment_sql(ends.end)}"
         ),
     }
+
     written = {}
     for window in WINDOWS:
         name = f"target/{window}_target.parquet"
@@ -180,6 +205,7 @@ def _write_targets(
             ORDER BY bought.file_row_number"""
         with reading(str(file), [file, directory.properties]):
             rows = write_query(con, query, work / name)
+
         if not unknown_skus:
             _check_joined(con, work / name, directory)
         written[name] = {"rows": rows}
@@ -197,10 +223,8 @@ def _check_joined(
         if rows:
             raise DataError(
                 f"{directory.properties}: {column!r} is missing for {skus:,} products that are "
-                f"bought {rows:,} times "
-                f"in the target windows, such as sku {first}; add their properties, or keep the "
-                "purchases without them "
-                "(--unknown-skus)."
+                f"bought {rows:,} times in the target windows, such as sku {first}; add their "
+                "properties, or keep the purchases without them (--unknown-skus)."
             )
 
 
@@ -208,6 +232,7 @@ def _check_joined(
 def _workspace(target: Path) -> Iterator[Path]:
     """A hidden folder beside the results, gone afterwards; so is a new `target` into which nothing
     came."""
+    # a folder that nobody had is not left behind empty
     fresh = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -230,43 +255,14 @@ def _copy_arrays(directory: ChallengeDirectory, work: Path) -> None:
 
 def _publish(work: Path, target: Path) -> None:
     """Move everything that was written to its place."""
+    # DuckDB's spills stay behind, and go with the workspace
     files = [
         file
         for file in work.rglob("*")
         if file.is_file() and "spill" not in file.relative_to(work).parts
     ]
+
     for name in ("input", "target"):
         (target / name).mkdir(exist_ok=True)
     for file in files:
         os.replace(file, target / file.relative_to(work))
-
-
-def _recompute_targets(
-    con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path
-) -> None:
-    """Active clients, the most bought labels and their share of the purchases, from the input part
-    alone.
-
-    The organizers' own use the full history, and so leak.
-
-    propensity_new_sku stays as given: products that are new in the windows cannot be known from the
-    input.
-    """
-    bought = f"read_parquet({literal(work / 'input' / 'product_buy.parquet')}) bought"
-    buyers = con.execute(f"SELECT DISTINCT client_id FROM {bought}").fetchnumpy()["client_id"]
-    relevant = directory.relevant_clients
-    write_array(work / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers)])
-    for column in ("category", "sku", "price"):
-        path = work / "target" / f"propensity_{column}.npy"
-        if not path.exists():
-            continue
-        size = len(np.load(path, allow_pickle=False))
-        query = f"""
-            SELECT {column}::BIGINT AS label, count(*) / sum(count(*)) OVER () AS share
-            FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)
-            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}"""
-        ranked = con.execute(query).fetchnumpy()
-        write_array(path, np.asarray(ranked["label"], np.int64))
-        write_array(
-            path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64)
-        )

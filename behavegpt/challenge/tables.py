@@ -15,11 +15,13 @@ from behavegpt.data.database import literal, one_row, reading
 from behavegpt.errors import ConfigError, DataError, first_line
 
 Progress = Callable[[int, str], None]
+# no client, or no time; `infinity` is one to DuckDB
 UNUSABLE = "client_id IS NULL OR moment IS NULL OR NOT isfinite(moment)"
 
 
 def limit_memory(con: duckdb.DuckDBPyConnection, memory: str) -> None:
     """Set the memory of a connection ("2GiB"), and that rows keep the order of their file."""
+    # results keep the order of the raw files, as the organizers' do
     con.execute("SET preserve_insertion_order = true")
     try:
         con.execute(f"SET memory_limit = {literal(memory)}")
@@ -32,6 +34,7 @@ def limit_memory(con: duckdb.DuckDBPyConnection, memory: str) -> None:
 def events(file: Path) -> str:
     """SQL: the rows of a raw file with their number and `moment`, null where the time cannot be
     read."""
+    # nanoseconds: the windows begin at a fraction of a second
     moment = "TRY_CAST(timestamp AS TIMESTAMP_NS) AS moment"
     return f"SELECT *, {moment} FROM read_parquet({literal(file)}, file_row_number = true)"
 
@@ -56,14 +59,17 @@ def write_query(
     Raises DataError when the disk is full.
     """
     command = f"COPY ({query}) TO {literal(file)} (FORMAT parquet)"
+
     # so that this thread can ask how far it is, and be interrupted
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(lambda: one_row(con, command)[0])
+
         try:
             while not wait([job], timeout=0.2).done:
                 if progress:
                     progress(done + int(max(0.0, con.query_progress()) / 100 * size), note)
         except BaseException:
+            # a query that goes on would write into a folder that is being removed
             con.interrupt()
             raise
     try:
@@ -90,14 +96,15 @@ def unusable(con: duckdb.DuckDBPyConnection, file: Path) -> DataError:
     """The error that names the first unusable row of a raw file."""
     bad = f"FROM ({events(file)}) WHERE {UNUSABLE}"
     rows = one_row(con, f"SELECT count(*) {bad}")[0]
-    found = con.execute(
-        f"SELECT file_row_number, client_id, timestamp {bad} ORDER BY 1 LIMIT 1"
-    ).fetchall()
-    number, client, moment = found[0] if found else ("?", "?", "?")
+
+    query = f"SELECT file_row_number, client_id, timestamp {bad} ORDER BY 1 LIMIT 1"
+    first = con.execute(query).fetchone()
+    number, client, moment = first or ("?", "?", "?")
+
     return DataError(
         f"{file}: {rows:,} rows without a client or a readable time, the first is row {number} "
-        f"(client_id {client}, "
-        f"timestamp {moment!r}); write times as YYYY-MM-DD HH:MM:SS and fill or drop the rows."
+        f"(client_id {client}, timestamp {moment!r}); write times as YYYY-MM-DD HH:MM:SS and fill "
+        "or drop the rows."
     )
 
 
@@ -106,6 +113,7 @@ def first_and_last(con: duckdb.DuckDBPyConnection, file: Path) -> dict[str, str 
     first, last = one_row(
         con, f"SELECT epoch_ns(min(timestamp)), epoch_ns(max(timestamp)) FROM {literal(file)}"
     )
+
     moments = {"first": first, "last": last}
     return {
         name: None if ns is None else shown(np.datetime64(ns, "ns")) for name, ns in moments.items()

@@ -72,6 +72,7 @@ def task_named(name: str) -> Task:
             f"{name!r} is no task of the challenge but the organizers' name of {meant!r}; name it "
             "so."
         )
+
     if name not in TASKS:
         raise ConfigError(f"{name!r} is no task of the challenge. {closest(name, list(TASKS))}")
     return TASKS[name]
@@ -91,13 +92,15 @@ def load_targets(directory: ChallengeDirectory, client_ids: np.ndarray, task: st
     labels, popularity = np.empty(0, np.int64), None
     if kind.kind == "propensity":
         labels, popularity = read_labels(directory, task)
+
     lookup = _Rows(client_ids)
-    train, validation = (
-        _window(directory, window, kind.column, labels, lookup) for window in WINDOWS
-    )
-    rows = np.ones(len(client_ids), bool)
+    train = _window(directory, "train", kind.column, labels, lookup)  # (N, O)
+    validation = _window(directory, "validation", kind.column, labels, lookup)  # (N, O)
+
+    rows = np.ones(len(client_ids), bool)  # (N,)
     if kind.active_only:
         rows = np.isin(client_ids, directory.active_clients)
+
     return Targets(task, train, validation, popularity, rows, labels)
 
 
@@ -108,18 +111,20 @@ def read_labels(directory: ChallengeDirectory, task: str) -> tuple[np.ndarray, n
     labels = read_whole_numbers(path)
     if not len(labels) or len(np.unique(labels)) != len(labels):
         raise DataError(f"{path}: must hold labels, each once; remove repetitions.")
+
     popularity = np.array(open_array(beside))
     if popularity.shape != labels.shape or popularity.dtype.kind not in "iuf":
         raise DataError(
             f"{beside}: holds {popularity.dtype} of shape {popularity.shape}, expected one number "
-            "for each of the "
-            f"{len(labels)} labels of {path.name}; take both from the same release."
+            f"for each of the {len(labels)} labels of {path.name}; take both from the same release."
         )
+
     popularity = popularity.astype(np.float64)
     if not (np.isfinite(popularity).all() and (popularity >= 0).all() and popularity.any()):
         raise DataError(
             f"{beside}: popularity must be finite, not negative and not all 0; compute it again."
         )
+
     return labels, popularity
 
 
@@ -136,16 +141,18 @@ def write_targets(
     """
     for task in tasks:
         task_named(task)
+
     clients = directory.relevant_clients
-    facts = []
+    lines = []
+
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
         write_array(out / "client_ids.npy", clients)
         for done, task in enumerate(tasks):
             if progress:
                 progress(done, task)
-            facts.append(_write_task(load_targets(directory, clients, task), out))
-    return facts
+            lines.append(_write_task(load_targets(directory, clients, task), out))
+    return lines
 
 
 def _write_task(targets: Targets, out: Path) -> dict[str, Any]:
@@ -154,8 +161,10 @@ def _write_task(targets: Targets, out: Path) -> dict[str, Any]:
     if TASKS[targets.task].active_only:
         write_array(out / "active.npy", targets.rows)
         taking_part = targets.rows
+
     for window, matrix in zip(WINDOWS, (targets.train, targets.validation), strict=True):
         write_array(out / f"{targets.task}_{window}.npy", matrix)
+
     train, validation = targets.train[taking_part], targets.validation[taking_part]
     return {
         "task": targets.task,
@@ -179,7 +188,9 @@ class _Rows:
 
     def find(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For events of `clients` (E,): rows (M,) and the event (M,) each belongs to."""
-        first = np.searchsorted(self.sorted, clients, "left")
+        # events of a client go to all rows of it
+        first = np.searchsorted(self.sorted, clients, "left")  # (E,)
+        # (E,) rows of each event's client
         times = np.searchsorted(self.sorted, clients, "right") - first
         return self.order[ranges(first, times)], owners(times)
 
@@ -195,22 +206,34 @@ def _window(
     path = directory.target(window)
     check_table(path, TARGET_COLUMNS)
     names = ["client_id"] if column is None else ["client_id", column]
+
     try:
+        # an event without a client, or without the label, is no purchase of it
         bought = pq.read_table(path, columns=names).drop_null()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); run `behavegpt challenge split` again."
         ) from None
-    clients = bought["client_id"].to_numpy()
+
+    clients = bought["client_id"].to_numpy()  # (E,)
+
     if column is None:
+        # absence: 1 until a purchase is found
         matrix = np.ones((len(lookup), 1), np.uint8)
         matrix[lookup.find(clients)[0]] = 0
         return matrix
-    order = np.argsort(labels)
-    values = bought[column].to_numpy()
+
+    # labels are in the organizers' order, by popularity: a sorted view of them to search in
+    order = np.argsort(labels)  # (O,)
+    values = bought[column].to_numpy()  # (E,)
     place = np.minimum(np.searchsorted(labels, values, sorter=order), len(labels) - 1)
-    known = labels[order[place]] == values
-    rows, event = lookup.find(clients[known])
+
+    # purchases of other labels are nothing that is asked for
+    known = labels[order[place]] == values  # (E,)
+
+    rows, event = lookup.find(clients[known])  # (M,) each
+
     matrix = np.zeros((len(lookup), len(labels)), np.uint8)
     matrix[rows, order[place[known]][event]] = 1
+
     return matrix

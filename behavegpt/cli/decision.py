@@ -35,6 +35,7 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
     from behavegpt.predictor import load, model_folder
+    from behavegpt.shipped import shipped_folder
     from behavegpt.training.settings import DecisionSettings
     from behavegpt.zero_shot import NO_THRESHOLDS, is_universal
 
@@ -47,7 +48,11 @@ def _thresholds(arguments: Arguments) -> Any:
     )
     if is_universal(arguments.model):
         raise ConfigError(NO_THRESHOLDS)
-
+    if shipped_folder(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} lies in the package, where nothing is written; copy its folder "
+            "(`behavegpt models` names it) and learn thresholds there."
+        )
     folder = model_folder(arguments.model)
     predictor = load(folder)
     store = fit_store(open_store(arguments.data), predictor.tokenizer)

@@ -23,7 +23,7 @@ def _decision_arguments(parser: Parser) -> None:
 
 def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder, for example runs/demo/model; or `universal`"
+        "model", type=Path, help="model folder, for example runs/mine/model; or `universal`, `demo`"
     )
     parser.add_argument("data", type=Path, help="prepared folder")
     parser.add_argument(
@@ -58,6 +58,7 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.locks import lock
     from behavegpt.outputs import check_output
     from behavegpt.predictor import load, model_folder
+    from behavegpt.shipped import shipped_folder
     from behavegpt.training.ranks import tell_ranks
     from behavegpt.zero_shot import is_universal
 
@@ -69,7 +70,10 @@ def _evaluate(arguments: Arguments) -> Any:
         )
 
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
-    out = arguments.out or model_folder(arguments.model).parent / "eval" / name
+    beside = model_folder(arguments.model).parent / "eval"
+    if shipped_folder(arguments.model):  # nothing is written into the package
+        beside, name = arguments.data / "eval", f"{arguments.model}.{name}"
+    out = arguments.out or beside / name
     state = PartialState(cpu=not torch.cuda.is_available())
     tell_ranks(state)
     check_output(out, "file")
@@ -258,6 +262,8 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
+        "  behavegpt predict demo shop.parquet                      # a model that ships; see "
+        "`behavegpt models`\n"
         "  behavegpt predict universal my_logs.csv --at '2026-11-28 18:30'   # what then?\n"
         "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
         "counted",

@@ -7,10 +7,12 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Group, Output, Parser, show
-from behavegpt.config import S
+
+if TYPE_CHECKING:
+    from behavegpt.config import S
 
 COUNTS = ("total", "without_embeddings")
 FIGURES = {

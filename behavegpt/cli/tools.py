@@ -1,4 +1,4 @@
-"""Commands about runs and machines: demo, report, info, doctor."""
+"""Commands about runs and machines: demo, report, info, models, doctor."""
 
 from __future__ import annotations
 
@@ -46,6 +46,37 @@ def _info(arguments: Arguments) -> Any:
     from behavegpt.doctor import describe_model
 
     return _shown(arguments, describe_model(arguments.model))
+
+
+def _models_arguments(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", help="print the card of this model")
+
+
+def _models(arguments: Arguments) -> Any:
+    from behavegpt.config import closest
+    from behavegpt.errors import ConfigError
+    from behavegpt.shipped import SHIPPED
+
+    if arguments.name is not None:
+        if arguments.name not in SHIPPED:
+            raise ConfigError(
+                f"{arguments.name!r} does not ship with the package. "
+                f"{closest(arguments.name, list(SHIPPED))}"
+            )
+        card = SHIPPED[arguments.name].card.read_text(encoding="utf-8")
+        if arguments.json:
+            return {"name": arguments.name, "card": card}
+        print(card)
+        return None
+    rows = [
+        [name, f"{model.size / 1e6:.1f} MB", model.about, str(model.folder)]
+        for name, model in SHIPPED.items()
+    ]
+    show(arguments, ("name", "size", "", "folder"), rows)
+    return {
+        name: {"about": model.about, "bytes": model.size, "folder": str(model.folder)}
+        for name, model in SHIPPED.items()
+    }
 
 
 def _doctor_arguments(parser: Parser) -> None:
@@ -114,6 +145,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "info": Command(
         "what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info
+    ),
+    "models": Command(
+        "the models that ship with the package: universal and demo",
+        "  behavegpt models\n  behavegpt models demo                     # its card\n"
+        "  behavegpt predict demo shop.parquet --top-k 3",
+        _models_arguments,
+        _models,
     ),
     "doctor": Command(
         "check this machine (versions, devices, kernels, disk, a ten-step self-test), or the "

@@ -21,20 +21,18 @@ def connect(
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection that holds at most `memory` bytes and spills into `folder`; its time zone
     is UTC."""
-
     con = duckdb.connect()
-
     try:
-        # spills go to the folder of the caller, who removes it: DuckDB's own default is the working
-        # directory
         con.execute(f"SET memory_limit = '{memory}B'")
+        # spills go to the folder of the caller, who removes it: the default is the working folder
         con.execute(f"SET temp_directory = {literal(folder / 'spill')}")
         # keeping the input's order costs memory; every query that needs an order says ORDER BY
         con.execute("SET preserve_insertion_order = false")
         # no result may depend on the zone of the machine
         con.execute("SET TimeZone = 'UTC'")
-        con.execute("SET enable_progress_bar = false")
-
+        # in Jupyter without ipywidgets it is off, and DuckDB refuses to be told so
+        if one_row(con, "SELECT current_setting('enable_progress_bar')")[0]:
+            con.execute("SET enable_progress_bar = false")
         if threads is not None:
             con.execute(f"SET threads = {threads}")
 
@@ -105,11 +103,11 @@ def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
 
 def _broken(files: Sequence[Path]) -> str | None:
     """The first parquet file that cannot be decoded."""
-
     for file in files:
         if file.suffix not in (".parquet", ".pq"):
             continue
-        # all row groups: the footer of a file that was cut in the middle may still be intact
+
+        # every row group: the footer may be intact where the pages before it are not
         try:
             with pq.ParquetFile(file) as opened:
                 for group in range(opened.num_row_groups):

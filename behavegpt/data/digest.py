@@ -59,7 +59,6 @@ def hash_folder(
     folder: Path, schema: EventSchema, vocabulary: dict[str, str], columns: list[str]
 ) -> str:
     """The content hash of what lies in a prepared folder."""
-
     digests = {name: _column(folder / "columns" / f"{name}.npy") for name in columns}
 
     users = UsersDigest()
@@ -71,10 +70,10 @@ def hash_folder(
 
 
 def _column(path: Path) -> str:
-
     values = np.load(path, mmap_mode="r", allow_pickle=False)
     digest = start_column(values.dtype, len(values))
-    # the same digest whatever the piece: SHA-256 is a stream
+
+    # piece by piece: a column may be larger than the memory
     rows = PIECE // values.dtype.itemsize
     for start in range(0, len(values), rows):
         digest.update(np.ascontiguousarray(values[start : start + rows]).data)

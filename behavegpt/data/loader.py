@@ -124,6 +124,7 @@ class TrainingBatches:
 
     def _batches(self, step: int, micro: int, rank: int, world: int) -> Iterator[PackedBatch]:
         plan, rows = self.rows(step)
+        # as many rows for every rank and micro-batch
         rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
 
         for part in rows.reshape(micro, world, -1)[:, rank]:
@@ -132,6 +133,7 @@ class TrainingBatches:
             )
 
     def _make_plan(self, epoch: int) -> RowPlan:
+        # seed and epoch alone: a resumed run packs the same rows
         rng = np.random.default_rng([self.seed, epoch])
         return pack_rows(training_windows(self.store, self.max_length, rng), self.row_length, rng)
 

@@ -2,7 +2,6 @@
 user's whole past.
 
 Every expert is a count in one context c, smoothed towards a shorter one:
-
     P(b|c) = (n(b,c) + w P(b|shorter)) / (n(c) + w)
 
 Global experts count what followed in the training split for all users (`memory_tables.py`); own

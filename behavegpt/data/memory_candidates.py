@@ -9,7 +9,7 @@ import numpy as np
 
 from behavegpt.data.compiled import inner
 from behavegpt.data.memory_observe import events_of
-from behavegpt.data.memory_past import CLASS_ROW, Past
+from behavegpt.data.memory_past import CLASS_ROW, CLASSES, Past
 from behavegpt.data.memory_tables import GLOBAL, Tables, find
 
 # candidates of a position; 5 or 12 of each global context give the same figures (docs/log.md)
@@ -31,7 +31,7 @@ def candidates(
     best = np.empty(GLOBAL_CANDIDATES, np.int64)
     events = np.empty(GLOBAL_CANDIDATES)
 
-    number = min(past.number[1], OWN_CANDIDATES)
+    number = min(past.number[CLASSES], OWN_CANDIDATES)
     for d in range(number):
         classes[d] = past.slot_class[past.newest[d]]
         place[classes[d]] = d
@@ -94,7 +94,7 @@ def _is_ahead(tables: Tables, entry: int, count: float, other: int, others: floa
 def slot_of(past: Past, known: int) -> np.int64:
     """Slot in a user's past of a class that is not among the recent ones; -1 if it never came."""
     # a user of few classes has them all among the recent ones
-    if past.number[1] <= OWN_CANDIDATES:
+    if past.number[CLASSES] <= OWN_CANDIDATES:
         return np.int64(-1)
 
     index = find(past.key[CLASS_ROW], known)

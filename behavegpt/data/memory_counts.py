@@ -29,7 +29,9 @@ from behavegpt.data.memory_tables import (
     Tables,
     fit_tables,
     memory_columns,
+    narrowed,
     store_columns,
+    widened,
 )
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import CheckpointError
@@ -68,10 +70,11 @@ def count_events(
         columns = Columns(**moved(columns._asdict(), offsets, given))
 
     # eras of equally many events: each leaves out what its own and later ones would give away
-    time = columns.time[used & (columns.behavior >= 0)]
+    time = columns.time[used & (columns.behavior >= 0)]  # (n,) of what is counted
     parts = np.arange(1, FOLDS + 1) / FOLDS
+    # (FOLDS,)
     edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
-    eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)
+    eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)  # (events,)
 
     tables = fit_tables(columns, offsets, Counted(used, classes, eras), by_time=True)
     shares = fit_shares(columns, offsets, used, classes)
@@ -109,10 +112,11 @@ def save_counts(counts: Counts, folder: Path) -> None:
         "edges": counts.edges,
         "slot_minutes": np.array([counts.slot_minutes]),
     }
+    # absent where nothing is: files of models without it stay as they were
     if counts.given:
         numbers["given"] = np.array([name in counts.given for name in GIVEN])
 
-    arrays = counts.tables._asdict() | numbers
+    arrays = narrowed(counts.tables) | numbers
     save_file(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         folder / FILE,
@@ -127,7 +131,7 @@ def load_counts(folder: Path) -> Counts:
         slot_minutes = int(stored.pop("slot_minutes")[0])
         flags = stored.pop("given", np.zeros(len(GIVEN), bool))  # absent: nothing is given
         given = tuple(name for name, is_given in zip(GIVEN, flags, strict=True) if is_given)
-        return Counts(Tables(**stored), shares, edges, slot_minutes, given)
+        return Counts(widened(stored), shares, edges, slot_minutes, given)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / FILE}: the counts of a model with memory are missing or damaged "
@@ -158,14 +162,14 @@ class MemorySource:
 
     def arrays(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """The same as numpy arrays."""
-        order = np.argsort(positions, kind="stable")
+        order = np.argsort(positions, kind="stable")  # (N,)
         ascending = positions[order]
-        user = np.searchsorted(self.offsets, ascending, side="right") - 1
+        user = np.searchsorted(self.offsets, ascending, side="right") - 1  # (N,)
         fold = self.eras[ascending] if self.leave_out else np.full(len(ascending), -1, np.int8)
 
         # A span ends where positions are not adjacent, or the user or the era changes.
         breaks = (np.diff(ascending, prepend=-2) != 1) | (np.diff(user, prepend=-1) != 0)
-        first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))
+        first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))  # (h,) where spans begin
         low = ascending[first]
         high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
         user = user[first]
@@ -174,7 +178,6 @@ class MemorySource:
         readings = read_memory(self.columns, self.counts.tables, spans, eras=self.eras)
 
         # back into the order of the positions that were asked for
-
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
         return memory_arrays(readings, index, self.counts.shares)
@@ -206,12 +209,12 @@ def counted_columns(columns: Mapping[str, np.ndarray], counts: Counts) -> Column
 def memory_tensors(
     readings: Readings, index: np.ndarray, shares: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    """`memory_arrays` as tensors: fields of Memory."""
+    """`memory_arrays` of positions index (N,) as tensors: fields of Memory, `rest` (N, J), say."""
     return as_tensors(memory_arrays(readings, index, shares))
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Arrays by name as tensors of the same memory."""
+    """Arrays by name as tensors of the same memory, (N, ...) and (M, ...) as in model/mixer.py."""
     import torch
 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -222,8 +225,9 @@ def memory_arrays(
 ) -> dict[str, np.ndarray]:
     """The readings of some positions (N,), with the mixture of the experts as the last one; fields
     of Memory."""
+    # (N,) candidates of each position
     count = readings.start[index + 1] - readings.start[index]
-    begin = np.cumsum(count) - count
+    begin = np.cumsum(count) - count  # (N,) first candidate of each
     total, experts = int(count.sum()), readings.rest.shape[1] + 1
 
     bucket = np.searchsorted(LENGTHS, readings.context[index, 0], side="right")  # (N,)

@@ -57,6 +57,7 @@ class LiveMemory:
         new, index = counted_columns(columns, self.counts), np.arange(len(self.pasts))
         if self.counts.given:
             self.ask(columns)
+            # histories of one event
             each = np.arange(len(self.pasts) + 1)
             new = Columns(**moved(new._asdict(), each, self.counts.given))
 
@@ -68,8 +69,8 @@ class LiveMemory:
         self.pasts = List(self.pasts[row] for row in rows.tolist())
 
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """What is known of the next event of the histories rows (n,): fields of model/mixer.py's
-        Memory."""
+        """What is known of the next event of the histories rows (n,): fields (n, ...) and (M, ...)
+        of model/mixer.py's Memory."""
         readings = new_readings(len(rows))
         _read(self.pasts, self.counts.tables, WEIGHTS, rows, readings)
         return memory_tensors(filled(readings), np.arange(len(rows)), self.counts.shares)

@@ -10,12 +10,21 @@ import numpy as np
 from behavegpt.data.compiled import inner
 from behavegpt.data.memory_past import (
     CLASS_ROW,
+    CLASSES,
     DECAYS,
+    ENTRIES,
+    EVENT,
     EXPERTS,
     FADED,
     FORGET,
+    KNOWN,
+    LATEST,
     OWN,
+    PLACE,
+    PREVIOUS,
+    SLOT,
     USER,
+    WEEKDAY,
     WORST,
     Past,
 )
@@ -48,7 +57,7 @@ def observe(
     known = columns.behavior[t]
 
     # before the first known behavior there is nothing that an expert could have said
-    if known >= 0 and past.number[0] > 0:
+    if known >= 0 and past.number[KNOWN] > 0:
         _chances(past, tables, weights, fold, known, chance)
         for j in range(_J):
             past.judged[j] = FORGET * past.judged[j] + max(WORST, np.log(chance[j]))
@@ -69,12 +78,12 @@ def take_up(past: Past, tables: Tables, t: int, columns: Columns) -> None:
         past.last[0] = known
 
     # the time of the event before; of the first event, its own
-    number[4] = number[3] if number[0] > (known >= 0) else columns.time[t]
-    number[3] = columns.time[t]
+    number[PREVIOUS] = number[LATEST] if number[KNOWN] > (known >= 0) else columns.time[t]
+    number[LATEST] = columns.time[t]
 
     clock = past.clock
-    clock[0], clock[1] = columns.slot[t], columns.weekday[t]
-    clock[2], clock[3] = columns.event[t], columns.location[t]
+    clock[SLOT], clock[WEEKDAY] = columns.slot[t], columns.weekday[t]
+    clock[EVENT], clock[PLACE] = columns.event[t], columns.location[t]
 
     _stand(past, tables)
 
@@ -84,9 +93,9 @@ def ask(past: Past, tables: Tables, slot: int, weekday: int, location: int) -> N
     """Stand in the contexts of an event to come, of which the time or the place is given (-1: not
     given)."""
     if slot >= 0:
-        past.clock[0], past.clock[1] = slot, weekday
+        past.clock[SLOT], past.clock[WEEKDAY] = slot, weekday
     if location >= 0:
-        past.clock[3] = location
+        past.clock[PLACE] = location
 
     if past.waiting[_O - 1] >= 0:  # nothing is counted behind what was before the first event
         _stand(past, tables)
@@ -109,27 +118,27 @@ def _count(past: Past, known: int, time: int) -> None:
 
     if past.key[CLASS_ROW, place] == -1:  # the user's first event of this class: a new slot
         take(past, CLASS_ROW, place, known)
-        slot = number[1]
+        slot = number[CLASSES]
         past.head[CLASS_ROW, place] = slot
         past.slot_class[slot] = known
         past.slot_count[slot] = 0
         past.slot_recent[slot] = 0
-        past.slot_event[slot] = number[0]
+        past.slot_event[slot] = number[KNOWN]
         past.newest[slot] = slot
-        number[1] += 1
+        number[CLASSES] += 1
 
     slot = past.head[CLASS_ROW, place]
     past.slot_count[slot] += 1
 
     # a class's decayed counts are those of its last event: they fade when it comes again, not with
     # every event of another class
-    age = min(number[0] + 1 - past.slot_event[slot], FADED - 1)
+    age = min(number[KNOWN] + 1 - past.slot_event[slot], FADED - 1)
     for k in range(len(past.recent_total)):
         past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[age, k] + 1
         past.recent_total[k] = past.recent_total[k] * past.fading[1, k] + 1
 
-    number[0] += 1
-    past.slot_event[slot] = number[0]
+    number[KNOWN] += 1
+    past.slot_event[slot] = number[KNOWN]
     past.slot_time[slot] = time
     _move_to_front(past.newest, slot)
 
@@ -165,8 +174,8 @@ def _follow(past: Past, o: int, slot: int) -> None:
         entry = past.entry_next[entry]
 
     if entry < 0:  # the class never followed this context: a new entry at the head of its list
-        entry = past.number[2]
-        past.number[2] += 1
+        entry = past.number[ENTRIES]
+        past.number[ENTRIES] += 1
         past.entry_slot[entry] = slot
         past.entry_count[entry] = 0
         past.entry_next[entry] = past.head[o, place]
@@ -178,19 +187,20 @@ def _follow(past: Past, o: int, slot: int) -> None:
 @inner
 def _stand(past: Past, tables: Tables) -> None:
     """Note the contexts, own and global, that the behavior after the last event will follow."""
-    last, before, classes = past.last[0], past.last[1], len(tables.prior)
-    slot, weekday, event, location = past.clock[0], past.clock[1], past.clock[2], past.clock[3]
+    clock, classes = past.clock, len(tables.prior)
+    at = Preceding(
+        past.last[0], past.last[1], clock[EVENT], clock[PLACE], clock[SLOT], clock[WEEKDAY]
+    )
 
     # own contexts, in the order of OWN; those of an unknown behavior or place do not exist
-    past.waiting[0] = last
-    past.waiting[1] = last * classes + before if before >= 0 else -1
-    past.waiting[2] = slot // 3  # parts of the day of 1.5 hours
-    past.waiting[3] = location if location >= 2 else -1
-    past.waiting[4] = weekday * 8 + slot // 6  # of 3 hours, by weekday
+    past.waiting[0] = at.last
+    past.waiting[1] = at.last * classes + at.before if at.before >= 0 else -1
+    past.waiting[2] = at.slot // 3  # parts of the day of 1.5 hours
+    past.waiting[3] = at.location if at.location >= 2 else -1
+    past.waiting[4] = at.weekday * 8 + at.slot // 6  # of 3 hours, by weekday
 
     # global contexts: keys first, then their rows in the tables, -1 where training never saw one
     rows = past.waiting_row
-    at = Preceding(last, before, event, location, slot, weekday)
     global_keys(rows, at, classes, tables.locations[0])
     for g in range(len(rows)):
         if rows[g] >= 0:
@@ -221,14 +231,14 @@ def _chances(
     place = find(past.key[CLASS_ROW], known)
     slot = past.head[CLASS_ROW, place] if past.key[CLASS_ROW, place] != -1 else -1
     count = past.slot_count[slot] if slot >= 0 else 0.0
-    user = smoothed(count, past.number[0], weights[USER], prior)
+    user = smoothed(count, past.number[KNOWN], weights[USER], prior)
     chance[USER] = user
 
     for o in range(_O):
         count, total = _followed(past, o, slot)
         chance[USER + 1 + o] = smoothed(count, total, weights[USER + 1 + o], user)
 
-    age = min(past.number[0] - past.slot_event[slot], FADED - 1) if slot >= 0 else 0
+    age = min(past.number[KNOWN] - past.slot_event[slot], FADED - 1) if slot >= 0 else 0
     for k in range(_T):
         j = USER + 1 + _O + k
         count = past.slot_recent[slot, k] * past.fading[age, k] if slot >= 0 else 0.0

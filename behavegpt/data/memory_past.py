@@ -32,6 +32,12 @@ WORST = -8.0  # floor of the log-probabilities in reliability: one surprise cost
 WEIGHTS = np.array([0.0, *[5.0] * 5, 3.0, *[2.0] * 5, *[0.5] * 4, 1.0])
 
 USER = EXPERTS.index("user")  # the own contexts follow it, then the decays, then `last`
+# places in Past.number: known events, classes, list entries, times of the last event and the one
+# before it
+KNOWN, CLASSES, ENTRIES, LATEST, PREVIOUS = range(5)
+# places in Past.clock, of the last event; what is given of the next one takes their place
+SLOT, WEEKDAY, EVENT, PLACE = range(4)
+
 CLASS_ROW = len(OWN)  # of the hash tables: the one that finds classes
 FADED = 1024  # ages from here on count as this one, of which exp(-1024 / 120) = 2e-4 is left
 
@@ -41,11 +47,8 @@ _G, _O, _J = len(GLOBAL), len(OWN), len(EXPERTS)
 class Past(NamedTuple):
     """One user's counts so far. What followed an own context is a linked list of (slot, count)."""
 
-    # (5,) int64: known events, classes, list entries, time of the last event and of the one before
-    number: np.ndarray
-    # (4,) int64 half hour and weekday, event and location of the last event; what of the next one
-    # is given takes their place
-    clock: np.ndarray
+    number: np.ndarray  # (5,) int64 at KNOWN, CLASSES, ENTRIES, LATEST and PREVIOUS
+    clock: np.ndarray  # (4,) int64 at SLOT (half hours), WEEKDAY, EVENT and PLACE
     last: np.ndarray  # (2,) int64 the last two known classes, -1 for none
     # (O,) int64 keys of the own contexts that the next behavior follows, -1 for none
     waiting: np.ndarray

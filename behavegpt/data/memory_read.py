@@ -13,7 +13,20 @@ import numpy as np
 from behavegpt.data.compiled import inner
 from behavegpt.data.memory_candidates import CANDIDATES, OWN_CANDIDATES, candidates, slot_of
 from behavegpt.data.memory_observe import events_of
-from behavegpt.data.memory_past import DECAYS, EXPERTS, FADED, OWN, USER, Past
+from behavegpt.data.memory_past import (
+    CLASSES,
+    DECAYS,
+    EXPERTS,
+    FADED,
+    KNOWN,
+    LATEST,
+    OWN,
+    PREVIOUS,
+    SLOT,
+    USER,
+    WEEKDAY,
+    Past,
+)
 from behavegpt.data.memory_tables import GLOBAL, Tables, find
 
 _G, _O, _T, _J = len(GLOBAL), len(OWN), len(DECAYS), len(EXPERTS)
@@ -85,7 +98,7 @@ def read(
     _gather(past, tables, fold, place, counts, share[0])
     _evidence(past, weights, share, readings, row)
 
-    own = min(past.number[1], OWN_CANDIDATES)
+    own = min(past.number[CLASSES], OWN_CANDIDATES)
     for d in range(number):
         known = classes[d]
         place[known] = -1
@@ -98,8 +111,8 @@ def read(
         if slot < 0:
             continue
 
-        since = past.number[0] - past.slot_event[slot]
-        age[0], age[1] = since, past.number[3] - past.slot_time[slot]
+        since = past.number[KNOWN] - past.slot_event[slot]
+        age[0], age[1] = since, past.number[LATEST] - past.slot_time[slot]
         for k in range(_T):
             recent = past.slot_recent[slot, k] * past.fading[min(since, FADED - 1), k]
             out[_RECENT + k] += share[0, _RECENT + k] * np.float32(recent)
@@ -185,7 +198,7 @@ def _evidence(
     (n + w).
     """
     total, left = share[0], share[1]
-    total[USER] = past.number[0]
+    total[USER] = past.number[KNOWN]
     for i in range(_T):
         total[_RECENT + i] = past.recent_total[i]
     total[_J - 1] = 1 if past.last[0] >= 0 else 0
@@ -206,6 +219,6 @@ def _evidence(
     judged[_J] = past.judged[_J]
 
     context = readings.context[row]
-    context[0], context[1] = past.number[0], past.number[1]
-    context[2], context[3] = past.clock[0], past.clock[1]
-    context[4] = past.number[3] - past.number[4]
+    context[0], context[1] = past.number[KNOWN], past.number[CLASSES]
+    context[2], context[3] = past.clock[SLOT], past.clock[WEEKDAY]
+    context[4] = past.number[LATEST] - past.number[PREVIOUS]

@@ -16,7 +16,18 @@ import numpy as np
 from behavegpt.data.compiled import kernel
 from behavegpt.data.given import moved
 from behavegpt.data.memory_observe import ask, observe, take
-from behavegpt.data.memory_past import EXPERTS, OWN, WEIGHTS, Past, new_past
+from behavegpt.data.memory_past import (
+    CLASSES,
+    ENTRIES,
+    EXPERTS,
+    OWN,
+    PLACE,
+    SLOT,
+    WEEKDAY,
+    WEIGHTS,
+    Past,
+    new_past,
+)
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_tables import Columns, Tables, find
 
@@ -80,7 +91,8 @@ def extend(
 
 def _used(past: Past) -> int:
     """Events that classes, contexts and list entries take up the room of."""
-    return int(max(past.number[1], past.taken_number.max(), -(-past.number[2] // len(OWN))))
+    entries = -(-past.number[ENTRIES] // len(OWN))  # a new past has room for one of each context
+    return int(max(past.number[CLASSES], past.taken_number.max(), entries))
 
 
 @kernel
@@ -130,7 +142,7 @@ def _read_given(
     given: Moments,
 ) -> None:
     # what is given stands in for the last event's own, which is put back afterwards
-    slot, weekday, location = past.clock[0], past.clock[1], past.clock[3]
+    slot, weekday, location = past.clock[SLOT], past.clock[WEEKDAY], past.clock[PLACE]
     ask(past, tables, given.slot[0], given.weekday[0], given.location[0])
     read(past, tables, weights, np.int64(-1), place, readings, row)
     ask(past, tables, slot, weekday, location)
@@ -151,13 +163,14 @@ def _read(
 def pack(past: Past) -> dict[str, np.ndarray]:
     """The arrays to keep: FIXED, BY_CLASS (S, ...), BY_ENTRY (E,), CONTEXTS (C,), and `contexts`
     (O + 1,), the places in use of each hash table."""
-    classes, entries = int(past.number[1]), int(past.number[2])
+    classes, entries = int(past.number[CLASSES]), int(past.number[ENTRIES])
     kept = {name: getattr(past, name) for name in FIXED}
     kept |= {name: getattr(past, name)[:classes] for name in BY_CLASS}
     kept |= {name: getattr(past, name)[:entries] for name in BY_ENTRY}
 
     # the hash tables, without the free places, in the order in which the others were taken
-    table = np.repeat(np.arange(len(past.taken_number)), past.taken_number)
+    table = np.repeat(np.arange(len(past.taken_number)), past.taken_number)  # (C,)
+    # (C,)
     place = np.concatenate([past.taken[o, :used] for o, used in enumerate(past.taken_number)])
     kept |= {name: getattr(past, name)[table, place] for name in CONTEXTS}
 

@@ -79,6 +79,38 @@ class Preceding(NamedTuple):
     weekday: np.integer
 
 
+# types in memory; files hold whole numbers in the smallest type that has room for them
+_TYPES = {
+    "locations": np.int64, "key": np.int64, "row": np.int32, "start": np.int64,
+    "follower": np.int32, "counts": np.float32, "total": np.float32,
+}  # fmt: skip
+
+
+def narrowed(tables: Tables) -> dict[str, np.ndarray]:
+    """The tables as they are written: about half the size."""
+    arrays: dict[str, np.ndarray] = tables._asdict()
+    return arrays | {name: _narrow(arrays[name]) for name in _TYPES}
+
+
+def widened(stored: Mapping[str, np.ndarray]) -> Tables:
+    """Tables of the arrays that `narrowed` gave, or that earlier versions wrote. Raises TypeError
+    where some are missing."""
+    return Tables(
+        **{name: array.astype(_TYPES.get(name, array.dtype)) for name, array in stored.items()}
+    )
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """The array in the smallest of some types that holds its values exactly; as it is if none
+    does."""
+    for kind in (np.uint8, np.uint16, np.int32):
+        limits = np.iinfo(kind)
+        if not array.size or (array.min() >= limits.min and array.max() <= limits.max):
+            small = array.astype(kind)
+            return small if np.array_equal(small, array) else array
+    return array
+
+
 def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
     """The columns that are counted, from `behavior`, `event`, maybe `location` (vocabulary ids),
     `slot`, `weekday` and `time`.
@@ -125,14 +157,14 @@ def fit_tables(
     ones.
     """
     behavior, classes = columns.behavior, counted.classes
-    wanted = counted.used & (behavior >= 0)
+    wanted = counted.used & (behavior >= 0)  # (events,)
 
     # half an event of every class: none may be impossible, for logarithms are taken
-    counts = np.bincount(behavior[wanted], minlength=classes)
+    counts = np.bincount(behavior[wanted], minlength=classes)  # (K,)
     prior = (counts + 0.5) / (counts + 0.5).sum()
 
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False  # a first event follows nothing
-    target = np.flatnonzero(wanted)
+    target = np.flatnonzero(wanted)  # (n,)
     locations = int(columns.location.max(initial=1)) + 1
     # at the event before each target: (targets, G)
     keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]
@@ -178,23 +210,26 @@ def _followers(
 
     Targets with key -1 are in no context. At most `most` followers of a context are kept.
     """
-    known = key >= 0
-    context, of_context = np.unique(key[known], return_inverse=True)
+    known = key >= 0  # (n,)
+    context, of_context = np.unique(key[known], return_inverse=True)  # (C,), (n,)
     fold = fold[known]
     total = _by_fold(of_context, fold, len(context))
 
+    # a context and what followed it, as one number
     pairs = of_context * classes + follower[known]
+    # (E,), (E,), (n,)
     pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
-    counts = _by_fold(of_pair, fold, len(pair))
+    counts = _by_fold(of_pair, fold, len(pair))  # (E, FOLDS + 1)
 
     of_context, follower = pair // classes, pair % classes
 
     # equally frequent ones by their first occurrence: no label may matter
-    order = np.lexsort((earliest, -counts[:, -1], of_context))
+    order = np.lexsort((earliest, -counts[:, -1], of_context))  # (E,)
+    # place of a follower among those of its context
     rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
     order = order[rank < most]
 
-    kept = np.bincount(of_context[order], minlength=len(context))
+    kept = np.bincount(of_context[order], minlength=len(context))  # (C,)
     return _Followers(context, total, kept, follower[order], counts[order])
 
 

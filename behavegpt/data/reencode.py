@@ -34,9 +34,11 @@ def reencode(store: EventStore, vocabulary: Mapping[str, Vocabulary]) -> EventSt
             counted[field] = replace_counts(target, np.zeros(target.classes, np.int64))
             continue
         if ours.hash != target.hash:
+            # id in the folder -> id of the model; labels that the model lacks become unknown
             lookup = np.concatenate([[PAD, UNKNOWN], target.encode(ours.values)])
             lookup = lookup.astype(np.min_scalar_type(len(target) - 1))
             columns[field] = lookup[store.columns[field]]
+        # the folder's own, under the model's ids: what DRO and priors need
         counts = training_counts(columns[field], columns["split"], len(target))
         counted[field] = replace_counts(target, counts)
 
@@ -65,6 +67,7 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
 
     Raises CheckpointError with the difference, and how to adapt the model, otherwise.
     """
+    # all differences at once, so that one reading of the error is enough
     lines = schema_difference(tokenizer.event_schema, store.schema)
     for field, ours in store.vocabulary.items():
         known = tokenizer.vocabulary.get(field)
@@ -73,6 +76,7 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
                 f"{field}: {_examples(new)} unknown to the model, which knows {known.classes:,}"
             )
 
+    # a field of the model that the data lack, unless the model never used it
     lines += [
         f"{field}: {known.classes:,} labels in the model, none in the data"
         for field, known in tokenizer.vocabulary.items()

@@ -43,19 +43,23 @@ def fetch(path: str | Path) -> Path:
     manifest = _manifest(files, root, url)
     cache = cache_folder() / "data"
     final = cache / manifest.content_hash
+
     if final.is_dir():
         return final
     cache.mkdir(parents=True, exist_ok=True)
+
     with FileLock(cache / f".{manifest.content_hash}.lock"):  # of several ranks one fetches
         if final.is_dir():
             return final
         folder = cache / f".{manifest.content_hash}.part"
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         try:
+            # with dataset.json anew: the folder may have been replaced since it was read above
             for name in files_of(manifest):
                 _copy(files, f"{root}/{name}", folder / name, f"{url}/{name}")
             _check(folder, manifest, url)
             seal(folder)
+            # whoever sees the folder sees all of it
             os.rename(folder, final)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +70,8 @@ def _whole_url(path: str) -> str:
     """With both slashes: `Path` takes one away."""
     match = URL.fullmatch(path)
     assert match is not None
+
+    # file:///x and local:/x have no host: their path begins with a slash
     rest = f"/{match[2].lstrip('/')}" if match[1] in LOCAL else match[2]
     return f"{match[1]}://{rest}".rstrip("/")
 
@@ -95,6 +101,8 @@ def _manifest(files: Any, root: str, url: str) -> Manifest:
         raise DataError(
             f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access."
         ) from None
+
+    # it becomes the name of a folder: nothing but the digits of a hash may stand there
     if not manifest.content_hash.isalnum():
         raise DataError(
             f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew."
@@ -115,6 +123,7 @@ def _copy(files: Any, source: str, target: Path, shown: str) -> None:
 def _check(folder: Path, manifest: Manifest, url: str) -> None:
     """Raise DataError unless the folder holds what its content hash says."""
     try:
+        # the manifest says how columns are read: it must be the one that was looked at
         same = json.loads((folder / "dataset.json").read_bytes()) == manifest.model_dump(
             mode="json"
         )
@@ -122,14 +131,14 @@ def _check(folder: Path, manifest: Manifest, url: str) -> None:
             f: Vocabulary.load(folder / "vocabulary" / f"{f}.parquet").hash
             for f in manifest.vocabulary
         }
-        found = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
+        actual = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
     except (DataError, OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(
             f"{url}: damaged ({error}); copy the folder anew from where it was prepared."
         ) from None
-    if not same or found != manifest.content_hash:
+    if not same or actual != manifest.content_hash:
         raise DataError(
             f"{url}: what was fetched has another content hash than dataset.json says "
-            f"({found[:12]}…, not {manifest.content_hash[:12]}…): damaged, or replaced meanwhile. "
+            f"({actual[:12]}…, not {manifest.content_hash[:12]}…): damaged, or replaced meanwhile. "
             "Try again, or copy the folder anew."
         )

@@ -18,7 +18,8 @@ from behavegpt.paths import is_file_name
 
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
-READING = (*ROLES, "time_format", "time_unit", "naive_time")  # what may differ from log to log
+READING = (*ROLES, "time_format", "time_unit", "naive_time")  # may differ from log to log
+# names of columns and arguments that a prepared folder or a model has already
 RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "position", "document"})
 
 
@@ -76,6 +77,7 @@ class EventSchema(Settings):
     def _known_zone(cls, value: str) -> str:
         try:
             zoneinfo.ZoneInfo(value)
+        # OSError: the name of a folder of zones, such as Europe
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("not an IANA time zone; write one like Europe/London or UTC") from None
         return value
@@ -95,6 +97,7 @@ class EventSchema(Settings):
     @field_validator("slot_minutes")
     @classmethod
     def _whole_slots(cls, value: int) -> int:
+        # else the last slot of a day would be shorter than the others
         if 1440 % value:
             raise ValueError(
                 "a day of 1440 minutes must hold a whole number of slots; try 30 or 60"
@@ -114,11 +117,13 @@ class EventSchema(Settings):
         taken = sorted(RESERVED.intersection(self.extra))
         if taken:
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
+
         for name in self.extra:
             if not is_file_name(name):
                 raise ValueError(
                     f"extra column {name!r} cannot be the name of a file; rename the column"
                 )
+
         if len(set(self.extra)) < len(self.extra):
             raise ValueError("an extra column is named twice")
         if len({self.user, self.time, self.event}) < 3:
@@ -144,6 +149,7 @@ class EventSchema(Settings):
             columns["location"] = self.location
         if self.behavior is not None and not self.behavior_is_event:
             columns["behavior"] = self.behavior
+
         return columns | {name: name for name in self.extra}
 
     @property
@@ -171,6 +177,7 @@ def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
             raise ConfigError(
                 f"{name} is part of the model; only {', '.join(READING)} may differ in another log."
             )
+
         absent = (
             schema.behavior_is_event
             if name == "behavior"
@@ -178,9 +185,12 @@ def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
         )
         if absent:
             raise ConfigError(f"the model has no {name}; leave --{name} out.")
+
     settings = {**schema.model_dump(), **changes}
+    # else the model's column of the event would count as a behavior of its own under another name
     if schema.behavior_is_event:
         settings["behavior"] = None
+
     try:
         return EventSchema.model_validate(settings)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, seal, verify
-from behavegpt.data.memory_past import EXPERTS, new_past
+from behavegpt.data.memory_past import CLASSES, ENTRIES, EXPERTS, new_past
 from behavegpt.data.memory_state import (
     BY_CLASS,
     BY_ENTRY,
@@ -44,23 +44,32 @@ class KeptStates(Mapping[str, UserState]):
         self._belongs_to = belongs_to
         self._place = {user: i for i, user in enumerate(users)}
         self._arrays = arrays
+
+        # how many rows of each array a state has
         counts: dict[str, np.ndarray] = {}
         if "number" in arrays:
             number = arrays["number"]
-            counts = dict.fromkeys(BY_CLASS, number[:, 1]) | dict.fromkeys(BY_ENTRY, number[:, 2])
+            counts = dict.fromkeys(BY_CLASS, number[:, CLASSES])
+            counts |= dict.fromkeys(BY_ENTRY, number[:, ENTRIES])
             counts |= dict.fromkeys(CONTEXTS, arrays["contexts"].sum(axis=1))
+
         if "recent" in arrays:
             counts["recent"] = arrays["recent_events"]
+
         self._offsets = {name: np.append(0, np.cumsum(count)) for name, count in counts.items()}
 
     def __getitem__(self, user: str) -> UserState:
         i = self._place[user]
+        # of one user only: a service holds the arrays of millions
         kept = {
             name: self._arrays[name][ends[i] : ends[i + 1]] for name, ends in self._offsets.items()
         }
+
+        # stored event by event, kept column by column
         recent = kept.pop("recent", np.empty((0, 0), np.uint32)).T.copy()
         if kept:
             kept |= {name: self._arrays[name][i] for name in (*FIXED, "contexts")}
+
         past = unpack(kept) if kept else None
         return UserState(user, self._belongs_to, int(self._arrays["events"][i]), past, recent)
 
@@ -74,13 +83,17 @@ class KeptStates(Mapping[str, UserState]):
 def write_states(folder: Path, states: Sequence[UserState], spec: StateSpec) -> None:
     """Write the states of distinct users into a folder that is sealed afterwards."""
     arrays = {"events": np.array([state.events for state in states], np.int64)}
+    # the counts of a model with memory, and the window of one with an encoder
     if spec.counts is not None:
         arrays |= _packed(states)
+
     if spec.window:
         recent = [state.recent.T for state in states]
         arrays["recent_events"] = np.array([len(part) for part in recent], np.int64)
         arrays["recent"] = np.concatenate([*recent, np.empty((0, len(spec.columns)), np.uint32)])
+
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
+
     users = [state.user for state in states]
     write_json(folder / DESCRIPTION, {**_description(spec), "users": users})
 
@@ -88,17 +101,21 @@ def write_states(folder: Path, states: Sequence[UserState], spec: StateSpec) -> 
 def _packed(states: Sequence[UserState]) -> dict[str, np.ndarray]:
     """The pasts of states, one after the other."""
     packed = [pack(state.past) for state in states if state.past is not None]
+    # a folder without states still tells its arrays
     packed = packed or [pack(new_past(ROOM))]
-    arrays = {name: np.stack([kept[name] for kept in packed]) for name in (*FIXED, "contexts")}
-    return arrays | {
-        name: np.concatenate([kept[name] for kept in packed])
-        for name in (*BY_CLASS, *BY_ENTRY, *CONTEXTS)
-    }
+
+    whole = (*FIXED, "contexts")  # of one shape for all states
+    arrays = {}
+    for name in packed[0]:
+        of_states = [kept[name] for kept in packed]
+        arrays[name] = np.stack(of_states) if name in whole else np.concatenate(of_states)
+    return arrays
 
 
 def _description(spec: StateSpec) -> dict[str, Any]:
     """What must be the same where states are read."""
     experts = [] if spec.counts is None else list(EXPERTS)
+
     described = {"format": FORMAT, "experts": experts, "belongs_to": spec.belongs_to}
     return described | ({"columns": list(spec.columns)} if spec.window else {})
 
@@ -108,6 +125,7 @@ def read_states(folder: Path, spec: StateSpec) -> KeptStates:
     another model or other tables."""
     described = read_json(folder / DESCRIPTION, CheckpointError, REMEDY)
     users = described.pop("users", None)
+
     if described != _description(spec):
         raise CheckpointError(
             f"{folder}: states of other tables or experts, or of another model (its vocabulary, "

@@ -4,7 +4,8 @@ time.
 DIR/dataset.json          what is in the folder (`Manifest`)
 DIR/data_card.md          the same for people
 DIR/users.parquet         column `user`: labels, sorted; row u owns events offsets[u] ..
-offsets[u+1] DIR/vocabulary/FIELD.parquet
+                          offsets[u+1]
+DIR/vocabulary/FIELD.parquet
 DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field
 DIR/rejects.parquet       rows that could not be used, with the reason (only if there were any)
 DIR/MANIFEST.json         size and SHA-256 of all of them (checksums.py)
@@ -100,22 +101,27 @@ class EventStore:
     def users(self) -> pa.StringArray:
         """Labels of all users (users,), in the order of `offsets`."""
         path = self.path / "users.parquet"
+
         try:
             users = pq.read_table(path, columns=["user"])["user"].cast(pa.string()).combine_chunks()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise DataError(
                 f"{path}: cannot be read ({first_line(error)}); prepare the data again."
             ) from None
+
         if len(users) != self.manifest.users:
             raise DataError(
                 f"{path}: {len(users):,} users, {self.manifest.users:,} in dataset.json; "
                 f"{DAMAGE.remedy}."
             )
+
         return users
 
     def field_sizes(self) -> dict[str, int]:
         """Input field -> number of ids, in the model's order."""
+        # what no vocabulary tells
         fixed = {"weekday": 7, "slot": self.schema.slots}
+
         return {
             f: fixed[f] if f in fixed else len(self.vocabulary[f]) for f in self.schema.input_fields
         }
@@ -127,26 +133,30 @@ class EventStore:
 
         table = {name: np.asarray(column) for name, column in self.columns.items()}
         table["user"] = np.repeat(np.arange(self.manifest.users), np.diff(self.offsets))
+
         return datasets.Dataset(pa.table(table))
 
     def __repr__(self) -> str:
-        facts = self.manifest
-        return f"EventStore({str(self.path)!r}: {facts.events:,} events of {facts.users:,} users)"
+        size = f"{self.manifest.events:,} events of {self.manifest.users:,} users"
+        return f"EventStore({str(self.path)!r}: {size})"
 
     def _repr_html_(self) -> str:
-        facts = self.manifest
+        manifest = self.manifest
+
         labels = {
             f"labels of {field}": vocabulary.classes
             for field, vocabulary in self.vocabulary.items()
         }
         columns = ", ".join(f"{role}={column}" for role, column in self.schema.roles.items())
+
         shown = {
-            "events": facts.events,
-            "users": facts.users,
+            "events": manifest.events,
+            "users": manifest.users,
             **labels,
             "columns": columns,
             "zone": self.schema.tz,
         }
+
         return html_facts(f"EventStore {self.path}", shown)
 
 
@@ -156,20 +166,25 @@ def open_store(path: str | Path) -> EventStore:
 
     Raises DataError when it is not one, or is damaged.
     """
-    from behavegpt.data.remote import fetch, is_remote
+    from behavegpt.data.remote import fetch, is_remote  # they import this module
     from behavegpt.data.ties import warn_of_ties
 
     path = fetch(path) if is_remote(path) else local_path(path)
     manifest = _read_manifest(path)
+
+    # every byte before anything is mapped: damage must not become a wrong figure
     _check_files(path, manifest)
     columns = {name: _load_column(path, name, dtype) for name, dtype in manifest.columns.items()}
+
     offsets = columns.pop("offsets")
+    # each may be a sound file by itself, and not of this folder
     wrong = [name for name, column in columns.items() if len(column) != manifest.events]
     if wrong or len(offsets) != manifest.users + 1 or offsets[-1] != manifest.events:
         raise DataError(
             f"{path}/columns/{(wrong or ['offsets'])[0]}.npy: length differs from dataset.json; "
             "prepare the data again."
         )
+
     vocabulary = {
         field: Vocabulary.load(path / "vocabulary" / f"{field}.parquet")
         for field in manifest.vocabulary
@@ -180,6 +195,7 @@ def open_store(path: str | Path) -> EventStore:
                 f"{path}/vocabulary/{field}.parquet: not the one dataset.json names; prepare the "
                 "data again."
             )
+
     store = EventStore(path, manifest, vocabulary, columns, offsets)
     warn_of_ties(store)
     return store
@@ -209,6 +225,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise DataError(
             f"{path / 'dataset.json'}: damaged ({error}); prepare the data again."
         ) from None
+
     if manifest.format != FORMAT:
         raise DataError(
             f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare the data "
@@ -220,11 +237,14 @@ def _read_manifest(path: Path) -> Manifest:
 def _check_files(path: Path, manifest: Manifest) -> None:
     """Raise DataError for a file that lies elsewhere, or is not the one that was written."""
     root = path.resolve()
+
     for name in files_of(manifest):
+        # a folder from somebody else must not read files of this machine
         if not (path / name).resolve().is_relative_to(root):
             raise DataError(
                 f"{path / name}: a link that leads out of the folder; put the file itself there."
             )
+
     if is_sealed(path):
         verify(path, DAMAGE, files_of(manifest))
     else:
@@ -243,6 +263,7 @@ def write_table(table: pa.Table, path: Path) -> None:
             f"{path}: cannot tell the format from {path.suffix!r}; end the name in .parquet, .csv "
             "or .jsonl."
         )
+
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
             pq.write_table(table, temporary)
@@ -262,6 +283,7 @@ def _json_lines(table: pa.Table) -> Iterator[str]:
 def _load_column(path: Path, name: str, dtype: str) -> np.ndarray:
     file = path / "columns" / f"{name}.npy"
     column = open_array(file)
+
     if column.dtype != np.dtype(dtype) or column.ndim != 1:
         raise DataError(
             f"{file}: holds {column.dtype}, dataset.json says {dtype}; prepare the data again."

@@ -7,6 +7,7 @@ nor that of files decides.
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -48,6 +49,13 @@ _RULES = [
     (r"^([^9]*)9{1,2}(\W+%[bB]\W+)99(?!9)", r"\1%d\g<2>%y"),
     (r"(?<!9)9{1,2}(?!9)", "%d"),
 ]
+# directives of which a time has one of a kind, the clock maybe none
+_KINDS = {
+    "%d": "day",
+    **dict.fromkeys(("%m", "%b", "%B"), "month"),
+    **dict.fromkeys(("%Y", "%y"), "year"),
+    **dict.fromkeys(("%H", "%I"), "clock"),
+}
 _LITERALS = re.compile(r"(?: at |T|Z|GMT|UTC|[ /.,:_-])*")
 
 
@@ -90,16 +98,21 @@ def choose_formats(shapes: Mapping[str, Shape], values: int, where: str) -> tupl
     Raises DataError, which names both readings, where day and month cannot be told apart.
     """
     forms = {shape: form for shape in shapes if (form := form_of(shape))}
+
     if not sum(shapes[shape].rows for shape in forms) > (1 - ENOUGH) * values:
         return ()
+
+    # days and months are told apart for each separator by itself: 13.04.2024 and 04/13/2024
     by_separator: dict[str, dict[str, Shape]] = {}
     for shape, form in forms.items():
         if "{1}" in form:
             by_separator.setdefault(form[form.index("{1}") + 3], {})[shape] = shapes[shape]
+
     orders = {
         separator: _order(separator, group, forms, where)
         for separator, group in by_separator.items()
     }
+
     return sort_formats(
         _ordered(form, orders[form[form.index("{1}") + 3]]) if "{1}" in form else form
         for form in forms.values()
@@ -122,12 +135,13 @@ def form_of(shape: str) -> str | None:
     form = re.sub(r"\s+", " ", shape)
     for pattern, replacement in _RULES:
         form = re.sub(pattern, replacement, form, count=1)
+
+    # exactly one day, month and year, one clock at most, and nothing but known words between them
     bare = form.replace("{1}", "%d").replace("{2}", "%m")
     directives = re.findall("%.", bare)
-    date = (("%d",), ("%m", "%b", "%B"), ("%Y", "%y"))
-    whole = all(sum(directives.count(name) for name in names) == 1 for names in date)
-    clocks = sum(directives.count(name) for name in ("%H", "%I"))
-    return form if whole and clocks <= 1 and _LITERALS.fullmatch(re.sub("%.", "", bare)) else None
+    kinds = collections.Counter(_KINDS.get(name, name) for name in directives)
+    whole = kinds["day"] == kinds["month"] == kinds["year"] == 1 and kinds["clock"] <= 1
+    return form if whole and _LITERALS.fullmatch(re.sub("%.", "", bare)) else None
 
 
 def check_format(text: str) -> str | None:
@@ -139,6 +153,8 @@ def check_format(text: str) -> str | None:
             f"%{unknown[0]} is not a directive of times; known: "
             f"{', '.join(f'%{d}' for d in sorted(DIRECTIVES))}"
         )
+
+    # a day of the year (%j) stands for month and day
     given = set(directives)
     if not given & {*"yY"} or not ((given & {*"mbB"} and "d" in given) or "j" in given):
         return "year, month and day must be in it, for example %d/%m/%Y %H:%M"
@@ -176,22 +192,30 @@ def shown(formats: tuple[str, ...], shapes: Mapping[str, Shape]) -> str:
 
 
 def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], where: str) -> _Order:
+    # rows that only one reading fits: a number above 12 must be the day
     rows = sum(shape.rows for shape in group.values())
     day_first = sum(shape.first_is_day for shape in group.values())
     month_first = sum(shape.second_is_day for shape in group.values())
+
     shape, most = max(group.items(), key=lambda item: (item[1].rows, item[0]))
+
     either = [_ordered(forms[shape], order) for order in (_DAY_FIRST, _MONTH_FIRST)]
     remedy = f"name the form with --time-format {either[0]!r} or --time-format {either[1]!r}"
+
     if min(day_first, month_first) > (1 - ENOUGH) * rows:
         raise DataError(
             f"{where} holds both {_DAY_FIRST.words} ({day_first:,} rows) and {_MONTH_FIRST.words} "
             f"({month_first:,} rows); write all times in one form, or {remedy}."
         )
+
+    # with dots the day comes first everywhere
     if not day_first and not month_first and separator != ".":
         raise DataError(
             f"{where}: {most.example!r} fits {_DAY_FIRST.words} and {_MONTH_FIRST.words}, and no "
             f"other row tells which; {remedy}."
         )
+
+    # 24-04-13 may be year-month-day with all years below 32
     year_first = [s for s in group if "%y" in forms[s] and _looks_year_first(group[s])]
     if year_first:
         example, sep = group[year_first[0]].example, separator
@@ -199,6 +223,7 @@ def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], wh
             f"{where}: {example!r} may begin with the day or with the year; name the form with "
             f"--time-format '%d{sep}%m{sep}%y' or '%y{sep}%m{sep}%d', and the clock after it."
         )
+
     return _MONTH_FIRST if month_first > day_first else _DAY_FIRST
 
 

@@ -43,8 +43,8 @@ class Zone:
     def instant(self, wall: np.ndarray) -> np.ndarray:
         """Instants in seconds (N,) int64 of wall-clock seconds (N,), by the rule in the module's
         head."""
-        # The old offset holds until both clocks have passed the change: later of the two readings
-        # of it.
+        # the old offset holds until the clocks before and after the change have both passed it: the
+        # later of the two readings of its instant
         thresholds = self.changes + np.maximum(self.offsets[:-1], self.offsets[1:])
         return wall - self.offsets[np.searchsorted(thresholds, wall, side="right")]
 
@@ -60,32 +60,43 @@ def zone(name: str, first_year: int = 1969, last_year: int = 2101) -> Zone:
         local = (_EPOCH + timedelta(seconds=second)).astimezone(info).utcoffset()
         return int((local or timedelta()).total_seconds())
 
-    start, stop = (
-        int((datetime(y, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds())
-        for y in (first_year, last_year)
-    )
+    start, stop = _new_year(first_year), _new_year(last_year)
+
+    # coarse steps, each with at most one change in it, which bisection then finds to the second
     changes, offsets = [], [offset(start)]
+
     for low in range(start, stop, _STEP):
         high = low + _STEP
+
         if offset(high) == offsets[-1]:
             continue
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if offset(middle) != offsets[-1] else (middle, high)
+
         changes.append(high)
         offsets.append(offset(high))
+
     return Zone(np.array(changes, np.int64), np.array(offsets, np.int64))
+
+
+def _new_year(year: int) -> int:
+    """Epoch seconds at which a year begins in UTC."""
+    return int((datetime(year, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds())
 
 
 def calendar(seconds: np.ndarray, schema: EventSchema) -> tuple[np.ndarray, np.ndarray]:
     """Local weekday (N,) uint8, 0 = Monday, and slot of the day (N,) uint8/uint16 of instants in
     seconds (N,)."""
     local = zone(schema.tz).wall(seconds)
+
+    # floor division: days before 1970 are negative
     day = local // DAY
     slot = (local - day * DAY) // (60 * schema.slot_minutes)
-    return ((day + 3) % 7).astype(np.uint8), slot.astype(
-        np.uint8 if schema.slots <= 256 else np.uint16
-    )
+    weekday = (day + 3) % 7  # 1970-01-01 was a Thursday
+
+    narrow = np.uint8 if schema.slots <= 256 else np.uint16
+    return weekday.astype(np.uint8), slot.astype(narrow)
 
 
 def instants(stamps: np.ndarray, is_wall: np.ndarray | bool, schema: EventSchema) -> np.ndarray:
@@ -93,6 +104,8 @@ def instants(stamps: np.ndarray, is_wall: np.ndarray | bool, schema: EventSchema
     (scalar or (N,)) holds."""
     if schema.tz == "UTC" or is_wall is False:
         return stamps
+
+    # offsets are whole seconds: the fraction stays as it is
     seconds = stamps // MICROS
     return stamps + (zone(schema.tz).instant(seconds) - seconds) * MICROS * is_wall
 
@@ -106,6 +119,7 @@ def parse_date(text: str, tz: str = "UTC") -> int:
         raise DataError(
             f"{text!r} is not a date; write one like 2013-05-01 or 2013-05-01T12:00."
         ) from None
+
     naive = moment.tzinfo is None
     seconds = int((moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // timedelta(seconds=1))
     return int(zone(tz).instant(np.array([seconds]))[0]) if naive else seconds

@@ -26,7 +26,7 @@ from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 from behavegpt.ingest.events import read_events
 from behavegpt.ingest.sources import Logs, check_columns, find_logs
 
-_DATES = 10  # events at midnight, none at another time, that are taken for dates
+_DATES = 10  # events all at midnight that are taken for dates without times
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,29 @@ class EventTokenizer(FeatureExtractionMixin):
     ) -> None:
         """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in
         id order."""
-        kwargs.pop("feature_extractor_type", None)
+        kwargs.pop("feature_extractor_type", None)  # set by to_dict, no setting
         super().__init__(**kwargs)
+
         self.event_schema = (
             event_schema
             if isinstance(event_schema, EventSchema)
             else EventSchema.model_validate(event_schema)
         )
+
+        # lists where it comes from JSON, vocabularies where it comes from a store
         self.vocabulary = {
             name: v
             if isinstance(v, Vocabulary)
             else Vocabulary(pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64))
             for name, v in vocabulary.items()
         }
+
         missing = self.vocabulary.keys() - self.event_schema.label_rules.keys()
         if missing:  # made before rules were stored
             inferred = infer_rules({name: self.vocabulary[name].values for name in sorted(missing)})
             rules = inferred | self.event_schema.label_rules
             self.event_schema = self.event_schema.model_copy(update={"label_rules": rules})
+
         self.max_length = max_length
 
     @classmethod
@@ -88,8 +93,8 @@ class EventTokenizer(FeatureExtractionMixin):
 
     @cached_property
     def by_name(self) -> EventTokenizer:
-        """The tokenizer that takes users' names as they are, where the model's log wrote 1.0 as 1,
-        say."""
+        """The tokenizer that takes users' names literally, even where the model's log wrote 1.0 as
+        1."""
         rules = {**self.event_schema.label_rules, "user": TEXT}
         schema = self.event_schema.model_copy(update={"label_rules": rules})
         return EventTokenizer(schema, self.vocabulary, self.max_length)
@@ -104,6 +109,8 @@ class EventTokenizer(FeatureExtractionMixin):
         """SHA-256 of what gives ids their meaning: fields, slot length, zone and the labels in id
         order."""
         schema = self.event_schema
+
+        # columns' names are left out: another log may call its user otherwise
         parts = [
             schema.input_fields,
             schema.slot_minutes,
@@ -120,17 +127,21 @@ class EventTokenizer(FeatureExtractionMixin):
         counted. `warn` of dates without a time of day.
         """
         logs = find_logs(events)
+        # fields that the log tells; the model's others are unknown throughout
         present = {
             field for field, column in self.event_schema.label_columns.items() if logs.has(column)
         }
-        # a log need not tell the behavior
+
+        # a log need not tell the behavior: it is what is predicted
         needed = self.vocabulary.keys() - present - {"event", "behavior"}
         for name in sorted(needed):
             if name in self.event_schema.label_columns:
                 check_columns(logs, {name: self.event_schema.label_columns[name]})
+
         read = read_events(logs, self.event_schema, fields=present)
         if warn:
             self._warn_of_dates(logs, read.table)
+
         return self.encode_table(
             read.table, collections.Counter(read.rejects["reason"].to_pylist())
         )
@@ -138,7 +149,8 @@ class EventTokenizer(FeatureExtractionMixin):
     def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
         """Warn where a log of dates alone would put all events into the first slot of the day."""
         seconds = table["time"].to_numpy() // 1_000_000
-        walls = zone(self.event_schema.tz).wall(seconds)
+
+        walls = zone(self.event_schema.tz).wall(seconds)  # (E,)
         if self.event_schema.slots > 1 and len(table) >= _DATES and not (walls % DAY).any():
             warnings.warn(
                 f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots "
@@ -160,15 +172,19 @@ class EventTokenizer(FeatureExtractionMixin):
                 if present
                 else np.full(len(table), UNKNOWN, np.int64)
             )
-            # else a field of the model's that this domain lacks
+            # of a field that this domain lacks, all is unknown: no news
             if name in self.event_schema.label_columns:
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
+
         columns.setdefault("behavior", columns["event"])
         for name in ("weekday", "slot"):
             columns[name] = table[name].to_numpy().astype(np.int64)
+        # microseconds -> seconds, as a store keeps them
         columns["time"] = table["time"].to_numpy() // 1_000_000
+
         users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
-        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)
+        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)  # (U + 1,)
+
         return EncodedHistories(
             users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {})
         )

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from behavegpt.data.given import Moment
 from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
-from behavegpt.data.memory_past import Past, new_past
+from behavegpt.data.memory_past import LATEST, Past, new_past
 from behavegpt.data.memory_state import ROOM, Moments, extend, moments_of, read_pasts
 from behavegpt.data.memory_tables import Columns
 from behavegpt.data.tokenizer import EncodedHistories
@@ -55,7 +55,7 @@ class UserState:
         """Epoch seconds of the last event; None before the first."""
         if not self.events:
             return None
-        return int(self.recent[-1, -1] if self.past is None else self.past.number[3])
+        return int(self.recent[-1, -1] if self.past is None else self.past.number[LATEST])
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class StateSpec:
     def new(self, user: str, events: int = 0) -> UserState:
         """The state of a user without events, with room for some."""
         past = None if self.counts is None else new_past(max(ROOM, events))
+
         return UserState(
             user, self.belongs_to, 0, past, np.empty((len(self.columns), 0), np.uint32)
         )
@@ -81,7 +82,9 @@ class StateSpec:
             state.events += len(columns[TIME])
         else:
             self.count(state, counted_columns(columns, self.counts))
+
         if self.window:
+            # (F, n)
             new = np.stack([columns[name][-self.window :] for name in self.columns])
             recent = np.concatenate([state.recent, new.astype(np.uint32)], axis=1)
             state.recent = recent[:, -self.window :].copy()
@@ -98,6 +101,7 @@ class StateSpec:
     def count(self, state: UserState, columns: Columns) -> None:
         """The same for the counts alone, of a model that reads nothing else."""
         assert self.counts is not None and state.past is not None
+
         eras = eras_of(columns.time, self.counts.edges)
         state.past = extend(state.past, self.counts.tables, columns, eras, self.counts.given)
         state.events += len(columns.behavior)
@@ -111,9 +115,11 @@ class StateSpec:
             raise DataError(
                 f"user {empty[:100]!r} has no event yet; a trained model predicts what follows one."
             )
-        offsets = np.cumsum([0, *(state.recent.shape[1] for state in states)])
-        recent = np.concatenate([state.recent for state in states], axis=1)
+
+        offsets = np.cumsum([0, *(state.recent.shape[1] for state in states)])  # (U + 1,)
+        recent = np.concatenate([state.recent for state in states], axis=1)  # (F, events of all)
         users = pa.array([state.user for state in states], pa.string())
+
         return EncodedHistories(
             users, offsets, dict(zip(self.columns, recent, strict=True)), {}, {}
         )
@@ -125,6 +131,7 @@ class StateSpec:
         fields (U,); None where there are none."""
         if self.counts is None:
             return None
+
         pasts = [state.past for state in states if state.past is not None]
         return PastSource(pasts, offsets, self.counts, self.moments(asked, len(states)))
 
@@ -133,6 +140,8 @@ class StateSpec:
         if asked is None or self.counts is None:
             return None
         names = ("behavior", "event", TIME, "slot", "weekday")
+
+        # what is not given is never looked at: zeros will do
         columns = {name: np.zeros(count, np.int64) for name in names} | dict(asked)
         return moments_of(counted_columns(columns, self.counts), self.counts.given)
 
@@ -149,8 +158,9 @@ class PastSource:
 
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of model/mixer.py's Memory for flat positions (N,), in this order."""
-        rows = np.searchsorted(self.offsets, positions, side="right") - 1
+        rows = np.searchsorted(self.offsets, positions, side="right") - 1  # (N,) states
         asked = self.moments and Moments(*(values[rows] for values in self.moments))
+
         readings = read_pasts([self.pasts[row] for row in rows], self.counts.tables, asked)
         return memory_tensors(readings, np.arange(len(rows)), self.counts.shares)
 
@@ -164,6 +174,7 @@ class StatesOfHistories(Mapping[str, UserState]):
 
     def __getitem__(self, user: str) -> UserState:
         begin, end = self._histories.offsets[self._places[user] :][:2]
+
         state = self._spec.new(user, int(end - begin))
         columns = self._histories.columns.items()
         self._spec.take_up(state, {name: values[begin:end] for name, values in columns})

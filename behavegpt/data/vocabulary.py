@@ -22,7 +22,7 @@ from behavegpt.errors import DataError
 
 PAD, UNKNOWN, FIRST = 0, 1, 2
 FEW = 1_000  # labels that are looked up one by one: Arrow would hash the whole vocabulary
-MANY = 1_000_000  # of a vocabulary that is hashed for good
+MANY = 1_000_000  # labels; of a larger vocabulary no dict is kept
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Vocabulary:
         table = pa.table(
             {"value": pa.array(values, pa.string()), "count": pa.array(counts, pa.int64())}
         )
+
         table = table.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks()
         return cls(_flat(table["value"]), table["count"].to_numpy())
 
@@ -58,28 +59,30 @@ class Vocabulary:
         """SHA-256 of the labels in id order; equal hashes mean equal ids."""
         digest = hashlib.sha256()
         for value in self.values.to_pylist():
+            # a separator, so that ("ab", "c") and ("a", "bc") differ; labels may hold lone
+            # surrogates
             digest.update(value.encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
 
     def encode(self, labels: Iterable[object] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Ids (N,) int64 of N labels; null and unseen labels become UNKNOWN."""
         array = labels if isinstance(labels, (pa.Array, pa.ChunkedArray)) else as_text(labels)
+
         if len(array) <= FEW and len(self.values) <= MANY:
             return np.array(
                 [self._ids.get(label, UNKNOWN) for label in array.cast(pa.string()).to_pylist()],
                 np.int64,
             )
+
+        # dictionary arrays and large strings, as DuckDB gives them
         if not pa.types.is_string(array.type):
             array = array.cast(pa.string())
-        found = pc.fill_null(
-            pc.index_in(array, value_set=self.values, skip_nulls=True), UNKNOWN - FIRST
-        )
-        return (
-            np.asarray(
-                found.to_numpy() if isinstance(found, pa.ChunkedArray) else found, dtype=np.int64
-            )
-            + FIRST
-        )
+
+        # index_in gives null for labels that it does not find
+        index = pc.index_in(array, value_set=self.values, skip_nulls=True)  # (N,)
+        index = pc.fill_null(index, UNKNOWN - FIRST)
+        flat = index.to_numpy() if isinstance(index, pa.ChunkedArray) else index
+        return np.asarray(flat, dtype=np.int64) + FIRST
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -91,21 +94,23 @@ class Vocabulary:
 
     def decode_array(self, ids: np.ndarray) -> pa.StringArray:
         """Labels of ids (N,) as an Arrow array; null for padding and unknown."""
-        index = np.asarray(ids, dtype=np.int64) - FIRST
+        index = np.asarray(ids, dtype=np.int64) - FIRST  # (N,)
         return self.values.take(pa.array(index, mask=index < 0))
 
     def grow(self, labels: Iterable[str], counts: Iterable[int] | None = None) -> Vocabulary:
         """A vocabulary with the unseen ones of `labels` appended in the given order; known ids
         stay."""
+        # each once, in the given order
         labels = list(dict.fromkeys(labels))
+
         known = set(self.values.to_pylist())
         given = dict(zip(labels, counts, strict=True)) if counts is not None else {}
+
         new = [label for label in labels if label not in known]
+
         values = pa.concat_arrays([self.values, pa.array(new, pa.string())])
-        return Vocabulary(
-            values,
-            np.concatenate([self.counts, np.array([given.get(x, 0) for x in new], np.int64)]),
-        )
+        added = np.array([given.get(label, 0) for label in new], np.int64)
+        return Vocabulary(values, np.concatenate([self.counts, added]))
 
     def save(self, path: Path) -> None:
         """Write as parquet with the columns `value` and `count`."""
@@ -132,10 +137,13 @@ def as_text(labels: Iterable[object]) -> pa.StringArray:
 
 
 def _text(label: object) -> str | None:
+    # pandas' own nulls by name, for pandas may be absent; a NaN is not equal to itself
     if label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label):
         return None
+
     if isinstance(label, (bool, np.bool_)):
         return "true" if label else "false"
+
     if (
         isinstance(label, (float, np.floating))
         and abs(float(label)) < EXACT["DOUBLE"]

@@ -39,6 +39,7 @@ WINDOWS = ("train", "validation")
 CODES = ("query", "name")  # quantized embeddings: text "[ 1 22 ...]" or lists of any width
 LATER_NAME = "embedding"  # what the later public release calls them
 
+# what an error calls a type -> whether a column has it
 TYPES = {
     "a whole number": pa.types.is_integer,
     "a time (text YYYY-MM-DD HH:MM:SS or timestamp)": lambda t: (
@@ -106,18 +107,21 @@ def open_directory(path: str | Path) -> ChallengeDirectory:
         raise DataError(
             f"Directory '{path}' does not exist; give the folder that holds product_buy.parquet."
         )
-    for name, holds in (
-        ("input", "relevant_clients.npy"),
-        ("target", "active_clients.npy and propensity_*.npy"),
-    ):
+
+    contents = {
+        "input": "relevant_clients.npy",
+        "target": "active_clients.npy and propensity_*.npy",
+    }
+    for name, holds in contents.items():
         if not (path / name).is_dir():
             raise DataError(
                 f"The '{name}' subdirectory in '{path}' is missing; a directory with competition "
-                "data "
-                f"has one with {holds}."
+                f"data has one with {holds}."
             )
+
     if not (path / PROPERTIES).is_file():
         raise DataError(f"The {PROPERTIES} file is missing in '{path}'; copy it from the download.")
+
     return ChallengeDirectory(path)
 
 
@@ -139,18 +143,22 @@ def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
             else "download it"
         )
         raise DataError(f"{path} is missing; {remedy}.")
+
     schema = read_columns(path)
     for name, kind in columns.items():
-        found = stored_name(schema, name)
-        if schema.names.count(found) != 1:
+        stored = stored_name(schema, name)
+        # twice is as wrong as never: which one would be read?
+        if schema.names.count(stored) != 1:
             has = ", ".join(schema.names)
             raise DataError(
                 f"{path}: needs one column {name!r} ({kind}); it has {has}. Rename or add the "
                 "column."
             )
-        value = schema.field(found).type
+
+        value = schema.field(stored).type
         if not TYPES[kind](value):
             raise DataError(f"{path}: column {name!r} is {value}, expected {kind}; convert it.")
+
     return schema
 
 
@@ -185,8 +193,10 @@ def read_ids(path: Path) -> np.ndarray:
     """A file of client ids (N,) as int64; raises DataError for another type or shape, or an id that
     occurs twice."""
     ids = read_whole_numbers(path)
+
     unique, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(unique) != len(ids):
+        # the earliest, for the error
         again = int(first[count > 1].min())
         raise DataError(
             f"{path}: client {ids[again]} (index {again}) occurs more than once; keep one of each."
@@ -203,14 +213,18 @@ def read_whole_numbers(path: Path) -> np.ndarray:
             f"{path}: holds {values.dtype} of shape {values.shape}; expected int64 in one "
             "dimension."
         )
+
+    # NaN and infinity become some integer, which then differs from them
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
+
     wrong = np.flatnonzero(whole != values)
     if len(wrong):
         raise DataError(
             f"{path}: index {wrong[0]} is {values[wrong[0]]}, no whole number; save the ids as "
             "int64."
         )
+
     return whole
 
 
@@ -225,6 +239,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 def _is_list(type_: pa.DataType) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
     return any(test(type_) for test in lists) and (
         pa.types.is_integer(type_.value_type) or pa.types.is_floating(type_.value_type)
     )

@@ -20,7 +20,7 @@ GAP = "gap"
 
 
 def gap_sql(time: str) -> str:
-    """SQL: the half octave of 1 + a time, as text: what data/pack.py's `half_octaves` gives."""
+    """SQL: the half octave of 1 + a time, as text: what data/collate.py's `half_octaves` gives."""
     return f"floor(2 * log2(1 + {time}))::integer::varchar"
 
 
@@ -41,11 +41,15 @@ def add_clock(
     same gap, whatever their order.
     """
     user, time = quoted(schema.user), quoted(schema.time)
+
+    # a tick is an event and a behavior: what follows it is predicted as after any other
     labels = ", ".join(
         f"{literal(TICK)} as {quoted(c)}" for c in {schema.event, schema.behavior or schema.event}
     )
+
     period = f"to_seconds({days * 86400})"
     last = f"max({time})" if end is None else f"timestamp {literal(end)}"
+    # from the end backwards: the last tick of every user is the last event of the log
     ticks = (
         f"select {user}, stop - i * {period} as {time}, {labels} from (select {user}, min({time}) "
         f"as start from {literal(log)} where {user} is not null group by {user}), (select {last} + "
@@ -53,14 +57,18 @@ def add_clock(
         f"as most from {literal(log)}), lateral (select unnest(range(most + 1)) as i) where stop - "
         f"i * {period} > start"
     )
+
+    # strictly earlier moments: events of one moment have one gap
     before = (
         f"max({time}) over (partition by {user} order by {time} "
         "range between unbounded preceding and interval 1 microsecond preceding)"
     )
     gap = f"{gap_sql(f'epoch({time} - {before})')} as {GAP}"
+
     con.execute(
         f"copy (select *, {gap} from (select * from {literal(log)} union all by name ({ticks})) "
         f"order by all) "  # a window's rows come out in any order: the same log, the same bytes
         f"to {literal(out)} (format parquet, compression zstd)"
     )
+
     return schema.model_copy(update={"extra": (*schema.extra, GAP)})

@@ -46,25 +46,28 @@ def convert(
         raise DataError(
             f"{name!r} is no known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}"
         )
+
     converter, out = CONVERTERS[name], local_path(out)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
+
     with workspace(out) as work, connect(work) as con:
         # or row numbers would not follow the file
         con.execute("SET preserve_insertion_order = true")
         source = _find(local_path(source), converter)
+        # labels are kept as events; their categories, if known, are what is predicted
         categories = _beside(source, converter)
         select, schema = dict(converter.select), converter.schema
         if categories:
-            select["behavior"], schema = (
-                "category",
-                schema.model_copy(update={"behavior": "behavior"}),
-            )
+            select["behavior"] = "category"
+            schema = schema.model_copy(update={"behavior": "behavior"})
+
         if name == "recsys2025":
             table, codes = shop_table(con, source.parent)
             select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
         else:
             table = _text_table(source, converter, categories)
+
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
         part = work / "log.parquet"
         with _explained(name, source, converter):
@@ -76,6 +79,7 @@ def convert(
             if clock is not None:
                 plain, part = part, work / "ticking.parquet"
                 schema = add_clock(con, plain, part, schema, clock)
+
         os.replace(part, target(out))
         write_text(out.with_suffix(".schema.yaml"), dump_settings(schema))
     return schema
@@ -85,13 +89,13 @@ def _find(source: Path, converter: Converter) -> Path:
     """The file itself, or the one in the folder `source` that has the download's name."""
     if source.is_file():
         return source
-    found = sorted(source.glob(converter.file)) if source.is_dir() else []
-    if len(found) != 1:
-        seen = f"{len(found)} files" if source.is_dir() else "no such file or folder"
+    matches = sorted(source.glob(converter.file)) if source.is_dir() else []
+    if len(matches) != 1:
+        seen = f"{len(matches)} files" if source.is_dir() else "no such file or folder"
         raise DataError(
             f"{source}: {seen} with the name {converter.file}; give the path of that one file."
         )
-    return found[0]
+    return matches[0]
 
 
 def _beside(source: Path, converter: Converter) -> Path | None:
@@ -104,7 +108,9 @@ def _text_table(source: Path, converter: Converter, categories: Path | None) -> 
     """A delimited text file as SQL: the converter's columns as text, the number of the line, and
     the category."""
     fields = _first_line(source, converter.encoding)
+    # some copies of a log have another
     separator = next((s for s in converter.separators if s in fields), converter.separators[0])
+
     names = fields.split(separator)
     expected = list(converter.columns)
     if len(names) != len(expected) or (converter.header and names != expected):
@@ -112,15 +118,19 @@ def _text_table(source: Path, converter: Converter, categories: Path | None) -> 
             f"{source}: the first line has the columns {names}, expected are {expected} between "
             f"{separator!r}{'' if converter.header else ' and no header'}. {converter.about}"
         )
+
     lines = _read_csv(source, expected, separator, converter.header, converter.encoding)
     table = f"(select *, row_number() over () as line from {lines})"
     if categories is None or converter.categories is None:
         return table
+
     tab = "\t" if "\t" in _first_line(categories, "utf-8") else " "
     kinds = _read_csv(categories, ["label", "kind"], tab, False, "utf-8")
+
     label = converter.categories[1]
     # never doubles an event
     known = f"(select label, any_value(kind) as category from {kinds} group by label)"
+
     return f"(select log.*, category from {table} log left join {known} on {label} = label)"
 
 
@@ -128,8 +138,8 @@ def _read_csv(path: Path, columns: list[str], separator: str, header: bool, enco
     types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in columns)
     return (
         f"read_csv({literal(path)}, auto_detect = false, columns = {{{types}}}, delim = "
-        f"{literal(separator)}, "
-        f"header = {header}, quote = '', escape = '', encoding = {literal(encoding)})"
+        f"{literal(separator)}, header = {header}, quote = '', escape = '', "
+        f"encoding = {literal(encoding)})"
     )
 
 
@@ -142,10 +152,12 @@ def _first_line(path: Path, encoding: str) -> str:
         raise DataError(
             f"{path}: cannot be read ({first_line(error)}); download it again or unpack it."
         ) from None
+
     if not text or "\0" in text:
         raise DataError(
             f"{path}: {'an archive' if text else 'empty'}; give the unpacked text file."
         )
+
     return text
 
 
@@ -169,18 +181,23 @@ def _check(
 ) -> None:
     """Raise DataError with an example when more than MAX_UNREAD of the users, times or events make
     no sense."""
+    # what `prepare` would reject row by row is refused at once where it is many rows
     sane = {
         "user_id": "{} is not null",
         "timestamp": f"coalesce({{}} >= {EARLIEST}, false)",
         "event": "{} is not null",
     }
+
     counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in sane.items())
     rows, *read = one_row(con, f"select count(*), {counts} from {literal(part)}")
+
     if not rows:
         raise DataError(f"{source}: no rows of a {name} log. {converter.about}")
+
     for (column, test), sound in zip(sane.items(), read, strict=True):
         if 1 - sound / rows > MAX_UNREAD:
             names = ", ".join(map(quoted, converter.columns))
+            # the expression itself: the written column is null where it could not be read
             bad = f"not {test.format(f'({converter.select[column]})')}"
             row = one_row(
                 con, f"select {names} from {table} where {converter.where} and {bad} limit 1"

@@ -41,6 +41,7 @@ SCHEMA = EventSchema(
 )
 DAY = 86_400  # seconds; a commit before the second day of 1970 or after tomorrow has no valid time
 MAX_SUBJECT = 200  # characters that are looked at for the activity
+# of a 16-bit column
 MAX_FILES = 65_535
 MIN_SALT = 8  # characters
 
@@ -64,9 +65,8 @@ def _most(column: str) -> str:
     """SQL of each commit's most frequent `column`, the first of equally frequent ones."""
     return (
         f"(select commit, arg_max({column}, many * 4294967296 - first) as {column} from (select "
-        f"commit, {column}, "
-        f"count(*) as many, min(position) as first from per_file group by commit, {column}) group "
-        "by commit)"
+        f"commit, {column}, count(*) as many, min(position) as first from per_file group by "
+        f"commit, {column}) group by commit)"
     )
 
 
@@ -160,28 +160,34 @@ def convert_git(
     out, secret = local_path(out), checked_salt(salt)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
+
     repositories = _distinct([open_repository(local_path(source)) for source in sources])
     for repository in repositories:
         if repository.shallow:
             say(
                 f"warning: {repository.folder} is a shallow clone: its history was cut off, and "
-                "its oldest commits "
-                "seem to add every file; run git fetch --unshallow there first."
+                "its oldest commits seem to add every file; run git fetch --unshallow there first."
             )
 
     with workspace(out) as work, connect(work) as con:
         _read(con, repositories)
+
+        # judged before anything is written: the card counts what is left out
         con.execute(DROP)
         part, schema = work / "log.parquet", SCHEMA
         con.execute(
             f"copy ({LOG}) to {literal(part)} (format parquet, compression zstd)",
             {"salt": secret},
         )
+
         card = work / "card.md"
         write_card(con, card, part, repositories, salted=salt is not None)
+
         if clock is not None:
             plain, part = part, work / "ticking.parquet"
             schema = add_clock(con, plain, part, schema, clock)
+
+        # all three get their names when all three are complete
         described = work / "schema.yaml"
         described.write_text(dump_settings(schema), encoding="utf-8")
         os.replace(part, out)
@@ -196,6 +202,7 @@ def _distinct(repositories: list[Repository]) -> list[Repository]:
     for folder, times in Counter(repository.folder for repository in repositories).items():
         if times > 1:
             raise DataError(f"{folder}: given {times} times; name every repository once.")
+
     names = Counter(repository.name for repository in repositories)
     longer = [
         repository._replace(name=f"{repository.folder.parent.name}/{repository.name}")
@@ -203,11 +210,13 @@ def _distinct(repositories: list[Repository]) -> list[Repository]:
         else repository
         for repository in repositories
     ]
+
     for name, times in Counter(repository.name for repository in longer).items():
         if times > 1:
             raise DataError(
                 f"{times} of the repositories are called {name}; rename the folder of one of them."
             )
+
     return longer
 
 
@@ -216,24 +225,18 @@ def _read(con: duckdb.DuckDBPyConnection, repositories: list[Repository]) -> Non
     words = yaml.safe_load(
         files("behavegpt.datasets").joinpath("git_words.yaml").read_text(encoding="utf-8")
     )
-    con.register(
-        "types",
-        pa.table({"word": list(words["prefixes"]), "activity": list(words["prefixes"].values())}),
-    )
-    pairs = [
-        (word, activity)
+    con.register("types", _word_table(words["prefixes"]))
+    activity_of = {
+        word: activity
         for activity, more in words["activities"].items()
         for word in [activity, *more.split()]
-    ]
-    con.register(
-        "words",
-        pa.table(dict(zip(("word", "activity"), map(list, zip(*pairs, strict=True)), strict=True))),
-    )
-    either, names = (
-        "|".join(f"(?:{rule})" for rule in words[key]) for key in ("bots", "bot_names")
-    )
-    fixed = {"bots": either, "bot_names": f"{either}|{names}", "latest": int(time.time()) + DAY}
+    }
+    con.register("words", _word_table(activity_of))
+
+    bots, names = _any_of(words["bots"]), _any_of(words["bot_names"])
+    fixed = {"bots": bots, "bot_names": f"{bots}|{names}", "latest": int(time.time()) + DAY}
     con.execute(TABLE)
+
     for number, repository in enumerate(repositories):
         count = 0
         for headers, paths in read_commits(repository):
@@ -242,3 +245,13 @@ def _read(con: duckdb.DuckDBPyConnection, repositories: list[Repository]) -> Non
             con.execute(READ, {**fixed, "number": number, "repository": repository.name})
             count += len(headers)
         say(f"{repository.name}: {count:,} commits")
+
+
+def _word_table(activity_of: dict[str, str]) -> pa.Table:
+    """word, activity: one row a word."""
+    return pa.table({"word": list(activity_of), "activity": list(activity_of.values())})
+
+
+def _any_of(rules: Sequence[str]) -> str:
+    """A regular expression that matches what any of the rules matches."""
+    return "|".join(f"(?:{rule})" for rule in rules)

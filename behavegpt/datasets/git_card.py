@@ -12,6 +12,7 @@ from behavegpt.datasets.git_log import Repository
 from behavegpt.errors import DataError
 from behavegpt.ingest.card import markdown_table
 
+# by whether the salt was given
 SALTS = {
     False: "with a random salt that was not kept: the numbers mean nothing outside this log",
     True: (
@@ -64,21 +65,25 @@ def write_card(
 ) -> None:
     """Write the card of `log` as Markdown to `path`, from the table `judged`. Raises DataError for
     an empty log."""
+    # without fractions of a second: git has none
     rows, users, first, last = one_row(
         con,
         "select count(*), count(distinct user_id), min(timestamp)::timestamp(0)::varchar, "
         f"max(timestamp)::timestamp(0)::varchar from {literal(log)}",
     )
+
     reasons = con.execute(
         "select dropped, count(*), count(distinct author) from judged where dropped is not null "
         "group by dropped order by 2 desc, 1"
     ).fetchall()
+
     if not rows:
-        told = ", ".join(f"{reason}: {count:,}" for reason, count, _ in reasons) or "only merges"
+        left_out = ", ".join(f"{reason}: {count:,}" for reason, count, _ in reasons)
         raise DataError(
-            f"no commit is left for the log ({told}); give repositories that people committed "
-            "files to."
+            f"no commit is left for the log ({left_out or 'only merges'}); give repositories "
+            "that people committed files to."
         )
+
     text = CARD.format(
         number=len(repositories),
         repositories="repository" if len(repositories) == 1 else "repositories",
@@ -93,6 +98,7 @@ def write_card(
             [(r, f"{n:,}", f"{a:,}") for r, n, a in reasons] or [("none", "0", "0")],
         ),
     )
+
     path.write_text(text, encoding="utf-8")
 
 
@@ -101,22 +107,16 @@ def _repositories(con: duckdb.DuckDBPyConnection, repositories: Sequence[Reposit
         "select number, count(*), count(*) filter (dropped is null), "
         "count(distinct author) filter (dropped is null), "
         "coalesce(min(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, "
-        "'-'), "
-        "coalesce(max(make_timestamp(epoch * 1000000)) filter (dropped is null)::date::varchar, "
-        "'-') "
-        "from judged group by number order by number"
+        "'-'), coalesce(max(make_timestamp(epoch * 1000000)) filter (dropped is "
+        "null)::date::varchar, '-') from judged group by number order by number"
     ).fetchall()
-    rows = [
-        (
-            repositories[number].name + (" (shallow)" if repositories[number].shallow else ""),
-            f"{read:,}",
-            f"{kept:,}",
-            f"{users:,}",
-            first,
-            last,
-        )
-        for number, read, kept, users, first, last in counted
-    ]
+
+    rows = []
+    for number, read, kept, users, first, last in counted:
+        repository = repositories[number]
+        name = repository.name + (" (shallow)" if repository.shallow else "")
+        rows.append((name, f"{read:,}", f"{kept:,}", f"{users:,}", first, last))
+
     return markdown_table(
         ("repository", "commits read", "kept", "users", "first", "last (UTC)"), rows
     )

@@ -63,12 +63,14 @@ def generate(
     """
     out = local_path(out)
     per_user = _per_user(events, users, seed)
+
     blocks = _blocks(world or make_world(seed), events, per_user, seed)
     with replacing(out) as part, _writer(part) as writer:
         for table in _row_groups(blocks):
             writer.write_table(
                 table.sort_by("timestamp") if by_time else table, row_group_size=ROW_GROUP
             )
+
     return SYNTHETIC_SCHEMA
 
 
@@ -89,13 +91,11 @@ def small_log(
     """What `generate` would write, in memory and with text columns, sorted by user and time."""
     per_user = _per_user(events, users, seed)
     blocks = _blocks(world or make_world(seed), events, per_user, seed)
-    text = pa.schema(
-        [
-            field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field
-            for field in _ARROW
-        ]
-    )
-    return pa.concat_tables(blocks).cast(text).combine_chunks()
+    fields = [
+        field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field
+        for field in _ARROW
+    ]
+    return pa.concat_tables(blocks).cast(pa.schema(fields)).combine_chunks()
 
 
 _LABEL = pa.dictionary(pa.int32(), pa.string())
@@ -123,6 +123,7 @@ def _row_groups(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for block in blocks:
         held.append(block)
+        # blocks are never cut: about a row group of whole users
         if sum(map(len, held)) >= ROW_GROUP - BLOCK_EVENTS // 2:
             yield pa.concat_tables(held).combine_chunks()
             held = []
@@ -136,6 +137,7 @@ def _blocks(world: World, events: int, per_user: float, seed: int) -> Iterator[p
     draw = _Draw(world)
     users = max(1, round(BLOCK_EVENTS / per_user))
     block, left = 0, events
+
     while left > 0:
         rng = np.random.default_rng([seed, 1, block])
         table = draw.block(rng, users, per_user, block * users).slice(0, left)
@@ -160,18 +162,26 @@ class _Draw:
         """All events of `users` users, log-normal in number (mean about `per_user`, at most ten
         times as many)."""
         drawn = rng.lognormal(np.log(per_user) - 0.5, 1.0, users).round()
+        # (users,) mean of a log-normal: exp(mu + 1/2)
         length = np.clip(drawn, 1, np.ceil(10 * per_user)).astype(np.int64)
-        user = np.repeat(np.arange(users), length)
-        first = np.cumsum(length) - length
+
+        user = np.repeat(np.arange(users), length)  # (N,)
+        first = np.cumsum(length) - length  # (users,)
+
         # cut up by `_take`: one number per event is enough
-        bits = rng.integers(0, 1 << 64, len(user), dtype=np.uint64)
-        hours = self._hours(rng, bits, first, length)
-        kind = _pick(self.kind, hours.astype(np.int64) % HOURS, _take(bits, 2))
-        behavior = self._behaviors(rng, bits, user, first, kind)
-        places = self._places(rng, users)
-        haunt = (bits >> np.uint64(61)).astype(np.int64)
+        bits = rng.integers(0, 1 << 64, len(user), dtype=np.uint64)  # (N,)
+
+        hours = self._hours(rng, bits, first, length)  # (N,)
+        kind = _pick(self.kind, hours.astype(np.int64) % HOURS, _take(bits, 2))  # (N,)
+        behavior = self._behaviors(rng, bits, user, first, kind)  # (N,)
+
+        places = self._places(rng, users)  # (users, 2 + HAUNTS)
+        # the highest 3 bits: eight places
+        haunt = (bits >> np.uint64(61)).astype(np.int64)  # (N,)
         milliseconds = (hours * 3_600_000).astype(np.int64).view("m8[ms]")
+
         labels = self.world.labels
+
         return pa.Table.from_arrays(
             [
                 pa.array(user + first_user),
@@ -187,11 +197,15 @@ class _Draw:
         self, rng: np.random.Generator, bits: np.ndarray, first: np.ndarray, length: np.ndarray
     ) -> np.ndarray:
         """Hours since ORIGIN (N,): gaps summed on the users' clock, then read off the wall's."""
-        gap = rng.standard_exponential(len(bits))
+        gap = rng.standard_exponential(len(bits))  # (N,)
+        # the lowest 2 bits: three of four gaps are bursts
         gap *= np.where((bits & np.uint64(3)) < 4 * BURST_SHARE, BURST_HOURS, PAUSE_HOURS)
-        clock = np.cumsum(gap)
+
+        clock = np.cumsum(gap)  # (N,)
+        # each user starts at a random moment of the first four weeks
         clock -= np.repeat(clock[first] - rng.uniform(0, 4 * HOURS, len(first)), length)
-        week = clock // HOURS
+
+        week = clock // HOURS  # (N,)
         return week * HOURS + np.interp(
             clock - week * HOURS, self.world.clock, np.arange(HOURS + 1)
         )
@@ -207,25 +221,35 @@ class _Draw:
         """Behaviors (N,): first all that do not depend on the one before, then those that follow
         them, and so on."""
         world, chance = self.world, _take(bits, 30)
-        group = rng.integers(0, len(world.preference), len(first))
+        group = rng.integers(0, len(world.preference), len(first))  # (users,)
+
+        # habits as numbers below SHARES
         edge = np.cumsum(world.habit) * SHARES
+        # (N,) 0 transition, 1 preference, 2 routine
         habit = np.searchsorted(edge[:2], _take(bits, 44), side="right")
+        # a first event has none before it: the other two habits share its part
         habit[first] = np.where(
             rng.random(len(first)) < world.habit[1] / world.habit[1:].sum(), 1, 2
         )
-        row = np.where(
+
+        row = np.where(  # (N,) of the table of behaviors
             habit == 1,
             world.behaviors + group[user],
             world.behaviors + len(world.preference) + kind,
         )
-        behavior = _pick(self.behavior, row, chance)
-        at = np.arange(len(user))
-        depth = at - np.maximum.accumulate(np.where(habit > 0, at, 0))
+        behavior = _pick(self.behavior, row, chance)  # (N,)
+
+        # how many events ago the chain of behaviors began that each follows
+        place = np.arange(len(user))
+        depth = place - np.maximum.accumulate(np.where(habit > 0, place, 0))  # (N,)
+
         follow = np.flatnonzero(depth)
         # 16 bits: a radix sort
         follow = follow[np.argsort(depth[follow].astype(np.uint16), kind="stable")]
+
         for now in np.split(follow, np.cumsum(np.bincount(depth[follow]))[1:-1]):
             behavior[now] = _pick(self.behavior, behavior[now - 1], chance[now])
+
         return behavior
 
     def _places(self, rng: np.random.Generator, users: int) -> np.ndarray:
@@ -233,9 +257,8 @@ class _Draw:
         busier."""
         start, stop = self.world.cells[:-1], self.world.cells[1:]
         kind = np.array([0, 1, *[OUT] * HAUNTS])
-        return start[kind] + (rng.random((users, len(kind))) ** 3 * (stop - start)[kind]).astype(
-            np.int64
-        )
+        offset = rng.random((users, len(kind))) ** 3 * (stop - start)[kind]
+        return start[kind] + offset.astype(np.int64)
 
 
 def _take(bits: np.ndarray, shift: int) -> np.ndarray:
@@ -250,9 +273,8 @@ def _pick(outcomes: np.ndarray, row: np.ndarray, chance: np.ndarray) -> np.ndarr
 def _outcomes(probability: np.ndarray) -> np.ndarray:
     """(R * SHARES,) int32: in row r, outcome i stands P(i | r) * SHARES times."""
     counts = np.rint(probability * SHARES).astype(np.int64)
-    return np.repeat(
-        np.tile(np.arange(counts.shape[1], dtype=np.int32), len(counts)), counts.ravel()
-    )
+    outcomes = np.tile(np.arange(counts.shape[1], dtype=np.int32), len(counts))
+    return np.repeat(outcomes, counts.ravel())
 
 
 def _column(numbers: np.ndarray, labels: pa.StringArray) -> pa.DictionaryArray:

@@ -83,9 +83,10 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     stage(4, STAGES, "pretrain", about)
     pretrain(settings)
 
-    stage(5, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
+    about = "the last 15 % of the purchases: which family comes next? (thresholds from validation)"
+    stage(5, STAGES, "evaluate", about)
     predictor = load(out / "model")
-    result = compare(predictor, store, out / "eval" / "metrics.json")
+    result = compare(predictor, store, out / "eval" / "metrics.json", thresholds=True)
     result["models"] |= universal["models"]
     result["remarks"].append(NOT_HELD_OUT)
     write_json(out / "eval" / "metrics.json", result)
@@ -116,16 +117,17 @@ def _predictions(predictor: Predictor) -> list[list[Any]]:
     """A row for each of some customers: its label and the three likeliest families."""
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
-    found = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
+    rows = log.filter(pc.is_in(log["user_id"], value_set=users))
+    found = predictor.predict(rows, top_k=3, thresholds=True)
 
-    rows = []
+    lines = []
     for user, labels, shares in zip(
         found.users.to_pylist(), found.labels, found.probabilities, strict=True
     ):
         likely = zip(labels, shares, strict=True)
-        rows.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
+        lines.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
 
-    return rows
+    return lines
 
 
 def _next_steps(out: Path) -> str:

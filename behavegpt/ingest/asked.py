@@ -40,8 +40,8 @@ EXAMPLES = {"at": '"2026-11-28 18:30"', "location": '"home"'}
 
 def named_given(at: Any, location: Any) -> tuple[str, ...]:
     """What the arguments of a prediction give."""
-    told = {"time": at, "location": location}
-    return tuple(name for name in GIVEN if told[name] is not None)
+    values = {"time": at, "location": location}
+    return tuple(name for name in GIVEN if values[name] is not None)
 
 
 def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy: str) -> None:
@@ -49,16 +49,19 @@ def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy
 
     `whose`: the model, in words; `remedy`: how to get one that is given something else.
     """
-    told = named_given(at, location)
+    named = named_given(at, location)
+
     for name in in_order(given):
-        if name not in told:
+        if name not in named:
             argument = NAMES[name]
             raise ConfigError(
                 f"{whose} is given the {' and '.join(in_order(given))} of the event that it "
                 f"predicts: say which {name} is asked about, {argument}={EXAMPLES[argument]}. "
                 f"On the command line: {OPTIONS[argument]}."
             )
-    for name in told:
+
+    # a value that a model does not look at would be taken for one that it does
+    for name in named:
         if name not in given:
             argument = NAMES[name]
             known = f"the {' and '.join(given)} alone" if given else "nothing"
@@ -84,17 +87,23 @@ def read_asked(
     """
     schema = tokenizer.event_schema
     check_schema(named_given(None, location), schema)
+
     asked: dict[str, np.ndarray] = {}
     unknown = 0
+
+    # one parse for each different value: thousands of users are often asked about one time
     if at is not None:
         values = _by_user(at, users, "at")
         seconds = {key: _seconds(value, schema) for key, value in _distinct(values).items()}
         moments = np.array([seconds[_key(value)] for value in values], np.int64)
-        asked["weekday"], asked["slot"] = (x.astype(np.int64) for x in calendar(moments, schema))
+        weekday, slot = calendar(moments, schema)
+        asked |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
+
     if location is not None:
         labels = [_label(value) for value in _by_user(location, users, "location")]
         asked["location"] = tokenizer.vocabulary["location"].encode(pa.array(labels, pa.string()))
         unknown = int((asked["location"] == UNKNOWN).sum())
+
     return asked, unknown
 
 
@@ -106,23 +115,25 @@ def count_unknown(asked: T, places: int) -> T:
     return dataclasses.replace(asked, unknown=unknown)  # type: ignore[type-var]
 
 
-def _by_user(told: Any, users: pa.StringArray, argument: str) -> list[Any]:
+def _by_user(given: Any, users: pa.StringArray, argument: str) -> list[Any]:
     """A value for each user."""
     names = users.to_pylist()
-    if isinstance(told, Mapping):
-        by_name = {str(user): value for user, value in told.items()}
+    if isinstance(given, Mapping):
+        by_name = {str(user): value for user, value in given.items()}
         strange = next((user for user in by_name if user not in set(names)), None)
         if strange is not None:
             raise DataError(f"{argument}: no user {strange[:100]!r} among those asked about.")
-        told = [by_name.get(name) for name in names]
-    elif not isinstance(told, (list, tuple, np.ndarray)):
-        return [told] * len(names)
-    values = list(told)
+        given = [by_name.get(name) for name in names]
+    elif not isinstance(given, (list, tuple, np.ndarray)):
+        return [given] * len(names)
+
+    values = list(given)
     if len(values) != len(names):
         raise DataError(
             f"{argument}: {len(values)} values for {len(names)} users; give one for all, a mapping "
             "of user to value, or one for each user in the order of their names."
         )
+
     missing = next((name for name, value in zip(names, values, strict=True) if value is None), None)
     if missing is not None:
         raise DataError(
@@ -137,6 +148,7 @@ def _distinct(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _key(value: Any) -> str:
+    # with its type: the text "1" and the number 1 are not the same value
     return f"{type(value).__name__} {value}"
 
 
@@ -147,11 +159,13 @@ def _seconds(value: Any, schema: EventSchema) -> int:
         value = str(value.astype("datetime64[s]"))
     if isinstance(value, datetime.date):  # a datetime is one too
         value = value.isoformat()
+
     if not isinstance(value, str):
         raise DataError(
             f"at: {str(value)[:60]!r} is a {type(value).__name__}; write a time like "
             "2026-11-28 18:30."
         )
+
     try:
         seconds = parse_date(value, schema.tz if schema.naive_time == "local" else "UTC")
     except DataError:
@@ -159,14 +173,15 @@ def _seconds(value: Any, schema: EventSchema) -> int:
             f"at: {value[:60]!r} is not a time; write one like 2026-11-28 18:30, a wall clock of "
             f"{schema.tz if schema.naive_time == 'local' else 'UTC'}, or with its zone."
         ) from None
-    low, high = (parse_date(bound) for bound in TIME_RANGE)
-    if not low <= seconds < high:
+
+    if not parse_date(TIME_RANGE[0]) <= seconds < parse_date(TIME_RANGE[1]):
         raise DataError(f"at: {value[:60]!r} is outside {TIME_RANGE[0]} to {TIME_RANGE[1]}.")
     return seconds
 
 
 def _label(value: Any) -> str:
     """A place as its label. Raises DataError."""
+    # a float has several spellings, and labels are text
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (str, int, np.integer)):
         raise DataError(
             f"location: {str(value)[:60]!r} is a {type(value).__name__}; write the place as it "
@@ -174,4 +189,5 @@ def _label(value: Any) -> str:
         )
     if value == "":
         raise DataError("location: an empty place; write one as it stands in the log.")
+
     return str(value)

@@ -18,14 +18,16 @@ class SpilledBuckets:
     """Rows by bucket: batches in memory; above a limit they are moved, as one run, to a raw file
     per column."""
 
-    sorted = False
+    sorted = False  # see encode.Buckets
 
     def __init__(self, folder: Path, bucket_of_user: np.ndarray, limit: int) -> None:
         """`bucket_of_user` (codes,) unsigned, ascending; `limit` in bytes."""
         folder.mkdir()
         self.bucket_of_user = bucket_of_user
+
         self.buckets = int(bucket_of_user.max(initial=0)) + 1
         self.held = 0  # bytes in memory
+
         self._folder, self._limit = folder, limit
         self._dtypes: dict[str, np.dtype] = {}
         # Batches in memory and runs on disk, each with the first row of each bucket (buckets + 1,).
@@ -37,13 +39,17 @@ class SpilledBuckets:
         index: np.ndarray | slice = slice(None)
         counts = np.array([len(columns["user"])])
         if self.buckets > 1:
-            bucket = self.bucket_of_user[columns["user"]]
+            bucket = self.bucket_of_user[columns["user"]]  # (n,)
+            # stable: rows of a user stay in the order they came
             index = np.argsort(bucket, kind="stable")
-            counts = np.bincount(bucket, minlength=self.buckets)
+            counts = np.bincount(bucket, minlength=self.buckets)  # (buckets,)
+
         batch = {name: column[index] for name, column in columns.items()}
         self._batches.append((np.concatenate([[0], np.cumsum(counts)]), batch))
         self._dtypes = {name: column.dtype for name, column in batch.items()}
         self.held += sum(column.nbytes for column in batch.values())
+
+        # all batches go at once: one run of few long stretches instead of many short ones
         if self.held > self._limit:
             self._write_run()
 
@@ -58,8 +64,11 @@ class SpilledBuckets:
     def scan(self, names: tuple[str, ...]) -> Iterator[dict[str, np.ndarray]]:
         """Columns (N,) of all rows in pieces, in no order; no copies of what is in memory."""
         rows = int(self._runs[-1][-1]) if self._runs else 0
+
+        # the runs lie one after the other in each file: pieces need not end with them
         for start in range(0, rows, PIECE):
             yield {name: self._read(name, start, min(rows, start + PIECE)) for name in names}
+
         for starts, batch in self._batches:
             for start in range(0, int(starts[-1]), PIECE):
                 yield {name: batch[name][start : start + PIECE] for name in names}
@@ -83,6 +92,8 @@ class SpilledBuckets:
                 for bucket in range(self.buckets):
                     for piece in self._held(name, bucket):
                         file.write(piece.data)
+
+        # where each bucket of the run begins, counted in rows of the file
         first = int(self._runs[-1][-1]) if self._runs else 0
         self._runs.append(first + np.sum([starts for starts, _ in self._batches], axis=0))
         self._batches, self.held = [], 0
@@ -111,6 +122,7 @@ class ColumnWriter:
     def close(self) -> str:
         """Flush to disk; the SHA-256 of type, length and values."""
         self._file.flush()
+        # the folder is renamed into place: its files must be on disk before
         os.fsync(self._file.fileno())
         self._file.close()
         return self._digest.hexdigest()

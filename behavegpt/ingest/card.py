@@ -44,19 +44,21 @@ class Imbalance:
 def imbalance(counts: np.ndarray) -> Imbalance:
     """Imbalance of class counts (K,), K >= 1, all positive."""
     share = np.sort(counts)[::-1] / counts.sum()
-    k = len(share)
+    k = len(share)  # K
+    # area between the Lorenz curve and the diagonal, twice
     gini = float((k + 1 - 2 * np.cumsum(share[::-1]).sum()) / k)
     effective = float(np.exp(-(share * np.log(share)).sum()))
+
     return Imbalance(float(share[:5].sum()), gini, effective, int(counts.min()))
 
 
 def write_card(
-    path: Path, facts: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()
+    path: Path, card: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()
 ) -> None:
     """Write the data card as Markdown; `remarks` are what people should know first."""
-    manifest = facts.manifest
+    manifest = card.manifest
     sections = [
-        f"# Data card\n\nPrepared from {plain(facts.source)}. Content hash "
+        f"# Data card\n\nPrepared from {plain(card.source)}. Content hash "
         f"`{manifest.content_hash}`.",
         *(
             ["## Remarks\n\n" + "\n".join(f"- {plain(remark)}" for remark in remarks)]
@@ -64,13 +66,14 @@ def write_card(
             else []
         ),
         "## Columns and time\n\n" + _schema(manifest),
-        "## Counts\n\n" + _counts(facts, min_events),
-        "## Fields\n\n" + _fields(facts, min_count),
-        "## Imbalance of the behavior (training)\n\n" + _imbalance(facts),
-        "## Split\n\n" + _split(facts),
+        "## Counts\n\n" + _counts(card, min_events),
+        "## Fields\n\n" + _fields(card, min_count),
+        "## Imbalance of the behavior (training)\n\n" + _imbalance(card),
+        "## Split\n\n" + _split(card),
         "## Rejected rows\n\n"
         + markdown_table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
     ]
+
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
@@ -82,17 +85,20 @@ def _schema(manifest: Manifest) -> str:
     )
 
 
-def _counts(facts: CardFacts, min_events: int) -> str:
-    manifest = facts.manifest
-    left_out = facts.counts[(facts.counts > 0) & ~facts.kept]
-    quantiles = np.quantile(facts.counts[facts.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
+def _counts(card: CardFacts, min_events: int) -> str:
+    manifest = card.manifest
+    # users with events, but fewer than asked for
+    left_out = card.counts[(card.counts > 0) & ~card.kept]
+    quantiles = np.quantile(card.counts[card.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
+
     spread = ", ".join(
         f"{q} {v:,}"
         for q, v in zip(("min", "25%", "50%", "75%", "95%", "max"), quantiles, strict=True)
     )
+
     lines = [
         f"- {manifest.events:,} events of {manifest.users:,} users",
-        f"- from {_moment(manifest.time_origin)} to {_moment(facts.last)}",
+        f"- from {_moment(manifest.time_origin)} to {_moment(card.last)}",
         "- events per split: "
         + ", ".join(
             f"{name} {size:,}"
@@ -100,6 +106,7 @@ def _counts(facts: CardFacts, min_events: int) -> str:
         ),
         f"- events per user: {spread}",
     ]
+
     ties = describe_ties(manifest)
     if ties:
         lines.append(f"- {ties}")
@@ -108,54 +115,53 @@ def _counts(facts: CardFacts, min_events: int) -> str:
             f"- left out: {len(left_out):,} users below {min_events} events "
             f"({int(left_out.sum()):,} events)"
         )
+
     return "\n".join(lines)
 
 
-def _fields(facts: CardFacts, min_count: int) -> str:
-    sizes = [max(1, size) for size in _integers(facts.manifest, "events")]
+def _fields(card: CardFacts, min_count: int) -> str:
+    sizes = [max(1, size) for size in _integers(card.manifest, "events")]
     rows = []
-    for field, vocabulary in facts.vocabularies.items():
-        shares = [f"{n / size:.2%}" for n, size in zip(facts.unknown[field], sizes, strict=True)]
+    for field, vocabulary in card.vocabularies.items():
+        shares = [f"{n / size:.2%}" for n, size in zip(card.unknown[field], sizes, strict=True)]
         rows.append((field, f"{vocabulary.classes:,}", *shares))
+
     head = ("field", "labels", *(f"unknown in {name}" for name in SPLITS))
     return markdown_table(head, rows) + (
         f"\n\nLabels with fewer than {min_count} training events, labels first seen after the "
-        "training split and "
-        "missing labels are unknown." + _advice(facts, sizes)
+        "training split and missing labels are unknown." + _advice(card, sizes)
     )
 
 
-def _advice(facts: CardFacts, sizes: list[int]) -> str:
+def _advice(card: CardFacts, sizes: list[int]) -> str:
     """What to do about unknown events, where behaviors are a column of their own."""
-    share = facts.unknown["event"][-1] / sizes[-1]
-    if "behavior" not in facts.vocabularies or share < MANY_UNKNOWN:
+    share = card.unknown["event"][-1] / sizes[-1]
+    # where the event is what is predicted, an unknown one tells nothing either way
+    if "behavior" not in card.vocabularies or share < MANY_UNKNOWN:
         return ""
     return (
         f"\n\n{share:.0%} of the test events are unknown, which says nothing of their behaviors: "
-        "try "
-        "`model.inputs=with_behavior`."
+        "try `model.inputs=with_behavior`."
     )
 
 
-def _imbalance(facts: CardFacts) -> str:
-    behaviors = facts.vocabularies.get("behavior") or facts.vocabularies["event"]
+def _imbalance(card: CardFacts) -> str:
+    behaviors = card.vocabularies.get("behavior") or card.vocabularies["event"]
     measured = imbalance(behaviors.counts)
+
     most = zip(behaviors.values[:5].to_pylist(), behaviors.counts[:5], strict=True)
-    return "\n".join(
-        [
-            f"- {behaviors.classes:,} classes, {measured.effective:,.1f} effective (exp of the "
-            "entropy)",
-            f"- five most frequent: {measured.top5:.1%} of the events ("
-            + ", ".join(f"{plain(label)} {int(count):,}" for label, count in most)
-            + ")",
-            f"- Gini coefficient {measured.gini:.3f}; the rarest class has {measured.rarest:,} "
-            "events",
-        ]
-    )
+    listed = ", ".join(f"{plain(label)} {int(count):,}" for label, count in most)
+    lines = [
+        f"- {behaviors.classes:,} classes, {measured.effective:,.1f} effective (exp of the "
+        "entropy)",
+        f"- five most frequent: {measured.top5:.1%} of the events ({listed})",
+        f"- Gini coefficient {measured.gini:.3f}; the rarest class has {measured.rarest:,} events",
+    ]
+    return "\n".join(lines)
 
 
-def _split(facts: CardFacts) -> str:
-    manifest = facts.manifest
+def _split(card: CardFacts) -> str:
+    manifest = card.manifest
     lines = [f"Rule `{manifest.split['rule']}`."]
     names = ("Validation", "Test")
     lines += [
@@ -163,7 +169,8 @@ def _split(facts: CardFacts) -> str:
         for n, b in zip(names, _integers(manifest, "boundaries"), strict=False)
     ]
     lines.append("Vocabularies and counts come from the training split alone.")
-    unseen = facts.unknown.get("behavior", facts.unknown["event"])
+
+    unseen = card.unknown.get("behavior", card.unknown["event"])
     parts = zip(names, _integers(manifest, "events")[1:], unseen[1:].tolist(), strict=True)
     return "\n\n".join([" ".join(lines), *(_unseen(*part) for part in parts if part[2])])
 
@@ -183,7 +190,7 @@ def _integers(manifest: Manifest, name: str) -> list[int]:
 def markdown_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown; cells are any values, on one line each."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(plain(value) for value in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(plain, line)) + " |" for line in lines)
 
 
 def _moment(seconds: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+# of common exports: phone logs, web analytics, shops, banks, git, in English and German mostly
 NAMES = {
     "user": "user userid uid userpseudoid distinctid domainuserid anonymousid networkuserid "
     "amplitudeid customerid customer custid clientid client visitorid fullvisitorid visitor "
@@ -59,6 +60,7 @@ def name_rank(column: str, names: str) -> int | None:
     """Position of a column's name among `names`, or of its last part (`properties.distinct_id`);
     None if unknown."""
     known = names.split()
+    # the whole name first, then what follows its last dot
     for name in (plain_name(column), plain_name(column.rpartition(".")[2])):
         if name in known:
             return known.index(name)
@@ -67,10 +69,6 @@ def name_rank(column: str, names: str) -> int | None:
 
 def name_parts(column: str) -> set[str]:
     """The words of `sourceUser_name`: source, user, name."""
-    return set(
-        re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
-        .lower()
-        .replace("_", " ")
-        .replace("-", " ")
-        .split()
-    )
+    # camel case, too
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
+    return set(re.split(r"[\s_-]+", spaced.lower())) - {""}

@@ -13,7 +13,7 @@ import duckdb
 
 from behavegpt.data.database import literal, quoted
 from behavegpt.errors import DataError
-from behavegpt.ingest.files import LONGEST_LINE, LogFile, encoding_error, open_text, write_utf8
+from behavegpt.ingest.log_file import LONGEST_LINE, LogFile, encoding_error, open_text, write_utf8
 
 _CERTAIN = 5  # columns from which on two lines inside one field are no coincidence
 
@@ -28,26 +28,28 @@ def csv_query(
     rows.
     """
     values = ", ".join(quoted(column) for column in columns)
+
     # Files that are written alike are read together; DuckDB cannot both match columns by name and
     # keep broken lines.
     groups: dict[tuple[object, ...], list[LogFile]] = {}
     for file in files:
         alike = (file.csv, file.compression, file.path if file.converted else None)
         groups.setdefault(alike, []).append(file)
+
     parts = []
     for group in groups.values():
         first = group[0]
-        name, paths, compression = (
-            "behavegpt_file",
-            [file.path for file in group],
-            first.compression,
-        )
+        name, paths = "behavegpt_file", [file.path for file in group]
+        compression = first.compression
+
         if first.converted:
             paths, compression = [_scratch(files, first, folder)], "none"
             write_utf8(first, paths[0])
             name = f"{literal(first.path)} AS behavegpt_file"
+
         test = f", {_swallowed(first)} AS behavegpt_swallowed" if check else ""
         names = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in first.csv.names) + "}"
+        # nothing is sniffed: the layout is known, and every value is text until the dictionaries
         parts.append(
             f"SELECT {values}, {name}{test} FROM read_csv({_listed(paths)}, columns={names}, "
             f"header=true, skip={first.csv.skip}, delim={literal(first.csv.delimiter)}, "
@@ -55,6 +57,7 @@ def csv_query(
             "filename='behavegpt_file', hive_partitioning=false, store_rejects=true, "
             f"rejects_limit=0, max_line_size={LONGEST_LINE})"
         )
+
     return " UNION ALL ".join(parts)
 
 
@@ -67,13 +70,18 @@ def copy_csv(
 ) -> None:
     """Copy the columns to a parquet file of text and make the table `behavegpt_malformed`. Raises
     DataError."""
+    # broken lines end up in the tables reject_errors and reject_scans
     con.execute(f"COPY ({csv_query(files, columns, folder)}) TO {literal(target)} (FORMAT parquet)")
+
+    # a record may break over several lines: `lines` counts the line ends in its text
     con.execute(
         "CREATE TABLE behavegpt_malformed AS SELECT file_path AS file, any_value(csv_line) AS "
         "line, line AS number, any_value(error_type::VARCHAR) AS kind, 1 + "
         "len(regexp_replace(rtrim(any_value(csv_line), chr(10) || chr(13)), '[^\\n]', '', 'g')) AS "
         "lines FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL"
     )
+
+    # errors name the file that people know, not its copy
     for file in files:
         if file.converted:
             scratch = _scratch(files, file, folder)
@@ -81,14 +89,16 @@ def copy_csv(
                 f"UPDATE behavegpt_malformed SET file = {literal(file.path)} WHERE file = "
                 f"{literal(scratch)}"
             )
+
     _refuse(con, files)
+    # a quote that swallowed rows makes no error of its own: one long value
     query = (
         f"SELECT behavegpt_file FROM read_parquet({literal(target)}) WHERE behavegpt_swallowed "
         "LIMIT 1"
     )
-    found = con.execute(query).fetchone()
-    if found:
-        _refuse_swallowed(next(file for file in files if str(file.path) == found[0]))
+    swallowing = con.execute(query).fetchone()
+    if swallowing:
+        _refuse_swallowed(next(file for file in files if str(file.path) == swallowing[0]))
 
 
 def _scratch(files: Sequence[LogFile], file: LogFile, folder: Path) -> Path:
@@ -98,12 +108,16 @@ def _scratch(files: Sequence[LogFile], file: LogFile, folder: Path) -> Path:
 
 def _refuse(con: duckdb.DuckDBPyConnection, files: Sequence[LogFile]) -> None:
     """Raise DataError for records that are more than a line gone wrong."""
+    # a record of several lines with a quote in the wrong place, or one without an end
     row = con.execute(
         "SELECT file, number FROM behavegpt_malformed WHERE kind = 'INVALID ENCODING' ORDER BY "
         "ALL LIMIT 1"
     ).fetchone()
+
+    # an encoding that somebody named may reject lines; a guessed one may not
     if row and any(str(file.path) == row[0] and file.strict for file in files):
         raise encoding_error(Path(row[0]), f", line {row[1]}")
+
     row = con.execute(
         "SELECT file, number FROM behavegpt_malformed WHERE (kind = 'UNQUOTED VALUE' AND lines > "
         "1) OR kind = 'LINE SIZE OVER MAXIMUM' ORDER BY ALL LIMIT 1"
@@ -115,9 +129,8 @@ def _refuse(con: duckdb.DuckDBPyConnection, files: Sequence[LogFile]) -> None:
 def _unclosed(file: object, line: int) -> DataError:
     return DataError(
         f'{file}, line {line}: a quote (") opens there and is not closed where its field ends, so '
-        "that the lines "
-        'behind it would become one value. Remove it, or write it twice ("") and put the whole '
-        "field into quotes."
+        "that the lines behind it would become one value. Remove it, or write it twice "
+        '("") and put the whole field into quotes.'
     )
 
 
@@ -125,9 +138,11 @@ def _patterns(file: LogFile) -> list[str]:
     """Of a field of each column: text that holds the end of one row, whole rows, and the beginning
     of another."""
     delimiter, width = re.escape(file.csv.delimiter), len(file.csv.names)
+
     # prose has a space behind its commas, tables have none
     field = f"(?:[^ {delimiter}\n][^{delimiter}\n]*)?"
     rest = f"(?:{delimiter}{field})"
+    # with few columns a single line break could be prose: at least one whole row between
     inner = "*" if width >= _CERTAIN else "+"
     return [
         f"(?s)[^{delimiter}\n]*{rest}{{{width - 1 - i}}}(?:\n{field}{rest}{{{width - 1}}}){inner}"
@@ -139,6 +154,7 @@ def _patterns(file: LogFile) -> list[str]:
 def _swallowed(file: LogFile) -> str:
     """SQL of whether a field of the row holds lines that look like rows."""
     width = len(file.csv.names)
+    # one column has no rows to tell from prose; the pattern of very many is too large
     if not 2 <= width <= 500:
         return "false"
     tests = (
@@ -153,10 +169,14 @@ def _refuse_swallowed(file: LogFile) -> None:
     """Find the line for the error: the file is read once more, by the standard library."""
     patterns = [re.compile(pattern) for pattern in _patterns(file)]
     csv.field_size_limit(LONGEST_LINE)
+
+    # the number of the line on which the record begins
     begin = 1 + file.csv.skip
+
     with open_text(file) as text:
         for _ in range(file.csv.skip):
             text.readline()
+
         reader = csv.reader(text, delimiter=file.csv.delimiter)
         for record in reader:
             if any(

@@ -32,11 +32,14 @@ class CsvLayout(NamedTuple):
 def csv_layout(where: str, head: str, whole: bool) -> CsvLayout:
     """The layout of a file by its first characters; `whole`: there are no more. Raises DataError
     without a header."""
+    # Excel writes `sep=;` before the header, and reads it
     excel = _EXCEL.match(head)
     text = head[excel.end() :] if excel else head
     first = text.partition("\n")[0].rstrip("\r")
     if not first.strip():
         return CsvLayout()
+
+    # the one that the header has most of
     delimiter = excel[1] if excel else max(_DELIMITERS, key=first.count)
     records = _records(text, delimiter, whole)
     names = _names(where, records[0], records[1:])
@@ -45,10 +48,13 @@ def csv_layout(where: str, head: str, whole: bool) -> CsvLayout:
 
 def _records(text: str, delimiter: str, whole: bool) -> list[list[str]]:
     lines = text.splitlines(keepends=True)
+
+    # the last line may be cut off where the head ends
     reader = csv.reader(
         io.StringIO("".join(lines if whole else lines[:-1] or lines), newline=""),
         delimiter=delimiter,
     )
+
     records: list[list[str]] = []
     try:
         for record in reader:
@@ -69,6 +75,7 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
             f"{where}: the first line ({shown}) looks like data, not like names of columns; put a "
             "line of names before it, for example user,time,event."
         )
+
     names = list(header)
     widths = {len(row) for row in rows}
     if widths == {len(names) + 1}:
@@ -77,13 +84,16 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
             names.append("")
         elif _counts(rows):  # an index without a name, as R writes it
             names.insert(0, "")
+    # a delimiter at the end of the header alone
     elif len(names) > 1 and not names[-1] and widths == {len(names) - 1}:
         names.pop()
     if not any(names):
         return ()
+
     taken = set(names)
     for i, name in enumerate(names):
         if not name:
+            # pandas' names, under which people know these columns
             named = f"Unnamed: {i}"
             while named in taken:
                 named += ".1"
@@ -105,12 +115,14 @@ def _is_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     numbers."""
     if not rows or len(header) < 2:
         return False
+
     pairs = list(zip(header, rows[0], strict=False))
     if any(
         _MOMENT.fullmatch(name.strip()) and _MOMENT.fullmatch(value.strip())
         for name, value in pairs
     ):
         return True
+
     # names that pandas gives to columns without one
     positions = [str(i) for i in range(len(header))]
     numbers = all(_NUMBER.fullmatch(name) and _NUMBER.fullmatch(value) for name, value in pairs)

@@ -13,7 +13,7 @@ from behavegpt.data.labels import (
     create_values,
     fitting_rules,
 )
-from behavegpt.ingest.sources import Source
+from behavegpt.ingest.log_table import Source
 
 
 def build_dictionary(
@@ -27,9 +27,12 @@ def build_dictionary(
     values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
     create_values(con, values, source.sql, column, kind)
     check_exact(con, source.name, column, values, kind, rule)
+
     if rule is None:
         rule = choose_rule(fitting_rules(con, values, kind))
+
     # Where every value has a label of its own, one table is both.
+    # integers of any width have one spelling; decimals and texts may have several
     own = rule == TEXT or (
         rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")
     )
@@ -39,14 +42,18 @@ def build_dictionary(
         if own
         else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
     )
+
+    # codes in text order, so that they do not depend on the order of rows or files
     con.execute(
         f"CREATE TABLE {dictionary} AS SELECT {'raw, ' * own}label, (row_number() OVER (ORDER BY "
         f"label))::UINTEGER AS code, events FROM {labels} ORDER BY code"
     )
+
     count, rows = one_row(
         con, f"SELECT count(*), coalesce(sum(events), 0)::BIGINT FROM {dictionary}"
     )
     shrink_codes(con, number, count)
+
     if own:
         con.execute(f"CREATE VIEW raw_{number} AS SELECT raw, code FROM {dictionary}")
     else:
@@ -54,12 +61,14 @@ def build_dictionary(
             f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN "
             f"{dictionary} d USING (label)"
         )
+
     con.execute(f"DROP TABLE {values}")
     return rule, int(rows)
 
 
 def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:
     """Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less."""
+    # 255 labels and 0 for null fit one byte
     if labels < 1 << 16:
         con.execute(
             f"ALTER TABLE dictionary_{number} ALTER code TYPE "

@@ -15,7 +15,8 @@ from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
 from behavegpt.ingest.buckets import PIECE, SpilledBuckets, smallest_dtype
-from behavegpt.ingest.plan import MALFORMED, REASONS, Plan
+from behavegpt.ingest.plan import Plan
+from behavegpt.ingest.reasons import MALFORMED, REASONS
 from behavegpt.ingest.split import (
     SplitRule,
     parse_split,
@@ -67,6 +68,7 @@ class Encoded:
         return (columns["time"] for columns in self.scan("time"))
 
     def _kept(self, pieces: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        # the common case: no copies of the columns
         everyone = not self.counts[~self.kept].any()
         for columns in pieces:
             keep = slice(None) if everyone else self.kept[columns["user"]]
@@ -92,19 +94,24 @@ class Splitter:
 def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) -> Encoded:
     """Stream all rows into the spill: `batch_rows` at a time and `held` bytes in memory at the
     most."""
-    counts = plan.events("user")
+    counts = plan.events("user")  # (user codes,)
     before, total = np.cumsum(counts) - counts, int(counts.sum())
+
     # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte
     # holds their numbers.
     buckets = min(65_535, max(1, -(-total // batch_rows), min(256, -(-total // PIECE))))
-    spill = SpilledBuckets(
-        work / "spilled", (before * buckets // max(1, total)).astype(smallest_dtype(buckets)), held
-    )
+    # (user codes,)
+    bucket_of_user = (before * buckets // max(1, total)).astype(smallest_dtype(buckets))
+    spill = SpilledBuckets(work / "spilled", bucket_of_user, held)
+
     rejected = np.zeros(len(REASONS), np.int64)
     for rows in plan.batches(min(batch_rows, PIECE)):
         rejected += rows.rejected
         np.subtract.at(counts, rows.rejected_users, 1)
+        # rejected rows were counted in the dictionaries, which hold all rows
         spill.append(rows.columns)
+
+    # null is no user
     counts[0] = 0
     rejected[MALFORMED] = plan.malformed()
     return keep_users(plan, spill, rejected, counts, min_events, plan.rejects())
@@ -124,36 +131,43 @@ def keep_users(
     rows_read = accepted + int(rejected.sum())
     if not rows_read:
         raise DataError(f"{plan.source.name}: no rows; name logs that hold events.")
-    kept = counts >= max(1, min_events)
+
+    kept = counts >= max(1, min_events)  # (user codes,)
     if accepted and not kept.any():
         raise DataError(
             f"{plan.source.name}: no user has {min_events} events (the most is {counts.max()}); "
             "lower --min-events."
         )
+
     encoded = Encoded(plan, spill, rows_read, rejected, counts, kept, 0, 0, rejects)
     spans = [(int(times.min()), int(times.max())) for times in encoded.times() if len(times)]
+    # everybody was rejected: the caller tells why, from the rejects
     if not spans:
         return encoded
-    return replace(
-        encoded, first=min(s[0] for s in spans) // MICROS, last=max(s[1] for s in spans) // MICROS
-    )
+
+    first, last = min(low for low, _ in spans), max(high for _, high in spans)
+    return replace(encoded, first=first // MICROS, last=last // MICROS)
 
 
 def make_splitter(encoded: Encoded, text: str) -> Splitter:
     """The split of the kept events by the rule `text`; dates are of the schema's zone."""
     rule = parse_split(text, encoded.plan.schema.tz)
     events = int(encoded.counts[encoded.kept].sum())
+
     boundaries = time_boundaries(
         rule, encoded.times, encoded.first, encoded.last, events, per_second=MICROS
     )
+
     of_user = None
     if rule.kind == "user":
+        # the upper half of the MD5: the lower one orders simultaneous events
         query = (
             f"SELECT md5_number_upper(label) AS hash FROM {encoded.plan.dictionary('user')} ORDER "
             "BY code"
         )
         hashes = encoded.plan.con.sql(query).fetchnumpy()["hash"].astype(np.uint64)
         of_user = np.concatenate([np.zeros(1, np.uint8), split_by_user(rule, hashes)])
+
     return Splitter(rule, boundaries, of_user)
 
 
@@ -165,24 +179,31 @@ def fit_vocabularies(
     plan = encoded.plan
     labels = {field: plan.labels(field) for field in plan.fields}
     counts = {field: np.zeros(len(labels[field]), np.int64) for field in plan.fields}
+
+    # one pass over the events for all fields
     for columns in encoded.scan("time", *plan.fields):
-        train = splitter(columns) == 0
+        train = splitter(columns) == 0  # (N,) bool
         for field in plan.fields:
             # Later events count for code 0, which is no label: three times as fast as picking the
             # training events.
             np.add.at(counts[field], columns[field] * train, 1)
+
     if not counts["event"][1:].any():
         raise DataError(
             f"--split {splitter.rule.text!r}: no event falls into the training split; change the "
             "rule."
         )
+
     result = {f: _fit(labels[f], counts[f], min_count, max_vocabulary) for f in plan.fields}
+
+    # the others may be empty: all their labels are unknown then
     for field in {"event", "behavior"}.intersection(result):
         if not result[field].classes:
             raise DataError(
                 f"{plan.source.name}: column {plan.columns[field]!r} ({field}) has no label with "
                 f"{min_count} training events; lower --min-count or name another column."
             )
+
     return result
 
 
@@ -190,7 +211,8 @@ def _fit(
     labels: pa.StringArray, counts: np.ndarray, min_count: int, limit: int | None
 ) -> Vocabulary:
     """The vocabulary of labels (codes,) and their training counts (codes,); code 0 is null."""
-    known = counts >= max(1, min_count)
+    known = counts >= max(1, min_count)  # (codes,)
+    # null is no label
     known[0] = False
     vocabulary = Vocabulary.from_counts(labels.filter(pa.array(known)), counts[known])
     return Vocabulary(vocabulary.values[:limit], vocabulary.counts[:limit])

@@ -58,14 +58,24 @@ def read_with_duckdb(
     with temporary_folder() as folder, connect(folder, threads=threads) as con:
         plan = plan_events(con, logs, schema, folder, fields, time_range)
         parts = [rows.columns for rows in plan.batches(1_000_000)]
+
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
+        # no accepted row: empty columns of every name
         parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)
+        columns = {}
+        for name in names:
+            columns[name] = np.concatenate([part[name] for part in parts])
+
+        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)  # (N,)
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
-        table = {"user": plan.labels("user").take(pa.array(columns["user"][index]))}
+
+        def labels(field: str) -> pa.StringArray:
+            return plan.labels(field).take(pa.array(columns[field][index]))
+
+        table = {"user": labels("user")}
         table |= {"time": pa.array(time), "weekday": pa.array(weekday), "slot": pa.array(slot)}
-        table |= {f: plan.labels(f).take(pa.array(columns[f][index])) for f in plan.fields}
+        table |= {field: labels(field) for field in plan.fields}
+
         with reading(plan.source.name, plan.source.files):
             return Events(pa.table(table), con.sql(plan.rejects()).to_arrow_table())

@@ -7,32 +7,37 @@ import os
 from pathlib import Path
 
 from behavegpt.errors import DataError
-from behavegpt.ingest.files import LogFile
+from behavegpt.ingest.log_file import LogFile
 
 
 def expand(log: str) -> list[Path]:
+    """The files of a path, a glob or a folder, sorted. Raises DataError where there is none."""
     if not log.strip():
         raise DataError(
             "an empty path was named as a log (is a variable of your shell not set?); name a file "
             "or folder."
         )
+
     path = Path(os.path.expanduser(log))
     if path.is_file():
         return [path]
+
     if path.is_dir():
-        found = sorted(
-            p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
-        )
+        # all formats: what is no log is refused by name, not passed over
+        members = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
     else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not found:
+        members = list(map(Path, glob.glob(str(path), recursive=True)))
+
+    files = sorted(p for p in members if p.is_file())
+    if not files:
         raise DataError(f"{log}: {_why_nothing(log, path)}.")
-    return found
+    return files
 
 
 def _why_nothing(log: str, path: Path) -> str:
     if path.is_dir():
         return "the folder holds no files; check the path"
+    # a prepared folder may be remote, a log may not: it is read several times
     if "://" in log:
         return (
             "logs are not read from addresses; download the files, or name a data set of the Hub "
@@ -56,8 +61,9 @@ def _is_hidden(path: Path) -> bool:
 
 def without_repeats(members: list[LogFile]) -> tuple[LogFile, ...]:
     """Files that are links to one another are one, unless their folders' names tell them apart."""
-    found: dict[tuple[object, ...], LogFile] = {}
+    distinct: dict[tuple[object, ...], LogFile] = {}
     for member in members:
         status = member.path.stat()
-        found.setdefault((status.st_dev, status.st_ino, member.parts), member)
-    return tuple(found.values())
+        # one file by its number on the disk, whatever its names
+        distinct.setdefault((status.st_dev, status.st_ino, member.parts), member)
+    return tuple(distinct.values())

@@ -42,12 +42,14 @@ class Frame:
         """Some columns as an Arrow table, of the first `rows` or all. Raises DataError for values
         without a type in common."""
         arrays = [plain_array(name, self._columns[name](rows)) for name in names]
+
         lengths = {len(array) for array in arrays}
         if len(lengths) > 1:
             raise DataError(
                 f"the columns differ in length ({sorted(lengths)}); pass one value per event in "
                 "each."
             )
+
         return pa.Table.from_arrays(arrays, names=list(names))
 
     def sample(self, rows: int) -> pa.Table:
@@ -56,8 +58,10 @@ class Frame:
         for name, maker in self._columns.items():
             try:
                 arrays[name] = _shown(name, maker(rows))
+            # shown to people as the column's first value, so that they see what is wrong
             except DataError as error:
                 arrays[name] = pa.array([str(error)])
+
         length = max((len(array) for array in arrays.values()), default=0)
         return pa.table({name: _filled(array, length) for name, array in arrays.items()})
 
@@ -70,19 +74,25 @@ def as_frame(frame: Any) -> Frame:
     if isinstance(frame, pa.Table):
         _check_names(frame.column_names)
         return Frame({name: _sliced(frame.column(i)) for i, name in enumerate(frame.column_names)})
+
+    # by name of the module: neither library is imported to look at its objects
     if type(frame).__module__.startswith("datasets."):
         return as_frame(_dataset_table(frame))
     if isinstance(frame, Mapping):
+        # a mapping: each value is a column, named as text
         return Frame({str(name): _made(str(name), values) for name, values in frame.items()})
     if hasattr(frame, "get_column") and hasattr(frame, "to_arrow"):  # polars
         return Frame({name: _polars(name, frame.get_column(name)) for name in frame.columns})
+
     if hasattr(frame, "to_arrow"):
         return as_frame(frame.to_arrow())
+
     if hasattr(frame, "iloc") and hasattr(frame, "columns"):  # no Series
         _check_names([str(name) for name in frame.columns])
         return Frame(
             {str(name): _made(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)}
         )
+
     raise DataError(
         f"a {type(frame).__name__} holds no logs; pass a file, a DataFrame or a dict of columns."
     )
@@ -156,8 +166,10 @@ def _array(name: str, values: Any) -> Array:
             f"column {name!r}: a pandas {dtype.split('[')[0]} is a span, not a moment or a label; "
             "convert it with .dt.start_time or .astype(str)."
         )
+
     try:
         array = pa.array(values, from_pandas=True)
+        # in full: text that is not UTF-8 is found here, by column, not later in DuckDB
         array.validate(full=True)
         if pa.types.is_temporal(array.type) and dtype in ("", "object"):
             _check_moments(name, values)
@@ -180,6 +192,7 @@ def _array(name: str, values: Any) -> Array:
             )
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         kinds.add("text that is not Unicode")
+
     raise DataError(
         f"column {name!r}: values of the types {', '.join(sorted(kinds))}; make them all text."
     )
@@ -190,6 +203,7 @@ def _check_moments(name: str, values: Any) -> None:
     be another."""
     rows: dict[str, int] = {}
     for row, value in enumerate(values, 1):
+        # a datetime is a date too
         if isinstance(value, date) and value == value:  # NaT is neither
             kind = (
                 "a date"
@@ -199,6 +213,7 @@ def _check_moments(name: str, values: Any) -> None:
                 else "without a zone"
             )
             rows.setdefault(kind, row)
+
     if len(rows) > 1:
         (one, first), (two, second) = list(rows.items())[:2]
         raise DataError(
@@ -224,10 +239,12 @@ def plain_array(name: str, array: Array) -> Array:
                 f"column {name!r}: {kind.extension_name} is a span, not a moment or a label; make "
                 "it text."
             )
+        # DuckDB reads it as its own type
         if kind.extension_name == "arrow.uuid":
             return array
         array = array.cast(kind.storage_type)
         kind = array.type
+
     if pa.types.is_run_end_encoded(kind):
         array = pc.run_end_decode(array)
     elif pa.types.is_dictionary(kind):
@@ -251,6 +268,7 @@ def _shown(name: str, array: Array) -> Array:
     array = plain_array(name, array)
     if any(test(array.type) for test in _SHOWN):
         return array
+
     return pa.array(
         [None if value is None else str(value)[:200] for value in array.to_pylist()], pa.string()
     )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
+from behavegpt.ingest.column_names import NAMES
 from behavegpt.ingest.frames import Frame, as_frame
-from behavegpt.ingest.guess import NAMES
 from behavegpt.ingest.sources import Logs
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
     if isinstance(events, (str, Path, Logs)):
         return events
     if isinstance(events, (list, tuple)):
+        # a list of paths
         if not events or not isinstance(events[0], Mapping):
             return events
         return _from_rows(events, schema)
+
     _refuse_index(events, schema)
     frame = as_frame(events)
+
     if schema.user not in frame.names:
         names = frame.names
         near = _nearest(schema.user, names)
@@ -64,6 +67,7 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
             f"events are. {columns}Rename it to {schema.user!r}; only a list of event dicts may "
             "come without it, as one user's history."
         )
+
     return frame
 
 
@@ -73,12 +77,14 @@ def encode_histories(
     """Histories in ids, as the predictors take them. Raises DataError when no event is usable."""
     if isinstance(events, EncodedHistories):
         return events
+
     encoded = tokenizer.encode(as_logs(events, tokenizer.event_schema), warn=warn)
     if len(encoded.users) == 0:
         reasons = (
             ", ".join(f"{n} rows: {reason}" for reason, n in encoded.rejected.items()) or "no rows"
         )
         raise DataError(f"no usable event to predict from ({reasons}).")
+
     return encoded
 
 
@@ -90,16 +96,21 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
             f"a {type(other).__name__} stands among the events; write each one as a dict of its "
             "columns."
         )
-    names = list({name: None for row in rows for name in row})
-    columns = {name: [row.get(name) for row in rows] for name in names}
+
+    columns: dict[Any, list[Any]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        columns[name] = [row.get(name) for row in rows]
+
     if schema.user not in columns:
-        near = _nearest(schema.user, [str(name) for name in names])
+        near = _nearest(schema.user, [str(name) for name in columns])
         if near:
             raise DataError(
                 f"the events have no {schema.user!r} (the user), but {near!r}; rename it to "
                 f"{schema.user!r}, or leave it out if all events are one user's."
             )
+        # the list is one history
         columns[schema.user] = [ONLY_USER] * len(rows)
+
     return as_frame(columns)
 
 
@@ -110,6 +121,7 @@ def _refuse_index(frame: Any, schema: EventSchema) -> None:
         for name in getattr(getattr(frame, "index", None), "names", None) or ()
         if name is not None
     ]
+
     roles = {"user": schema.user, "time": schema.time} | schema.label_columns
     for role, column in roles.items():
         if column in index and column not in frame.columns:
@@ -127,6 +139,8 @@ def _nearest(column: str, names: Sequence[str]) -> str | None:
 
     users = {plain(column), *NAMES["user"].split()}
     exact = next((name for name in names if plain(name) in users), None)
+
+    # spelling errors: userid for user_id was an exact one already
     close = difflib.get_close_matches(
         column.lower(), [name.lower() for name in names], n=1, cutoff=0.8
     )

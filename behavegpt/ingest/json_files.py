@@ -13,7 +13,7 @@ import duckdb
 
 from behavegpt.data.database import literal, quoted
 from behavegpt.data.labels import EXACT
-from behavegpt.ingest.files import LONGEST_LINE, LogFile, write_utf8
+from behavegpt.ingest.log_file import LONGEST_LINE, LogFile, write_utf8
 from behavegpt.ingest.nested import (
     Value,
     check_lengths,
@@ -42,23 +42,29 @@ def json_query(
     Raises DataError for lists of different lengths in one row.
     """
     own = [column for column in logs.columns if column not in logs.parts]
-    found = {column: split_path(column, own) for column in columns if column not in logs.parts}
-    tops = list(dict.fromkeys(top for top, _ in filter(None, found.values())))
+    paths = {column: split_path(column, own) for column in columns if column not in logs.parts}
+    tops = list(dict.fromkeys(top for top, _ in filter(None, paths.values())))
+
     base = f"({_read(logs.members, tops, folder)})"
+
     shapes = _shapes(con, base, tops)
-    many = time is not None and time in found and _value(found[time], shapes, True).many
+    # rows are histories where the time is a list in the first rows
+    many = time is not None and time in paths and _value(paths[time], shapes, True).many
+
     inner, lists = [], {}
-    for column, where in found.items():
-        value = _value(where, shapes, many)
+    for column, path in paths.items():
+        value = _value(path, shapes, many)
         if value.many:
-            lists[column] = (
-                json_list(value.sql) if not value.sql.startswith("list_transform") else value.sql
-            )
+            is_list = value.sql.startswith("list_transform")
+            # a single value beside lists is a list of one: check_lengths then says so
+            lists[column] = value.sql if is_list else json_list(value.sql)
             inner.append(f"unnest({lists[column]}) AS {quoted(column)}")
         else:
             inner.append(f"{value.sql} AS {quoted(column)}")
+
     if len(lists) > 1:
         check_lengths(con, logs.name, base, lists)
+
     return _texts(columns, logs, f"(SELECT {', '.join([*inner, 'behavegpt_file'])} FROM {base})")
 
 
@@ -67,21 +73,25 @@ def json_sample(con: duckdb.DuckDBPyConnection, logs: Logs, folder: Path) -> str
     own = [column for column in logs.columns if column not in logs.parts]
     base = f"({_read(logs.members, own, folder)})"
     shapes = _shapes(con, base, own)
+
     columns = [*logs.columns, *(path for path in logs.nested if path not in logs.columns)]
-    found = {column: split_path(column, own) for column in columns if column not in logs.parts}
+    paths = {column: split_path(column, own) for column in columns if column not in logs.parts}
+
     inner = [
-        f"{_value(where, shapes, False).sql} AS {quoted(column)}" for column, where in found.items()
+        f"{_value(path, shapes, False).sql} AS {quoted(column)}" for column, path in paths.items()
     ]
     return _texts(columns, logs, f"(SELECT {', '.join([*inner, 'behavegpt_file'])} FROM {base})")
 
 
 def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str:
     kinds = ", ".join(f"{literal(column)}: 'JSON'" for column in columns)
+
     groups: dict[tuple[object, ...], list[LogFile]] = {}
     for file in files:
-        groups.setdefault(
-            (file.layout, file.compression, file.path if file.converted else None), []
-        ).append(file)
+        # files that are written alike are read together, converted ones each from its copy
+        alike = (file.layout, file.compression, file.path if file.converted else None)
+        groups.setdefault(alike, []).append(file)
+
     parts = []
     for group in groups.values():
         first = group[0]
@@ -90,12 +100,14 @@ def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str
             paths, compression = [folder / f"text-{files.index(first)}.json"], "none"
             write_utf8(first, paths[0])
             values = f"* REPLACE ({literal(first.path)} AS behavegpt_file)"
+
         listed = "[" + ", ".join(literal(glob.escape(str(path))) for path in paths) + "]"
         parts.append(
             f"SELECT {values} FROM read_json({listed}, format={literal(first.layout)}, "
             f"columns={{{kinds}}}, filename='behavegpt_file', hive_partitioning=false, "
             f"compression={literal(compression)}, maximum_object_size={LONGEST_LINE})"
         )
+
     return " UNION ALL ".join(parts)
 
 
@@ -105,10 +117,12 @@ def _shapes(
     """Parsed values of the columns in the first rows."""
     values = ", ".join(f"{quoted(column)}::VARCHAR" for column in columns)
     rows = con.execute(f"SELECT {values} FROM {base} LIMIT {_SHAPES}").fetchall()
-    return {
-        column: [json.loads(row[i]) for row in rows if row[i] is not None]
-        for i, column in enumerate(columns)
-    }
+    shapes: dict[str, list[Any]] = {column: [] for column in columns}
+    for row in rows:
+        for column, text in zip(columns, row, strict=True):
+            if text is not None:
+                shapes[column].append(json.loads(text))
+    return shapes
 
 
 def _value(
@@ -123,9 +137,12 @@ def _texts(columns: Sequence[str], logs: Logs, base: str) -> str:
     values = [
         part_sql(column) if column in logs.parts else _text(quoted(column)) for column in columns
     ]
+
     shown = ", ".join(
         f"{value} AS {quoted(column)}" for value, column in zip(values, columns, strict=True)
     )
+
+    # a list or object where a value is expected: the row is rejected, not written as JSON
     nested = " OR ".join(f"json_type({name}) IN ('ARRAY', 'OBJECT')" for name in names) or "false"
     return (
         f"SELECT {shown}, behavegpt_file, CASE WHEN {nested} THEN true END AS behavegpt_wrong "

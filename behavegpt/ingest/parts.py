@@ -2,8 +2,9 @@
 done it.
 
 DIR/c0.parquet, c1.parquet ...    labels of the user and the other fields in text order, and the
-events of each DIR/c0.npy, c1.npy ..., time.npy  codes of the part's own labels (0 = null), and
-microseconds; sorted by user and time
+                                  events of each
+DIR/c0.npy, c1.npy ..., time.npy  codes of the part's own labels (0 = null), and microseconds;
+                                  sorted by user and time
 """
 
 from __future__ import annotations
@@ -38,16 +39,23 @@ def save_part(
     The first field is the user.
     """
     folder.mkdir()
+
     columns = {"time": table["time"].to_numpy()}
     if "order_key" in table.column_names:
         columns["order"] = table["order_key"].to_numpy()
+
     hashes = {}
     for i, field in enumerate(fields):
         labels, columns[field] = _coded(table[f"c{i}"])
-        events = np.bincount(columns[field], minlength=len(labels) + 1)[1:]
+        # rows of each label, without those of null
+        events = np.bincount(columns[field], minlength=len(labels) + 1)[1:]  # (labels,)
         pq.write_table(pa.table({"label": labels, "events": events}), folder / f"c{i}.parquet")
+        # code 0, null, has the hash 0 as in Plan.hashes
         hashes[field] = np.insert(hash_labels(con, labels), 0, 0)
-    index = sort_events(columns, hashes, tie_seed)
+
+    index = sort_events(columns, hashes, tie_seed)  # (N,)
+
+    # no order column is kept: the part is sorted by it already
     write_array(folder / "time.npy", columns["time"][index])
     for i, field in enumerate(fields):
         codes = columns[field][index]
@@ -67,10 +75,12 @@ class Parts:
         self.buckets, self._folders = len(folders), folders
         self._codes: dict[str, list[np.ndarray]] = {}
         for i, field in enumerate(plan.columns):
-            self._codes[field] = _join_dictionaries(
-                plan.con, i, [folder / f"c{i}.parquet" for folder in folders]
-            )
+            files = [folder / f"c{i}.parquet" for folder in folders]
+            self._codes[field] = _join_dictionaries(plan.con, i, files)
+
         self._files = {field: f"c{i}" for i, field in enumerate(plan.columns)}
+
+        # the first code after null, and the last: of a part all users come after those before
         ends = [codes[[1, -1]] for codes in self._codes["user"]]
         assert np.all(np.diff(np.ravel(ends).astype(np.int64)) >= 0), (
             "parts must hold ascending ranges of users"
@@ -109,26 +119,35 @@ def _join_dictionaries(
     table = f"read_parquet([{', '.join(literal(file) for file in files)}])" if files else empty
     con.execute(
         f"CREATE TABLE {name} AS SELECT label, (row_number() OVER (ORDER BY label))::UINTEGER AS "
-        "code, events FROM "
-        f"(SELECT label, sum(events)::BIGINT AS events FROM {table} GROUP BY label) ORDER BY code"
+        f"code, events FROM (SELECT label, sum(events)::BIGINT AS events FROM {table} GROUP BY "
+        "label) ORDER BY code"
     )
+
     shrink_codes(con, number, one_row(con, f"SELECT count(*) FROM {name}")[0])
-    found = []
+
+    codes_of_parts = []
     for file in files:
+        # codes of a part are ranks of its labels: the k-th label's code of all parts is row k here
         query = (
             f"SELECT d.code FROM read_parquet({literal(file)}) p JOIN {name} d USING (label) "
             "ORDER BY d.code"
         )
         codes = con.sql(query).fetchnumpy()["code"]
-        found.append(np.concatenate([np.zeros(1, codes.dtype), np.asarray(codes)]))
-    return found
+        codes_of_parts.append(np.concatenate([np.zeros(1, codes.dtype), np.asarray(codes)]))
+
+    return codes_of_parts
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """Labels in text order and the codes 1... (N,) int64 of a column, 0 for null."""
     encoded = column.combine_chunks().dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary)  # by bytes, as DuckDB orders text
-    code = np.zeros(len(order) + 1, np.int64)
+    order = pc.sort_indices(encoded.dictionary)  # by bytes, as DuckDB orders text  # (labels,)
+
+    # place in Arrow's dictionary -> rank of the label; the last place stands for null
+    code = np.zeros(len(order) + 1, np.int64)  # (labels + 1,)
     code[order.to_numpy()] = np.arange(1, len(order) + 1)
+
+    # (N,)
     places = pc.fill_null(encoded.indices, pa.scalar(len(order), encoded.indices.type)).to_numpy()
+
     return encoded.dictionary.take(order), code[places]

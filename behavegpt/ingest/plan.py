@@ -22,27 +22,25 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import MICROS, instants, parse_date
 from behavegpt.errors import DataError
 from behavegpt.ingest.dictionaries import build_dictionary
+from behavegpt.ingest.log_table import Source, open_source
 from behavegpt.ingest.plan_columns import check_types, label_columns, needed_columns, reject_columns
-from behavegpt.ingest.sources import Logs, Source, open_source
+from behavegpt.ingest.reasons import (
+    BAD_ORDER,
+    BAD_TIME,
+    LATE,
+    MALFORMED,
+    NO_EVENT,
+    NO_TIME,
+    NO_USER,
+    REASONS,
+    WRONG_TYPE,
+)
+from behavegpt.ingest.sources import Logs
 from behavegpt.ingest.survey import Survey, order_is_whole, survey_times
 from behavegpt.ingest.time_columns import TimeColumn, time_column
 from behavegpt.ingest.time_join import join_times, part_columns, time_parts
 
 TIME_RANGE = ("1970-01-02", "2100-01-01")
-REASONS = (
-    "accepted",
-    "a value has the wrong type",
-    "user is null",
-    "time is null",
-    "time cannot be read",
-    "time is out of range",
-    "event is null",
-    "order is not a number",
-    "line cannot be cut into columns",
-)
-WRONG_TYPE, NO_USER, NO_TIME, BAD_TIME, LATE, NO_EVENT, BAD_ORDER, MALFORMED = range(
-    1, len(REASONS)
-)
 _LONGEST = 2**32 - 4 * 86_400  # seconds that a stored time can hold, less what a zone may move it
 
 
@@ -90,35 +88,35 @@ class Plan:
 
     def events(self, field: str) -> np.ndarray:
         """Rows (codes,) int64 of every label of a field, bad ones included; 0 for null."""
-        found = self.con.sql(
-            f"SELECT events FROM {self.dictionary(field)} ORDER BY code"
-        ).fetchnumpy()["events"]
-        return np.concatenate([np.zeros(1, np.int64), found])
+        query = f"SELECT events FROM {self.dictionary(field)} ORDER BY code"
+        events = self.con.sql(query).fetchnumpy()["events"]
+        return np.concatenate([np.zeros(1, np.int64), events])
 
     def hashes(self) -> dict[str, np.ndarray]:
         """A stable 64-bit hash (codes,) uint64 of every user and label by field; 0 for null."""
-        query = "SELECT md5_number_lower(label) AS hash FROM {} ORDER BY code"
-        found = {
-            f: self.con.sql(query.format(self.dictionary(f))).fetchnumpy()["hash"]
-            for f in self.columns
-        }
-        return {
-            f: np.concatenate([np.zeros(1, np.uint64), np.asarray(h, np.uint64)])
-            for f, h in found.items()
-        }
+        hashes = {}
+        for field in self.columns:
+            query = (
+                f"SELECT md5_number_lower(label) AS hash FROM {self.dictionary(field)} ORDER BY "
+                "code"
+            )
+            hash_ = np.asarray(self.con.sql(query).fetchnumpy()["hash"], np.uint64)
+            hashes[field] = np.concatenate([np.zeros(1, np.uint64), hash_])
+        return hashes
 
     def batches(self, rows: int) -> Iterator[Rows]:
         """All accepted events as integers in batches of about `rows`, in no order."""
+        # 0 for null, which no dictionary holds
         codes = ", ".join(f"coalesce(d{i}.code, 0) AS c{i}" for i in range(len(self.columns)))
         order = f", coalesce({', '.join(self.order)}) AS order_key" if self.order else ""
         select = (
             f"{codes}, behavegpt_stamp AS stamp, behavegpt_wall AS wall, {self._reason()} AS "
             f"reason{order}"
         )
+
         with reading(self.source.name, self.source.files):
-            for batch in self.con.sql(f"SELECT {select} FROM {self._joined()}").to_arrow_reader(
-                rows
-            ):
+            query = f"SELECT {select} FROM {self._joined()}"
+            for batch in self.con.sql(query).to_arrow_reader(rows):
                 yield self._rows(batch)
 
     def rejects(self) -> str:
@@ -130,58 +128,66 @@ class Plan:
             for name, column in zip(names, roles.values(), strict=True)
         )
         texts = " ".join(f"WHEN {i} THEN {literal(text)}" for i, text in enumerate(REASONS))
+
+        # the whole log is joined a second time, but only where rows were rejected
         query = (
             f"SELECT {self.source.file} AS file, {values}, CASE {self._reason()} {texts} END AS "
             f"reason FROM {self._joined()} WHERE {self._reason()} > 0"
         )
+
         if self.source.malformed:
+            # a line that cannot be cut has no columns: it stands in the first one, whole
             rest = ", NULL" * (len(roles) - 1)
             query += (
                 f" UNION ALL SELECT file, line{rest}, {literal(REASONS[MALFORMED])} FROM "
                 f"{self.source.malformed}"
             )
+
+        # in order of the values, so that the file does not depend on threads
         return f"SELECT * FROM ({query}) ORDER BY ALL"
 
     def malformed(self) -> int:
         """Number of CSV lines that could not be cut into columns; a record may have several."""
-        return (
-            one_row(
-                self.con, f"SELECT coalesce(sum(lines), 0)::BIGINT FROM {self.source.malformed}"
-            )[0]
-            if self.source.malformed
-            else 0
-        )
+        if not self.source.malformed:
+            return 0
+        lines = one_row(self.con, f"SELECT sum(lines)::BIGINT FROM {self.source.malformed}")[0]
+        return int(lines or 0)
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
         reasons, users = np.from_dlpack(batch["reason"]), np.from_dlpack(batch["c0"])
         bad = reasons > 0
         rejected, rejected_users = np.bincount(reasons[bad], minlength=len(REASONS)), users[bad]
+        # most batches have no bad row, and are not copied
         if len(rejected_users):
             batch = batch.filter(pc.equal(batch["reason"], 0))
+
         columns = {name: np.from_dlpack(batch[f"c{i}"]) for i, name in enumerate(self.columns)}
+
         stamps = np.from_dlpack(batch["stamp"])
-        # The common case is a column that is all walls or all instants: no array of flags is
-        # needed.
+        # most columns are all walls or all instants: they need no array of flags
         wall = {"true": True, "false": False}.get(self.time.wall)
         walls = np.from_dlpack(batch["wall"]).astype(bool) if wall is None else wall
+
         columns["time"] = instants(stamps, walls, self.schema)
         if self.order:
             columns["order"] = np.from_dlpack(batch["order_key"])
+
         return Rows(columns, rejected, rejected_users)
 
     def _joined(self) -> str:
         """SQL of the rows as `s`, with stamp and wall, and of the dictionaries as d0, d1, ..."""
-        stamp, wall = (
-            f"{self.time.stamp} AS behavegpt_stamp",
-            f"({self.time.wall})::UTINYINT AS behavegpt_wall",
-        )
+        stamp = f"{self.time.stamp} AS behavegpt_stamp"
+        wall = f"({self.time.wall})::UTINYINT AS behavegpt_wall"
+
         # The user's dictionary is the largest: joined last, so that the others still see the file's
         # own dictionaries.
         names = [quoted(column) for column in self.columns.values()]
+
         # An inner join is the same where every row has a label, and cheaper.
         kinds = ["LEFT JOIN" if nulls else "JOIN" for nulls in self.nulls]
         order = [*range(1, len(names)), 0]
         joins = " ".join(f"{kinds[i]} raw_{i} d{i} ON s.{names[i]} = d{i}.raw" for i in order)
+
         return f"(SELECT *, {stamp}, {wall} FROM {self.source.sql}) s {joins}"
 
     def _reason(self) -> str:
@@ -189,6 +195,8 @@ class Plan:
         time = f"s.{quoted(self.schema.time)}"
         low, high = self.bounds[0] * MICROS, self.bounds[1] * MICROS
         is_text = self.source.types[self.schema.time] == "VARCHAR"
+
+        # in the order of CASE: the first that holds is the reason
         cases = {
             NO_USER: "d0.code IS NULL",
             NO_TIME: f"{time} IS NULL" + (f" OR trim({time}) = ''" if is_text else ""),
@@ -196,13 +204,16 @@ class Plan:
             LATE: f"behavegpt_stamp < {low} OR behavegpt_stamp >= {high}",
             NO_EVENT: "d1.code IS NULL",
         }
+
         if self.source.wrong:
             cases = {WRONG_TYPE: f"{self.source.wrong} IS NOT NULL", **cases}
+
         if self.order:
             name = f"s.{quoted(str(self.schema.order))}"
             cases[BAD_ORDER] = (
                 f"{self.order[0]} IS NULL AND {name} IS NOT NULL AND {name}::VARCHAR <> ''"
             )
+
         whens = " ".join(f"WHEN {test} THEN {reason}" for reason, test in cases.items())
         return f"(CASE {whens} ELSE 0 END)::UTINYINT"
 
@@ -222,10 +233,12 @@ def plan_events(
     """
     columns = label_columns(schema, fields)
     needed = needed_columns(schema, columns)
+
     bounds = parse_range(time_range)
     source = open_source(
         con, logs, part_columns(logs, needed), folder, time_parts(schema.time, logs)[0]
     )
+
     return make_plan(con, join_times(source, logs, schema.time), schema, columns, bounds)
 
 
@@ -242,17 +255,22 @@ def make_plan(
     check_types(source, schema, columns)
     with reading(source.name, source.files):
         time, kind = quoted(schema.time), source.types[schema.time]
-        found = survey.times if survey else survey_times(con, source, schema)
-        read = time_column(time, kind, schema, found, bounds, source.name, source.wall)
+        times = survey.times if survey else survey_times(con, source, schema)
+        read = time_column(time, kind, schema, times, bounds, source.name, source.wall)
+
         order = None
         if schema.order:
             whole = survey.order if survey else order_is_whole(con, source, schema.order)
             order = _order_key(source, schema.order, bool(whole))
+
+        # an inner join must lose no row: labels are counted against all rows
         rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
         rules, nulls = dict(schema.label_rules), []
         for i, (field, column) in enumerate(columns.items()):
             rules[field], labeled = build_dictionary(con, source, column, i, rules.get(field))
             nulls.append(labeled < rows)
+
+    # what was found out is part of the model: logs that come later are read the same way
     schema = schema.model_copy(
         update={"time_unit": read.unit, "time_format": read.formats, "label_rules": rules}
     )
@@ -270,16 +288,13 @@ def parse_range(time_range: tuple[str, str]) -> tuple[int, int]:
     return bounds
 
 
-def named_rejects(rejected: np.ndarray) -> dict[str, int]:
-    """Reason -> rows of the counts (len(REASONS),), those above zero."""
-    return {REASONS[reason]: int(rows) for reason, rows in enumerate(rejected) if rows}
-
-
 def _order_key(source: Source, column: str, whole: bool) -> tuple[str, str]:
     """SQL of the order key and of the smallest key (for null): exact for integers, else DOUBLE."""
     name = quoted(column)
     value = f"trim(s.{name})" if source.types[column] == "VARCHAR" else f"s.{name}"
+
     if whole:
         return f"TRY_CAST({value} AS BIGINT)", f"({1 - 2**63})::BIGINT"
+
     number = f"TRY_CAST({value} AS DOUBLE)"
     return f"(CASE WHEN NOT isnan({number}) THEN {number} END)", "'-inf'::DOUBLE"

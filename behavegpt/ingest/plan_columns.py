@@ -6,10 +6,11 @@ from collections.abc import Collection
 
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import DataError
-from behavegpt.ingest.sources import Source
+from behavegpt.ingest.log_table import Source
 from behavegpt.ingest.time_columns import is_time_type
 from behavegpt.ingest.time_survey import FLOATS, INTEGERS
 
+# DuckDB types whose text is no name of anything
 _NO_LABELS = ("BLOB", "BIT", "STRUCT", "MAP", "UNION", "INTERVAL", "GEOMETRY", "VARIANT")
 
 
@@ -17,15 +18,16 @@ def label_columns(schema: EventSchema, fields: Collection[str] | None = None) ->
     """user, event and the other label fields (those of `fields`, the event always) -> source
     column."""
     labels = {
-        f: c
-        for f, c in schema.label_columns.items()
-        if fields is None or f == "event" or f in fields
+        field: column
+        for field, column in schema.label_columns.items()
+        if fields is None or field == "event" or field in fields
     }
     return {"user": schema.user, **labels}
 
 
 def needed_columns(schema: EventSchema, columns: dict[str, str]) -> dict[str, str]:
     """Role -> source column of all that is read."""
+    # in the order of dictionaries: user, event, the other labels, then what has none
     return columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
 
 
@@ -34,6 +36,7 @@ def reject_columns(schema: EventSchema, columns: dict[str, str]) -> list[str]:
     roles = needed_columns(schema, columns)
     return [
         "file",
+        # an extra field may be called like one of the two columns that are ours
         *(f"{role} (extra)" if role in ("file", "reason") else role for role in roles),
         "reason",
     ]
@@ -54,15 +57,14 @@ def _check_type(source: Source, role: str, column: str) -> None:
     kind = source.types[column]
     bad = not is_label_type(kind)
     what, remedy = "a label", "write it as text or a number"
+
     if role == "time":
         bad, what = not is_time_type(kind), "a time"
         remedy = "use a timestamp, ISO text or an epoch number"
     if role == "order":
-        bad, what = (
-            bad or not (kind == "VARCHAR" or kind.startswith((*INTEGERS, *FLOATS))),
-            "an order",
-        )
-        remedy = "use a numeric column"
+        bad = bad or not (kind == "VARCHAR" or kind.startswith((*INTEGERS, *FLOATS)))
+        what, remedy = "an order", "use a numeric column"
+
     if bad:
         raise DataError(
             f"{source.name}: column {column!r} (the {role}) is of type {kind}, not {what}; "

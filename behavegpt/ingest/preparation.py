@@ -70,6 +70,7 @@ def bytes_of(memory: str) -> int:
     """Bytes of a text like 2GiB, 512MB or 4G (all in powers of two). Raises DataError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", memory, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+
     if size < _LEAST_MEMORY:
         raise DataError(f"--memory {memory!r}: write a size of at least 256MiB, for example 2GiB.")
     return size
@@ -79,6 +80,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Raise DataError where a prepared folder must not be written."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    # never a folder of something else, whatever --overwrite says
     if not out.is_dir() or not (out / "dataset.json").is_file():
         raise DataError(f"{out}: exists and is not a prepared folder; name another one with --out.")
     if not overwrite:

@@ -31,20 +31,26 @@ def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
     schema, share = encoded.plan.schema, _share_at_midnight(encoded)
     if share < _MANY or schema.slots == 1:
         return encoded, None
-    told = (
+
+    observed = (
         f"{share:.0%} of the times in {schema.time!r} are at midnight, as dates without a time of "
         "day are"
     )
+
     join = f"--time {schema.time}{PLUS}{_clock(schema, logs)}"
     remedy = f"if a column holds the hour or the time of day, join it: {join}"
+
     if share < _ALL:
-        return encoded, f"{told}; slots of the day tell nothing of these events; {remedy}"
+        return encoded, f"{observed}; slots of the day tell nothing of these events; {remedy}"
+
+    # somebody asked for slots: they are not taken away
     if "slot_minutes" in schema.model_fields_set:
-        return encoded, f"{told}: every event is in slot 0 of {schema.slots}; {remedy}"
+        return encoded, f"{observed}: every event is in slot 0 of {schema.slots}; {remedy}"
+
     one_slot = schema.model_copy(update={"slot_minutes": 1440})
     return (
         replace(encoded, plan=replace(encoded.plan, schema=one_slot)),
-        f"{told}: the slot is left out (days have one slot, slot_minutes 1440); {remedy}",
+        f"{observed}: the slot is left out (days have one slot, slot_minutes 1440); {remedy}",
     )
 
 
@@ -54,8 +60,10 @@ def early_times(encoded: Encoded) -> str | None:
     first, last = _NEVER, -_NEVER
     for times in encoded.times():
         first, last = int(times.min(initial=first)), int(times.max(initial=last))
+        # one late time is enough
         if last >= _EARLY * MICROS:
             return None
+
     begin, end = np.datetime64(first // MICROS, "s"), np.datetime64(last // MICROS, "s")
     return (
         f"all times of {encoded.plan.schema.time!r} are before 1980: {begin} to {end}; numbers "
@@ -81,12 +89,16 @@ def _share_at_midnight(encoded: Encoded) -> float:
     """Share of the kept events at midnight, on the zone's clock or in UTC; 0 if it is small in the
     first piece."""
     local = zone(encoded.plan.schema.tz)
+    # dates are at midnight on the zone's clock, those of a UTC column at midnight in UTC
     on_clock = in_utc = events = 0
+
     for times in encoded.times():
-        seconds = times // MICROS
+        seconds = times // MICROS  # (N,) of a piece
         on_clock += int((local.wall(seconds) % DAY == 0).sum())
         in_utc += int((seconds % DAY == 0).sum())
         events += len(times)
+
+        # the first piece of an ordinary log is enough: no pass over all of it
         if max(on_clock, in_utc) < _MANY * events / 2:
             return 0.0
     return max(on_clock, in_utc) / max(1, events)
@@ -95,9 +107,10 @@ def _share_at_midnight(encoded: Encoded) -> float:
 def _clock(schema: EventSchema, logs: Logs) -> str:
     """The column that could be the time of day, `hour` if there is none."""
     taken = {*time_parts(schema.time, logs), schema.user, *schema.label_columns.values()}
+
     ranks = {
-        c: rank
-        for c in logs.columns
-        if c not in taken and (rank := name_rank(c, CLOCKS)) is not None
+        column: rank
+        for column in logs.columns
+        if column not in taken and (rank := name_rank(column, CLOCKS)) is not None
     }
     return min(ranks, key=lambda column: ranks[column]) if ranks else "hour"

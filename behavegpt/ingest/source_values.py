@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from behavegpt.data.database import literal, quoted
+from behavegpt.data.database import literal, one_row, quoted
 from behavegpt.errors import DataError
 from behavegpt.ingest.nested import Value, check_lengths, part_sql, split_path, typed_value
 
@@ -30,28 +30,37 @@ def event_values(
     """A table expression of the columns by their dotted names, one row per event."""
     kinds = column_kinds(con, base)
     _check_texts(con, logs, base, columns, kinds)
+
+    # rows are histories where the time is a list
     many = time is not None and _is_many(
         con, base, value_of(logs, kinds, time, True), kinds.get(time)
     )
     if not many and all(column in kinds and column not in logs.parts for column in columns):
         return base
+
     file = "" if logs.frame is not None else ", behavegpt_file"
+
     if not many:
         values = (
             f"{value_of(logs, kinds, column, False).sql} AS {quoted(column)}" for column in columns
         )
         return f"(SELECT {', '.join(values)}{file} FROM {base})"
+
+    # each row is a history: lists give one event per element, other values go with all of them
     lists = {
         column: _list(con, base, value_of(logs, kinds, column, True), kinds.get(column))
         for column in columns
     }
     check_lengths(con, logs.name, base, {column: sql for column, sql in lists.items() if sql})
+
     values = (
         f"unnest({sql}) AS {quoted(column)}"
         if sql
         else f"{value_of(logs, kinds, column, True).sql} AS {quoted(column)}"
         for column, sql in lists.items()
     )
+
+    # unnested once: a view would unnest again in each query
     copy = folder / "events.parquet"
     con.execute(
         f"COPY (SELECT {', '.join(values)}{file} FROM {base}) TO {literal(copy)} (FORMAT parquet)"
@@ -83,26 +92,28 @@ def _check_texts(
     """Raise DataError for a path below a column of text in which no row holds such a value as
     JSON."""
     for column in columns:
-        found = None if column in logs.parts else split_path(column, kinds.keys())
-        if found is None or not found[1] or kinds[found[0]].id != "varchar":
+        path = None if column in logs.parts else split_path(column, kinds.keys())
+        if path is None or not path[1] or kinds[path[0]].id != "varchar":
             continue
+
+        # text that is no JSON gives null: texts without any value are not what was meant
+        top, steps = path
         value = value_of(logs, kinds, column, False).sql
-        counts = con.execute(
-            f"SELECT count({quoted(found[0])}), count({value}) FROM {base}"
-        ).fetchall()[0]
-        if counts[0] and not counts[1]:
+        texts, values = one_row(con, f"SELECT count({quoted(top)}), count({value}) FROM {base}")
+        if texts and not values:
             raise DataError(
-                f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
-                f"{'.'.join(found[1])!r}; name another column than {column!r}."
+                f"{logs.name}: column {top!r} is text, and none of it is JSON with a field "
+                f"{'.'.join(steps)!r}; name another column than {column!r}."
             )
 
 
 def value_of(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> Value:
+    """The value of a column by its dotted name; `many`: rows may be histories."""
     if column in logs.parts:
         return Value(part_sql(column))
-    found = split_path(column, kinds.keys())
-    assert found is not None  # check_columns
-    return typed_value(found[0], kinds[found[0]], found[1], many)
+    path = split_path(column, kinds.keys())
+    assert path is not None  # check_columns
+    return typed_value(path[0], kinds[path[0]], path[1], many)
 
 
 def _list(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> str | None:
@@ -123,11 +134,11 @@ def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any)
     rows = (
         f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT {LISTS}"
     )
-    found = con.execute(f"SELECT bool_and(value LIKE '[%]') FROM ({rows})").fetchone()
-    return bool(found and found[0])
+    return bool(one_row(con, f"SELECT bool_and(value LIKE '[%]') FROM ({rows})")[0])
 
 
 def column_types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
+    """Column -> DuckDB type of a table expression."""
     return {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
 
 
@@ -138,4 +149,5 @@ def column_kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
 
 
 def by_position(steps: Sequence[str]) -> bool:
+    """Whether a step below a column is a place in a list."""
     return any(step.isdecimal() for step in steps)

@@ -4,7 +4,8 @@ hashes.
     time:0.7,0.15,0.15            by share of events, in the order of time
     span:0.7,0.15,0.15            by share of the calendar span
     date:2013-05-01,2013-07-01    validation from the first date on, test from the second (dates of
-    the schema's zone) user:0.7,0.15,0.15            whole histories, by a stable hash of the user
+                                  the schema's zone)
+    user:0.7,0.15,0.15            whole histories, by a stable hash of the user
 
 An event at a boundary belongs to the later split, so events of the same second never straddle.
 """
@@ -23,6 +24,7 @@ from behavegpt.errors import DataError
 
 Kind = Literal["time", "span", "date", "user"]
 FORMS = "time:0.7,0.15,0.15, span:0.7,0.15,0.15, date:2013-05-01,2013-07-01 or user:0.7,0.15,0.15"
+# of a histogram of times: two passes reach a second in a span of 2^32
 _BINS = 1 << 16
 
 
@@ -43,22 +45,26 @@ def parse_split(text: str, tz: str = "UTC") -> SplitRule:
     parts = [part.strip() for part in values.split(",")]
     if kind not in get_args(Kind):
         raise DataError(f"--split {text!r}: unknown rule; write {FORMS}.")
+
     if kind == "date":
-        try:
-            start, stop = (parse_date(part, tz) for part in parts)
-        except ValueError:
-            raise DataError(f"--split {text!r}: two dates are needed; write {FORMS}.") from None
+        if len(parts) != 2:
+            raise DataError(f"--split {text!r}: two dates are needed; write {FORMS}.")
+        start, stop = parse_date(parts[0], tz), parse_date(parts[1], tz)
         if start > stop:
             raise DataError(f"--split {text!r}: the dates must ascend; write {FORMS}.")
         return SplitRule(text.strip(), "date", dates=(start, stop))
+
     try:
-        train, valid, test = (Fraction(part) for part in parts)
+        # exact: where a boundary lies must not depend on rounding
+        train, valid, test = map(Fraction, parts)
     except (ValueError, ZeroDivisionError):
         raise DataError(f"--split {text!r}: three shares are needed; write {FORMS}.") from None
     if min(valid, test) < 0 or train <= 0 or abs(train + valid + test - 1) > Fraction(1, 10**6):
         raise DataError(
             f"--split {text!r}: the shares must sum to 1, the first above 0; write {FORMS}."
         )
+
+    # shares written with few decimals sum to about 1
     whole = train + valid + test
     ends = (train / whole, (train + valid) / whole)
     return SplitRule(text.strip(), kind, ends=ends)  # type: ignore[arg-type]
@@ -80,17 +86,18 @@ def time_boundaries(
     """
     if rule.kind == "date":
         return rule.dates
+
     if rule.kind == "span":
-        start, stop = (first + int(end * (last + 1 - first)) for end in rule.ends)
-        return start, stop
+        span = last + 1 - first
+        return first + int(rule.ends[0] * span), first + int(rule.ends[1] * span)
+
     if rule.kind == "user":
         return last + 1, last + 1
-    ranks = [int(end * events) for end in rule.ends]
-    found = _order_statistics(
-        times, {rank for rank in ranks if rank < events}, first, last + 1, per_second
-    )
-    start, stop = ranks
-    return found.get(start, last + 1), found.get(stop, last + 1)
+
+    start, stop = int(rule.ends[0] * events), int(rule.ends[1] * events)  # ranks of the first ones
+    ranks = {rank for rank in (start, stop) if rank < events}
+    seconds = _order_statistics(times, ranks, first, last + 1, per_second)
+    return seconds.get(start, last + 1), seconds.get(stop, last + 1)
 
 
 def split_by_time(times: np.ndarray, boundaries: tuple[int, int]) -> np.ndarray:
@@ -101,8 +108,8 @@ def split_by_time(times: np.ndarray, boundaries: tuple[int, int]) -> np.ndarray:
 def split_by_user(rule: SplitRule, hashes: np.ndarray) -> np.ndarray:
     """Split (U,) uint8 of users by the upper half of the MD5 of their labels (U,) uint64."""
     # Exact to 2^-32: adding or removing other users moves nobody.
-    train, valid = (np.uint64(int(end * 2**32)) for end in rule.ends)
-    upper = hashes >> np.uint64(32)
+    train, valid = np.uint64(int(rule.ends[0] * 2**32)), np.uint64(int(rule.ends[1] * 2**32))
+    upper = hashes >> np.uint64(32)  # (U,)
     return (upper >= train).astype(np.uint8) + (upper >= valid)
 
 
@@ -120,11 +127,14 @@ def _order_statistics(
     """
     spans, below = dict.fromkeys(ranks, (first, end)), dict.fromkeys(ranks, 0)
     while any(stop - start > 1 for start, stop in spans.values()):
+        # ranks in one bin share its histogram
         counts = {span: np.zeros(_BINS, np.int64) for span in spans.values()}
         widths = {(start, stop): -(-(stop - start) // _BINS) for start, stop in counts}
+
         for piece in times():
             for (start, stop), count in counts.items():
                 low, high = start * per_second, stop * per_second
+                # the first pass looks at all times: no copy
                 inside = (
                     piece
                     if (start, stop) == (first, end)
@@ -133,9 +143,11 @@ def _order_statistics(
                 count += np.bincount(
                     (inside - low) // (widths[start, stop] * per_second), minlength=_BINS
                 )
+
         for rank, (start, stop) in spans.items():
-            total = below[rank] + np.cumsum(counts[start, stop])
+            total = below[rank] + np.cumsum(counts[start, stop])  # (2^16,)
             bin_, width = int(np.searchsorted(total, rank, side="right")), widths[start, stop]
             below[rank] = int(total[bin_ - 1]) if bin_ else below[rank]
             spans[rank] = start + bin_ * width, min(start + (bin_ + 1) * width, stop)
+
     return {rank: start for rank, (start, _) in spans.items()}

@@ -15,7 +15,7 @@ import duckdb
 from behavegpt.data.database import one_row, quoted
 from behavegpt.data.labels import check_exact, common_rules, create_values, fitting_rules
 from behavegpt.data.schema import EventSchema
-from behavegpt.ingest.sources import Source
+from behavegpt.ingest.log_table import Source
 from behavegpt.ingest.time_survey import INTEGERS, TimeSurvey, add_surveys, survey_column
 
 
@@ -62,9 +62,11 @@ def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) 
     name, kind = quoted(column), source.types[column]
     if kind != "VARCHAR":
         return kind in INTEGERS and kind not in ("HUGEINT", "UHUGEINT", "UBIGINT")
+
+    # 18 digits: every such number is an integer of 64 bits
     test = f"bool_and(regexp_full_match(trim({name}), '[+-]?[0-9]{{1,18}}'))"
-    found: bool | None = one_row(con, f"SELECT {test} FROM {source.sql} WHERE {name} <> ''")[0]
-    return found
+    whole: bool | None = one_row(con, f"SELECT {test} FROM {source.sql} WHERE {name} <> ''")[0]
+    return whole
 
 
 def _label_rules(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> list[str] | None:
@@ -72,11 +74,12 @@ def _label_rules(con: duckdb.DuckDBPyConnection, source: Source, column: str) ->
     kind = source.types[column]
     create_values(con, "behavegpt_values", source.sql, column, kind)
     check_exact(con, source.name, column, "behavegpt_values", kind, None)
-    found = fitting_rules(con, "behavegpt_values", kind)
+    rules = fitting_rules(con, "behavegpt_values", kind)
     con.execute("DROP TABLE behavegpt_values")
-    return found
+    return rules
 
 
-def _all(found: Sequence[bool | None]) -> bool | None:
-    told = [part for part in found if part is not None]
-    return all(told) if told else None
+def _all(answers: Sequence[bool | None]) -> bool | None:
+    """Whether all that answer say yes; None where nobody does."""
+    known = [answer for answer in answers if answer is not None]
+    return all(known) if known else None

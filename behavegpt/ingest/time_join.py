@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from behavegpt.data.database import literal, quoted
 from behavegpt.errors import DataError
-from behavegpt.ingest.files import arrow_schema
+from behavegpt.ingest.arrow_files import arrow_schema
+from behavegpt.ingest.log_table import Source
 from behavegpt.ingest.nested import split_path
-from behavegpt.ingest.sources import Logs, Source, check_columns
+from behavegpt.ingest.sources import Logs, check_columns
 from behavegpt.ingest.time_survey import is_number, is_text
 
 PLUS = "+"  # between the columns of the date and of the time of day
@@ -22,6 +23,7 @@ def time_parts(time: str, logs: Logs | Collection[str]) -> tuple[str, ...]:
     """The columns of a schema's time: itself if the logs have such a column, else the two that a
     `+` joins."""
     date, plus, clock = time.partition(PLUS)
+    # a column may have a + in its own name
     known = logs.has(time) if isinstance(logs, Logs) else time in logs
     return (date.strip(), clock.strip()) if plus and not known else (time,)
 
@@ -44,9 +46,13 @@ def join_times(source: Source, logs: Logs, time: str) -> Source:
     parts = time_parts(time, logs)
     if len(parts) == 1:
         return replace(source, wall=_wall_files(source, logs, time))
+
     date, clock = parts
     texts = _date(quoted(date), source.types[date]), _clock(quoted(clock), source.types[clock])
+
+    # null where one of the two is empty: a date without its time is no moment
     joined = f"nullif({texts[0]}, '') || ' ' || nullif({texts[1]}, '')"
+
     sql = f"(SELECT *, {joined} AS {quoted(time)} FROM {source.sql})"
     return replace(source, sql=sql, types=source.types | {time: "VARCHAR"})
 
@@ -57,18 +63,23 @@ def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
     kind = source.types[time]
     if not kind.startswith(("TIMESTAMP", "DATE")) or not logs.members:
         return None
+
     types = {member.path: _type_in(arrow_schema(member), time) for member in logs.members}
+
     for file, type_ in types.items():
         if type_ is not None and not pa.types.is_temporal(type_):
             raise DataError(
                 f"{file}: column {time!r} (the time) is {type_}, in other files it is {kind}; "
                 "write it as one type in all files."
             )
+
+    # parquet files of one column may differ in having a zone; DuckDB then makes all zoned
     naive = [
         file
         for file, type_ in types.items()
         if type_ is not None and getattr(type_, "tz", None) is None
     ]
+
     if len(naive) < len(types):
         return f"behavegpt_file IN ({', '.join(map(literal, naive))})" if naive else None
     # a worker's only file, read as the type of all files
@@ -78,14 +89,16 @@ def _wall_files(source: Source, logs: Logs, time: str) -> str | None:
 def _type_in(schema: pa.Schema, column: str) -> pa.DataType | None:
     """The type of a column or of what a dotted name reaches; None if it is not in the file, or
     known by its rows."""
-    found = split_path(column, schema.names)
-    if found is None:
+    path = split_path(column, schema.names)
+    if path is None:
         return None
-    type_ = schema.field(found[0]).type
-    for step in found[1]:
+
+    type_ = schema.field(path[0]).type
+    for step in path[1]:
         if not pa.types.is_struct(type_) or type_.get_field_index(step) < 0:
             return None
         type_ = type_.field(step).type
+
     return type_.value_type if pa.types.is_nested(type_) and hasattr(type_, "value_type") else type_
 
 
@@ -101,10 +114,14 @@ def _clock(column: str, kind: str) -> str:
     """SQL of a time of day: hours as numbers, HHMM and HHMMSS as texts, anything else as it is."""
     if kind.startswith("TIMESTAMP"):
         return f"strftime({column}::TIMESTAMP, '%H:%M:%S')"
+
     text = f"trim({column}::VARCHAR)"
     if not is_text(kind) and not is_number(kind):
         return text
+
     digits = "^([0-9]{2})([0-9]{2})([0-9]{2})?$"
+
+    # as numbers 0830 has lost its zero: only texts can be HHMM
     fixed = (
         ""
         if is_number(kind)
@@ -113,6 +130,7 @@ def _clock(column: str, kind: str) -> str:
             f"THEN regexp_replace(regexp_replace({text}, '{digits}', '\\1:\\2:\\3'), ':$', '') "
         )
     )
+
     return (
         f"CASE WHEN regexp_full_match({text}, '[0-9]{{1,2}}([.]0)?') "
         f"THEN lpad(split_part({text}, '.', 1), 2, '0') || ':00:00' {fixed}ELSE {text} END"

@@ -56,6 +56,7 @@ def survey_column(
     """The survey of a quoted column; None where the type alone decides how to read it."""
     if not is_text(sql_type) and not is_number(sql_type):
         return None
+
     [counts] = named_rows(con, _count_query(column, sql_type, table))
     counts |= {name: tuple(counts[name]) for name in ("below", "digits")}
     return TimeSurvey(**counts, shapes=_shapes(con, column, table) if counts["odd"] else {})
@@ -63,14 +64,16 @@ def survey_column(
 
 def add_surveys(surveys: Sequence[TimeSurvey | None]) -> TimeSurvey | None:
     """The survey of all parts of a log together."""
-    told = [survey for survey in surveys if survey is not None]
-    if not told:
+    known = [survey for survey in surveys if survey is not None]
+    if not known:
         return None
+
     sums: dict[str, Any] = {}
     for name in set(TimeSurvey._fields) - {"shapes"}:
-        counts = np.array([getattr(survey, name) for survey in told]).sum(axis=0).tolist()
+        # integers, and tuples of integers position by position
+        counts = np.array([getattr(survey, name) for survey in known]).sum(axis=0).tolist()
         sums[name] = tuple(counts) if isinstance(counts, list) else counts
-    return TimeSurvey(**sums, shapes=add_shapes([survey.shapes for survey in told]))
+    return TimeSurvey(**sums, shapes=add_shapes([survey.shapes for survey in known]))
 
 
 def survey_numbers(values: int, plain: int, odd: int, numbers: np.ndarray) -> TimeSurvey | None:
@@ -110,11 +113,15 @@ def is_number(sql_type: str) -> bool:
 def _count_query(column: str, sql_type: str, table: str) -> str:
     text = is_text(sql_type)
     plain = PLAIN.format(column) if text else "false"
+
     number = float_of(column) if text else f"{column}::DOUBLE"
+
     odd = f"CASE WHEN number IS NULL AND NOT plain THEN {_is_odd(column)} END" if text else "false"
+
     below = ", ".join(
         f"count(*) FILTER (abs(number) < {limit})" for limit in list(UNITS.values())[:-1]
     )
+
     # CASE, not AND: DuckDB would evaluate both sides for all rows.
     digits = ", ".join(
         f"count(CASE WHEN number BETWEEN {_DATES[0] * 10 ** (length - 8)} AND "
@@ -122,6 +129,7 @@ def _count_query(column: str, sql_type: str, table: str) -> str:
         f"THEN try_strptime(number::BIGINT::VARCHAR, {literal(form)}) END)"
         for length, form in DIGITS.items()
     )
+
     return f"""
         SELECT
             count({column}) AS values,
@@ -151,10 +159,12 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
     numbers = "'^[^0-9]*([0-9]+)[^0-9]+([0-9]+)[^0-9]+([0-9]+)', ['first', 'second', 'third']"
     integer = "coalesce(TRY_CAST(number.{} AS INTEGER), 0)".format
     first, second, third = integer("first"), integer("second"), integer("third")
+
     odd = (
         f"CASE WHEN {float_of(column)} IS NULL AND NOT ({PLAIN.format(column)}) THEN "
         f"{_is_odd(column)} END"
     )
+
     query = f"""
         SELECT
             shape,
@@ -180,6 +190,7 @@ def _shapes(con: duckdb.DuckDBPyConnection, column: str, table: str) -> dict[str
         ORDER BY count(*) DESC, shape
         LIMIT {_MOST_SHAPES}
     """
+
     shapes = {}
     for row in named_rows(con, query):
         shape = row.pop("shape")

@@ -17,7 +17,7 @@ from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 from behavegpt.ingest.buckets import ColumnWriter, smallest_dtype
 from behavegpt.ingest.card import CardFacts
 from behavegpt.ingest.encode import Encoded, Splitter
-from behavegpt.ingest.plan import named_rejects
+from behavegpt.ingest.reasons import named_rejects
 
 USERS_HELD = 1 << 20
 
@@ -28,13 +28,20 @@ def write_folder(
     """Sort each bucket, append it to the columns, and write users, vocabularies and the
     manifest."""
     schema, counts = encoded.plan.schema, encoded.counts[encoded.kept]
+
     writers = _open_columns(folder / "columns", schema, vocabularies, counts)
     sizes, unknown, ties = _write_events(encoded, splitter, vocabularies, writers)
+    # of what was written, on the way: no file is read again
     digests = {name: writer.close() for name, writer in writers.items()}
+
     (folder / "vocabulary").mkdir()
     for field, vocabulary in vocabularies.items():
         vocabulary.save(folder / "vocabulary" / f"{field}.parquet")
+
     digests["users"] = _write_users(encoded, folder / "users.parquet")
+
+    hashes = {field: vocabulary.hash for field, vocabulary in vocabularies.items()}
+    is_by_user = splitter.of_user is not None
     manifest = Manifest(
         format=FORMAT,
         event_schema=schema,
@@ -43,29 +50,21 @@ def write_folder(
         time_origin=encoded.first,
         split={
             "rule": splitter.rule.text,
-            "boundaries": [] if splitter.of_user is not None else list(splitter.boundaries),
+            "boundaries": [] if is_by_user else list(splitter.boundaries),
             "events": sizes.tolist(),
         },
         columns={name: str(writer.dtype) for name, writer in sorted(writers.items())},
-        vocabulary={field: vocabulary.hash for field, vocabulary in vocabularies.items()},
+        vocabulary=hashes,
         rejected=named_rejects(encoded.rejected),
         ties=ties,
-        content_hash=content_hash(
-            schema, {field: v.hash for field, v in vocabularies.items()}, digests
-        ),
+        content_hash=content_hash(schema, hashes, digests),
     )
-    (folder / "dataset.json").write_text(
-        manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-    )
-    return CardFacts(
-        encoded.plan.source.name,
-        manifest,
-        vocabularies,
-        unknown,
-        encoded.counts,
-        encoded.kept,
-        encoded.last,
-    )
+    written = manifest.model_dump_json(indent=2) + "\n"
+    (folder / "dataset.json").write_text(written, encoding="utf-8")
+
+    name = encoded.plan.source.name
+    of_users = encoded.counts, encoded.kept, encoded.last
+    return CardFacts(name, manifest, vocabularies, unknown, *of_users)
 
 
 def _open_columns(
@@ -74,20 +73,22 @@ def _open_columns(
     """Writers of all columns; `counts` (users,) are the events per user, `offsets` is written from
     them."""
     folder.mkdir()
+
     dtypes = {field: smallest_dtype(len(vocabulary)) for field, vocabulary in vocabularies.items()}
-    dtypes |= {
-        "time": np.dtype(np.uint32),
-        "weekday": np.dtype(np.uint8),
-        "split": np.dtype(np.uint8),
-    }
-    dtypes["slot"] = smallest_dtype(schema.slots)
+    # seconds since the first event fit 32 bits: a time range is at most 136 years
+    dtypes |= {"time": np.dtype(np.uint32), "slot": smallest_dtype(schema.slots)}
+    dtypes |= {"weekday": np.dtype(np.uint8), "split": np.dtype(np.uint8)}
+
     writers = {
         name: ColumnWriter(folder / f"{name}.npy", dtype, int(counts.sum()))
         for name, dtype in dtypes.items()
     }
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+
+    offsets = np.concatenate([[0], np.cumsum(counts)])  # (users + 1,)
     writers["offsets"] = ColumnWriter(folder / "offsets.npy", np.dtype(np.int64), len(offsets))
+    # known before any event is written
     writers["offsets"].write(offsets)
+
     return writers
 
 
@@ -100,25 +101,36 @@ def _write_events(
     """Write all events; returns events per split (3,), per field those with an unknown label (3,),
     and ties."""
     plan = encoded.plan
+    # code -> id by a table: one gather per column, no text
     ids = {f: v.encode(plan.labels(f)).astype(writers[f].dtype) for f, v in vocabularies.items()}
+
+    # parts that workers made are sorted already
     order = ("order",) if plan.schema.order and not encoded.spill.sorted else ()
     hashes = {} if encoded.spill.sorted else plan.hashes()
+
     sizes, unknown, ties = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}, 0
+
     for columns in encoded.read("time", *order, *plan.fields):
         if not encoded.spill.sorted:
             index = sort_events(columns, hashes, plan.schema.tie_seed)
             columns = {name: column[index] for name, column in columns.items()}
+
+        # after sorting: neighbors of one user and moment
         ties += count_ties(columns)
-        seconds = columns["time"] // MICROS
+        seconds = columns["time"] // MICROS  # (N,) of a bucket
         weekday, slot = calendar(seconds, plan.schema)
-        split = splitter(columns)
+        split = splitter(columns)  # (N,)
+
         rows = {"time": seconds - encoded.first, "weekday": weekday, "slot": slot, "split": split}
         rows |= {field: table[columns[field]] for field, table in ids.items()}
+
         sizes += np.bincount(split, minlength=3)
         for field in ids:
             unknown[field] += np.bincount(split[rows[field] == UNKNOWN], minlength=3)
+
         for name, values in rows.items():
             writers[name].write(values)
+
     return sizes, unknown, ties
 
 
@@ -126,14 +138,14 @@ def _write_users(encoded: Encoded, path: Path) -> str:
     """Labels of the kept users in code order; returns a digest of them."""
     digest = UsersDigest()
     query = f"SELECT label AS user FROM {encoded.plan.dictionary('user')} ORDER BY code"
+
     start, waiting = 1, pa.table({"user": pa.array([], pa.string())})
+
     with pq.ParquetWriter(path, waiting.schema) as writer:
         for batch in encoded.plan.con.sql(query).to_arrow_reader(USERS_HELD):
-            users = (
-                batch["user"]
-                .cast(pa.string())
-                .filter(pa.array(encoded.kept[start : start + len(batch)]))
-            )
+            kept = pa.array(encoded.kept[start : start + len(batch)])
+            users = batch["user"].cast(pa.string()).filter(kept)
+
             start += len(batch)
             waiting = pa.concat_tables([waiting, pa.table({"user": users})])
             while len(waiting) >= USERS_HELD:  # row groups that depend on the kept users alone
@@ -141,4 +153,5 @@ def _write_users(encoded: Encoded, path: Path) -> str:
                 waiting = waiting[USERS_HELD:]
             digest.update(users)
         writer.write_table(waiting)
+
     return digest.hexdigest()

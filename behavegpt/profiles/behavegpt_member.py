@@ -1,8 +1,8 @@
 """BehaveGPT's own vector: the main model pretrained on the clients' stream of events, or a
 checkpoint of it.
 
-    behavegpt: {kind: behavegpt, model: {embedding_size: 24, num_hidden_layers: 2}, train: {epochs:
-        3, lr: 2e-3}}
+    behavegpt: {kind: behavegpt, model: {embedding_size: 24, num_hidden_layers: 2},
+                train: {epochs: 3, lr: 2e-3}}
     behavegpt: {kind: behavegpt, checkpoint: runs/challenge/model}
 
 The stream is that of `behavegpt convert recsys2025`, so a checkpoint trained by
@@ -25,7 +25,7 @@ import torch
 from pydantic import Field, field_validator
 
 from behavegpt.checksums import manifest_of
-from behavegpt.config import closest
+from behavegpt.config import PathText, closest
 from behavegpt.console import progress
 from behavegpt.data.database import literal
 from behavegpt.data.schema import EventSchema
@@ -40,7 +40,6 @@ from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace, write_json
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.paths import PathText
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.run import open_run
@@ -105,19 +104,18 @@ class BehaviorSettings(MemberSettings):
             except OSError as error:
                 raise ConfigError(
                     f"checkpoint {self.checkpoint}: no model folder ({first_line(error)}); give "
-                    "the `model` folder "
-                    "of a run."
+                    "the `model` folder of a run."
                 ) from None
 
         return shaping
 
 
 def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
-    """Pretrain, or take the checkpoint; writes model/ and the moment that the last ticks stand
-    at."""
+    """Pretrain, or take the checkpoint; writes model/ and the time of the last ticks."""
     with context.connect() as con:
         end: datetime.datetime = con.execute("SELECT max(moment) FROM events").fetchall()[0][0]
 
+    # kept for `embed`: ticks count back from it, so the same events give the same vector anywhere
     write_json(folder / FACTS, {"end": end.isoformat(sep=" ")})
     if settings.checkpoint:
         shutil.copytree(settings.checkpoint, folder / MODEL)
@@ -130,6 +128,7 @@ def fit(context: Context, settings: BehaviorSettings, folder: Path) -> None:
     data = DataSettings(path=str(store.path))
     asked = RunSettings(out=str(work / "run"), data=data, loss=settings.loss, train=train)
 
+    # resume: a stopped run goes on, a finished one is taken as it is
     with open_run(asked, "BehaveGPT", resume=True) as run:
         model = _build_model(store, settings)
         loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
@@ -145,19 +144,22 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     """(U, D) float32 of the asked clients with an event."""
     model, tokenizer = open_model(folder / MODEL)
     model.eval().to(choose_device(context.device))
+
     end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
+    # a checkpoint trained without ticks knows no gap field
     clock = settings.clock if GAP in tokenizer.event_schema.extra else None
 
     with workspace(context.cache / "stream") as work:
         with context.connect() as con:
             log, _ = _write_stream(con, work, ASKED, end, clock)
 
+        # one split: everything is past, as nothing is predicted here
         store = prepare(log, work / "asked", tokenizer.event_schema, split="time:1,0,0")
         lookups = lookups_of(store, tokenizer)
         reader = Reader(model, store, lookups, settings.pool, settings.half_life)
 
+        # in blocks: the states of all clients at once would not fit in memory
         users, blocks = np.arange(store.manifest.users), []
-
         with progress("embedding", len(users)) as tell:
             for start in range(0, len(users), BLOCK):
                 blocks.append(reader.vectors(users[start : start + BLOCK]))
@@ -194,6 +196,7 @@ def _build_model(store: EventStore, settings: BehaviorSettings) -> BehaveGPTForB
             tokenizer_hash=tokenizer.hash,
             **settings.model,
         )
+    # transformers raises many kinds of errors for a shape that does not fit
     except Exception as error:
         raise ConfigError(f"model: {violation(error)}") from None
 
@@ -209,6 +212,7 @@ def _write_stream(
     from `end`."""
     kinds = f"list_extract({list(EVENTS)!r}, e.event + 1)"
     plain, ticking = folder / "plain.parquet", folder / "ticking.parquet"
+
     con.execute(f"""COPY (
         SELECT e.client::VARCHAR AS user_id, e.moment AS timestamp, {kinds} AS kind,
             concat_ws(':', {kinds}, {_category()}) AS event,

@@ -14,14 +14,15 @@ def digest(*parts: Any) -> str:
 
 
 def reset_peak() -> None:
-    """Let the peak of the resident memory begin anew (Linux)."""
+    """Reset the process's peak resident memory, where the kernel allows it (Linux)."""
+    # writing 5 to clear_refs resets VmHWM alone, see proc(5)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5", encoding="ascii")
 
 
 def peak_memory() -> int | None:
-    """Peak resident memory in bytes since `reset_peak`; None where the system does not tell."""
+    """Peak resident memory in bytes since `reset_peak`; None where there is no /proc."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -30,4 +31,4 @@ def peak_memory() -> int | None:
         line.split(":", 1)
         for line in status.read_text(encoding="ascii", errors="replace").splitlines()
     )
-    return int(lines["VmHWM"].split()[0]) * 1024
+    return int(lines["VmHWM"].split()[0]) * 1024  # the kernel reports kB

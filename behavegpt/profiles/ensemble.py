@@ -1,9 +1,9 @@
 """The ensemble: each member's steps, outer join on the clients, imputation, concatenation, float16.
 
-DIR/client_ids.npy, embeddings.npy, missing.npy, entry.json   the entry (see
-behavegpt.user_embeddings) DIR/ensemble.json                                             members,
-columns, row order, how many were imputed DIR/state.safetensors
-everything fitted, to embed new clients the same way
+DIR/client_ids.npy, embeddings.npy, missing.npy, entry.json
+                          the entry, see behavegpt.user_embeddings
+DIR/ensemble.json         members, columns, row order, how many clients were imputed
+DIR/state.safetensors     everything fitted, to embed new clients the same way
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def fit_ensemble(
     Raises ConfigError when the columns are more than the challenge takes.
     """
     widths = {
-        name: width_after(steps, of.vectors.shape[1]) for name, (steps, of) in members.items()
+        name: width_after(steps, embeddings.vectors.shape[1])
+        for name, (steps, embeddings) in members.items()
     }
     if sum(widths.values()) > WIDEST:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
@@ -77,8 +78,9 @@ def fit_ensemble(
     fitted: Fitted = {}
     for name, (steps, embeddings) in members.items():
         states = fit_steps(steps, embeddings.vectors)
+        # a second pass over the blocks: the imputed row is the mean after the steps, not before
         total = sum(block.sum(axis=0) for block in transformed(steps, states, embeddings.vectors))
-        mean = np.asarray(total / len(embeddings.vectors))
+        mean = np.asarray(total / len(embeddings.vectors))  # (D',)
         fitted[name] = (steps, states, mean if impute == "mean" else np.zeros_like(mean))
 
     return fitted
@@ -94,6 +96,8 @@ def write_ensemble(
     """
     folder.mkdir(parents=True, exist_ok=True)
     width = sum(len(row) for _, _, row in fitted.values())
+
+    # written beside its place and renamed: a reader never sees half an entry
     temporary = folder / f".{EMBEDDINGS}.tmp"
     missing = np.ones(len(order), bool)
 
@@ -101,10 +105,10 @@ def write_ensemble(
     start = 0
     try:
         out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(order), width))
-        for name, of in members.items():
-            rows = rows_of(order, of.client_ids)
+        for name, embeddings in members.items():
+            rows = rows_of(order, embeddings.client_ids)  # (M,)
             stop = start + len(fitted[name][2])
-            _write_columns(out[:, start:stop], fitted[name], of.vectors, rows, name)
+            _write_columns(out[:, start:stop], fitted[name], embeddings.vectors, rows, name)
             missing[rows[rows >= 0]] = False
             columns[name] = {
                 "columns": [start, stop],
@@ -116,7 +120,10 @@ def write_ensemble(
         raise
 
     out.flush()
+    # closes the map: some systems do not rename an open file
     del out
+
+    # of an earlier ensemble in this folder
     (folder / MISSING).unlink(missing_ok=True)
     write_array(folder / CLIENT_IDS, order)
     temporary.replace(folder / EMBEDDINGS)
@@ -142,9 +149,11 @@ def _write_columns(
     """Fill a member's columns (U, D'): its vectors (M, D) in `rows` (M,), elsewhere what stands for
     absent ones."""
     steps, states, imputed = fitted
+
+    # every client starts with the imputed row; those that the member knows are overwritten
     out[:] = _half(imputed, name)
     for number, block in enumerate(transformed(steps, states, vectors)):
-        part = rows[number * BLOCK :][: len(block)]
+        part = rows[number * BLOCK :][: len(block)]  # (B,)
         out[part[part >= 0]] = _half(block[part >= 0], name)
 
 
@@ -179,6 +188,7 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
     for name, post in steps.items():
         states: list[State] = [{} for _ in post]
         for path, values in arrays.items():
+            # names of members hold no slash, see ProfileSettings
             member, *rest = path.split("/")
             if member == name and len(rest) == 2:
                 number, array = int(rest[0]), rest[1]
@@ -188,12 +198,20 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
     return fitted
 
 
+def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
+    """The clients (U,) in an order that depends on the seed and on who they are, not on their
+    order."""
+    # sorted first: the same clients in another order must get the same rows
+    return np.sort(clients)[np.random.default_rng(seed).permutation(len(clients))]
+
+
 def rows_of(order: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Row of `order` (U,) of each id (M,); -1 for one that is not asked for."""
-    by_id = np.argsort(order)
-    place = np.searchsorted(order[by_id], ids).clip(max=len(order) - 1)
-    found = by_id[place]
-    return np.where(order[found] == ids, found, -1)
+    """Row (M,) in `order` (U,) of each id (M,); -1 for one that is not asked for."""
+    by_id = np.argsort(order)  # (U,)
+
+    place = np.searchsorted(order[by_id], ids).clip(max=len(order) - 1)  # (M,)
+    rows = by_id[place]
+    return np.where(order[rows] == ids, rows, -1)
 
 
 def _half(values: np.ndarray, name: str) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Events as text: one line for each event, the newest of each client, in an Arrow file sorted by
 client.
 
-layout lines   event type: add to cart; timestamp: 2022-08-01 10:33; item: 12; category: 3; price:
-40; name: 12 200 7; layout table   2022-08-01 10:33 | 12 200 7                 under the header
-timestamp | query
+layout lines   event type: add to cart; timestamp: 2022-08-01 10:33; item: 12; category: 3;
+               price: 40; name: 12 200 7;
+layout table   2022-08-01 10:33 | 12 200 7                 under the header timestamp | query
 
 What an event does not have is left out of its line, or an empty cell.
 """
@@ -51,18 +51,21 @@ def write_lines(
     Returns the clients with an event (U,) int64 and offsets (U + 1,) of their lines. Equal times
     are sorted by event type and text, so the order of rows in a file never matters.
     """
+    # events that differ in nothing but the time have the same timeless text
     timeless = _line([field for field in fields if field != "time"], layout)
-    found = f"""
+    written = f"""
         SELECT w.row, e.event, e.moment, {_line(fields, layout)} AS line, {timeless} AS timeless
         FROM events e JOIN clients w ON w.client = e.client LEFT JOIN properties p ON p.sku = e.sku
         WHERE e.event IN ({among(events)})"""
     latest = "SELECT row, event, max(moment) AS moment, arg_max(line, moment) AS line"
-    lines = found if repeats else f"{latest} FROM ({found}) GROUP BY row, event, timeless"
+    lines = written if repeats else f"{latest} FROM ({written}) GROUP BY row, event, timeless"
+
     newest = "moment DESC, event DESC, line DESC"
     query = f"""
         SELECT row, line FROM ({lines})
         QUALIFY row_number() OVER (PARTITION BY row ORDER BY {newest}) <= {last}
         ORDER BY row, {newest}"""
+
     counts = np.zeros(int(columns(con, "SELECT count(*) AS n FROM clients")["n"][0]), np.int64)
 
     with (

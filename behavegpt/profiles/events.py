@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
 from behavegpt.data.database import connect, literal, reading
 from behavegpt.datasets.challenge_files import (
     EVENTS,
@@ -33,7 +33,6 @@ from behavegpt.datasets.challenge_files import (
 )
 from behavegpt.errors import DataError
 from behavegpt.io import temporary_folder
-from behavegpt.paths import PathText
 
 PRODUCT: tuple[EventName, ...] = tuple(event for event in EVENTS if ITEMS[event] == "sku")
 
@@ -75,6 +74,7 @@ class EventTables:
     def digest(self) -> str:
         """SHA-256 of the clients and of every file that is read."""
         digest = hashlib.sha256(np.ascontiguousarray(self.clients).data)
+        # names and contents: a file that moves to another name is another input
         for path in (*self.files.values(), self.properties):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -84,10 +84,9 @@ class EventTables:
     def connect(self, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection with the views
 
-        events      client BIGINT, moment TIMESTAMP, event UTINYINT (index into EVENTS), sku, url
-        BIGINT,
-                    query SMALLINT[]
-        properties  sku, category, price BIGINT, name SMALLINT[]
+        events      client BIGINT, moment TIMESTAMP, event UTINYINT (index into EVENTS),
+                    sku BIGINT, url BIGINT, query SMALLINT[]
+        properties  sku BIGINT, category BIGINT, price BIGINT, name SMALLINT[]
         clients     client BIGINT, row UINTEGER: position in `self.clients`
 
         Errors of DuckDB become a DataError that names the broken file.
@@ -97,13 +96,13 @@ class EventTables:
             # a sorted result must arrive in its order
             con.execute("SET preserve_insertion_order = true")
             selects = " UNION ALL ".join(_select(event, path) for event, path in self.files.items())
+
             con.execute(f"CREATE VIEW events AS {selects}")
             name = codes_sql(_column(self.properties, "name"))
             con.execute(
-                "CREATE VIEW properties AS SELECT sku::BIGINT AS sku, category::BIGINT AS "
-                "category, "
-                f"price::BIGINT AS price, {name} AS name FROM "
-                f"read_parquet({literal(self.properties)})"
+                "CREATE VIEW properties AS SELECT sku::BIGINT AS sku, category::BIGINT AS category,"
+                f" price::BIGINT AS price, {name} AS name FROM"
+                f" read_parquet({literal(self.properties)})"
             )
 
             rows = np.arange(len(self.clients), dtype=np.uint32)
@@ -115,6 +114,7 @@ def open_events(settings: DataSettings) -> EventTables:
     """Check a directory and choose its clients. Raises DataError naming the file and what is wrong
     with it."""
     path = Path(settings.path)
+    # no clients yet: the tables are opened to read the ones with events
     tables = EventTables(
         path, np.zeros(0, np.int64), int(settings.memory_gb * 2**30), settings.threads
     )
@@ -128,6 +128,7 @@ def open_events(settings: DataSettings) -> EventTables:
             "name."
         )
 
+    # every column is looked up now, so a missing one is named before any work starts
     for event, file in tables.files.items():
         for column in ("client_id", "timestamp", ITEMS[event]):
             _column(file, column)
@@ -185,9 +186,10 @@ def codes_sql(column: tuple[str, pa.DataType]) -> str:
 
 def _select(event: EventName, path: Path) -> str:
     """SQL: the rows of one event file in the columns of the view `events`."""
+    # a column for each kind of item; an event has one of them, the others are null
     columns = {"sku": "NULL::BIGINT", "url": "NULL::BIGINT", "query": "NULL::SMALLINT[]"}
-    found = _column(path, ITEMS[event])
-    columns[ITEMS[event]] = codes_sql(found) if event == "search_query" else f"{found[0]}::BIGINT"
+    stored = _column(path, ITEMS[event])
+    columns[ITEMS[event]] = codes_sql(stored) if event == "search_query" else f"{stored[0]}::BIGINT"
     chosen = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
 
     return (
@@ -211,7 +213,7 @@ def _chosen(tables: EventTables, clients: str) -> np.ndarray:
     """The clients by name or file, ascending, each once (U,) int64."""
     if clients == "all":
         selects = " UNION ".join(
-            f"SELECT client_id FROM read_parquet({literal(f)})" for f in tables.files.values()
+            f"SELECT client_id FROM read_parquet({literal(file)})" for file in tables.files.values()
         )
         with (
             reading(str(tables.path), list(tables.files.values())),

@@ -2,8 +2,8 @@
 or BPR.
 
     item       v_i = sum over its features of their embeddings, b_i likewise
-    client     u   = mean over the client's products of the sum of their features' embeddings (a
-    table of its own)
+    client     u   = mean over the client's products of the sum of their features' embeddings
+                     (a table of its own)
                    + mean over the searches + mean over the visits
     score      u . v_i + b_i
 
@@ -37,19 +37,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behavegpt.arrays import open_array, write_array
+from behavegpt.batch import moved
 from behavegpt.datasets.challenge_files import EventName
 from behavegpt.devices import choose_device
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.events import PRODUCT, ask_everybody
-from behavegpt.profiles.features import FAMILIES, ITEM_VALUES, Bags, ClientFeatures, read_features
+from behavegpt.profiles.features import (
+    FAMILIES,
+    ITEM_VALUES,
+    Bags,
+    ClientFeatures,
+    Pairs,
+    read_features,
+)
 from behavegpt.profiles.fields import parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.networks import FACTS, embed_rows, load_network, save_network
-from behavegpt.profiles.training import Task, TrainingSettings, seeded, train
+from behavegpt.profiles.task import Task, TrainingSettings, seeded
+from behavegpt.profiles.training import train
 from behavegpt.user_embeddings import UserEmbeddings
 
-MARGIN = 1.0
+MARGIN = 1.0  # of WARP, in units of the score
 BATCH = 4096  # clients embedded at a time
 
 
@@ -109,6 +118,7 @@ class Factorization(nn.Module):
 
     def __init__(self, user_features: int, item_features: int, factors: int) -> None:
         super().__init__()
+        # LightFM's start: small and centered, so that early scores tell nothing yet
         self.user = nn.Parameter((torch.rand(user_features, factors) - 0.5) / factors)
         self.item = nn.Parameter((torch.rand(item_features, factors) - 0.5) / factors)
         self.bias = nn.Parameter(torch.zeros(item_features, 1))
@@ -122,31 +132,34 @@ class Factorization(nn.Module):
         """Vectors (B, F) of clients `rows`; `without`: a product of each and its count, which are
         left out."""
         history = features.history.take(rows)
+        # the products left out come last, so that one gather serves both
         asked = history.items if without is None else np.concatenate([history.items, without[0]])
-        products, place = np.unique(asked, return_inverse=True)
-        vectors = _sum(self.user, features.as_history.take(products))
-        total = history.totals
-        summed = _sum(vectors, history._replace(items=place[: len(history.items)]))
+        products, place = np.unique(asked, return_inverse=True)  # (P,) each product once
+        vectors = _sum(self.user, features.as_history.take(products))  # (P, F)
+        total = history.totals  # (B,)
+        summed = _sum(vectors, history._replace(items=place[: len(history.items)]))  # (B, F)
 
         if without is not None:
-            left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)
+            left_out = torch.from_numpy(place[len(history.items) :]).to(vectors.device)  # (B,)
+            # minus count times the product's own vector: F.embedding has a reproducible gradient
             summed = summed - _like(vectors, without[1])[:, None] * F.embedding(left_out, vectors)
             total = total - without[1]
 
+        # a client without products has a total of 0 and a sum of 0
         return summed / _like(summed, total.clip(min=1))[:, None] + _sum(
             self.user, features.other.take(rows)
         )
 
     def items(self, features: ClientFeatures, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """Vectors (N, F) and biases (N, 1) of products."""
-        chosen = features.as_item.take(numbers)
+        chosen = features.as_item.take(numbers)  # bags of features
         return _sum(self.item, chosen), _sum(self.bias, chosen)
 
     def scores(self, features: ClientFeatures, clients: Tensor, numbers: np.ndarray) -> Tensor:
         """Scores (B, M) of products `numbers` (B, M) for client vectors (B, F)."""
-        products, place = np.unique(numbers, return_inverse=True)
-        vectors, biases = self.items(features, products)
-        where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)
+        products, place = np.unique(numbers, return_inverse=True)  # (P,), (B * M,)
+        vectors, biases = self.items(features, products)  # (P, F), (P, 1)
+        where = torch.from_numpy(place.reshape(numbers.shape)).to(vectors.device)  # (B, M)
 
         # F.embedding and not [where]: its gradient is summed in the same order whatever the threads
         # do
@@ -166,27 +179,33 @@ def ranking_loss(
     """Weighted sum () of the losses of pairs `rows` (B,), and the sum of their weights; `rng` draws
     the products."""
     products = len(features.as_item.offsets) - 1
-    _, client, item, weight, count = (column[rows] for column in features.pairs)
-    vectors = network.clients(features, client, (item, count))
-    drawn = rng.integers(products, size=(len(rows), settings.draws))
-    chosen = ~_among(features.pairs.key, client[:, None] * products + drawn)
+    pairs = Pairs(*[column[rows] for column in features.pairs])  # each (B,)
+    client, item, weight = pairs.client, pairs.item, pairs.weight
+    vectors = network.clients(features, client, (item, pairs.events))  # (B, F)
+    drawn = rng.integers(products, size=(len(rows), settings.draws))  # (B, M)
+
+    # products that the client has are no negatives
+    chosen = ~_among(features.pairs.key, client[:, None] * products + drawn)  # (B, M) bool
 
     if settings.loss == "warp":
+        # the search for a product ranked too high needs no gradient
         with torch.no_grad():
-            found = (
+            scores = (
                 network.scores(features, vectors, np.concatenate([item[:, None], drawn], axis=1))
                 .cpu()
                 .numpy()
             )
-        chosen &= found[:, 1:] > found[:, :1] - MARGIN
+        chosen &= scores[:, 1:] > scores[:, :1] - MARGIN
 
+    # a pair for which no draw is left gives no loss, but its weight still counts in the mean
     used = np.flatnonzero(chosen.any(axis=1))
-    first = chosen.argmax(axis=1)[used]  # of what was drawn
+    first = chosen.argmax(axis=1)[used]  # (used,) of what was drawn
     two = np.stack([item[used], drawn[used, first]], axis=1)
-    own, other = network.scores(features, vectors[torch.from_numpy(used)], two).unbind(1)
+    own, other = network.scores(features, vectors[torch.from_numpy(used)], two).unbind(1)  # (used,)
 
     if settings.loss == "warp":
-        ranks = np.maximum((products - 1) // (first + 1), 1)
+        # WARP estimates the rank of the true product from the number of draws
+        ranks = np.maximum((products - 1) // (first + 1), 1)  # (used,)
         weighted = weight[used] * np.log(ranks).astype(np.float32)
         return (_like(own, weighted) * (MARGIN - own + other)).sum(), float(weight.sum())
 
@@ -241,6 +260,8 @@ def embed(context: Context, settings: FactorizationSettings, folder: Path) -> Us
     network = Factorization(len(kept[0]), len(kept[1]), settings.factors)
     load_network(network, folder)
     network.to(choose_device(context.device))
+
+    # (U,) entries of each client
     lengths = np.diff(features.history.offsets) + np.diff(features.other.offsets)
     present = np.flatnonzero(lengths)
     vectors = embed_rows(
@@ -252,7 +273,7 @@ def embed(context: Context, settings: FactorizationSettings, folder: Path) -> Us
 
 def _sum(table: Tensor, chosen: Bags) -> Tensor:
     """Weighted sums (B, F) of rows of `table` (K, F); the gradient of a parameter is sparse."""
-    offsets, index, weight = (torch.from_numpy(part).to(table.device) for part in chosen)
+    offsets, index, weight = moved(chosen, table.device)  # (B + 1,), (N,), (N,)
     return F.embedding_bag(
         index,
         table,

@@ -49,11 +49,12 @@ class Bags(NamedTuple):
     def take(self, rows: np.ndarray) -> Bags:
         """The bags of `rows` (B,), in this order."""
         offsets, where = spans(self.offsets, rows)
-        return Bags(offsets, self.items[where], self.weight[where])
+        return Bags(offsets, self.items[where], self.weight[where])  # (B + 1,), (entries,)
 
     @property
     def totals(self) -> np.ndarray:
         """(R,) float32: sum of the weights of each bag."""
+        # float64: in float32 the difference of two long sums would lose the small weights
         sums = np.concatenate([[0.0], np.cumsum(self.weight, dtype=np.float64)])
         return (sums[self.offsets[1:]] - sums[self.offsets[:-1]]).astype(np.float32)
 
@@ -122,11 +123,13 @@ def read_features(
     skus = _number_products(con, weights)
     counts = _count_products(con, weights)
 
-    of_clients, of_items = ([parse_field(text) for text in side] for side in names)
+    of_clients = [parse_field(text) for text in names[0]]
+    of_items = [parse_field(text) for text in names[1]]
     products = _read_families(con, [spec for spec in of_clients if spec.name in ITEM_VALUES])
     others = _read_families(con, [spec for spec in of_clients if spec.name in CLIENT_VALUES])
     items = _read_families(con, of_items)
 
+    # a new client is embedded with the features of the fit, see `embed`
     if kept is None:
         events = np.bincount(counts.item, counts.events, minlength=len(skus))
         kept = (
@@ -134,6 +137,7 @@ def read_features(
             choose_features(_by_events(items, events)),
         )
 
+    # a product whose features were all dropped cannot be part of a history
     as_history = feature_bags(products, kept[0], len(skus))
     in_history = (counts.events > 0) & (np.diff(as_history.offsets) > 0)[counts.item]
     past = _Counts(*(column[in_history] for column in counts))
@@ -194,6 +198,7 @@ def _weighted_events(weights: Mapping[EventName, float]) -> str:
 
 def _pairs(counts: _Counts, in_history: np.ndarray, products: int) -> Pairs:
     """The pairs of a positive weight."""
+    # one sortable number for each (client, product): a pair is found by binary search
     key = counts.row * products + counts.item
     pairs = Pairs(
         key, counts.row, counts.item, counts.weight, (counts.events * in_history).astype(np.float32)
@@ -204,6 +209,7 @@ def _pairs(counts: _Counts, in_history: np.ndarray, products: int) -> Pairs:
 def bags(rows: np.ndarray, index: np.ndarray, weight: np.ndarray, size: int) -> Bags:
     """`size` bags of the entries (N,): entry n lies in bag rows[n]. The order of the entries does
     not matter."""
+    # by row, then by feature: float sums come out the same whatever order SQL returned
     order = np.lexsort((index, rows))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=size))])
     return Bags(offsets, index[order].astype(np.int64), weight[order].astype(np.float32))
@@ -215,7 +221,8 @@ def choose_features(families: Sequence[Family]) -> Features:
     kept = [np.zeros((0, 2), np.int64)]
     for family in families:
         values, place = np.unique(family.value, return_inverse=True)
-        total = np.bincount(place, family.times, minlength=len(values))
+        total = np.bincount(place, family.times, minlength=len(values))  # (values,)
+        # the most frequent first, ties by value
         order = np.lexsort((values, -total))[: family.spec.top]
         chosen = np.sort(values[order[total[order] >= family.spec.least]])
         kept.append(
@@ -223,19 +230,24 @@ def choose_features(families: Sequence[Family]) -> Features:
         )
 
     features = np.concatenate(kept)
-    return features[np.lexsort(features.T[::-1])]
+    return features[np.lexsort(features.T[::-1])]  # by family, then by value
 
 
 def feature_bags(families: Sequence[Family], features: Features, size: int) -> Bags:
     """`size` bags in which each family's known values have weights that add up to 1."""
+    # an empty first part: concatenate needs one where there are no families
     rows, index, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for family in families:
+        # features are sorted by family, so each family owns one stretch of them
         first, last = np.searchsorted(
             features[:, 0], FAMILIES.index(family.spec.name) + np.arange(2)
         )
+
         values = features[first:last, 1]
+        # where each value would stand among the known ones; an unknown one stands beside them
         place = np.searchsorted(values, family.value)
         known = (place < len(values)) & (np.append(values, 0)[place] == family.value)
+
         total = np.bincount(family.row[known], family.times[known], minlength=size)
         rows.append(family.row[known])
         index.append(first + place[known])
@@ -246,13 +258,13 @@ def feature_bags(families: Sequence[Family], features: Features, size: int) -> B
 
 def _read_families(con: duckdb.DuckDBPyConnection, specs: Sequence[FieldSpec]) -> list[Family]:
     """Count the values in the views `items` (number, sku), `events`, `clients` and `properties`."""
-    found = []
+    families = []
     for spec in specs:
         query = f"""SELECT row::BIGINT AS row, value::BIGINT AS value, count(*) AS n
             FROM ({(ITEM_VALUES | CLIENT_VALUES)[spec.name]})
             WHERE value IS NOT NULL GROUP BY ALL ORDER BY ALL"""
-        found.append(Family(spec, *columns(con, query).values()))
-    return found
+        families.append(Family(spec, *columns(con, query).values()))
+    return families
 
 
 def _by_events(families: Sequence[Family], events: np.ndarray) -> list[Family]:

@@ -40,6 +40,7 @@ VALUES = {
     "time": "epoch(e.moment)::BIGINT",
 }
 CODES = {"name": "p.name", "query": "e.query"}  # lists: each code becomes a token of its own
+# field -> number of its values, whatever the data: no value can be out of vocabulary
 FIXED = {"event": len(EVENTS), "weekday": 7, "hour": 24}
 RAW = ("time",)  # stored as it is (epoch seconds, uint32), without a vocabulary
 FIELD_NAMES = (*VALUES, *CODES)
@@ -97,6 +98,7 @@ class Vocabularies:
 
     @property
     def digest(self) -> str:
+        # the order counts: it gives the ids
         digest = hashlib.sha256(self.anchor.encode())
         for name, values in self.values.items():
             digest.update(name.encode() + values.astype(np.int64).tobytes())
@@ -119,10 +121,10 @@ class Vocabularies:
         from safetensors import safe_open
 
         with safe_open(path, "numpy") as file:
-            facts = file.metadata()
+            metadata = file.metadata()
             return cls(
-                {name: file.get_tensor(name) for name in json.loads(facts["names"])},
-                facts["anchor"],
+                {name: file.get_tensor(name) for name in json.loads(metadata["names"])},
+                metadata["anchor"],
             )
 
 
@@ -134,13 +136,13 @@ def parse_field(text: str) -> FieldSpec:
     if not limit:
         return FieldSpec(name)
 
-    found = re.fullmatch(r"(min)?([1-9]\d*)", limit)
-    if not found:
+    match = re.fullmatch(r"(min)?([1-9]\d*)", limit)
+    if not match:
         raise ValueError(
             f"{text!r}: write {name}:5000 (most frequent) or {name}:min10 (seen at least 10 times)"
         )
 
-    return FieldSpec(name, least=int(found[2])) if found[1] else FieldSpec(name, top=int(found[2]))
+    return FieldSpec(name, least=int(match[2])) if match[1] else FieldSpec(name, top=int(match[2]))
 
 
 def fit_vocabularies(tables: EventTables, settings: SequenceSettings, spill: Path) -> Vocabularies:
@@ -184,6 +186,7 @@ def _values(
 ) -> np.ndarray:
     """Values (V,) int64 of one field: a fixed range, or what occurs, by frequency and then by
     value."""
+    # day and week are numbered without gaps: a date without events has an id all the same
     ranges = FIXED | {"day": days, "week": (days + 6) // 7}
     if spec.name in ranges:
         return np.arange(ranges[spec.name], dtype=np.int64)
@@ -193,6 +196,7 @@ def _values(
         if spec.name in CODES
         else value_sql(spec.name, first.isoformat())
     )
+    # ties by value: the order of DuckDB's groups changes from run to run
     query = f"""
         SELECT value::BIGINT AS value
         FROM (SELECT {value} AS value FROM {source_sql(settings, [spec.name])})

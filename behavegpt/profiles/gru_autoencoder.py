@@ -1,18 +1,19 @@
 """GRU autoencoder (Klenitskiy et al. 2025, section 3.1): a history is squeezed into one vector and
 rebuilt from it.
 
-    week_all:       {kind: gru_autoencoder, fields: [week, event, category, price, "sku:5000",
-        "url:5000"]}
+    week_all:       {kind: gru_autoencoder,
+                     fields: [week, event, category, price, "sku:5000", "url:5000"]}
     all:            the same without week
     day_event_type: {kind: gru_autoencoder, fields: [day, event], combine: concat, hidden: 128,
-        layers: 2, dropout: 0.5}
-    sku_text:       {kind: gru_autoencoder, fields: [name], events: [product_buy, ...], clients:
-        all, longest: 66}
+                     layers: 2, dropout: 0.5}
+    sku_text:       {kind: gru_autoencoder, fields: [name], events: [product_buy, ...],
+                     clients: all, longest: 66}
 
-encoder   e_t = sum (or concatenation) of the embeddings of the fields at t     u = GRU(e_0 ...
-e_T), last layer at T decoder   d_t = GRU(e_0 + u, ..., e_t + u)
-logits_f = W_f d_t + b_f for x_{t+1, f} loss      sum over fields of the mean cross-entropy of x_1
-... x_T; x_0 is START and x_T END
+encoder   e_t = sum (or concatenation) of the embeddings of the fields at t
+          u   = GRU(e_0 ... e_T), last layer at T
+decoder   d_t = GRU(e_0 + u, ..., e_t + u)
+          logits_f = W_f d_t + b_f for x_{t+1, f}
+loss      sum over fields of the mean cross-entropy of x_1 ... x_T; x_0 is START and x_T END
 
 Where the paper and its public code differ: the code also hands the encoder's whole last state, all
 layers, to the decoder, so that more passes the bottleneck than the vector that is exported
@@ -44,7 +45,7 @@ from behavegpt.model.chunks import linear_loss
 from behavegpt.profiles.fields import RAW, SequenceSettings
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.networks import NetworkSettings, embed_store, fit_network, open_network
-from behavegpt.profiles.training import Task, seeded
+from behavegpt.profiles.task import Task, seeded
 from behavegpt.user_embeddings import UserEmbeddings
 
 
@@ -100,6 +101,8 @@ class GruAutoencoder(nn.Module):
         self.embeddings = nn.ModuleDict(
             {name: nn.Embedding(size, width) for name, size in sizes.items()}
         )
+
+        # torch warns of dropout in a GRU of one layer, which has no layer after it
         shape = {
             "num_layers": settings.layers,
             "dropout": settings.dropout if settings.layers > 1 else 0.0,
@@ -113,8 +116,8 @@ class GruAutoencoder(nn.Module):
 
     def embed(self, ids: Mapping[str, Tensor]) -> Tensor:
         """Field -> ids (B, L) to event embeddings (B, L, H)."""
-        found = [embedding(ids[name]) for name, embedding in self.embeddings.items()]
-        return torch.stack(found).sum(0) if self.combine == "sum" else torch.cat(found, dim=-1)
+        parts = [embedding(ids[name]) for name, embedding in self.embeddings.items()]
+        return torch.stack(parts).sum(0) if self.combine == "sum" else torch.cat(parts, dim=-1)
 
     def encode(self, events: Tensor, lengths: Tensor) -> Tensor:
         """Event embeddings (B, L, H) and lengths (B,) on the CPU -> last state of every layer
@@ -122,7 +125,7 @@ class GruAutoencoder(nn.Module):
 
         The vector is the last layer's. Packed: what stands behind a sequence is never read.
         """
-        state: Tensor = self.encoder(packed(events, lengths))[1]
+        state: Tensor = self.encoder(packed(events, lengths))[1]  # the final state, not the outputs
         return state
 
     def decode(self, events: Tensor, state: Tensor, lengths: Tensor) -> Tensor:
@@ -137,7 +140,9 @@ class GruAutoencoder(nn.Module):
             "last": state[-1:].expand_as(state),
             "all": state,
         }[self.start]
+        # the vector is added at every step: the bottleneck that must carry the whole history
         steps = packed(events[:, :-1] + state[-1][:, None], lengths - 1)
+
         hidden: Tensor = self.decoder(steps, first.contiguous())[0].data
 
         return hidden
@@ -146,12 +151,13 @@ class GruAutoencoder(nn.Module):
         """Field -> sum () of the cross-entropies of the ids that come next, the decoder fed with
         the true ones."""
         events = self.embed(ids)
-        hidden = self.decode(events, self.encode(events, lengths), lengths)
+
+        hidden = self.decode(events, self.encode(events, lengths), lengths)  # (T, H)
 
         losses: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             assert isinstance(head, nn.Linear)
-            following = packed(ids[name][:, 1:], lengths - 1).data
+            following = packed(ids[name][:, 1:], lengths - 1).data  # (T,)
             criterion = self.criteria[name].to(hidden.device)
             losses[name] = linear_loss(head, criterion, hidden, following).total
 
@@ -179,6 +185,7 @@ def fit(context: Context, settings: GruSettings, folder: Path) -> None:
     def objective(rows: np.ndarray, _: np.random.Generator) -> tuple[Tensor, float]:
         ids, lengths = store.padded(rows, settings.longest)
         losses = network(moved(ids, device), torch.from_numpy(lengths))
+        # divided by the predicted ids of one field: the same for all, so their losses add up
         return torch.stack(list(losses.values())).sum(), float((lengths - 1).sum())
 
     task = Task("autoencoder", np.arange(len(store.clients)), objective, store.lengths)

@@ -1,18 +1,17 @@
 """Handcrafted features (section 3.2.5 of the paper): closed forms in DuckDB, one row of numbers for
 each client.
 
-    activity     events ever, in the last week and month; changes against the week and month before;
-    mean interval
-                 (last - first) / (n - 1); days since the first and the last event; distinct days,
-                 weeks, months
-    sku, category, url   diversity (distinct, entropy), popularity of what is interacted with,
-    abandonment of carts prices       sum, mean, spread, lowest and highest price bucket of what was
-    bought and carted
+    activity      events ever, in the last week and month; changes against the week and month
+                  before; mean interval (last - first) / (n - 1); days since the first and the last
+                  event; distinct days, weeks, months
+    sku, category, url
+                  diversity (distinct, entropy), popularity of what is interacted with, abandonment
+                  of carts
+    prices        sum, mean, spread, lowest and highest price bucket of what was bought and carted
 
 `now` is the midnight after the fitted history; a month is 30 days. What is undefined is not 0: the
 mean price of a client without purchases is the fitted mean, a time that never came the length of
-the history. Sums are sums of whole numbers (logarithms in millionths), so that threads cannot
-change a bit.
+the history. The queries are in `statistics`.
 """
 
 from __future__ import annotations
@@ -25,26 +24,20 @@ import duckdb
 import numpy as np
 from pydantic import Field
 
-from behavegpt.arrays import open_array, write_array
-from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.io import write_json
-from behavegpt.profiles.events import PRODUCT, among, columns, register
 from behavegpt.profiles.members import Context, MemberSettings, Quantile, Step
+from behavegpt.profiles.statistics import (
+    DAY,
+    ITEMS,
+    Features,
+    activity,
+    fit_popularity,
+    item_statistics,
+    prices,
+)
 from behavegpt.user_embeddings import UserEmbeddings
 
 Family = Literal["activity", "sku", "category", "url", "prices"]
-Features = dict[str, np.ndarray]  # name -> (U,) float64, NaN where undefined
-DAY = 86_400
-MILLION = 1_000_000  # logarithms are added up in millionths
-SHORT = {
-    "product_buy": "buy",
-    "add_to_cart": "cart",
-    "remove_from_cart": "remove",
-    "page_visit": "visit",
-}
-SHORT["search_query"] = "search"
-# item -> event types that have one
-ITEMS = {"sku": PRODUCT, "category": PRODUCT, "url": ("page_visit",)}
 STATE = "handcrafted.json"
 
 
@@ -65,13 +58,15 @@ def fit(context: Context, settings: HandcraftedSettings, folder: Path) -> None:
         first, last = con.execute(
             "SELECT epoch(min(moment))::BIGINT, epoch(max(moment))::BIGINT FROM events"
         ).fetchall()[0]
+        # whole days: windows then begin and end at midnight, whatever the last event's hour
         frame = {"start": first // DAY * DAY, "now": (last // DAY + 1) * DAY}
         for item in ITEMS:
             if item in settings.families:
-                _fit_popularity(con, item, folder)
+                fit_popularity(con, item, folder)
         features, present = _features(con, settings, frame, folder, len(context.clients))
 
     length = (frame["now"] - frame["start"]) / DAY
+    # means over the clients with an event: the others get no vector
     fill = {name: _fill(name, values[present], length) for name, values in features.items()}
     write_json(folder / STATE, {"frame": frame, "fill": fill})
 
@@ -97,214 +92,22 @@ def _features(
     clients: int,
 ) -> tuple[Features, np.ndarray]:
     """The features of the chosen families, and which clients (U,) have an event at all."""
-    activity, present = _activity(con, frame, clients)
-    features = activity if "activity" in settings.families else {}
+    rhythm, present = activity(con, frame, clients)
+    features = rhythm if "activity" in settings.families else {}
 
     for item in ITEMS:
         if item in settings.families:
-            features |= _items(con, item, folder, clients)
+            features |= item_statistics(con, item, folder, clients)
 
     if "prices" in settings.families:
-        features |= _prices(con, clients)
+        features |= prices(con, clients)
     return features, present
-
-
-def _activity(
-    con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: int
-) -> tuple[Features, np.ndarray]:
-    """When and how often, by event type and for all together."""
-    windows = {"week": (0, 7), "week_before": (7, 14), "month": (0, 30), "month_before": (30, 60)}
-    counts = ", ".join(
-        f"count(*) FILTER (age > {low * DAY} AND age <= {high * DAY}) AS {name}"
-        for name, (low, high) in windows.items()
-    )
-    rows = columns(
-        con,
-        f"""
-        SELECT row, event, count(*) AS ever, {counts}, min(age) AS newest, max(age) AS oldest
-        FROM (SELECT row, event, {frame["now"]} - epoch(moment)::BIGINT AS age
-              FROM events JOIN clients USING (client))
-        GROUP BY row, event""",
-    )
-
-    names = ("ever", *windows)
-    by_type = {name: np.zeros((clients, len(EVENTS))) for name in names}
-    age = {name: np.full((clients, len(EVENTS)), np.nan) for name in ("newest", "oldest")}
-    for name, matrix in (by_type | age).items():
-        matrix[rows["row"], rows["event"]] = rows[name] if name in names else rows[name] / DAY
-
-    features: Features = {}
-    for number, event in enumerate(EVENTS):
-        of_type = {name: matrix[:, number] for name, matrix in (by_type | age).items()}
-        features |= _rhythm(SHORT[event], of_type)
-
-    together = {name: matrix.sum(axis=1) for name, matrix in by_type.items()}
-    together["newest"] = np.fmin.reduce(age["newest"], axis=1)
-    together["oldest"] = np.fmax.reduce(age["oldest"], axis=1)
-    features |= _rhythm("all", together) | _distinct_times(con, frame, clients)
-
-    return features, together["ever"] > 0
-
-
-def _rhythm(name: str, of: Features) -> Features:
-    """Windows, changes, interval and recency from counts and the ages (days) of the newest and the
-    oldest event."""
-    features = {f"count_{name}": of["ever"]}
-    for window in ("week", "month"):
-        now, before = of[window], of[f"{window}_before"]
-        features[f"{window}_{name}"] = now
-        features[f"{window}_change_{name}"] = now - before
-        features[f"{window}_relative_{name}"] = (now - before) / np.maximum(now + before, 1)
-
-    span = of["oldest"] - of["newest"]
-    features[f"days_between_{name}"] = np.where(
-        of["ever"] > 1, span / np.maximum(of["ever"] - 1, 1), np.nan
-    )
-    features[f"days_since_last_{name}"] = of["newest"]
-    features[f"days_since_first_{name}"] = of["oldest"]
-
-    return features
-
-
-def _distinct_times(
-    con: duckdb.DuckDBPyConnection, frame: dict[str, int], clients: int
-) -> Features:
-    """Days, weeks and months with an event."""
-    rows = columns(
-        con,
-        f"""
-        SELECT row, count(*) AS days, count(DISTINCT day // 7) AS weeks,
-            count(DISTINCT day // 30) AS months
-        FROM (SELECT DISTINCT row, ({frame["now"]} - epoch(moment)::BIGINT) // {DAY} AS day
-              FROM events JOIN clients USING (client)) GROUP BY row""",
-    )
-    return {
-        f"active_{name}": _spread(rows, rows[name], clients, 0.0)
-        for name in ("days", "weeks", "months")
-    }
-
-
-def _items(con: duckdb.DuckDBPyConnection, item: str, folder: Path, clients: int) -> Features:
-    """Distinct items, entropy and popularity by event type; for carts the share that was never
-    bought, or removed."""
-    types = {SHORT[event]: EVENTS.index(event) for event in ITEMS[item]}
-    _register_popularity(con, item, folder)
-    pairs = ", ".join(
-        f"count(*) FILTER (event = {number}) AS {name}" for name, number in types.items()
-    )
-    sums = ", ".join(
-        f"""sum({name}) AS n_{name}, count(*) FILTER ({name} > 0) AS distinct_{name},
-        sum(CASE WHEN {name} > 1 THEN round({MILLION} * {name} * ln({name}))::BIGINT ELSE 0 END)
-            AS log_{name},
-        sum({name} * coalesce(popularity, {_popularity(np.ones(1))[0]})) AS popularity_{name}"""
-        for name in types
-    )
-
-    if "cart" in types:
-        sums += (
-            ", count(*) FILTER (cart > 0 AND buy = 0) AS left, count(*) FILTER (cart > 0 AND "
-            "remove > 0) AS removed"
-        )
-
-    rows = columns(
-        con,
-        f"""
-        SELECT row, {sums} FROM (
-            SELECT row, {item} AS item, {pairs}
-            FROM {_with_item(item)} JOIN clients USING (client) GROUP BY row, item)
-        LEFT JOIN popular_{item} USING (item) GROUP BY row""",
-    )
-
-    rows = {
-        name: np.asarray(column, np.float64) if name != "row" else column
-        for name, column in rows.items()
-    }
-    features: Features = {}
-    for name in types:
-        n = np.where(rows[f"n_{name}"] > 0, rows[f"n_{name}"], np.nan)
-        features[f"distinct_{item}_{name}"] = _spread(rows, rows[f"distinct_{name}"], clients, 0.0)
-        entropy = np.log(n) - rows[f"log_{name}"] / MILLION / n
-        features[f"entropy_{item}_{name}"] = _spread(rows, entropy, clients)
-        features[f"popularity_{item}_{name}"] = _spread(
-            rows, rows[f"popularity_{name}"] / MILLION / n, clients
-        )
-
-    if "cart" in types:
-        carted = np.where(rows["distinct_cart"] > 0, rows["distinct_cart"], np.nan)
-        features[f"abandoned_{item}"] = _spread(rows, rows["left"] / carted, clients)
-        features[f"removed_{item}"] = _spread(rows, rows["removed"] / carted, clients)
-
-    return features
-
-
-def _prices(con: duckdb.DuckDBPyConnection, clients: int) -> Features:
-    """Price buckets of what was bought and carted."""
-    features: Features = {}
-    for event in ("product_buy", "add_to_cart"):
-        rows = columns(
-            con,
-            f"""
-            SELECT row, count(*) AS n, sum(price)::BIGINT AS total,
-                sum(price * price)::BIGINT AS squares, min(price) AS lowest, max(price) AS highest
-            FROM events JOIN properties USING (sku) JOIN clients USING (client)
-            WHERE event = {EVENTS.index(event)} AND price IS NOT NULL GROUP BY row""",
-        )
-
-        name = f"price_{SHORT[event]}"
-        mean = rows["total"] / rows["n"]
-        features[f"{name}_total"] = _spread(rows, rows["total"], clients, 0.0)
-        features[f"{name}_mean"] = _spread(rows, mean, clients)
-        deviation = np.sqrt(np.maximum(rows["squares"] / rows["n"] - mean**2, 0))
-        features[f"{name}_deviation"] = _spread(rows, deviation, clients)
-        features[f"{name}_lowest"] = _spread(rows, rows["lowest"], clients)
-        features[f"{name}_highest"] = _spread(rows, rows["highest"], clients)
-
-    return features
-
-
-def _with_item(item: str) -> str:
-    """SQL: events that have such an item."""
-    products = "JOIN properties USING (sku)" if item == "category" else ""
-    chosen = f"event IN ({among(ITEMS[item])}) AND {item} IS NOT NULL"
-    return f"(SELECT client, event, {item} FROM events {products} WHERE {chosen})"
-
-
-def _fit_popularity(con: duckdb.DuckDBPyConnection, item: str, folder: Path) -> None:
-    """Items (V,) and how often all clients interact with them; what occurs once is not kept, it is
-    the default."""
-    query = (
-        f"SELECT {item} AS item, count(*) AS n FROM {_with_item(item)} GROUP BY 1 HAVING n > 1 "
-        "ORDER BY 1"
-    )
-    rows = columns(con, query)
-    write_array(folder / f"{item}_items.npy", rows["item"].astype(np.int64))
-    write_array(folder / f"{item}_counts.npy", rows["n"].astype(np.int64))
-
-
-def _register_popularity(con: duckdb.DuckDBPyConnection, item: str, folder: Path) -> None:
-    items, counts = (
-        np.array(open_array(folder / f"{item}_{part}.npy")) for part in ("items", "counts")
-    )
-    register(con, f"popular_{item}", item=items, popularity=_popularity(counts))
-
-
-def _popularity(counts: np.ndarray) -> np.ndarray:
-    """ln(1 + count) in millionths (N,) int64."""
-    return np.rint(MILLION * np.log1p(counts)).astype(np.int64)
-
-
-def _spread(
-    rows: dict[str, np.ndarray], values: np.ndarray, clients: int, absent: float = np.nan
-) -> np.ndarray:
-    """Values of the rows of a query as one for each client (U,)."""
-    column = np.full(clients, absent)
-    column[rows["row"]] = values
-    return column
 
 
 def _fill(name: str, values: np.ndarray, length: float) -> float:
     """What NaN becomes: for days the length of the history, else the mean of the clients that have
     a value."""
+    # a time that never came is at least as long ago as the history reaches
     if name.startswith("days_"):
         return float(length)
     known = values[~np.isnan(values)]

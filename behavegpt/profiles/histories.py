@@ -51,13 +51,17 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
 
     A pure function: the columns of a history do not depend on what it is packed with.
     """
-    row_length, bounds = row_length_for(longest), np.concatenate([[0], np.cumsum(lengths)])
-    # nothing is scored here
+    row_length = row_length_for(longest)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,)
+
+    # `score_from` plays no part: these histories are encoded, nothing is scored
     plan = pack_rows(Windows(bounds[:-1], lengths, np.zeros_like(lengths)), row_length)
     rows = np.arange(plan.rows)
     batch = collate_inputs(columns, plan, rows, row_length, tuple(columns))
+
+    # `layout` lists events row by row; `place` is its inverse, from an event to where it stands
     layout = layout_of(plan, rows, row_length)
-    place = np.empty_like(layout.place)
+    place = np.empty_like(layout.place)  # (T,)
     place[layout.source] = layout.place
 
     return Packed(batch, torch.from_numpy(place), torch.from_numpy(bounds))
@@ -66,6 +70,7 @@ def pack(columns: Mapping[str, np.ndarray], lengths: np.ndarray, longest: int) -
 def model_names(fields: Sequence[str]) -> dict[str, str]:
     """Field of a store -> field of the model, which needs one called `event`: the first, where
     there is none."""
+    # with no field of events, the first field takes the name that the model asks for
     first = "event" if "event" in fields else fields[0]
     return {name: "event" if name == first else name for name in fields}
 
@@ -79,12 +84,13 @@ class Body(nn.Module):
         width."""
         super().__init__()
         self.names = model_names(tuple(sizes))
+
+        # heads share the width, and rotary positions turn pairs of channels
         width = len(sizes) * shape.embedding_size
         if width % (2 * shape.heads):
             raise ConfigError(
                 f"{len(sizes)} fields x embedding_size {shape.embedding_size} = {width} must be a "
-                "multiple of "
-                f"2 x heads = {2 * shape.heads}."
+                f"multiple of 2 x heads = {2 * shape.heads}."
             )
 
         self.model = BehaveGPTModel(
@@ -103,13 +109,14 @@ class Body(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """(T, C), history by history."""
         output = self.model(**packed.rows.arguments)
+        # (B, R, C) -> (B * R, C) -> (T, C)
         return output.last_hidden_state.flatten(0, 1)[packed.place]
 
     def table(self, field: str) -> Tensor:
         """(ids, d) the embeddings of a field."""
-        found = self.model.embedding.tables[self.names[field]]
-        assert isinstance(found, nn.Embedding)
-        return found.weight
+        table = self.model.embedding.tables[self.names[field]]
+        assert isinstance(table, nn.Embedding)
+        return table.weight
 
 
 def last_states(states: Tensor, bounds: Tensor) -> Tensor:
@@ -119,7 +126,8 @@ def last_states(states: Tensor, bounds: Tensor) -> Tensor:
 
 def mean_states(states: Tensor, bounds: Tensor) -> Tensor:
     """(T, C) -> (N, C), the mean over each history's events; 0 for one without events."""
-    lengths = bounds.diff()
+    lengths = bounds.diff()  # (N,)
+    # (T,) the history of each event
     which = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
-    total = states.new_zeros(len(lengths), states.shape[1]).index_add(0, which, states)
+    total = states.new_zeros(len(lengths), states.shape[1]).index_add(0, which, states)  # (N, C)
     return total / lengths.clamp(min=1)[:, None]

@@ -3,8 +3,8 @@
 What is kept are the item factors Y (I, F). A client's vector solves the closed form for its own row
 of confidences c (clicks times weights times alpha) and preferences p = [c > 0],
 
-    (Y'Y + Y'(C - 1)Y + regularization 1) x = Y'C p        C_ii = c_i, 1 where the client has no
-    such item
+    (Y'Y + Y'(C - 1)Y + regularization 1) x = Y'C p
+    C_ii = c_i, 1 where the client has no such item
 
 so it depends on that client's events alone: new clients fold in the same way.
 """
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import duckdb
 import numpy as np
 from pydantic import Field, model_validator
 
@@ -80,7 +81,9 @@ def fit(context: Context, settings: IalsSettings, folder: Path) -> None:
 def embed(context: Context, settings: IalsSettings, folder: Path) -> UserEmbeddings:
     """(U, F) float32 for the clients with a known item, each solved exactly."""
     items = np.array(open_array(folder / "items.npy"))
-    matrix, _ = _matrix(context, settings, items, True)
+    matrix, _ = _matrix(context, settings, items, True)  # (U, I)
+
+    # a client without a known item would get a vector of zeros: it is left out
     present = np.flatnonzero(np.diff(matrix.indptr))
     vectors = np.empty((len(present), settings.factors), np.float32)
 
@@ -130,8 +133,35 @@ def _matrix(
     """
     from scipy.sparse import csr_matrix
 
-    # counted by event type and weighted here: adding up fractions in SQL would depend on the order
-    # of its threads
+    with context.connect() as con:
+        if not asked:
+            ask_everybody(con)
+
+        rows = int(con.execute("SELECT count(*) FROM clients").fetchall()[0][0])
+        table, items = _count_items(con, settings, items)
+
+    # (entries,): a client and item's events, each with the weight of its type
+    weight = sum(
+        (table[event] * np.float32(value) for event, value in settings.weights.items()),
+        np.float32(0),
+    )
+
+    shape = (rows, len(items))
+    matrix = csr_matrix((np.asarray(weight, np.float32), (table["row"], table["number"])), shape)
+
+    # SQL returns the groups in any order; the solver's sums should not depend on it
+    matrix.sort_indices()
+
+    return matrix, items
+
+
+def _count_items(
+    con: duckdb.DuckDBPyConnection, settings: IalsSettings, items: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Row, number of the item and events of each type, once for each client and item that have
+    some; and the items (I,) int64."""
+    # counted by event type and weighted by the caller: adding up fractions in SQL would depend on
+    # the order of its threads
     counts = ", ".join(
         f"count(*) FILTER (event = {EVENTS.index(event)}) AS {event}" for event in settings.weights
     )
@@ -141,31 +171,18 @@ def _matrix(
         "IS NOT NULL"
     )
 
-    with context.connect() as con:
-        if not asked:
-            ask_everybody(con)
+    # in `embed` the items are given: columns must be those of the fit
+    if items is None:
+        known = f"SELECT client, {settings.item} AS item FROM {chosen}"
+        known = f"SELECT DISTINCT item FROM ({known}) SEMI JOIN clients USING (client)"
+        items = columns(con, f"{known} ORDER BY item")["item"].astype(np.int64)
 
-        rows = int(con.execute("SELECT count(*) FROM clients").fetchall()[0][0])
-        if items is None:
-            known = f"SELECT client, {settings.item} AS item FROM {chosen}"
-            known = f"SELECT DISTINCT item FROM ({known}) SEMI JOIN clients USING (client)"
-            items = columns(con, f"{known} ORDER BY item")["item"].astype(np.int64)
-
-        register(con, "items", item=items, number=np.arange(len(items), dtype=np.int32))
-        table = columns(
-            con,
-            f"""
-            SELECT row, number, {counts}
-            FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
-            JOIN clients USING (client) JOIN items USING (item) GROUP BY row, number""",
-        )
-
-    weight = sum(
-        (table[event] * np.float32(value) for event, value in settings.weights.items()),
-        np.float32(0),
+    register(con, "items", item=items, number=np.arange(len(items), dtype=np.int32))
+    table = columns(
+        con,
+        f"""
+        SELECT row, number, {counts}
+        FROM (SELECT client, event, {settings.item} AS item FROM {chosen})
+        JOIN clients USING (client) JOIN items USING (item) GROUP BY row, number""",
     )
-    shape = (rows, len(items))
-    matrix = csr_matrix((np.asarray(weight, np.float32), (table["row"], table["number"])), shape)
-    matrix.sort_indices()
-
-    return matrix, items
+    return table, items

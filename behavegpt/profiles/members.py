@@ -1,4 +1,4 @@
-"""What a member of the ensemble is. A new kind is one module and one line in `pipeline.KINDS`:
+"""What a member of the ensemble is. A new kind is one module and one line in `settings.KINDS`:
 
     class MySettings(MemberSettings):   # its YAML block, with everything that shapes the vectors
         kind: Literal["mine"] = "mine"
@@ -61,7 +61,7 @@ class MemberSettings(Settings):
     seed: int | None = Field(None, description="the profile's seed by default")
 
     def shaping(self) -> dict[str, Any]:
-        """The settings that shape the member's own vectors, for its hash."""
+        """The settings that shape the member's vectors, for its hash; `post` is the ensemble's."""
         return self.model_dump(mode="json", exclude={"post"})
 
 
@@ -88,8 +88,9 @@ class Context:
             yield con
 
     def work(self, settings: MemberSettings) -> Path:
-        """Where a member keeps what a stopped run goes on from, until it is built; its own name
-        tells data, settings and seed."""
+        """Where a member keeps the checkpoints of an interrupted run until it is built; the name is
+        a hash of data, settings and seed, so no other run resumes from them."""
+        # the version too: another version's checkpoints may mean something else
         key = digest(settings.shaping(), self.seed, self.tables.digest, __version__)
         return self.cache / "unfinished" / key[:20]
 

@@ -24,15 +24,13 @@ from behavegpt.io import write_json
 from behavegpt.profiles.fields import SequenceSettings, Vocabularies, parse_field
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.training import Task, TrainingSettings, train
+from behavegpt.profiles.task import Task, TrainingSettings
+from behavegpt.profiles.training import train
 from behavegpt.user_embeddings import UserEmbeddings
 
-WEIGHTS, VOCABULARIES, FACTS = (
-    "network.safetensors",
-    "vocabularies.safetensors",
-    "training.json",
-)
-
+WEIGHTS = "network.safetensors"
+VOCABULARIES = "vocabularies.safetensors"
+FACTS = "training.json"
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -71,10 +69,10 @@ def fit_network(
 ) -> None:
     """Train a network and write its best state, or that of the part `kept`, which makes the
     vectors."""
-    facts = train(network, task, settings.training, context.seed, context.work(settings))
+    report = train(network, task, settings.training, context.seed, context.work(settings))
     save_network(network if kept is None else kept, folder)
     vocabularies.save(folder / VOCABULARIES)
-    write_json(folder / FACTS, facts)
+    write_json(folder / FACTS, report)
 
 
 def open_network(
@@ -108,18 +106,20 @@ def embed_rows(
     batch: int,
     label: str,
 ) -> np.ndarray:
-    """Vectors (N, D) float32 of `rows` (N,) by `encode(rows) -> (B, D)`, in batches of like
+    """Vectors (N, D) float32 of `rows` (N,) by `encode(rows) -> (B, D)`, in batches of similar
     length."""
     # the longest first: what does not fit fails at once
     order = np.argsort(lengths, kind="stable")[::-1]
+
     vectors: np.ndarray | None = None
     with progress(label, len(rows)) as tell:
         for start in range(0, len(rows), batch):
-            chosen = order[start : start + batch]
-            found = encode(rows[chosen]).float().cpu().numpy()
+            chosen = order[start : start + batch]  # (B,) positions in `rows`
+            encoded = encode(rows[chosen]).float().cpu().numpy()
+            # the width is known once the first batch is encoded
             if vectors is None:
-                vectors = np.empty((len(rows), found.shape[1]), np.float32)
-            vectors[chosen] = found
+                vectors = np.empty((len(rows), encoded.shape[1]), np.float32)
+            vectors[chosen] = encoded
             tell(start + len(chosen), "")
 
     return np.zeros((0, 0), np.float32) if vectors is None else vectors

@@ -1,17 +1,16 @@
 """Next-event transformers: BehaveGPT's body over any fields of a sequence store, each predicted by
 a head of its own.
 
-    next_url:      {kind: next_event, fields: ["url:min10"], events: [page_visit], shape:
-        {embedding_size: 192, ...}}
-    next_product:  {kind: next_event, fields: [category, event, price], events: [product_buy, ...],
-        ...}
+    next_url:      {kind: next_event, fields: ["url:min10"], events: [page_visit],
+                    shape: {embedding_size: 192, ...}}
+    next_product:  {kind: next_event, fields: [category, event, price],
+                    events: [product_buy, ...], ...}
 
 The logit of id v is e_v . (W h) + b_v with the embedding e_v that the input has too (tied). The
 loss is the sum over fields of the mean cross-entropy over the events that have such a thing. Above
-`negatives` ids the softmax is sampled:
-each batch draws n of the V ids, and a drawn id counts V / n times, so that the sum over all others
-is met on average. The client's vector is the state at the last event, as in the paper, or the mean
-of all states, or both.
+`negatives` ids the softmax is sampled: each batch draws n of the V ids, and a drawn id counts V / n
+times, so that the sum over all others is met on average. The client's vector is the state at the
+last event, as in the paper, or the mean of all states, or both.
 
 Shape letters: N histories, T events, M predicted events, C width, V ids, n drawn ids.
 """
@@ -47,12 +46,12 @@ from behavegpt.profiles.histories import (
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.networks import NetworkSettings, embed_store, fit_network, open_network
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.training import Task, seeded
+from behavegpt.profiles.task import Task, seeded
 from behavegpt.ragged import owners, ranges
 from behavegpt.user_embeddings import UserEmbeddings
 
 POOLS = {"last": last_states, "mean": mean_states}
-# the first id that can be predicted: nobody is asked for padding or for what an event does not have
+# the first id that can be predicted: padding and "no such thing" are no targets
 CANDIDATES = RARE
 
 
@@ -96,12 +95,13 @@ def fit(context: Context, settings: NextEventSettings, folder: Path) -> None:
     """Train on the histories of two events and more; writes vocabularies and weights."""
     vocabularies = context.vocabularies(settings.sequence)
     store = context.sequences(settings.sequence, vocabularies)
-    rows, device = np.flatnonzero(store.lengths > 1), choose_device(context.device)
+    rows = np.flatnonzero(store.lengths > 1)  # one event has no next one
     if not len(rows):
         raise DataError(
             f"no client has two events of {', '.join(settings.events)}; choose others in `events`."
         )
 
+    device = choose_device(context.device)
     with seeded(context.seed):
         network = _network(settings, vocabularies).to(device)
 
@@ -140,12 +140,15 @@ def batch(
     same; no targets.
     """
     training = rng is not None
+    # (N,), one more for the last target
     lengths = np.minimum(store.lengths[rows], settings.shape.longest + training)
-    source = _ordered(store, rows, lengths, rng)
+    source = _ordered(store, rows, lengths, rng)  # (T,)
     inputs = source
 
     if training:
         ends = np.cumsum(lengths)
+        # the event after input t is event t + 1 of the same history: the inputs lack each history's
+        # last, the targets its first
         inputs, after = np.delete(source, ends - 1), np.delete(source, ends - lengths)
         lengths = lengths - 1
 
@@ -173,7 +176,9 @@ def _ordered(
     order depends on the place alone.
     """
     source = ranges(store.offsets[rows + 1] - lengths, lengths)
-    back = np.repeat(store.offsets[rows + 1], lengths) - source  # 1 is the newest
+    back = np.repeat(store.offsets[rows + 1], lengths) - source  # (T,), 1 is the newest
+
+    # without a generator: an order that looks random but is the same each time
     chance = (back * 0x9E3779B1) % 2**32 if rng is None else rng.random(len(source))
 
     return source[np.lexsort([chance, store.columns["time"][source], owners(lengths)])]
@@ -206,7 +211,8 @@ class NextEvent(nn.Module):
         states = self.body(packed)
         losses = []
         for name, head in self.heads.items():
-            asked = targets[name] >= CANDIDATES
+            # only events whose next one has such a thing
+            asked = targets[name] >= CANDIDATES  # (T,) bool
             if asked.any():
                 table, bias = self.body.table(name), self.biases[name]
                 losses.append(
@@ -230,6 +236,7 @@ def softmax_loss(x: Tensor, target: Tensor, table: Tensor, bias: Tensor, negativ
     With more than `negatives` ids, over the target and as many drawn ones; these come from torch's
     generator.
     """
+    # ids below CANDIDATES are never the answer, so the softmax leaves them out
     table, bias, target = table[CANDIDATES:], bias[CANDIDATES:], target - CANDIDATES
     if len(table) <= negatives:
         scored = Scored(
@@ -238,9 +245,12 @@ def softmax_loss(x: Tensor, target: Tensor, table: Tensor, bias: Tensor, negativ
         criterion = CrossEntropy(torch.ones(len(table))).to(x.device)
         return chunked_loss(scored, criterion, target, len(table)).total / len(x)
 
-    drawn = torch.randperm(len(table), device=x.device)[:negatives]
-    own = (x * table[target]).sum(-1, keepdim=True) + bias[target][:, None]
-    others = F.linear(x, table[drawn], bias[drawn]) + math.log(len(table) / negatives)
+    drawn = torch.randperm(len(table), device=x.device)[:negatives]  # (n,)
+    own = (x * table[target]).sum(-1, keepdim=True) + bias[target][:, None]  # (M, 1)
+
+    # log(V / n) stands for the ids that were not drawn: the sum is met on average
+    others = F.linear(x, table[drawn], bias[drawn]) + math.log(len(table) / negatives)  # (M, n)
+    # the target is counted once, in `own`
     others = others.masked_fill(drawn == target[:, None], float("-inf"))
 
     return (torch.cat([own, others], dim=1).logsumexp(1) - own[:, 0]).mean()

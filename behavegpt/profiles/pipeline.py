@@ -11,15 +11,18 @@
 
 OUT/profile.yaml               the resolved settings
 OUT/members/NAME/              the member's vectors as an entry, float32, for the clients that have
-data OUT/members/NAME/state/        what it fitted       OUT/members/NAME/member.json   hash, time,
-memory OUT/ensembles/NAME/            entry for all clients that are asked for, float16; fitted
-state, ensemble.json OUT/alone/NAME/                the same for one member, to score it alone
-OUT/cache/                     sequence stores, shared by members, and what a member that was
-stopped goes on from; may be deleted
+                               data
+OUT/members/NAME/state/        what it fitted
+OUT/members/NAME/member.json   hash, time, memory
+OUT/ensembles/NAME/            entry for all clients that are asked for, float16; fitted state,
+                               ensemble.json
+OUT/alone/NAME/                the same for one member, to score it alone
+OUT/cache/                     sequence stores, shared by members, and what an interrupted member
+                               resumes from; may be deleted
 
 A member runs again only when its hash changes: settings that shape its vectors (weights it starts
-from by their own hash), data, seed, version of this package. A member that fails,
-or lacks its library, does not lose the others' work.
+from by their own hash), data, seed, version of this package. A member that fails, or lacks its
+library, does not lose the others' work.
 """
 
 from __future__ import annotations
@@ -30,16 +33,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import TypeAdapter
 
 from behavegpt import __version__
-from behavegpt.config import Settings, closest, dump_settings, read_settings
+from behavegpt.config import closest, dump_settings, read_settings
 from behavegpt.console import say
 from behavegpt.errors import (
     BehaveGPTError,
@@ -52,133 +53,77 @@ from behavegpt.errors import (
 from behavegpt.io import scratch, workspace, write_json, write_text
 from behavegpt.locks import lock
 from behavegpt.outputs import check_output
-from behavegpt.paths import PathText, local_path
-from behavegpt.profiles import (
-    behavegpt_member,
-    factorization,
-    gru_autoencoder,
-    handcrafted,
-    ials,
-    next_event,
-    precomputed,
-    text,
-)
+from behavegpt.paths import local_path
 from behavegpt.profiles.cache import digest, peak_memory, reset_peak
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
     fit_ensemble,
     load_fitted,
+    row_order,
     rows_of,
     save_fitted,
     write_ensemble,
 )
 from behavegpt.profiles.events import DataSettings, open_events
-from behavegpt.profiles.future import contrastive, tower
-from behavegpt.profiles.future import member as future
-from behavegpt.profiles.members import Context, Kind, MemberSettings, Step
+from behavegpt.profiles.members import Context, MemberSettings, Step
+from behavegpt.profiles.settings import KINDS, ProfileSettings
 from behavegpt.user_embeddings import UserEmbeddings
 
-# What YAML calls each kind of member; see members.py for what a kind is.
-KINDS: dict[str, Kind] = {
-    "behavegpt": Kind(
-        behavegpt_member.BehaviorSettings, behavegpt_member.fit, behavegpt_member.embed
-    ),
-    "entry": Kind(precomputed.EntrySettings, precomputed.fit, precomputed.embed),
-    "factorization": Kind(
-        factorization.FactorizationSettings, factorization.fit, factorization.embed
-    ),
-    "gru_autoencoder": Kind(
-        gru_autoencoder.GruSettings, gru_autoencoder.fit, gru_autoencoder.embed
-    ),
-    "handcrafted": Kind(handcrafted.HandcraftedSettings, handcrafted.fit, handcrafted.embed),
-    "ials": Kind(ials.IalsSettings, ials.fit, ials.embed),
-    "contrastive": Kind(contrastive.ContrastiveSettings, contrastive.fit, tower.embed_tower),
-    "future": Kind(future.FutureSettings, future.fit, tower.embed_tower),
-    "next_event": Kind(next_event.NextEventSettings, next_event.fit, next_event.embed),
-    "text": Kind(text.TextSettings, text.fit, text.embed),
-}
-
-if TYPE_CHECKING:
-    AnyMember = MemberSettings
-else:  # a member's YAML block is checked as the settings of its `kind`
-    AnyMember = Annotated[
-        reduce(or_, (kind.settings for kind in KINDS.values())), Field(discriminator="kind")
-    ]
-
-Facts = dict[str, Any]
+Report = dict[str, Any]  # as it is written to JSON
 MEMBER, ENSEMBLE = "member.json", "ensemble.json"
 
 
-class ProfileSettings(Settings):
-    """A profile: data, members and ensembles."""
+def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Report:
+    """Build the members (or those named in `only`, without ensembles) and the ensembles; results
+    that are up to date are kept.
 
-    data: DataSettings
-    out: PathText = Field(description="run folder")
-    seed: int = 0
-    device: str = Field(
-        "auto", description="for members that train a network: auto, cpu, cuda, cuda:1, ..."
-    )
-    row_seed: int = Field(
-        0,
-        description="order of the rows of every entry (the challenge's evaluator does not shuffle)",
-    )
-    members: dict[str, AnyMember] = Field(min_length=1)
-    ensembles: dict[str, EnsembleSettings] = {"all": EnsembleSettings()}
-
-    @field_validator("members", "ensembles")
-    @classmethod
-    def _file_names(cls, blocks: dict[str, Any]) -> dict[str, Any]:
-        for name in blocks:
-            if not name.isidentifier():
-                raise ValueError(f"{name!r} becomes a folder; write it with letters, digits and _")
-        return blocks
-
-
-def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Facts:
-    """Build the members (or those named in `only`, without ensembles) and the ensembles; what is
-    there is kept.
-
-    Returns {"ok": no member failed, "members": {name: facts}, "ensembles": {name: facts}}.
+    Returns {"ok": no member failed, "members": {name: report}, "ensembles": {name: report}}.
     """
     for name in only:
         if name not in settings.members:
             raise ConfigError(f"{name!r} is no member. {closest(name, list(settings.members))}")
 
+    # checked before anything is built: a typing error in an ensemble would show after hours
     chosen = {
         name: block.chosen(list(settings.members)) for name, block in settings.ensembles.items()
     }
     out = Path(settings.out)
     check_output(out, "into")
     out.mkdir(parents=True, exist_ok=True)
+
+    # two runs in one folder would build the same members and overwrite each other
     with lock(out, out / ".lock"):
         return _run(settings, only, chosen)
 
 
-def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[str]]) -> Facts:
+def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[str]]) -> Report:
     out = Path(settings.out)
     context = Context(open_events(settings.data), out / "cache", settings.seed, settings.device)
+
+    # also when a run fails later: the folder then says what was asked for
     write_text(out / "profile.yaml", dump_settings(settings))
     members = {name: _attempt(name, settings, context) for name in only or settings.members}
-    there = [name for name, facts in members.items() if facts["status"] in ("built", "kept")]
+    available = [name for name, report in members.items() if report["status"] in ("built", "kept")]
 
-    ensembles: Facts = {}
+    ensembles: Report = {}
     for name, wanted in {} if only else chosen.items():
-        present = [member for member in wanted if member in there]
+        present = [member for member in wanted if member in available]
         if present:
             folder, block = out / "ensembles" / name, settings.ensembles[name]
             ensembles[name] = _ensemble(folder, block, present, settings, members, context)
             ensembles[name]["lacking"] = [member for member in wanted if member not in present]
 
-    for name in there:
+    # each member as an ensemble of its own, so that it can be scored without the others
+    for name in available:
         _ensemble(out / "alone" / name, EnsembleSettings(), [name], settings, members, context)
 
-    failed = [name for name, facts in members.items() if facts["status"] == "failed"]
+    failed = [name for name, report in members.items() if report["status"] == "failed"]
     return {"ok": not failed, "out": str(out), "members": members, "ensembles": ensembles}
 
 
 def embed_new(
     run_folder: str | Path, data: DataSettings, out: str | Path, ensemble: str = "all"
-) -> Facts:
+) -> Report:
     """Embed the clients of another directory with what a run has fitted, and write their entry into
     `out`."""
     run_folder, out = local_path(run_folder), local_path(out)
@@ -189,27 +134,31 @@ def embed_new(
             f"{folder} holds no ensemble; {closest(ensemble, list(settings.ensembles))}"
         )
 
-    facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
+    report: Report = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
     steps = {
         name: TypeAdapter(tuple[Step, ...]).validate_python(plain)
-        for name, plain in facts["steps"].items()
+        for name, plain in report["steps"].items()
     }
     out.mkdir(parents=True, exist_ok=True)
 
     with workspace(out / "embed") as cache:
         context = Context(open_events(data), cache, settings.seed, settings.device)
         embeddings = {}
-        for name, key in facts["hashes"].items():
+        for name, key in report["hashes"].items():
             member = run_folder / "members" / name
-            made: Facts = json.loads((member / MEMBER).read_text(encoding="utf-8"))
-            if made["hash"] != key:
+            built: Report = json.loads((member / MEMBER).read_text(encoding="utf-8"))
+
+            # vectors of a member that was fitted again would not fit the ensemble's steps
+            if built["hash"] != key:
                 raise DataError(
                     f"{member} was built again after {folder}; run the profile, which renews the "
                     "ensemble."
                 )
 
-            kind = KINDS[made["settings"]["kind"]]
-            block = kind.settings.model_validate(made["settings"])
+            kind = KINDS[built["settings"]["kind"]]
+            block = kind.settings.model_validate(built["settings"])
+
+            # always through `embed`, also for clients of the first run: one path for all
             embeddings[name] = kind.embed(context, block, member / "state")
             say(f"{name}: {len(embeddings[name].vectors):,} clients")
 
@@ -217,26 +166,21 @@ def embed_new(
         return write_ensemble(load_fitted(steps, folder), embeddings, order, out)
 
 
-def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
-    """The clients (U,) in an order that depends on the seed and on who they are, not on their
-    order."""
-    return np.sort(clients)[np.random.default_rng(seed).permutation(len(clients))]
-
-
-def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
+def _attempt(name: str, settings: ProfileSettings, context: Context) -> Report:
     """Build a member or keep what is there; a failure is told and does not stop the others."""
     block = settings.members[name]
     folder = Path(settings.out) / "members" / name
 
     try:
         seed = context.seed if block.seed is None else block.seed
+        # whatever could change a vector; what only changes speed is not in `shaping`
         key = digest(block.shaping(), seed, settings.row_seed, context.tables.digest, __version__)
         if (folder / MEMBER).is_file():
-            facts: Facts = json.loads((folder / MEMBER).read_text(encoding="utf-8"))
-            if facts["hash"] == key:
-                return facts | {"status": "kept"}
-        facts = _build(block, replace(context, seed=seed), folder, settings.row_seed)
-        facts |= {"hash": key, "settings": block.model_dump(mode="json")}
+            report: Report = json.loads((folder / MEMBER).read_text(encoding="utf-8"))
+            if report["hash"] == key:
+                return report | {"status": "kept"}
+        report = _build(block, replace(context, seed=seed), folder, settings.row_seed)
+        report |= {"hash": key, "settings": block.model_dump(mode="json")}
     except MissingExtraError as error:
         say(f"{name} is off: {error}")
         return {"kind": block.kind, "status": "off", "reason": str(error)}
@@ -255,15 +199,16 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Facts:
             "reason": f"{type(error).__name__}: {error}",
         }
 
-    write_json(folder / MEMBER, facts)
+    write_json(folder / MEMBER, report)
+
     say(
-        f"{name}: {facts['clients']:,} clients x {facts['dimensions']} in "
-        f"{facts['fit_s'] + facts['embed_s']:.1f} s"
+        f"{name}: {report['clients']:,} clients x {report['dimensions']} in "
+        f"{report['fit_s'] + report['embed_s']:.1f} s"
     )
-    return facts | {"status": "built"}
+    return report | {"status": "built"}
 
 
-def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int) -> Facts:
+def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int) -> Report:
     """Fit and embed beside `folder` and put the result in its place; returns time, memory and
     sizes."""
     kind = KINDS[block.kind]
@@ -273,13 +218,17 @@ def _build(block: MemberSettings, context: Context, folder: Path, row_seed: int)
         started = time.perf_counter()
         kind.fit(context, block, temporary / "state")
         fitted = time.perf_counter()
+
+        # not what `fit` could have kept: the vectors are those that a new client would get
         embeddings = kind.embed(context, block, temporary / "state")
         ended = time.perf_counter()
+
         chosen = _chosen_rows(block, embeddings, row_order(context.clients, row_seed))
         UserEmbeddings(embeddings.client_ids[chosen], embeddings.vectors[chosen]).save(
             temporary, "float32"
         )
 
+    # the member is in its place, so there is nothing to resume
     shutil.rmtree(context.work(block), ignore_errors=True)
     return {
         "kind": block.kind,
@@ -312,23 +261,21 @@ def _ensemble(
     block: EnsembleSettings,
     names: Sequence[str],
     settings: ProfileSettings,
-    built: Facts,
+    built: Report,
     context: Context,
-) -> Facts:
+) -> Report:
     """Fit and write an ensemble of members, or keep the one that is there."""
     steps = {member: _steps(settings, block, member) for member in names}
-    plain = {
-        member: [step if isinstance(step, str) else step.model_dump() for step in s]
-        for member, s in steps.items()
-    }
+    plain = {member: _plain(post) for member, post in steps.items()}
     hashes = {member: built[member]["hash"] for member in names}
     key = digest(plain, hashes, block.impute, settings.row_seed, __version__)
 
     if (folder / ENSEMBLE).is_file():
-        facts: Facts = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
-        if facts["hash"] == key:
-            return facts | {"status": "kept"}
+        report: Report = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
+        if report["hash"] == key:
+            return report | {"status": "kept"}
 
+    # gone first: an interrupted run leaves no ensemble.json beside another one's arrays
     (folder / ENSEMBLE).unlink(missing_ok=True)
     embeddings = {
         member: UserEmbeddings.load(Path(settings.out) / "members" / member) for member in names
@@ -336,11 +283,11 @@ def _ensemble(
     fitted = fit_ensemble(
         {member: (steps[member], embeddings[member]) for member in names}, block.impute
     )
-    facts = write_ensemble(
+    report = write_ensemble(
         fitted, embeddings, row_order(context.clients, settings.row_seed), folder
     )
     save_fitted(fitted, folder)
-    facts |= {
+    report |= {
         "row_seed": settings.row_seed,
         "impute": block.impute,
         "steps": plain,
@@ -348,10 +295,16 @@ def _ensemble(
         "hash": key,
     }
 
-    write_json(folder / ENSEMBLE, facts)
-    return facts | {"status": "built"}
+    # last: it is what says that the folder is complete
+    write_json(folder / ENSEMBLE, report)
+    return report | {"status": "built"}
 
 
 def _steps(settings: ProfileSettings, block: EnsembleSettings, member: str) -> tuple[Step, ...]:
     """The steps of a member: the ensemble's, if it has some for all, else its own."""
     return settings.members[member].post if block.post is None else block.post
+
+
+def _plain(steps: Sequence[Step]) -> list[Any]:
+    """The steps as JSON, for the hash and for `embed_new`."""
+    return [step if isinstance(step, str) else step.model_dump() for step in steps]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from behavegpt.paths import PathText
+from behavegpt.config import PathText
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings, pairing
 
@@ -35,6 +35,7 @@ def fit(context: Context, settings: EntrySettings, folder: Path) -> None:
 def embed(context: Context, settings: EntrySettings, folder: Path) -> UserEmbeddings:
     """(U, D) float32 of the asked clients that the folder has."""
     entry = UserEmbeddings.load(settings.path)
+
     there = np.isin(entry.client_ids, context.clients)
     if entry.missing is not None:
         there &= ~entry.missing

@@ -19,10 +19,12 @@ def probe(
     One linear map W = (X'X + ridge N 1)^-1 X'Y on standardized columns, fitted on `train`. NaN when
     no label occurs.
     """
-    x = vectors.astype(np.float32)
+    x = vectors.astype(np.float32)  # (N, D)
     x -= x.mean(axis=0)
     deviation = np.sqrt(np.einsum("nd,nd->d", x, x) / len(x))
     x /= np.where(deviation > 0, deviation, 1)
+
+    # labels that are all 0 or all 1 in a window have no AUROC
     used = [
         column
         for column in range(train.shape[1])
@@ -31,8 +33,8 @@ def probe(
     if not used:
         return float("nan")
 
-    y = train[:, used] - train[:, used].mean(axis=0, dtype=np.float32)
-    weights = np.linalg.solve(
+    y = train[:, used] - train[:, used].mean(axis=0, dtype=np.float32)  # (N, O)
+    weights = np.linalg.solve(  # (D, O)
         x.T @ x + ridge * len(x) * np.eye(x.shape[1], dtype=np.float32), x.T @ y
     )
     return float(np.mean(auroc(x @ weights, validation[:, used] > 0)))
@@ -43,8 +45,9 @@ def auroc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     count half."""
     from scipy.stats import rankdata
 
-    positives = targets.sum(axis=0, dtype=np.float64)
-    ranks = (rankdata(scores, axis=0) * targets).sum(axis=0)
+    positives = targets.sum(axis=0, dtype=np.float64)  # (O,)
+    # Mann-Whitney: the sum of the positives' ranks, less what it is at least
+    ranks = (rankdata(scores, axis=0) * targets).sum(axis=0)  # (O,)
     return (ranks - positives * (positives + 1) / 2) / (positives * (len(targets) - positives))
 
 

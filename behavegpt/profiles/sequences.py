@@ -1,9 +1,9 @@
 """The sequence store: chosen event types merged in time order, one flat column for each declared
 field.
 
-DIR/clients.npy   (U,) int64, ascending: clients with an event; client u owns offsets[u] ..
-offsets[u + 1] DIR/offsets.npy   (U + 1,) int64
-DIR/FIELD.npy     (E,) ids in the smallest dtype that holds the vocabulary
+DIR/clients.npy     (U,) int64, ascending: clients with an event
+DIR/offsets.npy     (U + 1,) int64: client u owns offsets[u]:offsets[u + 1] of every column
+DIR/FIELD.npy       (E,) ids in the smallest dtype that holds the vocabulary
 DIR/vocabularies.safetensors, DIR/store.json
 
 See `fields` for what the ids mean.
@@ -43,7 +43,8 @@ from behavegpt.profiles.fields import (
 )
 
 BATCH = 2**18  # rows fetched at a time
-MIX = 0x9E3779B1  # odd, near 2^32 over the golden ratio
+# odd and near 2^32 over the golden ratio: Knuth's multiplicative hash
+MIX = 0x9E3779B1
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class SequenceStore:
 
         What is before it is a past, what comes from there on a future to learn from.
         """
+        # (E + 1,) running count, so that a difference is the count within a client
         earlier = np.concatenate([[0], np.cumsum(np.asarray(self.columns["time"]) < moment)])
         return self.offsets[:-1] + earlier[self.offsets[1:]] - earlier[self.offsets[:-1]]
 
@@ -82,10 +84,12 @@ class SequenceStore:
 
         A pure function: the same rows give the same arrays, whatever was asked before.
         """
-        stops = self.offsets[rows + 1]
-        counts = np.minimum(stops - self.offsets[rows], longest - 2)
-        event = np.arange(counts.max(initial=0) + 2) - 1
-        inside = (event >= 0) & (event < counts[:, None])
+        stops = self.offsets[rows + 1]  # (B,)
+        counts = np.minimum(stops - self.offsets[rows], longest - 2)  # (B,), room for START and END
+        event = np.arange(counts.max(initial=0) + 2) - 1  # (L,), -1 stands for START
+        inside = (event >= 0) & (event < counts[:, None])  # (B, L)
+
+        # (B, L) into the flat columns
         index = np.where(inside, (stops - counts)[:, None] + event, 0)
 
         batch = {}
@@ -105,6 +109,7 @@ def build_store(
     key = json.dumps(
         [__version__, tables.digest, settings.model_dump(mode="json"), vocabularies.digest]
     )
+
     folder = cache / "sequences" / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not (folder / "store.json").is_file():
         with scratch(folder) as temporary:
@@ -115,11 +120,13 @@ def build_store(
 
 def open_store(folder: Path) -> SequenceStore:
     """Open a folder that `build_store` wrote."""
-    facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+    metadata = json.loads((folder / "store.json").read_text(encoding="utf-8"))
     arrays = {
         name: open_array(folder / f"{name}.npy")
-        for name in ("clients", "offsets", *facts["fields"])
+        for name in ("clients", "offsets", *metadata["fields"])
     }
+
+    # the small arrays are read, the columns stay mapped
     clients, offsets = np.array(arrays.pop("clients")), np.array(arrays.pop("offsets"))
 
     return SequenceStore(
@@ -135,10 +142,11 @@ def _write(
     names = [spec.name for spec in settings.specs]
     with tables.connect(folder) as con:
         everybody = settings.clients == "all"
+        # SQL joins the table `clients`, so its rows and `clients` must be the same people
         clients = ask_everybody(con, settings.events) if everybody else tables.clients
         counts = _counts(con, settings, len(clients))
-        kept = np.minimum(counts, settings.last or counts.max(initial=0))
-        stops = np.cumsum(counts)
+        kept = np.minimum(counts, settings.last or counts.max(initial=0))  # (U,)
+        stops = np.cumsum(counts)  # (U,) where each client ends in the sorted stream
         writers = {
             name: ColumnWriter(folder / f"{name}.npy", _dtype(name, vocabularies), int(kept.sum()))
             for name in names
@@ -147,6 +155,8 @@ def _write(
         done = 0
         for batch in _encoded(con, settings, vocabularies):
             rows = batch.pop("row")
+            # the stream is sorted by client, so the position tells which events are a client's
+            # newest
             position = done + np.arange(len(rows))
             newest = position >= (stops - kept)[rows]
             for name, ids in batch.items():
@@ -154,6 +164,7 @@ def _write(
             done += len(rows)
 
     digests = {name: writer.close() for name, writer in writers.items()}
+    # a client without events of these types is left out
     present = kept > 0
     write_array(folder / "clients.npy", clients[present])
     write_array(folder / "offsets.npy", np.concatenate([[0], np.cumsum(kept[present])]))
@@ -167,13 +178,14 @@ def _write(
 def _counts(con: duckdb.DuckDBPyConnection, settings: SequenceSettings, clients: int) -> np.ndarray:
     """(clients,) int64: events, or code tokens, of each client."""
     codes = next((CODES[spec.name] for spec in settings.specs if spec.name in CODES), None)
+    # an event without codes still counts as one token, `missing`
     size = f"sum(greatest(coalesce(len({codes}), 0), 1))" if codes else "count(*)"
     names = [spec.name for spec in settings.specs if spec.name in CODES]
     query = f"""SELECT row, {size}::BIGINT AS n FROM {source_sql(settings, names)}
         JOIN clients w ON w.client = e.client GROUP BY row"""
-    found = columns(con, query)
+    totals = columns(con, query)
     counts = np.zeros(clients, np.int64)
-    counts[found["row"]] = found["n"]
+    counts[totals["row"]] = totals["n"]
 
     return counts
 
@@ -203,6 +215,7 @@ def _encoded(
             f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL::SMALLINT] END AS {codes}"
         )
 
+    # code tokens keep the order of the text, only whole events need breaking ties
     ties = names if codes else [_chance_sql(plain), *names]
     query = f"""
         SELECT {", ".join(["row", *ids, *([codes] if codes else [])])}
@@ -216,6 +229,7 @@ def _encoded(
         }
         if codes:
             tokens = batch.column(codes)
+            # the event's other ids are repeated for each of its codes
             columns = {
                 name: column.repeat(np.diff(tokens.offsets)) for name, column in columns.items()
             }
@@ -235,6 +249,7 @@ def _code_ids(codes: pa.Array, values: np.ndarray) -> np.ndarray:
     """Ids (T,) of codes (T,), null where an event has none."""
     if not len(values):
         return np.where(codes.is_null().to_numpy(zero_copy_only=False), MISSING, RARE)
+    # (V,) the codes ascending, for the search
     order = np.argsort(values)
     wanted = codes.fill_null(0).to_numpy()
     place = order[np.searchsorted(values[order], wanted).clip(max=len(values) - 1)]
@@ -250,6 +265,7 @@ def _id_sql(
         return f"v_{name}::UINTEGER AS {name}", ""
 
     values = vocabularies.values[name]
+    # values 0, 1, 2, ... are their own position: arithmetic is cheaper than a join
     if np.array_equal(values, np.arange(len(values))):
         known, join = (
             f"CASE WHEN v_{name} BETWEEN 0 AND {len(values) - 1} THEN v_{name} + {FIRST} END",

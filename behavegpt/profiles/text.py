@@ -2,26 +2,23 @@
 frozen causal model.
 
     smollm_all:    {kind: text, model: HuggingFaceTB/SmolLM2-135M, post: [{pca: 128}, l2]}
-    smollm_search: {kind: text, model: ..., events: [search_query], fields: [time, query], layout:
-        table, last: 90}
+    smollm_search: {kind: text, model: ..., events: [search_query], fields: [time, query],
+                    layout: table, last: 90}
 
-events -> lines (see `lines`) -> tokens -> the model's last hidden states -> the state at the last
-token, or their mean. Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2,
-Llama 3) the same as those of the whole text. A text that is too long loses its oldest events,
-whole; the paper's code lets its tokenizer cut off the left side, which with the newest event first
-is the newest. Newest first, without repeats, last token and 8,192 tokens are that code's.
+events -> lines (see `event_text`) -> tokens -> the model's last hidden states -> the state at the
+last token, or their mean. Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2,
+Llama 3) the same as those of the whole text. A text that is too long loses its oldest events, each
+as a whole; the paper's code truncates on the left, which with the newest event first is the newest.
+Newest first, without repeats, last token and 8,192 tokens are that code's.
 
 A run that was stopped goes on with the blocks of clients that are in the cache. What is kept of the
-model is its hash:
-new clients need the same one.
+model is its hash: new clients need the same one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,33 +26,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from behavegpt.arrays import open_array, write_array
 from behavegpt.console import progress
 from behavegpt.datasets.challenge_files import EVENTS, EventName
 from behavegpt.devices import choose_device
-from behavegpt.errors import CheckpointError, ConfigError, MissingExtraError
+from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.io import write_json
 from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, write_lines
 from behavegpt.profiles.features import spans
+from behavegpt.profiles.language_model import model_digest, model_folder, pool, token_batches
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings
-
-# what makes up a model; weights as pickles are never opened
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-
-
-class MissingModelError(MissingExtraError):
-    """A language model that is not there: like a missing library, it switches its member off."""
-
-    def __init__(self, model: str, why: str) -> None:
-        Exception.__init__(
-            self,
-            f"{model} is no folder, and the Hub did not give it ({why}); run `hf download "
-            f"{model}` where there is a "
-            "network, or set `model` to a folder in Hugging Face format.",
-        )
 
 
 class TextSettings(MemberSettings):
@@ -112,30 +94,6 @@ class Texts(NamedTuple):
     ids: np.ndarray  # (T,) int64
 
 
-def model_folder(model: str) -> Path:
-    """The folder `model`, or that of the Hub's cache, downloaded if need be. Raises
-    MissingModelError."""
-    if Path(model).is_dir():
-        return Path(model)
-
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(FILES)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise MissingModelError(model, type(error).__name__) from None
-
-
-def model_digest(folder: Path) -> str:
-    """SHA-256 of the files that make up a model."""
-    found = hashlib.sha256()
-    for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            found.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
-
-
 def fit(context: Context, settings: TextSettings, folder: Path) -> None:
     """Nothing is fitted; writes model.json, which says what the vectors come from."""
     write_json(
@@ -157,9 +115,14 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
     work.mkdir(parents=True, exist_ok=True)
 
     with context.connect() as con:
-        s = settings
         clients, offsets = write_lines(
-            con, s.fields, s.events, s.layout, s.last, s.repeats, work / "lines.arrow"
+            con,
+            settings.fields,
+            settings.events,
+            settings.layout,
+            settings.last,
+            settings.repeats,
+            work / "lines.arrow",
         )
 
     lines = open_lines(work / "lines.arrow")
@@ -168,6 +131,7 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
     blocks = []
     with progress("texts", len(clients)) as tell:
         for start in range(0, len(clients), settings.block):
+            # the name holds the block's size: a run with another size makes its own blocks
             path = work / f"block_{start:012d}_{settings.block}.npy"
             bounds = offsets[start : start + settings.block + 1]
 
@@ -180,6 +144,7 @@ def embed(context: Context, settings: TextSettings, folder: Path) -> UserEmbeddi
             blocks.append(np.array(open_array(path)))
             tell(start + len(bounds) - 1, "")
 
+    # closes the map before its file is removed
     del lines
     vectors = np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32)
     shutil.rmtree(work)
@@ -202,17 +167,21 @@ class Reader:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
             self.model: Any = model.base_model.to(device).eval()  # without the head
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
-                f"{folder}: no language model in Hugging Face format ({first})."
+                f"{folder}: no language model in Hugging Face format ({reason})."
             ) from None
 
         self.settings, self.device = settings, device
         limit = getattr(self.model.config, "max_position_embeddings", None) or settings.tokens
         top = header(settings.fields, settings.layout)
         self.between = self._ids("\n")
+
+        # the start token, where the tokenizer puts one
         start = [i for i in self.tokenizer("").input_ids if i == self.tokenizer.bos_token_id]
         self.start = start + (self._ids(top) + self.between if top else [])
+
+        # tokens left for events once start and header are in place
         self.room = min(settings.tokens, limit) - len(self.start)
 
         if self.room < 1:
@@ -227,25 +196,32 @@ class Reader:
         of the newest.
         """
         coded = lines.combine_chunks().dictionary_encode()
-        # each line is tokenized once
+        # many lines are alike: each different one is tokenized once
         place, different = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+
         tokens = [
             ids + self.between
             for ids in self.tokenizer(different, add_special_tokens=False).input_ids
         ]
+
+        # (different lines + 1,)
         ends = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens])])
         flat = np.concatenate([np.asarray(ids, np.int64) for ids in tokens])
-        sizes = np.diff(ends)[place]
-        text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        upto = np.cumsum(sizes)
+        sizes = np.diff(ends)[place]  # (lines,) tokens
+        text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))  # (lines,) its text
+
+        upto = np.cumsum(sizes)  # (lines,)
         upto -= (upto - sizes)[offsets[:-1]][text]  # tokens of the text up to the end of each line
-        newest = np.arange(len(lines)) == offsets[:-1][text]
+
+        newest = np.arange(len(lines)) == offsets[:-1][text]  # (lines,)
+        # the line break after the last line is cut off, so it needs no room
         kept = np.flatnonzero((upto - len(self.between) <= self.room) | newest)
+
         if self.settings.order == "oldest":
             kept = kept[np.lexsort((-kept, text[kept]))]
 
         parts, where = spans(ends, place[kept])
-        owner = np.repeat(text[kept], np.diff(parts))
+        owner = np.repeat(text[kept], np.diff(parts))  # (tokens,)
         ids = flat[where]
 
         return self._framed(ids, np.searchsorted(owner, np.arange(len(offsets))))
@@ -253,55 +229,38 @@ class Reader:
     def _framed(self, ids: np.ndarray, bounds: np.ndarray) -> Texts:
         """Texts with the start before them, without the line break at the end, and no longer than
         there is room."""
-        found = [
+        framed = [
             np.concatenate([self.start, ids[first:last][: self.room]]).astype(np.int64)
+            # the last line's break is left out
             for first, last in zip(bounds[:-1], bounds[1:] - len(self.between), strict=True)
         ]
         return Texts(
-            np.concatenate([[0], np.cumsum([len(text) for text in found])]), np.concatenate(found)
+            np.concatenate([[0], np.cumsum([len(text) for text in framed])]), np.concatenate(framed)
         )
 
     @torch.inference_mode()
     def vectors(self, texts: Texts) -> np.ndarray:
         """(N, D) float32, from batches of texts of like length."""
-        lengths = np.diff(texts.offsets)
+        lengths = np.diff(texts.offsets)  # (N,)
         out = np.empty((len(lengths), self.model.config.hidden_size), np.float32)
 
         for rows in token_batches(lengths, self.settings.batch_tokens):
-            width = lengths[rows].max()
-            inside = np.arange(width) < lengths[rows, None]
+            width = lengths[rows].max()  # L
+            inside = np.arange(width) < lengths[rows, None]  # (B, L)
             ids = np.zeros((len(rows), width), np.int64)
+
+            # row by row, in the order in which `spans` lists the tokens
             ids[inside] = texts.ids[spans(texts.offsets, rows)[1]]
             mask = torch.from_numpy(inside).to(self.device)
-            states = self.model(
+            output = self.model(
                 input_ids=torch.from_numpy(ids).to(self.device),
                 attention_mask=mask.long(),
                 use_cache=False,
             )
-            out[rows] = (
-                pool(states.last_hidden_state.float(), mask, self.settings.pool).cpu().numpy()
-            )
+            vectors = pool(output.last_hidden_state.float(), mask, self.settings.pool)
+            out[rows] = vectors.cpu().numpy()
 
         return out
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def pool(states: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
-    """States (B, L, D) where `mask` (B, L) -> (B, D): the last one or the mean."""
-    lengths = mask.sum(1)
-    if how == "last":
-        return states[torch.arange(len(states), device=states.device), lengths - 1]
-    return (states * mask[..., None]).sum(1) / lengths[:, None]
-
-
-def token_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows (B,) of like length, the longest first, with at most `tokens` tokens when padded, but at
-    least one row."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, tokens // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size

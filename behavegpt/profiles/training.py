@@ -1,10 +1,10 @@
-"""Training of a member's network: seeded batches, early stopping on its own objective, the best
-state kept, checkpoints of a long run.
+"""Training of a member's network: early stopping on its own objective, the best state kept,
+checkpoints of a long run.
 
     with seeded(context.seed):
         network = MyNetwork(...).to(device)
     task = Task("week_all", rows, objective)
-    facts = train(network, task, settings.training, context.seed, context.work(settings))
+    report = train(network, task, settings.training, context.seed, context.work(settings))
 
 The paper's public code stops early by another loss than the one it trains on (its decoder runs
 freely in validation), and exports the last state of some members. Here both are the same objective,
@@ -20,21 +20,26 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from behavegpt.config import Settings
 from behavegpt.console import Update, progress, say
 from behavegpt.errors import ConfigError
+from behavegpt.profiles.task import (
+    Task,
+    TrainingSettings,
+    divide,
+    epoch_batches,
+    mean_objective,
+    seeded,
+)
 from behavegpt.signals import collecting
 from behavegpt.training.checkpoint import (
     Snapshot,
@@ -46,40 +51,8 @@ from behavegpt.training.checkpoint import (
 from behavegpt.training.optimizer import build_optimizer, learning_rate
 from behavegpt.training.settings import TrainSettings
 
-# rows (B,), a seeded generator for what is drawn -> the sum of the batch's losses and what it is
-# divided by
-Objective = Callable[[np.ndarray, np.random.Generator], tuple[Tensor, float]]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-POOL = 64  # batches among which clients of like length are brought together
 SAVE_EVERY = 120.0  # seconds between checkpoints: what a killed run may lose
 BEST = "best/"  # before the names of the best state in a checkpoint
-
-
-class TrainingSettings(Settings):
-    """How long, how fast, and when to stop."""
-
-    epochs: int = Field(10, ge=1)
-    steps: int | None = Field(None, ge=1, description="optimizer steps in all, instead of epochs")
-    batch: int = Field(256, ge=1, description="clients in a step")
-    lr: float = Field(1e-3, gt=0, description="of AdamW, constant after the warmup")
-    warmup: int = Field(0, ge=0, description="steps in which the rate grows to lr")
-    weight_decay: float = Field(0.0, ge=0, description="of matrices, not of biases and norms")
-    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    held_out: float = Field(
-        0.02, ge=0, lt=1, description="share of clients whose loss decides when to stop"
-    )
-    patience: int = Field(3, ge=1, description="epochs without a better loss after which it stops")
-
-
-class Task(NamedTuple):
-    """What is learned, and from which rows."""
-
-    label: str
-    rows: np.ndarray  # (N,)
-    objective: Objective
-    lengths: np.ndarray | None = None  # (N,) brings rows of like length together
-    make_optimizer: MakeOptimizer | None = None  # AdamW by default
 
 
 @dataclass
@@ -92,15 +65,6 @@ class Progress:
     epochs: list[dict[str, float]] = field(default_factory=list)  # figures of the finished ones
     best: float | None = None
     best_epoch: int = 0
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers from `seed` on; those of everybody else go on afterwards as if nothing
-    had been drawn."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def train(
@@ -117,10 +81,12 @@ def train(
     with seeded(seed):
         training = _Training(network, task, settings, seed, work)
         training.restore()
-        nobody: AbstractContextManager[list[int]] = nullcontext([])
+
+        # a short training without a folder has nothing to save, and leaves signals to the caller
+        no_signals: AbstractContextManager[list[int]] = nullcontext([])
 
         with (
-            nobody if work is None else collecting() as stop,
+            no_signals if work is None else collecting() as stop,
             progress(task.label, training.steps) as tell,
         ):
             while training.goes_on and not stop:
@@ -129,7 +95,7 @@ def train(
 
     if stop:
         say(f"{task.label}: stopped by a signal at step {training.progress.step}; saved.")
-        signal.raise_signal(stop[0])  # whoever handles signals ends the program his way
+        signal.raise_signal(stop[0])  # whoever handles signals decides how the program ends
         raise KeyboardInterrupt
 
     return training.finish()
@@ -148,18 +114,18 @@ class _Training:
     ) -> None:
         self.network, self.task, self.settings = network, task, settings
         self.seed, self.work = seed, work
-        self.fitted, self.held_out = _divide(len(task.rows), settings.held_out, seed)
+        self.fitted, self.held_out = divide(len(task.rows), settings.held_out, seed)
         epoch_steps = -(-len(self.fitted) // settings.batch)
         self.steps = settings.steps or epoch_steps * settings.epochs
-
         self.device = next(network.parameters()).device
 
         if task.make_optimizer is None:
             fused = self.device.type in ("cpu", "cuda")
-            asked = TrainSettings(
+            # Adam's default betas, as in the paper's code; the main model has others
+            adamw = TrainSettings(
                 lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
             )
-            self.optimizer: torch.optim.Optimizer = build_optimizer(network, asked, fused=fused)
+            self.optimizer: torch.optim.Optimizer = build_optimizer(network, adamw, fused=fused)
         else:
             self.optimizer = task.make_optimizer(network.parameters())
 
@@ -171,22 +137,25 @@ class _Training:
     @property
     def goes_on(self) -> bool:
         """Whether there is another epoch, or the rest of one."""
-        at = self.progress
-        unfinished = at.step > at.epoch_start
-        patient = len(at.epochs) - at.best_epoch < self.settings.patience
-        return unfinished or (at.step < self.steps and patient)
+        reached = self.progress
+        unfinished = reached.step > reached.epoch_start
+        patient = len(reached.epochs) - reached.best_epoch < self.settings.patience
+        return unfinished or (reached.step < self.steps and patient)
 
     def epoch(self, tell: Update, stop: list[int]) -> None:
         """Train to the end of the epoch, or to the next step after a signal."""
-        at, number = self.progress, len(self.progress.epochs)
+        reached, number = self.progress, len(self.progress.epochs)
         lengths = None if self.task.lengths is None else self.task.lengths[self.fitted]
         order = epoch_batches(len(self.fitted), self.settings.batch, self.seed, number, lengths)
-        left = islice(enumerate(order), at.step - at.epoch_start, self.steps - at.epoch_start)
+
+        # a resumed epoch goes on behind its finished steps
+        start = reached.epoch_start
+        left = islice(enumerate(order), reached.step - start, self.steps - start)
         self.network.train()
 
         for index, batch in left:
             self.step(self.fitted[batch], np.random.default_rng((self.seed, number, index)))
-            tell(at.step, f"epoch {number + 1}")
+            tell(reached.step, f"epoch {number + 1}")
             if stop:
                 return
             self.save_if_due()
@@ -195,15 +164,17 @@ class _Training:
 
     def step(self, chosen: np.ndarray, rng: np.random.Generator) -> None:
         """One optimizer step on the rows number `chosen` (B,)."""
-        settings, at = self.settings, self.progress
+        settings, reached = self.settings, self.progress
         loss, weight = self.task.objective(self.task.rows[chosen], rng)
+
         self.optimizer.zero_grad(set_to_none=True)
         (loss / weight).backward()
         if settings.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
 
+        # `warmup` steps below lr, the one after them has all of it
         rate = learning_rate(
-            at.step,
+            reached.step,
             self.steps,
             lr=settings.lr,
             warmup=(settings.warmup + 1) / self.steps,
@@ -215,19 +186,21 @@ class _Training:
             group["lr"] = rate
 
         self.optimizer.step()
-        at.step, at.weight = at.step + 1, at.weight + weight
+        # a sum on the device: reading it each step would wait for the GPU
+        reached.step, reached.weight = reached.step + 1, reached.weight + weight
         self.summed += loss.detach()
 
     def _judge(self) -> None:
         """Note the figures of a finished epoch, and its state if it is the best. ConfigError for a
         loss that is no number."""
-        at, task = self.progress, self.task
+        reached, task = self.progress, self.task
         figures = {
-            "epoch": len(at.epochs) + 1,
-            "steps": at.step,
-            "loss": float(self.summed) / at.weight,
+            "epoch": len(reached.epochs) + 1,
+            "steps": reached.step,
+            "loss": float(self.summed) / reached.weight,
         }
 
+        # without held-out rows the training loss decides
         if len(self.held_out):
             figures["held_out"] = mean_objective(
                 self.network,
@@ -240,29 +213,30 @@ class _Training:
         value = figures.get("held_out", figures["loss"])
         if not math.isfinite(value):
             raise ConfigError(
-                f"{task.label}: the loss became {value} by step {at.step}; lower training.lr or "
-                "set a clip."
+                f"{task.label}: the loss became {value} by step {reached.step}; lower training.lr "
+                "or set a clip."
             )
 
-        at.epochs.append({name: round(figure, 6) for name, figure in figures.items()})
-        if at.best is None or value < at.best:
-            at.best, at.best_epoch, self.best_state = value, len(at.epochs), _copy(self.network)
+        reached.epochs.append({name: round(figure, 6) for name, figure in figures.items()})
+        if reached.best is None or value < reached.best:
+            reached.best, reached.best_epoch = value, len(reached.epochs)
+            self.best_state = _copy(self.network)
 
-        at.epoch_start, at.weight = at.step, 0.0
+        reached.epoch_start, reached.weight = reached.step, 0.0
         self.summed.zero_()
 
     def finish(self) -> dict[str, Any]:
         """Leave the best state in the network; what training.json tells."""
-        at = self.progress
+        reached = self.progress
         self.network.load_state_dict(self.best_state)
         self.network.eval()
-        assert at.best is not None
+        assert reached.best is not None
 
         return {
-            "steps": at.step,
-            "best_epoch": at.best_epoch,
-            "best": round(at.best, 6),
-            "epochs": at.epochs,
+            "steps": reached.step,
+            "best_epoch": reached.best_epoch,
+            "best": round(reached.best, 6),
+            "epochs": reached.epochs,
         }
 
     def save_if_due(self, now: bool = False) -> None:
@@ -270,16 +244,17 @@ class _Training:
         if self.work is None or not (now or time.monotonic() - self.saved > SAVE_EVERY):
             return
 
-        beside = {f"{BEST}{name}": tensor for name, tensor in self.best_state.items()}
-        beside |= {"summed": self.summed, "random": torch.get_rng_state()}
+        extra = {f"{BEST}{name}": tensor for name, tensor in self.best_state.items()}
+        # the generator's state too: dropout goes on as if the run had not stopped
+        extra |= {"summed": self.summed, "random": torch.get_rng_state()}
         if self.device.type == "cuda":
-            beside["random_cuda"] = torch.cuda.get_rng_state(self.device)
+            extra["random_cuda"] = torch.cuda.get_rng_state(self.device)
 
         snapshot = Snapshot(
             self.progress.step,
             self.network.state_dict(),
             optimizer_tensors(self.optimizer, self.network),
-            beside,
+            extra,
             {"progress": asdict(self.progress)},
         )
 
@@ -295,57 +270,18 @@ class _Training:
         self.network.load_state_dict(checkpoint.model)
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer)
         self.progress = Progress(**checkpoint.trainer["progress"])
-        beside = checkpoint.loss
-        self.summed.copy_(beside["summed"])
+
+        extra = checkpoint.loss
+
+        self.summed.copy_(extra["summed"])
         self.best_state = {
-            name.removeprefix(BEST): t for name, t in beside.items() if name.startswith(BEST)
+            name.removeprefix(BEST): t for name, t in extra.items() if name.startswith(BEST)
         }
-        torch.set_rng_state(beside["random"])
+        torch.set_rng_state(extra["random"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(beside["random_cuda"], self.device)
+            torch.cuda.set_rng_state(extra["random_cuda"], self.device)
 
         say(f"{self.task.label}: goes on from step {self.progress.step}")
-
-
-@torch.no_grad()
-def mean_objective(
-    network: nn.Module, objective: Objective, rows: np.ndarray, batch: int, seed: int
-) -> float:
-    """The objective over `rows` without dropout; what it draws is the same each time."""
-    network.eval()
-    found = [
-        objective(rows[start : start + batch], np.random.default_rng((seed, start)))
-        for start in range(0, len(rows), batch)
-    ]
-    return sum(float(summed) for summed, _ in found) / sum(count for _, count in found)
-
-
-def epoch_batches(
-    size: int, batch: int, seed: int, epoch: int, lengths: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
-    """Every number below `size` once, in batches: a pure function of its arguments.
-
-    With `lengths` (size,), each pool of shuffled batches is sorted by length, and then the batches
-    are shuffled.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(size)
-
-    if lengths is not None:
-        pool = batch * POOL
-        parts = [order[start : start + pool] for start in range(0, size, pool)]
-        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-
-    starts = np.arange(0, size, batch)
-    for start in rng.permutation(starts) if lengths is not None else starts:
-        yield order[start : start + batch]
-
-
-def _divide(size: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers below `size` that are fitted and that are held out, both ascending."""
-    order = np.random.default_rng((seed, size)).permutation(size)
-    held_out = min(round(size * share), size - 1)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

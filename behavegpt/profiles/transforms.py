@@ -24,6 +24,7 @@ def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
     """Fit each step on what the steps before it make of `vectors` (U, D)."""
     states: list[State] = []
     for step in steps:
+        # bound now: a closure over `states` would see the steps that are fitted later
         done = list(states)
 
         def blocks(done: Sequence[State] = done) -> Iterator[np.ndarray]:
@@ -39,6 +40,7 @@ def transformed(
 ) -> Iterator[np.ndarray]:
     """`vectors` (U, D) after the steps, in blocks (B, D') float64."""
     for start in range(0, len(vectors), BLOCK):
+        # float64: scores of millions of rows are summed here, float16 comes last
         block = vectors[start : start + BLOCK].astype(np.float64)
         for step, state in zip(steps, states, strict=True):
             block = _kind(step).apply(state, block)
@@ -52,6 +54,7 @@ def width_after(steps: Sequence[Step], width: int) -> int:
 
 def _mean(blocks: Blocks) -> tuple[np.ndarray, int]:
     """Mean (D,) and number of the rows."""
+    # blocks are made anew for each pass and never kept: reading twice costs less than the memory
     rows = sum(len(block) for block in blocks())
     return sum(block.sum(axis=0) for block in blocks()) / rows, rows
 
@@ -61,8 +64,8 @@ def _fit_pca(step: Pca, blocks: Blocks) -> State:
     most."""
     mean, rows = _mean(blocks)
     covariance = sum((block - mean).T @ (block - mean) for block in blocks()) / max(rows - 1, 1)
-    components = np.linalg.eigh(covariance)[1][:, ::-1][:, : step.pca]  # eigenvalues come ascending
-    largest = components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])]
+    components = np.linalg.eigh(covariance)[1][:, ::-1][:, : step.pca]  # eigenvalues ascend
+    largest = components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])]  # (K,)
     return {"mean": mean, "components": components * np.sign(largest)}  # one sign on every machine
 
 
@@ -75,6 +78,7 @@ def _fit_scores(step: str, blocks: Blocks) -> State:
     mean, rows = _mean(blocks)
     variance = sum(np.square(block - mean).sum(axis=0) for block in blocks()) / rows
     deviation = np.sqrt(variance)
+    # the mean of equal values is off by a rounding
     varies = deviation > 1e-12 * np.abs(mean)  # the mean of equal values is off by a rounding
     return {"mean": mean, "deviation": np.where(varies, deviation, 1)}
 
@@ -90,9 +94,10 @@ def _unit(state: State, block: np.ndarray) -> np.ndarray:
 
 def _fit_quantiles(step: Quantile, blocks: Blocks) -> State:
     """Quantiles (Q, D) of each column, of evenly spaced rows when there are many."""
+    # every stride-th row, not the first ones: rows may come in an order
     stride = -(-sum(len(block) for block in blocks()) // SUBSAMPLE)
     sample = np.concatenate([block[::stride] for block in blocks()])
-    points = np.quantile(sample, np.linspace(0, 1, QUANTILES), axis=0)
+    points = np.quantile(sample, np.linspace(0, 1, QUANTILES), axis=0)  # (Q, D)
     return {"quantiles": np.maximum.accumulate(points)}  # rounding must not break the order
 
 
@@ -104,10 +109,9 @@ def _to_quantiles(state: State, block: np.ndarray) -> np.ndarray:
 
     for column, points in enumerate(state["quantiles"].T):
         values = block[:, column]
-        from_below, from_above = (
-            np.interp(values, points, place),
-            -np.interp(-values, -points[::-1], -place[::-1]),
-        )
+        # a value between equal quantiles has a range of positions: from its left end and its right
+        from_below = np.interp(values, points, place)
+        from_above = -np.interp(-values, -points[::-1], -place[::-1])
         middle = np.where(values >= points[-1], 1.0, (from_below + from_above) / 2)
         out[:, column] = np.where(values <= points[0], 0.0, middle)
 

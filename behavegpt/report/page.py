@@ -61,8 +61,13 @@ def write_report(run: Path) -> Path:
         data=data_facts(facts),
         run=facts,
         finished=when(facts.get("finished")),
-        verdict=verdict(metrics["models"], metrics.get("rows")) if metrics else [],
-        table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
+        verdict=verdict(metrics["models"], metrics.get("rows"), metrics.get("uncertainty"))
+        if metrics
+        else [],
+        table=metric_table(metrics["models"], unseen_targets(metrics), metrics.get("uncertainty"))
+        if metrics
+        else None,
+        draws=(metrics.get("uncertainty") or {}).get("draws"),
         remarks=metrics.get("remarks", []),
         rows=metrics.get("rows"),
         calibration=metrics.get("calibration"),

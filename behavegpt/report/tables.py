@@ -32,20 +32,27 @@ LISTED = 1000  # behaviors in the table of behaviors, those with the most events
 RARE = 20  # events to predict below which a behavior's recall is mostly chance
 
 
-def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str, Any]:
+def metric_table(
+    models: dict[str, dict[str, Any]],
+    unseen: int = 0,
+    uncertainty: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Header, rows sorted by weighted recall (best first), the best of each column marked, and ours
     against the best.
 
-    A row is {name, ours, cells: [(text, best)], with_unseen: [text]}, the last with the targets
-    that were left out as misses, empty if there were none; `gain` compares ours with the best other
-    model, column by column; `primary` marks the columns that a first look needs.
+    A row is {name, ours, cells: [(text, best)], intervals: [text], with_unseen: [text]}, the last
+    with the targets that were left out as misses, empty if there were none; an interval is empty
+    where `uncertainty`, what metrics.json says of it, has none; `gain` compares ours with the best
+    other model, column by column; `primary` marks the columns that a first look needs.
     """
     columns = [key for key in METRICS if any(is_number(m.get(key)) for m in models.values())]
     best = {key: max(m[key] for m in models.values() if is_number(m.get(key))) for key in columns}
     order = sorted(models, key=lambda name: -(models[name].get("rec_w") or 0))
+    intervals = (uncertainty or {}).get("intervals", {})
     rows = [
         {
             "name": title_of(name),
+            "intervals": [_span(intervals.get(name, {}).get(key)) for key in columns],
             "ours": name == MODEL,
             "cells": [
                 (decimal(models[name].get(key)), models[name].get(key) == best[key])
@@ -64,6 +71,11 @@ def metric_table(models: dict[str, dict[str, Any]], unseen: int = 0) -> dict[str
         "rows": rows,
         "gain": _gains(models, columns),
     }
+
+
+def _span(interval: Sequence[float] | None) -> str:
+    """An interval as `.2466–.2554`; empty for none."""
+    return "–".join(f"{edge:.4f}".removeprefix("0") for edge in interval) if interval else ""
 
 
 def unseen_targets(metrics: dict[str, Any]) -> int:
@@ -96,8 +108,8 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     """Recall, precision and what it is taken for of each behavior with events to predict, beside
     the baseline with the best macro recall; most events first. None without the file.
 
-    A row is {behavior, cells: [(text, number)], taken_for: [(behavior, events)], few}: `few` where
-    too few events were predicted for the figures to say much.
+    A row is {behavior, cells: [(text, number)], taken_for: [(behavior, events)], examples, few}:
+    `few` where too few events were predicted for the figures to say much.
     """
     path = run / "eval" / "per_behavior.csv"
     rows = read_per_behavior(path) if path.is_file() else []
@@ -109,6 +121,7 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     other = best_baseline(rows)
     theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
     taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
+    shown = optional_json(run / "eval" / "examples.json").get("by_behavior", {})
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
     header = ["to predict", "recall", "precision", "in training"]
     if other:
@@ -116,14 +129,17 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
 
     return {
         "header": header,
-        "rows": [_behavior(row, theirs, taken_for) for row in ours[:LISTED]],
+        "rows": [_behavior(row, theirs, taken_for, shown) for row in ours[:LISTED]],
         "left_out": max(0, len(ours) - LISTED),
         "other": title_of(other) if other else None,
     }
 
 
 def _behavior(
-    row: dict[str, Any], theirs: dict[str, float], taken_for: dict[str, Any]
+    row: dict[str, Any],
+    theirs: dict[str, float],
+    taken_for: dict[str, Any],
+    shown: dict[str, Any],
 ) -> dict[str, Any]:
     figures: list[tuple[str, Any]] = [
         (f"{row['support']:,.0f}", row["support"]),
@@ -139,13 +155,19 @@ def _behavior(
         "behavior": row["behavior"],
         "cells": [(text, number if is_number(number) else -1) for text, number in figures],
         "taken_for": taken_for.get(row["behavior"], []),
+        "examples": shown.get(row["behavior"], []),
         "few": row["support"] < RARE,
     }
 
 
-def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
-    """What the figures say, in sentences: how often ours is right, and whether it beats the best
-    of the others."""
+def verdict(
+    models: dict[str, dict[str, Any]],
+    rows: int | None,
+    uncertainty: dict[str, Any] | None = None,
+) -> list[str]:
+    """What the figures say, in sentences: how often ours is right, whether it beats the best of
+    the others, and whether that may be chance: by the intervals of metrics.json where it has them,
+    else by a rule of thumb."""
     ours = models.get(MODEL)
     if ours is None or not is_number(ours.get("rec_w")):
         return []
@@ -165,14 +187,27 @@ def verdict(models: dict[str, dict[str, Any]], rows: int | None) -> list[str]:
             best = max(known, key=lambda name: known[name])
             said.append(_compared(what, ours[key], known[best], title_of(best)))
 
+    best = max(others, key=lambda name: others[name]["rec_w"])
+    differences = (uncertainty or {}).get("differences", {}).get(best, {})
+    if differences:
+        return [*said, _how_sure(differences["rec_w"], title_of(best))]
+
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
-    if rows and abs(ours["rec_w"] - max(m["rec_w"] for m in others.values())) < 2 * spread:
+    if rows and abs(ours["rec_w"] - others[best]["rec_w"]) < 2 * spread:
         said.append(
             f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
             "percentage points may be chance."
         )
 
     return said
+
+
+def _how_sure(difference: dict[str, float], name: str) -> str:
+    """One sentence on the interval of a difference in weighted recall."""
+    low, high = 100 * difference["low"], 100 * difference["high"]
+    span = f"{low:+.1f} to {high:+.1f} percentage points".replace("-", "−")
+    said = f"With other users, the overall difference to {name} would lie at {span} (95 % interval)"
+    return f"{said}; it may be chance." if low <= 0 <= high else f"{said}."
 
 
 def _compared(what: str, ours: float, theirs: float, name: str) -> str:

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
 from behavegpt.errors import ConfigError
 from behavegpt.losses import LossSettings
-from behavegpt.paths import PathText
 from behavegpt.pretrain import PretrainSettings
 from behavegpt.scaling.ladder import Rung, Task, make_rung
 

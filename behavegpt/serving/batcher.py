@@ -1,5 +1,5 @@
-"""Dynamic batching: one thread runs the model, on all requests that came while it was busy or
-within a few ms."""
+"""Dynamic batching: one thread runs the model, on all requests that came while it was busy or,
+where several come at a time, within a few ms."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Batcher:
         self._work, self._most, self._wait, self._limit = work, most, wait, most_waiting
         self._queue: queue.Queue[Waiting | None] = queue.Queue()
         self._held: list[Waiting] = []  # taken from the queue for a later batch
+        self._crowd = False  # whether the last batch held several, so that others may be near
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="behavegpt-model", daemon=True)
         self._thread.start()
@@ -68,6 +69,7 @@ class Batcher:
         while open_ or self._held:
             open_ = self._take(open_)
             batch = [item for item in self._next() if item.result.set_running_or_notify_cancel()]
+            self._crowd = len(batch) > 1 or bool(self._held)
             if not batch:
                 continue
             try:
@@ -82,8 +84,12 @@ class Batcher:
 
     def _take(self, open_: bool) -> bool:
         """Move requests from the queue to the held ones until a batch is full or has waited; False
-        once closed."""
-        until = time.monotonic() + self._wait
+        once closed.
+
+        A lone client is not kept waiting: what is there is all that comes.
+        """
+        wait = self._wait if self._crowd else 0.0
+        until = time.monotonic() + wait
         while open_ and sum(item.size for item in self._held) < self._most:
             left = until - time.monotonic()
             try:  # with nothing to do, wait for ever
@@ -93,7 +99,7 @@ class Batcher:
             if item is None:
                 return False
             if not self._held:
-                until = time.monotonic() + self._wait
+                until = time.monotonic() + wait
             self._held.append(item)
         return open_
 

@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
 from behavegpt.losses import LossSettings
-from behavegpt.paths import PathText
 
 # what `model` in a configuration may set, and what a checkpoint must share with the run that goes
 # on from it

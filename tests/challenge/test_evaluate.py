@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import AUROC
 
-from behavegpt.challenge import evaluate as module
 from behavegpt.challenge import network
+from behavegpt.challenge import runs as module
 from behavegpt.challenge.evaluate import evaluate, seeds_from
 from behavegpt.challenge.fit import train_and_score
 from behavegpt.challenge.leaderboard import read_result

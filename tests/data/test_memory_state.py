@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from behavegpt.data.memory import Spans, read_memory
-from behavegpt.data.memory_past import new_past
+from behavegpt.data.memory_past import KNOWN, new_past
 from behavegpt.data.memory_state import ROOM, extend, pack, read_pasts, unpack
 from behavegpt.data.memory_tables import Columns
 from tests.data.test_memory import log, tables_of
@@ -93,4 +93,4 @@ def test_room_follows_what_differs_not_what_repeats() -> None:
     past = new_past(ROOM)
     for _ in range(300):
         past = extend(past, tables, part(columns, offsets[0], offsets[1]))
-    assert past.number[0] > 300 and len(past.slot_class) < 2_000
+    assert past.number[KNOWN] > 300 and len(past.slot_class) < 2_000

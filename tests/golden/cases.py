@@ -35,8 +35,8 @@ from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.generation.constraints import count_links
 from behavegpt.ingest.prepare import prepare
 from behavegpt.pretrain import PretrainSettings, pretrain
-from behavegpt.profiles.pipeline import ProfileSettings
 from behavegpt.profiles.pipeline import run as run_profile
+from behavegpt.profiles.settings import ProfileSettings
 from behavegpt.training.model_folder import Trained
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.challenge.makers import make_directory

@@ -23,8 +23,8 @@ import pytest
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import DataError
 from behavegpt.ingest.events import read_events
-from behavegpt.ingest.files import _one_line_end
 from behavegpt.ingest.guess import guess_schema
+from behavegpt.ingest.log_file import _one_line_end
 from behavegpt.ingest.prepare import prepare
 from behavegpt.ingest.sources import find_logs
 

@@ -18,8 +18,8 @@ import pytest
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import DataError
 from behavegpt.ingest.events import read_events
-from behavegpt.ingest.plan import REASONS
 from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.reasons import REASONS
 from tests.runs import quick_folder
 
 TABLES, SIGNATURES, PREPARED = 10_000, 100, 100

@@ -18,6 +18,7 @@ from behavegpt.cli import main
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import DataError, MissingExtraError
 from behavegpt.ingest.prepare import prepare
+from behavegpt.ingest.spark_session import spark_session
 from tests.ingest.test_prepare import SCHEMA, log, saved, split_files
 
 
@@ -30,7 +31,7 @@ def spark() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PART_ROWS", 700)
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-        with module._session("local[2]") as session:
+        with spark_session("local[2]") as session:
             yield session
 
 

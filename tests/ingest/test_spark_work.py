@@ -20,7 +20,8 @@ from behavegpt.ingest.events import read_events
 from behavegpt.ingest.plan import parse_range
 from behavegpt.ingest.plan_columns import label_columns, needed_columns
 from behavegpt.ingest.sources import find_logs
-from behavegpt.ingest.spark import Job, _read, _survey, _survey_of, _whole_source
+from behavegpt.ingest.spark import whole_source
+from behavegpt.ingest.spark_work import Job, parse_survey, read_files, survey_files
 from behavegpt.ingest.survey import add_up
 from behavegpt.ingest.time_join import join_times, part_columns, time_parts
 
@@ -43,7 +44,7 @@ def accepted(folder: Path, schema: EventSchema, scratch: Path) -> list[dict[str,
     needed = part_columns(logs, needed_columns(schema, columns))
     with connect(scratch) as con:
         time = time_parts(schema.time, logs)[0]
-        types = join_times(_whole_source(con, logs, needed, scratch, time), logs, schema.time).types
+        types = join_times(whole_source(con, logs, needed, scratch, time), logs, schema.time).types
     absolute = replace(
         logs, members=tuple(replace(m, path=m.path.absolute()) for m in logs.members)
     )
@@ -57,13 +58,13 @@ def accepted(folder: Path, schema: EventSchema, scratch: Path) -> list[dict[str,
         2**30,
     )
     survey = add_up(
-        [_survey_of(b["survey"][0].as_py()) for b in _survey(job, numbers(len(logs.files)))]
+        [parse_survey(b["survey"][0].as_py()) for b in survey_files(job, numbers(len(logs.files)))]
     )
     rules = {
         field: choose_rule(fitting) for field, fitting in zip(columns, survey.rules, strict=True)
     }
     job = job._replace(survey=survey, schema=schema.model_copy(update={"label_rules": rules}))
-    rows = pa.Table.from_batches(_read(job, numbers(len(logs.files)))).to_pylist()
+    rows = pa.Table.from_batches(read_files(job, numbers(len(logs.files)))).to_pylist()
     assert all(
         (row["rejected"] > 0) == (row["reason"] > 0) == (row["time"] is None) for row in rows
     )

@@ -26,7 +26,7 @@ from behavegpt.profiles.features import FAMILIES, POSITION, ClientFeatures, read
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.networks import load_network
 from behavegpt.profiles.probe import auroc
-from behavegpt.profiles.training import TrainingSettings, seeded
+from behavegpt.profiles.task import TrainingSettings, seeded
 from tests.profiles.makers import read_events
 
 TRAINING = TrainingSettings(epochs=3, batch=16, lr=0.05, held_out=0.1)

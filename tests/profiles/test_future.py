@@ -17,7 +17,12 @@ from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.errors import DataError
 from behavegpt.profiles.future import contrastive
 from behavegpt.profiles.future import member as future
-from behavegpt.profiles.future.contrastive import Contrast, ContrastiveSettings, coming, info_nce
+from behavegpt.profiles.future.contrastive import (
+    Contrast,
+    ContrastiveSettings,
+    info_nce,
+    read_futures,
+)
 from behavegpt.profiles.future.member import FutureSettings, targets
 from behavegpt.profiles.future.tower import Tower, TowerSettings, embed_tower
 from behavegpt.profiles.future.windows import (
@@ -28,14 +33,14 @@ from behavegpt.profiles.future.windows import (
     counts,
     cut_histories,
     end_of,
-    past,
+    read_past,
     whole,
 )
 from behavegpt.profiles.histories import Shape
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.probe import auroc
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.training import TrainingSettings
+from behavegpt.profiles.task import TrainingSettings
 from tests.profiles.makers import FIRST_DAY, read_events
 
 COMMON = {
@@ -70,7 +75,7 @@ def test_pasts_and_futures_are_cut_where_a_loop_cuts_them(
     known = {name: store.vocabularies.values[name].tolist() for name in ("category", "sku")}
     for of in cuts.all_of(rows):
         wanted = targets(store, of, FUTURE)
-        read = past(store, of, FUTURE.names, 20)
+        read = read_past(store, of, FUTURE.names, 20)
         summary = counts(read).exp() - 1
         for n in range(len(of.row)):
             mine = table[table["client_id"] == store.clients[of.row[n]]].sort_values(
@@ -171,7 +176,10 @@ def test_an_empty_future_is_no_partner(small: Path, context: Callable[..., Conte
     sizes = {name: store.sizes[name] for name in CONTRASTIVE.names}
     torch.manual_seed(0)
     network = Contrast(Tower(sizes, CONTRASTIVE.shape, 8), sizes, CONTRASTIVE).eval()
-    read, theirs = past(store, of, CONTRASTIVE.names, 20), coming(store, of, CONTRASTIVE.names)
+    read, theirs = (
+        read_past(store, of, CONTRASTIVE.names, 20),
+        read_futures(store, of, CONTRASTIVE.names),
+    )
     vectors = network.tower(read)
     wanted = 0.3 * F.binary_cross_entropy_with_logits(
         network.empty(vectors)[:, 0], torch.from_numpy(~there).float()

@@ -20,7 +20,7 @@ from behavegpt.profiles.fields import END, PAD, START, Vocabularies
 from behavegpt.profiles.gru_autoencoder import GruAutoencoder, GruSettings, embed, fit
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.networks import load_network
-from behavegpt.profiles.training import TrainingSettings, mean_objective, seeded
+from behavegpt.profiles.task import TrainingSettings, mean_objective, seeded
 from tests.profiles.makers import read_events
 
 SIZES = {"day": 20, "event": 10, "sku": 30}

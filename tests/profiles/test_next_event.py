@@ -25,7 +25,7 @@ from behavegpt.profiles.next_event import (
     fit,
     softmax_loss,
 )
-from behavegpt.profiles.training import TrainingSettings
+from behavegpt.profiles.task import TrainingSettings
 from tests.profiles.makers import read_events
 
 SHAPE = Shape(embedding_size=8, layers=1, heads=2, longest=10, dropout=0.0)

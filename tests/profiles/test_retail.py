@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from behavegpt.profiles.pipeline import ProfileSettings, run
+from behavegpt.profiles.pipeline import run
 from behavegpt.profiles.probe import noise, probe
+from behavegpt.profiles.settings import ProfileSettings
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
 

@@ -26,16 +26,11 @@ from transformers import (
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.errors import CheckpointError
 from behavegpt.profiles.event_text import PARTS, open_lines, write_lines
+from behavegpt.profiles.language_model import MissingModelError, token_batches
 from behavegpt.profiles.members import Context
-from behavegpt.profiles.pipeline import ProfileSettings, run
-from behavegpt.profiles.text import (
-    MissingModelError,
-    Reader,
-    TextSettings,
-    embed,
-    fit,
-    token_batches,
-)
+from behavegpt.profiles.pipeline import run
+from behavegpt.profiles.settings import ProfileSettings
+from behavegpt.profiles.text import Reader, TextSettings, embed, fit
 from tests.profiles.makers import read_events
 
 NAMES = ["product buy", "add to cart", "remove from cart", "page visit", "search query"]

@@ -15,14 +15,14 @@ from behavegpt.devices import choose_device
 from behavegpt.errors import ConfigError
 from behavegpt.profiles import training
 from behavegpt.profiles.networks import embed_rows, load_network, save_network
-from behavegpt.profiles.training import (
+from behavegpt.profiles.task import (
     Task,
     TrainingSettings,
     epoch_batches,
     mean_objective,
     seeded,
-    train,
 )
+from behavegpt.profiles.training import train
 
 
 class Drift(nn.Module):

@@ -23,12 +23,11 @@ from torch.nn import functional as F
 from behavegpt.baselines.backbone import BackboneEncoder
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.batch import IGNORED
-from behavegpt.config import Settings
+from behavegpt.config import PathText, Settings
 from behavegpt.data.collate import BatchFields
 from behavegpt.data.loader import evaluation_batches, row_length_for
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.errors import ConfigError
-from behavegpt.paths import PathText
 from behavegpt.training.evaluate import hidden_states
 from behavegpt.training.model_folder import open_model
 

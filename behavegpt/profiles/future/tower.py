@@ -32,17 +32,18 @@ from behavegpt.profiles.future.windows import (
     counts,
     cut_histories,
     end_of,
+    read_past,
     whole,
 )
-from behavegpt.profiles.future.windows import past as read_past
 from behavegpt.profiles.histories import Body, Shape, last_states, mean_states
 from behavegpt.profiles.members import Context
 from behavegpt.profiles.networks import NetworkSettings, embed_store, fit_network, open_network
 from behavegpt.profiles.sequences import SequenceStore
-from behavegpt.profiles.training import Task, seeded
+from behavegpt.profiles.task import Task, seeded
 from behavegpt.user_embeddings import UserEmbeddings
 
 STATE = "tower.json"
+# log counts in each window and ever, and the ages of the newest and the oldest event
 COUNTS = len(EVENTS) * (len(RECENT) + 1) + 2
 
 
@@ -90,12 +91,11 @@ class Tower(nn.Module):
             nn.LayerNorm(dimensions),
         )
 
-    def forward(self, of: Past) -> Tensor:
+    def forward(self, pasts: Past) -> Tensor:
         """(N, D)."""
-        states, bounds = self.body(of.packed), of.packed.bounds
-        return self.fuse(
-            torch.cat([last_states(states, bounds), mean_states(states, bounds), counts(of)], dim=1)
-        )
+        states, bounds = self.body(pasts.packed), pasts.packed.bounds  # (T, C), (N + 1,)
+        parts = [last_states(states, bounds), mean_states(states, bounds), counts(pasts)]
+        return self.fuse(torch.cat(parts, dim=1))
 
 
 # the network, and the mean loss of examples
@@ -107,10 +107,8 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
     """Train a tower under what `make` puts on it; writes vocabularies, the tower's weights and the
     history's end."""
     vocabularies = context.vocabularies(settings.sequence)
-    store, device = (
-        context.sequences(settings.sequence, vocabularies),
-        choose_device(context.device),
-    )
+    store = context.sequences(settings.sequence, vocabularies)
+    device = choose_device(context.device)
     now = end_of(store)
     cuts = cut_histories(store, settings.cut, now)
 
@@ -119,12 +117,12 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
         network, loss = make(tower, store, cuts, device)
 
     def objective(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
-        # one draw is too noisy to stop by
+        # in training one moment of each client; all of them to judge, one draw is too noisy to
+        # stop by
         drawn = [cuts.draw(rows, rng)] if network.training else cuts.all_of(rows)
-        sizes = [len(of.row) for of in drawn]
-        return torch.stack(
-            [loss(of) * size for of, size in zip(drawn, sizes, strict=True)]
-        ).sum(), sum(sizes)
+        sizes = [len(examples.row) for examples in drawn]
+        losses = [loss(part) * size for part, size in zip(drawn, sizes, strict=True)]
+        return torch.stack(losses).sum(), sum(sizes)
 
     task = Task(settings.kind, np.flatnonzero(cuts.usable), objective)
     fit_network(context, settings, folder, vocabularies, task, network, kept=tower)
@@ -140,8 +138,8 @@ def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> User
 
     def encode(rows: np.ndarray) -> Tensor:
         histories = whole(store, rows, now)
-        known = read_past(store, histories, settings.names, settings.shape.longest)
-        return tower(moved(known, device))
+        pasts = read_past(store, histories, settings.names, settings.shape.longest)
+        return tower(moved(pasts, device))
 
     return embed_store(store, settings, encode)
 

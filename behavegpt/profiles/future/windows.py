@@ -63,14 +63,15 @@ class Cuts(NamedTuple):
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Examples:
         """An example of each client `rows` (N,), at one of its moments."""
+        # `usable` counts from the latest moment on, so every index below it is one of the client's
         return self.at((rng.random(len(rows)) * self.usable[rows]).astype(np.int64), rows)
 
     def all_of(self, rows: np.ndarray) -> list[Examples]:
         """All examples of clients `rows` (N,), moment by moment."""
-        found = (rows[self.usable[rows] > index] for index in range(len(self.moment)))
+        clients = [rows[self.usable[rows] > index] for index in range(len(self.moment))]
         return [
             self.at(np.full(len(some), index), some)
-            for index, some in enumerate(found)
+            for index, some in enumerate(clients)
             if len(some)
         ]
 
@@ -94,17 +95,17 @@ def end_of(store: SequenceStore) -> int:
 
 def cut_histories(store: SequenceStore, settings: CutSettings, now: int) -> Cuts:
     """The histories at each moment. Raises DataError when no client has an event before one."""
-    horizon, step = (round(days * DAY) for days in (settings.horizon, settings.step))
-    moment = now - horizon - step * np.arange(settings.moments)
-    stop, end = (
-        np.stack([store.stops_before(int(m) + later) for m in moment]) for later in (0, horizon)
-    )
-    usable = (stop > store.offsets[:-1]).sum(axis=0)
+    horizon, step = round(settings.horizon * DAY), round(settings.step * DAY)
+    # the latest cut leaves one whole horizon of future
+    moment = now - horizon - step * np.arange(settings.moments)  # (M,)
+    stop = np.stack([store.stops_before(int(cut)) for cut in moment])  # (M, U)
+    end = np.stack([store.stops_before(int(cut) + horizon) for cut in moment])
+
+    usable = (stop > store.offsets[:-1]).sum(axis=0)  # (U,)
     if not usable.any():
         raise DataError(
             f"no client has an event {settings.horizon:g} days before the history's end, so there "
-            "is no future to "
-            "learn from; choose a smaller cut.horizon."
+            "is no future to learn from; choose a smaller cut.horizon."
         )
 
     return Cuts(moment, stop, end, usable)
@@ -116,13 +117,17 @@ def whole(store: SequenceStore, rows: np.ndarray, now: int) -> Examples:
     return Examples(rows, np.full(len(rows), now), stop, stop)
 
 
-def past(store: SequenceStore, of: Examples, fields: tuple[str, ...], longest: int) -> Past:
+def read_past(
+    store: SequenceStore, examples: Examples, fields: tuple[str, ...], longest: int
+) -> Past:
     """The newest `longest` events before each cut, with their age as a further field."""
-    lengths = np.minimum(of.stop - store.offsets[of.row], longest)
-    source = ranges(of.stop - lengths, lengths)
-    seconds = np.maximum(
-        np.repeat(of.cut, lengths) - store.columns["time"][source].astype(np.int64), 0
-    )
+    lengths = np.minimum(examples.stop - store.offsets[examples.row], longest)  # (N,)
+    source = ranges(examples.stop - lengths, lengths)  # (T,)
+    moments = store.columns["time"][source].astype(np.int64)
+
+    # events after the cut, of a history newer than the fitted one, have age 0
+    seconds = np.maximum(np.repeat(examples.cut, lengths) - moments, 0)  # (T,)
+
     names = model_names((*fields, "age"))
     columns = {names[name]: store.columns[name][source] for name in fields}
     columns["age"] = half_octaves(seconds / 3600, AGES)
@@ -134,45 +139,53 @@ def past(store: SequenceStore, of: Examples, fields: tuple[str, ...], longest: i
     )
 
 
-def counts(of: Past) -> Tensor:
+def counts(pasts: Past) -> Tensor:
     """(N, S) float32: log(1 + events) of each type in the last days and of all that were read, and
     the logarithms of 1 + days since the newest and the oldest of them."""
-    bounds = of.packed.bounds
+    bounds = pasts.packed.bounds
+    # (T,) the example of each event
     which = torch.arange(len(bounds) - 1, device=bounds.device).repeat_interleave(bounds.diff())
-    kind = torch.nn.functional.one_hot(of.event.clamp(0, len(EVENTS) - 1), len(EVENTS)).float()
+
+    # (T, types)
+    kind = torch.nn.functional.one_hot(pasts.event.clamp(0, len(EVENTS) - 1), len(EVENTS)).float()
 
     columns = []
     for days in (*RECENT, float("inf")):
-        inside = kind * (of.days < days)[:, None]
+        inside = kind * (pasts.days < days)[:, None]  # (T, types)
         columns.append(inside.new_zeros(len(bounds) - 1, len(EVENTS)).index_add(0, which, inside))
 
-    ages = torch.stack([of.days[bounds[1:] - 1], of.days[bounds[:-1]]], dim=1)
+    # events are in time order: the last one is the newest
+    ages = torch.stack([pasts.days[bounds[1:] - 1], pasts.days[bounds[:-1]]], dim=1)
     return torch.log1p(torch.cat([*columns, ages], dim=1))
 
 
-def happens(store: SequenceStore, of: Examples) -> np.ndarray:
+def happens(store: SequenceStore, examples: Examples) -> np.ndarray:
     """(N, types) float32: whether each type of event occurs in the future."""
-    lengths = of.end - of.stop
-    source = ranges(of.stop, lengths)
-    found = np.zeros((len(lengths), len(EVENTS)), np.float32)
-    found[owners(lengths), store.columns["event"][source].astype(np.int64) - FIRST] = 1
-    return found
+    lengths = examples.end - examples.stop
+    source = ranges(examples.stop, lengths)
+    occurs = np.zeros((len(lengths), len(EVENTS)), np.float32)
+    occurs[owners(lengths), store.columns["event"][source].astype(np.int64) - FIRST] = 1
+    return occurs
 
 
 def chosen(
-    store: SequenceStore, of: Examples, field: str, top: int, events: tuple[int, ...]
+    store: SequenceStore, examples: Examples, field: str, top: int, events: tuple[int, ...]
 ) -> np.ndarray:
     """(N, top) float32: which of the `top` most frequent values of a field occur in the future's
     `events`."""
-    lengths = of.end - of.stop
-    source = ranges(of.stop, lengths)
+    lengths = examples.end - examples.stop
+    source = ranges(examples.stop, lengths)
+
+    # ids from FIRST on are by frequency; missing and rare become negative
     ids = store.columns[field][source].astype(np.int64) - FIRST
+
     kept = (
         np.isin(store.columns["event"][source].astype(np.int64) - FIRST, events)
         & (ids >= 0)
         & (ids < top)
     )
-    found = np.zeros((len(lengths), top), np.float32)
-    found[owners(lengths)[kept], ids[kept]] = 1
 
-    return found
+    labels = np.zeros((len(lengths), top), np.float32)
+    labels[owners(lengths)[kept], ids[kept]] = 1
+
+    return labels

@@ -1,0 +1,86 @@
+"""Runs the notebooks of notebooks/ and keeps what they print and draw: make notebooks
+
+    python tools/notebooks.py [NAME ...] [--check]
+
+Each runs in an empty folder of its own, with a cache of its own, so that it depends on nothing that
+an earlier run left. `--check` writes nothing: an error in a cell is the only failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+CELL_SECONDS = 1200
+# commands print as into a file, wide enough for their tables
+QUIET = {"HF_HUB_OFFLINE": "1", "COLUMNS": "130", "PYTHONWARNINGS": "ignore"}
+
+
+def run(path: Path) -> tuple[nbformat.NotebookNode, float]:
+    """The notebook with its outputs, and its CPU seconds. Raises CellExecutionError."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        # `!behavegpt` is the command of this environment and this checkout
+        added = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(FOLDER.parent),
+            "BEHAVEGPT_CACHE": str(Path(folder, "cache")),
+        }
+        began = cpu_seconds()
+        resources = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, timeout=CELL_SECONDS, resources=resources)
+        client.execute(env=os.environ | QUIET | added)
+        return tidy(notebook, folder), cpu_seconds() - began
+
+
+def cpu_seconds() -> float:
+    """Of the processes that were waited for, such as kernels and what they started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
+    """The notebook without what differs from run to run: times of cells, the temporary folder."""
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.metadata.pop("execution", None)
+        cell.outputs = [output for output in cell.get("outputs", ()) if not is_progress(output)]
+        for output in cell.outputs:
+            texts = output if output.output_type == "stream" else output.get("data", {})
+            for kind, text in texts.items():
+                if isinstance(text, str):
+                    texts[kind] = text.replace(f"{folder}/", "")
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook
+
+
+def is_progress(output: nbformat.NotebookNode) -> bool:
+    """Whether it is a line of training's progress, which differs from run to run."""
+    return "events/s" in output.get("data", {}).get("text/plain", "")
+
+
+def main() -> int:
+    """Run the notebooks that were asked for, one after the other."""
+    parser = argparse.ArgumentParser(description="run the notebooks and keep their outputs")
+    parser.add_argument("names", nargs="*", help="without .ipynb; all by default")
+    parser.add_argument("--check", action="store_true", help="run, but write nothing")
+    arguments = parser.parse_args()
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        if arguments.names and path.stem not in arguments.names:
+            continue
+        notebook, seconds = run(path)
+        if not arguments.check:
+            nbformat.write(notebook, path)
+        print(f"{path.stem}: {seconds:.0f} CPU s, {path.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The tables of results in README.md and docs/, made from the rows in docs/results.
+
+    python tools/results.py           # which tables differ from their rows; exit code 1 if any does
+    python tools/results.py --write   # make them anew
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is one of `TABLES`.
+`tests/test_results.py` holds the pages to the rows: a figure and its row cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from behavegpt.grid import Row, mean_and_deviation, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+FIGURES = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
+LOGS = {  # name of the log in the rows -> in the tables
+    "newyork": "New York, 289 venue categories",
+    "jakarta": "Jakarta, 312 venue categories",
+    "kualalumpur": "Kuala Lumpur, 337 venue categories",
+    "retail": "Online Retail, 44 product families",
+    "git": "git activity, 601 activities",
+    "globo": "Globo, 345 article buckets",
+}
+BENCHMARKS = ("benchmark_memory", "benchmark_large")
+COUNTS = ("user_recent", "mixture")  # of the baselines: those to beat
+
+
+def cell(rows: Iterable[Row], best: Sequence[str] = ()) -> str:
+    """`weighted / macro / NDCG@3`, mean ± deviation over seeds; those of `best` are bold."""
+    found = [row.get("test", row) for row in rows]
+    texts = [mean_and_deviation(row[name] for row in found) for name in FIGURES]
+    texts = [text.replace("0.", ".") for text in texts]
+    return " / ".join(
+        f"**{text}**" if name in best else text for name, text in zip(FIGURES, texts, strict=True)
+    )
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main_table() -> str:
+    """Every log: the counts to beat, the universal model, and the mixer trained on the log."""
+    trained = [row for folder in BENCHMARKS for row in read_rows(RESULTS / folder / "rows.jsonl")]
+    universal = read_rows(RESULTS / "universal.jsonl")
+
+    lines = []
+    for log, title in LOGS.items():
+        of_log = [row for row in trained if row["data"] == log and row["kind"] == "final"]
+        columns = [[row for row in of_log if row["model"] == name] for name in COUNTS]
+        columns += [
+            [row for row in universal if row["log"] == log and row["model"] == "universal"],
+            *([row for row in of_log if row["model"] == name] for name in ("mixer", "mixer_dro")),
+        ]
+        best = _best_of(columns)
+        seeds = "/".join(str(len(rows)) for rows in columns[-2:])
+        lines.append([f"{title} ({seeds})", *map(cell, columns, best)])
+    names = [name.replace("_", " ") for name in COUNTS]
+    head = [
+        "log (seeds)",
+        *names,
+        "universal, not trained on it",
+        "memory, cross-entropy",
+        "memory, DRO",
+    ]
+    return markdown(head, lines)
+
+
+def _best_of(columns: Sequence[Sequence[Row]]) -> list[list[str]]:
+    """Names of the figures in which each column has the largest mean."""
+    means = []
+    for rows in columns:
+        found = [row.get("test", row) for row in rows]
+        mean = {name: [row[name] for row in found] for name in FIGURES}
+        means.append(
+            {name: float(np.mean(values)) if values else 0.0 for name, values in mean.items()}
+        )
+    largest = {name: max(mean[name] for mean in means) for name in FIGURES}
+    return [[name for name in FIGURES if mean[name] == largest[name]] for mean in means]
+
+
+def blocks_table() -> str:
+    """What transformer blocks add to the mixer: cross-entropy, git activity."""
+    rows = read_rows(RESULTS / "benchmark_large" / "rows.jsonl")
+    rows = [row for row in rows if row["data"] == "git" and row["kind"] == "final"]
+    names = {
+        "mixture": "mixture of the counts, tuned",
+        "mixer": "memory alone",
+        "behavegpt": "memory beside two transformer blocks",
+    }
+    lines = []
+    for model, title in names.items():
+        found = [row for row in rows if row["model"] == model]
+        loss = mean_and_deviation((row["test"].get("cross_entropy") for row in found), 3)
+        lines.append([title, str(len(found)), cell(found), loss])
+    return markdown(["model", "seeds", " / ".join(FIGURES.values()), "cross-entropy"], lines)
+
+
+def losses_table(split: str) -> str:
+    """Each loss against cross-entropy, as mean over the logs, and the worst log."""
+    gains: dict[str, list[dict[str, float]]] = {}
+    files = sorted((RESULTS / "losses_memory").glob("*.jsonl"))
+    for file in files:
+        rows = [row for row in read_rows(file) if row["split"] == split]
+        by_loss = {
+            loss: {
+                name: float(np.mean([row[name] for row in rows if row["loss"] == loss]))
+                for name in FIGURES
+            }
+            for loss in dict.fromkeys(row["loss"] for row in rows)
+        }
+        for loss, figures in by_loss.items():
+            relative = {
+                name: figures[name] / by_loss["cross_entropy"][name] - 1 for name in FIGURES
+            }
+            gains.setdefault(loss, []).append(relative)
+
+    # compared on all logs or not at all
+    gains = {loss: found for loss, found in gains.items() if len(found) == len(files)}
+
+    def macro(loss: str) -> float:
+        return float(np.mean([gain["rec_m"] for gain in gains[loss]]))
+
+    lines = []
+    for loss in sorted(
+        (loss for loss in gains if loss != "cross_entropy"), key=macro, reverse=True
+    ):
+        weighted, ndcg = ([gain[name] for gain in gains[loss]] for name in ("rec_w", "ndcg@3"))
+        cells = [macro(loss), np.mean(weighted), min(weighted), np.mean(ndcg), min(ndcg)]
+        lines.append([loss, *(f"{value:+.1%}" for value in cells)])
+    head = ["loss", "macro recall", "weighted recall", "worst log", "NDCG@3", "worst log"]
+    return markdown(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "main": main_table,
+    "blocks": blocks_table,
+    "losses-valid": lambda: losses_table("valid"),
+    "losses-test": lambda: losses_table("test"),
+}
+
+
+def pages() -> list[Path]:
+    """README and the pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def made_anew(text: str) -> str:
+    """The text of a page with its marked tables made from the rows."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments: Any = sys.argv[1:] if argv is None else argv
+    old = [
+        page for page in pages() if made_anew(page.read_text("utf-8")) != page.read_text("utf-8")
+    ]
+    for page in old:
+        if "--write" in arguments:
+            page.write_text(made_anew(page.read_text("utf-8")), encoding="utf-8")
+        print(page.relative_to(ROOT), "made anew" if "--write" in arguments else "differs")
+    return 0 if "--write" in arguments else int(bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
