@@ -87,8 +87,10 @@ class Evaluation(Tabular):
 
     def to_table(self) -> pa.Table:
         """A row for each model: its name and `FIGURES`, null where a figure has no value."""
-        figures = {name: [model[name] for model in self.models.values()] for name in FIGURES}
-        return pa.table({"model": list(self.models), **figures})
+        columns: dict[str, list[Any]] = {"model": list(self.models)}
+        for name in FIGURES:
+            columns[name] = [model[name] for model in self.models.values()]
+        return pa.table(columns)
 
 
 class FittedPredictor(Predictor):
