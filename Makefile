@@ -1,7 +1,7 @@
 # The daily commands. ./bootstrap.sh install makes .venv with what they need.
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile
-.PHONY: check docs test coverage test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
+.PHONY: check docs notebooks test coverage test-all test-gpu style golden format bench bench-gpu gpu-pass constraints
 
 check: ## ruff, mypy, the layers of the design (import-linter), dead code (vulture)
 	$(PYTHON) -m ruff check .
@@ -25,6 +25,9 @@ test-gpu: ## what needs a CUDA device
 docs: ## the site of mkdocs.yml in site/; a broken link or an unlisted page is an error (./bootstrap.sh docs installs it)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build -q --strict
 
+notebooks: ## run notebooks/*.ipynb and keep what they print and draw; minutes
+	$(PYTHON) tools/notebooks.py
+
 style: ## lengths, comments, docstrings, ... of the library as a table; --list MEASURE names the places
 	$(PYTHON) tools/style_counts.py
 
@@ -35,9 +38,17 @@ format: ## rewrite the files in the project's style
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-bench: ## preparation and training against their peers; see benchmarks/
+MODEL := runs/demo/model
+LOG := behavegpt/demo/online_retail.parquet
+runs/demo/model/config.json:
+	$(PYTHON) -m behavegpt demo
+
+bench: $(MODEL)/config.json ## preparation and training against their peers, starting, serving and states of MODEL on LOG; see benchmarks/
 	$(PYTHON) benchmarks/prepare.py
 	$(PYTHON) benchmarks/train.py
+	$(PYTHON) benchmarks/start.py $(MODEL) --log $(LOG)
+	$(PYTHON) benchmarks/serve.py $(MODEL) --log $(LOG)
+	$(PYTHON) benchmarks/states.py $(MODEL) --log $(LOG)
 
 bench-gpu: ## training on this GPU: events/s, utilisation, memory, parts; see benchmarks/README.md
 	$(PYTHON) benchmarks/gpu.py

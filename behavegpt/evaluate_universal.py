@@ -61,8 +61,8 @@ def evaluate_universal(
 
     scored = {UNIVERSAL: metrics}
     if baselines:
-        for name, other, other_ranks in score_baselines(store, split, given):
-            scored[name], ranks[name] = other, other_ranks
+        for name, counted, counted_ranks in score_baselines(store, split, given):
+            scored[name], ranks[name] = counted, counted_ranks
 
     result = summary(scored, store, split, _protocol(store, split, given))
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)

@@ -68,8 +68,8 @@ def compare(
     # counting is fast, and the same on every rank: rank 0 does it alone
     scored, ranks = {"behavegpt": ours.metrics}, {"behavegpt": ours.ranks}
     if baselines and share.rank == 0:
-        for name, metrics, other_ranks in score_baselines(store, split, predictor.given):
-            scored[name], ranks[name] = metrics, other_ranks
+        for name, counted, counted_ranks in score_baselines(store, split, predictor.given):
+            scored[name], ranks[name] = counted, counted_ranks
 
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
     result["models"]["behavegpt"]["cross_entropy"] = ours.cross_entropy

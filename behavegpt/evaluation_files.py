@@ -1,4 +1,5 @@
-"""The files beside an evaluation's metrics.json: figures by behavior, confusions and examples.
+"""The files beside an evaluation's metrics.json: figures by behavior, confusions and examples
+(evaluation_examples.py).
 
 per_behavior.csv, confusion.json, examples.json
 """
@@ -17,8 +18,6 @@ from behavegpt.training.evaluate import CONFUSION_CLASSES
 
 TOP_BEHAVIORS = 15  # of the confusion table
 TAKEN_FOR = 3  # behaviors that a behavior is most often taken for
-EXAMPLES = 5
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 def write_details(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+PROGRESS = "events/s"  # in lines of a training's progress
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 CELL_SECONDS = 1200
 # commands print as into a file, wide enough for their tables
@@ -48,22 +51,28 @@ def cpu_seconds() -> float:
 
 
 def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
-    """The notebook without what differs from run to run: times of cells, the temporary folder."""
+    """The notebook without what differs from run to run (times of cells, progress, the temporary
+    folder), and without the colors of a terminal."""
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.metadata.pop("execution", None)
-        cell.outputs = [output for output in cell.get("outputs", ()) if not is_progress(output)]
+        kept: list[nbformat.NotebookNode] = []
         for output in cell.outputs:
+            joined = kept and output.output_type == "stream" == kept[-1].output_type
+            if joined and output.name == kept[-1].name:
+                kept[-1].text += output.text
+            elif PROGRESS not in output.get("data", {}).get("text/plain", ""):
+                kept.append(output)
+        for output in kept:
             texts = output if output.output_type == "stream" else output.get("data", {})
             for kind, text in texts.items():
                 if isinstance(text, str):
-                    texts[kind] = text.replace(f"{folder}/", "")
+                    texts[kind] = ANSI.sub("", text).replace(f"{folder}/", "")
+            if output.output_type == "stream":
+                lines = output.text.splitlines(keepends=True)
+                output.text = "".join(line for line in lines if PROGRESS not in line)
+        cell.outputs = kept
     notebook.metadata.language_info = {"name": "python"}
     return notebook
-
-
-def is_progress(output: nbformat.NotebookNode) -> bool:
-    """Whether it is a line of training's progress, which differs from run to run."""
-    return "events/s" in output.get("data", {}).get("text/plain", "")
 
 
 def main() -> int:

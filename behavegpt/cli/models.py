@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import Arguments, Parser, encoding_argument, named_logs
+from behavegpt.cli.command import (
+    Arguments,
+    Parser,
+    encoding_argument,
+    given_options,
+    named_logs,
+)
+from behavegpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -32,20 +40,24 @@ def log_arguments(parser: Parser) -> None:
     group.add_argument(
         "--naive-time", choices=("local", "utc"), help="what a time without zone means"
     )
+    group.add_argument(
+        "--tz",
+        metavar="ZONE",
+        help="of `universal`: IANA zone of weekdays and time slots (default UTC)",
+    )
 
 
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
     universal one."""
-    from behavegpt.errors import ConfigError
     from behavegpt.predictor import load
     from behavegpt.zero_shot import is_universal
 
     if is_universal(arguments.model):
         raise ConfigError(
             f"{arguments.model} predicts, embeds, generates, serves and is evaluated; "
-            f"{arguments.command.split()[-1]} "
-            "needs a trained model: behavegpt train configs/small.yaml data.path=DIR out=RUN"
+            f"{arguments.command.split()[-1]} needs a trained model: behavegpt train "
+            "configs/small.yaml data.path=DIR out=RUN"
         )
 
     changes = _changes(arguments)
@@ -61,11 +73,12 @@ def load_with_logs(
 
     Raises ConfigError where logs are missing.
     """
-    from behavegpt.errors import ConfigError
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
     if is_universal(arguments.model):
-        universal, changes = load_zero_shot(arguments.model), _changes(arguments)
+        universal = load_zero_shot(arguments.model)
+        # a saved folder has its tables already: logs are asked about, not counted
+        changes = _changes(arguments, counting=not universal.counted)
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
@@ -86,8 +99,9 @@ def _given(arguments: Arguments) -> tuple[str, ...]:
     """What is known of the event that is predicted: what a command names, or what it asks about."""
     from behavegpt.ingest.asked import named_given
 
-    told = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
-    return told or tuple(getattr(arguments, "given", None) or ())
+    # a command has either --at and --location-now or --given
+    named = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
+    return named or tuple(getattr(arguments, "given", None) or ())
 
 
 def given_argument(parser: Parser, what: str) -> None:
@@ -97,7 +111,22 @@ def given_argument(parser: Parser, what: str) -> None:
     )
 
 
-def _changes(arguments: Arguments) -> dict[str, Any]:
-    return {
-        name: getattr(arguments, name) for name in _READING if getattr(arguments, name) is not None
-    }
+def say_unread(unknown: Mapping[str, int], rejected: Mapping[str, int]) -> None:
+    """Say how many labels of a log the model does not know, and how many rows it left out."""
+    from behavegpt.console import say
+
+    for what, counts in (("unknown labels", unknown), ("rows left out", rejected)):
+        for name, number in counts.items():
+            if number:
+                say(f"{what}: {name}: {number:,}")
+
+
+def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
+    """What the options say of the columns and times of a log. Raises ConfigError for a zone, unless
+    the log is counted: what was trained or counted keeps its own."""
+    if arguments.tz and not counting:
+        raise ConfigError(
+            f"--tz is for a log that `universal` counts; {arguments.model} keeps the zone of the "
+            "log that it was made from."
+        )
+    return given_options(arguments, (*_READING, "tz"))

@@ -16,10 +16,8 @@ class Calibration:
         # (3, BINS) float64: predictions, their summed probability, those that came true
         self.sums = torch.zeros(3, BINS, dtype=torch.float64)
 
-    def update(
-        self, logits: torch.Tensor, target: torch.Tensor, row: torch.Tensor | None = None
-    ) -> None:
-        """Take up logits (N, K) and targets (N,), whichever rows they are of."""
+    def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Take up logits (N, K) and targets (N,)."""
         if not len(target):
             return
 

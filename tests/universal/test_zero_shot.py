@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import behavegpt
 from behavegpt.cli import main
 from behavegpt.config import read_settings
 from behavegpt.data.schema import EventSchema
@@ -61,6 +62,10 @@ def test_it_predicts_what_nobody_trained(universal: Path, habits: pd.DataFrame) 
         habits.rename(columns={"who": "user", "when": "time", "what": "event"}), top_k=3
     )
     assert np.array_equal(direct.labels, found.labels)
+    rows = habits.assign(when=habits.when.astype(str)).to_dict("records")
+    for listed in (rows, rows[::-1]):
+        counted = load_zero_shot(universal).fit_tables(listed, SCHEMA)
+        assert np.array_equal(counted.predict(top_k=3).labels, found.labels)
 
 
 def test_a_user_alone_gets_the_same_answer(universal: Path, habits: pd.DataFrame) -> None:
@@ -137,6 +142,24 @@ def test_the_commands_take_the_name(
     )
     assert main(["export", "universal", str(tmp_path / "log.csv"), str(tmp_path / "vectors")]) == 2
     assert "needs a trained model" in capsys.readouterr().err
+
+
+def test_the_zone_of_a_counted_log_is_named_and_kept(
+    habits: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weekdays and hours are those of the zone, so the log is counted otherwise than in UTC."""
+    log, counted = str(tmp_path / "log.csv"), str(tmp_path / "counted")
+    habits.rename(columns={"who": "user", "when": "time", "what": "event"}).to_csv(log, index=False)
+    told = {}
+    for zone in ("UTC", "Asia/Tokyo"):
+        words = ["predict", "universal", log, "--tz", zone, "--naive-time", "utc", "--json"]
+        assert main([*words, "--save", f"{counted}-{zone[:3]}"]) == 0
+        model = behavegpt.load(f"{counted}-{zone[:3]}")
+        assert model.tokenizer.event_schema.tz == zone
+        told[zone] = json.loads(capsys.readouterr().out)
+    assert told["UTC"] != told["Asia/Tokyo"]
+    assert main(["predict", f"{counted}-UTC", log, "--tz", "UTC"]) == 2
+    assert "keeps the zone" in capsys.readouterr().err
 
 
 def test_the_commands_that_use_counts(
