@@ -65,10 +65,10 @@ def moved(parts: Any, device: torch.device) -> Any:
     """Tensors, or arrays as such, on a device; also in dicts and named tuples of them."""
     if isinstance(parts, np.ndarray):
         parts = torch.from_numpy(parts)
-
     if isinstance(parts, torch.Tensor):
         return parts.to(device, non_blocking=True)
 
+    # whatever holds tensors keeps its form; anything else, such as None, stays as it is
     if isinstance(parts, dict):
         return {name: moved(part, device) for name, part in parts.items()}
     if isinstance(parts, tuple):

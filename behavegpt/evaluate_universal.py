@@ -50,7 +50,6 @@ def evaluate_universal(
 
     metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
     ranks = {UNIVERSAL: TargetRanks(rows)}
-
     with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
         # a target is asked for at the event before it
         for position, logits in model.score(reader, rows - 1):
@@ -61,10 +60,20 @@ def evaluate_universal(
             show(metrics.rows, "")
 
     scored = {UNIVERSAL: metrics}
-    for name, counted, counted_ranks in score_baselines(store, split, given) if baselines else ():
-        scored[name], ranks[name] = counted, counted_ranks
+    if baselines:
+        for name, counted, counted_ranks in score_baselines(store, split, given):
+            scored[name], ranks[name] = counted, counted_ranks
 
-    protocol = {
+    result = summary(scored, store, split, _protocol(store, split, given))
+    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
+    write_json(out, result)
+    return result
+
+
+def _protocol(store: EventStore, split: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """How the figures were made, for whoever compares them with others."""
+    return {
         "task": describe(given),
         "given": " and ".join(given) or "nothing",
         "training": "none on this log; tables and labels are those of its training split",
@@ -73,9 +82,3 @@ def evaluate_universal(
         "classes": store.behaviors.classes,
         "content_hash": store.manifest.content_hash,
     }
-
-    result = summary(scored, store, split, protocol)
-    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
-    result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
-    write_json(out, result)
-    return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,35 +60,20 @@ def compare(
 
     # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
-    rows = target_rows(store, SPLITS[split])
-    if len(rows) == 0:
+    if not len(target_rows(store, SPLITS[split])):
         raise DataError(_nothing_to_predict(store, split))
 
-    calibration, ranks = Calibration(), {"behavegpt": TargetRanks(rows)}
-    with progress("evaluate behavegpt", len(rows)) as show:
-        advance = _cumulative(show)
-
-        def take_up(part: ScoredBatch) -> None:
-            calibration.update(part.logits, part.target)
-            ranks["behavegpt"].update(part.logits, part.target, part.row)
-            advance(len(part.target))
-
-        metrics, cross_entropy = evaluate(
-            predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
-        )
-    if share.world > 1:
-        sums = (calibration.sums, ranks["behavegpt"].sums)
-        calibration.sums, ranks["behavegpt"].sums = sum_over_ranks(sums, predictor.model.device)
+    ours = _score(predictor, store, split, shift, share)
 
     # counting is fast, and the same on every rank: rank 0 does it alone
-    scored = {"behavegpt": metrics}
+    scored, ranks = {"behavegpt": ours.metrics}, {"behavegpt": ours.ranks}
     if baselines and share.rank == 0:
         for name, counted, counted_ranks in score_baselines(store, split, predictor.given):
             scored[name], ranks[name] = counted, counted_ranks
 
     result = summary(scored, store, split, _protocol(predictor, store, split, rule))
-    result["models"]["behavegpt"]["cross_entropy"] = cross_entropy
-    result["calibration"] = calibration.compute()
+    result["models"]["behavegpt"]["cross_entropy"] = ours.cross_entropy
+    result["calibration"] = ours.calibration.compute()
 
     # on several ranks all hold the result; one writes it
     if share.rank == 0:
@@ -101,12 +86,46 @@ def compare(
     return result
 
 
+class _Scored(NamedTuple):
+    """What a pass over a split's targets gives."""
+
+    metrics: PredictionMetrics
+    cross_entropy: float  # mean, in nats
+    calibration: Calibration
+    ranks: TargetRanks
+
+
+def _score(
+    predictor: Predictor, store: EventStore, split: str, shift: torch.Tensor, share: Share
+) -> _Scored:
+    """Score the model's logits less `shift` (K,)."""
+    rows = target_rows(store, SPLITS[split])
+    calibration, ranks = Calibration(), TargetRanks(rows)
+    with progress("evaluate behavegpt", len(rows)) as show:
+        advance = _cumulative(show)
+
+        def take_up(part: ScoredBatch) -> None:
+            calibration.update(part.logits, part.target)
+            ranks.update(part.logits, part.target, part.row)
+            advance(len(part.target))
+
+        metrics, cross_entropy = evaluate(
+            predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
+        )
+
+    # `evaluate` adds up what it made itself; these saw this rank's batches alone
+    if share.world > 1:
+        sums = (calibration.sums, ranks.sums)
+        calibration.sums, ranks.sums = sum_over_ranks(sums, predictor.model.device)
+    return _Scored(metrics, cross_entropy, calibration, ranks)
+
+
 def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> dict[str, Any]:
     """95 % intervals of all models' main figures, the users drawn again, and of the differences
     between ours and the others; see metrics/bootstrap.py."""
     rows = ranks[ours].rows
     return user_intervals(
-        {name: found.ranks for name, found in ranks.items()},
+        {name: of_model.ranks for name, of_model in ranks.items()},
         store.column("behavior")[rows].astype(np.int64) - FIRST,
         np.searchsorted(store.offsets, rows, side="right") - 1,
         ours,
@@ -114,6 +133,7 @@ def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> 
 
 
 def _nothing_to_predict(store: EventStore, split: str) -> str:
+    """Why a split has no targets, and what to do."""
     unseen = count_unseen(store, SPLITS[split])
     why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
     return (

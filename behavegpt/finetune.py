@@ -133,8 +133,6 @@ def _open_base(folder: Path) -> Trained:
 def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> Adapted:
     """The base's parts in a model for the data of `store` (default: settings.data), as
     settings.mode says."""
-    from behavegpt.adapt.peft import weights_hash
-
     store = store or open_store(settings.data.path)
     base, old = _open_base(Path(settings.base))
     check_schema(base.config.given or (), store.schema)
@@ -149,11 +147,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
         refuse_nothing_new(old, new)
     remarks = schema_remarks(base.config, old, store)
 
-    # a fresh model of the target's shape; what the mode transfers is copied over it
-    model = BehaveGPTForBehaviorPrediction(target_config(base.config, new, options.dropout))
-    model.set_prior(torch.tensor(encoded.behaviors.counts))
-    if model.config.memory:  # the habits of these data
-        model.counts = count_store(encoded, in_order(model.config.given or ()))
+    model = _fresh_model(base.config, new, encoded, options.dropout)
     weights = base.state_dict()
     plan = plan_transfer(row, weights, old, new, model, options.same_labels)
     if options.scale == "base":
@@ -174,11 +168,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
         model=model,
         store=encoded,
         tokenizer=new,
-        origin={
-            "base": weights_hash(Path(settings.base)),
-            "mode": settings.mode,
-            "adapt": options.model_dump(mode="json"),
-        },
+        origin=_origin(settings),
         facts={
             "transfer": [count._asdict() for count in counts],
             "remarks": remarks,
@@ -188,6 +178,28 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
         inherit=inherit or (lambda loss: None),
         finish=finish,
     )
+
+
+def _origin(settings: FinetuneSettings) -> dict[str, Any]:
+    """What else must be the same for a run to go on: the base by its weights, mode and options."""
+    from behavegpt.adapt.peft import weights_hash
+
+    return {
+        "base": weights_hash(Path(settings.base)),
+        "mode": settings.mode,
+        "adapt": settings.adapt.model_dump(mode="json"),
+    }
+
+
+def _fresh_model(
+    base: BehaveGPTConfig, tokenizer: EventTokenizer, store: EventStore, dropout: float | None
+) -> BehaveGPTForBehaviorPrediction:
+    """A new model of the target's shape; what the mode transfers is copied over it."""
+    model = BehaveGPTForBehaviorPrediction(target_config(base, tokenizer, dropout))
+    model.set_prior(torch.tensor(store.behaviors.counts))
+    if model.config.memory:  # the habits of these data
+        model.counts = count_store(store, in_order(model.config.given or ()))
+    return model
 
 
 def show_transfer(mode: str, counts: list[Counts], remarks: list[str]) -> None:

@@ -72,8 +72,10 @@ class Evaluation(Tabular):
 
     def to_table(self) -> pa.Table:
         """A row for each model: its name and METRICS, null where one has no value."""
-        figures = {name: [model[name] for model in self.models.values()] for name in METRICS}
-        return pa.table({"model": list(self.models), **figures})
+        columns: dict[str, list[Any]] = {"model": list(self.models)}
+        for name in METRICS:
+            columns[name] = [model[name] for model in self.models.values()]
+        return pa.table(columns)
 
 
 class FittedPredictor(Predictor):
@@ -176,7 +178,6 @@ def fit(
     chosen = _by_owner(settings)
     # mistakes before the work, with paths that stand for those not known yet
     read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
-
     if out is not None:
         run = local_path(out)
         check_output(run, "into")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from behavegpt.figures import BLUE, GRID, MARKERS, OTHERS, figure, short
 from behavegpt.result_files import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def challenge_scores(board: Path, out: Path) -> Path:
@@ -56,13 +60,7 @@ def challenge_results(results: Sequence[Path], out: Path) -> Path:
         for place, task in enumerate(tasks):
             # equal in all tables: the floors are those of the labels
             floor = next(table["floors"][task] for table in tables if task in table["tasks"])
-            edges = [place - 0.4, place + 0.4]
-            level, band = floor["constant"], 2 * floor["chance_std"]
-            # one entry in the legend is enough
-            labels = (None, None) if place else ("knows nothing (band: chance)", "best possible")
-            axes.fill_between(edges, level - band, level + band, color=GRID, linewidth=0)
-            axes.plot(edges, [level, level], color="gray", linewidth=1, label=labels[0])
-            axes.plot(edges, [floor["ceiling"]] * 2, color="gray", linewidth=3, label=labels[1])
+            _draw_floor(axes, place, floor)
 
         colors = [BLUE, *OTHERS] * len(tables)
         for index, (table, color) in enumerate(zip(tables, colors, strict=False)):
@@ -94,3 +92,15 @@ def challenge_results(results: Sequence[Path], out: Path) -> Path:
         axes.set(title="Challenge scores by task (dots: seeds)", ylabel="task score")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return out
+
+
+def _draw_floor(axes: Axes, place: int, floor: Mapping[str, float]) -> None:
+    """What knowing nothing gives in a task, and the best that its labels allow."""
+    edges = [place - 0.4, place + 0.4]
+    level, band = floor["constant"], 2 * floor["chance_std"]
+    # one entry in the legend is enough
+    labels = (None, None) if place else ("knows nothing (band: chance)", "best possible")
+
+    axes.fill_between(edges, level - band, level + band, color=GRID, linewidth=0)
+    axes.plot(edges, [level, level], color="gray", linewidth=1, label=labels[0])
+    axes.plot(edges, [floor["ceiling"]] * 2, color="gray", linewidth=3, label=labels[1])

@@ -67,10 +67,13 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption
     >>> table.removeprefix("<table><caption>one</caption><thead><tr><th>n</th></tr></thead>")
     '<tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
     """
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    lines = ["".join(f"<td>{_cell(value)}</td>" for value in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
     title = f"<caption>{html.escape(caption)}</caption>"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+
+    body = ""
+    for row in rows:  # few: a notebook shows a glimpse
+        cells = "".join(f"<td>{_cell(value)}</td>" for value in row)
+        body += f"<tr>{cells}</tr>"
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -18,7 +18,7 @@ import torch
 
 from behavegpt.data.given import given_fields
 from behavegpt.data.memory_tables import Columns, memory_columns
-from behavegpt.data.times import calendar, parse_date
+from behavegpt.data.times import calendar
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState
 from behavegpt.data.vocabulary import FIRST
@@ -28,7 +28,7 @@ from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import Draws
 from behavegpt.generation.sampling import Uniforms, choose
 from behavegpt.generation.settings import GenerationSettings
-from behavegpt.ingest.plan import TIME_RANGE
+from behavegpt.generation.state import horizon_of
 from behavegpt.universal.counted import CountedLog
 from behavegpt.universal.model import UniversalModel
 
@@ -116,10 +116,7 @@ class _Rows:
             name: values[end - 1].astype(np.int64) for name, values in encoded.columns.items()
         }
         self.time = self.last["time"]
-        # no event later than the times that a store can hold, or than the span that was asked for
-        self.horizon = np.full(len(user), parse_date(TIME_RANGE[1]) - 1)
-        if settings.span is not None:
-            self.horizon = np.minimum(self.horizon, self.time + settings.span)
+        self.horizon = horizon_of(self.time, settings)
         self.uniforms = Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample)
 
     def draw(

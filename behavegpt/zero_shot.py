@@ -189,13 +189,8 @@ class UniversalPredictor(KeepsStates):
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
 
-        # counted now, or counted again for what is given: the answer is that of another predictor
         given = named_given(at, location)
-        counted = self
-        if self._log is None and events is not None:
-            counted, events = self.fit_tables(events, given=given), None
-        elif given and not self.given and as_states(events) is None:
-            counted = UniversalPredictor(self.model, self.log.knowing(given))
+        counted, events = self._counted_for(events, given)
         if counted is not self:
             return counted.predict(
                 events,
@@ -217,6 +212,17 @@ class UniversalPredictor(KeepsStates):
         )
         shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
         return most_probable(pieces, self.tokenizer, asked, options.top_k, shift, on_user)
+
+    def _counted_for(
+        self, events: EventData | None, given: tuple[str, ...]
+    ) -> tuple[UniversalPredictor, EventData | None]:
+        """Who answers, and about which events: where nothing was counted yet, or with nothing
+        given, another predictor."""
+        if self._log is None and events is not None:
+            return self.fit_tables(events, given=given), None
+        if given and not self.given and as_states(events) is None:
+            return UniversalPredictor(self.model, self.log.knowing(given)), events
+        return self, events
 
     def embed(
         self,

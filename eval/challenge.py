@@ -103,8 +103,8 @@ def _cell(score: dict[str, Any]) -> str:
     return f"{score['mean']:.4f}{spread}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate what has no result yet, then print the table."""
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,6 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rows", type=Path, metavar="FILE", help="also write the scores as JSON lines"
     )
     parser.add_argument("--subset", action="store_true", help="entries may lack relevant clients")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate what has no result yet, then print the table."""
+    parser = make_parser()
     arguments = parser.parse_args(argv)
 
     everything = list(arguments.tasks) == ["all"]

@@ -345,8 +345,8 @@ def rows_of(
     print(row["generator"], row["seed"], {f: round(row[f], 4) for f in FIGURES}, file=sys.stderr)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, or show what there is."""
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -377,8 +377,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--table", action="store_true", help="print the table of the rows")
     parser.add_argument("--plot", type=Path, help="draw real and generated futures")
-    arguments = parser.parse_args(argv)
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, or show what there is."""
+    arguments = make_parser().parse_args(argv)
     arguments.generators = arguments.generators or [*generators.GENERATORS, MODEL]
     if arguments.table or arguments.plot:
         rows = read_rows(arguments.out)

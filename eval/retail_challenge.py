@@ -103,15 +103,19 @@ def convert(log: Path, out: Path) -> dict[str, int]:
         target.to_parquet(out / "target" / f"{name}_target.parquet", index=False)
         facts[f"{name}_buyers"] = len(set(target["client_id"]) & set(clients))
 
-    # the labels of the propensity tasks: those bought most before the windows
     past = events.loc[history & bought, ["sku"]].merge(properties, on="sku")
+    _write_labels(past, out / "target")
+    return facts
+
+
+def _write_labels(past: pd.DataFrame, folder: Path) -> None:
+    """The labels of the propensity tasks: those bought most before the windows."""
     for column, top in (("category", CATEGORIES), ("sku", SKUS), ("price", PRICES)):
         # a stable sort of sorted labels: ties in the same order everywhere
         counts = past[column].value_counts().sort_index()
         counts = counts.sort_values(ascending=False, kind="stable").head(top)
-        np.save(out / "target" / f"propensity_{column}.npy", counts.index.to_numpy(np.int64))
-        np.save(out / "target" / f"popularity_propensity_{column}.npy", counts.to_numpy(np.float64))
-    return facts
+        np.save(folder / f"propensity_{column}.npy", counts.index.to_numpy(np.int64))
+        np.save(folder / f"popularity_propensity_{column}.npy", counts.to_numpy(np.float64))
 
 
 def _properties(events: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:

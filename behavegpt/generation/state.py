@@ -68,19 +68,15 @@ class RowState:
         index = np.minimum((end - length)[:, None] + np.arange(limit), end[:, None] - 1)
         window = {name: encoded.columns[name].astype(np.int64)[index] for name in names}
 
-        # no event later than the times that a store can hold, or than the span that was asked for
         times = encoded.columns["time"]
         now = times[end - 1].astype(np.int64)
-        horizon = np.full(len(user), parse_date(TIME_RANGE[1]) - 1)
-        if settings.span is not None:
-            horizon = np.minimum(horizon, now + settings.span)
-
         memory = None
         if counts is not None:
             memory = LiveMemory(encoded.columns, begin, end, counts, settings.steps)
         own = None
         if needs_own_past:
             own = OwnPast({name: encoded.columns[name] for name in (*names, "time")}, begin, end)
+
         users = zip(begin, end, strict=True)
         return cls(
             schema=schema,
@@ -92,7 +88,7 @@ class RowState:
             user=user,
             sample=sample,
             time=now,
-            horizon=horizon,
+            horizon=horizon_of(now, settings),
             grid=np.array([time_grid(times[low:high], schema) for low, high in users]),
             uniforms=Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample),
             own=own,
@@ -145,3 +141,12 @@ class RowState:
         for kept in (self.own, self.memory):
             if kept is not None:
                 kept.take(rows)
+
+
+def horizon_of(now: np.ndarray, settings: GenerationSettings) -> np.ndarray:
+    """The last moment (N,) at which an event may be drawn after `now` (N,), in epoch seconds."""
+    # the times that a store can hold, or the span that was asked for
+    horizon = np.full(len(now), parse_date(TIME_RANGE[1]) - 1)
+    if settings.span is not None:
+        horizon = np.minimum(horizon, now + settings.span)
+    return horizon

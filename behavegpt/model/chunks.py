@@ -158,12 +158,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 for p, g in zip(parameters, gradients, strict=True)
                 if g is not None and id(p) not in sunk
             ]
-            # unused: frozen layers under an adapter, or a head's optional parts
-            made = torch.autograd.grad(loss, [source for source, _ in sums], allow_unused=True)
-            for (_, summed), new in zip(sums, made, strict=True):
-                if new is not None:
-                    summed += new
-
+            _add_gradients(loss, sums)
             total += loss.detach()
             class_loss += _by_class(per_event, target[part], classes)
 
@@ -211,6 +206,15 @@ class _SinkingLinear(torch.autograd.Function):
 
         # weight, bias and sink get none: the sink holds them already
         return gradient @ weight.to(gradient.dtype), None, None, None
+
+
+def _add_gradients(loss: torch.Tensor, sums: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Add the gradients of a loss () by each source to the tensor beside it, of any one shape."""
+    # unused: frozen layers under an adapter, or a head's optional parts
+    made = torch.autograd.grad(loss, [source for source, _ in sums], allow_unused=True)
+    for (_, summed), new in zip(sums, made, strict=True):
+        if new is not None:
+            summed += new
 
 
 def _sink_of(

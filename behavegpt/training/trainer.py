@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -80,11 +80,11 @@ class Trainer(OptimizerSteps):
         self.judge_start = judge_start
         assert self.run.settings is not None, "a run without a folder keeps nothing to go on from"
 
-        self.fingerprint = fingerprint_of(self.run.settings, self.store, self.bare.config) | dict(
-            origin or {}
-        )
-
+        # a checkpoint is continued by the same data, shape and options alone
+        own = fingerprint_of(self.run.settings, self.store, self.bare.config)
+        self.fingerprint = own | dict(origin or {})
         checkpoint = self.run.latest(self.fingerprint)
+
         parameters, targets = count_parameters(self.saved), targets_of(self.store)
         known = {
             "parameters": parameters["total"],
@@ -101,12 +101,14 @@ class Trainer(OptimizerSteps):
             self._begin(checkpoint)
             self._loop(reporter(show))
 
-        if self.signal is None:
-            best = self.progress.best_step
-            self.run.record["best_step"] = self.progress.step if best is None else best
-            self.run.record["stopped"] = self.progress.stopped
-            return
+        if self.signal is not None:
+            self._end_by(self.signal)
+        best = self.progress.best_step
+        self.run.record["best_step"] = self.progress.step if best is None else best
+        self.run.record["stopped"] = self.progress.stopped
 
+    def _end_by(self, number: int) -> NoReturn:
+        """End the process of a run that a signal stopped, once all is saved."""
         # the ranks leave together: one that ended before the others had saved would hang them
         leave(self.accelerator)
         if self.accelerator.is_main_process:
@@ -115,7 +117,7 @@ class Trainer(OptimizerSteps):
                 "on there, train and finetune with --resume."
             )
         # shells expect 128 + the signal; SIGUSR1, which schedulers send, ends like SIGTERM
-        raise SystemExit(128 + (self.signal if self.signal == signal.SIGINT else signal.SIGTERM))
+        raise SystemExit(128 + (number if number == signal.SIGINT else signal.SIGTERM))
 
     def best_model(self) -> BehaveGPTForBehaviorPrediction:
         """The model with the weights of the best validation, or the last ones; whole on rank 0. All
