@@ -38,9 +38,17 @@ format: ## rewrite the files in the project's style
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-bench: ## preparation and training against their peers; see benchmarks/
+MODEL := runs/demo/model
+LOG := behavegpt/demo/online_retail.parquet
+runs/demo/model/config.json:
+	$(PYTHON) -m behavegpt demo
+
+bench: $(MODEL)/config.json ## preparation and training against their peers, starting, serving and states of MODEL on LOG; see benchmarks/
 	$(PYTHON) benchmarks/prepare.py
 	$(PYTHON) benchmarks/train.py
+	$(PYTHON) benchmarks/start.py $(MODEL) --log $(LOG)
+	$(PYTHON) benchmarks/serve.py $(MODEL) --log $(LOG)
+	$(PYTHON) benchmarks/states.py $(MODEL) --log $(LOG)
 
 bench-gpu: ## training on this GPU: events/s, utilisation, memory, parts; see benchmarks/README.md
 	$(PYTHON) benchmarks/gpu.py

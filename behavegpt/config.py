@@ -165,7 +165,10 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in `tree`; the value is read as YAML, so numbers, lists and null work."""
+    """Set `a.b=value` in `tree`; the value is read as YAML, so numbers, lists and null work.
+
+    null takes back a group of settings, as it does in a file over its base.
+    """
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or not all(keys) or len(keys) > MOST_DEPTH:
@@ -180,7 +183,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")
         tree = tree[key]
-    tree[keys[-1]] = _value(text, name)
+    last, value = keys[-1], _value(text, name)
+    if value is None and isinstance(tree.get(last), dict):
+        del tree[last]
+    else:
+        tree[last] = value
 
 
 def _value(text: str, name: str) -> Any:

@@ -77,9 +77,8 @@ def compare(
             predictor.model, store, SPLITS[split], shift=shift, share=share, on_batch=take_up
         )
     if share.world > 1:
-        calibration.sums, ranks["behavegpt"].sums = sum_over_ranks(
-            [calibration.sums, ranks["behavegpt"].sums], predictor.model.device
-        )
+        sums = (calibration.sums, ranks["behavegpt"].sums)
+        calibration.sums, ranks["behavegpt"].sums = sum_over_ranks(sums, predictor.model.device)
 
     # counting is fast, and the same on every rank: rank 0 does it alone
     scored = {"behavegpt": metrics}

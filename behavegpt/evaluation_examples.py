@@ -108,7 +108,8 @@ def _hit_and_miss(store: EventStore, found: TargetRanks) -> dict[str, list[int]]
     for identifier in frequent:
         of_kind = behavior == identifier
         last = [found.rows[of_kind & right][-1:] for right in (hit, ~hit)]
-        rows[store.behaviors.decode(np.array([identifier]))[0]] = np.concatenate(last).tolist()
+        label = str(store.behaviors.decode(np.array([identifier]))[0])
+        rows[label] = np.concatenate(last).tolist()
     return rows
 
 

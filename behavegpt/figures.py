@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL = "behavegpt"
+# figures of an evaluation -> their names for people, in the order of every table
+METRICS = {
+    "rec_w": "weighted recall",
+    "rec_m": "macro recall",
+    "ndcg@3": "NDCG@3",
+    "ndcg@5": "NDCG@5",
+    "hr@3": "HR@3",
+    "hr@5": "HR@5",
+    "prec_w": "weighted precision",
+    "prec_m": "macro precision",
+    "f1_w": "weighted F1",
+    "f1_m": "macro F1",
+    "head": "recall, head third",
+    "mid": "recall, mid third",
+    "tail": "recall, tail third",
+}
 # Okabe and Ito: told apart by people with any color vision; blue is the model's in every figure.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 OTHERS = (ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#6A3D9A", "#9aa5ad")

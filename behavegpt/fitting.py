@@ -30,6 +30,7 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.decision import learn_thresholds, save_thresholds
 from behavegpt.errors import ConfigError
 from behavegpt.evaluation import compare
+from behavegpt.figures import METRICS
 from behavegpt.ingest.guess import guess_schema
 from behavegpt.ingest.histories import EventData
 from behavegpt.ingest.prepare import prepare
@@ -44,22 +45,6 @@ from behavegpt.report import write_model_card, write_report
 from behavegpt.tabular import Tabular
 from behavegpt.training.settings import DecisionSettings, TrainSettings
 
-# columns of Evaluation's table; metrics.json has more
-FIGURES = (
-    "rec_w",
-    "rec_m",
-    "prec_w",
-    "prec_m",
-    "f1_w",
-    "f1_m",
-    "ndcg@3",
-    "ndcg@5",
-    "hr@3",
-    "hr@5",
-    "head",
-    "mid",
-    "tail",
-)
 # settings of `fit` by whom they are for
 COLUMNS = tuple(name for name in EventSchema.model_fields if name != "label_rules")
 PREPARATION = (
@@ -86,8 +71,8 @@ class Evaluation(Tabular):
     path: Path  # metrics.json
 
     def to_table(self) -> pa.Table:
-        """A row for each model: its name and `FIGURES`, null where a figure has no value."""
-        figures = {name: [model[name] for model in self.models.values()] for name in FIGURES}
+        """A row for each model: its name and METRICS, null where one has no value."""
+        figures = {name: [model[name] for model in self.models.values()] for name in METRICS}
         return pa.table({"model": list(self.models), **figures})
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from behavegpt.figures import BLUE, GREEN, ORANGE, VERMILION, figure, legend_below, title_of
+from behavegpt.figures import (
+    BLUE,
+    GREEN,
+    METRICS,
+    ORANGE,
+    VERMILION,
+    figure,
+    legend_below,
+    title_of,
+)
 from behavegpt.plots_evaluation import (
     calibration,
     confusion,
@@ -64,9 +73,9 @@ def loss_curve(log: Path, out: Path) -> Path:
         )
         left.set(title="Cross-entropy", xlabel="optimizer step", ylabel="nats per event")
 
-        names = {"rec_w": "weighted recall", "rec_m": "macro recall", "ndcg@3": "NDCG@3"}
-        looks = zip(names.items(), (BLUE, VERMILION, GREEN), "os^", strict=True)
-        for (key, label), color, marker in looks:
+        looks = zip(("rec_w", "rec_m", "ndcg@3"), (BLUE, VERMILION, GREEN), "os^", strict=True)
+        for key, color, marker in looks:
+            label = METRICS[key]
             right.plot(*_series(valid, key), color=color, marker=marker, markersize=4, label=label)
         right.set(title="Validation", xlabel="optimizer step", ylabel="share (0 to 1)")
 

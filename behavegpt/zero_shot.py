@@ -12,7 +12,7 @@ that log.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from behavegpt.data.user_state import UserState
 from behavegpt.errors import ConfigError
 from behavegpt.ingest.asked import check_asked, count_unknown, named_given, read_asked
 from behavegpt.ingest.guess import guess_schema
-from behavegpt.ingest.histories import EventData, encode_histories
+from behavegpt.ingest.histories import EventData, encode_histories, rows_as_columns
 from behavegpt.ingest.users import KeepsStates, Users, as_states
 from behavegpt.io import scratch
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
@@ -144,12 +144,15 @@ class UniversalPredictor(KeepsStates):
         given: Sequence[str] = (),
         **settings: Any,
     ) -> UniversalPredictor:
-        """Count a log: files, a DataFrame, an Arrow table or a mapping of columns, all of it past.
+        """Count a log: files, a DataFrame, an Arrow table, a mapping of columns or a list of event
+        dicts, all of it past.
 
         Columns are guessed where neither `schema` nor `settings` of EventSchema (user="uid",
         tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
         asked about a time and a place. Raises ConfigError and DataError.
         """
+        if isinstance(logs, (list, tuple)) and logs and isinstance(logs[0], Mapping):
+            logs = rows_as_columns(logs)
         # another predictor: this one, shared by many logs, counts nothing
         schema = schema or guess_schema(logs, settings)[0]
         return UniversalPredictor(self.model, count_log(logs, schema, check_names(given)))

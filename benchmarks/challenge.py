@@ -22,16 +22,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import measured
+
 RESULT = Path(__file__).parent / "results" / "challenge.json"
 SHARES = {
     "page_visit": 0.664,
     "search_query": 0.074,
     "add_to_cart": 0.164,
     "remove_from_cart": 0.036,
+    "product_buy": 0.062,
 }
-SHARES["product_buy"] = 0.062
 SKUS, CATEGORIES, QUERIES, DAYS = 200_000, 2_000, 50_000, 140
 SAMPLE = 300  # clients computed one by one
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL}
 PASSES = 6  # the organizers compute every target in 3 epochs, for training and validation
 
 
@@ -39,7 +42,6 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
     """Write a challenge directory; ids and products are hashes of the row number: nothing is kept
     in memory."""
     import duckdb
-    import numpy as np
 
     for name in ("input", "target"):
         (folder / name).mkdir(parents=True)
@@ -79,6 +81,13 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
 
         con.execute(f"COPY (SELECT {columns}, {value} FROM {source}) TO '{folder / event}.parquet'")
 
+    _write_targets(con, folder, clients, seed)
+
+
+def _write_targets(con: Any, folder: Path, clients: int, seed: int) -> None:
+    """The relevant and the active clients, and the labels that the propensities are of."""
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     relevant = rng.permutation(clients) * 7 + 3
     np.save(folder / "input" / "relevant_clients.npy", relevant)
@@ -88,10 +97,10 @@ def generate(folder: Path, events: int, clients: int, seed: int) -> None:
     np.save(
         folder / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers["client_id"])]
     )
-    top = {"category": "category", "sku": "sku", "price": "price", "new_sku": "sku"}
 
+    top = {"category": "category", "sku": "sku", "price": "price", "new_sku": "sku"}
     for task, column in top.items():
-        skip = 100 if task == "new_sku" else 0
+        skip = 100 if task == "new_sku" else 0  # the hidden task has the next hundred
         labels = con.execute(f"""SELECT {column} AS label, count(*) AS n
             FROM '{folder / "product_buy.parquet"}'
             JOIN '{folder / "product_properties.parquet"}' USING (sku)
@@ -160,66 +169,43 @@ def row_by_row(data: Path, targets: Path) -> dict[str, float]:
     return seconds
 
 
-def measured(command: list[str], threads: int | None = None) -> dict[str, float]:
-    """Run a command in a fresh process held to `threads` cores: CPU seconds (user + system), wall
-    seconds, peak MiB."""
-
-    def hold() -> None:
-        if threads and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=hold)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
-
-    wall = time.perf_counter() - start
-    return {
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "wall_s": wall,
-        "peak_mib": usage.ru_maxrss / 1024,
-    }
-
-
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Generate, then split and targets at each number of threads, then the validator."""
     data, targets, entry = work / "data", work / "targets", work / "entry"
-    itself = [
-        sys.executable,
-        __file__,
-        "--work",
-        str(work),
-        "--events",
-        str(args.events),
-        "--clients",
-        str(args.clients),
-    ]
-
-    verb = [sys.executable, "-m", "behavegpt.cli", "challenge"]
+    itself = [sys.executable, __file__, "--work", str(work)]
+    itself += ["--events", str(args.events), "--clients", str(args.clients)]
+    command = [sys.executable, "-m", "behavegpt.cli", "challenge"]
     if not data.exists():
-        measured([*itself, "--step", "generate"])
+        measured([*itself, "--step", "generate"], **QUIET)
 
     runs: dict[str, Any] = {}
     for threads in args.threads:
-        split = [*verb, "split", str(data), "--memory", args.memory, "--threads", str(threads)]
-        runs[f"split, {threads} threads"] = measured(split, threads)
+        split = [*command, "split", str(data), "--memory", args.memory, "--threads", str(threads)]
+        runs[f"split, {threads} threads"] = measured(split, threads=threads, **QUIET)
 
-    runs["targets, 6 tasks"] = measured([*verb, "targets", str(data), "--out", str(targets)], 1)
-    measured([*itself, "--step", "row_by_row"], 1)
+    runs["targets, 6 tasks"] = measured(
+        [*command, "targets", str(data), "--out", str(targets)], threads=1, **QUIET
+    )
+    measured([*itself, "--step", "row_by_row"], threads=1, **QUIET)
     slow = json.loads((work / "row_by_row.json").read_text())
     tasks = {
-        name: measured([*verb, "targets", str(data), "--out", str(targets), "--tasks", name], 1)
+        name: measured(
+            [*command, "targets", str(data), "--out", str(targets), "--tasks", name],
+            threads=1,
+            **QUIET,
+        )
         for name in slow
     }
+    # the organizers' cost: every client, in every pass
     ratios = {
         name: seconds * args.clients * PASSES / tasks[name]["cpu_s"]
         for name, seconds in slow.items()
     }
     shutil.rmtree(targets)
-    measured([*itself, "--step", "entry", "--dimensions", str(args.dimensions)])
-    runs["validate"] = measured([*verb, "validate", str(entry), "--data", str(data)], 1)
+    measured([*itself, "--step", "entry", "--dimensions", str(args.dimensions)], **QUIET)
+    runs["validate"] = measured(
+        [*command, "validate", str(entry), "--data", str(data)], threads=1, **QUIET
+    )
     size = (entry / "embeddings.npy").stat().st_size / 2**20
     shutil.rmtree(entry)
 

@@ -21,11 +21,12 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from measuring import measured, with_bytecode
 
 if TYPE_CHECKING:  # the parent process stays small: a child's peak memory starts from its parent's
     import numpy as np
@@ -41,10 +42,10 @@ def run_behavegpt(args: argparse.Namespace) -> dict[str, list[float]]:
     from behavegpt.challenge.evaluate import evaluate
 
     result = evaluate(args.entry, args.data, args.out, tasks=args.tasks, name="result", subset=True)
-    return {
-        task: [epoch["score"] for epoch in found["epochs"][0]]
-        for task, found in result["tasks"].items()
-    }
+    scores = {}
+    for task, measures in result["tasks"].items():
+        scores[task] = [epoch["score"] for epoch in measures["epochs"][0]]
+    return scores
 
 
 def run_plain(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -54,16 +55,14 @@ def run_plain(args: argparse.Namespace) -> dict[str, list[float]]:
     ids = np.load(args.entry / "client_ids.npy")
     vectors = np.load(args.entry / "embeddings.npy").astype(np.float32)
 
-    found = {}
+    scores = {}
     for task in args.tasks:
-        kept = (
-            np.isin(ids, np.load(args.data / "target" / "active_clients.npy"))
-            if task == "churn"
-            else ids == ids
-        )
-        found[task] = _plain_task(args, task, ids[kept], vectors[kept])
+        kept = np.ones(len(ids), bool)
+        if task == "churn":  # asked of the active clients alone
+            kept = np.isin(ids, np.load(args.data / "target" / "active_clients.npy"))
+        scores[task] = _plain_task(args, task, ids[kept], vectors[kept])
 
-    return found
+    return scores
 
 
 def _plain_task(
@@ -74,18 +73,15 @@ def _plain_task(
     from torch.nn import functional as F
 
     labels = popularity = None
-
     if task.startswith("propensity"):
-        labels, popularity = (
-            np.load(args.data / "target" / f"{name}{task}.npy") for name in ("", "popularity_")
-        )
+        labels = np.load(args.data / "target" / f"{task}.npy")
+        popularity = np.load(args.data / "target" / f"popularity_{task}.npy")
 
-    torch.manual_seed(1278)
+    torch.manual_seed(1278)  # the organizers' seed, so that epochs compare
     model = _plain_network(vectors.shape[1], 1 if labels is None else len(labels))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    train, valid = (
-        _rows(args.data, w, task, ids, vectors, labels) for w in ("train", "validation")
-    )
+    train = _rows(args.data, "train", task, ids, vectors, labels)
+    valid = _rows(args.data, "validation", task, ids, vectors, labels)
 
     scores = []
     for _ in range(3):
@@ -234,35 +230,12 @@ def child(
     peak and bytes."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    line = [
-        sys.executable,
-        __file__,
-        str(args.data),
-        str(entry),
-        "--out",
-        str(out),
-        "--program",
-        program,
-    ]
-
-    line += ["--clients", str(args.clients), "--tasks", *args.tasks]
+    command = [sys.executable, __file__, str(args.data), str(entry), "--out", str(out)]
+    command += ["--program", program, "--clients", str(args.clients), "--tasks", *args.tasks]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # imports count, compiling them again and again does not
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    began = time.perf_counter()
-    process = subprocess.Popen(line, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{program}: exit code {process.returncode}")
+    figures = measured(command, environment=with_bytecode(environment))
 
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    figures = {
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "wall_s": wall,
-        "peak_mib": usage.ru_maxrss / 1024,
-    }
     return json.loads((out / "answer.json").read_text()), figures | {"left_mib": written / 2**20}
 
 
@@ -283,11 +256,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{program:10} run {repeat}: {shown}", flush=True)
 
     floor = operations["flops"][0] / rate
+    first, last = answers[args.programs[0]], answers[args.programs[-1]]
     apart = [
-        abs(a - b)
-        for task in args.tasks
-        for values in [[answers[program][task] for program in answers]]
-        for a, b in zip(values[0], values[-1], strict=True)
+        abs(a - b) for task in args.tasks for a, b in zip(first[task], last[task], strict=True)
     ]
 
     about = {"clients": int(operations["clients"][0]), "tasks": args.tasks, "repeats": args.repeats}
@@ -328,26 +299,23 @@ def main() -> None:
         (args.out / "answer.json").write_text(json.dumps(answer))
         return
 
-    found = measure(args)
-    ours = found["programs"]["behavegpt"]
+    measurement = measure(args)
+    ours = measurement["programs"]["behavegpt"]
 
-    for program, figures in found["programs"].items():
+    for program, figures in measurement["programs"].items():
         ratios = {key: ours[key] / figures[key] for key in ("cpu_s", "peak_mib")}
         print(
             f"ours / {program}: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items())
         )
 
     print(
-        f"products alone: {found['gemm_floor_s']:.1f} s at {found['gflops_per_s']:.0f} GFLOP/s: ",
-        end="",
+        f"products alone: {measurement['gemm_floor_s']:.1f} s at "
+        f"{measurement['gflops_per_s']:.0f} GFLOP/s: {measurement['share_of_floor']:.0%} of our "
+        "CPU time; largest difference of an epoch's score "
+        f"{measurement['largest_difference_of_an_epoch']:.1e}"
     )
-    print(
-        f"{found['share_of_floor']:.0%} of our CPU time; largest difference of an epoch's score ",
-        end="",
-    )
-    print(f"{found['largest_difference_of_an_epoch']:.1e}")
     args.result.parent.mkdir(parents=True, exist_ok=True)
-    args.result.write_text(json.dumps(found, indent=2) + "\n")
+    args.result.write_text(json.dumps(measurement, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from measuring import measured
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "export.json"
@@ -35,27 +35,16 @@ SHUFFLE = (
 )
 
 
-def measured(command: list[str]) -> dict[str, float]:
-    """Run a command in a fresh process with one thread: CPU seconds (user + system), wall seconds,
-    peak MiB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
-
-    wall = time.perf_counter() - start
-    return {
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "wall_s": wall,
-        "peak_mib": usage.ru_maxrss / 1024,
-    }
-
-
 def behavegpt(*arguments: object) -> dict[str, float]:
-    """One measured command line."""
-    return measured([sys.executable, "-m", "behavegpt.cli", *map(str, arguments)])
+    """One measured command line, on one thread."""
+    return run_python("-m", "behavegpt.cli", *arguments)
+
+
+def run_python(*arguments: object) -> dict[str, float]:
+    """A measured Python process on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return measured(command, environment=environment, cwd=ROOT)
 
 
 def run_size(users: int, work: Path, pool: str) -> dict[str, float]:
@@ -64,15 +53,7 @@ def run_size(users: int, work: Path, pool: str) -> dict[str, float]:
     if not data.exists():
         behavegpt("synthesize", "--users", users, "--events", users * EVENTS_PER_USER, "--out", log)
         behavegpt("prepare", log, "--out", data)
-        measured(
-            [
-                sys.executable,
-                "-c",
-                SHUFFLE,
-                str(data / "users.parquet"),
-                str(work / f"clients_{users}.npy"),
-            ]
-        )
+        run_python("-c", SHUFFLE, data / "users.parquet", work / f"clients_{users}.npy")
 
     if not (run / "model").exists():
         behavegpt(
@@ -83,14 +64,13 @@ def run_size(users: int, work: Path, pool: str) -> dict[str, float]:
     shutil.rmtree(out, ignore_errors=True)
     clients = ("--clients", work / f"clients_{users}.npy")
     figures = behavegpt("export", run / "model", data, out, *clients, "--pool", pool)
-    facts = json.loads((data / "dataset.json").read_text())
-    events = facts["events"]
+    manifest = json.loads((data / "dataset.json").read_text())
 
     return {
-        "users": facts["users"],
-        "events": events,
+        "users": manifest["users"],
+        "events": manifest["events"],
         **figures,
-        "events_per_cpu_s": events / figures["cpu_s"],
+        "events_per_cpu_s": manifest["events"] / figures["cpu_s"],
     }
 
 

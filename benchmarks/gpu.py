@@ -1,10 +1,10 @@
-"""Training throughput of one device: events/s, model FLOP utilisation, memory, and where a step's
+"""Training throughput of one device: events/s, model FLOP utilization, memory, and where a step's
 time goes.
 
-    python benchmarks/gpu.py                                   # the paper's size and a ladder, on a
-    GPU if there is one python benchmarks/gpu.py --sizes paper --compile --events-per-step 65536
-    python benchmarks/gpu.py --sizes tiny --events-per-step 1024 --seconds 0.2 --matmul 256    #
-    what the test runs
+    python benchmarks/gpu.py            # the paper's size and a ladder, on a GPU if there is one
+    python benchmarks/gpu.py --sizes paper --compile --events-per-step 65536
+    python benchmarks/gpu.py --sizes tiny --events-per-step 1024 --seconds 0.2 --matmul 256
+                                        # what the test runs
 
 Every row trains on the same log-normal histories (mean 30, sigma 1 before the cap of 90, 2000
 events), at the precision that `train.precision=auto` takes, with clipping and AdamW:
@@ -146,14 +146,14 @@ class Bench:
         call()
         self._wait()
 
-        found: list[float] = []
-        while len(found) < least or sum(found) < self.args.seconds:
+        taken: list[float] = []
+        while len(taken) < least or sum(taken) < self.args.seconds:
             began = self.clock()
             call()
             self._wait()
-            found.append(self.clock() - began)
+            taken.append(self.clock() - began)
 
-        return min(found)
+        return min(taken)
 
     def rate(self, step: Callable[[int], float]) -> dict[str, float]:
         """Events/s and memory of steps, which tell how many events they learned."""
@@ -200,6 +200,7 @@ class PaddedBatches:
     def micro_batches(self, step: int, *args: Any, **options: Any) -> Iterator[PackedBatch]:
         """The same events as the packed step, one history a row."""
         for batch in self._packed.micro_batches(step):
+            # each history's place in the padded rows
             begins = (batch.position == 0) & (batch.document != PADDING)
             row = torch.cumsum(begins.flatten(), 0) - 1
             real = (batch.document != PADDING).flatten()
@@ -223,8 +224,8 @@ def backends(device: torch.device, precision: str) -> list[str]:
     """The attention back ends that train here."""
     if device.type != "cuda" or precision != "bf16":
         return ["sdpa"]
-    found = ["sdpa", "flex_attention", "varlen"]
-    return [*found, "flash_attention_2"] if importlib.util.find_spec("flash_attn") else found
+    names = ["sdpa", "flex_attention", "varlen"]
+    return [*names, "flash_attention_2"] if importlib.util.find_spec("flash_attn") else names
 
 
 def event_flops(model: BehaveGPTForBehaviorPrediction, context: float) -> float:
@@ -239,7 +240,8 @@ def ceilings(bench: Bench) -> dict[str, float]:
     written)."""
     n = bench.args.matmul
     dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
-    a, b = (torch.randn(n, n, device=bench.device, dtype=dtype) for _ in range(2))
+    a = torch.randn(n, n, device=bench.device, dtype=dtype)
+    b = torch.randn(n, n, device=bench.device, dtype=dtype)
     out = torch.empty_like(a)
     matmul = 2 * n**3 / bench.seconds(lambda: torch.mm(a, b, out=out)) / 1e12
     source = torch.empty(max(n * n, 1 << 22), device=bench.device)
@@ -303,21 +305,19 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
     """Milliseconds of the parts of a packed step, each timed alone, forward and backward."""
     trainer = bench.trainer(backend, bench.batches)
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    # alone, on the batch of a step: the parts share nothing and need not add up to it
     assembly = bench.seconds(lambda: list(bench.batches.micro_batches(0)))
     batch = next(iter(bench.batches.micro_batches(0))).to(bench.device)
     wanted = batch.target != IGNORED
     shape = (*batch.document.shape, model.config.hidden_size)
     states = torch.randn(shape, device=bench.device, requires_grad=True)
     columns = {
-        n: batch.inputs["input_ids" if n == "event" else f"{n}_ids"]
-        for n in model.config.field_order
+        name: batch.inputs["input_ids" if name == "event" else f"{name}_ids"]
+        for name in model.config.field_order
     }
     kind = torch.bfloat16 if bench.precision == "bf16" else torch.float32
-    heads = bench.size.heads
-    query = torch.randn(
-        len(states), heads, shape[1], shape[2] // heads, device=bench.device, dtype=kind
-    )
-    query.requires_grad_()
+    by_head = (shape[0], bench.size.heads, shape[1], shape[2] // bench.size.heads)  # (B, H, R, D)
+    query = torch.randn(by_head, device=bench.device, dtype=kind, requires_grad=True)
 
     def timed(forward: Callable[[], torch.Tensor]) -> float:
         def call() -> None:
@@ -338,7 +338,7 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
     def attention() -> torch.Tensor:
         return attend(query, query, query, plan_attention(batch.document, backend)).float().mean()
 
-    found = {
+    seconds = {
         "batch assembly": assembly,
         "embedding": timed(lambda: model.model.embedding(columns, batch.position).mean()),
         "embedding and blocks": timed(body),
@@ -349,27 +349,29 @@ def parts(bench: Bench, backend: str) -> dict[str, float]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
 
-    found["clipping and AdamW"] = bench.seconds(
-        lambda: (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), trainer.optimizer.step())
-    )
-    found["whole step"] = bench.seconds(lambda: trainer.step(0))
-    return {name: round(1000 * seconds, 3) for name, seconds in found.items()}
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        trainer.optimizer.step()
+
+    seconds["clipping and AdamW"] = bench.seconds(update)
+    seconds["whole step"] = bench.seconds(lambda: trainer.step(0))
+    return {name: round(1000 * value, 3) for name, value in seconds.items()}
 
 
 def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """All figures of a size."""
     bench = Bench(SIZES[name], device, args)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "size": name,
         "shape": SIZES[name]._asdict(),
         "precision": bench.precision,
     }
-    found |= ceilings(bench)
+    figures |= ceilings(bench)
     model = bench.model()
     lengths = np.array([len(history) for history in bench.histories])
     context = float((lengths * (lengths - 1) / 2).sum() / (lengths - 1).sum())
     flops = event_flops(model, context)
-    found |= {
+    figures |= {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflop_per_event": round(flops / 1e9, 6),
     }
@@ -386,24 +388,22 @@ def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[s
     trainer = bench.trainer("sdpa", PaddedBatches(bench.batches))
     rows["ours, padded, sdpa"] = bench.rate(lambda step: trainer.step(step)["events"])
 
-    for attention in [
-        "sdpa",
-        *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else []),
-    ]:
+    flash = ["flash_attention_2"] if importlib.util.find_spec("flash_attn") else []
+    for attention in ["sdpa", *flash]:
         rows[f"GPT-2, {attention}"] = bench.rate(gpt2_step(bench, attention))
 
     for which, row in rows.items():
         if which.startswith("ours"):  # the FLOP are those of our model
-            row["mfu"] = round(row["events_per_s"] * flops / (found["matmul_tflops"] * 1e12), 4)
+            row["mfu"] = round(row["events_per_s"] * flops / (figures["matmul_tflops"] * 1e12), 4)
 
     ours = [row["events_per_s"] for which, row in rows.items() if which.startswith("ours, packed")]
     best = list(rows)[int(np.argmax(ours))]
     peers = [row["events_per_s"] for which, row in rows.items() if which.startswith("GPT-2")]
-    found |= {"rows": rows, "ours / GPT-2": round(max(ours) / max(peers), 3)}
-    found["ours / padded"] = round(max(ours) / rows["ours, padded, sdpa"]["events_per_s"], 3)
-    found["parts_ms"] = parts(bench, best.rsplit(", ", 1)[1])
+    figures |= {"rows": rows, "ours / GPT-2": round(max(ours) / max(peers), 3)}
+    figures["ours / padded"] = round(max(ours) / rows["ours, padded, sdpa"]["events_per_s"], 3)
+    figures["parts_ms"] = parts(bench, best.rsplit(", ", 1)[1])
 
-    return found
+    return figures
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -426,7 +426,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         else f"CPU, {torch.get_num_threads()} threads"
     )
 
-    found = []
+    rows = []
     for size in args.sizes:
         figures = {
             "device": name,
@@ -439,10 +439,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             size, device, args
         )
         print(json.dumps(figures, indent=2), flush=True)
-        found.append(figures)
+        rows.append(figures)
 
-    args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return found
+    args.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return rows
 
 
 if __name__ == "__main__":

@@ -3,20 +3,24 @@
     python benchmarks/gpu_pass.py                                # all parts, in order of worth
     python benchmarks/gpu_pass.py --parts attention training     # some of them
     python benchmarks/gpu_pass.py --small --device cpu           # each line once, at tiny sizes:
-    what CI runs
+                                                                 # what CI runs
 
 Each part writes its rows to benchmarks/results/gpu_pass.jsonl as it ends, so that a cut-off loses
 the part it was in; a part that fails leaves a row with its error. No part is begun when `--seconds`
 are over.
 
 attention    each back end against the formula in float64, forward and gradients; packed histories
-against each alone training     50 steps in bf16, by each back end and compiled, against fp32
+             against each alone
+training     50 steps in bf16, by each back end and compiled, against fp32
 runs         train.py, a run stopped half-way and resumed, and as one rank of FSDP2: the weights of
-the plain run throughput   the paper's size (12 x 1024, cap 90): back ends, plain and compiled;
-padded; GPT-2; parts of a step head         50,000 classes: chunked loss against whole logits,
-seconds and memory windows      caps 256, 1,024 and 4,096
+             the plain run
+throughput   the paper's size (12 x 1024, cap 90): back ends, plain and compiled; padded; GPT-2;
+             parts of a step
+head         50,000 classes: chunked loss against whole logits, seconds and memory
+windows      caps 256, 1,024 and 4,096
 evaluator    the organizers' network, 1 M clients a task: seconds of a step, of the validation, of
-six tasks export       vectors of users of 30 events on average: seconds for a million
+             six tasks
+export       vectors of users of 30 events on average: seconds for a million
 generation   futures of 50 events of users with full windows: events a second
 """
 
@@ -82,10 +86,9 @@ def attention(run: Pass) -> Iterator[Row]:
     ends = torch.rand(rows, length, generator=generator) < 1 / 20
     document = ends.cumsum(1).to(run.device)
     kind = torch.bfloat16 if run.device.type == "cuda" else torch.float32
-    q, k, v, out_gradient = (
-        torch.randn(rows, heads, length, width, generator=generator).to(run.device, kind)
-        for _ in range(4)
-    )
+    shape = (rows, heads, length, width)
+    drawn = torch.stack([torch.randn(shape, generator=generator) for _ in range(4)])
+    q, k, v, out_gradient = drawn.to(run.device, kind)
 
     def results(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
@@ -95,8 +98,8 @@ def attention(run: Pass) -> Iterator[Row]:
 
     right = results("eager", torch.float64)
     for backend in ["eager", *run.backends()]:
-        found = results(backend, kind)
-        apart = [float((a.double() - b).abs().max()) for a, b in zip(found, right, strict=True)]
+        outputs = results(backend, kind)
+        apart = [float((a.double() - b).abs().max()) for a, b in zip(outputs, right, strict=True)]
         yield {
             "backend": backend,
             "dtype": str(kind),
@@ -188,50 +191,42 @@ def runs(run: Pass) -> Iterator[Row]:
             "-m", "behavegpt", "synthesize", "--users", users, "--events", 30 * users, "--out", log
         )
         _command("-m", "behavegpt", "prepare", log, "--out", data)
-        common = [
-            f"data.path={data}",
-            f"train.steps={steps}",
-            f"train.checkpoint_every={steps // 2}",
-        ]
-        common += ["train.deterministic=true", "train.keep=5", "train.select=last"]
-        size = "tiny" if run.small else "small"
-        train: list[object] = ["train.py", f"configs/{size}.yaml", *common]
+        train = _train_line(data, steps, "tiny" if run.small else "small")
         seconds = _command(*train, f"out={work / 'whole'}")
+        # without what its second half wrote: a run that was stopped there
         again = work / "resumed"
         shutil.copytree(work / "whole", again)
         for path in [again / "model", again / "ckpt" / f"step_{steps:08d}"]:
             shutil.rmtree(path)
 
-        launch: list[object] = [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            "configs/accelerate/fsdp2.yaml",
-        ]
-
-        launch += ["--num_processes", "1"]
-        others: dict[str, list[object]] = {
-            "resumed": [*train, f"out={again}", "--resume"],
-            "fsdp": [*launch, *train, f"out={work / 'fsdp'}"],
-            "compiled": [*train, f"out={work / 'compiled'}", "train.compile=true"],
-            "evaluated": [
-                "-m",
-                "behavegpt",
-                "evaluate",
-                work / "whole" / "model",
-                data,
-                "--out",
-                work / "evaluation.json",
-            ],
-        }
-
         yield {"run": "whole", "seconds": seconds}
+        others = _other_lines(work, train)
         with ThreadPoolExecutor() as pool:
             if run.device.type != "cuda":
                 del others["compiled"], others["fsdp"]
             waiting = {name: pool.submit(_command, *line) for name, line in others.items()}
             for name, future in waiting.items():
                 yield {"run": name} | _told(future, work, name)
+
+
+def _train_line(data: Path, steps: int, size: str) -> list[object]:
+    """train.py with checkpoints at its half and its end, all kept; deterministic."""
+    line: list[object] = ["train.py", f"configs/{size}.yaml", f"data.path={data}"]
+    line += [f"train.steps={steps}", f"train.checkpoint_every={steps // 2}"]
+    return [*line, "train.deterministic=true", "train.keep=5", "train.select=last"]
+
+
+def _other_lines(work: Path, train: list[object]) -> dict[str, list[object]]:
+    """The runs that are compared with the plain one in `work`, by name."""
+    launch: list[object] = ["-m", "accelerate.commands.launch"]
+    launch += ["--config_file", "configs/accelerate/fsdp2.yaml", "--num_processes", "1"]
+    evaluate: list[object] = ["-m", "behavegpt", "evaluate", work / "whole" / "model"]
+    return {
+        "resumed": [*train, f"out={work / 'resumed'}", "--resume"],
+        "fsdp": [*launch, *train, f"out={work / 'fsdp'}"],
+        "compiled": [*train, f"out={work / 'compiled'}", "train.compile=true"],
+        "evaluated": [*evaluate, work / "data", "--out", work / "evaluation.json"],
+    }
 
 
 def _told(future: Future[float], work: Path, name: str) -> Row:
@@ -262,22 +257,21 @@ def _command(*arguments: object) -> float:
 
 
 def _weights_apart(one: Path, other: Path) -> Row:
-    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    first = load_file(one / "model" / "model.safetensors")
+    second = load_file(other / "model" / "model.safetensors")
     apart = max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
-    losses = [
-        [
-            record["cross_entropy"]
-            for record in read_journal(folder / "log.jsonl")
-            if record["kind"] == "train"
-        ]
-        for folder in (one, other)
-    ]
 
     return {
         "largest difference of weights": apart,
-        "largest difference of losses": float(np.abs(np.subtract(*losses)).max()),
-        "equal": all(first[n].equal(second[n]) for n in first),
+        "largest difference of losses": float(np.abs(_losses(one) - _losses(other)).max()),
+        "equal": all(first[name].equal(second[name]) for name in first),
     }
+
+
+def _losses(run: Path) -> np.ndarray:
+    """Cross-entropies (steps,) of a run's journal."""
+    records = read_journal(run / "log.jsonl")
+    return np.array([row["cross_entropy"] for row in records if row["kind"] == "train"])
 
 
 def throughput(run: Pass) -> Iterator[Row]:

@@ -22,10 +22,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from measuring import measured, with_bytecode
 
 if TYPE_CHECKING:  # the parent process stays small: a child's peak memory starts from its parent's
     import numpy as np
@@ -109,13 +110,13 @@ def run_polars(logs: Path, out: Path, threads: int) -> None:
     log = log.join(users, on="user_id").sort("user", "timestamp")
     moment = pl.col("timestamp").dt
     minutes = moment.hour().cast(pl.UInt16) * 60 + moment.minute()
-    told = log.select(
+    calendar = log.select(
         weekday=(moment.weekday() - 1).cast(pl.UInt8),
         slot=(minutes // SLOT_MINUTES).cast(pl.UInt8),
         seconds=moment.epoch("s"),
     )
-    seconds = told["seconds"].to_numpy()
-    columns = {name: told[name].to_numpy() for name in ("weekday", "slot")}
+    seconds = calendar["seconds"].to_numpy()
+    columns = {name: calendar[name].to_numpy() for name in ("weekday", "slot")}
     columns["split"] = _split(seconds)
     columns["time"] = (seconds - seconds.min()).astype(np.uint32)
     sizes = log.group_by("user").len().sort("user")["len"].to_numpy()
@@ -206,23 +207,8 @@ def child(arguments: list[str], threads: int, cache: Path) -> dict[str, float]:
     environment = (
         os.environ | dict.fromkeys(limits, str(threads)) | {"PYTHONPYCACHEPREFIX": str(cache)}
     )
-    # imports count, compiling them again and again does not
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--threads", str(threads), *arguments], env=environment
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(arguments)}: exit code {process.returncode}")
-
-    return {
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "wall_s": wall,
-        "peak_mib": usage.ru_maxrss / 1024,
-    }
+    command = [sys.executable, __file__, "--threads", str(threads), *arguments]
+    return measured(command, environment=with_bytecode(environment))
 
 
 def run_once(name: str, logs: Path, work: Path, threads: int, cache: Path) -> dict[str, float]:
@@ -237,8 +223,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All programs in turn, `repeats` times at each number of threads, and the comparison of what
     they wrote."""
     cache = work / "bytecode"
-    logs, few = (work / f"events_{events}.{args.format}" for events in (args.events, 1000))
-
+    logs = work / f"events_{args.events}.{args.format}"
+    few = work / f"events_1000.{args.format}"
     for path in (logs, few):
         if not path.exists():
             events = path.stem.rpartition("_")[2]
@@ -325,10 +311,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        measured = measure(args, work)
+        measurement = measure(args, work)
 
-    rows = table(measured["runs"])
-    report(rows, measured["equal"])
+    rows = table(measurement["runs"])
+    report(rows, measurement["equal"])
     packages = ("duckdb", "numpy", "pandas", "polars", "pyarrow")
     machine = {
         "cpu": platform.processor() or platform.machine(),
@@ -338,7 +324,7 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in packages}
     facts = {"events": args.events, "format": args.format, "machine": machine, "versions": versions}
     args.result.parent.mkdir(parents=True, exist_ok=True)
-    args.result.write_text(json.dumps({**facts, "table": rows, **measured}, indent=1) + "\n")
+    args.result.write_text(json.dumps({**facts, "table": rows, **measurement}, indent=1) + "\n")
 
     return None
 

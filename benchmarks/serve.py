@@ -8,7 +8,8 @@ The service runs in a process of its own; CLIENTS connections ask, each as soon 
 answer, for the next behaviors of a user of the log (or of several). One request in ten is bad, of
 ten kinds, and must be refused with 4xx. Answers are compared with `Predictor.predict` of all users
 at once: the same behaviors, unless their probabilities differ by less than 1e-6, and the same
-probabilities to 1e-6. Clients and service share the machine. Rows go to
+probabilities to 1e-6. Clients and service share the machine, so rows also tell requests a CPU
+second of each: a second of the wall tells little on a machine that does other work. Rows go to
 benchmarks/results/serve.json.
 """
 
@@ -53,28 +54,22 @@ def histories(predictor: Any, log: Path, users: int, most: int) -> dict[str, lis
     chosen = np.sort(table[schema.user].unique())
     chosen = chosen[:: max(1, len(chosen) // users)][:users]
 
-    found = {}
+    by_user = {}
     for user, rows in table[table[schema.user].isin(chosen)].groupby(schema.user):
         rows = rows.tail(most).astype(str).drop(columns=schema.user)
-        found[str(user)] = rows.where(rows != "nan", None).to_dict("records")
+        by_user[str(user)] = rows.where(rows != "nan", None).to_dict("records")
 
-    return found
+    return by_user
 
 
 def expected_answers(predictor: Any, asked: dict[str, Any], top: int) -> dict[str, Any]:
     """User -> labels and probabilities, one more than asked for: a tie may stand behind the
     last."""
     user = predictor.tokenizer.event_schema.user
-    found = predictor.predict(
-        [row | {user: name} for name, rows in asked.items() for row in rows], top + 1
-    )
-    return dict(
-        zip(
-            found.users.to_pylist(),
-            zip(found.labels, found.probabilities, strict=True),
-            strict=True,
-        )
-    )
+    events = [row | {user: name} for name, rows in asked.items() for row in rows]
+    predictions = predictor.predict(events, top + 1)
+    answers = zip(predictions.labels, predictions.probabilities, strict=True)
+    return dict(zip(predictions.users.to_pylist(), answers, strict=True))
 
 
 def is_right(answer: dict[str, Any], expected: Any) -> bool:
@@ -86,6 +81,12 @@ def is_right(answer: dict[str, Any], expected: Any) -> bool:
         and abs(known.get(got["behavior"], 9.0) - got["probability"]) <= TOLERANCE
         for i, got in enumerate(answer["behaviors"])
     )
+
+
+def cpu_of(process: int) -> float:
+    """CPU seconds that another process has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bad_bodies(rows: list[dict[str, Any]], time_column: str) -> list[bytes]:
@@ -115,9 +116,10 @@ async def ask(streams: Any, body: bytes, path: str = PATH) -> tuple[int, bytes]:
 
 
 async def load(
-    port: int, clients: int, seconds: float, bodies: Any, bad: Any, expected: Any
+    at: tuple[int, int], clients: int, seconds: float, bodies: Any, bad: Any, expected: Any
 ) -> dict[str, Any]:
-    """Ask for some seconds; figures of one row."""
+    """Ask the service (port, process) for some seconds; figures of one row."""
+    port, process = at
     latencies: list[float] = []
     counts = {"right": 0, "wrong": 0, "refused": 0, "bad_accepted": 0, "failed": 0}
     numbers = itertools.count()
@@ -127,6 +129,7 @@ async def load(
         streams = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < until:
             number = next(numbers)
+            # bad requests between the good ones: a batch may hold both
             if number % BAD_EVERY == 0:
                 status, _ = await ask(streams, bad[number // BAD_EVERY % len(bad)])
                 counts["refused" if 400 <= status < 500 else "bad_accepted"] += 1
@@ -145,9 +148,10 @@ async def load(
 
         streams[1].close()
 
-    began = time.perf_counter()
+    began, used, own = time.perf_counter(), cpu_of(process), time.process_time()
     await asyncio.gather(*(client() for _ in range(clients)))
     wall = time.perf_counter() - began
+    asked = sum(counts.values())
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
     rate = round((counts["right"] + counts["wrong"]) / wall, 1)
 
@@ -156,6 +160,8 @@ async def load(
         "requests_per_s": rate,
         "p50_ms": round(p50, 1),
         "p99_ms": round(p99, 1),
+        "per_cpu_s_of_service": round(asked / (cpu_of(process) - used)),
+        "per_cpu_s_of_clients": round(asked / (time.process_time() - own)),
         **counts,
     }
 
@@ -163,6 +169,7 @@ async def load(
 @contextlib.contextmanager
 def service(model: str | Path, options: list[str]) -> Iterator[tuple[int, int]]:
     """Port and process of a service; it must stop when it is told to, and say so."""
+    # a free port, taken again by the service: nobody else on this machine is in a hurry
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -204,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--options", nargs="*", default=[], help="of behavegpt serve, such as wait_ms=10"
     )
+    parser.add_argument("--beside", default="", help="what else the machine did, for the record")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     predictor = behavegpt.load(arguments.model, "cpu")
@@ -214,35 +222,34 @@ def main() -> None:
     bodies = [json.dumps({"users": group, "top_k": 5}).encode() for group in groups]
     bad = bad_bodies(users[0]["events"], predictor.tokenizer.event_schema.time)
 
-    with service(arguments.model, ["--threads", "1", *arguments.options]) as (port, _):
+    with service(arguments.model, ["--threads", "1", *arguments.options]) as at:
         rows = [
-            asyncio.run(load(port, n, arguments.seconds, bodies, bad, expected))
+            asyncio.run(load(at, n, arguments.seconds, bodies, bad, expected))
             for n in arguments.clients
         ]
-        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        metrics = httpx.get(f"http://127.0.0.1:{at[0]}/metrics").text
 
-    config = predictor.model.config
-    facts = {
-        "model": (
-            f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_behaviors} "
-            "behaviors"
-        ),
+    _write(arguments, predictor.model.config, rows)
+    batches = [line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line]
+    print("\n".join(batches))
+    if any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):
+        raise SystemExit("a wrong answer, a failure, or bad input accepted")
+
+
+def _write(arguments: argparse.Namespace, config: Any, rows: list[dict[str, Any]]) -> None:
+    """The rows with what they were measured on, into the results and on standard output."""
+    shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
+    result = {
+        "model": f"{shape}, {config.num_behaviors} behaviors",
         "users_a_request": arguments.users,
         "events_a_history": arguments.events,
         "options": arguments.options,
         "seconds": arguments.seconds,
+        "beside": arguments.beside,
         "rows": rows,
     }
-
-    RESULT.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(facts, indent=2))
-    print(
-        "\n".join(
-            line for line in metrics.splitlines() if "batch_" in line and "bucket" not in line
-        )
-    )
-    if any(row["wrong"] or row["bad_accepted"] or row["failed"] for row in rows):
-        raise SystemExit("a wrong answer, a failure, or bad input accepted")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from serve import ask, histories, service
+from serve import ask, cpu_of, histories, service
 
 import behavegpt
 from behavegpt.zero_shot import UniversalPredictor
@@ -45,14 +44,9 @@ def clocks() -> tuple[float, float]:
 
 
 def _rates(done: int, began: tuple[float, float]) -> dict[str, int]:
-    wall, cpu = (now - then for now, then in zip(clocks(), began, strict=True))
+    now = clocks()
+    wall, cpu = now[0] - began[0], now[1] - began[1]
     return {"per_s": round(done / wall), "per_cpu_s": round(done / cpu)}
-
-
-def cpu_of(process: int) -> float:
-    """CPU seconds that another process has used so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[str, Any]:
@@ -71,12 +65,12 @@ def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[st
     raw = _rates(done, began)
 
     users = predictor.users
-    read = [(user, users.read(user, rows).columns) for user, rows in asked.items()]
-    pieces = [
-        (user, i, {name: values[i : i + 1] for name, values in columns.items()})
-        for user, columns in read
-        for i in range(len(columns["time"]))
-    ]
+    # read once: what is measured is the counting alone
+    pieces = []
+    for user, rows in asked.items():
+        columns = users.read(user, rows).columns
+        pieces += [(user, i, _event(columns, i)) for i in range(len(columns["time"]))]
+
     done, began = 0, clocks()
 
     while clocks()[0] - began[0] < seconds:
@@ -87,6 +81,11 @@ def in_python(predictor: Any, asked: dict[str, Rows], seconds: float) -> dict[st
         done += len(pieces)
 
     return {"raw": raw, "ids": _rates(done, began)}
+
+
+def _event(columns: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    """Event `index` of a history, as columns (1,)."""
+    return {name: values[index : index + 1] for name, values in columns.items()}
 
 
 def events_of(asked: dict[str, Rows]) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -146,8 +145,9 @@ def differing(predictor: Any, url: str, asked: dict[str, Rows], sent: dict[str, 
     """Users whose answer is not that of the events that were sent."""
     wrong = []
     for user in [user for user, number in sent.items() if number][:CHECKED]:
-        found = httpx.post(f"{url}/v1/users/{user}/predict", json={"top_k": 5}).json()
-        probabilities = [b["probability"] for b in found["users"][0]["behaviors"]]
+        answer = httpx.post(f"{url}/v1/users/{user}/predict", json={"top_k": 5}).json()
+        behaviors = answer["users"][0]["behaviors"]
+        probabilities = [behavior["probability"] for behavior in behaviors]
         column = predictor.tokenizer.event_schema.user
         rows = [row | {column: user} for row in asked[user][: sent[user]]]
         expected = predictor.predict(rows, 5).probabilities[0]
@@ -176,14 +176,11 @@ def main() -> None:
 
     time_column = predictor.tokenizer.event_schema.time
     asked = {
-        user: [
-            rows[0],
-            *(b for a, b in itertools.pairwise(rows) if a[time_column] != b[time_column]),
-        ]
+        user: _apart_in_time(rows, time_column)
         for user, rows in histories(predictor, arguments.log, 500, 400).items()
-    }  # simultaneous ones count in the order of the calls
+    }
 
-    facts: dict[str, Any] = {
+    result: dict[str, Any] = {
         "model": "universal" if logs else predictor.model.config.model_type,
         "memory": bool(logs) or bool(predictor.model.config.memory),
         "seconds": arguments.seconds,
@@ -202,15 +199,27 @@ def main() -> None:
                 row["per_cpu_s_of_service"] = round(updates / (cpu_of(process) - before[1]))
                 row["per_cpu_s_of_clients"] = round(updates / (clocks()[1] - before[0]))
                 wrong += differing(predictor, f"http://127.0.0.1:{port}", asked, sent)
-                facts["over_http"].append(row)
+                result["over_http"].append(row)
 
-    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
-    same = ("model", "memory")
-    kept = [other for other in kept if any(other[name] != facts[name] for name in same)]
-    RESULT.write_text(json.dumps([*kept, facts], indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(facts, indent=2))
-    if wrong or any(row["failed"] for row in facts["over_http"]):
+    _write(result)
+    if wrong or any(row["failed"] for row in result["over_http"]):
         raise SystemExit(f"a wrong answer or a failure: {wrong}")
+
+
+def _apart_in_time(rows: Rows, time_column: str) -> Rows:
+    """The rows without those of the same time as the one before: simultaneous events count in the
+    order of the calls, which differs."""
+    later = [b for a, b in itertools.pairwise(rows) if a[time_column] != b[time_column]]
+    return [rows[0], *later]
+
+
+def _write(result: dict[str, Any]) -> None:
+    """Into the results, in place of an earlier row of such a model."""
+    earlier = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
+    kind = (result["model"], result["memory"])
+    kept = [other for other in earlier if (other["model"], other["memory"]) != kind]
+    RESULT.write_text(json.dumps([*kept, result], indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -79,9 +79,8 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
     rng = np.random.default_rng(1)
     ids = {"event": np.concatenate(histories)}
     ids["location"] = rng.integers(0, LOCATIONS, len(ids["event"]))
-    time = np.concatenate([np.sort(rng.integers(0, 60 * 86400, len(h))) for h in histories]).astype(
-        np.uint32
-    )
+    times = [np.sort(rng.integers(0, 60 * 86400, len(history))) for history in histories]
+    time = np.concatenate(times).astype(np.uint32)
     columns: dict[str, np.ndarray] = {
         name: (values + FIRST).astype(np.uint16) for name, values in ids.items()
     }
@@ -90,12 +89,10 @@ def store_of(histories: list[np.ndarray]) -> EventStore:
         "slot": (time % 86400 // 1800).astype(np.uint8),
     }
     columns |= {"time": time, "split": np.zeros(len(time), np.uint8)}
-    vocabulary = {
-        name: Vocabulary(
-            pa.array([str(i) for i in range(size)]), np.bincount(ids[name], minlength=size)
-        )
-        for name, size in {"event": EVENTS, "location": LOCATIONS}.items()
-    }
+    vocabulary = {}
+    for name, size in {"event": EVENTS, "location": LOCATIONS}.items():
+        labels = pa.array([str(i) for i in range(size)])
+        vocabulary[name] = Vocabulary(labels, np.bincount(ids[name], minlength=size))
 
     manifest = Manifest(
         format=1,
@@ -156,10 +153,8 @@ def our_trainer(batches: TrainingBatches, cap: int) -> Trainer:
     torch.manual_seed(0)
     model = BehaveGPTForBehaviorPrediction(config).train()
     loss = build_loss(LossSettings(start=0.0), torch.tensor(batches.store.behaviors.counts))
-    settings, run = (
-        TrainSettings(steps=1_000_000, precision="fp32"),
-        RunFolder(Accelerator(cpu=True)),
-    )
+    settings = TrainSettings(steps=1_000_000, precision="fp32")
+    run = RunFolder(Accelerator(cpu=True))
 
     return Trainer(model, loss, batches.store, settings, run, batches=batches)
 
@@ -251,9 +246,10 @@ class Child:
             "users-per-step": args.users_per_step,
         }
 
-        command = [str(python), __file__, *(f"--{key}={value}" for key, value in options.items())]
+        arguments = [f"--{key}={value}" for key, value in options.items()]
+        self.command = [str(python), __file__, *arguments]
         self.process = subprocess.Popen(
-            command,
+            self.command,
             env=environment,
             text=True,
             bufsize=1,
@@ -267,7 +263,7 @@ class Child:
         self.process.stdin.write("\n")
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"{' '.join(map(str, self.process.args))}: exit code {self.process.wait()}")  # type: ignore[arg-type]
+            sys.exit(f"{' '.join(self.command)}: exit code {self.process.wait()}")
         figures: dict[str, float] = json.loads(line)
         return figures
 
@@ -434,12 +430,19 @@ def measure_cap(args: argparse.Namespace, cap: int) -> dict[str, Any]:
 def measure_head(args: argparse.Namespace) -> dict[str, float]:
     """Chunked loss against full logits: CPU seconds, growth of memory, and the ratios."""
     children = {name: Child(Path(sys.executable), name, args) for name in ("chunked", "full")}
-    turns = [{name: child.turn() for name, child in children.items()} for _ in range(args.repeats)]
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in children}
+    for _ in range(args.repeats):
+        for name, child in children.items():
+            turns[name].append(child.turn())
+
     for child in children.values():
         child.close()
 
-    figures = {f"{name}_cpu_s": min(turn[name]["cpu_s"] for turn in turns) for name in children}
-    figures |= {f"{name}_grown_mib": turns[0][name]["grown_mib"] for name in children}
+    figures: dict[str, float] = {}
+    for name, taken in turns.items():
+        figures[f"{name}_cpu_s"] = min(turn["cpu_s"] for turn in taken)
+        figures[f"{name}_grown_mib"] = taken[0]["grown_mib"]  # later ones find it allocated
+
     figures["time_ratio"] = figures["chunked_cpu_s"] / figures["full_cpu_s"]
     figures["memory_ratio"] = figures["chunked_grown_mib"] / figures["full_grown_mib"]
 

@@ -111,14 +111,13 @@ def be_ptls(histories: list[np.ndarray], cap: int, users_per_step: int) -> None:
 
     sizes = {"event": EVENTS, "location": LOCATIONS, "weekday": 7, "slot": 48}
     rng = np.random.default_rng(1)
-    made_up = [
-        {name: rng.integers(0, size, len(h)) for name, size in sizes.items()} for h in histories
-    ]
-    users = [
+    users = []
+    for history in histories:
+        fields = {name: rng.integers(0, size, len(history)) for name, size in sizes.items()}
+        fields["event"] = history
         # 0 is padding
-        {name: torch.from_numpy(ids + 1) for name, ids in (fields | {"event": history}).items()}
-        for fields, history in zip(made_up, histories, strict=True)
-    ]
+        users.append({name: torch.from_numpy(ids + 1) for name, ids in fields.items()})
+
     shape = {"n_heads": HEADS, "n_layers": LAYERS, "dim_hidden": 4 * WIDTH}
     torch.manual_seed(0)
     module = GptPretrainModule(

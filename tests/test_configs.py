@@ -15,6 +15,7 @@ from behavegpt.finetune import FinetuneSettings
 from behavegpt.pretrain import PretrainSettings
 from behavegpt.profiles.settings import ProfileSettings
 from behavegpt.scaling.settings import SweepSettings
+from behavegpt.training.settings import TrainSettings
 from tests.conftest import ROOT
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
@@ -51,6 +52,14 @@ def test_base_files_are_merged_key_by_key(tmp_path):
     (tmp_path / "b.yaml").write_text("base: a.yaml\ntrain: {lr: 2e-3}\n")
     settings = read_settings(PretrainSettings, tmp_path / "b.yaml", ["train.steps=5"])
     assert (settings.train.lr, settings.train.seed, settings.train.steps) == (2e-3, 3, 5)
+
+
+def test_null_takes_back_a_group_as_it_does_in_a_file():
+    settings = read_settings(BenchmarkSettings, "benchmark/memory", ["data.newyork=null"])
+    assert set(settings.data) == {"retail", "jakarta", "kualalumpur"}
+    given = [*REQUIRED, "train.steps=null", "train=null"]
+    whole = read_settings(PretrainSettings, ROOT / "configs" / "tiny.yaml", given)
+    assert whole.train == TrainSettings()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def test_an_own_folder_of_the_name_comes_first(tmp_path: Path, monkeypatch) -> N
 
 def test_the_demos_model_has_the_figures_of_its_card(tmp_path: Path) -> None:
     store = prepare([online_retail()], tmp_path / "data", DEMO_SCHEMA, split=SPLIT)
-    result = compare(load("demo", "cpu"), store, tmp_path / "metrics.json", baselines=False)
+    result = compare(
+        load("demo", "cpu"), store, tmp_path / "metrics.json", baselines=False, thresholds=True
+    )
     row = re.search(r"^\| BehaveGPT \| (.*) \|$", CARDS["demo"], re.MULTILINE)
     assert row is not None
     told = [float(cell.strip("* ")) for cell in row[1].split("|")]

@@ -171,8 +171,8 @@ def test_the_wheel_works_far_from_the_checkout(
     assert json.loads(told)[0]["rank"] == 1
     fresh(
         "-c",
-        "import behavegpt.serving.app, behavegpt.adapt.peft, behavegpt.scaling.law, scipy.stats, "
-        "peft, uvicorn",
+        "import behavegpt.serving.app, behavegpt.adapt.peft, behavegpt.scaling.search, "
+        "scipy.stats, peft, uvicorn",
     )
     folder = Path(fresh("-c", "import os; print(os.getcwd())").stdout.strip())
     assert (folder / "run" / "report.html").is_file() and (

@@ -56,13 +56,14 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made."""
     from mkdocs.structure.files import File
 
-    made = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in PAGES.items()}
-    made |= {
+    pages = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in PAGES.items()}
+    pages |= {
         "reference/commands.md": commands(),
         "reference/settings.md": settings(),
         "reference/api.md": api(),
     }
-    for page, text in made.items():
+
+    for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files
 
@@ -70,6 +71,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links as they are in the repository, made links of the site."""
     source = page.file.src_uri
+    # pages that are made from the root's files link as from the root
     home = dict.fromkeys(PAGES.values(), "").get(source, posixpath.dirname(f"docs/{source}"))
     known = {file.src_uri for file in files}
 
@@ -77,10 +79,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
         if "://" in target or source.startswith("reference/"):
             return match[0]
+
         path = posixpath.normpath(posixpath.join(home, target))
         place = PAGES.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
         if place in known:
             return f"[{text}]({posixpath.relpath(place, posixpath.dirname(source) or '.')}{anchor})"
+
+        # a file that the site lacks: its path, unless the text names it already
         return text if text == path or "`" in text else f"{text} (`{path}`)"
 
     return LINK.sub(link, markdown)
@@ -88,9 +93,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def commands() -> str:
     """Each command's help, as its parser prints it."""
-    pages = (
-        f"## {p.prog}\n\n```text\n{p.format_help().rstrip()}\n```\n" for p in _parsers(_parser())
-    )
+    pages = [
+        f"## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n"
+        for parser in _parsers(_parser())
+    ]
     return "\n".join(
         ["# Commands\n\nEach page of `--help`, from the parsers themselves.\n", *pages]
     )
@@ -109,8 +115,8 @@ def settings() -> str:
     """A table of each group of settings."""
     parts = [
         "# Settings\n\nWhat a configuration file may say, and `NAME=VALUE` on the command line. A "
-        "setting in a group "
-        "is written `train: {lr: 1e-3}` in YAML and `train.lr=1e-3` on the command line.\n"
+        "setting in a group is written `train: {lr: 1e-3}` in YAML and `train.lr=1e-3` on the "
+        "command line.\n"
     ]
     for title, name in SETTINGS.items():
         module, _, model = name.rpartition(".")
@@ -124,11 +130,14 @@ def settings() -> str:
 
 
 def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
+    """A row of the table for each setting, those of groups by their dotted names."""
     for name, field in cls.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _rows(inner, f"{prefix}{name}.")
             continue
+
+        # a bar in a cell would end it
         cells = (f"`{prefix}{name}`", _type(inner), _default(field), field.description or "")
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -138,16 +147,11 @@ def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
 
-    text = (
-        annotation.__name__
-        if isinstance(annotation, type) and not typing.get_args(annotation)
-        else str(annotation)
-    )
-    return (
-        re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
-        .replace("NoneType", "null")
-        .replace("None", "null")
-    )
+    is_plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    text = annotation.__name__ if is_plain else str(annotation)
+    # module paths mean nothing to users, and YAML says null
+    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
+    return text.replace("NoneType", "null").replace("None", "null")
 
 
 def _default(field: FieldInfo) -> str:

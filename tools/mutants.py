@@ -43,8 +43,8 @@ class Mutant:
 def sources(part: str, parts: Collection[str]) -> list[Path]:
     """The modules of a part, without those that are a part of their own."""
     base = ROOT / "behavegpt" / part
-    found = sorted(base.glob("*.py")) if base.is_dir() else [base]
-    return [path for path in found if path == base or _name(path) not in parts]
+    paths = sorted(base.glob("*.py")) if base.is_dir() else [base]
+    return [path for path in paths if path == base or _name(path) not in parts]
 
 
 def _name(path: Path) -> str:
@@ -57,9 +57,12 @@ def mutants(part: str, parts: Collection[str]) -> Iterator[Mutant]:
         sites = _Sites()
         tree = ast.parse(path.read_text(encoding="utf-8"))
         sites.visit(tree)
-        for node in sites.found:
+
+        for node in sites.nodes:
+            line = getattr(node, "lineno", 0)
             for new in changes(node):
-                line, write = getattr(node, "lineno", 0), partial(_changed, tree, node, new)
+                # written when it is tried: thousands of sources need not be in memory
+                write = partial(_changed, tree, node, new)
                 yield Mutant(part, _name(path), line, _brief(node), _brief(new), write)
 
 
@@ -75,9 +78,10 @@ class _Sites(ast.NodeVisitor):
     `Field(...)`."""
 
     def __init__(self) -> None:
-        self.found: list[ast.AST] = []
+        self.nodes: list[ast.AST] = []
 
     def generic_visit(self, node: ast.AST) -> None:
+        # no test is meant to notice another wording, another bound of a message or an assert less
         if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)):
             return
         if (
@@ -88,10 +92,10 @@ class _Sites(ast.NodeVisitor):
             return
 
         if changes(node):
-            self.found.append(node)
+            self.nodes.append(node)
 
         for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "type_params"):
+            if name in ("annotation", "returns", "type_params"):  # nothing runs by them
                 continue
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, ast.AST):
@@ -110,6 +114,7 @@ def changes(node: ast.AST) -> list[ast.AST]:  # noqa: C901 - one table
         case ast.Constant(value=int()):
             return [_with(node, value=node.value + 1)]
         case ast.Constant(value=float()):
+            # 0.0 doubled would be no change
             return [_with(node, value=node.value * 2 + (node.value == 0))]
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
             return [node.operand]
@@ -140,7 +145,7 @@ class _Copy:
     """A copy of a tree that shares one node with it, so that the node can be found in it."""
 
     def __init__(self, keep: ast.AST) -> None:
-        self.memo = {id(keep): keep}
+        self.memo = {id(keep): keep}  # deepcopy takes what is there for the copy
 
     def of(self, tree: ast.AST) -> ast.AST:
         return copy.deepcopy(tree, self.memo)

@@ -4,17 +4,14 @@ run its tests.
     PYTHONPATH=. python tools/mutate.py --sample 150 --out mutants.jsonl
         [--only losses training/run.py] [--minutes 30] [--again earlier.jsonl]
 
-Libraries, package and tests are imported once. Each mutant is tried in a forked child: a changed
-function there gets its new code, and for a change outside of functions the package is imported
-anew, from the changed source instead of the file (which is never touched). A mutant is killed when
-a test fails, an import breaks, or the CPU limit ends it. Tests that start processes of their own
-cannot see a mutant, so the score is a lower bound.
+Libraries, package and tests are imported once, and each mutant is tried in a forked child, see
+trials.py. A mutant is killed when a test fails, an import breaks, or the CPU limit ends it. Tests
+that start processes of their own cannot see a mutant, so the score is a lower bound.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import gc
 import importlib
 import importlib.abc
@@ -22,25 +19,22 @@ import importlib.util
 import json
 import os
 import random
-import resource
-import signal
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
-from types import CodeType, FunctionType
-from typing import Any
+from types import FunctionType
 
 import pytest
 from mutants import ROOT, Mutant, mutants, sources, unchanged
+from trials import OPTIONS, known_functions, try_out
 
 # what is changed, below behavegpt/ -> the tests that should notice, below tests/, those that are
 # likely to and quick first; of two parts that hold a module the narrower one counts
 TESTS: dict[str, tuple[str, ...]] = {
     "data/loader.py": ("data/test_pack.py", "training/test_evaluate.py"),
     "data/pack.py": ("data/test_pack.py", "training/test_evaluate.py"),
+    "data/collate.py": ("data/test_pack.py", "training/test_evaluate.py"),
     "decision.py": ("test_decision.py", "test_prior_correction.py"),
     "losses": ("losses", "baselines/test_losses.py"),
     "metrics/generation.py": ("metrics/test_generation.py",),
@@ -72,172 +66,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "training/trainer.py": ("training/test_steps.py", "training/test_loop.py"),
 }
 CPU_SECONDS = 60  # at least; three times what the tests take without a change
-ELSEWHERE = ("torchrun", "launch", "import_behavegpt", "may_be_the_first", "importing")
-OPTIONS = ("-q", "-p", "no:cacheprovider", "-m", "not slow")
-OPTIONS += ("-k", " and ".join(f"not {name}" for name in ELSEWHERE))  # start processes
-PACKAGES = (str(ROOT / "behavegpt"), str(ROOT / "tests"))
-IN_FUNCTION = 0x2  # of a code object's flags: it has locals of its own, unlike a class's body
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What the tests made of a mutant."""
-
-    end: str  # survived; failed; broken: no test ran; time: the CPU limit ended it
-    test: str  # the first that failed
-    seconds: float  # of CPU
-
-    @property
-    def killed(self) -> bool:
-        return self.end != "survived"
-
-
-def same_as(earlier: Path, found: list[Mutant]) -> list[Mutant]:
-    """The mutants of an earlier file that survived, wherever they stand now; all that
-    look alike."""
+def same_as(earlier: Path, every: list[Mutant]) -> list[Mutant]:
+    """The mutants of an earlier file that survived, wherever they stand now; all that look
+    alike."""
     rows = [json.loads(line) for line in earlier.read_text(encoding="utf-8").splitlines()]
     wanted = {(row["path"], row["before"], row["after"]) for row in rows if not row["killed"]}
-    return [mutant for mutant in found if (mutant.path, mutant.before, mutant.after) in wanted]
-
-
-class Overlay(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports one module from changed source."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        parts = ["behavegpt", *Path(mutant.path).with_suffix("").parts]
-        self.path = str(ROOT / "behavegpt" / mutant.path)
-        self.name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        self.is_folder = parts[-1] == "__init__"
-        self.code = mutant.write()
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != self.name:
-            return None
-        where = [str(Path(self.path).parent)] if self.is_folder else None
-        return importlib.util.spec_from_file_location(
-            name, self.path, loader=self, submodule_search_locations=where
-        )
-
-    def get_filename(self, name: str) -> str:
-        return self.path
-
-    def get_data(self, path: str) -> bytes:
-        return self.code.encode()
-
-    def get_code(self, name: str) -> CodeType:
-        return compile(self.code, self.path, "exec")
-
-
-def functions_of(code: CodeType) -> Iterator[CodeType]:
-    """The code of the functions of a module and of its classes."""
-    for part in code.co_consts:
-        if isinstance(part, CodeType):
-            if part.co_flags & IN_FUNCTION:
-                yield part
-            else:
-                yield from functions_of(part)
-
-
-def beside_functions(code: CodeType) -> tuple[Any, ...]:
-    """What a module's or a class's body does beside the bodies of its functions."""
-    rest = [part for part in code.co_consts if not isinstance(part, CodeType)]
-    parts = [part for part in code.co_consts if isinstance(part, CodeType)]
-    inner = [beside_functions(part) for part in parts if not part.co_flags & IN_FUNCTION]
-    return code.co_code, code.co_names, repr(rest), *inner
-
-
-def put_in_place(mutant: Mutant, known: dict[str, list[FunctionType]]) -> bool:
-    """Give imported functions the changed code; False where that is not enough. `known`: the
-    the functions of each file."""
-    path = ROOT / "behavegpt" / mutant.path
-    before = compile(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))), str(path), "exec")
-    after = compile(mutant.write(), str(path), "exec")
-    if beside_functions(before) != beside_functions(after):
-        return False
-
-    pairs = zip(functions_of(before), functions_of(after), strict=True)
-    changed = {old.co_qualname: new for old, new in pairs if old != new}
-    names = [code.co_qualname for code in functions_of(before)]
-    found = [f for f in known[str(path)] if f.__code__.co_qualname in changed]
-    if any(names.count(name) > 1 for name in changed) or len(found) < len(changed):
-        return False
-    if any(f.__code__.co_freevars != changed[f.__code__.co_qualname].co_freevars for f in found):
-        return False
-
-    for function in found:
-        function.__code__ = changed[function.__code__.co_qualname]
-
-    return True
-
-
-def known_functions() -> dict[str, list[FunctionType]]:
-    """Functions of the imported package, by their file."""
-    found: dict[str, list[FunctionType]] = defaultdict(list)
-    for thing in gc.get_objects():
-        if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(ROOT)):
-            found[thing.__code__.co_filename].append(thing)
-    return found
-
-
-class _FirstFailure:
-    """Tells the parent which test failed first, or that none was collected."""
-
-    def __init__(self, pipe: int) -> None:
-        self.pipe = pipe
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            os.write(self.pipe, report.nodeid.encode()[:4000] + b"\n")
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            os.write(self.pipe, b"\n")
-
-
-def try_out(mutant: Mutant, limit: int, known: dict[str, list[FunctionType]]) -> Trial:
-    """Run the tests on a mutant in a forked child that may take `limit` seconds of CPU; `known`:
-    the functions of each file."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _run_tests(mutant, limit, writing, known)
-
-    os.close(writing)
-    with open(reading, encoding="utf-8") as told:
-        lines = told.read().splitlines()
-
-    _, status, usage = os.wait4(child, 0)
-    seconds = round(usage.ru_utime + usage.ru_stime, 1)
-    if not status:
-        return Trial("survived", "", seconds)
-    if os.WIFSIGNALED(status):
-        return Trial("time", "", seconds)
-
-    test = lines[0] if lines else ""
-    return Trial("failed" if test else "broken", test, seconds)
-
-
-def _run_tests(mutant: Mutant, limit: int, pipe: int, known: dict[str, list[FunctionType]]) -> None:
-    """Does not return: the process ends with pytest's status."""
-    status = 1
-    try:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        signal.alarm(20 * limit)  # a mutant may also wait for ever
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
-
-        if not put_in_place(mutant, known):
-            for name, module in list(sys.modules.items()):
-                if (getattr(module, "__file__", None) or "").startswith(PACKAGES):
-                    del sys.modules[name]
-            sys.meta_path.insert(0, Overlay(mutant))
-
-        tests = [str(ROOT / "tests" / name) for name in TESTS[mutant.part]]
-        status = int(pytest.main(["-x", *OPTIONS, *tests], plugins=[_FirstFailure(pipe)]))
-    finally:
-        os._exit(status)
+    return [mutant for mutant in every if (mutant.path, mutant.before, mutant.after) in wanted]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -257,7 +93,6 @@ def parse_arguments() -> argparse.Namespace:
         help="seconds of CPU for each; without, three times what the tests take, which are then "
         "seen to pass without a change",
     )
-
     parser.add_argument(
         "--out", type=Path, required=True, help="JSONL: a line for each mutant that was tried"
     )
@@ -266,24 +101,24 @@ def parse_arguments() -> argparse.Namespace:
 
 def choose(arguments: argparse.Namespace) -> list[Mutant]:
     """The mutants to try, in random order."""
-    found = [mutant for part in arguments.only for mutant in mutants(part, TESTS)]
-    print(f"{len(found):,} mutants", flush=True)
+    every = [mutant for part in arguments.only for mutant in mutants(part, TESTS)]
+    print(f"{len(every):,} mutants", flush=True)
     if arguments.again:
-        return same_as(arguments.again, found)
-    return random.Random(arguments.seed).sample(found, min(arguments.sample, len(found)))
+        return same_as(arguments.again, every)
+    return random.Random(arguments.seed).sample(every, min(arguments.sample, len(every)))
 
 
 def limits(parts: set[str], known: dict[str, list[FunctionType]]) -> dict[str, int]:
     """Seconds of CPU for the tests of each part, which must pass without a change."""
-    found = {}
+    seconds = {}
     for part in sorted(parts):
-        trial = try_out(unchanged(part, TESTS), 10 * CPU_SECONDS, known)
+        trial = try_out(unchanged(part, TESTS), TESTS[part], 10 * CPU_SECONDS, known)
         if trial.killed:
             sys.exit(f"{part}: its tests fail without any change ({trial.end} {trial.test})")
         print(f"{part}: {trial.seconds} s without a change", flush=True)
-        found[part] = max(CPU_SECONDS, round(3 * trial.seconds))
+        seconds[part] = max(CPU_SECONDS, round(3 * trial.seconds))
 
-    return found
+    return seconds
 
 
 def import_all(parts: set[str]) -> dict[str, list[FunctionType]]:
@@ -321,7 +156,7 @@ def main() -> int:
             if time.monotonic() - began > 60 * arguments.minutes:
                 break
 
-            trial = try_out(mutant, limit[mutant.part], known)
+            trial = try_out(mutant, TESTS[mutant.part], limit[mutant.part], known)
             tried[mutant.path] += 1
             killed[mutant.path] += trial.killed
             row = {name: getattr(mutant, name) for name in ("path", "line", "before", "after")}

@@ -61,6 +61,7 @@ def shown(path: Path) -> Path:
 
 def read(path: Path) -> Module:
     text = path.read_text(encoding="utf-8")
+    # by token: a `#` inside a string is no comment
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = sum(token.type == tokenize.COMMENT for token in tokens)
     return Module(path, text.splitlines(), ast.parse(text), comments)
@@ -186,7 +187,7 @@ def documented(modules: list[Module]) -> tuple[int, int]:
 
 def blank_in_bodies(functions: list[tuple[Module, Function]]) -> int:
     """Blank lines inside functions; those of a nested function count once."""
-    places = set()
+    places = set()  # of file and line: a nested function's lines are its parent's too
     for module, node in functions:
         for number in range(node.body[0].lineno, node.end_lineno or node.lineno):
             if not module.lines[number - 1].strip():

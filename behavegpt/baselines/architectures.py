@@ -44,6 +44,7 @@ class Architecture(NamedTuple):
     inherit: Callable[[Settings], dict[str, Any]] | None = None  # shape that its options decide
 
 
+# SASRec's own positions and input scale; the baselines built on its encoder share them
 LEARNED = {"position_encoding": "learned", "scale_inputs": True}
 # chosen on New York's validation where it is not the default: recurrent networks begin on a plateau
 # with less
@@ -148,10 +149,13 @@ def read_inputs(
     inputs = settings.get("inputs", "all")
     if inputs not in INPUTS:
         raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
+
+    # the only input keeps the width of all: encoder and head stay as large
     if inputs == "event_only":
         return {"event": fields["event"]}, width * len(fields)
 
     if inputs == "with_behavior" and not is_event:
+        # the behavior's own ids begin behind the special ones, as every field's do
         fields = {**fields, "behavior": FIRST + behaviors}
 
     return fields, width
@@ -163,6 +167,7 @@ def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConf
     config = shape_baseline(
         settings, store.field_sizes(), store.behaviors.classes, store.schema.behavior_is_event
     )
+    # the hash alone is needed, so any length will do
     config.tokenizer_hash = EventTokenizer.from_store(store, 1).hash
     return config
 
@@ -178,21 +183,16 @@ def shape_baseline(
     options = architecture.options(**(settings.get("options") or {}))
     shape = {
         **architecture.shape,
-        **{k: v for k, v in settings.items() if k in SHARED},
+        **{key: value for key, value in settings.items() if key in SHARED},
         "embedding_size": width,
     }
 
     if architecture.inherit is not None:
-        inherited = architecture.inherit(options)
-        for key in inherited.keys() & settings.keys():
-            if settings[key] != inherited[key]:
-                raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
-
+        inherited = _inherited(architecture.inherit(options), settings)
         shape |= inherited
-        fields = {
-            field: {"behavior": FIRST + behaviors, **fields}[field]
-            for field in inherited["field_order"]
-        }
+        # in the order of the base's fields: its embeddings are concatenated in it
+        sizes = {"behavior": FIRST + behaviors, **fields}
+        fields = {field: sizes[field] for field in inherited["field_order"]}
 
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
@@ -203,14 +203,27 @@ def shape_baseline(
     return BaselineConfig(
         architecture=name,
         options=options.model_dump(mode="json"),
+        # behavior ids are the event ids where behaviors are the events: no second column
         more_columns=[
             column for column in architecture.columns if column != "behavior" or not is_event
         ],
+        # the next event itself is what the main head predicts where behaviors are the events
         next_heads=[
-            f for f in architecture.reconstructed if f in fields and not (f == "event" and is_event)
+            name
+            for name in architecture.reconstructed
+            if name in fields and not (name == "event" and is_event)
         ],
         field_sizes=fields,
         num_behaviors=behaviors,
         behavior_is_event=is_event,
         **shape,
     )
+
+
+def _inherited(inherited: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape of the model that an encoder is taken from. ValueError for a setting that differs
+    from it."""
+    for key in inherited.keys() & settings.keys():
+        if settings[key] != inherited[key]:
+            raise ValueError(f"{key} is that of options.base, {inherited[key]}; remove it")
+    return inherited

@@ -23,6 +23,7 @@ class Branch(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=eps)
         self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
+        # one learned scale, as in AdaptFormer
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +48,7 @@ class BackboneEncoder(nn.Module):
         """x (B, R, C) -> (B, R, C)"""
         config = self.config
         plan = plan_attention(layout.document, config._attn_implementation or "sdpa")
+
         rope = None
 
         if config.position_encoding == "rope":
@@ -54,6 +56,7 @@ class BackboneEncoder(nn.Module):
                 layout.position, config.hidden_size // config.num_attention_heads, x.dtype
             )
 
+        # without branches each block runs as it is
         branches: list[nn.Module | None] = (
             [*self.branches] if len(self.branches) else [None] * len(self.blocks)
         )
@@ -76,6 +79,7 @@ def _with_branch(
     rope: Pair | None,
 ) -> torch.Tensor:
     """BehaveGPTBlock.forward with the branch beside its MLP."""
-    x = x + block.dropout(block.attention(block.attention_norm(x), plan, rope))
-    inner = block.mlp_out(block.activation(block.mlp_in(block.mlp_norm(x))))
+    x = x + block.dropout(block.attention(block.attention_norm(x), plan, rope))  # (B, R, C)
+    inner = block.mlp_out(block.activation(block.mlp_in(block.mlp_norm(x))))  # (B, R, C), frozen
+    # the branch reads the residual stream as the MLP does and is added beside it
     return x + block.dropout(inner) + branch(x)

@@ -36,6 +36,7 @@ class BaselineConfig(BehaveGPTConfig):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of a prepared log that the model reads."""
+        # dict.fromkeys: each once, in order
         return tuple(dict.fromkeys((*super().columns, *(self.more_columns or ()))))
 
     def validate_architecture(self) -> None:

@@ -8,16 +8,19 @@ is by pseudo-counts: P(b) = (n_b + w Q(b)) / (n + w).
 
     most_frequent       f(b), the frequency of b in training
     by_hour             what followed, in training, an event at this hour of a weekday or of the
-    weekend; Q = f by_place            what followed, in training, an event at this place; Q = f
+                        weekend; Q = f
+    by_place            what followed, in training, an event at this place; Q = f
     markov              what followed, in training, the user's last behavior; Q = f
     global_markov2      what followed, in training, the user's last two behaviors; Q = markov
     repeat_last         the user's last behavior; Q = f
     user_most_frequent  b in the user's past; Q = f
-    user_recent         the same, each count decayed by exp(-age / d), age in known events; Q =
-    user_most_frequent user_by_hour        b after the user's events in these 90 minutes of the day;
-    Q = user_most_frequent user_by_place       b after the user's events at this place; Q =
-    user_most_frequent user_markov         b after the same last behavior in this user's past; Q =
-    markov mixture             sum_j s_j P_j of all of the above, s_j >= 0, sum_j s_j = 1
+    user_recent         the same, each count decayed by exp(-age / d), age in known events;
+                        Q = user_most_frequent
+    user_by_hour        b after the user's events in these 90 minutes of the day;
+                        Q = user_most_frequent
+    user_by_place       b after the user's events at this place; Q = user_most_frequent
+    user_markov         b after the same last behavior in this user's past; Q = markov
+    mixture             sum_j s_j P_j of all of the above, s_j >= 0, sum_j s_j = 1
 
 With the time or the place of the target `given`, by_hour, user_by_hour, by_place and user_by_place
 look at those of the target in place of the event before it: what happened at this hour, at this
@@ -109,7 +112,9 @@ class CountModel:
         if self.name == MIXTURE:
             shares = zip(BASELINES, self.shares, strict=True)
             return {name: round(share, 3) for name, share in shares if share >= 0.001}
+
         last = self.chains[0][-1] if self.chains[0] else Level("", 0.0)
+        # a decay of infinity is none
         return {"weight": last.weight} | ({"decay": last.decay} if np.isfinite(last.decay) else {})
 
 
@@ -120,9 +125,13 @@ def fit(store: EventStore, given: tuple[str, ...] = ()) -> dict[str, CountModel]
     Raises ConfigError for the place in a log without places.
     """
     check_schema(given, store.schema)
+
     columns = _columns(store, given)
+
     classes, users = store.behaviors.classes, len(store.offsets) - 1
     used = np.asarray(store.columns["split"]) == TRAIN
+
+    # one fold: the model is asked about later splits only, so no row is counted with itself
     folds = np.zeros(users, np.int64)
     counted = Counted(used, classes, folds)
     tables = fit_tables(columns, store.offsets, counted, contexts=CONTEXTS, followers=classes)
@@ -132,6 +141,7 @@ def fit(store: EventStore, given: tuple[str, ...] = ()) -> dict[str, CountModel]
         made = _with_level(models, tables, name, baseline.weight, DECAY)
         models[name] = replace(made, given=given)
 
+    # equal shares until `tune` has looked at the validation split
     models[MIXTURE] = _mixture(models, np.full(len(BASELINES), 1 / len(BASELINES)))
     return models
 
@@ -144,7 +154,10 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
     models stay as they are.
     """
     rows = target_rows(store, VALID)
+    # at most so many rows that N x K scores fit in memory
     most = int(np.clip(TUNING_CELLS // max(store.behaviors.classes, 1), *TUNING_ROWS))
+
+    # evenly spaced over the users, at least every row
     rows = rows[:: -(-len(rows) // most) or 1]
     if not len(rows):
         return models
@@ -154,6 +167,7 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
 
     tuned: dict[str, CountModel] = {}
     for name, baseline in BASELINES.items():
+        # each baseline builds on the tuned shorter one, so the order of BASELINES matters
         weights = WEIGHTS if baseline.tuned else (baseline.weight,)
         decays = DECAYS if baseline.context == RECENT else (DECAY,)
         tables = models[name].tables
@@ -162,7 +176,7 @@ def tune(models: dict[str, CountModel], store: EventStore) -> dict[str, CountMod
             for decay in decays
             for weight in weights
         ]
-        ndcg3 = _ndcg3(_replay(candidates, store, columns).judge(rows)[0])
+        ndcg3 = _ndcg3(_replay(candidates, store, columns).judge(rows)[0])  # (candidates,)
         tuned[name] = replace(candidates[int(ndcg3.argmax())], given=given)
 
     replay = _replay(tuned.values(), store, columns)
@@ -195,6 +209,7 @@ def _columns(store: EventStore, given: tuple[str, ...]) -> Columns:
     columns = store_columns(store)
     if not given:
         return columns
+    # the target's time or place is read where the event's own would be
     return Columns(**moved(columns._asdict(), store.offsets, given))
 
 
@@ -205,8 +220,9 @@ def likeliest_shares(probability: np.ndarray, steps: int = STEPS) -> np.ndarray:
     Expectation maximization from equal shares: s_j <- mean_n s_j P_nj / sum_i s_i P_ni.
     """
     probability = probability.astype(np.float64)
-    shares = np.full(probability.shape[1], 1 / probability.shape[1])
+    shares = np.full(probability.shape[1], 1 / probability.shape[1])  # (P,)
     for _ in range(steps):
+        # (N, P) / (N, 1) -> (P,)
         shares *= (probability / (probability @ shares)[:, None]).mean(axis=0)
     return shares / shares.sum()
 
@@ -214,12 +230,14 @@ def likeliest_shares(probability: np.ndarray, steps: int = STEPS) -> np.ndarray:
 def _best_shares(replay: Replay, rows: np.ndarray) -> np.ndarray:
     """The likeliest shares (P,) on the rows, moved towards single members as long as NDCG@3 gains
     from it."""
-    best = likeliest_shares(replay.judge(rows)[1])
-    members = np.eye(len(best))
+    best = likeliest_shares(replay.judge(rows)[1])  # (P,)
+    members = np.eye(len(best))  # (P, P), one member alone
 
     for _ in range(ROUNDS):
+        # a straight line towards each single member, in steps of several lengths
         moved = [best + move * (member - best) for move in MOVES for member in members]
         ndcg3 = _ndcg3(replay.judge(rows, np.stack([best, *moved]))[0])
+        # the first is `best` itself: nothing gained
         if ndcg3.argmax() == 0:
             break
         best = moved[int(ndcg3.argmax()) - 1]
@@ -235,6 +253,7 @@ def _with_level(
     shorter = models[baseline.shorter].chains[0] if baseline.shorter else ()
     if baseline.context is None:
         return CountModel(name, tables, (shorter,))
+    # other contexts count all events alike
     level = Level(baseline.context, weight, decay if baseline.context == RECENT else np.inf)
     return CountModel(name, tables, ((*shorter, level),))
 
@@ -253,4 +272,5 @@ def _mixture(models: dict[str, CountModel], shares: np.ndarray) -> CountModel:
 
 def _ndcg3(rank: np.ndarray) -> np.ndarray:
     """Mean NDCG@3 (P,) of ranks (N, P) from 0."""
+    # DCG of a single relevant item at this rank
     return np.where(rank < 3, 1 / np.log2(2.0 + rank), 0.0).mean(axis=0)

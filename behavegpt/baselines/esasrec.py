@@ -41,11 +41,14 @@ class LiGRBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """x (B, R, C) -> (B, R, C)"""
-        normed = self.attention_norm(x)
-        seen = self.attention_out(self.attention(normed, normed, plan))
+        normed = self.attention_norm(x)  # (B, R, C)
+        seen = self.attention_out(self.attention(normed, normed, plan))  # (B, R, C)
+
+        # the gates read the residual stream, not what they let in
         y = x + self.attention_gate(x).sigmoid() * self.dropout(seen)
+
         normed = self.mlp_norm(y)
-        inner = F.silu(self.mlp_in(normed)) * self.mlp_side(normed)
+        inner = F.silu(self.mlp_in(normed)) * self.mlp_side(normed)  # SwiGLU, (B, R, inner)
         return y + self.mlp_gate(y).sigmoid() * self.dropout(self.mlp_out(inner))
 
 

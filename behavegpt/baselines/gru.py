@@ -44,6 +44,7 @@ def run_gru(gru: nn.GRU, x: torch.Tensor, layout: Layout) -> torch.Tensor:
     if not len(histories.length):
         return torch.zeros_like(x)
 
+    # packed: the recurrence must not run over padding or into another history
     together = pack_padded_sequence(
         histories.take(x), histories.length.cpu(), batch_first=True, enforce_sorted=False
     )

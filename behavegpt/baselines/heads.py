@@ -30,6 +30,8 @@ class ScoreHead(nn.Module):
         self.tied = config.tied_scores and config.behavior_is_event
         self.temperature = config.score_temperature if config.score == "cosine" else None
         self.to_event: nn.Linear | None = None
+
+        # an event's embedding is narrower than the hidden state of several fields
         if self.tied and width != config.embedding_size:
             self.to_event = nn.Linear(width, config.embedding_size, bias=False)
 
@@ -42,11 +44,15 @@ class ScoreHead(nn.Module):
 
     def similarity(self, hidden: torch.Tensor, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C) -> scores (N, K) without the bias."""
+        # classes are the events' ids behind the special ones
+        # (K, C) or (K, d)
         table = event_table[SPECIAL_IDS:] if self.classes is None else self.classes.weight
         if self.to_event is not None:
             hidden = self.to_event(hidden)
         if self.temperature is None:
             return hidden @ table.T
+
+        # the temperature is in the settings: cosines alone are too flat for a softmax
         return F.normalize(hidden, dim=-1) @ F.normalize(table, dim=-1).T / self.temperature
 
     def biased(self, scores: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,18 @@
 """HSTU (Zhai et al., ICML 2024, arXiv:2402.17152): sequential transduction without softmax.
 
     x^ = LN(x)      [u, v, q, k] = silu(x^ W)
-    A_ij = silu(q_i . k_j + b_pos[i - j] + b_time[bucket(t_i - t_j)]) / N    for j <= i of the same
-    history, else 0 x' = x + W_o dropout(u * LN(A v))                  no feed-forward layer; both
-    LN without parameters bucket(s) = min(floor(ln(max(|s|, 1)) / 0.301), 128)            N =
-    max_length, s in seconds
+    A_ij = silu(q_i . k_j + b_pos[i - j] + b_time[bucket(t_i - t_j)]) / N
+           for j <= i of the same history, else 0
+    x' = x + W_o dropout(u * LN(A v))      no feed-forward layer; both LN without parameters
+    bucket(s) = min(floor(ln(max(|s|, 1)) / 0.301), 128)      N = max_length, s in seconds
 
 Inputs are sqrt(C) e + p_t; scores are cosines over a temperature of .05, after the paper's sampled
 softmax with 128 negatives (`score: cosine`, loss.name=sampled_softmax); the preset says which is
 used. The public code gives the query the time of the event to predict, t_{i+1}. The paper's task
 hides it, so `target_time` is `hidden` (t_i) by default; `known` is there for comparison and leaks
 that time, and that time alone.
+
+Shape letters: B rows, R positions, C hidden width, H heads.
 """
 
 from __future__ import annotations
@@ -46,11 +48,8 @@ class HSTUBlock(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.heads, self.eps, self.longest = (
-            config.num_attention_heads,
-            config.layer_norm_eps,
-            config.max_length,
-        )
+        self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
+        self.longest = config.max_length
         self.parts = nn.Linear(width, 4 * width, bias=False)  # u, v, q, k
         self.out = nn.Linear(width, width)
         self.position_bias = nn.Embedding(config.max_length, 1)  # by i - j
@@ -63,11 +62,18 @@ class HSTUBlock(nn.Module):
         """x (B, R, C) -> (B, R, C); `visible`, `ago` (events), `bucket` (of time): (B, R, R), query
         by key."""
         width = x.shape[-1]
+        # (B, R, C) each
         u, v, q, k = F.silu(self.parts(F.layer_norm(x, (width,), eps=self.eps))).chunk(4, dim=-1)
+
+        # (B, H, R, C / H)
         v, q, k = by_head(v, self.heads), by_head(q, self.heads), by_head(k, self.heads)
-        bias = self.position_bias(ago)[..., 0] + self.time_bias(bucket)[..., 0]
+        bias = self.position_bias(ago)[..., 0] + self.time_bias(bucket)[..., 0]  # (B, R, R)
+
+        # pointwise SiLU in place of the softmax: divided by a constant, so that many similar events
+        # add up
+        # (B, H, R, R)
         weight = F.silu(q @ k.transpose(-1, -2) + bias[:, None]) / self.longest * visible[:, None]
-        seen = (weight @ v).transpose(1, 2).flatten(2)
+        seen = (weight @ v).transpose(1, 2).flatten(2)  # (B, R, C)
 
         return x + self.out(self.dropout(u * F.layer_norm(seen, (width,), eps=self.eps)))
 
@@ -84,9 +90,11 @@ class HSTUEncoder(nn.Module):
     def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
         """x (B, R, C) -> (B, R, C); reads the column `time`, in seconds."""
         time, position = layout.ids["time"], layout.position
-        asked = following(time, layout.document) if self.known else time
-        bucket = time_bucket(asked[:, :, None] - time[:, None])
-        ago = (position[:, :, None] - position[:, None]).clamp(0, self.longest - 1)
+        # the query's own time: its successor's would tell when the target happens
+        asked = following(time, layout.document) if self.known else time  # (B, R)
+        bucket = time_bucket(asked[:, :, None] - time[:, None])  # (B, R, R)
+        ago = (position[:, :, None] - position[:, None]).clamp(0, self.longest - 1)  # (B, R, R)
+
         visible = layout.visible()
         for block in self.blocks:
             x = block(x, visible, ago, bucket)
@@ -99,6 +107,7 @@ def time_bucket(seconds: torch.Tensor) -> torch.Tensor:
     >>> time_bucket(torch.tensor([0, 1, 2, -60, 86400, 10**15])).tolist()
     [0, 0, 2, 13, 37, 114]
     """
+    # double: float32 is too coarse for seconds since 1970
     return (seconds.abs().clamp(min=1).double().log() / BASE).floor().clamp(max=BUCKETS).long()
 
 

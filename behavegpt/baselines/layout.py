@@ -27,18 +27,22 @@ class Layout(NamedTuple):
     def visible(self) -> torch.Tensor:
         """(B, R, R) bool: whether query i may look at event j: the same history, and not later."""
         length = self.document.shape[1]
+        # (R, R)
         causal = torch.ones(length, length, dtype=torch.bool, device=self.document.device).tril()
         return (self.document[:, :, None] == self.document[:, None, :]) & causal
 
     def unpack(self) -> Histories:
         """The histories as D separate sequences."""
-        begins = torch.ones_like(self.document, dtype=torch.bool)
+        begins = torch.ones_like(self.document, dtype=torch.bool)  # (B, R)
         begins[:, 1:] = self.document[:, 1:] != self.document[:, :-1]
-        starts = begins.flatten().nonzero().flatten()
+        starts = begins.flatten().nonzero().flatten()  # (all stretches,)
+
+        # up to the next beginning, or the end
         length = torch.cat([starts, starts.new_tensor([begins.numel()])]).diff()
+        # padding forms stretches of its own, which are no histories
         real = self.document.flatten()[starts] != PADDING
         starts, length = starts[real], length[real]
-        index = torch.arange(int(length.max()) if len(length) else 1, device=starts.device)
+        index = torch.arange(int(length.max()) if len(length) else 1, device=starts.device)  # (L,)
 
         return Histories(starts[:, None] + index, index < length[:, None], length)
 
@@ -50,6 +54,7 @@ class Layout(NamedTuple):
         """
         shifted = []
         for ago in range(steps):
+            # a shift along the row; what comes from another history is masked by the position
             moved = torch.zeros_like(values)
             moved[:, ago:] = values[:, : values.shape[1] - ago]
             shifted.append(moved * (self.position >= ago)[..., None])
@@ -68,6 +73,7 @@ class Histories(NamedTuple):
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """(B, R, C) -> (D, L, C), zeros behind each history."""
         flat = values.flatten(0, 1)
+        # clamped places are zeroed
         return flat[self.place.clamp(max=len(flat) - 1)] * self.real[..., None]
 
     def put(self, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -75,4 +81,5 @@ class Histories(NamedTuple):
         history."""
         rows, length = like.shape[:2]
         flat = values.new_zeros(rows * length, values.shape[-1])
+
         return flat.index_copy(0, self.place[self.real], values[self.real]).view(rows, length, -1)

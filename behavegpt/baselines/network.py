@@ -45,15 +45,19 @@ class BaselineEmbedding(nn.Module):
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Embedded events (B, R, C)."""
+        # before any table is read: a missing column would be a KeyError without a name
         missing = [name for name in self.fields if name not in layout.ids]
         if missing:
             raise ValueError(
                 f"the model also needs the field {missing[0]!r}; given: {', '.join(layout.ids)}"
             )
 
+        # each (B, R, C / fields)
         named = zip(self.fields, self.tables.values(), strict=True)
         embedded = [table(layout.ids[name]) for name, table in named]
         x = torch.cat(embedded, dim=-1) * self.scale
+
+        # (B, R, C)
         return self.dropout(x if self.position is None else x + self.position(layout.position))
 
 
@@ -113,6 +117,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         """Begin at the training frequencies (K,)."""
         # with memory the counts tell the frequencies
         self.head.set_prior(torch.ones_like(counts) if self.memory is not None else counts)
+        # both add to the logits in units of the classes' training frequencies
         for part in (self.memory, self.history_gate):
             if part is not None:
                 part.log_prior.copy_(log_shares(counts))
@@ -127,7 +132,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         """The logits from hidden states (N, C) with what is given."""
         past = predicted.past
         table = self.model.embedding.tables["event"].weight
-        logits: torch.Tensor = self.head(hidden, predicted.side, table)
+        logits: torch.Tensor = self.head(hidden, predicted.side, table)  # (N, K)
         if self.history_gate is not None and isinstance(past, History):
             logits = self.history_gate.add_to(logits, hidden, past)
 
@@ -143,9 +148,12 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         def score(
             part: slice, pieces: Sequence[torch.Tensor], sink: GradientSink | None
         ) -> torch.Tensor:
+            # `side` is cut like the hidden states, which is why it is among the inputs of the
+            # chunks
             side = dict(zip(predicted.side, pieces[1:], strict=True))
             return self._scores(pieces[0], predicted.part(part)._replace(side=side))
 
+        # all that the chunks' backward pass must give gradients to
         layers = [part for part in (self.head, self.history_gate, self.memory) if part is not None]
         parameters = [p for layer in layers for p in layer.parameters()]
         table = self.model.embedding.tables["event"].weight

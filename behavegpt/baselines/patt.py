@@ -1,16 +1,19 @@
 """PAtt (KDD 2024): attention weights from determinantal point processes over pairs of events.
 
-    S = (x W_q)^2, elementwise        K = S S'
-    det_ij = (K_ii + e)(K_jj + e) - K_ij^2, e = 1e-5: the pair's determinant, small for events that
-    are alike P_ij = det_ij / sum over a < b <= i of det_ab         i != j, within the history
+    S = (x W_q)^2, elementwise      K = S S'
+    det_ij = (K_ii + e)(K_jj + e) - K_ij^2, e = 1e-5
+             the pair's determinant, small for events that are alike
+    P_ij = det_ij / sum over a < b <= i of det_ab      i != j, within the history
     a_i = softmax over j <= i of -(P_ij, or K_ii at j = i) / sqrt(C)
-    y = LN(x + dropout(W_o sum_j a_ij x_j))      x' = LN(y + dropout(MLP(y)))        GELU, inner
-    width 4 C
+    y = LN(x + dropout(W_o sum_j a_ij x_j))
+    x' = LN(y + dropout(MLP(y)))      GELU, inner width 4 C
 
 Written from the formulas; the public code is under the GPL and was not used. Ours: the normalizer
 runs over the past of each query only (theirs sums over the whole window, so later events change
 earlier weights); the optional kernel of categories and its loss are left out. The original trains
 with one negative (loss.name=binary_negatives).
+
+Shape letters: B rows, R positions, C hidden width.
 """
 
 from __future__ import annotations
@@ -29,9 +32,12 @@ def pair_logits(similar: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """-(P + diag K) (B, R, R) of kernels K (B, R, R) and what is visible (B, R, R); finite
     everywhere."""
     own = similar.diagonal(dim1=-2, dim2=-1) + JITTER  # (B, R)
-    pair = own[:, :, None] * own[:, None] - similar**2
+    pair = own[:, :, None] * own[:, None] - similar**2  # (B, R, R)
+
+    # (B, R, R), a < b
     earlier = visible & ~torch.eye(similar.shape[-1], dtype=torch.bool, device=similar.device)
     fresh = (pair * earlier).sum(-1)  # determinants of pairs whose later event is the row's
+
     # (B, R, 1) of all pairs up to the row's
     total = (visible.to(fresh.dtype) @ fresh[..., None]).clamp(min=JITTER)
 

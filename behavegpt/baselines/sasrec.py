@@ -1,14 +1,18 @@
 """SASRec (Kang and McAuley, ICDM 2018): self-attentive sequential recommendation.
 
-    x = sqrt(C) e + p_t                         e: embedded event, p: learned position
-    q = LN(x)     y = q + dropout(softmax(q W_q (x W_k)' / sqrt(D)) x W_v)         causal, within
-    the history z = LN(y)     x' = z + dropout(W_2 dropout(relu(W_1 z)))
-    inner width C score_k = LN(x_L) . e_k
+    x = sqrt(C) e + p_t      e: embedded event, p: learned position
+    q = LN(x)
+    y = q + dropout(softmax(q W_q (x W_k)' / sqrt(D)) x W_v)      causal, within the history
+    z = LN(y)
+    x' = z + dropout(W_2 dropout(relu(W_1 z)))      inner width C
+    score_k = LN(x_L) . e_k
 
 The original's loss is binary cross-entropy with one uniform negative (loss.name=binary_negatives);
 full cross-entropy makes it far stronger, as others have found. Ours: four fields side by side as x,
 no l2 penalty, dropout on attention weights left out; the original's e_k are the input embeddings
 (`tied_scores`).
+
+Shape letters: B rows, R positions, H heads, C hidden width, D width of a head.
 """
 
 from __future__ import annotations
@@ -36,9 +40,9 @@ class SASRecAttention(nn.Module):
 
     def forward(self, q: torch.Tensor, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Queries q and the events x they look at, (B, R, C) each -> (B, R, C)."""
-        query = by_head(self.query(q), self.heads)
+        query = by_head(self.query(q), self.heads)  # (B, H, R, D)
         key, value = by_head(self.key(x), self.heads), by_head(self.value(x), self.heads)
-        return attend(query, key, value, plan).transpose(1, 2).flatten(2)
+        return attend(query, key, value, plan).transpose(1, 2).flatten(2)  # (B, R, C)
 
 
 class SASRecBlock(nn.Module):
@@ -56,8 +60,8 @@ class SASRecBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """x (B, R, C) -> (B, R, C)"""
-        q = self.attention_norm(x)
-        z = self.mlp_norm(q + self.dropout(self.attention(q, x, plan)))
+        q = self.attention_norm(x)  # the residual is the normalized input
+        z = self.mlp_norm(q + self.dropout(self.attention(q, x, plan)))  # (B, R, C)
         return z + self.dropout(self.mlp_out(self.dropout(self.mlp_in(z).relu())))
 
 

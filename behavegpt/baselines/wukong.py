@@ -2,16 +2,18 @@
 last events.
 
     X_0 (n, d): the field embeddings of the last M events, newest first, and of the mean of the
-        whole history
-    layer:  LCB(X) = W_L' X                       (n -> n_L rows)
+                whole history
+    layer:  LCB(X) = W_L' X                                (n -> n_L rows)
             FMB(X) = reshape(MLP(LN(flatten(X X' Y))))     Y (n, k) learned; n_F rows of width d
-            X' = LN(concat(FMB, LCB) + W_r' X)    (n -> n_F + n_L rows; without W_r where the
-            numbers agree)
+            X' = LN(concat(FMB, LCB) + W_r' X)             (n -> n_F + n_L rows; without W_r where
+                                                           the numbers agree)
     h = MLP(flatten(X_l))
 
 The original predicts clicks from one impression's features with a sigmoid. Ours: the features are
 the user's past (`events` = M; with fewer, zeros) and the softmax is over behaviors, so that it
 answers the same question.
+
+Shape letters: B rows, R positions, C hidden width.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class WukongLayer(nn.Module):
         across = x.transpose(-1, -2)  # (..., d, n)
         pairs = x @ self.compress(across)  # X X' Y (..., n, k), without making X X'
         machines = self.mlp(self.norm(pairs.flatten(-2))).unflatten(-1, (self.rows, self.width))
+
         linear = self.linear(across).transpose(-1, -2)
         return self.out_norm(
             torch.cat([machines, linear], dim=-2) + self.residual(across).transpose(-1, -2)
@@ -77,6 +80,8 @@ class WukongEncoder(nn.Module):
         options = Options(**(config.options or {}))
         self.events, self.fields = options.events, len(config.field_sizes or ())
         width = config.embedding_size
+
+        # the first layer reads the features, the others what the layer before gives
         counts = [self.fields * (options.events + 1)] + [2 * options.rows] * (
             config.num_hidden_layers - 1
         )
@@ -92,10 +97,12 @@ class WukongEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
         """x (B, R, C) -> (B, R, C)"""
-        visible = layout.visible().to(x.dtype)
-        mean = (visible @ x) / visible.sum(-1, keepdim=True)
+        visible = layout.visible().to(x.dtype)  # (B, R, R)
+        mean = (visible @ x) / visible.sum(-1, keepdim=True)  # (B, R, C)
+
         # (B, R, M + 1, C)
         events = torch.cat([layout.back(x, self.events), mean[:, :, None]], dim=2)
+        # split each event's state into its fields' embeddings: n = fields x (M + 1)
         state = events.unflatten(-1, (self.fields, -1)).flatten(2, 3)  # (B, R, n, d)
         for layer in self.layers:
             state = layer(state)

@@ -40,8 +40,10 @@ class Plan:
     ) -> None:
         self.settings, self.data, self.store, self.rows = settings, data, store, rows
         self.runs: dict[str, list[Planned]] = {}  # model -> its runs that can start or are done
+
         # model -> the chosen one, None: not yet, or none could be trained
         self._points: dict[str, Point | None] = {}
+        # a model with a base looks at its base's runs, which must be planned by then
         bases_first = sorted(
             settings.models, key=lambda model: settings.models[model].base is not None
         )
@@ -80,14 +82,14 @@ class Plan:
     def known_rows(self) -> list[Row]:
         """The rows of these settings: those of the count baselines, and of each model's runs."""
         names = counts.NAMES if self.settings.counts else ()
-        found = [
+        rows = [
             self.rows.get((f"{self.counts_hash(given)}-{name}", FINAL))
             for given in self.givens
             for name in names
         ]
         for model in self.settings.models:
-            found += [planned.row for planned in self.runs[model]]
-        return [row for row in found if row is not None]
+            rows += [planned.row for planned in self.runs[model]]
+        return [row for row in rows if row is not None]
 
     def base_of(self, model: str, seed: int) -> Planned | None:
         """The run that a model's run of this seed starts from: its base's of the same seed, or of
@@ -96,6 +98,8 @@ class Plan:
         if base is None or self._points[base] is None:
             return None
         seeds = self.settings.seeds
+
+        # a tuning seed that is no final seed has no base of its own: the first seed's stands in
         wanted = seed if seed in seeds else seeds[0]
         return next(p for p in self.runs[base] if p.kind == FINAL and p.run.seed == wanted)
 
@@ -104,9 +108,12 @@ class Plan:
         not trained."""
         points = self.settings.points()
         planned = [self._planned(model, self.settings.tuning.seed, point, TUNE) for point in points]
+
+        # all or none: the best point of half a grid would be another one later
         ready = [run for run in planned if run is not None]
         if len(ready) < len(planned):
             return None
+
         return ready if len(points) > 1 else []
 
     def _best(self, tuning: list[Planned] | None) -> Point | None:

@@ -2,12 +2,13 @@
 seeds.
 
 OUT/rows.jsonl         one row a run: kind "tune" (validation figures) or "final" (validation and
-test figures) OUT/ranks/KEY.npy      of a final run: rank of the truth at each test row, ascending,
-for the comparison user by user OUT/runs/KEY/          the run's folder; its checkpoints go when its
-row is written
+                       test figures)
+OUT/ranks/KEY.npy      of a final run: rank of the truth at each test row, ascending, for the
+                       comparison user by user
+OUT/runs/KEY/          the run's folder; its checkpoints go when its row is written
 
 Any number of processes may work on one OUT: a run is claimed by a file lock; done ones are skipped,
-a killed one goes on. The test split is looked at by the chosen points alone.
+an interrupted one resumes. The test split is looked at by the chosen points alone.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
     the rest goes on."""
     out = Path(settings.out)
     check_output(out, "into")
+
     for folder in ("ranks", "runs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
@@ -65,6 +67,8 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
 
     plans = plans_of(settings, stores)
     rows = [row for plan in plans for row in plan.known_rows()]
+
+    # weights are kept until nothing waits for them: a base may start further runs
     if not settings.keep_models and not any(True for plan in plans for _ in plan.open()):
         for row in rows:
             model = out / "runs" / row["key"] / "model"
@@ -88,6 +92,7 @@ def runs_of(
     for plan in plans_of(settings, stores):
         for given in plan.givens if settings.counts else ():
             hashed = plan.counts_hash(given)
+            # one run for all counts: the last name is written last
             last = {"key": f"{hashed}-{counts.NAMES[-1]}", "kind": FINAL}
             rows = partial(_count_rows, grid, plan, given)
             yield Run(last, rows, f"{hashed}.lock", wait=True)
@@ -102,6 +107,7 @@ def _rows(grid: Grid, plan: Plan, planned: Planned) -> Iterator[Row]:
     row: Row = {"key": key, "kind": kind, "data": run.data, "model": run.model, "seed": run.seed}
     row |= {"point": run.point, "base": run.base, "protocol_hash": plan.protocol_hash}
     row["given"] = list(run.given(plan.settings))
+
     say(f"{kind} {run.data} {run.model} seed {run.seed} {run.point or ''}")
     yield row | attempted(lambda: _figures(grid, plan, planned), f"{run.data}/{run.model}")
 
@@ -111,8 +117,11 @@ def _rows(grid: Grid, plan: Plan, planned: Planned) -> Iterator[Row]:
 def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     """Train (or go on, or take what is there) and score."""
     store = plan.store
+
     folder = _trained(grid, plan, planned)
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+    # the median: the first rates hold the warm-up, some a checkpoint
     rates = [
         row["events_per_second"]
         for row in read_journal(folder / "log.jsonl")
@@ -120,11 +129,13 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     ]
     rate = statistics.median(rates) if rates else None
     model, _ = open_model(folder / "model")
-    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    found: Row = {"valid": scored(model, store, "valid")[0]}
 
+    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    figures: Row = {"valid": scored(model, store, "valid")[0]}
+
+    # the test split is looked at once, by the chosen point
     if planned.kind == FINAL:
-        found["test"], ranks = scored(model, store, "test")
+        figures["test"], ranks = scored(model, store, "test")
         write_array(grid.path.parent / "ranks" / f"{planned.key}.npy", ranks)
 
     taken = (
@@ -136,8 +147,8 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
         "device",
         "versions",
     )
-    return found | {
-        **{name: facts[name] for name in taken},
+    return figures | {
+        **{name: record[name] for name in taken},
         "events_per_second": rate and round(rate),
         "epoch_seconds": rate and round(len(target_rows(store, TRAIN)) / rate, 2),
     }
@@ -151,6 +162,7 @@ def _trained(grid: Grid, plan: Plan, planned: Planned) -> Path:
         return folder
 
     base, start = plan.base_of(run.model, run.seed), ""
+    # the base's own lock: two models that share a base must not train it twice at a time
     if base is not None:
         with grid.claimed(base.key, wait=True):
             start = str(_trained(grid, plan, base) / "model")
@@ -172,15 +184,16 @@ def scored(model: Any, store: EventStore, split: str) -> tuple[dict[str, float |
         rows.append(part.row.cpu())
         ranks.append(predicted_and_rank(part.logits, part.target)[1].cpu())
 
-    return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(
-        torch.cat(ranks)[torch.cat(rows).argsort()]
-    )
+    # batches are grouped by length: back into the order of the rows
+    ordered = torch.cat(ranks)[torch.cat(rows).argsort()]
+    return _chosen(metrics, store, total / max(metrics.rows, 1)), _packed(ordered)
 
 
 def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]:
     """Rows of the count baselines, tuned on validation by their own rule; `given`: of the
     target."""
     store, hashed = plan.store, plan.counts_hash(given)
+
     tuned = counts.tune(counts.fit(store, given), store)
 
     for name in counts.NAMES:
@@ -195,6 +208,7 @@ def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]
         }
 
         row |= {"point": model.settings(), "base": None, "protocol_hash": hashed}
+
         for split in ("valid", "test"):
             row[split], ranks = _count_scores(model, store, split)
 
@@ -206,7 +220,9 @@ def _count_scores(
     model: counts.CountModel, store: EventStore, split: str
 ) -> tuple[dict[str, Any], np.ndarray]:
     metrics, ranks = PredictionMetrics(store.behaviors.classes), [torch.zeros(0, dtype=torch.long)]
+
     for part, scores in counts.scores(model, store, target_rows(store, SPLITS[split])):
+        # (N,) classes
         target = torch.from_numpy(store.column("behavior")[part].astype(np.int64) - FIRST)
         metrics.update(torch.from_numpy(scores), target)
         ranks.append(predicted_and_rank(torch.from_numpy(scores), target)[1])
@@ -214,6 +230,7 @@ def _count_scores(
 
 
 def _packed(ranks: torch.Tensor) -> np.ndarray:
+    # ranks beyond 65,535 are all "not found"
     return ranks.clamp(max=MOST_RANK).numpy().astype(np.uint16)
 
 

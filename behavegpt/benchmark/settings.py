@@ -107,6 +107,7 @@ class Run:
     def settings(self, benchmark: BenchmarkSettings, out: str, base: str = "") -> PretrainSettings:
         """The run as `behavegpt train` would read it: the file, then the entry, the budget, the
         point, the seed."""
+        # later entries win: the tuned point is over the budget, and the seed over both
         entry, data = benchmark.models[self.model], benchmark.data[self.data]
         budget = {
             f"train.{name}": value for name, value in {**benchmark.train, **data.train}.items()
@@ -123,9 +124,8 @@ class Run:
         if self.base is not None:
             chosen["model.options.base"] = base
 
-        return read_settings(
-            PretrainSettings, entry.config, [f"{k}={json.dumps(v)}" for k, v in chosen.items()]
-        )
+        overrides = [f"{name}={json.dumps(value)}" for name, value in chosen.items()]
+        return read_settings(PretrainSettings, entry.config, overrides)
 
     def given(self, benchmark: BenchmarkSettings) -> tuple[str, ...]:
         """What the model is given of the event that it predicts."""
@@ -133,6 +133,7 @@ class Run:
 
     def key(self, benchmark: BenchmarkSettings, content_hash: str) -> str:
         """What decides the run's figures, as a hash: settings, data and base, no paths."""
+        # where the run lies and where its data lie decide nothing; what the data hold does
         tree = self.settings(benchmark, ".").model_dump(mode="json")
         tree["out"], tree["data"]["path"] = "", content_hash
         return digest({"settings": tree, "base": self.base})

@@ -1,8 +1,10 @@
 """Markdown tables and figures of a benchmark, from its rows and ranks alone.
 
 TABLES/tables.md          for each log: every model (mean ± deviation over seeds), and the
-comparison user by user TABLES/comparison.json    the comparison        TABLES/rows.jsonl  the rows
-that the tables are made of TABLES/DATA_frontier.png  macro against weighted recall
+                          comparison user by user
+TABLES/comparison.json    the comparison
+TABLES/rows.jsonl         the rows that the tables are made of
+TABLES/DATA_frontier.png  macro against weighted recall
 TABLES/DATA_groups.png    recall of head, mid and tail behaviors
 """
 
@@ -22,20 +24,15 @@ from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
-from behavegpt.figures import BLUE, GRID, ORANGE, VERMILION, figure, title_of
+from behavegpt.figures import BLUE, GRID, METRICS, ORANGE, VERMILION, figure, title_of
 from behavegpt.grid import Row, mean_and_deviation
 from behavegpt.io import write_json, write_text
 from behavegpt.metrics.bootstrap import FIGURES, Difference, compare_ranks
 from behavegpt.plots import frontier
 
 SHOWN = ("rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "head", "mid", "tail")
-NAMES = {
-    "rec_w": "weighted recall",
-    "rec_m": "macro recall",
-    "f1_w": "weighted F1",
-    "f1_m": "macro F1",
-    "ndcg@3": "NDCG@3",
-}
+# a table of many models is wide: the thirds of the behaviors go by their short names
+NAMES = METRICS | {"head": "head", "mid": "mid", "tail": "tail"}
 
 
 def write_tables(settings: BenchmarkSettings) -> Path:
@@ -51,14 +48,14 @@ def write_tables(settings: BenchmarkSettings) -> Path:
         if not rows:
             continue
 
+        # the copy of the rows holds those of the tuning too
         used += plan.known_rows()
         parts.append(f"## {plan.data}\n\n{_caption(plan, rows)}\n\n{figures_table(rows)}")
+
         differences = comparison(settings, plan, rows)
         if differences:
             parts.append(comparison_table(str(_versus(settings, rows)), differences))
-            told = compared[plan.data] = {}
-            for name, by_figure in differences.items():
-                told[name] = {figure: d._asdict() for figure, d in by_figure.items()}
+            compared[plan.data] = _as_json(differences)
 
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
@@ -100,30 +97,34 @@ def figures_table(rows: Sequence[Row]) -> str:
     columns = (
         "model",
         "seeds",
-        *(NAMES.get(name, name) for name in SHOWN),
+        *(NAMES[name] for name in SHOWN),
         "parameters",
         "s / epoch",
         "chosen",
     )
 
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for name, found in sorted(_by_model(rows).items(), key=lambda item: -_mean(item[1], "rec_w")):
-        counted = found[0]["seed"] is None
+    # count baselines have no seed, no parameters and no epochs
+    for name, same in sorted(_by_model(rows).items(), key=lambda item: -_mean(item[1], "rec_w")):
+        counted = same[0]["seed"] is None
         # rows of earlier versions have no F1
-        cells = [mean_and_deviation([row["test"].get(shown) for row in found]) for shown in SHOWN]
-        seconds = mean_and_deviation(
-            [None if counted else row["epoch_seconds"] for row in found], 1
-        )
-        cost = ["-" if counted else f"{found[0]['parameters']:,}", seconds]
+        cells = [_over_seeds(same, figure_name) for figure_name in SHOWN]
+        seconds = mean_and_deviation([None if counted else row["epoch_seconds"] for row in same], 1)
+        cost = ["-" if counted else f"{same[0]['parameters']:,}", seconds]
         chosen = ", ".join(
-            f"{key.rpartition('.')[2]} {value:g}" for key, value in found[0]["point"].items()
+            f"{key.rpartition('.')[2]} {value:g}" for key, value in same[0]["point"].items()
         )
-        seeds = "-" if counted else str(len(found))
+        seeds = "-" if counted else str(len(same))
         lines.append(
             "| " + " | ".join([title_of(name), seeds, *cells, *cost, chosen or "-"]) + " |"
         )
 
     return "\n".join(lines)
+
+
+def _over_seeds(rows: Sequence[Row], name: str) -> str:
+    """A test figure's mean and deviation over a model's runs."""
+    return mean_and_deviation([row["test"].get(name) for row in rows])
 
 
 def comparison(
@@ -147,6 +148,14 @@ def comparison(
     }
 
 
+def _as_json(differences: dict[str, dict[str, Difference]]) -> dict[str, Any]:
+    """Model -> figure -> the difference's fields by name."""
+    told: dict[str, Any] = {}
+    for name, by_figure in differences.items():
+        told[name] = {figure: difference._asdict() for figure, difference in by_figure.items()}
+    return told
+
+
 def _versus(settings: BenchmarkSettings, rows: Sequence[Row]) -> str | None:
     """The name in tables of the model that the others are compared with; None where it has no
     row."""
@@ -161,12 +170,13 @@ def comparison_table(versus: str, differences: dict[str, dict[str, Difference]])
         "|" + "---|" * (1 + len(FIGURES)),
     ]
 
-    for name, of in sorted(differences.items(), key=lambda item: item[1]["rec_w"].mean):
+    for name, by_figure in sorted(differences.items(), key=lambda item: item[1]["rec_w"].mean):
         cells = []
-        for recall in FIGURES:
-            d = of[recall]
-            text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
-            cells.append(f"**{text}**" if d.low > 0 or d.high < 0 else text)
+        for figure_name in FIGURES:
+            difference = by_figure[figure_name]
+            text = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+            is_clear = difference.low > 0 or difference.high < 0
+            cells.append(f"**{text}**" if is_clear else text)
         lines.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
 
     return "\n".join(lines)
@@ -175,26 +185,28 @@ def comparison_table(versus: str, differences: dict[str, dict[str, Difference]])
 def truth(store: EventStore) -> tuple[np.ndarray, np.ndarray]:
     """Class and user (R,) of each test row, ascending."""
     rows = target_rows(store, SPLITS["test"])
+    # the user of each row: the last offset that is not behind it
     user = np.searchsorted(store.offsets, rows, side="right") - 1
     return store.column("behavior")[rows].astype(np.int64) - FIRST, user
 
 
-def groups(rows: Sequence[dict[str, Any]], out: Path) -> Path:
+def groups(rows: Sequence[Row], out: Path) -> Path:
     """Macro recall of the most frequent, middle and rarest third of the behaviors, a row for each
     model (Fig. 6a)."""
     parts = ("head", "mid", "tail")
     values = {}
     for name, same in _by_model(rows).items():
-        values[name] = np.array([[row[part] or 0.0 for part in parts] for row in same])
+        # a third none of whose behaviors occurs in the test split has no recall
+        by_part = [[row[part] or 0.0 for row in same] for part in parts]
+        values[name] = np.array(by_part).T  # (seeds, 3)
 
+    # the best at the top: bars are drawn from below
     order = sorted(values, key=lambda name: values[name].mean(0).sum())
     with figure(out, (9, 1 + 0.34 * len(order)), columns=3) as (_, axes):
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
-            heights = [values[name][:, index].mean() for name in order]
-            spread = [
-                values[name][:, index].std(ddof=1) if len(values[name]) > 1 else 0.0
-                for name in order
-            ]
+            recalls = [values[name][:, index] for name in order]  # each (seeds,)
+            heights = [recall.mean() for recall in recalls]
+            spread = [recall.std(ddof=1) if len(recall) > 1 else 0.0 for recall in recalls]
             axes[index].barh(
                 range(len(order)),
                 heights,
@@ -244,6 +256,7 @@ def _unseen(store: EventStore) -> str:
     if not unseen:
         return ""
 
+    # macro recall gains one class of recall 0 from them, whatever their number
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (

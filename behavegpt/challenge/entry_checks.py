@@ -54,7 +54,7 @@ def check_ids(ids: np.ndarray, findings: Findings) -> np.ndarray | None:
         ids, return_index=True, return_inverse=True, return_counts=True
     )
 
-    again = np.flatnonzero(first[inverse] != np.arange(len(ids)))
+    again = np.flatnonzero(first[inverse] != np.arange(len(ids)))  # (n,)
     if len(again):
         place = int(again[0])
         findings.problems.append(
@@ -67,7 +67,7 @@ def check_ids(ids: np.ndarray, findings: Findings) -> np.ndarray | None:
 
 
 def check_clients(ids: np.ndarray, relevant: np.ndarray, subset: bool, findings: Findings) -> None:
-    unknown = np.flatnonzero(~np.isin(ids, relevant))
+    unknown = np.flatnonzero(~np.isin(ids, relevant))  # (n,)
     if len(unknown):
         place = int(unknown[0])
         findings.problems.append(
@@ -75,7 +75,7 @@ def check_clients(ids: np.ndarray, relevant: np.ndarray, subset: bool, findings:
             f"first is index {place} (client {ids[place]}); leave out their rows, in both files."
         )
 
-    absent = np.flatnonzero(~np.isin(relevant, ids))
+    absent = np.flatnonzero(~np.isin(relevant, ids))  # (n,)
     if len(absent) and not subset:
         findings.problems.append(
             f"{CLIENT_IDS}: {len(absent):,} of {len(relevant):,} relevant clients are missing; "
@@ -132,12 +132,12 @@ def check_values(vectors: np.ndarray, ids: np.ndarray | None, findings: Findings
     """NaN, infinity and vectors without information, on the bits of float16 (N, D)."""
     places: dict[str, list[tuple[int, int]]] = {"NaN": [], "infinite": []}
     count = dict.fromkeys(places, 0)
-    zero, alike = np.ones(len(vectors), bool), True
+    zero, alike = np.ones(len(vectors), bool), True  # (N,)
 
     # on the bits: numpy converts every float16 before it compares
     first = np.empty((1, vectors.shape[1]), np.uint16)
     for rows, columns, block in blocks(vectors):
-        bits = block.view(np.uint16)
+        bits = block.view(np.uint16)  # (rows, columns)
         zero[rows] &= ~(bits & _SIGNLESS).any(axis=1)
         # blocks come row by row, columns within them
         if rows.start == 0:
@@ -146,7 +146,7 @@ def check_values(vectors: np.ndarray, ids: np.ndarray | None, findings: Findings
         alike = alike and bool((bits == first[:, columns]).all())
 
         # NaN and infinity have all bits of the exponent set, NaN some of the fraction
-        odd = (bits & _EXPONENT) == _EXPONENT
+        odd = (bits & _EXPONENT) == _EXPONENT  # (rows, columns)
         if odd.any():
             nan = odd & ((bits & _FRACTION) != 0)
             for name, mask in (("NaN", nan), ("infinite", odd & ~nan)):

@@ -201,7 +201,9 @@ def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         at_best.append(run["epochs"][epoch])
 
     scores = [metrics["score"] for metrics in at_best]
-    means = {key: float(np.mean([metrics[key] for metrics in at_best])) for key in at_best[0]}
+    means = {}
+    for key in at_best[0]:
+        means[key] = float(np.mean([metrics[key] for metrics in at_best]))
 
     return {
         "mean": float(np.mean(scores)),

@@ -73,7 +73,7 @@ class _Resident:
     batch is made."""
 
     def __init__(self, vectors: np.ndarray, targets: Targets, device: torch.device) -> None:
-        rows = np.flatnonzero(targets.rows)
+        rows = np.flatnonzero(targets.rows)  # (N,)
         if device.type != "cpu" and len(rows) < len(vectors):
             # what takes no part need not travel
             vectors, chosen = vectors[rows], np.arange(len(rows))
@@ -99,7 +99,7 @@ class _Resident:
 def predict(model: UniversalModel, chosen: _Resident) -> Tensor:
     """Logits (N, O) of all clients that take part."""
     clients, outputs = chosen.train.shape
-    logits = torch.empty(clients, outputs, device=chosen.train.device)
+    logits = torch.empty(clients, outputs, device=chosen.train.device)  # (N, O)
 
     step = PREDICTED_ROWS.get(logits.device.type, MANY_ROWS)
 

@@ -71,6 +71,7 @@ def read_result(path: Path) -> Result:
     scores = {}
     for key, value in content.items():
         if key != PLACEHOLDER:
+            # the organizers' files call hidden tasks by number
             task = HIDDEN_NAMES.get(key, key)
             task_named(task)
             scores[task] = _score(path, key, value)
@@ -92,6 +93,7 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
         raise DataError("no result files; give JSON files of `evaluate`, or a folder of them.")
 
     names = [result.name for result in results]
+    # points are kept by name
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
@@ -100,7 +102,8 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
         )
 
     _refuse_other_protocols(results)
-    tasks = [task for task in TASKS if any(task in result.scores for result in results)]
+    scored = {task for result in results for task in result.scores}
+    tasks = [task for task in TASKS if task in scored]
 
     points: dict[str, dict[str, float]] = {name: {} for name in names}
     close = []

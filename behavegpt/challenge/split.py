@@ -19,7 +19,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from behavegpt.arrays import write_array
+from behavegpt.challenge.strict import recompute_targets
 from behavegpt.challenge.tables import (
     UNUSABLE,
     Progress,
@@ -66,6 +66,7 @@ def boundaries(last_purchase: np.datetime64) -> Boundaries:
     """Where the windows begin. Hours, minutes and seconds are cut off, fractions of a second are
     not (as theirs)."""
     end = last_purchase.astype("datetime64[ns]")
+    # kept, as the organizers' code keeps it: their windows begin that much after midnight
     fraction = end - end.astype("datetime64[s]")
 
     train = (end - BEFORE_END).astype("datetime64[D]").astype("datetime64[ns]") + fraction
@@ -90,16 +91,9 @@ def split(
     price stay empty). Returns the boundaries and, for each file, rows and first and last time.
     """
     directory = open_directory(path)
-
     target = local_path(out) if out is not None else directory.path
-    if strict and (out is None or target.resolve() == directory.path.resolve()):
-        raise ConfigError(
-            "--strict writes other active clients and labels than the organizers'; add --out "
-            "FOLDER."
-        )
-
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads {threads}: write 1 or more.")
+    in_place = target.resolve() == directory.path.resolve()
+    _check_options(strict and in_place, threads)
 
     # columns and types of all files, by their footers, before anything is read
     raw_rows(path)
@@ -116,16 +110,26 @@ def split(
         written = _write_inputs(con, directory, work, ends, progress)
         written |= _write_targets(con, directory, work, ends, unknown_skus)
 
-        if target.resolve() != directory.path.resolve():
+        if not in_place:
             _copy_arrays(directory, work)
         if strict:
-            _recompute_targets(con, directory, work)
+            recompute_targets(con, directory, work)
 
-        facts = {name: rows | first_and_last(con, work / name) for name, rows in written.items()}
+        files = {name: rows | first_and_last(con, work / name) for name, rows in written.items()}
         _publish(work, target)
 
     moments = {name: shown(moment) for name, moment in ends._asdict().items()}
-    return {"directory": str(target), "boundaries": moments, "files": facts}
+    return {"directory": str(target), "boundaries": moments, "files": files}
+
+
+def _check_options(strict_in_place: bool, threads: int | None) -> None:
+    if strict_in_place:
+        raise ConfigError(
+            "--strict writes other active clients and labels than the organizers'; add --out "
+            "FOLDER."
+        )
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads {threads}: write 1 or more.")
 
 
 def _boundaries(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> Boundaries:
@@ -228,6 +232,7 @@ def _check_joined(
 def _workspace(target: Path) -> Iterator[Path]:
     """A hidden folder beside the results, gone afterwards; so is a new `target` into which nothing
     came."""
+    # a folder that nobody had is not left behind empty
     fresh = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -250,6 +255,7 @@ def _copy_arrays(directory: ChallengeDirectory, work: Path) -> None:
 
 def _publish(work: Path, target: Path) -> None:
     """Move everything that was written to its place."""
+    # DuckDB's spills stay behind, and go with the workspace
     files = [
         file
         for file in work.rglob("*")
@@ -260,39 +266,3 @@ def _publish(work: Path, target: Path) -> None:
         (target / name).mkdir(exist_ok=True)
     for file in files:
         os.replace(file, target / file.relative_to(work))
-
-
-def _recompute_targets(
-    con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory, work: Path
-) -> None:
-    """Active clients, the most bought labels and their share of the purchases, from the input part
-    alone.
-
-    The organizers' own use the full history, and so leak.
-
-    propensity_new_sku stays as given: products that are new in the windows cannot be known from the
-    input.
-    """
-    bought = f"read_parquet({literal(work / 'input' / 'product_buy.parquet')}) bought"
-    buyers = con.execute(f"SELECT DISTINCT client_id FROM {bought}").fetchnumpy()["client_id"]
-
-    # in the order of relevant_clients.npy
-    relevant = directory.relevant_clients
-    write_array(work / "target" / "active_clients.npy", relevant[np.isin(relevant, buyers)])
-
-    for column in ("category", "sku", "price"):
-        path = work / "target" / f"propensity_{column}.npy"
-        if not path.exists():
-            continue
-
-        size = len(np.load(path, allow_pickle=False))
-        query = f"""
-            SELECT {column}::BIGINT AS label, count(*) / sum(count(*)) OVER () AS share
-            FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)
-            WHERE {column} IS NOT NULL GROUP BY label ORDER BY share DESC, label LIMIT {size}"""
-
-        ranked = con.execute(query).fetchnumpy()
-        write_array(path, np.asarray(ranked["label"], np.int64))
-        write_array(
-            path.with_name(f"popularity_{path.name}"), np.asarray(ranked["share"], np.float64)
-        )

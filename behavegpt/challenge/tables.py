@@ -15,6 +15,7 @@ from behavegpt.data.database import literal, one_row, reading
 from behavegpt.errors import ConfigError, DataError, first_line
 
 Progress = Callable[[int, str], None]
+# no client, or no time; `infinity` is one to DuckDB
 UNUSABLE = "client_id IS NULL OR moment IS NULL OR NOT isfinite(moment)"
 
 
@@ -33,6 +34,7 @@ def limit_memory(con: duckdb.DuckDBPyConnection, memory: str) -> None:
 def events(file: Path) -> str:
     """SQL: the rows of a raw file with their number and `moment`, null where the time cannot be
     read."""
+    # nanoseconds: the windows begin at a fraction of a second
     moment = "TRY_CAST(timestamp AS TIMESTAMP_NS) AS moment"
     return f"SELECT *, {moment} FROM read_parquet({literal(file)}, file_row_number = true)"
 

@@ -94,10 +94,10 @@ def load_targets(directory: ChallengeDirectory, client_ids: np.ndarray, task: st
         labels, popularity = read_labels(directory, task)
 
     lookup = _Rows(client_ids)
-    train = _window(directory, "train", kind.column, labels, lookup)
-    validation = _window(directory, "validation", kind.column, labels, lookup)
+    train = _window(directory, "train", kind.column, labels, lookup)  # (N, O)
+    validation = _window(directory, "validation", kind.column, labels, lookup)  # (N, O)
 
-    rows = np.ones(len(client_ids), bool)
+    rows = np.ones(len(client_ids), bool)  # (N,)
     if kind.active_only:
         rows = np.isin(client_ids, directory.active_clients)
 
@@ -143,7 +143,7 @@ def write_targets(
         task_named(task)
 
     clients = directory.relevant_clients
-    facts = []
+    lines = []
 
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
@@ -151,8 +151,8 @@ def write_targets(
         for done, task in enumerate(tasks):
             if progress:
                 progress(done, task)
-            facts.append(_write_task(load_targets(directory, clients, task), out))
-    return facts
+            lines.append(_write_task(load_targets(directory, clients, task), out))
+    return lines
 
 
 def _write_task(targets: Targets, out: Path) -> dict[str, Any]:
@@ -189,7 +189,8 @@ class _Rows:
     def find(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For events of `clients` (E,): rows (M,) and the event (M,) each belongs to."""
         # events of a client go to all rows of it
-        first = np.searchsorted(self.sorted, clients, "left")
+        first = np.searchsorted(self.sorted, clients, "left")  # (E,)
+        # (E,) rows of each event's client
         times = np.searchsorted(self.sorted, clients, "right") - first
         return self.order[ranges(first, times)], owners(times)
 
@@ -214,7 +215,7 @@ def _window(
             f"{path}: cannot be read ({error}); run `behavegpt challenge split` again."
         ) from None
 
-    clients = bought["client_id"].to_numpy()
+    clients = bought["client_id"].to_numpy()  # (E,)
 
     if column is None:
         # absence: 1 until a purchase is found
@@ -223,14 +224,14 @@ def _window(
         return matrix
 
     # labels are in the organizers' order, by popularity: a sorted view of them to search in
-    order = np.argsort(labels)
-    values = bought[column].to_numpy()
+    order = np.argsort(labels)  # (O,)
+    values = bought[column].to_numpy()  # (E,)
     place = np.minimum(np.searchsorted(labels, values, sorter=order), len(labels) - 1)
 
     # purchases of other labels are nothing that is asked for
-    known = labels[order[place]] == values
+    known = labels[order[place]] == values  # (E,)
 
-    rows, event = lookup.find(clients[known])
+    rows, event = lookup.find(clients[known])  # (M,) each
 
     matrix = np.zeros((len(lookup), len(labels)), np.uint8)
     matrix[rows, order[place[known]][event]] = 1

@@ -37,11 +37,13 @@ def validate(
     Returns {"ok", "entry", "clients", "dimensions", "zero_vectors", "problems", "warnings"}.
     """
     entry, findings = local_path(entry), Findings()
+    # by their headers: no value is read yet
     ids, vectors = _open(entry / CLIENT_IDS, findings), _open(entry / EMBEDDINGS, findings)
 
     if _swapped(ids, vectors, findings):
         ids = vectors = None
 
+    # then the other checks of shape would say the same in other words
     transposed = ids is not None and vectors is not None and _transposed(ids, vectors, findings)
 
     # each check runs only on what the ones before left comparable

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = arguments.carry_out(arguments)
             if arguments.json and result is not None:
                 print(json.dumps(result, indent=2, ensure_ascii=False, default=str), flush=True)
-        except BrokenPipeError:
+        except BrokenPipeError:  # `behavegpt ... | head` has read enough
             return 0
         except (KeyboardInterrupt, Exception) as error:
             return _failed(arguments, error, received)
@@ -84,19 +84,19 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **_:
 def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> int:
     """Tell why a command ended; returns the exit code. Raises the error if it is our bug, or with
     --debug."""
-    # DuckDB makes an error of its own of a signal
+    # `received` too: DuckDB turns a signal into an error of its own
     if received or isinstance(error, KeyboardInterrupt):
         number = received[0] if received else signal.SIGINT
         print(
             f"\n{arguments.command}: interrupted; nothing half written was left.", file=sys.stderr
         )
-        return 128 + number
+        return 128 + number  # as shells report a process that a signal ended
 
-    told = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
-    if arguments.debug or told is None:
+    message = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
+    if arguments.debug or message is None:
         raise error
 
-    print(f"{arguments.command}: {told}", file=sys.stderr)
+    print(f"{arguments.command}: {message}", file=sys.stderr)
     return 2
 
 
@@ -117,6 +117,7 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     arguments, rest = parser.parse_known_args(
         _with_default(list(sys.argv[1:] if argv is None else argv))
     )
+    # argparse gives positionals to the list of overrides only up to the first option
     if "overrides" in arguments:
         late = [item for item in rest if "=" in item and not item.startswith("-")]
         arguments.overrides += late

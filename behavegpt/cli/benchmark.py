@@ -40,8 +40,8 @@ def _benchmark(arguments: Arguments) -> Any:
         stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
         runs = [planned for plan in plans_of(settings, stores) for planned in plan.open()]
         rows = [
-            [run.data, run.model, kind, str(run.seed), str(run.point or "-")]
-            for run, kind, *_ in runs
+            [one.run.data, one.run.model, one.kind, str(one.run.seed), str(one.run.point or "-")]
+            for one in runs
         ]
         show(arguments, ("data", "model", "kind", "seed", "point"), rows, "runs that can start now")
         return {"open": len(runs)}

@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # argparse looks a `type` up here first: every Path of every command goes through `_path`
         self.register("type", Path, _path)
 
 
@@ -35,6 +36,13 @@ def encoding_argument(parser: Parser) -> None:
     parser.add_argument(
         "--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ..."
     )
+
+
+def given_options(arguments: Arguments, names: Sequence[str]) -> dict[str, Any]:
+    """The options of these names that the command line gives; the others keep their defaults."""
+    return {
+        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
+    }
 
 
 def named_logs(arguments: Arguments, logs: Sequence[str]) -> Any:

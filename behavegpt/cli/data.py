@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import Arguments, Command, Output, Parser, encoding_argument, named_logs
+from behavegpt.cli.command import (
+    Arguments,
+    Command,
+    Output,
+    Parser,
+    encoding_argument,
+    given_options,
+    named_logs,
+)
 
 if TYPE_CHECKING:
     from behavegpt.ingest.prepare import Preview
@@ -33,9 +41,11 @@ def _schema_arguments(parser: Parser) -> None:
         "--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below"
     )
     for role in ROLES:
-        two = "; DATE+CLOCK for two" if role == "time" else ""
+        joined = "; DATE+CLOCK for two" if role == "time" else ""
         parser.add_argument(
-            f"--{role}", metavar="COLUMN", help=f"column of the {role} (guessed when left out{two})"
+            f"--{role}",
+            metavar="COLUMN",
+            help=f"column of the {role} (guessed when left out{joined})",
         )
 
     parser.add_argument(
@@ -83,7 +93,6 @@ def _prepare_arguments(parser: Parser) -> None:
             "user:A,B,C"
         ),
     )
-
     parser.add_argument(
         "--min-events", type=int, default=1, help="leave out users with fewer events"
     )
@@ -104,7 +113,6 @@ def _prepare_arguments(parser: Parser) -> None:
         default="local",
         help="where rows are read and sorted",
     )
-
     parser.add_argument(
         "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
     )
@@ -114,11 +122,7 @@ def _prepare_arguments(parser: Parser) -> None:
 
 
 def _given(arguments: Arguments) -> dict[str, Any]:
-    given = {
-        name: getattr(arguments, name)
-        for name in _SCHEMA_OPTIONS
-        if getattr(arguments, name) is not None
-    }
+    given = given_options(arguments, _SCHEMA_OPTIONS)
     return given | ({"extra": tuple(arguments.extra)} if arguments.extra else {})
 
 
@@ -131,18 +135,25 @@ def _prepare(arguments: Arguments) -> Any:
 
     logs = named_logs(arguments, arguments.logs)
 
+    given = _given(arguments)
     if arguments.schema:
-        if _given(arguments):
+        if given:
             raise ConfigError(
-                f"--schema and --{next(iter(_given(arguments)))} together: put it into "
-                f"{arguments.schema}."
+                f"--schema and --{next(iter(given))} together: put it into {arguments.schema}."
             )
         schema = read_schema(arguments.schema)
     else:
-        schema, guesses = guess_schema(logs, _given(arguments))
+        schema, guesses = guess_schema(logs, given)
         rows = [
-            [g.column, g.role or "-", g.type, f"{g.nulls:,}", f"{g.distinct:,}", str(g.example)]
-            for g in guesses
+            [
+                guess.column,
+                guess.role or "-",
+                guess.type,
+                f"{guess.nulls:,}",
+                f"{guess.distinct:,}",
+                str(guess.example),
+            ]
+            for guess in guesses
         ]
         table(
             ("column", "role", "type", "nulls", "distinct", "example"),
@@ -166,18 +177,19 @@ def _prepare(arguments: Arguments) -> Any:
     return store.manifest.model_dump(mode="json")
 
 
-def _dry_run(seen: Preview) -> dict[str, Any]:
+def _dry_run(preview: Preview) -> dict[str, Any]:
     from behavegpt.console import say
 
-    say(f"{seen.rows:,} rows, {seen.users:,} users; events by split: {_counted(seen.split)}")
-    say(f"rejected: {_counted(seen.rejected) or 'none'}; labels: {_counted(seen.labels)}")
-    for remark in seen.remarks:
+    splits = _counted(preview.split)
+    say(f"{preview.rows:,} rows, {preview.users:,} users; events by split: {splits}")
+    say(f"rejected: {_counted(preview.rejected) or 'none'}; labels: {_counted(preview.labels)}")
+    for remark in preview.remarks:
         say(f"note: {remark}")
 
     say("nothing was written; the same with --out FOLDER, without --dry-run, prepares the data.")
     names = ("rows", "users", "split", "rejected", "labels", "remarks")
-    return {name: getattr(seen, name) for name in names} | {
-        "schema": seen.schema.model_dump(mode="json")
+    return {name: getattr(preview, name) for name in names} | {
+        "schema": preview.schema.model_dump(mode="json")
     }
 
 
@@ -243,14 +255,15 @@ def _convert(arguments: Arguments) -> Any:
                 "one."
             )
 
+        # published logs are tables that need no program of their own
         log = PUBLISHED.get(arguments.name)
         make = convert_published if log else convert
         schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
         split = f" --split {log.split}" if log and log.split else ""
 
-    beside = arguments.out.with_suffix(".schema.yaml")
+    schema_file = arguments.out.with_suffix(".schema.yaml")
     print(
-        f"next: behavegpt prepare {arguments.out} --schema {beside}{split} --out DIR",
+        f"next: behavegpt prepare {arguments.out} --schema {schema_file}{split} --out DIR",
         file=sys.stderr,
     )
     return schema.model_dump(mode="json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from behavegpt.cli.command import Arguments, Command, Parser, show
+from behavegpt.cli.command import Arguments, Command, Parser, given_options, show
 
 FIGURES = ("rec_w", "rec_m", "f1_w", "f1_m")
 
@@ -39,13 +39,8 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.training.settings import DecisionSettings
     from behavegpt.zero_shot import NO_THRESHOLDS, is_universal
 
-    names = ("objective", "keep", "min_targets")
-    given = {name: getattr(arguments, name) for name in names}
-    settings = check_settings(
-        DecisionSettings,
-        {name: value for name, value in given.items() if value is not None},
-        "thresholds",
-    )
+    given = given_options(arguments, ("objective", "keep", "min_targets"))
+    settings = check_settings(DecisionSettings, given, "thresholds")
     if is_universal(arguments.model):
         raise ConfigError(NO_THRESHOLDS)
     if shipped_folder(arguments.model):
@@ -53,32 +48,32 @@ def _thresholds(arguments: Arguments) -> Any:
             f"{arguments.model} lies in the package, where nothing is written; copy its folder "
             "(`behavegpt models` names it) and learn thresholds there."
         )
-
     folder = model_folder(arguments.model)
     predictor = load(folder)
     store = fit_store(open_store(arguments.data), predictor.tokenizer)
 
     with lock(folder / FILE):
-        found = learn_thresholds(predictor.model, store, settings)
-        save_thresholds(found, predictor.tokenizer, folder)
+        thresholds = learn_thresholds(predictor.model, store, settings)
+        save_thresholds(thresholds, predictor.tokenizer, folder)
 
-    validation = found.facts["validation"]
-    if found.facts["weight"] is None:
+    facts = thresholds.facts
+    if facts["weight"] is None:
         say("no thresholds did better on the half of the users they were not learned on: all are 0")
+
+    rows = []
+    for name, figures in facts["validation"].items():
+        rows.append([name.replace("_", " "), *(f"{figures[figure]:.4f}" for figure in FIGURES)])
 
     show(
         arguments,
         ("validation", *FIGURES),
-        [
-            [name.replace("_", " "), *(f"{figures[f]:.4f}" for f in FIGURES)]
-            for name, figures in validation.items()
-        ],
-        f"{found.facts['rows']:,} rows; cross-fitted: learned on one half of the users, scored on "
+        rows,
+        f"{facts['rows']:,} rows; cross-fitted: learned on one half of the users, scored on "
         "the other",
     )
 
     say(f"written: {folder / FILE}; use them with --thresholds")
-    return {"out": str(folder / FILE), **found.facts}
+    return {"out": str(folder / FILE), **facts}
 
 
 COMMANDS: dict[str, Command] = {

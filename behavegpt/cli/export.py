@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from behavegpt.cli.command import Arguments, Command, Output, Parser, named_logs
+from behavegpt.cli.command import Arguments, Command, Output, Parser, given_options, named_logs
 from behavegpt.cli.models import load_trained, log_arguments
 
 
@@ -52,9 +52,7 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.training.ranks import tell_ranks
 
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
-    given = {
-        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
-    }
+    given = given_options(arguments, names)
     if "pool" in given:
         given["pool"] = given["pool"].split("+")
 
@@ -63,12 +61,12 @@ def _export(arguments: Arguments) -> Any:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     tell_ranks(state)
     predictor = load_trained(arguments, state.device)
-    events = arguments.events
-    if arguments.encoding:
-        events = named_logs(arguments, events)
+    # without an encoding the events may also be a prepared folder
+    encoded = bool(arguments.encoding)
+    events = named_logs(arguments, arguments.events) if encoded else arguments.events
 
     with progress("export", 100) as advance:
-        facts = export(
+        manifest = export(
             Trained(predictor.model, predictor.tokenizer),
             events,
             arguments.out,
@@ -78,17 +76,18 @@ def _export(arguments: Arguments) -> Any:
             progress=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
         )
 
+    # one process tells what all of them have written
     if not state.is_main_process:
         return None
 
-    say(f"{facts['vectors']:,} vectors, written: {arguments.out}")
-    if facts["missing"]:
+    say(f"{manifest['vectors']:,} vectors, written: {arguments.out}")
+    if manifest["missing"]:
         say(
-            f"{facts['missing']:,} of them have no events and were filled by the rule "
+            f"{manifest['missing']:,} of them have no events and were filled by the rule "
             f"{settings.fill} (missing.npy)"
         )
 
-    return facts
+    return manifest
 
 
 COMMANDS: dict[str, Command] = {

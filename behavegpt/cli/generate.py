@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
-from behavegpt.cli.models import load_with_logs, log_arguments
+from behavegpt.cli.models import load_with_logs, log_arguments, say_unread
 
 if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
@@ -45,7 +45,6 @@ def _generate_arguments(parser: Parser) -> None:
         help="where times and places come from: head, observed (random own ones) or typical (own "
         "median gap, most frequent place); default: the model's heads, observed where it has none",
     )
-
     parser.add_argument(
         "--data",
         type=Path,
@@ -64,57 +63,51 @@ def _generate(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
 
     predictor, logs = load_with_logs(arguments)
-    options = {
-        n: getattr(arguments, n)
-        for n in ("samples", "temperature", "top_p", "until", "seed", "probabilities")
-    }
+    names = ("samples", "temperature", "top_p", "until", "seed", "probabilities")
+    options = {name: getattr(arguments, name) for name in names}
     if arguments.data:
         options["links"] = _links(predictor, arguments.data)
 
+    # --until ends a future; the number of steps is then but a bound
+    steps = (10_000 if arguments.until else 50) if arguments.steps is None else arguments.steps
     with progress("generate", 100) as advance:
-        found = predictor.generate(
+        futures = predictor.generate(
             logs,
-            (10_000 if arguments.until else 50) if arguments.steps is None else arguments.steps,
+            steps,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
             **options,
             **_policies(arguments.policy),
         )
 
-    for field, policy in found.policies.items():
+    for field, policy in futures.policies.items():
         say(f"{field}: {policy}")
 
-    for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
-        for name, number in counted.items():
-            if number:
-                say(f"{what}: {name}: {number:,}")
-
-    rows = found.to_table()
+    say_unread(futures.unknown, futures.rejected)
+    rows = futures.to_table()
     if arguments.out is None:
         if arguments.json:
             return rows.to_pylist()
 
-        shown = rows.slice(0, 20).to_pylist()
-        show(
-            arguments,
-            rows.column_names,
-            [["" if v is None else str(v) for v in row.values()] for row in shown],
-        )
+        shown = [_cells(row) for row in rows.slice(0, 20).to_pylist()]
+        show(arguments, rows.column_names, shown)
         return None
 
     write_table(rows, arguments.out)
     if arguments.probabilities:
-        beside = arguments.out.with_name(
-            f"{arguments.out.stem}.probabilities{arguments.out.suffix}"
-        )
-        write_table(found.probabilities_table(), beside)
+        name = f"{arguments.out.stem}.probabilities{arguments.out.suffix}"
+        write_table(futures.probabilities_table(), arguments.out.with_name(name))
 
-    say(f"{len(found):,} events of {len(found.users):,} users, written: {arguments.out}")
+    say(f"{len(futures):,} events of {len(futures.users):,} users, written: {arguments.out}")
     return {
-        "users": len(found.users),
-        "events": len(found),
+        "users": len(futures.users),
+        "events": len(futures),
         "out": str(arguments.out),
-        "policies": found.policies,
+        "policies": futures.policies,
     }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in row.values()]
 
 
 def _links(predictor: Predictor | UniversalPredictor, data: Path) -> Any:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import Arguments, Parser, encoding_argument, named_logs
+from behavegpt.cli.command import (
+    Arguments,
+    Parser,
+    encoding_argument,
+    given_options,
+    named_logs,
+)
 from behavegpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,8 +56,8 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     if is_universal(arguments.model):
         raise ConfigError(
             f"{arguments.model} predicts, embeds, generates, serves and is evaluated; "
-            f"{arguments.command.split()[-1]} "
-            "needs a trained model: behavegpt train configs/small.yaml data.path=DIR out=RUN"
+            f"{arguments.command.split()[-1]} needs a trained model: behavegpt train "
+            "configs/small.yaml data.path=DIR out=RUN"
         )
 
     changes = _changes(arguments)
@@ -70,6 +77,7 @@ def load_with_logs(
 
     if is_universal(arguments.model):
         universal = load_zero_shot(arguments.model)
+        # a saved folder has its tables already: logs are asked about, not counted
         changes = _changes(arguments, counting=not universal.counted)
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
@@ -91,8 +99,9 @@ def _given(arguments: Arguments) -> tuple[str, ...]:
     """What is known of the event that is predicted: what a command names, or what it asks about."""
     from behavegpt.ingest.asked import named_given
 
-    told = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
-    return told or tuple(getattr(arguments, "given", None) or ())
+    # a command has either --at and --location-now or --given
+    named = named_given(getattr(arguments, "at", None), getattr(arguments, "location_now", None))
+    return named or tuple(getattr(arguments, "given", None) or ())
 
 
 def given_argument(parser: Parser, what: str) -> None:
@@ -100,6 +109,16 @@ def given_argument(parser: Parser, what: str) -> None:
     parser.add_argument(
         "--given", nargs="+", choices=("time", "location"), metavar="time|location", help=what
     )
+
+
+def say_unread(unknown: Mapping[str, int], rejected: Mapping[str, int]) -> None:
+    """Say how many labels of a log the model does not know, and how many rows it left out."""
+    from behavegpt.console import say
+
+    for what, counts in (("unknown labels", unknown), ("rows left out", rejected)):
+        for name, number in counts.items():
+            if number:
+                say(f"{what}: {name}: {number:,}")
 
 
 def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
@@ -110,7 +129,4 @@ def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
             f"--tz is for a log that `universal` counts; {arguments.model} keeps the zone of the "
             "log that it was made from."
         )
-    names = (*_READING, "tz")
-    return {
-        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
-    }
+    return given_options(arguments, (*_READING, "tz"))

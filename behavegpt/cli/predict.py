@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
-from behavegpt.cli.models import given_argument, load_with_logs, log_arguments
+from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
 
 
 def _decision_arguments(parser: Parser) -> None:
@@ -34,7 +34,6 @@ def _evaluate_arguments(parser: Parser) -> None:
             "folder)"
         ),
     )
-
     parser.add_argument(
         "--split", choices=("valid", "test"), default="test", help="which events to predict"
     )
@@ -78,6 +77,7 @@ def _evaluate(arguments: Arguments) -> Any:
     tell_ranks(state)
     check_output(out, "file")
 
+    # all processes score their share of the rows; one writes the result
     with lock(out) if state.is_main_process else nullcontext():
         result = compare(
             load(arguments.model, state.device),
@@ -118,7 +118,8 @@ def _evaluate_universal(arguments: Arguments) -> Any:
         )
 
     given = in_order(arguments.given or ())
-    name = "_given_".join(["universal", *(["_".join(given)] if given else [])])
+    # what is known of the target is in the file's name: other figures, another file
+    name = f"universal_given_{'_'.join(given)}" if given else "universal"
     name += ".json" if arguments.split == "test" else f".{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
     check_output(out, "file")
@@ -155,7 +156,6 @@ def _predict_arguments(parser: Parser) -> None:
         "log's zone; its weekday and slot count. For models trained with model.given, and "
         "`universal`",
     )
-
     parser.add_argument(
         "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
     )
@@ -177,14 +177,14 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
 
     predictor, logs = load_with_logs(arguments)
-    save = getattr(predictor, "save", None)
+    save = getattr(predictor, "save", None)  # trained models keep nothing of the logs
     if arguments.save and save is None:
         raise ConfigError(
             f"--save keeps what the universal model counted; {arguments.model} is a trained model."
         )
 
     with progress("predict", 100) as advance:
-        found = predictor.predict(
+        predictions = predictor.predict(
             logs,
             arguments.top_k,
             prior_correction=arguments.prior_correction,
@@ -194,32 +194,32 @@ def _predict(arguments: Arguments) -> Any:
             location=arguments.location_now,
         )
 
-    for what, counted in (("unknown labels", found.unknown), ("rows left out", found.rejected)):
-        for name, number in counted.items():
-            if number:
-                say(f"{what}: {name}: {number:,}")
-
+    say_unread(predictions.unknown, predictions.rejected)
     if arguments.save and save:
         say(f"tables and states, written: {save(arguments.save)}")
 
-    rows = found.to_table()
+    rows = predictions.to_table()
     if arguments.out:
         write_table(rows, arguments.out)
-        say(f"{len(found):,} users, written: {arguments.out}")
+        say(f"{len(predictions):,} users, written: {arguments.out}")
         return {
-            "users": len(found),
+            "users": len(predictions),
             "out": str(arguments.out),
-            "unknown": found.unknown,
-            "rejected": found.rejected,
+            "unknown": predictions.unknown,
+            "rejected": predictions.rejected,
         }
     if arguments.json:
         return rows.to_pylist()
 
-    shown = rows.slice(0, 20 * found.labels.shape[1]).to_pylist()
+    # the first 20 users, with all their ranks
+    shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
     show(
         arguments,
         ("user", "rank", "behavior", "probability"),
-        [[r["user"], str(r["rank"]), r["behavior"], f"{r['probability']:.4f}"] for r in shown],
+        [
+            [row["user"], str(row["rank"]), row["behavior"], f"{row['probability']:.4f}"]
+            for row in shown
+        ],
     )
     return None
 
@@ -241,11 +241,11 @@ def _embed(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
 
     predictor, logs = load_with_logs(arguments)
-    found = predictor.embed(logs)
-    width = found.vectors.shape[1]
-    write_table(found.to_table(), arguments.out)
-    print(f"{len(found.users):,} users x {width}, written: {arguments.out}", file=sys.stderr)
-    return {"users": len(found.users), "width": width, "out": str(arguments.out)}
+    embedded = predictor.embed(logs)
+    users, width = embedded.vectors.shape
+    write_table(embedded.to_table(), arguments.out)
+    print(f"{users:,} users x {width}, written: {arguments.out}", file=sys.stderr)
+    return {"users": users, "width": width, "out": str(arguments.out)}
 
 
 COMMANDS: dict[str, Command] = {

@@ -43,60 +43,57 @@ def _profile(arguments: Arguments) -> Any:
         data = settings.data.model_copy(update={"path": str(arguments.embed)})
         return embed_new(settings.out, data, arguments.to, arguments.ensemble)
 
-    facts = run(settings, arguments.members)
+    report = run(settings, arguments.members)
     columns = ("member", "kind", "status", "clients", "dimensions", "fit s", "embed s", "peak MB")
-    rows = [[name, *_cells(member)] for name, member in facts["members"].items()]
-    rows += [
-        [name, "ensemble", e["status"], f"{e['clients']:,}", str(e["dimensions"])]
-        for name, e in facts["ensembles"].items()
-    ]
-    show(
-        arguments,
-        columns,
-        [[*row, *[""] * (len(columns) - len(row))] for row in rows],
-        f"written into {settings.out}",
-    )
+    rows = [[name, *_cells(member)] for name, member in report["members"].items()]
+    for name, ensemble in report["ensembles"].items():
+        size = [f"{ensemble['clients']:,}", str(ensemble["dimensions"])]
+        rows.append([name, "ensemble", ensemble["status"], *size])
+
+    # a table needs a cell in every column; ensembles have no times, failed members no sizes
+    for row in rows:
+        row += [""] * (len(columns) - len(row))
+    show(arguments, columns, rows, f"written into {settings.out}")
 
     if arguments.probe:
-        facts["probe"] = _probed(Path(settings.data.path), Path(settings.out), facts)
-        tasks = list(next(iter(facts["probe"].values())))
-        lines = [
-            [name, *(f"{score:.4f}" for score in scores.values())]
-            for name, scores in facts["probe"].items()
-        ]
+        report["probe"] = _probed(Path(settings.data.path), Path(settings.out), report)
+        tasks = list(next(iter(report["probe"].values())))
+        lines = []
+        for name, scores in report["probe"].items():
+            lines.append([name, *(f"{score:.4f}" for score in scores.values())])
         show(arguments, ("quick AUROC", *tasks), lines)
 
-    return facts
+    return report
 
 
-def _cells(facts: dict[str, Any]) -> list[str]:
-    if facts["status"] in ("off", "failed"):
-        return [facts["kind"], facts["status"]]
+def _cells(member: dict[str, Any]) -> list[str]:
+    if member["status"] in ("off", "failed"):
+        return [member["kind"], member["status"]]
 
-    peak = facts["peak_bytes"]
+    peak = member["peak_bytes"]
     return [
-        facts["kind"],
-        facts["status"],
-        f"{facts['clients']:,}",
-        str(facts["dimensions"]),
-        f"{facts['fit_s']:.1f}",
-        f"{facts['embed_s']:.1f}",
+        member["kind"],
+        member["status"],
+        f"{member['clients']:,}",
+        str(member["dimensions"]),
+        f"{member['fit_s']:.1f}",
+        f"{member['embed_s']:.1f}",
         "" if peak is None else f"{peak / 1e6:,.0f}",
     ]
 
 
-def _probed(data: Path, out: Path, facts: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _probed(data: Path, out: Path, report: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Quick scores of noise, of every member alone and of the ensembles: name -> task -> AUROC."""
     from behavegpt.challenge.targets import available_tasks, load_targets
     from behavegpt.datasets.challenge_files import open_directory
     from behavegpt.profiles.probe import noise, probe
     from behavegpt.user_embeddings import UserEmbeddings
 
-    there = [
-        name for name, member in facts["members"].items() if member["status"] in ("built", "kept")
+    available = [
+        name for name, member in report["members"].items() if member["status"] in ("built", "kept")
     ]
-    folders = {name: out / "alone" / name for name in there}
-    folders |= {f"ensemble {name}": out / "ensembles" / name for name in facts["ensembles"]}
+    folders = {name: out / "alone" / name for name in available}
+    folders |= {f"ensemble {name}": out / "ensembles" / name for name in report["ensembles"]}
     directory = open_directory(data)
     entries = {name: UserEmbeddings.load(folder) for name, folder in folders.items()}
     # every entry has the same clients in the same order

@@ -27,7 +27,6 @@ def _serve_arguments(parser: Parser) -> None:
         help="files of a log: `universal` counts it, a trained model takes up its users, or those "
         "of a folder of states; limits and batching, see below",
     )
-
     parser.add_argument(
         "--save",
         type=Path,
@@ -58,7 +57,7 @@ def _serve(arguments: Arguments) -> Any:
     from behavegpt.serving.requests import ServeSettings
     from behavegpt.serving.server import Server, listen
 
-    logs, overrides = _apart(arguments.overrides)
+    logs, overrides = _split_words(arguments.overrides)
     settings = read_settings(ServeSettings, None, overrides)
 
     if arguments.threads is not None:
@@ -66,6 +65,7 @@ def _serve(arguments: Arguments) -> Any:
             raise ConfigError(f"--threads {arguments.threads}: at least one thread is needed.")
         torch.set_num_threads(arguments.threads)
 
+    # the port first: loading a model to find it taken would waste minutes
     address = listen(arguments.host, arguments.port)
     predictor = _load(arguments, logs)
     save = _saver(predictor, arguments.save) if arguments.save else None
@@ -101,7 +101,7 @@ def _saver(
     return lambda states: say(f"tables and states, written: {predictor.save(folder, states)}")
 
 
-def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Logs and overrides, which argparse cannot tell apart: `NAME=VALUE` is no log, unless there is
     such a file."""
     overrides = [
@@ -129,8 +129,9 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
         trained = load_trained(arguments, arguments.device)
         if not logs:
             return trained
-        kept = len(logs) == 1 and holds_states(Path(logs[0]))
-        return trained.with_states(logs[0] if kept else named_logs(arguments, logs))
+        # one folder that a service has saved, or logs to take the users' states from
+        is_saved = len(logs) == 1 and holds_states(Path(logs[0]))
+        return trained.with_states(logs[0] if is_saved else named_logs(arguments, logs))
     if logs:
         raise ConfigError(
             f"{', '.join(logs)}: {arguments.model} has counted its log; settings are written "
@@ -159,18 +160,18 @@ def _export_model(arguments: Arguments) -> Any:
     from behavegpt.export_model import export_model
     from behavegpt.predictor import load
 
-    facts = export_model(
+    summary = export_model(
         load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite
     )
-    difference = facts["largest_difference"]
+    difference = summary["largest_difference"]
     checked = (
         "not checked: no onnxruntime"
         if difference is None
         else f"differs from the model by {difference:.1e}"
     )
-    say(f"written: {arguments.out / facts['file']}, {checked}; inputs and outputs in io.json")
+    say(f"written: {arguments.out / summary['file']}, {checked}; inputs and outputs in io.json")
 
-    return facts
+    return summary
 
 
 COMMANDS: dict[str, Command] = {

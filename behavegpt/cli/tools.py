@@ -90,7 +90,6 @@ def _doctor_arguments(parser: Parser) -> None:
             "DIR"
         ),
     )
-
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="folder to check for space and write permission"
     )
@@ -122,9 +121,9 @@ def _reorder(folder: Path) -> dict[str, Any]:
     return {"ties": ties}
 
 
-def _shown(arguments: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
-    show(arguments, ("", ""), [[name, str(value)] for name, value in facts.items()])
-    return facts
+def _shown(arguments: Arguments, values: dict[str, Any]) -> dict[str, Any]:
+    show(arguments, ("", ""), [[name, str(value)] for name, value in values.items()])
+    return values
 
 
 COMMANDS: dict[str, Command] = {

@@ -56,6 +56,7 @@ def _finetune(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.finetune import FinetuneSettings, finetune
 
+    # the option first: an override of the same name wins
     overrides = [*([f"mode={arguments.mode}"] if arguments.mode else []), *arguments.overrides]
     run = finetune(
         read_settings(FinetuneSettings, arguments.config, overrides), resume=arguments.resume

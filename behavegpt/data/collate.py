@@ -2,7 +2,7 @@
 
 This is the one place where a target is made: at the position of event i it is event i + 1.
 
-Shapes: B rows of R positions, E events in them, N positions with a target.
+Shapes: B rows of R positions, W windows of E events in them, N positions with a target.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def collate(
     counts say at the positions with a target.
     """
     layout = layout_of(plan, rows, row_length)
-    source = layout.source
+    source = layout.source  # (E,)
     # of the next event: an input is never a user's last one
-    behavior = columns["behavior"][source + 1].astype(np.int64)
+    behavior = columns["behavior"][source + 1].astype(np.int64)  # (E,) ids
     asked = layout.scored & (behavior >= FIRST)  # (E,)
 
     following: dict[str, torch.Tensor] = {}
@@ -100,20 +100,20 @@ class Layout(NamedTuple):
 
     def spread(self, values: np.ndarray, fill: int) -> torch.Tensor:
         """(B, R) int64 of the values (E,), `fill` where there is no event."""
-        flat = np.full(self.shape[0] * self.shape[1], fill, np.int64)
+        flat = np.full(self.shape[0] * self.shape[1], fill, np.int64)  # (B * R,)
         flat[self.place] = values
         return torch.from_numpy(flat.reshape(self.shape))
 
 
 def layout_of(plan: RowPlan, rows: np.ndarray, row_length: int) -> Layout:
     """Where the events of rows (B,) of a plan stand in the columns and the batch; -1: none."""
-    real = np.flatnonzero(rows >= 0)
+    real = np.flatnonzero(rows >= 0)  # (b,) rows that are not empty
     count = plan.pointer[rows[real] + 1] - plan.pointer[rows[real]]  # windows of each row
-    window = ranges(plan.pointer[rows[real]], count)
+    window = ranges(plan.pointer[rows[real]], count)  # (W,)
     begin = np.repeat(real, count) * row_length + plan.offset[window]  # of a window, in the batch
 
-    length = plan.windows.length[window]
-    position = positions(length)
+    length = plan.windows.length[window]  # (W,)
+    position = positions(length)  # (E,)
     return Layout(
         source=np.repeat(plan.windows.start[window], length) + position,
         place=np.repeat(begin, length) + position,

@@ -85,14 +85,14 @@ def moved(
         # the context of event and place becomes the place alone: the event before was elsewhere
         shifted["event"] = np.full_like(columns["event"], FIRST)
 
-    occupied = np.diff(offsets) > 0  # histories with events
-    last = offsets[1:][occupied] - 1
+    occupied = np.diff(offsets) > 0  # histories with events  # (U,)
+    last = offsets[1:][occupied] - 1  # (u,) of those that have events
 
     for field in given_fields(given):
         if field not in columns:
             continue
 
-        values = np.asarray(columns[field])
+        values = np.asarray(columns[field])  # (E,)
         following = np.append(values[1:], values[-1:])
         following[last] = values[last]  # not the next user's first
         if asked is not None:

@@ -38,12 +38,15 @@ def labels_of(texts: Collection[str], rule: str | None) -> dict[str, str] | None
 
     None where `check_exact` refuses a text: a float that cannot hold its integer.
     """
+    # only where texts are numbers does a float stand for an integer
     numeric = rule in ("integer", "number") if rule else all(map(_is_number, texts))
     if numeric and any(map(_is_inexact, texts)):
         return None
+
     if rule is None:
         fitting = [name for name, other in TEXT_RULES.items() if all(map(other.fits, texts))]
         rule = choose_rule(fitting if texts else None)
+
     written = TEXT_RULES[rule].written
     return {text: written(text) for text in texts}
 
@@ -109,6 +112,7 @@ def _moment(text: str) -> str:
         return text
     if len(text) == len("2024-05-01"):
         return f"{text} 00:00:00"
+
     cut = re.sub(r"([.][0-9]*[1-9])0+$", r"\1", text.replace("T", " "))
     return re.sub(r"[.]0+$", "", cut)
 

@@ -70,10 +70,11 @@ def count_events(
         columns = Columns(**moved(columns._asdict(), offsets, given))
 
     # eras of equally many events: each leaves out what its own and later ones would give away
-    time = columns.time[used & (columns.behavior >= 0)]
+    time = columns.time[used & (columns.behavior >= 0)]  # (n,) of what is counted
     parts = np.arange(1, FOLDS + 1) / FOLDS
+    # (FOLDS,)
     edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
-    eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)
+    eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)  # (events,)
 
     tables = fit_tables(columns, offsets, Counted(used, classes, eras), by_time=True)
     shares = fit_shares(columns, offsets, used, classes)
@@ -161,14 +162,14 @@ class MemorySource:
 
     def arrays(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """The same as numpy arrays."""
-        order = np.argsort(positions, kind="stable")
+        order = np.argsort(positions, kind="stable")  # (N,)
         ascending = positions[order]
-        user = np.searchsorted(self.offsets, ascending, side="right") - 1
+        user = np.searchsorted(self.offsets, ascending, side="right") - 1  # (N,)
         fold = self.eras[ascending] if self.leave_out else np.full(len(ascending), -1, np.int8)
 
         # A span ends where positions are not adjacent, or the user or the era changes.
         breaks = (np.diff(ascending, prepend=-2) != 1) | (np.diff(user, prepend=-1) != 0)
-        first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))
+        first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))  # (h,) where spans begin
         low = ascending[first]
         high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
         user = user[first]
@@ -177,7 +178,6 @@ class MemorySource:
         readings = read_memory(self.columns, self.counts.tables, spans, eras=self.eras)
 
         # back into the order of the positions that were asked for
-
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
         return memory_arrays(readings, index, self.counts.shares)
@@ -227,7 +227,7 @@ def memory_arrays(
     of Memory."""
     # (N,) candidates of each position
     count = readings.start[index + 1] - readings.start[index]
-    begin = np.cumsum(count) - count
+    begin = np.cumsum(count) - count  # (N,) first candidate of each
     total, experts = int(count.sum()), readings.rest.shape[1] + 1
 
     bucket = np.searchsorted(LENGTHS, readings.context[index, 0], side="right")  # (N,)

@@ -41,12 +41,12 @@ def fit_shares(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
 
     spans = _latest_events(columns, offsets, used & (columns.time >= late))
     readings = read_memory(columns, tables, spans)
-    position = ranges(spans.low, spans.high - spans.low)
-    following = columns.behavior[position + 1]
+    position = ranges(spans.low, spans.high - spans.low)  # (N,)
+    following = columns.behavior[position + 1]  # (N,) classes
 
-    known = following >= 0
-    chance = chance_of(readings, following, tables.prior)[known]
-    length = np.searchsorted(LENGTHS, readings.context[known, 0], side="right")
+    known = following >= 0  # (N,)
+    chance = chance_of(readings, following, tables.prior)[known]  # (n, J)
+    length = np.searchsorted(LENGTHS, readings.context[known, 0], side="right")  # (n,) 0 .. B - 1
 
     # few rows of one length lean to the shares of all lengths, and these to equal ones
     overall = _leaning(chance, np.full(chance.shape[1], 1 / chance.shape[1]))
@@ -61,10 +61,11 @@ def _latest_events(columns: Columns, offsets: np.ndarray, late: np.ndarray) -> S
     """Of at most USERS users, spread over all, the last EVENTS positions before a late event."""
     late = late & (columns.behavior >= 0)
     late[offsets[:-1][np.diff(offsets) > 0]] = False  # a first event follows nothing
-    target = np.flatnonzero(late)
-    owner = np.searchsorted(offsets, target, side="right") - 1
+    target = np.flatnonzero(late)  # (T,) flat, ascending
+    owner = np.searchsorted(offsets, target, side="right") - 1  # (T,) users
     users, first, count = np.unique(owner, return_index=True, return_counts=True)
 
+    # (h,) places in `users`
     chosen = np.unique(np.linspace(0, max(len(users) - 1, 0), min(len(users), USERS)).astype(int))
     last = first[chosen] + count[chosen] - 1
     earliest = last - np.minimum(count[chosen], EVENTS) + 1
@@ -83,8 +84,9 @@ def chance_of(readings: Readings, target: np.ndarray, prior: np.ndarray) -> np.n
     # any class that is no candidate has rest * prior
     chance = readings.rest * prior[np.maximum(target, 0)][:, None]  # (N, J)
 
+    # (M,) position of each candidate
     owner = np.repeat(np.arange(len(target)), np.diff(readings.start))
-    match = readings.classes == target[owner]
+    match = readings.classes == target[owner]  # (M,)
     chance[owner[match]] = readings.probability[match]
 
     return chance.astype(np.float64)

@@ -169,7 +169,8 @@ def pack(past: Past) -> dict[str, np.ndarray]:
     kept |= {name: getattr(past, name)[:entries] for name in BY_ENTRY}
 
     # the hash tables, without the free places, in the order in which the others were taken
-    table = np.repeat(np.arange(len(past.taken_number)), past.taken_number)
+    table = np.repeat(np.arange(len(past.taken_number)), past.taken_number)  # (C,)
+    # (C,)
     place = np.concatenate([past.taken[o, :used] for o, used in enumerate(past.taken_number)])
     kept |= {name: getattr(past, name)[table, place] for name in CONTEXTS}
 

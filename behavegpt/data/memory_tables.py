@@ -60,6 +60,25 @@ class Tables(NamedTuple):
     total: np.ndarray  # (C, FOLDS + 1) float32 events of a context, dropped followers included
 
 
+class Counted(NamedTuple):
+    """Which events of histories the tables count, and how they are divided into folds."""
+
+    used: np.ndarray  # (events,) bool
+    classes: int  # K
+    folds: np.ndarray  # (users,) int64 fold of each user, or (events,) eras, see `fit_tables`
+
+
+class Preceding(NamedTuple):
+    """What stands before a position: what the global contexts are made of."""
+
+    last: np.integer  # the last known class, -1 for none
+    before: np.integer  # the known class before it, -1 for none
+    event: np.integer  # of the last event, as in `Columns`
+    location: np.integer
+    slot: np.integer
+    weekday: np.integer
+
+
 # types in memory; files hold whole numbers in the smallest type that has room for them
 _TYPES = {
     "locations": np.int64, "key": np.int64, "row": np.int32, "start": np.int64,
@@ -90,25 +109,6 @@ def _narrow(array: np.ndarray) -> np.ndarray:
             small = array.astype(kind)
             return small if np.array_equal(small, array) else array
     return array
-
-
-class Counted(NamedTuple):
-    """Which events of histories the tables count, and how they are divided into folds."""
-
-    used: np.ndarray  # (events,) bool
-    classes: int  # K
-    folds: np.ndarray  # (users,) int64 fold of each user, or (events,) eras, see `fit_tables`
-
-
-class Preceding(NamedTuple):
-    """What stands before a position: what the global contexts are made of."""
-
-    last: np.integer  # the last known class, -1 for none
-    before: np.integer  # the known class before it, -1 for none
-    event: np.integer  # of the last event, as in `Columns`
-    location: np.integer
-    slot: np.integer
-    weekday: np.integer
 
 
 def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
@@ -157,14 +157,14 @@ def fit_tables(
     ones.
     """
     behavior, classes = columns.behavior, counted.classes
-    wanted = counted.used & (behavior >= 0)
+    wanted = counted.used & (behavior >= 0)  # (events,)
 
     # half an event of every class: none may be impossible, for logarithms are taken
-    counts = np.bincount(behavior[wanted], minlength=classes)
+    counts = np.bincount(behavior[wanted], minlength=classes)  # (K,)
     prior = (counts + 0.5) / (counts + 0.5).sum()
 
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False  # a first event follows nothing
-    target = np.flatnonzero(wanted)
+    target = np.flatnonzero(wanted)  # (n,)
     locations = int(columns.location.max(initial=1)) + 1
     # at the event before each target: (targets, G)
     keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]
@@ -210,25 +210,26 @@ def _followers(
 
     Targets with key -1 are in no context. At most `most` followers of a context are kept.
     """
-    known = key >= 0
-    context, of_context = np.unique(key[known], return_inverse=True)
+    known = key >= 0  # (n,)
+    context, of_context = np.unique(key[known], return_inverse=True)  # (C,), (n,)
     fold = fold[known]
     total = _by_fold(of_context, fold, len(context))
 
     # a context and what followed it, as one number
     pairs = of_context * classes + follower[known]
+    # (E,), (E,), (n,)
     pair, earliest, of_pair = np.unique(pairs, return_index=True, return_inverse=True)
-    counts = _by_fold(of_pair, fold, len(pair))
+    counts = _by_fold(of_pair, fold, len(pair))  # (E, FOLDS + 1)
 
     of_context, follower = pair // classes, pair % classes
 
     # equally frequent ones by their first occurrence: no label may matter
-    order = np.lexsort((earliest, -counts[:, -1], of_context))
+    order = np.lexsort((earliest, -counts[:, -1], of_context))  # (E,)
     # place of a follower among those of its context
     rank = np.arange(len(pair)) - np.searchsorted(of_context, of_context)
     order = order[rank < most]
 
-    kept = np.bincount(of_context[order], minlength=len(context))
+    kept = np.bincount(of_context[order], minlength=len(context))  # (C,)
     return _Followers(context, total, kept, follower[order], counts[order])
 
 

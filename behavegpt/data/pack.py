@@ -79,8 +79,8 @@ def training_windows(store: EventStore, max_length: int, rng: np.random.Generato
     first, events = _range_of(store, TRAIN)
     inputs = np.maximum(events - 1, 0)  # (U,) the last event is only a target
 
-    full, rest = np.divmod(inputs, max_length)
-    pieces = full + (rest > 0)
+    full, rest = np.divmod(inputs, max_length)  # (U,)
+    pieces = full + (rest > 0)  # (U,) windows of each user
     user, index = owners(pieces), positions(pieces)  # (W,) of each window
 
     # which piece of a history is the remainder; the full ones after it begin that much earlier
@@ -106,15 +106,15 @@ def evaluation_windows(store: EventStore, split: int, max_length: int) -> Window
     high = first + events  # targets of a user: low .. high - 1
 
     # a history that fits into one window is read in one; others advance by half a window
-    fits = high - 1 - begin <= max_length
-    stride = np.where(fits, np.maximum(high - low, 1), max(max_length // 2, 1))
-    pieces = np.where(high > low, -(-(high - low) // stride), 0)
+    fits = high - 1 - begin <= max_length  # (U,)
+    stride = np.where(fits, np.maximum(high - low, 1), max(max_length // 2, 1))  # (U,)
+    pieces = np.where(high > low, -(-(high - low) // stride), 0)  # (U,)
     user = owners(pieces)  # (W,)
 
     # each window ends before its last target and reaches back as far as it may
-    low_target = low[user] + positions(pieces) * stride[user]
-    high_target = np.minimum(low_target + stride[user], high[user])
-    length = np.minimum(max_length, high_target - 1 - begin[user])
+    low_target = low[user] + positions(pieces) * stride[user]  # (W,)
+    high_target = np.minimum(low_target + stride[user], high[user])  # (W,)
+    length = np.minimum(max_length, high_target - 1 - begin[user])  # (W,)
     start = high_target - 1 - length
 
     return Windows(start, length, low_target - 1 - start)
@@ -134,9 +134,9 @@ def pack_rows(windows: Windows, row_length: int, rng: np.random.Generator | None
         )
 
     # windows of one length are interchangeable: a queue of each, in random order
-    shuffled = rng.permutation(count) if rng is not None else np.arange(count)
-    queue = shuffled[np.argsort(windows.length[shuffled], kind="stable")]
-    histogram = np.bincount(windows.length, minlength=row_length + 1)
+    shuffled = rng.permutation(count) if rng is not None else np.arange(count)  # (W,)
+    queue = shuffled[np.argsort(windows.length[shuffled], kind="stable")]  # (W,) by length
+    histogram = np.bincount(windows.length, minlength=row_length + 1)  # (row_length + 1,)
     taken = np.cumsum(histogram) - histogram  # where the queue of each length stands
 
     # One pattern of lengths fills as many rows as the histogram holds it, so the loop runs over
@@ -161,7 +161,7 @@ def pack_rows(windows: Windows, row_length: int, rng: np.random.Generator | None
     if rng is not None:
         row = rng.permutation(rows)[row]
 
-    order = np.lexsort((offset, row))
+    order = np.lexsort((offset, row))  # (W,) by row and place
     pointer = np.searchsorted(row[order], np.arange(rows + 1))
     return RowPlan(windows.take(order), offset[order], pointer)
 

@@ -76,6 +76,7 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
                 f"{field}: {_examples(new)} unknown to the model, which knows {known.classes:,}"
             )
 
+    # a field of the model that the data lack, unless the model never used it
     lines += [
         f"{field}: {known.classes:,} labels in the model, none in the data"
         for field, known in tokenizer.vocabulary.items()

@@ -131,14 +131,14 @@ def _check(folder: Path, manifest: Manifest, url: str) -> None:
             f: Vocabulary.load(folder / "vocabulary" / f"{f}.parquet").hash
             for f in manifest.vocabulary
         }
-        found = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
+        actual = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
     except (DataError, OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(
             f"{url}: damaged ({error}); copy the folder anew from where it was prepared."
         ) from None
-    if not same or found != manifest.content_hash:
+    if not same or actual != manifest.content_hash:
         raise DataError(
             f"{url}: what was fetched has another content hash than dataset.json says "
-            f"({found[:12]}…, not {manifest.content_hash[:12]}…): damaged, or replaced meanwhile. "
+            f"({actual[:12]}…, not {manifest.content_hash[:12]}…): damaged, or replaced meanwhile. "
             "Try again, or copy the folder anew."
         )

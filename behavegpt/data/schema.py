@@ -19,6 +19,7 @@ from behavegpt.paths import is_file_name
 ROLES = ("user", "time", "location", "event", "behavior", "order")
 TIME_FIELDS = ("weekday", "slot")
 READING = (*ROLES, "time_format", "time_unit", "naive_time")  # may differ from log to log
+# names of columns and arguments that a prepared folder or a model has already
 RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "position", "document"})
 
 
@@ -76,6 +77,7 @@ class EventSchema(Settings):
     def _known_zone(cls, value: str) -> str:
         try:
             zoneinfo.ZoneInfo(value)
+        # OSError: the name of a folder of zones, such as Europe
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("not an IANA time zone; write one like Europe/London or UTC") from None
         return value
@@ -95,6 +97,7 @@ class EventSchema(Settings):
     @field_validator("slot_minutes")
     @classmethod
     def _whole_slots(cls, value: int) -> int:
+        # else the last slot of a day would be shorter than the others
         if 1440 % value:
             raise ValueError(
                 "a day of 1440 minutes must hold a whole number of slots; try 30 or 60"

@@ -60,10 +60,12 @@ class KeptStates(Mapping[str, UserState]):
 
     def __getitem__(self, user: str) -> UserState:
         i = self._place[user]
+        # of one user only: a service holds the arrays of millions
         kept = {
             name: self._arrays[name][ends[i] : ends[i + 1]] for name, ends in self._offsets.items()
         }
 
+        # stored event by event, kept column by column
         recent = kept.pop("recent", np.empty((0, 0), np.uint32)).T.copy()
         if kept:
             kept |= {name: self._arrays[name][i] for name in (*FIXED, "contexts")}
@@ -102,13 +104,12 @@ def _packed(states: Sequence[UserState]) -> dict[str, np.ndarray]:
     # a folder without states still tells its arrays
     packed = packed or [pack(new_past(ROOM))]
 
-    # name -> the arrays of all states
-    parts = {name: [kept[name] for kept in packed] for name in packed[0]}
-    whole = (*FIXED, "contexts")  # of one shape for all states: stacked
-    return {
-        name: np.stack(arrays) if name in whole else np.concatenate(arrays)
-        for name, arrays in parts.items()
-    }
+    whole = (*FIXED, "contexts")  # of one shape for all states
+    arrays = {}
+    for name in packed[0]:
+        of_states = [kept[name] for kept in packed]
+        arrays[name] = np.stack(of_states) if name in whole else np.concatenate(of_states)
+    return arrays
 
 
 def _description(spec: StateSpec) -> dict[str, Any]:

@@ -49,23 +49,25 @@ def sort_events(
 
     # one key of 64 bits: the user above, the seconds since the first event below
     time_bits = int(seconds.max()).bit_length()
-    key = (user << np.uint64(time_bits)) | seconds
+    key = (user << np.uint64(time_bits)) | seconds  # (N,) uint64
 
     # Radix sort, 16 bits at a time: numpy's stable argsort of 16 bits takes linear time, its other
     # sorts do not.
-    index = np.argsort(key.astype(np.uint16), kind="stable")
+    index = np.argsort(key.astype(np.uint16), kind="stable")  # (N,)
     for shift in range(16, int(key.max()).bit_length(), 16):
         digit = (key >> np.uint64(shift)).astype(np.uint16)
         index = index[np.argsort(digit[index], kind="stable")]
 
     key = key[index]
-    equal = key[1:] == key[:-1]
+    equal = key[1:] == key[:-1]  # (N - 1,) neighbors of one user and second
+    # (n,)
     tied = np.flatnonzero(np.concatenate([equal, [False]]) | np.concatenate([[False], equal]))
 
     # what shares user and second is sorted by order and microsecond, then at random
     if len(tied):
         rows = index[tied]
         # the seed 0 leaves the time as it is: the order of folders made before there was a seed
+        # (n,) uint64
         draw = _mixed(columns["time"][rows].astype(np.uint64) ^ _mixed(np.array([seed], np.uint64)))
         for field, values in hashes.items():
             draw = _mixed(draw ^ values[columns[field][rows]])
@@ -80,13 +82,13 @@ def sort_events(
 def _apart(draw: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
     """Draws (N,) in which equal ones of equal keys, the same event twice, differ: side by side they
     would be a hint."""
-    index = np.lexsort([draw, *keys])
+    index = np.lexsort([draw, *keys])  # (N,)
     same = np.insert(
         np.logical_and.reduce([v[index][1:] == v[index][:-1] for v in (draw, *keys)]), 0, False
     )
 
-    place = np.arange(len(draw))
-    copy = np.empty_like(draw)
+    place = np.arange(len(draw))  # (N,)
+    copy = np.empty_like(draw)  # (N,) 0 for the first of equal ones
     copy[index] = (place - np.maximum.accumulate(np.where(same, 0, place))).astype(np.uint64)
 
     return np.where(copy > 0, _mixed(draw + copy), draw)
@@ -101,7 +103,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 def count_ties(columns: dict[str, np.ndarray]) -> int:
     """Number of events that share user and time with another; columns sorted by both."""
-    same = (np.diff(columns["user"]) == 0) & (np.diff(columns["time"]) == 0)
+    same = (np.diff(columns["user"]) == 0) & (np.diff(columns["time"]) == 0)  # (N - 1,)
     return int((np.append(same, False) | np.insert(same, 0, False)).sum())
 
 

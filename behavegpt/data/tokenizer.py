@@ -150,7 +150,7 @@ class EventTokenizer(FeatureExtractionMixin):
         """Warn where a log of dates alone would put all events into the first slot of the day."""
         seconds = table["time"].to_numpy() // 1_000_000
 
-        walls = zone(self.event_schema.tz).wall(seconds)
+        walls = zone(self.event_schema.tz).wall(seconds)  # (E,)
         if self.event_schema.slots > 1 and len(table) >= _DATES and not (walls % DAY).any():
             warnings.warn(
                 f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots "
@@ -183,7 +183,7 @@ class EventTokenizer(FeatureExtractionMixin):
         columns["time"] = table["time"].to_numpy() // 1_000_000
 
         users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
-        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)
+        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)  # (U + 1,)
 
         return EncodedHistories(
             users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {})

@@ -116,8 +116,8 @@ class StateSpec:
                 f"user {empty[:100]!r} has no event yet; a trained model predicts what follows one."
             )
 
-        offsets = np.cumsum([0, *(state.recent.shape[1] for state in states)])
-        recent = np.concatenate([state.recent for state in states], axis=1)
+        offsets = np.cumsum([0, *(state.recent.shape[1] for state in states)])  # (U + 1,)
+        recent = np.concatenate([state.recent for state in states], axis=1)  # (F, events of all)
         users = pa.array([state.user for state in states], pa.string())
 
         return EncodedHistories(
@@ -158,7 +158,7 @@ class PastSource:
 
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of model/mixer.py's Memory for flat positions (N,), in this order."""
-        rows = np.searchsorted(self.offsets, positions, side="right") - 1
+        rows = np.searchsorted(self.offsets, positions, side="right") - 1  # (N,) states
         asked = self.moments and Moments(*(values[rows] for values in self.moments))
 
         readings = read_pasts([self.pasts[row] for row in rows], self.counts.tables, asked)

@@ -79,7 +79,7 @@ class Vocabulary:
             array = array.cast(pa.string())
 
         # index_in gives null for labels that it does not find
-        index = pc.index_in(array, value_set=self.values, skip_nulls=True)
+        index = pc.index_in(array, value_set=self.values, skip_nulls=True)  # (N,)
         index = pc.fill_null(index, UNKNOWN - FIRST)
         flat = index.to_numpy() if isinstance(index, pa.ChunkedArray) else index
         return np.asarray(flat, dtype=np.int64) + FIRST
@@ -94,7 +94,7 @@ class Vocabulary:
 
     def decode_array(self, ids: np.ndarray) -> pa.StringArray:
         """Labels of ids (N,) as an Arrow array; null for padding and unknown."""
-        index = np.asarray(ids, dtype=np.int64) - FIRST
+        index = np.asarray(ids, dtype=np.int64) - FIRST  # (N,)
         return self.values.take(pa.array(index, mask=index < 0))
 
     def grow(self, labels: Iterable[str], counts: Iterable[int] | None = None) -> Vocabulary:

@@ -39,6 +39,7 @@ WINDOWS = ("train", "validation")
 CODES = ("query", "name")  # quantized embeddings: text "[ 1 22 ...]" or lists of any width
 LATER_NAME = "embedding"  # what the later public release calls them
 
+# what an error calls a type -> whether a column has it
 TYPES = {
     "a whole number": pa.types.is_integer,
     "a time (text YYYY-MM-DD HH:MM:SS or timestamp)": lambda t: (
@@ -146,6 +147,7 @@ def check_table(path: Path, columns: Mapping[str, str]) -> pa.Schema:
     schema = read_columns(path)
     for name, kind in columns.items():
         stored = stored_name(schema, name)
+        # twice is as wrong as never: which one would be read?
         if schema.names.count(stored) != 1:
             has = ", ".join(schema.names)
             raise DataError(

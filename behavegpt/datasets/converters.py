@@ -54,7 +54,6 @@ def convert(
     with workspace(out) as work, connect(work) as con:
         # or row numbers would not follow the file
         con.execute("SET preserve_insertion_order = true")
-
         source = _find(local_path(source), converter)
         # labels are kept as events; their categories, if known, are what is predicted
         categories = _beside(source, converter)
@@ -71,7 +70,6 @@ def convert(
 
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
         part = work / "log.parquet"
-
         with _explained(name, source, converter):
             con.execute(
                 f"copy (select {columns} from {table} where {converter.where}) "
@@ -183,6 +181,7 @@ def _check(
 ) -> None:
     """Raise DataError with an example when more than MAX_UNREAD of the users, times or events make
     no sense."""
+    # what `prepare` would reject row by row is refused at once where it is many rows
     sane = {
         "user_id": "{} is not null",
         "timestamp": f"coalesce({{}} >= {EARLIEST}, false)",

@@ -172,6 +172,7 @@ def convert_git(
     with workspace(out) as work, connect(work) as con:
         _read(con, repositories)
 
+        # judged before anything is written: the card counts what is left out
         con.execute(DROP)
         part, schema = work / "log.parquet", SCHEMA
         con.execute(

@@ -12,6 +12,7 @@ from behavegpt.datasets.git_log import Repository
 from behavegpt.errors import DataError
 from behavegpt.ingest.card import markdown_table
 
+# by whether the salt was given
 SALTS = {
     False: "with a random salt that was not kept: the numbers mean nothing outside this log",
     True: (
@@ -64,6 +65,7 @@ def write_card(
 ) -> None:
     """Write the card of `log` as Markdown to `path`, from the table `judged`. Raises DataError for
     an empty log."""
+    # without fractions of a second: git has none
     rows, users, first, last = one_row(
         con,
         "select count(*), count(distinct user_id), min(timestamp)::timestamp(0)::varchar, "

@@ -172,7 +172,7 @@ def _tables(block: bytes, first: int) -> Commits:
     tokens = pc.split_pattern(pa.array([text], pa.large_string()), "\0").flatten()
     is_header = pc.starts_with(tokens, "/")
     # each path belongs to the header before it: number of the headers so far
-    commit = np.cumsum(is_header.to_numpy(zero_copy_only=False)) - 1 + first
+    commit = np.cumsum(is_header.to_numpy(zero_copy_only=False)) - 1 + first  # (tokens,)
 
     heads = pc.split_pattern(tokens.filter(is_header), "\n", max_splits=len(HEADER) - 1)
     columns = {name: pc.list_element(heads, place) for place, name in enumerate(HEADER)}
@@ -181,6 +181,6 @@ def _tables(block: bytes, first: int) -> Commits:
     is_path = pc.invert(is_header)
     # git ends a header with a newline
     paths = pc.replace_substring_regex(tokens.filter(is_path), r"\A\n", "")
-    position = np.flatnonzero(is_path.to_numpy(zero_copy_only=False))
+    position = np.flatnonzero(is_path.to_numpy(zero_copy_only=False))  # (files,)
     files = {"commit": commit[position], "position": position, "path": paths}
     return Commits(headers, pa.table(files))

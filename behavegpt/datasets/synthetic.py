@@ -165,19 +165,19 @@ class _Draw:
         # (users,) mean of a log-normal: exp(mu + 1/2)
         length = np.clip(drawn, 1, np.ceil(10 * per_user)).astype(np.int64)
 
-        user = np.repeat(np.arange(users), length)
-        first = np.cumsum(length) - length
+        user = np.repeat(np.arange(users), length)  # (N,)
+        first = np.cumsum(length) - length  # (users,)
 
         # cut up by `_take`: one number per event is enough
-        bits = rng.integers(0, 1 << 64, len(user), dtype=np.uint64)
+        bits = rng.integers(0, 1 << 64, len(user), dtype=np.uint64)  # (N,)
 
-        hours = self._hours(rng, bits, first, length)
-        kind = _pick(self.kind, hours.astype(np.int64) % HOURS, _take(bits, 2))
-        behavior = self._behaviors(rng, bits, user, first, kind)
+        hours = self._hours(rng, bits, first, length)  # (N,)
+        kind = _pick(self.kind, hours.astype(np.int64) % HOURS, _take(bits, 2))  # (N,)
+        behavior = self._behaviors(rng, bits, user, first, kind)  # (N,)
 
-        places = self._places(rng, users)
+        places = self._places(rng, users)  # (users, 2 + HAUNTS)
         # the highest 3 bits: eight places
-        haunt = (bits >> np.uint64(61)).astype(np.int64)
+        haunt = (bits >> np.uint64(61)).astype(np.int64)  # (N,)
         milliseconds = (hours * 3_600_000).astype(np.int64).view("m8[ms]")
 
         labels = self.world.labels
@@ -197,15 +197,15 @@ class _Draw:
         self, rng: np.random.Generator, bits: np.ndarray, first: np.ndarray, length: np.ndarray
     ) -> np.ndarray:
         """Hours since ORIGIN (N,): gaps summed on the users' clock, then read off the wall's."""
-        gap = rng.standard_exponential(len(bits))
+        gap = rng.standard_exponential(len(bits))  # (N,)
         # the lowest 2 bits: three of four gaps are bursts
         gap *= np.where((bits & np.uint64(3)) < 4 * BURST_SHARE, BURST_HOURS, PAUSE_HOURS)
 
-        clock = np.cumsum(gap)
+        clock = np.cumsum(gap)  # (N,)
         # each user starts at a random moment of the first four weeks
         clock -= np.repeat(clock[first] - rng.uniform(0, 4 * HOURS, len(first)), length)
 
-        week = clock // HOURS
+        week = clock // HOURS  # (N,)
         return week * HOURS + np.interp(
             clock - week * HOURS, self.world.clock, np.arange(HOURS + 1)
         )
@@ -221,26 +221,27 @@ class _Draw:
         """Behaviors (N,): first all that do not depend on the one before, then those that follow
         them, and so on."""
         world, chance = self.world, _take(bits, 30)
-        group = rng.integers(0, len(world.preference), len(first))
+        group = rng.integers(0, len(world.preference), len(first))  # (users,)
 
         # habits as numbers below SHARES
         edge = np.cumsum(world.habit) * SHARES
+        # (N,) 0 transition, 1 preference, 2 routine
         habit = np.searchsorted(edge[:2], _take(bits, 44), side="right")
         # a first event has none before it: the other two habits share its part
         habit[first] = np.where(
             rng.random(len(first)) < world.habit[1] / world.habit[1:].sum(), 1, 2
         )
 
-        row = np.where(
+        row = np.where(  # (N,) of the table of behaviors
             habit == 1,
             world.behaviors + group[user],
             world.behaviors + len(world.preference) + kind,
         )
-        behavior = _pick(self.behavior, row, chance)
+        behavior = _pick(self.behavior, row, chance)  # (N,)
 
         # how many events ago the chain of behaviors began that each follows
         place = np.arange(len(user))
-        depth = place - np.maximum.accumulate(np.where(habit > 0, place, 0))
+        depth = place - np.maximum.accumulate(np.where(habit > 0, place, 0))  # (N,)
 
         follow = np.flatnonzero(depth)
         # 16 bits: a radix sort

@@ -75,16 +75,16 @@ class World:
         `log` holds the columns of `generate`, sorted by user and time. Exact but for times cut to
         whole milliseconds.
         """
-        behavior = _numbers(log, "behavior", self.labels["behavior"])
-        location = _numbers(log, "location", self.labels["location"])
-        kind = np.searchsorted(self.cells, location, side="right") - 1
+        behavior = _numbers(log, "behavior", self.labels["behavior"])  # (N,)
+        location = _numbers(log, "location", self.labels["location"])  # (N,)
+        kind = np.searchsorted(self.cells, location, side="right") - 1  # (N,)
 
         user = log["user_id"].to_numpy()
-        first = np.concatenate([[True], user[1:] != user[:-1]])
-        hours = (log["timestamp"].to_numpy() - ORIGIN) / np.timedelta64(1, "h")
+        first = np.concatenate([[True], user[1:] != user[:-1]])  # (N,)
+        hours = (log["timestamp"].to_numpy() - ORIGIN) / np.timedelta64(1, "h")  # (N,)
 
-        preference = self._groups(behavior, kind, first) @ self.preference
-        routine = self._next_hour(hours % HOURS) @ self.kind @ self.routine
+        preference = self._groups(behavior, kind, first) @ self.preference  # (N, B)
+        routine = self._next_hour(hours % HOURS) @ self.kind @ self.routine  # (N, B)
 
         w = self.habit
         return w[0] * self.transition[behavior] + w[1] * preference + w[2] * routine
@@ -101,34 +101,34 @@ class World:
 
     def _groups(self, behavior: np.ndarray, kind: np.ndarray, first: np.ndarray) -> np.ndarray:
         """P(g | events 0 .. n) (N, G): Bayes' rule from equal groups."""
-        before = np.concatenate([[0], behavior[:-1]])
+        before = np.concatenate([[0], behavior[:-1]])  # (N,)
         later, start = self.habit, np.array([0, *self.habit[1:]]) / self.habit[1:].sum()
 
         # (N, 3): a first event follows no behavior
         w = np.where(first[:, None], start, later)
 
-        common = w[:, 0] * self.transition[before, behavior]
+        common = w[:, 0] * self.transition[before, behavior]  # (N,)
         common += w[:, 2] * self.routine[kind, behavior]
         likelihood = common[:, None] + w[:, 1:2] * self.preference[:, behavior].T  # (N, G)
 
         # sums of logarithms within each user: those over all, less what the users before add
-        total = np.cumsum(np.log(likelihood), axis=0)
+        total = np.cumsum(np.log(likelihood), axis=0)  # (N, G)
 
         begin = np.flatnonzero(first)
         earlier = np.concatenate([np.zeros_like(total[:1]), total])[begin]
         total -= np.repeat(earlier, np.diff(np.append(begin, len(first))), axis=0)
 
-        likely = np.exp(total - total.max(axis=1, keepdims=True))
+        likely = np.exp(total - total.max(axis=1, keepdims=True))  # (N, G)
         return likely / likely.sum(axis=1, keepdims=True)
 
     def _next_hour(self, hour: np.ndarray) -> np.ndarray:
         """P(hour of the week of the next event | time of this one) (N, H), summed over all weeks to
         come."""
         # on the users' clock
-        now = np.interp(hour, np.arange(HOURS + 1), self.clock)
+        now = np.interp(hour, np.arange(HOURS + 1), self.clock)  # (N,)
 
         # to the next start of each hour, never 0
-        ahead = HOURS - (now[:, None] - self.clock[None, :-1]) % HOURS
+        ahead = HOURS - (now[:, None] - self.clock[None, :-1]) % HOURS  # (N, H)
 
         # P(the next event comes after that hour's start, in any week)
         passed = sum(
@@ -136,7 +136,7 @@ class World:
             for share, mean in ((BURST_SHARE, BURST_HOURS), (1 - BURST_SHARE, PAUSE_HOURS))
         )
 
-        chance = passed - np.roll(passed, -1, axis=1)
+        chance = passed - np.roll(passed, -1, axis=1)  # (N, H)
 
         rows, this = np.arange(len(hour)), hour.astype(np.int64)
         chance[rows, this] = 0  # the rest of this hour, now, and its beginning in a week
@@ -158,20 +158,21 @@ def make_world(
 
     rng = np.random.default_rng([seed, 0])
     # few behaviors are frequent, most are rare, as in app usage
-    zipf = np.arange(1, behaviors + 1) ** -1.1
-    transition = np.tile(0.25 * zipf / zipf.sum(), (behaviors, 1))
+    zipf = np.arange(1, behaviors + 1) ** -1.1  # (B,)
+    transition = np.tile(0.25 * zipf / zipf.sum(), (behaviors, 1))  # (B, B)
     for share in (0.45, 0.2, 0.1):  # the usual successors of each behavior
         successor = rng.choice(behaviors, behaviors, p=zipf / zipf.sum())
         transition[np.arange(behaviors), successor] += share
 
     # the behavior of each event: every behavior has one
-    owner = np.concatenate(
+    owner = np.concatenate(  # (E,)
         [np.arange(behaviors), rng.choice(behaviors, events - behaviors, p=zipf / zipf.sum())]
     )
     # a Zipf law of its own within each behavior's events
+    # (B, E)
     rank = np.where(owner == np.arange(behaviors)[:, None], rng.permutation(events) + 1.0, np.inf)
 
-    clock = np.concatenate([[0], np.cumsum(_activity())])
+    clock = np.concatenate([[0], np.cumsum(_activity())])  # (H + 1,)
     return World(
         transition=_shares(transition),
         preference=_shares(zipf * rng.lognormal(0, 1.2, (groups, behaviors))),
@@ -212,7 +213,7 @@ def _places() -> np.ndarray:
 
 def _shares(weights: np.ndarray) -> np.ndarray:
     """Rows as probabilities in whole multiples of 1 / SHARES; what is positive stays positive."""
-    counts = np.floor(weights / weights.sum(axis=1, keepdims=True) * SHARES)
+    counts = np.floor(weights / weights.sum(axis=1, keepdims=True) * SHARES)  # (R, columns)
     counts = np.where(weights > 0, np.maximum(counts, 1), 0)
 
     # what rounding leaves goes to the most frequent one

@@ -92,6 +92,7 @@ def _rows(
 ) -> tuple[str, str]:
     """SQL of one row per event with the columns of `log`, and SQL of its column `time` as a
     timestamp."""
+    # union by name: parts of a log differ in their columns
     reads = [
         f"select *, {literal(part)} as part from {_reader(files, log)}"
         for part, files in parts.items()
@@ -108,6 +109,7 @@ def _rows(
             raise DataError(
                 f"{source}: no column {' or '.join(names)}, but {', '.join(types)}. {log.about}"
             )
+        # absent and optional: null
         known[column] = actual
 
     named = ", ".join(
@@ -141,6 +143,7 @@ def _flat(
         return "(select *, row_number() over () as line from named)"
 
     sizes = [f"len({quoted(column)})" for column in lists]
+    # unnest would pad the shorter list with nulls
     unequal = " or ".join(f"{size} <> {sizes[0]}" for size in sizes) or "false"
 
     bad = con.execute(
@@ -167,12 +170,14 @@ def _reader(files: list[Path], log: PublishedLog) -> str:
         return f"read_parquet({listed}, union_by_name = true, filename = true)"
 
     if files[0].suffix == ".csv":
+        # all as text; values may be quoted
         return (
             f"read_csv({listed}, header = true, all_varchar = true, quote = '\"', escape = '\"', "
             "filename = true)"
         )
 
     types = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in log.types.items())
+    # all lines: a field that is missing from the first ones would be lost
     guess = f"columns = {{{types}}}" if types else "sample_size = -1"
     return f"read_json({listed}, {guess}, filename = true)"
 

@@ -34,7 +34,9 @@ LINE = (
     rf"(?: {_QUOTED} {_QUOTED})?"
 )
 STAMP = "%d/%b/%Y:%H:%M:%S %z"
+# without the query string, which may hold anything about the visitor
 REQUEST = r"^([A-Z]+) (?:https?://[^/ ]+)?(/[^ ?#]*)\S* HTTP/"
+# what a browser asks for by itself, not a visitor
 PARTS_OF_PAGES = (
     r"(?i)\.(?:avif|bmp|css|eot|gif|ico|jpe?g|js|json|map|mjs|mp4|otf|png|svg|ttf|txt|webm|webp|"
     r"woff2?|xml)$"
@@ -59,9 +61,11 @@ LEFT_OUT = {
 
 
 def convert_web_log(
-    sources: Sequence[str | Path], out: str | Path, salt: str | None = None,
+    sources: Sequence[str | Path],
+    out: str | Path,
+    salt: str | None = None,
     clock: float | None = None,
-) -> EventSchema:  # fmt: skip
+) -> EventSchema:
     """Write the access logs `sources` as one parquet log to `out`; return its schema.
 
     The schema also goes beside it as NAME.schema.yaml. `salt`: visitors have the same hash in every
@@ -70,21 +74,27 @@ def convert_web_log(
     """
     files, out = [local_path(source) for source in sources], local_path(out)
     secret = checked_salt(salt)
+
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise DataError(f"{missing}: no such file; name access logs, for example access.log*.")
+
     with workspace(out) as work, connect(work) as con:
         # or line numbers would not follow the files
         con.execute("SET preserve_insertion_order = true")
         _read(con, files)
+
         part, schema = work / "log.parquet", SCHEMA
         con.execute(
             f"copy ({_events(secret)}) to {literal(part)} (format parquet, compression zstd)"
         )
+
         _tell(con, part, files)
+
         if clock is not None:
             plain, part = part, work / "ticking.parquet"
             schema = add_clock(con, plain, part, schema, clock)
+
         os.replace(part, target(out))
         write_text(out.with_suffix(".schema.yaml"), dump_settings(schema))
     return schema
@@ -94,6 +104,8 @@ def _read(con: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
     """The tables `lines` and `requests`. Raises DataError for files that are no access logs."""
     listed = "[" + ", ".join(literal(file) for file in files) + "]"
     try:
+        # one column of whole lines: a delimiter that no line holds, latin-1 so that every byte is
+        # read
         con.execute(
             "create view lines as select filename as file, row_number() over () as line, text from "
             f"read_csv({listed}, columns = {{'text': 'VARCHAR'}}, auto_detect = false, delim = "
@@ -104,6 +116,7 @@ def _read(con: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
         rows = one_row(con, "select count(*) from lines")[0]
     except duckdb.Error as error:
         raise DataError(f"{files[0]}: cannot be read as text ({first_line(error)}).") from None
+
     read = one_row(con, "select count(*) from requests")[0]
     if not rows or rows - read > MAX_UNREAD * rows:
         other = con.execute(
@@ -112,6 +125,7 @@ def _read(con: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
         where = (
             f"{other[0]}, line {other[1]}: {other[2][:120]!r}" if other else f"{files[0]}: empty"
         )
+
         raise DataError(
             f"{where} is no request in Apache's common or combined format; {rows - read:,} of "
             f"{rows:,} lines are not. A log in a format of its own: write it as CSV with a line of "
@@ -121,9 +135,12 @@ def _read(con: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
 
 def _events(salt: str) -> str:
     """SQL of the log: one row for each page that was served."""
+    # an address alone is shared by a household, with its browsers less so
     visitor = "case when login <> '-' then login else host || ' ' || agent end"
     hashed = f"left(sha256({literal(salt)} || ' ' || {visitor}), 16)"
+
     kept = " and ".join(f"not coalesce({test}, false)" for test in LEFT_OUT.values())
+
     return (
         f"select {hashed} as user_id, clock as timestamp, page, method, "
         "'/' || split_part(page, '/', 2) as section, status, nullif(nullif(referer, '-'), '') as "
@@ -136,10 +153,12 @@ def _tell(con: duckdb.DuckDBPyConnection, part: Path, files: Sequence[Path]) -> 
     """Say what was kept and what was not. Raises DataError where nothing was."""
     tests = ", ".join(f"count(*) filter ({test})" for test in LEFT_OUT.values())
     counts = one_row(con, f"select {tests} from requests")
-    told = ", ".join(f"{name} {n:,}" for name, n in zip(LEFT_OUT, counts, strict=True))
+    left_out = ", ".join(f"{name} {n:,}" for name, n in zip(LEFT_OUT, counts, strict=True))
+
     pages, visitors = one_row(
         con, f"select count(*), count(distinct user_id) from read_parquet({literal(part)})"
     )
+
     if not pages:
-        raise DataError(f"{files[0]}: no page was served to a visitor; left out: {told}.")
-    say(f"{pages:,} pages of {visitors:,} visitors; left out: {told}")
+        raise DataError(f"{files[0]}: no page was served to a visitor; left out: {left_out}.")
+    say(f"{pages:,} pages of {visitors:,} visitors; left out: {left_out}")

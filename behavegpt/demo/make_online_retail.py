@@ -59,6 +59,7 @@ def family(product: str, description: str, rules: list[tuple[str, re.Pattern[str
     """The family of one product; `OTHER` when no rule matches."""
     if product in OVERRIDES:
         return OVERRIDES[product]
+    # apostrophes go without a gap: CHILDREN'S is one word
     text = re.sub(r"[^a-z0-9]+", " ", description.lower().replace("'", "")).strip()
     return next((name for name, pattern in rules if pattern.search(text)), OTHER)
 
@@ -68,10 +69,14 @@ def purchases(source: Path) -> pa.Table:
     order as `line`."""
     columns = ["user_id", "timestamp", "location", "event", "behavior", "invoice", "description"]
     table = pq.read_table(source, columns=columns)
+
+    # rows before sorting: lines of one invoice stand in the order of the log
     table = table.append_column("row", pa.array(np.arange(len(table))))
+
     product = pc.invert(
         pc.is_in(table["event"], value_set=pa.array(NOT_PRODUCTS, table["event"].type))
     )
+
     table = table.filter(pc.and_(pc.equal(table["behavior"], "buy"), product))
     table = table.sort_by(
         [(name, "ascending") for name in ("user_id", "timestamp", "invoice", "row")]
@@ -85,7 +90,10 @@ def families(table: pa.Table) -> pa.Table:
     rules = read_rules(Path(__file__).parent / "family_rules.csv")
     products = table.group_by("event").aggregate([("description", "min")]).sort_by("event")
     codes = products["event"].to_pylist()
+
+    # descriptions of a product differ between invoices: the first in the alphabet stands for it
     texts = [text.strip() for text in products["description_min"].to_pylist()]
+
     names = [family(code, text, rules) for code, text in zip(codes, texts, strict=True)]
     return pa.table({"product": codes, "description": texts, "family": names})
 
@@ -93,6 +101,7 @@ def families(table: pa.Table) -> pa.Table:
 def events(table: pa.Table, products: pa.Table) -> pa.Table:
     """The demo's log: user_id, timestamp (UK time), location (country), event (product), family,
     line."""
+    # codes -> rows of `products`
     index = pc.index_in(table["event"], value_set=products["product"].cast(table["event"].type))
     return pa.table(
         {
@@ -129,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent, help="folder to write to"
     )
+
     args = parser.parse_args(argv)
     lines = purchases(args.source)
     products = families(lines)

@@ -28,7 +28,7 @@ from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
 from behavegpt.universal.model import load_universal
 
-STAGES = 7
+STAGES = 7  # that the console counts
 NOT_HELD_OUT = (
     "the universal model's weights, from which the trained model starts, come with the package; "
     "this shop was among the logs they were trained on, without its test events. Held out, it has "
@@ -61,9 +61,11 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
 def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     began = time.perf_counter()
     _clear(out)
-    python, torch_, ours = platform.python_version(), torch.__version__, transformers.__version__
-    about = f"python {python} · torch {torch_} · transformers {ours} · {_device()}"
-    stage(1, STAGES, "environment", about)
+    versions = (
+        f"python {platform.python_version()} · torch {torch.__version__} · "
+        f"transformers {transformers.__version__}"
+    )
+    stage(1, STAGES, "environment", f"{versions} · {_device()}")
 
     stage(2, STAGES, "data", "Online Retail (UCI, CC BY 4.0): purchases at a British gift shop")
     store = prepare([online_retail()], out / "data", DEMO_SCHEMA, split=SPLIT)
@@ -73,8 +75,9 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     )
 
     stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
-    file = out / "eval" / "universal.json"
-    universal = evaluate_universal(load_universal(), store, file, baselines=False)
+    universal = evaluate_universal(
+        load_universal(), store, out / "eval" / "universal.json", baselines=False
+    )
     table(*metrics_table(universal))
 
     settings = _settings(out, steps)
@@ -83,9 +86,12 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     stage(4, STAGES, "pretrain", about)
     pretrain(settings)
 
-    stage(5, STAGES, "evaluate", "the last 15 % of the purchases: which family comes next?")
+    about = "the last 15 % of the purchases: which family comes next? (thresholds from validation)"
+    stage(5, STAGES, "evaluate", about)
     predictor = load(out / "model")
-    result = compare(predictor, store, out / "eval" / "metrics.json")
+    result = compare(predictor, store, out / "eval" / "metrics.json", thresholds=True)
+
+    # in one table, so that the report shows what training added
     result["models"] |= universal["models"]
     result["remarks"].append(NOT_HELD_OUT)
     write_json(out / "eval" / "metrics.json", result)
@@ -116,16 +122,20 @@ def _predictions(predictor: Predictor) -> list[list[Any]]:
     """A row for each of some customers: its label and the three likeliest families."""
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
-    found = predictor.predict(log.filter(pc.is_in(log["user_id"], value_set=users)), top_k=3)
+    rows = log.filter(pc.is_in(log["user_id"], value_set=users))
+    predictions = predictor.predict(rows, top_k=3, thresholds=True)
 
-    rows = []
+    lines = []
     for user, labels, shares in zip(
-        found.users.to_pylist(), found.labels, found.probabilities, strict=True
+        predictions.users.to_pylist(),
+        predictions.labels,
+        predictions.probabilities,
+        strict=True,
     ):
         likely = zip(labels, shares, strict=True)
-        rows.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
+        lines.append([user, *(f"{label} {share:.0%}" for label, share in likely)])
 
-    return rows
+    return lines
 
 
 def _next_steps(out: Path) -> str:
@@ -143,14 +153,18 @@ With the demo's model:
 def _clear(out: Path) -> None:
     """Make `out` empty; only what a demo wrote is removed, and only where a demo left its mark."""
     if out.exists() and any(out.iterdir()):
+        # a folder of somebody else's files is never emptied
         if not (out / MARK).exists():
             raise BehaveGPTError(
                 f"{out} is not empty and not an earlier demo; choose another folder with --out."
             )
+
         for name in WRITTEN:
-            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(
-                missing_ok=True
-            )
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()

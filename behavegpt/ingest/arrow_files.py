@@ -18,12 +18,14 @@ def arrow_schema(file: LogFile) -> pa.Schema:
 
 def ipc_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Record batches of an Arrow IPC (Feather) file or stream, of some columns."""
+    # mapped: columns that nobody asks for are never read
     source = pa.memory_map(str(path))
     names = _arrow_schema(path).names
     fields = None if columns is None else [names.index(column) for column in columns]
     options = pa.ipc.IpcReadOptions(included_fields=fields)
 
     with path.open("rb") as stream:
+        # a stream has no magic bytes at its beginning, a file has
         is_file = stream.read(6) == b"ARROW1"
     if is_file:
         opened = pa.ipc.open_file(source, options=options)

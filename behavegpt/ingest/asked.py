@@ -60,6 +60,7 @@ def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy
                 f"On the command line: {OPTIONS[argument]}."
             )
 
+    # a value that a model does not look at would be taken for one that it does
     for name in named:
         if name not in given:
             argument = NAMES[name]
@@ -180,6 +181,7 @@ def _seconds(value: Any, schema: EventSchema) -> int:
 
 def _label(value: Any) -> str:
     """A place as its label. Raises DataError."""
+    # a float has several spellings, and labels are text
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (str, int, np.integer)):
         raise DataError(
             f"location: {str(value)[:60]!r} is a {type(value).__name__}; write the place as it "

@@ -39,10 +39,10 @@ class SpilledBuckets:
         index: np.ndarray | slice = slice(None)
         counts = np.array([len(columns["user"])])
         if self.buckets > 1:
-            bucket = self.bucket_of_user[columns["user"]]
+            bucket = self.bucket_of_user[columns["user"]]  # (n,)
             # stable: rows of a user stay in the order they came
             index = np.argsort(bucket, kind="stable")
-            counts = np.bincount(bucket, minlength=self.buckets)
+            counts = np.bincount(bucket, minlength=self.buckets)  # (buckets,)
 
         batch = {name: column[index] for name, column in columns.items()}
         self._batches.append((np.concatenate([[0], np.cumsum(counts)]), batch))

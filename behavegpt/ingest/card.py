@@ -53,12 +53,12 @@ def imbalance(counts: np.ndarray) -> Imbalance:
 
 
 def write_card(
-    path: Path, facts: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()
+    path: Path, card: CardFacts, *, min_events: int, min_count: int, remarks: Sequence[str] = ()
 ) -> None:
     """Write the data card as Markdown; `remarks` are what people should know first."""
-    manifest = facts.manifest
+    manifest = card.manifest
     sections = [
-        f"# Data card\n\nPrepared from {plain(facts.source)}. Content hash "
+        f"# Data card\n\nPrepared from {plain(card.source)}. Content hash "
         f"`{manifest.content_hash}`.",
         *(
             ["## Remarks\n\n" + "\n".join(f"- {plain(remark)}" for remark in remarks)]
@@ -66,10 +66,10 @@ def write_card(
             else []
         ),
         "## Columns and time\n\n" + _schema(manifest),
-        "## Counts\n\n" + _counts(facts, min_events),
-        "## Fields\n\n" + _fields(facts, min_count),
-        "## Imbalance of the behavior (training)\n\n" + _imbalance(facts),
-        "## Split\n\n" + _split(facts),
+        "## Counts\n\n" + _counts(card, min_events),
+        "## Fields\n\n" + _fields(card, min_count),
+        "## Imbalance of the behavior (training)\n\n" + _imbalance(card),
+        "## Split\n\n" + _split(card),
         "## Rejected rows\n\n"
         + markdown_table(("reason", "rows"), list(manifest.rejected.items()) or [("none", 0)]),
     ]
@@ -85,11 +85,11 @@ def _schema(manifest: Manifest) -> str:
     )
 
 
-def _counts(facts: CardFacts, min_events: int) -> str:
-    manifest = facts.manifest
+def _counts(card: CardFacts, min_events: int) -> str:
+    manifest = card.manifest
     # users with events, but fewer than asked for
-    left_out = facts.counts[(facts.counts > 0) & ~facts.kept]
-    quantiles = np.quantile(facts.counts[facts.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
+    left_out = card.counts[(card.counts > 0) & ~card.kept]
+    quantiles = np.quantile(card.counts[card.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
 
     spread = ", ".join(
         f"{q} {v:,}"
@@ -98,7 +98,7 @@ def _counts(facts: CardFacts, min_events: int) -> str:
 
     lines = [
         f"- {manifest.events:,} events of {manifest.users:,} users",
-        f"- from {_moment(manifest.time_origin)} to {_moment(facts.last)}",
+        f"- from {_moment(manifest.time_origin)} to {_moment(card.last)}",
         "- events per split: "
         + ", ".join(
             f"{name} {size:,}"
@@ -119,25 +119,25 @@ def _counts(facts: CardFacts, min_events: int) -> str:
     return "\n".join(lines)
 
 
-def _fields(facts: CardFacts, min_count: int) -> str:
-    sizes = [max(1, size) for size in _integers(facts.manifest, "events")]
+def _fields(card: CardFacts, min_count: int) -> str:
+    sizes = [max(1, size) for size in _integers(card.manifest, "events")]
     rows = []
-    for field, vocabulary in facts.vocabularies.items():
-        shares = [f"{n / size:.2%}" for n, size in zip(facts.unknown[field], sizes, strict=True)]
+    for field, vocabulary in card.vocabularies.items():
+        shares = [f"{n / size:.2%}" for n, size in zip(card.unknown[field], sizes, strict=True)]
         rows.append((field, f"{vocabulary.classes:,}", *shares))
 
     head = ("field", "labels", *(f"unknown in {name}" for name in SPLITS))
     return markdown_table(head, rows) + (
         f"\n\nLabels with fewer than {min_count} training events, labels first seen after the "
-        "training split and missing labels are unknown." + _advice(facts, sizes)
+        "training split and missing labels are unknown." + _advice(card, sizes)
     )
 
 
-def _advice(facts: CardFacts, sizes: list[int]) -> str:
+def _advice(card: CardFacts, sizes: list[int]) -> str:
     """What to do about unknown events, where behaviors are a column of their own."""
-    share = facts.unknown["event"][-1] / sizes[-1]
+    share = card.unknown["event"][-1] / sizes[-1]
     # where the event is what is predicted, an unknown one tells nothing either way
-    if "behavior" not in facts.vocabularies or share < MANY_UNKNOWN:
+    if "behavior" not in card.vocabularies or share < MANY_UNKNOWN:
         return ""
     return (
         f"\n\n{share:.0%} of the test events are unknown, which says nothing of their behaviors: "
@@ -145,8 +145,8 @@ def _advice(facts: CardFacts, sizes: list[int]) -> str:
     )
 
 
-def _imbalance(facts: CardFacts) -> str:
-    behaviors = facts.vocabularies.get("behavior") or facts.vocabularies["event"]
+def _imbalance(card: CardFacts) -> str:
+    behaviors = card.vocabularies.get("behavior") or card.vocabularies["event"]
     measured = imbalance(behaviors.counts)
 
     most = zip(behaviors.values[:5].to_pylist(), behaviors.counts[:5], strict=True)
@@ -160,8 +160,8 @@ def _imbalance(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _split(facts: CardFacts) -> str:
-    manifest = facts.manifest
+def _split(card: CardFacts) -> str:
+    manifest = card.manifest
     lines = [f"Rule `{manifest.split['rule']}`."]
     names = ("Validation", "Test")
     lines += [
@@ -170,7 +170,7 @@ def _split(facts: CardFacts) -> str:
     ]
     lines.append("Vocabularies and counts come from the training split alone.")
 
-    unseen = facts.unknown.get("behavior", facts.unknown["event"])
+    unseen = card.unknown.get("behavior", card.unknown["event"])
     parts = zip(names, _integers(manifest, "events")[1:], unseen[1:].tolist(), strict=True)
     return "\n\n".join([" ".join(lines), *(_unseen(*part) for part in parts if part[2])])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+# of common exports: phone logs, web analytics, shops, banks, git, in English and German mostly
 NAMES = {
     "user": "user userid uid userpseudoid distinctid domainuserid anonymousid networkuserid "
     "amplitudeid customerid customer custid clientid client visitorid fullvisitorid visitor "
@@ -68,5 +69,6 @@ def name_rank(column: str, names: str) -> int | None:
 
 def name_parts(column: str) -> set[str]:
     """The words of `sourceUser_name`: source, user, name."""
+    # camel case, too
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
     return set(re.split(r"[\s_-]+", spaced.lower())) - {""}

@@ -68,6 +68,7 @@ def build_dictionary(
 
 def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:
     """Codes of one or two bytes, 0 included: joined, kept and sorted by bucket for less."""
+    # 255 labels and 0 for null fit one byte
     if labels < 1 << 16:
         con.execute(
             f"ALTER TABLE dictionary_{number} ALTER code TYPE "

@@ -94,12 +94,13 @@ class Splitter:
 def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) -> Encoded:
     """Stream all rows into the spill: `batch_rows` at a time and `held` bytes in memory at the
     most."""
-    counts = plan.events("user")
+    counts = plan.events("user")  # (user codes,)
     before, total = np.cumsum(counts) - counts, int(counts.sum())
 
     # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte
     # holds their numbers.
     buckets = min(65_535, max(1, -(-total // batch_rows), min(256, -(-total // PIECE))))
+    # (user codes,)
     bucket_of_user = (before * buckets // max(1, total)).astype(smallest_dtype(buckets))
     spill = SpilledBuckets(work / "spilled", bucket_of_user, held)
 
@@ -131,7 +132,7 @@ def keep_users(
     if not rows_read:
         raise DataError(f"{plan.source.name}: no rows; name logs that hold events.")
 
-    kept = counts >= max(1, min_events)
+    kept = counts >= max(1, min_events)  # (user codes,)
     if accepted and not kept.any():
         raise DataError(
             f"{plan.source.name}: no user has {min_events} events (the most is {counts.max()}); "
@@ -181,7 +182,7 @@ def fit_vocabularies(
 
     # one pass over the events for all fields
     for columns in encoded.scan("time", *plan.fields):
-        train = splitter(columns) == 0
+        train = splitter(columns) == 0  # (N,) bool
         for field in plan.fields:
             # Later events count for code 0, which is no label: three times as fast as picking the
             # training events.
@@ -210,7 +211,7 @@ def _fit(
     labels: pa.StringArray, counts: np.ndarray, min_count: int, limit: int | None
 ) -> Vocabulary:
     """The vocabulary of labels (codes,) and their training counts (codes,); code 0 is null."""
-    known = counts >= max(1, min_count)
+    known = counts >= max(1, min_count)  # (codes,)
     # null is no label
     known[0] = False
     vocabulary = Vocabulary.from_counts(labels.filter(pa.array(known)), counts[known])

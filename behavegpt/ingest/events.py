@@ -62,9 +62,11 @@ def read_with_duckdb(
         names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
         # no accepted row: empty columns of every name
         parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        columns = {}
+        for name in names:
+            columns[name] = np.concatenate([part[name] for part in parts])
 
-        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)
+        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)  # (N,)
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
 

@@ -37,6 +37,7 @@ _BOMS = {  # UTF-32 before UTF-16, whose mark begins alike
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+# KEY=VALUE, the name of a folder of a partitioned table
 _PART = re.compile(r"([^=]+)=(.*)")
 
 
@@ -47,6 +48,7 @@ def look_at(path: Path, encoding: str | None = None) -> LogFile:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes); remove it or write it again.")
         content = content_of(path)
+        # what the folders say of every row is a column too
         file = LogFile(path, _kind(path, content), parts=_parts(path))
         if file.kind in ("parquet", "arrow"):
             schema = arrow_schema(file)
@@ -84,6 +86,7 @@ def _kind(path: Path, content: str) -> str:
     name = path.name.lower()
     ending = next((e for e in COMPRESSED if name.endswith(e)), "")
 
+    # inside of a compression only text is expected: parquet compresses by itself
     kinds = TEXT_FORMATS if content != "none" else TEXT_FORMATS | BINARY_FORMATS
     kind = next((kind for e, kind in kinds.items() if name.removesuffix(ending).endswith(e)), None)
     if kind is None:

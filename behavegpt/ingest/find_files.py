@@ -23,6 +23,7 @@ def expand(log: str) -> list[Path]:
         return [path]
 
     if path.is_dir():
+        # all formats: what is no log is refused by name, not passed over
         members = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
     else:
         members = list(map(Path, glob.glob(str(path), recursive=True)))
@@ -36,6 +37,7 @@ def expand(log: str) -> list[Path]:
 def _why_nothing(log: str, path: Path) -> str:
     if path.is_dir():
         return "the folder holds no files; check the path"
+    # a prepared folder may be remote, a log may not: it is read several times
     if "://" in log:
         return (
             "logs are not read from addresses; download the files, or name a data set of the Hub "
@@ -62,5 +64,6 @@ def without_repeats(members: list[LogFile]) -> tuple[LogFile, ...]:
     distinct: dict[tuple[object, ...], LogFile] = {}
     for member in members:
         status = member.path.stat()
+        # one file by its number on the disk, whatever its names
         distinct.setdefault((status.st_dev, status.st_ino, member.parts), member)
     return tuple(distinct.values())

@@ -54,6 +54,7 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
         keys[column] = (int(share < FULL) + int(share < 0.5), int(not tells_clock), rank)
 
     date = first_column(sample, role, keys)
+    # its times have a clock already
     if date is None or read[date][1]:
         return date
 

@@ -88,8 +88,8 @@ def encode_histories(
     return encoded
 
 
-def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
-    """A list of event dicts, absent keys as null."""
+def rows_as_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Columns of a list of event dicts, absent keys as null. Raises DataError."""
     other = next((row for row in rows if not isinstance(row, Mapping)), None)
     if other is not None:
         raise DataError(
@@ -100,7 +100,11 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
     columns: dict[Any, list[Any]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         columns[name] = [row.get(name) for row in rows]
+    return columns
 
+
+def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
+    columns = rows_as_columns(rows)
     if schema.user not in columns:
         near = _nearest(schema.user, [str(name) for name in columns])
         if near:
@@ -140,6 +144,7 @@ def _nearest(column: str, names: Sequence[str]) -> str | None:
     users = {plain(column), *NAMES["user"].split()}
     exact = next((name for name in names if plain(name) in users), None)
 
+    # spelling errors: userid for user_id was an exact one already
     close = difflib.get_close_matches(
         column.lower(), [name.lower() for name in names], n=1, cutoff=0.8
     )

@@ -142,6 +142,7 @@ def _texts(columns: Sequence[str], logs: Logs, base: str) -> str:
         f"{value} AS {quoted(column)}" for value, column in zip(values, columns, strict=True)
     )
 
+    # a list or object where a value is expected: the row is rejected, not written as JSON
     nested = " OR ".join(f"json_type({name}) IN ('ARRAY', 'OBJECT')" for name in names) or "false"
     return (
         f"SELECT {shown}, behavegpt_file, CASE WHEN {nested} THEN true END AS behavegpt_wrong "

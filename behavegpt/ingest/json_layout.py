@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,12 @@ def json_objects(where: str, head: str, layout: str, whole: bool) -> Iterator[di
     a key twice."""
 
     def keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-        if twice:
-            raise DataError(f"{where}: the key {twice[0]!r} occurs twice in one object; keep one.")
-        return dict(pairs)
+        known = dict(pairs)
+        if len(known) < len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(key for key in known if names.count(key) > 1)
+            raise DataError(f"{where}: the key {twice!r} occurs twice in one object; keep one.")
+        return known
 
     decoder = json.JSONDecoder(object_pairs_hook=keys)
     place, separators = (head.index("[") + 1, " \t\r\n,") if layout == "array" else (0, " \t\r\n")

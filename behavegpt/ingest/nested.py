@@ -102,56 +102,58 @@ def _typed(sql: str, kind: Any, steps: list[str], many: bool, where: str) -> Val
         return _whole(sql, kind, many)
 
     step, rest = steps[0], steps[1:]
+    below = f"{where}.{step}"
     if kind.id == "struct":
         fields = dict(kind.children)
-
-        # as DuckDB compares names: exactly first, then without case
-        name = next(
-            (f for f in fields if f == step),
-            next((f for f in fields if f.lower() == step.lower()), None),
-        )
-
-        if name is None:
-            raise DataError(
-                f"column {where!r} has no field {step!r}. Fields: {', '.join(list(fields)[:30])}."
-            )
-        return _typed(
-            f"struct_extract({sql}, {literal(name)})", fields[name], rest, many, f"{where}.{name}"
-        )
+        name = _field_name(step, fields, where)
+        field = f"struct_extract({sql}, {literal(name)})"
+        return _typed(field, fields[name], rest, many, f"{where}.{name}")
 
     if kind.id == "map":
-        return _typed(
-            f"map_extract({sql}, {literal(step)})[1]",
-            dict(kind.children)["value"],
-            rest,
-            many,
-            f"{where}.{step}",
-        )
+        value = f"map_extract({sql}, {literal(step)})[1]"
+        return _typed(value, dict(kind.children)["value"], rest, many, below)
 
     if kind.id in ("list", "array"):
-        element = kind.children[0][1]
-        inner = dict(element.children) if element.id == "struct" else {}
-
-        if {"key", "value"} <= inner.keys():
-            # event_params and the like: the element whose key is the step
-            pair = f"list_filter({sql}, lambda x: x.key = {literal(step)})[1].value"
-            return _typed(pair, inner["value"], rest, many, f"{where}.{step}")
-
-        if step.isdecimal():
-            # DuckDB counts from 1, paths from 0
-            return _typed(f"{sql}[{int(step) + 1}]", element, rest, many, f"{where}.{step}")
-
-        if many:
-            value = _typed("x", element, steps, False, where)
-            return Value(f"list_transform({sql}, lambda x: {value.sql})", True)
-
-        return _typed(f"{sql}[1]", element, steps, many, where)
+        return _typed_list(sql, kind, steps, many, where)
 
     # JSON in a column of text
     if kind.id == "varchar":
         return Value(f"json_extract_string(TRY_CAST({sql} AS JSON), {literal(_json_path(steps))})")
 
     raise DataError(f"column {where!r} is of type {kind}, which has no field {step!r}.")
+
+
+def _field_name(step: str, fields: Collection[str], where: str) -> str:
+    """The field of a struct that a step names, as DuckDB compares names: exactly first, then
+    without case."""
+    alike = (name for name in fields if name.lower() == step.lower())
+    name = step if step in fields else next(alike, None)
+    if name is None:
+        raise DataError(
+            f"column {where!r} has no field {step!r}. Fields: {', '.join(list(fields)[:30])}."
+        )
+    return name
+
+
+def _typed_list(sql: str, kind: Any, steps: list[str], many: bool, where: str) -> Value:
+    step, rest, below = steps[0], steps[1:], f"{where}.{steps[0]}"
+    element = kind.children[0][1]
+    inner = dict(element.children) if element.id == "struct" else {}
+
+    # event_params and the like: the element whose key is the step
+    if {"key", "value"} <= inner.keys():
+        pair = f"list_filter({sql}, lambda x: x.key = {literal(step)})[1].value"
+        return _typed(pair, inner["value"], rest, many, below)
+
+    # DuckDB counts from 1, paths from 0
+    if step.isdecimal():
+        return _typed(f"{sql}[{int(step) + 1}]", element, rest, many, below)
+
+    if many:
+        value = _typed("x", element, steps, False, where)
+        return Value(f"list_transform({sql}, lambda x: {value.sql})", True)
+
+    return _typed(f"{sql}[1]", element, steps, many, where)
 
 
 def _whole(sql: str, kind: Any, many: bool) -> Value:

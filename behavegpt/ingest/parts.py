@@ -48,12 +48,12 @@ def save_part(
     for i, field in enumerate(fields):
         labels, columns[field] = _coded(table[f"c{i}"])
         # rows of each label, without those of null
-        events = np.bincount(columns[field], minlength=len(labels) + 1)[1:]
+        events = np.bincount(columns[field], minlength=len(labels) + 1)[1:]  # (labels,)
         pq.write_table(pa.table({"label": labels, "events": events}), folder / f"c{i}.parquet")
         # code 0, null, has the hash 0 as in Plan.hashes
         hashes[field] = np.insert(hash_labels(con, labels), 0, 0)
 
-    index = sort_events(columns, hashes, tie_seed)
+    index = sort_events(columns, hashes, tie_seed)  # (N,)
 
     # no order column is kept: the part is sorted by it already
     write_array(folder / "time.npy", columns["time"][index])
@@ -141,12 +141,13 @@ def _join_dictionaries(
 def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """Labels in text order and the codes 1... (N,) int64 of a column, 0 for null."""
     encoded = column.combine_chunks().dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary)  # by bytes, as DuckDB orders text
+    order = pc.sort_indices(encoded.dictionary)  # by bytes, as DuckDB orders text  # (labels,)
 
     # place in Arrow's dictionary -> rank of the label; the last place stands for null
-    code = np.zeros(len(order) + 1, np.int64)
+    code = np.zeros(len(order) + 1, np.int64)  # (labels + 1,)
     code[order.to_numpy()] = np.arange(1, len(order) + 1)
 
+    # (N,)
     places = pc.fill_null(encoded.indices, pa.scalar(len(order), encoded.indices.type)).to_numpy()
 
     return encoded.dictionary.take(order), code[places]

@@ -150,8 +150,8 @@ class Plan:
         """Number of CSV lines that could not be cut into columns; a record may have several."""
         if not self.source.malformed:
             return 0
-        query = f"SELECT coalesce(sum(lines), 0)::BIGINT FROM {self.source.malformed}"
-        return int(one_row(self.con, query)[0])
+        lines = one_row(self.con, f"SELECT sum(lines)::BIGINT FROM {self.source.malformed}")[0]
+        return int(lines or 0)
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
         reasons, users = np.from_dlpack(batch["reason"]), np.from_dlpack(batch["c0"])
@@ -164,8 +164,7 @@ class Plan:
         columns = {name: np.from_dlpack(batch[f"c{i}"]) for i, name in enumerate(self.columns)}
 
         stamps = np.from_dlpack(batch["stamp"])
-        # The common case is a column that is all walls or all instants: no array of flags is
-        # needed.
+        # most columns are all walls or all instants: they need no array of flags
         wall = {"true": True, "false": False}.get(self.time.wall)
         walls = np.from_dlpack(batch["wall"]).astype(bool) if wall is None else wall
 

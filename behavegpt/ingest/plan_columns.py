@@ -10,6 +10,7 @@ from behavegpt.ingest.log_table import Source
 from behavegpt.ingest.time_columns import is_time_type
 from behavegpt.ingest.time_survey import FLOATS, INTEGERS
 
+# DuckDB types whose text is no name of anything
 _NO_LABELS = ("BLOB", "BIT", "STRUCT", "MAP", "UNION", "INTERVAL", "GEOMETRY", "VARIANT")
 
 
@@ -26,6 +27,7 @@ def label_columns(schema: EventSchema, fields: Collection[str] | None = None) ->
 
 def needed_columns(schema: EventSchema, columns: dict[str, str]) -> dict[str, str]:
     """Role -> source column of all that is read."""
+    # in the order of dictionaries: user, event, the other labels, then what has none
     return columns | {"time": schema.time} | ({"order": schema.order} if schema.order else {})
 
 
@@ -34,6 +36,7 @@ def reject_columns(schema: EventSchema, columns: dict[str, str]) -> list[str]:
     roles = needed_columns(schema, columns)
     return [
         "file",
+        # an extra field may be called like one of the two columns that are ours
         *(f"{role} (extra)" if role in ("file", "reason") else role for role in roles),
         "reason",
     ]

@@ -21,7 +21,7 @@ import numpy as np
 from behavegpt.checksums import seal
 from behavegpt.data.database import connect
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.store import SPLITS, EventStore, open_store
+from behavegpt.data.store import SPLITS, EventStore, Manifest, open_store
 from behavegpt.data.ties import MANY, count_ties, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.ingest.card import write_card
@@ -84,42 +84,33 @@ def prepare(
     `encoding`. Both engines write the same bytes; with Spark the logs and `out` must be seen by all
     workers under the same path (docs/clusters.md).
     """
-    tell, how = progress or _say_nothing, Preparation(**options)
-    how.check()
+    tell, chosen = progress or _say_nothing, Preparation(**options)
+    chosen.check()
 
     out = target(local_path(out))
     # half of the budget is DuckDB's, the rest numpy's
-    with _workspace(out, how) as (folder, work), connect(work, how.budget // 2, how.threads) as con:
-        logs = find_logs(logs, how.encoding)
+    with (
+        _workspace(out, chosen) as (folder, work),
+        connect(work, chosen.budget // 2, chosen.threads) as con,
+    ):
+        logs = find_logs(logs, chosen.encoding)
         tell(f"reading {logs.name} ({logs.format})")
         schema = schema or guess_schema(logs, {})[0]
 
-        encoded = _encode(con, logs, schema, work, how, tell)
+        encoded = _encode(con, logs, schema, work, chosen, tell)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
-        write_rejects(encoded, folder, how.max_reject_share, out)
+        write_rejects(encoded, folder, chosen.max_reject_share, out)
 
-        read = _fit(encoded, logs, how)
+        read = _fit(encoded, logs, chosen)
         sizes = (f"{field} {v.classes:,}" for field, v in read.vocabularies.items())
         tell("vocabularies: " + ", ".join(sizes))
         for remark in read.remarks:
             tell(f"note: {remark}")
 
-        facts = write_folder(read.encoded, read.splitter, read.vocabularies, folder)
-        write_card(
-            folder / "data_card.md",
-            facts,
-            min_events=how.min_events,
-            min_count=how.min_count,
-            remarks=read.remarks,
-        )
-
-        manifest = facts.manifest
-        ties = describe_ties(manifest, MANY)
-        if ties:
-            tell(f"note: {ties}")
-        tell(
-            f"{manifest.events:,} events of {manifest.users:,} users, hash {manifest.content_hash}"
-        )
+        card = write_folder(read.encoded, read.splitter, read.vocabularies, folder)
+        counted = {"min_events": chosen.min_events, "min_count": chosen.min_count}
+        write_card(folder / "data_card.md", card, **counted, remarks=read.remarks)
+        _tell_result(card.manifest, tell)
 
     return open_store(out)
 
@@ -135,20 +126,20 @@ def preview(
 
     Raises the DataError that `prepare` with the same arguments would raise.
     """
-    how = Preparation(**options)
-    how.check()
+    chosen = Preparation(**options)
+    chosen.check()
 
     if out is not None:
-        check_free(Path(out), how.overwrite)
+        check_free(Path(out), chosen.overwrite)
 
-    with temporary_folder() as work, connect(work, how.budget // 2, how.threads) as con:
-        logs = find_logs(logs, how.encoding)
+    with temporary_folder() as work, connect(work, chosen.budget // 2, chosen.threads) as con:
+        logs = find_logs(logs, chosen.encoding)
         schema = schema or guess_schema(logs, {})[0]
-        encoded = _encode(con, logs, schema, work, how, _say_nothing)
+        encoded = _encode(con, logs, schema, work, chosen, _say_nothing)
         # raises as `prepare` would, and leaves no file beside any output
-        write_rejects(encoded, work, how.max_reject_share, None)
+        write_rejects(encoded, work, chosen.max_reject_share, None)
 
-        encoded, splitter, vocabularies, remarks = _fit(encoded, logs, how)
+        encoded, splitter, vocabularies, remarks = _fit(encoded, logs, chosen)
 
         schema = encoded.plan.schema
         split = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
@@ -168,6 +159,13 @@ def preview(
         )
 
 
+def _tell_result(manifest: Manifest, tell: Tell) -> None:
+    ties = describe_ties(manifest, MANY)
+    if ties:
+        tell(f"note: {ties}")
+    tell(f"{manifest.events:,} events of {manifest.users:,} users, hash {manifest.content_hash}")
+
+
 def _say_nothing(line: str) -> None:
     pass
 
@@ -176,7 +174,7 @@ def _count_ties(encoded: Encoded) -> int:
     """Kept events that share user and time with another."""
     total = 0
     for columns in encoded.read("time"):
-        index = np.lexsort([columns["time"], columns["user"]])
+        index = np.lexsort([columns["time"], columns["user"]])  # (N,) of a bucket
         total += count_ties({name: column[index] for name, column in columns.items()})
     return total
 
@@ -186,25 +184,25 @@ def _encode(
     logs: Logs,
     schema: EventSchema,
     work: Path,
-    how: Preparation,
+    chosen: Preparation,
     tell: Tell,
 ) -> Encoded:
-    if how.engine == "spark":
+    if chosen.engine == "spark":
         from behavegpt.ingest.spark import encode_on_spark
 
-        return encode_on_spark(con, logs, schema, work, how, tell)
+        return encode_on_spark(con, logs, schema, work, chosen, tell)
 
     # an eighth of the budget for rows in memory: DuckDB has half, and sorting takes copies
-    plan = plan_events(con, logs, schema, work, time_range=how.time_range)
-    return encode(plan, work, _batch_rows(how.budget), how.budget // 8, how.min_events)
+    plan = plan_events(con, logs, schema, work, time_range=chosen.time_range)
+    return encode(plan, work, _batch_rows(chosen.budget), chosen.budget // 8, chosen.min_events)
 
 
-def _fit(encoded: Encoded, logs: Logs, how: Preparation) -> _Read:
+def _fit(encoded: Encoded, logs: Logs, chosen: Preparation) -> _Read:
     """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
     encoded, clock = without_clock(encoded, logs)
 
-    splitter = make_splitter(encoded, how.split)
-    vocabularies = fit_vocabularies(encoded, splitter, how.min_count, how.max_vocabulary)
+    splitter = make_splitter(encoded, chosen.split)
+    vocabularies = fit_vocabularies(encoded, splitter, chosen.min_count, chosen.max_vocabulary)
 
     remarks = (
         encoded.plan.time.remark,
@@ -222,13 +220,13 @@ def _batch_rows(budget: int) -> int:
 
 
 @contextmanager
-def _workspace(out: Path, how: Preparation) -> Iterator[tuple[Path, Path]]:
+def _workspace(out: Path, chosen: Preparation) -> Iterator[tuple[Path, Path]]:
     """A folder beside `out` that becomes `out` on success and vanishes on any error, and a scratch
     folder in it."""
     check_output(out, "whole")
     with scratch(out) as folder:
         # inside of the workspace, which another call cannot enter: what is free stays free
-        check_free(out, how.overwrite)
+        check_free(out, chosen.overwrite)
         work = folder / "work"
         work.mkdir()
         yield folder, work

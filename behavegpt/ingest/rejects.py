@@ -40,6 +40,7 @@ def write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | 
         rows = con.sql(encoded.rejects).to_arrow_reader(1 << 17)
         # all columns as text: a value of the wrong type is shown as it was written
         text = pa.schema([(name, pa.string()) for name in rows.schema.names])
+        # batch by batch: a log may be rejected as a whole
         with pq.ParquetWriter(file, text) as writer:
             for batch in rows:
                 columns = [column.cast(pa.string()) for column in batch.columns]
@@ -56,6 +57,7 @@ def write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | 
     where = ""
     if out is not None:
         beside = out.with_name(out.name + ".rejects.parquet")
+        # beside the folder, which is not made
         os.replace(file, beside)
         where = f" They are in {beside}."
 

@@ -60,6 +60,7 @@ def early_times(encoded: Encoded) -> str | None:
     first, last = _NEVER, -_NEVER
     for times in encoded.times():
         first, last = int(times.min(initial=first)), int(times.max(initial=last))
+        # one late time is enough
         if last >= _EARLY * MICROS:
             return None
 
@@ -92,7 +93,7 @@ def _share_at_midnight(encoded: Encoded) -> float:
     on_clock = in_utc = events = 0
 
     for times in encoded.times():
-        seconds = times // MICROS
+        seconds = times // MICROS  # (N,) of a piece
         on_clock += int((local.wall(seconds) % DAY == 0).sum())
         in_utc += int((seconds % DAY == 0).sum())
         events += len(times)

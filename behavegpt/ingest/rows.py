@@ -63,20 +63,26 @@ def read_rows(
     table = _few_rows(logs, needed_columns(schema, columns))
     if table is None or schema.time.rpartition(".")[2] == SINCE_START:
         return None
+
     bounds = parse_range(time_range)
     times = read_times(table[schema.time], schema, bounds)
     order = _order(table[schema.order]) if schema.order else None
     if times is None or (schema.order and order is None):
         return None
+
     labels: dict[str, _Labels] = {}
     for field, column in columns.items():
-        found = _labels(table[column], schema.label_rules.get(field))
-        if found is None:
+        read = _labels(table[column], schema.label_rules.get(field))
+        if read is None:
             return None
-        labels[field] = found
+        labels[field] = read
+
     reason = _reasons(times, labels, order, bounds)
+
     rejects = _rejects(logs.name, table, schema, columns, reason)
-    return None if rejects is None else (_events(times, labels, order, reason, schema), rejects)
+    if rejects is None:
+        return None
+    return _events(times, labels, order, reason, schema), rejects
 
 
 def _few_rows(logs: Logs, roles: dict[str, str]) -> pa.Table | None:
@@ -84,6 +90,7 @@ def _few_rows(logs: Logs, roles: dict[str, str]) -> pa.Table | None:
     frame = logs.frame
     if frame is None or not set(roles.values()).issubset(frame.names):
         return None
+
     try:
         table = frame.select(list(dict.fromkeys(roles.values())), MOST_ROWS + 1)
     except (DataError, pa.ArrowException, UnicodeError):  # told by who reads all rows
@@ -98,7 +105,7 @@ def _reasons(
     bounds: tuple[int, int],
 ) -> np.ndarray:
     """Index into REASONS (N,), the first that holds, as `Plan` asks for them."""
-    low, high = (bound * MICROS for bound in bounds)
+    low, high = bounds[0] * MICROS, bounds[1] * MICROS
     tests = {
         NO_USER: labels["user"].codes == 0,
         NO_TIME: times.empty,
@@ -108,6 +115,7 @@ def _reasons(
     }
     if order is not None:
         tests[BAD_ORDER] = order.unread
+
     return np.select(list(tests.values()), list(tests), 0)
 
 
@@ -119,20 +127,24 @@ def _events(
     schema: EventSchema,
 ) -> pa.Table:
     """The accepted rows, sorted."""
-    good = np.flatnonzero(reason == 0)
+    good = np.flatnonzero(reason == 0)  # (n,) rows
+
     wall = times.wall if isinstance(times.wall, bool) else times.wall[good]
     time = instants(times.stamps[good], wall, schema)
-    keys = {"time": time} | {field: found.codes[good] for field, found in labels.items()}
+
+    keys = {"time": time} | {field: column.codes[good] for field, column in labels.items()}
     if order is not None:
         keys["order"] = order.keys[good]
-    hashes = {field: found.hashes for field, found in labels.items()}
-    index = sort_events(keys, hashes, schema.tie_seed)
+
+    hashes = {field: column.hashes for field, column in labels.items()}
+    index = sort_events(keys, hashes, schema.tie_seed)  # (n,)
     weekday, slot = calendar(time[index] // MICROS, schema)
+
     rows = good[index].tolist()
-    texts = {
-        field: pa.array([found.texts[row] for row in rows], pa.string())
-        for field, found in labels.items()
-    }
+    texts = {}
+    for field, column in labels.items():
+        texts[field] = pa.array([column.texts[row] for row in rows], pa.string())
+
     clock = {"time": time[index], "weekday": weekday, "slot": slot}
     return pa.table({"user": texts.pop("user"), **clock, **texts})
 
@@ -142,21 +154,23 @@ def _rejects(
 ) -> pa.Table | None:
     """The rejected rows as `Plan.rejects` gives them; None for values whose text only DuckDB
     knows."""
-    bad = np.flatnonzero(reason)
-    roles = needed_columns(schema, columns)
+    bad = np.flatnonzero(reason)  # (n,) rows
+    names = reject_columns(schema, columns)
+    if not len(bad):
+        return pa.table({column: pa.array([], pa.string()) for column in names})
+
     texts = []
-    for column in roles.values() if len(bad) else ():
+    for column in needed_columns(schema, columns).values():
         values = _plain_values(table[column])
         if values is None:
             return None
         texts.append([_as_text(values[row]) for row in bad])
+
+    # as ORDER BY ALL sorts them: column by column, nulls last
     rows = zip([name] * len(bad), *texts, [REASONS[number] for number in reason[bad]], strict=True)
     ordered = sorted(rows, key=lambda row: [(text is None, text or "") for text in row])
-    names = reject_columns(schema, columns)
-    found = zip(*ordered, strict=True) if ordered else [()] * len(names)
-    return pa.table(
-        {column: pa.array(values, pa.string()) for column, values in zip(names, found, strict=True)}
-    )
+    arrays = [pa.array(values, pa.string()) for values in zip(*ordered, strict=True)]
+    return pa.table(arrays, names=names)
 
 
 def _labels(column: pa.ChunkedArray, rule: str | None) -> _Labels | None:
@@ -164,20 +178,29 @@ def _labels(column: pa.ChunkedArray, rule: str | None) -> _Labels | None:
     values = _plain_values(column)
     if values is None:
         return None
+
     distinct = {value: _as_label(value) for value in set(values) - {None}}
     if any(isinstance(value, float) and _inexact(value) for value in distinct):
         return None
+
     if rule is None and pa.types.is_integer(column.type):
         rule = "integer"
     written = labels_of({text for text in distinct.values() if text}, rule)
     if written is None:
         return None
+
+    # each distinct value once: a few rows hold few of them
     label = {value: written.get(text or "") for value, text in distinct.items()}
+
     texts = [label.get(value) for value in values]
+
+    # text order, as a plan's codes have
     known = sorted(set(written.values()))
     code = {text: number for number, text in enumerate(known, 1)}
     codes = np.array([0 if text is None else code[text] for text in texts], np.int64)
+
     digests = (hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:] for text in known)
+
     hashes = np.array([0, *(int.from_bytes(half, "little") for half in digests)], np.uint64)
     return _Labels(texts, codes, hashes)
 
@@ -187,14 +210,17 @@ def _order(column: pa.ChunkedArray) -> _Order | None:
     values = _plain_values(column)
     if values is None or pa.types.is_boolean(column.type) or pa.types.is_uint64(column.type):
         return None
+
     if pa.types.is_floating(column.type):
         numbers = [-math.inf if value is None or value != value else value for value in values]
         unread = [value is not None and value != value for value in values]
         return _Order(np.array(numbers, np.float64), np.array(unread))
+
     if not pa.types.is_integer(column.type):
         values = [value.strip(" ") if value else None for value in values]
         if not all(value is None or _KEY.fullmatch(value) for value in values):
             return None
+
     keys = [_LEAST_KEY if value is None else int(value) for value in values]
     return _Order(np.array(keys, np.int64), np.zeros(len(keys), bool))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from behavegpt.data.database import literal, quoted
+from behavegpt.data.database import literal, one_row, quoted
 from behavegpt.errors import DataError
 from behavegpt.ingest.nested import Value, check_lengths, part_sql, split_path, typed_value
 
@@ -31,6 +31,7 @@ def event_values(
     kinds = column_kinds(con, base)
     _check_texts(con, logs, base, columns, kinds)
 
+    # rows are histories where the time is a list
     many = time is not None and _is_many(
         con, base, value_of(logs, kinds, time, True), kinds.get(time)
     )
@@ -91,17 +92,18 @@ def _check_texts(
     """Raise DataError for a path below a column of text in which no row holds such a value as
     JSON."""
     for column in columns:
-        found = None if column in logs.parts else split_path(column, kinds.keys())
-        if found is None or not found[1] or kinds[found[0]].id != "varchar":
+        path = None if column in logs.parts else split_path(column, kinds.keys())
+        if path is None or not path[1] or kinds[path[0]].id != "varchar":
             continue
+
+        # text that is no JSON gives null: texts without any value are not what was meant
+        top, steps = path
         value = value_of(logs, kinds, column, False).sql
-        counts = con.execute(
-            f"SELECT count({quoted(found[0])}), count({value}) FROM {base}"
-        ).fetchall()[0]
-        if counts[0] and not counts[1]:
+        texts, values = one_row(con, f"SELECT count({quoted(top)}), count({value}) FROM {base}")
+        if texts and not values:
             raise DataError(
-                f"{logs.name}: column {found[0]!r} is text, and none of it is JSON with a field "
-                f"{'.'.join(found[1])!r}; name another column than {column!r}."
+                f"{logs.name}: column {top!r} is text, and none of it is JSON with a field "
+                f"{'.'.join(steps)!r}; name another column than {column!r}."
             )
 
 
@@ -109,9 +111,9 @@ def value_of(logs: Logs, kinds: Mapping[str, Any], column: str, many: bool) -> V
     """The value of a column by its dotted name; `many`: rows may be histories."""
     if column in logs.parts:
         return Value(part_sql(column))
-    found = split_path(column, kinds.keys())
-    assert found is not None  # check_columns
-    return typed_value(found[0], kinds[found[0]], found[1], many)
+    path = split_path(column, kinds.keys())
+    assert path is not None  # check_columns
+    return typed_value(path[0], kinds[path[0]], path[1], many)
 
 
 def _list(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any) -> str | None:
@@ -132,8 +134,7 @@ def _is_many(con: duckdb.DuckDBPyConnection, base: str, value: Value, kind: Any)
     rows = (
         f"SELECT trim({value.sql}) AS value FROM {base} WHERE {value.sql} IS NOT NULL LIMIT {LISTS}"
     )
-    found = con.execute(f"SELECT bool_and(value LIKE '[%]') FROM ({rows})").fetchone()
-    return bool(found and found[0])
+    return bool(one_row(con, f"SELECT bool_and(value LIKE '[%]') FROM ({rows})")[0])
 
 
 def column_types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
     files = list(dict.fromkeys(file for log in logs for file in expand(str(log))))
     for file in files:
         check_unicode(file)
+    return _logs_of_files(files, encoding)
 
+
+def _logs_of_files(files: Sequence[Path], encoding: str | None) -> Logs:
+    """Files of one format, with the columns that they share. Raises DataError."""
     members = without_repeats([look_at(file, encoding) for file in files])
 
     # kind -> one file of it, for the error

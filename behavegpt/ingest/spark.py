@@ -56,7 +56,7 @@ def encode_on_spark(
     logs: Logs,
     schema: EventSchema,
     work: Path,
-    how: Preparation,
+    chosen: Preparation,
     tell: Tell,
 ) -> Encoded:
     """What `encode` gives, with the events in parts that Spark's workers wrote into `work`. Raises
@@ -76,17 +76,11 @@ def encode_on_spark(
 
     # workers have working folders of their own
     members = tuple(replace(member, path=member.path.absolute()) for member in logs.members)
-    job = Job(
-        replace(logs, members=members),
-        tuple(map(str, logs.files)),
-        schema,
-        columns,
-        source.types,
-        parse_range(how.time_range),
-        how.budget,
-    )
+    absolute, shown = replace(logs, members=members), tuple(map(str, logs.files))
+    bounds = parse_range(chosen.time_range)
+    job = Job(absolute, shown, schema, columns, source.types, bounds, chosen.budget)
 
-    with spark_session(how.spark_master) as spark, errors_of_workers():
+    with spark_session(chosen.spark_master) as spark, errors_of_workers():
         job = _surveyed(spark, job, tell)
         rejected, parts = _make_parts(spark, job, work / "parts")
 
@@ -103,7 +97,7 @@ def encode_on_spark(
 
     plan = _plan_of(con, job, source)
     events = Parts(plan, parts)
-    return keep_users(plan, events, rejected, plan.events("user"), how.min_events, query)
+    return keep_users(plan, events, rejected, plan.events("user"), chosen.min_events, query)
 
 
 def _surveyed(spark: Any, job: Job, tell: Tell) -> Job:

@@ -25,6 +25,7 @@ def spark_session(master: str | None) -> Iterator[Any]:
 
     # workers run the driver's Python, which has the same packages
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # a notebook's own session is used, and not stopped
     active = SparkSession.getActiveSession()
 
     builder = SparkSession.builder.appName("behavegpt prepare")

@@ -109,7 +109,7 @@ def split_by_user(rule: SplitRule, hashes: np.ndarray) -> np.ndarray:
     """Split (U,) uint8 of users by the upper half of the MD5 of their labels (U,) uint64."""
     # Exact to 2^-32: adding or removing other users moves nobody.
     train, valid = np.uint64(int(rule.ends[0] * 2**32)), np.uint64(int(rule.ends[1] * 2**32))
-    upper = hashes >> np.uint64(32)
+    upper = hashes >> np.uint64(32)  # (U,)
     return (upper >= train).astype(np.uint8) + (upper >= valid)
 
 
@@ -145,7 +145,7 @@ def _order_statistics(
                 )
 
         for rank, (start, stop) in spans.items():
-            total = below[rank] + np.cumsum(counts[start, stop])
+            total = below[rank] + np.cumsum(counts[start, stop])  # (2^16,)
             bin_, width = int(np.searchsorted(total, rank, side="right")), widths[start, stop]
             below[rank] = int(total[bin_ - 1]) if bin_ else below[rank]
             spans[rank] = start + bin_ * width, min(start + (bin_ + 1) * width, stop)

@@ -23,6 +23,7 @@ def time_parts(time: str, logs: Logs | Collection[str]) -> tuple[str, ...]:
     """The columns of a schema's time: itself if the logs have such a column, else the two that a
     `+` joins."""
     date, plus, clock = time.partition(PLUS)
+    # a column may have a + in its own name
     known = logs.has(time) if isinstance(logs, Logs) else time in logs
     return (date.strip(), clock.strip()) if plus and not known else (time,)
 
@@ -120,6 +121,7 @@ def _clock(column: str, kind: str) -> str:
 
     digits = "^([0-9]{2})([0-9]{2})([0-9]{2})?$"
 
+    # as numbers 0830 has lost its zero: only texts can be HHMM
     fixed = (
         ""
         if is_number(kind)

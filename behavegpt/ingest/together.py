@@ -34,18 +34,23 @@ def reading_key(rows: Sequence[Mapping[str, Any]], schema: EventSchema) -> Readi
     names = {name for row in rows for name in row}
     if len(time_parts(schema.time, names)) > 1:  # how a clock is written is told from all rows
         return None
+
     key = []
     for role, column in columns_of(schema).items():
         values = [row.get(column) for row in rows]
-        found = {type(value) for value in values} - {type(None)}
-        if len(found) > 1 or not found <= {str, int, bool}:
+        kinds = {type(value) for value in values} - {type(None)}
+        if len(kinds) > 1 or not kinds <= {str, int, bool}:
             return None
-        kind = found.pop() if found else None
+
+        kind = kinds.pop() if kinds else None
+
         if kind is str and any(value and _depends_on_others(role, value) for value in values):
             return None
+        # the unit of numbers is told from all of them
         if kind is int and role == "time" and schema.time_unit == "auto":
             return None
         key.append((column, kind, column in names))
+
     return tuple(key)
 
 

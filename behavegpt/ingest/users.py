@@ -42,20 +42,28 @@ class Users(Mapping[str, UserState]):
     def read(self, user: str, events: Any) -> EncodedHistories:
         """Events of one user in ids: one mapping of values, a list of them, or a table. Raises
         DataError."""
+        # a mapping of columns is a table of events, one of values an event
         if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
             events = [events]
+
         if not isinstance(events, (list, tuple)):
             return _alone(user, encode_histories(self.tokenizer, events))
+
         other = next((row for row in events if not isinstance(row, Mapping)), None)
         if other is not None or not events:
             what = "no event" if other is None else f"a {type(other).__name__}"
             raise DataError(f"{what} to take up; write each event as a mapping of its columns.")
+
         schema = self.tokenizer.event_schema
-        names = dict.fromkeys(name for row in events for name in row)
-        columns = {str(name): [row.get(name) for row in events] for name in names}
+        columns: dict[str, list[Any]] = {}
+        for name in dict.fromkeys(name for row in events for name in row):
+            columns[str(name)] = [row.get(name) for row in events]
+
         named = {str(value) for value in columns.get(schema.user, ()) if value is not None} - {user}
         if named:
             raise DataError(f"events of {min(named)[:100]!r} for the state of user {user[:100]!r}.")
+
+        # an empty name would be a null user, whose rows are rejected; the name is not looked at
         columns[schema.user] = [user or "0"] * len(events)
         return _alone(user, self.tokenizer.by_name.encode(columns, warn=False))
 
@@ -72,33 +80,39 @@ class Users(Mapping[str, UserState]):
             key = reading_key(rows, schema)
             if user and key is not None and not any(schema.user in row for row in rows):
                 alike.setdefault(key, []).append(user)
+
         parts: dict[str, EncodedHistories] = {}
         for key, users in alike.items():
             rows = [row for user in users for row in asked[user]]
-            columns = {
-                column: [row.get(column) for row in rows] for column, _, there in key if there
-            }
+            columns: dict[str, list[Any]] = {}
+            for column, _, is_there in key:
+                if is_there:
+                    columns[column] = [row.get(column) for row in rows]
+
             columns[schema.user] = [user for user in users for _ in asked[user]]
+
             try:
                 encoded = self.tokenizer.by_name.encode(columns, warn=False)
             except DataError:  # of which user? each is read alone
                 continue
             parts |= {} if encoded.rejected else _apart(encoded)
+
         return parts
 
     def take_up(self, state: UserState, encoded: EncodedHistories) -> None:
         """Take up what `read` gave, later than all that the state knows. Raises DataError."""
         self.spec.check([state])
+
         first = int(encoded.columns["time"][0])
+
+        # an event of the same second is taken up: logs have many
         if state.time is not None and first < state.time:
-            before, last = (
-                datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat()
-                for t in (first, state.time)
-            )
             raise DataError(
-                f"user {state.user[:100]!r}: an event at {before} comes after one at {last}; a "
-                "state takes events in their order, so read the user's whole history again."
+                f"user {state.user[:100]!r}: an event at {_shown(first)} comes after one at "
+                f"{_shown(state.time)}; a state takes events in their order, so read the user's "
+                "whole history again."
             )
+
         self.spec.take_up(state, encoded.columns)
 
 
@@ -122,14 +136,17 @@ class KeepsStates(ABC):
             state = users.spec.new(user, len(encoded.columns["time"]))
             users.take_up(state, encoded)
             return state
+
         if new:
             return users.spec.new(user)
+
         if user not in users:
             raise DataError(
                 f"no user {user[:100]!r} among the {len(users):,} that the model knows; "
                 "state(user, events) reads a history, and state(user, new=True) is that of a user "
                 "without events."
             )
+
         return users[user]
 
     def update(self, state: UserState, events: Any) -> UserState:
@@ -155,6 +172,10 @@ def as_states(events: Any) -> list[UserState] | None:
     return states if states and all(isinstance(state, UserState) for state in states) else None
 
 
+def _shown(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
+
+
 def _alone(user: str, encoded: EncodedHistories) -> EncodedHistories:
     if encoded.rejected or len(encoded.users) != 1:
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
@@ -170,6 +191,7 @@ def _apart(encoded: EncodedHistories) -> dict[str, EncodedHistories]:
     for i, user in enumerate(encoded.users.to_pylist()):
         held = slice(encoded.offsets[i], encoded.offsets[i + 1])
         columns = {name: values[held] for name, values in encoded.columns.items()}
+
         offsets = np.array([0, held.stop - held.start])
         unknown = {f: int((columns[f] == UNKNOWN).sum()) for f in encoded.unknown}
         parts[user] = EncodedHistories(encoded.users[i : i + 1], offsets, columns, unknown, {})

@@ -40,6 +40,8 @@ def write_folder(
 
     digests["users"] = _write_users(encoded, folder / "users.parquet")
 
+    hashes = {field: vocabulary.hash for field, vocabulary in vocabularies.items()}
+    is_by_user = splitter.of_user is not None
     manifest = Manifest(
         format=FORMAT,
         event_schema=schema,
@@ -48,31 +50,21 @@ def write_folder(
         time_origin=encoded.first,
         split={
             "rule": splitter.rule.text,
-            "boundaries": [] if splitter.of_user is not None else list(splitter.boundaries),
+            "boundaries": [] if is_by_user else list(splitter.boundaries),
             "events": sizes.tolist(),
         },
         columns={name: str(writer.dtype) for name, writer in sorted(writers.items())},
-        vocabulary={field: vocabulary.hash for field, vocabulary in vocabularies.items()},
+        vocabulary=hashes,
         rejected=named_rejects(encoded.rejected),
         ties=ties,
-        content_hash=content_hash(
-            schema, {field: v.hash for field, v in vocabularies.items()}, digests
-        ),
+        content_hash=content_hash(schema, hashes, digests),
     )
+    written = manifest.model_dump_json(indent=2) + "\n"
+    (folder / "dataset.json").write_text(written, encoding="utf-8")
 
-    (folder / "dataset.json").write_text(
-        manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-    )
-
-    return CardFacts(
-        encoded.plan.source.name,
-        manifest,
-        vocabularies,
-        unknown,
-        encoded.counts,
-        encoded.kept,
-        encoded.last,
-    )
+    name = encoded.plan.source.name
+    of_users = encoded.counts, encoded.kept, encoded.last
+    return CardFacts(name, manifest, vocabularies, unknown, *of_users)
 
 
 def _open_columns(
@@ -92,8 +84,9 @@ def _open_columns(
         for name, dtype in dtypes.items()
     }
 
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    offsets = np.concatenate([[0], np.cumsum(counts)])  # (users + 1,)
     writers["offsets"] = ColumnWriter(folder / "offsets.npy", np.dtype(np.int64), len(offsets))
+    # known before any event is written
     writers["offsets"].write(offsets)
 
     return writers
@@ -122,10 +115,11 @@ def _write_events(
             index = sort_events(columns, hashes, plan.schema.tie_seed)
             columns = {name: column[index] for name, column in columns.items()}
 
+        # after sorting: neighbors of one user and moment
         ties += count_ties(columns)
-        seconds = columns["time"] // MICROS
+        seconds = columns["time"] // MICROS  # (N,) of a bucket
         weekday, slot = calendar(seconds, plan.schema)
-        split = splitter(columns)
+        split = splitter(columns)  # (N,)
 
         rows = {"time": seconds - encoded.first, "weekday": weekday, "slot": slot, "split": split}
         rows |= {field: table[columns[field]] for field, table in ids.items()}

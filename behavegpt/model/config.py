@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
-GAP_BUCKETS = 56  # outputs of the gap head, as data/pack.py cuts the time to the next event
+GAP_BUCKETS = 56  # outputs of the gap head, as data/collate.py cuts the time to the next event
 # what may be given of the event that is predicted, as data/given.py takes it from a log
 GIVEN_FIELDS = {"time": ("weekday", "slot"), "location": ("location",)}
 

@@ -28,9 +28,10 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
     still holds that data, its manifest adds columns, time rules and split. Raises DataError without
     RUN/run.json.
     """
-    facts = read_facts(run)
+    record = read_facts(run)
+
     metrics = optional_json(run / "eval" / "metrics.json", "models")
-    configured = pick(facts, "config.data.path")
+    configured = pick(record, "config.data.path")
     folder = data or (Path(configured) if configured else None)
     front = {
         "library_name": "behavegpt",
@@ -48,17 +49,17 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
         .render(
             front=yaml.safe_dump(front, sort_keys=False),
             name=run.resolve().name,
-            run=facts,
-            facts=fact_list(facts),
-            kind=kind_of(facts),
-            manifest=read_manifest(folder, pick(facts, "data.content_hash")) if folder else None,
+            run=record,
+            facts=fact_list(record),
+            kind=kind_of(record),
+            manifest=read_manifest(folder, pick(record, "data.content_hash")) if folder else None,
             table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),
             protocol=protocol_list(metrics),
             given=given_of(run),
-            loss=pick(facts, "config.loss.name"),
-            max_length=pick(facts, "config.model.max_length")
+            loss=pick(record, "config.loss.name"),
+            max_length=pick(record, "config.model.max_length")
             or metrics.get("protocol", {}).get("max_length"),
         )
     )

@@ -39,19 +39,22 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
     try:
         manifest = Manifest.model_validate(read_json(path))
     except ValueError as error:
+        # after a new preparation the folder describes other data than the model's
         raise DataError(f"{path}: damaged ({error}); prepare the data again.") from None
 
     return manifest if content_hash in (None, manifest.content_hash) else None
 
 
-def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of a run's facts for people; unknown ones are left out."""
-    data, config = facts["data"], facts["config"]
+    data, config = record["data"], record["config"]
     size = [
         f"{data[key]:,} {key}"
         for key in ("events", "users", "behaviors")
         if data.get(key) is not None
     ]
+
+    # a format for each setting that is set; the switches are words of their own
     shape = {
         "num_hidden_layers": "{} layers",
         "embedding_size": "d = {}",
@@ -60,41 +63,38 @@ def fact_list(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "history_head": "history head" if pick(config, "model.history_head") else "",
     }
 
-    model = [f"{facts['parameters']:,} parameters"] if facts.get("parameters") is not None else []
+    model = [f"{record['parameters']:,} parameters"] if record.get("parameters") is not None else []
     model += [
         text.format(pick(config, f"model.{key}"))
         for key, text in shape.items()
         if pick(config, f"model.{key}")
     ]
-    best = facts.get("best_step")
-    steps = f"{facts['steps']:,} steps" if facts.get("steps") is not None else ""
+    best = record.get("best_step")
+    training = [
+        f"{record['steps']:,} steps" if record.get("steps") is not None else "",
+        f"best at {best:,}" if best else "",
+        f"loss {pick(config, 'loss.name') or '?'}",
+    ]
+
     listed = {
         "data": ": ".join(filter(None, [str(data.get("path", "")), ", ".join(size)])),
         "model": ", ".join(filter(None, model)),
-        "training": ", ".join(
-            filter(
-                None,
-                [
-                    steps,
-                    f"best at {best:,}" if best else "",
-                    f"loss {pick(config, 'loss.name') or '?'}",
-                ],
-            )
-        ),
-        "seed": "" if facts["seed"] is None else str(facts["seed"]),
-        "time": duration(facts.get("seconds")),
-        "device": str(facts.get("device") or ""),
-        "started": when(facts.get("started")),
-        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "training": ", ".join(filter(None, training)),
+        "seed": "" if record["seed"] is None else str(record["seed"]),
+        "time": duration(record.get("seconds")),
+        "device": str(record.get("device") or ""),
+        "started": when(record.get("started")),
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "data hash": str(data.get("content_hash", ""))[:16],
     }
 
     return [(name, text) for name, text in listed.items() if text]
 
 
-def kind_of(facts: dict[str, Any]) -> str:
+def kind_of(record: dict[str, Any]) -> str:
     """What the model is, in words."""
-    model = pick(facts, "config.model") or {}
+    model = pick(record, "config.model") or {}
+    # a model of counts alone has no blocks; memory adds a small network over them
     if model.get("num_hidden_layers") != 0:
         return (
             "a GPT-style transformer over user events (weekday, time slot, location, event and "
@@ -109,9 +109,9 @@ def kind_of(facts: dict[str, Any]) -> str:
     return "a model without transformer blocks over the event at hand and counts of the past"
 
 
-def data_facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of the prepared data, if the folder is still there and holds what was used."""
-    folder, known = pick(facts, "config.data.path"), pick(facts, "data.content_hash")
+    folder, known = pick(record, "config.data.path"), pick(record, "data.content_hash")
     manifest = read_manifest(Path(folder), known) if folder else None
     if manifest is None:
         return []
@@ -127,7 +127,9 @@ def data_facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "events by split": ", ".join(numbers),
         "boundaries": boundaries(split.get("boundaries")),
         "time zone": schema.tz,
-        "rejected rows": ", ".join(f"{n:,} {why}" for why, n in manifest.rejected.items() if n),
+        "rejected rows": ", ".join(
+            f"{count:,} {why}" for why, count in manifest.rejected.items() if count
+        ),
     }
 
     return [(name, text) for name, text in listed.items() if text]
@@ -137,10 +139,12 @@ def boundaries(moments: Any) -> str:
     """Times of a split in seconds since 1970, readable; other values as they are."""
     if not isinstance(moments, list) or not all(is_number(moment) for moment in moments):
         return "" if moments is None else json.dumps(moments, ensure_ascii=False)
+
     try:
         times = [datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in moments]
     except (OverflowError, OSError, ValueError):
         return json.dumps(moments)
+
     return ", ".join(time.strftime("%Y-%m-%d %H:%M UTC") for time in times)
 
 
@@ -152,13 +156,13 @@ def given_of(run: Path) -> list[str]:
 def protocol_list(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of the evaluation protocol as the evaluation wrote it."""
     return [
-        (str(key).replace("_", " "), _told(key, value))
+        (str(key).replace("_", " "), _text(key, value))
         for key, value in (metrics.get("protocol") or {}).items()
         if value is not None
     ]
 
 
-def _told(key: str, value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     if key == "boundaries":
         return boundaries(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -206,4 +210,5 @@ def optional_json(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def is_number(value: Any) -> bool:
+    # NaN is no number here: JSON of other programs may hold it
     return isinstance(value, (int, float)) and value == value

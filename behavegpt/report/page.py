@@ -47,9 +47,11 @@ CAPTIONS = {
 def write_report(run: Path) -> Path:
     """Draw RUN/figs and write RUN/report.html; returns its path. Raises DataError without
     RUN/run.json."""
-    facts = read_facts(run)
+    record = read_facts(run)
+
     metrics = optional_json(run / "eval" / "metrics.json", "models")
     examples = optional_json(run / "eval" / "examples.json", "examples")
+
     figures = [
         {"uri": data_uri(path), "caption": CAPTIONS[path.name], "name": path.stem}
         for path in plots.draw_all(run)
@@ -57,10 +59,10 @@ def write_report(run: Path) -> Path:
     html = page(
         "report",
         name=run.resolve().name,
-        facts=fact_list(facts),
-        data=data_facts(facts),
-        run=facts,
-        finished=when(facts.get("finished")),
+        facts=fact_list(record),
+        data=data_facts(record),
+        run=record,
+        finished=when(record.get("finished")),
         verdict=verdict(metrics["models"], metrics.get("rows"), metrics.get("uncertainty"))
         if metrics
         else [],
@@ -76,8 +78,8 @@ def write_report(run: Path) -> Path:
         figures=figures,
         behaviors=behavior_table(run),
         examples=examples.get("examples", []),
-        config=yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True),
-        max_length=pick(facts, "config.model.max_length")
+        config=yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True),
+        max_length=pick(record, "config.model.max_length")
         or metrics.get("protocol", {}).get("max_length"),
     )
 

@@ -6,26 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from behavegpt.figures import MODEL, title_of
+from behavegpt.figures import METRICS, MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
 from behavegpt.result_files import best_baseline, read_per_behavior
-
-METRICS = {
-    "rec_w": "weighted recall",
-    "rec_m": "macro recall",
-    "ndcg@3": "NDCG@3",
-    "ndcg@5": "NDCG@5",
-    "hr@3": "HR@3",
-    "hr@5": "HR@5",
-    "prec_w": "weighted precision",
-    "prec_m": "macro precision",
-    "f1_w": "weighted F1",
-    "f1_m": "macro F1",
-    "head": "recall, head third",
-    "mid": "recall, mid third",
-    "tail": "recall, tail third",
-}
-
 
 PRIMARY = ("rec_w", "rec_m", "ndcg@3", "hr@3", "tail")  # of the first table; all in the second
 LISTED = 1000  # behaviors in the table of behaviors, those with the most events to predict
@@ -45,25 +28,25 @@ def metric_table(
     where `uncertainty`, what metrics.json says of it, has none; `gain` compares ours with the best
     other model, column by column; `primary` marks the columns that a first look needs.
     """
-    columns = [key for key in METRICS if any(is_number(m.get(key)) for m in models.values())]
-    best = {key: max(m[key] for m in models.values() if is_number(m.get(key))) for key in columns}
-    order = sorted(models, key=lambda name: -(models[name].get("rec_w") or 0))
+    # a figure that no model has takes no column
+    best = {key: _best(models, key) for key in METRICS if _best(models, key) is not None}
+    columns = list(best)
     intervals = (uncertainty or {}).get("intervals", {})
-    rows = [
-        {
-            "name": title_of(name),
-            "intervals": [_span(intervals.get(name, {}).get(key)) for key in columns],
-            "ours": name == MODEL,
-            "cells": [
-                (decimal(models[name].get(key)), models[name].get(key) == best[key])
-                for key in columns
-            ],
-            "with_unseen": [decimal(models[name]["with_unseen"].get(key)) for key in columns]
-            if unseen
-            else [],
-        }
-        for name in order
-    ]
+    rows = []
+    for name in sorted(models, key=lambda name: -(models[name].get("rec_w") or 0)):
+        figures = models[name]
+        harder = figures["with_unseen"] if unseen else {}
+        rows.append(
+            {
+                "name": title_of(name),
+                "ours": name == MODEL,
+                "cells": [
+                    (decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns
+                ],
+                "intervals": [_span(intervals.get(name, {}).get(key)) for key in columns],
+                "with_unseen": [decimal(harder.get(key)) for key in columns] if unseen else [],
+            }
+        )
 
     return {
         "header": [METRICS[key] for key in columns],
@@ -78,6 +61,11 @@ def _span(interval: Sequence[float] | None) -> str:
     return "–".join(decimal(edge) for edge in interval) if interval else ""
 
 
+def _best(models: dict[str, dict[str, Any]], key: str) -> Any:
+    """The highest figure of any model; None where none has it."""
+    return max((m[key] for m in models.values() if is_number(m.get(key))), default=None)
+
+
 def unseen_targets(metrics: dict[str, Any]) -> int:
     """Targets that an evaluation left out because training never saw their label; 0 where it did
     not say."""
@@ -87,14 +75,14 @@ def unseen_targets(metrics: dict[str, Any]) -> int:
 def _gains(models: dict[str, dict[str, Any]], columns: Sequence[str]) -> list[str]:
     """Ours against the best of the others in each column, in percent; empty without ours or without
     others."""
-    others = [figures for name, figures in models.items() if name != MODEL]
+    others = {name: figures for name, figures in models.items() if name != MODEL}
     if MODEL not in models or not others:
         return []
 
     gains = []
     for key in columns:
         ours = models[MODEL].get(key)
-        best = max((m[key] for m in others if is_number(m.get(key))), default=None)
+        best = _best(others, key)
         gains.append(
             f"{100 * (ours / best - 1):+.0f} %".replace("-", "−")
             if is_number(ours) and best
@@ -125,6 +113,7 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
     header = ["to predict", "recall", "precision", "in training"]
     if other:
+        # beside our recall
         header.insert(2, f"recall, {title_of(other)}")
 
     return {
@@ -148,11 +137,12 @@ def _behavior(
         (f"{row['train_count']:,.0f}", row["train_count"]),
     ]
     if theirs:
-        beside = theirs.get(row["behavior"])
-        figures.insert(2, (decimal(beside), beside))
+        recall = theirs.get(row["behavior"])
+        figures.insert(2, (decimal(recall), recall))
 
     return {
         "behavior": row["behavior"],
+        # the number is what the page sorts by; -1 puts what has no value last
         "cells": [(text, number if is_number(number) else -1) for text, number in figures],
         "taken_for": taken_for.get(row["behavior"], []),
         "examples": shown.get(row["behavior"], []),
@@ -173,33 +163,35 @@ def verdict(
         return []
 
     on = f" of {rows:,} events" if rows else " of the events"
-    said = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
+    sentences = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
     if is_number(ours.get("hr@3")):
-        said[0] = f"{said[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
+        # one sentence: the full stop makes way
+        sentences[0] = f"{sentences[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
 
     others = {name: figures for name, figures in models.items() if name != MODEL}
     if not others:
-        return said
+        return sentences
 
     for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
-            said.append(_compared(what, ours[key], known[best], title_of(best)))
+            sentences.append(_compared(what, ours[key], known[best], title_of(best)))
 
     best = max(others, key=lambda name: others[name]["rec_w"])
     differences = (uncertainty or {}).get("differences", {}).get(best, {})
     if differences:
-        return [*said, _how_sure(differences["rec_w"], title_of(best))]
+        return [*sentences, _how_sure(differences["rec_w"], title_of(best))]
 
+    # one standard error of a share over so many events, as if they were independent
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - others[best]["rec_w"]) < 2 * spread:
-        said.append(
+        sentences.append(
             f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
             "percentage points may be chance."
         )
 
-    return said
+    return sentences
 
 
 def _how_sure(difference: dict[str, float], name: str) -> str:

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from behavegpt.scaling.law import (
-    LARGEST_EXPONENT,
-    SMALLEST_EXPONENT,
-    Law,
-    P,
-    Runs,
-    condition,
-    log_residuals,
-)
+from behavegpt.scaling.law import Law, Runs, log_residuals
+from behavegpt.scaling.search import LARGEST_EXPONENT, SMALLEST_EXPONENT, P, condition
 
 if TYPE_CHECKING:
     from behavegpt.scaling.fit import Interval
@@ -34,12 +27,15 @@ OF_N, OF_D = ("alpha", "C_N", "ratio", "share"), ("beta", "C_D", "ratio", "share
 def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
     """Sentence -> figures of the fit about which these rows say nothing, by their design or for
     lack of an effect."""
-    found: dict[str, tuple[str, ...]] = {}
+    sentences: dict[str, tuple[str, ...]] = {}
     axes = {"N": ("sizes", runs.n, OF_N), "D": ("data sizes", runs.d, OF_D)}
+
+    # standard error of the fit in log loss: relative, as a share of the loss
     noise = float(np.sqrt(np.mean(log_residuals(runs, law) ** 2) * len(runs.n) / (len(runs.n) - P)))
 
     for axis, (what, values, figures) in axes.items():
         exponent, factor = figures[0], getattr(law, figures[1])
+        # rounded: sizes of the same shape differ by an embedding row or so
         different = len(np.unique(values.round(1)))
         if different < FEWEST:
             named = what if different > 1 else what.removesuffix("s")
@@ -47,34 +43,34 @@ def unidentified(runs: Runs, law: Law) -> dict[str, tuple[str, ...]]:
                 f"only {different} different {named}: {exponent} and L_0 cannot be told apart; "
                 "run more."
             )
-            found[text] = (*figures, "L_0")
+            sentences[text] = (*figures, "L_0")
 
-        low, high = (
-            float(factor * np.exp(-getattr(law, exponent) * v))
-            for v in (values.max(), values.min())
-        )
+        # what the term of this axis contributes at its smallest and largest value
+        low = float(factor * np.exp(-getattr(law, exponent) * values.max()))
+        high = float(factor * np.exp(-getattr(law, exponent) * values.min()))
+
         if np.log1p((high - low) / float(np.exp(runs.loss).mean())) < max(2 * noise, 1e-6):
             text = (
                 f"the loss hardly depends on {axis} over these rows (less than twice the noise of "
                 f"{noise:.1%})."
             )
-            found[text] = figures
+            sentences[text] = figures
 
     if min(np.ptp(runs.n), np.ptp(runs.d)) > 0 and np.corrcoef(runs.n, runs.d)[0, 1] > COLLINEAR:
         text = (
             "N and D grow together in these rows: the terms of alpha and beta can change places; "
             "vary D at each N."
         )
-        found[text] = (*OF_N, *OF_D)
+        sentences[text] = (*OF_N, *OF_D)
 
-    if not found and condition(runs, law) > LARGEST_CONDITION:
+    if not sentences and condition(runs, law) > LARGEST_CONDITION:
         text = (
             "many laws fit these rows alike (the fit is singular); widen the range of sizes and "
             "data."
         )
-        found[text] = (*OF_N, *OF_D, "L_0")
+        sentences[text] = (*OF_N, *OF_D, "L_0")
 
-    return found
+    return sentences
 
 
 def whole_range(name: str, runs: Runs) -> tuple[float, float]:
@@ -99,20 +95,21 @@ def whole_range(name: str, runs: Runs) -> tuple[float, float]:
 def doubts(intervals: dict[str, Interval], open_figures: set[str]) -> list[str]:
     """Figures that are known too roughly, one sentence each; those that are open have been named
     already."""
-    found = []
+    sentences = []
     for name, widest in WIDEST.items():
         one = intervals[name]
+        # an exponent at the bound of the search is no estimate at all
         wide = one.high - one.low > widest * one.value or one.high > 0.99 * LARGEST_EXPONENT
         if wide and name not in open_figures:
-            found.append(
+            sentences.append(
                 f"{name} is not identified by these rows: {one}; widen the range of sizes and data."
             )
 
     ratio = intervals["ratio"]
     if ratio.high > MOST_RATIO * ratio.low and "ratio" not in open_figures:
-        found.append(
+        sentences.append(
             f"the ratio D_opt / N_opt is known to a factor of {ratio.high / ratio.low:.0f} only: "
             f"{ratio}."
         )
 
-    return found
+    return sentences

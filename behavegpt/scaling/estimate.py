@@ -55,6 +55,7 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
     jobs = list_jobs(settings, task)  # type: ignore[arg-type]
 
     rows: list[dict[str, Any]] = []
+
     # operations per second of the largest model measured so far; the sizes come in ascending order
     rate = 0.0
     for name in dict.fromkeys(job.rung.name for job in jobs):
@@ -64,9 +65,12 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
         if store is not None:
             flops = same[0].rung.flops_per_event
             row["measured"] = (
+                # a GPU measures every size; on a CPU large ones would take minutes a step
                 torch.cuda.is_available() or not rate or flops * TRIAL_EVENTS < LARGEST_TRIAL
             )
             speed = _measure_speed(settings, same[-1], store) if row["measured"] else rate / flops
+
+            # larger models reach at least the operations per second of smaller ones
             rate = flops * speed
             row["events_per_second"] = speed
             row["hours"] = (row["events"] / speed + OVERHEAD * len(same)) / 3600
@@ -80,17 +84,16 @@ def estimate(settings: SweepSettings, device: Device | None = None) -> list[dict
 
 
 def _row(settings: SweepSettings, jobs: list[Job]) -> dict[str, Any]:
-    rung, batches = (
-        jobs[0].rung,
-        [run_settings(settings, job, ".", ".").train.batch_events or 0 for job in jobs],
-    )
+    rung = jobs[0].rung
+    batches = [run_settings(settings, job, ".", ".").train.batch_events or 0 for job in jobs]
+
     return {
         "size": rung.name,
         "params": rung.params,
-        **{
-            part: rung.parameters[part]
-            for part in ("embeddings", "blocks", "head", "without_embeddings")
-        },
+        "embeddings": rung.parameters["embeddings"],
+        "blocks": rung.parameters["blocks"],
+        "head": rung.parameters["head"],
+        "without_embeddings": rung.parameters["without_embeddings"],
         "runs": len(jobs),
         "events": sum(job.events for job in jobs),
         "flops": sum(job.flops for job in jobs),
@@ -107,6 +110,7 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("runs", "events", "flops", "hours", "device_hours"):
         values = [row[name] for row in rows if row.get(name) is not None]
         total[name] = sum(values) if values else None
+
     return {**total, "gib": max(row["gib"] for row in rows)}
 
 
@@ -121,15 +125,19 @@ def _measure_speed(settings: SweepSettings, job: Job, store: EventStore) -> floa
 
     criterion = build_loss(chosen.loss, torch.tensor(store.behaviors.counts))
     criterion.to(device)
+
+    # a small step on a CPU is enough: its speed hardly depends on the rows in it
     positions = TRIAL_EVENTS if device.type == "cpu" else chosen.train.batch_events
     train = chosen.train.model_copy(update={"batch_events": positions})
     optimizer = build_optimizer(model, train, fused=True)
+
     given = in_order(config.given or ())
     model.counts = count_store(store, given) if config.memory else None
     batches = training_batches(store, config, train, model.counts)
 
     events, began = 0.0, 0.0
     for step in range(1, 100):
+        # the first step allocates memory and compiles kernels
         if step == 2:
             events, began = 0.0, time.perf_counter()
 

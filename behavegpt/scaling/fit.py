@@ -23,17 +23,8 @@ from behavegpt.grid import Row
 from behavegpt.io import write_text
 from behavegpt.options import FitOptions
 from behavegpt.scaling.doubts import doubts, unidentified, whole_range
-from behavegpt.scaling.law import (
-    DELTA,
-    Law,
-    P,
-    Runs,
-    fit_law,
-    leverage,
-    log_residuals,
-    minima,
-    refit,
-)
+from behavegpt.scaling.law import Law, Runs, log_residuals
+from behavegpt.scaling.search import DELTA, P, fit_law, leverage, minima, refit
 
 DRAWS, CONFIDENCE = 400, 0.95
 FLOPS_PER_PARAM = 6.0  # of training with one event, where the rows do not say
@@ -108,24 +99,25 @@ def fit_rows(
             "sizes."
         )
 
-    spans = {
-        name: np.array([row[name] for row in rows], float) for name in ("params", "events", "loss")
-    }
+    spans = {name: _column(rows, name) for name in ("params", "events", "loss")}
+    runs = Runs.of(**spans)  # log N, log D, log L
     flops_per_param = _flops_per_param(rows)
-    runs = Runs.of(**spans)
     flops = spans["flops"] = flops_per_param * spans["params"] * spans["events"]
     law = fit_law(runs, delta)
     laws = bootstrap(runs, law, delta, how)
+
+    # ratio and share are reported at the largest run, where the rows say most about them
     figures = _figures(law, flops.max(), flops_per_param)
     drawn = _figures(laws, flops.max(), flops_per_param)
     edge = tail_share(how.confidence, len(rows) - P)
+
     gaps = unidentified(runs, law)
     unknown = {name for names in gaps.values() for name in names}
-    intervals = {name: interval(value, drawn[name], edge) for name, value in figures.items()}
 
+    intervals = {name: interval(value, drawn[name], edge) for name, value in figures.items()}
+    # the rows say nothing about these: the whole range stands in for an interval
     for name in unknown:
-        low, high = whole_range(name, runs)
-        intervals[name] = interval(figures[name], np.array([low, high]), 0.0)
+        intervals[name] = interval(figures[name], np.array(whole_range(name, runs)), 0.0)
 
     return Fit(
         **intervals,
@@ -180,18 +172,24 @@ def bootstrap(runs: Runs, law: Law, delta: float, how: Bootstrap) -> Law:
     the points, and without the noise those zeros are drawn as if errors were more often small than
     they are, which makes intervals too narrow (docs/scaling.md).
     """
-    residual = log_residuals(runs, law)
+    residual = log_residuals(runs, law)  # (n,)
     n = len(residual)
+
     # the fit makes residuals smaller than errors, most at the corners of the grid (as in HC3
     # standard errors)
     spread = residual / (1 - leverage(runs, law))
+    # centered: the law keeps its level, the draws only scatter around it
     spread -= np.median(spread)
+
+    # the smaller of two spreads, as Silverman: outliers must not widen the smoothing
     width = min(spread.std(), float(np.subtract(*np.quantile(spread, [0.75, 0.25]))) / 1.349)
     rng = np.random.default_rng(how.seed)
+
     # 0.9 width n^-1/5: Silverman's bandwidth
-    drawn = rng.choice(spread, (how.draws, n)) + 0.9 * width * n**-0.2 * rng.standard_normal(
-        (how.draws, n)
-    )
+    # (S, n)
+    shape = (how.draws, n)
+    drawn = rng.choice(spread, shape)
+    drawn = drawn + 0.9 * width * n**-0.2 * rng.standard_normal(shape)
 
     return refit(runs, runs.loss - residual + drawn, minima(runs, law, delta), delta)
 
@@ -211,6 +209,11 @@ def read_fit(path: Path) -> Fit:
         ) from None
 
 
+def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """(rows,) float64: one figure of the rows."""
+    return np.array([row[name] for row in rows], float)
+
+
 def _flops_per_param(rows: Sequence[Row]) -> float:
     """Operations per event and parameter: the median of what the rows say."""
     said: list[Any] = [
@@ -222,6 +225,6 @@ def _flops_per_param(rows: Sequence[Row]) -> float:
 def _flops_per_second(rows: Sequence[Row]) -> float | None:
     """Speed of the run with the most operations, if the rows say."""
     timed = [row for row in rows if row.get("flops") and row.get("seconds")]
-    return max(((row["flops"], row["flops"] / row["seconds"]) for row in timed), default=(0, None))[
-        1
-    ]
+    # the largest run: small ones do not fill a device
+    rates = [(row["flops"], row["flops"] / row["seconds"]) for row in timed]
+    return max(rates)[1] if rates else None

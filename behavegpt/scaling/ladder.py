@@ -83,13 +83,16 @@ def make_rung(
     if isinstance(size, Mapping):
         return _measure(task, {**common, **size})
 
+    # parameters grow with the width, so the nearest is one of two neighbors
     widths = _widths(size, len(task.fields))
-    reach = bisect.bisect_left(
-        widths, size, key=lambda d: _measure(task, {**common, **_shape(d, task)}).parameters[count]
-    )
-    near = [
-        _measure(task, {**common, **_shape(d, task)}) for d in widths[max(reach - 1, 0) : reach + 1]
-    ]
+
+    def rung_of(width: int) -> Rung:
+        return _measure(task, {**common, **_shape(width, task)})
+
+    reach = bisect.bisect_left(widths, size, key=lambda width: rung_of(width).parameters[count])
+    near = [rung_of(width) for width in widths[max(reach - 1, 0) : reach + 1]]
+
+    # nearest as a ratio: half as large is as far as twice as large
     best = min(
         near, key=lambda rung: max(rung.parameters[count] / size, size / rung.parameters[count])
     )
@@ -113,9 +116,10 @@ def memory(rung: Rung, batch_events: int) -> float:
 
 def _widths(size: float, fields: int) -> list[int]:
     """Embedding sizes of a field, ascending, that a model of about `size` parameters may have."""
-    # two times the parameters in blocks
+    # the width at which 12 * layers * width^2, layers = width / 64, is twice the size
     most = max(2 * WIDTH_PER_LAYER, (2 * size * WIDTH_PER_LAYER / 12) ** (1 / 3))
-    return [d for d in range(1, 2 + int(most / fields)) if d <= ROUND_FROM or d % ROUND_TO == 0]
+    widths = range(1, 2 + int(most / fields))
+    return [width for width in widths if width <= ROUND_FROM or width % ROUND_TO == 0]
 
 
 def _shape(embedding_size: int, task: Task) -> dict[str, int]:
@@ -125,18 +129,13 @@ def _shape(embedding_size: int, task: Task) -> dict[str, int]:
     wanted = max(2, width // WIDTH_PER_HEAD)
     heads = next(heads for heads in range(wanted, 0, -1) if width % (2 * heads) == 0)
 
-    return dict(
-        zip(
-            SHAPE_OF_SIZE,
-            (embedding_size, max(1, round(width / WIDTH_PER_LAYER)), heads),
-            strict=True,
-        )
-    )
+    layers = max(1, round(width / WIDTH_PER_LAYER))
+    return dict(zip(SHAPE_OF_SIZE, (embedding_size, layers, heads), strict=True))
 
 
 def _measure(task: Task, model: dict[str, Any]) -> Rung:
     """Count a model without allocating it. ConfigError on a shape that contradicts itself."""
-    facts: dict[str, Any] = {
+    classes: dict[str, Any] = {
         "num_behaviors": task.behaviors,
         "behavior_is_event": task.behavior_is_event,
     }
@@ -151,7 +150,7 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
                 if name not in ("architecture", "inputs")
             }
             config = BehaveGPTConfig(
-                field_sizes=fields, **facts, **shape | {"embedding_size": width}
+                field_sizes=fields, **classes, **shape | {"embedding_size": width}
             )
         else:
             config = shape_baseline(model, task.fields, task.behaviors, task.behavior_is_event)
@@ -159,6 +158,7 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
     except Exception as error:
         raise ConfigError(f"sizes: {violation(error)}") from None
 
+    # meta tensors have shapes and no memory
     with torch.device("meta"):
         parameters = count_parameters(network(config))
 

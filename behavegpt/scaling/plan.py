@@ -54,6 +54,7 @@ def _refuse_unidentified(fit: Fit) -> None:
 def _plan(
     fit: Fit, size: float, data: float, sizes: np.ndarray, events: np.ndarray
 ) -> dict[str, Any]:
+    # N from the law and D from the budget: operations are k N D
     """The expected loss is that of the planned model; its interval is over the laws, not over
     runs."""
     flops = fit.flops_per_param * size * data
@@ -72,15 +73,15 @@ def _plan(
 
 
 def _beyond(fit: Fit, planned: dict[str, float]) -> list[str]:
-    found = []
+    warnings = []
     for name, value in planned.items():
         low, high = fit.range[name]
         factor = max(value / high, low / value)
         if factor > 1:
             trust = "a guess" if factor > FAR else "an extrapolation"
-            found.append(
+            warnings.append(
                 f"{name} {value:.3g} is {factor:.1f} times outside {low:.3g} to {high:.3g}: "
                 f"{trust}."
             )
 
-    return found
+    return warnings

@@ -69,53 +69,62 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
     flops = np.geomspace(low, high * 10, POINTS)
 
     with figure(out, (11, 4.2), columns=2) as (_, (left, right)):
-        for _, marker, color, same in _series(rows, "params"):
-            spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
-            left.plot(
-                spent,
-                [row["loss"] for row in same],
-                marker=marker,
-                color=color,
-                markersize=4,
-                linewidth=1,
-            )
-
-        best = [fit.law.loss(*fit.law.optimum(flops, fit.flops_per_param))]
-        laws = _column(fit.laws)
-        band = laws.loss(*laws.optimum(flops, fit.flops_per_param))
-        left.plot(flops, best[0], color=INK, linestyle="--", label="fitted frontier")
-        _band(left, fit, flops, band, INK)
+        _draw_losses(left, rows, fit, flops)
         _floor(left, floor)
-        left.set(
-            title="Loss against operations",
-            xlabel="training operations (FLOP)",
-            ylabel="nats per event",
-        )
         left.legend(loc="upper right")
 
-        for law, color, label in (
-            (fit.law, BLUE, "these rows"),
-            (_papers(rows), ORANGE, "the paper's exponents"),
-        ):
-            params, events = law.optimum(flops, fit.flops_per_param)
-            right.plot(flops, events / params, color=color, label=label)
-
-        params, events = laws.optimum(flops, fit.flops_per_param)
-        _band(right, fit, flops, events / params, BLUE)
-        right.axhline(PAPER["ratio"], color=VERMILION, linestyle=":", label="the paper's ratio, 5")
+        _draw_ratios(right, rows, fit, flops)
+        # beyond the largest run the curve extrapolates
         right.axvspan(high, high * 10, color=GRID, alpha=0.4, linewidth=0)
-        middle = events / params
-        right.set_ylim(np.quantile(middle, 0.01) / 3, np.quantile(middle, 0.99) * 3)
-        _log(right.set_yscale, right.yaxis)
-        right.set(
-            title="Optimal events per parameter",
-            xlabel="training operations (gray: beyond the rows)",
-        )
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+
         for axes in (left, right):
             _log(axes.set_xscale, axes.xaxis)
 
     return out
+
+
+def _draw_losses(axes: Axes, rows: Sequence[Row], fit: Fit, flops: np.ndarray) -> None:
+    """Each run's loss by its operations, and the frontier of the law over `flops` (points,)."""
+    for _, marker, color, same in _series(rows, "params"):
+        spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
+        losses = [row["loss"] for row in same]
+        axes.plot(spent, losses, marker=marker, color=color, markersize=4, linewidth=1)
+
+    best = fit.law.loss(*fit.law.optimum(flops, fit.flops_per_param))
+    axes.plot(flops, best, color=INK, linestyle="--", label="fitted frontier")
+
+    laws = _column(fit.laws)
+    _band(axes, fit, flops, laws.loss(*laws.optimum(flops, fit.flops_per_param)), INK)
+    axes.set(
+        title="Loss against operations",
+        xlabel="training operations (FLOP)",
+        ylabel="nats per event",
+    )
+
+
+def _draw_ratios(axes: Axes, rows: Sequence[Row], fit: Fit, flops: np.ndarray) -> None:
+    """The optimal ratio of events to parameters over `flops` (points,): by the rows' own law and by
+    the paper's exponents fitted to the same rows."""
+    for law, color, label in (
+        (fit.law, BLUE, "these rows"),
+        (_papers(rows), ORANGE, "the paper's exponents"),
+    ):
+        params, events = law.optimum(flops, fit.flops_per_param)
+        axes.plot(flops, events / params, color=color, label=label)
+
+    params, events = _column(fit.laws).optimum(flops, fit.flops_per_param)
+    ratios = events / params  # (S, points)
+    _band(axes, fit, flops, ratios, BLUE)
+    axes.axhline(PAPER["ratio"], color=VERMILION, linestyle=":", label="the paper's ratio, 5")
+
+    # a band of the bootstrap may span decades at the ends: the axis keeps to its bulk
+    axes.set_ylim(np.quantile(ratios, 0.01) / 3, np.quantile(ratios, 0.99) * 3)
+    _log(axes.set_yscale, axes.yaxis)
+    axes.set(
+        title="Optimal events per parameter",
+        xlabel="training operations (gray: beyond the rows)",
+    )
 
 
 def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = None) -> Path:
@@ -136,6 +145,7 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
 
             axes.axhline(0, color=INK, linewidth=1)
             _log(axes.set_xscale, axes.xaxis)
+
             axes.set(xlabel={"events": "training events D", "params": "parameters N"}[by])
 
         panels[0].set(title=f"Observed minus expected loss (median {fit.error:.2%})", ylabel="%")
@@ -152,6 +162,7 @@ def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float
             text = f"{_short(fixed)} {'events' if axis.other == 'events' else 'parameters'}{name}"
             losses = [row["loss"] for row in same]
             axes.plot(x, losses, marker=marker, color=color, markersize=5, linewidth=0, label=text)
+
             grid = np.geomspace(x.min(), x.max(), POINTS)
 
             for style, law in laws.items():
@@ -184,6 +195,7 @@ def _limits(rows: Sequence[Row], fit: Fit, floor: float | None) -> tuple[float, 
     """Of the vertical axis: a floor far below the points would press them together."""
     losses = np.array([row["loss"] for row in rows])
     span = max(np.ptp(losses), 1e-3 * losses.max())
+
     near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
     return min([losses.min(), *near]) - 0.05 * span, losses.max() + 0.05 * span
 
@@ -196,19 +208,20 @@ def _series(rows: Sequence[Row], by: str) -> list[tuple[str, str, Any, list[Row]
     names = list(dict.fromkeys(str(row.get("name", "")) for row in rows))
     keys = sorted({_group(row, by) for row in rows})
 
-    found = []
+    series = []
     for number, name in enumerate(names):
         for place, key in enumerate(keys):
             same = [
                 row for row in rows if str(row.get("name", "")) == name and _group(row, by) == key
             ]
+            # from dark to light by size, within a map that stays readable in gray
             color = colormaps["viridis"](0.9 * place / max(1, len(keys) - 1))
             same.sort(key=lambda row: (row["events"], row["params"]))
             if same:
                 marker = "o" if number == 0 else MARKERS[(number - 1) % len(MARKERS)]
-                found.append((f", {name}" if len(names) > 1 else "", marker, color, same))
+                series.append((f", {name}" if len(names) > 1 else "", marker, color, same))
 
-    return found
+    return series
 
 
 def _group(row: Row, by: str) -> float:
@@ -221,12 +234,15 @@ def _papers(rows: Sequence[Row]) -> Law:
 
 
 def _runs(rows: Sequence[Row]) -> Runs:
-    return Runs.of(*([row[name] for row in rows] for name in ("params", "events", "loss")))
+    params, events, losses = zip(
+        *((row["params"], row["events"], row["loss"]) for row in rows), strict=True
+    )
+    return Runs.of(params, events, losses)
 
 
 def _column(laws: Law) -> Law:
     """Laws (S, 1), to be broadcast against points."""
-    return Law(*(x[:, None] for x in laws))
+    return Law(*(values[:, None] for values in laws))
 
 
 def _band(axes: Axes, fit: Fit, x: np.ndarray, values: np.ndarray, color: str) -> None:

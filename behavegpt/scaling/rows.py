@@ -30,6 +30,7 @@ def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file; give the rows.jsonl of a sweep.")
+
         for number, row in enumerate(read_rows(path), 1):
             if row.get("status", "done") == "done":
                 rows.append({**row, "params": figure(path, number, row, COUNTS[count])})
@@ -48,8 +49,9 @@ def best_rates(rows: Sequence[Row]) -> list[Row]:
     best: dict[tuple[Any, ...], Row] = {}
     for number, row in enumerate(rows):
         rated = row.get("choice_loss") is not None
+        # rows without a choice loss have nothing to choose by: each stands for itself
         cell = (
-            tuple(row.get(k) for k in ("name", "shape", "params", "events", "seed"))
+            tuple(row.get(key) for key in ("name", "shape", "params", "events", "seed"))
             if rated
             else (number,)
         )

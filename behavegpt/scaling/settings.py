@@ -146,6 +146,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
         multiples = settings.events_per_parameter or []
         events = settings.events or [k * rung.parameters[settings.count] for k in multiples]
         scale = (settings.lr.width / rung.width) ** settings.lr.power
+        # rounded, so that the rate in a run's name is the rate
         rates = [float(f"{value * scale:.3g}") for value in settings.lr.values]
         jobs += [Job(rung, d, seed, lr) for d in events for seed in settings.seeds for lr in rates]
 
@@ -154,6 +155,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
 
 def run_settings(settings: SweepSettings, job: Job, data: str, out: str) -> PretrainSettings:
     """The run as a pretraining of its own: one pass, the last weights."""
+    # the critical batch grows with the data, see BatchRule
     rule = settings.batch
     batch = int(min(rule.most, max(rule.least, rule.events * (job.events / rule.at) ** rule.power)))
     train = {

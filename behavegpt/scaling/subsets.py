@@ -53,8 +53,8 @@ class Division:
         if events > self.events:
             raise DataError(
                 f"{self.store.path}: {events:,.0f} events asked for in one pass, {self.events:,} "
-                "training targets "
-                "there are beside the held-out users; ask for fewer, or prepare a longer log."
+                "training targets there are beside the held-out users; ask for fewer, or prepare a "
+                "longer log."
             )
         return np.sort(self.order[: 1 + int(np.searchsorted(self.total, events))])
 
@@ -64,13 +64,14 @@ def divide(store: EventStore, split: str, heldout_events: int, seed: int) -> Div
     no target."""
     order = np.random.default_rng(seed).permutation(store.manifest.users)
     asked = _targets(store, SPLITS[split])[order]
+
     if not asked.any():
         raise DataError(
             f"{store.path}: no targets in the split {split!r}; prepare the data with another "
             "--split."
         )
 
-    # fewer behind this user than wanted
+    # (users,) in the order: the users behind this one have fewer targets than wanted
     needed = np.cumsum(asked[::-1])[::-1] - asked < heldout_events
     heldout = needed & (asked > 0)
     trained = _targets(store, TRAIN)[order]
@@ -111,6 +112,7 @@ def _write(
         f"{store.manifest.content_hash} {what}".encode() + users.tobytes()
     ).hexdigest()
 
+    # two workers may want the same subset; the second finds it written
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             with suppress(DataError):  # a damaged one is written anew
@@ -141,9 +143,11 @@ def _write_files(
     (folder / "columns").mkdir(parents=True)
     (folder / "vocabulary").mkdir()
     lengths = np.diff(store.offsets)[users]
+
     index = ranges(store.offsets[users], lengths)
     kept = np.asarray(store.columns["split"])[index] <= last_split
     index, lengths = index[kept], np.bincount(owners(lengths)[kept], minlength=len(users))
+
     columns = {name: np.asarray(column[index]) for name, column in store.columns.items()}
     vocabulary = {
         field: replace_counts(v, training_counts(columns[field], columns["split"], len(v)))

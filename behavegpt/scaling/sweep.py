@@ -1,15 +1,16 @@
 """The sweep: sizes x data x seeds (x learning rates), each trained by one pass and scored on
 held-out users.
 
-OUT/sweep.yaml        the settings        OUT/rows.jsonl   one row a run, written when it ends; see
-rows.py OUT/data/             held-out users and nested training subsets, see subsets.py
+OUT/sweep.yaml        the settings
+OUT/rows.jsonl        one row a run, written when it ends; see rows.py
+OUT/data/             held-out users and nested training subsets, see subsets.py
 OUT/runs/NAME/        the run's folder; its checkpoints go when its row is written
 
 Any number of processes may work on one OUT, on one machine or many: a run is claimed by a file
-lock, which the system frees however the process ends. Done runs are skipped, a killed one goes on
-from its last checkpoint. The last weights are scored: the learning rate has come down by then and
-no event was seen twice, so there is nothing to select, and a best-of-many-validations loss would be
-biased downwards the more the longer the run.
+lock, which the system frees however the process ends. Done runs are skipped, an interrupted one
+resumes from its last checkpoint. The last weights are scored: the learning rate has come down by
+then and no event was seen twice, so there is nothing to select, and a best-of-many-validations loss
+would be biased downwards the more the longer the run.
 """
 
 from __future__ import annotations
@@ -52,12 +53,16 @@ def sweep(
     out = Path(settings.out)
     check_output(out, "into")
     store = open_store(_needed_path(settings))
+
     division = divide(store, settings.data.split, settings.data.heldout_events, settings.data.seed)
     jobs = list_jobs(settings, Task.of(store))
     division.training_users(max(job.events for job in jobs))  # refuse now what the log cannot give
     _claim_folder(settings, out)
+
     heldout = heldout_store(division, out / "data" / "heldout")
     keys = {job.name: _key(settings, job, division) for job in jobs}
+
+    # this worker's share first, then whatever the others have not claimed
     mine = jobs[worker[0] :: worker[1]]
     grid = Grid(out / "rows.jsonl", out / "locks")
 
@@ -66,6 +71,7 @@ def sweep(
         _tidy(out / "runs" / job.name, settings.keep_models)  # the row is written
 
     mine += [job for job in jobs if job not in mine]
+    # claims are by file lock: a run that another worker holds is passed over
     grid.run(
         [Run({"key": keys[job.name]}, partial(rows_of, job), job.name) for job in mine],
         again=lambda row: retry_failed and row["status"] == "failed",
@@ -79,6 +85,7 @@ def sweep(
 def _row(settings: SweepSettings, job: Job, division: Division, heldout: EventStore) -> Row:
     """Carry out a run and say how it went."""
     row: Row = {"run": job.name, "name": settings.name, "seed": job.seed, "lr": job.lr}
+
     row |= {"shape": job.rung.name, "width": job.rung.width, "parameters": job.rung.parameters}
     row |= {column: job.rung.parameters[count] for count, column in COUNTS.items()}
     row |= {"split": settings.data.split, "data": division.store.path.name}
@@ -86,6 +93,7 @@ def _row(settings: SweepSettings, job: Job, division: Division, heldout: EventSt
     say(f"run {job.name}: {job.rung.params:,} parameters, {job.events:,.0f} events")
     state = attempted(lambda: _train(settings, job, division, heldout), f"run {job.name}")
     if state["status"] == "failed":
+        # a run that fails has no figures, so the row says what it was to be
         state["events_asked"] = job.events
     return row | state
 
@@ -102,9 +110,11 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     folder = Path(settings.out) / "runs" / job.name
     store = training_store(division, job.events, Path(settings.out) / "data" / f"{job.events:.0f}")
     chosen = run_settings(settings, job, str(store.path), str(folder))
+
     run = pretrain(chosen, resume=True)
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     model, _ = open_model(run / "model")
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
 
@@ -122,11 +132,11 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
         "choice_loss": loss("valid") if len(settings.lr.values) > 1 else None,
         "users": store.manifest.users,
         "batch_events": chosen.train.batch_events,
-        "steps": facts["steps"],
+        "steps": record["steps"],
         "flops": job.rung.flops_per_event * events,
-        "seconds": facts["seconds"],
-        "device": facts["device"],
-        "versions": facts["versions"],
+        "seconds": record["seconds"],
+        "device": record["device"],
+        "versions": record["versions"],
     }
 
 
@@ -134,6 +144,7 @@ def _key(settings: SweepSettings, job: Job, division: Division) -> str:
     """What decides a run's figures, as a hash."""
     run = run_settings(settings, job, ".", ".").model_dump(mode="json")
     run |= {"out": "", "data": {**run["data"], "path": ""}}  # places decide nothing
+
     data = {**settings.data.model_dump(), "path": None}
     return digest([run, data, job.events, division.store.manifest.content_hash])
 
@@ -152,13 +163,15 @@ def _claim_folder(settings: SweepSettings, out: Path) -> None:
     file = out / "sweep.yaml"
     if file.exists():
         before = read_settings(SweepSettings, file)
-        fixed = {n for n in SweepSettings.model_fields if n not in GROWS}
-        changed = [n for n in sorted(fixed) if getattr(before, n) != getattr(settings, n)]
+        fixed = {name for name in SweepSettings.model_fields if name not in GROWS}
+        changed = [
+            name for name in sorted(fixed) if getattr(before, name) != getattr(settings, name)
+        ]
         if changed:
             raise ConfigError(
                 f"{out}: its rows were made with other settings of {', '.join(changed)} (see "
-                f"{file}); choose another "
-                "out=FOLDER, so that one law is not fitted to two kinds of runs."
+                f"{file}); choose another out=FOLDER, so that one law is not fitted to two kinds "
+                "of runs."
             )
 
     write_text(file, dump_settings(settings))

@@ -208,6 +208,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             "columns": columns_of(predictor.tokenizer.event_schema),
             "behaviors": predictor.tokenizer.behaviors.classes,
             "given": list(predictor.given),
+            "thresholds": getattr(predictor, "thresholds", None) is not None,
             **_shape(predictor),
             "limits": service.settings.model_dump(),
         }

@@ -68,7 +68,9 @@ class ServeSettings(Settings):
     )
     batch_users: Count = Field(256, description="users that are answered together")
     wait_ms: Annotated[Real, Field(ge=0, le=10_000)] = Field(
-        5.0, description="how long the first request of a batch waits for others"
+        5.0,
+        description="how long the first request of a batch waits for others, where the batch "
+        "before held several",
     )
 
 

@@ -6,7 +6,9 @@
   const SOON = 400; // milliseconds without typing until the model is asked
   const MINUTE = 60000;
   const byId = (id) => document.getElementById(id);
-  const state = {columns: [], labels: {}, seed: 0, waiting: 0, asked: 0};
+  // What a model may be given of the event that it predicts -> how a request says it.
+  const GIVEN = {time: "at", location: "location"};
+  const state = {columns: [], labels: {}, given: [], seed: 0, waiting: 0, asked: 0};
 
   function element(name, text, className) {
     const made = document.createElement(name);
@@ -68,6 +70,29 @@
     return state.columns.find((column) => column.role === "time").name;
   }
 
+  // The fields in which the time and the place that are asked about are told.
+  function addAsked(given) {
+    for (const name of given) {
+      const label = element("label", name === "time" ? "at the time" : "at the place");
+      const input = element("input");
+      input.id = label.htmlFor = "asked-" + name;
+      if (name === "time") {
+        input.type = "datetime-local";
+        input.value = clock(Date.now());
+      } else {
+        input.setAttribute("list", "labels-" + name);
+        input.value = (state.labels[name] || [""])[0];
+      }
+      input.addEventListener("input", later);
+      byId("asked").append(label, input);
+    }
+  }
+
+  function askedAbout() {
+    const told = state.given.map((name) => [GIVEN[name], byId("asked-" + name).value || null]);
+    return Object.fromEntries(told);
+  }
+
   function later() {
     clearTimeout(state.waiting);
     state.waiting = setTimeout(show, SOON);
@@ -82,7 +107,8 @@
       return;
     }
     try {
-      const next = await ask("v1/predict", {users, top_k: Math.min(TOP, state.behaviors)});
+      const top_k = Math.min(TOP, state.behaviors);
+      const next = await ask("v1/predict", {users: [{...users[0], ...askedAbout()}], top_k});
       if (asked !== state.asked) return;
       showNext(next);
       const future = await ask("v1/generate", {users, steps: FUTURE, seed: state.seed});
@@ -177,6 +203,8 @@
       list.append(...labels.map((label) => Object.assign(element("option"), {value: label})));
       document.body.append(list);
     }
+    state.given = model.given;
+    addAsked(state.given);
     byId("about").textContent =
       "A model of " + model.behaviors.toLocaleString() + " behaviors" +
       (model.looks_back ? " that looks back " + model.looks_back + " events." : ".") +

@@ -110,7 +110,10 @@ class Trainer(OptimizerSteps):
         # the ranks leave together: one that ended before the others had saved would hang them
         leave(self.accelerator)
         if self.accelerator.is_main_process:
-            say(f"stopped by a signal at step {self.progress.step}; saved. Go on with --resume.")
+            say(
+                f"stopped by a signal at step {self.progress.step}; saved. The same command goes "
+                "on there, train and finetune with --resume."
+            )
         # shells expect 128 + the signal; SIGUSR1, which schedulers send, ends like SIGTERM
         raise SystemExit(128 + (self.signal if self.signal == signal.SIGINT else signal.SIGTERM))
 

@@ -336,7 +336,7 @@ def test_uniform_numbers_are_philox_by_user():
 @pytest.mark.parametrize("tz", ["UTC", "America/New_York", "Asia/Kolkata"])
 @pytest.mark.parametrize("grid", [1, 60, 3600])
 def test_drawn_times_lie_in_their_bucket_and_on_the_grid(tz, grid):
-    """Over both changes of daylight-saving time; the bucket is that of training (data/pack.py)."""
+    """Over both changes of daylight-saving time; the bucket is training's (data/collate.py)."""
     schema = EventSchema(user="u", time="t", event="e", tz=tz)
     rng = np.random.default_rng(0)
     start = int(datetime(2024, 1, 1, tzinfo=ZoneInfo(tz)).timestamp())

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from behavegpt.scaling.law import Law, Runs, fit_factors, fit_law, leverage, log_residuals, refit
+from behavegpt.scaling.law import Law, Runs, fit_factors, log_residuals
+from behavegpt.scaling.search import fit_law, leverage, refit
 from tests.scaling.planted import TRUTH, planted_rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ for _library in ("fastapi", "uvicorn", "httpx"):
 import uvicorn  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
+import behavegpt  # noqa: E402
 from behavegpt.predictor import Predictor  # noqa: E402
 from behavegpt.serving.app import make_app  # noqa: E402
 from behavegpt.serving.pages import frequent_labels  # noqa: E402
 from behavegpt.serving.requests import ServeSettings  # noqa: E402
+from behavegpt.zero_shot import UniversalPredictor  # noqa: E402
+from tests.universal.test_state import SCHEMA, table  # noqa: E402
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -48,9 +52,9 @@ def test_labels_are_the_first_of_each_column(predictor: Predictor) -> None:
     assert all(labels == found[role][:2] for role, labels in few.items())
 
 
-@pytest.fixture
-def address(predictor: Predictor) -> Iterator[str]:
-    config = uvicorn.Config(make_app(predictor, ServeSettings()), port=0, log_level="error")
+@contextlib.contextmanager
+def serving(model: Any) -> Iterator[str]:
+    config = uvicorn.Config(make_app(model, ServeSettings()), port=0, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -60,6 +64,12 @@ def address(predictor: Predictor) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture
+def address(predictor: Predictor) -> Iterator[str]:
+    with serving(predictor) as found:
+        yield found
 
 
 @pytest.mark.browser
@@ -79,7 +89,20 @@ def test_an_invented_user_gets_predictions_and_a_future(
     assert dom.count("<time>") == 20, "the events of the future"
     assert re.search(r'role="alert" id="error"></p>', dom), "no error is shown"
     assert dom.count('aria-label="remove this event"') == 6
-    assert 'id="labels-event"' in dom
+    assert 'id="labels-event"' in dom and 'id="asked-' not in dom
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_what_a_model_is_given_is_asked_for(tmp_path: Path) -> None:
+    universal = behavegpt.load("universal")
+    assert isinstance(universal, UniversalPredictor)
+    timed = universal.fit_tables(table(0), SCHEMA, given=["time", "location"])
+    with serving(timed) as address:
+        dom = seen(address, tmp_path)
+    fields = dict(re.findall(r'<input id="asked-(\w+)" (type|list)=', dom))
+    assert fields == {"time": "type", "location": "list"}
+    assert 'class="share"' in dom and re.search(r'role="alert" id="error"></p>', dom)
 
 
 def seen(address: str, folder: Path) -> str:

@@ -317,6 +317,20 @@ def test_too_slow_too_many_and_shutdown(
         httpx.get(f"{url}/health")
 
 
+def test_a_lone_client_is_not_kept_waiting() -> None:
+    sizes: list[int] = []
+
+    def work(payloads: Sequence[int]) -> list[int]:
+        sizes.append(len(payloads))
+        return list(payloads)
+
+    batcher = Batcher(work, most=9, wait=30.0, most_waiting=10)
+    for number in range(3):
+        assert batcher.submit("a", 1, number).result(timeout=10) == number
+    assert sizes == [1, 1, 1]
+    batcher.close()
+
+
 def test_batches() -> None:
     """Same keys together, up to the size; a None alone; cancelled ones left out; a crash reaches
     its batch only."""

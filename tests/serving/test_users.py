@@ -99,7 +99,8 @@ def test_a_time_and_a_place_are_told_for_each_user() -> None:
     timed = timed.fit_tables(table(0), SCHEMA, given=["time", "location"])
     told = {"at": "2024-06-01 18:30", "location": "home"}
     with serving(timed) as client:
-        assert client.get("/v1/model").json()["given"] == ["time", "location"]
+        facts = client.get("/v1/model").json()
+        assert facts["given"] == ["time", "location"] and facts["thresholds"] is False
         history = {"id": "p04", "events": rows_of(0, "p04")}
         found = client.post("/v1/users/p04/predict", json=told)
         whole = client.post("/v1/predict", json={"users": [history | told]})

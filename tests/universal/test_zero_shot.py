@@ -62,6 +62,10 @@ def test_it_predicts_what_nobody_trained(universal: Path, habits: pd.DataFrame) 
         habits.rename(columns={"who": "user", "when": "time", "what": "event"}), top_k=3
     )
     assert np.array_equal(direct.labels, found.labels)
+    rows = habits.assign(when=habits.when.astype(str)).to_dict("records")
+    for listed in (rows, rows[::-1]):
+        counted = load_zero_shot(universal).fit_tables(listed, SCHEMA)
+        assert np.array_equal(counted.predict(top_k=3).labels, found.labels)
 
 
 def test_a_user_alone_gets_the_same_answer(universal: Path, habits: pd.DataFrame) -> None:

@@ -1,17 +1,20 @@
 """DiffuSeq (Gong et al., ICLR 2023, arXiv:2210.08933): the whole future at once, by diffusion of
 its embeddings.
 
-    forward    q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I),  x_0 = E[y] + N(0, (1 - a_1) I),  a_t =
-    1 - sqrt(t / N + s) network    f(x_t, t, E[history]) -> x_0 of the future alone, both
-    directions; the history is never noised loss       mean (f - x_0)^2  (at the first step against
-    E[y])  + CE(x_0 E^T, y)  + mean (sqrt(a_N) x_0)^2 sampling   x ~ N(0, I), then q(x_s | x_t, x_0
-    = f) downwards over every (N / draws)-th t; the nearest embedding last
+    forward    q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I),  x_0 = E[y] + N(0, (1 - a_1) I),
+               a_t = 1 - sqrt(t / N + s)
+    network    f(x_t, t, E[history]) -> x_0 of the future alone, both directions; the history is
+               never noised
+    loss       mean (f - x_0)^2  (at the first step against E[y])
+               + CE(x_0 E^T, y)  + mean (sqrt(a_N) x_0)^2
+    sampling   x ~ N(0, I), then q(x_s | x_t, x_0 = f) downwards over every (N / draws)-th t; the
+               nearest embedding last
 
 Written from the formulas. Ours: small (2 layers of width 64, embeddings of 16, 500 noise levels, 25
 steps of sampling), uniform t for loss-aware t, no moving average of the weights (the budget is some
 hundred updates), a final draw rounded once instead of clamped at every step.
 
-Shapes: B rows, P past, T steps, E embedding, K classes, N noise levels.
+Shapes: B rows, P past, T steps, E embedding, K classes, N noise levels, W width of the Transformer.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class DiffuSeqSettings:
 
 def schedule(levels: int) -> torch.Tensor:
     """a_0 = 1, a_1 .. a_N (N + 1,): the square root schedule, which falls fast at first."""
+    # float64 until the end: differences of neighboring levels are small
     a = 1 - torch.sqrt(torch.arange(1, levels + 1, dtype=torch.float64) / levels + OFFSET)
     return torch.cat([torch.ones(1, dtype=torch.float64), a.clamp_min(1e-5)]).float()
 
@@ -60,6 +64,7 @@ def posterior(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of q(x_s | x_t, x_0) for a lower noise level s, any number of levels
     away."""
+    # q(x_s | x_t, x_0) of a Gaussian chain; s is several levels below t in sampling
     ratio = a_t / a_s
     mean = (a_s.sqrt() * (1 - ratio) * x0 + ratio.sqrt() * (1 - a_s) * xt) / (1 - a_t)
     return mean, (1 - a_s) * (1 - ratio) / (1 - a_t)
@@ -72,10 +77,8 @@ class Denoiser(nn.Module):
         super().__init__()
         width = settings.hidden
         self.embed = nn.Embedding(classes, settings.embedding)
-        self.into, self.out = (
-            nn.Linear(settings.embedding, width),
-            nn.Linear(width, settings.embedding),
-        )
+        self.into = nn.Linear(settings.embedding, width)
+        self.out = nn.Linear(width, settings.embedding)
         self.position = nn.Parameter(0.02 * torch.randn(settings.past + steps, width))
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         layer = nn.TransformerEncoderLayer(
@@ -94,12 +97,16 @@ class Denoiser(nn.Module):
     ) -> torch.Tensor:
         """x_0 (B, T, E) from x_t (B, T, E), t / N (B,), histories (B, P) and which steps are no
         padding (B, T)."""
-        before = history < self.embed.num_embeddings
-        known = self.embed(history.where(before, 0))
+        before = history < self.embed.num_embeddings  # (B, P)
+        known = self.embed(history.where(before, 0))  # (B, P, E), padding is masked below
+
+        # sinusoids of the noise level, as for the Transformer's positions
         half = self.position.shape[1] // 2
+        # (B, W / 2)
         angle = 1000 * level[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / half)
-        time = self.noise(torch.cat([angle.sin(), angle.cos()], dim=1))
-        h = self.into(torch.cat([known, x], dim=1)) + self.position + time[:, None]
+        time = self.noise(torch.cat([angle.sin(), angle.cos()], dim=1))  # (B, W)
+        h = self.into(torch.cat([known, x], dim=1)) + self.position + time[:, None]  # (B, P + T, W)
+
         real = torch.ones(x.shape[:2], dtype=torch.bool) if real is None else real
         h = self.encoder(h, src_key_padding_mask=~torch.cat([before, real], dim=1))
 
@@ -111,18 +118,22 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """The three terms, means over the known events of futures (B, T), at the noise levels t (B,) of
     1 .. N."""
-    real = future < network.embed.num_embeddings
-    embedded = network.embed(future.where(real, 0))
+    real = future < network.embed.num_embeddings  # (B, T)
+    embedded = network.embed(future.where(real, 0))  # (B, T, E)
+
     start = embedded + (1 - a[1]).sqrt() * torch.randn_like(embedded)
-    level = a[t][:, None, None]
+    level = a[t][:, None, None]  # (B, 1, 1)
     noisy = level.sqrt() * start + (1 - level).sqrt() * torch.randn_like(start)
-    found = network(noisy, t / (len(a) - 1), history, real)
+    predicted = network(noisy, t / (len(a) - 1), history, real)
+
+    # at the first level the target is the exact embedding, without the noise of x_0
     wanted = torch.where((t == 1)[:, None, None], embedded, start)
     rounding = F.cross_entropy((start @ network.embed.weight.T)[real], future[real])
 
     return (
-        (found - wanted)[real].square().mean()
+        (predicted - wanted)[real].square().mean()
         + rounding
+        # the noisiest level should hide x_0 altogether
         + (a[-1].sqrt() * start)[real].square().mean()
     )
 
@@ -133,11 +144,12 @@ def sample(
 ) -> torch.Tensor:
     """Classes (B, steps) after histories (B, P), in `draws` steps of denoising."""
     levels = torch.linspace(len(a) - 1, 0, draws + 1).round().long()
-    x = torch.randn(len(history), steps, network.embed.embedding_dim)
+    x = torch.randn(len(history), steps, network.embed.embedding_dim)  # (B, T, E)
     for t, s in pairwise(levels):
         x0 = network(x, (t / (len(a) - 1)).expand(len(x)), history)
         mean, variance = posterior(x0, x, a[t], a[s])
         x = mean + variance.sqrt() * torch.randn_like(x)
+
     return torch.cdist(x, network.embed.weight.expand(len(x), -1, -1)).argmin(2)
 
 
@@ -158,14 +170,16 @@ def learn(
 
         for rows in torch.randperm(len(history)).split(settings.batch):
             done = min(seen / settings.events, 1)
-            optimizer.param_groups[0]["lr"] = (
-                settings.lr * min(1, 20 * done + 0.05) * (1 - 0.9 * done)
-            )
+            # linear warm-up over the first twentieth, then linearly down to a tenth
+            rate = settings.lr * min(1, 20 * done + 0.05) * (1 - 0.9 * done)
+            optimizer.param_groups[0]["lr"] = rate
             t = torch.randint(1, len(a), (len(rows),))
+
             diffusion_loss(network, history[rows], future[rows], a, t).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+
             seen += int((future[rows] < store.behaviors.classes).sum())
             if seen >= settings.events:
                 break
@@ -186,8 +200,8 @@ def diffuseq(
     with seeded(rng):
         network, a = learn(store, steps, settings, rng)
         history = last_classes(histories, settings.past, store.behaviors.classes)
-        drawn = torch.cat(
-            [sample(network, part, steps, a, settings.draws) for part in history.split(64)]
-        )
+        # in parts: the samples of all users at once would not fit in memory
+        parts = [sample(network, part, steps, a, settings.draws) for part in history.split(64)]
+        drawn = torch.cat(parts)
 
     return dress(drawn.numpy(), histories, store, rng)

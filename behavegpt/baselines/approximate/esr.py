@@ -4,17 +4,22 @@ ours from co-occurrence (cooccurrence.py), or from a file (`options.text_vectors
 have such vectors.
 
     id view         a_t = W_a x_t             x: embedded fields; the events' table begins at the
-    vectors' first columns meaning view    b_t = W_2 (W_1 z_{e_t})   z: frozen vectors of the events
-    exchange        a' = a + attention(LN a, LN b)       b' = b + attention(LN b, LN a)         2
-    heads, causal h = [F(a'); F(b')]                     F: the same SASRec blocks for both views
+                                              vectors' first columns
+    meaning view    b_t = W_2 (W_1 z_{e_t})   z: frozen vectors of the events
+    exchange        a' = a + attention(LN a, LN b)
+                    b' = b + attention(LN b, LN a)      2 heads, causal
+    h = [F(a'); F(b')]                        F: the same SASRec blocks for both views
     score_k = h . [id_k; W_4 (W_3 z_k)]
     self-distillation: alpha |h_u - stopgrad(mean h of similar users)|^2 / C, h at a history's last
-    event; similar: the `similar` nearest histories of the batch by mean z (the original searches
-    all users)
+                    event; similar: the `similar` nearest histories of the batch by mean z (the
+                    original searches all users)
 
 The released exchange masks padding alone, so that training on all positions leaks; ours is causal.
 Ours: full cross-entropy or another loss of the project instead of one negative; the head has layers
 of its own for z.
+
+Shape letters: B rows, R positions, D histories, L events of the longest, C hidden width, N
+predicted positions, K behaviors, V width of a frozen vector.
 """
 
 from __future__ import annotations
@@ -79,21 +84,21 @@ class ESREncoder(nn.Module):
     def forward(self, x: torch.Tensor, layout: Layout) -> Encoded:
         """x (B, R, C) -> (B, R, C), in training with the distillation's loss (B, R)."""
         plan = plan_attention(layout.document, self.config._attn_implementation or "sdpa")
-        frozen = self.vectors[layout.ids["event"]]
-        views = [self.to_half(x), self.adapter(frozen)]
+        frozen = self.vectors[layout.ids["event"]]  # (B, R, V)
+        views = [self.to_half(x), self.adapter(frozen)]  # each (B, R, C / 2)
         normed = [norm(view) for norm, view in zip(self.norms, views, strict=True)]
 
-        found = []
+        # each view asks the other one; both then pass the same blocks
+        exchanged = []
         for own, attention in enumerate(self.exchange):
             view = views[own] + attention(normed[own], normed[1 - own], plan)
             for block in self.blocks:
                 view = block(view, plan)
-            found.append(self.norm(view))
+            exchanged.append(self.norm(view))
 
-        hidden = torch.cat(found, dim=-1)
-        return Encoded(
-            hidden, auxiliary=self._distillation(hidden, frozen, layout) if self.training else None
-        )
+        hidden = torch.cat(exchanged, dim=-1)  # (B, R, C)
+        auxiliary = self._distillation(hidden, frozen, layout) if self.training else None
+        return Encoded(hidden, auxiliary=auxiliary)
 
     def _distillation(
         self, hidden: torch.Tensor, frozen: torch.Tensor, layout: Layout
@@ -101,23 +106,26 @@ class ESREncoder(nn.Module):
         """(B, R): at each history's last event, the squared distance times the history's events."""
         histories = layout.unpack()
         users = len(histories.length)
+
+        # the batch may hold few users; a user alone is similar to nobody
         near = min(self.options.similar, users - 1)
         if near < 1:
             return hidden.new_zeros(layout.document.shape)
 
-        last = histories.place.gather(1, histories.length[:, None] - 1)[:, 0]
+        last = histories.place.gather(1, histories.length[:, None] - 1)[:, 0]  # (D,)
         state = hidden.flatten(0, 1)[last]  # (D, C)
-        mean = histories.take(frozen).sum(1) / histories.length[:, None]
-        alike = F.normalize(mean, dim=-1) @ F.normalize(mean, dim=-1).T
+        mean = histories.take(frozen).sum(1) / histories.length[:, None]  # (D, V)
+        alike = F.normalize(mean, dim=-1) @ F.normalize(mean, dim=-1).T  # (D, D) cosines
+
+        # never oneself: below any cosine
         alike = alike.masked_fill(torch.eye(users, dtype=torch.bool, device=alike.device), -2.0)
-        target = state.detach()[alike.topk(near).indices].mean(1)
+        target = state.detach()[alike.topk(near).indices].mean(1)  # (D, C), no gradient
+
+        # times the length: losses are sums over events, and each history has one distance
         distance = self.options.alpha * (state - target).square().mean(-1) * histories.length
 
-        return (
-            hidden.new_zeros(layout.document.numel())
-            .index_copy(0, last, distance)
-            .view(layout.document.shape)
-        )
+        flat = hidden.new_zeros(layout.document.numel()).index_copy(0, last, distance)
+        return flat.view(layout.document.shape)
 
 
 class ESRHead(ScoreHead):
@@ -134,9 +142,8 @@ class ESRHead(ScoreHead):
     def forward(self, hidden: torch.Tensor, side: Side, event_table: torch.Tensor) -> torch.Tensor:
         """hidden (N, C) -> logits (N, K)"""
         assert self.classes is not None
-        return self.biased(
-            hidden @ torch.cat([self.classes.weight, self.adapter(self.vectors)], dim=-1).T
-        )
+        classes = torch.cat([self.classes.weight, self.adapter(self.vectors)], dim=-1)  # (K, C)
+        return self.biased(hidden @ classes.T)
 
 
 def start(model: Any, store: EventStore) -> None:
@@ -145,17 +152,21 @@ def start(model: Any, store: EventStore) -> None:
     encoder, table = model.model.encoder, model.model.embedding.tables["event"].weight
     given = model.config.options["text_vectors"]
 
+    # the weights hold the vectors from now on; a model loads without the file
     model.config.options["text_vectors"] = None
+
     for target, column in (
         (encoder.vectors[SPECIAL_IDS:], "event"),
         (model.head.vectors, "behavior"),
     ):
         vocabulary = store.behaviors if column == "behavior" else store.vocabulary["event"]
-        found = label_vectors(store, column, target.shape[1])
+        vectors = label_vectors(store, column, target.shape[1])
+        # the file is of events: it names the behaviors only where these are the events
         if given and (column == "event" or store.schema.behavior_is_event):
-            found = read_vectors(Path(given), vocabulary, target.shape[1])
-        target.copy_(found / found.square().mean().sqrt().clamp(min=1e-6))
+            vectors = read_vectors(Path(given), vocabulary, target.shape[1])
+        target.copy_(vectors / vectors.square().mean().sqrt().clamp(min=1e-6))
 
+    # scaled like any other embedding: at unit size they would drown the other fields
     shared = min(table.shape[1], encoder.vectors.shape[1])
     table.data[SPECIAL_IDS:, :shared] = (
         model.config.initializer_range * encoder.vectors[SPECIAL_IDS:, :shared]
@@ -170,10 +181,8 @@ def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            labels, vectors = (
-                file["labels"].astype(str).tolist(),
-                torch.from_numpy(file["vectors"]).float(),
-            )
+            labels = file["labels"].astype(str).tolist()
+            vectors = torch.from_numpy(file["vectors"]).float()
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path}: not an .npz file with `labels` and `vectors` as plain arrays ({error})."
@@ -193,6 +202,7 @@ def read_vectors(path: Path, vocabulary: Vocabulary, width: int) -> torch.Tensor
             "written."
         )
 
+    # the directions in which the known labels differ most, in as many columns as are asked for
     centered = vectors[known] - vectors[known].mean(0)
     components = torch.linalg.svd(centered, full_matrices=False).Vh[:width]
     result = torch.zeros(vocabulary.classes, width)

@@ -83,15 +83,20 @@ def start(model: Any, store: EventStore) -> None:
     encoder = model.model.encoder
     model.model.embedding.load_state_dict(base.model.embedding.state_dict())
     encoder.load_state_dict(
-        {n: t for n, t in base.model.state_dict().items() if "embedding" not in n}, strict=False
+        # branches and their norms are not among the base's weights
+        {n: t for n, t in base.model.state_dict().items() if "embedding" not in n},
+        strict=False,
     )
     for branch in encoder.branches:
+        # AdaptFormer: W_up begins at 0, so that the tuned model starts as the base
         torch.nn.init.zeros_(branch.up.weight)
 
     for part in (model.model.embedding, encoder.blocks, encoder.norm):
         part.requires_grad_(False)
 
+    # the weights hold the base from now on; a model loads without its folder
     options["base"] = None
+
     model.head.classes.weight.data.copy_(class_means(model, store))
 
 
@@ -108,9 +113,10 @@ def class_means(model: Any, store: EventStore) -> torch.Tensor:
     )
 
     for batch, hidden in hidden_states(model, batches):
-        wanted = batch.target != IGNORED
+        wanted = batch.target != IGNORED  # (B, R)
         total.index_add_(0, batch.target[wanted], F.normalize(hidden[wanted], dim=-1))
 
+    # a class without a training event has no mean to begin at
     random = config.initializer_range * torch.randn_like(total)
     return torch.where(total.any(1, keepdim=True), F.normalize(total, dim=-1), random)
 

@@ -1,8 +1,8 @@
 """Mecos-style matching (AAAI 2021) for new behaviors: which few examples does a history look like?
 
-    support of class c: s_c = mean of W h over K states before c              query: q = W h
+    support of class c: s_c = mean of W h over K states before c      query: q = W h
     T times, for each pair of query and class: (h', m) = LSTM(q, [h; s_c], m), h = h' + q
-        h, m begin at q, 0
+                                               h, m begin at q, 0
     score_c = scale * cos(h_T, s_c);  softmax over the N classes of an episode
 
 The head is meta-trained on episodes of known classes (N classes, K examples and one query of each),
@@ -64,6 +64,7 @@ class MatchingHead(nn.Module):
 
     def forward(self, queries: torch.Tensor, supports: torch.Tensor) -> torch.Tensor:
         """queries (Q, C), supports (N, D) -> scores (Q, N)"""
+        # all pairs of query and class at once: large episodes in parts
         rows = max(1, PAIRS // len(supports))
         return torch.cat(
             [self._match(self.project(part), supports) for part in queries.split(rows)]
@@ -73,7 +74,7 @@ class MatchingHead(nn.Module):
         """q (Q, D), supports (N, D) -> (Q, N)"""
         # (Q, N, 4 D), the same in every refinement
         of_pair = self.of_query(q)[:, None] + self.of_support(supports)
-        h, cell = q[:, None], q.new_zeros(1)
+        h, cell = q[:, None], q.new_zeros(1)  # (Q, 1, D); the memory begins at 0
 
         for _ in range(self.steps):
             forget, write, read, new = (of_pair + self.of_memory(h)).chunk(4, dim=-1)
@@ -89,9 +90,11 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
     Raises DataError unless two classes have more than K examples.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    order = target.argsort(stable=True)
-    count = torch.bincount(target)
-    begin = count.cumsum(0) - count
+    order = target.argsort(stable=True)  # examples by class
+    count = torch.bincount(target)  # (N,)
+    begin = count.cumsum(0) - count  # (N,) where each class begins in `order`
+
+    # one more than K, for the query
     usable = (count > settings.shots).nonzero()[:, 0]
     if len(usable) < 2:
         raise DataError(
@@ -99,6 +102,7 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
             "matching from; give more data, or lower shots."
         )
 
+    # weights from the seed alone, other streams stay untouched
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         head = MatchingHead(states.shape[1], settings)
@@ -108,15 +112,19 @@ def meta_train(states: torch.Tensor, target: torch.Tensor, settings: MecosSettin
 
     for _ in range(settings.episodes):
         chosen = usable[torch.randperm(len(usable), generator=generator)[:ways]]
+        # K + 1 different examples of each class
         drawn = [
             torch.randperm(int(count[c]), generator=generator)[: settings.shots + 1] + begin[c]
             for c in chosen
         ]
+
         episode = states[order[torch.stack(drawn)]]  # (N, K + 1, C), the last one the query
         examples = episode[:, :-1].flatten(0, 1)
         supports = head.supports(
             examples, torch.arange(ways).repeat_interleave(settings.shots), ways
         )
+
+        # the query of class n is row n, so the targets count upwards
         loss = F.cross_entropy(head(episode[:, -1], supports), torch.arange(ways))
         optimizer.zero_grad()
         loss.backward()
@@ -135,11 +143,12 @@ def match(
 ) -> PredictionMetrics:
     """Metrics of batches (states (N, C), targets (N,)) by examples (M, C) of classes (M,); no other
     class is said."""
-    seen = torch.bincount(member, minlength=classes).nonzero()[:, 0]
+    seen = torch.bincount(member, minlength=classes).nonzero()[:, 0]  # classes with an example
     supports = head.supports(examples, member, classes)[seen]
     metrics = PredictionMetrics(classes)
 
     for state, target in queries:
+        # classes without an example can not be said
         scores = state.new_full((len(state), classes), -torch.inf)
         scores[:, seen] = head(state, supports)
         metrics.update(scores, target)

@@ -1,16 +1,18 @@
 """PITuning-like (after PITuning, KDD 2024): its first stage; named "like" because only its abstract
 was at hand.
 
-    logits = MLP(h)_k + log T[e_t, k]            T: learned transitions from the current event,
-    begun at the counts
-                                                 (n_ek + w p_k) / (n_e + w), w = PSEUDO events
+    logits = MLP(h)_k + log T[e_t, k]
+             T: learned transitions from the current event, begun at the counts
+                (n_ek + w p_k) / (n_e + w), w = PSEUDO events
     loss = CE(behavior) + .5 * sum of CE over the reconstructed fields of the next event
-    (`next_heads`)
+           (`next_heads`)
 
 Not reproduced: the language model's weights (ours are BehaveGPT's blocks from scratch), the
 distillation to a small device model, and the third stage, which unlearns the population's
 preferences for each user and tunes on the user's own data: every model of the table here is one
 model for all users.
+
+Shape letters: B rows, R positions, N predicted positions, C hidden width, K behaviors.
 """
 
 from __future__ import annotations
@@ -80,11 +82,14 @@ def start(model: Any, store: EventStore) -> None:
     """Begin at the training counts of what followed each event."""
     rows = target_rows(store, TRAIN)
     table = model.head.transitions.weight
+
     events, classes = table.shape
-    key = store.column("event")[rows - 1].astype(np.int64) * classes + store.column("behavior")[
-        rows
-    ].astype(np.int64)
-    found = np.bincount(key - FIRST, minlength=events * classes).reshape(events, classes)
-    prior = class_prior(torch.tensor(store.behaviors.counts))
-    seen = torch.from_numpy(found).float()
+    before = store.column("event")[rows - 1].astype(np.int64)  # (rows,) the current event
+    after = store.column("behavior")[rows].astype(np.int64)  # (rows,) what followed it
+    key = before * classes + after
+    counts = np.bincount(key - FIRST, minlength=events * classes).reshape(events, classes)
+    prior = class_prior(torch.tensor(store.behaviors.counts))  # (K,)
+    seen = torch.from_numpy(counts).float()
+
+    # smoothed towards the class frequencies by PSEUDO events of each row
     table.data.copy_(((seen + PSEUDO * prior) / (seen.sum(1, keepdim=True) + PSEUDO)).log())

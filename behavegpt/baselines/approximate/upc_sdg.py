@@ -3,11 +3,11 @@ by private ones.
 
     vectors        u, e_i: frozen factors of the user-event counts
     contribution   c_i = v . tanh(W [u; e_i]), weights softmax_i(c);  the share `rho` of least
-    contribution is replaced
+                   contribution is replaced
     replacement    scores over all events: e . L([u; e_i; privacy_u]), a hard Gumbel-softmax draws
-        e_j
-    loss           softplus(-u . e_j) + 3 max(0, cos(e_j, e_i) - privacy_u) + mean (M sum_i
-    softmax(c)_i e_i - u)^2
+                   e_j
+    loss           softplus(-u . e_j) + 3 max(0, cos(e_j, e_i) - privacy_u)
+                   + mean (M sum_i softmax(c)_i e_i - u)^2
 
 A lower privacy_u asks for less similar replacements. It is no generator in time: a "future" is the
 user's last T events again, in order and with their gaps, some replaced by a training event with the
@@ -67,41 +67,42 @@ class Perturber(nn.Module):
 
     def contributions(self, user: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
         """c (B, T) of events (B, T) for users (B, D)."""
-        e = self.vectors[events]
+        e = self.vectors[events]  # (B, T, D)
         return self.attention(torch.cat([user[:, None].expand_as(e), e], dim=2))[..., 0]
 
     def scores(
         self, user: torch.Tensor, events: torch.Tensor, privacy: torch.Tensor
     ) -> torch.Tensor:
         """Scores (B, T, I) of replacements for events (B, T), at the users' privacy (B,)."""
-        e = self.vectors[events]
+        e = self.vectors[events]  # (B, T, D)
         parts = [user[:, None].expand_as(e), e, privacy[:, None, None].expand(*events.shape, 1)]
-        return (self.replace(torch.cat(parts, dim=2)) @ self.vectors.T).masked_fill(
-            ~self.seen, -torch.inf
-        )
+        scores = self.replace(torch.cat(parts, dim=2)) @ self.vectors.T  # (B, T, I)
+        return scores.masked_fill(~self.seen, -torch.inf)
 
 
 def count_table(owner: np.ndarray, events: np.ndarray, users: int, size: int) -> torch.Tensor:
     """log(1 + n) (users, size), sparse, of the events (R,) of their owners (R,)."""
+    # one number for each (user, event) pair
     pairs, counts = np.unique(owner * size + events, return_counts=True)
-    at = torch.from_numpy(np.stack(np.divmod(pairs, size)))
+    index = torch.from_numpy(np.stack(np.divmod(pairs, size)))
     return torch.sparse_coo_tensor(
-        at, torch.from_numpy(counts).float().log1p(), (users, size), check_invariants=True
+        index, torch.from_numpy(counts).float().log1p(), (users, size), check_invariants=True
     ).coalesce()
 
 
 def factorize(table: torch.Tensor, factors: int) -> torch.Tensor:
     """Event vectors (I, D) of length 1: leading right singular vectors of a table (users, I) times
     their roots."""
-    # descending
+    # singular values come in descending order
     _, values, vectors = torch.svd_lowrank(table, min(factors + SPARE, *table.shape), niter=ROUNDS)
     vectors, values = vectors[:, :factors], values[:factors]
-    signs = torch.where(vectors.sum(0) < 0, -1.0, 1.0)  # theirs are arbitrary
+    signs = torch.where(vectors.sum(0) < 0, -1.0, 1.0)  # one on every machine
     return F.normalize(vectors * signs * values.sqrt(), dim=1)
 
 
 def user_vectors(table: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """u (users, D), of length 1."""
+    # a user's vector follows from the history alone, so new users have one too
     return F.normalize(table @ vectors, dim=1)
 
 
@@ -114,11 +115,14 @@ def perturbation_loss(
 ) -> torch.Tensor:
     """Utility, privacy and reconstruction for one-hot replacements `drawn` (B, T, I) of events (B,
     T)."""
-    old, new = model.vectors[events], drawn @ model.vectors
+    old, new = model.vectors[events], drawn @ model.vectors  # (B, T, D) each
     utility = F.softplus(-(new * user[:, None]).sum(2)).mean()
+
     # vectors have length 1; cosine_similarity would have no slope between parallel ones
     similar = F.relu((new * old).sum(2) - privacy[:, None]).mean()
-    weights = model.contributions(user, events).softmax(1)
+    weights = model.contributions(user, events).softmax(1)  # (B, T)
+
+    # (B, D) the user, rebuilt from the events by their contributions
     rebuilt = model.transform((weights[..., None] * old).sum(1))
 
     return utility + 3 * similar + F.mse_loss(rebuilt, user)
@@ -128,8 +132,9 @@ def perturb(
     model: Perturber, user: torch.Tensor, events: torch.Tensor, rho: float, privacy: float
 ) -> torch.Tensor:
     """Events (B, T) with round(rho T) of least contribution replaced."""
+    # (B, rho T)
     least = model.contributions(user, events).argsort(dim=1)[:, : round(rho * events.shape[1])]
-    old = events.gather(1, least)
+    old = events.gather(1, least)  # (B, rho T)
     scores = model.scores(user, old, torch.full((len(user),), privacy))
     return events.scatter(1, least, F.gumbel_softmax(scores, hard=True).argmax(2))
 
@@ -144,9 +149,10 @@ def train(
     """Some of each user's events (R,), with replacement, until `settings.events` were drawn."""
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
     count = torch.from_numpy(np.diff(offsets))
-    busy = torch.repeat_interleave(torch.arange(len(count)), count)
+    busy = torch.repeat_interleave(torch.arange(len(count)), count)  # user of each event
 
-    each = 16
+    each = 16  # events drawn of each user
+
     for _ in range(-(-settings.events // (settings.batch * each))):
         # users as often as they have events
         rows = busy[torch.randint(len(busy), (settings.batch,))]
@@ -154,10 +160,12 @@ def train(
             torch.from_numpy(offsets)[rows, None]
             + (torch.rand(len(rows), each) * count[rows, None]).long()
         )
+
         own, privacy = torch.from_numpy(events)[index], torch.rand(len(rows))
         drawn = F.gumbel_softmax(model.scores(user[rows], own, privacy), hard=True)
         perturbation_loss(model, user[rows], own, privacy, drawn).backward()
         optimizer.step()
+
         optimizer.zero_grad()
 
 
@@ -167,9 +175,11 @@ def learn(store: EventStore, settings: UPCSettings) -> Perturber:
     events = np.asarray(store.columns["event"])[rows].astype(np.int64)
     owner = np.searchsorted(store.offsets, rows, side="right") - 1
     size = len(store.vocabulary["event"]) + FIRST
+
     table = count_table(owner, events, users, size)
     vectors = factorize(table, settings.factors)
     user = user_vectors(table, vectors)
+
     model = Perturber(vectors, torch.from_numpy(np.bincount(events, minlength=size) > 0))
     train(model, user, events, np.searchsorted(owner, np.arange(users + 1)), settings)
 
@@ -188,7 +198,7 @@ def upc_sdg(
     settings = settings or UPCSettings()
     end, count = histories.offsets[1:], np.diff(histories.offsets)
     length = np.minimum(count, steps)
-    index = (end - length)[:, None] + np.arange(steps) % length[:, None]
+    index = (end - length)[:, None] + np.arange(steps) % length[:, None]  # (N, T)
     own = histories.columns["event"]
 
     with seeded(rng):
@@ -203,7 +213,9 @@ def upc_sdg(
 
     names = [name for name in histories.columns if name in store.columns or name == "behavior"]
     columns = {name: histories.columns[name][index] for name in names}
-    other = drawn != columns["event"]
+    other = drawn != columns["event"]  # (N, T) bool
+
+    # a replacement brings all fields of the training event that it comes from
     source = _training_event(store, drawn[other], rng)
     for name in names:
         columns[name][other] = np.asarray(store.column(name))[source]
@@ -222,6 +234,7 @@ def _training_rows(store: EventStore) -> np.ndarray:
 def _training_event(store: EventStore, events: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows (M,) of random training events with these labels."""
     column, rows = np.asarray(store.columns["event"]).astype(np.int64), _training_rows(store)
+    # training rows by event, so that each event's rows are one stretch
     rows = rows[np.argsort(column[rows], kind="stable")]
     low = np.searchsorted(column[rows], events, "left")
     high = np.searchsorted(column[rows], events, "right")
