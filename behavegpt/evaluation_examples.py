@@ -78,7 +78,9 @@ def collect_examples(
     predictor: Predictor, store: EventStore, found: TargetRanks, shift: torch.Tensor
 ) -> dict[str, Any]:
     """What examples.json holds: `examples`, evenly spread over the targets, and `by_behavior`, for
-    each of the most frequent behaviors the last hit and the last miss.
+    each of the most frequent behaviors the last hit and the last miss. (Of a history that is longer
+    than the window, an example reads the last `max_length` events, the evaluation half of that or
+    more: close calls may differ.)
 
     `found`: the ranks of the truth at the targets; `shift` (K,) is subtracted from the logits.
     """

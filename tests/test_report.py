@@ -169,8 +169,8 @@ def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (-0.012, 0.002, "would lie at −1.2 to +0.2 percentage points (95 % interval); it may be"),
-        (0.001, 0.021, "would lie at +0.1 to +2.1 percentage points (95 % interval)."),
+        (-0.012, 0.002, "interval over users of −1.2 to +0.2 percentage points: it may be chance."),
+        (0.001, 0.021, "interval over users of +0.1 to +2.1 percentage points."),
     ],
 )
 def test_the_verdict_takes_intervals_where_there_are_some(
@@ -202,7 +202,11 @@ def test_intervals_and_examples_by_behavior_are_on_the_page(tmp_path: Path) -> N
     found = {"examples": [], "by_behavior": {HOSTILE: [example, wrong]}}
     (run / "eval" / "examples.json").write_text(json.dumps(found))
     text = report.write_report(run).read_text(encoding="utf-8")
-    assert "<small>.4012–.4388</small>" in text and "drawn again, 400 times" in text
+    assert (
+        "<small>0.401–0.439</small>" in text
+        and "behaviors. The small figures are 95 % intervals: all users drawn again, 400 times"
+        in text
+    )
     assert "right, for example: user u7 after tea; expected cup 61 %, tea 20 %" in text
     assert "wrong, for example: user u8" in text
 

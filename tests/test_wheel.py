@@ -38,6 +38,10 @@ SHIPPED = (
 )
 SHIPPED += (
     "universal/weights/universal.safetensors",
+    "universal/weights/README.md",
+    "demo/model/config.json",
+    "demo/model/memory.safetensors",
+    "demo/model/README.md",
     "demo/online_retail.parquet",
     "datasets/git_words.yaml",
 )
@@ -45,6 +49,7 @@ ARCHIVED = (
     "configs/small.yaml",
     "tests/conftest.py",
     "docs/paper.md",
+    "notebooks/quickstart.ipynb",
     "constraints/cpu.txt",
     "bootstrap.sh",
     "train.py",
@@ -158,12 +163,18 @@ def test_the_wheel_works_far_from_the_checkout(
     service's imports."""
     where = fresh("-c", "import behavegpt; print(behavegpt.__file__)").stdout
     assert str(ROOT) not in where
-    fresh("-m", "behavegpt", "demo", "--out", "demo", "--steps", "2")
     log = (
         "from behavegpt.demo import online_retail as f; import shutil; shutil.copy(f(), "
         "'log.parquet')"
     )
     fresh("-c", log)
+    # the model that ships, before there is a folder of its name
+    assert set(json.loads(fresh("-m", "behavegpt", "models", "--json").stdout)) == {
+        "universal",
+        "demo",
+    }
+    fresh("-m", "behavegpt", "predict", "demo", "log.parquet", "--out", "shipped.csv")
+    fresh("-m", "behavegpt", "demo", "--out", "demo", "--steps", "2")
     fresh("-m", "behavegpt", "train", "tiny", "data.path=demo/data", "out=run", "train.steps=2")
     fresh("-m", "behavegpt", "predict", "run/model", "log.parquet", "--out", "out.csv")
     fresh("-m", "behavegpt", "report", "run")

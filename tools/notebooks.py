@@ -20,7 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-PROGRESS = "events/s"  # in lines of a training's progress
+PROGRESS = re.compile(r" {6}[a-z]\w+ .*\d+/[\d,]+")  # a line of `console.progress`
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 CELL_SECONDS = 1200
 # commands print as into a file, wide enough for their tables
@@ -60,7 +60,7 @@ def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
             joined = kept and output.output_type == "stream" == kept[-1].output_type
             if joined and output.name == kept[-1].name:
                 kept[-1].text += output.text
-            elif PROGRESS not in output.get("data", {}).get("text/plain", ""):
+            elif not PROGRESS.match(output.get("data", {}).get("text/plain", "")):
                 kept.append(output)
         for output in kept:
             texts = output if output.output_type == "stream" else output.get("data", {})
@@ -69,7 +69,7 @@ def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
                     texts[kind] = ANSI.sub("", text).replace(f"{folder}/", "")
             if output.output_type == "stream":
                 lines = output.text.splitlines(keepends=True)
-                output.text = "".join(line for line in lines if PROGRESS not in line)
+                output.text = "".join(line for line in lines if not PROGRESS.match(line))
         cell.outputs = kept
     notebook.metadata.language_info = {"name": "python"}
     return notebook

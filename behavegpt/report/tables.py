@@ -63,8 +63,8 @@ def _best(models: dict[str, dict[str, Any]], key: str) -> Any:
 
 
 def _span(interval: Sequence[float] | None) -> str:
-    """An interval as `.2466–.2554`; empty for none."""
-    return "–".join(f"{edge:.4f}".removeprefix("0") for edge in interval) if interval else ""
+    """An interval as `0.247–0.255`; empty for none."""
+    return "–".join(decimal(edge) for edge in interval) if interval else ""
 
 
 def unseen_targets(metrics: dict[str, Any]) -> int:
@@ -199,8 +199,8 @@ def _how_sure(difference: dict[str, float], name: str) -> str:
     """One sentence on the interval of a difference in weighted recall."""
     low, high = 100 * difference["low"], 100 * difference["high"]
     span = f"{low:+.1f} to {high:+.1f} percentage points".replace("-", "−")
-    said = f"With other users, the overall difference to {name} would lie at {span} (95 % interval)"
-    return f"{said}; it may be chance." if low <= 0 <= high else f"{said}."
+    said = f"The overall difference from {name} has a 95 % interval over users of {span}"
+    return f"{said}: it may be chance." if low <= 0 <= high else f"{said}."
 
 
 def _compared(what: str, ours: float, theirs: float, name: str) -> str:
