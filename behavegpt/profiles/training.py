@@ -43,6 +43,7 @@ from behavegpt.profiles.task import (
 from behavegpt.signals import collecting
 from behavegpt.training.checkpoint import (
     Snapshot,
+    forget_after,
     load_latest,
     optimizer_tensors,
     restore_optimizer,
@@ -264,8 +265,10 @@ class _Training:
     def restore(self) -> None:
         """Go on from the latest checkpoint, if there is one."""
         checkpoint = None if self.work is None else load_latest(self.work)
-        if checkpoint is None:
+        if self.work is None or checkpoint is None:
             return
+
+        forget_after(self.work, checkpoint.step)
 
         self.network.load_state_dict(checkpoint.model)
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer)

@@ -159,6 +159,14 @@ def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> N
             discard(path)
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints beyond `step`, damaged ones that a resumed run has passed over: they
+    would count among the latest, in place of a sound one."""
+    for path in _checkpoints(folder):
+        if _step(path) > step:
+            discard(path)
+
+
 def load_latest(folder: Path) -> Checkpoint | None:
     """The newest intact checkpoint of a folder, or None; warns in one line of each corrupted one
     that it skips."""

@@ -24,6 +24,7 @@ from behavegpt.signals import collecting
 from behavegpt.training.checkpoint import (
     Checkpoint,
     Snapshot,
+    forget_after,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -241,6 +242,7 @@ class Trainer(OptimizerSteps):
 
         if self.accelerator.is_main_process:
             self.run.journal.truncate_after(self.progress.step)
+            forget_after(self.run.checkpoints, self.progress.step)
             tidy(
                 self.run.checkpoints,
                 self.progress.step,

@@ -269,13 +269,15 @@ def test_started_anew_after_a_kill_before_the_first_checkpoint(
     assert outcome(place / "anew") == whole(**SHORT)
 
 
+# lines of the journal after which it is stopped: at a step that is saved anyway, or is not
+@pytest.mark.parametrize("lines", [9, 11])
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "MANIFEST.json"])
 def test_damaged_checkpoint_is_passed_over(
-    name: str, place: Path, whole: Callable[..., dict[str, Any]]
+    name: str, lines: int, place: Path, whole: Callable[..., dict[str, Any]]
 ) -> None:
-    settings = tiny_settings(place / "data", place / f"damaged-{name}", keep=2)
-    assert shared_runs().run(settings, signal=[signal.SIGTERM, 9, 0]).status == 143
-    [older, newest] = sorted((place / f"damaged-{name}" / "ckpt").glob("step_*"))[-2:]
+    settings = tiny_settings(place / "data", place / f"damaged-{name}-{lines}", keep=2)
+    assert shared_runs().run(settings, signal=[signal.SIGTERM, lines, 0]).status == 143
+    [older, newest] = sorted((Path(settings["out"]) / "ckpt").glob("step_*"))[-2:]
     content = bytearray((newest / name).read_bytes())
     content[len(content) // 2] ^= 4
     (newest / name).write_bytes(content)
@@ -284,7 +286,7 @@ def test_damaged_checkpoint_is_passed_over(
         result.output
     )
     assert f"resumed from step {int(older.name[5:])}" in result.output
-    assert outcome(place / f"damaged-{name}") == whole(keep=2)
+    assert outcome(Path(settings["out"])) == whole(keep=2)
 
 
 def test_full_disk_stops_with_a_reason(place: Path, whole: Callable[..., dict[str, Any]]) -> None:
