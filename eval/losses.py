@@ -208,9 +208,9 @@ def choose(files: Sequence[Path], layer: str) -> str:
 
     # compared over all logs or not at all, best macro recall first
     complete = {loss: logs for loss, logs in gains.items() if len(logs) == len(files)}
-    macro = {
-        loss: float(np.mean([gain["rec_m"] for gain in logs])) for loss, logs in complete.items()
-    }
+    macro = {}
+    for loss, logs in complete.items():
+        macro[loss] = float(np.mean([gain["rec_m"] for gain in logs]))
 
     lines = [
         "| loss | macro recall | least weighted recall | least NDCG@3 | eligible |",

@@ -333,7 +333,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     groups = grouped(rows, GROUP, (*FIGURES, "examples"))
     behaviors = list(dict.fromkeys(behavior for behavior, _ in groups))
-    methods = [name for name in dict.fromkeys(method for _, method in groups) if name != "base"]
+    methods = dict.fromkeys(method for _, method in groups)
+    methods.pop("base", None)  # it cannot say the new behavior
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2))
     width = 0.8 / len(methods)  # bars side by side, a group for each behavior

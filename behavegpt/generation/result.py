@@ -41,7 +41,9 @@ class Generated(Tabular):
         settings: dict[str, Any],
     ) -> Generated:
         """Put the steps of all batches together."""
-        merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        merged: dict[str, np.ndarray] = {}
+        for name in parts[0]:
+            merged[name] = np.concatenate([part[name] for part in parts])
 
         # rows are drawn step by step and end at different ones
         order = np.lexsort((merged["step"], merged["sample"], merged["user"]))
