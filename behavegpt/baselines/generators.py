@@ -210,18 +210,8 @@ def _markov(
     histories: Histories, store: EventStore, steps: int, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     windows = DAY // 60 // WINDOW
-    behavior = np.asarray(store.column("behavior")).astype(np.int64)
-
-    # (E,) events that can be copied
-    usable = (behavior >= FIRST) & (np.asarray(store.columns["split"]) == TRAIN)
-    usable[store.offsets[:-1][np.diff(store.offsets) > 0]] = False  # has no event before it
-    after = np.flatnonzero(usable)
-
-    # the event before it must have a known behavior: it is the state
-    after = after[behavior[after - 1] >= FIRST]
-    if not len(after):
-        raise ValueError("the training split holds no two events in a row with known behaviors")
-
+    behavior = np.asarray(store.column("behavior")).astype(np.int64)  # (E,)
+    after = _followers(store, behavior)
     times = store.columns["time"].astype(np.int64)
     gap = times[after] - times[after - 1]
 
@@ -259,6 +249,18 @@ def _markov(
     }
 
     return columns | {"behavior": behavior[after[chosen]]}, gap[chosen]
+
+
+def _followers(store: EventStore, behavior: np.ndarray) -> np.ndarray:
+    """Training events (A,) that may be copied: with a known `behavior` (E,), behind one of the same
+    user that has one too, which is the state. ValueError without any."""
+    usable = (behavior >= FIRST) & (np.asarray(store.columns["split"]) == TRAIN)  # (E,)
+    usable[store.offsets[:-1][np.diff(store.offsets) > 0]] = False  # has no event before it
+    after = np.flatnonzero(usable)
+    after = after[behavior[after - 1] >= FIRST]
+    if not len(after):
+        raise ValueError("the training split holds no two events in a row with known behaviors")
+    return after
 
 
 def _random_gap(histories: Histories, rng: np.random.Generator) -> np.ndarray:

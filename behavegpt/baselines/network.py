@@ -140,7 +140,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         return logits
 
     def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
-        """Loss sum of N positions under a criterion."""
+        """Loss sum () of N positions under a criterion; target (N,)."""
         check_given(self.given, predicted)
         self.head.set_progress(criterion.progress)
 
@@ -164,7 +164,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
     def side_loss(
         self, predicted: Predicted, next_fields: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """As in BehaveGPT, weighted, plus the encoder's own loss."""
+        """As in BehaveGPT, weighted, plus the encoder's own loss: a sum ()."""
         loss = self.config.next_weight * super().side_loss(predicted, next_fields)
         if predicted.auxiliary is not None:
             loss = loss + predicted.auxiliary.sum()

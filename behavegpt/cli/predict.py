@@ -56,8 +56,7 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.evaluation import compare, metrics_table
     from behavegpt.locks import lock
     from behavegpt.outputs import check_output
-    from behavegpt.predictor import load, model_folder
-    from behavegpt.shipped import shipped_folder
+    from behavegpt.predictor import load
     from behavegpt.training.ranks import tell_ranks
     from behavegpt.zero_shot import is_universal
 
@@ -68,11 +67,7 @@ def _evaluate(arguments: Arguments) -> Any:
             "--given is for `universal`; what a trained model is given was fixed by model.given."
         )
 
-    name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
-    beside = model_folder(arguments.model).parent / "eval"
-    if shipped_folder(arguments.model):  # nothing is written into the package
-        beside, name = arguments.data / "eval", f"{arguments.model}.{name}"
-    out = arguments.out or beside / name
+    out = arguments.out or _metrics_file(arguments)
     state = PartialState(cpu=not torch.cuda.is_available())
     tell_ranks(state)
     check_output(out, "file")
@@ -99,6 +94,17 @@ def _evaluate(arguments: Arguments) -> Any:
         file=sys.stderr,
     )
     return result
+
+
+def _metrics_file(arguments: Arguments) -> Path:
+    """Where the figures of a split go by default: beside the model folder."""
+    from behavegpt.predictor import model_folder
+    from behavegpt.shipped import shipped_folder
+
+    name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
+    if shipped_folder(arguments.model):  # nothing is written into the package
+        return Path(arguments.data / "eval" / f"{arguments.model}.{name}")
+    return model_folder(arguments.model).parent / "eval" / name
 
 
 def _evaluate_universal(arguments: Arguments) -> Any:
@@ -213,14 +219,11 @@ def _predict(arguments: Arguments) -> Any:
 
     # the first 20 users, with all their ranks
     shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
-    show(
-        arguments,
-        ("user", "rank", "behavior", "probability"),
-        [
-            [row["user"], str(row["rank"]), row["behavior"], f"{row['probability']:.4f}"]
-            for row in shown
-        ],
-    )
+    cells = [
+        [row["user"], str(row["rank"]), row["behavior"], f"{row['probability']:.4f}"]
+        for row in shown
+    ]
+    show(arguments, ("user", "rank", "behavior", "probability"), cells)
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,8 @@ ELSEWHERE = ("git", "web_log", "easytpp", "mbd", "massive_steps", "yambda", "car
 MAX_UNREAD = 0.01
 # all these logs are later; ids mistaken for epoch seconds are not
 EARLIEST = "timestamp '2000-01-01'"
+# column -> SQL that holds where it makes sense
+SENSIBLE = {"user_id": "{} is not null", "timestamp": f"coalesce({{}} >= {EARLIEST}, false)"}
 
 
 def convert(
@@ -171,6 +173,26 @@ def _explained(name: str, source: Path, converter: Converter) -> Iterator[None]:
         ) from None
 
 
+def unread_column(
+    con: duckdb.DuckDBPyConnection, part: Path, tests: Mapping[str, str], empty: str
+) -> tuple[str, float] | None:
+    """The first column of a written log that makes no sense in more than MAX_UNREAD of the rows,
+    and the share of these; None where all can be read.
+
+    `tests`: column -> SQL that holds where it makes sense, `{}` for the column. Raises DataError
+    with the text `empty` for a log without rows.
+    """
+    counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in tests.items())
+    rows, *sound = one_row(con, f"select count(*), {counts} from {literal(part)}")
+    if not rows:
+        raise DataError(empty)
+
+    for column, count in zip(tests, sound, strict=True):
+        if 1 - count / rows > MAX_UNREAD:
+            return column, 1 - count / rows
+    return None
+
+
 def _check(
     con: duckdb.DuckDBPyConnection,
     name: str,
@@ -182,28 +204,19 @@ def _check(
     """Raise DataError with an example when more than MAX_UNREAD of the users, times or events make
     no sense."""
     # what `prepare` would reject row by row is refused at once where it is many rows
-    sane = {
-        "user_id": "{} is not null",
-        "timestamp": f"coalesce({{}} >= {EARLIEST}, false)",
-        "event": "{} is not null",
-    }
+    tests = SENSIBLE | {"event": "{} is not null"}
+    empty = f"{source}: no rows of a {name} log. {converter.about}"
+    unread = unread_column(con, part, tests, empty)
+    if unread is None:
+        return
 
-    counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in sane.items())
-    rows, *read = one_row(con, f"select count(*), {counts} from {literal(part)}")
-
-    if not rows:
-        raise DataError(f"{source}: no rows of a {name} log. {converter.about}")
-
-    for (column, test), sound in zip(sane.items(), read, strict=True):
-        if 1 - sound / rows > MAX_UNREAD:
-            names = ", ".join(map(quoted, converter.columns))
-            # the expression itself: the written column is null where it could not be read
-            bad = f"not {test.format(f'({converter.select[column]})')}"
-            row = one_row(
-                con, f"select {names} from {table} where {converter.where} and {bad} limit 1"
-            )
-            example = dict(zip(converter.columns, row, strict=True))
-            raise DataError(
-                f"{source}: {column} cannot be read in {1 - sound / rows:.0%} of the rows, for "
-                f"example in {example}. {converter.about}"
-            )
+    column, share = unread
+    names = ", ".join(map(quoted, converter.columns))
+    # the expression itself: the written column is null where it could not be read
+    bad = f"not {tests[column].format(f'({converter.select[column]})')}"
+    row = one_row(con, f"select {names} from {table} where {converter.where} and {bad} limit 1")
+    example = dict(zip(converter.columns, row, strict=True))
+    raise DataError(
+        f"{source}: {column} cannot be read in {share:.0%} of the rows, for example in {example}. "
+        f"{converter.about}"
+    )

@@ -11,10 +11,10 @@ from pathlib import Path
 import duckdb
 
 from behavegpt.config import dump_settings
-from behavegpt.data.database import connect, literal, one_row, quoted
+from behavegpt.data.database import connect, literal, quoted
 from behavegpt.data.schema import EventSchema
 from behavegpt.datasets.clock import add_clock
-from behavegpt.datasets.converters import EARLIEST, MAX_UNREAD
+from behavegpt.datasets.converters import SENSIBLE, unread_column
 from behavegpt.datasets.published import PUBLISHED, PublishedLog
 from behavegpt.errors import DataError, first_line
 from behavegpt.io import workspace
@@ -196,21 +196,10 @@ def _check(
     con: duckdb.DuckDBPyConnection, name: str, source: Path, log: PublishedLog, part: Path
 ) -> None:
     """Raise DataError when more than MAX_UNREAD of the users, times or events make no sense."""
-    sane = {
-        "user_id": "{} is not null",
-        "timestamp": f"coalesce({{}} >= {EARLIEST}, false)",
-        "event": "{} <> ''",
-    }
-
-    counts = ", ".join(f"count(*) filter ({test.format(column)})" for column, test in sane.items())
-    rows, *sound = one_row(con, f"select count(*), {counts} from {literal(part)}")
-
-    if not rows:
-        raise DataError(f"{source}: no events of {name} in it. {log.about}")
-
-    for column, count in zip(sane, sound, strict=True):
-        if 1 - count / rows > MAX_UNREAD:
-            raise DataError(
-                f"{source}: {column} cannot be read in {1 - count / rows:.0%} of the rows. "
-                f"{log.about}"
-            )
+    tests = SENSIBLE | {"event": "{} <> ''"}
+    unread = unread_column(con, part, tests, f"{source}: no events of {name} in it. {log.about}")
+    if unread is not None:
+        column, share = unread
+        raise DataError(
+            f"{source}: {column} cannot be read in {share:.0%} of the rows. {log.about}"
+        )

@@ -61,11 +61,7 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
 def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     began = time.perf_counter()
     _clear(out)
-    versions = (
-        f"python {platform.python_version()} · torch {torch.__version__} · "
-        f"transformers {transformers.__version__}"
-    )
-    stage(1, STAGES, "environment", f"{versions} · {_device()}")
+    stage(1, STAGES, "environment", _environment())
 
     stage(2, STAGES, "data", "Online Retail (UCI, CC BY 4.0): purchases at a British gift shop")
     store = prepare([online_retail()], out / "data", DEMO_SCHEMA, split=SPLIT)
@@ -168,6 +164,15 @@ def _clear(out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
+
+
+def _environment() -> str:
+    """Versions and device, on one line."""
+    versions = (
+        f"python {platform.python_version()} · torch {torch.__version__} · "
+        f"transformers {transformers.__version__}"
+    )
+    return f"{versions} · {_device()}"
 
 
 def _device() -> str:

@@ -120,8 +120,7 @@ def write_ensemble(
         raise
 
     out.flush()
-    # closes the map: some systems do not rename an open file
-    del out
+    del out  # closes the map: some systems do not rename an open file
 
     # of an earlier ensemble in this folder
     (folder / MISSING).unlink(missing_ok=True)

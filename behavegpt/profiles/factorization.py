@@ -291,5 +291,5 @@ def _among(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _like(tensor: Tensor, values: np.ndarray) -> Tensor:
-    """`values` float32 on the device of `tensor`."""
+    """`values` (B,) as float32 on the device of `tensor`."""
     return torch.from_numpy(np.asarray(values, np.float32)).to(tensor.device)

@@ -183,7 +183,7 @@ def fit(context: Context, settings: GruSettings, folder: Path) -> None:
         network = GruAutoencoder(settings, vocabularies.sizes).to(device)
 
     def objective(rows: np.ndarray, _: np.random.Generator) -> tuple[Tensor, float]:
-        ids, lengths = store.padded(rows, settings.longest)
+        ids, lengths = store.padded(rows, settings.longest)  # (B, L) of each field, (B,)
         losses = network(moved(ids, device), torch.from_numpy(lengths))
         # divided by the predicted ids of one field: the same for all, so their losses add up
         return torch.stack(list(losses.values())).sum(), float((lengths - 1).sum())
@@ -201,7 +201,8 @@ def embed(context: Context, settings: GruSettings, folder: Path) -> UserEmbeddin
     device = choose_device(context.device)
 
     def encode(rows: np.ndarray) -> Tensor:
-        ids, lengths = store.padded(rows, settings.longest)
+        ids, lengths = store.padded(rows, settings.longest)  # (B, L) of each field, (B,)
+        # the last layer's state: (layers, B, H) -> (B, H)
         return network.encode(network.embed(moved(ids, device)), torch.from_numpy(lengths))[-1]
 
     return embed_store(store, settings, encode)

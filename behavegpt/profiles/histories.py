@@ -113,7 +113,7 @@ class Body(nn.Module):
         return output.last_hidden_state.flatten(0, 1)[packed.place]
 
     def table(self, field: str) -> Tensor:
-        """(ids, d) the embeddings of a field."""
+        """(V, d): the embeddings of a field's V ids."""
         table = self.model.embedding.tables[self.names[field]]
         assert isinstance(table, nn.Embedding)
         return table.weight

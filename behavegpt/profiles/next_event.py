@@ -106,7 +106,7 @@ def fit(context: Context, settings: NextEventSettings, folder: Path) -> None:
         network = _network(settings, vocabularies).to(device)
 
     def objective(chosen: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
-        packed, targets = batch(store, chosen, settings, rng)
+        packed, targets = batch(store, chosen, settings, rng)  # targets (T,) of each field
         loss = network(*moved((packed, targets), device))
         return loss * len(packed.place), len(packed.place)
 
@@ -122,7 +122,8 @@ def embed(context: Context, settings: NextEventSettings, folder: Path) -> UserEm
     device = choose_device(context.device)
 
     def encode(rows: np.ndarray) -> Tensor:
-        return network.encode(moved(batch(store, rows, settings)[0], device), settings.pool)
+        packed, _ = batch(store, rows, settings)
+        return network.encode(moved(packed, device), settings.pool)  # (N, C of each pool)
 
     return embed_store(store, settings, encode)
 

@@ -101,7 +101,7 @@ def factorize(table: torch.Tensor, factors: int) -> torch.Tensor:
 
 
 def user_vectors(table: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """u (users, D), of length 1."""
+    """u (U, D), of length 1, of a table of counts (U, I)."""
     # a user's vector follows from the history alone, so new users have one too
     return F.normalize(table @ vectors, dim=1)
 

@@ -65,6 +65,7 @@ def fit(context: Context, settings: FutureSettings, folder: Path) -> None:
 
         def loss(examples: Examples) -> Tensor:
             pasts = read_past(store, examples, settings.names, settings.shape.longest)
+            # wanted: task -> (N, K)
             return network(*moved((pasts, targets(store, examples, settings)), device))
 
         return network, loss

@@ -139,7 +139,7 @@ def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> User
     def encode(rows: np.ndarray) -> Tensor:
         histories = whole(store, rows, now)
         pasts = read_past(store, histories, settings.names, settings.shape.longest)
-        return tower(moved(pasts, device))
+        return tower(moved(pasts, device))  # (N, D)
 
     return embed_store(store, settings, encode)
 
