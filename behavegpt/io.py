@@ -142,9 +142,10 @@ def put_in_place(folder: Path, final: Path) -> None:
 def discard(path: Path) -> None:
     """Delete a folder; renamed first, so that a crash on the way leaves no half of it under its
     name."""
-    doomed = temporary_name(path, "gone")
-    os.rename(path, doomed)
-    _remove(doomed)
+    # a name of its own is known for what it is already, and would be strange inside another one
+    if not _TEMPORARY.fullmatch(path.name):
+        path = path.rename(temporary_name(path, "gone"))
+    _remove(path)
 
 
 def temporary_name(path: Path, purpose: str) -> Path:

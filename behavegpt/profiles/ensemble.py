@@ -18,6 +18,7 @@ from pydantic import Field
 from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.io import replacing
 from behavegpt.profiles.members import Step
 from behavegpt.profiles.transforms import BLOCK, State, fit_steps, transformed, width_after
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal
@@ -97,13 +98,12 @@ def write_ensemble(
     folder.mkdir(parents=True, exist_ok=True)
     width = sum(len(row) for _, _, row in fitted.values())
 
-    # written beside its place and renamed: a reader never sees half an entry
-    temporary = folder / f".{EMBEDDINGS}.tmp"
     missing = np.ones(len(order), bool)
-
     columns: dict[str, Any] = {}
     start = 0
-    try:
+
+    # written beside its place and renamed: a reader never sees half an entry
+    with replacing(folder / EMBEDDINGS) as temporary:
         out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(order), width))
         for name, embeddings in members.items():
             rows = rows_of(order, embeddings.client_ids)  # (M,)
@@ -115,17 +115,14 @@ def write_ensemble(
                 "imputed_clients": len(order) - int(np.count_nonzero(rows >= 0)),
             }
             start = stop
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
-    out.flush()
-    del out  # closes the map: some systems do not rename an open file
+        out.flush()
+        del out  # closes the map: some systems do not rename an open file
 
-    # of an earlier ensemble in this folder
-    (folder / MISSING).unlink(missing_ok=True)
-    write_array(folder / CLIENT_IDS, order)
-    temporary.replace(folder / EMBEDDINGS)
+        # of an earlier ensemble in this folder
+        (folder / MISSING).unlink(missing_ok=True)
+        write_array(folder / CLIENT_IDS, order)
+
     if missing.any():
         write_array(folder / MISSING, missing)
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from behavegpt.arrays import write_array
 from behavegpt.checksums import seal
@@ -28,6 +27,7 @@ from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.ties import count_ties
 from behavegpt.errors import DataError
+from behavegpt.grid import claim
 from behavegpt.io import put_in_place, remove_stale, temporary_name
 from behavegpt.ragged import owners, ranges
 
@@ -113,7 +113,7 @@ def _write(
     ).hexdigest()
 
     # two workers may want the same subset; the second finds it written
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with claim(folder.with_name(f".{folder.name}.making"), wait=True):
         if folder.exists():
             with suppress(DataError):  # a damaged one is written anew
                 found = open_store(folder)
