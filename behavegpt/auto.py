@@ -16,6 +16,7 @@ from typing import Any
 
 PREFIX = "transformers.models.auto."
 BLOCK = "behavegpt.model.block"  # imports the Auto classes before it has anything in it
+LAYERS = "transformers.modeling_layers"  # so does this, which our blocks are made of
 
 
 def register_lazily() -> None:
@@ -34,9 +35,13 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    block = sys.modules.get(BLOCK)
-    # half imported, it is itself what imports the Auto classes now: wait until it is whole
-    if block is None or hasattr(block, "BehaveGPTBlock"):
+    if f"{PREFIX}modeling_auto" not in sys.modules:
+        return  # nobody has asked for the Auto classes yet
+
+    block, layers = sys.modules.get(BLOCK), sys.modules.get(LAYERS)
+    # half imported, one of them is what imports the Auto classes now: wait until it is whole
+    whole = block is None or hasattr(block, "BehaveGPTBlock")
+    if whole and (layers is None or hasattr(layers, "GradientCheckpointingLayer")):
         importlib.import_module("behavegpt.model.behavegpt")  # registers itself
 
 
@@ -54,6 +59,7 @@ _REGISTER: dict[str, Callable[[], None]] = {
     f"{PREFIX}configuration_auto": _register_config,
     f"{PREFIX}modeling_auto": _register_models,
     BLOCK: _register_models,
+    LAYERS: _register_models,
     f"{PREFIX}feature_extraction_auto": _register_tokenizer,
 }
 

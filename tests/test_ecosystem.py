@@ -73,6 +73,15 @@ def test_any_module_may_be_the_first_to_be_imported(first: str) -> None:
     assert python(f"import transformers, behavegpt.{first}; {known}").strip() == "True"
 
 
+def test_a_model_of_transformers_may_be_imported_after_ours() -> None:
+    """Its layers import the Auto classes before they have anything in them."""
+    lines = "import behavegpt; from transformers import GPT2LMHeadModel, AutoConfig; import "
+    lines += "transformers; from behavegpt import BehaveGPTConfig"
+    assert (
+        python(f"{lines}; print(BehaveGPTConfig in transformers.MODEL_MAPPING)").strip() == "True"
+    )
+
+
 def test_importing_is_quick_and_the_module_runs() -> None:
     heavy = "{'torch', 'transformers', 'duckdb', 'pyarrow', 'numpy'}"
     assert (
