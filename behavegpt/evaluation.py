@@ -278,16 +278,26 @@ def _protocol(
             "the same and the targets whose behavior training never saw, as misses of one more "
             "class"
         ),
-        "context": (
-            f"model: the last {config.max_length // 2} to {config.max_length} events; baselines: "
-            "the whole past"
-        ),
+        "context": f"model: {_context(predictor)}; baselines: the whole past",
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
         "prior_correction": rule.prior_correction,
         "thresholds": None if thresholds is None else thresholds.facts,
         "content_hash": store.manifest.content_hash,
     }
+
+
+def _context(predictor: Predictor) -> str:
+    """What a model reads of a user, in words."""
+    config = predictor.model.config
+    window = f"the last {config.max_length // 2} to {config.max_length} events"
+    if not config.memory:
+        return window
+    return (
+        f"counts of the whole past, and {window}"
+        if config.num_hidden_layers
+        else ("counts of the whole past, and the last event")
+    )
 
 
 def _cumulative(show: Callable[[int, str], None]) -> Callable[[int], None]:

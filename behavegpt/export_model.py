@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.data.collate import argument_name
-from behavegpt.data.memory_counts import save_counts
+from behavegpt.data.memory_files import save_counts
 from behavegpt.decision import FILE as THRESHOLDS
 from behavegpt.decision import save_thresholds
 from behavegpt.errors import ConfigError, MissingExtraError

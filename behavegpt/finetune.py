@@ -51,6 +51,7 @@ from behavegpt.generation.constraints import links_of
 from behavegpt.losses import Loss, build_loss
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.size import count_parameters
+from behavegpt.shipped import shipped_folder
 from behavegpt.training.checkpoint import load_latest
 from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.run import open_run
@@ -73,6 +74,11 @@ class FinetuneSettings(RunSettings):
         description="what is transferred and what is trained: the table in adapt/transfer.py"
     )
     adapt: AdaptSettings = Field(default_factory=AdaptSettings)
+
+    @property
+    def base_folder(self) -> Path:
+        """The base's folder, which may be one that ships with the package."""
+        return shipped_folder(self.base) or Path(self.base)
 
 
 def finetune(
@@ -134,7 +140,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     """The base's parts in a model for the data of `store` (default: settings.data), as
     settings.mode says."""
     store = store or open_store(settings.data.path)
-    base, old = _open_base(Path(settings.base))
+    base, old = _open_base(settings.base_folder)
     check_schema(base.config.given or (), store.schema)
 
     # the vocabulary: the base's with new labels appended, or one of the data alone
@@ -163,7 +169,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
         finish = _merged
     show_transfer(settings.mode, counts, remarks)
 
-    inherit = _class_losses(Path(settings.base), old, new) if settings.mode != "scratch" else None
+    inherit = _class_losses(settings.base_folder, old, new) if settings.mode != "scratch" else None
     return Adapted(
         model=model,
         store=encoded,
@@ -185,7 +191,7 @@ def _origin(settings: FinetuneSettings) -> dict[str, Any]:
     from behavegpt.adapt.peft import weights_hash
 
     return {
-        "base": weights_hash(Path(settings.base)),
+        "base": weights_hash(settings.base_folder),
         "mode": settings.mode,
         "adapt": settings.adapt.model_dump(mode="json"),
     }
@@ -247,7 +253,7 @@ def _with_adapter(
     def finish(
         trained: BehaveGPTForBehaviorPrediction, run: Path
     ) -> BehaveGPTForBehaviorPrediction:
-        base = Path(settings.base)
+        base = settings.base_folder
         if start is not None:
             base = run / "base"
             save_model(start, tokenizer, base)

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.data.memory_counts import FILE, history_source, load_counts
+from behavegpt.data.memory_counts import history_source
+from behavegpt.data.memory_files import FILE, load_counts
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import CheckpointError
 from behavegpt.ingest.histories import EventData, encode_histories

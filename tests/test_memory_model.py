@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from behavegpt.data.memory_counts import FILE
+from behavegpt.data.memory_files import FILE
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.embeddings.export import ExportSettings, export

@@ -24,6 +24,7 @@ from behavegpt.errors import DataError
 from behavegpt.figures import title_of
 from behavegpt.ingest.card import CardFacts, write_card
 from behavegpt.report import facts, tables
+from behavegpt.report.facts import window_of
 from tests.test_plots import HOSTILE, fake_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -145,7 +146,7 @@ def test_every_behavior_has_a_row_with_what_it_is_taken_for(run: Path, page: str
     [
         (0.5, 0.4, 1000, "Overall it is ahead of the best other by 25% (50.0% against 40.0%"),
         (0.3, 0.4, 1000, "Overall it is behind the best other by 25% (30.0% against 40.0%"),
-        (0.4, 0.4, 1000, "Overall it is level with the best other (markov, 40.0%)."),
+        (0.4, 0.4, 1000, "Overall it is level with the best other (40.0% against 40.0%, markov)."),
         (0.401, 0.4, 1000, "less than 3.1 percentage points may be chance."),
         (0.4, 0.0, None, "Overall it is ahead of the best other (40.0% against 0.0%, markov)."),
     ],
@@ -409,3 +410,23 @@ def test_the_card_calls_no_model_without_blocks_a_transformer(
     card = report.write_model_card(run).read_text(encoding="utf-8")
     assert told in card and "that predicts a user's next behavior" in card
     assert card.count("GPT-style transformer") == ("GPT-style" in told)
+
+
+def test_the_verdict_is_as_sure_as_the_best_model_that_was_drawn_with_ours() -> None:
+    """Another model's row may have been added later, as the demo adds the universal model's."""
+    models = {
+        name: {"rec_w": figure}
+        for name, figure in (("behavegpt", 0.5), ("added", 0.499), ("markov", 0.4), ("hour", 0.1))
+    }
+    spans = {name: {"rec_w": {"low": 0.06, "high": 0.14}} for name in ("hour", "markov")}
+    sentences = tables.verdict(models, 1000, {"differences": spans})
+    assert sentences[1] == "Overall it is level with the best other (50.0% against 49.9%, added)."
+    assert sentences[-1].startswith("The overall difference from markov has a 95 % interval")
+    assert sentences[-1].endswith("+6.0 to +14.0 percentage points.")
+
+
+@pytest.mark.parametrize(("memory", "window"), [(False, 45), (True, None)])
+def test_a_model_with_memory_reads_no_window_alone(memory: bool, window: int | None) -> None:
+    record = {"config": {"model": {"max_length": 45, "memory": memory}}}
+    assert window_of(record, {}) == window
+    assert window_of({}, {"protocol": {"max_length": 45}}) == 45

@@ -16,6 +16,7 @@ from behavegpt.cli import main
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.demo.run import SPLIT
 from behavegpt.evaluation import compare
+from behavegpt.finetune import FinetuneSettings
 from behavegpt.ingest.prepare import prepare
 from behavegpt.predictor import load
 from behavegpt.shipped import SHIPPED, shipped_folder
@@ -76,3 +77,11 @@ def test_the_demos_model_has_the_figures_of_its_card(tmp_path: Path) -> None:
     told = [float(cell.strip("* ")) for cell in row[1].split("|")]
     for name, column in FIGURES.items():
         assert result["models"]["behavegpt"][name] == pytest.approx(told[column], abs=6e-4), name
+
+
+def test_the_demos_model_is_a_base_by_name(tmp_path: Path) -> None:
+    settings = {"mode": "full", "data": {"path": "absent"}, "out": str(tmp_path)}
+    shipped = FinetuneSettings.model_validate(settings | {"base": "demo"})
+    assert shipped.base_folder == SHIPPED["demo"].folder
+    own = FinetuneSettings.model_validate(settings | {"base": "runs/mine/model"})
+    assert own.base_folder == Path("runs/mine/model")

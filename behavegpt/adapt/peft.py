@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from behavegpt.adapt.settings import LoraSettings
 from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, TensorPlan, part_of
 from behavegpt.checksums import seal
-from behavegpt.data.memory_counts import load_counts, save_counts
+from behavegpt.data.memory_files import load_counts, save_counts
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch, write_json

@@ -172,7 +172,7 @@ def _prepare(arguments: Arguments) -> Any:
         f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} "
         "(see data_card.md)"
     )
-    say(f"next: behavegpt train configs/small.yaml data.path={arguments.out} out=runs/my-run")
+    say(f"next: behavegpt train memory data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
 

@@ -57,7 +57,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
         raise ConfigError(
             f"{arguments.model} predicts, embeds, generates, serves and is evaluated; "
             f"{arguments.command.split()[-1]} needs a trained model: behavegpt train "
-            "configs/small.yaml data.path=DIR out=RUN"
+            "memory data.path=DIR out=RUN"
         )
 
     changes = _changes(arguments)

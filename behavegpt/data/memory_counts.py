@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.compiled import kernel
-from behavegpt.data.given import GIVEN, Moment, moved
+from behavegpt.data.given import Moment, moved
 from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
@@ -29,17 +26,12 @@ from behavegpt.data.memory_tables import (
     Tables,
     fit_tables,
     memory_columns,
-    narrowed,
     store_columns,
-    widened,
 )
 from behavegpt.data.store import TRAIN, EventStore
-from behavegpt.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch  # what a graph is given is made without it
-
-FILE = "memory.safetensors"
 
 
 class Counts(NamedTuple):
@@ -103,40 +95,6 @@ def dated_columns(store: EventStore) -> Columns:
     columns = store_columns(store)
     # a store counts its times from an origin of its own
     return columns._replace(time=columns.time + store.manifest.time_origin)
-
-
-def save_counts(counts: Counts, folder: Path) -> None:
-    """Write FOLDER/memory.safetensors."""
-    numbers = {
-        "shares": counts.shares,
-        "edges": counts.edges,
-        "slot_minutes": np.array([counts.slot_minutes]),
-    }
-    # absent where nothing is: files of models without it stay as they were
-    if counts.given:
-        numbers["given"] = np.array([name in counts.given for name in GIVEN])
-
-    arrays = narrowed(counts.tables) | numbers
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-        folder / FILE,
-    )
-
-
-def load_counts(folder: Path) -> Counts:
-    """What `save_counts` wrote. Raises CheckpointError when it is missing or damaged."""
-    try:
-        stored = load_file(folder / FILE)
-        shares, edges = stored.pop("shares"), stored.pop("edges")
-        slot_minutes = int(stored.pop("slot_minutes")[0])
-        flags = stored.pop("given", np.zeros(len(GIVEN), bool))  # absent: nothing is given
-        given = tuple(name for name, is_given in zip(GIVEN, flags, strict=True) if is_given)
-        return Counts(widened(stored), shares, edges, slot_minutes, given)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder / FILE}: the counts of a model with memory are missing or damaged "
-            f"({error}); restore the folder as it was written."
-        ) from None
 
 
 @dataclass(frozen=True)

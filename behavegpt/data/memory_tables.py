@@ -79,38 +79,6 @@ class Preceding(NamedTuple):
     weekday: np.integer
 
 
-# types in memory; files hold whole numbers in the smallest type that has room for them
-_TYPES = {
-    "locations": np.int64, "key": np.int64, "row": np.int32, "start": np.int64,
-    "follower": np.int32, "counts": np.float32, "total": np.float32,
-}  # fmt: skip
-
-
-def narrowed(tables: Tables) -> dict[str, np.ndarray]:
-    """The tables as they are written: about half the size."""
-    arrays: dict[str, np.ndarray] = tables._asdict()
-    return arrays | {name: _narrow(arrays[name]) for name in _TYPES}
-
-
-def widened(stored: Mapping[str, np.ndarray]) -> Tables:
-    """Tables of the arrays that `narrowed` gave, or that earlier versions wrote. Raises TypeError
-    where some are missing."""
-    return Tables(
-        **{name: array.astype(_TYPES.get(name, array.dtype)) for name, array in stored.items()}
-    )
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """The array in the smallest of some types that holds its values exactly; as it is if none
-    does."""
-    for kind in (np.uint8, np.uint16, np.int32):
-        limits = np.iinfo(kind)
-        if not array.size or (array.min() >= limits.min and array.max() <= limits.max):
-            small = array.astype(kind)
-            return small if np.array_equal(small, array) else array
-    return array
-
-
 def memory_columns(columns: Mapping[str, np.ndarray], slot_minutes: int) -> Columns:
     """The columns that are counted, from `behavior`, `event`, maybe `location` (vocabulary ids),
     `slot`, `weekday` and `time`.

@@ -89,6 +89,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
 
     # in one table, so that the report shows what training added
     result["models"] |= universal["models"]
+    result["uncertainty"]["intervals"] |= universal["uncertainty"]["intervals"]
     result["remarks"].append(NOT_HELD_OUT)
     write_json(out / "eval" / "metrics.json", result)
     table(*metrics_table(result))
@@ -139,7 +140,7 @@ def _next_steps(out: Path) -> str:
 With your own logs (CSV, JSONL or parquet; columns are guessed, name them if the guess is wrong):
   behavegpt prepare my_logs.parquet --out data/mine \\
     --user user_id --time timestamp --event app --tz Europe/London
-  behavegpt train configs/memory.yaml data.path=data/mine out=runs/mine
+  behavegpt train memory data.path=data/mine out=runs/mine
   behavegpt evaluate runs/mine/model data/mine --baselines
   behavegpt predict runs/mine/model my_logs.parquet --out predictions.parquet
 With the demo's model:

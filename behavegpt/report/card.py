@@ -17,6 +17,7 @@ from behavegpt.report.facts import (
     protocol_list,
     read_facts,
     read_manifest,
+    window_of,
 )
 from behavegpt.report.tables import metric_table, unseen_targets
 
@@ -59,8 +60,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             protocol=protocol_list(metrics),
             given=given_of(run),
             loss=pick(record, "config.loss.name"),
-            max_length=pick(record, "config.model.max_length")
-            or metrics.get("protocol", {}).get("max_length"),
+            max_length=window_of(record, metrics or {}),
         )
     )
 

@@ -165,6 +165,11 @@ def protocol_list(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 def _text(key: str, value: Any) -> str:
     if key == "boundaries":
         return boundaries(value)
+    if key == "thresholds":
+        return (
+            f"learned on {value['rows']:,} validation events to lift {value['objective']}, keeping "
+            f"{value['keep']:.1%} of weighted recall"
+        )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -212,3 +217,12 @@ def optional_json(path: Path, *needed: str) -> dict[str, Any]:
 def is_number(value: Any) -> bool:
     # NaN is no number here: JSON of other programs may hold it
     return isinstance(value, (int, float)) and value == value
+
+
+def window_of(record: dict[str, Any], metrics: dict[str, Any]) -> int | None:
+    """Events that the model reads of a user at most; None where it counts the whole past too, or
+    nothing tells."""
+    if pick(record, "config.model.memory"):
+        return None
+    length = pick(record, "config.model.max_length")
+    return length or metrics.get("protocol", {}).get("max_length")

@@ -15,10 +15,10 @@ from behavegpt.report.facts import (
     fact_list,
     given_of,
     optional_json,
-    pick,
     protocol_list,
     read_facts,
     when,
+    window_of,
 )
 from behavegpt.report.tables import behavior_table, metric_table, unseen_targets, verdict
 
@@ -79,8 +79,7 @@ def write_report(run: Path) -> Path:
         behaviors=behavior_table(run),
         examples=examples.get("examples", []),
         config=yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True),
-        max_length=pick(record, "config.model.max_length")
-        or metrics.get("protocol", {}).get("max_length"),
+        max_length=window_of(record, metrics or {}),
     )
 
     write_text(run / "report.html", html)

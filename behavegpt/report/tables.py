@@ -12,6 +12,7 @@ from behavegpt.result_files import best_baseline, read_per_behavior
 
 PRIMARY = ("rec_w", "rec_m", "ndcg@3", "hr@3", "tail")  # of the first table; all in the second
 LISTED = 1000  # behaviors in the table of behaviors, those with the most events to predict
+LEVEL = 0.005  # a relative difference that would be written as 0 %
 RARE = 20  # events to predict below which a behavior's recall is mostly chance
 
 
@@ -179,10 +180,15 @@ def verdict(
             best = max(known, key=lambda name: known[name])
             sentences.append(_compared(what, ours[key], known[best], title_of(best)))
 
-    best = max(others, key=lambda name: others[name]["rec_w"])
-    differences = (uncertainty or {}).get("differences", {}).get(best, {})
+    # models whose rows were drawn together with ours; a row that was added later has none
+    differences = {
+        name: found
+        for name, found in (uncertainty or {}).get("differences", {}).items()
+        if name in others
+    }
+    best = max(differences or others, key=lambda name: others[name]["rec_w"])
     if differences:
-        return [*sentences, _how_sure(differences["rec_w"], title_of(best))]
+        return [*sentences, _how_sure(differences[best]["rec_w"], title_of(best))]
 
     # one standard error of a share over so many events, as if they were independent
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
@@ -205,8 +211,8 @@ def _how_sure(difference: dict[str, float], name: str) -> str:
 
 def _compared(what: str, ours: float, theirs: float, name: str) -> str:
     """One sentence: ours against the best of the others."""
-    if ours == theirs:
-        return f"{what} it is level with the best other ({name}, {theirs:.1%})."
+    if ours == theirs or (theirs > 0 and abs(ours / theirs - 1) < LEVEL):
+        return f"{what} it is level with the best other ({ours:.1%} against {theirs:.1%}, {name})."
     where = "ahead of" if ours > theirs else "behind"
     share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""
     return f"{what} it is {where} the best other{share} ({ours:.1%} against {theirs:.1%}, {name})."

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, seal, verify
-from behavegpt.data.memory_counts import load_counts, save_counts
+from behavegpt.data.memory_files import load_counts, save_counts
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch

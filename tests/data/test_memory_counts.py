@@ -10,15 +10,13 @@ import pytest
 import torch
 
 from behavegpt.data.memory_counts import (
-    FILE,
     Counts,
     MemorySource,
     count_events,
     counted_columns,
     eras_of,
-    load_counts,
-    save_counts,
 )
+from behavegpt.data.memory_files import FILE, load_counts, save_counts
 from behavegpt.data.memory_live import LiveMemory
 from behavegpt.data.memory_tables import FOLDS, Columns
 from behavegpt.data.vocabulary import FIRST
