@@ -12,6 +12,7 @@ read alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     changed = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*memory*.py"))
 
     for index in Path(compiled.stats.cache_path).glob(f"*.{function.__name__}-*.nbi"):
-        if index.stat().st_mtime < changed:
-            index.unlink(missing_ok=True)
+        # another process may drop the same ones at this moment
+        with suppress(FileNotFoundError):
+            if index.stat().st_mtime < changed:
+                index.unlink()
 
     return compiled

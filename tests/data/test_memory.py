@@ -236,3 +236,17 @@ def test_code_older_than_the_loops_is_dropped() -> None:
     os.utime(index, (0, 0))
     kernel(compiled.py_func)
     assert not index.exists()
+
+
+def test_stale_code_may_be_dropped_by_another_process_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes that start after an upgrade both find the old files."""
+    compiled = memory._replay
+    folder = Path(compiled.stats.cache_path)
+    gone = folder / "memory._replay-gone.nbi"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone] if self == folder else [])
+    with pytest.raises(FileNotFoundError):
+        gone.stat()
+    monkeypatch.setattr("behavegpt.data.compiled.max", lambda times: 0.0, raising=False)
+    assert kernel(compiled.py_func).py_func is compiled.py_func
