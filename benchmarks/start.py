@@ -31,6 +31,7 @@ from serve import service
 
 RESULT = Path(__file__).parent / "results" / "start.json"
 ROWS = 10
+SMALL = 1000  # rows of the file that is prepared, spread over the log's time
 FLOORS = {
     "floor: python": "pass",
     "floor: torch": "import torch",
@@ -38,28 +39,31 @@ FLOORS = {
 }
 
 
-def first_rows(model: Path, log: Path, folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """A CSV file of the last rows of one user with the columns of the model, and those rows."""
+def small_files(model: Path, log: Path, folder: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
+    """A CSV file of rows of the whole log; one of the last rows of one user with the columns of the
+    model; and the latter's rows."""
     schema = json.loads((model / "preprocessor_config.json").read_text())["event_schema"]
     roles = ("user", "time", "event", "location", "behavior", "order")
     names = [*dict.fromkeys(schema[role] for role in roles if schema[role]), *schema["extra"]]
     table = pq.read_table(log, columns=names).to_pandas()
     user = table[schema["user"]].value_counts().index[0]
-    rows = table[table[schema["user"]] == user].sort_values(schema["time"]).tail(ROWS)
-    file = folder / "rows.csv"
-    rows.to_csv(file, index=False)
-    return file, rows.astype(str).to_dict("records")
+    ordered = table.sort_values(schema["time"], kind="stable")
+    spread, one = folder / "small.csv", folder / "rows.csv"
+    ordered.iloc[:: max(1, len(table) // SMALL)].to_csv(spread, index=False)
+    rows = ordered[ordered[schema["user"]] == user].tail(ROWS)
+    rows.to_csv(one, index=False)
+    return spread, one, rows.astype(str).to_dict("records")
 
 
-def commands(model: Path, file: Path, rows: Any, folder: Path) -> dict[str, list[str]]:
+def commands(model: Path, small: Path, file: Path, rows: Any, folder: Path) -> dict[str, list[str]]:
     """Name -> command line."""
     behavegpt, python = [sys.executable, "-m", "behavegpt"], [sys.executable, "-c"]
     asked = f"import behavegpt; behavegpt.load({str(model)!r}, 'cpu').predict({rows!r})"
-    prepare = ["prepare", str(file), "--out", str(folder / "data"), "--overwrite"]
+    prepare = ["prepare", str(small), "--out", str(folder / "data"), "--overwrite"]
     return {
         **{name: [*python, code] for name, code in FLOORS.items()},
         "behavegpt --help": [*behavegpt, "--help"],
-        "behavegpt prepare, ten rows": [*behavegpt, *prepare],
+        f"behavegpt prepare, {SMALL:,} rows": [*behavegpt, *prepare],
         "behavegpt predict MODEL, ten rows": [*behavegpt, "predict", str(model), str(file)],
         "behavegpt predict universal, ten rows": [*behavegpt, "predict", "universal", str(file)],
         "load and predict in Python": [*python, asked],
@@ -102,11 +106,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
-        file, rows = first_rows(arguments.model, arguments.log, Path(temporary))
+        folder = Path(temporary)
+        small, file, rows = small_files(arguments.model, arguments.log, folder)
         schema = json.loads((arguments.model / "preprocessor_config.json").read_text())
         cases: dict[str, Callable[[], None]] = {
             name: lambda command=command: run(command)  # type: ignore[misc]
-            for name, command in commands(arguments.model, file, rows, Path(temporary)).items()
+            for name, command in commands(arguments.model, small, file, rows, folder).items()
         }
         user = schema["event_schema"]["user"]
         cases["behavegpt serve, until an answer"] = lambda: serve_once(arguments.model, rows, user)
