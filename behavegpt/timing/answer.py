@@ -5,14 +5,22 @@ Shapes: U users, K behaviors, M moments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from behavegpt.config import check_settings
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.errors import ConfigError, DataError
+from behavegpt.ingest.asked import seconds_of
+from behavegpt.options import WhenOptions, span_seconds
+from behavegpt.predictions import Predictions
 from behavegpt.tabular import Tabular
 from behavegpt.timing.gaps import Gaps
-from behavegpt.timing.moments import Moments
+from behavegpt.timing.moments import Moments, moments_of_histories, until
 
 LEVELS = {"earliest_90": 0.05, "earliest_50": 0.25, "median": 0.5}
 LEVELS |= {"latest_50": 0.75, "latest_90": 0.95}
@@ -57,6 +65,55 @@ class Times(Tabular):
                 "within": self.within.ravel(),
             }
         )
+
+
+def times_of(
+    gaps: Gaps | None,
+    tokenizer: EventTokenizer,
+    read: Callable[[], EncodedHistories],
+    predict: Callable[[EncodedHistories, int], Predictions],
+    now: Any = None,
+    **options: Any,
+) -> Times:
+    """The answer for the histories that `read` gives, with the next behaviors that `predict` says.
+
+    `now`: the time of asking for all users, by default each one's last event; `options`:
+    WhenOptions. Raises ConfigError, also where nothing was learned of gaps, and DataError.
+    """
+    # all options before the events are read, which may take long
+    chosen = check_settings(WhenOptions, options, "when")
+    if gaps is None:
+        raise ConfigError(
+            "this model has learned nothing of times (no timing.json); learn it with `behavegpt "
+            "when MODEL DATA`, DATA being the prepared folder."
+        )
+    schema = tokenizer.event_schema
+    moment = None if now is None else seconds_of(now, schema, "now")
+
+    encoded = read()
+    if moment is not None:
+        encoded = until(encoded, moment)
+        if not len(encoded.users):
+            raise DataError(f"now: {str(now)[:60]!r} is before all events; ask about a later time.")
+
+    moments = moments_of_histories(encoded, schema)
+    asked = moments.last
+    then = moments.time[asked] if moment is None else np.full(len(asked), moment)
+    following = predict(encoded, chosen.top_k)
+
+    horizon = span_seconds(chosen.within)
+    shares = following.probabilities.astype(float)
+    return Times(
+        users=encoded.users,
+        now=then,
+        seconds=quantiles_of(gaps, moments, asked, then),
+        any_within=any_within(gaps, moments, asked, then, horizon),
+        labels=following.labels,
+        within=upcoming(gaps, moments, asked, then, horizon, shares)["timing"],
+        horizon=horizon,
+        unknown=encoded.unknown,
+        rejected=encoded.rejected,
+    )
 
 
 def quantiles_of(gaps: Gaps, moments: Moments, asked: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -121,5 +178,3 @@ def mixture(
 
     everybody = (np.asarray(counts) + 1.0) / (np.sum(counts) + classes)
     return (number + OWN * everybody) / (number.sum(1, keepdims=True) + OWN)
-
-

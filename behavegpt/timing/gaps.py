@@ -21,6 +21,7 @@ from behavegpt.timing.moments import Moments, moments_of_store
 LOCATIONS, SPREADS = 12, 3  # groups of moments, by expected gap and by spread of past gaps
 POINTS = 240  # of the grid of log(gap) - location
 LEVELS = np.linspace(0, 1, 201)
+FACTS = 9  # weights of the location: six facts, label, slot, constant
 PRIOR = 50.0  # gaps of everybody that are added to those of a label or a slot of the week
 POOLED = 200.0  # the same of a group's distribution
 SURE = 100.0  # validation gaps at which half of their correction is believed
