@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
@@ -218,6 +219,15 @@ class Predictor(KeepsStates):
             within=within,
             top_k=top_k,
         )
+
+    def shares(self, encoded: EncodedHistories) -> np.ndarray:
+        """Probability (U, K) of each class to be a user's next behavior, in the order of the
+        vocabulary."""
+        found = np.zeros((len(encoded.users), self.tokenizer.behaviors.classes), np.float32)
+        memory = self._asked(encoded)[1]
+        for users, logits in history_logits(self.model, encoded, memory):
+            found[users] = logits.softmax(-1).numpy()
+        return found
 
     def embed(
         self,

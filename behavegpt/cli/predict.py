@@ -269,7 +269,7 @@ COMMANDS: dict[str, Command] = {
         "the most probable next behaviors of each user of a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
-        "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d   # next event: when?\n"
+        "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
         "  behavegpt predict demo shop.parquet                      # a model that ships; see "
         "`behavegpt models`\n"

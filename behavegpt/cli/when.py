@@ -8,6 +8,7 @@ from typing import Any
 from behavegpt.cli.command import Arguments, Command, Parser, given_options, show
 from behavegpt.cli.models import load_trained, say_unread
 
+COMPARED = ("brier", "calibration_error", "mean")
 FIGURES = ("pinball", "median_pinball", "coverage_50", "coverage_90")
 SHOWN = 20  # users
 DAY = 86400
@@ -89,21 +90,28 @@ def _when_arguments(parser: Parser) -> None:
     parser.add_argument(
         "data", type=Path, help="prepared folder: training is learned from, validation calibrates"
     )
+    parser.add_argument(
+        "--within", metavar="SPAN", help="horizon of the behaviors that are scored (default 7d)"
+    )
 
 
 def _when(arguments: Arguments) -> Any:
+    from behavegpt.config import check_settings
     from behavegpt.console import say
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
+    from behavegpt.options import WhenOptions, span_seconds
     from behavegpt.predictor import load, model_folder
     from behavegpt.shipped import shipped_folder
-    from behavegpt.timing.evaluate import evaluate_gaps
+    from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
     from behavegpt.timing.files import FILE, save_gaps
     from behavegpt.timing.gaps import fit_gaps
     from behavegpt.zero_shot import is_universal
 
+    given = given_options(arguments, ("within",))
+    seconds = span_seconds(check_settings(WhenOptions, given, "when").within)
     if is_universal(arguments.model):
         raise ConfigError(
             "times are learned beside a trained model: behavegpt train memory data.path=DIR "
@@ -116,21 +124,36 @@ def _when(arguments: Arguments) -> Any:
         )
 
     folder = model_folder(arguments.model)
-    tokenizer = load(folder).tokenizer
+    predictor = load(folder)
+    tokenizer = predictor.tokenizer
     store = fit_store(open_store(arguments.data), tokenizer)
     with lock(folder / FILE):
         gaps = fit_gaps(store)
         save_gaps(gaps, tokenizer, folder)
 
-    figures = evaluate_gaps(gaps, store)
-    rows = [
-        [name, *(f"{found[figure]:.4f}" for figure in FIGURES)]
-        for name, found in figures["models"].items()
-    ]
-    title = f"{figures['moments']:,} moments of the test split; pinball loss of log seconds"
-    show(arguments, ("test", *FIGURES), rows, title)
+    # what a model is given of the next event is not known before it comes
+    following = None if predictor.given else predictor.shares
+    figures = {
+        "gaps": evaluate_gaps(gaps, store),
+        "within": evaluate_within(gaps, store, seconds, following),
+    }
+    _show_figures(arguments, figures)
     say(f"written: {folder / FILE}; use it with predict --when")
-    return {"out": str(folder / FILE), **gaps.facts, **figures}
+    return {"out": str(folder / FILE), "learned": gaps.facts, **figures}
+
+
+def _show_figures(arguments: Arguments, figures: dict[str, Any]) -> None:
+    titles = {
+        "gaps": f"{figures['gaps']['moments']:,} moments; pinball loss of log seconds",
+        "within": f"{figures['within']['users']:,} users; each behavior within "
+        f"{_span(figures['within']['seconds'])}",
+    }
+    for kind, names in (("gaps", FIGURES), ("within", COMPARED)):
+        rows = [
+            [name, *(f"{found[figure]:.5f}" for figure in names)]
+            for name, found in figures[kind]["models"].items()
+        ]
+        show(arguments, ("test", *names), rows, titles[kind])
 
 
 COMMANDS: dict[str, Command] = {

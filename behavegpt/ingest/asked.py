@@ -170,7 +170,8 @@ def seconds_of(value: Any, schema: EventSchema, argument: str = "at") -> int:
         seconds = parse_date(value, schema.tz if schema.naive_time == "local" else "UTC")
     except DataError:
         raise DataError(
-            f"{argument}: {value[:60]!r} is not a time; write one like 2026-11-28 18:30, a wall clock of "
+            f"{argument}: {value[:60]!r} is not a time; write one like 2026-11-28 18:30, a wall "
+            f"clock of "
             f"{schema.tz if schema.naive_time == 'local' else 'UTC'}, or with its zone."
         ) from None
 

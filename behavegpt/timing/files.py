@@ -18,7 +18,7 @@ from behavegpt.timing.gaps import FACTS, LOCATIONS, POINTS, SPREADS, Gaps
 
 FILE = "timing.json"
 FORMAT = 1
-LEARN = "learn it with `behavegpt when MODEL DATA`"
+LEARN = "learn it anew with `behavegpt when MODEL DATA`"
 DIGITS = 6
 
 
@@ -41,7 +41,7 @@ def load_gaps(folder: Path, tokenizer: EventTokenizer) -> Gaps | None:
     if not path.is_file():
         return None
 
-    remedy = f"delete it, or {LEARN}"
+    remedy = f"delete it and {LEARN}"
     read = read_json(path, CheckpointError, remedy)
     if read.get("format") != FORMAT:
         raise CheckpointError(
@@ -62,8 +62,9 @@ def load_gaps(folder: Path, tokenizer: EventTokenizer) -> Gaps | None:
 
     if (np.diff(values["grid"]) <= 0).any() or not isinstance(read.get("facts"), dict):
         raise CheckpointError(f"{path}: grid or facts are damaged; {remedy}.")
-    values["mean"], values["spread"] = float(values["mean"]), float(values["spread"])
-    return Gaps(**values, facts=read["facts"])
+    # numbers of no dimension
+    numbers = {name: float(value) for name, value in values.items() if not value.ndim}
+    return Gaps(**(values | numbers), facts=read["facts"])
 
 
 def _shapes(tokenizer: EventTokenizer) -> dict[str, tuple[int, ...]]:
@@ -71,6 +72,7 @@ def _shapes(tokenizer: EventTokenizer) -> dict[str, tuple[int, ...]]:
     return {
         "mean": (),
         "spread": (),
+        "longest": (),
         "label": (len(tokenizer.behaviors),),
         "slot": (7 * tokenizer.event_schema.slots,),
         "weight": (FACTS,),

@@ -1,4 +1,4 @@
-"""The distribution of the time to a user's next moment, learned from the gaps of the training split.
+"""The distribution of the time to a user's next moment, learned from gaps of the training split.
 
 The location of log(gap) is linear in facts of the past; around it, one distribution for each group
 of moments, by Kaplan-Meier: the gaps that the end of the training window cut off count as longer
@@ -44,6 +44,7 @@ class Gaps:
     spread: float  # standard deviation
     label: np.ndarray  # (ids,) mean log gap after a label, less `mean`
     slot: np.ndarray  # (slots of the week,) the same
+    longest: float  # log of the longest gap seen; nothing is said of longer ones
     weight: np.ndarray  # (F + 1,) of the facts, the constant last
     location_edges: np.ndarray  # (LOCATIONS - 1,)
     spread_edges: np.ndarray  # (SPREADS - 1,)
@@ -84,8 +85,9 @@ class Gaps:
         for row in np.unique(group):
             mine, cdf = group == row, self.cdf[row]
             moved = np.interp(wanted[mine], cdf, self.grid)
-            seconds = np.exp(location[mine, None] + moved)
-            found[mine] = np.where(wanted[mine] <= cdf[-1], seconds, np.inf)
+            log_gap = location[mine, None] + moved
+            told = (wanted[mine] <= cdf[-1]) & (log_gap <= self.longest)
+            found[mine] = np.where(told, np.exp(np.minimum(log_gap, self.longest)), np.inf)
         return np.maximum(found, elapsed[:, None])
 
     def within(
@@ -148,6 +150,7 @@ def fit_gaps(store: EventStore, moments: Moments | None = None) -> Gaps:
         spread=spread,
         label=label,
         slot=slot,
+        longest=float(log_gap.max()),
         weight=weight,
         location_edges=_edges(location[train.place], LOCATIONS),
         spread_edges=_edges(known[train.place, 3], SPREADS),
