@@ -225,7 +225,7 @@ class Predictor(KeepsStates):
         vocabulary."""
         found = np.zeros((len(encoded.users), self.tokenizer.behaviors.classes), np.float32)
         memory = self._asked(encoded)[1]
-        for users, logits in history_logits(self.model, encoded, memory):
+        for users, logits in history_logits(self.model, encoded, memory, lambda: None):
             found[users] = logits.softmax(-1).numpy()
         return found
 

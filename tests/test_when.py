@@ -239,5 +239,7 @@ def test_commands_name_the_remedy(case: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_too_little_is_refused() -> None:
+    store = random_store(0, users=2)
+    columns = store.columns | {"split": np.full(store.manifest.events, TEST)}
     with pytest.raises(DataError, match="20 at least"):
-        fit_gaps(random_store(0, users=2))
+        fit_gaps(dataclasses.replace(store, columns=columns))
