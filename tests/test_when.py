@@ -78,7 +78,7 @@ def test_behaviors_within_a_week_beat_counts(model: Predictor, store: EventStore
     figures = evaluate_within(model.timing, store, 7 * DAY, model.shares)
     ours = figures["models"]["timing"]
     assert ours["calibration_error"] < 0.01 and ours["mean"] < 2 * figures["share"]
-    for name in ("next event", "global rate", "user rate"):
+    for name in ("next event", "base rate", "global rate", "user rate"):
         assert ours["brier"] < figures["models"][name]["brier"]
 
 
@@ -92,7 +92,10 @@ def test_the_test_split_is_not_learned_from(store: EventStore) -> None:
     columns = store.columns | {"time": time, "behavior": label}
     before, after = fit_gaps(store), fit_gaps(dataclasses.replace(store, columns=columns))
     for field in dataclasses.fields(before):
-        assert np.all(getattr(before, field.name) == getattr(after, field.name)), field.name
+        if field.name != "facts":
+            one, other = getattr(before, field.name), getattr(after, field.name)
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+    assert before.facts == after.facts
 
 
 def test_later_events_change_nothing(model: Predictor, few: pa.Table) -> None:
@@ -129,7 +132,9 @@ def test_the_command_says_what_python_says(
     assert len(told) == 2 * len(expected)
     assert told[1]["behavior"] == expected.labels[0, 1]
     assert told[1]["within"] == pytest.approx(expected.within[0, 1])
-    assert told[0]["median_s"] == pytest.approx(expected.seconds[0, 2])
+    medians = [row["median_s"] or np.inf for row in told[::2]]
+    np.testing.assert_allclose(medians, expected.seconds[:, 2])
+    assert np.isfinite(medians).any()
     assert main([*command, "--top-k", "1"]) == 0
     assert "any in 3 d" in capsys.readouterr().out
 

@@ -95,13 +95,12 @@ def evaluate_within(
     usual = mixture(owner[past], label[past], users, store.behaviors.counts)
     shares = usual if following is None else following(_histories(store, time, past, owner))
 
-    happened = np.zeros((len(store.offsets) - 1, classes), bool)
-    real = future & (label >= 0)
-    happened[owner[real], label[real]] = True
+    shape = (len(store.offsets) - 1, classes)
+    truth = _happened(owner, label, future, shape)[users]
+    before = _happened(owner, label, past & (time > now - seconds), shape)[users]
     tables = upcoming(gaps, moments, asked, now, seconds, shares)
     tables |= _rates(moments, asked, now, seconds, usual)
-
-    truth = happened[users]
+    tables["base rate"] = np.tile(before.mean(0), (len(users), 1))
     return {
         "split": split,
         "now": now,
@@ -110,6 +109,16 @@ def evaluate_within(
         "share": float(truth.mean()),
         "models": {name: _brier(table, truth) for name, table in tables.items()},
     }
+
+
+def _happened(
+    owner: np.ndarray, label: np.ndarray, chosen: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """Whether each user had each behavior in the chosen events, bool of `shape`."""
+    happened = np.zeros(shape, bool)
+    real = chosen & (label >= 0)
+    happened[owner[real], label[real]] = True
+    return happened
 
 
 def _histories(
