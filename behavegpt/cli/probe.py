@@ -148,13 +148,17 @@ def _tell(result: ProbeResult) -> None:
 
 def _show(arguments: argparse.Namespace, result: ProbeResult) -> None:
     """The figures as tables."""
+    from behavegpt.console import say
+
     facts, metrics = result.facts, result.metrics
     spread = facts.get("classes") or facts["values"]
     listed = ", ".join(f"{name} {value:.3g}" for name, value in list(spread.items())[:10])
 
+    if not arguments.json:
+        say(f"{facts['label']}: {listed}; below: means and 95 % intervals over folds by user")
     columns = ("features", "width", "probe", *metrics)
     rows = _cells(result.scores.rows, metrics, lambda row: (row.features, str(row.width)))
-    show(arguments, columns, rows, f"{facts['label']} ({listed}); 95 % intervals over folds")
+    show(arguments, columns, rows, f"predicting {facts['label']}")
     rows = _cells(
         result.differences.rows, metrics, lambda row: (f"{row.features} - ({row.against})",), "+"
     )

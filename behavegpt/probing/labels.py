@@ -74,9 +74,9 @@ def _rows(
     con.execute(
         f"CREATE TABLE labeled AS SELECT u.label AS user, l.label AS label, count(*) AS rows FROM "
         f"(SELECT {quoted(user)} AS user, {quoted(column)} AS label FROM {source.sql}) s "
-        "JOIN (SELECT raw, d.label FROM raw_0 JOIN dictionary_0 d USING (code)) u "
+        "JOIN (SELECT r.raw, d.label FROM raw_0 r JOIN dictionary_0 d USING (code)) u "
         "ON s.user = u.raw "
-        "JOIN (SELECT raw, d.label FROM raw_1 JOIN dictionary_1 d USING (code)) l "
+        "JOIN (SELECT r.raw, d.label FROM raw_1 r JOIN dictionary_1 d USING (code)) l "
         "ON s.label = l.raw GROUP BY ALL"
     )
     twice = named_rows(
