@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COLORS = (BLUE, *OTHERS)
 APART = 0.22  # of the probes of one set, in rows
+BESIDE = 0.015  # of the sets of one age, of the longest age: bars must not hide each other
 
 
 def draw(result: ProbeResult, out: Path) -> Path:
@@ -50,10 +51,11 @@ def _sets(axes: Axes, scores: tuple[Score, ...], metric: str) -> None:
 
 def _curve(axes: Axes, scores: tuple[Score, ...], metric: str) -> None:
     """A line for each set of features, by the weeks that they are old."""
+    beside = BESIDE * max(1, scores[-1].weeks)
     for number, name in enumerate(dict.fromkeys(score.features for score in scores)):
         own = [score for score in scores if score.features == name]
         found = [score.interval for score in own]
-        weeks = [score.weeks for score in own]
+        weeks = [score.weeks + number * beside for score in own]
         means = [one.mean for one in found]
         color = COLORS[number % len(COLORS)]
         axes.errorbar(weeks, means, yerr=_arms(found), marker="o", color=color, label=name)
