@@ -63,8 +63,8 @@ def demo() -> Any:
 
 
 def columns_for(model: Any) -> dict[str, str]:
-    """A trained model knows its own."""
-    return {} if isinstance(model, behavegpt.Predictor) else COLUMNS
+    """A trained model and a counted log know their own."""
+    return {} if isinstance(model, behavegpt.Predictor) or model.counted else COLUMNS
 
 
 def asked(model: Any, log: Any, labels: Any, **settings: Any) -> ProbeResult:
@@ -325,7 +325,28 @@ def test_users_are_matched_whatever_their_type(
     assert found[0]["users"] == len(labels) and found[0]["scores"] == found[1]["scores"]
 
 
-def test_vectors_need_nothing_that_a_model_is_not_given(universal: Any, events: Any) -> None:
+def test_tables_of_a_saved_folder_which_know_the_future_are_not_used(
+    universal: Any, events: pd.DataFrame, labels: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = universal.fit_tables(with_a_future(events), **COLUMNS).save(tmp_path / "counted")
+    found = asked(load_zero_shot(folder), events, labels)
+    with pytest.raises(ConfigError, match="tz is part of the model"):
+        behavegpt.probe(folder, events, labels, "2011-10-10", columns=COLUMNS)
+    assert found.to_dict()["scores"] == asked(universal, events, labels).to_dict()["scores"]
+
+
+def test_rows_without_a_label_or_a_user_are_left_out_and_counted(
+    universal: Any, events: pd.DataFrame, labels: pd.DataFrame
+) -> None:
+    text = labels[["user_id", "segment"]].astype({"user_id": "object"})
+    text.loc[text.index[:3], "segment"] = None
+    text.loc[text.index[3:5], "user_id"] = None
+    facts = asked(universal, events, text, label="segment").facts
+    assert facts["rows_without_user_or_label"] == 5 == facts["unlabeled_users"]
+    assert facts["users"] == len(labels) - 5 and list(facts["classes"]) == ["many", "none", "some"]
+
+
+def test_a_part_that_the_model_does_not_have_is_refused(universal: Any, events: Any) -> None:
     with pytest.raises(ConfigError, match="no part 'mean'"):
         users = events["user_id"].unique()
         labels = pd.DataFrame({"user_id": users, "churned": users % 2 == 0})
