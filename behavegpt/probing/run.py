@@ -87,7 +87,9 @@ def probe(
 
     rule = read.schema.label_rules.get("user")
     known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
-    asked = _question(known, read, moment, chosen)
+    asked, aged = _question(known, read, moment, chosen), None
+    if chosen.stale_weeks:  # its users too are looked at before anything is fitted
+        aged = _question(known, read, moment - max(chosen.stale_weeks) * WEEK, chosen)
 
     work = Work(predictor, read, chosen, step)
     scores = work.scores(asked, moment, 0, chosen.probes)
@@ -98,13 +100,13 @@ def probe(
             row.minus(others[row.probe, row.metric]) for row in scores if row.features == first
         ]
 
-    oldest, stale = work.staleness(known, moment)
+    stale = work.staleness(aged, moment) if aged else []
     facts = {
         "model": str(model) if isinstance(model, (str, Path)) else repr(model),
         "at": shown(moment),
         **_facts(known, read, asked, moment),
         **_training(predictor, moment),
-        "stale_users": oldest,
+        "stale_users": len(aged.users) if aged else None,
         "settings": chosen.model_dump(mode="json"),
     }
     rows = (scores, differences, stale)
@@ -136,17 +138,13 @@ class Work(NamedTuple):
                 ]
         return rows
 
-    def staleness(self, labels: Labels, moment: int) -> tuple[int | None, list[Score]]:
-        """Users with events before the oldest moment, the same ones at every age, and their scores
-        by the first probe."""
-        weeks = sorted(self.settings.stale_weeks)
-        if not weeks:
-            return None, []
-        asked = _question(labels, self.log, moment - weeks[-1] * WEEK, self.settings)
+    def staleness(self, asked: Question, moment: int) -> list[Score]:
+        """The scores by the first probe at each age, of the same users: those with events before
+        the oldest moment."""
         rows = []
-        for age in weeks:
+        for age in sorted(self.settings.stale_weeks):
             rows += self.scores(asked, moment - age * WEEK, age, self.settings.probes[:1])
-        return len(asked.users), rows
+        return rows
 
     def _blocks(self, asked: Question, moment: int) -> dict[str, np.ndarray]:
         """Features (N, F) float32 of the events before `moment`, by block."""
