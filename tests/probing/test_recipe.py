@@ -38,7 +38,7 @@ def test_the_recipe_runs(
     log[log["user_id"] % 17 == 0].to_parquet(tmp_path / "some.parquet", index=False)
     monkeypatch.setattr(behavegpt.demo, "online_retail", lambda: tmp_path / "some.parquet")
     made(tmp_path, monkeypatch)
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 4
     for command in COMMANDS:
         assert main([*command, *WORDS]) == 0
         assert "warning" not in capsys.readouterr().err
