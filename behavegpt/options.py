@@ -91,6 +91,12 @@ def span_seconds(text: str) -> int:
     return round(seconds)
 
 
+def _span(text: str) -> str:
+    """A readable time span, as it was written."""
+    span_seconds(text)
+    return text
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
@@ -183,6 +189,17 @@ class DecisionOptions(Settings):
 class PredictOptions(DecisionOptions):
     """Of the most probable next behaviors."""
 
+    top_k: Annotated[Whole, Field(ge=1)] = Field(
+        5, description="behaviors for each user, the most probable first"
+    )
+
+
+class WhenOptions(Settings):
+    """Of the time to the next event, and of what happens within a horizon."""
+
+    within: Annotated[str, AfterValidator(_span)] = Field(
+        "7d", description="the horizon, from the time of asking: 7d, '36 hours', '2 weeks'"
+    )
     top_k: Annotated[Whole, Field(ge=1)] = Field(
         5, description="behaviors for each user, the most probable first"
     )

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
@@ -44,6 +45,9 @@ from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.shipped import shipped_folder
 from behavegpt.tabular import html_facts
+from behavegpt.timing.answer import Times, times_of
+from behavegpt.timing.files import load_gaps
+from behavegpt.timing.gaps import Gaps
 from behavegpt.training.model_folder import open_model
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -62,13 +66,14 @@ class Predictor(KeepsStates):
         links: Links | None = None,
         thresholds: Thresholds | None = None,
         known: Mapping[str, UserState] | None = None,
+        timing: Gaps | None = None,
     ) -> None:
         """`links`: which ids go together in training, for `generate`; `thresholds`: for
         `predict(..., thresholds=True)`; `known`: the states of users that can be asked for by
-        name."""
+        name; `timing`: for `when`."""
         # eval: dropout would give another answer each time
         self.model, self.tokenizer, self.links = model.eval(), tokenizer, links
-        self.thresholds, self._known = thresholds, known or {}
+        self.thresholds, self._known, self.timing = thresholds, known or {}, timing
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
@@ -97,7 +102,9 @@ class Predictor(KeepsStates):
         """
         # the same weights and labels: only how a log is read changes
         tokenizer = self.tokenizer.reading(changes)
-        return Predictor(self.model, tokenizer, self.links, self.thresholds, self._known)
+        return Predictor(
+            self.model, tokenizer, self.links, self.thresholds, self._known, self.timing
+        )
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -136,7 +143,9 @@ class Predictor(KeepsStates):
             known = load_states(folder, self.state_spec)
         else:
             known = StatesOfHistories(self.state_spec, self.encode(source))
-        return Predictor(self.model, self.tokenizer, self.links, self.thresholds, known)
+        return Predictor(
+            self.model, self.tokenizer, self.links, self.thresholds, known, self.timing
+        )
 
     def save_states(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
         """Write states (default: those of all known users) as a folder for `with_states`.
@@ -180,6 +189,45 @@ class Predictor(KeepsStates):
         encoded, memory, asked = self._asked(events, at, location)
         pieces = history_logits(self.model, encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
+
+    def when(
+        self,
+        events: EventData | EncodedHistories,
+        within: str = "7d",
+        top_k: int = 5,
+        *,
+        now: Any = None,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> Times:
+        """The time to each user's next event, and the `top_k` behaviors most probable `within` a
+        span, each with the probability of at least one such event.
+
+        `events` as for `predict`, states excepted. `now`: the time of asking, such as "2011-11-12
+        09:00", after which nothing is read; by default each user's last event. Raises ConfigError,
+        also for a model without timing.json, and DataError. Docs: docs/when.md.
+        """
+
+        def predict(encoded: EncodedHistories, top: int) -> Predictions:
+            return self.predict(encoded, top, interrupt=interrupt)
+
+        return times_of(
+            self.timing,
+            self.tokenizer,
+            lambda: self.encode(events),
+            predict,
+            now,
+            within=within,
+            top_k=top_k,
+        )
+
+    def shares(self, encoded: EncodedHistories) -> np.ndarray:
+        """Probability (U, K) of each class to be a user's next behavior, in the order of the
+        vocabulary."""
+        found = np.zeros((len(encoded.users), self.tokenizer.behaviors.classes), np.float32)
+        memory = self._asked(encoded)[1]
+        for users, logits in history_logits(self.model, encoded, memory, lambda: None):
+            found[users] = logits.softmax(-1).numpy()
+        return found
 
     def embed(
         self,
@@ -285,4 +333,5 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Predic
     torch.nn.Module.to(model, place)
     half = choose_precision("auto", place) == "bf16"
     model.set_attn_implementation(choose_backend(place, half, model.config.max_length))
-    return Predictor(model, tokenizer, load_links(folder), load_thresholds(folder, tokenizer))
+    thresholds, timing = load_thresholds(folder, tokenizer), load_gaps(folder, tokenizer)
+    return Predictor(model, tokenizer, load_links(folder), thresholds, timing=timing)

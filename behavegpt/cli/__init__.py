@@ -29,6 +29,7 @@ from behavegpt.cli import (
     serve,
     tools,
     train,
+    when,
 )
 from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Command | Group] = {
     **train.COMMANDS,
     **predict.COMMANDS,
     **decision.COMMANDS,
+    **when.COMMANDS,
     **generate.COMMANDS,
     **export.COMMANDS,
     **probe.COMMANDS,

@@ -8,6 +8,7 @@ from typing import Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
 from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
+from behavegpt.cli.when import tell_when, when_arguments
 
 
 def _decision_arguments(parser: Parser) -> None:
@@ -165,6 +166,7 @@ def _predict_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
     )
+    when_arguments(parser)
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
     )
@@ -181,6 +183,9 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
+
+    if arguments.when or arguments.within or arguments.now:
+        return tell_when(arguments)
 
     predictor, logs = load_with_logs(arguments)
     save = getattr(predictor, "save", None)  # trained models keep nothing of the logs
@@ -264,6 +269,7 @@ COMMANDS: dict[str, Command] = {
         "the most probable next behaviors of each user of a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
+        "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
         "  behavegpt predict demo shop.parquet                      # a model that ships; see "
         "`behavegpt models`\n"

@@ -94,7 +94,7 @@ def read_asked(
     # one parse for each different value: thousands of users are often asked about one time
     if at is not None:
         values = _by_user(at, users, "at")
-        seconds = {key: moment_seconds(value, schema) for key, value in _distinct(values).items()}
+        seconds = {key: seconds_of(value, schema) for key, value in _distinct(values).items()}
         moments = np.array([seconds[_key(value)] for value in values], np.int64)
         weekday, slot = calendar(moments, schema)
         asked |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
@@ -152,9 +152,9 @@ def _key(value: Any) -> str:
     return f"{type(value).__name__} {value}"
 
 
-def moment_seconds(value: Any, schema: EventSchema) -> int:
+def seconds_of(value: Any, schema: EventSchema, argument: str = "at") -> int:
     """Epoch seconds of a time: ISO text, a datetime or a date of pandas or numpy. Raises
-    DataError."""
+    DataError, naming the argument."""
     if isinstance(value, np.datetime64):
         value = str(value.astype("datetime64[s]"))
     if isinstance(value, datetime.date):  # a datetime is one too
@@ -162,7 +162,7 @@ def moment_seconds(value: Any, schema: EventSchema) -> int:
 
     if not isinstance(value, str):
         raise DataError(
-            f"at: {str(value)[:60]!r} is a {type(value).__name__}; write a time like "
+            f"{argument}: {str(value)[:60]!r} is a {type(value).__name__}; write a time like "
             "2026-11-28 18:30."
         )
 
@@ -170,12 +170,15 @@ def moment_seconds(value: Any, schema: EventSchema) -> int:
         seconds = parse_date(value, schema.tz if schema.naive_time == "local" else "UTC")
     except DataError:
         raise DataError(
-            f"at: {value[:60]!r} is not a time; write one like 2026-11-28 18:30, a wall clock of "
+            f"{argument}: {value[:60]!r} is not a time; write one like 2026-11-28 18:30, a wall "
+            f"clock of "
             f"{schema.tz if schema.naive_time == 'local' else 'UTC'}, or with its zone."
         ) from None
 
     if not parse_date(TIME_RANGE[0]) <= seconds < parse_date(TIME_RANGE[1]):
-        raise DataError(f"at: {value[:60]!r} is outside {TIME_RANGE[0]} to {TIME_RANGE[1]}.")
+        raise DataError(
+            f"{argument}: {value[:60]!r} is outside {TIME_RANGE[0]} to {TIME_RANGE[1]}."
+        )
     return seconds
 
 

@@ -82,12 +82,18 @@ VERBS: dict[str, list[str]] = {
     "evaluate universal": ["evaluate", "universal", "data", "--out", "OUT/universal.json"],
     "pretrain-universal": ["pretrain-universal", WORLDS, "out=OUT/universal"],
     "thresholds": ["thresholds", "OUT/model", "data"],
+    "when": ["when", "OUT/model", "data"],
     "report": ["report", "OUT/run"],
     "doctor --reorder": ["doctor", "--reorder", "OUT/data"],
     "demo": ["demo", "--out", "OUT/demo", "--steps", "6"],
 }
 # what a verb that changes a folder in place finds there: it is put into OUT first
-FINDS = {"thresholds": "run/model", "report": "run", "doctor --reorder": "data"}
+FINDS = {
+    "thresholds": "run/model",
+    "when": "run/model",
+    "report": "run",
+    "doctor --reorder": "data",
+}
 # files that tell times, and what was kept
 VOLATILE = (
     *("run.json", "log.jsonl", "member.json", "rows.jsonl", "tables.md"),

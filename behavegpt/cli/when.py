@@ -1,0 +1,167 @@
+"""When a user acts next: the command that learns it, and `predict --when`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from behavegpt.cli.command import Arguments, Command, Parser, given_options, show
+from behavegpt.cli.models import load_trained, say_unread
+
+COMPARED = ("brier", "calibration_error", "mean")
+FIGURES = ("pinball", "median_pinball", "coverage_50", "coverage_90")
+SHOWN = 20  # users
+DAY = 86400
+
+
+def when_arguments(parser: Parser) -> None:
+    """Options of `predict` about times."""
+    parser.add_argument(
+        "--when",
+        action="store_true",
+        help="the time to the next event, with 50%% and 90%% intervals, and the behaviors within a "
+        "horizon; `behavegpt when` learns it",
+    )
+    parser.add_argument(
+        "--within", metavar="SPAN", help="the horizon of --when: 7d (the default), '36 hours'"
+    )
+    parser.add_argument(
+        "--now",
+        metavar="TIME",
+        help="of --when: the time of asking; later events are not read (default: each user's last "
+        "event)",
+    )
+
+
+def tell_when(arguments: Arguments) -> Any:
+    """`predict --when`. Raises ConfigError for options that it does not know."""
+    from behavegpt.cli.command import named_logs
+    from behavegpt.console import say
+    from behavegpt.data.store import write_table
+    from behavegpt.errors import ConfigError
+
+    if not arguments.when:
+        raise ConfigError("--within and --now are options of --when; add it, or leave them out.")
+    for name in ("prior_correction", "thresholds", "at", "location_now", "save"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --when; leave one.")
+    if not arguments.logs:
+        raise ConfigError(
+            f"predict {arguments.model} --when: name the files of a log behind the model."
+        )
+
+    given = given_options(arguments, ("within", "now"))
+    logs = named_logs(arguments, arguments.logs)
+    times = load_trained(arguments).when(logs, top_k=arguments.top_k, **given)
+    say_unread(times.unknown, times.rejected)
+
+    rows = times.to_table()
+    if arguments.out:
+        write_table(rows, arguments.out)
+        say(f"{len(times):,} users, written: {arguments.out}")
+        return {"users": len(times), "out": str(arguments.out), "horizon_s": times.horizon}
+    if arguments.json:
+        return rows.to_pylist()
+
+    cells = []
+    for row in rows.slice(0, SHOWN * times.labels.shape[1]).to_pylist():
+        spans = [_span(row[f"{name}_s"]) for name in ("earliest_90", "median", "latest_90")]
+        chances = [f"{row[name]:.4f}" for name in ("any_within", "within")]
+        cells.append([row["user"], *spans, chances[0], row["behavior"], chances[1]])
+
+    span = _span(times.horizon)
+    columns = ("user", "5%", "median", "95%", f"any in {span}", "behavior", f"in {span}")
+    show(arguments, columns, cells)
+    return None
+
+
+def _span(seconds: float | None) -> str:
+    """Seconds in words; None is a time that may never come."""
+    if seconds is None:
+        return "never?"
+    for unit, size in (("d", DAY), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _when_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder, which gets timing.json")
+    parser.add_argument(
+        "data", type=Path, help="prepared folder: training is learned from, validation calibrates"
+    )
+    parser.add_argument(
+        "--within", metavar="SPAN", help="horizon of the behaviors that are scored (default 7d)"
+    )
+
+
+def _when(arguments: Arguments) -> Any:
+    from behavegpt.config import check_settings
+    from behavegpt.console import say
+    from behavegpt.data.reencode import fit_store
+    from behavegpt.data.store import open_store
+    from behavegpt.errors import ConfigError
+    from behavegpt.locks import lock
+    from behavegpt.options import WhenOptions, span_seconds
+    from behavegpt.predictor import load, model_folder
+    from behavegpt.shipped import shipped_folder
+    from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
+    from behavegpt.timing.files import FILE, save_gaps
+    from behavegpt.timing.gaps import fit_gaps
+    from behavegpt.zero_shot import is_universal
+
+    given = given_options(arguments, ("within",))
+    seconds = span_seconds(check_settings(WhenOptions, given, "when").within)
+    if is_universal(arguments.model):
+        raise ConfigError(
+            "times are learned beside a trained model: behavegpt train memory data.path=DIR "
+            "out=RUN, then behavegpt when RUN DIR."
+        )
+    if shipped_folder(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} lies in the package, where nothing is written; copy its folder "
+            "(`behavegpt models` names it) and learn times there."
+        )
+
+    folder = model_folder(arguments.model)
+    predictor = load(folder)
+    tokenizer = predictor.tokenizer
+    store = fit_store(open_store(arguments.data), tokenizer)
+    with lock(folder / FILE):
+        gaps = fit_gaps(store)
+        save_gaps(gaps, tokenizer, folder)
+
+    # what a model is given of the next event is not known before it comes
+    following = None if predictor.given else predictor.shares
+    figures = {
+        "gaps": evaluate_gaps(gaps, store),
+        "within": evaluate_within(gaps, store, seconds, following),
+    }
+    _show_figures(arguments, figures)
+    say(f"written: {folder / FILE}; use it with predict --when")
+    return {"out": str(folder / FILE), "learned": gaps.facts, **figures}
+
+
+def _show_figures(arguments: Arguments, figures: dict[str, Any]) -> None:
+    titles = {
+        "gaps": f"{figures['gaps']['moments']:,} moments; pinball loss of log seconds",
+        "within": f"{figures['within']['users']:,} users; each behavior within "
+        f"{_span(figures['within']['seconds'])}",
+    }
+    for kind, names in (("gaps", FIGURES), ("within", COMPARED)):
+        rows = [
+            [name, *(f"{found[figure]:.5f}" for figure in names)]
+            for name, found in figures[kind]["models"].items()
+        ]
+        show(arguments, ("test", *names), rows, titles[kind])
+
+
+COMMANDS: dict[str, Command] = {
+    "when": Command(
+        "learn when users act next, from the gaps of a prepared folder",
+        "  behavegpt when runs/mine/model data/mine\n"
+        "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d",
+        _when_arguments,
+        _when,
+    ),
+}
