@@ -27,6 +27,7 @@ from behavegpt.data.user_state import TIME, StatesOfHistories, StateSpec, UserSt
 from behavegpt.decision import Thresholds, load_thresholds, log_frequency, shift_of
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
+from behavegpt.filters import choose_from, without_seen
 from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
@@ -168,18 +169,21 @@ class Predictor(KeepsStates):
         users, or a mapping of user to value; of the time the weekday and the slot count.
         `interrupt` is called between pieces of the work; what it raises stops it. `decision`:
         prior_correction=tau > 0 lifts rare behaviors, logits - tau * log(training frequency);
-        thresholds=True takes the model's own instead, see decision.py. Raises ConfigError and
-        DataError.
+        thresholds=True takes the model's own instead, see decision.py; and filters: among=["news"],
+        exclude=[...], exclude_seen=True, per_group={"news": "reading"}, see filters.py. Raises
+        ConfigError and DataError.
         """
         # all options before the events are read, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)
+        choice = choose_from(options, self.tokenizer)
         check_asked(self.given, at, location, "this model", "train with model.given")
 
         encoded, memory, asked = self._asked(events, at, location)
+        choice = without_seen(choice, encoded, as_states(events))
         pieces = history_logits(self.model, encoded, memory, interrupt, asked)
-        return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
+        return most_probable(pieces, self.tokenizer, encoded, choice, shift, on_user)
 
     def embed(
         self,

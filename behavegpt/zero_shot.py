@@ -29,6 +29,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
 from behavegpt.errors import ConfigError
+from behavegpt.filters import Choice, choose_from, without_seen
 from behavegpt.ingest.asked import check_asked, count_unknown, named_given, read_asked
 from behavegpt.ingest.guess import guess_schema
 from behavegpt.ingest.histories import EventData, encode_histories, rows_as_columns
@@ -181,8 +182,8 @@ class UniversalPredictor(KeepsStates):
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
         `events`. `at`, `location`: the time and the place that are asked about, for all users or by
-        user; the log is counted again for it where it was counted with nothing given. Raises
-        ConfigError, also for `thresholds`, and DataError.
+        user; the log is counted again for it where it was counted with nothing given. `decision`:
+        prior_correction, and filters. Raises ConfigError, also for `thresholds`, and DataError.
         """
         # all options before the events are counted, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
@@ -205,13 +206,24 @@ class UniversalPredictor(KeepsStates):
         remedy = f"count the log again: fit_tables(log, given={list(given)})"
         check_asked(self.given, at, location, "this counted log", remedy)
 
+        if events is not None and as_states(events) is None:
+            events = self.encode(events)
+        choice = self._without_seen(choose_from(options, self.tokenizer), events)
         asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
         )
         shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
-        return most_probable(pieces, self.tokenizer, asked, options.top_k, shift, on_user)
+        return most_probable(pieces, self.tokenizer, asked, choice, shift, on_user)
+
+    def _without_seen(self, choice: Choice, events: Any) -> Choice:
+        """The choice without what users had, of histories in ids, states, or None for the log's
+        users."""
+        histories, states = self.log.histories if events is None else events, as_states(events)
+        if choice.exclude_seen and histories is None:
+            states = list(self.users.values())  # a saved log has states alone
+        return without_seen(choice, histories, states)
 
     def _counted_for(
         self, events: EventData | None, given: tuple[str, ...]

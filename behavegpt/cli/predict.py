@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
+from behavegpt.cli.filters import filter_arguments, read_filters
 from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
 
 
@@ -155,6 +156,7 @@ def _predict_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     _decision_arguments(parser)
+    filter_arguments(parser)
     parser.add_argument(
         "--at",
         metavar="TIME",
@@ -182,6 +184,7 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
 
+    filters = read_filters(arguments)
     predictor, logs = load_with_logs(arguments)
     save = getattr(predictor, "save", None)  # trained models keep nothing of the logs
     if arguments.save and save is None:
@@ -198,9 +201,12 @@ def _predict(arguments: Arguments) -> Any:
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
             at=arguments.at,
             location=arguments.location_now,
+            **filters,
         )
 
     say_unread(predictions.unknown, predictions.rejected)
+    if predictions.empty:
+        say(f"the filters leave nothing of {predictions.empty:,} users, who are left out")
     if arguments.save and save:
         say(f"tables and states, written: {save(arguments.save)}")
 
@@ -213,17 +219,15 @@ def _predict(arguments: Arguments) -> Any:
             "out": str(arguments.out),
             "unknown": predictions.unknown,
             "rejected": predictions.rejected,
+            "empty": predictions.empty,
         }
     if arguments.json:
         return rows.to_pylist()
 
     # the first 20 users, with all their ranks
     shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
-    cells = [
-        [row["user"], str(row["rank"]), row["behavior"], f"{row['probability']:.4f}"]
-        for row in shown
-    ]
-    show(arguments, ("user", "rank", "behavior", "probability"), cells)
+    texts = [row | {"probability": f"{row['probability']:.4f}"} for row in shown]
+    show(arguments, rows.column_names, [list(map(str, row.values())) for row in texts])
     return None
 
 
@@ -268,6 +272,7 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict demo shop.parquet                      # a model that ships; see "
         "`behavegpt models`\n"
         "  behavegpt predict universal my_logs.csv --at '2026-11-28 18:30'   # what then?\n"
+        "  behavegpt predict universal shop.csv --exclude-seen --exclude @sold_out.txt\n"
         "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
         "counted",
         _predict_arguments,

@@ -22,6 +22,7 @@ from behavegpt.ingest.asked import check_asked
 from behavegpt.ingest.histories import encode_histories
 from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of, reading_key
+from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import (
     EmbedRequest,
@@ -65,8 +66,21 @@ def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     return (
         type(request),
         together,
-        tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in options.items()),
+        tuple((name, hashable(value)) for name, value in options.items()),
     )
+
+
+def hashable(value: Any) -> Any:
+    """The value of an option, lists and objects as tuples."""
+    if isinstance(value, dict):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def predict_options(request: PredictOptions) -> dict[str, Any]:
+    """The options of a request by name, beside `top_k`."""
+    names = set(PredictOptions.model_fields) - {"top_k"}
+    return {name: getattr(request, name) for name in sorted(names)}
 
 
 def _named(request: Request) -> set[str]:
@@ -209,17 +223,12 @@ def _predict(
     found = predictor.predict(
         encoded,
         request.top_k,
-        prior_correction=request.prior_correction,
         interrupt=interrupt,
-        thresholds=request.thresholds,
         at=at,
         location=location,
+        **predict_options(request),
     )
-    answers: list[Answer] = []
-    for labels, shares in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True):
-        likely = zip(labels, shares, strict=True)
-        answers.append({"behaviors": [{"behavior": b, "probability": p} for b, p in likely]})
-    return answers
+    return [{"behaviors": behaviors} for behaviors in found.answers()]
 
 
 def _embed(
