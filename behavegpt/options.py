@@ -232,6 +232,14 @@ class PredictOptions(DecisionOptions, FilterOptions):
     )
 
 
+class ExplainOptions(PredictOptions):
+    """Of the reasons of the most probable next behavior."""
+
+    last: Annotated[Whole, Field(ge=1, le=64)] = Field(
+        16, description="events of each user, the latest ones, that are left out in turn"
+    )
+
+
 class EmbedOptions(Settings):
     """Of a user's vector."""
 

@@ -46,6 +46,7 @@ RESULTS = (
     "behavegpt.fitting.FittedPredictor",
     "behavegpt.fitting.Evaluation",
     "behavegpt.predictions.Predictions",
+    "behavegpt.explain.Explanations",
     "behavegpt.generation.result.Generated",
     "behavegpt.tabular.Tabular",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def _predict_arguments(parser: Parser) -> None:
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
     )
     parser.add_argument(
+        "--explain",
+        nargs="?",
+        const=16,
+        type=int,
+        metavar="N",
+        help="why each user's best behavior: counts that carried it, and which of the last N "
+        "events (default 16, at most 64)",
+    )
+    parser.add_argument(
         "--save",
         type=Path,
         metavar="FOLDER",
@@ -191,6 +201,9 @@ def _predict(arguments: Arguments) -> Any:
         raise ConfigError(
             f"--save keeps what the universal model counted; {arguments.model} is a trained model."
         )
+
+    if arguments.explain is not None:
+        return _explain(arguments, predictor, logs, filters)
 
     with progress("predict", 100) as advance:
         predictions = predictor.predict(
@@ -228,6 +241,36 @@ def _predict(arguments: Arguments) -> Any:
     shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
     texts = [row | {"probability": f"{row['probability']:.4f}"} for row in shown]
     show(arguments, rows.column_names, [list(map(str, row.values())) for row in texts])
+    return None
+
+
+def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[str, Any]) -> Any:
+    from behavegpt.console import say
+    from behavegpt.data.store import write_table
+    from behavegpt.errors import ConfigError
+
+    if arguments.save:
+        raise ConfigError("--explain explains, --save keeps; run predict twice.")
+    found = predictor.explain(
+        logs,
+        arguments.explain,
+        prior_correction=arguments.prior_correction,
+        thresholds=arguments.thresholds,
+        at=arguments.at,
+        location=arguments.location_now,
+        **filters,
+    )
+    rows = found.to_table()
+    if arguments.out:
+        write_table(rows, arguments.out)
+        say(f"{len(found):,} users, written: {arguments.out}")
+        return {"users": len(found), "out": str(arguments.out)}
+    if arguments.json:
+        return rows.to_pylist()
+
+    names = ("user", "behavior", "probability", "because")
+    texts = [row | {"probability": f"{row['probability']:.4f}"} for row in rows[:20].to_pylist()]
+    show(arguments, names, [[row[name] for name in names] for row in texts])
     return None
 
 
@@ -272,6 +315,7 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict demo shop.parquet                      # a model that ships; see "
         "`behavegpt models`\n"
         "  behavegpt predict universal my_logs.csv --at '2026-11-28 18:30'   # what then?\n"
+        "  behavegpt predict universal my_logs.csv --explain                 # and why?\n"
         "  behavegpt predict universal shop.csv --exclude-seen --exclude @sold_out.txt\n"
         "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
         "counted",

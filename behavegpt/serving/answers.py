@@ -26,6 +26,7 @@ from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import (
     EmbedRequest,
+    ExplainRequest,
     GenerateRequest,
     History,
     PredictRequest,
@@ -212,6 +213,23 @@ def _answers(
 def _predict(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
+    request, told = requests[0], _told(predictor, requests)
+    options = predict_options(request) | told
+    found = predictor.predict(encoded, request.top_k, interrupt=interrupt, **options)
+    return [{"behaviors": behaviors} for behaviors in found.answers()]
+
+
+def _explain(
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
+    request, told = requests[0], _told(predictor, requests)
+    options = predict_options(request) | told
+    found = predictor.explain(encoded, request.last, interrupt=interrupt, **options)
+    return found.answers()
+
+
+def _told(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
+    """What users say of the events that are asked about. Raises ConfigError and DataError."""
     users = [user for request in requests for user in request.users]
     at, location = (
         values if any(value is not None for value in values) else None
@@ -219,16 +237,7 @@ def _predict(
     )
     # before a log is counted again for it
     check_asked(predictor.given, at, location, "the model of this service", "serve another one")
-    request = requests[0]
-    found = predictor.predict(
-        encoded,
-        request.top_k,
-        interrupt=interrupt,
-        at=at,
-        location=location,
-        **predict_options(request),
-    )
-    return [{"behaviors": behaviors} for behaviors in found.answers()]
+    return {"at": at, "location": location}
 
 
 def _embed(
@@ -258,4 +267,9 @@ def _generate(
     ]
 
 
-_ANSWERS = {PredictRequest: _predict, EmbedRequest: _embed, GenerateRequest: _generate}
+_ANSWERS = {
+    PredictRequest: _predict,
+    ExplainRequest: _explain,
+    EmbedRequest: _embed,
+    GenerateRequest: _generate,
+}

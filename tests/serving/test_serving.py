@@ -411,3 +411,20 @@ def test_a_filter_of_unknown_labels_is_one_error(client: Any) -> None:
     ):
         answer = client.post("/v1/predict", json={"users": users, **filters})
         assert answer.status_code == 422 and words in answer.json()["error"]["message"]
+
+
+def test_an_explanation_is_that_of_the_predictor(client: Any, predictor: Predictor) -> None:
+    rows = [row | {"b": f"behavior{number % 3}"} for number, row in enumerate(history(3))]
+    users = [{"id": "7", "events": rows}, {"id": "8", "events": rows[:5]}]
+    body = {"users": users, "last": 4, "exclude": ["behavior0"]}
+    answer = client.post("/v1/explain", json=body)
+    assert answer.status_code == 200, answer.text
+    frame = [row | {"u": user["id"]} for user in users for row in user["events"]]
+    found = predictor.explain(frame, 4, exclude=["behavior0"])
+    told = answer.json()["users"]
+    assert [user["because"] for user in told] == found.because
+    assert [user["behavior"] for user in told] == found.labels.tolist()
+    effects = [event["effect"] for event in told[0]["events"]]
+    expected = np.sort(found.effects[0][found.effects[0] > 0])[::-1][:3]
+    assert np.allclose(effects, expected, atol=1e-4)
+    assert client.post("/v1/explain", json=body | {"last": 65}).status_code == 422
