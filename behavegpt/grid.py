@@ -47,6 +47,8 @@ class Run:
     rows: Callable[[], Iterable[Row]]  # carries it out; each row is appended as it comes
     claim: str = ""  # name of its lock; a hash of the key by default
     wait: bool = False  # until another process has ended it, where it is cheap and others need it
+    # removes what only an unfinished run needs; once more if the process ended in the middle of it
+    tidy: Callable[[], object] = lambda: None
 
     @property
     def name(self) -> str:
@@ -78,17 +80,20 @@ class Grid:
         """
         known, carried_out = self.rows(), 0
         for run in runs:
-            # before the lock is asked for: a finished grid takes no locks at all
-            if not _is_open(known, run, again):
+            # before the lock is asked for: a finished grid takes no locks at all, but those of
+            # processes that ended between a run's last row and its release
+            if not _is_open(known, run, again) and not (self.locks / run.name).exists():
                 continue
 
             with self.claimed(run.name, run.wait) as mine:
                 known = self.rows()  # another process may have ended it by now
-                if not mine or not _is_open(known, run, again):
+                if not mine:
                     continue
-                for row in run.rows():
-                    append_row(self.path, row)
-                carried_out += 1
+                if _is_open(known, run, again):
+                    for row in run.rows():
+                        append_row(self.path, row)
+                    carried_out += 1
+                run.tidy()
 
         return carried_out
 

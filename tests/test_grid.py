@@ -58,6 +58,20 @@ def test_a_run_that_was_ended_meanwhile_is_not_repeated(tmp_path: Path) -> None:
     assert done == ["a"]
 
 
+def test_a_run_whose_process_ended_after_its_last_row_is_tidied_and_not_repeated(
+    tmp_path: Path,
+) -> None:
+    grid, done, tidied = Grid(tmp_path / "rows.jsonl"), list[str](), list[str]()
+    [made] = runs("a", done)
+    run = Run(made.key, made.rows, tidy=lambda: tidied.append("a"))
+    assert grid.run([run]) == 1 and tidied == ["a"]
+    assert grid.run([run]) == 0 and tidied == ["a"], "a finished grid does nothing"
+
+    (grid.locks / run.name).touch()  # as a kill leaves it
+    assert grid.run([run]) == 0 and tidied == ["a", "a"] and done == ["a"]
+    assert not list(grid.locks.iterdir())
+
+
 def test_rows_before_an_error_stay(tmp_path: Path) -> None:
     def half() -> Iterator[Row]:
         yield {"name": "first"}

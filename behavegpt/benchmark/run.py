@@ -98,11 +98,22 @@ def runs_of(
             yield Run(last, rows, f"{hashed}.lock", wait=True)
         for planned in plan.open():
             rows = partial(_rows, grid, plan, planned)
-            yield Run({"key": planned.key, "kind": planned.kind}, rows, planned.key)
+            checkpoints = grid.path.parent / "runs" / planned.key / "ckpt"
+            tidy = partial(shutil.rmtree, checkpoints, ignore_errors=True)
+            yield Run({"key": planned.key, "kind": planned.kind}, rows, planned.key, tidy=tidy)
+        yield from _left(plan, grid)
+
+
+def _left(plan: Plan, grid: Grid) -> Iterator[Run]:
+    """Runs with a row whose process ended before it had removed the checkpoints."""
+    for row in plan.known_rows():
+        checkpoints = grid.path.parent / "runs" / row["key"] / "ckpt"
+        tidy = partial(shutil.rmtree, checkpoints, ignore_errors=True)
+        yield Run({"key": row["key"], "kind": row["kind"]}, tuple, row["key"], tidy=tidy)
 
 
 def _rows(grid: Grid, plan: Plan, planned: Planned) -> Iterator[Row]:
-    """Carry out a run: its one row. The checkpoints go when it is written."""
+    """Carry out a run: its one row."""
     run, kind, key, _ = planned
     row: Row = {"key": key, "kind": kind, "data": run.data, "model": run.model, "seed": run.seed}
     row |= {"point": run.point, "base": run.base, "protocol_hash": plan.protocol_hash}
@@ -110,8 +121,6 @@ def _rows(grid: Grid, plan: Plan, planned: Planned) -> Iterator[Row]:
 
     say(f"{kind} {run.data} {run.model} seed {run.seed} {run.point or ''}")
     yield row | attempted(lambda: _figures(grid, plan, planned), f"{run.data}/{run.model}")
-
-    shutil.rmtree(grid.path.parent / "runs" / key / "ckpt", ignore_errors=True)
 
 
 def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import duckdb
@@ -13,6 +13,7 @@ import numpy as np
 
 from behavegpt.data.database import literal, one_row, reading
 from behavegpt.errors import ConfigError, DataError, first_line
+from behavegpt.signals import deferring
 
 Progress = Callable[[int, str], None]
 # no client, or no time; `infinity` is one to DuckDB
@@ -62,18 +63,22 @@ def write_query(
 
     # so that this thread can ask how far it is, and be interrupted
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(lambda: one_row(con, command)[0])
-
+        job: Future[int] | None = None
         try:
+            # a stop while the pool's thread starts would leave it out of those that are waited for
+            with deferring():
+                job = pool.submit(lambda: int(one_row(con, command)[0]))
             while not wait([job], timeout=0.2).done:
                 if progress:
                     progress(done + int(max(0.0, con.query_progress()) / 100 * size), note)
-        except BaseException:
-            # a query that goes on would write into a folder that is being removed
-            con.interrupt()
-            raise
+        finally:
+            # a query that goes on would write into a folder that is being removed; one that has
+            # not begun is not interrupted
+            with deferring():
+                while job is not None and not wait([job], timeout=0.05).done:
+                    con.interrupt()
     try:
-        return int(job.result())
+        return job.result()
     except (duckdb.IOException, OSError) as error:
         if "space" not in str(error):
             raise

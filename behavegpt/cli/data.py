@@ -52,6 +52,13 @@ def _schema_arguments(parser: Parser) -> None:
         "--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns"
     )
     parser.add_argument(
+        "--numeric",
+        nargs="*",
+        default=[],
+        metavar="COLUMN",
+        help="numeric input columns, such as amount or duration, cut into ranges",
+    )
+    parser.add_argument(
         "--tz", help="IANA zone in which weekday and time slot are told (default UTC)"
     )
     parser.add_argument(
@@ -123,7 +130,8 @@ def _prepare_arguments(parser: Parser) -> None:
 
 def _given(arguments: Arguments) -> dict[str, Any]:
     given = given_options(arguments, _SCHEMA_OPTIONS)
-    return given | ({"extra": tuple(arguments.extra)} if arguments.extra else {})
+    further = {"extra": tuple(arguments.extra), "numeric": tuple(arguments.numeric)}
+    return given | {name: columns for name, columns in further.items() if columns}
 
 
 def _prepare(arguments: Arguments) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from behavegpt.data.bins import Bins
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.tokenizer import EventTokenizer
@@ -59,7 +60,7 @@ def training_counts(column: np.ndarray, split: np.ndarray, ids: int) -> np.ndarr
 
 def replace_counts(vocabulary: Vocabulary, counts: np.ndarray) -> Vocabulary:
     """The same labels with other counts."""
-    return Vocabulary(vocabulary.values, counts)
+    return replace(vocabulary, counts=counts)
 
 
 def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
@@ -107,6 +108,8 @@ def schema_difference(ours: EventSchema, theirs: EventSchema) -> list[str]:
 
 def new_labels(known: Vocabulary, other: Vocabulary) -> list[str]:
     """Labels of `other`, in its order, that `known` does not hold."""
+    if isinstance(known, Bins):
+        return []  # every number has a range
     new = pc.invert(pc.is_in(other.values, value_set=known.values))
     return other.values.filter(new).to_pylist()
 

@@ -42,6 +42,12 @@ class EventSchema(Settings):
         None, description="column of the behavior to predict; null: the event itself"
     )
     extra: tuple[str, ...] = Field((), description="further categorical input columns")
+    numeric: tuple[str, ...] = Field(
+        (),
+        description="numeric input columns, cut into ranges by quantiles of the training split",
+        # not written where there is none: hashes of folders of before stay what they are
+        exclude_if=lambda columns: not columns,
+    )
     order: str | None = Field(
         None, description="numeric column that orders events with the same time"
     )
@@ -114,18 +120,19 @@ class EventSchema(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> EventSchema:
-        taken = sorted(RESERVED.intersection(self.extra))
+        further = (*self.extra, *self.numeric)
+        taken = sorted(RESERVED.intersection(further))
         if taken:
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
 
-        for name in self.extra:
+        for name in further:
             if not is_file_name(name):
                 raise ValueError(
                     f"extra column {name!r} cannot be the name of a file; rename the column"
                 )
 
-        if len(set(self.extra)) < len(self.extra):
-            raise ValueError("an extra column is named twice")
+        if len(set(further)) < len(further):
+            raise ValueError("an extra or numeric column is named twice")
         if len({self.user, self.time, self.event}) < 3:
             raise ValueError("user, time and event must be three different columns")
         return self
@@ -150,7 +157,7 @@ class EventSchema(Settings):
         if self.behavior is not None and not self.behavior_is_event:
             columns["behavior"] = self.behavior
 
-        return columns | {name: name for name in self.extra}
+        return columns | {name: name for name in (*self.extra, *self.numeric)}
 
     @property
     def roles(self) -> dict[str, str]:
@@ -160,9 +167,9 @@ class EventSchema(Settings):
     @property
     def input_fields(self) -> tuple[str, ...]:
         """Fields the model embeds, in the order of eq. 2: location, weekday, slot, event, then the
-        extra ones."""
+        extra and the numeric ones."""
         location = () if self.location is None else ("location",)
-        return (*location, *TIME_FIELDS, "event", *self.extra)
+        return (*location, *TIME_FIELDS, "event", *self.extra, *self.numeric)
 
 
 def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:

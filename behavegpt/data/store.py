@@ -28,6 +28,7 @@ from pydantic import ValidationError, field_validator
 from behavegpt.arrays import open_array
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, verify
 from behavegpt.config import Settings
+from behavegpt.data.bins import load_vocabulary
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError, first_line
@@ -186,7 +187,7 @@ def open_store(path: str | Path) -> EventStore:
         )
 
     vocabulary = {
-        field: Vocabulary.load(path / "vocabulary" / f"{field}.parquet")
+        field: load_vocabulary(manifest.event_schema, path / "vocabulary", field)
         for field in manifest.vocabulary
     }
     for field, digest in manifest.vocabulary.items():

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import FeatureExtractionMixin
 
+from behavegpt.data.bins import vocabulary_type
 from behavegpt.data.labels import TEXT, infer_rules
 from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.store import EventStore
@@ -69,7 +70,9 @@ class EventTokenizer(FeatureExtractionMixin):
         self.vocabulary = {
             name: v
             if isinstance(v, Vocabulary)
-            else Vocabulary(pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64))
+            else vocabulary_type(self.event_schema, name)(
+                pa.array(v["values"], pa.string()), np.asarray(v["counts"], np.int64)
+            )
             for name, v in vocabulary.items()
         }
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -119,7 +120,7 @@ class Vocabulary:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Vocabulary:
+    def load(cls, path: Path) -> Self:
         """Read what `save` wrote; raises DataError naming the file."""
         try:
             table = pq.read_table(path, columns=["value", "count"])

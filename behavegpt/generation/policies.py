@@ -51,7 +51,8 @@ class Policies:
     time: Source
     location: Source | None  # None: the log has no locations
     event: Source | None  # None: the behavior is the event
-    copied: tuple[str, ...] = ()  # further fields, which keep the user's last value
+    drawn: tuple[str, ...] = ()  # further fields that have a head
+    copied: tuple[str, ...] = ()  # other further fields, which keep the user's last value
     slot_head: bool = False  # whether the time of the day within the gap is the slot head's
     training_hours: bool = False  # whether gaps are corrected by what training's were at that hour
 
@@ -69,6 +70,7 @@ class Policies:
         for field, source in {"location": self.location, "event": self.event}.items():
             if source is not None:
                 fields[field] = source.value.format(given=GIVEN[field])
+        fields |= dict.fromkeys(self.drawn, Source.HEAD.value)
         return fields | dict.fromkeys(self.copied, Source.LAST.value)
 
 
@@ -99,12 +101,14 @@ def choose_policies(
     place = _constrained("location", location, links)
     if location is Source.HEAD and "location" in (model.config.given or ()):
         place = Source.FIRST_HEAD
-    drawn = {"time", "behavior", "event", "weekday", "slot"} | ({"location"} if location else set())
+    main = {"time", "behavior", "event", "weekday", "slot"} | ({"location"} if location else set())
+    further = sorted(set(model.config.columns) - main)
     return Policies(
         time,
         place,
         _constrained("event", event, links),
-        tuple(sorted(set(model.config.columns) - drawn)),
+        drawn=tuple(field for field in further if field in heads),
+        copied=tuple(field for field in further if field not in heads),
         slot_head=time.is_head and "slot" in heads,
         training_hours=time.is_head and settings.hours and links.gap_odds is not None,
     )

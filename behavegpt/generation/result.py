@@ -74,7 +74,8 @@ class Generated(Tabular):
 
         table: dict[str, Any] = {schema.user: self._users(), schema.time: times}
         for field, column in schema.label_columns.items():
-            table[column] = self.tokenizer.vocabulary[field].decode_array(columns[field])
+            labels = self.tokenizer.vocabulary[field].decode_array(columns[field])
+            table[column] = labels.cast(pa.float64()) if field in schema.numeric else labels
         if schema.order is not None:
             table[schema.order] = columns["step"]
         if self.settings["samples"] > 1:

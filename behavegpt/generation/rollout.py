@@ -132,10 +132,15 @@ class Rollout:
                 following = self.reader.following(state, heads)
 
             # the moment first: behavior, event and place may be given it
-            draws = Draws(*state.uniforms(step, len(Draws._fields)).T)  # each (N,)
+            further, width = self.policies.drawn, len(Draws._fields)
+            numbers = state.uniforms(step, width + len(further)).T
+            draws = Draws(*numbers[:width])  # each (N,)
             new = self._time(following, draws)
             following, placed = self._given(following, draws, new)
             new |= self._what(following, draws, placed)
+            for field, column in zip(further, numbers[width:], strict=True):
+                scores = _among(following.heads[field], UNKNOWN, None, following.hidden)
+                new[field] = self._choose(scores, column).cpu().numpy()
 
             state.time = state.time + new["gap"]
             going_on = state.time <= state.horizon  # (N,) bool
@@ -170,6 +175,7 @@ class Rollout:
         """The auxiliary heads to evaluate over all their ids."""
         policies = self.policies
         wanted = {"gap", "slot"} if policies.time.is_head else set()
+        wanted |= set(policies.drawn)
         if policies.event is not None and policies.event.is_head:
             wanted.add("event")
         if policies.location is not None and policies.location.is_head and not self.few_places:

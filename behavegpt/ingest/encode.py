@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from behavegpt.data.bins import Bins
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
@@ -194,7 +195,12 @@ def fit_vocabularies(
             "rule."
         )
 
-    result = {f: _fit(labels[f], counts[f], min_count, max_vocabulary) for f in plan.fields}
+    result = {
+        field: Bins.fit(labels[field], counts[field])
+        if field in plan.schema.numeric
+        else _fit(labels[field], counts[field], min_count, max_vocabulary)
+        for field in plan.fields
+    }
 
     # the others may be empty: all their labels are unknown then
     for field in {"event", "behavior"}.intersection(result):
@@ -202,6 +208,14 @@ def fit_vocabularies(
             raise DataError(
                 f"{plan.source.name}: column {plan.columns[field]!r} ({field}) has no label with "
                 f"{min_count} training events; lower --min-count or name another column."
+            )
+
+    for field in plan.schema.numeric:
+        if not result[field].classes and len(labels[field]) > 1:
+            raise DataError(
+                f"{plan.source.name}: column {field!r} (numeric) holds no number in the training "
+                f"split, but such values as {labels[field][1].as_py()!r}; write numbers with a "
+                "decimal point and no unit, or name the column with --extra."
             )
 
     return result

@@ -115,6 +115,8 @@ def _table(sample: ColumnSample, schema: EventSchema) -> list[ColumnGuess]:
             roles.setdefault(column, []).append(role)
     for column in schema.extra:
         roles.setdefault(column, []).append("extra")
+    for column in schema.numeric:
+        roles.setdefault(column, []).append("numeric")
 
     result = []
     for column, kind in sample.types.items():

@@ -32,7 +32,7 @@ from behavegpt.ingest.plan import plan_events
 from behavegpt.ingest.preparation import Preparation, PrepareArguments, check_free
 from behavegpt.ingest.reasons import named_rejects
 from behavegpt.ingest.rejects import write_rejects
-from behavegpt.ingest.remarks import early_times, one_label, without_clock
+from behavegpt.ingest.remarks import early_times, not_numbers, one_label, without_clock
 from behavegpt.ingest.sources import Logs, find_logs
 from behavegpt.ingest.write import write_folder
 from behavegpt.io import scratch, temporary_folder
@@ -209,6 +209,7 @@ def _fit(encoded: Encoded, logs: Logs, chosen: Preparation) -> _Read:
         early_times(encoded),
         clock,
         one_label(vocabularies, encoded.plan.schema),
+        not_numbers(encoded),
     )
 
     return _Read(encoded, splitter, vocabularies, tuple(filter(None, remarks)))

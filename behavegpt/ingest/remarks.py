@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from behavegpt.data.bins import numbers
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import DAY, MICROS, zone
 from behavegpt.data.vocabulary import Vocabulary
@@ -83,6 +84,21 @@ def one_label(vocabularies: Mapping[str, Vocabulary], schema: EventSchema) -> st
         "predictor is enough, it is right wherever a model is; name a column with more labels with "
         f"--{role} if there is more to predict"
     )
+
+
+def not_numbers(encoded: Encoded) -> str | None:
+    """What to say of values of numeric columns that are no numbers."""
+    for field in encoded.plan.schema.numeric:
+        labels, events = encoded.plan.labels(field), encoded.plan.events(field)
+        bad = np.isnan(numbers(labels))
+        bad[0] = False  # null is legal
+        if bad.any():
+            example = labels[int(np.flatnonzero(bad)[0])].as_py()
+            return (
+                f"{int(events[bad].sum()):,} values of {field!r} are no numbers, such as "
+                f"{example!r}: they count as missing"
+            )
+    return None
 
 
 def _share_at_midnight(encoded: Encoded) -> float:

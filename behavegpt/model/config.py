@@ -54,7 +54,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     # what is given of the event that is predicted: any of time (weekday and slot), location
     given: list[str] | None = None
     tied_head: bool = False  # the event embedding enters the logits
-    next_heads: list[str] | None = None  # auxiliary heads: any of event, location, gap, slot
+    next_heads: list[str] | None = None  # auxiliary heads: gap and fields but weekday
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
 
     pad_token_id: int | None = 0
@@ -167,8 +167,8 @@ class BehaveGPTConfig(PreTrainedConfig):
                 not self.behavior_is_event
                 or self.num_behaviors == fields.get("event", 0) - SPECIAL_IDS
             ),
-            "next_heads may name event, location (if the model has it), gap and slot": all(
-                name == "gap" or (name in ("event", "location", "slot") and name in fields)
+            "next_heads may name gap and the fields of the model but weekday": all(
+                name == "gap" or (name != "weekday" and name in fields)
                 for name in self.next_heads or ()
             ),
         }

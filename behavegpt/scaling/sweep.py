@@ -68,12 +68,19 @@ def sweep(
 
     def rows_of(job: Job) -> Iterator[Row]:
         yield {"key": keys[job.name], **_row(settings, job, division, heldout)}
-        _tidy(out / "runs" / job.name, settings.keep_models)  # the row is written
 
     mine += [job for job in jobs if job not in mine]
     # claims are by file lock: a run that another worker holds is passed over
     grid.run(
-        [Run({"key": keys[job.name]}, partial(rows_of, job), job.name) for job in mine],
+        [
+            Run(
+                {"key": keys[job.name]},
+                partial(rows_of, job),
+                job.name,
+                tidy=partial(_tidy, out / "runs" / job.name, settings.keep_models),
+            )
+            for job in mine
+        ],
         again=lambda row: retry_failed and row["status"] == "failed",
     )
     rows = [row for row in grid.rows() if row["key"] in keys.values()]

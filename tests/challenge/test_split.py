@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from behavegpt.challenge.split import boundaries, split
 from behavegpt.cli import main
 from behavegpt.datasets.challenge_files import EVENTS, open_directory
 from behavegpt.errors import ConfigError, DataError
+from behavegpt.signals import interrupting
 from tests.challenge.makers import make_directory, peak_of_command, split_by_pandas
 
 
@@ -301,3 +304,20 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     assert peak < 500 * 2**20, f"{peak:,} bytes"
     kept = pd.read_parquet(data / "input" / "page_visit.parquet")
     assert np.array_equal(kept["url"], visits["url"][visits["timestamp"] < "2022-10-13"])
+
+
+def test_a_query_is_over_when_a_stop_during_its_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it writes into the folder that is being removed."""
+    started = threading.Thread.start
+
+    def stopped(self: threading.Thread) -> None:
+        started(self)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", stopped)
+    with duckdb.connect() as con, interrupting(), pytest.raises(KeyboardInterrupt):
+        pairs = "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"
+        tables.write_query(con, pairs, tmp_path / "file")
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
