@@ -101,9 +101,13 @@ class Choice:
         return np.minimum(sizes, self.top_k)
 
 
-def choose_from(options: PredictOptions, tokenizer: EventTokenizer) -> Choice:
-    """The choice that options ask for. Raises ConfigError for a label that is no behavior, and
-    where nothing is left."""
+def choose_from(
+    options: PredictOptions, tokenizer: EventTokenizer, retired: Sequence[int] | None = None
+) -> Choice:
+    """The choice that options ask for, of classes but those `retired`.
+
+    Raises ConfigError for a label that is no behavior, and where nothing is left.
+    """
     behaviors = tokenizer.behaviors
     allowed = torch.ones(behaviors.classes, dtype=torch.bool)
     if options.among is not None:
@@ -112,12 +116,16 @@ def choose_from(options: PredictOptions, tokenizer: EventTokenizer) -> Choice:
     if options.exclude:
         allowed[classes_of(options.exclude, tokenizer, "exclude")] = False
 
+    if retired:
+        allowed[list(retired)] = False
+
     groups = None
     if options.per_group is not None:
         groups = _groups(options.per_group, tokenizer)
         allowed &= groups.group < len(groups.names)
     if not bool(allowed.any()):
         named = [name for name in FilterOptions.model_fields if getattr(options, name)]
+        named += ["retired behaviors"] if retired else []
         raise ConfigError(
             f"{' and '.join(named)} leave none of the {behaviors.classes:,} behaviors; name fewer "
             "to exclude, or more to choose from."

@@ -178,7 +178,7 @@ class Predictor(KeepsStates):
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)
-        choice = choose_from(options, self.tokenizer)
+        choice = choose_from(options, self.tokenizer, self.model.config.retired)
         check_asked(self.given, at, location, "this model", "train with model.given")
 
         encoded, memory, asked = self._asked(events, at, location)
@@ -205,7 +205,7 @@ class Predictor(KeepsStates):
         options = check_settings(ExplainOptions, {"last": last, **decision}, "explain")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)
-        choice = choose_from(options, self.tokenizer)
+        choice = choose_from(options, self.tokenizer, self.model.config.retired)
         check_asked(self.given, at, location, "this model", "train with model.given")
         refuse_states(events)
 
@@ -216,7 +216,7 @@ class Predictor(KeepsStates):
             memory = memory_of_histories(self.model, spans, moment)
             return history_logits(self.model, histories, memory, interrupt, moment)
 
-        counts, memory = self.model.counts, self.model.head.memory
+        counts, memory = self.model.counts, self.model.memory_head
         source = Source(
             pieces,
             self.tokenizer,

@@ -36,13 +36,16 @@ def retail() -> UniversalPredictor:
     return behavegpt.load("universal").fit_tables(rows, DEMO_SCHEMA)
 
 
-@pytest.fixture(scope="module", params=["universal", "memory", "memory alone", "no memory"])
+@pytest.fixture(
+    scope="module", params=["universal", "memory", "memory alone", "gru with memory", "no memory"]
+)
 def asked(request: pytest.FixtureRequest, retail: UniversalPredictor) -> tuple[Any, Any]:
     """A predictor and histories in its ids."""
     if request.param == "universal":
         return retail, retail.log.histories
     shape = {"memory": True} if "memory" in request.param.replace("no memory", "") else {}
-    layers = {"num_hidden_layers": 0} if request.param == "memory alone" else {}
+    layers: dict[str, Any] = {"num_hidden_layers": 0} if "alone" in request.param else {}
+    layers |= {"architecture": "gru"} if "gru" in request.param else {}
     return model_of(STORE, **shape, **layers), histories(STORE)
 
 

@@ -28,6 +28,7 @@ from behavegpt.cli import (
     serve,
     tools,
     train,
+    vocabulary,
 )
 from behavegpt.cli.command import Arguments, Command, Group, Parser
 from behavegpt.errors import BehaveGPTError, environment_fault
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Command | Group] = {
     **train.COMMANDS,
     **predict.COMMANDS,
     **decision.COMMANDS,
+    "vocabulary": vocabulary.VOCABULARY,
     **generate.COMMANDS,
     **export.COMMANDS,
     **serve.COMMANDS,
