@@ -23,6 +23,7 @@ _PUBLIC = {
     "Predictor": "behavegpt.predictor",
     "load": "behavegpt.zero_shot",
     "fit": "behavegpt.fitting",
+    "probe": "behavegpt.probing.run",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -39,6 +39,7 @@ SETTINGS = {
     "Benchmark (`benchmark`)": "behavegpt.benchmark.settings.BenchmarkSettings",
     "Scaling (`scale`)": "behavegpt.scaling.settings.SweepSettings",
     "Profiles (`profile`)": "behavegpt.profiles.settings.ProfileSettings",
+    "Probe of user vectors (`probe`)": "behavegpt.probing.settings.ProbeSettings",
     "Service (`serve`)": "behavegpt.serving.requests.ServeSettings",
     "The universal model (`pretrain-universal`)": "behavegpt.universal.train.UniversalSettings",
 }
@@ -48,6 +49,8 @@ RESULTS = (
     "behavegpt.predictions.Predictions",
     "behavegpt.explain.Explanations",
     "behavegpt.generation.result.Generated",
+    "behavegpt.probing.result.ProbeResult",
+    "behavegpt.probing.result.Scores",
     "behavegpt.tabular.Tabular",
 )
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")

@@ -95,6 +95,22 @@ def load_with_logs(
     )
 
 
+def load_uncounted(
+    arguments: Arguments,
+) -> tuple[Predictor | UniversalPredictor, dict[str, Any]]:
+    """The predictor, and what the options say of the log's columns, for a command that reads the
+    log itself."""
+    from behavegpt.zero_shot import is_universal, load_zero_shot
+
+    if is_universal(arguments.model):
+        universal = load_zero_shot(arguments.model)
+        return universal, _changes(arguments, counting=not universal.counted)
+
+    from behavegpt.predictor import load
+
+    return load(arguments.model), _changes(arguments)
+
+
 def _given(arguments: Arguments) -> tuple[str, ...]:
     """What is known of the event that is predicted: what a command names, or what it asks about."""
     from behavegpt.ingest.asked import named_given

@@ -11,8 +11,10 @@ read alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,11 @@ def kernel(function: Callable[..., Any]) -> Any:
     numba's cache looks at the file of the function alone, so code that is older than any file of
     the loops is dropped.
     """
-    compiled: Any = njit(nogil=True, cache=True)(function)
+    try:
+        compiled: Any = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # a container whose package and home are read-only
+        _warn_of_no_cache()
+        return njit(nogil=True)(function)
 
     # a template of all loops: whichever of them was edited, the machine code may hold an inlined
     # copy
@@ -45,3 +51,13 @@ def kernel(function: Callable[..., Any]) -> Any:
                 index.unlink()
 
     return compiled
+
+
+@cache
+def _warn_of_no_cache() -> None:
+    """Once: each of some twenty kernels would say it."""
+    warnings.warn(
+        "no folder can be written that keeps compiled code, so each process compiles anew, for "
+        "some ten seconds: set NUMBA_CACHE_DIR to a folder that this user may write",
+        stacklevel=3,
+    )

@@ -24,7 +24,7 @@ from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.store import EventStore
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
-from behavegpt.ingest.events import read_events
+from behavegpt.ingest.events import Events, read_events
 from behavegpt.ingest.sources import Logs, check_columns, find_logs
 
 _DATES = 10  # events all at midnight that are taken for dates without times
@@ -129,6 +129,13 @@ class EventTokenizer(FeatureExtractionMixin):
         Labels never seen in training become UNKNOWN and are counted. Unusable rows are left out and
         counted. `warn` of dates without a time of day.
         """
+        read = self.read(events, warn=warn)
+        return self.encode_table(
+            read.table, collections.Counter(read.rejects["reason"].to_pylist())
+        )
+
+    def read(self, events: Any, *, warn: bool = True) -> Events:
+        """The labels of raw events, before they become ids; arguments as for `encode`."""
         logs = find_logs(events)
         # fields that the log tells; the model's others are unknown throughout
         present = {
@@ -144,10 +151,7 @@ class EventTokenizer(FeatureExtractionMixin):
         read = read_events(logs, self.event_schema, fields=present)
         if warn:
             self._warn_of_dates(logs, read.table)
-
-        return self.encode_table(
-            read.table, collections.Counter(read.rejects["reason"].to_pylist())
-        )
+        return read
 
     def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
         """Warn where a log of dates alone would put all events into the first slot of the day."""
@@ -159,7 +163,7 @@ class EventTokenizer(FeatureExtractionMixin):
                 f"{logs.name}: all {len(table):,} times are at midnight, but the model tells slots "
                 "of the day apart; if a column holds the time of day, join it: --time "
                 f"{self.event_schema.time}+COLUMN.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def encode_table(

@@ -94,7 +94,7 @@ def read_asked(
     # one parse for each different value: thousands of users are often asked about one time
     if at is not None:
         values = _by_user(at, users, "at")
-        seconds = {key: _seconds(value, schema) for key, value in _distinct(values).items()}
+        seconds = {key: moment_seconds(value, schema) for key, value in _distinct(values).items()}
         moments = np.array([seconds[_key(value)] for value in values], np.int64)
         weekday, slot = calendar(moments, schema)
         asked |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
@@ -152,7 +152,7 @@ def _key(value: Any) -> str:
     return f"{type(value).__name__} {value}"
 
 
-def _seconds(value: Any, schema: EventSchema) -> int:
+def moment_seconds(value: Any, schema: EventSchema) -> int:
     """Epoch seconds of a time: ISO text, a datetime or a date of pandas or numpy. Raises
     DataError."""
     if isinstance(value, np.datetime64):

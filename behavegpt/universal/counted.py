@@ -158,15 +158,24 @@ def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> Co
     if not len(read.table):
         reasons = ", ".join(f"{n} rows: {reason}" for reason, n in rejected.items()) or "no rows"
         raise DataError(f"no usable event to count ({reasons}).")
+    return count_table(read.table, schema, given, rejected)
 
+
+def count_table(
+    table: pa.Table,
+    schema: EventSchema,
+    given: tuple[str, ...] = (),
+    rejected: Mapping[str, int] | None = None,
+) -> CountedLog:
+    """Count events as `read_events` gives them, all of them past and at least one."""
     # all of the log is past, so its labels are all the labels there are
     vocabulary = {}
     for name in schema.label_columns:
-        counts = pc.value_counts(read.table[name].drop_null().combine_chunks())
+        counts = pc.value_counts(table[name].drop_null().combine_chunks())
         vocabulary[name] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
 
     tokenizer = EventTokenizer(schema, vocabulary)
-    return _count(tokenizer, tokenizer.encode_table(read.table, rejected), given)
+    return _count(tokenizer, tokenizer.encode_table(table, rejected), given)
 
 
 def _count(

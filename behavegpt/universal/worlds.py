@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from behavegpt.data.compiled import inner, kernel
 from behavegpt.data.memory_tables import Columns
 from behavegpt.data.vocabulary import FIRST
 
@@ -103,7 +103,7 @@ def random_world(seed: int, events: int = 60_000) -> World:
     return World(columns._replace(event=columns.behavior + FIRST), offsets, classes)
 
 
-@njit(cache=True)
+@kernel
 def _live(columns, offsets, habits, rng):  # type: ignore[no-untyped-def]
     """Fill in the events of all people, one after the other; a day has 48 slots."""
     behavior, slot, place, time = columns.behavior, columns.slot, columns.location, columns.time
@@ -136,7 +136,7 @@ def _live(columns, offsets, habits, rng):  # type: ignore[no-untyped-def]
             place[t] = 2 + (number if kept else rng.integers(0, habits.places))
 
 
-@njit(cache=True)
+@inner
 def _copied(habit, t, begin, columns, habits, rng):  # type: ignore[no-untyped-def]
     """The class that a habit copies from the person's past; -1 where there is nothing to copy."""
     behavior, slot, place = columns.behavior, columns.slot, columns.location

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit
 
+from behavegpt.data import compiled as compiling
 from behavegpt.data import memory
 from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import Spans, read_memory
@@ -250,3 +253,20 @@ def test_stale_code_may_be_dropped_by_another_process_at_the_same_moment(
         gone.stat()
     monkeypatch.setattr("behavegpt.data.compiled.max", lambda times: 0.0, raising=False)
     assert kernel(compiled.py_func).py_func is compiled.py_func
+
+
+def test_without_a_folder_for_compiled_code_the_kernels_work_and_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container whose package and home are read-only."""
+
+    def nowhere(**options: Any) -> Any:
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(compiling, "njit", nowhere)
+    compiling._warn_of_no_cache.cache_clear()
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        doubled = kernel(lambda values: values * 2)
+    assert doubled(np.arange(3)).tolist() == [0, 2, 4]

@@ -146,6 +146,7 @@ OUTPUTS = {
     "synthesize": (["synthesize", "--events", "100", "--out", "{}"], ".parquet"),
     "predict": (["predict", "absent", "absent.csv", "--out", "{}"], ".parquet"),
     "embed": (["embed", "absent", "absent.csv", "--out", "{}"], ".parquet"),
+    "probe": (["probe", "absent", "a.csv", "b.csv", "--at", "2024-01-01", "--out", "{}"], ""),
     "generate": (["generate", "absent", "absent.csv", "--out", "{}"], ".csv"),
     "evaluate": (["evaluate", "absent", "absent", "--out", "{}"], ".json"),
     "export": (["export", "absent", "absent", "{}"], ""),

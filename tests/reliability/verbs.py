@@ -42,6 +42,10 @@ VERBS: dict[str, list[str]] = {
     "evaluate": ["evaluate", "model", "data", "--out", "OUT/eval/metrics.json", "--baselines"],
     "predict": ["predict", "model", "log.parquet", "--out", "OUT/predictions.parquet"],
     "embed": ["embed", "model", "log.parquet", "--out", "OUT/vectors.jsonl"],
+    "probe": [
+        *("probe", "model", "log.parquet", "labels.csv", "--at", "2024-01-30", "--out"),
+        *("OUT/probe", "--min-users", "20", "--folds", "2", "--seeds", "1"),
+    ],
     "generate": ["generate", "model", "log.parquet", "--steps", "4", "--out", "OUT/future.csv"],
     "export": ["export", "model", "log.parquet", "OUT/entry", "--block-users", "5", "--overwrite"],
     "export-model": ["export-model", "model", "OUT/portable", "--format", "torch", "--overwrite"],
@@ -119,6 +123,8 @@ def make_ready(place: Path) -> Path:
     import pyarrow.parquet as pq
 
     pq.write_table(small_log(users=30, events=1500, seed=1), place / "log.parquet")
+    rows = "".join(f"{user},{'ab'[user % 2]}\n" for user in range(30))
+    (place / "labels.csv").write_text(f"user_id,segment\n{rows}")
     make_directory(place / "challenge")
     make_input(place / "profiles")
     (place / "benchmark.yaml").write_text(yaml.safe_dump(BENCHMARK))
