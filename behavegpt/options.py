@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numbers
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -12,6 +13,9 @@ from pydantic import (
     BeforeValidator,
     Field,
     StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
     field_validator,
     model_validator,
 )
@@ -72,6 +76,25 @@ def _pool(parts: Any) -> Any:
     return tuple(parts)
 
 
+def _labels(labels: Any) -> Any:
+    """Any collection of labels but a single one, as a tuple; numpy's numbers as Python's."""
+    # a text would be taken for a list of its letters
+    if (
+        labels is None
+        or isinstance(labels, (str, bytes, Mapping))
+        or not hasattr(labels, "__iter__")
+    ):
+        raise ValueError('write a list of labels, for example ["news"]')
+    return tuple(label.item() if hasattr(label, "item") else label for label in labels)
+
+
+def _groups(mapping: Any) -> Any:
+    """A mapping of label to group that is not empty, both read as labels are."""
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise ValueError('write a mapping of label to group, for example {"news": "reading"}')
+    return dict(zip(_labels(mapping.keys()), _labels(mapping.values()), strict=True))
+
+
 def _temperature(value: float) -> float:
     """0, or large enough to divide logits by."""
     if 0 < value < LEAST_TEMPERATURE:
@@ -100,6 +123,8 @@ def _span(text: str) -> str:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Label = StrictStr | StrictInt | StrictFloat | StrictBool
+Labels = Annotated[tuple[Label, ...], BeforeValidator(_labels)]
 
 
 class PrepareOptions(Settings):
@@ -186,7 +211,26 @@ class DecisionOptions(Settings):
         return self
 
 
-class PredictOptions(DecisionOptions):
+class FilterOptions(Settings):
+    """Which behaviors may be predicted. Those that are left keep their order and probabilities."""
+
+    among: Annotated[Labels, Field(min_length=1)] | None = Field(
+        None, description="only these behaviors"
+    )
+    exclude: Labels = Field((), description="none of these behaviors")
+    exclude_seen: StrictBool = Field(
+        False, description="no behavior that the user's history holds already"
+    )
+    per_group: Annotated[dict[Label, Label], BeforeValidator(_groups)] | None = Field(
+        None,
+        description=(
+            "label -> group: the top_k of each group, and no behavior of none; labels that the "
+            "model does not know are passed over"
+        ),
+    )
+
+
+class PredictOptions(DecisionOptions, FilterOptions):
     """Of the most probable next behaviors."""
 
     top_k: Annotated[Whole, Field(ge=1)] = Field(
@@ -202,6 +246,14 @@ class WhenOptions(Settings):
     )
     top_k: Annotated[Whole, Field(ge=1)] = Field(
         5, description="behaviors for each user, the most probable first"
+    )
+
+
+class ExplainOptions(PredictOptions):
+    """Of the reasons of the most probable next behavior."""
+
+    last: Annotated[Whole, Field(ge=1, le=64)] = Field(
+        16, description="events of each user, the latest ones, that are left out in turn"
     )
 
 

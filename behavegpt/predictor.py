@@ -28,6 +28,8 @@ from behavegpt.data.user_state import TIME, StatesOfHistories, StateSpec, UserSt
 from behavegpt.decision import Thresholds, load_thresholds, log_frequency, shift_of
 from behavegpt.devices import choose_device
 from behavegpt.embeddings.pooling import user_vectors, widths
+from behavegpt.explain import Explanations, Source, Why, explain, refuse_states
+from behavegpt.filters import choose_from, without_seen
 from behavegpt.generation.constraints import Links, load_links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
@@ -40,7 +42,7 @@ from behavegpt.ingest.users import KeepsStates, Users, as_states
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.precision import choose_precision
-from behavegpt.options import PredictOptions
+from behavegpt.options import ExplainOptions, PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.shipped import shipped_folder
@@ -177,18 +179,62 @@ class Predictor(KeepsStates):
         users, or a mapping of user to value; of the time the weekday and the slot count.
         `interrupt` is called between pieces of the work; what it raises stops it. `decision`:
         prior_correction=tau > 0 lifts rare behaviors, logits - tau * log(training frequency);
-        thresholds=True takes the model's own instead, see decision.py. Raises ConfigError and
-        DataError.
+        thresholds=True takes the model's own instead, see decision.py; and filters: among=["news"],
+        exclude=[...], exclude_seen=True, per_group={"news": "reading"}, see filters.py. Raises
+        ConfigError and DataError.
         """
         # all options before the events are read, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)
+        choice = choose_from(options, self.tokenizer, self.model.config.retired)
         check_asked(self.given, at, location, "this model", "train with model.given")
 
         encoded, memory, asked = self._asked(events, at, location)
+        choice = without_seen(choice, encoded, as_states(events))
         pieces = history_logits(self.model, encoded, memory, interrupt, asked)
-        return most_probable(pieces, self.tokenizer, encoded, options.top_k, shift, on_user)
+        return most_probable(pieces, self.tokenizer, encoded, choice, shift, on_user)
+
+    def explain(
+        self,
+        events: EventData | EncodedHistories,
+        last: int = 16,
+        *,
+        at: Any = None,
+        location: Any = None,
+        interrupt: Callable[[], None] = lambda: None,
+        **decision: Any,
+    ) -> Explanations:
+        """Why each user's most probable next behavior: what the experts of the memory add to it,
+        where the model has one, and what it loses without each of the `last` events; explain.py.
+
+        Arguments as for `predict`, states excepted, which hold no history. Raises ConfigError and
+        DataError.
+        """
+        options = check_settings(ExplainOptions, {"last": last, **decision}, "explain")
+        log_prior = log_frequency(self.tokenizer.behaviors.counts)
+        shift = shift_of(options, log_prior, self.thresholds)
+        choice = choose_from(options, self.tokenizer, self.model.config.retired)
+        check_asked(self.given, at, location, "this model", "train with model.given")
+        refuse_states(events)
+
+        encoded, _, asked = self._asked(events, at, location)
+
+        def pieces(histories: EncodedHistories, moment: Moment | None) -> Any:
+            spans = Histories(histories.columns, histories.offsets[:-1], histories.offsets[1:])
+            memory = memory_of_histories(self.model, spans, moment)
+            return history_logits(self.model, histories, memory, interrupt, moment)
+
+        counts, memory = self.model.counts, self.model.memory_head
+        source = Source(
+            pieces,
+            self.tokenizer,
+            None if memory is None else memory.mixer,
+            None if counts is None else counts.shares,
+            self.model.config.max_length if counts is None else None,
+        )
+        why = Why(without_seen(choice, encoded, None), shift, options.last)
+        return explain(source, encoded, why, asked)
 
     def when(
         self,

@@ -24,17 +24,19 @@ import torch
 
 from behavegpt.checksums import seal
 from behavegpt.config import check_settings
-from behavegpt.data.given import check_names
+from behavegpt.data.given import Moment, check_names
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
 from behavegpt.errors import ConfigError
+from behavegpt.explain import Explanations, Source, Why, explain, refuse_states
+from behavegpt.filters import Choice, choose_from, without_seen
 from behavegpt.ingest.asked import check_asked, count_unknown, named_given, read_asked
 from behavegpt.ingest.guess import guess_schema
 from behavegpt.ingest.histories import EventData, encode_histories, rows_as_columns
 from behavegpt.ingest.users import KeepsStates, Users, as_states
 from behavegpt.io import scratch
-from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, PredictOptions
+from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, ExplainOptions, PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.universal.counted import (
@@ -181,8 +183,8 @@ class UniversalPredictor(KeepsStates):
         `events`: histories with the columns of the counted log, a state or a list of states, None
         for the users of the log itself. Where nothing was counted yet, the tables come from
         `events`. `at`, `location`: the time and the place that are asked about, for all users or by
-        user; the log is counted again for it where it was counted with nothing given. Raises
-        ConfigError, also for `thresholds`, and DataError.
+        user; the log is counted again for it where it was counted with nothing given. `decision`:
+        prior_correction, and filters. Raises ConfigError, also for `thresholds`, and DataError.
         """
         # all options before the events are counted, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
@@ -205,13 +207,71 @@ class UniversalPredictor(KeepsStates):
         remedy = f"count the log again: fit_tables(log, given={list(given)})"
         check_asked(self.given, at, location, "this counted log", remedy)
 
+        if events is not None and as_states(events) is None:
+            events = self.encode(events)
+        choice = self._without_seen(choose_from(options, self.tokenizer), events)
         asked, tables = self._asked(events, at, location), self.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
         )
         shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
-        return most_probable(pieces, self.tokenizer, asked, options.top_k, shift, on_user)
+        return most_probable(pieces, self.tokenizer, asked, choice, shift, on_user)
+
+    def explain(
+        self,
+        events: EventData | None = None,
+        last: int = 16,
+        *,
+        at: Any = None,
+        location: Any = None,
+        interrupt: Callable[[], None] = lambda: None,
+        **decision: Any,
+    ) -> Explanations:
+        """Why each user's most probable next behavior; see `Predictor.explain`.
+
+        `events` as for `predict`, states excepted. Raises ConfigError, also for a saved model
+        without `events`, and DataError.
+        """
+        options = check_settings(ExplainOptions, {"last": last, **decision}, "explain")
+        if options.thresholds:
+            raise ConfigError(NO_THRESHOLDS)
+        refuse_states(events)
+        given = named_given(at, location)
+        counted, events = self._counted_for(events, given)
+        if counted is not self:
+            told = {"at": at, "location": location, "interrupt": interrupt}
+            return counted.explain(events, last, **told, **decision)
+
+        remedy = f"count the log again: fit_tables(log, given={list(given)})"
+        check_asked(self.given, at, location, "this counted log", remedy)
+        encoded = self.log.histories if events is None else self.encode(events)
+        if encoded is None:
+            raise ConfigError(
+                "a saved model knows states, no histories; give those that are to be explained."
+            )
+        asked = None
+        if self.given:
+            asked, _ = read_asked(self.tokenizer, encoded.users, at, location)
+
+        tables, shares = self.log.tables, self.log.shares
+
+        def pieces(histories: EncodedHistories, moment: Moment | None) -> Any:
+            for batch in self.log.asked(histories, moment).batches(interrupt):
+                yield batch.position, self.model.logits(batch.memory, tables)
+
+        choice = without_seen(choose_from(options, self.tokenizer), encoded, None)
+        shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
+        source = Source(pieces, self.tokenizer, self.model.mixer, shares)
+        return explain(source, encoded, Why(choice, shift, options.last), asked)
+
+    def _without_seen(self, choice: Choice, events: Any) -> Choice:
+        """The choice without what users had, of histories in ids, states, or None for the log's
+        users."""
+        histories, states = self.log.histories if events is None else events, as_states(events)
+        if choice.exclude_seen and histories is None:
+            states = list(self.users.values())  # a saved log has states alone
+        return without_seen(choice, histories, states)
 
     def _counted_for(
         self, events: EventData | None, given: tuple[str, ...]

@@ -47,6 +47,7 @@ RESULTS = (
     "behavegpt.fitting.FittedPredictor",
     "behavegpt.fitting.Evaluation",
     "behavegpt.predictions.Predictions",
+    "behavegpt.explain.Explanations",
     "behavegpt.generation.result.Generated",
     "behavegpt.probing.result.ProbeResult",
     "behavegpt.probing.result.Scores",

@@ -18,7 +18,14 @@ from behavegpt.errors import ConfigError, DataError, violation
 from behavegpt.model import BehaveGPTConfig
 
 # of the config what follows from the data
-_NOT_SHAPE = ("field_sizes", "field_order", "num_behaviors", "behavior_is_event", "tokenizer_hash")
+_NOT_SHAPE = (
+    "field_sizes",
+    "field_order",
+    "num_behaviors",
+    "behavior_is_event",
+    "tokenizer_hash",
+    "retired",
+)
 
 
 def target_tokenizer(

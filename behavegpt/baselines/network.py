@@ -125,7 +125,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
         """Logits (N, K) at N positions: the baseline's scores, what the user's own history adds,
         and the mixture with the counts."""
         check_given(self.given, predicted)
-        return self._scores(predicted.asked, predicted)
+        return self.without_retired(self._scores(predicted.asked, predicted))
 
     def _scores(self, hidden: torch.Tensor, predicted: Predicted) -> torch.Tensor:
         """The logits from hidden states (N, C) with what is given."""

@@ -29,6 +29,7 @@ from behavegpt.cli import (
     serve,
     tools,
     train,
+    vocabulary,
     when,
 )
 from behavegpt.cli.command import Arguments, Command, Group, Parser
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command | Group] = {
     **predict.COMMANDS,
     **decision.COMMANDS,
     **when.COMMANDS,
+    "vocabulary": vocabulary.VOCABULARY,
     **generate.COMMANDS,
     **export.COMMANDS,
     **probe.COMMANDS,

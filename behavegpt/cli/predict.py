@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
+from behavegpt.cli.filters import filter_arguments, read_filters
 from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
 from behavegpt.cli.when import tell_when, when_arguments
 
@@ -156,6 +158,7 @@ def _predict_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
     _decision_arguments(parser)
+    filter_arguments(parser)
     parser.add_argument(
         "--at",
         metavar="TIME",
@@ -169,6 +172,15 @@ def _predict_arguments(parser: Parser) -> None:
     when_arguments(parser)
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
+    )
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const=16,
+        type=int,
+        metavar="N",
+        help="why each user's best behavior: counts that carried it, and which of the last N "
+        "events (default 16, at most 64)",
     )
     parser.add_argument(
         "--save",
@@ -187,12 +199,16 @@ def _predict(arguments: Arguments) -> Any:
     if arguments.when or arguments.within or arguments.now:
         return tell_when(arguments)
 
+    filters = read_filters(arguments)
     predictor, logs = load_with_logs(arguments)
     save = getattr(predictor, "save", None)  # trained models keep nothing of the logs
     if arguments.save and save is None:
         raise ConfigError(
             f"--save keeps what the universal model counted; {arguments.model} is a trained model."
         )
+
+    if arguments.explain is not None:
+        return _explain(arguments, predictor, logs, filters)
 
     with progress("predict", 100) as advance:
         predictions = predictor.predict(
@@ -203,9 +219,12 @@ def _predict(arguments: Arguments) -> Any:
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} users"),
             at=arguments.at,
             location=arguments.location_now,
+            **filters,
         )
 
     say_unread(predictions.unknown, predictions.rejected)
+    if predictions.empty:
+        say(f"the filters leave nothing of {predictions.empty:,} users, who are left out")
     if arguments.save and save:
         say(f"tables and states, written: {save(arguments.save)}")
 
@@ -218,17 +237,45 @@ def _predict(arguments: Arguments) -> Any:
             "out": str(arguments.out),
             "unknown": predictions.unknown,
             "rejected": predictions.rejected,
+            "empty": predictions.empty,
         }
     if arguments.json:
         return rows.to_pylist()
 
     # the first 20 users, with all their ranks
     shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
-    cells = [
-        [row["user"], str(row["rank"]), row["behavior"], f"{row['probability']:.4f}"]
-        for row in shown
-    ]
-    show(arguments, ("user", "rank", "behavior", "probability"), cells)
+    texts = [row | {"probability": f"{row['probability']:.4f}"} for row in shown]
+    show(arguments, rows.column_names, [list(map(str, row.values())) for row in texts])
+    return None
+
+
+def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[str, Any]) -> Any:
+    from behavegpt.console import say
+    from behavegpt.data.store import write_table
+    from behavegpt.errors import ConfigError
+
+    if arguments.save:
+        raise ConfigError("--explain explains, --save keeps; run predict twice.")
+    found = predictor.explain(
+        logs,
+        arguments.explain,
+        prior_correction=arguments.prior_correction,
+        thresholds=arguments.thresholds,
+        at=arguments.at,
+        location=arguments.location_now,
+        **filters,
+    )
+    rows = found.to_table()
+    if arguments.out:
+        write_table(rows, arguments.out)
+        say(f"{len(found):,} users, written: {arguments.out}")
+        return {"users": len(found), "out": str(arguments.out)}
+    if arguments.json:
+        return rows.to_pylist()
+
+    names = ("user", "behavior", "probability", "because")
+    texts = [row | {"probability": f"{row['probability']:.4f}"} for row in rows[:20].to_pylist()]
+    show(arguments, names, [[row[name] for name in names] for row in texts])
     return None
 
 
@@ -274,6 +321,8 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict demo shop.parquet                      # a model that ships; see "
         "`behavegpt models`\n"
         "  behavegpt predict universal my_logs.csv --at '2026-11-28 18:30'   # what then?\n"
+        "  behavegpt predict universal my_logs.csv --explain                 # and why?\n"
+        "  behavegpt predict universal shop.csv --exclude-seen --exclude @sold_out.txt\n"
         "  behavegpt predict universal my_logs.csv --save counted   # then: behavegpt serve "
         "counted",
         _predict_arguments,

@@ -33,6 +33,13 @@ def when_arguments(parser: Parser) -> None:
     )
 
 
+# options of `predict` that change which behaviors it lists
+_WITHOUT = (
+    *("prior_correction", "thresholds", "at", "location_now", "save", "explain"),
+    *("among", "exclude", "exclude_seen", "per_group"),
+)
+
+
 def tell_when(arguments: Arguments) -> Any:
     """`predict --when`. Raises ConfigError for options that it does not know."""
     from behavegpt.cli.command import named_logs
@@ -42,7 +49,7 @@ def tell_when(arguments: Arguments) -> Any:
 
     if not arguments.when:
         raise ConfigError("--within and --now are options of --when; add it, or leave them out.")
-    for name in ("prior_correction", "thresholds", "at", "location_now", "save"):
+    for name in _WITHOUT:
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --when; leave one.")
     if not arguments.logs:

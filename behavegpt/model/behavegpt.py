@@ -29,7 +29,7 @@ from behavegpt.model.body import (
 )
 from behavegpt.model.cache import EventCache
 from behavegpt.model.chunks import HeadLoss
-from behavegpt.model.config import GAP_BUCKETS, BehaveGPTConfig
+from behavegpt.model.config import GAP_BUCKETS, RETIRED, BehaveGPTConfig
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
 from behavegpt.model.given import GivenProjection, check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted, PredictionHead
@@ -242,7 +242,15 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def logits(self, predicted: Predicted) -> torch.Tensor:
         """Logits (N, K) at N positions."""
         check_given(self.given, predicted)
-        return self.head(predicted.asked, predicted.past, self._tied_embedding())
+        logits = self.head(predicted.asked, predicted.past, self._tied_embedding())
+        return self.without_retired(logits)
+
+    def without_retired(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K) in which retired classes have no probability."""
+        if not self.config.retired:
+            return logits
+        retired = torch.tensor(self.config.retired, device=logits.device)
+        return logits.index_fill(1, retired, RETIRED)
 
     def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
         """Loss sum of N positions with the targets (N,) under a criterion; logits come in chunks

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 SPECIAL_IDS = 2  # padding and unknown; behavior class = vocabulary id - SPECIAL_IDS
 GAP_BUCKETS = 56  # outputs of the gap head, as data/collate.py cuts the time to the next event
+RETIRED = -1e4  # logit of a class that is never predicted: finite, so that a loss of it is too
 # what may be given of the event that is predicted, as data/given.py takes it from a log
 GIVEN_FIELDS = {"time": ("weekday", "slot"), "location": ("location",)}
 
@@ -55,6 +56,7 @@ class BehaveGPTConfig(PreTrainedConfig):
     given: list[str] | None = None
     tied_head: bool = False  # the event embedding enters the logits
     next_heads: list[str] | None = None  # auxiliary heads: gap and fields but weekday
+    retired: list[int] | None = None  # classes that are never predicted any more
     tokenizer_hash: str | None = None  # of the vocabulary and schema the ids belong to
 
     pad_token_id: int | None = 0
@@ -147,6 +149,9 @@ class BehaveGPTConfig(PreTrainedConfig):
             ),
             "memory needs memory_experts, the names in behavegpt.data.memory_past.EXPERTS": (
                 not self.memory or bool(self.memory_experts)
+            ),
+            f"retired must name some classes of {self.num_behaviors}, not all: {self.retired}": (
+                set(self.retired or ()) < set(range(self.num_behaviors))
             ),
             f"given may name {' and '.join(GIVEN_FIELDS)}, each once, not {self.given}": (
                 set(given) <= GIVEN_FIELDS.keys() and len(set(given)) == len(given)

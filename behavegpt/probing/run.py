@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from behavegpt.config import check_settings
 from behavegpt.errors import DataError
-from behavegpt.ingest.asked import moment_seconds
+from behavegpt.ingest.asked import seconds_of
 from behavegpt.predictor import Predictor
 from behavegpt.probing.features import aggregates, label_counts
 from behavegpt.probing.labels import Labels, read_labels
@@ -82,7 +82,7 @@ def probe(
     chosen = check_settings(ProbeSettings, settings, "probe")
     predictor = model if isinstance(model, (Predictor, UniversalPredictor)) else load(model)
     read = read_log(predictor, log, columns or {})
-    moment = moment_seconds(at, read.schema)
+    moment = seconds_of(at, read.schema)
     check_date(read, moment, max(chosen.stale_weeks, default=0))
 
     rule = read.schema.label_rules.get("user")

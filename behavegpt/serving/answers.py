@@ -22,9 +22,11 @@ from behavegpt.ingest.asked import check_asked
 from behavegpt.ingest.histories import encode_histories
 from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of, reading_key
+from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.serving.requests import (
     EmbedRequest,
+    ExplainRequest,
     GenerateRequest,
     History,
     PredictRequest,
@@ -65,8 +67,21 @@ def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     return (
         type(request),
         together,
-        tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in options.items()),
+        tuple((name, hashable(value)) for name, value in options.items()),
     )
+
+
+def hashable(value: Any) -> Any:
+    """The value of an option, lists and objects as tuples."""
+    if isinstance(value, dict):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def predict_options(request: PredictOptions) -> dict[str, Any]:
+    """The options of a request by name, beside `top_k`."""
+    names = set(PredictOptions.model_fields) - {"top_k"}
+    return {name: getattr(request, name) for name in sorted(names)}
 
 
 def _named(request: Request) -> set[str]:
@@ -198,6 +213,23 @@ def _answers(
 def _predict(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
+    request, told = requests[0], _told(predictor, requests)
+    options = predict_options(request) | told
+    found = predictor.predict(encoded, request.top_k, interrupt=interrupt, **options)
+    return [{"behaviors": behaviors} for behaviors in found.answers()]
+
+
+def _explain(
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
+    request, told = requests[0], _told(predictor, requests)
+    options = predict_options(request) | told
+    found = predictor.explain(encoded, request.last, interrupt=interrupt, **options)
+    return found.answers()
+
+
+def _told(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
+    """What users say of the events that are asked about. Raises ConfigError and DataError."""
     users = [user for request in requests for user in request.users]
     at, location = (
         values if any(value is not None for value in values) else None
@@ -205,21 +237,7 @@ def _predict(
     )
     # before a log is counted again for it
     check_asked(predictor.given, at, location, "the model of this service", "serve another one")
-    request = requests[0]
-    found = predictor.predict(
-        encoded,
-        request.top_k,
-        prior_correction=request.prior_correction,
-        interrupt=interrupt,
-        thresholds=request.thresholds,
-        at=at,
-        location=location,
-    )
-    answers: list[Answer] = []
-    for labels, shares in zip(found.labels.tolist(), found.probabilities.tolist(), strict=True):
-        likely = zip(labels, shares, strict=True)
-        answers.append({"behaviors": [{"behavior": b, "probability": p} for b, p in likely]})
-    return answers
+    return {"at": at, "location": location}
 
 
 def _embed(
@@ -249,4 +267,9 @@ def _generate(
     ]
 
 
-_ANSWERS = {PredictRequest: _predict, EmbedRequest: _embed, GenerateRequest: _generate}
+_ANSWERS = {
+    PredictRequest: _predict,
+    ExplainRequest: _explain,
+    EmbedRequest: _embed,
+    GenerateRequest: _generate,
+}

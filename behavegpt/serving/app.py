@@ -30,6 +30,7 @@ from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
     AnyRequest,
+    ExplainRequest,
     GenerateRequest,
     Request,
     ServeSettings,
@@ -105,7 +106,8 @@ class Service:
             submitted = self.quick.submit(UserRequest, 1, job)
         else:
             together = key(request, self.predictor.tokenizer.event_schema)
-            long = isinstance(request, GenerateRequest) or request.events > QUICK_EVENTS
+            slow = isinstance(request, (GenerateRequest, ExplainRequest))
+            long = slow or request.events > QUICK_EVENTS
             submitted = (self.long if long else self.quick).submit(
                 together, len(request.users), job
             )

@@ -10,6 +10,7 @@ from behavegpt.serving.requests import (
     AnyRequest,
     EmbedRequest,
     EventsRequest,
+    ExplainRequest,
     GenerateRequest,
     PredictRequest,
     StateRequest,
@@ -17,6 +18,7 @@ from behavegpt.serving.requests import (
 
 ENDPOINTS: dict[str, type[AnyRequest]] = {
     "/v1/predict": PredictRequest,
+    "/v1/explain": ExplainRequest,
     "/v1/embed": EmbedRequest,
     "/v1/generate": GenerateRequest,
     "/v1/users/{id}/events": EventsRequest,

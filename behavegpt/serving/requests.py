@@ -20,7 +20,7 @@ from pydantic import (
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.options import DrawOptions, EmbedOptions, PredictOptions, Real, Whole
+from behavegpt.options import DrawOptions, EmbedOptions, ExplainOptions, PredictOptions, Real, Whole
 
 MOST_NAME = 1000  # characters of a label
 MOST_KEYS = 64  # of an object: more are no columns of a log
@@ -142,6 +142,10 @@ class PredictRequest(Request, PredictOptions):
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         super().check(limits, schema)
         _at_most(limits, "top_k", self.top_k)
+
+
+class ExplainRequest(PredictRequest, ExplainOptions):
+    """Why each user's most probable next behavior."""
 
 
 class EmbedRequest(Request, EmbedOptions):

@@ -14,14 +14,13 @@ from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, ConfigError
-from behavegpt.serving.answers import AnyPredictor
+from behavegpt.serving.answers import AnyPredictor, hashable, predict_options
 from behavegpt.serving.errors import Refused
 from behavegpt.serving.requests import (
     EventsRequest,
     ServeSettings,
     StateRequest,
     UserRequest,
-    Value,
 )
 
 MOST_DROPPED = 100_000  # users of whom it is remembered that their state was dropped
@@ -135,29 +134,33 @@ class Users:
         self, asked: Mapping[int, tuple[StateRequest, UserState]], interrupt: Callable[[], None]
     ) -> dict[int, Answer | Exception]:
         """Answers by number, those with equal options together."""
-        alike: dict[tuple[int, float, bool, Value, Value], list[int]] = {}
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for number, (request, _) in asked.items():
-            options = (request.top_k, request.prior_correction, request.thresholds)
-            alike.setdefault((*options, request.at, request.location), []).append(number)
+            options = (
+                request.top_k,
+                request.at,
+                request.location,
+                *predict_options(request).values(),
+            )
+            alike.setdefault(tuple(map(hashable, options)), []).append(number)
         answers: dict[int, Answer | Exception] = {}
-        for (top_k, correction, thresholds, at, location), numbers in alike.items():
+        for numbers in alike.values():
             states = [asked[number][1] for number in numbers]
+            request = asked[numbers[0]][0]
             try:
                 found = self._predictor.predict(
                     states,
-                    top_k,
-                    prior_correction=correction,
-                    thresholds=thresholds,
+                    request.top_k,
                     interrupt=interrupt,
-                    at=at,
-                    location=location,
+                    at=request.at,
+                    location=request.location,
+                    **predict_options(request),
                 )
             except BehaveGPTError as error:
                 answers |= dict.fromkeys(numbers, error)
                 continue
-            chances = zip(found.labels.tolist(), found.probabilities.tolist(), strict=True)
-            for number, state, told in zip(numbers, states, chances, strict=True):
-                answers[number] = _told(state, *told)
+            for number, state, behaviors in zip(numbers, states, found.answers(), strict=True):
+                answers[number] = _told(state, behaviors)
         return answers
 
     def _is_unknown(self, user: str) -> bool:
@@ -203,10 +206,6 @@ class Users:
             )
 
 
-def _told(state: UserState, labels: list[str], probabilities: list[float]) -> Answer:
-    behaviors = [
-        {"behavior": label, "probability": probability}
-        for label, probability in zip(labels, probabilities, strict=True)
-    ]
+def _told(state: UserState, behaviors: list[dict[str, object]]) -> Answer:
     told = {"id": state.user, "events": state.events, "behaviors": behaviors}
     return {"users": [told], "unknown": {}, "rejected": {}}

@@ -366,3 +366,65 @@ def test_batches() -> None:
     assert seen == [[0], [1, 3], [4], [5], [6, 7], [99], [8, 8]]
     with pytest.raises(Busy):
         batcher.submit("a", 1, 1)
+
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "among": {"among": ["behavior1", "behavior3"]},
+    "exclude": {"exclude": ["behavior1"], "prior_correction": 0.5},
+    "exclude seen": {"exclude_seen": True},
+    "groups": {"per_group": {"behavior1": "a", "behavior2": "a", "behavior3": "b"}, "top_k": 1},
+}
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+def test_filters_are_those_of_the_predictor(
+    client: Any, predictor: Predictor, filters: dict[str, Any]
+) -> None:
+    rows = [row | {"b": f"behavior{number % 3}"} for number, row in enumerate(history(3))]
+    answer = client.post("/v1/predict", json={"users": [{"id": "7", "events": rows}], **filters})
+    assert answer.status_code == 200, answer.text
+    frame = [row | {"u": "7"} for row in rows]
+    found = predictor.predict(frame, **filters).to_table().drop_columns(["user", "rank"])
+    told = answer.json()["users"][0]["behaviors"]
+    assert [row["behavior"] for row in told] == found["behavior"].to_pylist()
+    assert [row.get("group") for row in told] == (
+        found["group"].to_pylist() if "per_group" in filters else [None] * len(told)
+    )
+    assert np.allclose([row["probability"] for row in told], found["probability"], atol=1e-6)
+
+    client.post("/v1/users/7/events", json={"events": rows, "new": True})
+    of_state = client.post("/v1/users/7/predict", json=filters)
+    if "exclude_seen" in filters:
+        assert of_state.status_code == 422 and "last events alone" in of_state.text
+    else:
+        assert [row["behavior"] for row in of_state.json()["users"][0]["behaviors"]] == [
+            row["behavior"] for row in told
+        ]
+
+
+def test_a_filter_of_unknown_labels_is_one_error(client: Any) -> None:
+    users = [{"id": "7", "events": history(3)}]
+    for filters, words in (
+        ({"exclude": ["behavor1"]}, "Did you mean 'behavior1'"),
+        ({"exclude": "behavior1"}, "write a list of labels"),
+        ({"per_group": {"behavior1": None}}, "per_group"),
+    ):
+        answer = client.post("/v1/predict", json={"users": users, **filters})
+        assert answer.status_code == 422 and words in answer.json()["error"]["message"]
+
+
+def test_an_explanation_is_that_of_the_predictor(client: Any, predictor: Predictor) -> None:
+    rows = [row | {"b": f"behavior{number % 3}"} for number, row in enumerate(history(3))]
+    users = [{"id": "7", "events": rows}, {"id": "8", "events": rows[:5]}]
+    body = {"users": users, "last": 4, "exclude": ["behavior0"]}
+    answer = client.post("/v1/explain", json=body)
+    assert answer.status_code == 200, answer.text
+    frame = [row | {"u": user["id"]} for user in users for row in user["events"]]
+    found = predictor.explain(frame, 4, exclude=["behavior0"])
+    told = answer.json()["users"]
+    assert [user["because"] for user in told] == found.because
+    assert [user["behavior"] for user in told] == found.labels.tolist()
+    effects = [event["effect"] for event in told[0]["events"]]
+    expected = np.sort(found.effects[0][found.effects[0] > 0])[::-1][:3]
+    assert np.allclose(effects, expected, atol=1e-4)
+    assert client.post("/v1/explain", json=body | {"last": 65}).status_code == 422

@@ -1,0 +1,48 @@
+"""Commands that change what a trained model may predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from behavegpt.cli.command import Arguments, Command, Group, Output, Parser
+from behavegpt.cli.filters import read_labels
+
+
+def _retire_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder, which stays as it is")
+    parser.add_argument(
+        "labels", nargs="+", metavar="LABEL", help="behaviors; @FILE reads them, one a line"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new model")
+
+
+def _retire(arguments: Arguments) -> Any:
+    from behavegpt.console import say
+    from behavegpt.errors import ConfigError
+    from behavegpt.retire import retire
+    from behavegpt.zero_shot import is_universal
+
+    if is_universal(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} has the labels of the log that it counts; leave behaviors out "
+            "with --exclude, or count a log without them."
+        )
+    told = retire(arguments.model, read_labels(arguments.labels), arguments.out)
+    say(f"{told['retired']:,} of {told['behaviors']:,} behaviors retired: {arguments.out}")
+    return {"out": str(arguments.out), **told}
+
+
+VOCABULARY = Group(
+    "the behaviors of a trained model",
+    {
+        "retire": Command(
+            "behaviors that are never predicted any more, and still read in histories",
+            "  behavegpt vocabulary retire runs/mine/model news mail --out runs/mine/without\n"
+            "  behavegpt vocabulary retire runs/mine/model @sold_out.txt --out runs/mine/without",
+            _retire_arguments,
+            _retire,
+            {"out": Output("whole")},
+        ),
+    },
+)
