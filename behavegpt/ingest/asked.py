@@ -94,11 +94,7 @@ def read_asked(
     # one parse for each different value: thousands of users are often asked about one time
     if at is not None:
         values = _by_user(at, users, "at")
-<<<<<<< HEAD
-        seconds = {key: moment_seconds(value, schema) for key, value in _distinct(values).items()}
-=======
         seconds = {key: seconds_of(value, schema) for key, value in _distinct(values).items()}
->>>>>>> main
         moments = np.array([seconds[_key(value)] for value in values], np.int64)
         weekday, slot = calendar(moments, schema)
         asked |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
@@ -156,11 +152,7 @@ def _key(value: Any) -> str:
     return f"{type(value).__name__} {value}"
 
 
-<<<<<<< HEAD
-def moment_seconds(value: Any, schema: EventSchema, argument: str = "at") -> int:
-=======
 def seconds_of(value: Any, schema: EventSchema, argument: str = "at") -> int:
->>>>>>> main
     """Epoch seconds of a time: ISO text, a datetime or a date of pandas or numpy. Raises
     DataError, naming the argument."""
     if isinstance(value, np.datetime64):

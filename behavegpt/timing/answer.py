@@ -15,7 +15,7 @@ import pyarrow as pa
 from behavegpt.config import check_settings
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.ingest.asked import moment_seconds
+from behavegpt.ingest.asked import seconds_of
 from behavegpt.options import WhenOptions, span_seconds
 from behavegpt.predictions import Predictions
 from behavegpt.tabular import Tabular
@@ -88,7 +88,7 @@ def times_of(
             "when MODEL DATA`, DATA being the prepared folder."
         )
     schema = tokenizer.event_schema
-    moment = None if now is None else moment_seconds(now, schema, "now")
+    moment = None if now is None else seconds_of(now, schema, "now")
 
     encoded = read()
     if moment is not None:
