@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +18,9 @@ from rich.table import Table
 
 Update = Callable[[int, str], None]  # finished units, a note such as the current loss
 
+PROSE = 40  # cells: what is longer in a table is a sentence
+GAP = 2  # cells beside a column
+WIDEST = 240  # cells of a table in a file or a pipe
 LINE_EVERY = 10.0  # seconds between plain progress lines
 
 
@@ -41,21 +45,26 @@ def table(
     title: str = "",
     file: TextIO | None = None,
 ) -> None:
-    """A table on `file` (default: standard error); every column but the first to the right."""
+    """A table on `file` (default: standard error); every column but the first, and those of
+    sentences, to the right. On a narrow terminal sentences are folded, so that names stay whole."""
     file = file or sys.stderr
+    # of each column
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     out = Table(
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
     )
 
-    for index, column in enumerate(columns):
-        out.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        is_prose = width > PROSE
+        left = index == 0 or is_prose
+        out.add_column(column, justify="left" if left else "right", no_wrap=not is_prose)
     for row in rows:
         out.add_row(*(escape(cell) for cell in row))
 
     target = Console(file=file, highlight=False)
     # wide lines in a file or a pipe: nothing folds them there, and cells must stay whole
     if not file.isatty():
-        target.width = max(target.width, 160)  # columns
+        target.width = max(target.width, min(sum(widths) + GAP * len(widths), WIDEST))
     target.print(out)
 
 
