@@ -51,10 +51,10 @@ class Policies:
     time: Source
     location: Source | None  # None: the log has no locations
     event: Source | None  # None: the behavior is the event
-    drawn: tuple[str, ...] = ()  # further fields that have a head
-    copied: tuple[str, ...] = ()  # other further fields, which keep the user's last value
+    copied: tuple[str, ...] = ()  # further fields without a head, which keep the user's last value
     slot_head: bool = False  # whether the time of the day within the gap is the slot head's
     training_hours: bool = False  # whether gaps are corrected by what training's were at that hour
+    drawn: tuple[str, ...] = ()  # further fields that have a head
 
     @property
     def needs_own_past(self) -> bool:
