@@ -12,11 +12,6 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import zone
 from behavegpt.probing.past import DAY, Past
 
-AGGREGATES = (
-    *("events", "days since the last", "days since the first", "active days"),
-    *("distinct behaviors", "events of 7 days", "events of 30 days"),
-)
-
 
 def label_counts(past: Past, schema: EventSchema, top: int) -> tuple[np.ndarray, list[str]]:
     """log(1 + count) (U, F) float32 of the `top` most frequent labels of each column, and the
@@ -37,8 +32,9 @@ def label_counts(past: Past, schema: EventSchema, top: int) -> tuple[np.ndarray,
 
 
 def aggregates(past: Past, schema: EventSchema) -> np.ndarray:
-    """log(1 + x) (U, 7) float32 of AGGREGATES; days are those before the moment, active ones those
-    of the log's zone."""
+    """log(1 + x) (U, 7) float32: events, days since the last, days since the first, active days,
+    distinct behaviors, events of 7 days and of 30 days; days are those before the moment, active
+    ones those of the log's zone."""
     encoded = past.encoded
     time = encoded.columns["time"]
     begin, end = encoded.offsets[:-1], encoded.offsets[1:]
