@@ -83,9 +83,9 @@ def tell_when(arguments: Arguments) -> Any:
 
 
 def _span(seconds: float | None) -> str:
-    """Seconds in words; None is a time that may never come."""
+    """Seconds in words; None: longer than any gap of training."""
     if seconds is None:
-        return "never?"
+        return "beyond training"
     for unit, size in (("d", DAY), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -213,23 +213,22 @@ def _answers(
 def _predict(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
-    request, told = requests[0], _told(predictor, requests)
-    options = predict_options(request) | told
-    found = predictor.predict(encoded, request.top_k, interrupt=interrupt, **options)
+    options = _options(predictor, requests)
+    found = predictor.predict(encoded, requests[0].top_k, interrupt=interrupt, **options)
     return [{"behaviors": behaviors} for behaviors in found.answers()]
 
 
 def _explain(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
-    request, told = requests[0], _told(predictor, requests)
-    options = predict_options(request) | told
-    found = predictor.explain(encoded, request.last, interrupt=interrupt, **options)
+    options = _options(predictor, requests)
+    found = predictor.explain(encoded, requests[0].last, interrupt=interrupt, **options)
     return found.answers()
 
 
-def _told(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
-    """What users say of the events that are asked about. Raises ConfigError and DataError."""
+def _options(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
+    """The decision, the filters, and what users say of the events that are asked about. Raises
+    ConfigError and DataError."""
     users = [user for request in requests for user in request.users]
     at, location = (
         values if any(value is not None for value in values) else None
@@ -237,7 +236,7 @@ def _told(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
     )
     # before a log is counted again for it
     check_asked(predictor.given, at, location, "the model of this service", "serve another one")
-    return {"at": at, "location": location}
+    return predict_options(requests[0]) | {"at": at, "location": location}
 
 
 def _embed(
