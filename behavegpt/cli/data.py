@@ -180,7 +180,9 @@ def _prepare(arguments: Arguments) -> Any:
         f"{store.manifest.events:,} events of {store.manifest.users:,} users in {arguments.out} "
         "(see data_card.md)"
     )
-    say(f"next: behavegpt train memory data.path={arguments.out} out=runs/my-run")
+    # counts know no further fields: a network reads them
+    config = "small" if store.schema.extra or store.schema.numeric else "memory"
+    say(f"next: behavegpt train {config} data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
 
