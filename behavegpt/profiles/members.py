@@ -40,6 +40,7 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 class Pca(Settings):
     pca: int = Field(gt=0, description="components kept")
+    whiten: bool = Field(False, description="each component divided by its standard deviation")
 
 
 class Quantile(Settings):
@@ -48,7 +49,7 @@ class Quantile(Settings):
     )
 
 
-Step = Literal["l2", "zscore"] | Pca | Quantile
+Step = Literal["l2", "zscore", "center"] | Pca | Quantile
 
 
 class MemberSettings(Settings):
@@ -56,7 +57,8 @@ class MemberSettings(Settings):
 
     kind: str
     post: tuple[Step, ...] = Field(
-        ("l2",), description="steps before the ensemble: {pca: N}, zscore, l2, {quantile: uniform}"
+        ("l2",),
+        description="steps before the ensemble: {pca: N}, zscore, center, l2, {quantile: uniform}",
     )
     seed: int | None = Field(None, description="the profile's seed by default")
 

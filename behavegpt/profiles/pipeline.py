@@ -135,10 +135,9 @@ def embed_new(
         )
 
     report: Report = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
-    steps = {
-        name: TypeAdapter(tuple[Step, ...]).validate_python(plain)
-        for name, plain in report["steps"].items()
-    }
+    read = TypeAdapter(tuple[Step, ...]).validate_python
+    steps = {name: read(plain) for name, plain in report["steps"].items()}
+    after = read(report.get("after", ()))  # absent from ensembles of earlier versions
     out.mkdir(parents=True, exist_ok=True)
 
     with workspace(out / "embed") as cache:
@@ -163,7 +162,7 @@ def embed_new(
             say(f"{name}: {len(embeddings[name].vectors):,} clients")
 
         order = row_order(context.clients, settings.row_seed)
-        return write_ensemble(load_fitted(steps, folder), embeddings, order, out)
+        return write_ensemble(load_fitted(steps, after, folder), embeddings, order, out)
 
 
 def _attempt(name: str, settings: ProfileSettings, context: Context) -> Report:
@@ -268,7 +267,8 @@ def _ensemble(
     steps = {member: _steps(settings, block, member) for member in names}
     plain = {member: _plain(post) for member, post in steps.items()}
     hashes = {member: built[member]["hash"] for member in names}
-    key = digest(plain, hashes, block.impute, settings.row_seed, __version__)
+    after = _plain(block.after)
+    key = digest(plain, after, hashes, block.impute, settings.row_seed, __version__)
 
     if (folder / ENSEMBLE).is_file():
         report: Report = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
@@ -280,17 +280,20 @@ def _ensemble(
     embeddings = {
         member: UserEmbeddings.load(Path(settings.out) / "members" / member) for member in names
     }
+    order = row_order(context.clients, settings.row_seed)
     fitted = fit_ensemble(
-        {member: (steps[member], embeddings[member]) for member in names}, block.impute
+        {member: (steps[member], embeddings[member]) for member in names},
+        block.impute,
+        block.after,
+        order,
     )
-    report = write_ensemble(
-        fitted, embeddings, row_order(context.clients, settings.row_seed), folder
-    )
+    report = write_ensemble(fitted, embeddings, order, folder)
     save_fitted(fitted, folder)
     report |= {
         "row_seed": settings.row_seed,
         "impute": block.impute,
         "steps": plain,
+        "after": after,
         "hashes": hashes,
         "hash": key,
     }
