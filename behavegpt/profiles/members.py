@@ -69,13 +69,15 @@ class MemberSettings(Settings):
 
 @dataclass(frozen=True)
 class Context:
-    """What a member may use: events, whose vectors are asked for, a cache folder, seed and device
-    (auto: a GPU if there is one)."""
+    """What a member may use: events, whose vectors are asked for, a cache folder, seed, device
+    (auto: a GPU if there is one), and the moment (epoch seconds) from which `embed` counts ages;
+    None: from where the fitted history ends."""
 
     tables: EventTables
     cache: Path
     seed: int = 0
     device: str = "auto"
+    at: int | None = None
 
     @property
     def clients(self) -> np.ndarray:
