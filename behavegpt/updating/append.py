@@ -5,6 +5,7 @@ Shapes: E old and N new events, U users of both.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,12 +34,13 @@ from behavegpt.updating.settings import UpdateSettings
 
 
 class NewEvents(NamedTuple):
-    """What a log holds that is later than all that was seen."""
+    """What a log holds."""
 
     name: str  # of the log
     table: pa.Table  # as `read_events` gives it
-    late: int  # events that were left out
     rejected: dict[str, int]  # reason -> rows
+    digest: str  # SHA-256 of the table: the same log again is known by it
+    late: int = 0  # events that were left out
 
 
 class Appended(NamedTuple):
@@ -54,13 +56,11 @@ def last_time(store: EventStore) -> int:
     return int(np.asarray(store.columns["time"]).max()) + store.manifest.time_origin
 
 
-def read_new(
-    logs: Any, store: EventStore, columns: dict[str, Any], settings: UpdateSettings
-) -> NewEvents:
+def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: float) -> NewEvents:
     """Read a log with the store's columns, or with those that `columns` names.
 
-    Raises DataError for a column that is missing, too many bad rows, events that are not later
-    than the store's last one (unless they are dropped), and where nothing is left.
+    Raises DataError for a column that is missing, and where more than the share `allowed` of the
+    rows cannot be used.
     """
     tokenizer = EventTokenizer.from_store(store, 1).reading(columns)
     schema = tokenizer.event_schema
@@ -68,21 +68,30 @@ def read_new(
     check_columns(found, schema.roles)
 
     read = tokenizer.read(found)
-    _check_rejects(found.name, read.rejects, len(read.table), settings.max_reject_share)
-
-    last = last_time(store)
-    seconds = read.table["time"].to_numpy() // MICROS  # (n,)
-    late = seconds <= last
-    if late.any() and settings.late == "refuse":
-        raise DataError(_late_events(found.name, read.table, late, last))
-    if late.all():
-        raise DataError(
-            f"{found.name}: no event later than {moment(last)}, the last one seen; give the log "
-            "of a later day."
-        )
-    table = read.table.filter(pa.array(~late))
+    _check_rejects(found.name, read.rejects, len(read.table), allowed)
     rejected = dict(Counter(read.rejects["reason"].to_pylist()))
-    return NewEvents(found.name, table, int(late.sum()), rejected)
+
+    table = read.table.combine_chunks()
+    digest = hashlib.sha256()
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    return NewEvents(found.name, table, rejected, digest.hexdigest())
+
+
+def only_later(new: NewEvents, store: EventStore, late: str) -> NewEvents:
+    """The events that are later than the store's last one. Raises DataError for others, unless
+    they are to be dropped, and where nothing is left."""
+    last = last_time(store)
+    seconds = new.table["time"].to_numpy() // MICROS  # (n,)
+    is_late = seconds <= last
+    if is_late.any() and late == "refuse":
+        raise DataError(_late_events(new, is_late, last))
+    if is_late.all():
+        raise DataError(
+            f"{new.name}: no event later than {moment(last)}, the last one seen; give the log of "
+            "a later day."
+        )
+    return new._replace(table=new.table.filter(pa.array(~is_late)), late=int(is_late.sum()))
 
 
 def moment(seconds: int) -> str:
@@ -108,12 +117,12 @@ def _check_rejects(name: str, rejects: pa.Table, accepted: int, allowed: float) 
     )
 
 
-def _late_events(name: str, table: pa.Table, late: np.ndarray, last: int) -> str:
+def _late_events(new: NewEvents, is_late: np.ndarray, last: int) -> str:
     """The error for events that are not later than the last one seen."""
-    first = int(np.flatnonzero(late)[0])
-    user, when = table["user"][first].as_py(), table["time"][first].as_py() // MICROS
+    first = int(np.flatnonzero(is_late)[0])
+    user, when = new.table["user"][first].as_py(), new.table["time"][first].as_py() // MICROS
     return (
-        f"{name}: {int(late.sum()):,} of {len(late):,} events are not later than "
+        f"{new.name}: {int(is_late.sum()):,} of {len(is_late):,} events are not later than "
         f"{moment(last)}, the last one seen (user {user!r} at {moment(when)}, for example): they "
         "are known already, or come too late to be predicted. Cut the log there, or leave such "
         "events out with --late drop."

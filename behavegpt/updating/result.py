@@ -59,9 +59,9 @@ class UpdateResult(Tabular):
 
     def _judged(self) -> Sheet:
         held = self.row["held_out"]
-        rows = [[name, _text(held[name])] for name in ("before", "after")]
-        title = f"{held['targets']:,} new events of users held out: {self.verdict}"
-        return Sheet(("model", "ndcg@3"), rows, title)
+        shown = (f"{held['targets']:,}", _text(held["before"]), _text(held["after"]), self.verdict)
+        columns = ("users held out: events", "ndcg@3 before", "after", "verdict")
+        return Sheet(columns, [list(shown)], "")
 
     def _fields(self) -> Sheet:
         drift = self.row["drift"]

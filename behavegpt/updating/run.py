@@ -15,7 +15,9 @@ import torch
 
 import behavegpt
 from behavegpt import decision
-from behavegpt.config import check_settings, read_yaml
+from behavegpt.bounded_yaml import load_yaml
+from behavegpt.config import check_settings
+from behavegpt.console import say
 from behavegpt.data.reencode import reencode, schema_difference
 from behavegpt.data.store import TEST, TRAIN, VALID, EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
@@ -33,7 +35,7 @@ from behavegpt.training.journal import LOCK
 from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.setup import make_accelerator
-from behavegpt.updating.append import Appended, NewEvents, append, moment, read_new
+from behavegpt.updating.append import Appended, NewEvents, append, moment, only_later, read_new
 from behavegpt.updating.drift import (
     COUNTS,
     Scored,
@@ -76,8 +78,15 @@ def update(
         before = _open(versions.run / MODEL)
         past = _open_past(versions, configured, data)
         _check_schema(before, past)
-        new = read_new(log, past, dict(columns or {}), asked)
+        new = read_new(log, past, dict(columns or {}), asked.max_reject_share)
 
+        # a process that was killed behind the update, and before it said so, is started again
+        rows = versions.rows()
+        if rows and rows[-1]["digest"] == new.digest:
+            say(f"{new.name}: the log of the latest update; nothing is changed")
+            return UpdateResult(rows[-1], versions.run / MODEL)
+
+        new = only_later(new, past, asked.late)
         with versions.add() as folder:
             work = _Update(folder, configured, asked, versions)
             row = work.carry_out(before, past, new)
@@ -111,7 +120,10 @@ def _held(run: str | Path) -> Iterator[Versions]:
 def _read_config(run: Path) -> RunSettings:
     """Data, loss and training loop of the run's configuration."""
     path = run / "config.yaml"
-    tree = read_yaml(path)
+    tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: no settings of a run; restore the file as it was written.")
+    # those of fine-tuning have a `base` too, which is a model
     named = {name: tree[name] for name in RunSettings.model_fields if name in tree}
     return check_settings(RunSettings, named, str(path))
 
@@ -168,7 +180,7 @@ class _Update(NamedTuple):
         before.model.to(accelerator.device)
         row = {"update": number, "made": began.isoformat(timespec="seconds"), **_counted(new)}
         row["new_users"] = events.new_users
-        scored, found = _predict_first(before, events)
+        scored, found = predict_first(before, events)
         row |= found
 
         after, encoded = grow(before, events.store)
@@ -239,10 +251,11 @@ def _counted(new: NewEvents) -> dict[str, Any]:
         "until": moment(int(seconds.max())),
         "late": new.late,
         "rejected": new.rejected,
+        "digest": new.digest,
     }
 
 
-def _predict_first(before: Trained, events: Appended) -> tuple[Scored, dict[str, Any]]:
+def predict_first(before: Trained, events: Appended) -> tuple[Scored, dict[str, Any]]:
     """The model before the update on all new events, beside counts, and the drift."""
     store = reencode(events.store, before.tokenizer.vocabulary)
     store = with_split(store, np.where(events.is_new, TEST, TRAIN).astype(np.uint8))
