@@ -113,7 +113,7 @@ def _held(run: str | Path) -> Iterator[Versions]:
         )
     with lock(folder, folder / LOCK, REMEDY):
         versions = Versions(folder)
-        versions.publish()  # what a killed process did not
+        versions.recover()
         yield versions
 
 

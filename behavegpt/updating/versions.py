@@ -22,7 +22,7 @@ from typing import Any
 
 from behavegpt.data.state_files import holds_states
 from behavegpt.errors import ConfigError
-from behavegpt.io import discard, scratch, write_text
+from behavegpt.io import discard, remove_stale, scratch, write_text
 
 NAME = re.compile(r"[0-9]{4,}")
 ROWS, PUBLISHED = "updates.jsonl", "published"
@@ -74,6 +74,12 @@ class Versions:
             yield folder
         self.publish()
 
+    def recover(self) -> None:
+        """Clear away what killed processes left half made, and publish what they did not."""
+        if self.folder.is_dir():
+            remove_stale(self.folder)
+        self.publish()
+
     def publish(self) -> None:
         """Put the latest model, states and rows into the run, each in one step, unless they lie
         there already."""
@@ -100,7 +106,6 @@ class Versions:
     def undo(self) -> int:
         """Put back what was before the latest update; returns the number of that one. Raises
         ConfigError where that was not kept."""
-        self.folder.mkdir(exist_ok=True)
         numbers = self.numbers
         if len(numbers) < 2:
             was = f"update {numbers[0]} is the oldest one kept" if numbers else "it has no update"
@@ -108,7 +113,6 @@ class Versions:
                 f"{self.run}: nothing to undo, {was}; `--keep` says how many stay, and "
                 "`behavegpt train` makes a run anew."
             )
-        self.publish()
         # what becomes the latest is to be published, whenever a kill comes
         (self.path(numbers[-2]) / PUBLISHED).unlink(missing_ok=True)
         discard(self.path(numbers[-1]))
