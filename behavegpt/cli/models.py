@@ -60,7 +60,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
             "memory data.path=DIR out=RUN"
         )
 
-    changes = _changes(arguments)
+    changes = log_changes(arguments)
     predictor = load(arguments.model, device)
     return predictor.reading(**changes) if changes else predictor
 
@@ -78,7 +78,7 @@ def load_with_logs(
     if is_universal(arguments.model):
         universal = load_zero_shot(arguments.model)
         # a saved folder has its tables already: logs are asked about, not counted
-        changes = _changes(arguments, counting=not universal.counted)
+        changes = log_changes(arguments, counting=not universal.counted)
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
@@ -104,11 +104,11 @@ def load_uncounted(
 
     if is_universal(arguments.model):
         universal = load_zero_shot(arguments.model)
-        return universal, _changes(arguments, counting=not universal.counted)
+        return universal, log_changes(arguments, counting=not universal.counted)
 
     from behavegpt.predictor import load
 
-    return load(arguments.model), _changes(arguments)
+    return load(arguments.model), log_changes(arguments)
 
 
 def _given(arguments: Arguments) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def say_unread(unknown: Mapping[str, int], rejected: Mapping[str, int]) -> None:
                 say(f"{what}: {name}: {number:,}")
 
 
-def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
+def log_changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
     """What the options say of the columns and times of a log. Raises ConfigError for a zone, unless
     the log is counted: what was trained or counted keeps its own."""
     if arguments.tz and not counting:
