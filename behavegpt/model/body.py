@@ -24,7 +24,7 @@ from behavegpt.model.attention import (
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
-from behavegpt.model.embedding import EventEmbedding
+from behavegpt.model.embedding import EventEmbedding, UserTable
 from behavegpt.model.given import GivenLinear
 from behavegpt.model.head import MemoryHead
 from behavegpt.model.history import HistoryGate
@@ -72,8 +72,9 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             return
 
         super()._init_weights(module)
-        # 0: what is given says nothing at first, so that other models' weights can be continued
-        if isinstance(module, GivenLinear):
+        # 0: what is given, or known of the user, says nothing at first, so that other models'
+        # weights can be continued
+        if isinstance(module, (GivenLinear, UserTable)):
             init.zeros_(module.weight)
 
         # the gate starts as a tuned count model, see HistoryGate

@@ -33,6 +33,8 @@ def fingerprint_of(
     shape = {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")}
     if not shape["given"]:  # checkpoints of earlier versions do not name it
         del shape["given"]
+    if config.user_features:
+        shape["user_features"] = config.user_features
 
     return {
         "data": {
