@@ -34,7 +34,7 @@ PARTS: dict[str, str] = {
     "time": r"model\.embedding\.tables\.(weekday|slot)\.",
     "fields": r"model\.embedding\.tables\.",  # event, location and further fields
     "users": r"model\.embedding\.user\.",  # what is known of the users
-    "position": r"model\.embedding\.position\.",
+    "position": r"model\.embedding\.(position|gap)\.",
     "qk": r"model\.blocks\.\d+\.attention\.[qk]_proj\.",
     "vo": r"model\.blocks\.\d+\.attention\.[vo]_proj\.",
     "mlp": r"model\.blocks\.\d+\.mlp_(in|out)\.",

@@ -46,7 +46,9 @@ class BehaveGPTConfig(PreTrainedConfig):
     intermediate_size: int | None = None  # of the blocks' MLP; null: 4 * hidden_size
     head_size: int | None = None  # hidden units of the prediction MLP (eq. 3); null: hidden_size
     max_length: int = 90  # events the model looks back on, I in eq. 1
-    position_encoding: str = "rope"  # rope | learned | none
+    # rope | learned | none | time: rope whose positions the time between events moves on
+    position_encoding: str = "rope"
+    gap: bool = False  # the time since the event before is embedded, see elapsed.py
     dropout: float = 0.1  # on embeddings and both residual branches; never on attention weights
     layer_norm_eps: float = 1e-5
     initializer_range: float | None = None  # of new weights; null: 0.02 * sqrt(1024 / hidden_size)
@@ -103,12 +105,19 @@ class BehaveGPTConfig(PreTrainedConfig):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of a prepared log that the model reads: its fields, what is known of the user,
-        and past behaviors for the history head."""
+        past behaviors for the history head, and the time where it is told in seconds."""
         extra = ("behavior",) if self.history_head and not self.behavior_is_event else ()
+        if self.reads_time:
+            extra = (*extra, "time")
         # without duplicates: `behavior` can be an input field too
         return tuple(
             dict.fromkeys((*(self.field_order or ()), *(self.user_features or ()), *extra))
         )
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the network reads the time between events."""
+        return self.gap or self.position_encoding == "time"
 
     @property
     def ids_by_column(self) -> dict[str, int]:
@@ -145,8 +154,12 @@ class BehaveGPTConfig(PreTrainedConfig):
                 self.num_hidden_layers >= 0
             ),
             f"dropout must be in [0, 1), not {self.dropout}": 0 <= self.dropout < 1,
-            "position_encoding must be rope, learned or none": (
-                self.position_encoding in ("rope", "learned", "none")
+            "position_encoding must be rope, learned, none or time": (
+                self.position_encoding in ("rope", "learned", "none", "time")
+            ),
+            "the time between events has no effect on counts alone: set gap to false and "
+            "position_encoding to rope, or num_hidden_layers to at least 1": not (
+                self.reads_time and self.memory and not self.num_hidden_layers
             ),
         }
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from behavegpt.model.config import BehaveGPTConfig
+from behavegpt.model.elapsed import GAP_IDS
 
 
 def field_tables(config: BehaveGPTConfig) -> nn.ModuleDict:
@@ -30,9 +31,9 @@ def module_name(field: str) -> str:
     return field
 
 
-class UserTable(nn.Embedding):
-    """0 before training, so that a model which goes on from one without the feature begins as
-    that one."""
+class AddedTable(nn.Embedding):
+    """Vectors that are added to events; 0 before training, so that a model which goes on from one
+    without them begins as that one."""
 
 
 class UserEmbedding(nn.Module):
@@ -44,7 +45,10 @@ class UserEmbedding(nn.Module):
         sizes = config.user_features or {}
         self.features = tuple(sizes)
         self.tables = nn.ModuleDict(
-            {module_name(name): UserTable(size, config.hidden_size) for name, size in sizes.items()}
+            {
+                module_name(name): AddedTable(size, config.hidden_size)
+                for name, size in sizes.items()
+            }
         )
 
     def forward(self, ids: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -77,11 +81,18 @@ class EventEmbedding(nn.Module):
             else None
         )
         self.user = user_embedding(config)
+        self.gap = AddedTable(GAP_IDS, config.hidden_size) if config.gap else None
 
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, fields: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
-        """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history."""
+    def forward(
+        self,
+        fields: dict[str, torch.Tensor],
+        position: torch.Tensor,
+        gap: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history; `gap`
+        (B, R) int64 of elapsed.py."""
         missing = [name for name in self.fields if fields.get(name) is None]
         if missing:
             given = ", ".join(name for name, ids in fields.items() if ids is not None)
@@ -98,5 +109,7 @@ class EventEmbedding(nn.Module):
             embedded = embedded + self.position(position)
         if self.user is not None:
             embedded = embedded + self.user(fields)
+        if self.gap is not None:
+            embedded = embedded + self.gap(gap)
 
         return self.dropout(embedded)
