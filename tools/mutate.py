@@ -54,6 +54,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_prior_correction.py",
         "test_decision.py",
         "test_explain.py",
+        "test_user_states.py",
         "test_ecosystem.py",
     ),
     "training/checkpoint.py": ("training/test_checkpoint.py", "training/test_steps.py"),
