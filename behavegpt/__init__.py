@@ -26,6 +26,8 @@ _PUBLIC = {
     "probe": "behavegpt.probing.run",
     "finetune_label": "behavegpt.labeling.run",
     "load_label": "behavegpt.labeling.predictor",
+    "update": "behavegpt.updating.run",
+    "undo_update": "behavegpt.updating.run",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -103,7 +103,19 @@ class Predictor(KeepsStates):
         >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
         # the same weights and labels: only how a log is read changes
-        tokenizer = self.tokenizer.reading(changes)
+        return self._with(self.tokenizer.reading(changes))
+
+    def with_features(self, users: EventData) -> Predictor:
+        """The predictor that knows what a table says of the users, for a model trained on data
+        prepared with one: files or a frame with the user's column and the features', one row for a
+        user.
+
+        Users without a row, and values that are missing or new, are unknown; so is everybody
+        without a table. Raises ConfigError for a model that reads no features, and DataError.
+        """
+        return self._with(self.tokenizer.with_features(users))
+
+    def _with(self, tokenizer: EventTokenizer) -> Predictor:
         return Predictor(
             self.model, tokenizer, self.links, self.thresholds, self._known, self.timing
         )

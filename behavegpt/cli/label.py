@@ -133,10 +133,10 @@ def predict_labels(arguments: Arguments) -> Any:
     if not arguments.logs:
         raise ConfigError(f"predict {arguments.model}: name the files of a log behind the model.")
 
-    from behavegpt.cli.models import reading_changes
+    from behavegpt.cli.models import log_changes
 
     said = load_label(arguments.model).predict(
-        named_logs(arguments, arguments.logs), at=arguments.at, columns=reading_changes(arguments)
+        named_logs(arguments, arguments.logs), at=arguments.at, columns=log_changes(arguments)
     )
     rows = said.to_table()
     if arguments.out:

@@ -24,8 +24,10 @@ from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.store import EventStore
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+from behavegpt.errors import ConfigError
 from behavegpt.ingest.events import Events, read_events
 from behavegpt.ingest.sources import Logs, check_columns, find_logs
+from behavegpt.ingest.user_table import UserTable, read_user_table
 
 TOKENIZER_FILE = "preprocessor_config.json"
 _DATES = 10  # events all at midnight that are taken for dates without times
@@ -58,9 +60,10 @@ class EventTokenizer:
         event_schema: dict[str, Any] | EventSchema,
         vocabulary: dict[str, Any],
         max_length: int = 90,
+        users: UserTable | None = None,
     ) -> None:
         """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in
-        id order."""
+        id order; `users` is what is known of the users, which is not saved."""
         self.event_schema = (
             event_schema
             if isinstance(event_schema, EventSchema)
@@ -83,7 +86,7 @@ class EventTokenizer:
             rules = inferred | self.event_schema.label_rules
             self.event_schema = self.event_schema.model_copy(update={"label_rules": rules})
 
-        self.max_length = max_length
+        self.max_length, self.users = max_length, users
 
     @classmethod
     def from_store(cls, store: EventStore, max_length: int) -> EventTokenizer:
@@ -93,7 +96,23 @@ class EventTokenizer:
     def reading(self, changes: Mapping[str, Any]) -> EventTokenizer:
         """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see
         `renamed`."""
-        return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
+        return self._with(event_schema=renamed(self.event_schema, changes))
+
+    def with_features(self, users: Any) -> EventTokenizer:
+        """The tokenizer that knows the features of users: files or a frame, one row for each, as
+        `prepare --users` takes them. Raises ConfigError for a model that reads none, DataError."""
+        if not self.event_schema.features:
+            raise ConfigError(
+                "the model reads no features of users; leave the table of users out, or train on "
+                "data prepared with --users."
+            )
+        return self._with(users=read_user_table(users, self.event_schema))
+
+    def _with(self, **changes: Any) -> EventTokenizer:
+        """The same labels read otherwise."""
+        schema = changes.get("event_schema", self.event_schema)
+        users = changes.get("users", self.users)
+        return EventTokenizer(schema, self.vocabulary, self.max_length, users)
 
     @cached_property
     def by_name(self) -> EventTokenizer:
@@ -101,7 +120,7 @@ class EventTokenizer:
         1."""
         rules = {**self.event_schema.label_rules, "user": TEXT}
         schema = self.event_schema.model_copy(update={"label_rules": rules})
-        return EventTokenizer(schema, self.vocabulary, self.max_length)
+        return self._with(event_schema=schema)
 
     @property
     def behaviors(self) -> Vocabulary:
@@ -121,6 +140,9 @@ class EventTokenizer:
             schema.tz,
             {n: v.hash for n, v in self.vocabulary.items()},
         ]
+        # hashes of before, without them, stay what they are
+        if schema.features:
+            parts.append(schema.features)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, events: Any, *, warn: bool = True) -> EncodedHistories:
@@ -152,7 +174,17 @@ class EventTokenizer:
         read = read_events(logs, self.event_schema, fields=present)
         if warn:
             self._warn_of_dates(logs, read.table)
+            self.warn_of_features()
         return read
+
+    def warn_of_features(self) -> None:
+        """Warn where the model reads features of users and none are given."""
+        if self.event_schema.features and self.users is None:
+            warnings.warn(
+                f"the model reads {', '.join(self.event_schema.features)} of each user; without a "
+                "table of users (--users TABLE, in Python with_features) all are unknown.",
+                stacklevel=4,
+            )
 
     def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
         """Warn where a log of dates alone would put all events into the first slot of the day."""
@@ -171,17 +203,22 @@ class EventTokenizer:
         self, table: pa.Table, rejected: Mapping[str, int] | None = None
     ) -> EncodedHistories:
         """Ids of what `read_events` gives; a field without a column is unknown throughout."""
+        users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
+        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)  # (U + 1,)
+        labels = users.values.cast(pa.string())  # (U,)
+        features = {} if self.users is None else self.users.of(labels)
+
         columns: dict[str, np.ndarray] = {}
         unknown = {}
         for name, vocabulary in self.vocabulary.items():
-            present = name in table.column_names
-            columns[name] = (
-                vocabulary.encode(table[name])
-                if present
-                else np.full(len(table), UNKNOWN, np.int64)
-            )
+            if name in features:
+                columns[name] = np.repeat(vocabulary.encode(features[name]), np.diff(offsets))
+            elif name in table.column_names:
+                columns[name] = vocabulary.encode(table[name])
+            else:
+                columns[name] = np.full(len(table), UNKNOWN, np.int64)
             # of a field that this domain lacks, all is unknown: no news
-            if name in self.event_schema.label_columns:
+            if name in features or name in self.event_schema.label_columns:
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
 
         columns.setdefault("behavior", columns["event"])
@@ -190,12 +227,7 @@ class EventTokenizer:
         # microseconds -> seconds, as a store keeps them
         columns["time"] = table["time"].to_numpy() // 1_000_000
 
-        users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
-        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)  # (U + 1,)
-
-        return EncodedHistories(
-            users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {})
-        )
+        return EncodedHistories(labels, offsets, columns, unknown, dict(rejected or {}))
 
     def labels(self, classes: np.ndarray) -> np.ndarray:
         """Behavior labels (object array of the same shape) of classes."""

@@ -209,6 +209,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         return {
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
+            "features": list(predictor.tokenizer.event_schema.features),
             "behaviors": predictor.tokenizer.behaviors.classes,
             "given": list(predictor.given),
             "thresholds": getattr(predictor, "thresholds", None) is not None,

@@ -94,6 +94,11 @@ class History(_Asked):
         "0", description="comes back with the answer; a future's random draws depend on it"
     )
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
+    features: dict[Label, Value] | None = Field(
+        None,
+        description="what is known of the user, by the column names of the training data's table "
+        "of users; what is left out is unknown. Without it: the row of the service's own table",
+    )
 
 
 class _Told(BaseModel):
@@ -241,6 +246,7 @@ def check_lengths(tree: Any, limits: ServeSettings) -> None:
         )
     for number, user in enumerate(users):
         _check_keys(user, f"users.{number}")
+        _check_keys(user.get("features") if isinstance(user, dict) else None, f"users.{number}")
         _check_events(user, limits, f"users.{number}")
 
 
