@@ -40,8 +40,8 @@ from behavegpt.updating.drift import (
     COUNTS,
     Scored,
     asked_rows,
+    compare_at,
     drift,
-    ndcg_at,
     score_counts,
     score_model,
     with_split,
@@ -212,15 +212,12 @@ class _Update(NamedTuple):
         is_held = events.is_new & (np.asarray(encoded.columns["split"]) == VALID)
         asked = asked_rows(encoded, is_held)
         held = with_split(encoded, np.where(is_held, TEST, TRAIN).astype(np.uint8))
-        figures = {
-            "targets": len(asked),
-            "before": ndcg_at(scored, asked),
-            "after": ndcg_at(score_model(after.model, held), asked),
-        }
+        figures = compare_at(scored, score_model(after.model, held), encoded, asked)
+
         verdict = "updated"
         if len(asked) < LEAST:
             verdict = "updated, not judged"
-        elif figures["after"] < figures["before"] - self.asked.margin:
+        elif figures["difference"] < -self.asked.margin:
             verdict = "rolled back"
         return figures | {"verdict": verdict}
 

@@ -141,7 +141,10 @@ def test_labels_and_tables_are_those_of_all_events_but_held_out_ones(
     updated: tuple[Path, dict[str, Any]],
 ) -> None:
     run, row = updated
-    assert row["verdict"] == "updated" and row["held_out"]["targets"] > 30
+    held = row["held_out"]
+    assert row["verdict"] == "updated" and held["targets"] > 30
+    assert held["interval"][0] <= held["difference"] <= held["interval"][1]
+    assert held["difference"] == pytest.approx(held["after"] - held["before"])
     old, new = open_model(run / "updates" / "0000" / "model"), open_model(run / "model")
 
     store: EventStore = open_store(run / "updates" / "0001" / "data")
@@ -160,6 +163,17 @@ def test_labels_and_tables_are_those_of_all_events_but_held_out_ones(
         assert np.array_equal(ours, theirs)
     assert (np.asarray(store.columns["split"]) != TRAIN).any()
     assert new.tokenizer.behaviors.counts.tolist() == encoded.behaviors.counts.tolist()
+
+
+def test_the_figures_that_judge_are_those_of_evaluate_on_the_users_held_out(
+    updated: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, row = updated
+    store = open_store(run / "updates" / "0001" / "data")
+    found = compare(load(run, "cpu"), store, tmp_path / "metrics.json", split="valid")
+    figures = found["models"]["behavegpt"]["with_unseen"]
+    assert row["held_out"]["after"] == pytest.approx(figures["ndcg@3"])
+    assert row["held_out"]["targets"] == found["rows"] + found["unseen"]["targets"]
 
 
 def test_without_steps_known_rows_stay_and_retired_behaviors_too(place: Path) -> None:
