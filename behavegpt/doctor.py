@@ -165,6 +165,10 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "fields": ", ".join(
             f"{name} ({config.field_sizes[name]} ids)" for name in config.field_order
         ),
+        "features of users": ", ".join(
+            f"{name} ({ids} ids)" for name, ids in (config.user_features or {}).items()
+        )
+        or "none",
         "behaviors": config.num_behaviors,
         "memory": config.memory,
         "history head": config.history_head,

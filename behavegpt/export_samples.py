@@ -31,7 +31,7 @@ def sample_inputs(
     may say of them."""
     rng = np.random.default_rng(seed)
     # vocabulary ids of behaviors: two more than classes, padding and unknown
-    sizes = (config.field_sizes or {}) | {"behavior": config.num_behaviors + 2}
+    sizes = config.ids_by_column | {"behavior": config.num_behaviors + 2, "time": 1 << 30}
 
     lengths = rng.integers(1, length + 1, rows)
     # one row of full length, the others padded at the end

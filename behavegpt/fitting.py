@@ -48,6 +48,7 @@ from behavegpt.training.settings import DecisionSettings, TrainSettings
 # settings of `fit` by whom they are for
 COLUMNS = tuple(name for name in EventSchema.model_fields if name != "label_rules")
 PREPARATION = (
+    "users",
     "split",
     "min_events",
     "min_count",
@@ -197,7 +198,10 @@ def fit(
         pretrain(read_settings(PretrainSettings, config, overrides), resume=out is None)
     say(f"model: {run / 'model'}")
 
-    fitted = FittedPredictor(load(run), run, store.path)
+    predictor = load(run)
+    if "users" in chosen.preparation:
+        predictor = predictor.with_features(chosen.preparation["users"])
+    fitted = FittedPredictor(predictor, run, store.path)
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
     return fitted

@@ -83,10 +83,11 @@ class GraphInputs:
 
         self.counts = load_counts(path) if (path / FILE).is_file() else None
 
-    def of(self, events: EventData | EncodedHistories) -> Batch:
-        """A row for each user of raw events, as `Predictor.predict` takes them. Raises
-        DataError."""
-        encoded = encode_histories(self.tokenizer, events)
+    def of(self, events: EventData | EncodedHistories, users: EventData | None = None) -> Batch:
+        """A row for each user of raw events, as `Predictor.predict` takes them; `users`: the table
+        of what is known of them, as for `Predictor.with_features`. Raises DataError."""
+        tokenizer = self.tokenizer if users is None else self.tokenizer.with_features(users)
+        encoded = encode_histories(tokenizer, events)
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
         length = np.minimum(end - begin, self.looks_back)  # (B,)
 

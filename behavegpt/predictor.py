@@ -47,7 +47,7 @@ from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.shipped import shipped_folder
 from behavegpt.tabular import html_facts
-from behavegpt.timing.answer import Times, times_of
+from behavegpt.timing.answer import Times, of_model, times_of
 from behavegpt.timing.files import load_gaps
 from behavegpt.timing.gaps import Gaps
 from behavegpt.training.model_folder import open_model
@@ -103,7 +103,19 @@ class Predictor(KeepsStates):
         >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
         # the same weights and labels: only how a log is read changes
-        tokenizer = self.tokenizer.reading(changes)
+        return self._with(self.tokenizer.reading(changes))
+
+    def with_features(self, users: EventData) -> Predictor:
+        """The predictor that knows what a table says of the users, for a model trained on data
+        prepared with one: files or a frame with the user's column and the features', one row for a
+        user.
+
+        Users without a row, and values that are missing or new, are unknown; so is everybody
+        without a table. Raises ConfigError for a model that reads no features, and DataError.
+        """
+        return self._with(self.tokenizer.with_features(users))
+
+    def _with(self, tokenizer: EventTokenizer) -> Predictor:
         return Predictor(
             self.model, tokenizer, self.links, self.thresholds, self._known, self.timing
         )
@@ -257,7 +269,7 @@ class Predictor(KeepsStates):
             return self.predict(encoded, top, interrupt=interrupt)
 
         return times_of(
-            self.timing,
+            lambda: of_model(self.timing),
             self.tokenizer,
             lambda: self.encode(events),
             predict,

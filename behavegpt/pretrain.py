@@ -12,7 +12,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from behavegpt.baselines.architectures import baseline_config, read_inputs, refuse_unknown
+from behavegpt.baselines.architectures import (
+    baseline_config,
+    read_features,
+    read_inputs,
+    refuse_unknown,
+)
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
 from behavegpt.config import PathText, closest
@@ -31,7 +36,7 @@ from behavegpt.training.settings import SHAPE, RunSettings
 from behavegpt.training.trainer import Trainer
 from behavegpt.universal.model import load_universal
 
-CHOICES = ("architecture", "inputs")
+CHOICES = ("architecture", "inputs", "user_features")
 
 
 class PretrainSettings(RunSettings):
@@ -41,7 +46,8 @@ class PretrainSettings(RunSettings):
         default_factory=dict,
         description="BehaveGPTConfig: "
         + ", ".join(SHAPE)
-        + "; inputs: all, event_only or with_behavior; architecture: "
+        + "; inputs: all, event_only or with_behavior; user_features: false to read none; "
+        "architecture: "
         "a baseline instead, see docs/baselines.md",
     )
     language_model: PathText | None = Field(
@@ -94,12 +100,13 @@ def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig
         settings.model, store.field_sizes(), store.behaviors.classes, is_event
     )
 
-    # `architecture` and `inputs` are ours, everything else is a setting of BehaveGPTConfig
+    # CHOICES are ours, everything else is a setting of BehaveGPTConfig
     shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
     return BehaveGPTConfig(
         field_sizes=fields,
+        user_features=read_features(settings.model, store),
         num_behaviors=store.behaviors.classes,
         behavior_is_event=is_event,
         tokenizer_hash=EventTokenizer.from_store(store, 1).hash,

@@ -53,6 +53,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_predictor.py",
         "test_prior_correction.py",
         "test_decision.py",
+        "test_explain.py",
         "test_ecosystem.py",
     ),
     "training/checkpoint.py": ("training/test_checkpoint.py", "training/test_steps.py"),

@@ -11,9 +11,10 @@ from typing import Any
 
 from behavegpt.adapt.new_behavior import grown_vocabulary
 from behavegpt.adapt.settings import AdaptSettings
-from behavegpt.data.reencode import empty_vocabulary, reencode
+from behavegpt.data.reencode import empty_vocabulary, new_labels, reencode
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import ConfigError, DataError, violation
 from behavegpt.model import BehaveGPTConfig
 
@@ -21,6 +22,7 @@ from behavegpt.model import BehaveGPTConfig
 _NOT_SHAPE = (
     "field_sizes",
     "field_order",
+    "user_features",
     "num_behaviors",
     "behavior_is_event",
     "tokenizer_hash",
@@ -60,6 +62,10 @@ def target_tokenizer(
         # a field that the data lack has no label: every event is unknown in it
         vocabulary = {field: store.vocabulary.get(field, empty_vocabulary()) for field in fields}
 
+    # what is known of the users widens nothing: the data's features are read, and no others
+    for name in old.event_schema.features:
+        vocabulary.pop(name, None)
+    vocabulary |= _features(old, store, grow)
     encoded = reencode(store, vocabulary)
     if encoded.behaviors.classes < 2:
         raise DataError(
@@ -95,6 +101,9 @@ def target_config(
     try:
         return BehaveGPTConfig(
             field_sizes=sizes,
+            user_features={
+                name: len(tokenizer.vocabulary[name]) for name in tokenizer.event_schema.features
+            },
             num_behaviors=tokenizer.behaviors.classes,
             behavior_is_event=tokenizer.event_schema.behavior_is_event,
             tokenizer_hash=tokenizer.hash,
@@ -105,6 +114,17 @@ def target_config(
         raise ConfigError(f"the base's shape does not fit the data: {violation(error)}") from None
 
 
+def _features(old: EventTokenizer, store: EventStore, grow: bool) -> dict[str, Vocabulary]:
+    """The vocabularies of the data's features of users, grown from the base's with `grow`."""
+    vocabularies = {}
+    for name in store.schema.features:
+        ours, known = store.vocabulary[name], old.vocabulary.get(name)
+        # a feature that was cut into ranges, and is not now, is another one
+        grows = grow and known is not None and type(known) is type(ours)
+        vocabularies[name] = known.grow(new_labels(known, ours)) if known and grows else ours
+    return vocabularies
+
+
 def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore) -> list[str]:
     """What differs between the base's inputs and the data's, and what is made of it."""
     ours = [field for field in base.field_order or () if field != "behavior"]
@@ -113,6 +133,10 @@ def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore
     further = [name for name in theirs if name not in ours]
     remarks = [f"the data have no {name}: constantly unknown for the model" for name in lacking]
     remarks += [f"the base has no field {name}: it is not read" for name in further]
+    lost = sorted((base.user_features or {}).keys() - set(store.schema.features))
+    gained = sorted(set(store.schema.features) - (base.user_features or {}).keys())
+    remarks += [f"the data have no {name} of the users: it is not read any more" for name in lost]
+    remarks += [f"the base has no {name} of the users: it is read from now on" for name in gained]
 
     before, now = old.event_schema.slot_minutes, store.schema.slot_minutes
     if before != now:

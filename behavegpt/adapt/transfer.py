@@ -33,7 +33,8 @@ from behavegpt.model.history import log_shares
 PARTS: dict[str, str] = {
     "time": r"model\.embedding\.tables\.(weekday|slot)\.",
     "fields": r"model\.embedding\.tables\.",  # event, location and further fields
-    "position": r"model\.embedding\.position\.",
+    "users": r"model\.embedding\.user\.",  # what is known of the users
+    "position": r"model\.embedding\.(position|gap)\.",
     "qk": r"model\.blocks\.\d+\.attention\.[qk]_proj\.",
     "vo": r"model\.blocks\.\d+\.attention\.[vo]_proj\.",
     "mlp": r"model\.blocks\.\d+\.mlp_(in|out)\.",
@@ -44,7 +45,8 @@ PARTS: dict[str, str] = {
     "projection": r"head\.projection\.",
     "next": r"next_heads\.",  # auxiliary heads
 }
-# Mode -> what becomes of each part. The auxiliary heads ("next") do as the projection does.
+# Mode -> what becomes of each part. The auxiliary heads ("next") do as the projection does, the
+# features of users as the fields do.
 _TABLE = """
 mode             fields time   position qk      vo      mlp     norms  dense   gate   projection
 new_behavior     grown  copied copied   copied  copied  copied  copied copied  copied grown
@@ -60,8 +62,12 @@ scratch          fresh  fresh  fresh    fresh   fresh   fresh   fresh  fresh   f
 _LINES = [line.split() for line in _TABLE.strip().splitlines()]
 MODES = {mode: dict(zip(_LINES[0][1:], row, strict=True)) for mode, *row in _LINES[1:]}
 for _row in MODES.values():
-    _row["next"] = _row["projection"]
+    _row["next"], _row["users"] = _row["projection"], _row["fields"]
 TRAINED = ("copied", "grown", "fresh")
+
+
+# model.embedding.tables.FIELD, model.embedding.user.tables.FIELD, next_heads.FIELD
+_PLACE_OF_FIELD = {"fields": 3, "users": 4, "next": 1}
 
 
 class TensorPlan(NamedTuple):
@@ -125,6 +131,9 @@ def plan_transfer(
     for name, tensor in model.state_dict().items():
         part = part_of(name)
         item = TensorPlan(name, part, row[part])
+        # a feature that the base never read begins at 0, as in a new model
+        if part == "users" and name not in base:
+            item = item._replace(cell="fresh")
 
         if item.cell == "fresh":
             plan.append(item)
@@ -160,8 +169,8 @@ def _row_map(
     """The base's row (R,) for each of a tensor's R rows, -1 where there is none; None for a tensor
     whose rows are no labels (the gap's head)."""
     part = part_of(name)
-    # `model.embedding.tables.FIELD`, `next_heads.FIELD`; rows of all others are classes
-    field = name.split(".")[{"fields": 3, "next": 1}[part]] if part in ("fields", "next") else None
+    # rows of all others are classes
+    field = name.split(".")[_PLACE_OF_FIELD[part]] if part in _PLACE_OF_FIELD else None
     if field is not None and field not in new.vocabulary:
         return None
     ours = new.behaviors if field is None else new.vocabulary[field]

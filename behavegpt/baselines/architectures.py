@@ -121,7 +121,7 @@ def refuse_unknown(settings: dict[str, Any]) -> None:
             f"architecture {name!r} is unknown. {closest(str(name), ['behavegpt', *ARCHITECTURES])}"
         )
 
-    known = ("architecture", "inputs", "options", *SHARED)
+    known = ("architecture", "inputs", "user_features", "options", *SHARED)
     for key in settings:
         if key not in known:
             raise ValueError(f"the baseline {name} has no setting {key!r}. {closest(key, known)}")
@@ -161,12 +161,24 @@ def read_inputs(
     return fields, width
 
 
+def read_features(settings: Mapping[str, Any], store: EventStore) -> dict[str, int] | None:
+    """Ids by feature of the user that a model reads: those of the prepared folder, but with
+    `user_features: false` or the event alone. ValueError for another value."""
+    reads = settings.get("user_features", True)
+    if not isinstance(reads, bool):
+        raise ValueError(f"user_features must be true or false, not {reads!r}")
+    if not reads or settings.get("inputs") == "event_only":
+        return None
+    return store.feature_sizes() or None
+
+
 def baseline_config(settings: dict[str, Any], store: EventStore) -> BaselineConfig:
     """A baseline's configuration for a prepared folder, from `model:`'s settings. ValueError on a
     contradiction."""
     config = shape_baseline(
         settings, store.field_sizes(), store.behaviors.classes, store.schema.behavior_is_event
     )
+    config.user_features = read_features(settings, store)
     # the hash alone is needed, so any length will do
     config.tokenizer_hash = EventTokenizer.from_store(store, 1).hash
     return config

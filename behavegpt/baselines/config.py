@@ -42,6 +42,10 @@ class BaselineConfig(BehaveGPTConfig):
     def validate_architecture(self) -> None:
         """Refuse contradictions; called by transformers after construction."""
         super().validate_architecture()
+        if self.reads_time:
+            raise ValueError(
+                "BaselineConfig: gap and position_encoding time are BehaveGPT's; leave them out."
+            )
         if self.score not in ("dot", "cosine"):
             raise ValueError(f"BaselineConfig: score must be dot or cosine, not {self.score!r}.")
         if self.score_temperature <= 0:

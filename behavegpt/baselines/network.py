@@ -24,7 +24,7 @@ from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.body import BehaveGPTPreTrainedModel, EventModel
 from behavegpt.model.chunks import GradientSink, HeadLoss, Scored, chunked_loss
-from behavegpt.model.embedding import field_tables
+from behavegpt.model.embedding import field_tables, user_embedding
 from behavegpt.model.given import check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted
 from behavegpt.model.history import History, HistoryGate, log_shares
@@ -40,6 +40,7 @@ class BaselineEmbedding(nn.Module):
         self.fields, self.tables = tuple(config.field_sizes or ()), field_tables(config)
         learned = config.position_encoding == "learned"
         self.position = nn.Embedding(config.max_length, config.hidden_size) if learned else None
+        self.user = user_embedding(config)
         self.scale = config.hidden_size**0.5 if config.scale_inputs else 1.0
         self.dropout = nn.Dropout(config.dropout)
 
@@ -55,6 +56,8 @@ class BaselineEmbedding(nn.Module):
         named = zip(self.fields, self.tables.values(), strict=True)
         embedded = [table(layout.ids[name]) for name, table in named]  # (B, R, C / fields) each
         x = torch.cat(embedded, dim=-1) * self.scale
+        if self.user is not None:
+            x = x + self.user(layout.ids)
 
         # (B, R, C)
         return self.dropout(x if self.position is None else x + self.position(layout.position))

@@ -30,9 +30,10 @@ _SCHEMA_OPTIONS = (
     "slot_minutes",
     "tie_seed",
 )
+_COLUMNS = ("extra", "numeric", "user_features", "user_numeric")
 _PREPARE_OPTIONS = (
     "split", "min_events", "min_count", "max_vocabulary", "max_reject_share", "memory", "overwrite",
-    "engine", "spark_master",
+    "engine", "spark_master", "users",
 )  # fmt: skip
 
 
@@ -57,6 +58,25 @@ def _schema_arguments(parser: Parser) -> None:
         default=[],
         metavar="COLUMN",
         help="numeric input columns, such as amount or duration, cut into ranges",
+    )
+    parser.add_argument(
+        "--users",
+        metavar="TABLE",
+        help="what is known of the users: a file with the user's column and one row for each user",
+    )
+    parser.add_argument(
+        "--user-features",
+        nargs="*",
+        default=[],
+        metavar="COLUMN",
+        help="its categorical columns (default, with no --user-numeric either: all)",
+    )
+    parser.add_argument(
+        "--user-numeric",
+        nargs="*",
+        default=[],
+        metavar="COLUMN",
+        help="its numeric columns, such as age, cut into ranges",
     )
     parser.add_argument(
         "--tz", help="IANA zone in which weekday and time slot are told (default UTC)"
@@ -130,7 +150,7 @@ def _prepare_arguments(parser: Parser) -> None:
 
 def _given(arguments: Arguments) -> dict[str, Any]:
     given = given_options(arguments, _SCHEMA_OPTIONS)
-    further = {"extra": tuple(arguments.extra), "numeric": tuple(arguments.numeric)}
+    further = {name: tuple(getattr(arguments, name)) for name in _COLUMNS}
     return given | {name: columns for name, columns in further.items() if columns}
 
 
@@ -181,7 +201,8 @@ def _prepare(arguments: Arguments) -> Any:
         "(see data_card.md)"
     )
     # counts know no further fields: a network reads them
-    config = "small" if store.schema.extra or store.schema.numeric else "memory"
+    further = store.schema.extra or store.schema.numeric or store.schema.features
+    config = "small" if further else "memory"
     say(f"next: behavegpt train {config} data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
@@ -300,6 +321,8 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt prepare my_logs.parquet --dry-run\n"
         "  behavegpt prepare 'logs/*.csv' --out data/mine --user uid --time ts --event app --tz "
         "Europe/London\n"
+        "  behavegpt prepare my_logs.csv --users customers.csv --user-features segment "
+        "--user-numeric age --out data/mine\n"
         "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out "
         "data/mine\n"
         "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master "

@@ -25,6 +25,12 @@ _READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
 def log_arguments(parser: Parser) -> None:
     """Options for a log whose encoding, columns or times are not written as the training log's."""
     encoding_argument(parser)
+    parser.add_argument(
+        "--users",
+        metavar="TABLE",
+        help="what is known of the users, one row for each: for models whose data were prepared "
+        "with --users",
+    )
     group = parser.add_argument_group("logs that differ from the training log")
     for role in _COLUMNS:
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
@@ -60,9 +66,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
             "memory data.path=DIR out=RUN"
         )
 
-    changes = log_changes(arguments)
-    predictor = load(arguments.model, device)
-    return predictor.reading(**changes) if changes else predictor
+    return _reading(load(arguments.model, device), arguments)
 
 
 def load_with_logs(
@@ -76,6 +80,7 @@ def load_with_logs(
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
     if is_universal(arguments.model):
+        refuse_users(arguments)
         universal = load_zero_shot(arguments.model)
         # a saved folder has its tables already: logs are asked about, not counted
         changes = log_changes(arguments, counting=not universal.counted)
@@ -103,12 +108,35 @@ def load_uncounted(
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
     if is_universal(arguments.model):
+        refuse_users(arguments)
         universal = load_zero_shot(arguments.model)
         return universal, log_changes(arguments, counting=not universal.counted)
 
     from behavegpt.predictor import load
 
-    return load(arguments.model), log_changes(arguments)
+    predictor, changes = load(arguments.model), log_changes(arguments)
+    if not arguments.users:
+        return predictor, changes
+    # the table is written as the log is, under the names that are given here
+    tokenizer = predictor.tokenizer.reading(changes).with_features(arguments.users)
+    return predictor.with_features(tokenizer.users), changes
+
+
+def _reading(predictor: Predictor, arguments: Arguments) -> Predictor:
+    """The predictor that reads logs, and what is known of their users, as the arguments say."""
+    changes = log_changes(arguments)
+    if changes:
+        predictor = predictor.reading(**changes)
+    return predictor.with_features(arguments.users) if arguments.users else predictor
+
+
+def refuse_users(arguments: Arguments) -> None:
+    """Raise ConfigError for a table of users beside the universal model."""
+    if arguments.users:
+        raise ConfigError(
+            "--users is for trained models: the universal model counts events, and knows no "
+            "features of users; train on data prepared with --users, or leave it out."
+        )
 
 
 def _given(arguments: Arguments) -> tuple[str, ...]:

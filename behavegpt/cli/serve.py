@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser
-from behavegpt.cli.models import given_argument, load_trained, load_with_logs, log_arguments
+from behavegpt.cli.models import (
+    given_argument,
+    load_trained,
+    load_with_logs,
+    log_arguments,
+    refuse_users,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,7 +122,10 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
     from behavegpt.errors import ConfigError
     from behavegpt.zero_shot import is_universal, load_zero_shot
 
-    universal = load_zero_shot(arguments.model) if is_universal(arguments.model) else None
+    universal = None
+    if is_universal(arguments.model):
+        refuse_users(arguments)
+        universal = load_zero_shot(arguments.model)
     if universal is not None and not universal.counted:
         arguments.logs = logs
         return load_with_logs(arguments)[0]

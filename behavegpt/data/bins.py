@@ -70,7 +70,7 @@ class Bins(Vocabulary):
 
 def vocabulary_type(schema: EventSchema, field: str) -> type[Vocabulary]:
     """What the labels of a field are kept in."""
-    return Bins if field in schema.numeric else Vocabulary
+    return Bins if field in (*schema.numeric, *schema.user_numeric) else Vocabulary
 
 
 def numbers(labels: pa.Array | pa.ChunkedArray) -> np.ndarray:

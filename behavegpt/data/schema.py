@@ -48,6 +48,16 @@ class EventSchema(Settings):
         # not written where there is none: hashes of folders of before stay what they are
         exclude_if=lambda columns: not columns,
     )
+    user_features: tuple[str, ...] = Field(
+        (),
+        description="categorical columns of a table of users, read at each of a user's events",
+        exclude_if=lambda columns: not columns,
+    )
+    user_numeric: tuple[str, ...] = Field(
+        (),
+        description="numeric columns of the table of users, cut into ranges as `numeric` is",
+        exclude_if=lambda columns: not columns,
+    )
     order: str | None = Field(
         None, description="numeric column that orders events with the same time"
     )
@@ -120,7 +130,7 @@ class EventSchema(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> EventSchema:
-        further = (*self.extra, *self.numeric)
+        further = (*self.extra, *self.numeric, *self.features)
         taken = sorted(RESERVED.intersection(further))
         if taken:
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
@@ -132,7 +142,11 @@ class EventSchema(Settings):
                 )
 
         if len(set(further)) < len(further):
-            raise ValueError("an extra or numeric column is named twice")
+            raise ValueError("an extra or numeric column or a user's feature is named twice")
+        # the same name would be two things in a request, which has a user's events and features
+        shared = sorted({self.user, self.time, self.event} & set(self.features))
+        if shared:
+            raise ValueError(f"the user's feature {shared[0]!r} is a column of the log's own")
         if len({self.user, self.time, self.event}) < 3:
             raise ValueError("user, time and event must be three different columns")
         return self
@@ -141,6 +155,11 @@ class EventSchema(Settings):
     def slots(self) -> int:
         """Time slots of a day."""
         return 1440 // self.slot_minutes
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What is known of the users themselves: columns of the table of users."""
+        return (*self.user_features, *self.user_numeric)
 
     @property
     def behavior_is_event(self) -> bool:
@@ -161,7 +180,7 @@ class EventSchema(Settings):
 
     @property
     def roles(self) -> dict[str, str]:
-        """Role -> source column: user, time and the labels."""
+        """Role -> source column of the log: user, time and the labels."""
         return {"user": self.user, "time": self.time} | self.label_columns
 
     @property

@@ -6,7 +6,8 @@ DIR/data_card.md          the same for people
 DIR/users.parquet         column `user`: labels, sorted; row u owns events offsets[u] ..
                           offsets[u+1]
 DIR/vocabulary/FIELD.parquet
-DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field
+DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field; a
+                          feature of the users stands at each of their events
 DIR/rejects.parquet       rows that could not be used, with the reason (only if there were any)
 DIR/MANIFEST.json         size and SHA-256 of all of them (checksums.py)
 """
@@ -119,13 +120,17 @@ class EventStore:
         return users
 
     def field_sizes(self) -> dict[str, int]:
-        """Input field -> number of ids, in the model's order."""
+        """Input field of the events -> number of ids, in the model's order."""
         # what no vocabulary tells
         fixed = {"weekday": 7, "slot": self.schema.slots}
 
         return {
             f: fixed[f] if f in fixed else len(self.vocabulary[f]) for f in self.schema.input_fields
         }
+
+    def feature_sizes(self) -> dict[str, int]:
+        """Feature of the users -> number of ids."""
+        return {name: len(self.vocabulary[name]) for name in self.schema.features}
 
     def as_dataset(self) -> datasets.Dataset:
         """The events as a Hugging Face dataset, one row per event, ids as stored plus the user's

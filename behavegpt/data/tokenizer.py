@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import FeatureExtractionMixin
 
 from behavegpt.data.bins import vocabulary_type
 from behavegpt.data.labels import TEXT, infer_rules
@@ -24,9 +24,12 @@ from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.store import EventStore
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+from behavegpt.errors import ConfigError
 from behavegpt.ingest.events import Events, read_events
 from behavegpt.ingest.sources import Logs, check_columns, find_logs
+from behavegpt.ingest.user_table import UserTable, read_user_table
 
+TOKENIZER_FILE = "preprocessor_config.json"
 _DATES = 10  # events all at midnight that are taken for dates without times
 
 
@@ -42,9 +45,13 @@ class EncodedHistories:
     rejected: dict[str, int]  # reason -> rows left out
 
 
-class EventTokenizer(FeatureExtractionMixin):
+class EventTokenizer:
     """Schema + vocabulary in the checkpoint folder (preprocessor_config.json), found by
-    AutoFeatureExtractor."""
+    AutoFeatureExtractor.
+
+    It has what transformers asks of a feature extractor without being made of one: to import
+    transformers takes longer than a prediction of the universal model, which needs no more of it.
+    """
 
     model_input_names = ["input_ids", "weekday_ids", "slot_ids", "location_ids", "attention_mask"]
 
@@ -53,13 +60,10 @@ class EventTokenizer(FeatureExtractionMixin):
         event_schema: dict[str, Any] | EventSchema,
         vocabulary: dict[str, Any],
         max_length: int = 90,
-        **kwargs: Any,
+        users: UserTable | None = None,
     ) -> None:
         """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in
-        id order."""
-        kwargs.pop("feature_extractor_type", None)  # set by to_dict, no setting
-        super().__init__(**kwargs)
-
+        id order; `users` is what is known of the users, which is not saved."""
         self.event_schema = (
             event_schema
             if isinstance(event_schema, EventSchema)
@@ -82,7 +86,7 @@ class EventTokenizer(FeatureExtractionMixin):
             rules = inferred | self.event_schema.label_rules
             self.event_schema = self.event_schema.model_copy(update={"label_rules": rules})
 
-        self.max_length = max_length
+        self.max_length, self.users = max_length, users
 
     @classmethod
     def from_store(cls, store: EventStore, max_length: int) -> EventTokenizer:
@@ -92,7 +96,23 @@ class EventTokenizer(FeatureExtractionMixin):
     def reading(self, changes: Mapping[str, Any]) -> EventTokenizer:
         """The tokenizer for logs with other columns or forms of times, such as {"user": "uid"}; see
         `renamed`."""
-        return EventTokenizer(renamed(self.event_schema, changes), self.vocabulary, self.max_length)
+        return self._with(event_schema=renamed(self.event_schema, changes))
+
+    def with_features(self, users: Any) -> EventTokenizer:
+        """The tokenizer that knows the features of users: files or a frame, one row for each, as
+        `prepare --users` takes them. Raises ConfigError for a model that reads none, DataError."""
+        if not self.event_schema.features:
+            raise ConfigError(
+                "the model reads no features of users; leave the table of users out, or train on "
+                "data prepared with --users."
+            )
+        return self._with(users=read_user_table(users, self.event_schema))
+
+    def _with(self, **changes: Any) -> EventTokenizer:
+        """The same labels read otherwise."""
+        schema = changes.get("event_schema", self.event_schema)
+        users = changes.get("users", self.users)
+        return EventTokenizer(schema, self.vocabulary, self.max_length, users)
 
     @cached_property
     def by_name(self) -> EventTokenizer:
@@ -100,7 +120,7 @@ class EventTokenizer(FeatureExtractionMixin):
         1."""
         rules = {**self.event_schema.label_rules, "user": TEXT}
         schema = self.event_schema.model_copy(update={"label_rules": rules})
-        return EventTokenizer(schema, self.vocabulary, self.max_length)
+        return self._with(event_schema=schema)
 
     @property
     def behaviors(self) -> Vocabulary:
@@ -120,6 +140,9 @@ class EventTokenizer(FeatureExtractionMixin):
             schema.tz,
             {n: v.hash for n, v in self.vocabulary.items()},
         ]
+        # hashes of before, without them, stay what they are
+        if schema.features:
+            parts.append(schema.features)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, events: Any, *, warn: bool = True) -> EncodedHistories:
@@ -151,7 +174,17 @@ class EventTokenizer(FeatureExtractionMixin):
         read = read_events(logs, self.event_schema, fields=present)
         if warn:
             self._warn_of_dates(logs, read.table)
+            self.warn_of_features()
         return read
+
+    def warn_of_features(self) -> None:
+        """Warn where the model reads features of users and none are given."""
+        if self.event_schema.features and self.users is None:
+            warnings.warn(
+                f"the model reads {', '.join(self.event_schema.features)} of each user; without a "
+                "table of users (--users TABLE, in Python with_features) all are unknown.",
+                stacklevel=4,
+            )
 
     def _warn_of_dates(self, logs: Logs, table: pa.Table) -> None:
         """Warn where a log of dates alone would put all events into the first slot of the day."""
@@ -170,17 +203,22 @@ class EventTokenizer(FeatureExtractionMixin):
         self, table: pa.Table, rejected: Mapping[str, int] | None = None
     ) -> EncodedHistories:
         """Ids of what `read_events` gives; a field without a column is unknown throughout."""
+        users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
+        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)  # (U + 1,)
+        labels = users.values.cast(pa.string())  # (U,)
+        features = {} if self.users is None else self.users.of(labels)
+
         columns: dict[str, np.ndarray] = {}
         unknown = {}
         for name, vocabulary in self.vocabulary.items():
-            present = name in table.column_names
-            columns[name] = (
-                vocabulary.encode(table[name])
-                if present
-                else np.full(len(table), UNKNOWN, np.int64)
-            )
+            if name in features:
+                columns[name] = np.repeat(vocabulary.encode(features[name]), np.diff(offsets))
+            elif name in table.column_names:
+                columns[name] = vocabulary.encode(table[name])
+            else:
+                columns[name] = np.full(len(table), UNKNOWN, np.int64)
             # of a field that this domain lacks, all is unknown: no news
-            if name in self.event_schema.label_columns:
+            if name in features or name in self.event_schema.label_columns:
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
 
         columns.setdefault("behavior", columns["event"])
@@ -189,12 +227,7 @@ class EventTokenizer(FeatureExtractionMixin):
         # microseconds -> seconds, as a store keeps them
         columns["time"] = table["time"].to_numpy() // 1_000_000
 
-        users = pc.run_end_encode(table["user"].combine_chunks())  # sorted by user: one run each
-        offsets = np.concatenate([[0], users.run_ends.to_numpy()]).astype(np.int64)  # (U + 1,)
-
-        return EncodedHistories(
-            users.values.cast(pa.string()), offsets, columns, unknown, dict(rejected or {})
-        )
+        return EncodedHistories(labels, offsets, columns, unknown, dict(rejected or {}))
 
     def labels(self, classes: np.ndarray) -> np.ndarray:
         """Behavior labels (object array of the same shape) of classes."""
@@ -221,4 +254,29 @@ class EventTokenizer(FeatureExtractionMixin):
 
     def save(self, folder: str | Path) -> None:
         """Write preprocessor_config.json into a folder; `from_pretrained` reads it."""
-        self.save_pretrained(str(folder))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        (Path(folder) / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], **options: Any) -> Any:
+        """The tokenizer of `to_dict`'s answer; the pair of it and {} with
+        `return_unused_kwargs`."""
+        known = ("event_schema", "vocabulary", "max_length")
+        tokenizer = cls(**{name: state[name] for name in known if name in state})
+        return (tokenizer, {}) if options.get("return_unused_kwargs") else tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> EventTokenizer:
+        """The tokenizer of a model folder, or of a model on the Hub by its name; `options` of the
+        download such as `revision`, `local_files_only`."""
+        file = Path(name) / TOKENIZER_FILE
+        if file.is_file():
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+        from transformers import FeatureExtractionMixin
+
+        state, _ = FeatureExtractionMixin.get_feature_extractor_dict(name, **options)
+        return cls.from_dict(state)
+
+    save_pretrained = save

@@ -105,9 +105,12 @@ def open_events(
         # a vector knows the past alone, for which events are enough
         if schema.behavior and not logs.has(schema.behavior):
             schema = schema.model_copy(update={"behavior": None})
+        tokenizer.warn_of_features()
+        if tokenizer.users is None:  # whose features are unknown, as a field that data lack is
+            schema = schema.model_copy(update={"user_features": (), "user_numeric": ()})
         if state.is_main_process and not (prepared / "dataset.json").is_file():
             # all of it as training data: nothing is predicted here, so nothing is held out
-            prepare(logs, prepared, schema, split="time:1,0,0")
+            prepare(logs, prepared, schema, split="time:1,0,0", users=tokenizer.users)
         state.wait_for_everyone()
 
     store = open_store(prepared)

@@ -124,11 +124,12 @@ class RowState:
         self.length = torch.where(self.restarted, self.keep - 1, self.length)
 
         rows = torch.arange(len(self.length))
+        new = {**new, "time": self.time}
         for name, ids in self.ids.items():
             ids[rows, self.length] = torch.from_numpy(new[name].astype(np.int64))
         self.length = self.length + 1
         if self.memory is not None:
-            self.memory.append({**new, "time": self.time})
+            self.memory.append(new)
 
     def take(self, rows: np.ndarray) -> None:
         """Keep the rows (n,) only."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.data.bins import Bins
+from behavegpt.data.bins import Bins, vocabulary_type
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
@@ -25,6 +25,7 @@ from behavegpt.ingest.split import (
     split_by_user,
     time_boundaries,
 )
+from behavegpt.ingest.user_table import UserTable
 
 
 class Buckets(Protocol):
@@ -52,6 +53,11 @@ class Encoded:
     first: int  # epoch seconds of the first and last kept event
     last: int
     rejects: str  # SQL of the rejected rows
+    users: UserTable | None = None  # what is known of the users
+
+    def features(self) -> dict[str, pa.StringArray]:
+        """The features of the users as labels by user code (user codes,), null where unknown."""
+        return {} if self.users is None else self.users.of(self.plan.labels("user"))
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """`user` and other columns of the kept events by bucket, in no order inside it; time in
@@ -180,11 +186,14 @@ def fit_vocabularies(
     plan = encoded.plan
     labels = {field: plan.labels(field) for field in plan.fields}
     counts = {field: np.zeros(len(labels[field]), np.int64) for field in plan.fields}
+    # a user's features are those of each event
+    if encoded.users is not None:
+        counts["user"] = np.zeros(len(encoded.counts), np.int64)
 
     # one pass over the events for all fields
     for columns in encoded.scan("time", *plan.fields):
         train = splitter(columns) == 0  # (N,) bool
-        for field in plan.fields:
+        for field in counts:
             # Later events count for code 0, which is no label: three times as fast as picking the
             # training events.
             np.add.at(counts[field], columns[field] * train, 1)
@@ -195,11 +204,14 @@ def fit_vocabularies(
             "rule."
         )
 
+    for field, of_users in encoded.features().items():
+        labels[field], counts[field] = _added_up(of_users, counts["user"])
+
     result = {
         field: Bins.fit(labels[field], counts[field])
-        if field in plan.schema.numeric
+        if vocabulary_type(plan.schema, field) is Bins
         else _fit(labels[field], counts[field], min_count, max_vocabulary)
-        for field in plan.fields
+        for field in labels
     }
 
     # the others may be empty: all their labels are unknown then
@@ -210,15 +222,26 @@ def fit_vocabularies(
                 f"{min_count} training events; lower --min-count or name another column."
             )
 
-    for field in plan.schema.numeric:
-        if not result[field].classes and len(labels[field]) > 1:
+    others = dict.fromkeys(plan.schema.numeric, "--extra")
+    others |= dict.fromkeys(plan.schema.user_numeric, "--user-features")
+    for field, option in others.items():
+        if field in result and not result[field].classes and len(labels[field]) > 1:
             raise DataError(
                 f"{plan.source.name}: column {field!r} (numeric) holds no number in the training "
                 f"split, but such values as {labels[field][1].as_py()!r}; write numbers with a "
-                "decimal point and no unit, or name the column with --extra."
+                f"decimal point and no unit, or name the column with {option}."
             )
 
     return result
+
+
+def _added_up(labels: pa.StringArray, counts: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
+    """Labels (L + 1,), the first null as of a plan's codes, and events of each, of the label
+    (user codes,) and the events (user codes,) of every user."""
+    known = labels.dictionary_encode()
+    codes = known.indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1  # (user codes,)
+    distinct = pa.concat_arrays([pa.nulls(1, pa.string()), known.dictionary])
+    return distinct, np.bincount(codes, counts, len(distinct)).astype(np.int64)
 
 
 def _fit(

@@ -45,7 +45,7 @@ def reject_columns(schema: EventSchema, columns: dict[str, str]) -> list[str]:
 def check_types(source: Source, schema: EventSchema, columns: dict[str, str]) -> None:
     """Raise DataError for a column whose type is not what its role needs."""
     for role, column in needed_columns(schema, columns).items():
-        _check_type(source, role, column)
+        check_type(source, role, column)
 
 
 def is_label_type(sql_type: str) -> bool:
@@ -53,7 +53,8 @@ def is_label_type(sql_type: str) -> bool:
     return not (sql_type.startswith(_NO_LABELS) or sql_type.endswith("]"))
 
 
-def _check_type(source: Source, role: str, column: str) -> None:
+def check_type(source: Source, role: str, column: str) -> None:
+    """Raise DataError for a column whose type is not what its role needs."""
     kind = source.types[column]
     bad = not is_label_type(kind)
     what, remedy = "a label", "write it as text or a number"

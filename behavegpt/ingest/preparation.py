@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from behavegpt.config import check_settings
 from behavegpt.errors import DataError
@@ -32,6 +32,7 @@ class PrepareArguments(TypedDict, total=False):
     engine: Literal["local", "spark"]
     spark_master: str | None
     encoding: str | None
+    users: Any
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Preparation:
     engine: Literal["local", "spark"] = "local"
     spark_master: str | None = None
     encoding: str | None = None  # of text files; UTF-8 by default
+    users: Any = None  # the table of the users' features: files, or a frame
 
     def check(self) -> None:
         """Raise ConfigError or DataError for an option without sense."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import duckdb
 import numpy as np
@@ -24,6 +24,7 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, EventStore, Manifest, open_store
 from behavegpt.data.ties import MANY, count_ties, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import DataError
 from behavegpt.ingest.card import write_card
 from behavegpt.ingest.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
 from behavegpt.ingest.events import read_events
@@ -32,8 +33,15 @@ from behavegpt.ingest.plan import plan_events
 from behavegpt.ingest.preparation import Preparation, PrepareArguments, check_free
 from behavegpt.ingest.reasons import named_rejects
 from behavegpt.ingest.rejects import write_rejects
-from behavegpt.ingest.remarks import early_times, not_numbers, one_label, without_clock
+from behavegpt.ingest.remarks import (
+    about_users,
+    early_times,
+    not_numbers,
+    one_label,
+    without_clock,
+)
 from behavegpt.ingest.sources import Logs, find_logs
+from behavegpt.ingest.user_table import read_user_table, with_features
 from behavegpt.ingest.write import write_folder
 from behavegpt.io import scratch, temporary_folder
 from behavegpt.outputs import check_output
@@ -80,9 +88,9 @@ def prepare(
     DataError.
 
     The options are those of Preparation: `split`, `min_events`, `min_count`, `max_vocabulary`,
-    `max_reject_share`, `time_range`, `memory`, `threads`, `overwrite`, `engine`, `spark_master` and
-    `encoding`. Both engines write the same bytes; with Spark the logs and `out` must be seen by all
-    workers under the same path (docs/clusters.md).
+    `max_reject_share`, `time_range`, `memory`, `threads`, `overwrite`, `engine`, `spark_master`,
+    `encoding` and `users`, a table of the users' features. Both engines write the same bytes; with
+    Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
     """
     tell, chosen = progress or _say_nothing, Preparation(**options)
     chosen.check()
@@ -187,14 +195,34 @@ def _encode(
     chosen: Preparation,
     tell: Tell,
 ) -> Encoded:
+    if chosen.users is None and schema.features:
+        raise DataError(
+            f"the schema names features of the users ({', '.join(schema.features)}), which stand "
+            "in a table of their own; give it with --users TABLE."
+        )
+    # before the log is read, which may take long
+    if chosen.users is not None:
+        schema = with_features(schema, chosen.users)
+
     if chosen.engine == "spark":
         from behavegpt.ingest.spark import encode_on_spark
 
-        return encode_on_spark(con, logs, schema, work, chosen, tell)
+        encoded = encode_on_spark(con, logs, schema, work, chosen, tell)
+    else:
+        # an eighth of the budget for rows in memory: DuckDB has half, and sorting takes copies
+        plan = plan_events(con, logs, schema, work, time_range=chosen.time_range)
+        held = chosen.budget // 8
+        encoded = encode(plan, work, _batch_rows(chosen.budget), held, chosen.min_events)
+    return encoded if chosen.users is None else _with_users(encoded, chosen.users)
 
-    # an eighth of the budget for rows in memory: DuckDB has half, and sorting takes copies
-    plan = plan_events(con, logs, schema, work, time_range=chosen.time_range)
-    return encode(plan, work, _batch_rows(chosen.budget), chosen.budget // 8, chosen.min_events)
+
+def _with_users(encoded: Encoded, table: Any) -> Encoded:
+    """The events with what a table says of their users, whose labels are written as the log's."""
+    plan = encoded.plan
+    users = read_user_table(table, plan.schema)
+    rules = plan.schema.label_rules | users.rules
+    schema = plan.schema.model_copy(update={"label_rules": rules})
+    return replace(encoded, plan=replace(plan, schema=schema), users=users)
 
 
 def _fit(encoded: Encoded, logs: Logs, chosen: Preparation) -> _Read:
@@ -210,6 +238,7 @@ def _fit(encoded: Encoded, logs: Logs, chosen: Preparation) -> _Read:
         clock,
         one_label(vocabularies, encoded.plan.schema),
         not_numbers(encoded),
+        about_users(encoded, vocabularies),
     )
 
     return _Read(encoded, splitter, vocabularies, tuple(filter(None, remarks)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from behavegpt.data.bins import numbers
 from behavegpt.data.schema import EventSchema
@@ -21,6 +22,7 @@ _EARLY = 315_532_800  # 1980, in seconds
 _NEVER = 2**63 - 1
 # shares of events at midnight: the log tells no time of day, or not of all events
 _ALL, _MANY = 0.99, 0.3
+_FEW = 50  # labels of a feature that may be as many as the users
 
 
 def without_clock(encoded: Encoded, logs: Logs) -> tuple[Encoded, str | None]:
@@ -99,6 +101,33 @@ def not_numbers(encoded: Encoded) -> str | None:
                 f"{example!r}: they count as missing"
             )
     return None
+
+
+def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str | None:
+    """What to say of the users' features: who has none, and which tells users apart by name."""
+    if encoded.users is None:
+        return None
+
+    kept = pa.array(encoded.kept)
+    there = encoded.users.has(encoded.plan.labels("user").filter(kept))  # (users,)
+    text = f"features of {int(there.sum()):,} of {len(there):,} users are known"
+
+    for field, labels in encoded.features().items():
+        labels = labels.filter(kept)
+        if field in encoded.plan.schema.user_numeric:
+            values = labels.drop_null()
+            bad = np.isnan(numbers(values))
+            if bad.any():
+                example = values[int(np.flatnonzero(bad)[0])].as_py()
+                text += (
+                    f"; {int(bad.sum()):,} values of {field!r} are no numbers, such as {example!r}"
+                )
+        elif (classes := vocabularies[field].classes) > max(_FEW, there.sum() / 2):
+            text += (
+                f"; {field!r} has {classes:,} labels, nearly one for each user: leave it out, or "
+                "name it with --user-numeric if it is a number"
+            )
+    return text
 
 
 def _share_at_midnight(encoded: Encoded) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,25 @@ def read_rows(
     return _events(times, labels, order, reason, schema), rejects
 
 
-def _few_rows(logs: Logs, roles: dict[str, str]) -> pa.Table | None:
+def read_labels(
+    logs: Logs, columns: Mapping[str, str], rules: Mapping[str, str]
+) -> pa.Table | None:
+    """Columns (field -> column) of a few rows as labels by field, under known rules; None where
+    DuckDB must read them."""
+    table = _few_rows(logs, columns)
+    if table is None or not columns.keys() <= rules.keys():
+        return None
+
+    texts = {}
+    for field, column in columns.items():
+        read = _labels(table[column], rules[field])
+        if read is None:
+            return None
+        texts[field] = pa.array(read.texts, pa.string())
+    return pa.table(texts)
+
+
+def _few_rows(logs: Logs, roles: Mapping[str, str]) -> pa.Table | None:
     """The columns of the roles, None where they are not a few rows in memory."""
     frame = logs.frame
     if frame is None or not set(roles.values()).issubset(frame.names):
@@ -179,7 +197,7 @@ def _labels(column: pa.ChunkedArray, rule: str | None) -> _Labels | None:
     if values is None:
         return None
 
-    distinct = {value: _as_label(value) for value in set(values) - {None}}
+    distinct = {value: as_label_text(value) for value in set(values) - {None}}
     if any(isinstance(value, float) and _inexact(value) for value in distinct):
         return None
 
@@ -238,7 +256,7 @@ def _plain_values(column: pa.ChunkedArray) -> list[Any] | None:
     return column.to_pylist() if plain else None
 
 
-def _as_label(value: Any) -> str | None:
+def as_label_text(value: Any) -> str | None:
     """The text of a value before any rule, None for what is no label."""
     if isinstance(value, float):
         return None if value != value else number_text(value + 0)

@@ -102,7 +102,12 @@ def _write_events(
     and ties."""
     plan = encoded.plan
     # code -> id by a table: one gather per column, no text
-    ids = {f: v.encode(plan.labels(f)).astype(writers[f].dtype) for f, v in vocabularies.items()}
+    features = encoded.features()
+    ids, source = {}, {}  # where the codes of a field stand: a feature's are its users'
+    for field, vocabulary in vocabularies.items():
+        labels = features[field] if field in features else plan.labels(field)
+        ids[field] = vocabulary.encode(labels).astype(writers[field].dtype)
+        source[field] = "user" if field in features else field
 
     # parts that workers made are sorted already
     order = ("order",) if plan.schema.order and not encoded.spill.sorted else ()
@@ -122,7 +127,7 @@ def _write_events(
         split = splitter(columns)  # (N,)
 
         rows = {"time": seconds - encoded.first, "weekday": weekday, "slot": slot, "split": split}
-        rows |= {field: table[columns[field]] for field, table in ids.items()}
+        rows |= {field: table[columns[source[field]]] for field, table in ids.items()}
 
         sizes += np.bincount(split, minlength=3)
         for field in ids:

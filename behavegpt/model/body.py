@@ -24,7 +24,8 @@ from behavegpt.model.attention import (
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
-from behavegpt.model.embedding import EventEmbedding
+from behavegpt.model.elapsed import elapsed
+from behavegpt.model.embedding import AddedTable, EventEmbedding
 from behavegpt.model.given import GivenLinear
 from behavegpt.model.head import MemoryHead
 from behavegpt.model.history import HistoryGate
@@ -72,8 +73,9 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
             return
 
         super()._init_weights(module)
-        # 0: what is given says nothing at first, so that other models' weights can be continued
-        if isinstance(module, GivenLinear):
+        # 0: what is given, or known of the user, says nothing at first, so that other models'
+        # weights can be continued
+        if isinstance(module, (GivenLinear, AddedTable)):
             init.zeros_(module.weight)
 
         # the gate starts as a tuned count model, see HistoryGate
@@ -182,12 +184,16 @@ class BehaveGPTModel(EventModel):
 
     def encode(self, events: Events, keep_states: bool = False) -> Encoded:
         """Embedding, blocks and final norm: hidden states (B, R, C)."""
-        x = self.embedding(events.ids, events.position)  # (B, R, C)
+        told = elapsed(events) if self.config.reads_time else None
+        gap = None if told is None else told.gap
+        x = self.embedding(events.ids, events.position, gap)  # (B, R, C)
 
-        rope = None
-        if self.config.position_encoding == "rope":
+        rope, encoding = None, self.config.position_encoding
+        if encoding in ("rope", "time"):
             width = self.config.hidden_size // self.config.num_attention_heads
-            rope = rope_tables(events.position, width, x.dtype)
+            over_time = told if encoding == "time" else None
+            place = events.position if over_time is None else over_time.position
+            rope = rope_tables(place, width, x.dtype)
         plan = self._plan(events, x)
 
         states = [x]  # the embeddings come first

@@ -45,6 +45,9 @@ class EventCache:
         self._lengths: torch.Tensor | None = None
         # keys and values, each (B, H, L + 1, D)
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.times: torch.Tensor | None = (
+            None  # (B, L + 1) int64 seconds, where the model reads them
+        )
         self.ids: dict[str, torch.Tensor] = {}  # (B, L + 1) int64, what the history head reads
         self.step: Step  # of the forward that runs, or ran last
 
@@ -116,6 +119,14 @@ class EventCache:
 
         return write
 
+    def remember_times(self, time: torch.Tensor) -> torch.Tensor:
+        """Store the times (B, R) of new events; returns those of all (B, S), by slot."""
+        slot, used = self.step.slot, self.step.mask.shape[-1]
+        if self.times is None:
+            self.times = time.new_zeros(len(slot), self.slots + 1)
+        self.times[_rows(slot), slot] = time
+        return self.times[:, :used]
+
     def remember(self, **ids: torch.Tensor) -> tuple[Past, torch.Tensor]:
         """Store new ids (B, R) of event, behavior, location and slot; returns all (B, S) and where,
         for each event, its behavior first occurs (B, S)."""
@@ -146,6 +157,8 @@ class EventCache:
         self._lengths = self.lengths[rows]
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
         self.ids = {name: stored[rows] for name, stored in self.ids.items()}
+        if self.times is not None:
+            self.times = self.times[rows]
 
     def forget(self, rows: torch.Tensor) -> None:
         """Empty the histories where `rows` (B,) bool holds."""
@@ -159,6 +172,8 @@ class EventCache:
             mine[0][rows], mine[1][rows] = theirs
         for name, stored in self.ids.items():
             stored[rows] = other.ids[name]
+        if self.times is not None and other.times is not None:
+            self.times[rows] = other.times
 
 
 def _rows(slot: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,8 @@ class BehaveGPTConfig(PreTrainedConfig):
     num_behaviors: int = 2
     # the classes are the events themselves, in the order of their ids
     behavior_is_event: bool = False
+    # ids of what is known of the user, by feature; added to each event, so the width stays
+    user_features: dict[str, int] | None = None
     embedding_size: int = 256  # d
     # 0: the event at hand alone, without the past but for the history head's counts
     num_hidden_layers: int = 12
@@ -44,7 +46,9 @@ class BehaveGPTConfig(PreTrainedConfig):
     intermediate_size: int | None = None  # of the blocks' MLP; null: 4 * hidden_size
     head_size: int | None = None  # hidden units of the prediction MLP (eq. 3); null: hidden_size
     max_length: int = 90  # events the model looks back on, I in eq. 1
-    position_encoding: str = "rope"  # rope | learned | none
+    # rope | learned | none | time: rope whose positions the time between events moves on
+    position_encoding: str = "rope"
+    gap: bool = False  # the time since the event before is embedded, see elapsed.py
     dropout: float = 0.1  # on embeddings and both residual branches; never on attention weights
     layer_norm_eps: float = 1e-5
     initializer_range: float | None = None  # of new weights; null: 0.02 * sqrt(1024 / hidden_size)
@@ -79,6 +83,8 @@ class BehaveGPTConfig(PreTrainedConfig):
         # new lists: a default shared by all configs could be changed through one of them
         self.next_heads = list(self.next_heads or [])
         self.given = list(self.given or []) or None
+        # sorted as JSON sorts them: a sum in another order rounds otherwise
+        self.user_features = dict(sorted((self.user_features or {}).items())) or None
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.head_size = self.head_size or self.hidden_size
 
@@ -98,11 +104,25 @@ class BehaveGPTConfig(PreTrainedConfig):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of a prepared log that the model reads: its fields, and past behaviors for the
-        history head."""
+        """Columns of a prepared log that the model reads: its fields, what is known of the user,
+        past behaviors for the history head, and the time where it is told in seconds."""
         extra = ("behavior",) if self.history_head and not self.behavior_is_event else ()
+        if self.reads_time:
+            extra = (*extra, "time")
         # without duplicates: `behavior` can be an input field too
-        return tuple(dict.fromkeys((*(self.field_order or ()), *extra)))
+        return tuple(
+            dict.fromkeys((*(self.field_order or ()), *(self.user_features or ()), *extra))
+        )
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the network reads the time between events."""
+        return self.gap or self.position_encoding == "time"
+
+    @property
+    def ids_by_column(self) -> dict[str, int]:
+        """Number of ids of each column that is embedded: fields, then features of the user."""
+        return {**(self.field_sizes or {}), **(self.user_features or {})}
 
     def validate_architecture(self) -> None:
         """Refuse shapes that contradict each other; called by transformers after construction."""
@@ -117,6 +137,9 @@ class BehaveGPTConfig(PreTrainedConfig):
             "field_sizes must contain 'event'": "event" in fields,
             "field_order must name each of field_sizes once": sorted(self.field_order or ())
             == sorted(fields),
+            "user_features may not name a field of the events": fields.keys().isdisjoint(
+                self.user_features or {}
+            ),
             f"hidden_size {self.hidden_size} ({len(fields)} fields x embedding_size "
             f"{self.embedding_size}) must be a multiple of 2 * num_attention_heads "
             f"{self.num_attention_heads}": (
@@ -131,8 +154,12 @@ class BehaveGPTConfig(PreTrainedConfig):
                 self.num_hidden_layers >= 0
             ),
             f"dropout must be in [0, 1), not {self.dropout}": 0 <= self.dropout < 1,
-            "position_encoding must be rope, learned or none": (
-                self.position_encoding in ("rope", "learned", "none")
+            "position_encoding must be rope, learned, none or time": (
+                self.position_encoding in ("rope", "learned", "none", "time")
+            ),
+            "the time between events has no effect on counts alone: set gap to false and "
+            "position_encoding to rope, or num_hidden_layers to at least 1": not (
+                self.reads_time and self.memory and not self.num_hidden_layers
             ),
         }
 

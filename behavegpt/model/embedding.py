@@ -1,11 +1,15 @@
-"""Embedding of an event: one table per field, side by side (eq. 2)."""
+"""Embedding of an event: one table per field, side by side (eq. 2), plus what is known of the
+user."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from behavegpt.model.config import BehaveGPTConfig
+from behavegpt.model.elapsed import GAP_IDS
 
 
 def field_tables(config: BehaveGPTConfig) -> nn.ModuleDict:
@@ -27,6 +31,43 @@ def module_name(field: str) -> str:
     return field
 
 
+class AddedTable(nn.Embedding):
+    """Vectors that are added to events; 0 before training, so that a model which goes on from one
+    without them begins as that one."""
+
+
+class UserEmbedding(nn.Module):
+    """What is known of the users, such as their country: the sum of a vector of the transformer's
+    width for each feature."""
+
+    def __init__(self, config: BehaveGPTConfig) -> None:
+        super().__init__()
+        sizes = config.user_features or {}
+        self.features = tuple(sizes)
+        self.tables = nn.ModuleDict(
+            {
+                module_name(name): AddedTable(size, config.hidden_size)
+                for name, size in sizes.items()
+            }
+        )
+
+    def forward(self, ids: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Ids (B, R) by feature -> what is added to each event (B, R, C)."""
+        missing = [name for name in self.features if ids.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"the model also needs the user's {missing[0]!r} at each event as "
+                f"{missing[0]}_ids; 1 says that it is unknown"
+            )
+        named = zip(self.features, self.tables.values(), strict=True)
+        return torch.stack([table(ids[name]) for name, table in named]).sum(0)
+
+
+def user_embedding(config: BehaveGPTConfig) -> UserEmbedding | None:
+    """The embedding of a model that reads features of the user, None for any other."""
+    return UserEmbedding(config) if config.user_features else None
+
+
 class EventEmbedding(nn.Module):
     """Concatenates the embeddings of all fields: F tensors (B, R) of ids -> (B, R, F * d)."""
 
@@ -39,11 +80,19 @@ class EventEmbedding(nn.Module):
             if config.position_encoding == "learned"
             else None
         )
+        self.user = user_embedding(config)
+        self.gap = AddedTable(GAP_IDS, config.hidden_size) if config.gap else None
 
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, fields: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
-        """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history."""
+    def forward(
+        self,
+        fields: dict[str, torch.Tensor],
+        position: torch.Tensor,
+        gap: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history; `gap`
+        (B, R) int64 of elapsed.py."""
         missing = [name for name in self.fields if fields.get(name) is None]
         if missing:
             given = ", ".join(name for name, ids in fields.items() if ids is not None)
@@ -58,5 +107,9 @@ class EventEmbedding(nn.Module):
         embedded = torch.cat([table(fields[name]) for name, table in named], dim=-1)
         if self.position is not None:
             embedded = embedded + self.position(position)
+        if self.user is not None:
+            embedded = embedded + self.user(fields)
+        if self.gap is not None:
+            embedded = embedded + self.gap(gap)
 
         return self.dropout(embedded)

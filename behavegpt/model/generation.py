@@ -100,7 +100,7 @@ class EventGenerationMixin(GenerationMixin):
         )
 
     def _field_arguments(self) -> set[str]:
-        return {f"{name}_ids" for name in self.config.field_order or () if name != "event"}
+        return {f"{name}_ids" for name in self.config.ids_by_column if name != "event"}
 
     def _refuse_behaviors(self) -> None:
         config = self.config
@@ -108,6 +108,11 @@ class EventGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"the model is given the {' and '.join(config.given)} of each event before its "
                 "behavior is drawn; use Predictor.generate, which draws them first"
+            )
+        if config.reads_time:
+            raise ValueError(
+                "the model reads the time of each event, which generate() does not draw; use "
+                "Predictor.generate"
             )
         if config.memory:
             raise ValueError("the memory must take up each drawn event; use Predictor.generate")

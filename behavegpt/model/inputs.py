@@ -94,7 +94,7 @@ def refuse_unknown(
         )
 
     # `event` and `time` may come as extra ids, for the counts, without being fields of the network
-    known = {f"{name}_ids" for name in (*(config.field_sizes or ()), "event", "time")}
+    known = {f"{name}_ids" for name in (*config.ids_by_column, "event", "time")}
     unknown = sorted(
         name for name, value in fields.items() if value is not None and name not in known
     )

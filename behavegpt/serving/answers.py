@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from behavegpt.config import closest
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.ingest.asked import check_asked
 from behavegpt.ingest.histories import encode_histories
+from behavegpt.ingest.rows import as_label_text
 from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of, reading_key
 from behavegpt.options import PredictOptions
@@ -31,6 +32,7 @@ from behavegpt.serving.requests import (
     History,
     PredictRequest,
     Request,
+    WhenRequest,
 )
 from behavegpt.zero_shot import UniversalPredictor
 
@@ -131,13 +133,38 @@ def _encode_distinct(
         column: [row.get(column) for user in users for row in user.events] for column in wanted
     }
     table[schema.user] = [_name(user) for user in users for _ in user.events]
-    encoded = encode_histories(predictor.tokenizer.by_name, table, warn=False)
+    encoded = encode_histories(_tokenizer(predictor, users), table, warn=False)
     if len(encoded.users) < len(users):
         there = set(encoded.users.to_pylist())
         missing = next(user.id for user in users if _name(user) not in there)
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
         raise DataError(f"user {missing!r} has no usable event ({reasons}).")
     return encoded
+
+
+def _tokenizer(predictor: AnyPredictor, users: Sequence[History]) -> EventTokenizer:
+    """The tokenizer that knows what the users' requests say of them. Raises DataError for a feature
+    that the model does not read."""
+    tokenizer = predictor.tokenizer.by_name
+    told = {_name(user): user.features for user in users if user.features is not None}
+    if not told:
+        return tokenizer
+
+    known = tokenizer.event_schema.features
+    strange = [name for features in told.values() for name in features if name not in known]
+    if strange:
+        raise DataError(
+            f"features: the model reads no {strange[0]!r} of the users. "
+            f"{closest(strange[0], known) if known else 'It reads no features at all.'}"
+        )
+
+    table: dict[str, list[str | None]] = {tokenizer.event_schema.user: list(told)}
+    for name in known:
+        table[name] = [as_label_text(features.get(name)) for features in told.values()]
+    named = tokenizer.with_features(table)
+    if tokenizer.users is None or named.users is None:
+        return named
+    return tokenizer.with_features(tokenizer.users.updated(named.users))
 
 
 def _name(user: History) -> str:
@@ -226,6 +253,20 @@ def _explain(
     return found.answers()
 
 
+def _when(
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
+    request = requests[0]
+    found = predictor.when(
+        encoded, request.within, request.top_k, now=request.now, interrupt=interrupt
+    )
+    if len(found) < len(encoded.users):
+        there = set(found.users.to_pylist())
+        late = next((user for user in encoded.users.to_pylist() if user not in there), "?")
+        raise DataError(f"user {late!r} has no event until {request.now!r}; ask without them.")
+    return found.answers()
+
+
 def _options(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
     """The decision, the filters, and what users say of the events that are asked about. Raises
     ConfigError and DataError."""
@@ -269,6 +310,7 @@ def _generate(
 _ANSWERS = {
     PredictRequest: _predict,
     ExplainRequest: _explain,
+    WhenRequest: _when,
     EmbedRequest: _embed,
     GenerateRequest: _generate,
 }

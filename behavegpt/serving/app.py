@@ -35,6 +35,7 @@ from behavegpt.serving.requests import (
     Request,
     ServeSettings,
     UserRequest,
+    WhenRequest,
 )
 from behavegpt.serving.users import Users
 from behavegpt.zero_shot import UniversalPredictor
@@ -106,7 +107,7 @@ class Service:
             submitted = self.quick.submit(UserRequest, 1, job)
         else:
             together = key(request, self.predictor.tokenizer.event_schema)
-            slow = isinstance(request, (GenerateRequest, ExplainRequest))
+            slow = isinstance(request, (GenerateRequest, ExplainRequest, WhenRequest))
             long = slow or request.events > QUICK_EVENTS
             submitted = (self.long if long else self.quick).submit(
                 together, len(request.users), job
@@ -208,6 +209,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         return {
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
+            "features": list(predictor.tokenizer.event_schema.features),
             "behaviors": predictor.tokenizer.behaviors.classes,
             "given": list(predictor.given),
             "thresholds": getattr(predictor, "thresholds", None) is not None,

@@ -31,8 +31,11 @@ def fingerprint_of(
     """What must be the same for a checkpoint to be continued."""
     # not the learning rate, the number of steps or of ranks: those may change on purpose
     shape = {name: getattr(config, name) for name in (*SHAPE, "field_sizes", "num_behaviors")}
-    if not shape["given"]:  # checkpoints of earlier versions do not name it
-        del shape["given"]
+    for name in ("given", "gap"):
+        if not shape[name]:  # checkpoints of earlier versions do not name it
+            del shape[name]
+    if config.user_features:
+        shape["user_features"] = config.user_features
 
     return {
         "data": {

@@ -19,6 +19,7 @@ SHAPE = (
     "head_size",
     "max_length",
     "position_encoding",
+    "gap",
     "dropout",
     "initializer_range",
     "history_head",
