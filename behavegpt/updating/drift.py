@@ -128,7 +128,7 @@ def drift(store: EventStore, scored: dict[str, Scored]) -> dict[str, Any]:
     split = np.asarray(store.columns["split"])
     before, new = split == TRAIN, split == TEST
     unknown = {}
-    for field in store.schema.label_columns:
+    for field in (*store.schema.label_columns, *store.schema.features):
         if field in store.vocabulary:
             is_unknown = np.asarray(store.columns[field]) <= UNKNOWN
             unknown[field] = {
