@@ -47,7 +47,6 @@ VARIANTS = {
     "next": {"num_behaviors": 5, "next_heads": ["event", "location", "gap"]},
     "no blocks": {"num_behaviors": 5, "history_head": True, "num_hidden_layers": 0},
     "elapsed time": {"num_behaviors": 5, "gap": True, "position_encoding": "time"},
-    "users": {"num_behaviors": 5, "user_features": {"segment": 5, "age": 9}},
 }
 
 
@@ -85,9 +84,6 @@ def histories(lengths: list[int], seed: int = 0) -> list[dict[str, torch.Tensor]
     ]
     for part, k in zip(drawn, lengths, strict=True):
         part["time_ids"] = torch.randint(100_000, (1, k), generator=generator).cumsum(1)
-        # known of the user, so the same at each event
-        for name, size in {"segment_ids": 5, "age_ids": 9}.items():
-            part[name] = torch.randint(size, (1, 1), generator=generator).expand(1, k)
     return drawn
 
 
