@@ -24,6 +24,8 @@ _PUBLIC = {
     "load": "behavegpt.zero_shot",
     "fit": "behavegpt.fitting",
     "probe": "behavegpt.probing.run",
+    "update": "behavegpt.updating.run",
+    "undo_update": "behavegpt.updating.run",
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

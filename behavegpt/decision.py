@@ -147,7 +147,7 @@ def load_thresholds(folder: Path, tokenizer: EventTokenizer) -> Thresholds | Non
     if not path.is_file():
         return None
 
-    remedy = f"delete it, or {LEARN}"
+    remedy = "delete it; `behavegpt thresholds MODEL DATA` then learns others"
     facts = read_json(path, CheckpointError, remedy)
     values, known = facts.pop("thresholds", None), facts.pop("format", None)
     if known != FORMAT:

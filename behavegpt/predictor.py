@@ -47,7 +47,7 @@ from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.shipped import shipped_folder
 from behavegpt.tabular import html_facts
-from behavegpt.timing.answer import Times, times_of
+from behavegpt.timing.answer import Times, of_model, times_of
 from behavegpt.timing.files import load_gaps
 from behavegpt.timing.gaps import Gaps
 from behavegpt.training.model_folder import open_model
@@ -269,7 +269,7 @@ class Predictor(KeepsStates):
             return self.predict(encoded, top, interrupt=interrupt)
 
         return times_of(
-            self.timing,
+            lambda: of_model(self.timing),
             self.tokenizer,
             lambda: self.encode(events),
             predict,

@@ -39,6 +39,7 @@ from behavegpt.io import scratch
 from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, ExplainOptions, PredictOptions
 from behavegpt.paths import local_path
 from behavegpt.predictions import Predictions, most_probable
+from behavegpt.timing.answer import Times, times_of
 from behavegpt.universal.counted import (
     Asked,
     CountedLog,
@@ -264,6 +265,45 @@ class UniversalPredictor(KeepsStates):
         shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
         source = Source(pieces, self.tokenizer, self.model.mixer, shares)
         return explain(source, encoded, Why(choice, shift, options.last), asked)
+
+    def when(
+        self,
+        events: EventData | EncodedHistories | None = None,
+        within: str = "7d",
+        top_k: int = 5,
+        *,
+        now: Any = None,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> Times:
+        """The time to each user's next event, and the behaviors most probable `within` a span; see
+        `Predictor.when`.
+
+        Times are not what the universal weights know: they are learned from the gaps of the counted
+        log, as `behavegpt when` learns those of a prepared folder. `events` as for `predict`,
+        states excepted; `now` not before the end of that log. Raises ConfigError and DataError.
+        """
+        counted, events = self._counted_for(events, ())
+        if counted is not self:
+            return counted.when(events, within, top_k, now=now, interrupt=interrupt)
+        own = self.log.histories
+        if events is None and own is None:
+            raise ConfigError(
+                "a saved model knows states, no histories; give those whose next event is asked "
+                "for."
+            )
+
+        def predict(encoded: EncodedHistories, top: int) -> Predictions:
+            return self.predict(encoded, top, interrupt=interrupt)
+
+        return times_of(
+            lambda: self.log.timing,
+            self.tokenizer,
+            lambda: own if events is None and own is not None else self.encode(events),
+            predict,
+            now,
+            within=within,
+            top_k=top_k,
+        )
 
     def _without_seen(self, choice: Choice, events: Any) -> Choice:
         """The choice without what users had, of histories in ids, states, or None for the log's

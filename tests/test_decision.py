@@ -15,8 +15,11 @@ import torch
 from starlette.testclient import TestClient
 
 import behavegpt
+from behavegpt import decision
 from behavegpt.cli import main
+from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TEST, VALID, EventStore
+from behavegpt.data.vocabulary import FIRST
 from behavegpt.datasets.synthetic import small_log
 from behavegpt.decision import FILE, Thresholds, learn_thresholds, load_thresholds, save_thresholds
 from behavegpt.errors import CheckpointError, ConfigError, DataError
@@ -138,6 +141,21 @@ def test_thresholds_are_a_shift_of_an_evaluation() -> None:
     only[2] = 0
     figures, _ = evaluate(model, store, TEST, shift=only)
     assert int(figures.predicted[2]) == figures.rows > 0
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_of_many_targets_every_nth_event_is_read(
+    monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    store = random_store(3, users=30)
+    rows = target_rows(store, VALID)
+    monkeypatch.setattr(decision, "CELLS", -(-len(rows) * decision.CANDIDATES // every))
+    found = decision._validation_rows(predictor_for(store).model, store)
+    assert found is not None
+    kept = rows[rows % every == 0]
+    assert len(kept) > 10
+    np.testing.assert_array_equal(found.user, np.searchsorted(store.offsets, kept, "right") - 1)
+    np.testing.assert_array_equal(found.target, store.columns["behavior"][kept] - FIRST)
 
 
 def test_a_validation_split_of_one_user_teaches_nothing() -> None:

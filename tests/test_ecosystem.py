@@ -91,6 +91,11 @@ def test_importing_is_quick_and_the_module_runs() -> None:
         [sys.executable, "-m", "behavegpt", "--version"], capture_output=True, text=True, cwd=ROOT
     )
     assert found.stdout.strip() == f"behavegpt {behavegpt.__version__}"
+    # half of the time of a prediction by the universal model, which needs nothing of it
+    loaded = (
+        "import sys, behavegpt; behavegpt.load('universal'); print('transformers' in sys.modules)"
+    )
+    assert python(loaded).strip() == "False"
     wrong = subprocess.run(
         [sys.executable, "-m", "behavegpt", "nothing"], capture_output=True, cwd=ROOT
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from behavegpt.cli import main
-from behavegpt.data.store import TEST, EventStore, open_store
+from behavegpt.data.store import SPLITS, TEST, EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
+from behavegpt.ingest.asked import seconds_of
 from behavegpt.predictor import Predictor, load
+from behavegpt.timing.answer import LEVELS
 from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
 from behavegpt.timing.files import FILE, load_gaps, save_gaps
-from behavegpt.timing.gaps import Gaps, fit_gaps, kaplan_meier
-from behavegpt.timing.moments import moments_of, until
+from behavegpt.timing.fit import fit_gaps, kaplan_meier
+from behavegpt.timing.gaps import Gaps
+from behavegpt.timing.moments import moments_of, moments_of_store, until
+from behavegpt.zero_shot import load_zero_shot
 from tests.conftest import ROOT
 from tests.helpers import random_store
 
@@ -224,9 +229,15 @@ COMMANDS = {
     "not learned": (["predict", "demo", "LOG", "--when"], "behavegpt when MODEL DATA"),
     "both rules": (["predict", "demo", "LOG", "--when", "--thresholds"], "no meaning"),
     "no log": (["predict", "demo", "--when"], "name the files"),
-    "universal": (["predict", "universal", "LOG", "--when"], "needs a trained model"),
+    "before the end": (
+        ["predict", "universal", "LOG", "--when", "--now", "2011-11-01"],
+        "before the end of the counted log .2011-12-09",
+    ),
+    "no event head": (["predict", "demo", "LOG", "--next", "3"], "has no event head"),
+    "next and rule": (["predict", "demo", "LOG", "--next", "3", "--thresholds"], "no meaning"),
+    "no next": (["predict", "demo", "LOG", "--next", "0"], "steps"),
     "in the package": (["when", "demo", "data"], "lies in the package"),
-    "no training": (["when", "universal", "data"], "beside a trained model"),
+    "no training": (["when", "universal", "data"], "predict universal LOG --when"),
     "no horizon": (["when", "demo", "data", "--within", "-1d"], "within"),
 }
 
@@ -240,7 +251,7 @@ def test_commands_name_the_remedy(case: str, capsys: pytest.CaptureFixture[str])
         at = given.index("--within")
         given[at : at + 2] = [f"--within={given[at + 1]}"]
     assert main(given) == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_too_little_is_refused() -> None:
@@ -248,3 +259,115 @@ def test_too_little_is_refused() -> None:
     columns = store.columns | {"split": np.full(store.manifest.events, TEST)}
     with pytest.raises(DataError, match="20 at least"):
         fit_gaps(dataclasses.replace(store, columns=columns))
+
+
+def test_a_counted_log_tells_times(few: pa.Table, tmp_path: Path) -> None:
+    """Learned from the log itself; the folder that keeps it knows the same."""
+    model = load_zero_shot().fit_tables(few)
+    told = model.when(within="3 days", top_k=2)
+    assert len(told) == len(set(few["user_id"].to_pylist()))
+    assert (
+        np.isfinite(told.seconds[:, 2]).any() and (np.diff(told.seconds[:, :2], axis=1) > 0).all()
+    )
+    # waiting moves the answer here too
+    later = model.when(within="3 days", now="2012-01-20")
+    assert later.any_within.mean() < told.any_within.mean()
+
+    again = load_zero_shot(model.save(tmp_path / "counted"))
+    found = again.when(few, "3 days", 2)
+    np.testing.assert_allclose(found.seconds, told.seconds, rtol=1e-3)
+    np.testing.assert_allclose(found.within, told.within, rtol=1e-3)
+    with pytest.raises(ConfigError, match="states, no histories"):
+        again.when()
+    (tmp_path / "counted" / FILE).unlink()
+    (tmp_path / "counted" / "MANIFEST.json").unlink()
+    with pytest.raises(ConfigError, match="saved without times"):
+        load_zero_shot(tmp_path / "counted").when(few)
+    with pytest.raises(DataError, match=r"gaps between .* 20 at least"):
+        load_zero_shot().fit_tables(few.slice(0, 3)).when()
+
+
+def test_no_later_event_enters_the_times_of_a_counted_log(few: pa.Table) -> None:
+    """The end of the log is a bound: the same users with what they did later are another log."""
+    past = few.filter(pc.less_equal(few["timestamp"], pa.scalar(NOW).cast(few["timestamp"].type)))
+    model = load_zero_shot().fit_tables(past)
+    assert model.log.timing.facts["end"] <= seconds_of(NOW, model.tokenizer.event_schema, "now")
+    assert model.when(few, now=NOW).to_table().equals(model.when(past, now=NOW).to_table())
+
+
+def test_levels_are_calibrated_over_several_windows(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pace that validation alone has moves the levels less than where it alone calibrates."""
+    moments = moments_of_store(store)
+    split = np.asarray(store.columns["split"])[moments.row]
+    fast = np.where(split == SPLITS["valid"], moments.gap / 20, moments.gap)
+    changed = dataclasses.replace(moments, gap=fast)
+    moved = {}
+
+    for windows in (1, 4):
+        monkeypatch.setattr("behavegpt.timing.fit.WINDOWS", windows)
+        usual, quick = fit_gaps(store, moments), fit_gaps(store, changed)
+        assert usual.facts["windows"] == windows
+        moved[windows] = np.abs(usual.cdf - quick.cdf).mean()
+    assert 0 < moved[4] < 0.7 * moved[1]
+
+
+@pytest.mark.parametrize("name", ["trained", "universal"])
+def test_the_service_says_what_python_says(name: str, model: Predictor, few: pa.Table) -> None:
+    pytest.importorskip("httpx", reason="httpx is not installed; pip install httpx")
+    from fastapi.testclient import TestClient
+
+    from behavegpt.serving.app import make_app
+    from behavegpt.serving.requests import ServeSettings
+
+    served = model if name == "trained" else load_zero_shot().fit_tables(few)
+    rows = [
+        {column: str(value) for column, value in row.items()}
+        for row in few.to_pylist()
+        if row["user_id"] == few["user_id"][0].as_py()
+    ]
+    users = [{"id": rows[0]["user_id"], "events": rows}]
+    body = {"users": users, "within": "3 days", "top_k": 2, "now": "2012-01-20"}
+    with TestClient(make_app(served, ServeSettings())) as client:
+        answer = client.post("/v1/when", json=body)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()["users"][0]
+        expected = served.when(pa.Table.from_pylist(rows), "3 days", 2, now="2012-01-20")
+        assert told["now"] == "2012-01-20T00:00:00+00:00"
+        assert told["any_within"] == pytest.approx(expected.any_within[0])
+        for place, level in enumerate(LEVELS):
+            value = expected.seconds[0, place]
+            wanted = pytest.approx(value) if np.isfinite(value) else None
+            assert told[f"{level}_s"] == wanted
+        assert [b["behavior"] for b in told["behaviors"]] == expected.labels[0].tolist()
+
+        for changed, message in (
+            ({"within": "soon"}, "within"),
+            ({"now": "1990-01-01"}, "before"),
+            ({"top_k": 5000}, "top_k"),
+            ({"horizon": "7d"}, "horizon"),
+        ):
+            refused = client.post("/v1/when", json=body | changed)
+            assert refused.status_code == 422 and message in refused.text
+
+
+def test_the_next_events_are_a_sequence_with_times(
+    few: pa.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "next.parquet"
+    pq.write_table(few.drop_columns("line"), log)
+    command = ["predict", "universal", str(log), "--event", "family"]
+    said = []
+    for options in (["--next", "3"], ["--next", "3"], ["--top-k", "1"]):
+        capsys.readouterr()
+        assert main([*command, *options, "--json"]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+
+    rows, again, best = said
+    assert rows == again and len(rows) == 3 * len(best)
+    # nothing is drawn: the first one is the best prediction
+    assert [row["family"] for row in rows[::3]] == [row["behavior"] for row in best]
+    # each after the median gap of the user, which is 0 within a basket
+    times = [[row["timestamp"] for row in rows[start::3]] for start in range(3)]
+    assert all(a <= b <= c for a, b, c in zip(*times, strict=True))

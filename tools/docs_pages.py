@@ -40,6 +40,7 @@ SETTINGS = {
     "Scaling (`scale`)": "behavegpt.scaling.settings.SweepSettings",
     "Profiles (`profile`)": "behavegpt.profiles.settings.ProfileSettings",
     "Probe of user vectors (`probe`)": "behavegpt.probing.settings.ProbeSettings",
+    "Daily operation (`update`)": "behavegpt.updating.settings.UpdateSettings",
     "Service (`serve`)": "behavegpt.serving.requests.ServeSettings",
     "The universal model (`pretrain-universal`)": "behavegpt.universal.train.UniversalSettings",
 }
@@ -51,6 +52,7 @@ RESULTS = (
     "behavegpt.generation.result.Generated",
     "behavegpt.probing.result.ProbeResult",
     "behavegpt.probing.result.Scores",
+    "behavegpt.updating.result.UpdateResult",
     "behavegpt.tabular.Tabular",
 )
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")

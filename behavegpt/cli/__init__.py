@@ -29,6 +29,7 @@ from behavegpt.cli import (
     serve,
     tools,
     train,
+    update,
     vocabulary,
     when,
 )
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command | Group] = {
     **predict.COMMANDS,
     **decision.COMMANDS,
     **when.COMMANDS,
+    **update.COMMANDS,
     "vocabulary": vocabulary.VOCABULARY,
     **generate.COMMANDS,
     **export.COMMANDS,

@@ -58,25 +58,54 @@ def _generate_arguments(parser: Parser) -> None:
     log_arguments(parser)
 
 
-def _generate(arguments: Arguments) -> Any:
-    from behavegpt.console import progress, say
-    from behavegpt.data.store import write_table
+# options of `predict` that a sequence of events does not know
+_WITHOUT = (
+    *("prior_correction", "thresholds", "at", "location_now", "save", "explain"),
+    *("among", "exclude", "exclude_seen", "per_group"),
+)
+# nothing is drawn: the most probable behavior, the user's median gap and most frequent place
+_MOST_PROBABLE = {"temperature": 0.0, "time": "typical", "place": "typical"}
 
+
+def tell_next(arguments: Arguments) -> Any:
+    """`predict --next K`. Raises ConfigError for options that it does not know."""
+    from behavegpt.errors import ConfigError
+
+    for name in _WITHOUT:
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --next; leave one.")
+    return _futures(arguments, *load_with_logs(arguments), arguments.next, _MOST_PROBABLE)
+
+
+def _generate(arguments: Arguments) -> Any:
     predictor, logs = load_with_logs(arguments)
     names = ("samples", "temperature", "top_p", "until", "seed", "probabilities")
-    options = {name: getattr(arguments, name) for name in names}
+    options = {name: getattr(arguments, name) for name in names} | _policies(arguments.policy)
     if arguments.data:
         options["links"] = _links(predictor, arguments.data)
 
     # --until ends a future; the number of steps is then but a bound
     steps = (10_000 if arguments.until else 50) if arguments.steps is None else arguments.steps
+    return _futures(arguments, predictor, logs, steps, options)
+
+
+def _futures(
+    arguments: Arguments,
+    predictor: Predictor | UniversalPredictor,
+    logs: Any,
+    steps: int,
+    options: dict[str, Any],
+) -> Any:
+    """Generate, and tell or write it as the arguments say."""
+    from behavegpt.console import progress, say
+    from behavegpt.data.store import write_table
+
     with progress("generate", 100) as advance:
         futures = predictor.generate(
             logs,
             steps,
             on_user=lambda done, of: advance(100 * done // of, f"% of {of:,} futures"),
             **options,
-            **_policies(arguments.policy),
         )
 
     for field, policy in futures.policies.items():
@@ -93,7 +122,7 @@ def _generate(arguments: Arguments) -> Any:
         return None
 
     write_table(rows, arguments.out)
-    if arguments.probabilities:
+    if options.get("probabilities"):
         name = f"{arguments.out.stem}.probabilities{arguments.out.suffix}"
         write_table(futures.probabilities_table(), arguments.out.with_name(name))
 

@@ -83,7 +83,7 @@ def load_with_logs(
         refuse_users(arguments)
         universal = load_zero_shot(arguments.model)
         # a saved folder has its tables already: logs are asked about, not counted
-        changes = _changes(arguments, counting=not universal.counted)
+        changes = log_changes(arguments, counting=not universal.counted)
         if universal.counted:
             asked = named_logs(arguments, arguments.logs) if arguments.logs else None
             return universal.reading(**changes) if changes else universal, asked
@@ -110,11 +110,11 @@ def load_uncounted(
     if is_universal(arguments.model):
         refuse_users(arguments)
         universal = load_zero_shot(arguments.model)
-        return universal, _changes(arguments, counting=not universal.counted)
+        return universal, log_changes(arguments, counting=not universal.counted)
 
     from behavegpt.predictor import load
 
-    predictor, changes = load(arguments.model), _changes(arguments)
+    predictor, changes = load(arguments.model), log_changes(arguments)
     if not arguments.users:
         return predictor, changes
     # the table is written as the log is, under the names that are given here
@@ -124,7 +124,7 @@ def load_uncounted(
 
 def _reading(predictor: Predictor, arguments: Arguments) -> Predictor:
     """The predictor that reads logs, and what is known of their users, as the arguments say."""
-    changes = _changes(arguments)
+    changes = log_changes(arguments)
     if changes:
         predictor = predictor.reading(**changes)
     return predictor.with_features(arguments.users) if arguments.users else predictor
@@ -165,7 +165,7 @@ def say_unread(unknown: Mapping[str, int], rejected: Mapping[str, int]) -> None:
                 say(f"{what}: {name}: {number:,}")
 
 
-def _changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
+def log_changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
     """What the options say of the columns and times of a log. Raises ConfigError for a zone, unless
     the log is counted: what was trained or counted keeps its own."""
     if arguments.tz and not counting:

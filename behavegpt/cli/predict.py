@@ -9,6 +9,7 @@ from typing import Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
 from behavegpt.cli.filters import filter_arguments, read_filters
+from behavegpt.cli.generate import tell_next
 from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
 from behavegpt.cli.when import tell_when, when_arguments
 
@@ -171,6 +172,13 @@ def _predict_arguments(parser: Parser) -> None:
     )
     when_arguments(parser)
     parser.add_argument(
+        "--next",
+        type=int,
+        metavar="K",
+        help="the next K events as a sequence with times: the most probable behavior each time, "
+        "after the user's own median gap; `behavegpt generate` draws others",
+    )
+    parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
     )
     parser.add_argument(
@@ -198,6 +206,8 @@ def _predict(arguments: Arguments) -> Any:
 
     if arguments.when or arguments.within or arguments.now:
         return tell_when(arguments)
+    if arguments.next is not None:
+        return tell_next(arguments)
 
     filters = read_filters(arguments)
     predictor, logs = load_with_logs(arguments)
@@ -317,6 +327,7 @@ COMMANDS: dict[str, Command] = {
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d\n"
+        "  behavegpt predict runs/mine/model new_logs.csv --next 3   # a sequence, with times\n"
         "  behavegpt predict universal my_logs.csv                  # without training\n"
         "  behavegpt predict demo shop.parquet                      # a model that ships; see "
         "`behavegpt models`\n"

@@ -26,6 +26,12 @@ def _arguments(parser: Parser) -> None:
         "--embed", type=Path, metavar="DIR", help="embed DIR's clients with what the run has fitted"
     )
     parser.add_argument("--to", type=Path, metavar="ENTRY", help="where --embed writes the entry")
+    parser.add_argument(
+        "--at",
+        metavar="DAY",
+        help="of --embed: ages count back from its midnight (default: the "
+        "fitted history's end, or the day after DIR's last event)",
+    )
     parser.add_argument("--ensemble", default="all", help="the ensemble of --embed (default: all)")
 
 
@@ -41,7 +47,9 @@ def _profile(arguments: Arguments) -> Any:
         if not arguments.to:
             raise ConfigError("--embed needs --to ENTRY, the folder for the new clients' vectors.")
         data = settings.data.model_copy(update={"path": str(arguments.embed)})
-        return embed_new(settings.out, data, arguments.to, arguments.ensemble)
+        return embed_new(settings.out, data, arguments.to, arguments.ensemble, arguments.at)
+    if arguments.at:
+        raise ConfigError("--at is the day of --embed DIR; a run counts from its own last event.")
 
     report = run(settings, arguments.members)
     columns = ("member", "kind", "status", "clients", "dimensions", "fit s", "embed s", "peak MB")

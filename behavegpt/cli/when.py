@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import Arguments, Command, Parser, given_options, show
-from behavegpt.cli.models import load_trained, say_unread
+from behavegpt.cli.models import load_with_logs, say_unread
 
 COMPARED = ("brier", "calibration_error", "mean")
 FIGURES = ("pinball", "median_pinball", "coverage_50", "coverage_90")
@@ -20,7 +20,7 @@ def when_arguments(parser: Parser) -> None:
         "--when",
         action="store_true",
         help="the time to the next event, with 50%% and 90%% intervals, and the behaviors within a "
-        "horizon; `behavegpt when` learns it",
+        "horizon; `behavegpt when` learns it, `universal` from the log itself",
     )
     parser.add_argument(
         "--within", metavar="SPAN", help="the horizon of --when: 7d (the default), '36 hours'"
@@ -42,7 +42,6 @@ _WITHOUT = (
 
 def tell_when(arguments: Arguments) -> Any:
     """`predict --when`. Raises ConfigError for options that it does not know."""
-    from behavegpt.cli.command import named_logs
     from behavegpt.console import say
     from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
@@ -52,14 +51,10 @@ def tell_when(arguments: Arguments) -> Any:
     for name in _WITHOUT:
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --when; leave one.")
-    if not arguments.logs:
-        raise ConfigError(
-            f"predict {arguments.model} --when: name the files of a log behind the model."
-        )
 
     given = given_options(arguments, ("within", "now"))
-    logs = named_logs(arguments, arguments.logs)
-    times = load_trained(arguments).when(logs, top_k=arguments.top_k, **given)
+    predictor, logs = load_with_logs(arguments)
+    times = predictor.when(logs, top_k=arguments.top_k, **given)
     say_unread(times.unknown, times.rejected)
 
     rows = times.to_table()
@@ -114,15 +109,15 @@ def _when(arguments: Arguments) -> Any:
     from behavegpt.shipped import shipped_folder
     from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
     from behavegpt.timing.files import FILE, save_gaps
-    from behavegpt.timing.gaps import fit_gaps
+    from behavegpt.timing.fit import fit_gaps
     from behavegpt.zero_shot import is_universal
 
     given = given_options(arguments, ("within",))
     seconds = span_seconds(check_settings(WhenOptions, given, "when").within)
     if is_universal(arguments.model):
         raise ConfigError(
-            "times are learned beside a trained model: behavegpt train memory data.path=DIR "
-            "out=RUN, then behavegpt when RUN DIR."
+            f"{arguments.model} learns times from the log that it counts: behavegpt predict "
+            f"{arguments.model} LOG --when."
         )
     if shipped_folder(arguments.model):
         raise ConfigError(

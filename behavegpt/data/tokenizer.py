@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import FeatureExtractionMixin
 
 from behavegpt.data.bins import vocabulary_type
 from behavegpt.data.labels import TEXT, infer_rules
@@ -29,6 +29,7 @@ from behavegpt.ingest.events import Events, read_events
 from behavegpt.ingest.sources import Logs, check_columns, find_logs
 from behavegpt.ingest.user_table import UserTable, read_user_table
 
+TOKENIZER_FILE = "preprocessor_config.json"
 _DATES = 10  # events all at midnight that are taken for dates without times
 
 
@@ -44,9 +45,13 @@ class EncodedHistories:
     rejected: dict[str, int]  # reason -> rows left out
 
 
-class EventTokenizer(FeatureExtractionMixin):
+class EventTokenizer:
     """Schema + vocabulary in the checkpoint folder (preprocessor_config.json), found by
-    AutoFeatureExtractor."""
+    AutoFeatureExtractor.
+
+    It has what transformers asks of a feature extractor without being made of one: to import
+    transformers takes longer than a prediction of the universal model, which needs no more of it.
+    """
 
     model_input_names = ["input_ids", "weekday_ids", "slot_ids", "location_ids", "attention_mask"]
 
@@ -56,13 +61,9 @@ class EventTokenizer(FeatureExtractionMixin):
         vocabulary: dict[str, Any],
         max_length: int = 90,
         users: UserTable | None = None,
-        **kwargs: Any,
     ) -> None:
         """`vocabulary` maps each field to a Vocabulary or to {"values": [...], "counts": [...]} in
         id order; `users` is what is known of the users, which is not saved."""
-        kwargs.pop("feature_extractor_type", None)  # set by to_dict, no setting
-        super().__init__(**kwargs)
-
         self.event_schema = (
             event_schema
             if isinstance(event_schema, EventSchema)
@@ -253,4 +254,29 @@ class EventTokenizer(FeatureExtractionMixin):
 
     def save(self, folder: str | Path) -> None:
         """Write preprocessor_config.json into a folder; `from_pretrained` reads it."""
-        self.save_pretrained(str(folder))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        (Path(folder) / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], **options: Any) -> Any:
+        """The tokenizer of `to_dict`'s answer; the pair of it and {} with
+        `return_unused_kwargs`."""
+        known = ("event_schema", "vocabulary", "max_length")
+        tokenizer = cls(**{name: state[name] for name in known if name in state})
+        return (tokenizer, {}) if options.get("return_unused_kwargs") else tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> EventTokenizer:
+        """The tokenizer of a model folder, or of a model on the Hub by its name; `options` of the
+        download such as `revision`, `local_files_only`."""
+        file = Path(name) / TOKENIZER_FILE
+        if file.is_file():
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+        from transformers import FeatureExtractionMixin
+
+        state, _ = FeatureExtractionMixin.get_feature_extractor_dict(name, **options)
+        return cls.from_dict(state)
+
+    save_pretrained = save

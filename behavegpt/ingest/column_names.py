@@ -14,7 +14,7 @@ NAMES = {
     "subjectid subscriberid playerid studentid patientid driverid buyerid shopperid profileid "
     "deviceid device cookieid cookie username login email authoremail author kundennummer "
     "kundennr kundenid kundeid kunde nutzerid nutzer benutzerid benutzer kontonummer konto "
-    "auftragskonto remotehost host remoteaddr remoteip clientip ipaddress ip sessionid session",
+    "auftragskonto remotehost host remoteaddr remoteip clientip ipaddress ip sessionid session who",
     "time": "timestamp time datetime eventtime eventtimestamp eventdatetime timestampms "
     "collectortstamp derivedtstamp dvcecreatedtstamp occurredat originaltimestamp sentat "
     "receivedat createdat created starttime startdatetime start startdatelocal startdate begin "
@@ -23,7 +23,7 @@ NAMES = {
     "transactiondatetime transactiondate bookingdate postingdate valuedate orderdate orderedat "
     "purchasedate purchasetime purchasetimestamp invoicedate authordate commitdate committedat "
     "eventdate dateutc date day zeitstempel zeitpunkt datumuhrzeit bestelldatum buchungstag "
-    "buchungsdatum datum fecha",
+    "buchungsdatum datum fecha when",
     "event": "eventname event appname packagename eventtype eventid item itemid itemname "
     "productid product productname productcategory lineitem lineitemname lineitemsku sku "
     "stockcode appid app application applicationname package articleid article songid song "
@@ -33,10 +33,10 @@ NAMES = {
     "endpoint title categoryname category personalfinancecategoryprimary personalfinancecategory "
     "merchantcategory mcc merchant merchantname payee transactiontype artikelnummer artikelnr "
     "artikel produkt ereignis aktion kategorie buchungstext command operation file filename "
-    "filepath description message subject method type",
+    "filepath description message subject method type what",
     "location": "location locationid loc cellid cell basestation baseid stationid station placeid "
     "place venueid venue poi poiid storeid store shopid shop branchid branch cityid city "
-    "merchantcity geocity region geocountry country geohash filiale ort stadt land area",
+    "merchantcity geocity region geocountry country geohash filiale ort stadt land area where",
     "behavior": "behavior behaviour behaviorid behaviortype",
 }
 CLOCKS = "time hour timeofday hourofday clock starttime eventtime uhrzeit zeit stunde heure hora"

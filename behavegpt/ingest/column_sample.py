@@ -112,7 +112,8 @@ def first_column(
     if role in REQUIRED:
         raise DataError(
             f"{sample.logs.name}: no column looks like the {role}; name it with --{role} COLUMN. "
-            f"Columns: {', '.join(sample.logs.columns[:30])}.{_passed_over(sample, role)}"
+            f"Columns: {', '.join([*sample.logs.columns, *sample.logs.nested][:30])}."
+            f"{_passed_over(sample, role)}"
         )
     return None
 

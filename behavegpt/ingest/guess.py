@@ -83,6 +83,10 @@ def _guess(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> str 
         parts, behind = set(PARTS[role].split()), len(NAMES[role])
         ranks = {column: behind for column in free if name_parts(column) & parts} | ranks
 
+    # one column is left, whatever its name: it is what users did
+    if role == "event" and not ranks and len(free) == 1:
+        ranks = {free[0]: 0}
+
     tiers = {column: _tier(sample, role, column) for column in ranks}
     if role not in REQUIRED:
         # an optional role is only guessed where nothing speaks against it

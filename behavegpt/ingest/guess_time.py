@@ -46,7 +46,10 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
         named = [column for column in free if name_parts(column) & set(PARTS["time"].split())]
         ranks = dict.fromkeys(typed or named, 0)
 
-    read = {column: _read_times(sample, column, settings) for column in ranks}
+    # neither name nor type: text that can be read as times throughout, such as ISO in JSON
+    texts = [] if ranks else [column for column in free if _is_text(sample, column)]
+    read = {column: _read_times(sample, column, settings) for column in (*ranks, *texts)}
+    ranks |= {column: 0 for column in texts if read[column][0] >= FULL}
 
     keys = {}
     for column, rank in ranks.items():
@@ -70,6 +73,14 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
         if readable >= FULL and tells_clock:
             return f"{date}{PLUS}{clock}"
     return date
+
+
+def _is_text(sample: ColumnSample, column: str) -> bool:
+    """Whether a column holds text without a number among it: an id is easily taken for a time."""
+    if sample.types[column] != "VARCHAR":
+        return False
+    query = f"SELECT count(TRY_CAST({quoted(column)} AS DOUBLE)) FROM sample"
+    return bool(one_row(sample.con, query)[0] == 0)
 
 
 def _clocks(sample: ColumnSample, settings: Mapping[str, Any], date: str) -> list[str]:

@@ -191,8 +191,9 @@ class BehaveGPTModel(EventModel):
         rope, encoding = None, self.config.position_encoding
         if encoding in ("rope", "time"):
             width = self.config.hidden_size // self.config.num_attention_heads
-            over_time = told is not None and encoding == "time"
-            rope = rope_tables(told.position if over_time else events.position, width, x.dtype)
+            over_time = told if encoding == "time" else None
+            place = events.position if over_time is None else over_time.position
+            rope = rope_tables(place, width, x.dtype)
         plan = self._plan(events, x)
 
         states = [x]  # the embeddings come first

@@ -30,7 +30,7 @@ from behavegpt.console import progress
 from behavegpt.data.database import literal
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore, open_store
-from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.tokenizer import TOKENIZER_FILE, EventTokenizer
 from behavegpt.datasets.challenge_files import EVENTS
 from behavegpt.datasets.clock import GAP, add_clock
 from behavegpt.devices import choose_device
@@ -50,7 +50,7 @@ from behavegpt.user_embeddings import UserEmbeddings
 BLOCK = 8192  # clients whose histories are in memory at a time
 ASKED = "SEMI JOIN clients c ON c.client = e.client"
 MODEL, FACTS = "model", "stream.json"
-MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+MODEL_FILES = ("config.json", "model.safetensors", TOKENIZER_FILE)
 SCHEMA = EventSchema(
     user="user_id",
     time="timestamp",

@@ -1,4 +1,5 @@
-"""The ensemble: each member's steps, outer join on the clients, imputation, concatenation, float16.
+"""The ensemble: each member's steps, outer join on the clients, imputation, concatenation, steps
+after it, float16.
 
 DIR/client_ids.npy, embeddings.npy, missing.npy, entry.json
                           the entry, see behavegpt.user_embeddings
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -19,12 +20,13 @@ from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import replacing
-from behavegpt.profiles.members import Step
-from behavegpt.profiles.transforms import BLOCK, State, fit_steps, transformed, width_after
+from behavegpt.profiles.members import Pca, Step
+from behavegpt.profiles.transforms import State, fit_steps, transformed, width_after
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal
 
 WIDEST = 2048  # columns the challenge takes
 STATE, FACTS = "state.safetensors", "ensemble.json"
+AFTER = "+after"  # in STATE: no member has such a name
 
 
 class EnsembleSettings(Settings):
@@ -37,6 +39,9 @@ class EnsembleSettings(Settings):
     )
     post: tuple[Step, ...] | None = Field(
         None, description="steps for every member instead of its own"
+    )
+    after: tuple[Step, ...] = Field(
+        (), description="steps on all columns together: center, {pca: N, whiten: true}, zscore, ..."
     )
 
     def chosen(self, names: list[str]) -> list[str]:
@@ -53,15 +58,74 @@ class EnsembleSettings(Settings):
         return chosen
 
 
-# member -> steps, their states, imputed row (D,)
-Fitted = dict[str, tuple[tuple[Step, ...], list[State], np.ndarray]]
+class Steps(NamedTuple):
+    """Steps and what each has fitted."""
+
+    steps: tuple[Step, ...]
+    states: list[State]
+
+
+class FittedMember(NamedTuple):
+    """A member's steps, and the row (D',) after them that stands for a client without it."""
+
+    post: Steps
+    imputed: np.ndarray
+
+
+class Fitted(NamedTuple):
+    """All that an ensemble has fitted, members in the order of their columns."""
+
+    members: dict[str, FittedMember]
+    after: Steps
+
+
+class _Joined:
+    """The members' columns side by side (U, D) for the clients `order` (U,), made block by block
+    when they are asked for: all of them would not fit into memory."""
+
+    def __init__(
+        self,
+        fitted: Mapping[str, FittedMember],
+        members: Mapping[str, UserEmbeddings],
+        order: np.ndarray,
+    ) -> None:
+        self.rows = {name: rows_of(members[name].client_ids, order) for name in fitted}  # (U,) each
+        self._parts = [
+            (fitted[name], members[name].vectors, rows) for name, rows in self.rows.items()
+        ]
+        self._length = len(order)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, block: slice) -> np.ndarray:
+        return np.hstack([_columns(*part, block) for part in self._parts])
+
+
+def _columns(
+    fitted: FittedMember, vectors: np.ndarray, rows: np.ndarray, block: slice
+) -> np.ndarray:
+    """A member's columns (B, D') of a block of clients: its vectors (M, D) after its steps, and
+    the imputed row where it has none (`rows` -1)."""
+    place = rows[block]
+    known = place >= 0
+
+    out = np.repeat(fitted.imputed[None].astype(np.float64), len(place), axis=0)
+    for part in transformed(*fitted.post, vectors[place[known]]):  # one: no more than a block
+        out[known] = part
+
+    return out
 
 
 def fit_ensemble(
-    members: Mapping[str, tuple[tuple[Step, ...], UserEmbeddings]], impute: str
+    members: Mapping[str, tuple[tuple[Step, ...], UserEmbeddings]],
+    impute: str,
+    after: tuple[Step, ...] = (),
+    order: np.ndarray | None = None,
 ) -> Fitted:
-    """Fit the steps of each member and the row that stands for clients without it, in the members'
-    order.
+    """Fit the steps of each member, the row that stands for clients without it, and the steps
+    `after` on the columns of all members for the clients `order` (all that a member has, by
+    default).
 
     Raises ConfigError when the columns are more than the challenge takes.
     """
@@ -69,52 +133,51 @@ def fit_ensemble(
         name: width_after(steps, embeddings.vectors.shape[1])
         for name, (steps, embeddings) in members.items()
     }
-    if sum(widths.values()) > WIDEST:
+    if width_after(after, sum(widths.values())) > WIDEST:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ConfigError(
-            f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members with "
-            f"{{pca: N}}."
+            f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members, or the "
+            f"ensemble by `after`, with {{pca: N}}."
         )
 
-    fitted: Fitted = {}
+    fitted: dict[str, FittedMember] = {}
     for name, (steps, embeddings) in members.items():
         states = fit_steps(steps, embeddings.vectors)
         # a second pass over the blocks: the imputed row is the mean after the steps, not before
         total = sum(block.sum(axis=0) for block in transformed(steps, states, embeddings.vectors))
         mean = np.asarray(total / len(embeddings.vectors))  # (D',)
-        fitted[name] = (steps, states, mean if impute == "mean" else np.zeros_like(mean))
+        imputed = mean if impute == "mean" else np.zeros_like(mean)
+        fitted[name] = FittedMember(Steps(steps, states), imputed)
 
-    return fitted
+    vectors = {name: embeddings for name, (_, embeddings) in members.items()}
+    if order is None:
+        order = np.unique(np.concatenate([of.client_ids for of in vectors.values()]))
+    states = fit_steps(after, _Joined(fitted, vectors, order))
+    return Fitted(fitted, Steps(after, states))
 
 
 def write_ensemble(
     fitted: Fitted, members: Mapping[str, UserEmbeddings], order: np.ndarray, folder: Path
 ) -> dict[str, Any]:
-    """Write the entry of the clients `order` (U,), member by member; returns its facts.
+    """Write the entry of the clients `order` (U,); returns its facts.
 
     Raises DataError for values beyond float16. Clients that no member has are `missing`: all their
     columns are imputed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    width = sum(len(row) for _, _, row in fitted.values())
-
-    missing = np.ones(len(order), bool)
-    columns: dict[str, Any] = {}
-    start = 0
+    joined = _Joined(fitted.members, members, order)
+    columns = _places(fitted)
+    width = width_after(
+        fitted.after.steps, sum(len(one.imputed) for one in fitted.members.values())
+    )
 
     # written beside its place and renamed: a reader never sees half an entry
     with replacing(folder / EMBEDDINGS) as temporary:
         out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(order), width))
-        for name, embeddings in members.items():
-            rows = rows_of(order, embeddings.client_ids)  # (M,)
-            stop = start + len(fitted[name][2])
-            _write_columns(out[:, start:stop], fitted[name], embeddings.vectors, rows, name)
-            missing[rows[rows >= 0]] = False
-            columns[name] = {
-                "columns": [start, stop],
-                "imputed_clients": len(order) - int(np.count_nonzero(rows >= 0)),
-            }
-            start = stop
+        start = 0
+        for block in transformed(*fitted.after, joined):
+            out[start : start + len(block)] = _half(block, columns)
+            start += len(block)
 
         out.flush()
         del out  # closes the map: some systems do not rename an open file
@@ -123,6 +186,7 @@ def write_ensemble(
         (folder / MISSING).unlink(missing_ok=True)
         write_array(folder / CLIENT_IDS, order)
 
+    missing = np.all([rows < 0 for rows in joined.rows.values()], axis=0)  # (U,)
     if missing.any():
         write_array(folder / MISSING, missing)
 
@@ -131,35 +195,34 @@ def write_ensemble(
         "clients": len(order),
         "dimensions": width,
         "missing": int(missing.sum()),
-        "members": columns,
+        "members": {
+            name: ({"columns": columns[name]} if columns else {})
+            | {"imputed_clients": int(np.count_nonzero(rows < 0))}
+            for name, rows in joined.rows.items()
+        },
     }
 
 
-def _write_columns(
-    out: np.ndarray,
-    fitted: tuple[tuple[Step, ...], list[State], np.ndarray],
-    vectors: np.ndarray,
-    rows: np.ndarray,
-    name: str,
-) -> None:
-    """Fill a member's columns (U, D'): its vectors (M, D) in `rows` (M,), elsewhere what stands for
-    absent ones."""
-    steps, states, imputed = fitted
+def _places(fitted: Fitted) -> dict[str, list[int]]:
+    """First column and the one after the last of each member; empty where `after` mixes them."""
+    if any(isinstance(step, Pca) for step in fitted.after.steps):
+        return {}
 
-    # every client starts with the imputed row; those that the member knows are overwritten
-    out[:] = _half(imputed, name)
-    for number, block in enumerate(transformed(steps, states, vectors)):
-        part = rows[number * BLOCK :][: len(block)]  # (B,)
-        out[part[part >= 0]] = _half(block[part >= 0], name)
+    stops = np.cumsum([len(one.imputed) for one in fitted.members.values()]).tolist()
+    return {
+        name: [start, stop]
+        for name, start, stop in zip(fitted.members, [0, *stops[:-1]], stops, strict=True)
+    }
 
 
 def save_fitted(fitted: Fitted, folder: Path) -> None:
-    """Write the fitted arrays; names are MEMBER/STEP/ARRAY and MEMBER/imputed."""
+    """Write the fitted arrays: MEMBER/STEP/ARRAY, MEMBER/imputed and +after/STEP/ARRAY."""
     from safetensors.numpy import save_file
 
-    arrays = {f"{name}/imputed": row for name, (_, _, row) in fitted.items()}
+    arrays = {f"{name}/imputed": one.imputed for name, one in fitted.members.items()}
 
-    for name, (_, states, _) in fitted.items():
+    steps = {name: one.post for name, one in fitted.members.items()} | {AFTER: fitted.after}
+    for name, (_, states) in steps.items():
         for number, state in enumerate(states):
             arrays |= {f"{name}/{number}/{array}": values for array, values in state.items()}
 
@@ -168,7 +231,9 @@ def save_fitted(fitted: Fitted, folder: Path) -> None:
     )
 
 
-def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
+def load_fitted(
+    steps: Mapping[str, tuple[Step, ...]], after: tuple[Step, ...], folder: Path
+) -> Fitted:
     """Read what `save_fitted` wrote, for members in the order of `steps`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -180,8 +245,7 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
             f"{folder / STATE}: cannot be read ({error}); build the ensemble again."
         ) from None
 
-    fitted: Fitted = {}
-    for name, post in steps.items():
+    def fitted_steps(name: str, post: tuple[Step, ...]) -> Steps:
         states: list[State] = [{} for _ in post]
         for path, values in arrays.items():
             # names of members hold no slash, see ProfileSettings
@@ -189,9 +253,13 @@ def load_fitted(steps: Mapping[str, tuple[Step, ...]], folder: Path) -> Fitted:
             if member == name and len(rest) == 2:
                 number, array = int(rest[0]), rest[1]
                 states[number] = {**states[number], array: values}
-        fitted[name] = (post, states, arrays[f"{name}/imputed"])
+        return Steps(post, states)
 
-    return fitted
+    members = {
+        name: FittedMember(fitted_steps(name, post), arrays[f"{name}/imputed"])
+        for name, post in steps.items()
+    }
+    return Fitted(members, fitted_steps(AFTER, after))
 
 
 def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
@@ -210,15 +278,19 @@ def rows_of(order: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(order[rows] == ids, rows, -1)
 
 
-def _half(values: np.ndarray, name: str) -> np.ndarray:
+def _half(block: np.ndarray, columns: Mapping[str, list[int]]) -> np.ndarray:
     """float16, the very last step. Raises DataError for what it cannot hold."""
     with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
+        half = block.astype(np.float16)
 
-    if not np.isfinite(half).all():
+    beyond = ~np.isfinite(half).all(axis=0)  # (D,)
+    if beyond.any():
+        first = int(beyond.argmax())
+        names = [name for name, (start, stop) in columns.items() if start <= first < stop]
+        what = f"member {names[0]!r} has" if names else "the ensemble has"
         raise DataError(
-            f"member {name!r} has values beyond float16 (65,504); end its `post` with l2 or "
-            f"{{quantile: uniform}}."
+            f"{what} values beyond float16 (65,504); end its `{'post' if names else 'after'}` with "
+            f"l2 or {{quantile: uniform}}."
         )
 
     return half

@@ -80,6 +80,15 @@ class EventTables:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
+    @cached_property
+    def last(self) -> int:
+        """The moment of the last event of all, epoch seconds."""
+        with temporary_folder() as work, self.connect(work) as con:
+            found = con.execute("SELECT epoch(max(moment))::BIGINT FROM events").fetchall()[0][0]
+        if found is None:
+            raise DataError(f"{self.path}/input: its files hold no events.")
+        return int(found)
+
     @contextmanager
     def connect(self, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection with the views

@@ -9,7 +9,8 @@ each client.
                   of carts
     prices        sum, mean, spread, lowest and highest price bucket of what was bought and carted
 
-`now` is the midnight after the fitted history; a month is 30 days. What is undefined is not 0: the
+`now` is the midnight after the fitted history, for clients of a later one the midnight after that;
+a month is 30 days. What is undefined is not 0: the
 mean price of a client without purchases is the fitted mean, a time that never came the length of
 the history. The queries are in `statistics`.
 """
@@ -75,8 +76,9 @@ def embed(context: Context, settings: HandcraftedSettings, folder: Path) -> User
     """(U, D) float32 for the clients with an event; the columns are named by the keys of `fill` in
     handcrafted.json."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    frame = state["frame"] | ({} if context.at is None else {"now": context.at})
     with context.connect() as con:
-        features, present = _features(con, settings, state["frame"], folder, len(context.clients))
+        features, present = _features(con, settings, frame, folder, len(context.clients))
 
     vectors = np.empty((int(present.sum()), len(state["fill"])), np.float32)
     for number, (name, value) in enumerate(state["fill"].items()):

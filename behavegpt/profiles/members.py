@@ -40,6 +40,7 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 class Pca(Settings):
     pca: int = Field(gt=0, description="components kept")
+    whiten: bool = Field(False, description="each component divided by its standard deviation")
 
 
 class Quantile(Settings):
@@ -48,7 +49,7 @@ class Quantile(Settings):
     )
 
 
-Step = Literal["l2", "zscore"] | Pca | Quantile
+Step = Literal["l2", "zscore", "center"] | Pca | Quantile
 
 
 class MemberSettings(Settings):
@@ -56,7 +57,8 @@ class MemberSettings(Settings):
 
     kind: str
     post: tuple[Step, ...] = Field(
-        ("l2",), description="steps before the ensemble: {pca: N}, zscore, l2, {quantile: uniform}"
+        ("l2",),
+        description="steps before the ensemble: {pca: N}, zscore, center, l2, {quantile: uniform}",
     )
     seed: int | None = Field(None, description="the profile's seed by default")
 
@@ -67,13 +69,15 @@ class MemberSettings(Settings):
 
 @dataclass(frozen=True)
 class Context:
-    """What a member may use: events, whose vectors are asked for, a cache folder, seed and device
-    (auto: a GPU if there is one)."""
+    """What a member may use: events, whose vectors are asked for, a cache folder, seed, device
+    (auto: a GPU if there is one), and the moment (epoch seconds) from which `embed` counts ages;
+    None: from where the fitted history ends."""
 
     tables: EventTables
     cache: Path
     seed: int = 0
     device: str = "auto"
+    at: int | None = None
 
     @property
     def clients(self) -> np.ndarray:

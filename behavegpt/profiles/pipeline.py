@@ -33,10 +33,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from pydantic import TypeAdapter
 
 from behavegpt import __version__
@@ -64,9 +66,10 @@ from behavegpt.profiles.ensemble import (
     save_fitted,
     write_ensemble,
 )
-from behavegpt.profiles.events import DataSettings, open_events
+from behavegpt.profiles.events import DataSettings, EventTables, open_events
 from behavegpt.profiles.members import Context, MemberSettings, Step
 from behavegpt.profiles.settings import KINDS, ProfileSettings
+from behavegpt.profiles.statistics import DAY
 from behavegpt.user_embeddings import UserEmbeddings
 
 Report = dict[str, Any]  # as it is written to JSON
@@ -122,10 +125,19 @@ def _run(settings: ProfileSettings, only: Sequence[str], chosen: dict[str, list[
 
 
 def embed_new(
-    run_folder: str | Path, data: DataSettings, out: str | Path, ensemble: str = "all"
+    run_folder: str | Path,
+    data: DataSettings,
+    out: str | Path,
+    ensemble: str = "all",
+    at: str | None = None,
 ) -> Report:
     """Embed the clients of another directory with what a run has fitted, and write their entry into
-    `out`."""
+    `out`.
+
+    Ages and windows count back from the midnight at which the day `at` (ISO) begins; by default
+    from the end of the fitted history, or from the day after the directory's last event where that
+    is later. Raises ConfigError for a day that does not lie behind all events.
+    """
     run_folder, out = local_path(run_folder), local_path(out)
     settings = read_settings(ProfileSettings, run_folder / "profile.yaml")
     folder = run_folder / "ensembles" / ensemble
@@ -135,14 +147,15 @@ def embed_new(
         )
 
     report: Report = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
-    steps = {
-        name: TypeAdapter(tuple[Step, ...]).validate_python(plain)
-        for name, plain in report["steps"].items()
-    }
+    read = TypeAdapter(tuple[Step, ...]).validate_python
+    steps = {name: read(plain) for name, plain in report["steps"].items()}
+    after = read(report.get("after", ()))  # absent from ensembles of earlier versions
     out.mkdir(parents=True, exist_ok=True)
 
     with workspace(out / "embed") as cache:
-        context = Context(open_events(data), cache, settings.seed, settings.device)
+        tables = open_events(data)
+        moment = _reference(tables, at, report.get("end"))
+        context = Context(tables, cache, settings.seed, settings.device, moment)
         embeddings = {}
         for name, key in report["hashes"].items():
             member = run_folder / "members" / name
@@ -163,7 +176,40 @@ def embed_new(
             say(f"{name}: {len(embeddings[name].vectors):,} clients")
 
         order = row_order(context.clients, settings.row_seed)
-        return write_ensemble(load_fitted(steps, folder), embeddings, order, out)
+        return write_ensemble(load_fitted(steps, after, folder), embeddings, order, out)
+
+
+def _reference(tables: EventTables, at: str | None, fitted_end: int | None) -> int | None:
+    """The moment (epoch seconds) from which ages count; None: where the fitted history ends."""
+    last = tables.last
+    if at is not None:
+        try:
+            moment = int(pd.Timestamp(date.fromisoformat(at)).timestamp())
+        except ValueError:
+            raise ConfigError(f"--at {at}: not a day such as 2026-01-31.") from None
+        if moment <= last:
+            raise ConfigError(
+                f"--at {at}: {tables.path} has events up to {_day(last)}, and a vector may not "
+                "know what comes after its day; name a later one, or leave those events out."
+            )
+        return moment
+
+    if fitted_end is None:  # an ensemble of an earlier version does not say where its events end
+        say("built by an earlier version: ages count from the end of its own events; run it again")
+        return None
+    if last <= fitted_end:
+        return None
+
+    moment = (last // DAY + 1) * DAY
+    say(
+        f"ages count back from {_day(moment)}: the events reach beyond {_day(fitted_end)}, where "
+        "those that were fitted end"
+    )
+    return moment
+
+
+def _day(moment: int) -> str:
+    return f"{pd.Timestamp(moment, unit='s'):%Y-%m-%d}"
 
 
 def _attempt(name: str, settings: ProfileSettings, context: Context) -> Report:
@@ -268,7 +314,8 @@ def _ensemble(
     steps = {member: _steps(settings, block, member) for member in names}
     plain = {member: _plain(post) for member, post in steps.items()}
     hashes = {member: built[member]["hash"] for member in names}
-    key = digest(plain, hashes, block.impute, settings.row_seed, __version__)
+    after = _plain(block.after)
+    key = digest(plain, after, hashes, block.impute, settings.row_seed, __version__)
 
     if (folder / ENSEMBLE).is_file():
         report: Report = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
@@ -280,17 +327,21 @@ def _ensemble(
     embeddings = {
         member: UserEmbeddings.load(Path(settings.out) / "members" / member) for member in names
     }
+    order = row_order(context.clients, settings.row_seed)
     fitted = fit_ensemble(
-        {member: (steps[member], embeddings[member]) for member in names}, block.impute
+        {member: (steps[member], embeddings[member]) for member in names},
+        block.impute,
+        block.after,
+        order,
     )
-    report = write_ensemble(
-        fitted, embeddings, row_order(context.clients, settings.row_seed), folder
-    )
+    report = write_ensemble(fitted, embeddings, order, folder)
     save_fitted(fitted, folder)
     report |= {
         "row_seed": settings.row_seed,
+        "end": context.tables.last,
         "impute": block.impute,
         "steps": plain,
+        "after": after,
         "hashes": hashes,
         "hash": key,
     }

@@ -1,4 +1,5 @@
-"""Steps between a member's vectors and the ensemble: PCA, standard scores, unit length, quantiles.
+"""Steps between a member's vectors and the ensemble, and after it: PCA, standard scores, centering,
+unit length, quantiles.
 
 Everything goes in blocks of rows, so that a memory-mapped matrix (U, D) is never in memory as a
 whole.
@@ -7,7 +8,7 @@ whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,7 +21,15 @@ State = Mapping[str, np.ndarray]  # what one step has fitted
 Blocks = Callable[[], Iterator[np.ndarray]]  # goes through the rows once, (B, D) float64 at a time
 
 
-def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
+class Rows(Protocol):
+    """A matrix (U, D) that is asked for blocks of its rows: an array, or what makes them then."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
+def fit_steps(steps: Sequence[Step], vectors: Rows) -> list[State]:
     """Fit each step on what the steps before it make of `vectors` (U, D)."""
     states: list[State] = []
     for step in steps:
@@ -36,7 +45,7 @@ def fit_steps(steps: Sequence[Step], vectors: np.ndarray) -> list[State]:
 
 
 def transformed(
-    steps: Sequence[Step], states: Sequence[State], vectors: np.ndarray
+    steps: Sequence[Step], states: Sequence[State], vectors: Rows
 ) -> Iterator[np.ndarray]:
     """`vectors` (U, D) after the steps, in blocks (B, D') float64."""
     for start in range(0, len(vectors), BLOCK):
@@ -64,9 +73,18 @@ def _fit_pca(step: Pca, blocks: Blocks) -> State:
     most."""
     mean, rows = _mean(blocks)
     covariance = sum((block - mean).T @ (block - mean) for block in blocks()) / max(rows - 1, 1)
-    components = np.linalg.eigh(covariance)[1][:, ::-1][:, : step.pca]  # eigenvalues ascend
+    values, vectors = np.linalg.eigh(covariance)  # eigenvalues ascend
+    components = vectors[:, ::-1][:, : step.pca]
     largest = components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])]  # (K,)
-    return {"mean": mean, "components": components * np.sign(largest)}  # one sign on every machine
+    components = components * np.sign(largest)  # one sign on every machine
+
+    if step.whiten:
+        variance = values[::-1][: step.pca]
+        # a component without variance is noise of the arithmetic: it is not blown up, it is 0
+        varies = variance > 1e-12 * variance[0]
+        components = components * np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
+
+    return {"mean": mean, "components": components}
 
 
 def _pca(state: State, block: np.ndarray) -> np.ndarray:
@@ -78,13 +96,20 @@ def _fit_scores(step: str, blocks: Blocks) -> State:
     mean, rows = _mean(blocks)
     variance = sum(np.square(block - mean).sum(axis=0) for block in blocks()) / rows
     deviation = np.sqrt(variance)
-    # the mean of equal values is off by a rounding
     varies = deviation > 1e-12 * np.abs(mean)  # the mean of equal values is off by a rounding
     return {"mean": mean, "deviation": np.where(varies, deviation, 1)}
 
 
 def _scores(state: State, block: np.ndarray) -> np.ndarray:
     return (block - state["mean"]) / state["deviation"]
+
+
+def _fit_center(step: str, blocks: Blocks) -> State:
+    return {"mean": _mean(blocks)[0]}  # (D,)
+
+
+def _center(state: State, block: np.ndarray) -> np.ndarray:
+    return block - state["mean"]
 
 
 def _unit(state: State, block: np.ndarray) -> np.ndarray:
@@ -126,6 +151,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[type | str, _Kind] = {
     Pca: _Kind(_fit_pca, _pca),
     "zscore": _Kind(_fit_scores, _scores),
+    "center": _Kind(_fit_center, _center),
     "l2": _Kind(lambda step, blocks: {}, _unit),
     Quantile: _Kind(_fit_quantiles, _to_quantiles),
 }

@@ -32,6 +32,7 @@ from behavegpt.serving.requests import (
     History,
     PredictRequest,
     Request,
+    WhenRequest,
 )
 from behavegpt.zero_shot import UniversalPredictor
 
@@ -252,6 +253,20 @@ def _explain(
     return found.answers()
 
 
+def _when(
+    predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
+) -> list[Answer]:
+    request = requests[0]
+    found = predictor.when(
+        encoded, request.within, request.top_k, now=request.now, interrupt=interrupt
+    )
+    if len(found) < len(encoded.users):
+        there = set(found.users.to_pylist())
+        late = next((user for user in encoded.users.to_pylist() if user not in there), "?")
+        raise DataError(f"user {late!r} has no event until {request.now!r}; ask without them.")
+    return found.answers()
+
+
 def _options(predictor: AnyPredictor, requests: Any) -> dict[str, Any]:
     """The decision, the filters, and what users say of the events that are asked about. Raises
     ConfigError and DataError."""
@@ -295,6 +310,7 @@ def _generate(
 _ANSWERS = {
     PredictRequest: _predict,
     ExplainRequest: _explain,
+    WhenRequest: _when,
     EmbedRequest: _embed,
     GenerateRequest: _generate,
 }

@@ -35,6 +35,7 @@ from behavegpt.serving.requests import (
     Request,
     ServeSettings,
     UserRequest,
+    WhenRequest,
 )
 from behavegpt.serving.users import Users
 from behavegpt.zero_shot import UniversalPredictor
@@ -106,7 +107,7 @@ class Service:
             submitted = self.quick.submit(UserRequest, 1, job)
         else:
             together = key(request, self.predictor.tokenizer.event_schema)
-            slow = isinstance(request, (GenerateRequest, ExplainRequest))
+            slow = isinstance(request, (GenerateRequest, ExplainRequest, WhenRequest))
             long = slow or request.events > QUICK_EVENTS
             submitted = (self.long if long else self.quick).submit(
                 together, len(request.users), job

@@ -14,11 +14,13 @@ from behavegpt.serving.requests import (
     GenerateRequest,
     PredictRequest,
     StateRequest,
+    WhenRequest,
 )
 
 ENDPOINTS: dict[str, type[AnyRequest]] = {
     "/v1/predict": PredictRequest,
     "/v1/explain": ExplainRequest,
+    "/v1/when": WhenRequest,
     "/v1/embed": EmbedRequest,
     "/v1/generate": GenerateRequest,
     "/v1/users/{id}/events": EventsRequest,

@@ -20,7 +20,15 @@ from pydantic import (
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.options import DrawOptions, EmbedOptions, ExplainOptions, PredictOptions, Real, Whole
+from behavegpt.options import (
+    DrawOptions,
+    EmbedOptions,
+    ExplainOptions,
+    PredictOptions,
+    Real,
+    WhenOptions,
+    Whole,
+)
 
 MOST_NAME = 1000  # characters of a label
 MOST_KEYS = 64  # of an object: more are no columns of a log
@@ -151,6 +159,20 @@ class PredictRequest(Request, PredictOptions):
 
 class ExplainRequest(PredictRequest, ExplainOptions):
     """Why each user's most probable next behavior."""
+
+
+class WhenRequest(Request, WhenOptions):
+    """The time to each user's next event, and what happens within a horizon."""
+
+    now: Label | None = Field(
+        None,
+        description="the time of asking, such as 2026-11-28 18:30, for all users; later events are "
+        "not read (default: each user's last event)",
+    )
+
+    def check(self, limits: ServeSettings, schema: EventSchema) -> None:
+        super().check(limits, schema)
+        _at_most(limits, "top_k", self.top_k)
 
 
 class EmbedRequest(Request, EmbedOptions):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,28 @@ class Times(Tabular):
     def __len__(self) -> int:
         return len(self.users)
 
+    def answers(self) -> list[dict[str, Any]]:
+        """The same by user, as the service tells them: times are null where they may never come."""
+        names = [f"{name}_s" for name in LEVELS]
+        seconds = self.seconds.astype(object)
+        seconds[~np.isfinite(self.seconds)] = None
+        rows = zip(self.labels.tolist(), self.within.tolist(), strict=True)
+        behaviors = [
+            [{"behavior": label, "within": share} for label, share in zip(*row, strict=True)]
+            for row in rows
+        ]
+        return [
+            {"now": _written(now), **dict(zip(names, row, strict=True))}
+            | {"any_within": some, "behaviors": following}
+            for now, row, some, following in zip(
+                self.now.tolist(),
+                seconds.tolist(),
+                self.any_within.tolist(),
+                behaviors,
+                strict=True,
+            )
+        ]
+
     def to_table(self) -> pa.Table:
         """k rows a user: user, now, the seconds of LEVELS (null where it may never come),
         any_within, rank, behavior, within."""
@@ -67,28 +90,40 @@ class Times(Tabular):
         )
 
 
+def of_model(gaps: Gaps | None) -> Gaps:
+    """What lies beside a trained model. Raises ConfigError where nothing does."""
+    if gaps is None:
+        raise ConfigError(
+            "this model has learned nothing of times (no timing.json); learn it with `behavegpt "
+            "when MODEL DATA`, DATA being the prepared folder."
+        )
+    return gaps
+
+
 def times_of(
-    gaps: Gaps | None,
+    learned: Callable[[], Gaps],
     tokenizer: EventTokenizer,
     read: Callable[[], EncodedHistories],
     predict: Callable[[EncodedHistories, int], Predictions],
     now: Any = None,
     **options: Any,
 ) -> Times:
-    """The answer for the histories that `read` gives, with the next behaviors that `predict` says.
+    """The answer for the histories that `read` gives, by the gaps that were `learned` and with the
+    next behaviors that `predict` says.
 
     `now`: the time of asking for all users, by default each one's last event; `options`:
-    WhenOptions. Raises ConfigError, also where nothing was learned of gaps, and DataError.
+    WhenOptions. Raises ConfigError, also what `learned` raises, and DataError.
     """
     # all options before the events are read, which may take long
     chosen = check_settings(WhenOptions, options, "when")
-    if gaps is None:
-        raise ConfigError(
-            "this model has learned nothing of times (no timing.json); learn it with `behavegpt "
-            "when MODEL DATA`, DATA being the prepared folder."
-        )
+    gaps = learned()
     schema = tokenizer.event_schema
     moment = None if now is None else seconds_of(now, schema, "now")
+    if moment is not None and moment < gaps.facts.get("end", moment):
+        raise ConfigError(
+            f"now: {str(now)[:60]!r} is before the end of the counted log "
+            f"({_written(gaps.facts['end'])}), all of which is past; count a log that ends there."
+        )
 
     encoded = read()
     if moment is not None:
@@ -114,6 +149,11 @@ def times_of(
         unknown=encoded.unknown,
         rejected=encoded.rejected,
     )
+
+
+def _written(seconds: int) -> str:
+    """Epoch seconds as ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def quantiles_of(gaps: Gaps, moments: Moments, asked: np.ndarray, now: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
 from behavegpt.timing.answer import mixture, upcoming
-from behavegpt.timing.gaps import Gaps, observed
+from behavegpt.timing.fit import observed
+from behavegpt.timing.gaps import Gaps
 from behavegpt.timing.moments import Moments, moments_of_store
 
 QUANTILES = np.arange(1, 100) / 100
@@ -41,7 +42,8 @@ def evaluate_gaps(
     place = place[:: max(1, -(-len(place) // most))]
     gap = np.minimum(np.nan_to_num(moments.gap[place], nan=np.inf), cap)
 
-    train = observed(store, moments, "train")
+    number = np.asarray(store.columns["split"])[moments.row]
+    train = observed(moments, number == SPLITS["train"])
     seconds = np.exp(train.log_gap[train.ended])
     everybody = np.quantile(seconds, QUANTILES)
     known = moments.facts(gaps.mean, gaps.spread)[place]

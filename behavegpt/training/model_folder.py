@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, seal, verify
 from behavegpt.data.memory_files import load_counts, save_counts
-from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.tokenizer import TOKENIZER_FILE, EventTokenizer
 from behavegpt.errors import CheckpointError, first_line
 from behavegpt.io import read_json, scratch
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -71,7 +71,7 @@ def open_model(folder: Path) -> Trained:
     sharded = (folder / SHARDED).is_file()
     check_files(
         folder,
-        ("config.json", SHARDED if sharded else WEIGHTS, "preprocessor_config.json"),
+        ("config.json", SHARDED if sharded else WEIGHTS, TOKENIZER_FILE),
         "a model folder; give the `model` folder of a run",
     )
 

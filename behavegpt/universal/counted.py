@@ -3,6 +3,7 @@ of its users.
 
 FOLDER/preprocessor_config.json   columns and labels
 FOLDER/tables.safetensors         the global tables, and the shares of the experts in their mixture
+FOLDER/timing.json                when users act next, where the log has enough gaps
 FOLDER/users.*                    states, see `data/state_files.py`
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,9 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.ingest.events import read_events
 from behavegpt.ingest.users import Users
+from behavegpt.timing.files import load_gaps, save_gaps
+from behavegpt.timing.fit import fit_histories
+from behavegpt.timing.gaps import Gaps
 from behavegpt.universal.reader import MemoryBatch, MemoryReader, make_reader
 
 TABLES = "tables.safetensors"
@@ -63,6 +68,7 @@ class CountedLog:
     histories: EncodedHistories | None = None
     kept: Mapping[str, UserState] = field(default_factory=dict)
     given: tuple[str, ...] = ()  # of the event that is predicted
+    learned: Gaps | None = None  # of a folder: when users act next
 
     def knowing(self, given: tuple[str, ...]) -> CountedLog:
         """The log with other tables: those of models that are `given` something of the event that
@@ -130,6 +136,20 @@ class CountedLog:
         return Users(self.tokenizer, self.spec, StatesOfHistories(self.spec, self.histories))
 
     @cached_property
+    def timing(self) -> Gaps:
+        """When users act next, learned from the gaps of the log. Raises DataError where they are
+        too few, ConfigError for a saved log that has none."""
+        if self.learned is not None:
+            return self.learned
+        if self.histories is None:
+            raise ConfigError(
+                "this folder was saved without times (timing.json): by an earlier version, or of a "
+                "log with too few gaps; count the log again (behavegpt predict universal LOG "
+                "--save FOLDER)."
+            )
+        return fit_histories(self.histories, self.tokenizer)
+
+    @cached_property
     def spec(self) -> StateSpec:
         """What a state holds: the counts alone; its experts are judged by what all tables say."""
         slot_minutes = self.tokenizer.event_schema.slot_minutes
@@ -194,6 +214,9 @@ def write_counted(log: CountedLog, folder: Path, states: Iterable[UserState]) ->
     arrays = {name: np.ascontiguousarray(values) for name, values in _arrays(log).items()}
     save_file(arrays, folder / TABLES)
     write_states(folder, list(states), log.spec)
+    # a short log, or a folder of an earlier version, has no times
+    with suppress(ConfigError, DataError):
+        save_gaps(log.timing, log.tokenizer, folder)
 
 
 def is_counted(folder: Path) -> bool:
@@ -215,7 +238,8 @@ def read_counted(folder: Path) -> CountedLog:
 
     # the spec, made of the log, refuses states of another one
     kept: KeptStates = read_states(folder, log.spec)
-    return CountedLog(tokenizer, log.tables, shares, kept=kept, given=given)
+    learned = load_gaps(folder, tokenizer)
+    return CountedLog(tokenizer, log.tables, shares, kept=kept, given=given, learned=learned)
 
 
 def _arrays(log: CountedLog) -> dict[str, np.ndarray]:

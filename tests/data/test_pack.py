@@ -43,6 +43,10 @@ def slow_target_rows(store, split):
     return [i for begin, end in pairs for i in range(begin + 1, end) if wanted[i] and classes[i]]
 
 
+def user_of(store, events):
+    return np.searchsorted(store.offsets, events, side="right") - 1
+
+
 @pytest.mark.parametrize("split", [TRAIN, VALID, TEST])
 def test_target_rows_against_a_loop(split):
     for longest in (60, 3):
@@ -83,6 +87,8 @@ def test_every_training_target_once(seed, max_length):
 def test_epochs_cut_long_histories_differently_but_fill_as_many_rows():
     store = random_store(0, users=40, longest=200)
     plans = [training_windows(store, 32, np.random.default_rng([0, epoch])) for epoch in range(6)]
+    for plan in plans:
+        assert (user_of(store, plan.start) == user_of(store, plan.start + plan.length)).all()
     assert len({tuple(np.sort(p.length)) for p in plans}) == 1
     assert len({tuple(p.start) for p in plans}) > 1
 
@@ -105,6 +111,10 @@ def test_every_evaluation_target_once_with_enough_context(max_length, world):
     store = random_store(7, users=40, longest=150)
     for split in (VALID, TEST):
         windows = evaluation_windows(store, split, max_length)
+        # no window reaches into the history of another user, before or behind
+        assert (
+            user_of(store, windows.start) == user_of(store, windows.start + windows.length)
+        ).all()
         begin = store.offsets[np.searchsorted(store.offsets, windows.start, side="right") - 1]
         context = windows.score_from + 1
         available = windows.start + windows.score_from - begin + 1

@@ -244,7 +244,10 @@ def test_states_embeddings_and_explanations_know_the_features(model: behavegpt.P
     assert np.allclose(model.predict(state, 8).probabilities, model.predict(one, 8).probabilities)
     other = model.with_features(users_of().assign(segment="even"))
     assert not np.allclose(other.embed(one).vectors, model.embed(one).vectors)
-    assert model.explain(one, 4).to_table()["behavior"][0] == model.predict(one, 1).labels[0, 0]
+    assert (
+        model.explain(one, 4).to_table()["behavior"][0].as_py()
+        == model.predict(one, 1).labels[0, 0]
+    )
 
 
 def test_vectors_of_raw_logs_and_of_the_prepared_folder_are_the_same(

@@ -282,6 +282,37 @@ def test_one_row_per_user(kind: str, tmp_path: Path) -> None:
     assert prepare(log, tmp_path / "out", schema, split="time:1,0,0").manifest.events == 3
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "roles"),
+    [
+        (("who", "when", "what"), ("who", "when", "what")),
+        # neither name nor type tells the time, the values do; one column is left for the event
+        (("user", "x", "did"), ("user", "x", "did")),
+        # a number is no time unless its column is called like one: it may be an id
+        (("user", "number", "did"), None),
+    ],
+)
+def test_columns_of_unknown_names(
+    tmp_path: Path, kind: str, columns: tuple[str, ...], roles: tuple[str, ...] | None
+) -> None:
+    moments = pd.Timestamp("2024-03-01 09:00") + pd.to_timedelta(np.arange(40) * 31, unit="min")
+    times = moments.astype("int64") // 10**9 if columns[1] == "number" else moments.astype(str)
+    users, events = np.arange(40) % 4, np.arange(40) % 7
+    rows = pd.DataFrame(
+        dict(
+            zip(columns, ([f"u{u}" for u in users], times, [f"e{e}" for e in events]), strict=True)
+        )
+    )
+    file = write(rows.to_dict("records"), tmp_path, kind)
+    if roles is None:
+        with pytest.raises(DataError, match="no column looks like the time"):
+            guess_schema(file, {})
+        return
+    schema = guess_schema(file, {})[0]
+    assert (schema.user, schema.time, schema.event, schema.location) == (*roles, None)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "feather", "dict"])
 def test_histories_as_lists_of_objects_and_as_objects_of_lists(kind: str, tmp_path: Path) -> None:
     first = [{"at": TIMES[0], "what": "x"}, {"at": TIMES[1], "what": None}]

@@ -105,6 +105,11 @@ def test_jsd_and_distances_by_their_definitions():
     )
 
 
+@pytest.mark.parametrize(("real", "drawn"), [([[0, 0]], [[5, 5]]), ([[5, 5]], [[0, 0]])])
+def test_transitions_that_one_side_alone_has(real, drawn):
+    assert transition_distance(sequences(real), sequences(drawn)) == 1
+
+
 def test_transitions_and_users():
     a, b = random_lists(5), random_lists(6)
     counts = []

@@ -227,6 +227,15 @@ def test_confusion_equals_sklearn() -> None:
         PredictionMetrics(23).confusion(3)
 
 
+def test_what_a_class_is_taken_for_most_often() -> None:
+    target = torch.tensor([0] * 6 + [1] * 3 + [2])
+    predicted = torch.tensor([0, 1, 1, 2, 2, 2, 1, 0, 0, 2])
+    metrics = PredictionMetrics(3, confusion=True).update(torch.eye(3)[predicted], target)
+    place, number = metrics.taken_for(2)
+    assert place[0].tolist() == [2, 1] and number[0].tolist() == [3, 2]
+    assert (place[1, 0], number[1].tolist(), number[2].tolist()) == (0, [2, 0], [0, 0])
+
+
 @pytest.mark.parametrize("confusion", [False, True])
 def test_parts_in_any_order_equal_one_pass(confusion: bool) -> None:
     scores, target = case("tied")

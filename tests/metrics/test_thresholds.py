@@ -55,6 +55,13 @@ def test_every_move_is_the_best_on_the_grid(objective: str, weight: float, least
         assert best >= before - 1e-12
         before = best
 
+        # the best two of each row are kept up with
+        scores = ascent.value - ascent.moves[ascent.member]
+        ranked = np.sort(scores, axis=1)
+        for kept, score in ((ascent.first, ranked[:, -1]), (ascent.second, ranked[:, -2])):
+            found = np.take_along_axis(scores, kept[:, None], 1)[:, 0]
+            np.testing.assert_array_equal(found, score)
+
 
 @pytest.mark.parametrize("objective", ["rec_m", "f1_m"])
 def test_fresh_rows_gain_where_a_model_is_off(objective: str) -> None:

@@ -102,6 +102,9 @@ def test_packed_input_and_overfull_windows_are_refused():
         model(**inputs, document=document, use_cache=True)
     with pytest.raises(ValueError, match="EventCache"):
         model(**histories([5])[0], use_cache=True)
+    # the body alone too
+    with pytest.raises(ValueError, match="packed"):
+        model.model(**inputs, document=document, past_key_values=EventCache(model.config))
     cache = EventCache(model.config)
     model(**histories([64])[0], past_key_values=cache)
     with pytest.raises(ValueError, match="window of 64"):

@@ -341,7 +341,7 @@ def test_initialization_reaches_every_parameter():
         else:
             small = "o_proj" in name or "mlp_out" in name
             wanted = 0.02 * math.sqrt(1024 / 256)  # at width 256
-            assert std == pytest.approx(wanted / (math.sqrt(24) if small else 1), rel=0.2), name
+            assert std == pytest.approx(wanted / (math.sqrt(24) if small else 1), rel=0.1), name
 
 
 @pytest.mark.parametrize(

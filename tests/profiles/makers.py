@@ -80,6 +80,15 @@ def renamed_clients(path: Path, copy: Path, some: np.ndarray) -> Path:
     return copy
 
 
+def later(path: Path, copy: Path, days: int) -> Path:
+    """A copy of the directory where everything happened `days` later."""
+    shutil.copytree(path, copy)
+    for file in (copy / "input").glob("*.parquet"):
+        table = pd.read_parquet(file)
+        table.assign(timestamp=table["timestamp"] + pd.Timedelta(days=days)).to_parquet(file)
+    return copy
+
+
 def without_ties(path: Path, copy: Path) -> Path:
     """A copy of the directory where no two events share a moment."""
     shutil.copytree(path, copy)

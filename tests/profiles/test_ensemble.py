@@ -53,6 +53,26 @@ def test_pca_is_that_of_sklearn() -> None:
 
 
 @pytest.mark.usefixtures("block")
+def test_whitening_is_that_of_sklearn() -> None:
+    from sklearn.decomposition import PCA
+
+    matrix = vectors()
+    ours = after((Pca(pca=5, whiten=True),), matrix)
+    theirs = PCA(5, svd_solver="full", whiten=True).fit_transform(matrix.astype(np.float64))
+    assert np.allclose(np.abs(ours), np.abs(theirs), atol=1e-8)
+
+    # a column that says what another says has no variance of its own: it is left out, not blown up
+    twice = np.column_stack([matrix, matrix[:, 0]])
+    assert np.allclose(after((Pca(pca=9, whiten=True),), twice)[:, 8], 0)
+
+
+@pytest.mark.usefixtures("block")
+def test_centered_columns_keep_their_scale() -> None:
+    matrix = vectors()
+    assert np.allclose(after(("center",), matrix), matrix - matrix.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.usefixtures("block")
 def test_standard_scores_are_those_of_sklearn() -> None:
     from sklearn.preprocessing import StandardScaler
 
@@ -121,7 +141,7 @@ def test_what_was_fitted_is_saved(tmp_path: Path) -> None:
     only = {name: of for name, (_, of) in members.items()}
     write_ensemble(fitted, only, order, tmp_path / "a")
     save_fitted(fitted, tmp_path / "a")
-    loaded = load_fitted({name: steps for name, (steps, _) in members.items()}, tmp_path / "a")
+    loaded = load_fitted({name: steps for name, (steps, _) in members.items()}, (), tmp_path / "a")
     some = {
         name: UserEmbeddings(of.client_ids[::3] + 1000, of.vectors[::3])
         for name, of in only.items()
@@ -134,13 +154,41 @@ def test_what_was_fitted_is_saved(tmp_path: Path) -> None:
     assert np.array_equal(fitted_ones[kept], new[kept])
     (tmp_path / "a" / "state.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="build the ensemble again"):
-        load_fitted({}, tmp_path / "a")
+        load_fitted({}, (), tmp_path / "a")
+
+
+def test_steps_after_the_members_see_all_columns(tmp_path: Path) -> None:
+    from sklearn.decomposition import PCA
+
+    members, order = entries()
+    only = {name: of for name, (_, of) in members.items()}
+    written = {}
+    for name, steps in {"none": (), "center": ("center",), "pca": (Pca(pca=4),)}.items():
+        fitted = fit_ensemble(members, "mean", steps, order)
+        facts = write_ensemble(fitted, only, order, tmp_path / name)
+        assert facts["dimensions"] == (4 if name == "pca" else 8)
+        assert ("columns" in facts["members"]["first"]) == (name != "pca")
+        written[name] = np.asarray(UserEmbeddings.load(tmp_path / name).vectors, np.float64)
+
+        # what was saved gives the same entry
+        save_fitted(fitted, tmp_path / name)
+        posts = {name: steps for name, (steps, _) in members.items()}
+        write_ensemble(load_fitted(posts, steps, tmp_path / name), only, order, tmp_path / "again")
+        again = UserEmbeddings.load(tmp_path / "again").vectors
+        assert np.array_equal(again, written[name])
+
+    assert np.abs(written["none"].mean(axis=0)).max() > 0.1
+    assert np.allclose(written["center"], written["none"] - written["none"].mean(0), atol=2e-3)
+    # the clients that a member lacks are among the rows: their columns are at its mean
+    theirs = np.abs(PCA(4, svd_solver="full").fit_transform(written["none"]))
+    assert np.allclose(np.abs(written["pca"]), theirs, atol=5e-3)
 
 
 def test_too_wide_or_too_large_is_refused(tmp_path: Path) -> None:
     wide = UserEmbeddings(np.arange(3), np.ones((3, 1500), np.float32))
     with pytest.raises(ConfigError, match=r"3000 columns .*at most 2048"):
         fit_ensemble({"a": ((), wide), "b": ((), wide)}, "mean")
+    fit_ensemble({"a": ((), wide), "b": ((), wide)}, "mean", (Pca(pca=2),))  # narrow at the end
     large = UserEmbeddings(np.arange(3), np.full((3, 2), 1e5, np.float32))
     with pytest.raises(DataError, match="'a' has values beyond float16"):
         write_ensemble(

@@ -23,7 +23,7 @@ from behavegpt.profiles.settings import KINDS, ProfileSettings
 from behavegpt.profiles.training import _Training
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT
-from tests.profiles.makers import renamed_clients
+from tests.profiles.makers import later, renamed_clients, without_ties
 
 CONFIGS = sorted((ROOT / "configs" / "profiles").glob("*.yaml"))
 
@@ -162,6 +162,51 @@ def test_new_clients_are_embedded_like_fitted_ones(small: Path, tmp_path: Path) 
     run(profile(small, tmp_path / "run", members=members), only=["visits"])
     with pytest.raises(DataError, match="visits was built again after"):
         embed_new(tmp_path / "run", DataSettings(path=str(other)), tmp_path / "entry")
+
+
+def test_ages_count_back_from_the_end_of_later_events(small: Path, tmp_path: Path) -> None:
+    """A month after the fit the same behavior is as old as it was then, not a month in the
+    future."""
+    tower = {"fields": ["event", "category"], "predict": {"category": 3}, "dimensions": 6}
+    tower |= {"cut": {"horizon": 7, "moments": 2, "step": 7}, "training": {"batch": 8, "epochs": 1}}
+    tower |= {"shape": {"embedding_size": 4, "layers": 1, "heads": 2, "longest": 16}}
+    members = {"tower": {"kind": "future", "post": [], **tower}}
+    data = without_ties(small, tmp_path / "data")  # whose order would depend on their time
+    run(profile(data, tmp_path / "run", members=members))
+    fitted = UserEmbeddings.load(tmp_path / "run" / "ensembles" / "all")
+
+    def embedded(name: str, path: Path, at: str | None = None) -> UserEmbeddings:
+        embed_new(tmp_path / "run", DataSettings(path=str(path)), tmp_path / name, at=at)
+        return UserEmbeddings.load(tmp_path / name)
+
+    same = embedded("same", data)
+    assert np.array_equal(same.vectors, fitted.vectors)
+    month = embedded("month", later(data, tmp_path / "later", 31))
+    assert np.array_equal(month.client_ids, fitted.client_ids)
+    columns = json.loads((tmp_path / "run/ensembles/all/ensemble.json").read_text())["members"]
+    stats, ages = (slice(*columns[name]["columns"]) for name in ("stats", "tower"))
+    assert np.array_equal(month.vectors[:, stats], fitted.vectors[:, stats])
+    # the fit counts a tower's ages from its last event, here from the midnight after it
+    two = embedded("two", later(data, tmp_path / "two_months", 62))
+    assert np.array_equal(month.vectors[:, ages], two.vectors[:, ages])
+
+    # as of a later day everything is older
+    older = embedded("older", data, at="2023-03-01")
+    for part in (stats, ages):
+        assert not np.array_equal(older.vectors[:, part], fitted.vectors[:, part])
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [("2023-01-20", r"has events up to 2023-02-0\d"), ("soon", "not a day such as 2026-01-31")],
+)
+def test_a_vector_knows_no_event_after_its_day(
+    small: Path, tmp_path: Path, at: str, message: str
+) -> None:
+    run(profile(small, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=message):
+        embed_new(tmp_path / "run", DataSettings(path=str(small)), tmp_path / "entry", at=at)
+    assert not (tmp_path / "entry" / "embeddings.npy").exists()
 
 
 def test_vectors_from_elsewhere_are_a_member(small: Path, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ VERBS: dict[str, list[str]] = {
     "pretrain-universal": ["pretrain-universal", WORLDS, "out=OUT/universal"],
     "thresholds": ["thresholds", "OUT/model", "data"],
     "when": ["when", "OUT/model", "data"],
+    "update": ["update", "OUT/run", "later.parquet", "--steps", "3", "--states"],
     "report": ["report", "OUT/run"],
     "doctor --reorder": ["doctor", "--reorder", "OUT/data"],
     "demo": ["demo", "--out", "OUT/demo", "--steps", "6"],
@@ -91,12 +92,13 @@ VERBS: dict[str, list[str]] = {
 FINDS = {
     "thresholds": "run/model",
     "when": "run/model",
+    "update": "run",
     "report": "run",
     "doctor --reorder": "data",
 }
 # files that tell times, and what was kept
 VOLATILE = (
-    *("run.json", "log.jsonl", "member.json", "rows.jsonl", "tables.md"),
+    *("run.json", "log.jsonl", "member.json", "rows.jsonl", "tables.md", "updates.jsonl"),
     *("results/entry.json", "churn.1278.json", "demo/report.html", "demo/model/README.md"),
 )
 BENCHMARK = {
@@ -126,9 +128,16 @@ PROFILE = {
 def make_ready(place: Path) -> Path:
     """Logs, a prepared folder, a model, challenge directories and a finished profile, for the
     commands of `VERBS`."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(small_log(users=30, events=1500, seed=1), place / "log.parquet")
+    # the same users again, after all that
+    later = small_log(users=30, events=300, seed=2)
+    times = later["timestamp"].to_numpy() + np.timedelta64(3650, "D")
+    place_of_time = later.column_names.index("timestamp")
+    later = later.set_column(place_of_time, "timestamp", pa.array(times))
+    pq.write_table(later, place / "later.parquet")
     rows = "".join(f"{user},{'ab'[user % 2]}\n" for user in range(30))
     (place / "labels.csv").write_text(f"user_id,segment\n{rows}")
     make_directory(place / "challenge")

@@ -14,7 +14,7 @@ from behavegpt.decision import log_frequency
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.training import evaluate as module
-from behavegpt.training.evaluate import evaluate, score
+from behavegpt.training.evaluate import evaluate, hidden_states, score
 from tests.helpers import random_store
 
 
@@ -116,6 +116,7 @@ def test_scores_are_those_of_evaluation_mode_which_is_left_again():
     assert not model.training
     parts.close()
     assert model.training, "also after a loop that breaks off"
+    assert list(hidden_states(model, [])) == [] and model.training
     model.eval()
     next(score(model, store, TEST))
     assert not model.training

@@ -130,11 +130,12 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
 
 
 def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> UserEmbeddings:
-    """(U, D) float32 of the asked clients with an event: their whole histories, aged at the moment
-    of the fit."""
+    """(U, D) float32 of the asked clients with an event: their whole histories, aged at
+    `context.at`, or at the end of the fitted history."""
     tower, store = open_network(context, settings, folder, lambda known: _tower(settings, known))
     device = choose_device(context.device)
-    now = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["now"])
+    fitted = json.loads((folder / STATE).read_text(encoding="utf-8"))["now"]
+    now = int(fitted) if context.at is None else context.at
 
     def encode(rows: np.ndarray) -> Tensor:
         histories = whole(store, rows, now)

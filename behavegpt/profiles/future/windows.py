@@ -125,8 +125,7 @@ def read_past(
     source = ranges(examples.stop - lengths, lengths)  # (T,)
     moments = store.columns["time"][source].astype(np.int64)
 
-    # events after the cut, of a history newer than the fitted one, have age 0
-    seconds = np.maximum(np.repeat(examples.cut, lengths) - moments, 0)  # (T,)
+    seconds = np.repeat(examples.cut, lengths) - moments  # (T,) no event is later than its cut
 
     names = model_names((*fields, "age"))
     columns = {names[name]: store.columns[name][source] for name in fields}

@@ -1,0 +1,251 @@
+"""New events behind those of a prepared folder: a prepared folder of all of them.
+
+Shapes: E old and N new events, U users of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from behavegpt.arrays import write_array
+from behavegpt.checksums import seal
+from behavegpt.data.digest import hash_folder
+from behavegpt.data.reencode import replace_counts, training_counts
+from behavegpt.data.store import SPLITS, TRAIN, VALID, EventStore, Manifest, open_store
+from behavegpt.data.ties import count_ties
+from behavegpt.data.times import MICROS
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import DataError
+from behavegpt.ingest.buckets import smallest_dtype
+from behavegpt.ingest.histories import as_logs
+from behavegpt.ingest.sources import check_columns, find_logs
+from behavegpt.io import write_json
+from behavegpt.ragged import ranges
+from behavegpt.updating.settings import UpdateSettings
+
+
+class NewEvents(NamedTuple):
+    """What a log holds."""
+
+    name: str  # of the log
+    table: pa.Table  # as `read_events` gives it
+    rejected: dict[str, int]  # reason -> rows
+    digest: str  # SHA-256 of the table: the same log again is known by it
+    late: int = 0  # events that were left out
+
+
+class Appended(NamedTuple):
+    """All events, and which are new."""
+
+    store: EventStore
+    is_new: np.ndarray  # (E + N,) bool
+    new_users: int
+
+
+def last_time(store: EventStore) -> int:
+    """Epoch seconds of the last event of a prepared folder."""
+    return int(np.asarray(store.columns["time"]).max()) + store.manifest.time_origin
+
+
+def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: float) -> NewEvents:
+    """Read a log with the store's columns, or with those that `columns` names.
+
+    Raises DataError for a column that is missing, and where more than the share `allowed` of the
+    rows cannot be used.
+    """
+    tokenizer = EventTokenizer.from_store(store, 1).reading(columns)
+    schema = tokenizer.event_schema
+    found = find_logs(as_logs(logs, schema))
+    check_columns(found, schema.roles)
+
+    read = tokenizer.read(found)
+    _check_rejects(found.name, read.rejects, len(read.table), allowed)
+    rejected = dict(Counter(read.rejects["reason"].to_pylist()))
+
+    table = read.table.combine_chunks()
+    digest = hashlib.sha256()
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    return NewEvents(found.name, table, rejected, digest.hexdigest())
+
+
+def only_later(new: NewEvents, store: EventStore, late: str) -> NewEvents:
+    """The events that are later than the store's last one. Raises DataError for others, unless
+    they are to be dropped, and where nothing is left."""
+    last = last_time(store)
+    seconds = new.table["time"].to_numpy() // MICROS  # (n,)
+    is_late = seconds <= last
+    if is_late.any() and late == "refuse":
+        raise DataError(_late_events(new, is_late, last))
+    if is_late.all():
+        raise DataError(
+            f"{new.name}: no event later than {moment(last)}, the last one seen; give the log of "
+            "a later day."
+        )
+    return new._replace(table=new.table.filter(pa.array(~is_late)), late=int(is_late.sum()))
+
+
+def moment(seconds: int) -> str:
+    """Epoch seconds as text, UTC."""
+    return f"{np.datetime64(seconds, 's')!s}".replace("T", " ") + " UTC"
+
+
+def _check_rejects(name: str, rejects: pa.Table, accepted: int, allowed: float) -> None:
+    """Raise DataError where more than the share `allowed` of a log cannot be used."""
+    bad = len(rejects)
+    if bad <= allowed * (accepted + bad) and accepted:
+        return
+    if not bad:
+        raise DataError(f"{name}: no rows; name logs that hold events.")
+    first = rejects.slice(0, 1).to_pylist()[0]
+    reason = first.pop("reason")
+    first.pop("file", None)
+    shown = ", ".join(f"{column} = {str(value)[:60]!r}" for column, value in first.items())
+    raise DataError(
+        f"{name}: {bad:,} of {accepted + bad:,} rows cannot be used ({bad / (accepted + bad):.1%}, "
+        f"allowed {allowed:.1%}), the first one since {reason}: {shown}. Mend the rows, name the "
+        "right columns, or allow more with --max-reject-share."
+    )
+
+
+def _late_events(new: NewEvents, is_late: np.ndarray, last: int) -> str:
+    """The error for events that are not later than the last one seen."""
+    first = int(np.flatnonzero(is_late)[0])
+    user, when = new.table["user"][first].as_py(), new.table["time"][first].as_py() // MICROS
+    return (
+        f"{new.name}: {int(is_late.sum()):,} of {len(is_late):,} events are not later than "
+        f"{moment(last)}, the last one seen (user {user!r} at {moment(when)}, for example): they "
+        "are known already, or come too late to be predicted. Cut the log there, or leave such "
+        "events out with --late drop."
+    )
+
+
+def append(
+    store: EventStore,
+    table: pa.Table,
+    folder: Path,
+    settings: UpdateSettings,
+    seed: tuple[int, ...],
+) -> Appended:
+    """Write all events as a prepared folder, and open it.
+
+    Earlier events are training, and so are the new ones, but for those of the users held out,
+    drawn by `seed`: they are validation. New labels are appended to the vocabularies.
+    """
+    old_users = store.users()
+    label = table["user"].combine_chunks().cast(pa.string())
+    users = _together(old_users, pc.unique(label))  # (U,)
+    place = _index(old_users, users)  # (old users,)
+    user = _index(label, users)  # (N,)
+
+    order = np.argsort(user, kind="stable")  # by user as they are, so each history stays in order
+    table, user = table.take(pa.array(order)), user[order]
+
+    # each user's new events come behind the old ones
+    old = np.zeros(len(users), np.int64)
+    old[place] = np.diff(store.offsets)
+    new = np.bincount(user, minlength=len(users))
+    offsets = np.concatenate([[0], np.cumsum(old + new)])  # (U + 1,)
+    to_old = ranges(offsets[place], np.diff(store.offsets))  # (E,) where the old ones go
+    to_new = ranges(offsets[:-1] + old, new)  # (N,)
+
+    draw = np.random.default_rng(seed).random(len(users))
+    split = np.where(draw[user] < settings.held_out, VALID, TRAIN)  # (N,)
+    vocabulary = {
+        field: _grown(known, table[field], settings.min_count)
+        for field, known in store.vocabulary.items()
+    }
+    seconds = table["time"].to_numpy() // MICROS
+    added = {"time": seconds - store.manifest.time_origin, "split": split}
+    added |= {name: table[name].to_numpy() for name in ("weekday", "slot")}
+    added |= {field: known.encode(table[field]) for field, known in vocabulary.items()}
+
+    (folder / "columns").mkdir(parents=True)
+    write_array(folder / "columns" / "offsets.npy", offsets)
+    columns: dict[str, np.ndarray] = {}
+    for name, values in added.items():  # one at a time: a column may be large
+        dtype = store.columns[name].dtype
+        if name in vocabulary:
+            dtype = smallest_dtype(len(vocabulary[name]))
+        columns[name] = np.empty(len(to_old) + len(to_new), dtype)
+        columns[name][to_old] = store.columns[name] if name != "split" else TRAIN
+        columns[name][to_new] = values
+        write_array(folder / "columns" / f"{name}.npy", columns[name])
+
+    ties = store.manifest.ties
+    if ties is not None:
+        ties += count_ties({"user": user, "time": seconds})
+    manifest = _write_manifest(store, folder, users, vocabulary, columns, ties)
+    assert manifest.events == len(to_old) + len(to_new)
+
+    is_new = np.zeros(manifest.events, bool)
+    is_new[to_new] = True
+    return Appended(open_store(folder), is_new, len(users) - len(old_users))
+
+
+def _together(old: pa.StringArray, new: pa.Array) -> pa.StringArray:
+    """The users of both, sorted."""
+    strangers = new.filter(pc.invert(pc.is_in(new, value_set=old)))
+    both = pa.concat_arrays([old, strangers])
+    return both.take(pc.sort_indices(both))
+
+
+def _index(labels: pa.Array, users: pa.StringArray) -> np.ndarray:
+    """Place (n,) int64 of each label among the users, who are all there."""
+    return pc.index_in(labels, value_set=users).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _grown(known: Vocabulary, labels: pa.ChunkedArray, least: int) -> Vocabulary:
+    """A vocabulary with the new ones among labels (N,) appended, by falling count, ties by
+    label."""
+    counted = pc.value_counts(labels.cast(pa.string()).combine_chunks())
+    kept = pc.and_(
+        pc.greater_equal(counted.field("counts"), least), pc.is_valid(counted.field("values"))
+    )
+    frequent = counted.filter(kept)
+    by_count = Vocabulary.from_counts(frequent.field("values"), frequent.field("counts"))
+    return known.grow(by_count.values.to_pylist())
+
+
+def _write_manifest(
+    store: EventStore,
+    folder: Path,
+    users: pa.StringArray,
+    vocabulary: dict[str, Vocabulary],
+    columns: dict[str, np.ndarray],
+    ties: int | None,
+) -> Manifest:
+    """Users, vocabularies with their training counts, dataset.json and the checksums."""
+    (folder / "vocabulary").mkdir()
+    for field, known in vocabulary.items():
+        counts = training_counts(columns[field], columns["split"], len(known))
+        replace_counts(known, counts).save(folder / "vocabulary" / f"{field}.parquet")
+    pq.write_table(pa.table({"user": users}), folder / "users.parquet")
+
+    hashes = {field: known.hash for field, known in vocabulary.items()}
+    types = {name: str(column.dtype) for name, column in columns.items()} | {"offsets": "int64"}
+    sizes = np.bincount(columns["split"], minlength=len(SPLITS))
+    manifest = store.manifest.model_copy(
+        update={
+            "events": len(columns["time"]),
+            "users": len(users),
+            "split": {"rule": "update", "boundaries": [], "events": sizes.tolist()},
+            "columns": dict(sorted(types.items())),
+            "vocabulary": hashes,
+            "rejected": {},
+            "ties": ties,
+            "content_hash": hash_folder(folder, store.schema, hashes, sorted(types)),
+        }
+    )
+    write_json(folder / "dataset.json", manifest.model_dump(mode="json"))
+    seal(folder)
+    return manifest

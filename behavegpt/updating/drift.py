@@ -1,0 +1,146 @@
+"""How well a model knows new events before it learns them, and how they differ from earlier ones.
+
+Shapes: E events, N targets, K behaviors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from behavegpt.baselines import counts
+from behavegpt.data.pack import count_unseen, target_rows
+from behavegpt.data.store import SPLITS, TEST, TRAIN, EventStore
+from behavegpt.data.times import DAY, zone
+from behavegpt.data.vocabulary import FIRST, UNKNOWN
+from behavegpt.metrics.bootstrap import TargetRanks
+from behavegpt.metrics.calibration import Calibration
+from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.training.evaluate import ScoredBatch, evaluate
+
+COUNTS = "user_recent"  # decayed counts of the user's own past, see baselines/counts.py
+CUT = 3  # of NDCG
+
+
+class Scored(NamedTuple):
+    """A model on the targets of a split whose behavior is in the vocabulary."""
+
+    figures: dict[str, Any]
+    ranks: TargetRanks
+
+
+def with_split(store: EventStore, split: np.ndarray) -> EventStore:
+    """The same events under other splits (E,)."""
+    sizes = np.bincount(split, minlength=len(SPLITS)).tolist()
+    manifest = store.manifest.model_copy(update={"split": {"rule": "update", "events": sizes}})
+    return replace(store, manifest=manifest, columns={**store.columns, "split": split})
+
+
+def score_model(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Scored:
+    """A model on the test split, in its own ids; unknown behaviors count as misses."""
+    calibration, ranks = Calibration(), TargetRanks(target_rows(store, TEST))
+
+    def take_up(part: ScoredBatch) -> None:
+        calibration.update(part.logits, part.target)
+        ranks.update(part.logits, part.target, part.row)
+
+    metrics, cross_entropy = evaluate(model, store, TEST, on_batch=take_up)
+    number, probability, came = calibration.sums.sum(1).tolist()
+    sure = {
+        "cross_entropy": cross_entropy,
+        "calibration_error": calibration.compute()["ece"],
+        "mean_probability": probability / max(number, 1),
+        "came_true": came / max(number, 1),
+    }
+    return Scored(_figures(metrics, count_unseen(store, TEST)) | sure, ranks)
+
+
+def score_counts(store: EventStore) -> Scored:
+    """Decayed counts of each user's own past on the same targets; what all users do is counted on
+    the training split."""
+    rows = target_rows(store, TEST)
+    behavior, model = store.column("behavior"), counts.fit(store)[COUNTS]
+    metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
+    for part, scores in counts.scores(model, store, rows):
+        target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
+        metrics.update(torch.from_numpy(scores), target)
+        ranks.update(torch.from_numpy(scores), target, part)
+    return Scored(_figures(metrics, count_unseen(store, TEST)), ranks)
+
+
+def _figures(metrics: PredictionMetrics, unseen: int) -> dict[str, Any]:
+    """Recall and NDCG@3, targets with an unknown behavior being misses."""
+    computed = metrics.with_unseen(unseen).compute()
+    return {
+        "targets": metrics.rows + unseen,
+        "recall": computed["rec_w"],
+        "macro_recall": computed["rec_m"],
+        "ndcg@3": computed["ndcg@3"],
+    }
+
+
+def ndcg_at(scored: Scored, asked: np.ndarray) -> float:
+    """NDCG@3 at the rows `asked` (n,); those that the model could not name are misses."""
+    place = np.isin(scored.ranks.rows, asked)
+    ranks = scored.ranks.ranks[place]
+    return float(np.where(ranks < CUT, 1 / np.log2(2.0 + ranks), 0.0).sum()) / max(len(asked), 1)
+
+
+def asked_rows(store: EventStore, wanted: np.ndarray) -> np.ndarray:
+    """Flat indices of the events `wanted` (E,) bool that have an earlier one of their user, whether
+    or not their behavior is known."""
+    wanted = wanted.copy()
+    wanted[store.offsets[:-1][np.diff(store.offsets) > 0]] = False
+    return np.flatnonzero(wanted)
+
+
+def drift(store: EventStore, scored: dict[str, Scored]) -> dict[str, Any]:
+    """How the test split, in a model's ids, differs from the training split: the share of unknown
+    labels by field, how far the shares of behaviors moved (total variation, 0 to 1), and the recall
+    of models by day."""
+    split = np.asarray(store.columns["split"])
+    before, new = split == TRAIN, split == TEST
+    unknown = {}
+    for field in store.schema.label_columns:
+        if field in store.vocabulary:
+            is_unknown = np.asarray(store.columns[field]) <= UNKNOWN
+            unknown[field] = {
+                "before": _share(is_unknown, before),
+                "new": _share(is_unknown, new),
+            }
+    behavior = np.asarray(store.column("behavior"))
+    size = len(store.behaviors)
+    shares = [np.bincount(behavior[part], minlength=size) / part.sum() for part in (before, new)]
+    return {
+        "unknown": unknown,
+        "behavior_shift": float(np.abs(shares[0] - shares[1]).sum() / 2),
+        "by_day": _by_day(store, asked_rows(store, new), scored),
+    }
+
+
+def _share(flags: np.ndarray, part: np.ndarray) -> float:
+    return round(float(flags[part].mean()), 6)
+
+
+def _by_day(
+    store: EventStore, asked: np.ndarray, scored: dict[str, Scored]
+) -> list[dict[str, Any]]:
+    """Targets and recall of each model on each day of the schema's zone; `asked` (n,) rows, of
+    which the models name those with a known behavior."""
+    seconds = np.asarray(store.columns["time"])[asked].astype(np.int64)
+    days = zone(store.schema.tz).wall(seconds + store.manifest.time_origin) // DAY  # (n,)
+    found, place = np.unique(days, return_inverse=True)
+    table: dict[str, Sequence[Any]] = {"targets": np.bincount(place).tolist()}
+    for name, of_model in scored.items():
+        hits = np.isin(asked, of_model.ranks.rows[of_model.ranks.ranks == 0])
+        table[name] = np.round(np.bincount(place, hits) / table["targets"], 6).tolist()
+    names = found.astype("datetime64[D]").astype(str)
+    return [
+        {"day": str(name), **{key: values[i] for key, values in table.items()}}
+        for i, name in enumerate(names)
+    ]
