@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from behavegpt.config import closest
 from behavegpt.data.database import connect, quoted, reading
 from behavegpt.data.schema import EventSchema
+from behavegpt.data.store import EventStore
 from behavegpt.errors import DataError
 from behavegpt.ingest.dictionaries import build_dictionary
 from behavegpt.ingest.log_table import open_source
@@ -99,6 +100,15 @@ def read_user_table(table: Any, schema: EventSchema) -> UserTable:
 
     labels = {name: texts[name].combine_chunks() for name in schema.features}
     return UserTable(users, labels, {name: rules[name] for name in schema.features})
+
+
+def known_features(store: EventStore) -> UserTable:
+    """The features of a prepared folder's users, as they stand at their first events."""
+    labels = {}
+    for name in store.schema.features:
+        ids = np.asarray(store.columns[name])[store.offsets[:-1]]
+        labels[name] = store.vocabulary[name].decode_array(ids)
+    return UserTable(store.users(), labels, store.schema.label_rules)
 
 
 def _check(logs: Logs, schema: EventSchema) -> None:

@@ -28,6 +28,7 @@ from behavegpt.errors import DataError
 from behavegpt.ingest.buckets import smallest_dtype
 from behavegpt.ingest.histories import as_logs
 from behavegpt.ingest.sources import check_columns, find_logs
+from behavegpt.ingest.user_table import known_features
 from behavegpt.io import write_json
 from behavegpt.ragged import ranges
 from behavegpt.updating.settings import UpdateSettings
@@ -56,13 +57,16 @@ def last_time(store: EventStore) -> int:
     return int(np.asarray(store.columns["time"]).max()) + store.manifest.time_origin
 
 
-def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: float) -> NewEvents:
+def read_new(
+    logs: Any, store: EventStore, columns: dict[str, Any], allowed: float, users: Any = None
+) -> NewEvents:
     """Read a log with the store's columns, or with those that `columns` names.
 
-    Raises DataError for a column that is missing, and where more than the share `allowed` of the
-    rows cannot be used.
+    The users' features are those of the table `users`, else those that the store knows. Raises
+    DataError for a column that is missing, and where more than the share `allowed` of the rows
+    cannot be used.
     """
-    tokenizer = EventTokenizer.from_store(store, 1).reading(columns)
+    tokenizer = _with_known(EventTokenizer.from_store(store, 1).reading(columns), store, users)
     schema = tokenizer.event_schema
     found = find_logs(as_logs(logs, schema))
     check_columns(found, schema.roles)
@@ -75,7 +79,22 @@ def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: flo
     digest = hashlib.sha256()
     for batch in table.to_batches():
         digest.update(batch.serialize())
+
+    # behind the digest, which tells logs apart
+    if tokenizer.users is not None:
+        for name, labels in tokenizer.users.of(table["user"].combine_chunks()).items():
+            table = table.append_column(name, labels)
     return NewEvents(found.name, table, rejected, digest.hexdigest())
+
+
+def _with_known(tokenizer: EventTokenizer, store: EventStore, users: Any) -> EventTokenizer:
+    """The tokenizer that knows the features of the store's users, and of those in a table. Raises
+    ConfigError for a table where the store has no features."""
+    if users is None and not tokenizer.event_schema.features:
+        return tokenizer
+    told = None if users is None else tokenizer.with_features(users).users
+    known = known_features(store)
+    return tokenizer.with_features(known if told is None else known.updated(told))
 
 
 def only_later(new: NewEvents, store: EventStore, late: str) -> NewEvents:

@@ -61,6 +61,7 @@ def update(
     *,
     data: str | Path | None = None,
     columns: Mapping[str, Any] | None = None,
+    users: EventData | None = None,
     **settings: Any,
 ) -> UpdateResult:
     """Bring a run of `train` or `finetune` up to date with a log of later events.
@@ -69,7 +70,8 @@ def update(
     frequencies and tables are counted anew, and it trains for some steps. Users whose new events
     it was not trained on judge: unless they are predicted worse, RUN/model is replaced.
     `data`: the prepared folder before the first update, if it is not where the run's configuration
-    says; `columns`: by role, where the log names them otherwise ({"user": "uid"}); `settings`: of
+    says; `columns`: by role, where the log names them otherwise ({"user": "uid"}); `users`: a table
+    of the users' features, where the data have any: users without a row keep theirs; `settings`: of
     UpdateSettings. Raises ConfigError, DataError and CheckpointError. Docs: docs/update.md.
     """
     asked = check_settings(UpdateSettings, settings, "update")
@@ -78,7 +80,7 @@ def update(
         before = _open(versions.run / MODEL)
         past = _open_past(versions, configured, data)
         _check_schema(before, past)
-        new = read_new(log, past, dict(columns or {}), asked.max_reject_share)
+        new = read_new(log, past, dict(columns or {}), asked.max_reject_share, users)
 
         # a process that was killed behind the update, and before it said so, is started again
         rows = versions.rows()
