@@ -106,10 +106,12 @@ def open_events(
         if schema.behavior and not logs.has(schema.behavior):
             schema = schema.model_copy(update={"behavior": None})
         tokenizer.warn_of_features()
-        # numbers as labels, which the model's own ranges take up exactly; without a table the
-        # features are unknown, as a field that data lack is
+        # without a table the users' features are unknown, as a field that data lack is
         features = schema.features if tokenizer.users is not None else ()
-        schema = schema.model_copy(update={"user_features": features, "user_numeric": ()})
+        # numbers as labels, which the model's own ranges take up exactly
+        extra = (*schema.extra, *schema.numeric)
+        read = {"extra": extra, "numeric": (), "user_features": features, "user_numeric": ()}
+        schema = schema.model_copy(update=read)
         if state.is_main_process and not (prepared / "dataset.json").is_file():
             # all of it as training data: nothing is predicted here, so nothing is held out
             prepare(logs, prepared, schema, split="time:1,0,0", users=tokenizer.users)
