@@ -2,7 +2,7 @@
 
     python eval/updates.py git_activity.parquet --out DIR [--from 2016-07] [--quarters 40]
         [--share 10] [--config small train.epochs=3] [--steps 100] [--seed 0]
-    python eval/updates.py --table DIR/rows.jsonl ...       # Markdown, means by year
+    python eval/updates.py --table DIR/rows.jsonl ... [--plot curve.png]   # means by year
 
 The log until the first quarter is prepared (the last tenth of it is validation) and trained on.
 Each quarter is then predicted before it is learned, by the model that was updated until there, by
@@ -26,6 +26,7 @@ import behavegpt
 from behavegpt.config import read_settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
+from behavegpt.figures import BLUE, GREEN, VERMILION, figure
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.model_folder import open_model
 from behavegpt.updating.append import Appended
@@ -39,7 +40,13 @@ SCHEMA = EventSchema(
     behavior="activity",
     order="order",
 )
-FIGURES = ("recall", "macro_recall", "ndcg@3", "calibration_error")
+# figure -> models of the table; user_recent: decayed counts of each user's own past
+SHOWN = {
+    "ndcg@3": ("model", "never", "user_recent"),
+    "recall": ("model", "never", "user_recent"),
+    "macro_recall": ("model", "never", "user_recent"),
+    "calibration_error": ("model", "never"),
+}
 
 
 def cut(log: Path, out: Path, share: int, first: str, quarters: int) -> list[Path]:
@@ -85,25 +92,40 @@ def quarter_row(run: Path, log: Path, out: Path, options: dict[str, Any]) -> dic
 
 
 def show_table(paths: list[Path]) -> None:
-    """Means over quarters and files by year, as Markdown."""
+    """Means over the quarters of each year, and over files, as Markdown."""
     years: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             years[row["from"][:4]].append(row)
-            years["all"].append(row)
-    print("| year | new events | unknown areas | figure | updated | never | counts | rolled back |")
-    print("|---|---|---|---|---|---|---|---|")
+    years["all"] = [row for rows in years.values() for row in rows]
+
+    names = [f"{name} {model}" for name, models in SHOWN.items() for model in models]
+    columns = ["year", "events a quarter", "unknown areas", *names, "rolled back"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     for year, rows in years.items():
-        unknown = np.mean([row["drift"]["unknown"]["event"]["new"] for row in rows])
+        cells = [year, f"{np.mean([row['events'] for row in rows]):,.0f}"]
+        cells.append(f"{np.mean([row['drift']['unknown']['event']['new'] for row in rows]):.1%}")
+        for name, models in SHOWN.items():
+            for model in models:
+                values = [row["prequential"].get(model, row["never"])[name] for row in rows]
+                cells.append(f"{np.mean(values):.3f}")
         back = sum(row["verdict"] == "rolled back" for row in rows)
-        events = sum(row["events"] for row in rows) // len(paths)
-        for figure in FIGURES:
-            named = ("model", "never", "user_recent")
-            models = [{**row["prequential"], "never": row["never"]} for row in rows]
-            cells = [np.mean([each[name].get(figure, np.nan) for each in models]) for name in named]
-            shown = " | ".join(f"{cell:.4f}" for cell in cells)
-            print(f"| {year} | {events:,} | {unknown:.1%} | {figure} | {shown} | {back} |")
+        print("| " + " | ".join([*cells, f"{back} of {len(rows)}"]) + " |")
+
+
+def plot(path: Path, out: Path) -> None:
+    """NDCG@3 by quarter of all three, as a PNG."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    quarters = [np.datetime64(row["from"][:7], "M").astype(object) for row in rows]
+    names = {"model": "updated each quarter", "never": "never updated", "user_recent": "counts"}
+    with figure(out, (7.2, 3.0)) as (_, axes):
+        for color, (model, name) in zip((BLUE, VERMILION, GREEN), names.items(), strict=True):
+            values = [row["prequential"].get(model, row["never"])["ndcg@3"] for row in rows]
+            axes[0].plot(quarters, values, color=color, label=name)
+        axes[0].set_ylabel("NDCG@3")
+        axes[0].legend(fontsize=8, loc="best")
 
 
 def main() -> None:
@@ -111,6 +133,7 @@ def main() -> None:
     parser.add_argument("log", nargs="?", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", nargs="+", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--from", dest="first", default="2016-07")
     parser.add_argument("--quarters", type=int, default=40)
     parser.add_argument("--share", type=int, default=10)
@@ -122,6 +145,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.table:
         show_table(given.table)
+        if given.plot:
+            plot(given.table[0], given.plot)
         return
 
     given.out.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,7 @@ def _update(arguments: Arguments) -> Any:
         named_logs(arguments, arguments.logs),
         data=arguments.data,
         columns=log_changes(arguments),
+        users=arguments.users,
         **given,
     )
     for sheet in result.sheets():

@@ -23,11 +23,12 @@ from behavegpt.data.store import SPLITS, TRAIN, VALID, EventStore, Manifest, ope
 from behavegpt.data.ties import count_ties
 from behavegpt.data.times import MICROS
 from behavegpt.data.tokenizer import EventTokenizer
-from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
 from behavegpt.errors import DataError
 from behavegpt.ingest.buckets import smallest_dtype
 from behavegpt.ingest.histories import as_logs
 from behavegpt.ingest.sources import check_columns, find_logs
+from behavegpt.ingest.user_table import UserTable
 from behavegpt.io import write_json
 from behavegpt.ragged import ranges
 from behavegpt.updating.settings import UpdateSettings
@@ -41,6 +42,7 @@ class NewEvents(NamedTuple):
     rejected: dict[str, int]  # reason -> rows
     digest: str  # SHA-256 of the table: the same log again is known by it
     late: int = 0  # events that were left out
+    users: UserTable | None = None  # what is known of the users
 
 
 class Appended(NamedTuple):
@@ -56,8 +58,11 @@ def last_time(store: EventStore) -> int:
     return int(np.asarray(store.columns["time"]).max()) + store.manifest.time_origin
 
 
-def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: float) -> NewEvents:
-    """Read a log with the store's columns, or with those that `columns` names.
+def read_new(
+    logs: Any, store: EventStore, columns: dict[str, Any], users: Any, allowed: float
+) -> NewEvents:
+    """Read a log with the store's columns, or with those that `columns` names, and a table of the
+    users' features, if there is one.
 
     Raises DataError for a column that is missing, and where more than the share `allowed` of the
     rows cannot be used.
@@ -67,7 +72,9 @@ def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: flo
     found = find_logs(as_logs(logs, schema))
     check_columns(found, schema.roles)
 
-    read = tokenizer.read(found)
+    if users is not None:
+        tokenizer = tokenizer.with_features(users)
+    read = tokenizer.read(found, warn=False)
     _check_rejects(found.name, read.rejects, len(read.table), allowed)
     rejected = dict(Counter(read.rejects["reason"].to_pylist()))
 
@@ -75,7 +82,7 @@ def read_new(logs: Any, store: EventStore, columns: dict[str, Any], allowed: flo
     digest = hashlib.sha256()
     for batch in table.to_batches():
         digest.update(batch.serialize())
-    return NewEvents(found.name, table, rejected, digest.hexdigest())
+    return NewEvents(found.name, table, rejected, digest.hexdigest(), users=tokenizer.users)
 
 
 def only_later(new: NewEvents, store: EventStore, late: str) -> NewEvents:
@@ -131,7 +138,7 @@ def _late_events(new: NewEvents, is_late: np.ndarray, last: int) -> str:
 
 def append(
     store: EventStore,
-    table: pa.Table,
+    events: NewEvents,
     folder: Path,
     settings: UpdateSettings,
     seed: tuple[int, ...],
@@ -139,8 +146,10 @@ def append(
     """Write all events as a prepared folder, and open it.
 
     Earlier events are training, and so are the new ones, but for those of the users held out,
-    drawn by `seed`: they are validation. New labels are appended to the vocabularies.
+    drawn by `seed`: they are validation. New labels are appended to the vocabularies. A feature of
+    a user that no table tells stays what it was.
     """
+    table = events.table
     old_users = store.users()
     label = table["user"].combine_chunks().cast(pa.string())
     users = _together(old_users, pc.unique(label))  # (U,)
@@ -149,6 +158,9 @@ def append(
 
     order = np.argsort(user, kind="stable")  # by user as they are, so each history stays in order
     table, user = table.take(pa.array(order)), user[order]
+    # features stand at each event of their users
+    for name, labels in _features(store, events, users, place).items():
+        table = table.append_column(name, labels.take(pa.array(user)))
 
     # each user's new events come behind the old ones
     old = np.zeros(len(users), np.int64)
@@ -190,6 +202,22 @@ def append(
     is_new = np.zeros(manifest.events, bool)
     is_new[to_new] = True
     return Appended(open_store(folder), is_new, len(users) - len(old_users))
+
+
+def _features(
+    store: EventStore, events: NewEvents, users: pa.StringArray, place: np.ndarray
+) -> dict[str, pa.StringArray]:
+    """Features (U,) of the users as labels; of known users, at `place`, those of their last event
+    where the table does not tell them."""
+    told = {} if events.users is None else events.users.of(users)
+    known = np.flatnonzero(np.diff(store.offsets))
+    features = {}
+    for name in store.schema.features:
+        ids = np.full(len(users), UNKNOWN)
+        ids[place[known]] = store.columns[name][store.offsets[1:][known] - 1]
+        before = store.vocabulary[name].decode_array(ids)
+        features[name] = pc.coalesce(told[name], before) if told else before
+    return features
 
 
 def _together(old: pa.StringArray, new: pa.Array) -> pa.StringArray:

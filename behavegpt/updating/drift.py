@@ -17,7 +17,7 @@ from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, TEST, TRAIN, EventStore
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
-from behavegpt.metrics.bootstrap import TargetRanks
+from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -25,6 +25,7 @@ from behavegpt.training.evaluate import ScoredBatch, evaluate
 
 COUNTS = "user_recent"  # decayed counts of the user's own past, see baselines/counts.py
 CUT = 3  # of NDCG
+UNNAMED = 1 << 40  # rank of a behavior that a model does not know
 
 
 class Scored(NamedTuple):
@@ -84,11 +85,32 @@ def _figures(metrics: PredictionMetrics, unseen: int) -> dict[str, Any]:
     }
 
 
-def ndcg_at(scored: Scored, asked: np.ndarray) -> float:
-    """NDCG@3 at the rows `asked` (n,); those that the model could not name are misses."""
-    place = np.isin(scored.ranks.rows, asked)
-    ranks = scored.ranks.ranks[place]
-    return float(np.where(ranks < CUT, 1 / np.log2(2.0 + ranks), 0.0).sum()) / max(len(asked), 1)
+def compare_at(
+    before: Scored, after: Scored, store: EventStore, asked: np.ndarray
+) -> dict[str, Any]:
+    """NDCG@3 of two models at the rows `asked` (n,) of a store in the ids of the second; what a
+    model could not name is a miss. `difference`: after less before, `interval`: of 95 %, the users
+    drawn again."""
+    ranks = {"before": _ranks_at(before, asked), "after": _ranks_at(after, asked)}
+    gain = {name: np.where(r < CUT, 1 / np.log2(2.0 + r), 0.0) for name, r in ranks.items()}
+    figures: dict[str, Any] = {"targets": len(asked)}
+    figures |= {name: float(gain[name].mean()) if len(asked) else 0.0 for name in ranks}
+    figures["difference"] = figures["after"] - figures["before"]
+    if len(asked):
+        user = np.searchsorted(store.offsets, asked, side="right") - 1
+        target = np.asarray(store.column("behavior"))[asked].astype(np.int64)
+        drawn = user_intervals(ranks, target, user, "after")["differences"]["before"]["ndcg@3"]
+        figures["interval"] = [drawn["low"], drawn["high"]]
+    return figures
+
+
+def _ranks_at(scored: Scored, asked: np.ndarray) -> np.ndarray:
+    """Ranks (n,) of the truth at rows `asked` (n,), ascending; far behind where it has no name."""
+    ranks = np.full(len(asked), UNNAMED)
+    named, rows = scored.ranks.rows, np.searchsorted(asked, scored.ranks.rows)
+    is_asked = np.isin(named, asked)
+    ranks[rows[is_asked]] = scored.ranks.ranks[is_asked]
+    return ranks
 
 
 def asked_rows(store: EventStore, wanted: np.ndarray) -> np.ndarray:
@@ -106,7 +128,7 @@ def drift(store: EventStore, scored: dict[str, Scored]) -> dict[str, Any]:
     split = np.asarray(store.columns["split"])
     before, new = split == TRAIN, split == TEST
     unknown = {}
-    for field in store.schema.label_columns:
+    for field in (*store.schema.label_columns, *store.schema.features):
         if field in store.vocabulary:
             is_unknown = np.asarray(store.columns[field]) <= UNKNOWN
             unknown[field] = {

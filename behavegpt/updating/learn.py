@@ -54,6 +54,10 @@ def grow(old: Trained, store: EventStore) -> tuple[Trained, EventStore]:
     )
     config = target_config(old.model.config, tokenizer, None)
     config.retired = old.model.config.retired  # ids stay what they are
+    read = old.model.config.user_features or {}
+    config.user_features = {
+        name: size for name, size in (config.user_features or {}).items() if name in read
+    } or None
     model = BehaveGPTForBehaviorPrediction(config)
     model.set_prior(torch.tensor(encoded.behaviors.counts))
     if config.memory:

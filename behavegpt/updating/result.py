@@ -59,9 +59,12 @@ class UpdateResult(Tabular):
 
     def _judged(self) -> Sheet:
         held = self.row["held_out"]
-        shown = (f"{held['targets']:,}", _text(held["before"]), _text(held["after"]), self.verdict)
-        columns = ("users held out: events", "ndcg@3 before", "after", "verdict")
-        return Sheet(columns, [list(shown)], "")
+        columns = ("events of users held out", "ndcg@3 before", "after", "difference", "verdict")
+        change = f"{held['difference']:+.4f}"
+        if "interval" in held:
+            change += " [{:+.4f}, {:+.4f}]".format(*held["interval"])
+        figures = (_text(held["before"]), _text(held["after"]), change)
+        return Sheet(columns, [[f"{held['targets']:,}", *figures, self.verdict]], "")
 
     def _fields(self) -> Sheet:
         drift = self.row["drift"]

@@ -20,6 +20,7 @@ from behavegpt.config import check_settings
 from behavegpt.console import say
 from behavegpt.data.reencode import reencode, schema_difference
 from behavegpt.data.store import TEST, TRAIN, VALID, EventStore, open_store
+from behavegpt.data.times import MICROS
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import StatesOfHistories
 from behavegpt.errors import CheckpointError, ConfigError
@@ -40,8 +41,8 @@ from behavegpt.updating.drift import (
     COUNTS,
     Scored,
     asked_rows,
+    compare_at,
     drift,
-    ndcg_at,
     score_counts,
     score_model,
     with_split,
@@ -61,6 +62,7 @@ def update(
     *,
     data: str | Path | None = None,
     columns: Mapping[str, Any] | None = None,
+    users: EventData | None = None,
     **settings: Any,
 ) -> UpdateResult:
     """Bring a run of `train` or `finetune` up to date with a log of later events.
@@ -69,8 +71,9 @@ def update(
     frequencies and tables are counted anew, and it trains for some steps. Users whose new events
     it was not trained on judge: unless they are predicted worse, RUN/model is replaced.
     `data`: the prepared folder before the first update, if it is not where the run's configuration
-    says; `columns`: by role, where the log names them otherwise ({"user": "uid"}); `settings`: of
-    UpdateSettings. Raises ConfigError, DataError and CheckpointError. Docs: docs/update.md.
+    says; `columns`: by role, where the log names them otherwise ({"user": "uid"}); `users`: the
+    table of new users' features, for data prepared with one; `settings`: of UpdateSettings. Raises
+    ConfigError, DataError and CheckpointError. Docs: docs/update.md.
     """
     asked = check_settings(UpdateSettings, settings, "update")
     with _held(run) as versions:
@@ -78,7 +81,7 @@ def update(
         before = _open(versions.run / MODEL)
         past = _open_past(versions, configured, data)
         _check_schema(before, past)
-        new = read_new(log, past, dict(columns or {}), asked.max_reject_share)
+        new = read_new(log, past, dict(columns or {}), users, asked.max_reject_share)
 
         # a process that was killed behind the update, and before it said so, is started again
         rows = versions.rows()
@@ -176,7 +179,7 @@ class _Update(NamedTuple):
         accelerator = make_accelerator(self.configured.train.model_copy(update={"wandb": None}))
         torch.manual_seed(asked.seed)
 
-        events = append(past, new.table, self.folder / "data", asked, (asked.seed, number))
+        events = append(past, new, self.folder / "data", asked, (asked.seed, number))
         before.model.to(accelerator.device)
         row = {"update": number, "made": began.isoformat(timespec="seconds"), **_counted(new)}
         row["new_users"] = events.new_users
@@ -187,8 +190,7 @@ class _Update(NamedTuple):
         row["loss"] = train(
             after.model, encoded, events.is_new, self.configured, asked, accelerator
         )
-        row["held_out"] = self._judge(scored, after, encoded, events)
-        row["verdict"] = row["held_out"].pop("verdict")
+        row["held_out"], row["verdict"] = self._judge(scored, after, encoded, events)
         kept = self._keep(before, after, encoded, row["verdict"])
         row["labels"] = {
             field: [known.classes, kept.tokenizer.vocabulary[field].classes]
@@ -207,22 +209,20 @@ class _Update(NamedTuple):
 
     def _judge(
         self, scored: Scored, after: Trained, encoded: EventStore, events: Appended
-    ) -> dict[str, Any]:
-        """Both models on the new events of users that were held out: of both the same targets."""
+    ) -> tuple[dict[str, Any], str]:
+        """Both models on the new events of users that were held out, the same targets; and the
+        verdict."""
         is_held = events.is_new & (np.asarray(encoded.columns["split"]) == VALID)
         asked = asked_rows(encoded, is_held)
         held = with_split(encoded, np.where(is_held, TEST, TRAIN).astype(np.uint8))
-        figures = {
-            "targets": len(asked),
-            "before": ndcg_at(scored, asked),
-            "after": ndcg_at(score_model(after.model, held), asked),
-        }
+        figures = compare_at(scored, score_model(after.model, held), encoded, asked)
+
         verdict = "updated"
         if len(asked) < LEAST:
             verdict = "updated, not judged"
-        elif figures["after"] < figures["before"] - self.asked.margin:
+        elif figures["difference"] < -self.asked.margin:
             verdict = "rolled back"
-        return figures | {"verdict": verdict}
+        return figures, verdict
 
     def _keep(self, before: Trained, after: Trained, encoded: EventStore, verdict: str) -> Trained:
         """Write the model that stays."""
@@ -242,7 +242,7 @@ def left_out(run: Path) -> list[str]:
 
 def _counted(new: NewEvents) -> dict[str, Any]:
     """What the log held."""
-    seconds = new.table["time"].to_numpy() // 1_000_000
+    seconds = new.table["time"].to_numpy() // MICROS
     return {
         "log": Path(new.name).name,
         "events": len(new.table),

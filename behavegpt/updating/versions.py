@@ -64,7 +64,7 @@ class Versions:
     @contextmanager
     def add(self) -> Iterator[Path]:
         """A folder for the next update; it counts when all went well, and is published then."""
-        if not self.numbers:  # the model before the first update
+        if self.numbers in ([], [0]):  # the model before the first update
             with scratch(self.path(0)) as folder:
                 shutil.copytree(self.run / MODEL, folder / MODEL)
                 write_text(folder / ROWS, "")

@@ -141,7 +141,10 @@ def test_labels_and_tables_are_those_of_all_events_but_held_out_ones(
     updated: tuple[Path, dict[str, Any]],
 ) -> None:
     run, row = updated
-    assert row["verdict"] == "updated" and row["held_out"]["targets"] > 30
+    held = row["held_out"]
+    assert row["verdict"] == "updated" and held["targets"] > 30
+    assert held["interval"][0] <= held["difference"] <= held["interval"][1]
+    assert held["difference"] == pytest.approx(held["after"] - held["before"])
     old, new = open_model(run / "updates" / "0000" / "model"), open_model(run / "model")
 
     store: EventStore = open_store(run / "updates" / "0001" / "data")
@@ -160,6 +163,17 @@ def test_labels_and_tables_are_those_of_all_events_but_held_out_ones(
         assert np.array_equal(ours, theirs)
     assert (np.asarray(store.columns["split"]) != TRAIN).any()
     assert new.tokenizer.behaviors.counts.tolist() == encoded.behaviors.counts.tolist()
+
+
+def test_the_figures_that_judge_are_those_of_evaluate_on_the_users_held_out(
+    updated: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, row = updated
+    store = open_store(run / "updates" / "0001" / "data")
+    found = compare(load(run, "cpu"), store, tmp_path / "metrics.json", split="valid")
+    figures = found["models"]["behavegpt"]["with_unseen"]
+    assert row["held_out"]["after"] == pytest.approx(figures["ndcg@3"])
+    assert row["held_out"]["targets"] == found["rows"] + found["unseen"]["targets"]
 
 
 def test_without_steps_known_rows_stay_and_retired_behaviors_too(place: Path) -> None:
@@ -375,6 +389,39 @@ def test_a_fine_tuned_run_is_updated_too(place: Path) -> None:
     result = behavegpt.update(run, place / "first.parquet", steps=1, margin=1)
     assert result.to_pandas()["model"].tolist() == ["model", "user_recent"]
     assert load(result.model, "cpu").predict(place / "first.parquet").to_table().num_rows
+
+
+def test_features_of_users_stand_at_their_new_events(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    users = [f"u{i}" for i in range(8)]
+
+    def log(names: list[str], day: str) -> pa.Table:
+        times = np.datetime64(day, "s") + np.arange(20 * len(names)) * np.timedelta64(60, "s")
+        event = [f"e{i}" for i in rng.integers(0, 3, len(times))]
+        return pa.table({"user": names * 20, "time": times, "event": event})
+
+    pq.write_table(log(users, "2024-01-01"), tmp_path / "past.parquet")
+    known = pa.table({"user": users, "plan": ["free", "paid"] * 4, "age": list(range(20, 28))})
+    schema = behavegpt.EventSchema(
+        user="user", time="time", event="event", user_features=("plan",), user_numeric=("age",)
+    )
+    data = behavegpt.prepare(tmp_path / "past.parquet", tmp_path / "data", schema, users=known)
+    settings = [f"data.path={data.path}", f"out={tmp_path / 'run'}", "train.steps=2"]
+    pretrain(read_settings(PretrainSettings, "tiny", settings))
+
+    new = log(["u0", "u1", "new", "stranger"], "2024-02-01")
+    table = pa.table({"user": ["u1", "new"], "plan": ["gold", "paid"], "age": [40, 22]})
+    behavegpt.update(tmp_path / "run", new, users=table, steps=1, margin=1)
+    store = open_store(tmp_path / "run" / "updates" / "0001" / "data")
+    last = store.offsets[1:] - 1
+    names, age = store.users().to_pylist(), store.column("age")[last]
+    plans = store.vocabulary["plan"].decode(store.column("plan")[last])
+    told = dict(zip(names, plans, strict=True))
+    assert (told["u0"], told["u1"], told["new"], told["stranger"]) == ("free", "gold", "paid", None)
+    assert store.vocabulary["plan"].decode(store.column("plan")[store.offsets[:1]]) == ["paid"]
+    ages = dict(zip(names, age.tolist(), strict=True))
+    assert ages["u1"] == ages["u7"] and ages["new"] == ages["u2"] and ages["stranger"] == UNKNOWN
+    assert load(tmp_path / "run", "cpu").model.config.user_features["plan"] == 5
 
 
 def test_folders_of_version_0_1_are_updated(tmp_path: Path) -> None:
