@@ -1,7 +1,7 @@
 """Does a model that is updated each quarter stay better than one that never is?
 
     python eval/updates.py git_activity.parquet --out DIR [--from 2016-07] [--quarters 40]
-        [--share 10] [--config small train.epochs=3] [--steps 100] [--seed 0]
+        [--months 3] [--share 10] [--config small train.epochs=3] [--steps 100] [--seed 0]
     python eval/updates.py --table DIR/rows.jsonl ... [--plot curve.png]   # means by year
 
 The log until the first quarter is prepared (the last tenth of it is validation) and trained on.
@@ -49,16 +49,17 @@ SHOWN = {
 }
 
 
-def cut(log: Path, out: Path, share: int, first: str, quarters: int) -> list[Path]:
-    """The log before the first quarter, and each quarter, of every `share`-th user; parquet."""
-    start = np.datetime64(first, "M")
-    edges = [start + 3 * k for k in range(quarters + 1)]
+def cut(given: argparse.Namespace) -> list[Path]:
+    """The log before the first update, and before each later one, of every `share`-th user;
+    parquet."""
+    start = np.datetime64(given.first, "M")
+    edges = [start + given.months * k for k in range(given.quarters + 1)]
     paths = []
     for k, edge in enumerate(edges):
-        path = out / f"{edge}.parquet"
+        path = given.out / f"{edge}.parquet"
         since = f"timestamp >= '{edges[k - 1]}-01' AND" if k else ""
         duckdb.sql(
-            f"COPY (SELECT * FROM '{log}' WHERE user_id % {share} = 3 AND {since} "
+            f"COPY (SELECT * FROM '{given.log}' WHERE user_id % {given.share} = 3 AND {since} "
             f"timestamp < '{edge}-01') TO '{path}' (FORMAT parquet)"
         )
         paths.append(path)
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--from", dest="first", default="2016-07")
     parser.add_argument("--quarters", type=int, default=40)
+    parser.add_argument("--months", type=int, default=3, help="of a quarter")
     parser.add_argument("--share", type=int, default=10)
     parser.add_argument("--config", nargs="+", default=["small"])
     parser.add_argument("--steps", type=int, default=100)
@@ -150,7 +152,7 @@ def main() -> None:
         return
 
     given.out.mkdir(parents=True, exist_ok=True)
-    past, *logs = cut(given.log, given.out, given.share, given.first, given.quarters)
+    past, *logs = cut(given)
     run = prepare_and_train(past, given.out, given.config, given.seed, given.min_count)
     rows = given.out / "rows.jsonl"
     finished = rows.read_text(encoding="utf-8").count("\n") if rows.is_file() else 0
