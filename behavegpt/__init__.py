@@ -24,6 +24,8 @@ _PUBLIC = {
     "load": "behavegpt.zero_shot",
     "fit": "behavegpt.fitting",
     "probe": "behavegpt.probing.run",
+    "finetune_label": "behavegpt.labeling.run",
+    "load_label": "behavegpt.labeling.predictor",
     "update": "behavegpt.updating.run",
     "undo_update": "behavegpt.updating.run",
 }

@@ -105,6 +105,7 @@ class LastEvent(nn.Module):
             )
 
         logits = self.model.head(state, past, self.model._tied_embedding())
+        logits = self.model.without_retired(logits)
         return logits.masked_fill(wrong[:, None], torch.nan), state
 
 

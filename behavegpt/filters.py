@@ -160,7 +160,7 @@ def without_seen(
 def classes_of(labels: Collection[object], tokenizer: EventTokenizer, option: str) -> torch.Tensor:
     """Classes (n,) int64 of behaviors by label. Raises ConfigError with near misses for labels that
     are none."""
-    texts = _as_labels(labels, tokenizer)
+    texts = as_labels(labels, tokenizer)
     ids = tokenizer.behaviors.encode(texts)
     strange = [text for text, id_ in zip(texts, ids.tolist(), strict=True) if id_ == UNKNOWN]
     if strange:
@@ -182,7 +182,7 @@ def near_labels(label: str, tokenizer: EventTokenizer) -> str:
     return f"The most frequent ones are {', '.join(map(repr, known[:5]))}{dots}."
 
 
-def _as_labels(labels: Collection[object], tokenizer: EventTokenizer) -> list[str | None]:
+def as_labels(labels: Collection[object], tokenizer: EventTokenizer) -> list[str | None]:
     """Labels as the model writes them: 7, 7.0 and "7" are one."""
     texts = as_text(labels).to_pylist()
     field = "event" if tokenizer.event_schema.behavior_is_event else "behavior"
@@ -194,7 +194,7 @@ def _as_labels(labels: Collection[object], tokenizer: EventTokenizer) -> list[st
 def _groups(mapping: Mapping[Label, Label], tokenizer: EventTokenizer) -> Groups:
     """The groups of a mapping from label to group, in their alphabetical order. Raises ConfigError
     where it has no behavior."""
-    labels = _as_labels(list(mapping), tokenizer)
+    labels = as_labels(list(mapping), tokenizer)
     ids = tokenizer.behaviors.encode(labels)
     # a catalog names more than one model knows; a mapping of another log names nothing it knows
     known = ids > UNKNOWN

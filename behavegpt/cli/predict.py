@@ -10,6 +10,7 @@ from typing import Any
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
 from behavegpt.cli.filters import filter_arguments, read_filters
 from behavegpt.cli.generate import tell_next
+from behavegpt.cli.label import predict_labels
 from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
 from behavegpt.cli.when import tell_when, when_arguments
 
@@ -165,7 +166,7 @@ def _predict_arguments(parser: Parser) -> None:
         metavar="TIME",
         help="the time that is asked about, for all users: '2026-11-28 18:30', a wall clock of the "
         "log's zone; its weekday and slot count. For models trained with model.given, and "
-        "`universal`",
+        "`universal`; of a model with a label head: only events before it are looked at",
     )
     parser.add_argument(
         "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
@@ -203,7 +204,10 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
+    from behavegpt.labeling.predictor import holds_label_model
 
+    if holds_label_model(arguments.model):
+        return predict_labels(arguments)
     if arguments.when or arguments.within or arguments.now:
         return tell_when(arguments)
     if arguments.next is not None:

@@ -157,18 +157,20 @@ def _show(arguments: argparse.Namespace, result: ProbeResult) -> None:
     if not arguments.json:
         say(f"{facts['label']}: {listed}; below: means and 95 % intervals over folds by user")
     columns = ("features", "width", "probe", *metrics)
-    rows = _cells(result.scores.rows, metrics, lambda row: (row.features, str(row.width)))
+    rows = figure_cells(result.scores.rows, metrics, lambda row: (row.features, str(row.width)))
     show(arguments, columns, rows, f"predicting {facts['label']}")
-    rows = _cells(
+    rows = figure_cells(
         result.differences.rows, metrics, lambda row: (f"{row.features} - ({row.against})",), "+"
     )
     show(arguments, ("difference", "probe", *metrics), rows, "paired, fold by fold")
     if result.staleness.rows:
-        rows = _cells(result.staleness.rows, metrics, lambda row: (row.features, str(row.weeks)))
+        rows = figure_cells(
+            result.staleness.rows, metrics, lambda row: (row.features, str(row.weeks))
+        )
         show(arguments, ("features", "weeks old", "probe", *metrics), rows, "staleness")
 
 
-def _cells(
+def figure_cells(
     scores: Sequence[Score], metrics: Sequence[str], head: Any, sign: str = ""
 ) -> list[list[str]]:
     """A line for each set and probe, with its metrics side by side."""

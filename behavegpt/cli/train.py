@@ -7,7 +7,13 @@ import sys
 from typing import Any, get_args
 
 from behavegpt.adapt.modes import Mode
-from behavegpt.cli.command import Arguments, Command, Parser
+from behavegpt.cli.command import Arguments, Command, Parser, encoding_argument
+from behavegpt.cli.label import (
+    MODE,
+    finetune_label_command,
+    label_arguments,
+    refuse_label_options,
+)
 
 
 def _train_arguments(parser: Parser) -> None:
@@ -35,26 +41,35 @@ def _train(arguments: Arguments) -> Any:
 
 def _finetune_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "config", help="YAML file, or a shipped one by its name, such as adapt/new_behavior"
+        "config",
+        help="YAML file, or a shipped one by its name, such as adapt/new_behavior; with --mode "
+        "label the model folder",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="settings, for example base=runs/mine/model data.path=DIR out=RUN",
+        help="settings, for example base=runs/mine/model data.path=DIR out=RUN; with --mode label "
+        "also the files of the log",
     )
     parser.add_argument(
         "--mode",
-        choices=get_args(Mode),
+        choices=(*get_args(Mode), MODE),
         help="what is transferred and trained, instead of the file's",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the latest checkpoint of out=RUN"
     )
+    label_arguments(parser)
+    encoding_argument(parser)
 
 
 def _finetune(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.finetune import FinetuneSettings, finetune
+
+    if arguments.mode == MODE:
+        return finetune_label_command(arguments)
+    refuse_label_options(arguments)
 
     # the option first: an override of the same name wins
     overrides = [*([f"mode={arguments.mode}"] if arguments.mode else []), *arguments.overrides]
@@ -104,13 +119,15 @@ COMMANDS: dict[str, Command] = {
         _universal,
     ),
     "finetune": Command(
-        "adapt a pretrained model to new behaviors or another domain",
+        "adapt a pretrained model to new behaviors, another domain, or a label of users",
         "  behavegpt finetune configs/adapt/new_behavior.yaml base=runs/mine/model "
         "data.path=data/new out=runs/new\n"
         "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model "
         "data.path=data/shop out=runs/shop\n"
         "  behavegpt finetune configs/adapt/cross_domain.yaml --mode lora base=runs/mine/model "
-        "data.path=data/shop out=runs/lora adapt.lora.rank=16",
+        "data.path=data/shop out=runs/lora adapt.lora.rank=16\n"
+        "  behavegpt finetune runs/mine/model log.parquet --mode label --labels churn.csv "
+        "--at 2026-09-01 out=runs/churn",
         _finetune_arguments,
         _finetune,
     ),

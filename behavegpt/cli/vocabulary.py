@@ -33,6 +33,33 @@ def _retire(arguments: Arguments) -> Any:
     return {"out": str(arguments.out), **told}
 
 
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, help="model folder, which stays as it is")
+    parser.add_argument(
+        "labels", nargs="+", metavar="LABEL", help="new behaviors; @FILE reads them, one a line"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new model")
+
+
+def _add(arguments: Arguments) -> Any:
+    from behavegpt.console import say
+    from behavegpt.errors import ConfigError
+    from behavegpt.extend import add_behaviors
+    from behavegpt.zero_shot import is_universal
+
+    if is_universal(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} has the labels of the log that it counts; count a log that holds "
+            "them."
+        )
+    told = add_behaviors(arguments.model, read_labels(arguments.labels), arguments.out)
+    back = f", {told['back']:,} retired ones are back" if told["back"] else ""
+    say(f"{told['added']:,} behaviors added to {told['known']:,}{back}: {arguments.out}")
+    for name in told["left"]:
+        say(f"left out, as it is of the old behaviors: {name}")
+    return {"out": str(arguments.out), **told}
+
+
 VOCABULARY = Group(
     "the behaviors of a trained model",
     {
@@ -42,6 +69,14 @@ VOCABULARY = Group(
             "  behavegpt vocabulary retire runs/mine/model @sold_out.txt --out runs/mine/without",
             _retire_arguments,
             _retire,
+            {"out": Output("whole")},
+        ),
+        "add": Command(
+            "new behaviors, without training: predicted once histories hold them",
+            "  behavegpt vocabulary add runs/mine/model podcast maps --out runs/mine/with\n"
+            "  behavegpt vocabulary add runs/mine/model @new_items.txt --out runs/mine/with",
+            _add_arguments,
+            _add,
             {"out": Output("whole")},
         ),
     },

@@ -210,6 +210,25 @@ def _by_fold(row: np.ndarray, fold: np.ndarray, rows: int) -> np.ndarray:
     return counts.astype(np.float32)
 
 
+def with_classes(tables: Tables, events: int, more: int) -> Tables:
+    """The tables of a log of so many `events` with `more` classes behind the others that it never
+    had: half an event each, and in no context."""
+    classes = len(tables.prior)
+    whole = events + 0.5 * classes
+    prior = np.append(tables.prior * whole, np.full(more, 0.5)) / (whole + 0.5 * more)
+
+    # two classes are one number in the second kind of context: last * classes + before
+    keys = np.empty(len(tables.total), np.int64)
+    filled = tables.key >= 0
+    keys[tables.row[filled]] = tables.key[filled]
+    pair = (keys & 7) == 1
+    last, before = np.divmod(keys[pair] >> 3, classes)
+    keys[pair] = (last * (classes + more) + before) * 8 + 1
+
+    key, row = hash_table(keys)
+    return tables._replace(prior=prior.astype(np.float32), key=key, row=row)
+
+
 def hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Open addressing at a load of a half at most: keys (H,) and the place of each in `keys` (H,)
     int32."""

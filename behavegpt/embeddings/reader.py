@@ -106,8 +106,12 @@ def open_events(
         if schema.behavior and not logs.has(schema.behavior):
             schema = schema.model_copy(update={"behavior": None})
         tokenizer.warn_of_features()
-        if tokenizer.users is None:  # whose features are unknown, as a field that data lack is
-            schema = schema.model_copy(update={"user_features": (), "user_numeric": ()})
+        # without a table the users' features are unknown, as a field that data lack is
+        features = schema.features if tokenizer.users is not None else ()
+        # numbers as labels, which the model's own ranges take up exactly
+        extra = (*schema.extra, *schema.numeric)
+        read = {"extra": extra, "numeric": (), "user_features": features, "user_numeric": ()}
+        schema = schema.model_copy(update=read)
         if state.is_main_process and not (prepared / "dataset.json").is_file():
             # all of it as training data: nothing is predicted here, so nothing is held out
             prepare(logs, prepared, schema, split="time:1,0,0", users=tokenizer.users)

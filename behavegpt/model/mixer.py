@@ -106,7 +106,7 @@ class Mixer(nn.Module):
         summary = self.from_summary(self.summary(context))  # psi(c), (N, H)
 
         # a class that is no candidate, for all of them alike: its own prior is added at the end
-        log_rest = torch.log(memory.rest + FLOOR)  # (N, J)
+        log_rest = _log(memory.rest)  # (N, J)
         typical = log_rest + _typical(memory, log_prior.expand(log_rest.shape[0], -1))[1][:, None]
 
         # (N, K) of all classes as if none were a candidate; each expert says rest_j * prior(b)
@@ -129,7 +129,7 @@ class Mixer(nn.Module):
         unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
 
         # (M,) the logits of the candidates, by their own probabilities
-        log_chance = torch.log(memory.probability + FLOOR)  # (M, J)
+        log_chance = _log(memory.probability)  # (M, J)
         seen = (gate.index_select(0, owner) * log_chance).sum(1) + self._judge(
             log_chance, memory.age, of_candidate
         )
@@ -224,6 +224,14 @@ class Network(nn.Module):
         # clamped: a class that the network rules out must not outshout all counts
         opinion: torch.Tensor = self.candidate(relative.clamp(-10, 10)[:, None] / 4)
         return opinion
+
+
+def _log(probability: torch.Tensor) -> torch.Tensor:
+    """Logarithms of probabilities that may be 0."""
+    if torch.compiler.is_exporting():
+        # the same in other words: ONNX's optimizer takes such a small addend for 0 and drops it
+        return torch.log(probability / FLOOR + 1) + math.log(FLOOR)
+    return torch.log(probability + FLOOR)
 
 
 def _typical(memory: Memory, log_probability: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

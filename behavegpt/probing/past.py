@@ -42,11 +42,12 @@ class Past:
 
     table: pa.Table  # (E,) rows of `read_events`
     encoded: EncodedHistories  # the same rows
-    predictor: Predictor | UniversalPredictor
+    predictor: Predictor | UniversalPredictor | None  # None where no vectors are asked for
     at: int  # epoch seconds; all events are earlier
 
     def vectors(self, pool: tuple[str, ...]) -> np.ndarray:
         """Vectors (U, D) float32, in the order of `encoded.users`."""
+        assert self.predictor is not None
         return self.predictor.embed(self.encoded, pool).vectors
 
 

@@ -87,9 +87,9 @@ def probe(
 
     rule = read.schema.label_rules.get("user")
     known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
-    asked, aged = _question(known, read, moment, chosen), None
+    asked, aged = ask(known, read, moment, chosen), None
     if chosen.stale_weeks:  # its users too are looked at before anything is fitted
-        aged = _question(known, read, moment - max(chosen.stale_weeks) * WEEK, chosen)
+        aged = ask(known, read, moment - max(chosen.stale_weeks) * WEEK, chosen)
 
     work = Work(predictor, read, chosen, step)
     scores = work.scores(asked, moment, 0, chosen.probes)
@@ -156,7 +156,7 @@ class Work(NamedTuple):
         }
 
 
-def _question(labels: Labels, log: Log, moment: int, settings: ProbeSettings) -> Question:
+def ask(labels: Labels, log: Log, moment: int, settings: ProbeSettings) -> Question:
     """The labeled users with events before `moment`, and their folds. Raises DataError where they,
     or those of a class, are too few."""
     held = pc.is_in(labels.users, users_before(log, moment)).to_numpy(zero_copy_only=False)

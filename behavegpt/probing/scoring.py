@@ -84,9 +84,15 @@ def _score(
     model = _model(task, kind, fold.seed)
     model.fit(features[fold.train], target[fold.train])
     held, truth = features[fold.test], target[fold.test]
-    if task == "regression":
-        return _regression_figures(truth, model.predict(held))
-    return _class_figures(truth, model.predict_proba(held))
+    return figures(
+        truth, model.predict(held) if task == "regression" else model.predict_proba(held)
+    )
+
+
+def figures(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """METRICS of classes (n,) and probabilities (n, K), or of numbers (n,) and (n,)."""
+    made = _regression_figures if predicted.ndim == 1 else _class_figures
+    return made(truth, predicted)
 
 
 def _model(task: Task, kind: Kind, seed: int) -> Any:

@@ -3,12 +3,17 @@
 (function () {
   const FUTURE = 20; // events of a drawn future
   const TOP = 8; // behaviors shown
+  const EACH = 3; // of each group
   const SOON = 400; // milliseconds without typing until the model is asked
   const MINUTE = 60000;
   const byId = (id) => document.getElementById(id);
   // What a model may be given of the event that it predicts -> how a request says it.
   const GIVEN = {time: "at", location: "location"};
-  const state = {columns: [], labels: {}, given: [], seed: 0, waiting: 0, asked: 0};
+  const LISTS = ["among", "exclude"]; // filters that are lists of behaviors
+  const state = {
+    columns: [], labels: {}, given: [], seed: 0, waiting: 0, asked: 0,
+    among: [], exclude: [], why: false,
+  };
 
   function element(name, text, className) {
     const made = document.createElement(name);
@@ -93,6 +98,78 @@
     return Object.fromEntries(told);
   }
 
+  // Behaviors that a filter names, each a button that takes it away.
+  function showChips(name) {
+    const chips = state[name].map((label) => {
+      const chip = element("button", label + " ×");
+      chip.type = "button";
+      chip.setAttribute("aria-label", "no longer " + label);
+      chip.addEventListener("click", () => {
+        state[name] = state[name].filter((other) => other !== label);
+        showChips(name);
+        later();
+      });
+      return chip;
+    });
+    byId("chips-" + name).replaceChildren(...chips);
+  }
+
+  function addFilters() {
+    for (const name of LISTS) {
+      byId(name).addEventListener("change", () => {
+        const label = byId(name).value.trim();
+        byId(name).value = "";
+        if (!label || state[name].includes(label)) return;
+        state[name].push(label);
+        showChips(name);
+        later();
+      });
+      showChips(name);
+    }
+    byId("exclude_seen").addEventListener("change", later);
+    byId("per_group").addEventListener("input", later);
+    byId("why").addEventListener("click", () => {
+      state.why = !state.why;
+      later();
+    });
+  }
+
+  // "behavior = group", one a line; a behavior may hold an equals sign, a group none.
+  function groups() {
+    const lines = byId("per_group").value.split("\n").map((line) => {
+      const place = line.lastIndexOf("=");
+      return [line.slice(0, place).trim(), line.slice(place + 1).trim(), place];
+    });
+    return Object.fromEntries(lines.filter(([label, group, place]) => place > 0 && label && group));
+  }
+
+  function filters() {
+    const chosen = {};
+    for (const name of LISTS) if (state[name].length) chosen[name] = state[name];
+    if (byId("exclude_seen").checked) chosen.exclude_seen = true;
+    if (Object.keys(groups()).length) chosen.per_group = groups();
+    return chosen;
+  }
+
+  // The filters in the address, so that a link or a reload keeps them.
+  function keep() {
+    const kept = new URLSearchParams();
+    for (const name of LISTS) state[name].forEach((label) => kept.append(name, label));
+    if (byId("exclude_seen").checked) kept.append("exclude_seen", "1");
+    if (byId("per_group").value.trim()) kept.append("per_group", byId("per_group").value.trim());
+    if (state.why) kept.append("why", "1");
+    const text = kept.toString();
+    history.replaceState(null, "", text ? "#" + text : location.pathname);
+  }
+
+  function readKept() {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    for (const name of LISTS) state[name] = [...new Set(kept.getAll(name))];
+    byId("exclude_seen").checked = kept.has("exclude_seen");
+    byId("per_group").value = kept.get("per_group") || "";
+    state.why = kept.has("why");
+  }
+
   function later() {
     clearTimeout(state.waiting);
     state.waiting = setTimeout(show, SOON);
@@ -101,16 +178,23 @@
   async function show() {
     const users = [{id: "you", events: events()}];
     const asked = ++state.asked;
+    keep();
+    byId("why").setAttribute("aria-pressed", String(state.why));
     if (!users[0].events.length) {
       byId("next").replaceChildren();
       byId("future").replaceChildren();
       return;
     }
     try {
-      const top_k = Math.min(TOP, state.behaviors);
-      const next = await ask("v1/predict", {users: [{...users[0], ...askedAbout()}], top_k});
+      const chosen = filters();
+      const top_k = Math.min(chosen.per_group ? EACH : TOP, state.behaviors);
+      const about = {users: [{...users[0], ...askedAbout()}], top_k, ...chosen};
+      const next = await ask("v1/predict", about);
       if (asked !== state.asked) return;
       showNext(next);
+      const why = state.why ? await ask("v1/explain", about) : null;
+      if (asked !== state.asked) return;
+      showWhy(why && why.users[0]);
       const future = await ask("v1/generate", {users, steps: FUTURE, seed: state.seed});
       if (asked !== state.asked) return;
       showFuture(future.users[0].events);
@@ -122,7 +206,10 @@
 
   function showNext(answer) {
     const parts = [];
-    for (const {behavior, probability} of answer.users[0].behaviors) {
+    let last;
+    for (const {behavior, probability, group} of answer.users[0].behaviors) {
+      if (group !== undefined && group !== last) parts.push(element("span", group, "group"));
+      last = group;
       const bar = element("div", undefined, "bar");
       const filled = element("i");
       filled.style.width = (100 * probability).toFixed(1) + "%";
@@ -130,11 +217,30 @@
       const share = element("span", (100 * probability).toFixed(1) + " %", "share");
       parts.push(element("span", behavior), bar, share);
     }
+    if (!parts.length) parts.push(element("span", "Nothing is left.", "group"));
     byId("next").replaceChildren(...parts);
     const unknown = Object.entries(answer.unknown).filter(([, number]) => number);
     byId("unknown").textContent = unknown.length
       ? "Not seen in training: " + unknown.map(([name, number]) => number + " × " + name).join(", ")
       : "";
+  }
+
+  // What carried the most probable behavior, strongest first; null hides it.
+  function showWhy(found) {
+    byId("reasons").hidden = !found || found.behavior === null;
+    if (byId("reasons").hidden) return;
+    byId("because").textContent = found.behavior + ": " + (found.because || "no single reason") + ".";
+    const parts = [];
+    const list = (title, rows) => {
+      if (rows.length) parts.push(element("p", title, "day"));
+      for (const [name, value] of rows) {
+        parts.push(element("span", name), element("span", (value > 0 ? "+" : "") + value.toFixed(2), "share"));
+      }
+    };
+    const experts = found.experts.map(({expert, adds}) => [expert.replaceAll("_", " "), adds]);
+    list("What the counts add to it, in logits", experts);
+    list("What it loses without an event, in log-probability", found.events.map(({event, effect}) => [event, effect]));
+    byId("carried").replaceChildren(...parts);
   }
 
   function showFuture(found) {
@@ -203,8 +309,15 @@
       list.append(...labels.map((label) => Object.assign(element("option"), {value: label})));
       document.body.append(list);
     }
+    const predicted = element("datalist");
+    predicted.id = "labels-predicted";
+    const behaviors = state.labels.behavior || state.labels.event || [];
+    predicted.append(...behaviors.map((label) => Object.assign(element("option"), {value: label})));
+    document.body.append(predicted);
     state.given = model.given;
     addAsked(state.given);
+    readKept();
+    addFilters();
     byId("about").textContent =
       "A model of " + model.behaviors.toLocaleString() + " behaviors" +
       (model.looks_back ? " that looks back " + model.looks_back + " events." : ".") +

@@ -132,6 +132,11 @@ def check_files(folder: Path, names: Sequence[str], what: str) -> None:
 def _refuse_foreign_type(folder: Path) -> None:
     """Only our own classes are made from a folder, whatever its config.json asks for."""
     named = read_json(folder / "config.json", CheckpointError, DAMAGED).get("model_type")
+    if named == "behavegpt_label":
+        raise CheckpointError(
+            f"{folder}: a model with a label head, which says a label of users; use behavegpt "
+            "predict with it, or behavegpt.load_label."
+        )
     ours = isinstance(named, str) and named in CONFIG_MAPPING
     if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(

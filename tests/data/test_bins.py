@@ -19,9 +19,11 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
+from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.errors import DataError
 from behavegpt.ingest.prepare import prepare
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.training.model_folder import open_model
 from tests.runs import tiny_settings
 
 SCHEMA = EventSchema(user="user", time="time", event="event", numeric=("amount",))
@@ -186,6 +188,15 @@ def test_quantity_and_price_are_read_predicted_and_drawn(
         pa.array(given["unit_price"].to_numpy() * 100),
     )
     assert not np.allclose(model.predict(dearer).probabilities, plain)
+
+    # vectors of raw logs too are those of the model's ranges, not of ranges of the log's own
+    pq.write_table(given, tmp_path / "given.parquet")
+    asked = ExportSettings(scale="none", dtype="float32")
+    trained = open_model(tmp_path / "run" / "model")
+    export(trained, [tmp_path / "given.parquet"], tmp_path / "out", asked)
+    found = np.load(tmp_path / "out" / "embeddings.npy")
+    wanted = model.embed(given, pool=("last", "mean")).vectors
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
     drawn = model.generate(given, steps=6, time="head")
     assert drawn.policies["unit_price"] == "head"

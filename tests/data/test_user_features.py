@@ -3,6 +3,7 @@ fine-tuning."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,7 +321,7 @@ def test_features_are_fine_tuned_with_the_fields(
     }
     segments = tuned.tokenizer.vocabulary["segment"].values.to_pylist()
     assert set(segments) == {"even", "odd", "third"}
-    if mode != "cross_domain":
+    if mode == "new_behavior":  # whose vocabulary grows
         assert segments == [*store.vocabulary["segment"].values.to_pylist(), "third"]
     assert tuned.predict(log, 1).unknown["city"] > 0  # of the users without a row
     tables = tuned.model.model.embedding.user.tables
@@ -332,17 +333,38 @@ def test_a_base_without_features_reads_those_of_new_data(store: EventStore, tmp_
     settings["model"] |= {"user_features": False}
     pretrain(PretrainSettings.model_validate(settings))
     del settings["model"]
-    base = str(tmp_path / "base" / "model")
-    settings |= {"mode": "full", "base": base, "out": str(tmp_path / "tuned")}
+    base = tmp_path / "base" / "model"
+    settings |= {"mode": "full", "base": str(base), "out": str(tmp_path / "tuned")}
     finetune(FinetuneSettings.model_validate(settings))
     assert open_model(base).model.config.user_features is None
     tuned = open_model(tmp_path / "tuned" / "model").model
     assert set(tuned.config.user_features) == {"age", "segment"}
 
 
+def test_updates_know_earlier_users_and_take_a_table(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    later = log_of(300, seed=5)
+    later["time"] += pd.Timedelta("100d")
+    later.loc[later["user"] == 3, "user"] = 99  # who is new
+    table = pd.DataFrame({"user": [5, 99], "segment": ["third", "odd"], "age": [90.0, None]})
+    behavegpt.update(tmp_path / "run", later, users=table, steps=2, margin=1.0)
+
+    after = open_store(tmp_path / "run" / "updates" / "0001" / "data")
+    users = after.users().to_pylist()
+    ends = {user: after.offsets[place + 1] - 1 for place, user in enumerate(users)}
+    segments = labels_at_events(after, "segment")
+    assert [segments[ends[user]] for user in ("0", "1", "5", "99")] == [
+        "even", "odd", "third", "odd",
+    ]  # fmt: skip
+    assert segments[after.offsets[users.index("5")]] is None  # as it was known then
+    model = behavegpt.load(tmp_path / "run" / "model", "cpu")
+    assert model.tokenizer.vocabulary["segment"].values.to_pylist()[-1] == "third"
+
+
 def test_baselines_read_features_too(store: EventStore, tmp_path: Path) -> None:
     settings = tiny_settings(store.path, tmp_path / "run", steps=4)
-    settings["model"] = {"architecture": "sasrec", "embedding_size": 4, "max_length": 16}
+    shape = {"embedding_size": 4, "num_attention_heads": 2, "max_length": 16}
+    settings["model"] = {"architecture": "sasrec", **shape}
     pretrain(PretrainSettings.model_validate(settings))
     model = behavegpt.load(tmp_path / "run" / "model", "cpu")
     one = log_of(200, seed=3)

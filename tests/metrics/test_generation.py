@@ -105,9 +105,13 @@ def test_jsd_and_distances_by_their_definitions():
     )
 
 
-@pytest.mark.parametrize(("real", "drawn"), [([[0, 0]], [[5, 5]]), ([[5, 5]], [[0, 0]])])
-def test_transitions_that_one_side_alone_has(real, drawn):
-    assert transition_distance(sequences(real), sequences(drawn)) == 1
+@pytest.mark.parametrize(
+    ("real", "drawn", "distance"),
+    [([[0, 0]], [[5, 5]], 1), ([[5, 5]], [[0, 0]], 1), ([[0, 0]], [[0, 0, 1]], 0.5),
+     ([[0, 0, 1]], [[0, 0]], 0.5)],
+)  # fmt: skip
+def test_transitions_that_one_side_alone_has(real, drawn, distance):
+    assert transition_distance(sequences(real), sequences(drawn)) == distance
 
 
 def test_transitions_and_users():

@@ -18,6 +18,7 @@ from behavegpt.model.generation import next_event_logits
 from tests.model.test_model import VARIANTS, histories, make, packed
 
 LENGTHS = [3, 20, 1, 11]
+UNDRAWN = ("behavior_ids", "time_ids")  # what transformers' generate does not draw
 
 
 def padded(parts, side, width=None):
@@ -134,9 +135,7 @@ def naive(model, history, steps, choose=torch.argmax):
 @torch.no_grad()
 def test_generate_equals_a_naive_loop(variant, use_cache):
     model = make(variant).eval()
-    parts = [
-        {n: v for n, v in h.items() if n != "behavior_ids"} for h in histories(LENGTHS, seed=2)
-    ]
+    parts = [{n: v for n, v in h.items() if n not in UNDRAWN} for h in histories(LENGTHS, seed=2)]
     fields, mask = padded(parts, "left")
     found = model.generate(
         **fields, attention_mask=mask, max_new_tokens=12, do_sample=False, use_cache=use_cache
@@ -166,7 +165,7 @@ class Until(StoppingCriteria):
 @torch.no_grad()
 def test_processors_stopping_and_observed_fields():
     model = make("tied").eval()
-    [mine] = [{n: v for n, v in h.items() if n != "behavior_ids"} for h in histories([9], seed=3)]
+    [mine] = [{n: v for n, v in h.items() if n not in UNDRAWN} for h in histories([9], seed=3)]
     plain = model.generate(**mine, max_new_tokens=10, do_sample=False)[0, 9:]
     assert plain.min() >= 2, "neither padding nor unknown"
     banned = int(plain[0])
@@ -199,7 +198,9 @@ def test_processors_stopping_and_observed_fields():
 
 def test_what_generate_refuses():
     [mine] = histories([9])
-    events = {n: v for n, v in mine.items() if n != "behavior_ids"}
+    events = {n: v for n, v in mine.items() if n not in UNDRAWN}
+    with pytest.raises(ValueError, match="reads the time of each event"):
+        make("elapsed time").generate(**events, max_new_tokens=2)
     with pytest.raises(ValueError, match="beam"):
         make("tied").generate(**events, max_new_tokens=2, num_beams=3)
     with pytest.raises(ValueError, match="behaviors, not events"):

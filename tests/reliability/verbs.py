@@ -39,6 +39,12 @@ VERBS: dict[str, list[str]] = {
         str(ROOT / "configs" / "adapt" / "cross_domain.yaml"),
         *("base=model", "data.path=data", "out=OUT/tuned", *STEPS, "--mode", "lora", "--resume"),
     ],
+    "finetune --mode label": [
+        *("finetune", "model", "log.parquet", "--mode", "label", "--labels", "labels.csv"),
+        *("--at", "2024-01-30", "out=OUT/labels", "epochs=4", "min_users=20", "seeds=0"),
+    ],
+    "vocabulary add": ["vocabulary", "add", "model", "podcast", "--out", "OUT/grown"],
+    "vocabulary retire": ["vocabulary", "retire", "model", "behavior_0003", "--out", "OUT/less"],
     "evaluate": ["evaluate", "model", "data", "--out", "OUT/eval/metrics.json", "--baselines"],
     "predict": ["predict", "model", "log.parquet", "--out", "OUT/predictions.parquet"],
     "embed": ["embed", "model", "log.parquet", "--out", "OUT/vectors.jsonl"],

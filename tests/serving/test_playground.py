@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -103,6 +104,38 @@ def test_what_a_model_is_given_is_asked_for(tmp_path: Path) -> None:
     fields = dict(re.findall(r'<input id="asked-(\w+)" (type|list)=', dom))
     assert fields == {"time": "type", "location": "list"}
     assert 'class="share"' in dom and re.search(r'role="alert" id="error"></p>', dom)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_filters_and_reasons_are_those_of_the_address(
+    address: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    """A link keeps them; labels of the address are text, whatever they hold."""
+    labels = predictor.tokenizer.behaviors.values.to_pylist()
+    groups = "\n".join(f"{label} = group {place % 2}" for place, label in enumerate(labels))
+    chosen = [("exclude", labels[0]), ("per_group", groups), ("why", "1")]
+    dom = seen(f"{address}#{urlencode(chosen)}", tmp_path)
+    assert re.search(r'role="alert" id="error"></p>', dom), "no error is shown"
+
+    named = re.search(r'id="next">(.*?)</section>', dom, re.DOTALL)
+    assert named is not None
+    predicted = re.findall(r"<span>(.*?)</span>", named[1])
+    assert predicted and labels[0] not in predicted and set(predicted) <= set(labels)
+    assert set(re.findall(r'class="group">(.*?)</span>', named[1])) == {"group 0", "group 1"}
+    why = re.search(r'<section id="reasons">(.*?)</section>', dom, re.DOTALL)
+    assert why is not None and f'id="because">{max_of(named[1])}: ' in why[1]
+    assert "without an event" in why[1]
+
+    dom = seen(f"{address}#{urlencode([('among', '<b>x</b>')])}", tmp_path)
+    assert "<b>x</b>" not in dom and "&lt;b&gt;x&lt;/b&gt; ×" in dom
+    assert re.search(r'id="error">[^<]*among[^<]*</p>', dom), "an unknown label is told"
+
+
+def max_of(shown: str) -> str:
+    """The most probable behavior of a list."""
+    pairs = re.findall(r'<span>([^<]*)</span><div.*?class="share">([\d.]+) %', shown)
+    return max(pairs, key=lambda pair: float(pair[1]))[0]
 
 
 def seen(address: str, folder: Path) -> str:

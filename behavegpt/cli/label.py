@@ -1,0 +1,155 @@
+"""`finetune --mode label`, and `predict` by a model with a label head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from behavegpt.cli.command import Arguments, Parser, named_logs, show
+from behavegpt.cli.probe import figure_cells
+
+if TYPE_CHECKING:
+    from behavegpt.probing.result import ProbeResult
+
+MODE = "label"
+SHOWN = 20  # users
+_OPTIONS = ("labels", "at", "label", "label_user")
+# options of `predict` that choose between behaviors
+_WITHOUT = (
+    *("prior_correction", "thresholds", "location_now", "save", "when", "within", "now", "next"),
+    *("explain", "among", "exclude", "exclude_seen", "per_group"),
+)
+
+
+def label_arguments(parser: Parser) -> None:
+    """Options of `finetune --mode label`."""
+    group = parser.add_argument_group("mode label: a label of users, such as churn")
+    group.add_argument(
+        "--labels", type=Path, metavar="TABLE", help="CSV, JSONL or parquet, a row for each user"
+    )
+    group.add_argument(
+        "--at", metavar="DATE", help="only events before it are looked at, as in `probe`"
+    )
+    group.add_argument("--label", metavar="COLUMN", help="of the labels (default: the only one)")
+    group.add_argument(
+        "--label-user", metavar="COLUMN", help="that tells the user beside the labels"
+    )
+
+
+def refuse_label_options(arguments: Arguments) -> None:
+    """Raise ConfigError for options of the mode without it."""
+    from behavegpt.errors import ConfigError
+
+    for name in _OPTIONS:
+        if getattr(arguments, name) is not None:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is an option of --mode label; add that, or leave it "
+                "out."
+            )
+
+
+def finetune_label_command(arguments: Arguments) -> Any:
+    """`finetune MODEL LOG ... --mode label`. Raises ConfigError for what is missing."""
+    from behavegpt.config import read_settings
+    from behavegpt.console import progress, say
+    from behavegpt.errors import ConfigError
+    from behavegpt.labeling.run import BESIDE, finetune_label
+    from behavegpt.labeling.settings import LabelSettings
+
+    logs = [word for word in arguments.overrides if "=" not in word or Path(word).exists()]
+    words = [word for word in arguments.overrides if word not in logs]
+    outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
+    words = [word for word in words if not word.startswith("out=")]
+    missing = {
+        "LOG, behind the model": logs,
+        "--labels TABLE": arguments.labels,
+        "--at DATE": arguments.at,
+        "out=RUN": outs,
+    }
+    for name, given in missing.items():
+        if not given:
+            raise ConfigError(f"finetune --mode label: {name} is missing; name it.")
+    if arguments.resume:
+        raise ConfigError("--resume: a label head is trained in minutes; start it anew.")
+
+    settings = read_settings(LabelSettings, None, words)
+    total = settings.folds * settings.seeds + 1 + 2 * len(BESIDE) * bool(settings.seeds)
+    with progress("fine-tune", total) as advance:
+        finished = 0
+
+        def step(name: str) -> None:
+            nonlocal finished
+            finished += 1
+            advance(min(finished, total), name)
+
+        result = finetune_label(
+            arguments.config,
+            named_logs(arguments, logs),
+            arguments.labels,
+            arguments.at,
+            outs[-1],
+            label=arguments.label,
+            label_user=arguments.label_user,
+            step=step,
+            **settings.model_dump(),
+        )
+    _tell(arguments, result)
+    say(f"model: {Path(outs[-1]) / 'model'}; predict with it: behavegpt predict {outs[-1]} LOG")
+    return result.to_dict()
+
+
+def _tell(arguments: Arguments, result: ProbeResult) -> None:
+    from behavegpt.console import say
+
+    facts = result.facts
+    say(f"{facts['users']:,} labeled users with events before {facts['at']}")
+    if facts["trained_on_later_events"]:
+        say(
+            "warning: the model was trained on events after --at: it may know what it is to "
+            "predict; name a later date."
+        )
+    if result.scores.rows:
+        metrics = result.metrics
+        rows = figure_cells(result.scores.rows, metrics, lambda row: (row.features,))
+        show(arguments, ("features", "by", *metrics), rows, f"predicting {facts['label']}")
+        rows = figure_cells(result.differences.rows, metrics, lambda row: (row.against or "",), "+")
+        title = "label head less, fold by fold"
+        show(arguments, ("features", "by", *metrics), rows, title)
+
+
+def predict_labels(arguments: Arguments) -> Any:
+    """`predict` by a model with a label head. Raises ConfigError for options about behaviors."""
+    from behavegpt.console import say
+    from behavegpt.data.store import write_table
+    from behavegpt.errors import ConfigError
+    from behavegpt.labeling.predictor import load_label
+
+    for name in _WITHOUT:
+        if getattr(arguments, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is about behaviors, and {arguments.model} says a "
+                "label of users; leave it out."
+            )
+    if not arguments.logs:
+        raise ConfigError(f"predict {arguments.model}: name the files of a log behind the model.")
+
+    from behavegpt.cli.models import log_changes
+
+    said = load_label(arguments.model).predict(
+        named_logs(arguments, arguments.logs), at=arguments.at, columns=log_changes(arguments)
+    )
+    rows = said.to_table()
+    if arguments.out:
+        write_table(rows, arguments.out)
+        say(f"{len(said):,} users, written: {arguments.out}")
+        return {"users": len(said), "out": str(arguments.out)}
+    if arguments.json:
+        return rows.to_pylist()
+
+    cells = [list(map(_text, row.values())) for row in rows.slice(0, SHOWN).to_pylist()]
+    show(arguments, rows.column_names, cells)
+    return None
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

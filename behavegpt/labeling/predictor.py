@@ -1,0 +1,145 @@
+"""What a model with a label head says of users.
+
+>>> import behavegpt                                                            # doctest: +SKIP
+>>> model = behavegpt.load_label("runs/churn/model")                            # doctest: +SKIP
+>>> model.predict("shop.parquet", at="2011-11-01").to_pandas()                  # doctest: +SKIP
+
+Shapes: U users, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from behavegpt.data.tokenizer import EventTokenizer
+from behavegpt.devices import choose_device
+from behavegpt.errors import CheckpointError, DataError, first_line
+from behavegpt.ingest.asked import seconds_of
+from behavegpt.ingest.histories import EventData, as_logs, rows_as_columns
+from behavegpt.io import read_json
+from behavegpt.labeling.train import Examples, outputs
+from behavegpt.model.label import BehaveGPTForUserLabels, BehaveGPTLabelConfig
+from behavegpt.paths import local_path
+from behavegpt.probing.features import aggregates
+from behavegpt.probing.past import MICROS, Past, shown
+from behavegpt.tabular import Tabular
+from behavegpt.training.model_folder import DAMAGED, WEIGHTS, check_files
+
+
+@dataclass(frozen=True, repr=False)
+class UserLabels(Tabular):
+    """What is said of U users."""
+
+    users: pa.StringArray  # (U,)
+    label: str
+    classes: tuple[str, ...]  # empty for numbers
+    values: np.ndarray  # (U, K) probabilities, or (U, 1) numbers
+    at: int  # epoch seconds; all events that were looked at are earlier
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def to_table(self) -> pa.Table:
+        """Columns user and the label: a number, or the most probable class, then `p(CLASS)` of
+        each."""
+        columns: dict[str, Any] = {"user": self.users}
+        if not self.classes:
+            return pa.table(columns | {self.label: self.values[:, 0]})
+        best = np.array(self.classes, object)[self.values.argmax(1)]
+        columns[self.label] = pa.array(best, pa.string())
+        shares = zip(self.classes, self.values.T, strict=True)
+        return pa.table(columns | {f"p({name})": share for name, share in shares})
+
+
+class LabelPredictor:
+    """A model with a label head and its tokenizer."""
+
+    def __init__(self, model: BehaveGPTForUserLabels, tokenizer: EventTokenizer) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    def predict(
+        self, events: EventData, *, at: Any = None, columns: Mapping[str, Any] | None = None
+    ) -> UserLabels:
+        """What is said of each user with an event before `at`, a time or a date of the log's zone;
+        by default all events count.
+
+        `events`: files, a table, a mapping of columns or a list of rows; `columns`: how they differ
+        from the model's, such as {"user": "uid"}. Raises DataError without any event.
+        """
+        tokenizer = self.tokenizer.reading(columns) if columns else self.tokenizer
+        schema = tokenizer.event_schema
+        moment = None if at is None else seconds_of(at, schema)
+        rows: Any = events
+        if isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
+            rows = rows_as_columns(rows)
+        table = tokenizer.read(as_logs(rows, schema)).table
+        if moment is None and len(table):
+            moment = pc.max(table["time"]).as_py() // MICROS + 1
+
+        before = table if moment is None else table.filter(pc.less(table["time"], moment * MICROS))
+        if moment is None or not len(before):
+            when = "at all" if moment is None else f"before {shown(moment)}"
+            raise DataError(f"the log has no usable event {when}; name a later date.")
+        past = Past(before, tokenizer.encode_table(before), None, moment)
+        said = outputs(self.model, Examples(past.encoded, aggregates(past, schema)))
+        config = self.model.config
+        return UserLabels(
+            past.encoded.users, config.label, tuple(config.classes or ()), said, moment
+        )
+
+
+def holds_label_model(folder: str | Path) -> bool:
+    """Whether a folder, or its `model`, is a model with a label head."""
+    try:
+        config = _folder(folder) / "config.json"
+        return (
+            config.is_file()
+            and read_json(config, CheckpointError, DAMAGED).get("model_type")
+            == BehaveGPTLabelConfig.model_type
+        )
+    except CheckpointError:
+        return False
+
+
+def load_label(folder: str | Path, device: str | torch.device | None = None) -> LabelPredictor:
+    """Open the folder that `finetune_label` wrote, or its `model`. Raises CheckpointError."""
+    path = _folder(folder)
+    check_files(
+        path, ("config.json", WEIGHTS, "preprocessor_config.json"), "a label model's folder"
+    )
+    if not holds_label_model(path):
+        raise CheckpointError(f"{path}: no model with a label head; open it with behavegpt.load.")
+
+    disable_progress_bar()
+    try:
+        read: Any = BehaveGPTForUserLabels.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        model, loaded = read
+        tokenizer = EventTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # transformers raises whatever a strange config leads to
+        raise CheckpointError(
+            f"{path}: cannot be loaded ({first_line(error)}); {DAMAGED}."
+        ) from None
+
+    if loaded["missing_keys"] or model.config.tokenizer_hash != tokenizer.hash:
+        raise CheckpointError(
+            f"{path}: weights, config and labels do not belong together; {DAMAGED}."
+        )
+    torch.nn.Module.to(model, choose_device(device))
+    return LabelPredictor(model, tokenizer)
+
+
+def _folder(folder: str | Path) -> Path:
+    path = local_path(folder)
+    inside = path / "model"
+    return inside if not (path / "config.json").is_file() and inside.is_dir() else path

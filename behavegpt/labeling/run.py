@@ -1,0 +1,176 @@
+"""`behavegpt.finetune_label`: a model fine-tuned for a label of users, beside probes of the same
+users by the same folds.
+
+RUN/model        the network, its columns and labels; `behavegpt.load_label` opens it
+RUN/label.json   figures of every fold, and what was learned from whom
+
+>>> import behavegpt                                                            # doctest: +SKIP
+>>> result = behavegpt.finetune_label(                                          # doctest: +SKIP
+...     "runs/mine/model", "shop.parquet", "labels.csv", "2011-10-10", "runs/churn"
+... )
+>>> behavegpt.load_label("runs/churn/model").predict("shop.parquet").to_pandas()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from behavegpt.config import check_settings
+from behavegpt.errors import ConfigError
+from behavegpt.ingest.asked import seconds_of
+from behavegpt.io import write_json
+from behavegpt.labeling.settings import LabelSettings
+from behavegpt.labeling.train import Answers, Examples, outputs, train_label
+from behavegpt.paths import local_path
+from behavegpt.predictor import Predictor, load
+from behavegpt.probing.features import aggregates
+from behavegpt.probing.labels import read_labels
+from behavegpt.probing.past import Log, check_date, past_of, read_log, shown, trained_until
+from behavegpt.probing.result import ProbeResult, Score, Scores
+from behavegpt.probing.run import Question, Work, ask
+from behavegpt.probing.scoring import METRICS, figures
+from behavegpt.probing.settings import ProbeSettings
+from behavegpt.training.model_folder import save_model
+from behavegpt.zero_shot import is_universal
+
+HEAD = "label head"
+BESIDE = ("vectors", "counts + aggregates", "all")  # sets of features that are probed beside it
+Step = Callable[[str], None]  # what is fitted now
+
+
+class Folded(NamedTuple):
+    """What all folds share."""
+
+    predictor: Predictor
+    examples: Examples
+    asked: Question
+    settings: LabelSettings
+
+
+def finetune_label(
+    model: str | Path | Predictor,
+    log: Any,
+    labels: Any,
+    at: Any,
+    out: str | Path,
+    *,
+    label: str | None = None,
+    label_user: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    step: Step = lambda name: None,
+    **settings: Any,
+) -> ProbeResult:
+    """Fine-tune a trained model to say a label of users, and write it to OUT/model.
+
+    Arguments as for `behavegpt.probe`: events of `log` at or after `at` are not looked at.
+    `settings`: those of LabelSettings. The figures are of users whom the model of their fold has
+    not learned from; the model that is written has learned from all. Raises ConfigError, also for
+    the universal model, and DataError.
+    """
+    chosen = check_settings(LabelSettings, settings, "label")
+    predictor = model if isinstance(model, Predictor) else _opened(model)
+    read = read_log(predictor, log, columns or {})
+    moment = seconds_of(at, read.schema)
+    check_date(read, moment, 0)
+
+    rule = read.schema.label_rules.get("user")
+    known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
+    probing = _probing(chosen)
+    asked = ask(known, read, moment, probing)
+    if not chosen.seeds:
+        asked = asked._replace(folds=[])
+    examples = examples_before(predictor, read, moment, asked.users)
+
+    work = Folded(predictor, examples, asked, chosen)
+    scores = []
+    if asked.folds:
+        scores = _judged(work, step)
+        beside = Work(predictor, read, probing, step).scores(asked, moment, 0, probing.probes)
+        scores += [row for row in beside if row.features in BESIDE]
+
+    step("all users")
+    answers = Answers(asked.target, known.classes, known.column)
+    network, learned = train_label(predictor.model, examples, answers, chosen)
+    until = trained_until(predictor)
+    facts = {
+        "model": str(model) if isinstance(model, (str, Path)) else repr(model),
+        "at": shown(moment),
+        "label": known.column,
+        "task": known.task,
+        "classes": list(known.classes),
+        "users": len(asked.users),
+        "trained_on_later_events": None if until is None else until > moment,
+        "learned": learned,
+        "settings": chosen.model_dump(mode="json"),
+    }
+    result = ProbeResult(facts, Scores(tuple(scores)), _differences(scores), Scores(()))
+
+    folder = local_path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved: Any = network  # of which the weights and the config are written
+    save_model(saved, predictor.tokenizer, folder / "model")
+    write_json(folder / "label.json", result.to_dict())
+    return result
+
+
+def examples_before(predictor: Predictor, log: Log, at: int, users: pa.Array | None) -> Examples:
+    """What is known of `users`, or of all, before `at`. Raises DataError without any event."""
+    past = past_of(predictor, log, at, users)
+    return Examples(past.encoded, aggregates(past, log.schema))
+
+
+def _opened(model: str | Path) -> Predictor:
+    """A trained model. Raises ConfigError for the universal one."""
+    if is_universal(model):
+        raise ConfigError(
+            f"{model} has no network whose weights a label could move; train a model, or ask "
+            "behavegpt probe."
+        )
+    return load(model)
+
+
+def _probing(settings: LabelSettings) -> ProbeSettings:
+    """The probes beside it: the same users and folds."""
+    names = ("task", "folds", "top_labels", "min_users")
+    shared = {name: getattr(settings, name) for name in names}
+    # vectors of the states that the head pools
+    own = {"seeds": max(1, settings.seeds), "pool": ("last", "mean")}
+    return check_settings(ProbeSettings, shared | own, "label")
+
+
+def _judged(work: Folded, step: Step) -> list[Score]:
+    """The figures of users whom a model has not learned from, fold by fold."""
+    asked, rows = work.asked, []
+    for number, fold in enumerate(asked.folds):
+        step(f"{HEAD}, fold {number + 1}")
+        answers = Answers(asked.target[fold.train], asked.labels.classes, asked.labels.column)
+        settings = work.settings.model_copy(update={"seed": work.settings.seed + fold.seed})
+        network, _ = train_label(
+            work.predictor.model, work.examples.of(fold.train), answers, settings
+        )
+        said = outputs(network, work.examples.of(fold.test))
+        said = said if asked.labels.classes else said[:, 0]
+        rows.append(figures(asked.target[fold.test], said))
+
+    width = 2 * work.predictor.model.config.hidden_size + work.examples.aggregates.shape[1]
+    return [
+        Score(
+            *(HEAD, None, "fine-tuned", metric, 0, width),
+            np.array([row[metric] for row in rows]),
+            work.settings.folds,
+        )
+        for metric in METRICS[asked.labels.task]
+    ]
+
+
+def _differences(scores: list[Score]) -> Scores:
+    """The head less each set of features and probe beside it, fold by fold."""
+    heads = {row.metric: row for row in scores if row.features == HEAD}
+    others = [row for row in scores if row.features != HEAD]
+    return Scores(tuple(replace(heads[row.metric], probe=row.probe).minus(row) for row in others))
