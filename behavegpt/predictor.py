@@ -126,6 +126,11 @@ class Predictor(KeepsStates):
         return in_order(self.model.config.given or ())
 
     @property
+    def tells_times(self) -> bool:
+        """Whether `when` has learned times."""
+        return self.timing is not None
+
+    @property
     def users(self) -> Users:
         """The users that `with_states` made known; none at first."""
         return Users(self.tokenizer, self.state_spec, self._known)

@@ -123,6 +123,11 @@ class UniversalPredictor(KeepsStates):
         return self.log.tokenizer
 
     @property
+    def tells_times(self) -> bool:
+        """Whether `when` can learn times, or has."""
+        return self.log.learned is not None or self.log.histories is not None
+
+    @property
     def users(self) -> Users:
         """The users of the log, with their states."""
         return self.log.users

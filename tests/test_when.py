@@ -330,6 +330,7 @@ def test_the_service_says_what_python_says(name: str, model: Predictor, few: pa.
     users = [{"id": rows[0]["user_id"], "events": rows}]
     body = {"users": users, "within": "3 days", "top_k": 2, "now": "2012-01-20"}
     with TestClient(make_app(served, ServeSettings())) as client:
+        assert client.get("/v1/model").json()["times"] is True
         answer = client.post("/v1/when", json=body)
         assert answer.status_code == 200, answer.text
         told = answer.json()["users"][0]

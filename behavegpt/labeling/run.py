@@ -27,6 +27,8 @@ from behavegpt.ingest.asked import seconds_of
 from behavegpt.io import write_json
 from behavegpt.labeling.settings import LabelSettings
 from behavegpt.labeling.train import Answers, Examples, outputs, train_label
+from behavegpt.locks import lock
+from behavegpt.outputs import check_output
 from behavegpt.paths import local_path
 from behavegpt.predictor import Predictor, load
 from behavegpt.probing.features import aggregates
@@ -39,6 +41,7 @@ from behavegpt.probing.settings import ProbeSettings
 from behavegpt.training.model_folder import save_model
 from behavegpt.zero_shot import is_universal
 
+FIGURES = "label.json"
 HEAD = "label head"
 BESIDE = ("vectors", "counts + aggregates", "all")  # sets of features that are probed beside it
 Step = Callable[[str], None]  # what is fitted now
@@ -73,7 +76,8 @@ def finetune_label(
     not learned from; the model that is written has learned from all. Raises ConfigError, also for
     the universal model, and DataError.
     """
-    chosen = check_settings(LabelSettings, settings, "label")
+    chosen, folder = check_settings(LabelSettings, settings, "label"), local_path(out)
+    check_output(folder, "into")  # now, not after the training
     predictor = model if isinstance(model, Predictor) else _opened(model)
     read = read_log(predictor, log, columns or {})
     moment = seconds_of(at, read.schema)
@@ -111,11 +115,11 @@ def finetune_label(
     }
     result = ProbeResult(facts, Scores(tuple(scores)), _differences(scores), Scores(()))
 
-    folder = local_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     saved: Any = network  # of which the weights and the config are written
-    save_model(saved, predictor.tokenizer, folder / "model")
-    write_json(folder / "label.json", result.to_dict())
+    with lock(folder / FIGURES):
+        save_model(saved, predictor.tokenizer, folder / "model")
+        write_json(folder / FIGURES, result.to_dict())
     return result
 
 

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from behavegpt.model.behavegpt import BehaveGPTForBehaviorPrediction, BehaveGPTModel
     from behavegpt.model.cache import EventCache
     from behavegpt.model.config import BehaveGPTConfig
+    from behavegpt.model.label import BehaveGPTForUserLabels
     from behavegpt.model.output import BehaviorOutput
 
 _HOMES = {
     "BehaveGPTConfig": "config",
     "BehaveGPTForBehaviorPrediction": "behavegpt",
+    "BehaveGPTForUserLabels": "label",
     "BehaveGPTModel": "behavegpt",
     "BehaviorOutput": "output",
     "EventCache": "cache",
@@ -26,6 +28,7 @@ _HOMES = {
 __all__ = [
     "BehaveGPTConfig",
     "BehaveGPTForBehaviorPrediction",
+    "BehaveGPTForUserLabels",
     "BehaveGPTModel",
     "BehaviorOutput",
     "EventCache",

@@ -213,6 +213,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             "behaviors": predictor.tokenizer.behaviors.classes,
             "given": list(predictor.given),
             "thresholds": getattr(predictor, "thresholds", None) is not None,
+            "times": predictor.tells_times,
             **_shape(predictor),
             "limits": service.settings.model_dump(),
         }

@@ -4,6 +4,7 @@
   const FUTURE = 20; // events of a drawn future
   const TOP = 8; // behaviors shown
   const EACH = 3; // of each group
+  const SPANS = [["days", 86400], ["hours", 3600], ["minutes", 60], ["seconds", 1]];
   const SOON = 400; // milliseconds without typing until the model is asked
   const MINUTE = 60000;
   const byId = (id) => document.getElementById(id);
@@ -183,6 +184,7 @@
     if (!users[0].events.length) {
       byId("next").replaceChildren();
       byId("future").replaceChildren();
+      showWhen(null);
       return;
     }
     try {
@@ -198,6 +200,10 @@
       const future = await ask("v1/generate", {users, steps: FUTURE, seed: state.seed});
       if (asked !== state.asked) return;
       showFuture(future.users[0].events);
+      // last: the first time, a counted log learns its gaps
+      const when = state.times ? await ask("v1/when", {users, top_k: 1}) : null;
+      if (asked !== state.asked) return;
+      showWhen(when && when.users[0]);
       byId("error").textContent = "";
     } catch (error) {
       byId("error").textContent = error.message;
@@ -241,6 +247,20 @@
     list("What the counts add to it, in logits", experts);
     list("What it loses without an event, in log-probability", found.events.map(({event, effect}) => [event, effect]));
     byId("carried").replaceChildren(...parts);
+  }
+
+  // Seconds in words; null: longer than any gap that was seen.
+  function span(seconds) {
+    if (seconds === null) return "a time beyond all that was seen";
+    const [name, size] = SPANS.find(([, size]) => seconds >= size) || SPANS[SPANS.length - 1];
+    return (seconds / size).toPrecision(2) * 1 + " " + name;
+  }
+
+  function showWhen(found) {
+    byId("when").textContent = found
+      ? "The next event comes after " + span(found.median_s) + " in the middle, half of the time between " +
+        span(found.earliest_50_s) + " and " + span(found.latest_50_s) + "."
+      : "";
   }
 
   function showFuture(found) {
@@ -293,6 +313,7 @@
     byId("history").tBodies[0].replaceChildren();
     byId("next").replaceChildren();
     byId("future").replaceChildren();
+    showWhen(null);
   }
 
   async function begin() {
@@ -315,6 +336,7 @@
     predicted.append(...behaviors.map((label) => Object.assign(element("option"), {value: label})));
     document.body.append(predicted);
     state.given = model.given;
+    state.times = model.times && !model.given.length;
     addAsked(state.given);
     readKept();
     addFilters();

@@ -169,6 +169,14 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BehaveGPTError], str]] = {
 }
 
 
+def test_a_file_in_the_way_is_told_before_the_training(
+    events: pd.DataFrame, labels: pd.DataFrame, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a file, where a folder"):
+        finetune_label("demo", events, labels, AT, tmp_path / "run", label="early")
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_refused(
     case: str, events: pd.DataFrame, labels: pd.DataFrame, tmp_path: Path

@@ -108,6 +108,19 @@ def test_what_a_model_is_given_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_model_that_knows_times_tells_the_next_one(address: str, tmp_path: Path) -> None:
+    """Of the counted log; a model without times says nothing of them."""
+    universal = behavegpt.load("universal")
+    assert isinstance(universal, UniversalPredictor)
+    with serving(universal.fit_tables(table(0), SCHEMA)) as other:
+        dom = seen(other, tmp_path)
+    assert re.search(r'id="when">The next event comes after [\w. ]+ in the middle, half', dom)
+    assert re.search(r'id="error"></p>', dom), "no error is shown"
+    assert 'id="when"></p>' in seen(address, tmp_path)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_filters_and_reasons_are_those_of_the_address(
     address: str, predictor: Predictor, tmp_path: Path
 ) -> None:
