@@ -27,6 +27,7 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.embeddings.export import export
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.export_model import export_model
+from behavegpt.extend import add_behaviors
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.graph_inputs import GraphInputs
 from behavegpt.ingest.prepare import prepare, preview
@@ -337,6 +338,10 @@ def test_a_base_without_features_reads_those_of_new_data(store: EventStore, tmp_
     settings |= {"mode": "full", "base": str(base), "out": str(tmp_path / "tuned")}
     finetune(FinetuneSettings.model_validate(settings))
     assert open_model(base).model.config.user_features is None
+    # without training on other data it goes on without them
+    add_behaviors(base, ["e77"], tmp_path / "more")
+    more = open_model(tmp_path / "more").model.config
+    assert more.num_behaviors == 9 and more.user_features is None
     tuned = open_model(tmp_path / "tuned" / "model").model
     assert set(tuned.config.user_features) == {"age", "segment"}
 
