@@ -234,8 +234,8 @@ def test_the_same_user_has_the_same_answer_alone_packed_and_cached(
     assert drawn[0].to_table().equals(drawn[1].to_table())
     assert "segment" not in drawn[0].to_table().column_names  # it stands in the table of users
     # what is drawn goes on from the same features, also where windows restart
+    known = model.encode(log)
     for user, ids in zip(drawn[0].columns["user"], drawn[0].columns["segment"], strict=True):
-        known = model.encode(log)
         assert ids == known.columns["segment"][known.offsets[user]]
 
 
