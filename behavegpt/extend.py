@@ -102,7 +102,8 @@ def _extended(
     """The model for more behaviors: what is known row by row, the rest as of a new model."""
     # the same labels give the same rows
     torch.manual_seed(0)
-    model = BehaveGPTForBehaviorPrediction(target_config(base.config, tokenizer, None))
+    config = target_config(base.config, tokenizer, None, base.config.user_features or ())
+    model = BehaveGPTForBehaviorPrediction(config)
     counts = torch.tensor(tokenizer.behaviors.counts)
     model.set_prior(counts)
 

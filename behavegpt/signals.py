@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -49,12 +50,13 @@ def interrupting() -> Iterator[list[int]]:
         _deferred["stops"] += 1
 
     def dropped(report: sys.UnraisableHookArgs) -> None:
-        """A callback of C code cannot raise: the interrupt would be printed and forgotten."""
+        """A callback of C code cannot raise: the interrupt would be printed and forgotten. What
+        else fails after a stop are the destructors of objects that it left half made."""
         if received and isinstance(report.exc_value, KeyboardInterrupt):
             again = threading.Timer(SOON, os.kill, (os.getpid(), received[-1]))
             again.daemon = True
             again.start()
-        else:
+        elif not received:
             hook(report)
 
     # a signal that the shell told this process to ignore (nohup) stays ignored
@@ -66,6 +68,8 @@ def interrupting() -> Iterator[list[int]]:
         with _handled(ours, stop):
             yield received
     finally:
+        if received:
+            gc.collect()  # those objects go now, while nobody is told of their complaints
         sys.unraisablehook = hook
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -45,6 +47,29 @@ def test_another_error_in_a_callback_is_told_as_ever(capsys: pytest.CaptureFixtu
     finally:
         sys.unraisablehook = before
     assert seen == [IndexError]
+
+
+class HalfMade:
+    """As those of llvmlite: its destructor needs what the constructor did not come to."""
+
+    def __init__(self) -> None:
+        self.itself = self  # only the collector can clear it away
+        signal.raise_signal(signal.SIGINT)
+        self.handle = 1
+
+    def __del__(self) -> None:
+        del self.handle
+
+
+def test_what_a_stop_left_half_made_does_not_complain(capsys: pytest.CaptureFixture[str]) -> None:
+    before, sys.unraisablehook = sys.unraisablehook, sys.__unraisablehook__
+    try:
+        with interrupting(), contextlib.suppress(KeyboardInterrupt):
+            HalfMade()
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("listening", [interrupting, collecting])

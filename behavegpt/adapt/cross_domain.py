@@ -7,6 +7,7 @@ data lack is constantly unknown, further ones of the data are not read. Both are
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from behavegpt.adapt.new_behavior import grown_vocabulary
@@ -77,9 +78,13 @@ def target_tokenizer(
 
 
 def target_config(
-    base: BehaveGPTConfig, tokenizer: EventTokenizer, dropout: float | None
+    base: BehaveGPTConfig,
+    tokenizer: EventTokenizer,
+    dropout: float | None,
+    features: Collection[str] | None = None,
 ) -> BehaveGPTConfig:
-    """The base's shape for another tokenizer. Raises ConfigError on a contradiction."""
+    """The base's shape for another tokenizer, with the named features of users or all of the data.
+    Raises ConfigError on a contradiction."""
     # the base has an embedding of behaviors, for which such data have no labels of their own
     if "behavior" in (base.field_order or ()) and tokenizer.event_schema.behavior_is_event:
         raise ConfigError(
@@ -102,7 +107,9 @@ def target_config(
         return BehaveGPTConfig(
             field_sizes=sizes,
             user_features={
-                name: len(tokenizer.vocabulary[name]) for name in tokenizer.event_schema.features
+                name: len(tokenizer.vocabulary[name])
+                for name in tokenizer.event_schema.features
+                if features is None or name in features
             },
             num_behaviors=tokenizer.behaviors.classes,
             behavior_is_event=tokenizer.event_schema.behavior_is_event,

@@ -60,7 +60,7 @@ def _update(arguments: Arguments) -> Any:
     check_settings(UpdateSettings, given, "update")
     run = arguments.model
     if arguments.undo:
-        if arguments.logs or given:
+        if arguments.logs or arguments.data or given:
             raise ConfigError("--undo takes the run alone; leave the log and other options out.")
         number = undo_update(run)
         say(f"update {number} undone: {run / 'model'} is the one before")

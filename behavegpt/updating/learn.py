@@ -52,12 +52,10 @@ def grow(old: Trained, store: EventStore) -> tuple[Trained, EventStore]:
     tokenizer = EventTokenizer(
         old.tokenizer.event_schema, dict(encoded.vocabulary), old.tokenizer.max_length
     )
-    config = target_config(old.model.config, tokenizer, None)
+    # it reads of the users what it read before
+    read = old.model.config.user_features or ()
+    config = target_config(old.model.config, tokenizer, None, read)
     config.retired = old.model.config.retired  # ids stay what they are
-    read = old.model.config.user_features or {}
-    config.user_features = {
-        name: size for name, size in (config.user_features or {}).items() if name in read
-    } or None
     model = BehaveGPTForBehaviorPrediction(config)
     model.set_prior(torch.tensor(encoded.behaviors.counts))
     if config.memory:

@@ -27,6 +27,7 @@ from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.embeddings.export import export
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.export_model import export_model
+from behavegpt.extend import add_behaviors
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.graph_inputs import GraphInputs
 from behavegpt.ingest.prepare import prepare, preview
@@ -233,8 +234,8 @@ def test_the_same_user_has_the_same_answer_alone_packed_and_cached(
     assert drawn[0].to_table().equals(drawn[1].to_table())
     assert "segment" not in drawn[0].to_table().column_names  # it stands in the table of users
     # what is drawn goes on from the same features, also where windows restart
+    known = model.encode(log)
     for user, ids in zip(drawn[0].columns["user"], drawn[0].columns["segment"], strict=True):
-        known = model.encode(log)
         assert ids == known.columns["segment"][known.offsets[user]]
 
 
@@ -337,6 +338,10 @@ def test_a_base_without_features_reads_those_of_new_data(store: EventStore, tmp_
     settings |= {"mode": "full", "base": str(base), "out": str(tmp_path / "tuned")}
     finetune(FinetuneSettings.model_validate(settings))
     assert open_model(base).model.config.user_features is None
+    # without training on other data it goes on without them
+    add_behaviors(base, ["e77"], tmp_path / "more")
+    more = open_model(tmp_path / "more").model.config
+    assert more.num_behaviors == 9 and more.user_features is None
     tuned = open_model(tmp_path / "tuned" / "model").model
     assert set(tuned.config.user_features) == {"age", "segment"}
 
