@@ -180,12 +180,13 @@ def soak(
     service = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     def row(hostile: int) -> dict[str, Any]:
-        honest = load(port, arguments.clients, arguments.seconds, *questions)
+        at = port, service.pid
+        honest = load(at, arguments.clients, arguments.seconds, *questions)
         return {"hostile": hostile} | asyncio.run(honest)
 
     try:
         wait_until_up(port)
-        asyncio.run(load(port, 4, 3, *questions))  # warm
+        asyncio.run(load((port, service.pid), 4, 3, *questions))  # warm
         rows = [row(0)]
 
         # in a process of their own: their work must not slow down the honest clients themselves

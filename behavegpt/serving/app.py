@@ -106,9 +106,9 @@ class Service:
         if isinstance(request, UserRequest):
             submitted = self.quick.submit(UserRequest, 1, job)
         else:
-            together = key(request, self.predictor.tokenizer.event_schema)
-            slow = isinstance(request, (GenerateRequest, ExplainRequest, WhenRequest))
-            long = slow or request.events > QUICK_EVENTS
+            large = request.events > QUICK_EVENTS  # alone: to look for its like takes long, here
+            together = None if large else key(request, self.predictor.tokenizer.event_schema)
+            long = large or isinstance(request, (GenerateRequest, ExplainRequest, WhenRequest))
             submitted = (self.long if long else self.quick).submit(
                 together, len(request.users), job
             )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import sys
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from behavegpt.errors import ConfigError
 from behavegpt.serving.requests import ServeSettings
 
 GRACE_S = 30.0  # for reading an answer
+SWITCH_S = 0.0005  # Python's own is ten times as long
 SWEEP_EVERY = 5  # ticks of a tenth of a second
 
 
@@ -56,6 +58,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._settings = settings
+        self._switch = sys.getswitchinterval()
         # connection -> its request, whether it runs, since when
         self._seen: dict[Any, tuple[Any, bool, float]] = {}
 
@@ -64,10 +67,14 @@ class Server(uvicorn.Server):
         # 0.3 s in which nobody is answered; they stay until the end, so they are walked once, now.
         gc.collect()
         gc.freeze()
+        # Whoever answers waits for the interpreter's lock dozens of times, each time so long while
+        # another thread parses or prepares a large request.
+        sys.setswitchinterval(SWITCH_S)
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        sys.setswitchinterval(self._switch)
         gc.unfreeze()  # for the libraries that count at the end what was not freed
 
     async def on_tick(self, counter: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import sys
 from collections.abc import Callable
 
 from behavegpt.serving.server import listen
@@ -22,6 +23,8 @@ def test_the_collector_walks_libraries_and_model_once(
     running: Callable[..., contextlib.AbstractContextManager[int]],
 ) -> None:
     """A full collection of them takes 0.3 s, in which nobody is answered."""
+    before = sys.getswitchinterval()
     with running():
         assert gc.get_freeze_count() > 10_000
-    assert gc.get_freeze_count() == 0
+        assert sys.getswitchinterval() < before  # threads of large requests give way sooner
+    assert gc.get_freeze_count() == 0 and sys.getswitchinterval() == before
