@@ -27,6 +27,7 @@ from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, Vocabulary
 from behavegpt.errors import ConfigError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.embedding import module_name
 from behavegpt.model.history import log_shares
 
 # part -> names of its tensors; the first pattern that matches counts
@@ -170,9 +171,13 @@ def _row_map(
     whose rows are no labels (the gap's head)."""
     part = part_of(name)
     # rows of all others are classes
-    field = name.split(".")[_PLACE_OF_FIELD[part]] if part in _PLACE_OF_FIELD else None
-    if field is not None and field not in new.vocabulary:
-        return None
+    field = None
+    if part in _PLACE_OF_FIELD:
+        # `geo.city` is called otherwise in a tensor's name
+        fields = {module_name(name): name for name in new.vocabulary}
+        field = fields.get(name.split(".")[_PLACE_OF_FIELD[part]])
+        if field is None:
+            return None
     ours = new.behaviors if field is None else new.vocabulary[field]
     theirs = old.behaviors if field is None else old.vocabulary[field]
 

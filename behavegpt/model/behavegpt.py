@@ -30,6 +30,7 @@ from behavegpt.model.body import (
 from behavegpt.model.cache import EventCache
 from behavegpt.model.chunks import HeadLoss
 from behavegpt.model.config import GAP_BUCKETS, RETIRED, BehaveGPTConfig
+from behavegpt.model.embedding import module_name
 from behavegpt.model.generation import EventGenerationMixin, next_event_logits
 from behavegpt.model.given import GivenProjection, check_given, make_projection
 from behavegpt.model.head import MemoryHead, Predicted, PredictionHead
@@ -95,7 +96,10 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
 
         sizes = {**(config.field_sizes or {}), "gap": GAP_BUCKETS}
         self.next_heads = nn.ModuleDict(
-            {name: nn.Linear(config.hidden_size, sizes[name]) for name in config.next_heads or ()}
+            {
+                module_name(name): nn.Linear(config.hidden_size, sizes[name])
+                for name in config.next_heads or ()
+            }
         )
         # transformers would choose a loss by a pattern on the class name
         self.loss_function = mean_cross_entropy
@@ -272,7 +276,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         them."""
         loss = predicted.hidden.new_zeros((), dtype=torch.float32)
         # summed, not averaged, like every loss here: the trainer divides by the number of labels
-        for name, head in self.next_heads.items():
+        for name, head in self._heads().items():
             if name not in next_fields:
                 raise ValueError(
                     f"the auxiliary head {name!r} needs next_fields[{name!r}], (rows, positions)"
@@ -285,8 +289,13 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         self, hidden: torch.Tensor, heads: Collection[str] | None = None
     ) -> dict[str, torch.Tensor] | None:
         """Auxiliary heads, all or those named, of hidden states (N, C), each (N, ids)."""
-        asked = self.next_heads if heads is None else heads
-        return {n: head(hidden) for n, head in self.next_heads.items() if n in asked} or None
+        of_field = self._heads()
+        asked = of_field if heads is None else heads
+        return {name: head(hidden) for name, head in of_field.items() if name in asked} or None
+
+    def _heads(self) -> dict[str, nn.Module]:
+        """The auxiliary heads by the field that they predict."""
+        return {name: self.next_heads[module_name(name)] for name in self.config.next_heads or ()}
 
     def _tied_embedding(self) -> torch.Tensor | None:
         """The event embedding (K + SPECIAL_IDS, d), if it enters the logits."""

@@ -6,19 +6,25 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import behavegpt
 from behavegpt.adapt.settings import AdaptSettings, LoraSettings
 from behavegpt.adapt.transfer import MODES, PARTS, cells, part_of, slot_mix
+from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.errors import ConfigError
-from behavegpt.finetune import adapt_model, finetune
+from behavegpt.finetune import FinetuneSettings, adapt_model, finetune
+from behavegpt.ingest.prepare import prepare
 from behavegpt.losses import LossSettings, build_loss
 from behavegpt.model import BehaveGPTForBehaviorPrediction
+from behavegpt.model.embedding import module_name
+from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.setup import training_batches
+from tests.runs import tiny_settings
 
 CASES = [
     *((mode, {}) for mode in MODES),
@@ -290,3 +296,35 @@ def test_an_option_without_effect_is_refused(mode, options, message):
     with pytest.raises(ConfigError, match=message):
         cells(mode, AdaptSettings.model_validate(options), False)
     assert LoraSettings().rank == 8
+
+
+@pytest.mark.parametrize("name", ["geo.city", "type", "plain"])
+def test_rows_of_a_field_of_any_name_are_found_by_label(tmp_path, name):
+    """torch refuses some names, so their tensors are called otherwise than the field."""
+    rows = pd.DataFrame({"user": [1, 1, 2, 2] * 30, "event": ["a", "b", "c", "d"] * 30})
+    rows["time"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(len(rows)), "h")
+    schema = EventSchema(user="user", time="time", event="event", extra=(name,))
+    folders = []
+    for number, labels in enumerate((["x", "y", "y"], ["y", "x", "x"])):  # the other is frequent
+        rows[name] = (labels * len(rows))[: len(rows)]
+        rows.to_parquet(tmp_path / f"{number}.parquet")
+        folders.append(tmp_path / f"data{number}")
+        prepare([tmp_path / f"{number}.parquet"], folders[-1], schema)
+
+    settings = tiny_settings(folders[0], tmp_path / "base", steps=2)
+    settings["model"] |= {"next_heads": [name]}
+    pretrain(PretrainSettings.model_validate(settings))
+    settings = tiny_settings(folders[1], tmp_path / "tuned", steps=1)
+    del settings["model"]
+    settings |= {"mode": "full", "base": str(tmp_path / "base" / "model")}
+    settings["train"] |= {"lr": 1e-12}
+    finetune(FinetuneSettings.model_validate(settings))
+
+    old, new = (open_model(tmp_path / run / "model") for run in ("base", "tuned"))
+    before, after = (one.tokenizer.vocabulary[name].values.to_pylist() for one in (old, new))
+    assert before == after[::-1]
+    for part in ("model.embedding.tables", "next_heads"):
+        weights = [
+            one.model.get_submodule(part)[module_name(name)].weight[2:] for one in (old, new)
+        ]
+        assert torch.allclose(weights[0], weights[1].flip(0), atol=1e-6), part
