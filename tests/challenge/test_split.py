@@ -317,7 +317,15 @@ def test_a_query_is_over_when_a_stop_during_its_start_is_told(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(threading.Thread, "start", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored it
+    try:
+        _stop_a_query(tmp_path / "file")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def _stop_a_query(file: Path) -> None:
     with duckdb.connect() as con, interrupting(), pytest.raises(KeyboardInterrupt):
         pairs = "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"
-        tables.write_query(con, pairs, tmp_path / "file")
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+        tables.write_query(con, pairs, file)
