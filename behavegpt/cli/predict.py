@@ -204,7 +204,7 @@ def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
-    from behavegpt.labeling.predictor import holds_label_model
+    from behavegpt.labeling.folder import holds_label_model
 
     if holds_label_model(arguments.model):
         return predict_labels(arguments)

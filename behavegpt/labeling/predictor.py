@@ -25,10 +25,9 @@ from behavegpt.devices import choose_device
 from behavegpt.errors import CheckpointError, DataError, first_line
 from behavegpt.ingest.asked import seconds_of
 from behavegpt.ingest.histories import EventData, as_logs, rows_as_columns
-from behavegpt.io import read_json
+from behavegpt.labeling.folder import holds_label_model, label_folder
 from behavegpt.labeling.train import Examples, outputs
-from behavegpt.model.label import BehaveGPTForUserLabels, BehaveGPTLabelConfig
-from behavegpt.paths import local_path
+from behavegpt.model.label import BehaveGPTForUserLabels
 from behavegpt.probing.features import aggregates
 from behavegpt.probing.past import MICROS, Past, shown
 from behavegpt.tabular import Tabular
@@ -97,22 +96,9 @@ class LabelPredictor:
         )
 
 
-def holds_label_model(folder: str | Path) -> bool:
-    """Whether a folder, or its `model`, is a model with a label head."""
-    try:
-        config = _folder(folder) / "config.json"
-        return (
-            config.is_file()
-            and read_json(config, CheckpointError, DAMAGED).get("model_type")
-            == BehaveGPTLabelConfig.model_type
-        )
-    except CheckpointError:
-        return False
-
-
 def load_label(folder: str | Path, device: str | torch.device | None = None) -> LabelPredictor:
     """Open the folder that `finetune_label` wrote, or its `model`. Raises CheckpointError."""
-    path = _folder(folder)
+    path = label_folder(folder)
     check_files(
         path, ("config.json", WEIGHTS, "preprocessor_config.json"), "a label model's folder"
     )
@@ -137,9 +123,3 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
         )
     torch.nn.Module.to(model, choose_device(device))
     return LabelPredictor(model, tokenizer)
-
-
-def _folder(folder: str | Path) -> Path:
-    path = local_path(folder)
-    inside = path / "model"
-    return inside if not (path / "config.json").is_file() and inside.is_dir() else path
