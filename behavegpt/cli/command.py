@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from behavegpt.errors import ConfigError
 from behavegpt.paths import local_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")  # what `data.store.write_table` writes
 Arguments = argparse.Namespace
@@ -77,6 +80,27 @@ class Group(NamedTuple):
     help: str
     commands: dict[str, Command]
     default: str | None = None  # the command that is meant when none of them follows the word
+
+
+class OfUsers(Protocol):
+    """What was found of some users."""
+
+    def __len__(self) -> int: ...
+
+    def to_table(self) -> pa.Table: ...
+
+
+def give(arguments: Arguments, found: OfUsers, **facts: Any) -> Any:
+    """The result of a command: how many users were written to --out, and `facts`, or with --json
+    all rows; None where they are to be shown."""
+    if arguments.out:
+        from behavegpt.console import say
+        from behavegpt.data.store import write_table
+
+        write_table(found.to_table(), arguments.out)
+        say(f"{len(found):,} users, written: {arguments.out}")
+        return {"users": len(found), "out": str(arguments.out), **facts}
+    return found.to_table().to_pylist() if arguments.json else None
 
 
 def show(

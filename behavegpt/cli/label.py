@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from behavegpt.cli.command import Arguments, Parser, named_logs, show
+from behavegpt.cli.command import Arguments, Parser, give, named_logs, show
 from behavegpt.cli.probe import figure_cells
 
 if TYPE_CHECKING:
@@ -119,8 +119,6 @@ def _tell(arguments: Arguments, result: ProbeResult) -> None:
 
 def predict_labels(arguments: Arguments) -> Any:
     """`predict` by a model with a label head. Raises ConfigError for options about behaviors."""
-    from behavegpt.console import say
-    from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
     from behavegpt.labeling.predictor import load_label
 
@@ -138,14 +136,11 @@ def predict_labels(arguments: Arguments) -> Any:
     said = load_label(arguments.model).predict(
         named_logs(arguments, arguments.logs), at=arguments.at, columns=log_changes(arguments)
     )
-    rows = said.to_table()
-    if arguments.out:
-        write_table(rows, arguments.out)
-        say(f"{len(said):,} users, written: {arguments.out}")
-        return {"users": len(said), "out": str(arguments.out)}
-    if arguments.json:
-        return rows.to_pylist()
+    given = give(arguments, said)
+    if given is not None:
+        return given
 
+    rows = said.to_table()
     cells = [list(map(_text, row.values())) for row in rows.slice(0, SHOWN).to_pylist()]
     show(arguments, rows.column_names, cells)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, show
+from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, give, show
 from behavegpt.cli.filters import filter_arguments, read_filters
 from behavegpt.cli.generate import tell_next
 from behavegpt.cli.label import predict_labels
@@ -202,7 +202,6 @@ def _predict_arguments(parser: Parser) -> None:
 
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
-    from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
     from behavegpt.labeling.folder import holds_label_model
 
@@ -242,20 +241,12 @@ def _predict(arguments: Arguments) -> Any:
     if arguments.save and save:
         say(f"tables and states, written: {save(arguments.save)}")
 
-    rows = predictions.to_table()
-    if arguments.out:
-        write_table(rows, arguments.out)
-        say(f"{len(predictions):,} users, written: {arguments.out}")
-        return {
-            "users": len(predictions),
-            "out": str(arguments.out),
-            "unknown": predictions.unknown,
-            "rejected": predictions.rejected,
-            "empty": predictions.empty,
-        }
-    if arguments.json:
-        return rows.to_pylist()
+    facts = {name: getattr(predictions, name) for name in ("unknown", "rejected", "empty")}
+    given = give(arguments, predictions, **facts)
+    if given is not None:
+        return given
 
+    rows = predictions.to_table()
     # the first 20 users, with all their ranks
     shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
     texts = [row | {"probability": f"{row['probability']:.4f}"} for row in shown]
@@ -264,8 +255,6 @@ def _predict(arguments: Arguments) -> Any:
 
 
 def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[str, Any]) -> Any:
-    from behavegpt.console import say
-    from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
 
     if arguments.save:
@@ -279,14 +268,11 @@ def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[s
         location=arguments.location_now,
         **filters,
     )
-    rows = found.to_table()
-    if arguments.out:
-        write_table(rows, arguments.out)
-        say(f"{len(found):,} users, written: {arguments.out}")
-        return {"users": len(found), "out": str(arguments.out)}
-    if arguments.json:
-        return rows.to_pylist()
+    given = give(arguments, found)
+    if given is not None:
+        return given
 
+    rows = found.to_table()
     names = ("user", "behavior", "probability", "because")
     texts = [row | {"probability": f"{row['probability']:.4f}"} for row in rows[:20].to_pylist()]
     show(arguments, names, [[row[name] for name in names] for row in texts])

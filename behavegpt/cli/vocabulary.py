@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from behavegpt.cli.command import Arguments, Command, Group, Output, Parser
 from behavegpt.cli.filters import read_labels
 
 
-def _retire_arguments(parser: Parser) -> None:
+def _change_arguments(parser: Parser, labels: str) -> None:
+    """What `add` and `retire` take; `labels`: what is named."""
     parser.add_argument("model", type=Path, help="model folder, which stays as it is")
     parser.add_argument(
-        "labels", nargs="+", metavar="LABEL", help="behaviors; @FILE reads them, one a line"
+        "labels", nargs="+", metavar="LABEL", help=f"{labels}; @FILE reads them, one a line"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the new model")
 
@@ -31,14 +33,6 @@ def _retire(arguments: Arguments) -> Any:
     told = retire(arguments.model, read_labels(arguments.labels), arguments.out)
     say(f"{told['retired']:,} of {told['behaviors']:,} behaviors retired: {arguments.out}")
     return {"out": str(arguments.out), **told}
-
-
-def _add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder, which stays as it is")
-    parser.add_argument(
-        "labels", nargs="+", metavar="LABEL", help="new behaviors; @FILE reads them, one a line"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new model")
 
 
 def _add(arguments: Arguments) -> Any:
@@ -67,7 +61,7 @@ VOCABULARY = Group(
             "behaviors that are never predicted any more, and still read in histories",
             "  behavegpt vocabulary retire runs/mine/model news mail --out runs/mine/without\n"
             "  behavegpt vocabulary retire runs/mine/model @sold_out.txt --out runs/mine/without",
-            _retire_arguments,
+            partial(_change_arguments, labels="behaviors"),
             _retire,
             {"out": Output("whole")},
         ),
@@ -75,7 +69,7 @@ VOCABULARY = Group(
             "new behaviors, without training: predicted once histories hold them",
             "  behavegpt vocabulary add runs/mine/model podcast maps --out runs/mine/with\n"
             "  behavegpt vocabulary add runs/mine/model @new_items.txt --out runs/mine/with",
-            _add_arguments,
+            partial(_change_arguments, labels="new behaviors"),
             _add,
             {"out": Output("whole")},
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from behavegpt.cli.command import Arguments, Command, Parser, given_options, show
+from behavegpt.cli.command import Arguments, Command, Parser, give, given_options, show
 from behavegpt.cli.models import load_with_logs, say_unread
 
 COMPARED = ("brier", "calibration_error", "mean")
@@ -42,8 +42,6 @@ _WITHOUT = (
 
 def tell_when(arguments: Arguments) -> Any:
     """`predict --when`. Raises ConfigError for options that it does not know."""
-    from behavegpt.console import say
-    from behavegpt.data.store import write_table
     from behavegpt.errors import ConfigError
 
     if not arguments.when:
@@ -57,14 +55,11 @@ def tell_when(arguments: Arguments) -> Any:
     times = predictor.when(logs, top_k=arguments.top_k, **given)
     say_unread(times.unknown, times.rejected)
 
-    rows = times.to_table()
-    if arguments.out:
-        write_table(rows, arguments.out)
-        say(f"{len(times):,} users, written: {arguments.out}")
-        return {"users": len(times), "out": str(arguments.out), "horizon_s": times.horizon}
-    if arguments.json:
-        return rows.to_pylist()
+    result = give(arguments, times, horizon_s=times.horizon)
+    if result is not None:
+        return result
 
+    rows = times.to_table()
     cells = []
     for row in rows.slice(0, SHOWN * times.labels.shape[1]).to_pylist():
         spans = [_span(row[f"{name}_s"]) for name in ("earliest_90", "median", "latest_90")]
