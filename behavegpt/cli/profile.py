@@ -38,7 +38,8 @@ def _arguments(parser: Parser) -> None:
 def _profile(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.errors import ConfigError
-    from behavegpt.profiles.pipeline import embed_new, run
+    from behavegpt.profiles.new_clients import embed_new
+    from behavegpt.profiles.pipeline import run
     from behavegpt.profiles.settings import ProfileSettings
 
     settings = read_settings(ProfileSettings, arguments.config, arguments.overrides)

@@ -11,7 +11,8 @@ import pytest
 from behavegpt.challenge.validate import validate
 from behavegpt.config import read_settings
 from behavegpt.profiles.events import DataSettings
-from behavegpt.profiles.pipeline import embed_new, run
+from behavegpt.profiles.new_clients import embed_new
+from behavegpt.profiles.pipeline import run
 from behavegpt.profiles.settings import ProfileSettings
 from behavegpt.user_embeddings import UserEmbeddings
 from tests.conftest import ROOT

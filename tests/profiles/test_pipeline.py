@@ -18,7 +18,8 @@ from behavegpt.errors import ConfigError, DataError, MissingExtraError
 from behavegpt.profiles.behavegpt_member import MODEL_FILES, BehaviorSettings
 from behavegpt.profiles.cache import digest
 from behavegpt.profiles.events import DataSettings
-from behavegpt.profiles.pipeline import embed_new, run
+from behavegpt.profiles.new_clients import embed_new
+from behavegpt.profiles.pipeline import run
 from behavegpt.profiles.settings import KINDS, ProfileSettings
 from behavegpt.profiles.training import _Training
 from behavegpt.user_embeddings import UserEmbeddings
