@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from behavegpt.ingest.prepare import Preview
 
 
-ROLES = ("user", "time", "event", "location", "behavior", "order")
+ROLES = ("user", "time", "event", "location", "behavior", "order", "group")
+_HINTS = {
+    "order": "column that orders events of one moment, such as a line number (default: none)",
+    "group": "column that tells baskets apart, such as an invoice: events of one are a set, "
+    "predicted as a whole from those before (default: none)",
+}
 _SCHEMA_OPTIONS = (
     *ROLES,
     "tz",
@@ -43,11 +48,8 @@ def _schema_arguments(parser: Parser) -> None:
     )
     for role in ROLES:
         joined = "; DATE+CLOCK for two" if role == "time" else ""
-        parser.add_argument(
-            f"--{role}",
-            metavar="COLUMN",
-            help=f"column of the {role} (guessed when left out{joined})",
-        )
+        hint = f"column of the {role} (guessed when left out{joined})"
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=_HINTS.get(role, hint))
 
     parser.add_argument(
         "--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from behavegpt.arrays import open_array
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, verify
@@ -63,6 +63,8 @@ class Manifest(Settings):
     rejected: dict[str, int]  # reason -> rows
     # events that share user and time with another, None: sorted by their labels (0.1)
     ties: int | None = None
+    # sets of events, with a group; not written where there is none, as in folders of before
+    baskets: int | None = Field(None, exclude_if=lambda number: number is None)
     content_hash: str  # SHA-256 of schema, vocabularies, users and columns
 
     @field_validator("columns", "vocabulary")
