@@ -13,11 +13,14 @@ import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
+from behavegpt.data.basket_batches import collate_basket_inputs
+from behavegpt.data.baskets import NUMBER, Baskets, baskets_of
 from behavegpt.data.collate import collate_inputs
 from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
 from behavegpt.data.memory_counts import MemorySource, history_source
 from behavegpt.data.pack import RowPlan, Windows, pack_rows
+from behavegpt.errors import DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 # a GPU is done with a small one before the next is made
@@ -57,7 +60,7 @@ def history_batches(
     memory: ReadsMemory | None = None,
     asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
-    """The last `max_length` events of each history (U,), in rows packed for a model.
+    """The last `max_length` events, or baskets, of each history (U,), in rows packed for a model.
 
     What `memory` says at the last events, of the whole histories, stands beside them, row by row; a
     model with memory needs it wherever logits are asked for. So does what is given of the events to
@@ -67,6 +70,10 @@ def history_batches(
     config = model.config
     row_length = row_length_for(config.max_length)
     begin, end = histories.begin, histories.end
+    baskets = _baskets(histories) if config.baskets else None
+    if baskets is not None:
+        # a basket is a position; the ends of histories are ends of baskets
+        begin, end = (np.searchsorted(baskets.begin, edge) for edge in (begin, end))
     length = np.minimum(end - begin, config.max_length)
     # what follows the last event is all that is asked for
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
@@ -77,11 +84,18 @@ def history_batches(
     most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
     most_users = CELLS_PER_BATCH // max(1, cells_per_user)
     for first, stop in _pieces(plan, most_positions // row_length, most_users):
-        batch = collate_inputs(histories.columns, plan, np.arange(first, stop), row_length, fields)
+        rows = np.arange(first, stop)
+        if baskets is None:
+            batch = collate_inputs(histories.columns, plan, rows, row_length, fields)
+        else:
+            batch = collate_basket_inputs(
+                histories.columns, baskets, plan, rows, row_length, fields
+            )
         held = slice(plan.pointer[first], plan.pointer[stop])  # windows of these rows
         users = user_of[held]
         if memory is not None:
-            newest = (plan.windows.start + plan.windows.length - 1)[held]
+            after = (plan.windows.start + plan.windows.length)[held]
+            newest = (after if baskets is None else baskets.begin[after]) - 1
             batch = batch._replace(memory=memory.at(newest))
         if asked is not None:
             given = {field: torch.from_numpy(ids[users]) for field, ids in asked.items()}
@@ -96,6 +110,18 @@ def history_batches(
         following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
         last = (batch.document != following) & (batch.document != PADDING)
         yield HistoryBatch(users, batch, last, time)
+
+
+def _baskets(histories: Histories) -> Baskets:
+    """The baskets of histories, which end where these do. Raises DataError where the log tells of
+    none."""
+    if NUMBER not in histories.columns:
+        raise DataError(
+            "the model reads baskets, and nothing tells those of these histories; read the log "
+            "with the group's column."
+        )
+    ends = [[0, len(histories.columns[NUMBER])], histories.begin, histories.end]
+    return baskets_of(histories.columns, np.unique(np.concatenate(ends)))
 
 
 def memory_of_histories(

@@ -18,6 +18,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from pydantic import Field, ValidationError, field_validator
 from behavegpt.arrays import open_array
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, verify
 from behavegpt.config import Settings
+from behavegpt.data.baskets import Baskets, baskets_of
 from behavegpt.data.bins import load_vocabulary
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import Vocabulary
@@ -90,6 +92,13 @@ class EventStore:
     @property
     def schema(self) -> EventSchema:
         return self.manifest.event_schema
+
+    @cached_property
+    def baskets(self) -> Baskets | None:
+        """The baskets of a log that has them, which are what a model looks at then."""
+        if not self.schema.has_baskets:
+            return None
+        return baskets_of({**self.columns, "behavior": self.column("behavior")}, self.offsets)
 
     @property
     def behaviors(self) -> Vocabulary:
