@@ -7,7 +7,7 @@ Shape letters: U users, T events of all of them, B rows, R positions, K behavior
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ import torch
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.data.basket_batches import collate_basket_inputs
 from behavegpt.data.baskets import NUMBER, Baskets, baskets_of
-from behavegpt.data.collate import collate_inputs
+from behavegpt.data.collate import ReadsMemory, collate_inputs
 from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
-from behavegpt.data.memory_counts import MemorySource, history_source
+from behavegpt.data.memory_baskets import history_memory
+from behavegpt.data.memory_counts import history_source
 from behavegpt.data.pack import RowPlan, Windows, pack_rows
 from behavegpt.errors import DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
@@ -43,12 +44,6 @@ class HistoryBatch(NamedTuple):
     inputs: PackedBatch  # on the model's device, without targets
     last: torch.Tensor  # (B, R) bool: each history's last event, n in all
     time: torch.Tensor | None  # (B, R) int64 seconds, where asked for
-
-
-class ReadsMemory(Protocol):
-    """Says what a model's counts know at events, as `MemorySource` does."""
-
-    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
 
 
 def history_batches(
@@ -126,13 +121,15 @@ def _baskets(histories: Histories) -> Baskets:
 
 def memory_of_histories(
     model: BehaveGPTForBehaviorPrediction, histories: Histories, asked: Moment | None = None
-) -> MemorySource | None:
+) -> ReadsMemory | None:
     """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a
     model without memory."""
     if model.counts is None:
         return None
 
     offsets = np.append(histories.begin, histories.end[-1:])
+    if model.config.baskets:
+        return history_memory(histories.columns, offsets, model.counts)
     return history_source(histories.columns, offsets, model.counts, asked)
 
 

@@ -13,8 +13,7 @@ import torch
 
 from behavegpt.batch import PADDING, PackedBatch
 from behavegpt.data.baskets import Baskets, asked_after
-from behavegpt.data.collate import Layout, argument_name, layout_of
-from behavegpt.data.memory_counts import MemorySource
+from behavegpt.data.collate import Layout, ReadsMemory, argument_name, layout_of
 from behavegpt.data.pack import RowPlan
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.ragged import ranges
@@ -27,7 +26,7 @@ def collate_baskets(
     rows: np.ndarray,
     row_length: int,
     fields: tuple[str, ...],
-    memory: MemorySource | None = None,
+    memory: ReadsMemory | None = None,
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan of baskets; row -1 is an empty row.
 

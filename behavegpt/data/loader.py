@@ -15,8 +15,9 @@ import numpy as np
 
 from behavegpt.batch import PackedBatch
 from behavegpt.data.basket_batches import collate_baskets
-from behavegpt.data.collate import BatchFields, collate
+from behavegpt.data.collate import BatchFields, ReadsMemory, collate
 from behavegpt.data.given import moved
+from behavegpt.data.memory_baskets import BasketMemory, store_memory
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
 from behavegpt.data.memory_tables import Columns
 from behavegpt.data.pack import RowPlan, evaluation_windows, pack_rows, training_windows
@@ -38,8 +39,12 @@ def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
     return {**store.columns, "behavior": store.column("behavior")}
 
 
-def memory_of(store: EventStore, counts: Counts, *, leave_out: bool = False) -> MemorySource:
+def memory_of(
+    store: EventStore, counts: Counts, *, leave_out: bool = False
+) -> MemorySource | BasketMemory:
     """Reads the counts at events of a prepared folder; `leave_out`: at events that were counted."""
+    if store.baskets is not None:
+        return store_memory(store, counts, leave_out)
     columns = dated_columns(store)
     if counts.given:
         columns = Columns(**moved(columns._asdict(), store.offsets, counts.given))
@@ -147,7 +152,7 @@ def _collate(
     rows: np.ndarray,
     row_length: int,
     fields: BatchFields,
-    memory: MemorySource | None,
+    memory: ReadsMemory | None,
 ) -> PackedBatch:
     """The batch of some rows (B,) of a plan of a store's events, or of its baskets."""
     if store.baskets is None:
