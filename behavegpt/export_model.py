@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.collate import argument_name
 from behavegpt.data.memory_files import save_counts
 from behavegpt.decision import FILE as THRESHOLDS
@@ -145,6 +146,7 @@ def export_model(
             "predicts cannot be exported: the graph takes histories alone; serve it (behavegpt "
             "serve), or train one without model.given for export."
         )
+    refuse_baskets(predictor.tokenizer.event_schema, "an exported graph")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
 

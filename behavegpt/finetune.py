@@ -40,6 +40,7 @@ from behavegpt.adapt.transfer import (
 from behavegpt.baselines import network as _baselines  # noqa: F401
 from behavegpt.config import PathText
 from behavegpt.console import say, table
+from behavegpt.data.baskets import check_baskets
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.pack import target_counts
@@ -143,6 +144,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     store = store or open_store(settings.data.path)
     base, old = _open_base(settings.base_folder)
     check_schema(base.config.given or (), store.schema)
+    check_baskets(base.config.baskets, store.schema)
 
     # the vocabulary: the base's with new labels appended, or one of the data alone
     options = settings.adapt

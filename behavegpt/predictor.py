@@ -21,6 +21,7 @@ import torch
 
 from behavegpt.baselines import network as _baselines  # noqa: F401 - so that their folders open too
 from behavegpt.config import check_settings
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import Moment, in_order
 from behavegpt.data.state_files import holds_states, load_states, save_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
@@ -139,6 +140,9 @@ class Predictor(KeepsStates):
     def state_spec(self) -> StateSpec:
         """What a state holds: the last `max_length` events, of a model with memory also the
         counts."""
+        refuse_baskets(
+            self.tokenizer.event_schema, "a state, which an event is added to at a time,"
+        )
         config, counts = self.model.config, self.model.counts
 
         # the time last, also where the model does not read it: a state must know when it ended
@@ -234,6 +238,7 @@ class Predictor(KeepsStates):
         choice = choose_from(options, self.tokenizer, self.model.config.retired)
         check_asked(self.given, at, location, "this model", "train with model.given")
         refuse_states(events)
+        refuse_baskets(self.tokenizer.event_schema, "explain")
 
         encoded, _, asked = self._asked(events, at, location)
 
@@ -269,6 +274,8 @@ class Predictor(KeepsStates):
         09:00", after which nothing is read; by default each user's last event. Raises ConfigError,
         also for a model without timing.json, and DataError. Docs: docs/when.md.
         """
+
+        refuse_baskets(self.tokenizer.event_schema, "when")
 
         def predict(encoded: EncodedHistories, top: int) -> Predictions:
             return self.predict(encoded, top, interrupt=interrupt)

@@ -112,3 +112,13 @@ def refuse_baskets(schema: EventSchema, what: str) -> None:
             f"{what} reads events one by one, and the group {schema.group!r} makes baskets of "
             "them; prepare the data without --group for it (docs: Baskets)."
         )
+
+
+def check_baskets(takes: bool, schema: EventSchema) -> None:
+    """Raise ConfigError where a model that takes baskets is to go on with events, or reversely."""
+    if takes != schema.has_baskets:
+        kinds = {True: "baskets", False: "events one by one"}
+        raise ConfigError(
+            f"the base reads {kinds[takes]}, and the data hold {kinds[schema.has_baskets]}; "
+            f"prepare them with{'' if takes else 'out'} --group."
+        )

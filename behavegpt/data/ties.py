@@ -112,8 +112,8 @@ def count_ties(columns: dict[str, np.ndarray]) -> int:
 def describe_ties(manifest: Manifest, least: float = 0) -> str | None:
     """One sentence on the simultaneous events of a folder.
 
-    None where an order column settles how they stand, where baskets have no order, or where at most a share `least` of the
-    events are such.
+    None where an order column settles how they stand, where baskets have no order, or where at
+    most a share `least` of the events are such.
     """
     return tell_ties(manifest.ties or 0, manifest.events, manifest.event_schema, least)
 

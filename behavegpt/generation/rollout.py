@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.times import calendar
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
@@ -67,6 +68,7 @@ def roll_out(
     `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when
     the model lacks a head that the settings ask for.
     """
+    refuse_baskets(tokenizer.event_schema, "generate")
     links = Links() if links is None else links
     policies = choose_policies(model, tokenizer, settings, links)
     gap_odds = links.gap_odds if settings.hours else None

@@ -23,7 +23,8 @@ class Events(NamedTuple):
 
     table: pa.Table
     """user (text), time (int64 microseconds), weekday (uint8), slot, with a group the number of the
-    basket, and the label fields as text, nulls kept; sorted by user, time and order, simultaneous events as `prepare` shuffles them."""
+    basket, and the label fields as text, nulls kept; sorted by user, time and order, simultaneous
+    events as `prepare` shuffles them."""
     rejects: pa.Table
     """file, the original values as text (one column per role), reason."""
 
