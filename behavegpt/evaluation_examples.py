@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from behavegpt.data.collate import argument_name
+from behavegpt.data.collate import ReadsMemory, argument_name
 from behavegpt.data.given import given_fields
 from behavegpt.data.loader import columns_of, memory_of
-from behavegpt.data.memory_counts import MemorySource
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.metrics.bootstrap import TargetRanks
@@ -32,7 +31,7 @@ class _Reader:
 
     predictor: Predictor
     store: EventStore
-    memory: MemorySource | None
+    memory: ReadsMemory | None
     shift: torch.Tensor  # (K,), subtracted from the logits
     names: Any  # labels of the users
 
@@ -101,7 +100,10 @@ def collect_examples(
     `found`: the ranks of the truth at the targets; `shift` (K,) is subtracted from the logits.
     """
     counts = predictor.model.counts
-    memory = None if counts is None else memory_of(store, counts)
+    # baskets are read as `predict` reads them
+    memory: ReadsMemory | None = None
+    if counts is not None and store.baskets is None:
+        memory = memory_of(store, counts)
     reader = _Reader(predictor, store, memory, shift, store.users())
     users = np.searchsorted(store.offsets, found.rows, side="right") - 1
     deep = found.rows[found.rows - store.offsets[users] >= HISTORY]

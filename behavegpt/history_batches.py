@@ -115,8 +115,9 @@ def _baskets(histories: Histories) -> Baskets:
             "the model reads baskets, and nothing tells those of these histories; read the log "
             "with the group's column."
         )
-    ends = [[0, len(histories.columns[NUMBER])], histories.begin, histories.end]
-    return baskets_of(histories.columns, np.unique(np.concatenate(ends)))
+    whole = np.array([0, len(histories.columns[NUMBER])])
+    ends = np.concatenate([whole, histories.begin, histories.end])
+    return baskets_of(histories.columns, np.unique(ends))
 
 
 def memory_of_histories(

@@ -33,8 +33,12 @@ class Buckets(Protocol):
     """Accepted events by bucket of users, in the order of user codes: spilled here, or parts made
     elsewhere."""
 
-    buckets: int
-    sorted: bool  # whether `read` gives each user's events in their order
+    @property
+    def buckets(self) -> int: ...
+
+    @property
+    def sorted(self) -> bool:
+        """Whether `read` gives each user's events in their order."""
 
     def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]: ...
 

@@ -180,12 +180,10 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         if labels is not None and criterion is not None and events.cache is None:
             # training: the loss makes the logits itself, chunk by chunk, so that (N, K) never
             # exists at once
-            baskets = events.baskets
             # (B, R) bool; of baskets (N,), where all are asked for
             chosen = labels != IGNORED
-            predicted = self.predicted(encoded, events, None if baskets else chosen)
-            share = None if baskets is None else baskets.share
-            loss = self.loss(predicted, labels[chosen], criterion, share)
+            predicted = self.predicted(encoded, events, None if events.baskets else chosen)
+            loss = self.loss(predicted, labels[chosen], criterion)
             output.loss, output.class_loss, output.class_count = loss
 
             # each (N,)
@@ -232,7 +230,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
 
         if select is None and events.baskets is not None:
             hidden = events.baskets.at(encoded.hidden)
-            return Predicted(hidden, events.memory)
+            return Predicted(hidden, events.memory, share=events.baskets.share)
         if select is None:
             select = torch.ones_like(events.document, dtype=torch.bool)
 
@@ -266,15 +264,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         retired = torch.tensor(self.config.retired, device=logits.device)
         return logits.index_fill(1, retired, RETIRED)
 
-    def loss(
-        self,
-        predicted: Predicted,
-        target: torch.Tensor,
-        criterion: Any,
-        share: torch.Tensor | None = None,
-    ) -> HeadLoss:
+    def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
         """Loss sum of N positions with the targets (N,) under a criterion; logits come in chunks
-        where there are many. `share` (N,): what a target counts for, of the members of a basket."""
+        where there are many."""
         check_given(self.given, predicted)
         return head_loss(
             self.head,
@@ -283,7 +275,6 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             criterion,
             self.config.num_behaviors,
             self._tied_embedding(),
-            share,
         )
 
     def side_loss(

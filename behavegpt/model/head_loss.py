@@ -21,12 +21,11 @@ def head_loss(
     criterion: Any,
     classes: int,
     event_embedding: torch.Tensor | None = None,
-    share: torch.Tensor | None = None,
 ) -> HeadLoss:
     """Loss of N predicted positions under `criterion` (behavegpt.losses.Loss); `target` (N,) holds
     no ignored one.
 
-    `event_embedding` (ids, d), if tied; `share` (N,): a factor of each one's weight.
+    `event_embedding` (ids, d), if tied.
     """
 
     def score(
@@ -39,5 +38,5 @@ def head_loss(
     # all that the logits depend on: the chunked loss makes the gradients of these, and of no other
     tied = () if event_embedding is None else (event_embedding,)
     parameters = (*head.parameters(), *tied)
-    scored = Scored(score, (predicted.asked,), parameters, head.projection, share)
+    scored = Scored(score, (predicted.asked,), parameters, head.projection, predicted.share)
     return chunked_loss(scored, criterion, target, classes)
