@@ -205,6 +205,8 @@ def _prepare(arguments: Arguments) -> Any:
     # counts know no further fields: a network reads them
     further = store.schema.extra or store.schema.numeric or store.schema.features
     config = "small" if further else "memory"
+    if store.schema.has_baskets:
+        config = "baskets"
     say(f"next: behavegpt train {config} data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
@@ -325,6 +327,7 @@ COMMANDS: dict[str, Command] = {
         "Europe/London\n"
         "  behavegpt prepare my_logs.csv --users customers.csv --user-features segment "
         "--user-numeric age --out data/mine\n"
+        "  behavegpt prepare sales.csv --event product --group invoice --out data/sales\n"
         "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out "
         "data/mine\n"
         "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master "
