@@ -290,3 +290,11 @@ def test_command_line(run: Path, store: EventStore, log: pa.Table, tmp_path: Pat
     arguments = ["evaluate", str(run), str(store.path), "--out", str(metrics), "--baselines"]
     assert main(arguments) == 0
     assert "user_recent" in metrics.read_text()
+
+
+def test_the_report_shows_the_figures_of_baskets(run: Path, store: EventStore) -> None:
+    compare(behavegpt.load(run, "cpu"), store, run / "eval" / "metrics.json", baselines=True)
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "NDCG@10" in page
+    assert "invoice" in page

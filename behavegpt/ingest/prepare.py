@@ -219,6 +219,11 @@ def _encode(
             f"the schema names features of the users ({', '.join(schema.features)}), which stand "
             "in a table of their own; give it with --users TABLE."
         )
+    if schema.has_baskets and chosen.engine == "spark":
+        raise DataError(
+            f"the group {schema.group!r}: --engine spark makes no baskets; take --engine local, "
+            "which needs no more memory than --memory allows."
+        )
     # before the log is read, which may take long
     if chosen.users is not None:
         schema = with_features(schema, chosen.users)

@@ -133,3 +133,10 @@ def test_many_users_in_many_buckets_are_numbered_alike(tmp_path: Path) -> None:
     expected = np.split(np.asarray(small.columns["basket"]), small.offsets[1:-1])
     for user, found in zip(whole.users().to_pylist(), numbers, strict=True):
         assert found.tolist() == expected["ab".index(user[0])].tolist()
+
+
+def test_spark_makes_no_baskets(tmp_path: Path) -> None:
+    pq.write_table(SMALL, tmp_path / "log.parquet")
+    with pytest.raises(DataError, match="--engine local"):
+        prepare(tmp_path / "log.parquet", tmp_path / "data", SCHEMA, engine="spark")
+    assert not (tmp_path / "data").exists()

@@ -167,9 +167,7 @@ def test_the_loss_is_the_mean_over_each_baskets_members(
     # whole, and in chunks whose gradients are made in the forward pass
     gradients = []
     for elements in (1 << 20, 2 * CLASSES):
-        monkeypatch.setitem(
-            chunks.CHUNK_ELEMENTS, "cpu", elements
-        )
+        monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", elements)
         model.zero_grad()
         loss = model(**batch.arguments, labels=batch.target, criterion=criterion).loss
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
