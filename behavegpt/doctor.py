@@ -23,7 +23,7 @@ from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.size import count_parameters
-from behavegpt.predictor import load, model_folder
+from behavegpt.trained_folder import load, model_folder
 from behavegpt.training.checkpoint import TRAINER, load_checkpoint
 from behavegpt.user_embeddings import ENTRY, UserEmbeddings
 

@@ -17,9 +17,9 @@ from behavegpt.evaluation import score_baselines, summary, uncertainty
 from behavegpt.io import write_json
 from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.shipped import UNIVERSAL
 from behavegpt.universal.model import UniversalModel
 from behavegpt.universal.reader import store_reader
-from behavegpt.zero_shot import UNIVERSAL
 
 
 def evaluate_universal(

@@ -26,8 +26,8 @@ from behavegpt.errors import ConfigError
 from behavegpt.filters import as_labels
 from behavegpt.generation import constraints
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import model_folder
 from behavegpt.timing.files import load_gaps, save_gaps
+from behavegpt.trained_folder import model_folder
 from behavegpt.training.model_folder import open_model, save_model
 
 LEFT = (decision.FILE, constraints.FILE)  # beside the model, and learned for the old behaviors

@@ -44,8 +44,9 @@ from behavegpt.grid import Grid, Row, Run, append_row, made_once, mean_and_devia
 from behavegpt.metrics import generation as metrics
 from behavegpt.metrics.generation import Sequences
 from behavegpt.plots_generation import BEHAVIORS, futures
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"

@@ -18,7 +18,8 @@ from behavegpt.data.store import TRAIN
 from behavegpt.demo import online_retail
 from behavegpt.export_model import export_model
 from behavegpt.graph_inputs import GraphInputs
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
+from behavegpt.trained_folder import load
 from tests.conftest import ROOT
 from tests.helpers import random_store
 from tests.test_export_model import NEEDED, runner

@@ -72,6 +72,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_user_states.py",
         "test_ecosystem.py",
     ),
+    "trained_model.py": ("test_predictor.py", "test_user_states.py"),
     "training/checkpoint.py": ("training/test_checkpoint.py", "training/test_steps.py"),
     "training/evaluate.py": ("training/test_evaluate.py", "test_prior_correction.py"),
     "training/journal.py": ("training/test_journal.py", "training/test_steps.py"),

@@ -34,10 +34,10 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.decision import FILE, learn_thresholds, save_thresholds
     from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
-    from behavegpt.predictor import load, model_folder
-    from behavegpt.shipped import shipped_folder
+    from behavegpt.shipped import is_universal, shipped_folder
+    from behavegpt.trained_folder import load, model_folder
     from behavegpt.training.settings import DecisionSettings
-    from behavegpt.zero_shot import NO_THRESHOLDS, is_universal
+    from behavegpt.zero_shot import NO_THRESHOLDS
 
     given = given_options(arguments, ("objective", "keep", "min_targets"))
     settings = check_settings(DecisionSettings, given, "thresholds")

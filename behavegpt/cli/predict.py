@@ -61,9 +61,9 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.evaluation import compare, metrics_table
     from behavegpt.locks import lock
     from behavegpt.outputs import check_output
-    from behavegpt.predictor import load
+    from behavegpt.shipped import is_universal
+    from behavegpt.trained_folder import load
     from behavegpt.training.ranks import tell_ranks
-    from behavegpt.zero_shot import is_universal
 
     if is_universal(arguments.model):
         return _evaluate_universal(arguments)
@@ -103,8 +103,8 @@ def _evaluate(arguments: Arguments) -> Any:
 
 def _metrics_file(arguments: Arguments) -> Path:
     """Where the figures of a split go by default: beside the model folder."""
-    from behavegpt.predictor import model_folder
     from behavegpt.shipped import shipped_folder
+    from behavegpt.trained_folder import model_folder
 
     name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
     if shipped_folder(arguments.model):  # nothing is written into the package
@@ -118,9 +118,9 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
     from behavegpt.evaluation import metrics_table
+    from behavegpt.loading import load_zero_shot
     from behavegpt.locks import lock
     from behavegpt.outputs import check_output
-    from behavegpt.zero_shot import load_zero_shot
 
     if arguments.prior_correction or arguments.thresholds:
         raise ConfigError(

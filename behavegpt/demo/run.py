@@ -23,9 +23,10 @@ from behavegpt.evaluation import compare, metrics_table
 from behavegpt.ingest.prepare import prepare
 from behavegpt.io import write_json
 from behavegpt.locks import lock
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
+from behavegpt.trained_folder import load
 from behavegpt.universal.model import load_universal
 
 STAGES = 7  # that the console counts

@@ -30,7 +30,7 @@ from behavegpt.labeling.train import Answers, Examples, outputs, train_label
 from behavegpt.locks import lock
 from behavegpt.outputs import check_output
 from behavegpt.paths import local_path
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.probing.features import aggregates
 from behavegpt.probing.labels import read_labels
 from behavegpt.probing.past import Log, check_date, past_of, read_log, shown, trained_until
@@ -38,8 +38,9 @@ from behavegpt.probing.result import ProbeResult, Score, Scores
 from behavegpt.probing.run import Question, Work, ask
 from behavegpt.probing.scoring import METRICS, figures
 from behavegpt.probing.settings import ProbeSettings
+from behavegpt.shipped import is_universal
+from behavegpt.trained_folder import load
 from behavegpt.training.model_folder import save_model
-from behavegpt.zero_shot import is_universal
 
 FIGURES = "label.json"
 HEAD = "label head"

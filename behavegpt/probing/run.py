@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from behavegpt.config import check_settings
 from behavegpt.errors import DataError
 from behavegpt.ingest.asked import seconds_of
+from behavegpt.loading import load
 from behavegpt.predictor import Predictor
 from behavegpt.probing.features import aggregates, label_counts
 from behavegpt.probing.labels import Labels, read_labels
@@ -35,7 +36,7 @@ from behavegpt.probing.past import (
 from behavegpt.probing.result import ProbeResult, Score, Scores
 from behavegpt.probing.scoring import Fold, make_folds, score_folds
 from behavegpt.probing.settings import Kind, ProbeSettings
-from behavegpt.zero_shot import UniversalPredictor, load
+from behavegpt.zero_shot import UniversalPredictor
 
 # name of a set -> the blocks of features it joins
 SETS = {
