@@ -30,7 +30,8 @@ from behavegpt.ingest.asked import named_given, read_asked
 from behavegpt.ingest.guess import guess_schema
 from behavegpt.ingest.histories import EventData, rows_as_columns
 from behavegpt.ingest.users import as_states
-from behavegpt.options import MOST_BEHAVIORS, EmbedOptions, ExplainOptions, PredictOptions
+from behavegpt.option_types import MOST_BEHAVIORS
+from behavegpt.options import EmbedOptions, ExplainOptions, PredictOptions
 from behavegpt.predictions import Predictions, most_probable
 from behavegpt.timing.answer import Times, times_of
 from behavegpt.universal.counted import count_log

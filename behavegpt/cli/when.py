@@ -99,7 +99,8 @@ def _when(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
-    from behavegpt.options import WhenOptions, span_seconds
+    from behavegpt.option_types import span_seconds
+    from behavegpt.options import WhenOptions
     from behavegpt.shipped import is_universal, shipped_folder
     from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
     from behavegpt.timing.files import FILE, save_gaps

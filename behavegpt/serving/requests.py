@@ -20,15 +20,8 @@ from pydantic import (
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.options import (
-    DrawOptions,
-    EmbedOptions,
-    ExplainOptions,
-    PredictOptions,
-    Real,
-    WhenOptions,
-    Whole,
-)
+from behavegpt.option_types import Real, Whole
+from behavegpt.options import DrawOptions, EmbedOptions, ExplainOptions, PredictOptions, WhenOptions
 
 MOST_NAME = 1000  # characters of a label
 MOST_KEYS = 64  # of an object: more are no columns of a log

@@ -44,7 +44,7 @@ from behavegpt.generation.sampling import (
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.ingest.prepare import prepare
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.options import span_seconds
+from behavegpt.option_types import span_seconds
 from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.trained_folder import load
