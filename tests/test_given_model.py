@@ -17,7 +17,8 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.embeddings.pooling import NAMES
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.evaluation import compare, metrics_table
+from behavegpt.evaluation import compare
+from behavegpt.evaluation_summary import metrics_table
 from behavegpt.export_model import export_model
 from behavegpt.generation.constraints import learn_links
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, EventCache

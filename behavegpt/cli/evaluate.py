@@ -43,7 +43,8 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.data.loader import Share
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
-    from behavegpt.evaluation import compare, metrics_table
+    from behavegpt.evaluation import compare
+    from behavegpt.evaluation_summary import metrics_table
     from behavegpt.locks import lock
     from behavegpt.outputs import check_output
     from behavegpt.shipped import is_universal
@@ -102,7 +103,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.evaluate_universal import evaluate_universal
-    from behavegpt.evaluation import metrics_table
+    from behavegpt.evaluation_summary import metrics_table
     from behavegpt.loading import load_zero_shot
     from behavegpt.locks import lock
     from behavegpt.outputs import check_output
