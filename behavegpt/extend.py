@@ -17,8 +17,9 @@ import torch
 
 from behavegpt import decision
 from behavegpt.adapt.cross_domain import target_config
+from behavegpt.adapt.mode_table import cells
 from behavegpt.adapt.settings import AdaptSettings
-from behavegpt.adapt.transfer import apply_transfer, cells, plan_transfer
+from behavegpt.adapt.transfer import apply_transfer, plan_transfer
 from behavegpt.data.memory_tables import with_classes
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
