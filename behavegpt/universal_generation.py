@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from behavegpt.data.given import given_fields
-from behavegpt.data.memory_tables import Columns, memory_columns
+from behavegpt.data.memory_columns import Columns, memory_columns
 from behavegpt.data.times import calendar
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from behavegpt.cli import main
-from behavegpt.data.memory_tables import Counted, fit_tables, store_columns, with_classes
+from behavegpt.data.memory_columns import store_columns
+from behavegpt.data.memory_tables import Counted, fit_tables, with_classes
 from behavegpt.data.store import TRAIN
 from behavegpt.demo import online_retail
 from behavegpt.export_model import export_model
