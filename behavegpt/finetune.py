@@ -71,7 +71,7 @@ class FinetuneSettings(RunSettings):
 
     base: PathText = Field(description="pretrained model folder, for example runs/mine/model")
     mode: Mode = Field(
-        description="what is transferred and what is trained: the table in adapt/transfer.py"
+        description="what is transferred and what is trained: the table in adapt/mode_table.py"
     )
     adapt: AdaptSettings = Field(default_factory=AdaptSettings)
 

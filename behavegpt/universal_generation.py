@@ -25,10 +25,10 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
 from behavegpt.generation.own_past import OwnPast
 from behavegpt.generation.result import Generated
-from behavegpt.generation.rollout import Draws
 from behavegpt.generation.sampling import Uniforms, choose
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.generation.state import horizon_of
+from behavegpt.generation.steps import Draws
 from behavegpt.universal.counted import CountedLog
 from behavegpt.universal.model import UniversalModel
 
