@@ -72,6 +72,7 @@ def check_folders(root: Path) -> dict[str, Any]:
 
     `ok` is False when something is. Raises DataError when there is nothing to check.
     """
+    # older versions wrote no manifest of checksums, so their own files count as marks
     marks = (MANIFEST, "dataset.json", ENTRY)  # files that tell such a folder
     folders = sorted({path.parent for name in marks for path in root.rglob(name)})
     if not folders:

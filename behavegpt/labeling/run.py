@@ -88,6 +88,7 @@ def finetune_label(
     known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
     probing = _probing(chosen)
     asked = ask(known, read, moment, probing)
+    # seeds=0 asks for the model alone: it is not judged, and trains once
     if not chosen.seeds:
         asked = asked._replace(folds=[])
     examples = examples_before(predictor, read, moment, asked.users)
@@ -100,6 +101,7 @@ def finetune_label(
         scores += [row for row in beside if row.features in BESIDE]
 
     step("all users")
+    # the figures are those of the folds' models; the one that is kept learns from everybody
     answers = Answers(asked.target, known.classes, known.column)
     network, learned = train_label(predictor.model, examples, answers, chosen)
     until = trained_until(predictor)
@@ -155,11 +157,13 @@ def _judged(work: Folded, step: Step) -> list[Score]:
     for number, fold in enumerate(asked.folds):
         step(f"{HEAD}, fold {number + 1}")
         answers = Answers(asked.target[fold.train], asked.labels.classes, asked.labels.column)
+        # another start for each repetition, as the probes beside it are drawn anew
         settings = work.settings.model_copy(update={"seed": work.settings.seed + fold.seed})
         network, _ = train_label(
             work.predictor.model, work.examples.of(fold.train), answers, settings
         )
         said = outputs(network, work.examples.of(fold.test))
+        # a number is one output, (N, 1)
         said = said if asked.labels.classes else said[:, 0]
         rows.append(figures(asked.target[fold.test], said))
 

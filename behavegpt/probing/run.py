@@ -96,6 +96,7 @@ def probe(
     scores = work.scores(asked, moment, 0, chosen.probes)
     differences = []
     for first, second in DIFFERENCES:
+        # row by row of the same probe and folds, so that the differences are paired
         others = {(row.probe, row.metric): row for row in scores if row.features == second}
         differences += [
             row.minus(others[row.probe, row.metric]) for row in scores if row.features == first
@@ -129,6 +130,7 @@ class Work(NamedTuple):
         blocks = self._blocks(asked, moment)
         folds, rows = self.settings.folds, []
         for name, parts in SETS.items():
+            # (N, F) of the set
             features = np.concatenate([blocks[part] for part in parts], axis=1)
             for probe in probes:
                 self.step(f"{name}, {probe}")
@@ -179,11 +181,13 @@ def ask(labels: Labels, log: Log, moment: int, settings: ProbeSettings) -> Quest
                 f"event before {shown(moment)}; at least {least} are needed (10, or two a fold). "
                 "Join it with another one, or leave its users out."
             )
+    # scikit-learn would fit a constant and call it perfect
     if not labels.classes and target.min() == target.max():
         raise DataError(
             f"column {labels.column!r}: all users with an event before {shown(moment)} have the "
             f"value {target[0]:g}; there is nothing to predict."
         )
+    # drawn once: every set of features is judged by the same users
     folds = make_folds(target, labels.task, settings.folds, settings.seeds)
     return Question(users, target, labels, folds)
 
@@ -214,6 +218,7 @@ def _facts(labels: Labels, log: Log, asked: Question, moment: int) -> dict[str, 
 def _training(predictor: Predictor | UniversalPredictor, moment: int) -> dict[str, Any]:
     """What is known of the events that the model was trained on: of whether its weights know the
     future of these users."""
+    # a model that was trained on what came later may know the labels by other means
     until = trained_until(predictor)
     return {
         "trained_until": None if until is None else shown(until),
