@@ -118,6 +118,7 @@ class CountedModel(KeepsStates):
         states = as_states(events)
         ask: Callable[..., Asked]
         if events is None:
+            # whoever the log or the saved folder knows
             users, ask = pa.array(list(self.users), pa.string()), self.log.everyone
         elif states is not None:
             users = pa.array([state.user for state in states], pa.string())

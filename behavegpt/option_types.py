@@ -121,6 +121,7 @@ def _span(text: str) -> str:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+# strict: a label keeps its type, so that True is not 1, nor 1 "1"
 Label = StrictStr | StrictInt | StrictFloat | StrictBool
 Labels = Annotated[tuple[Label, ...], BeforeValidator(_labels)]
 Temperature = Annotated[Real, Field(ge=0, le=100), AfterValidator(_temperature)]

@@ -184,6 +184,7 @@ class DrawOptions(Settings):
     )
     seed: Seed = Field(0, description="same seed, same futures")
 
+    # refused where it is set, not after an hour of drawing
     @field_validator("until")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:

@@ -106,6 +106,7 @@ class Predictor(TrainedModel):
         encoded, _, asked = self._asked(events, at, location)
 
         def pieces(histories: EncodedHistories, moment: Moment | None) -> Any:
+            # histories that lack an event are counted anew: the experts must not know it either
             spans = Histories(histories.columns, histories.offsets[:-1], histories.offsets[1:])
             memory = memory_of_histories(self.model, spans, moment)
             return history_logits(self.model, histories, memory, interrupt, moment)

@@ -107,6 +107,7 @@ class UniversalPredictor(CountedModel):
         if events is not None and as_states(events) is None:
             events = counted.encode(events)
         choice = counted._without_seen(choose_from(options, counted.tokenizer), events)
+        # from here on what was counted answers, whichever predictor was asked
         asked, tables = counted._asked(events, at, location), counted.log.tables
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
@@ -224,6 +225,7 @@ class UniversalPredictor(CountedModel):
                 f"this log was counted with the {' and '.join(self.given)} of the event that is "
                 "predicted given, which a vector does not know; count it without: fit_tables(log)."
             )
+        # a trained model has more parts, so the options allow them
         for part in check_settings(EmbedOptions, {"pool": pool}, "embed").pool:
             if part not in VECTORS:
                 raise ConfigError(

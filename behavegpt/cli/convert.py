@@ -43,6 +43,7 @@ def _convert(arguments: Arguments) -> Any:
         raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
 
     split = ""
+    # imported by name: each reader pulls in libraries of its own
     if arguments.name == "git":
         from behavegpt.datasets.git import convert_git
 

@@ -59,6 +59,7 @@ def _evaluate(arguments: Arguments) -> Any:
         )
 
     out = arguments.out or _metrics_file(arguments)
+    # started by `accelerate launch` there are several processes; alone this is one
     state = PartialState(cpu=not torch.cuda.is_available())
     tell_ranks(state)
     check_output(out, "file")
@@ -76,6 +77,7 @@ def _evaluate(arguments: Arguments) -> Any:
             share=Share(state.process_index, state.num_processes),
         )
 
+    # the others have nothing to show
     if not state.is_main_process:
         return None
 

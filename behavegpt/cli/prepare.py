@@ -149,6 +149,7 @@ def _prepare_arguments(parser: Parser) -> None:
 
 def _given(arguments: Arguments) -> dict[str, Any]:
     given = given_options(arguments, _SCHEMA_OPTIONS)
+    # an empty list is an option that was not given
     further = {name: tuple(getattr(arguments, name)) for name in _COLUMNS}
     return given | {name: columns for name, columns in further.items() if columns}
 
@@ -164,6 +165,7 @@ def _prepare(arguments: Arguments) -> Any:
 
     given = _given(arguments)
     if arguments.schema:
+        # two sources of one schema would have to be merged, and either could be the mistake
         if given:
             raise ConfigError(
                 f"--schema and --{next(iter(given))} together: put it into {arguments.schema}."

@@ -49,6 +49,7 @@ def answer_all(
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)
+            # rejected rows are counted over all, and nothing tells whose they were
             if not encoded.rejected:
                 return list(_answers(predictor, requests, encoded, interrupt))
         except BehaveGPTError:
@@ -61,6 +62,7 @@ def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     together = reading_key([row for user in request.users for row in user.events], schema)
     if together is None:
         return None
+    # one call of the predictor has one set of options
     options = {name: getattr(request, name) for name in type(request).model_fields}
     del options["users"]
     return (
@@ -112,6 +114,7 @@ def _check_columns(names: set[str], schema: EventSchema) -> None:
         for role, column in columns_of(schema).items()
         if role not in ("behavior", "time")
     ]
+    # a behavior is what is predicted, and a time may be told in parts
     for role, column in [*roles, *(("time", part) for part in time_parts(schema.time, names))]:
         if column not in names:
             hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
@@ -137,6 +140,7 @@ def _answers(
             field: int((encoded.columns[field][events] == UNKNOWN).sum())
             for field in encoded.unknown
         }
+        # a place that is asked about may be as unknown as one of the history
         places = [getattr(user, "location", None) for user in request.users]
         asked = [str(place) for place in places if place is not None]
         if asked:
@@ -173,6 +177,7 @@ def _when(
     )
     if len(found) < len(encoded.users):
         there = set(found.users.to_pylist())
+        # an answer for each user, or none: a shorter list would be taken for another user's
         late = next((user for user in encoded.users.to_pylist() if user not in there), "?")
         raise DataError(f"user {late!r} has no event until {request.now!r}; ask without them.")
     return found.answers()
@@ -211,6 +216,7 @@ def _generate(
     place = table.column_names.index(schema.time)
     texts = [time.isoformat() for time in table[schema.time].to_pylist()]
     rows = table.set_column(place, schema.time, pa.array(texts, pa.string())).to_pylist()
+    # futures end at different steps, so users have different numbers of rows
     bounds = np.searchsorted(found.columns["user"], np.arange(len(encoded.users) + 1))
     return [
         {"events": rows[bounds[i] : bounds[i + 1]], "policies": found.policies}

@@ -28,11 +28,13 @@ def encode_users(
     A name decides how simultaneous events of its user are shuffled, so users of one name are read
     apart.
     """
+    # round i holds the i-th user of each name, so no two of a round share one
     rounds: dict[int, list[int]] = {}
     seen: Counter[str] = Counter()
     for number, user in enumerate(users):
         rounds.setdefault(seen[_name(user)], []).append(number)
         seen[_name(user)] += 1
+    # readers give histories in the order of the names
     members = [sorted(part, key=lambda number: _name(users[number])) for part in rounds.values()]
     parts = [
         _encode_distinct(tokenizer, [users[number] for number in part], names) for part in members
@@ -54,6 +56,7 @@ def _encode_distinct(
     table[schema.user] = [_name(user) for user in users for _ in user.events]
     encoded = encode_histories(_knowing(tokenizer, users), table, warn=False)
     if len(encoded.users) < len(users):
+        # a user whose events were all rejected would shift the answers of those behind
         there = set(encoded.users.to_pylist())
         missing = next(user.id for user in users if _name(user) not in there)
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
@@ -83,6 +86,7 @@ def _knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokeni
     named = tokenizer.with_features(table)
     if tokenizer.users is None or named.users is None:
         return named
+    # what a request says of a user comes before what the model was told
     return tokenizer.with_features(tokenizer.users.updated(named.users))
 
 
@@ -95,6 +99,7 @@ def _in_order(
 ) -> EncodedHistories:
     """Users of all parts, one after the other, taken in `order` (U,)."""
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    # where each user's events begin in the joined columns
     begin = (np.cumsum(lengths) - lengths)[order]
     lengths = lengths[order]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
