@@ -82,10 +82,8 @@ def _evaluate(arguments: Arguments) -> Any:
         return None
 
     show(arguments, *metrics_table(result))
-    print(
-        f"written: {out}; beside it per_behavior.csv, confusion.json, examples.json",
-        file=sys.stderr,
-    )
+    beside = "per_behavior.csv, confusion.json, examples.json"
+    print(f"written: {out}; beside it {beside}", file=sys.stderr)
     return result
 
 

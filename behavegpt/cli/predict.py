@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, give, show
 from behavegpt.cli.decision import decision_arguments
@@ -14,6 +14,9 @@ from behavegpt.cli.generate import tell_next
 from behavegpt.cli.label import predict_labels
 from behavegpt.cli.models import load_with_logs, log_arguments, say_unread
 from behavegpt.cli.when import tell_when, when_arguments
+
+if TYPE_CHECKING:
+    from behavegpt.predictions import Predictions
 
 
 def _predict_arguments(parser: Parser) -> None:
@@ -106,6 +109,11 @@ def _predict(arguments: Arguments) -> Any:
     if arguments.save and save:
         say(f"tables and states, written: {save(arguments.save)}")
 
+    return _given_or_shown(arguments, predictions)
+
+
+def _given_or_shown(arguments: Arguments, predictions: Predictions) -> Any:
+    """What the command gives; None once the first users were shown."""
     facts = {name: getattr(predictions, name) for name in ("unknown", "rejected", "empty")}
     given = give(arguments, predictions, **facts)
     if given is not None:

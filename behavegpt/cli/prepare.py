@@ -16,6 +16,7 @@ from behavegpt.cli.command import (
 )
 
 if TYPE_CHECKING:
+    from behavegpt.data.schema import EventSchema
     from behavegpt.ingest.prepare import Preview
 
 
@@ -36,7 +37,7 @@ _PREPARE_OPTIONS = (
 )  # fmt: skip
 
 
-def _schema_arguments(parser: Parser) -> None:
+def _column_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below"
     )
@@ -77,6 +78,9 @@ def _schema_arguments(parser: Parser) -> None:
         metavar="COLUMN",
         help="its numeric columns, such as age, cut into ranges",
     )
+
+
+def _time_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tz", help="IANA zone in which weekday and time slot are told (default UTC)"
     )
@@ -110,7 +114,8 @@ def _prepare_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder to write")
     encoding_argument(parser)
-    _schema_arguments(parser)
+    _column_arguments(parser)
+    _time_arguments(parser)
     parser.add_argument(
         "--split",
         default="time:0.7,0.15,0.15",
@@ -155,41 +160,12 @@ def _given(arguments: Arguments) -> dict[str, Any]:
 
 
 def _prepare(arguments: Arguments) -> Any:
-    from behavegpt.console import say, table
-    from behavegpt.data.schema import read_schema
+    from behavegpt.console import say
     from behavegpt.errors import ConfigError
-    from behavegpt.ingest.guess import guess_schema
     from behavegpt.ingest.prepare import prepare, preview
 
     logs = named_logs(arguments, arguments.logs)
-
-    given = _given(arguments)
-    if arguments.schema:
-        # two sources of one schema would have to be merged, and either could be the mistake
-        if given:
-            raise ConfigError(
-                f"--schema and --{next(iter(given))} together: put it into {arguments.schema}."
-            )
-        schema = read_schema(arguments.schema)
-    else:
-        schema, guesses = guess_schema(logs, given)
-        rows = [
-            [
-                guess.column,
-                guess.role or "-",
-                guess.type,
-                f"{guess.nulls:,}",
-                f"{guess.distinct:,}",
-                str(guess.example),
-            ]
-            for guess in guesses
-        ]
-        table(
-            ("column", "role", "type", "nulls", "distinct", "example"),
-            rows,
-            "columns, from up to 100,000 rows",
-        )
-
+    schema = _schema(arguments, logs)
     options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
     if arguments.dry_run:
         return _dry_run(preview(logs, schema, out=arguments.out, **options))
@@ -207,6 +183,42 @@ def _prepare(arguments: Arguments) -> Any:
     say(f"next: behavegpt train {config} data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
+
+
+def _schema(arguments: Arguments, logs: Any) -> EventSchema:
+    """The schema of a file, or the one that is guessed from the logs, which is shown."""
+    from behavegpt.console import table
+    from behavegpt.data.schema import read_schema
+    from behavegpt.errors import ConfigError
+    from behavegpt.ingest.guess import guess_schema
+
+    given = _given(arguments)
+    if arguments.schema:
+        # two sources of one schema would have to be merged, and either could be the mistake
+        if given:
+            raise ConfigError(
+                f"--schema and --{next(iter(given))} together: put it into {arguments.schema}."
+            )
+        return read_schema(arguments.schema)
+
+    schema, guesses = guess_schema(logs, given)
+    rows = [
+        [
+            guess.column,
+            guess.role or "-",
+            guess.type,
+            f"{guess.nulls:,}",
+            f"{guess.distinct:,}",
+            str(guess.example),
+        ]
+        for guess in guesses
+    ]
+    table(
+        ("column", "role", "type", "nulls", "distinct", "example"),
+        rows,
+        "columns, from up to 100,000 rows",
+    )
+    return schema
 
 
 def _dry_run(preview: Preview) -> dict[str, Any]:

@@ -117,13 +117,16 @@ def finetune_label(
         "settings": chosen.model_dump(mode="json"),
     }
     result = ProbeResult(facts, Scores(tuple(scores)), _differences(scores), Scores(()))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    saved: Any = network  # of which the weights and the config are written
-    with lock(folder / FIGURES):
-        save_model(saved, predictor.tokenizer, folder / "model")
-        write_json(folder / FIGURES, result.to_dict())
+    _write(folder, network, predictor, result)
     return result
+
+
+def _write(folder: Path, network: Any, predictor: Predictor, result: ProbeResult) -> None:
+    """The model that learned from all users, and the figures of those of the folds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / FIGURES):
+        save_model(network, predictor.tokenizer, folder / "model")
+        write_json(folder / FIGURES, result.to_dict())
 
 
 def examples_before(predictor: Predictor, log: Log, at: int, users: pa.Array | None) -> Examples:

@@ -94,13 +94,6 @@ def probe(
 
     work = Work(predictor, read, chosen, step)
     scores = work.scores(asked, moment, 0, chosen.probes)
-    differences = []
-    for first, second in DIFFERENCES:
-        # row by row of the same probe and folds, so that the differences are paired
-        others = {(row.probe, row.metric): row for row in scores if row.features == second}
-        differences += [
-            row.minus(others[row.probe, row.metric]) for row in scores if row.features == first
-        ]
 
     stale = work.staleness(aged, moment) if aged else []
     facts = {
@@ -111,8 +104,19 @@ def probe(
         "stale_users": len(aged.users) if aged else None,
         "settings": chosen.model_dump(mode="json"),
     }
-    rows = (scores, differences, stale)
+    rows = (scores, _differences(scores), stale)
     return ProbeResult(facts, *(Scores(tuple(part)) for part in rows))
+
+
+def _differences(scores: list[Score]) -> list[Score]:
+    """The figures of one set less those of another, row by row of the same probe and folds."""
+    differences = []
+    for first, second in DIFFERENCES:
+        others = {(row.probe, row.metric): row for row in scores if row.features == second}
+        differences += [
+            row.minus(others[row.probe, row.metric]) for row in scores if row.features == first
+        ]
+    return differences
 
 
 class Work(NamedTuple):

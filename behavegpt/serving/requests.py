@@ -143,7 +143,7 @@ class Request(AnyRequest):
 class PredictRequest(Request, PredictOptions):
     """The most probable next behaviors of each user."""
 
-    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore[assignment]
+    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         super().check(limits, schema)
