@@ -6,6 +6,7 @@ ingest/together.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of, reading_key
 from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
+from behavegpt.serving.bodies import READING_LARGE
 from behavegpt.serving.histories import encode_users
 from behavegpt.serving.requests import (
     EmbedRequest,
@@ -86,7 +88,7 @@ def predict_options(request: PredictOptions) -> dict[str, Any]:
 
 
 def _named(request: Request) -> set[str]:
-    return {column for user in request.users for row in user.events for column in row}
+    return set().union(*(row for user in request.users for row in user.events))
 
 
 def _answer_one(
@@ -94,7 +96,9 @@ def _answer_one(
 ) -> Answer | BehaveGPTError:
     interrupt()
     try:
-        return next(iter(_answers(predictor, [request], _encode(predictor, [request]), interrupt)))
+        with READING_LARGE if request.large else contextlib.nullcontext():
+            encoded = _encode(predictor, [request])
+        return next(iter(_answers(predictor, [request], encoded, interrupt)))
     except BehaveGPTError as error:
         return error
 

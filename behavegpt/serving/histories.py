@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -50,10 +51,11 @@ def _encode_distinct(
     columns = [column for role, column in columns_of(schema).items() if role != "time"]
     columns += time_parts(schema.time, names)
     wanted = [column for column in dict.fromkeys(columns) if column in names]
-    table: dict[str, list[Any]] = {
-        column: [row.get(column) for user in users for row in user.events] for column in wanted
-    }
-    table[schema.user] = [_name(user) for user in users for _ in user.events]
+    rows = [row for user in users for row in user.events]
+    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
+    table[schema.user] = [
+        name for user in users for name in itertools.repeat(_name(user), len(user.events))
+    ]
     encoded = encode_histories(_knowing(tokenizer, users), table, warn=False)
     if len(encoded.users) < len(users):
         # a user whose events were all rejected would shift the answers of those behind
