@@ -46,8 +46,9 @@ from behavegpt.metrics import horizon
 from behavegpt.metrics.generation import Sequences
 from behavegpt.metrics.horizon import Timeline
 from behavegpt.plots_generation import BEHAVIORS, futures
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"
