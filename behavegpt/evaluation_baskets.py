@@ -24,7 +24,7 @@ def add_basket_figures(
         return
     for name, of_model in ranks.items():
         rows = of_model.rows
-        basket = np.searchsorted(store.baskets.begin, rows, side="right") - 1
+        basket = store.baskets.number_of(rows)
         target = store.column("behavior")[rows].astype(np.int64) - FIRST
         result["models"][name]["basket"] = basket_figures(of_model.ranks, basket, target)
 

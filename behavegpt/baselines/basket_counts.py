@@ -87,7 +87,7 @@ def fit(store: EventStore) -> BasketCounts:
     model = BasketCounts(counts / counts.sum(), followed, choices, shares)
 
     rows = target_rows(store, VALID)
-    asked = np.unique(_basket_of(baskets, rows))
+    asked = np.unique(baskets.number_of(rows))
     most = max(1, CELLS // len(counts) // 4)
     asked = asked[:: -(-len(asked) // most) or 1]  # evenly spaced
     return _tuned(model, baskets, asked) if len(asked) else model
@@ -100,7 +100,7 @@ def scores(
     `target_rows`."""
     baskets = _baskets(store)
     size = max(1, int(CELLS / len(model.frequency) / baskets.targets_each))
-    asked, of_row = np.unique(_basket_of(baskets, rows), return_inverse=True)
+    asked, of_row = np.unique(baskets.number_of(rows), return_inverse=True)
 
     for start in range(0, len(asked), size):
         chunk = asked[start : start + size]
@@ -111,11 +111,6 @@ def scores(
 def _baskets(store: EventStore) -> Baskets:
     assert store.baskets is not None
     return store.baskets
-
-
-def _basket_of(baskets: Baskets, rows: np.ndarray) -> np.ndarray:
-    """The basket (N,) of each event (N,)."""
-    return np.searchsorted(baskets.begin, rows, side="right") - 1
 
 
 def _members(baskets: Baskets) -> tuple[np.ndarray, np.ndarray]:

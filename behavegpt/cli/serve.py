@@ -120,7 +120,8 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
     from behavegpt.cli.command import named_logs
     from behavegpt.data.state_files import holds_states
     from behavegpt.errors import ConfigError
-    from behavegpt.zero_shot import is_universal, load_zero_shot
+    from behavegpt.loading import load_zero_shot
+    from behavegpt.shipped import is_universal
 
     universal = None
     if is_universal(arguments.model):
@@ -167,7 +168,7 @@ def _export_model_arguments(parser: Parser) -> None:
 def _export_model(arguments: Arguments) -> Any:
     from behavegpt.console import say
     from behavegpt.export_model import export_model
-    from behavegpt.predictor import load
+    from behavegpt.trained_folder import load
 
     summary = export_model(
         load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite

@@ -47,9 +47,13 @@ class Baskets:
         """Known behaviors of a basket on average, at least 1."""
         return max(1.0, float(self.is_target.sum()) / max(1, len(self.begin) - 1))
 
+    def number_of(self, events: np.ndarray) -> np.ndarray:
+        """The basket (n,) of each of some events (n,)."""
+        return np.searchsorted(self.begin, events, side="right") - 1
+
     def first_of(self, event: int) -> int:
         """The first event of an event's basket."""
-        return int(self.begin[np.searchsorted(self.begin, event, side="right") - 1])
+        return int(self.begin[self.number_of(np.array([event]))[0]])
 
     def of_events(self, wanted: np.ndarray) -> np.ndarray:
         """A value of each basket (M,) at each of its events (E,)."""

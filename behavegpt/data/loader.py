@@ -18,8 +18,8 @@ from behavegpt.data.basket_batches import collate_baskets
 from behavegpt.data.collate import BatchFields, ReadsMemory, collate
 from behavegpt.data.given import moved
 from behavegpt.data.memory_baskets import BasketMemory, store_memory
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
-from behavegpt.data.memory_tables import Columns
 from behavegpt.data.pack import RowPlan, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
 

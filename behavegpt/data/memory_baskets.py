@@ -19,6 +19,7 @@ import numpy as np
 from behavegpt.data.baskets import Baskets, baskets_of
 from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import JUDGED, Spans
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import (
     Counts,
     as_tensors,
@@ -33,7 +34,7 @@ from behavegpt.data.memory_observe import judge, take_up_basket
 from behavegpt.data.memory_past import EXPERTS, WEIGHTS, Past, clear, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_shares import EARLY, LATE, USERS, chance_of, fold_of, shares_of
-from behavegpt.data.memory_tables import FOLDS, Columns, Counted, Tables, fit_tables
+from behavegpt.data.memory_tables import FOLDS, Counted, Tables, fit_tables
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.ragged import owners, ranges
 
@@ -61,8 +62,7 @@ class BasketMemory:
 
     def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of model/mixer.py's Memory after the baskets of events (N,), in this order."""
-        basket = np.searchsorted(self.baskets.begin, positions, side="right") - 1
-        read_once, index = np.unique(basket, return_inverse=True)
+        read_once, index = np.unique(self.baskets.number_of(positions), return_inverse=True)
         fold = self.eras[read_once] if self.leave_out else np.full(len(read_once), -1, np.int8)
         spans = spans_of(read_once, self.baskets.offsets, fold)
         readings = read_baskets(

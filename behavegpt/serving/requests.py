@@ -20,16 +20,10 @@ from pydantic import (
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.options import (
-    DrawOptions,
-    EmbedOptions,
-    ExplainOptions,
-    PredictOptions,
-    Real,
-    WhenOptions,
-    Whole,
-)
+from behavegpt.option_types import Real, Whole
+from behavegpt.options import DrawOptions, EmbedOptions, ExplainOptions, PredictOptions, WhenOptions
 
+QUICK_EVENTS = 5000  # of a request; with more it is a large one
 MOST_NAME = 1000  # characters of a label
 MOST_KEYS = 64  # of an object: more are no columns of a log
 HUGE = 10**40  # integers beyond are no labels; their text alone would take long
@@ -133,6 +127,11 @@ class Request(AnyRequest):
         """Events of all users."""
         return sum(len(user.events) for user in self.users)
 
+    @property
+    def large(self) -> bool:
+        """Whether short requests must not wait for it."""
+        return self.events > QUICK_EVENTS
+
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         """Raise ConfigError beyond a limit, DataError where the events of one user name several."""
         for user in self.users:
@@ -150,7 +149,7 @@ class Request(AnyRequest):
 class PredictRequest(Request, PredictOptions):
     """The most probable next behaviors of each user."""
 
-    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore[assignment]
+    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         super().check(limits, schema)
