@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from behavegpt.data.user_state import UserState
+    from behavegpt.labeling.served import ServedLabels
     from behavegpt.predictor import Predictor
     from behavegpt.zero_shot import UniversalPredictor
 
@@ -73,7 +74,7 @@ def _serve(arguments: Arguments) -> Any:
 
     # the port first: loading a model to find it taken would waste minutes
     address = listen(arguments.host, arguments.port)
-    predictor = _load(arguments, logs)
+    predictor: Any = _load(arguments, logs)
     save = _saver(predictor, arguments.save) if arguments.save else None
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
@@ -116,13 +117,36 @@ def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in overrides], overrides
 
 
-def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor:
+def _load_label(arguments: Arguments, logs: list[str]) -> ServedLabels:
+    """A model with a label head. Raises ConfigError for what it does not take."""
+    from behavegpt.cli.models import log_changes
+    from behavegpt.errors import ConfigError
+    from behavegpt.labeling.predictor import load_label
+    from behavegpt.labeling.served import ServedLabels
+
+    changes = log_changes(arguments)
+    given = {"a log": logs, "--save": arguments.save, "--given": arguments.given}
+    given["--users"] = arguments.users
+    given |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    for name, value in given.items():
+        if value:
+            raise ConfigError(
+                f"{name}: {arguments.model} says a label of the users of each request and keeps "
+                "nothing; leave it out."
+            )
+    return ServedLabels.of(load_label(arguments.model, arguments.device))
+
+
+def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor | ServedLabels:
     from behavegpt.cli.command import named_logs
     from behavegpt.data.state_files import holds_states
     from behavegpt.errors import ConfigError
+    from behavegpt.labeling.folder import holds_label_model
     from behavegpt.loading import load_zero_shot
     from behavegpt.shipped import is_universal
 
+    if holds_label_model(arguments.model):
+        return _load_label(arguments, logs)
     universal = None
     if is_universal(arguments.model):
         refuse_users(arguments)
@@ -192,6 +216,7 @@ COMMANDS: dict[str, Command] = {
         "counted --save counted\n"
         "  behavegpt serve runs/mine/model my_logs.csv --save kept     # later: behavegpt serve "
         "runs/mine/model kept --save kept\n"
+        "  behavegpt serve runs/churn           # of finetune --mode label: POST /v1/user-labels\n"
         "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
         "  curl localhost:8000/v1/predict -H 'content-type: application/json' -d "
         '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": '

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from behavegpt.config import closest
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.ingest.asked import check_asked
@@ -29,6 +29,7 @@ from behavegpt.serving.requests import (
     EmbedRequest,
     ExplainRequest,
     GenerateRequest,
+    LabelRequest,
     PredictRequest,
     Request,
     WhenRequest,
@@ -40,14 +41,29 @@ Interrupt = Callable[[], None]
 AnyPredictor = Predictor | UniversalPredictor
 
 
+class SaysLabels(Protocol):
+    """A model with a label head, as labeling/served.py holds it."""
+
+    tokenizer: EventTokenizer
+
+    @property
+    def facts(self) -> Answer:
+        """What GET /v1/model tells of it."""
+
+    def say(self, request: LabelRequest) -> Answer | BehaveGPTError:
+        """The answer to a request, or the error to tell."""
+
+
 def answer_all(
-    predictor: AnyPredictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
+    predictor: Any, requests: Sequence[Request], interrupt: Interrupt = lambda: None
 ) -> list[Answer | BehaveGPTError]:
     """An answer, or the error to tell, for each request; requests of one kind with the same
     options, see `key`.
 
     `interrupt` is called between pieces of the work; what it raises stops it.
     """
+    if isinstance(requests[0], LabelRequest):
+        return [predictor.say(request) for request in requests]
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)

@@ -21,10 +21,11 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response
 
 import behavegpt
-from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
+from behavegpt.predictor import Predictor
+from behavegpt.serving.answers import AnyPredictor, SaysLabels, answer_all, columns_of, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
-from behavegpt.serving.endpoints import ENDPOINTS, Counted
+from behavegpt.serving.endpoints import ENDPOINTS, LABEL_ENDPOINTS, Counted
 from behavegpt.serving.errors import Late, add_errors
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
@@ -39,6 +40,8 @@ from behavegpt.serving.requests import (
 )
 from behavegpt.serving.users import Users
 from behavegpt.zero_shot import UniversalPredictor
+
+Served = AnyPredictor | SaysLabels
 
 
 @dataclass
@@ -57,9 +60,11 @@ class Service:
     """Two lanes, each with a thread that runs the model, so that long work never holds up short
     requests."""
 
-    def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
-        self.predictor, self.settings, self.numbers = predictor, settings, Numbers()
-        self.users = Users(predictor, settings)
+    def __init__(self, predictor: Any, settings: ServeSettings) -> None:
+        # what it may be asked depends on it, see `make_app`
+        self.predictor = predictor
+        self.settings, self.numbers = settings, Numbers()
+        self.users = Users(self.predictor, settings)
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
         self.quick, self.long = (
             Batcher(
@@ -148,9 +153,10 @@ class Service:
         return request.of(http.path_params["id"])
 
 
-def make_app(predictor: AnyPredictor, settings: ServeSettings) -> FastAPI:
-    """The service as an ASGI application."""
+def make_app(predictor: Served, settings: ServeSettings) -> FastAPI:
+    """The service as an ASGI application; of a model with a label head with its one endpoint."""
     service = Service(predictor, settings)
+    endpoints = LABEL_ENDPOINTS if _says_labels(predictor) else ENDPOINTS
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -168,10 +174,10 @@ def make_app(predictor: AnyPredictor, settings: ServeSettings) -> FastAPI:
     app.state.service = service
     app.add_middleware(Counted, numbers=service.numbers)
     add_errors(app)
-    for path, kind in ENDPOINTS.items():
+    for path, kind in endpoints.items():
         _add_endpoint(app, service, path, kind)
     _add_facts(app, service)
-    add_pages(app, settings, ENDPOINTS, predictor.tokenizer)
+    add_pages(app, settings, endpoints, predictor.tokenizer)
     return app
 
 
@@ -208,14 +214,25 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         return {
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
-            "features": list(predictor.tokenizer.event_schema.features),
-            "behaviors": predictor.tokenizer.behaviors.classes,
-            "given": list(predictor.given),
-            "thresholds": getattr(predictor, "thresholds", None) is not None,
-            "times": predictor.tells_times,
-            **_shape(predictor),
+            **(predictor.facts if _says_labels(predictor) else _of_behaviors(predictor)),
             "limits": service.settings.model_dump(),
         }
+
+
+def _says_labels(predictor: Served) -> bool:
+    return not isinstance(predictor, (Predictor, UniversalPredictor))
+
+
+def _of_behaviors(predictor: AnyPredictor) -> dict[str, Any]:
+    """What GET /v1/model tells of a model of behaviors."""
+    return {
+        "features": list(predictor.tokenizer.event_schema.features),
+        "behaviors": predictor.tokenizer.behaviors.classes,
+        "given": list(predictor.given),
+        "thresholds": getattr(predictor, "thresholds", None) is not None,
+        "times": predictor.tells_times,
+        **_shape(predictor),
+    }
 
 
 def _shape(predictor: AnyPredictor) -> dict[str, Any]:

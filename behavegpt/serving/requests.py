@@ -178,6 +178,16 @@ class EmbedRequest(Request, EmbedOptions):
     """A vector for each user."""
 
 
+class LabelRequest(Request):
+    """A label of each user, such as churn, by a model with a label head."""
+
+    at: Label | None = Field(
+        None,
+        description="a time or a date of the log's zone, such as 2026-11-28: events before it "
+        "count (default: all of the request)",
+    )
+
+
 class GenerateRequest(Request, DrawOptions):
     """Futures of each user."""
 
