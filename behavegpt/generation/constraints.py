@@ -7,9 +7,10 @@ saw together with the one before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN
 from behavegpt.errors import CheckpointError
 from behavegpt.generation.calibration import log_odds_of_slots
+from behavegpt.generation.field_odds import PREFIX, odds_of_fields
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.ragged import owners, ranges
 
@@ -88,17 +90,20 @@ class Link:
 
 class Links(dict[tuple[str, str], Link]):
     """Pairs of fields -> which of their ids go together; and, if it was measured, how gaps depend
-    on the slot."""
+    on the slot and numbers on the behavior."""
 
     gap_odds: torch.Tensor | None = None  # (slots, buckets), see calibration.log_odds_of_slots
+    # numeric field -> (ids of behaviors, ids), see field_odds.py
+    field_odds: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def learn_links(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Links:
-    """All that generation takes from the training data: pairs, and the gap head's corrections by
-    slot."""
+    """All that generation takes from the training data: pairs, the gap head's corrections by slot,
+    and those of numbers by behavior."""
     links = count_links(store)
     if "gap" in (model.config.next_heads or ()):
         links.gap_odds = log_odds_of_slots(model, store)
+    links.field_odds = odds_of_fields(model, store)
     return links
 
 
@@ -144,6 +149,7 @@ def save_links(links: Links, folder: Path) -> None:
         parts |= {f"{given}.{drawn}.{name}": values for name, values in vars(link).items()}
     if links.gap_odds is not None:
         parts[GAP_ODDS] = links.gap_odds.numpy()
+    parts |= {PREFIX + field: odds.numpy() for field, odds in links.field_odds.items()}
     save_file(parts, folder / FILE)
 
 
@@ -172,12 +178,17 @@ def load_links(folder: Path) -> Links:
     try:
         parts = load_file(folder / FILE)
         odds = parts.pop(GAP_ODDS, None)
+        of_fields = [name for name in parts if name.startswith(PREFIX)]
+        field_odds = {
+            name.removeprefix(PREFIX): torch.from_numpy(parts.pop(name)) for name in of_fields
+        }
         pairs = dict.fromkeys((name.split(".")[0], name.split(".")[1]) for name in parts)
         links = Links({})
         for given, drawn in pairs:
             link = [parts[f"{given}.{drawn}.{part}"] for part in ("pointer", "ids", "counts")]
             links[given, drawn] = Link(*link)
         links.gap_odds = None if odds is None else torch.from_numpy(odds)
+        links.field_odds = field_odds
         return links
     except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise CheckpointError(

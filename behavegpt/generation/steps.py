@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from behavegpt.data.times import calendar
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
 from behavegpt.generation.constraints import Link, Links
+from behavegpt.generation.field_odds import odds_given
 from behavegpt.generation.incremental import IncrementalModel, Next
 from behavegpt.generation.policies import Policies, Source
 from behavegpt.generation.sampling import agree, choose, time_in_bucket
@@ -73,6 +74,9 @@ class Rollout:
             new |= self._what(following, draws, placed)
             for field, column in zip(further, numbers[width:], strict=True):
                 scores = _among(following.heads[field], UNKNOWN, None, following.hidden)
+                odds = self.links.field_odds.get(field)
+                if odds is not None:  # a number goes with what is done
+                    scores = scores + odds_given(odds, new["behavior"]).to(scores)
                 new[field] = self._choose(scores, column).cpu().numpy()
 
             state.time = state.time + new["gap"]
