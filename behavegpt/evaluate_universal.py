@@ -14,6 +14,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import DataError
 from behavegpt.evaluation import score_baselines, uncertainty
+from behavegpt.evaluation_groups import group_figures
 from behavegpt.evaluation_summary import summary
 from behavegpt.io import write_json
 from behavegpt.metrics.bootstrap import TargetRanks
@@ -68,6 +69,7 @@ def evaluate_universal(
     result = summary(scored, store, split, _protocol(store, split, given))
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
     result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
+    result["groups"] = group_figures(store, ranks)
     write_json(out, result)
     return result
 

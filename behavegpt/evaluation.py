@@ -25,6 +25,7 @@ from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
 from behavegpt.evaluation_examples import collect_examples
 from behavegpt.evaluation_files import write_details
+from behavegpt.evaluation_groups import group_figures
 from behavegpt.evaluation_summary import summary
 from behavegpt.io import write_json
 from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
@@ -77,6 +78,7 @@ def compare(
     # on several ranks all hold the result; one writes it
     if share.rank == 0:
         result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
+        result["groups"] = group_figures(store, ranks)
         for text in result["remarks"]:
             say(f"note: {text}")
         shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
