@@ -57,7 +57,7 @@ def test_the_demos_model_predicts_by_name(tmp_path: Path, capsys) -> None:
     best = {row["user"]: row["behavior"] for row in told if row["rank"] == 1}
     assert {row["user"]: row["behavior"] for row in found} == best
     assert main(["thresholds", "demo", str(tmp_path)]) == 2
-    assert "lies in the package" in capsys.readouterr().err
+    assert "is part of the package" in capsys.readouterr().err
 
 
 def test_an_own_folder_of_the_name_comes_first(tmp_path: Path, monkeypatch) -> None:

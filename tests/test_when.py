@@ -236,7 +236,7 @@ COMMANDS = {
     "no event head": (["predict", "demo", "LOG", "--next", "3"], "has no event head"),
     "next and rule": (["predict", "demo", "LOG", "--next", "3", "--thresholds"], "no meaning"),
     "no next": (["predict", "demo", "LOG", "--next", "0"], "steps"),
-    "in the package": (["when", "demo", "data"], "lies in the package"),
+    "in the package": (["when", "demo", "data"], "is part of the package"),
     "no training": (["when", "universal", "data"], "predict universal LOG --when"),
     "no horizon": (["when", "demo", "data", "--within", "-1d"], "within"),
 }

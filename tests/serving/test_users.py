@@ -253,14 +253,14 @@ def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "behavegpt", "serve", "universal", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as service:
         assert service.stderr is not None
-        line = next(line for line in service.stderr if "answers for universal" in line)
+        line = next(line for line in service.stderr if "is serving universal" in line)
         url = line.split()[0]
         for user in ("someone", "p03"):
             assert httpx.post(f"{url}/v1/users/{user}/events", json={"events": [EVENT]}).is_success
         told = behaviors(httpx.post(f"{url}/v1/users/someone/predict", json={}))
         service.send_signal(signal.SIGTERM)
         rest = service.stderr.read()
-    assert "tables and states, written" in rest
+    assert "(tables and states)" in rest
     again = behavegpt.load(tmp_path / "counted")
     assert isinstance(again, UniversalPredictor) and len(again.log.users) == 31
     assert again.state("p03").events == 26 and again.state("p04").events == 25
@@ -381,9 +381,9 @@ def test_the_command_keeps_the_states_of_a_trained_model(
             lines: list[str] = []
             for line in service.stderr:
                 lines.append(line)
-                if "answers for" in line:
+                if "is serving " in line:
                     break
-            assert "answers for" in lines[-1], "".join(lines)
+            assert "is serving " in lines[-1], "".join(lines)
             url = lines[-1].split()[0]
             if source == "log.csv":
                 sent = httpx.post(f"{url}/v1/users/7/events", json={"events": [TRAINED_EVENT]})
@@ -391,7 +391,7 @@ def test_the_command_keeps_the_states_of_a_trained_model(
             told.append(behaviors(httpx.post(f"{url}/v1/users/7/predict", json={})))
             service.send_signal(signal.SIGTERM)
             rest = service.stderr.read()
-        assert "states, written" in rest
+        assert "(states)" in rest
     assert told[0] == told[1]
     expected = predictor.predict([*rows, {"u": "7"} | TRAINED_EVENT])
     assert np.allclose([p for _, p in told[1]], expected.probabilities[0], atol=1e-6)
