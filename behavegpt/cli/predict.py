@@ -17,12 +17,15 @@ from behavegpt.cli.when import tell_when, when_arguments
 
 def _decision_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
+        "--prior-correction",
+        type=float,
+        default=0.0,
+        help="subtract TAU * log(training frequency) from the logits, to favor rare behaviors",
     )
     parser.add_argument(
         "--thresholds",
         action="store_true",
-        help="subtract the model's own thresholds instead; `behavegpt thresholds` learns them",
+        help="subtract the thresholds that `behavegpt thresholds` has learned instead",
     )
 
 
@@ -35,18 +38,23 @@ def _evaluate_arguments(parser: Parser) -> None:
         "--out",
         type=Path,
         help=(
-            "metrics file; more results go beside it (default: eval/metrics.json beside the model "
-            "folder)"
+            "metrics file; more results are written next to it (default: "
+            "eval/metrics.json next to the model folder)"
         ),
     )
     parser.add_argument(
-        "--split", choices=("valid", "test"), default="test", help="which events to predict"
+        "--split",
+        choices=("valid", "test"),
+        default="test",
+        help="which events to predict (default test)",
     )
     parser.add_argument(
-        "--baselines", action="store_true", help="also the count baselines, on the same rows"
+        "--baselines",
+        action="store_true",
+        help="also evaluate the count baselines, on the same rows",
     )
     _decision_arguments(parser)
-    given_argument(parser, "of `universal`: what is known of the event that is predicted")
+    given_argument(parser, "universal only: what is known about the event to predict")
 
 
 def _evaluate(arguments: Arguments) -> Any:
@@ -69,7 +77,7 @@ def _evaluate(arguments: Arguments) -> Any:
         return _evaluate_universal(arguments)
     if arguments.given:
         raise ConfigError(
-            "--given is for `universal`; what a trained model is given was fixed by model.given."
+            "--given is for `universal`; for a trained model, model.given was fixed in training."
         )
 
     out = arguments.out or _metrics_file(arguments)
@@ -95,7 +103,7 @@ def _evaluate(arguments: Arguments) -> Any:
 
     show(arguments, *metrics_table(result))
     print(
-        f"written: {out}; beside it per_behavior.csv, confusion.json, examples.json",
+        f"written: {out}, and next to it per_behavior.csv, confusion.json, examples.json",
         file=sys.stderr,
     )
     return result
@@ -124,8 +132,8 @@ def _evaluate_universal(arguments: Arguments) -> Any:
 
     if arguments.prior_correction or arguments.thresholds:
         raise ConfigError(
-            "--prior-correction and --thresholds are for trained models; leave them out with "
-            "`universal`."
+            "--prior-correction and --thresholds are for trained models; remove them "
+            "with `universal`."
         )
 
     given = in_order(arguments.given or ())
@@ -153,31 +161,40 @@ def _evaluate_universal(arguments: Arguments) -> Any:
 
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: no training, tables from these logs"
+        "model",
+        type=Path,
+        help="model folder; or `universal`, which needs no training and counts these logs",
     )
     parser.add_argument(
-        "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
+        "logs",
+        nargs="*",
+        help="log files with the training log's columns; any log with `universal`",
     )
-    parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
+    parser.add_argument("--top-k", type=int, default=5, help="behaviors per user (default 5)")
     _decision_arguments(parser)
     filter_arguments(parser)
     parser.add_argument(
         "--at",
         metavar="TIME",
-        help="the time that is asked about, for all users: '2026-11-28 18:30', a wall clock of the "
-        "log's zone; its weekday and slot count. For models trained with model.given, and "
-        "`universal`; of a model with a label head: only events before it are looked at",
+        help=(
+            "predict what happens at this time: '2026-11-28 18:30', local time in the log's "
+            "zone; only its weekday and time slot matter. For `universal` and for models "
+            "trained with model.given. With a label head: ignore events from this time on"
+        ),
     )
     parser.add_argument(
-        "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
+        "--location-now", metavar="PLACE", help="predict what happens at this place, likewise"
     )
     when_arguments(parser)
     parser.add_argument(
         "--next",
         type=int,
         metavar="K",
-        help="the next K events as a sequence with times: the most probable behavior each time, "
-        "after the user's own median gap; `behavegpt generate` draws others",
+        help=(
+            "the next K events as a sequence with times: each time the most probable "
+            "behavior, after the user's median gap; for random futures use `behavegpt "
+            "generate`"
+        ),
     )
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
@@ -188,14 +205,16 @@ def _predict_arguments(parser: Parser) -> None:
         const=16,
         type=int,
         metavar="N",
-        help="why each user's best behavior: counts that carried it, and which of the last N "
-        "events (default 16, at most 64)",
+        help=(
+            "explain each user's top behavior: which counts, and which of the last N events, "
+            "carried it (default 16, at most 64)"
+        ),
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FOLDER",
-        help="of `universal`: keep tables and users' states; FOLDER is a model",
+        help="universal only: save count tables and user states; FOLDER is a model",
     )
     log_arguments(parser)
 
@@ -217,7 +236,7 @@ def _predict(arguments: Arguments) -> Any:
     save = getattr(predictor, "save", None)  # trained models keep nothing of the logs
     if arguments.save and save is None:
         raise ConfigError(
-            f"--save keeps what the universal model counted; {arguments.model} is a trained model."
+            f"--save is for the universal model's tables; {arguments.model} is a trained model."
         )
 
     if arguments.explain is not None:
@@ -237,9 +256,9 @@ def _predict(arguments: Arguments) -> Any:
 
     say_unread(predictions.unknown, predictions.rejected)
     if predictions.empty:
-        say(f"the filters leave nothing of {predictions.empty:,} users, who are left out")
+        say(f"no behavior passes the filters for {predictions.empty:,} users; they are left out")
     if arguments.save and save:
-        say(f"tables and states, written: {save(arguments.save)}")
+        say(f"written: {save(arguments.save)} (tables and states)")
 
     facts = {name: getattr(predictions, name) for name in ("unknown", "rejected", "empty")}
     given = give(arguments, predictions, **facts)
@@ -258,7 +277,7 @@ def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[s
     from behavegpt.errors import ConfigError
 
     if arguments.save:
-        raise ConfigError("--explain explains, --save keeps; run predict twice.")
+        raise ConfigError("--explain and --save cannot be combined; run predict twice.")
     found = predictor.explain(
         logs,
         arguments.explain,
@@ -281,10 +300,12 @@ def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[s
 
 def _embed_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: tables from these logs"
+        "model", type=Path, help="model folder; or `universal`, which counts these logs"
     )
     parser.add_argument(
-        "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
+        "logs",
+        nargs="*",
+        help="log files with the training log's columns; any log with `universal`",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="parquet file with the columns user and vector"
@@ -305,7 +326,7 @@ def _embed(arguments: Arguments) -> Any:
 
 COMMANDS: dict[str, Command] = {
     "evaluate": Command(
-        "score a model on held-out events, beside simple baselines",
+        "evaluate a model on held-out events, next to simple baselines",
         "  behavegpt evaluate runs/mine/model data/mine --baselines\n"
         "  behavegpt evaluate runs/mine/model data/mine --out metrics.json --prior-correction 0.25",
         _evaluate_arguments,
@@ -313,7 +334,7 @@ COMMANDS: dict[str, Command] = {
         {"out": Output("file", (".json",))},
     ),
     "predict": Command(
-        "the most probable next behaviors of each user of a log",
+        "predict the most probable next behaviors of each user in a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d\n"
@@ -331,7 +352,7 @@ COMMANDS: dict[str, Command] = {
         {"out": Output("file", TABLES), "save": Output("whole")},
     ),
     "embed": Command(
-        "a vector for each user of a log",
+        "compute a vector for each user in a log",
         "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet\n"
         "  behavegpt embed universal my_logs.csv --out vectors.parquet",
         _embed_arguments,
