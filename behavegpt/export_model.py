@@ -146,7 +146,7 @@ def export_model(
             "serve), or train one without model.given for export."
         )
     if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
+        raise ConfigError(f"{out}: already exists; choose another folder, or pass --overwrite.")
 
     device = model.device
     network = LastEvent(nn.Module.to(model, "cpu")).eval()

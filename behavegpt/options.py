@@ -72,7 +72,7 @@ def _pool(parts: Any) -> Any:
                 f"unknown part {part!r}. {closest(str(part)[:100], PARTS)}".rstrip(".")
             )
         if part in parts[:number]:
-            raise ValueError(f"the part {part!r} is named twice; name each one once")
+            raise ValueError(f"the part {part!r} is listed twice; list each one once")
     return tuple(parts)
 
 
@@ -206,7 +206,7 @@ class DecisionOptions(Settings):
         """One of the two rules, not both."""
         if self.thresholds and self.prior_correction:
             raise ValueError(
-                "thresholds stand in place of prior_correction; leave one of the two out"
+                "thresholds and prior_correction cannot be combined; remove one of them"
             )
         return self
 

@@ -187,7 +187,7 @@ def test_text_that_is_no_yaml_and_aliases_within_bounds_are_fine(tmp_path: Path)
 def test_a_chain_of_bases_ends(tmp_path: Path):
     for i in range(40):
         (tmp_path / f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
-    with pytest.raises(ConfigError, match="a base of a base"):
+    with pytest.raises(ConfigError, match="each the `base:` of the next"):
         read_settings(PretrainSettings, tmp_path / "0.yaml", REQUIRED)
 
 

@@ -75,14 +75,16 @@ class BenchmarkSettings(Settings):
     def _known_names(self) -> BenchmarkSettings:
         for name, entry in self.models.items():
             if entry.base is not None and (entry.base == name or entry.base not in self.models):
-                raise ValueError(f"models.{name}.base = {entry.base!r} is no other entry of models")
+                raise ValueError(
+                    f"models.{name}.base = {entry.base!r} is not another entry of models"
+                )
             if entry.base is not None and self.models[entry.base].base is not None:
                 raise ValueError(
-                    f"models.{name}.base = {entry.base!r} has a base itself; give one without"
+                    f"models.{name}.base = {entry.base!r} has a base itself; choose one without"
                 )
 
         if self.versus is not None and self.versus not in self.models:
-            raise ValueError(f"versus = {self.versus!r} is no entry of models")
+            raise ValueError(f"versus = {self.versus!r} is not an entry of models")
         return self
 
     def points(self) -> list[Point]:

@@ -61,7 +61,7 @@ class EventSchema(Settings):
     order: str | None = Field(
         None, description="numeric column that orders events with the same time"
     )
-    tz: str = Field("UTC", description="IANA zone in which weekday and slot are told")
+    tz: str = Field("UTC", description="IANA time zone used for weekday and time slot")
     naive_time: Literal["local", "utc"] = Field(
         "local", description="what a time without zone means"
     )
@@ -95,7 +95,9 @@ class EventSchema(Settings):
             zoneinfo.ZoneInfo(value)
         # OSError: the name of a folder of zones, such as Europe
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("not an IANA time zone; write one like Europe/London or UTC") from None
+            raise ValueError(
+                "not an IANA time zone; write one such as Europe/London or UTC"
+            ) from None
         return value
 
     @field_validator("time_format", mode="before")
@@ -125,7 +127,7 @@ class EventSchema(Settings):
     def _known_rules(cls, value: dict[str, str]) -> dict[str, str]:
         unknown = sorted(set(value.values()) - RULES.keys())
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is no rule of labels; known: {', '.join(RULES)}")
+            raise ValueError(f"{unknown[0]!r} is not a label rule; known: {', '.join(RULES)}")
         return value
 
     @model_validator(mode="after")
@@ -142,11 +144,11 @@ class EventSchema(Settings):
                 )
 
         if len(set(further)) < len(further):
-            raise ValueError("an extra or numeric column or a user's feature is named twice")
+            raise ValueError("an extra column, numeric column or user feature is listed twice")
         # the same name would be two things in a request, which has a user's events and features
         shared = sorted({self.user, self.time, self.event} & set(self.features))
         if shared:
-            raise ValueError(f"the user's feature {shared[0]!r} is a column of the log's own")
+            raise ValueError(f"the user feature {shared[0]!r} is also a column of the log")
         if len({self.user, self.time, self.event}) < 3:
             raise ValueError("user, time and event must be three different columns")
         return self
@@ -210,7 +212,7 @@ def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
             else name in ROLES and getattr(schema, name) is None
         )
         if absent:
-            raise ConfigError(f"the model has no {name}; leave --{name} out.")
+            raise ConfigError(f"the model has no {name}; remove --{name}.")
 
     settings = {**schema.model_dump(), **changes}
     # else the model's column of the event would count as a behavior of its own under another name

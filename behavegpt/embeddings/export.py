@@ -144,7 +144,7 @@ def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
 
     if out.exists() and not overwrite:
         raise ConfigError(
-            f"{out} exists already; choose another folder, or replace it with --overwrite."
+            f"{out} already exists; choose another folder, or replace it with --overwrite."
         )
 
     work.mkdir(exist_ok=True)
@@ -242,8 +242,8 @@ def _begin_or_continue(
     different = _differences(manifest, facts)
     if different:
         raise ConfigError(
-            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or "
-            "begin anew with --overwrite."
+            f"{work} contains an unfinished export with other settings ({different[0]}); "
+            "finish that one, or start over with --overwrite."
         )
 
 

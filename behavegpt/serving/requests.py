@@ -222,7 +222,7 @@ class EventsRequest(UserRequest):
         min_length=1,
         description="by the column names of the counted log; of one request in any order",
     )
-    new: StrictBool = Field(False, description="begin anew: what is known of the user is forgotten")
+    new: StrictBool = Field(False, description="start over: forget the earlier events of this user")
 
 
 class StateRequest(UserRequest, _Told, PredictOptions):

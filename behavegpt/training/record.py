@@ -108,8 +108,9 @@ def tell_unseen(valid: Mapping[str, int]) -> None:
     """Say how many validation targets are left out."""
     if valid["unseen"]:
         say(
-            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior "
-            "that training never saw, or none; its figures leave them out."
+            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a "
+            "behavior that was never seen in training, or none; they are left out of the "
+            "validation metrics."
         )
 
 

@@ -294,7 +294,7 @@ def test_batches_hold_like_lengths() -> None:
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"fields": ("colour",)}, "'colour' is no part of a line"),
+        ({"fields": ("colour",)}, "'colour' is not a part of a line"),
         ({"fields": ("time",)}, "a field beside time"),
         ({"tokens": 2}, "greater than or equal to 8"),
     ],

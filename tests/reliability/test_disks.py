@@ -217,7 +217,7 @@ def test_folders_and_special_files_are_not_replaced_by_files(tmp_path: Path) -> 
             check_output(path, "file")
     with pytest.raises(ConfigError, match="a file, where a folder"):
         check_output(_file(tmp_path / "file"), "whole")
-    with pytest.raises(ConfigError, match="a disk's own folder"):
+    with pytest.raises(ConfigError, match="a mount point"):
         check_output(Path("/proc"), "whole")
     check_output(tmp_path / "new" / "deeper", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # looking leaves nothing

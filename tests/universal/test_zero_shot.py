@@ -112,7 +112,7 @@ def test_mistakes(universal: Path, habits: pd.DataFrame, tmp_path: Path) -> None
         and is_universal("universal")
         and not is_universal(tmp_path / "nothing")
     )
-    with pytest.raises(CheckpointError, match="no universal model"):
+    with pytest.raises(CheckpointError, match="not a universal model"):
         load_zero_shot(tmp_path)
 
 

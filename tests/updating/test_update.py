@@ -326,7 +326,7 @@ def plain(run: str, log: str, *more: str) -> Callable[[Path], list[str]]:
     [
         (plain("run", ""), "add the files of later events"),
         (plain("run", "absent.csv"), "absent.csv"),
-        (plain("run/model", "first.parquet"), "give the run's folder, not its model's"),
+        (plain("run/model", "first.parquet"), "name the run folder, not its model folder"),
         (plain("data", "first.parquet"), "not a finished run"),
         (plain("run", "past.parquet", "--late", "drop"), "no event later than 2011-10-09"),
         (plain("run", "first.parquet", "--undo"), "--undo takes only the run"),
@@ -338,7 +338,7 @@ def plain(run: str, log: str, *more: str) -> Callable[[Path], list[str]]:
         (without("family"), "no column 'family' (the behavior)"),
         (without("location"), "no column 'location' (the location)"),
         (bad_rows, "time cannot be read: "),
-        (updated_once, "leave --data out"),
+        (updated_once, "remove --data"),
         (baseline_run, "whose vocabulary cannot grow"),
     ],
 )
