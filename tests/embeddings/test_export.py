@@ -329,7 +329,7 @@ def test_data_of_another_schema_and_an_existing_folder_are_refused(
     with pytest.raises(CheckpointError, match="slot_minutes: 30 in the model, 60 in the data"):
         export(Trained(model, tokenizer), [tmp_path / "hours"], tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(BehaveGPTError, match="exists already"):
+    with pytest.raises(BehaveGPTError, match="already exists"):
         export(Trained(model, tokenizer), [work / "data"], tmp_path / "out")
 
 
