@@ -6,6 +6,8 @@ ingest/together.py.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of, reading_key
 from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
+from behavegpt.serving.bodies import READING_LARGE
 from behavegpt.serving.requests import (
     EmbedRequest,
     ExplainRequest,
@@ -87,7 +90,7 @@ def predict_options(request: PredictOptions) -> dict[str, Any]:
 
 
 def _named(request: Request) -> set[str]:
-    return {column for user in request.users for row in user.events for column in row}
+    return set().union(*(row for user in request.users for row in user.events))
 
 
 def _answer_one(
@@ -95,7 +98,9 @@ def _answer_one(
 ) -> Answer | BehaveGPTError:
     interrupt()
     try:
-        return next(iter(_answers(predictor, [request], _encode(predictor, [request]), interrupt)))
+        with READING_LARGE if request.large else contextlib.nullcontext():
+            encoded = _encode(predictor, [request])
+        return next(iter(_answers(predictor, [request], encoded, interrupt)))
     except BehaveGPTError as error:
         return error
 
@@ -129,10 +134,11 @@ def _encode_distinct(
     columns = [column for role, column in columns_of(schema).items() if role != "time"]
     columns += time_parts(schema.time, names)
     wanted = [column for column in dict.fromkeys(columns) if column in names]
-    table: dict[str, list[Any]] = {
-        column: [row.get(column) for user in users for row in user.events] for column in wanted
-    }
-    table[schema.user] = [_name(user) for user in users for _ in user.events]
+    rows = [row for user in users for row in user.events]
+    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
+    table[schema.user] = [
+        name for user in users for name in itertools.repeat(_name(user), len(user.events))
+    ]
     encoded = encode_histories(_tokenizer(predictor, users), table, warn=False)
     if len(encoded.users) < len(users):
         there = set(encoded.users.to_pylist())

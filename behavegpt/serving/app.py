@@ -40,8 +40,6 @@ from behavegpt.serving.requests import (
 from behavegpt.serving.users import Users
 from behavegpt.zero_shot import UniversalPredictor
 
-QUICK_EVENTS = 5000  # requests with more wait in the other lane
-
 
 @dataclass
 class Job:
@@ -106,7 +104,8 @@ class Service:
         if isinstance(request, UserRequest):
             submitted = self.quick.submit(UserRequest, 1, job)
         else:
-            large = request.events > QUICK_EVENTS  # alone: to look for its like takes long, here
+            large = request.large
+            # alone: to look for its like takes long, here
             together = None if large else key(request, self.predictor.tokenizer.event_schema)
             long = large or isinstance(request, (GenerateRequest, ExplainRequest, WhenRequest))
             submitted = (self.long if long else self.quick).submit(

@@ -4,6 +4,7 @@ parsed."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,25 @@ from behavegpt.serving.errors import Refused
 from behavegpt.serving.requests import AnyRequest, ServeSettings, check_lengths
 
 SMALL = 1 << 14  # bytes: parsed at once, a thread would take longer
-LARGE = 1 << 18  # bytes: parsed one at a time, as the parser holds the interpreter's lock
+LARGE = 1 << 18  # bytes: parsed one at a time
 FREE = 1 << 16  # bytes that each request may hold whatever the others hold
 HELD = 8  # bodies of the largest size that are held at once
 MOST_TOLD = 3  # mistakes of a request that an answer lists
 PAUSE = 4  # after a large body that was refused: so many times the time it took
 
+# Whoever parses or encodes a large request needs the interpreter's lock nearly all the time; two of
+# them would leave next to nothing of it to short requests.
+READING_LARGE = threading.Lock()
+
 R = TypeVar("R", bound=AnyRequest)
 T = TypeVar("T")
+
+
+class _InVain(Exception):
+    """A large body was refused, after so many `seconds`; the cause tells why."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
 
 class Bodies:
@@ -82,19 +94,27 @@ class Bodies:
         def work() -> R:
             return parse(kind, body, self._limits, self._schema)
 
+        def alone() -> R:
+            with READING_LARGE:
+                began = time.perf_counter()
+                try:
+                    return work()
+                except (Refused, BehaveGPTError) as error:
+                    raise _InVain(time.perf_counter() - began) from error
+
         if len(body) <= SMALL:
             return work()
         loop = asyncio.get_running_loop()
         if len(body) <= LARGE:
             return await loop.run_in_executor(self._threads, work)
         async with self._one:
-            began = time.perf_counter()
             try:
-                return await loop.run_in_executor(self._threads, work)
-            except (Refused, BehaveGPTError):
+                return await loop.run_in_executor(self._threads, alone)
+            except _InVain as vain:
                 # whoever sends large bodies in vain must not take the interpreter from the others
-                await asyncio.sleep(PAUSE * (time.perf_counter() - began))
-                raise
+                await asyncio.sleep(PAUSE * vain.seconds)
+                assert vain.__cause__ is not None
+                raise vain.__cause__ from None
 
 
 class Holder:

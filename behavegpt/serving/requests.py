@@ -30,6 +30,7 @@ from behavegpt.options import (
     Whole,
 )
 
+QUICK_EVENTS = 5000  # of a request; with more it is a large one
 MOST_NAME = 1000  # characters of a label
 MOST_KEYS = 64  # of an object: more are no columns of a log
 HUGE = 10**40  # integers beyond are no labels; their text alone would take long
@@ -132,6 +133,11 @@ class Request(AnyRequest):
     def events(self) -> int:
         """Events of all users."""
         return sum(len(user.events) for user in self.users)
+
+    @property
+    def large(self) -> bool:
+        """Whether short requests must not wait for it."""
+        return self.events > QUICK_EVENTS
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         """Raise ConfigError beyond a limit, DataError where the events of one user name several."""

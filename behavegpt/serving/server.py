@@ -19,6 +19,7 @@ from behavegpt.serving.requests import ServeSettings
 
 GRACE_S = 30.0  # for reading an answer
 SWITCH_S = 0.0005  # Python's own is ten times as long
+LOOK_FOR_CYCLES = 100_000, 10, 10  # objects made, looks at the young and at the middle-aged
 SWEEP_EVERY = 5  # ticks of a tenth of a second
 
 
@@ -58,7 +59,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._settings = settings
-        self._switch = sys.getswitchinterval()
+        self._switch, self._threshold = sys.getswitchinterval(), gc.get_threshold()
         # connection -> its request, whether it runs, since when
         self._seen: dict[Any, tuple[Any, bool, float]] = {}
 
@@ -67,6 +68,8 @@ class Server(uvicorn.Server):
         # 0.3 s in which nobody is answered; they stay until the end, so they are walked once, now.
         gc.collect()
         gc.freeze()
+        # Python looks for cycles after every 700 objects; a request of 100,000 has none.
+        gc.set_threshold(*LOOK_FOR_CYCLES)
         # Whoever answers waits for the interpreter's lock dozens of times, each time so long while
         # another thread parses or prepares a large request.
         sys.setswitchinterval(SWITCH_S)
@@ -75,6 +78,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         sys.setswitchinterval(self._switch)
+        gc.set_threshold(*self._threshold)
         gc.unfreeze()  # for the libraries that count at the end what was not freed
 
     async def on_tick(self, counter: int) -> bool:
