@@ -1,7 +1,8 @@
 "use strict";
 // Asks the service about a history that is typed in. Labels are only ever set as text.
 (function () {
-  const FUTURE = 20; // events of a drawn future
+  const FUTURE = 50; // events of a simulated future, at most
+  const WEEK = "7 days"; // its length
   const TOP = 8; // behaviors shown
   const EACH = 3; // of each group
   const SPANS = [["days", 86400], ["hours", 3600], ["minutes", 60], ["seconds", 1]];
@@ -79,7 +80,7 @@
   // The fields in which the time and the place that are asked about are told.
   function addAsked(given) {
     for (const name of given) {
-      const label = element("label", name === "time" ? "at the time" : "at the place");
+      const label = element("label", name === "time" ? "at this time" : "at this place");
       const input = element("input");
       input.id = label.htmlFor = "asked-" + name;
       if (name === "time") {
@@ -104,7 +105,7 @@
     const chips = state[name].map((label) => {
       const chip = element("button", label + " ×");
       chip.type = "button";
-      chip.setAttribute("aria-label", "no longer " + label);
+      chip.setAttribute("aria-label", "remove " + label);
       chip.addEventListener("click", () => {
         state[name] = state[name].filter((other) => other !== label);
         showChips(name);
@@ -197,7 +198,7 @@
       const why = state.why ? await ask("v1/explain", about) : null;
       if (asked !== state.asked) return;
       showWhy(why && why.users[0]);
-      const future = await ask("v1/generate", {users, steps: FUTURE, seed: state.seed});
+      const future = await ask("v1/generate", {users, steps: FUTURE, until: WEEK, seed: state.seed});
       if (asked !== state.asked) return;
       showFuture(future.users[0].events);
       // last: the first time, a counted log learns its gaps
@@ -223,11 +224,11 @@
       const share = element("span", (100 * probability).toFixed(1) + " %", "share");
       parts.push(element("span", behavior), bar, share);
     }
-    if (!parts.length) parts.push(element("span", "Nothing is left.", "group"));
+    if (!parts.length) parts.push(element("span", "No behavior passes the filters.", "group"));
     byId("next").replaceChildren(...parts);
     const unknown = Object.entries(answer.unknown).filter(([, number]) => number);
     byId("unknown").textContent = unknown.length
-      ? "Not seen in training: " + unknown.map(([name, number]) => number + " × " + name).join(", ")
+      ? "Never seen in training: " + unknown.map(([name, number]) => number + " × " + name).join(", ")
       : "";
   }
 
@@ -244,21 +245,21 @@
       }
     };
     const experts = found.experts.map(({expert, adds}) => [expert.replaceAll("_", " "), adds]);
-    list("What the counts add to it, in logits", experts);
-    list("What it loses without an event, in log-probability", found.events.map(({event, effect}) => [event, effect]));
+    list("Contribution of each count (logits)", experts);
+    list("Effect of removing each event (log-probability)", found.events.map(({event, effect}) => [event, -effect]));
     byId("carried").replaceChildren(...parts);
   }
 
   // Seconds in words; null: longer than any gap that was seen.
   function span(seconds) {
-    if (seconds === null) return "a time beyond all that was seen";
+    if (seconds === null) return "longer than any gap seen in training";
     const [name, size] = SPANS.find(([, size]) => seconds >= size) || SPANS[SPANS.length - 1];
     return (seconds / size).toPrecision(2) * 1 + " " + name;
   }
 
   function showWhen(found) {
     byId("when").textContent = found
-      ? "The next event comes after " + span(found.median_s) + " in the middle, half of the time between " +
+      ? "The median time to the next event is " + span(found.median_s) + "; half of the time it is between " +
         span(found.earliest_50_s) + " and " + span(found.latest_50_s) + "."
       : "";
   }
@@ -279,6 +280,7 @@
       const text = labels.map((column) => event[column.name]).filter((label) => label !== null);
       list.append(element("time", time.slice(0, 5)), element("span", text.join(" · ")));
     }
+    if (!parts.length) parts.push(element("p", "No event within a week this time.", "day"));
     byId("future").replaceChildren(...parts);
   }
 
@@ -341,9 +343,9 @@
     readKept();
     addFilters();
     byId("about").textContent =
-      "A model of " + model.behaviors.toLocaleString() + " behaviors" +
-      (model.looks_back ? " that looks back " + model.looks_back + " events." : ".") +
-      " Change the events, and see what it expects.";
+      "This model predicts one of " + model.behaviors.toLocaleString() + " behaviors" +
+      (model.looks_back ? " from the last " + model.looks_back + " events." : ".") +
+      " Edit the events to see how its predictions change.";
     byId("add").addEventListener("click", () => {
       const known = events();
       const last = known.length ? Date.parse(known[known.length - 1][timeColumn()]) : Date.now();
