@@ -25,6 +25,13 @@ TILE = 128
 BOUNDARY_BLOCK = 256
 
 
+class Piece(NamedTuple):
+    """Neighboring tokens of one history, or of padding."""
+
+    length: int
+    padding: bool
+
+
 class AttentionPlan(NamedTuple):
     """What a back end needs to know of a batch; only the fields of the chosen one are filled."""
 
@@ -33,6 +40,7 @@ class AttentionPlan(NamedTuple):
     # (histories + 1,) int32 token index where each begins, then T again
     boundaries: torch.Tensor | None = None
     longest: int = 0  # no history has more events
+    pieces: tuple[Piece, ...] = ()  # the histories of all rows, and padding, one after the other
     block_mask: Any = None  # FlexAttention's
 
 
@@ -42,7 +50,8 @@ def choose_backend(device: torch.device, half: bool, window: int) -> str:
     `half`: whether attention runs in fp16 or bf16; the varlen kernels take nothing else. They work
     in tiles of 128 queries, of which a short history fills a part: up to that `window`, SDPA on
     whole rows is faster (on an H200, with windows of 90: 422 against 343 thousand events a second;
-    benchmarks/results/gpu_pass.jsonl).
+    benchmarks/results/gpu_pass.jsonl). On a CPU too: rows of 1,024 cost four times as much as their
+    histories, rows of 128 less.
     """
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
@@ -51,19 +60,17 @@ def choose_backend(device: torch.device, half: bool, window: int) -> str:
             return "flash_attention_2"
         if importlib.util.find_spec("torch.nn.attention.varlen"):
             return "varlen"
-    # CPUs, older GPUs, fp32, short windows
+    if device.type == "cpu" and window > TILE:
+        return "by_history"
+    # older GPUs, fp32, short windows
     return "sdpa"
 
 
 def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
     """Plan for documents (B, R) int64; equal neighbors in a row are one history, each row starts a
-    new one."""
+    new one; padding is negative."""
     if backend in ("flash_attention_2", "varlen"):
-        # a history begins where the document changes, and at the first column of every row
-        begins = torch.ones_like(document, dtype=torch.bool)  # (B, R)
-        begins[:, 1:] = document[:, 1:] != document[:, :-1]
-        starts = begins.flatten().nonzero().flatten()  # (histories,) index among the T tokens
-
+        starts = _starts(document)
         # at least one T is appended: the end of the last history. Further ones are empty histories
         empty = BOUNDARY_BLOCK - len(starts) % BOUNDARY_BLOCK
         boundaries = torch.cat([starts, starts.new_full((empty,), document.numel())])
@@ -73,10 +80,28 @@ def plan_attention(document: torch.Tensor, backend: str) -> AttentionPlan:
     if backend == "flex_attention":
         return AttentionPlan(backend, block_mask=_flex_mask(document))
 
+    # a graph has to serve other histories than those that it is traced with
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if backend == "by_history" and not traced:
+        starts = _starts(document)
+        lengths = starts.diff(append=starts.new_tensor([document.numel()]))
+        padding = document.flatten()[starts] < 0
+        pieces = zip(lengths.tolist(), padding.tolist(), strict=True)
+        return AttentionPlan(backend, pieces=tuple(map(Piece._make, pieces)))
+
+    backend = "sdpa" if backend == "by_history" else backend
     length = document.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()  # (R, R)
     same = document[:, :, None] == document[:, None, :]  # (B, R, R)
     return AttentionPlan(backend, mask=(same & causal)[:, None])
+
+
+def _starts(document: torch.Tensor) -> torch.Tensor:
+    """(histories,) index among the T tokens where each one begins: where the document (B, R)
+    changes, and at the first column of every row."""
+    begins = torch.ones_like(document, dtype=torch.bool)  # (B, R)
+    begins[:, 1:] = document[:, 1:] != document[:, :-1]
+    return begins.flatten().nonzero().flatten()
 
 
 def usable(backend: str, x: torch.Tensor) -> str:
@@ -123,6 +148,25 @@ def _sdpa(
 ) -> torch.Tensor:
     """torch's own kernels, on whole rows with a mask (B, 1, R, R)."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=plan.mask)
+
+
+def _by_history(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
+    """torch's own kernels, on one history after the other: no mask, no work between histories."""
+    lengths = [piece.length for piece in plan.pieces]
+    split = [_tokens(x).split(lengths) for x in (query, key, value)]  # each (n, H, D)
+
+    parts = []
+    for (_, padding), *tokens in zip(plan.pieces, *split, strict=True):
+        q, k, v = (x.transpose(0, 1)[None] for x in tokens)  # (1, H, n, D)
+        if padding:
+            parts.append(torch.zeros_like(tokens[2]))
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            parts.append(out[0].transpose(0, 1))
+
+    return _rows(torch.cat(parts), query)
 
 
 def _varlen(
@@ -204,11 +248,12 @@ def _rows(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "eager": _eager,
     "sdpa": _sdpa,
+    "by_history": _by_history,
     "varlen": _varlen,
     "flash_attention_2": _flash,
     "flex_attention": _flex,
 }
 
-# transformers knows the other names; this one makes `set_attn_implementation("varlen")` a valid
-# choice
+# transformers knows the other names; these become valid choices of `set_attn_implementation`
 AttentionInterface.register("varlen", _varlen)
+AttentionInterface.register("by_history", _by_history)

@@ -117,13 +117,16 @@ def choose_kernels(
     """Attention back end, activation checkpointing and compilation of a model. ConfigError where it
     has no blocks."""
     # before the model is wrapped or sharded: both would hide the blocks
+    compiled = train.compile or (train.compile is None and can_compile(device))
     best = choose_backend(device, precision == "bf16", model.config.max_length)
+    if compiled and best == "by_history":
+        best = "sdpa"  # each batch has other lengths, and would be compiled anew
     model.set_attn_implementation(best if attention == "auto" else attention)
 
     if train.activation_checkpointing:
         _checkpoint_activations(model)
 
-    if train.compile or (train.compile is None and can_compile(device)):
+    if compiled:
         compile_blocks(model)
 
 

@@ -39,11 +39,30 @@ def inputs(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[torc
     return [torch.randn(2, 3, 32, 16).to(device, dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_a_backend_is_the_formula(backend):
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "by_history"])
+def test_a_backend_is_the_formula_with_its_gradients(backend):
+    real = (DOCUMENT != PADDING)[:, None, :, None]  # what stands at padding is nobody's
+    results = []
+    for run in (lambda q, k, v: attend(q, k, v, plan_attention(DOCUMENT, backend)), None):
+        q, k, v = (x.requires_grad_() for x in inputs())
+        out = (run(q, k, v) if run else formula(q, k, v, DOCUMENT)) * real
+        results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_traced_graph_serves_other_histories():
+    def run(q, k, v, document):
+        return attend(q, k, v, plan_attention(document, "by_history"))
+
     q, k, v = inputs()
-    found = attend(q, k, v, plan_attention(DOCUMENT, backend))
-    torch.testing.assert_close(found, formula(q, k, v, DOCUMENT), atol=1e-5, rtol=1e-5)
+    traced = torch.jit.trace(run, (q, k, v, torch.zeros_like(DOCUMENT)))
+    torch.testing.assert_close(
+        traced(q, k, v, DOCUMENT),
+        run(q, k, v, DOCUMENT).where(
+            (DOCUMENT != PADDING)[:, None, :, None], traced(q, k, v, DOCUMENT)
+        ),
+    )
 
 
 @pytest.mark.slow
@@ -58,10 +77,6 @@ def test_boundaries_name_each_history_and_start_anew_in_each_row():
     starts = [0, 5, 25, 26, 32]
     assert plan.boundaries.tolist() == starts + [64] * (BOUNDARY_BLOCK - len(starts))
     assert plan.longest == 32
-
-
-def test_the_backend_of_a_cpu_is_sdpa():
-    assert choose_backend(torch.device("cpu"), half=True, window=1024) == "sdpa"
 
 
 @pytest.mark.gpu
@@ -89,7 +104,8 @@ CHOICES = {
     ("cuda", 9, True, 128, "flash_attn varlen"): "sdpa",
     ("cuda", 9, False, 1024, "flash_attn varlen"): "sdpa",
     ("cuda", 7, True, 1024, "flash_attn varlen"): "sdpa",
-    ("cpu", 9, True, 1024, "flash_attn varlen"): "sdpa",
+    ("cpu", 9, True, 129, "flash_attn varlen"): "by_history",
+    ("cpu", 9, False, 128, ""): "sdpa",
 }
 
 

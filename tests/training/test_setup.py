@@ -93,6 +93,7 @@ KERNELS: dict[str, tuple[dict[str, Any], str, str, bool, bool]] = {
     "half": ({}, "auto", "bf16", False, False),
     "on a GPU": ({"compile": None}, "auto", "gpu", True, False),
     "not even there": ({"compile": False}, "auto", "gpu", False, False),
+    "compiled on a CPU": ({"compile": True}, "auto", "cpu", True, False),
     "asked for": ({"compile": True}, "eager", "fp32", True, False),
     "less memory": ({"activation_checkpointing": True}, "sdpa", "fp32", False, True),
 }
@@ -108,7 +109,7 @@ def test_kernels_are_those_asked_for_or_the_best(
 
     def choose(device: torch.device, half: bool, window: int) -> str:
         asked.append((half, window))
-        return "flex_attention"
+        return "by_history" if precision == "cpu" else "flex_attention"
 
     monkeypatch.setattr(setup, "choose_backend", choose)
     monkeypatch.setattr(setup, "can_compile", lambda device: precision == "gpu")
@@ -116,7 +117,7 @@ def test_kernels_are_those_asked_for_or_the_best(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: done.append(module))
     train = TrainSettings(**settings)
     setup.choose_kernels(model, attention, train, torch.device("cpu"), precision)
-    best = "flex_attention" if attention == "auto" else attention
+    best = {"auto": "sdpa" if precision == "cpu" else "flex_attention"}.get(attention, attention)
     assert asked == [(precision == "bf16", 8)]
     assert model.config._attn_implementation == best
     assert done == (list(model.model.blocks) if compiled else [])
