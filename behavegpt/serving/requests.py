@@ -58,6 +58,9 @@ class ServeSettings(Settings):
     most_generated: Count = Field(
         20_000, description="events a request may have drawn: users x samples x steps"
     )
+    examples: Annotated[Whole, Field(ge=0, le=256)] = Field(
+        50, description="users of the log that GET /v1/examples offers; 0: none"
+    )
     state_bytes: Annotated[Whole, Field(ge=1 << 16)] = Field(
         1 << 30,
         description="memory of the states of users; beyond, the least recently used are dropped",

@@ -8,6 +8,8 @@
   const SPANS = [["days", 86400], ["hours", 3600], ["minutes", 60], ["seconds", 1]];
   const SOON = 400; // milliseconds without typing until the model is asked
   const MINUTE = 60000;
+  const NEAREST = 5; // similar users shown
+  const LAST = 12; // events of an example user shown
   const byId = (id) => document.getElementById(id);
   // What a model may be given of the event that it predicts -> how a request says it.
   const GIVEN = {time: "at", location: "location"};
@@ -15,6 +17,7 @@
   const state = {
     columns: [], labels: {}, given: [], seed: 0, waiting: 0, asked: 0,
     among: [], exclude: [], why: false,
+    examples: [], scaled: null,
   };
 
   function element(name, text, className) {
@@ -186,6 +189,7 @@
       byId("next").replaceChildren();
       byId("future").replaceChildren();
       showWhen(null);
+      byId("similar").hidden = true;
       return;
     }
     try {
@@ -205,6 +209,9 @@
       const when = state.times ? await ask("v1/when", {users, top_k: 1}) : null;
       if (asked !== state.asked) return;
       showWhen(when && when.users[0]);
+      const nearest = await similar(users[0].events);
+      if (asked !== state.asked) return;
+      showSimilar(nearest);
       byId("error").textContent = "";
     } catch (error) {
       byId("error").textContent = error.message;
@@ -284,6 +291,61 @@
     byId("future").replaceChildren(...parts);
   }
 
+  // Example users by the cosine of their vectors with that of these events, the most similar first.
+  // Each dimension is scaled by the examples' mean and deviation.
+  async function similar(known) {
+    if (state.examples.length < 3 || state.given.length) return [];
+    const vectors = async (users) => (await ask("v1/embed", {users})).users.map((user) => user.vector);
+    if (!state.scaled) {
+      const rows = await vectors(state.examples);
+      const mean = rows[0].map((_, place) => rows.reduce((sum, row) => sum + row[place], 0) / rows.length);
+      const spread = mean.map((center, place) =>
+        Math.sqrt(rows.reduce((sum, row) => sum + (row[place] - center) ** 2, 0) / rows.length) || 1);
+      const scale = (row) => row.map((value, place) => (value - mean[place]) / spread[place]);
+      state.scaled = {scale, rows: rows.map(scale)};
+    }
+    const own = state.scaled.scale((await vectors([{id: "you", events: known}]))[0]);
+    const product = (a, b) => a.reduce((sum, value, place) => sum + value * b[place], 0);
+    const cosine = (row) => product(own, row) / (Math.sqrt(product(own, own) * product(row, row)) || 1);
+    return state.scaled.rows.map((row, place) => [place, cosine(row)])
+      .filter(([place]) => String(place) !== byId("example").value)
+      .sort((a, b) => b[1] - a[1]).slice(0, NEAREST);
+  }
+
+  function showSimilar(found) {
+    byId("similar").hidden = !found.length;
+    byId("nearest").replaceChildren(...found.flatMap(([place, cosine]) => {
+      const user = element("button", "user " + state.examples[place].id);
+      user.type = "button";
+      user.addEventListener("click", () => choose(place));
+      const bar = element("div", undefined, "bar");
+      const filled = element("i");
+      filled.style.width = (100 * Math.max(0, cosine)).toFixed(1) + "%";
+      bar.append(filled);
+      return [user, bar, element("span", cosine.toFixed(2), "share")];
+    }));
+  }
+
+  // An example user's events in place of those that are shown.
+  function choose(place) {
+    byId("example").value = String(place);
+    clear();
+    for (const event of state.examples[place].events.slice(-LAST)) addRow(event);
+    show();
+  }
+
+  function addExamples(users) {
+    state.examples = users;
+    byId("choose").hidden = !users.length;
+    const none = Object.assign(element("option", "none: events of your own"), {value: ""});
+    const options = users.map((user, place) =>
+      Object.assign(element("option", "user " + user.id), {value: String(place)}));
+    byId("example").replaceChildren(none, ...options);
+    byId("example").addEventListener("change", () => {
+      if (byId("example").value) choose(Number(byId("example").value));
+    });
+  }
+
   // Two frequent events to begin with, five hours apart, and what the model makes of them.
   async function invent() {
     state.seed += 1;
@@ -305,6 +367,7 @@
       byId("error").textContent = error.message;
     }
     clear();
+    byId("example").value = "";
     for (const event of [...begun, ...rest]) {
       addRow({...event, [timeColumn()]: String(event[timeColumn()]).slice(0, 16)});
     }
@@ -354,13 +417,16 @@
     byId("invent").addEventListener("click", invent);
     byId("clear").addEventListener("click", () => {
       clear();
+      byId("example").value = "";
       addRow({[timeColumn()]: clock(Date.now())});
     });
     byId("again").addEventListener("click", () => {
       state.seed += 1;
       show();
     });
-    await invent();
+    addExamples((await ask("v1/examples")).users);
+    if (state.examples.length) choose(0);
+    else await invent();
   }
 
   begin().catch((error) => {

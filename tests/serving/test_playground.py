@@ -123,6 +123,49 @@ def test_a_model_that_knows_times_tells_the_next_one(address: str, tmp_path: Pat
     assert 'id="when"></p>' in seen(address, tmp_path)
 
 
+def counted() -> UniversalPredictor:
+    """The universal model on a log of 30 users, which stays in memory."""
+    universal = behavegpt.load("universal")
+    assert isinstance(universal, UniversalPredictor)
+    return universal.fit_tables(table(0), SCHEMA)
+
+
+def test_examples_are_the_last_events_of_users_of_the_log(predictor: Predictor) -> None:
+    """As the log has them, under its column names; a model without a log has none."""
+    client = TestClient(make_app(counted(), ServeSettings(examples=4)))
+    users = client.get("/v1/examples").json()["users"]
+    assert [user["id"] for user in users] == ["p00", "p09", "p19", "p29"]
+    log = table(0)
+    for user in users:
+        rows = log[log["who"] == user["id"]]
+        assert [event["when"].replace("T", " ") for event in user["events"]] == list(rows["when"])
+        told = sorted((event["what"], event["where"], event["kind"]) for event in user["events"])
+        assert told == sorted(zip(rows["what"], rows["where"], rows["kind"], strict=True))
+    answer = client.post("/v1/embed", json={"users": users})
+    assert answer.status_code == 200 and len(answer.json()["users"]) == 4
+
+    for model, most in ((counted(), 0), (predictor, 50)):
+        client = TestClient(make_app(model, ServeSettings(examples=most)))
+        assert client.get("/v1/examples").json() == {"users": []}
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_an_example_user_is_chosen_and_compared(address: str, tmp_path: Path) -> None:
+    with serving(counted()) as other:
+        dom = seen(other, tmp_path)
+    assert re.search(r'role="alert" id="error"></p>', dom), "no error is shown"
+    assert dom.count('<option value="') >= 31 and "user p00</option>" in dom
+    assert dom.count('aria-label="remove this event"') == 12, "the last events of the first user"
+    near = re.search(r'<section id="similar">(.*?)</section>', dom, re.DOTALL)
+    assert near is not None
+    named = re.findall(r">user (p\d\d)</button>", near[1])
+    cosines = [float(text) for text in re.findall(r'class="share">(-?[\d.]+)<', near[1])]
+    assert len(set(named)) == 5 and "p00" not in named
+    assert cosines == sorted(cosines, reverse=True) and all(-1 <= c <= 1 for c in cosines)
+    assert '<section id="similar" hidden="">' in seen(address, tmp_path), "no log, no examples"
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_filters_and_reasons_are_those_of_the_address(
