@@ -23,6 +23,7 @@ FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LAUNCHERS = ("train.py", "finetune.py")  # `behavegpt train` and `finetune`, under accelerate
 # a Spark cluster, a bucket, a port, a GPU's self-test and batch
 PARSED = ("--engine spark", "s3://", "serve ", "doctor\n", "batch_events=65536")
+LONG = ("adapt", "generate")  # several trainings each
 # a few steps of few users
 SHORT = {
     "train": ["train.steps=2", "train.batch_events=256"],
@@ -105,7 +106,10 @@ def pieces(page: str) -> Iterator[tuple[str, str]]:
             yield from (("sh", line) for line in text.splitlines() if line.startswith("behavegpt "))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "index"])
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in PAGES if p != "index"],
+)
 def test_a_page_runs(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for kind, text in pieces(page):

@@ -148,7 +148,8 @@ def _device_name(accelerator: Accelerator) -> str:
     """What the run was computed on, for people who compare run times."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:
