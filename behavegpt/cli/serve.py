@@ -159,17 +159,29 @@ def _export_model_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("onnx", "torch"),
+        choices=("onnx", "torch", "transformers"),
         default="onnx",
-        help="onnx, or a torch.export program",
+        help="onnx (default), a torch.export program, or a transformers folder with the model's "
+        "code, for machines without behavegpt",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
 
 
 def _export_model(arguments: Arguments) -> Any:
     from behavegpt.console import say
-    from behavegpt.export_model import export_model
     from behavegpt.predictor import load
+
+    if arguments.format == "transformers":
+        from behavegpt.export_code import export_code
+
+        written = export_code(load(arguments.model, "cpu"), arguments.out, arguments.overwrite)
+        say(
+            f"written: {arguments.out}; open it with transformers' AutoModel or "
+            "AutoModelForTokenClassification and trust_remote_code"
+        )
+        return written
+
+    from behavegpt.export_model import export_model
 
     summary = export_model(
         load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite
@@ -208,9 +220,10 @@ COMMANDS: dict[str, Command] = {
         {"save": Output("whole")},
     ),
     "export-model": Command(
-        "export prediction and embedding as one file for other runtimes: ONNX or torch.export",
+        "export a model for other runtimes: ONNX, torch.export, or transformers with its code",
         "  behavegpt export-model runs/mine/model portable\n"
-        "  behavegpt export-model runs/mine/model portable --format torch",
+        "  behavegpt export-model runs/mine/model portable --format torch\n"
+        "  behavegpt export-model runs/mine/model hub --format transformers",
         _export_model_arguments,
         _export_model,
         {"out": Output("whole")},
