@@ -35,6 +35,17 @@ def test_a_card_names_data_licence_figures_and_limits(name: str) -> None:
     assert SHIPPED[name].size < 5_000_000
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_has_the_metadata_of_the_hub(name: str) -> None:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCard(CARDS[name]).data
+    assert isinstance(data, ModelCardData)
+    assert data.library_name == "behavegpt" and data.license in ("apache-2.0", "cc-by-4.0")
+    assert data.tags and all(isinstance(tag, str) for tag in data.tags)
+    assert not data.eval_results, "the Hub would want a whole model-index"
+
+
 def test_models_lists_them_and_prints_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(SHIPPED)
