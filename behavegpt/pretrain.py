@@ -51,13 +51,14 @@ class PretrainSettings(RunSettings):
         "a baseline instead, see docs/baselines.md",
     )
     language_model: PathText | None = Field(
-        None, description="GPT-2 folder (Hugging Face format): its blocks are the start"
+        None, description="GPT-2 folder (Hugging Face format) whose blocks initialize the model"
     )
 
     init: Literal["random", "universal"] = Field(
         "random",
         description=(
-            "the mixer's start, with model.memory: random, or the universal model's weights"
+            "initialization of the mixer, with model.memory: random, or the universal "
+            "model's weights"
         ),
     )
 

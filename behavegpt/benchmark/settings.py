@@ -45,21 +45,21 @@ class Tuning(Settings):
         default_factory=dict, description="dotted setting -> values; all combinations"
     )
     select: Literal["rec_w", "rec_m", "ndcg@3"] = Field(
-        "ndcg@3", description="validation figure of the best point"
+        "ndcg@3", description="validation metric that selects the best point"
     )
-    seed: int = Field(0, ge=0, description="the seed that the points are compared with")
+    seed: int = Field(0, ge=0, description="seed used to compare the points")
 
 
 class BenchmarkSettings(Settings):
     """What `behavegpt benchmark` runs."""
 
-    out: PathText = Field(description="folder of rows, runs and tables; made if absent")
+    out: PathText = Field(description="folder for rows, runs and tables; created if absent")
     tables: PathText | None = Field(
         None, description="folder of tables, figures and a copy of the rows; null: out"
     )
     data: dict[str, DataEntry] = Field(min_length=1, description="logs by name")
     models: dict[str, ModelEntry] = Field(min_length=1, description="models by name")
-    counts: bool = Field(True, description="also the count baselines")
+    counts: bool = Field(True, description="also evaluate the count baselines")
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     tuning: Tuning = Field(default_factory=Tuning)
     train: dict[str, Any] = Field(

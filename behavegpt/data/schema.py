@@ -41,21 +41,21 @@ class EventSchema(Settings):
     behavior: str | None = Field(
         None, description="column of the behavior to predict; null: the event itself"
     )
-    extra: tuple[str, ...] = Field((), description="further categorical input columns")
+    extra: tuple[str, ...] = Field((), description="additional categorical input columns")
     numeric: tuple[str, ...] = Field(
         (),
-        description="numeric input columns, cut into ranges by quantiles of the training split",
+        description="numeric input columns, binned by quantiles of the training split",
         # not written where there is none: hashes of folders of before stay what they are
         exclude_if=lambda columns: not columns,
     )
     user_features: tuple[str, ...] = Field(
         (),
-        description="categorical columns of a table of users, read at each of a user's events",
+        description="categorical columns of the user table, added to each of a user's events",
         exclude_if=lambda columns: not columns,
     )
     user_numeric: tuple[str, ...] = Field(
         (),
-        description="numeric columns of the table of users, cut into ranges as `numeric` is",
+        description="numeric columns of the user table, binned like `numeric`",
         exclude_if=lambda columns: not columns,
     )
     order: str | None = Field(
@@ -63,11 +63,11 @@ class EventSchema(Settings):
     )
     tz: str = Field("UTC", description="IANA time zone used for weekday and time slot")
     naive_time: Literal["local", "utc"] = Field(
-        "local", description="what a time without zone means"
+        "local", description="how to read times without a zone: in `tz`, or as UTC"
     )
     time_unit: Literal["auto", "s", "ms", "us", "ns", "excel"] = Field(
         "auto",
-        description="unit of numbers: of an epoch since 1970, or excel: days since 1899-12-30",
+        description="unit of numeric times: since 1970, or excel: days since 1899-12-30",
     )
     time_format: tuple[str, ...] = Field(
         (), description="strptime formats; none: ISO times and numbers, or guessed"
@@ -76,7 +76,7 @@ class EventSchema(Settings):
         0,
         ge=0,
         lt=1 << 63,
-        description="seed of the random order of simultaneous events",
+        description="seed for shuffling simultaneous events",
         # not written where it is 0: hashes of folders and checkpoints of before stay what they are
         exclude_if=lambda seed: seed == 0,
     )
@@ -84,7 +84,7 @@ class EventSchema(Settings):
     label_rules: dict[str, str] = Field(
         {},
         description=(
-            "field -> how its values are written as labels (data/labels.py); found out by prepare"
+            "field -> how its values are written as labels (data/labels.py); determined by prepare"
         ),
     )
 

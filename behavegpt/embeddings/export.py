@@ -53,7 +53,7 @@ class ExportSettings(Settings):
         ("last", "mean"), min_length=1, description="parts of a vector: " + ", ".join(NAMES)
     )
     half_life: Annotated[Real, Field(gt=0)] = Field(
-        7.0, description="days after which an event counts half, for the decayed parts"
+        7.0, description="half-life of the decayed parts, in days"
     )
     scale: Literal["standard", "unit", "none"] = Field(
         "standard",
@@ -71,7 +71,7 @@ class ExportSettings(Settings):
         "float16", description="of embeddings.npy; an entry has float16"
     )
     block_users: int = Field(
-        8192, ge=1, description="users worked on, and kept when the run is killed, at a time"
+        8192, ge=1, description="users per block; finished blocks survive a kill"
     )
 
 
